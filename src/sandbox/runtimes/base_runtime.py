@@ -49,7 +49,7 @@ class Subreaper:
         self._attempts.add(attempt_id)
 
     def release(self, attempt_id: str) -> None:
-        """Drop the attempt's claim. Does nothing if it has none."""
+        """Stop adopting descendants for the attempt. Does nothing if the attempt was not acquired."""
         had_any = bool(self._attempts)
         self._attempts.discard(attempt_id)
         if had_any and not self._attempts and not self._was_subreaper:
@@ -122,7 +122,7 @@ class BaseRuntime:
         self._subreaper = Subreaper()
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
-        """Claim a kernel uid. Raises AttemptError (provision_failed)."""
+        """Claim a kernel uid, as root, and return the handle. Raises AttemptError (provision_failed)."""
         return self._build_handle(attempt_id, None if self._uids is None else self._uids.claim(attempt_id))
 
     def recover_handle(self, attempt_id: str) -> SandboxHandle:
@@ -131,7 +131,8 @@ class BaseRuntime:
 
     def _build_handle(self, attempt_id: str, uid: int | None) -> SandboxHandle:
         if not (attempt_id.isascii() and attempt_id.isalnum() and len(attempt_id) <= 32):
-            raise AttemptError(FailureCode.PROVISION_FAILED, "An attempt id is at most 32 letters and digits.")
+            reason = "An attempt id consists of at most 32 ASCII letters and digits."
+            raise AttemptError(FailureCode.PROVISION_FAILED, reason)
         details = {"cgroups": cgroups.format_control_group(self.hierarchies.group(attempt_id))}
         if uid is not None:
             details["kernel_uid"] = str(uid)
@@ -164,7 +165,10 @@ class BaseRuntime:
 
     @asynccontextmanager
     async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
-        """Run confined programs as children of a launcher. Of the launcher's listeners, only the proxy's stays open."""
+        """Run confined programs as children of a launcher.
+
+        Of the launcher's listeners, only the proxy listener stays open.
+        """
         self._require_prepared(handle)
         program = require_bwrap()
         launcher: LauncherProcess | None = None
@@ -172,7 +176,7 @@ class BaseRuntime:
         remaining = self._find_processes(handle, _group_of(handle))
         try:
             self._subreaper.acquire(handle.attempt_id)
-            # Zombies of an ended sandbox count in its control group until they are reaped.
+            # Zombies of an ended sandbox count toward the limit of its control group until they are reaped.
             processes.reap_orphans(_uid_of(handle))
             try:
                 launcher = self._start_confinement(handle, spec)
@@ -210,7 +214,7 @@ class BaseRuntime:
         self._subreaper.release(handle.attempt_id)
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        """End the sandbox: by its object if this process created it, then by control group, kernel uid or marker."""
+        """Close the sandbox if this process created it; kill its processes by control group, kernel uid or marker."""
         sandbox = self._sandboxes.get(handle.attempt_id)
         if sandbox is not None:
             await sandbox.close()
@@ -285,10 +289,9 @@ class BaseRuntime:
         return frozenset() if group.directories else _kill_by_marker(attempt_marker(handle.attempt_id))
 
     def _kill_by_uid(self, uid: int, attempt_id: str) -> Set[int]:
-        """Kill by uid only while the uid is this attempt's.
+        """Kill the processes of the uid, but only while this attempt owns it.
 
-        The uid may meanwhile belong to another attempt. Then this attempt had no process left when the other attempt
-        claimed the uid.
+        If another attempt has claimed the uid in the meantime, no process of this attempt was left at that time.
         """
         if self._uids is None or uid not in self._uids:
             return frozenset()
@@ -323,8 +326,7 @@ def _kill_by_marker(marker: str) -> Set[int]:
 def _assign_sandbox(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, files_uid: int | None) -> None:
     """Move the launcher into its group and chown the disk.
 
-    The launcher does not join the group itself: the kernel takes 10 ms for the move, during which the launcher starts
-    up.
+    The launcher does not move itself: moving a process takes the kernel 10 ms, during which the launcher starts up.
     """
     with suppress(ProcessLookupError):
         group.add(launcher_pid)
@@ -357,7 +359,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
 
 
 async def _run_uncancellable(work: Callable[[], None]) -> None:
-    """Run `work` in a thread and wait for it even if cancelled: no file's owner may change after `destroy`."""
+    """Run `work` in a thread and wait for it even if cancelled: `destroy` must not run while file owners change."""
     task = asyncio.create_task(asyncio.to_thread(work))
     try:
         await asyncio.shield(task)

@@ -32,7 +32,7 @@ class ReadySandbox(msgspec.Struct, frozen=True):
 
 
 class BaseSandbox(ABC):
-    """Subclasses define how the command is started, how its exit is detected and how everything inside is killed."""
+    """Subclasses define how to start the command, how to detect its exit and how to kill all processes inside."""
 
     def __init__(self, ready: ReadySandbox) -> None:
         self.handle = ready.handle
@@ -51,7 +51,7 @@ class BaseSandbox(ABC):
 
     @abstractmethod
     async def _wait_for_exit(self) -> ExitStatus:
-        """Return the command's exit status once nothing is left inside."""
+        """Return the command's exit status when no process is left inside."""
 
     @abstractmethod
     def _build_program_spec(self, command: Command, status_fd: int) -> ProgramSpec:
@@ -78,14 +78,14 @@ class BaseSandbox(ABC):
         return reader
 
     async def kill(self) -> None:
-        """Kill everything inside: the sandbox through its program, other processes through the control group."""
+        """Kill all processes inside: the sandbox through its program, other processes through the control group."""
         if self._is_running():
             self._was_killed = True
             self._launcher.kill()
             self._group.kill()
 
     async def wait(self) -> ExitStatus:
-        """Return the command's exit status once nothing is left inside."""
+        """Return the command's exit status when no process is left inside."""
         return await asyncio.shield(self._watch_exit())
 
     async def wait_for_violation(self) -> str:
@@ -102,8 +102,8 @@ class BaseSandbox(ABC):
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.
 
-        This implementation counts nothing, because only on a shared kernel can `detailed_file_usage` block on locks of
-        programs inside.
+        This implementation counts nothing: only with a shared kernel can programs inside block `detailed_file_usage` by
+        their locks.
         """
         return FileUsage()
 

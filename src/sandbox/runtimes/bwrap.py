@@ -13,9 +13,9 @@ from sandbox.runtimes.programs import launcher
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
 DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts")
-"""Mounts the launcher's devpts over bubblewrap's, whose number of terminals is not limited.
+"""Mounts the launcher's devpts over bubblewrap's, which does not limit the number of terminals.
 
-Then /dev/ptmx links to the ptmx of the launcher's devpts.
+/dev/ptmx then links to the ptmx device of the launcher's devpts.
 """
 
 _HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
@@ -25,8 +25,8 @@ PROC_ARGUMENTS = (
 )
 """/proc without a usable /proc/locks: while a process reads that file, no process on the machine can lock a file.
 
-/proc/bus, /proc/driver and /proc/fs are empty, because they describe devices and file systems of the host. To list
-statistics of an ext4 file system, the kernel even walks all its cached inodes with a spinlock held.
+/proc/bus, /proc/driver and /proc/fs are empty, because they describe devices and file systems of the host. Moreover, to
+list the statistics of an ext4 file system, the kernel walks all cached inodes with a spinlock held.
 
 /proc is made read-only with READ_ONLY_PROC_ARGUMENTS after the last mount below it.
 """
@@ -40,7 +40,7 @@ def build_program_spec(
     attempt_id: str,
     describe: Callable[[ProgramSpec], tuple[Iterable[str], Sequence[str]]],
 ) -> ProgramSpec:
-    """Build the argv and descriptors that start bubblewrap, whose arguments are in a file.
+    """Build the argv and descriptors that start bubblewrap. bubblewrap reads its arguments from a file.
 
     describe: adds descriptors to the result; returns bubblewrap's arguments and the argv of the confined program.
     Raises AttemptError (provision_failed) for NUL characters.

@@ -1,6 +1,6 @@
 """Runs host programs in confinement. The launcher starts bubblewrap for each program.
 
-The programs have a sandbox's kernel uid and control group but run in no sandbox. Each gets its own namespaces, the
+The programs use a sandbox's kernel uid and control group but do not run in a sandbox. Each gets its own namespaces, the
 host's /usr, a few directories of the attempt, and the launcher's network namespace, which contains a single listener.
 """
 
@@ -114,7 +114,7 @@ class ConfinedPrograms:
 
 
 def staged_paths(spec: ConfinementSpec) -> dict[str, Path]:
-    """Return the host paths to stage, by their names below the launcher's staging directory."""
+    """Return the host paths to stage, keyed by their names below the launcher's staging directory."""
     return {_staged_name(number): path for number, path in enumerate(_confined_directories(spec))}
 
 

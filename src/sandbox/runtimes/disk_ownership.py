@@ -1,4 +1,4 @@
-"""Creates the directories of an attempt's disk, changes their owner to the sandbox's uid and restores it."""
+"""Creates the directories of an attempt's disk, changes their owner to the sandbox's uid and restores the owner."""
 
 import os
 import stat
@@ -30,10 +30,10 @@ def restore_ownership(*paths: str) -> None:
 
 
 def _chown_used_trees(paths: Sequence[str], uid: int, gid: int) -> None:
-    """Chown trees that a sandbox used as its own mounts, so all names of their files are inside them.
+    """Chown trees that a sandbox has used. Each tree was a mount, so files in it have no hard links outside.
 
-    An agent can make millions of directories in one of them. chown(1) handles any number and depth in bounded memory,
-    and follows no link. Raises OSError.
+    An agent can create millions of directories in a tree. chown(1) handles any number and depth of directories in
+    bounded memory and does not follow links. Raises OSError.
     """
     for path in paths:
         os.close(os.open(path, _DIRECTORY_FLAGS))
@@ -42,7 +42,7 @@ def _chown_used_trees(paths: Sequence[str], uid: int, gid: int) -> None:
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_ENVIRONMENT
     ) as process:
         assert process.stderr is not None
-        errors = process.stderr.read(_ERROR_BYTES_MAX)  # there may be one for every file
+        errors = process.stderr.read(_ERROR_BYTES_MAX)  # there may be one error per file
     if process.returncode != 0:
         reason = " ".join(errors.decode(errors="replace").split())
         raise OSError(reason or "the owner of the disk's files cannot be changed")
@@ -89,8 +89,8 @@ def _reject_hard_link(entry: os.DirEntry[str]) -> None:
     if stat.S_ISREG(status.st_mode) and status.st_nlink > 1:
         raise AttemptError(
             FailureCode.PROVISION_FAILED,
-            f"'{entry.name}' in the workspace is a hard link, so the sandbox could change a file elsewhere; "
-            "clone without hard links.",
+            f"'{entry.name}' in the workspace has several hard links, so the sandbox could change a file "
+            "outside the workspace; clone without hard links.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Runs additional commands in a sandbox of namespaces, each on its own pty. Client of programs/exec_command.py."""
+"""Runs additional commands in a namespace sandbox, each on its own pty. Client of programs/exec_command.py."""
 
 import asyncio
 import fcntl
@@ -37,7 +37,7 @@ class ExecTerminal:
         self._pty = PtyMaster(terminal_fd)
         self._command_pidfd = command_pidfd
         self._was_oom_killed = was_oom_killed
-        # Start at once: processes that ended inside must be reaped, or the sandbox's init could not end.
+        # Start the task immediately: ended processes inside must be reaped, or the sandbox's init could not end.
         self._exit_task = asyncio.create_task(self._wait_for_exit())
 
     @property
@@ -47,7 +47,7 @@ class ExecTerminal:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the command's process is gone."""
+        """Whether the command's process has ended."""
         return self._exit_task.done()
 
     async def write(self, data: bytes) -> None:
@@ -85,7 +85,7 @@ def _reap(pidfd: int) -> None:
 
 
 class PtyMaster(asyncio.ReadTransport):
-    """The master side of a pty: reads and writes a descriptor, of which it takes ownership.
+    """The master side of a pty. Takes ownership of the descriptor that it reads and writes.
 
     Output that the reader does not consume stays in the terminal's buffer.
     """
@@ -115,7 +115,7 @@ class PtyMaster(asyncio.ReadTransport):
             self._loop.add_reader(self._descriptor, self._read)
 
     async def write(self, data: bytes) -> None:
-        """Write all data; wait while no program reads it. Does nothing if the master is closed."""
+        """Write all data; wait while no program reads the input. Does nothing if the master is closed."""
         async with self._write_lock:
             while data and self._descriptor >= 0:
                 try:
@@ -221,7 +221,7 @@ class ExecProcess:
         os.close(self._pidfd)
 
     async def kill(self) -> None:
-        """Kill a process that has not handed over its command. The command is killed with it and reaped here."""
+        """Kill an exec process that has not reported its command. The command is killed with it and reaped here."""
         self._process.kill()
         await self.wait()
         deadline = asyncio.get_running_loop().time() + _REAP_SECONDS
@@ -263,7 +263,7 @@ def _start_exec_process(attempt_id: str, directory: str, size: TerminalSize) -> 
 def start_program(
     program: str, attempt_id: str, *arguments: int | str
 ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a program of programs/. Its control socket's number and this process's pid precede `arguments`.
+    """Start a program from programs/. The number of its control socket and this process's pid precede `arguments`.
 
     The program dies with the calling thread. Raises OSError.
     """

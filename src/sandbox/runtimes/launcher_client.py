@@ -29,7 +29,7 @@ _DESCRIPTORS_MAX = 250
 _FIXED_LISTENERS_COUNT = 4
 """Number of listeners other than the transparent ones. The counter's socket, if any, follows all listeners."""
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
-"""Imports the launcher instead of running its file, because Python caches the bytecode of imported modules only."""
+"""Imports the launcher instead of running its file, because Python caches bytecode only for imported modules."""
 
 
 def attempt_marker(attempt_id: str) -> str:
@@ -65,7 +65,7 @@ class LauncherProcess:
         self._pidfd = os.pidfd_open(process.pid)
 
     async def wait_ready(self) -> Listeners:
-        """Wait up to 30 s for the listeners, and until the launcher is confined.
+        """Wait up to 30 s until the launcher has opened its listeners and is confined. Returns the listeners.
 
         Raises AttemptError (provision_failed) with the launcher's reason, or (sandbox_lost) if the launcher was killed.
         """
@@ -97,9 +97,9 @@ class LauncherProcess:
         )
 
     def exec_program(self, argv: Sequence[str], stdin: bytes, descriptors: Sequence[int]) -> None:
-        """Make the launcher exec `argv`: the path, then the arguments from argv[0] on.
+        """Make the launcher exec `argv`: the path, then the arguments starting with argv[0].
 
-        `descriptors` get numbers from FIRST_DESCRIPTOR on. Raises OSError.
+        `descriptors` are numbered from FIRST_DESCRIPTOR. Raises OSError.
         """
         words = _write_argv(argv)
         stdin_file = create_memfd("stdin", stdin)
@@ -124,10 +124,10 @@ class LauncherProcess:
     async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:
         """Make the launcher start `argv` as a child, and return its exit status.
 
-        first_fds: become the program's descriptors from 0 on, the three standard ones first. `descriptors` are numbered
+        first_fds: the program's descriptors from 0, starting with the three standard ones. `descriptors` are numbered
         as in `exec_program`.
 
-        On cancellation the program is killed. CancelledError propagates once the program has ended, after KILL_SECONDS
+        On cancellation, the program is killed. CancelledError propagates once the program has ended, after KILL_SECONDS
         at the latest. Raises OSError, ConfinementLostError.
         """
         status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -156,7 +156,7 @@ class LauncherProcess:
     async def raise_if_killed(self) -> None:
         """Raise AttemptError (sandbox_lost) if a signal ended the process.
 
-        Call it after the process has closed its descriptors: then the process has ended or will end soon.
+        Call this after the process has closed its descriptors, when it has ended or will end soon.
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(self.wait(), _EXIT_SECONDS)
@@ -225,8 +225,9 @@ def start_launcher(
 ) -> LauncherProcess:
     """Start a launcher. The launcher and the sandbox die with the calling thread. Raises OSError.
 
-    paths: host paths, by their names below STAGING_DIRECTORY. files_uid: kernel uid that uid 1000 inside is mapped to,
-    for sandboxes with their own user namespace. entries: additional entries to stage; see `launcher.stage_entries`.
+    paths: host paths, keyed by their names below STAGING_DIRECTORY. files_uid: kernel uid that uid 1000 inside is
+    mapped to, for sandboxes with their own user namespace. entries: additional entries to stage; see
+    `launcher.stage_entries`.
     seccomp_filter: system call filter for a process that makes the system calls of all programs inside; with it, open
     files are not limited.
     """
@@ -282,7 +283,10 @@ def _write_argv(argv: Sequence[str]) -> int:
 
 
 async def wait_readable(descriptor: int) -> None:
-    """Wait until the descriptor is readable or, for a pidfd, the process has ended. Several tasks may wait."""
+    """Wait until the descriptor is readable or, for a pidfd, the process has ended.
+
+    Several tasks can wait at the same time.
+    """
     loop = asyncio.get_running_loop()
     readable: asyncio.Future[None] = loop.create_future()
     # An event loop keeps one reader per descriptor; a second one would replace it.
@@ -331,7 +335,7 @@ class _ClosingProtocol(asyncio.StreamReaderProtocol):
 
 
 async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
-    """Return a reader of raw chunks and the transport to abort it. Takes ownership of the socket."""
+    """Return a reader for the socket and the transport to abort it. Takes ownership of the socket."""
     source.shutdown(socket.SHUT_WR)
     reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: _ClosingProtocol(reader), sock=source)

@@ -43,7 +43,7 @@ class _PackageFile(msgspec.Struct):
 
 @cache
 def find_mounts() -> Mapping[Path, str]:
-    """Return host paths and where they are mounted inside, read-only; empty if the wheel is not installed.
+    """Return the read-only mounts: paths in the sandbox, keyed by host path. Empty if the wheel is not installed.
 
     Cached for the process: a sandbox is described twice, and the descriptions must be equal.
     """
@@ -70,7 +70,7 @@ def node_version() -> str | None:
 
 
 def pinned_packages() -> Mapping[str, str]:
-    """Return the names and versions of the bundled npm packages, which need no registry."""
+    """Return the names and versions of the bundled npm packages, which run without a registry."""
     try:
         text = (packages_directory() / "package.json").read_bytes()
     except FileNotFoundError:
@@ -90,6 +90,6 @@ def packages_directory() -> Path:
 
 
 def npm_packages_source() -> Path:
-    """Return the directory with PACKAGE_FILES: in the wheel next to this module, else in the checkout."""
+    """Return the directory with PACKAGE_FILES: next to this module in a wheel, otherwise in the checkout."""
     bundled = Path(__file__).with_name("npm")
     return bundled if bundled.is_dir() else Path(__file__).parents[3] / "requirements" / "npm"

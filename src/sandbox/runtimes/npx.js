@@ -1,5 +1,5 @@
 #!/opt/node/bin/node
-// npx, except that the packages pinned at /opt/npm run from there: without a registry, and in this process.
+// Like npx, but runs the packages that are pinned at /opt/npm from there, without a registry and in this process.
 const { existsSync, readFileSync } = require("node:fs");
 const { join } = require("node:path");
 

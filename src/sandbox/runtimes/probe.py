@@ -41,7 +41,7 @@ async def run_probe(
 ) -> frozenset[str]:
     """Create a sandbox, run a copy of `true` in it and destroy it. Returns the limits that are enforced.
 
-    within_seconds: limit for all of it. Raises SandboxError, OSError, TimeoutError.
+    within_seconds: time limit for the whole probe. Raises SandboxError, OSError, TimeoutError.
     """
     import shutil
 
@@ -91,18 +91,18 @@ async def _find_confinement_problem_once(runtime: Runtime, run_dir: Path) -> str
                 await runtime.destroy(handle, directory)
                 shutil.rmtree(directory, ignore_errors=True)
     except TimeoutError:
-        raise MachineBusyError(f"git did not end within {_PROBE_SECONDS:g} s") from None
+        raise MachineBusyError(f"git did not exit within {_PROBE_SECONDS:g} s") from None
     except (SandboxError, OSError) as error:
         if _is_transient(error):
             raise MachineBusyError(str(error)) from error
         return str(error)
     if code > _SIGNAL_EXIT_BASE:
         raise MachineBusyError(f"git was killed by signal {code - _SIGNAL_EXIT_BASE}")
-    return None if code == 0 else f"git ended with exit code {code}"
+    return None if code == 0 else f"git exited with code {code}"
 
 
 def _is_transient(error: BaseException | None) -> bool:
-    """Return whether no process could be started, or a process was killed (by the kernel, for lack of memory)."""
+    """Return whether a process could not be started or was killed, for example by the kernel for lack of memory."""
     if isinstance(error, AttemptError):
         return error.code is FailureCode.SANDBOX_LOST or _is_transient(error.__cause__)
     return isinstance(error, ConfinementLostError) or (isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS)
@@ -122,7 +122,7 @@ async def _run_git(confinement: Confinement, directory: Path) -> int:
 def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
     """Return one message that lists the limits that are not enforced; empty if all are enforced."""
     missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
-    return (f"no control group limits {', '.join(missing)}",) if missing else ()
+    return (f"not limited by a control group: {', '.join(missing)}",) if missing else ()
 
 
 async def _run_true(
@@ -135,8 +135,8 @@ async def _run_true(
     _, errors = await sandbox.start(Command([program], {}, SANDBOX_WORKSPACE))
     exit_ = await sandbox.wait()
     if exit_.code != 0:
-        still_running = "did not end before its sandbox"
-        end_description = still_running if exit_.code is None else f"ended in a sandbox with exit code {exit_.code}"
+        still_running = "did not exit before its sandbox ended"
+        end_description = still_running if exit_.code is None else f"exited with code {exit_.code} in a sandbox"
         stderr = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
         raise SandboxError(f"'true' {end_description}{': ' if stderr else ''}{stderr}.")
     return limits

@@ -1,4 +1,4 @@
-"""Finds, signals and reaps processes of this machine, through /proc. A zombie counts as gone."""
+"""Finds, signals and reaps processes of this machine, through /proc. Zombies are treated as gone."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ def find_by_marker(marker: str) -> list[int]:
 
 
 def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
-    """Return the arguments with this prefix that living processes with sandbox uids have. A process can forge them."""
+    """Return the arguments with this prefix of living processes that have a sandbox uid. Processes can forge them."""
     known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})
@@ -55,8 +55,8 @@ def read_namespace_pid(pid: int) -> int | None:
 def find_first_command(init_pid: int) -> int | None:
     """Return the host's pid of the first process that a pid namespace's init started, from its exec to its end.
 
-    Until the exec it is a copy of init with init's arguments. A signal before the exec would break the creation of the
-    sandbox instead of reaching the command.
+    Before the exec, the process is a copy of init with init's arguments. A signal before the exec would break the
+    creation of the sandbox instead of reaching the command.
     """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
     first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)
@@ -86,7 +86,7 @@ def send_signal(pid: int, number: int, is_same_process: Callable[[int], bool]) -
 
 
 def reap_orphans(uid: int | None) -> None:
-    """Reap ended children that belonged to sandboxes: init processes of a pid namespace, and those with this uid."""
+    """Reap ended children that belonged to sandboxes: init processes of pid namespaces, and children with this uid."""
     for pid in _own_children():
         if read_namespace_pid(pid) == 1 or _is_zombie_of(pid, uid):
             with suppress(ChildProcessError):
@@ -158,8 +158,8 @@ class SandboxLeftovers:
         return self._runtime.attempt_ids()
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Destroy the sandbox by its handle on disk or a recovered one. The caller then owns the disk."""
-        # Use a separate event loop: scanning all processes of the machine would block the server's.
+        """Destroy the sandbox, using its handle on disk or a recovered one. The caller then owns the disk."""
+        # Use a separate event loop: scanning all processes of the machine would block the server's event loop.
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 
     async def _destroy(self, attempt_id: str, layout: AttemptLayout) -> None:

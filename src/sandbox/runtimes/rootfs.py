@@ -1,4 +1,4 @@
-"""Describes a sandbox's root file system: an image or the host's /usr, and an /etc that reveals nothing of the host."""
+"""Describes a sandbox's root file system: an image or the host's /usr, and an /etc without information on the host."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,26 +13,26 @@ from sandbox.runtimes import nodejs
 DIRECTORIES = ("/etc", "/etc/ssl", "/home", "/run", "/run/sandbox", "/var")
 HOST_LINKS = {"/bin": "usr/bin", "/sbin": "usr/sbin", "/lib": "usr/lib", "/lib64": "usr/lib64", "/var/tmp": "../tmp"}  # noqa: S108
 HOST_PATHS = ("/etc/ssl/certs", "/etc/alternatives", "/etc/ld.so.cache")
-"""Paths of the host's /etc that programs need and that contain no secrets."""
+"""Paths in the host's /etc that programs need and that contain no secrets."""
 
 _JAVA_SETTINGS = "java-*-openjdk"
-"""Directories of /etc to which Debian's Java packages link. The compiler needs them."""
+"""Directories in /etc to which Debian's Java packages link. The compiler needs them."""
 
 _ETC_LINKS = {"/etc/localtime": "/usr/share/zoneinfo/Etc/UTC", "/etc/os-release": "../usr/lib/os-release"}
 LINKS = {**HOST_LINKS, **_ETC_LINKS}
 
 
 class RootFsSpec(msgspec.Struct, frozen=True):
-    """The content of /, all read-only. A runtime mounts it in the order of the fields.
+    """The content of /, which is read-only. A runtime mounts it in the order of the fields.
 
-    image: the host directory that becomes /. It has every path that a runtime mounts over (`IMAGE_DIRECTORIES`,
-        `IMAGE_FILES` of interfaces/images.py). None: / starts empty, and paths are created as needed.
-    tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, for creating files in it.
+    image: the host directory that becomes /. It contains every path that a runtime mounts over (`IMAGE_DIRECTORIES`,
+        `IMAGE_FILES` of interfaces/images.py). If None, / starts empty, and paths are created as needed.
+    tmpfs_mounts: directories of the image over which an empty tmpfs is mounted, so that files can be created in them.
     directories: directories to create, readable by everybody.
-    links: link targets, by path.
+    links: link targets, keyed by path.
     host_paths: host paths that are mounted at the same path if they exist.
-    files: contents, by path; readable by everybody.
-    mounts: paths in the sandbox, by host path.
+    files: file contents, keyed by path; readable by everybody.
+    mounts: paths in the sandbox, keyed by host path.
     """
 
     image: Path | None

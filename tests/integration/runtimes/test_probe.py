@@ -61,12 +61,12 @@ class FailingRuntime:
 @pytest.mark.parametrize(
     ("exit_", "stderr", "message"),
     [
-        (ExitStatus(1), b"no room\n", "'true' ended in a sandbox with exit code 1: no room."),
-        (ExitStatus(137), b"", "'true' ended in a sandbox with exit code 137."),
+        (ExitStatus(1), b"no room\n", "'true' exited with code 1 in a sandbox: no room."),
+        (ExitStatus(137), b"", "'true' exited with code 137 in a sandbox."),
         (
             ExitStatus(None),
             b"bwrap: gone.\n",
-            "'true' did not end before its sandbox: bwrap: gone.",
+            "'true' did not exit before its sandbox ended: bwrap: gone.",
         ),
         (None, b"", "The program 'true' did not exit within 0.1 s in a sandbox."),
     ],
@@ -81,7 +81,7 @@ async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, ex
 def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
     runtime = FailingRuntime(ExitStatus(1))
     remedy = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
-    assert remedy.startswith(("'true' ended in a sandbox with exit code 1. User", "The kernel does not allow users"))
+    assert remedy.startswith(("'true' exited with code 1 in a sandbox. User", "The kernel does not allow users"))
     runtime.create = None  # an error message of the operating system has no full stop
     runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
@@ -127,7 +127,7 @@ def _short_timeout(monkeypatch):
     ("runtime", "message"),
     [
         (FailingRuntime(ExitStatus(0)), None),
-        (FailingRuntime(ExitStatus(2)), "git ended with exit code 2"),
+        (FailingRuntime(ExitStatus(2)), "git exited with code 2"),
         (FailingFirstRuntime(MISSING, MISSING), "bubblewrap is missing."),
         (FailingFirstRuntime(NO_NAMESPACES, NO_NAMESPACES), "[Errno 1] no namespaces"),
         (FailingFirstRuntime(None, MISSING), "bubblewrap is missing."),
@@ -149,7 +149,7 @@ async def test_transient_error_is_not_a_confinement_problem(tmp_path, error):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (None, "git did not end within"),
+        (None, "git did not exit within"),
         (NO_MEMORY, "Cannot allocate memory"),
         (no_process(), "Programs could not be confined"),
         (KILLED, "ended by signal 9"),

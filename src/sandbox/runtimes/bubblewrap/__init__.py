@@ -1,4 +1,4 @@
-"""Sandboxes of namespaces and a system call filter, on the host's kernel."""
+"""Sandboxes on the host's kernel, isolated by namespaces and a system call filter."""
 
 from sandbox.runtimes.bubblewrap.runtime import BubblewrapRuntime
 

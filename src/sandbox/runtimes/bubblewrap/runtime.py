@@ -21,10 +21,10 @@ _STRENGTH = 10
 _MEMORY_BYTES = 64 * 1024 * 1024
 
 _ISOLATES = (
-    "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
+    "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
     "processes, users, host name, IPC and control groups: separate namespaces",
     "network: a separate namespace in which only the gateway listens",
-    "privileges: no capabilities, no new privileges, a filter on system calls",
+    "privileges: no capabilities, no new privileges, a system call filter",
 )
 _GAPS = (
     "the host's kernel is shared: a vulnerability in it affects the sandbox",
@@ -62,7 +62,7 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 
 
 def _explain_failure(reason: str) -> str:
-    """Return the reason; if a host setting forbids user namespaces, the remedy and the reason."""
+    """Return the reason, preceded by a remedy if a setting of the host forbids user namespaces."""
     reason = reason.removesuffix(".")
     for name, failing_value, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)

@@ -24,7 +24,7 @@ from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
 
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
-    """Return the disk's directories, by their names below the launcher's staging directory."""
+    """Return the disk's directories, keyed by their names below the launcher's staging directory."""
     return {name: spec.disk / name for name in DISK_DIRECTORIES}
 
 
@@ -87,7 +87,7 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
 
 
 def _system_arguments(spec: SandboxSpec) -> Iterator[str]:
-    # Uid 0 could write /proc/sys even without capabilities. The uid is never 0; this is a second barrier.
+    # Uid 0 could write to /proc/sys even without capabilities. Although the uid is never 0, /proc/sys is read-only.
     yield from bwrap.PROC_ARGUMENTS
     # pid 1 is bubblewrap with the agent's uid. A process that can write its memory can forge the command's exit code.
     yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC_ARGUMENTS)
@@ -142,7 +142,7 @@ class BubblewrapSandbox(BaseSandbox):
         # Until the command has started, the sandbox is incomplete and the host's files may still be visible in it.
         if init_pid is None or await self._find_command(init_pid) is None or self._init_pidfd is None:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The sandbox has ended.")
-        # Duplicate it: the original is closed as soon as the sandbox ends.
+        # Duplicate the pidfd: the original is closed as soon as the sandbox ends.
         init_descriptor = os.dup(self._init_pidfd)
         try:
             opened = await start_exec(self.handle.attempt_id, init_descriptor, self._add_to_group, command, size)
@@ -217,10 +217,10 @@ class BubblewrapSandbox(BaseSandbox):
         return bool(line)
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """Wait for bubblewrap, then for its init: the kernel lets init end only when nothing else is left inside.
+        """Wait for bubblewrap, then for its init, which ends only after all other processes inside.
 
-        If processes do not end on SIGKILL, the exit code is returned after KILL_SECONDS. bubblewrap reports no exit
-        code if the command could not be run or bubblewrap itself was killed.
+        If processes inside do not end on SIGKILL, the exit code is returned after KILL_SECONDS. bubblewrap reports no
+        exit code if the command could not be run or bubblewrap itself was killed.
         """
         await self._launcher.wait()
         while self._report_reader is not None and await self._read_report(self._report_reader):

@@ -1,7 +1,8 @@
 """The input of runsc: a root file system below the launcher's staging directory, and config.json.
 
 config.json contains the environment, and so does the state file that runsc writes. Both are kept in memory: config.json
-is a nameless memfd; the state file is in a file system that only the sandbox's own runsc sees and that ends with it.
+is a nameless memfd; the state file is in a file system that is visible only to the sandbox's runsc and that disappears
+with it.
 """
 
 import os
@@ -103,7 +104,7 @@ def _rlimits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
 
 
 def _kernel_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
-    """Yield the mounts that gVisor's kernel provides. They expose nothing of the host."""
+    """Yield the mounts that gVisor's kernel provides. They expose no data of the host."""
     yield {"destination": "/proc", "type": "proc", "source": "proc"}
     yield {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}
     yield {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -127,9 +128,9 @@ _RUNSC_FLAGS = (
     "--platform=systrap",
     # The "host" is the sandbox's own network namespace, in which only the gateway listens.
     "--network=host",
-    # Without it files stay in memory and are never written to the workspace.
+    # Without this option, files stay in memory and are never written to the workspace.
     "--overlay2=none",
-    # The launcher is in the sandbox's control group already, so everything that it execs is too.
+    # The launcher is already in the sandbox's control group, so all programs that it starts are too.
     "--ignore-cgroups",
 )
 

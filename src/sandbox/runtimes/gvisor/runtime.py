@@ -25,14 +25,14 @@ _MEMORY_BYTES = 256 * 1024 * 1024
 
 _ISOLATES = (
     "system calls: handled by gVisor's kernel, a program that may use few system calls of the host",
-    "files: the host's /usr read-only, the workspace, a home and /tmp, nothing else",
+    "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
     "processes, users, host name, IPC: exist only in gVisor's kernel",
     "network: a separate namespace in which only the gateway listens",
     "privileges: none on the host; a separate kernel uid",
 )
 _GAPS = (
-    "the agent's own programs can read its environment, because gVisor runs only programs that can be read",
-    "TCP and UDP are the host kernel's, in the sandbox's own network namespace",
+    "the agent's own programs can read the agent's environment, because gVisor runs only readable programs",
+    "TCP and UDP are handled by the host's kernel, in the sandbox's own network namespace",
     "running out of memory ends the whole sandbox, not one process",
     "reaching the process limit is visible to the agent, but not shown in the task's status",
     "each start takes about 0.2 s, and file operations take longer than on the host's kernel",
@@ -73,7 +73,7 @@ _GVISOR_KERNEL_THREADS = 256
 
 
 class GvisorDriver:
-    """The launcher execs runsc. gVisor runs under the kernel uid; the agent's files have a uid that no process has."""
+    """The launcher execs runsc. gVisor runs under the kernel uid; the agent's files have a uid that no process uses."""
 
     name = NAME
 

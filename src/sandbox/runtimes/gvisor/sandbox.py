@@ -1,4 +1,4 @@
-"""A sandbox made by runsc, from `ready` to its end. Client of programs/runsc_exec.py, which runs runsc against it."""
+"""A sandbox made by runsc, from `ready` to its end. Client of programs/runsc_exec.py, which runs additional ones."""
 
 import asyncio
 import os
@@ -80,12 +80,12 @@ _DESCRIPTORS_PER_DIRECTORY = 2
 """Number of host descriptors for each directory that is open inside: one to look up entries, one to list them."""
 
 _RUNSC_FAILED = 128
-"""Exit code of a failed runsc. A command can end with it too, but then the log contains no error."""
+"""Exit code of a failed runsc. A command can exit with the same code, but then the log contains no error."""
 
 _RUN_SECONDS = 10.0
 _RUNSC_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import runsc_exec; runsc_exec.main(sys.argv[1:])"
 _PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FIRST_DESCRIPTOR + 3)
-"""Descriptors of a runsc that runs on a pty."""
+"""Descriptors of a runsc process that runs on a pty."""
 
 
 class GvisorSandbox(BaseSandbox):
@@ -126,7 +126,7 @@ class GvisorSandbox(BaseSandbox):
             raise AttemptError(code, f"gVisor did not start: {self._failure_reason}.")
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run an additional command with another runsc, on a pty. Raises AttemptError (sandbox_lost).
+        """Run an additional command with another runsc process, on a pty. Raises AttemptError (sandbox_lost).
 
         The pty belongs to the launcher's devpts.
         """
@@ -145,7 +145,7 @@ class GvisorSandbox(BaseSandbox):
         return self._track_terminal(ExecTerminal(*opened, self._group.was_oom_killed))
 
     async def signal(self, signal_number: int) -> None:
-        """Signal the command's own process with another runsc."""
+        """Signal the command's own process with another runsc process."""
         if self._runsc_pidfd is None or not self._has_command_started or not self._is_running():
             return
         runsc_fd = os.dup(self._runsc_pidfd)

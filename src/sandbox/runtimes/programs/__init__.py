@@ -1,1 +1,1 @@
-"""Programs that run before and next to a sandbox, without importing the package."""
+"""Programs that become a sandbox or run alongside one. They do not import the package."""

@@ -1,9 +1,9 @@
-"""Runs an additional command in a sandbox of namespaces. A separate program, like the launcher.
+"""Runs an additional command in a namespace sandbox. A separate program, like the launcher.
 
-It enters the namespaces of the sandbox's init through a pidfd. So it depends on no path and no process id that a
-process inside could have replaced. Then it drops to the sandbox's user without any privilege, opens a pty of the
-sandbox's devpts and starts the command on it. It stays outside the sandbox's pid namespace as the command's parent, so
-processes inside do not see it and cannot read its memory.
+It enters the namespaces of the sandbox's init through a pidfd, so it does not depend on a path or a process id that a
+process inside could have replaced. Then it switches to the sandbox's user, drops all privileges, opens a pty of the
+sandbox's devpts and starts the command on the pty. It stays outside the sandbox's pid namespace as the command's
+parent, so processes inside do not see it and cannot read its memory.
 
 Arguments: control descriptor, parent's pid, uid inside, rows, columns, directory. The last argument is a marker for
 finding the process and is otherwise ignored. One message then passes the pidfd and three files: the command's argv, its
@@ -27,14 +27,14 @@ PTMX_PATH = "/dev/pts/ptmx"
 """Below a mount point, which no process inside can move; `/dev/ptmx` itself may have been replaced."""
 
 NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
-"""Mount, cgroup, UTS, IPC, user, pid and network namespaces: entered all at once or not at all."""
+"""Mount, cgroup, UTS, IPC, user, pid and network namespaces. The process enters either all of them or none."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 CAPABILITY_VERSION, CAPABILITIES_MAX = 0x20080522, 64
 TIOCSCTTY, TIOCSWINSZ, TIOCSPTLCK, TIOCGPTPEER = 0x540E, 0x5414, 0x40045431, 0x5441
 EXIT_NOT_STARTED = 127
 DESCRIPTORS_MAX = 8
-"""Maximum number of descriptors in the one message."""
+"""Maximum number of descriptors in the message."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,7 +45,7 @@ def _prctl(option: int, *values: int) -> int:
 
 
 def receive_descriptors(control: _socket.socket) -> list[int]:
-    """Return the descriptors of the one message. Exits silently if the runner hangs up instead."""
+    """Return the descriptors of the only message. Exits silently if the runner hangs up instead."""
     message, ancillary, _, _ = control.recvmsg(16, _socket.CMSG_SPACE(4 * DESCRIPTORS_MAX), _socket.MSG_CMSG_CLOEXEC)
     if message != b"join":
         os._exit(0)
@@ -58,7 +58,7 @@ def read_file(descriptor: int) -> bytes:
 
 
 def enter_sandbox(init_pidfd: int, uid: int) -> None:
-    """Enter the namespaces, then become a user without privileges who cannot gain any."""
+    """Enter the namespaces, then switch to a user that has no privileges and cannot gain any."""
     if os.getuid() == 0:
         os.setgroups([])
     launcher.check_errno(_libc.setns(init_pidfd, NAMESPACES), "setns")
@@ -80,7 +80,7 @@ def open_pty(rows: int, columns: int) -> tuple[int, int]:
         raise OSError(f"{PTMX_PATH} is not a pty multiplexer")
     fcntl.ioctl(master_fd, TIOCSPTLCK, struct.pack("i", 0))
     fcntl.ioctl(master_fd, TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    # Opened through the master's descriptor, because the slave's name could be another file by now.
+    # Open the slave through the master's descriptor, because its name could refer to another file by now.
     inner = fcntl.ioctl(master_fd, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     return master_fd, inner
 
@@ -103,7 +103,7 @@ def exec_on_pty(argv: list[bytes], environment_entries: list[bytes], directory: 
 
 
 def wait_for_parent(channel: _socket.socket) -> None:
-    """In the child: die with the parent. It may have ended, and its pid is unknown here, so wait for a response."""
+    """In the child: die with the parent. Wait for its response, because it may have ended and its pid is unknown."""
     launcher.check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL), "prctl")
     channel.send(b"ready")
     if channel.recv(2) != b"go":
@@ -140,7 +140,7 @@ def start_command(
         parent_socket.close()
         wait_for_parent(child_socket)
         exec_on_pty(words, variables, directory, filter_, pty_peer)
-    ctypes.memmove(argv_location[0], argv_copy, argv_location[1])  # the host finds this process by its marker
+    ctypes.memmove(argv_location[0], argv_copy, argv_location[1])  # so the host finds this process by its marker
     child_socket.close()
     os.close(pty_peer)
     if parent_socket.recv(5) != b"ready":

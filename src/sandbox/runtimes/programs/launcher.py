@@ -14,7 +14,7 @@ Arguments, in this order:
 - Control descriptor.
 - Parent's pid.
 - Kernel uid, or `-` if an ordinary user runs the server.
-- Kernel uid of the agent's files if it is a different one, or `-`.
+- Kernel uid of the agent's files if it differs, or `-`.
 - Descriptor of a file with a system call filter, for a process that makes the system calls of all programs inside. For
   other processes this is `-`, and open files are limited.
 - Transparent ports, separated by commas.
@@ -37,7 +37,7 @@ DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
 """Mount point of the sandbox's devpts, which contains no terminals of the host."""
 
 PTYS_MAX = 256
-"""Maximum number of open terminals of the devpts. The machine's limit for all is kernel.pty.max."""
+"""Maximum number of open terminals of the devpts. The machine-wide limit is kernel.pty.max."""
 
 NETWORK_SETTINGS = {
     "ipv4/tcp_rmem": "4096 32768 1048576",
@@ -49,16 +49,17 @@ NETWORK_SETTINGS = {
     "core/optmem_max": "20480",
     "core/tstamp_allow_data": "0",
 }
-"""Settings of the sandbox's network namespace: bytes, connections in TIME_WAIT, memberships of a socket, and switches.
+"""Settings of the sandbox's network namespace: sizes in bytes, maximum numbers, and switches.
 
-A connection that no program has accepted uses about the second number of tcp_rmem. tcp_no_metrics_save, tcp_fastopen:
-connections leave no entries in the machine's table of TCP metrics. tstamp_allow_data: sent data is not queued with its
-timestamp.
+tcp_rmem: a connection that no program has accepted uses about the second number of bytes. tcp_max_tw_buckets: limits
+connections in TIME_WAIT. igmp_max_memberships: limits the multicast memberships of a socket. tcp_no_metrics_save,
+tcp_fastopen: connections leave no entries in the machine's table of TCP metrics. tstamp_allow_data: sent data is not
+queued with its timestamp.
 """
 
 HOST_PATH_KINDS = ("bind", "image", "overlay", "program")
 FIRST_DESCRIPTOR = 100
-"""The message's descriptors get numbers from here on, starting with its third descriptor."""
+"""The program's number for the third descriptor in the message; the following descriptors get the next numbers."""
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
@@ -84,7 +85,7 @@ def _mount(source: str, target: str, kind: str | None, flags: int, data: str | N
 
 
 def set_parent_death_signal(parent: int) -> None:
-    """Make the kernel kill this process when the thread that started it ends. Call it again after each uid change."""
+    """Make the kernel kill this process when the thread that started it ends. Call this again after each uid change."""
     check_errno(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)
@@ -98,7 +99,7 @@ def enter_namespaces(as_root: bool) -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
                 file.write(text)
-    # Mounts do not propagate to the host, but its unmounts propagate here: no device stays busy.
+    # Mounts do not propagate to the host, but the host's unmounts propagate here, so no device stays busy.
     _mount("none", "/", None, MS_REC | MS_SLAVE)
     if as_root:
         mount_unmasked_proc()
@@ -107,8 +108,8 @@ def enter_namespaces(as_root: bool) -> None:
 def mount_unmasked_proc() -> None:
     """Mount a complete /proc over the host's.
 
-    In a container, some files of the host's /proc are covered. A user namespace may mount its own /proc only if an
-    uncovered one is visible (mount_namespaces(7), "locked" mounts).
+    In a container, other mounts cover some files of the host's /proc. A user namespace may mount its own /proc only if
+    an uncovered one is visible (mount_namespaces(7), "locked" mounts).
     """
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
@@ -116,7 +117,7 @@ def mount_unmasked_proc() -> None:
 def limit_network_buffers() -> None:
     """Limit, for each socket in this network namespace, the memory that no control group counts.
 
-    A container's /proc/sys may be read-only, and older kernels have some of these settings for the whole machine only.
+    A container's /proc/sys may be read-only, and older kernels have some of these settings only for the whole machine.
     """
     for name, value in NETWORK_SETTINGS.items():
         try:
@@ -127,7 +128,7 @@ def limit_network_buffers() -> None:
 
 
 def configure_loopback() -> None:
-    """Bring `lo` up and make all of 198.18.0.0/15 local addresses of this namespace."""
+    """Bring `lo` up and make all addresses of 198.18.0.0/15 local to this namespace."""
     any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
     fcntl.ioctl(any_socket.fileno(), SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
     any_socket.close()
@@ -154,7 +155,7 @@ def open_listeners(transparent_ports: list[int]) -> list[_socket.socket]:
     addresses = [
         (stream, "127.0.0.1", 8123),
         (stream, "127.0.0.1", 3128),
-        (datagram, "0.0.0.0", 53),  # noqa: S104  (every address of a namespace that nothing else is in)
+        (datagram, "0.0.0.0", 53),  # noqa: S104  (all addresses of a namespace that contains nothing else)
         (stream, "0.0.0.0", 53),  # noqa: S104
         *((stream, "0.0.0.0", port) for port in transparent_ports),  # noqa: S104
     ]
@@ -176,12 +177,12 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     - `overlay`: a host path, read-only and with separate inodes where the kernel allows it
     - `bind`, `image` (read-only) and `program` (read-only, readable by everybody): a host path
     - `link`: its target
-    - `file`: its text; mounted over a file that exists already
+    - `file`: its text; mounted over the file if it already exists
     - `directory`
     - `own`: a directory owned by the kernel uid
-    - `memory`: an empty tmpfs, mounted over what exists
+    - `memory`: an empty tmpfs, mounted over existing files
     """
-    # Opened first, because the mount at STAGING_DIRECTORY hides the host's files below it.
+    # Open the paths first, because the mount at STAGING_DIRECTORY hides the host's files below it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
     with_parents = {path: os.path.dirname(path) for kind, _, path in entries if kind in ("overlay", "program")}  # noqa: PTH120
     parent_fds = {path: os.open(parent, os.O_PATH) for path, parent in with_parents.items()}
@@ -214,7 +215,8 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
 def stage_overlay(path: str, source: str, parent: int, name: str) -> bool:
     """Stage a read-only overlay of the path at STAGING_DIRECTORY/NAME; for a file, from an overlay of its directory.
 
-    source: another path of the same file. parent: descriptor of its directory. Returns False if that is impossible.
+    source: another path of the same file. parent: descriptor of its directory. Returns False if the overlay cannot be
+    staged.
     """
     target = f"{STAGING_DIRECTORY}/{name}"
     if os.path.isdir(source):  # noqa: PTH112
@@ -325,7 +327,7 @@ def enter_user_namespace(kernel_uid: int, files_uid: int) -> None:
 
 
 def switch_to_uid(uid: int) -> None:
-    """Become this uid with the group of the same number and no supplementary groups."""
+    """Switch to this uid and the gid of the same number, without supplementary groups."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -345,9 +347,9 @@ def _pointer(data: bytes) -> int:
 def open_sock_diag() -> list[_socket.socket]:
     """Open a socket that reports all sockets of this network namespace (SOCK_DIAG); none if the kernel lacks it.
 
-    See `SocketCounter` in limits/kernel_usage.py. The socket keeps time stamps of packets enabled (SO_TIMESTAMP): the
-    first and the last socket with them make the kernel change its own code, which interrupts every processor of the
-    machine.
+    See `SocketCounter` in limits/kernel_usage.py. The socket keeps time stamps of packets enabled (SO_TIMESTAMP): when
+    the first socket enables them and when the last one is closed, the kernel changes its own code, which interrupts
+    every processor of the machine.
     """
     try:
         counter = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, SOCK_DIAG)
@@ -391,7 +393,7 @@ def serve(control: _socket.socket) -> None:
 def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors: int) -> None:
     """Start a program, kill it when the runner closes `status_fd`, and report its exit status there.
 
-    first_fd_count: how many descriptors get numbers from 0 on; the others get numbers from FIRST_DESCRIPTOR on.
+    first_fd_count: how many descriptors are numbered from 0; the others are numbered from FIRST_DESCRIPTOR.
     """
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     status, parent = _socket.socket(fileno=status_fd), os.getpid()
@@ -400,7 +402,8 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
         try:
             os.setpgid(0, 0)
             set_parent_death_signal(parent)
-            # Move them out of the way first: a target number may be a descriptor that is still to be duplicated.
+            # Move all descriptors out of the way first: a target number may be that of a descriptor to be duplicated
+            # later.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
             for target, number in enumerate(high[1 : first_fd_count + 1]):
                 os.dup2(number, target)
@@ -413,7 +416,8 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
     poll.register(os.pidfd_open(child), select.POLLIN)
     poll.register(status, select.POLLIN)
     poll.poll()
-    # Kill the group too: bubblewrap's just-forked child does not die with it yet and would hold the pipes open forever.
+    # Kill the group too: a child that bubblewrap has just forked does not die with it yet and would keep the pipes
+    # open.
     for kill in (os.kill, os.killpg):
         try:  # noqa: SIM105  (contextlib lengthens the start)
             kill(child, _signal.SIGKILL)
@@ -427,7 +431,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
 
 
 def exec_program(argv_file: int, descriptors: list[int]) -> None:
-    """Exec the argv in the file: the path, then the arguments from argv[0] on."""
+    """Exec the argv in the file: the path, then the arguments starting with argv[0]."""
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
         os.dup2(number, target)
@@ -446,7 +450,7 @@ def main(arguments: list[str]) -> None:
         os.umask(0o022)
         as_root = kernel_uid != "-"
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
-            raise ValueError("a sandbox of root must have a separate kernel uid")
+            raise ValueError("a sandbox that root starts must have a separate kernel uid")
         enter_namespaces(as_root)
         limit_network_buffers()
         configure_loopback()
@@ -456,7 +460,7 @@ def main(arguments: list[str]) -> None:
         )
         mount_devpts()
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
-        # Sent as root: with the sandbox's uid, it could fail because of files in transit from an earlier sandbox.
+        # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent it.
         send_sockets(control, sockets)
         if files_uid != "-":
             enter_user_namespace(int(kernel_uid), int(files_uid))

@@ -15,13 +15,13 @@ SIGNALS_MAX = 8192
 MESSAGE_QUEUE_BYTES_MAX = 819200
 """Limits on pending timers and signals, and on bytes in POSIX message queues.
 
-They apply per sandbox as root, and to all processes of the user otherwise.
+As root, they apply to each sandbox; as an ordinary user, to all processes of the user together.
 """
 
 _LIMITS = (
     (resource.RLIMIT_SIGPENDING, SIGNALS_MAX),
     (resource.RLIMIT_MSGQUEUE, MESSAGE_QUEUE_BYTES_MAX),
-    (resource.RLIMIT_RTPRIO, 0),  # the control group does not limit a real-time process, which starves the others
+    (resource.RLIMIT_RTPRIO, 0),  # a real-time process would starve others: control groups do not limit it
     (resource.RLIMIT_NICE, 0),
 )
 

@@ -5,8 +5,9 @@ sandbox's kernel uid, without privileges on the host. There it execs runsc, dire
 
 Arguments: control descriptor, parent's pid, rows and columns (0 for no terminal). The last argument is a marker for
 finding the process and is otherwise ignored. One message then passes the pidfd and runsc's argv in a memfd. For a
-terminal, it passes three more files, which runsc gets from FIRST_DESCRIPTOR of the launcher on. The first one contains
-the command. The others are empty: runsc writes its log messages and the started command's pid into them.
+terminal, it passes three more files, which runsc gets as descriptors numbered from the launcher's FIRST_DESCRIPTOR. The
+first one contains the command. The others are empty: runsc writes its log messages and the started command's pid into
+them.
 """
 
 import _socket
