@@ -1,1 +1,1 @@
-"""Operating system primitives, and limits on CPU time, threads and memory, for several components."""
+"""Operating system primitives that several components use, and limits on CPU time, threads and memory."""

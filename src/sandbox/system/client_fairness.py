@@ -17,7 +17,7 @@ MESSAGES_PER_TURN_MAX = 64
 """Maximum number of messages (of up to 4 KiB) that are encoded or sent for one client per event loop iteration."""
 
 THREADS_AT_ONCE_MAX = 2
-"""Maximum number of threads that read for one client at once, so threads stay free for other clients."""
+"""Maximum number of threads that read for one client concurrently, so threads stay free for other clients."""
 
 _UNIT_BYTES = 4 * 1024
 _Result = TypeVar("_Result")
@@ -57,7 +57,7 @@ class FairShare:
         self._messages_left = MESSAGES_PER_TURN_MAX
         while self._waiting and self._messages_left > 0:
             waiter, units = self._waiting.popleft()
-            if not waiter.done():  # otherwise it was cancelled
+            if not waiter.done():  # otherwise, the wait was cancelled
                 waiter.set_result(None)
                 self._messages_left -= units
         if self._waiting:
@@ -71,7 +71,7 @@ class FairShares:
         self._shares: WeakValueDictionary[str, FairShare] = WeakValueDictionary()
 
     def of(self, client: str) -> FairShare:
-        """Return the client's share, the same one for as long as it is referenced."""
+        """Return the client's share. It is the same object for as long as it is referenced."""
         share = self._shares.get(client)
         if share is None:
             share = self._shares[client] = FairShare()
@@ -82,13 +82,13 @@ _SHARE: ContextVar[FairShare | None] = ContextVar("share", default=None)
 
 
 def set_current_share(share: FairShare) -> None:
-    """Use this share in the current asyncio task and in tasks it creates."""
+    """Use this share in the current asyncio task and in the tasks that it creates."""
     _SHARE.set(share)
 
 
 @contextmanager
 def uncharged_work() -> Iterator[None]:
-    """Work in this context serves several clients, so it is not charged to any share: one client must not delay it."""
+    """Do not charge work in this context to a share: it serves several clients, and one client must not delay it."""
     token = _SHARE.set(None)
     try:
         yield
@@ -110,7 +110,7 @@ def current_memory() -> MemoryShare:
 
 @asynccontextmanager
 async def thread_slot() -> AsyncIterator[None]:
-    """Reserve one of the current share's threads for several steps. This limits how many requests load data at once."""
+    """Reserve one of the current share's threads for several steps. Limits how many requests load data concurrently."""
     share = _SHARE.get()
     if share is None:
         yield
@@ -122,7 +122,7 @@ async def thread_slot() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def history_slot() -> AsyncIterator[None]:
-    """Wait until no other stream of the current share reads a task's history, then reserve that right for the block."""
+    """Wait until no other stream of the current share reads a task's history. Then make others wait for the block."""
     share = _SHARE.get()
     if share is None:
         yield
@@ -134,6 +134,6 @@ async def history_slot() -> AsyncIterator[None]:
 async def to_thread(
     function: Callable[_Parameters, _Result], *arguments: _Parameters.args, **options: _Parameters.kwargs
 ) -> _Result:
-    """Like `asyncio.to_thread`, once the current share has a free thread; immediately without a share."""
+    """Like `asyncio.to_thread`, but wait until the current share has a free thread. Does not wait without a share."""
     async with thread_slot():
         return await asyncio.to_thread(function, *arguments, **options)

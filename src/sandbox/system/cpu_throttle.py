@@ -10,7 +10,7 @@ from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES, RUN
 class CpuBudget:
     """A token bucket of CPU time: it refills over time, and all work of the process consumes it. Starts full.
 
-    Work of a higher priority may continue while the budget is in debt; all other work waits until the debt is paid.
+    Work with a higher priority may continue while the budget is in debt. Other work waits until the debt is paid.
     """
 
     def __init__(self, monotonic: float, cpu_seconds: float) -> None:
@@ -19,14 +19,14 @@ class CpuBudget:
         self._cpu_seconds = cpu_seconds
 
     def update(self, monotonic: float, cpu_seconds: float) -> None:
-        """Account for the time and the CPU seconds of the process since the last update."""
+        """Account for the elapsed time and the CPU time of the process since the last update."""
         gained = (monotonic - self._monotonic) * RUNNER_CPU_CORES
         level = min(self._balance_seconds + gained, RUNNER_CPU_BURST_SECONDS) - (cpu_seconds - self._cpu_seconds)
         self._balance_seconds = max(level, -RUNNER_CPU_DEBT_SECONDS_MAX)
         self._monotonic, self._cpu_seconds = monotonic, cpu_seconds
 
     def wait_seconds(self, debt_seconds: float = 0.0) -> float:
-        """Return the seconds until work that is allowed this much debt may continue; 0 if it may continue now."""
+        """Return after how many seconds work that is allowed this much debt may continue; 0 if it may continue now."""
         return max(0.0, -debt_seconds - self._balance_seconds) / RUNNER_CPU_CORES
 
 
@@ -45,7 +45,7 @@ class CpuThrottle:
         self.start()
 
     def start(self) -> None:
-        """Start with a full budget: the CPU time used until now was not caused by a sandbox."""
+        """Start with a full budget, because no sandbox caused the CPU time used until now."""
         self._budget = CpuBudget(self._monotonic(), self._cpu_seconds())
 
     def queue(self, debt_seconds: float = 0.0) -> "CpuQueue":
@@ -63,7 +63,7 @@ class CpuThrottle:
 
 
 class CpuQueue:
-    """A FIFO queue: `async with queue:` enters once the caller is first and the budget allows the queue's priority."""
+    """A FIFO queue: `async with queue:` waits until the caller is first and the budget allows the queue's priority."""
 
     def __init__(self, throttle: CpuThrottle, debt_seconds: float) -> None:
         self._throttle = throttle
@@ -87,6 +87,6 @@ class CpuQueue:
         self._turn.release()
 
     async def wait(self) -> None:
-        """Wait for a turn and release it immediately."""
+        """Wait for a turn and give it up immediately."""
         async with self:
             pass

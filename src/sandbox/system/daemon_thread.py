@@ -14,11 +14,11 @@ T = TypeVar("T")
 async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None] = lambda: None) -> T:
     """Run `work` in a daemon thread; return its result or raise its exception.
 
-    On cancellation or program exit the thread is abandoned.
+    On cancellation or program exit, the thread is abandoned.
 
     on_exit: called once the thread has ended, even if no caller waits for it.
 
-    Raises OSError (EAGAIN) if the host has no more threads.
+    Raises OSError (EAGAIN) if no thread can be started.
     """
     loop = asyncio.get_running_loop()
     finished = asyncio.Event()
@@ -40,6 +40,6 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
         threading.Thread(target=run, name="wait", daemon=True).start()
     except RuntimeError as error:
         on_exit()
-        raise OSError(errno.EAGAIN, "The machine has no more threads") from error
+        raise OSError(errno.EAGAIN, "The machine cannot start another thread") from error
     await finished.wait()
     return done.result()

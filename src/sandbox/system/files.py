@@ -13,11 +13,11 @@ _PATH_FLAGS = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_granting_access(
     name: str | bytes | Path, flags: int, directory: int | None = None, *, access_mode: int = os.X_OK
 ) -> int:
-    """Open a file or directory below `directory`. If its owner has no permission to read it, restore that permission.
+    """Open a file or directory below `directory`. If its owner may not read it, grant the owner read permission.
 
     Agents may remove permissions from files that the caller owns.
 
-    access_mode: additional access(2) rights that are needed for a directory; if one is missing, its owner gets all
+    access_mode: access(2) rights that are needed for a directory. If one is missing, the directory's owner gets all
     rights.
 
     Raises OSError.
@@ -65,7 +65,7 @@ def replace_durably(source: Path, target: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file, complete and flushed, replacing an existing one. Raises OSError."""
+    """Write and flush a file, atomically replacing an existing file. Raises OSError."""
     part = path.with_suffix(".part")
     part.write_bytes(content)
     replace_durably(part, path)
@@ -73,7 +73,7 @@ def write_durably(path: Path, content: bytes) -> None:
 
 @contextmanager
 def remove_on_failure(path: Path) -> Iterator[None]:
-    """Remove a partly written file if the block fails: on a full disk, its space is needed until the next try."""
+    """Remove a partly written file if the block fails: on a full disk, its space is needed before the next attempt."""
     try:
         yield
     except BaseException:
@@ -83,7 +83,7 @@ def remove_on_failure(path: Path) -> Iterator[None]:
 
 
 def create_private_file(path: Path) -> IO[bytes]:
-    """Create an empty file (mode 0600) in place of any existing one; a symbolic link is not followed.
+    """Create an empty file (mode 0600), truncating an existing one. Does not follow symbolic links.
 
     Raises OSError.
     """

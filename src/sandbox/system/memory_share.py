@@ -1,4 +1,4 @@
-"""Limits the memory that the responses to one client use, even if the client reads none of them."""
+"""Limits the memory that the responses to one client use, even if the client does not read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STALLED_SECONDS = 10.0
 
 _CHECK_SECONDS = 1.0
 _ABORT_SECONDS = 0.1
-"""How long an aborted connection may take to release its memory."""
+"""Time for aborted connections to release their memory."""
 
 
 class MemoryShare:
@@ -40,7 +40,7 @@ class MemoryShare:
 
     @asynccontextmanager
     async def reservation(self, size_bytes: int) -> AsyncIterator[None]:
-        """Wait for room, then reserve memory for the duration of the context."""
+        """Wait until there is room, then reserve memory for the duration of the context."""
         await self._wait_for_room(size_bytes)
         try:
             yield
@@ -48,7 +48,7 @@ class MemoryShare:
             self.release(size_bytes)
 
     async def try_reserve(self, size_bytes: int) -> bool:
-        """Reserve this memory and return True if there is room, or if closing stalled connections makes room."""
+        """Reserve memory if there is room, closing stalled connections if needed. Returns whether it was reserved."""
         if not self._has_room(size_bytes) and self._close_stalled():
             await asyncio.sleep(_ABORT_SECONDS)
         if not self._has_room(size_bytes):

@@ -1,4 +1,4 @@
-"""Salted fingerprints of secret values, which show whether values have changed without storing them."""
+"""Salted fingerprints of secret values. They show whether the values have changed, without storing the values."""
 
 import hashlib
 import hmac
@@ -13,13 +13,13 @@ _SCRYPT_COST = 2**14
 
 
 def make_fingerprint(secrets: Mapping[str, str]) -> bytes:
-    """Create a fingerprint of the values, to be stored next to the disk before an agent gets the values."""
+    """Create a fingerprint of the values. It is stored next to the disk before an agent gets the values."""
     salt = os.urandom(_SALT_BYTES)
     return salt + _digest(secrets, salt)
 
 
 def matches_fingerprint(path: Path, secrets: Mapping[str, str]) -> bool:
-    """Whether the fingerprint was made from these values. Raises OSError."""
+    """Return whether the fingerprint was made from these values. Raises OSError."""
     try:
         stored = path.read_bytes()
     except FileNotFoundError:

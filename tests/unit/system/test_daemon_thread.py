@@ -14,7 +14,7 @@ async def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     released = []
-    with pytest.raises(OSError, match="no more threads") as caught:
+    with pytest.raises(OSError, match="cannot start another thread") as caught:
         await run_in_daemon_thread(lambda: None, lambda: released.append(1))
     assert caught.value.errno == errno.EAGAIN
     assert released == [1]
