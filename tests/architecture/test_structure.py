@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 380
+MODULES_MAX = 340
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
 PACKAGE_MODULES_MAX = 20
@@ -141,8 +141,15 @@ def test_modules_are_not_too_long(modules: list[Path]):
 
 
 def test_number_of_modules_does_not_grow(root: Path):
-    """A new module needs its own concept; otherwise its code belongs in the module that uses it."""
-    names = [name for name, path in module_names(root).items() if path.name != "__init__.py"]
+    """A new module needs its own concept; otherwise its code belongs in the module that uses it.
+
+    A new agent, runtime or placement is one: raise MODULES_MAX by its modules. Modules of commands are not counted.
+    """
+    names = [
+        name
+        for name, path in module_names(root).items()
+        if path.name != "__init__.py" and not name.startswith(COMMAND_PACKAGE)
+    ]
     assert len(names) <= MODULES_MAX
 
 

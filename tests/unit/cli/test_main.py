@@ -1,6 +1,7 @@
 """Commands, options, help and errors of the command line."""
 
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -8,7 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from sandbox.cli import main, options
+from sandbox.cli import commands, main, options
+from sandbox.cli.commands import admin, task
 
 SLOW_MODULES = (
     "rich",
@@ -56,15 +58,21 @@ def test_group_help_matches_command_help(entries):
         assert command.help.splitlines()[0] == short_help
 
 
-def test_command_groups_list_the_expected_commands():
-    assert list(main.ROOT_ENTRIES) == [
-        "run", "init", "task", "top", "login", "context", "serve", "setup", "doctor", "config", "profile", "token",
-        "admin", "mcp", "completion", "demo",
-    ]  # fmt: skip
-    assert set(main.TASK_ENTRIES) == {
-        "submit", "rerun", "continue", "list", "status", "logs", "wait", "cancel", "artifacts", "download", "validate",
-        "diff", "apply", "release", "shell", "attach", "open",
-    }  # fmt: skip
+def modules_of(package):
+    """Each module of a package, with whether it is a package itself."""
+    prefix = f"{package.__name__}."
+    return {(name, is_package) for _, name, is_package in pkgutil.iter_modules(package.__path__, prefix)}
+
+
+def test_every_command_module_is_listed_in_its_group():
+    entries = {**main.ROOT_ENTRIES, **main.TASK_ENTRIES, **main.ADMIN_ENTRIES}
+    expected = {name for package in (task, admin) for name, _ in modules_of(package)}
+    expected |= {
+        f"{name}.command" if is_package else name
+        for name, is_package in modules_of(commands)
+        if name not in (task.__name__, admin.__name__)
+    }
+    assert {target.partition(":")[0] for target, _ in entries.values()} - {main.__name__} == expected
 
 
 @pytest.fixture
