@@ -14,6 +14,7 @@ import pytest
 
 from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply, wait_until
 from doubles.runners import runner_pid
+from doubles.scripted_agent import all_agents
 from doubles.terminal_user import TerminalUser
 
 RESPONSES_KEY = "the-key-of-the-responses-api"
@@ -184,7 +185,7 @@ def test_output_and_pages_of_the_second_agent_are_shown(server, model):
     assert "effort: high" in page
     assert "Describe the work for the scripted agent here" in server.http.get("/submit").text
     schema = server.http.get("/openapi.json").json()["components"]["schemas"]["Manifest"]
-    assert schema["oneOf"] == [{"required": ["claude"]}, {"required": ["scripted"]}]
+    assert schema["oneOf"] == [{"required": [kind]} for kind in all_agents()]
 
 
 def test_budget_of_the_second_agent_is_enforced(server, model):
@@ -210,8 +211,8 @@ def test_first_agent_completes_its_task(server):
     ("change", "errors"),
     [
         (
-            ("scripted:", "other:"),
-            [("", "must have a section for the agent: claude or scripted"), ("other", "is an un")],
+            ("scripted:", "unlike_any:"),
+            [("", "must have a section for the agent: claude"), ("unlike_any", "is an unknown field")],
         ),
         (("scripted:", "scriptd:"), [("scriptd", "is an unknown field; did you mean 'scripted'?")]),
         (("scripted:", "claude: {prompt: x}\nscripted:"), [("scripted", "cannot be given with claude")]),

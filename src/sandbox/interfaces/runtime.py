@@ -313,7 +313,7 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """`bubblewrap`, `gvisor` or `qemu`."""
+        """The value of `server.runtime` that selects this runtime."""
         ...
 
     @property
