@@ -10,9 +10,10 @@ from sandbox.images.finalize import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 from sandbox.images.rootfs import RootFs
+from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.runtime import Command, SandboxSpec
 
-ATTEMPT_ID = "imageimageim"
+ATTEMPT_ID = new_attempt_id()  # another process may run the same tests
 
 
 @pytest.fixture(scope="module")
