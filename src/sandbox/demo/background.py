@@ -1,7 +1,7 @@
 """The servers of `sandbox demo --keep`, which run in the background until `sandbox demo --stop`.
 
-One detached process starts the git server, the scripted model and the Sandbox server, and stops them. It holds a lock
-on a file with its process id, so the id in a locked file is valid.
+One detached process starts and stops the git server, the scripted model and the Sandbox server. It locks the file that
+contains its process id, so the process id is valid while the file is locked.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run_kept(ports: Mapping[str, int]) -> int:
 
 
 def start_background(ports: Mapping[str, int]) -> dict[str, str]:
-    """Start the servers in the background; return the addresses. Raises SandboxError."""
+    """Start the servers in the background and return their addresses. Raises SandboxError."""
     directory = demo_directory()
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     options = [f"--{name.replace('_', '-')}={number}" for name, number in ports.items()]
@@ -92,7 +92,7 @@ def start_background(ports: Mapping[str, int]) -> dict[str, str]:
     if "error" in addresses:
         process.wait()
         raise SandboxError(addresses["error"])
-    process.returncode = 0  # the process goes on: without a return code, Popen would warn about it
+    process.returncode = 0  # avoids Popen's ResourceWarning: the process keeps running
     return addresses
 
 
@@ -102,10 +102,10 @@ def stop_background() -> bool:
         if lock is None:
             return False
         if _try_lock(lock):
-            shutil.rmtree(demo_directory(), ignore_errors=True)  # what a crash left
+            shutil.rmtree(demo_directory(), ignore_errors=True)  # leftovers of a crash
             return False
         process_id = lock.read()
-        if not process_id:  # the process that holds the lock has not written it yet
+        if not process_id:  # the process that holds the lock has not written its id yet
             return False
         os.kill(int(process_id), signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
@@ -150,7 +150,7 @@ def _serve(directory: Path, ports: Mapping[str, int]) -> None:
 
 
 def _serve_locked(directory: Path, ports: Mapping[str, int]) -> None:
-    for name in ("git", "data"):  # what a crash left
+    for name in ("git", "data"):  # leftovers of a crash
         shutil.rmtree(directory / name, ignore_errors=True)
     with contextlib.ExitStack() as stack:
         try:
@@ -174,7 +174,7 @@ def _serve_locked(directory: Path, ports: Mapping[str, int]) -> None:
 def _announce(**fields: Any) -> None:
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
-    with Path(os.devnull).open("wb") as null:  # the command that started this process ends
+    with Path(os.devnull).open("wb") as null:  # the reader, the command that started this process, exits
         os.dup2(null.fileno(), sys.stdout.fileno())
 
 

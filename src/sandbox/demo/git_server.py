@@ -16,7 +16,7 @@ from sandbox.demo.example_repository import git_environment
 from sandbox.demo.http_service import HttpService, request_target
 
 DEFAULT_PORT = 8130
-"""The port of the example's repository in the tutorial."""
+"""The default port of the tutorial's git server."""
 
 BACKEND_TIMEOUT_SECONDS = 60.0
 _READ_PATHS = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+/(info/refs|git-upload-pack)")
@@ -36,7 +36,7 @@ def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> H
 
 
 async def git_response(root: Path, path: str, query: str, request: Request) -> Response:
-    """Return the response of `git http-backend` for a repository below `root`, to read or to write."""
+    """Return the response of `git http-backend` for a repository below `root`. It permits reading and writing."""
     headers, body = request.headers, await request.body()
     environment = git_environment() | {
         "GIT_PROJECT_ROOT": str(root),
@@ -74,7 +74,7 @@ async def _run_backend(environment: Mapping[str, str], body: bytes) -> bytes:
 
 
 def _parse_cgi(output: bytes) -> Response:
-    """Convert a CGI response. Raises ValueError for anything else."""
+    """Convert a CGI response. Raises ValueError if the output is not a CGI response."""
     head, separator, body = output.partition(b"\r\n\r\n")
     if not separator:
         raise ValueError("the CGI response has no header")
@@ -86,7 +86,7 @@ def _parse_cgi(output: bytes) -> Response:
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; print the URL as one JSON line."""
-    parser = argparse.ArgumentParser(description="Serve bare git repositories for reading.")
+    parser = argparse.ArgumentParser(description="Serve bare git repositories, read-only.")
     parser.add_argument("--directory", type=Path, required=True, help="directory with the repositories")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 means any free port")

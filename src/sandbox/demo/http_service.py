@@ -1,4 +1,4 @@
-"""HTTP service of the demo's servers: Starlette's requests and responses, served by uvicorn on a port of loopback."""
+"""HTTP service for the demo's servers: uvicorn on a loopback port, with Starlette's requests and responses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 KEEP_ALIVE_SECONDS = 24 * 60 * 60
-"""Idle timeout of a connection: longer than any demo, so that no request is sent while its connection closes."""
+"""Idle timeout of a connection: longer than any demo, so no connection closes while a client sends a request on it."""
 
 
 class HttpService:
-    """Passes each request to `handler` and sends the response that it returns; an asynchronous context manager.
+    """An asynchronous context manager that passes each request to `handler` and sends the response.
 
-    The handler, or the body of its response, may raise ConnectionError to close the connection. The end of the context
-    aborts all connections and cancels all handlers; uvicorn's `Server` would wait for them, at least 0.2 s.
+    The handler, or the body of its response, may raise ConnectionError to close the connection. Leaving the context
+    aborts all connections and cancels all handlers. uvicorn's `Server` would wait at least 0.2 s for them.
     """
 
     def __init__(self, host: str, port: int, handler: Callable[[Request], Awaitable[ASGIApp]]) -> None:
@@ -92,7 +92,7 @@ class HttpService:
 
 
 def request_target(request: Request) -> str:
-    """Return path and query as they were sent, without decoding."""
+    """Return the path and the query as sent by the client, without decoding."""
     path, query = request.scope["raw_path"], request.scope["query_string"]
     target: bytes = path + b"?" + query if query else path
     return target.decode("latin-1")

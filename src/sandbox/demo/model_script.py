@@ -9,13 +9,13 @@ import msgspec
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
-    """A text block of the model."""
+    """A text block in the model's response."""
 
     text: str
 
 
 class ToolUse(msgspec.Struct, frozen=True, tag="tool_use"):
-    """A tool call of the model; the server generates the id."""
+    """A tool call in the model's response; the server generates its id."""
 
     name: str
     input: dict[str, Any]
@@ -27,7 +27,8 @@ Block = Text | ToolUse
 class Fault(msgspec.Struct, frozen=True):
     """A fault that affects `times` consecutive requests.
 
-    kind: `error` sends an error response with `status`, `hang` sends no response, `cut` aborts the stream half-way.
+    kind: `error` sends an error response with `status`, `hang` sends no response, `cut` aborts the stream halfway
+        through.
     """
 
     kind: Literal["error", "hang", "cut"] = "error"
@@ -37,11 +38,11 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One response. Before it, its `faults` are sent in order, one per request for this turn.
+    """One response of the model. The requests for this turn first get its `faults` in order, one fault per request.
 
-    stop_reason: if empty, `tool_use` or `end_turn`, depending on the content; `refusal` is another useful value.
-    delay_seconds: before the first byte.
-    block_delay_seconds: before each block.
+    stop_reason: such as `refusal`. If it is empty, the content determines the stop reason: `tool_use` or `end_turn`.
+    delay_seconds: delay before the first byte.
+    block_delay_seconds: delay before each block.
     """
 
     content: tuple[Block, ...] = ()
@@ -61,7 +62,7 @@ class Turn(msgspec.Struct, frozen=True):
         return self.stop_reason or ("tool_use" if calls_tool else "end_turn")
 
     def fault(self, request_count: int) -> Fault | None:
-        """Return the fault for the request that follows `request_count` others, or None."""
+        """Return the fault for the request that follows `request_count` earlier ones for this turn, or None."""
         for fault in self.faults:
             if request_count < fault.times:
                 return fault

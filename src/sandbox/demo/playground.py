@@ -26,7 +26,7 @@ async def serve_playground(directory: Path, *, git_port: int, model_port: int) -
         git_service(directory, port=git_port) as git,
         ScriptedModel(example_script(), port=model_port) as model,
     ):
-        sys.stdout.write(f"Repository  {git.url}/{REPOSITORY_NAME}\nModel       {model.url}\n^C ends both.\n")
+        sys.stdout.write(f"Repository  {git.url}/{REPOSITORY_NAME}\nModel       {model.url}\nPress ^C to stop both.\n")
         sys.stdout.flush()
         await stop.wait()
 
@@ -42,7 +42,7 @@ def main() -> int:
         try:
             asyncio.run(serve_playground(Path(directory), git_port=options.git_port, model_port=options.model_port))
         except OSError as error:
-            sys.stderr.write(f"{error.strerror}; choose others with --git-port and --model-port.\n")
+            sys.stderr.write(f"{error.strerror}; choose other ports with --git-port and --model-port.\n")
             return 1
     return 0
 

@@ -1,7 +1,7 @@
 """Server that implements the Anthropic Messages API from a script: `python -m sandbox.demo.scripted_model`.
 
-The turn is determined by counting the assistant's messages in the request, so a retried request gets the same response.
-Faults are counted by request, so they end after a number of retries.
+The number of assistant messages in a request determines the turn, so a retried request gets the same response. Each
+fault applies to a fixed number of requests, so enough retries succeed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def sse_parts(turn: Turn, model: str, message_id: str) -> list[bytes]:
 
 
 def message_object(turn: Turn, model: str, message_id: str) -> dict[str, Any]:
-    """Return the response to a request without streaming."""
+    """Return the response to a non-streaming request."""
     message = _message(turn, model, message_id)
     blocks = [_content_block(index, block, message_id, has_content=True) for index, block in enumerate(turn.content)]
     message |= {"content": blocks, "stop_reason": turn.effective_stop_reason}
@@ -48,7 +48,7 @@ def message_object(turn: Turn, model: str, message_id: str) -> dict[str, Any]:
 
 
 def error_response(status: int, message: str) -> Response:
-    """Return an error as the API does."""
+    """Return an error response in the API's format."""
     error = {"type": _ERROR_TYPES.get(status, "api_error"), "message": message}
     return JSONResponse({"type": "error", "error": error}, status)
 
@@ -109,7 +109,7 @@ def _block_events(index: int, block: Block, message_id: str) -> bytes:
 
 
 class RecordedRequest(msgspec.Struct, frozen=True):
-    """A received request. path: with the query. headers: their names are lower case."""
+    """A received request. path: includes the query. headers: the names are in lower case."""
 
     method: str
     path: str
@@ -118,11 +118,11 @@ class RecordedRequest(msgspec.Struct, frozen=True):
 
     @property
     def is_message(self) -> bool:
-        """Whether it requests a message of the model."""
+        """Whether this is a request for a message from the model."""
         return self.method == "POST" and self.path.partition("?")[0] == "/v1/messages"
 
     def decode(self) -> dict[str, Any]:
-        """Return the JSON object in the body. Raises an error of DECODE_ERRORS."""
+        """Return the JSON object in the body. Raises one of DECODE_ERRORS."""
         return msgspec.json.decode(self.body, type=dict[str, Any])
 
 

@@ -75,7 +75,7 @@ def run() -> int:
 
 @contextlib.contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """On SIGTERM and SIGHUP (a closed terminal), exit as on ^C: stop every process that was started."""
+    """On SIGTERM and SIGHUP (closed terminal), exit as on ^C, so every started process is stopped."""
 
     def exit_process(number: int, _: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -165,8 +165,8 @@ def start_server(
     data_dir: Path, model: Mapping[str, str], *, port: int = 0, ws_port: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Start a server, by default on free ports. model: environment variables that configure its model."""
-    # Ignore the user's server configuration. Log only errors, so that the log does not mix with the demo's output; the
-    # task's status contains its errors.
+    # Ignore the user's server configuration. Log only errors, so that log lines do not mix with the demo's output.
+    # Errors of the task are in its status.
     model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
     arguments = (
         "serve",
@@ -189,7 +189,7 @@ def start_server(
 def start_module(
     module: str, *arguments: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Run `python -m module`; yield its first output line as JSON. Raises SandboxError if it does not start."""
+    """Run `python -m module`; yield the JSON in its first output line. Raises SandboxError if it does not start."""
     command = [sys.executable, "-m", module, *arguments]
     process = subprocess.Popen(
         command,

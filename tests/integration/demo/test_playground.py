@@ -45,4 +45,4 @@ def test_port_in_use_error_suggests_other_ports():
         process = start("--git-port", "0", "--model-port", str(port))
         _, error = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert error == f"127.0.0.1:{port}: Address already in use; choose others with --git-port and --model-port.\n"
+    assert error == f"127.0.0.1:{port}: Address already in use; choose other ports with --git-port and --model-port.\n"
