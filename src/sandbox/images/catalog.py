@@ -59,7 +59,7 @@ class ProfileCatalog:
             return ProfileEntry(name, definition is not None, description, tier, None, error.message)
         if definition is None and metadata is None:
             offered = ", ".join(self.names())
-            raise ProfileNotFoundError(f"There is no profile {name[:64]}; there are: {offered}.")
+            raise ProfileNotFoundError(f"There is no profile {name[:64]}; available profiles: {offered}.")
         tier = metadata.minimum_tier if metadata else tier
         return ProfileEntry(name, definition is not None, description, tier, metadata)
 

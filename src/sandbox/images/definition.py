@@ -16,7 +16,7 @@ IMAGE_BYTES_MAX = 16 * 1024**3
 IMAGE_ENTRIES_MAX = 1_000_000
 """Maximum number of files, directories, links and whiteouts in all layers.
 
-Directories that are only part of another entry's path count too, and so do names that opaque whiteouts check.
+This includes directories that occur only in the path of another entry, and names that opaque whiteouts check.
 """
 
 IMAGE_LAYERS_MAX = 128
@@ -26,13 +26,13 @@ IMAGE_PATH_BYTES_MAX = 3500
 """Maximum length of a path in the image, as written in an archive."""
 
 IMAGE_DEPTH_MAX = 128
-"""Maximum nesting of directories. A deeper tree could be neither measured nor removed."""
+"""Maximum nesting depth of directories. A deeper tree could not be measured or removed."""
 
 IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
 """Maximum size of an index, manifest or configuration in an archive, and of a tar header with its extensions."""
 
 IMAGE_PACKAGES_BYTES_MAX = 2 * 1024**2
-"""Maximum size of the names and versions of an image's packages, which are read with each submission of a task."""
+"""Maximum size of the names and versions of an image's packages, which are read at each submission of a task."""
 
 IMAGE_LINKS_MAX = 40
 """Maximum number of symbolic links that are followed to resolve one path, as in the kernel."""
@@ -59,8 +59,10 @@ _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Content of the definition file.
 
-    date: the latest timestamp in the image; later ones are set to it. packages: packages of the distribution, in
-    addition to its essential ones. parts: names of components that Sandbox provides. files: contents by absolute path.
+    date: the latest timestamp in the image; later timestamps are set to it.
+    packages: packages of the distribution, in addition to its essential ones.
+    parts: names of components that Sandbox provides.
+    files: contents by absolute path.
     minimum_tier: the weakest allowed tier; empty if every tier is allowed.
     """
 

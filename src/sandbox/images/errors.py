@@ -4,7 +4,7 @@ from sandbox.model.errors import SandboxError
 
 
 class ProfileNotFoundError(SandboxError):
-    """No profile has this name, or it has no image."""
+    """No profile has this name, or the profile has no image."""
 
     code = "profile_not_found"
 

@@ -62,7 +62,7 @@ def finalize(rootfs: RootFs) -> None:
 
 
 def read_packages(rootfs: RootFs) -> dict[str, str]:
-    """Return the names and versions of the packages in the image's dpkg database, without invalid ones.
+    """Return the names and versions of the packages in the image's dpkg database. Invalid entries are omitted.
 
     Raises ImageRefusedError if they are larger than IMAGE_PACKAGES_BYTES_MAX.
     """

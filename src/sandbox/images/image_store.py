@@ -1,7 +1,7 @@
 """Stores a profile's images and locks those in use.
 
-An image is a directory named after its digest and never changed; the file `current` names the profile's current image.
-Users of an image hold a shared lock on its directory; removing it requires an exclusive one.
+An image is a directory that is named after its digest and never changes. The file `current` names the profile's current
+image. A process that uses an image holds a shared lock on its directory; removing the image requires an exclusive lock.
 """
 
 import fcntl
@@ -87,12 +87,11 @@ class ImageStore:
 
     @contextmanager
     def build_directory(self) -> Iterator[Path]:
-        """Yield a private directory for building an image. It is removed at the end.
+        """Yield a private directory for building an image. It is removed at the end of the block.
 
-        At the start, the remains of killed builds are removed.
-
-        Also removes images that are neither current nor leased. They are not removed as soon as they are replaced,
-        because a task may just have resolved one of them. Raises ProfileBusyError.
+        First removes the remains of killed builds, and images that are neither current nor leased. Images are not
+        removed as soon as they are replaced, because a task may just have resolved its profile to one of them. Raises
+        ProfileBusyError.
         """
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
@@ -138,7 +137,7 @@ class ImageStore:
         return metadata
 
     def _replace(self, final: Path, built: Path, backup: Path) -> None:
-        """Replace an image. A process killed between the two renames leaves no image until the next build."""
+        """Replace an image. If killed between the two renames, the process leaves no image until the next build."""
         if final.exists():
             with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
@@ -167,7 +166,7 @@ class ImageStore:
     def lease(self, digest: str) -> int:
         """Return a descriptor that prevents the image's removal while it is open. Raises ImageUnusableError.
 
-        Retries briefly, because a refused removal locks the image for a moment.
+        Retries briefly, because an attempt to remove the image locks it for a moment.
         """
         image = self._image_directory(digest)
         for _ in range(_LOCK_ATTEMPTS):
@@ -197,7 +196,7 @@ class ImageStore:
         try:
             current = self._current_name()
         except ImageUnusableError:
-            return  # any of them may be the current one
+            return  # any image may be the current one
         for image in [image for image in self._images() if image.name != current]:
             with _try_lock(image, fcntl.LOCK_EX) as is_free:
                 if is_free:
@@ -218,7 +217,7 @@ class ImageStore:
 
 @contextmanager
 def _try_lock(directory: Path, operation: int) -> Iterator[bool]:
-    """Try to lock a directory for the duration of the block, without waiting. Yields whether it is locked."""
+    """Try to lock a directory for the duration of the block, without waiting. Yields whether the lock was acquired."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:

@@ -76,7 +76,7 @@ class RootFs:
     def add_hard_link(self, name: str, target: str) -> None:
         """Create a hard link to a file of the tree. Raises ImageRefusedError if there is no such file.
 
-        The file's bytes are counted again, because reading the whole tree reads them again.
+        The file's size counts once for each link, because reading the whole tree reads the file once for each link.
         """
         source = self.find(target)
         status = None if source is None else os.lstat(source)
@@ -109,7 +109,7 @@ class RootFs:
             self._remove_earlier_content(path)
 
     def find(self, name: str) -> str | None:
-        """Return the host path of a name, following links in its parents only; None if nothing is there."""
+        """Return the host path of a name, following links in its parents only; None if the path does not exist."""
         parts = split_path(name)
         if not parts:
             return str(self.root)

@@ -346,7 +346,7 @@ def test_directory_with_an_invalid_profile_name_is_ignored(catalog, fake_package
     shutil.copytree(profiles / "tools", profiles / name, symlinks=True)
     assert catalog.names() == ["agentic-dev", "basic", "tools"]
     assert set(catalog.list_profiles()) == {"agentic-dev", "basic", "tools"}
-    with pytest.raises(ProfileNotFoundError, match="there are: agentic-dev, basic, tools"):
+    with pytest.raises(ProfileNotFoundError, match="available profiles: agentic-dev, basic, tools"):
         catalog.find(name)
     with pytest.raises(ImageUnusableError):
         catalog.find_image(name, "host")

@@ -39,7 +39,7 @@ class OciArchive:
             check_global_headers(tar)
             if len(member.name) + len(member.linkname) > IMAGE_PATH_BYTES_MAX:
                 raise ImageRefusedError(f"The archive has a name that is too long: {member.name[:200]}")
-            cast("Any", member).pax_headers = {}  # already applied; all members stay in memory
+            cast("Any", member).pax_headers = {}  # tarfile has applied them; all members stay in memory
             self._members[member.name.removeprefix("./")] = member
             count += 1
             if count > ARCHIVE_MEMBERS_MAX:
@@ -87,7 +87,7 @@ class OciArchive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[OciArchive]:
-    """Open an archive. Raises OSError, or ImageRefusedError, also for errors while the archive is read."""
+    """Open an archive. Raises OSError or ImageRefusedError, including errors that occur while the block reads it."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
             raise ImageRefusedError(

@@ -1,4 +1,4 @@
-"""Streams from which a tar is read: forward only, hashed and limited."""
+"""Streams for reading a tar: forward only, hashed and limited in size."""
 
 import hashlib
 from typing import BinaryIO, Protocol
@@ -31,9 +31,9 @@ class ByteBudget:
 
 
 class HeaderLimit:
-    """Limits how much `tarfile` reads of an entry before it returns the entry: IMAGE_METADATA_BYTES_MAX.
+    """Limits how much `tarfile` can read before it returns an entry, to IMAGE_METADATA_BYTES_MAX.
 
-    Without this limit, the untrusted tar determines the size of a header and of a sparse file's map.
+    Without this limit, an untrusted tar could contain a header or a sparse-file map of any size.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class TarStream(HeaderLimit):
         return self._position
 
     def seek(self, position: int) -> int:
-        """Skip forward to a position. Raises ImageRefusedError for an earlier one."""
+        """Skip forward to a position. Raises ImageRefusedError if the position is before the current one."""
         if position < self._position:
             raise ImageRefusedError("The image cannot be read sequentially.")
         while self._position < position and self._read_part(min(position - self._position, _CHUNK_BYTES)):

@@ -69,7 +69,7 @@ def test_hostile_archive_is_rejected_without_leftovers(profile, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("show", "nothing"), 3, "there are: agentic-dev, basic"),
+        (("show", "nothing"), 3, "available profiles: agentic-dev, basic"),
         (("remove", "basic"), 3, "no image"),
         (("build", "my-tools"), 2, "--from-oci"),
         (("build", "../evil", "--from-oci", os.devnull), 2, "Error"),
