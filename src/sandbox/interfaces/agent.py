@@ -101,7 +101,7 @@ class AgentDriver(Protocol):
 
     @property
     def task_key_prefix(self) -> str:
-        """The prefix of the keys that a runner creates: the model API of a sandbox accepts only its task's key."""
+        """The prefix of the task keys that a runner creates. The model API in a sandbox accepts only its task's key."""
         ...
 
     def prepare(
@@ -128,7 +128,8 @@ class AgentDriver(Protocol):
     def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
         """Return the session in a home directory (a host path, written by an agent) for another task.
 
-        Returns None if there is none, if it is larger, or if this agent cannot continue a session in another sandbox.
+        Returns None if there is no session, if it is larger than `bytes_max`, or if this agent cannot continue a
+        session in another sandbox.
         """
         ...
 
@@ -141,7 +142,7 @@ class AgentDriver(Protocol):
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
-        """Return the task's stdout, rendered from the last result; empty if the agent's own stdout is the task's."""
+        """Return the task's stdout, rendered from the last result; empty if it is the agent's own stdout."""
         ...
 
 
@@ -166,7 +167,7 @@ class Agent(AgentSchema, Protocol):
 
     @property
     def field_summary(self) -> str:
-        """The fields of the section that users set most, separated by commas; for the description of the MCP tools."""
+        """The fields of the section that users set most often, separated by commas; for the MCP tools' descriptions."""
         ...
 
     @property

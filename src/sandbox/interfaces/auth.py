@@ -30,9 +30,9 @@ class TokenStore(Protocol):
         ...
 
     def authenticate(self, token: str | None) -> Principal | None:
-        """Return the holder of a token; None if it is missing, unknown, revoked or expired."""
+        """Return the holder of a token; None if the token is missing, unknown, revoked or expired."""
         ...
 
     def find_principal(self, principal_id: str) -> Principal | None:
-        """Return the holder of a token that is still valid, for callers that authenticated earlier."""
+        """Return a caller that authenticated earlier; None if the caller's token is no longer valid."""
         ...

@@ -10,7 +10,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.disk_space import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
-"""Removes files that sandboxes left, in any state. The caller sets a time limit. Raises OSError."""
+"""Removes files that sandboxes left, whatever their modes. The caller sets a time limit. Raises OSError."""
 
 
 class DiskUsage(msgspec.Struct, frozen=True):

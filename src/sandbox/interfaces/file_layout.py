@@ -1,4 +1,4 @@
-"""File layout: a task's files below the data directory, its runner's socket below the run directory."""
+"""File layout: a task's files below the data directory, and its runner's socket below the run directory."""
 
 import base64
 import os
@@ -79,7 +79,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def reserve(self) -> Path:
-        """Space for the records that end the task, released when the disk is full."""
+        """Disk space reserved for the records that end the task, released when the disk is full."""
         return self.root / "reserve"
 
     @property

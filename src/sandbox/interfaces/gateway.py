@@ -69,12 +69,12 @@ class Gateway(Protocol):
 
     @property
     def requests_in_flight(self) -> int:
-        """Model requests that were forwarded and whose responses are not complete."""
+        """The number of forwarded model requests whose responses are not complete."""
         ...
 
     @property
     def denied_count(self) -> int:
-        """Connections, requests and names denied so far, reported or not."""
+        """The number of connections, requests and names denied so far, including those that were not reported."""
         ...
 
     def release_model_requests(self) -> None:
@@ -139,7 +139,7 @@ class UsageMeter(Protocol):
         ...
 
     def partial_usage(self) -> Usage | None:
-        """Return the usage so far if that is cheap while the body is incomplete, else None."""
+        """Return the usage so far if it can be computed cheaply before the body is complete, else None."""
         ...
 
     @property
@@ -173,7 +173,7 @@ class ModelDialect(Protocol):
 
     @property
     def endpoints(self) -> Mapping[bytes, bool]:
-        """The paths of POST requests to forward, each with whether its response spends tokens."""
+        """The paths of POST requests to forward. The value of each path is whether its response uses tokens."""
         ...
 
     @property
@@ -215,7 +215,7 @@ class ModelDialect(Protocol):
         ...
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
-        """Decode the body, or reject it. Never uses much memory relative to the body's length."""
+        """Decode the body, or reject it. Uses little memory relative to the body's length."""
         ...
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -18,7 +18,7 @@ IMAGE_FILES = (
 )
 """Mount points for the runtimes: directories and files, never links, that every image contains.
 
-They must exist because the image is read-only. /etc has no passwords, and /var/tmp links to /tmp.
+They must exist because the image is read-only. An image has no shadow files in /etc, and /var/tmp is a link to /tmp.
 """
 
 IMAGE_LAYOUT = 1

@@ -17,7 +17,8 @@ from sandbox.model.task import Task
 class Liveness(Enum):
     """Whether a writer holds a lock.
 
-    UNKNOWN: the writer's host does not respond. It must never be treated as FREE: the writer may still write.
+    UNKNOWN: the writer's host does not respond. UNKNOWN must never be treated as FREE, because the writer may still
+    write.
     """
 
     HELD = auto()
@@ -60,10 +61,10 @@ class JournalWriter(Protocol):
     def append(
         self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
     ) -> Record:
-        """Assign the next number to an event that happened `at` (UTC), and write it.
+        """Assign the next number to an event that happened `at` (UTC), and write it. Readers see it immediately.
 
-        Readers see it at once. With `durable` it is on disk on return. Raises OSError, and leaves the journal
-        unchanged, if the event cannot be written.
+        With `durable`, the event is on disk on return. If it cannot be written, raises OSError and leaves the journal
+        unchanged.
         """
         ...
 
@@ -77,7 +78,7 @@ class JournalWriter(Protocol):
 
 
 class Recorder(Protocol):
-    """Records the events of one task: applies `advance`, then writes."""
+    """Records the events of one task: applies each event with `advance`, then writes it."""
 
     @property
     def writer(self) -> JournalWriter:
@@ -90,15 +91,16 @@ class Recorder(Protocol):
         ...
 
     def record(self, event: Event) -> Record:
-        """Write one event. It is on disk on return if it changes the state or must be durable.
+        """Write one event. If it changes the state or must be durable, it is on disk on return.
 
-        Raises IllegalEventError if the event is not allowed now, OSError if it cannot be written; then nothing changes.
+        Raises IllegalEventError if the event is not allowed now, OSError if it cannot be written. An error changes
+        nothing.
         """
         ...
 
 
 class ReplayState(msgspec.Struct, frozen=True):
-    """The task folded from a journal up to a byte offset."""
+    """A task folded from its journal up to a byte offset."""
 
     task: Task | None
     offset: int
@@ -172,8 +174,8 @@ class Journals(Protocol):
     def try_lock(self, task_id: str) -> AbstractContextManager[bool]:
         """Hold the lock for the duration of the context, without reading records.
 
-        Yields whether this process holds it: False if another one does or may (HELD, UNKNOWN), or if the journal has no
-        lock file. Raises OSError.
+        Yields whether this process holds it: False if another process holds it or may hold it (HELD, UNKNOWN), or if
+        the journal has no lock file. Raises OSError.
         """
         ...
 
@@ -186,7 +188,7 @@ class Journals(Protocol):
         ...
 
     def liveness(self, task_id: str) -> Liveness:
-        """Whether a writer holds the lock now. FREE also if the journal has no lock file. Raises OSError."""
+        """Whether a writer holds the lock now; FREE if the journal has no lock file. Raises OSError."""
         ...
 
     def task_ids(self) -> Sequence[str]:
@@ -197,8 +199,9 @@ class Journals(Protocol):
 class TaskReplicas(Protocol):
     """Copies of journals and artifacts whose writers have another data directory.
 
-    A placement whose runners run on other hosts fills the server's data directory with it, and the data directories of
-    these hosts with the records that precede an attempt. Repeating a call has no effect. Methods block.
+    A placement whose runners are on other hosts uses it to copy journals and artifacts to the server's data directory,
+    and to copy the records that precede an attempt to the data directories of those hosts. Repeating a call has no
+    effect. Methods block.
     """
 
     def end_offset(self, task_id: str) -> int:
@@ -215,15 +218,16 @@ class TaskReplicas(Protocol):
     def receive(self, task_id: str, offset: int, data: bytes) -> int:
         """Append the bytes of whole records that the original has at `offset`; return the offset after them.
 
-        They are on disk on return. Raises JournalOffsetError if the copy is shorter than `offset`, or has other bytes
-        there: then another writer has continued the journal. Raises JournalDamagedError if a record is invalid,
+        They are on disk on return. Raises JournalOffsetError if the copy is shorter than `offset`, or contains other
+        bytes there because another writer has continued the journal. Raises JournalDamagedError if a record is invalid,
         JournalBusyError if this host has a writer; OSError.
         """
         ...
 
     def receive_artifact(self, task_id: str, artifact: Artifact, content: Iterable[bytes]) -> None:
-        """Store an artifact of a task with a copy. Called before the record that names it is received.
+        """Store an artifact of a task that has a copy. Call it before `receive` of the record that names the artifact.
 
-        One artifact of a task at a time. Raises OSError, also if the content does not match the size and checksum.
+        Store only one artifact of a task at a time. Raises OSError, also if the content does not match the size and
+        checksum.
         """
         ...

@@ -24,11 +24,11 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     image: the image of the manifest's profile, None for the host's own /usr.
     secrets: values by name.
     resumes: the attempt takes over an earlier attempt's disk.
-    follow_redirects: when it starts to clone, git may follow a redirect to a host other than the manifest's.
-    records_conversation: the runner records conversation events. False for a server of an earlier version, which was
-        upgraded while it ran: it would reject a journal with such events.
-    keeps_session: the runner stores the agent's session as an internal artifact. False for a server of an earlier
-        version, which would show the artifact to clients.
+    follow_redirects: at the start of the clone, git may follow a redirect to a host other than the one in the manifest.
+    records_conversation: the runner records conversation events. False if the server has an earlier version than the
+        runner, because its files were replaced while it ran: it would reject a journal with such events.
+    keeps_session: the runner stores the agent's session as an internal artifact. False if the server has an earlier
+        version, because it would show the artifact to clients.
     """
 
     task_id: str
@@ -47,7 +47,7 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
 
 
 class FinishAttempt(msgspec.Struct, frozen=True, tag="finish_attempt"):
-    """End an attempt whose runner died, and collect what it left (finisher).
+    """Run a finisher: it ends an attempt whose runner died, and collects the attempt's files.
 
     secrets: values by name, to redact them in the collected files.
     keeps_session: as in `RunAttempt`.
@@ -97,15 +97,15 @@ class RunnerUnreachableError(SandboxError):
 
 
 class RunnerNotStartedError(OSError):
-    """No runner was started, or it did not read its order, for a temporary reason of its host.
+    """No runner was started, or it did not read its order, because of a temporary problem of its host.
 
-    The host has no disk space, process, memory or descriptor to spare, is too busy, or the new runner was killed. The
-    task is not at fault.
+    The host lacks disk space, processes, memory or descriptors or is too busy, or the new runner was killed. The task
+    is not the cause.
     """
 
 
 class HostUnreachableError(OSError):
-    """A host does not respond, or no placement of this server has it. What exists on the host is unknown."""
+    """A host does not respond, or no placement of this server has it. The state of its attempts is unknown."""
 
     def __init__(self, host: str) -> None:
         super().__init__(f"the host {host} does not respond")
@@ -142,7 +142,7 @@ class OpenTerminal(
 class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unwritten"}):
     """Response on a runner's control socket, one JSON line for each request.
 
-    was_disk_write_rejected: the request is not on disk.
+    was_disk_write_rejected: the request is not on disk, because the disk rejected the write.
     """
 
     done: bool
@@ -153,8 +153,9 @@ class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unw
 class RunnerHandle(Protocol):
     """The runner or finisher of one attempt, alive or dead, wherever it runs.
 
-    A task has one journal for all its attempts, and one lock. `liveness` and `kill` are about the holder of this lock,
-    which is the runner of another attempt if one was launched since. The other methods reach this attempt only.
+    A task has one journal for all its attempts, and one lock. `liveness` and `kill` apply to the holder of this lock:
+    if another attempt was launched since, this is the runner of that attempt. The other methods apply to this attempt
+    only.
     """
 
     @property
@@ -170,9 +171,10 @@ class RunnerHandle(Protocol):
         ...
 
     async def is_responsive(self) -> bool:
-        """Return False if the runner is reachable and does not respond within 5 s.
+        """Return whether the runner responds within 5 s.
 
-        Returns True if it cannot be determined: no process listens, or this process lacks the resources to connect.
+        Also returns True if this cannot be determined: no process listens, or this process lacks the resources to
+        connect.
         """
         ...
 
@@ -187,7 +189,7 @@ class RunnerHandle(Protocol):
     async def kill(self) -> bool:
         """Kill (SIGKILL) the runner that holds the lock of the task's journal; the kernel then releases the lock.
 
-        Return whether there was one. Other holders of the lock, such as a server, are not killed.
+        Return whether there was such a runner. Other holders of the lock, such as a server, are not killed.
         """
         ...
 
@@ -196,11 +198,11 @@ class PreservedDisk(Protocol):
     """The preserved disk of an attempt. At most one process uses it: the one that holds the disk's lock."""
 
     def try_lock(self) -> AbstractAsyncContextManager[Liveness]:
-        """Hold the lock for the duration of the context if it is FREE. Yields its state before. Raises OSError."""
+        """Acquire the lock for the duration of the block if it is FREE. Yields its previous state. Raises OSError."""
         ...
 
     async def start_session(self, order: DebugSession) -> None:
-        """Start a runner that takes over the lock. Call it inside `try_lock` that yielded FREE. Raises OSError."""
+        """Start a runner that takes over the lock. Call it in a `try_lock` block that yielded FREE. Raises OSError."""
         ...
 
     async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
@@ -208,7 +210,7 @@ class PreservedDisk(Protocol):
         ...
 
     async def remove(self) -> None:
-        """Remove everything except the runner's log. Call it inside `try_lock` that yielded FREE. Raises OSError.
+        """Remove everything except the runner's log. Call it in a `try_lock` block that yielded FREE. Raises OSError.
 
         If it is interrupted, `AttemptFiles.is_preserved` stays true.
         """
@@ -216,10 +218,10 @@ class PreservedDisk(Protocol):
 
 
 class AttemptLocation(NamedTuple):
-    """An attempt, and the host that `AttemptStarted` records. A host without a colon is the server's own.
+    """An attempt, and the host that `AttemptStarted` records.
 
-    A data directory may be moved, and a host may be renamed: the name of the server's own host selects nothing. The
-    hosts of every other placement are named `<placement>:<host>`.
+    A name without a colon always means the server's own host, whatever that host is called now: data directories can be
+    moved, and hosts can be renamed. The hosts of every other placement are named `<placement>:<host>`.
     """
 
     task_id: str
@@ -236,7 +238,7 @@ class Leftover(NamedTuple):
     """An attempt that has files besides its log, or anything else on its host.
 
     kinds: the kinds of the sources that found leftovers of the attempt (`LeftoverSource.kind`).
-    has_handle: a part of its sandbox may exist.
+    has_handle: whether it has a handle, so a part of its sandbox may exist.
     """
 
     location: AttemptLocation
@@ -245,10 +247,10 @@ class Leftover(NamedTuple):
 
 
 class LeftoverScan(NamedTuple):
-    """The attempts with leftovers, whether or not they are over.
+    """The attempts with leftovers, whether finished or unfinished.
 
     unowned: attempts without a directory, in locations that only this server uses, by kind.
-    failures: what could not be read (human-readable). Nothing is unowned then.
+    failures: what could not be read (human-readable). If there are failures, `unowned` is empty.
     """
 
     leftovers: Sequence[Leftover]
@@ -257,9 +259,9 @@ class LeftoverScan(NamedTuple):
 
 
 class AttemptFiles(Protocol):
-    """What attempts have on the hosts of one placement: their files, and leftovers of killed processes.
+    """The files of attempts, and the leftovers of killed processes, on the hosts of one placement.
 
-    Every method raises OSError, HostUnreachableError if the host does not respond within 5 s. Those that are not
+    Every method raises OSError; HostUnreachableError if the host does not respond within 5 s. Methods that are not
     coroutines block.
     """
 
@@ -276,7 +278,10 @@ class AttemptFiles(Protocol):
         ...
 
     def has_handle(self, task_id: str) -> bool:
-        """Whether a part of any sandbox of the task may exist. Only a handle identifies its owner."""
+        """Whether any attempt of the task has a handle.
+
+        A part of that attempt's sandbox may exist, and only the handle identifies it.
+        """
         ...
 
     async def scan(self) -> LeftoverScan:
@@ -284,20 +289,20 @@ class AttemptFiles(Protocol):
         ...
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
-        """Remove leftovers of an attempt that no process runs anymore, and its files unless `keeps_disk`. Idempotent.
+        """Remove the leftovers of an attempt that no process runs, and its files unless `keeps_disk`. Idempotent.
 
-        The runner's log stays. The caller holds the task's lock and determines that the attempt is over. Does nothing
-        if a runner on another host still holds the lock there. Raises AttemptError.
+        The runner's log is kept. The caller holds the task's lock and has determined that the attempt is over. Does
+        nothing if a runner on another host still holds the lock there. Raises AttemptError.
         """
         ...
 
     async def clean_up_unowned(self, kind: str, attempt_id: str) -> None:
-        """Remove what `scan` found without a directory. Raises AttemptError."""
+        """Remove leftovers of an attempt without a directory (`LeftoverScan.unowned`). Raises AttemptError."""
         ...
 
 
 class HostIdentity(NamedTuple):
-    """A host that runners are started on, and its current boot id (proc(5), random/boot_id)."""
+    """A host on which runners are started, and its current boot id (proc(5), random/boot_id)."""
 
     name: str
     boot_id: str
@@ -314,7 +319,7 @@ class ProbeResult(msgspec.Struct, frozen=True):
     runtime: name of the runtime that attempts use.
     tier: the isolation tier of the sandboxes.
     failure: why no sandbox can be created, and what to do; None if one can.
-    is_final: no later probe of this process can have a different result.
+    is_final: no later probe by this process can have a different result.
     """
 
     probes: Sequence[RuntimeProbe]
@@ -325,7 +330,7 @@ class ProbeResult(msgspec.Struct, frozen=True):
 
 
 class Host(Protocol):
-    """The host of the next attempts of a placement: what it is, what it has, and what it can run."""
+    """The host on which a placement starts new attempts: its identity, its resources, and what it can run."""
 
     @property
     def identity(self) -> HostIdentity:
@@ -334,7 +339,7 @@ class Host(Protocol):
 
     @property
     def capacity(self) -> Resources:
-        """What all tasks together may reserve. Constant while the server runs."""
+        """The resources that all tasks together may reserve. Constant while the server runs."""
         ...
 
     @property
@@ -345,7 +350,7 @@ class Host(Protocol):
     def blocked_reason(self) -> str | None:
         """Return why no attempt can start now (human-readable), for example because the host does not respond.
 
-        Does not include the free memory, the runtimes, and the disk of the server's data directory. Does not block.
+        Does not check the free memory, the runtimes, and the disk of the server's data directory. Does not block.
         """
         ...
 
@@ -362,7 +367,7 @@ class Placement(Protocol):
     """Starts runners on its hosts, and finds those that it or an earlier server started.
 
     The server reads journals and artifacts in its own data directory. A placement whose runners write elsewhere copies
-    them there with `interfaces.journal.TaskReplicas`: an artifact before the record that names it.
+    both to that directory with `interfaces.journal.TaskReplicas`, each artifact before the record that names it.
     """
 
     @property
@@ -376,15 +381,16 @@ class Placement(Protocol):
         ...
 
     async def run(self) -> None:
-        """Copy what runners on other hosts write, until it is cancelled. Returns if all runners are on this host."""
+        """Copy what runners on other hosts write, until cancelled. Returns early if all runners are on this host."""
         ...
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> RunnerHandle:
         """Start a runner, detached from this process, that takes over the journal.
 
-        A finisher, and an attempt that resumes another one, run on the host of the task's last attempt. On this host,
-        the runner also holds the lock of `writer` from now on; the caller still closes `writer`. Raises OSError if no
-        runner was started or the runner did not read its order: RunnerNotStartedError if a later launch may succeed.
+        A finisher, and an attempt that resumes another one, run on the host of the task's last attempt. A runner on
+        this host also holds the lock of `writer` from then on; the caller still has to close `writer`. Raises OSError
+        if no runner was started or the runner did not read its order; RunnerNotStartedError if a later launch may
+        succeed.
         """
         ...
 
@@ -418,7 +424,7 @@ class LeftoverSource(Protocol):
         ...
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
-        """Remove the leftovers of an attempt that no process runs anymore. Idempotent.
+        """Remove the leftovers of an attempt that no process runs. Idempotent.
 
         Raises AttemptError, OSError.
         """

@@ -75,8 +75,8 @@ class Confinement(Protocol):
 Confine = Callable[[Sequence[Path], Sequence[Path]], AbstractAsyncContextManager[Confinement]]
 """Creates a confinement for an attempt, with existing directories to write to and directories to read.
 
-Afterwards the content of writable directories is untrusted: a reader or writer must not follow links there.
-Raises AttemptError (provision_failed). Everything is removed at the end of the block.
+Afterwards, the content of the writable directories is untrusted: code that accesses it must not follow links. Raises
+AttemptError (provision_failed). The confinement is removed at the end of the block.
 """
 
 
@@ -120,7 +120,7 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 TRANSPARENT_PORTS = (443, 80)
-"""Ports at which programs without proxy support reach hosts in every sandbox."""
+"""Ports at which programs without proxy support can reach hosts, in every sandbox."""
 
 
 DEFAULT_GIT_AUTHOR = "Sandbox"
@@ -134,7 +134,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
         /tmp. The runtime makes the sandbox's kernel uid its owner; `destroy` makes the caller its owner again.
     programs: absolute paths in the sandbox, by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
-    transparent_ports: where the gateway accepts programs without proxy support; at most 100, without duplicates.
+    transparent_ports: ports at which programs without proxy support reach the gateway; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.
     git_author: name of the author of commits, unless the repository or the user's settings have another one.
     """
@@ -166,7 +166,7 @@ class ConfinementSpec(msgspec.Struct, frozen=True):
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A process to start inside as uid 1000. All of `stdin` is written, then it is closed."""
+    """A process to start in the sandbox as uid 1000. Its stdin is closed after all of `stdin` is written."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
@@ -175,7 +175,7 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class ExitStatus(msgspec.Struct, frozen=True):
-    """How the process ended. `code` is 128+n after signal n, None if the sandbox ended without reporting it."""
+    """How a process ended. `code` is 128+n after signal n, None if the sandbox ended without reporting it."""
 
     code: int | None
     was_oom_killed: bool = False
@@ -223,7 +223,7 @@ class TerminalSize(msgspec.Struct, frozen=True):
 
 
 class Terminal(Protocol):
-    """A process inside with a pseudo-terminal that was created inside and is not a terminal of the host."""
+    """A process in the sandbox. Its pseudo-terminal was created there and is not a terminal of the host."""
 
     @property
     def output(self) -> StreamReader:
@@ -243,7 +243,7 @@ class Terminal(Protocol):
         ...
 
     async def wait(self) -> ExitStatus:
-        """Wait until the process has ended; return how it ended. May be called many times."""
+        """Wait until the process has ended; return how it ended. Can be called several times."""
         ...
 
 
@@ -273,7 +273,7 @@ class Sandbox(Protocol):
         ...
 
     async def open_terminal(self, command: Command, size: TerminalSize) -> Terminal:
-        """Run an additional process inside, with the same confinement and limits as the command.
+        """Run an additional process in the sandbox, with the same confinement and limits as the command.
 
         `command.stdin` is ignored. Call it only while the command runs. Raises AttemptError (sandbox_lost).
         """
@@ -284,14 +284,14 @@ class Sandbox(Protocol):
         ...
 
     async def kill(self) -> None:
-        """Send SIGKILL to every process inside."""
+        """Send SIGKILL to every process in the sandbox."""
         ...
 
     async def wait(self) -> ExitStatus:
-        """Wait until the command has ended; return how it ended. May be called many times.
+        """Wait until the command has ended; return how it ended. Can be called several times.
 
-        Waits up to 10 s longer for all processes inside to end. Processes that are left then have received SIGKILL and
-        execute no further instructions; `destroy` reports them.
+        Waits up to 10 s longer for all processes in the sandbox to end. Processes that still exist after that have
+        received SIGKILL and execute no further instructions; `destroy` reports them.
         """
         ...
 
@@ -302,8 +302,8 @@ class Sandbox(Protocol):
     async def wait_for_violation(self) -> str:
         """Wait until the sandbox exceeds a limit that the kernel does not enforce; return why it must end.
 
-        The reason is human-readable: too many sockets, open files or locks, or too much memory of the host's kernel, or
-        that these cannot be counted within 5 s. Uses a bounded share of CPU time. Raises OSError.
+        The reason is human-readable: the sandbox has too many sockets, open files or locks, it uses too much memory of
+        the host's kernel, or these cannot be counted within 5 s. Uses a bounded share of CPU time. Raises OSError.
         """
         ...
 
@@ -322,11 +322,11 @@ class Runtime(Protocol):
         ...
 
     async def probe(self) -> RuntimeProbe:
-        """Try the runtime, within 10 s. With emulation, which is tried only if requested by name, within 60 s."""
+        """Try the runtime for at most 10 s; with emulation, which is tried only if requested by name, at most 60 s."""
         ...
 
     def prepare(self, attempt_id: str) -> SandboxHandle:
-        """Claim what a sandbox of this attempt needs (kernel uid, names); create nothing that could leak."""
+        """Reserve what a sandbox of this attempt needs (kernel uid, names); create nothing that could leak."""
         ...
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
@@ -339,23 +339,24 @@ class Runtime(Protocol):
     def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AbstractAsyncContextManager[Confinement]:
         """Confine host programs with the kernel uid and control group of a prepared sandbox that does not run.
 
-        Nothing is left at the end of the block; `destroy` ends it as well. Raises AttemptError (provision_failed).
+        The confinement is removed at the end of the block; `destroy` removes it too. Raises AttemptError
+        (provision_failed).
         """
         ...
 
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
-        """Remove everything that exists of the sandbox. Idempotent, from any process, even after a crash or a reboot.
+        """Remove every part of the sandbox. Idempotent. Works from any process, even after a crash or a reboot.
 
-        On return no process, mount, namespace or cgroup of it is left, and `disk` belongs to the caller. Pass None for
-        `disk` if it is removed next, which saves changing the owner of every file. Raises AttemptError (sandbox_lost)
-        if something does not end within 10 s.
+        On return, no process, mount, namespace or cgroup of the sandbox exists, and `disk` belongs to the caller. Pass
+        None for `disk` if the disk is removed next; this saves changing the owner of every file. Raises AttemptError
+        (sandbox_lost) if a part cannot be removed within 10 s.
         """
         ...
 
     def recover_handle(self, attempt_id: str) -> SandboxHandle:
         """Return a handle for `destroy` if the stored one is lost. It lacks details that only the stored one contained.
 
-        Claims nothing.
+        Reserves nothing.
         """
         ...
 

@@ -60,7 +60,7 @@ class Redactor(Protocol):
 class SecretUnavailableError(SandboxError):
     """A secret has no usable value. Only operators may see `detail` (source, key, remedy); others see the message.
 
-    Neither contains a value.
+    Neither contains the value.
     """
 
     code = "secret_unavailable"

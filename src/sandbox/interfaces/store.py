@@ -56,7 +56,7 @@ class IndexedTask:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A position in a sorted list: after the task with this sort value (None: it has none) and this id."""
+    """A position in a sorted list: after the task with this sort value (None if it has none) and this id."""
 
     value: str | None
     task_id: str
@@ -71,9 +71,9 @@ class TaskQuery:
     """Filter, order and page of a task list. Ties are broken by id.
 
     cursor: start after this position, regardless of tasks added or changed in the meantime; `offset` counts from there.
-    search: words, separated by any other characters. A task matches if its name, id, prompt and repository together
-        have a word that begins with each of them, without regard to case and accents. Only the beginning of a prompt
-        is searched (SEARCHED_PROMPT_CHARACTERS_MAX). Without words, each task matches.
+    search: words, separated by any other characters. A task matches if each of these words is the beginning of a word
+        in its name, id, prompt or repository, ignoring case and accents. Only the beginning of a prompt is searched
+        (SEARCHED_PROMPT_CHARACTERS_MAX). Every task matches if there are no words.
     repository: a URL, or one of `repository_names`, in any case; empty for all.
     created_after, created_before: the period in which a task was created (UTC); its end is exclusive.
     """
@@ -92,7 +92,7 @@ class TaskQuery:
 
     @classmethod
     def oldest_first(cls, states: frozenset[TaskState], cursor: Cursor | None) -> "TaskQuery":
-        """Return a query for tasks in these states, those that changed longest ago first."""
+        """Return a query for the tasks in these states, least recently changed first."""
         return cls(states, sort="state_changed_at", order="asc", cursor=cursor)
 
 

@@ -153,7 +153,7 @@ class TaskNotContinuableError(SandboxError):
 class Inheritance:
     """What a new task takes over from an earlier one.
 
-    sources: the stored file, keyed by its name in the new task; `parent.files` describes each.
+    sources: the stored files, keyed by their names in the new task; `parent.files` describes each file.
     conversation: the content of `parent.conversation`, if it has no source.
     """
 
@@ -172,7 +172,7 @@ class DerivedTaskPlan:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """An accepted task, in its state when it was accepted.
+    """An accepted task, in the state that it had when it was accepted.
 
     is_replayed: the same submission had been accepted before.
     """
@@ -253,7 +253,7 @@ MeasureHostLoad = Callable[[], HostLoad]
 class LoadSample:
     """The load of the server and its host at one moment.
 
-    cpu_percent: of all CPUs, since the previous sample; None for the first one.
+    cpu_percent: usage of all CPUs since the previous sample; None for the first sample.
     running: unfinished tasks that do not wait.
     """
 
@@ -271,7 +271,7 @@ class LoadSample:
 
 @dataclass(frozen=True, slots=True)
 class DrainStatus:
-    """Progress of a drain. since: None if the server is not draining; running: unfinished tasks that do not wait."""
+    """Progress of a drain. since: None if the server is not draining. running: unfinished tasks that do not wait."""
 
     since: datetime | None
     running: int
@@ -347,7 +347,7 @@ class TaskEvents(Protocol):
     """Events of tasks. Iterators about one task raise TaskNotFoundError."""
 
     def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """Yield the journal's current events after `after`; `end` only for a finished task."""
+        """Yield the journal's current events after `after`, and `end` if the task has finished."""
         ...
 
     def follow(self, task_id: str, *, after: int | None = None) -> AsyncIterator[WireEvent]:
@@ -358,7 +358,7 @@ class TaskEvents(Protocol):
         ...
 
     def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Yield live events of all tasks, from the iterator's first step (before it waits for anything)."""
+        """Yield live events of all tasks. The subscription starts at the iterator's first step, before it waits."""
         ...
 
 

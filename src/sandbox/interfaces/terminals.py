@@ -68,7 +68,7 @@ class TerminalConnection(Protocol):
         ...
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send input or a window size. Waits while the runner accepts no data; does nothing on an ended connection."""
+        """Send input or a window size. Waits while the runner accepts no data; does nothing on a closed connection."""
         ...
 
     async def close(self) -> None:

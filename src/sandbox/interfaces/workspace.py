@@ -67,9 +67,10 @@ class Workspaces(Protocol):
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write to `target` a tar of the files that the agent created or changed, for a patch that lacks them.
+        """Write a tar of the files that the agent created or changed to `target`, for a patch that lacks them.
 
-        Returns why some are missing (human-readable), or None if all are in it. Raises AttemptError (collect_failed).
+        Returns why the tar lacks some files (human-readable), or None if it contains all of them. Raises AttemptError
+        (collect_failed).
         """
         ...
 
