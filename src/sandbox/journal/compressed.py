@@ -1,8 +1,8 @@
 """Compressed journals of finished tasks: gzip files with random access.
 
-A file is a series of gzip members, each with whole records of about MEMBER_BYTES. The extra field of a member's header
-contains its first record number and its compressed and uncompressed size. A reader skips from header to header and
-decompresses only one member. `zcat` and `zgrep` ignore the extra field.
+A file is a series of gzip members. Each member contains whole records of about MEMBER_BYTES in total. The extra field
+of a member's header contains its first record number and its compressed and uncompressed size. A reader skips from
+header to header and decompresses only one member. `zcat` and `zgrep` ignore the extra field.
 """
 
 import os
@@ -22,7 +22,7 @@ from sandbox.model.events import TaskFinished
 from sandbox.system.files import fsync_path
 
 MEMBER_BYTES = 256 * 1024
-"""Uncompressed size of a member. To read any record in it, the whole member is decompressed."""
+"""Uncompressed size of a member. Reading any record decompresses the whole member."""
 
 _HEADER = struct.Struct("<4sIBBH2sHQII")
 _HEADER_CRC = struct.Struct("<H")
@@ -127,8 +127,8 @@ def compress_journal(records: Path, target: Path) -> None:
     """Replace a plain journal, whose lock the caller holds, with a compressed one. A torn tail is dropped.
 
     The compressed file is written under a temporary name, read back, compared and renamed; then the plain file is
-    removed. A crash leaves at least one of them intact, and the next try starts over. After an error the partial file
-    is removed, because a full disk needs the space. Raises OSError; FileNotFoundError if neither file exists;
+    removed. A crash leaves at least one of the files intact, and the next attempt starts over. After an error, the
+    partial file is removed, because the disk may be full. Raises OSError; FileNotFoundError if neither file exists;
     JournalDamagedError, also for a journal without a final record, because none can be appended after compression.
     """
     temporary = target.with_name(f"{target.name}.new")

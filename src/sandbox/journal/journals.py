@@ -1,6 +1,6 @@
 """All journals of one data directory.
 
-The journal of a finished task may be compressed: then it has `records.gz` instead of `records`. If a crash left both,
+The journal of a finished task may be compressed: it then has `records.gz` instead of `records`. If a crash left both,
 the plain file is used. Readers try the plain file first, because it is removed only after `records.gz` is complete.
 """
 
@@ -194,7 +194,7 @@ def _has_journal(records: Path) -> bool:
 
 
 def _measure_accepted(records: Path) -> JournalEnd:
-    """Measure the journal of an accepted task. Its record 1 was flushed: if it is missing, the journal is damaged.
+    """Return the end of an accepted task's journal. Its record 1 was flushed: if it is missing, the journal is damaged.
 
     Raises JournalDamagedError, FileNotFoundError.
     """

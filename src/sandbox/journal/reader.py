@@ -83,7 +83,7 @@ def find_record_offset(records: Path, seq: int) -> int:
 
 
 def _bisect(records: Path, seq: int) -> int:
-    """Return the offset of some record up to `seq`, or 0."""
+    """Return the offset of a record at or before record `seq`, or 0."""
     with records.open("rb") as file:
         low, high = 0, file.seek(0, 2)
         while high - low > LINEAR_SCAN_BYTES_MAX:
@@ -134,7 +134,7 @@ def decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordBa
 
 
 def has_first_record(records: Path) -> bool:
-    """Return whether record 1 exists, which means that the task was accepted.
+    """Return whether record 1 exists. If it does, the task was accepted.
 
     A damaged record 1 counts if its line is complete or whole records follow it. An unreadable file counts too; the
     error is reported when the journal is read.

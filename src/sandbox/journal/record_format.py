@@ -36,15 +36,18 @@ def is_complete(line: bytes) -> bool:
 
 
 def has_embedded_record(line: bytes) -> bool:
-    """Return whether an invalid line ends with a valid record, because the newline before it was lost.
+    """Return whether an invalid line ends with a valid record because the newline before the record was lost.
 
-    The pattern cannot occur inside a record, because JSON escapes quotes in strings.
+    The start of a record cannot occur inside another record, because JSON escapes quotes in strings.
     """
     return any(is_complete(line[found.start() :]) for found in _RECORD_START.finditer(line, 1))
 
 
 def has_seq(line: bytes, seq: int) -> bool:
-    """Return whether a valid line has this sequence number. Reads only its start: it is called for every line."""
+    """Return whether a valid line has this sequence number.
+
+    Reads only the start of the line, because it is called for every line.
+    """
     return line.startswith(b'{"seq":%d,' % seq, _CHECKSUM_BYTES)
 
 

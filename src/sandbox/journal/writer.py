@@ -84,7 +84,7 @@ class FileJournalWriter:
             self._records_fd = self._lock_fd = -1
 
     def _flush(self, appended_bytes: int = 0) -> None:
-        """Flush to disk. After a failed flush, rewrite the data first: the kernel has marked it as clean.
+        """Flush to disk. After a failed flush, first rewrite the data, because the kernel has marked it as clean.
 
         The kernel reports such an error only once, so only one flush runs at a time.
 
@@ -119,7 +119,7 @@ class FileJournalWriter:
             else:
                 self._is_dirty = True
         except BaseException:
-            # If even this fails, the next append tries again before it writes.
+            # If this fails too, the next append tries again before it writes.
             with contextlib.suppress(OSError):
                 self._drop_torn_tail()
             raise
@@ -134,7 +134,7 @@ class FileJournalWriter:
 
 
 def _rewrite(records: Path, begin: int, end: int) -> None:
-    """Write the same bytes in the same place, so the kernel writes them to the disk again."""
+    """Rewrite the same bytes in place, so that the kernel writes them to disk again."""
     with records.open("r+b", buffering=0) as file:
         data = memoryview(os.pread(file.fileno(), end - begin, begin))
         while data:
