@@ -1,1 +1,1 @@
-"""The domain model: immutable values and pure functions, without I/O, clock and event loop."""
+"""The domain model: immutable values and pure functions, without I/O, clocks or event loops."""

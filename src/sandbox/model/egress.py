@@ -33,7 +33,7 @@ class EgressRule(msgspec.Struct, frozen=True):
         return port in self.ports and self.matches_host(host)
 
     def matches_host(self, host: str) -> bool:
-        """Return whether the rule covers this host at some port."""
+        """Return whether the rule allows this host, regardless of the port."""
         normalized = host.removesuffix(".").lower()
         if self.name.startswith("*."):
             return normalized.endswith(self.name[1:]) and len(normalized) > len(self.name) - 1
@@ -63,7 +63,7 @@ class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
         return any(rule.allows(host, port) for rule in self.rules)
 
     def allows_host(self, host: str) -> bool:
-        """Return whether any rule allows the host at some port. Other names do not resolve."""
+        """Return whether any rule allows the host, regardless of the port. Other names do not resolve."""
         if self.is_unrestricted:
             return is_public_name(host)
         return any(rule.matches_host(host) for rule in self.rules)
@@ -79,7 +79,7 @@ def egress_rules(vm: Vm) -> EgressRules:
 
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
-    """Return the ports at which the gateway accepts programs without proxy support: 80, 443 and those of the rules."""
+    """Return the ports at which programs without proxy support reach the gateway: 80, 443 and those of the rules."""
     requested = {_SSH_PORT} if rules.is_unrestricted else {port for rule in rules.rules for port in rule.ports}
     further = sorted(requested - _GATEWAY_PORTS - set(DEFAULT_PORTS))
     return (*DEFAULT_PORTS, *further)[:TRANSPARENT_PORTS_MAX]

@@ -17,7 +17,7 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 
 
 GENERATED_DIRECTORY = ".sandbox"
-"""Path prefix of the artifacts that Sandbox generates. No file written by an agent has it."""
+"""Path prefix of the artifacts that Sandbox generates. No file that an agent wrote has this prefix."""
 
 SESSION_NAME = "agent-session.gz"
 """The internal artifact with the agent's session, for a task that continues this one."""
@@ -58,10 +58,10 @@ class DiffStatistics(msgspec.Struct, frozen=True):
 
 
 class Artifacts(tuple[Artifact, ...]):
-    """The artifacts of a task, with unique names. Appending one after the other is cheap.
+    """The artifacts of a task, with unique names.
 
-    `with_artifact` moves the name index to the result, so the index is rebuilt only if the same instance is extended
-    twice.
+    Appending artifacts one by one is cheap: `with_artifact` moves the name index to the result, so the index is rebuilt
+    only if the same instance is extended twice.
     """
 
     _by_name: dict[str, Artifact]
@@ -87,7 +87,7 @@ class Artifacts(tuple[Artifact, ...]):
 
 
 Stream = Literal["stdout", "stderr", "transcript"]
-"""`transcript` contains the agent's raw events if `stdout` is rendered from them. Clients see only its artifact."""
+"""`transcript` contains the agent's raw events if `stdout` is rendered from them. Clients get only the artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
 """Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
@@ -105,7 +105,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
 
 class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The task that this one continues, and the files that were taken over from it; it may be removed afterwards.
+    """The task that this one continues, and the files taken over from it. That task may be removed later.
 
     The files are in the directory of this task's artifacts.
 
@@ -275,7 +275,7 @@ class ToolCallStarted(_EventBase, frozen=True, tag="tool_call_started"):
 
 
 class ToolResult(_EventBase, frozen=True, tag="tool_result"):
-    """What a tool call returned to the agent. `ToolCall` follows, with the duration.
+    """What a tool call returned to the agent. A `ToolCall` event with the duration follows.
 
     output: untrusted text.
     exit_code: exit code of the shell command; null if there was no command or its exit code is unknown.
@@ -380,7 +380,7 @@ class EgressDenied(_EventBase, frozen=True, tag="egress_denied"):
 
 
 class Gap(_EventBase, frozen=True, tag="gap"):
-    """Events missing from the journal, and why. `first_seq` and `last_seq` are 0 if they never had a number."""
+    """Events missing from the journal, and why. `first_seq` and `last_seq` are 0 if the events never had numbers."""
 
     first_seq: int
     last_seq: int
@@ -447,7 +447,7 @@ class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
 class ArtifactCollected(_EventBase, frozen=True, tag="artifact_collected"):
     """An artifact is stored completely and flushed to disk.
 
-    diff: of the patch, if it is complete. Journals of earlier versions lack it.
+    diff: size of the patch, if the artifact is a complete patch. Missing in journals of earlier versions.
     """
 
     artifact: Artifact
@@ -494,7 +494,7 @@ class Transition(msgspec.Struct, frozen=True):
     message: str
 
     def __post_init__(self) -> None:
-        """Remove operator-only content; earlier versions wrote it into the message."""
+        """Remove operator-only content, which earlier versions wrote into the message."""
         if self.new_state.is_final:
             msgspec.structs.force_setattr(self, "message", without_secret_sources(self.message))
 

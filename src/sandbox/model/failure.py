@@ -66,7 +66,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     detail: str = ""
 
     def __post_init__(self) -> None:
-        """Move operator-only content to `detail`; earlier versions wrote it into the message."""
+        """Move operator-only content, which earlier versions wrote into the message, to `detail`."""
         if (
             self.code is FailureCode.SECRET_UNAVAILABLE
             and (public := without_secret_sources(self.message)) != self.message

@@ -41,13 +41,13 @@ OUTPUT_BURST_BYTES = 64 * 1024 * 1024
 """Sustained rate and burst of output. Beyond them the agent's writes block; nothing is lost."""
 
 RUNNER_CPU_CORES = 0.2
-"""CPU cores, on average, for the work that a sandbox causes in its runner. Beyond them, this work is delayed.
+"""Average number of CPU cores for the work that a sandbox causes in its runner. Work beyond this is delayed.
 
 Model requests are delayed last.
 """
 
 RUNNER_CPU_BURST_SECONDS = 2.0
-"""CPU seconds that an idle runner may spend at once."""
+"""CPU seconds that a runner can use in one burst after it was idle."""
 
 RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
 """Maximum debt of the runner's CPU budget, in CPU seconds, however much work the runner does."""
@@ -86,7 +86,7 @@ DEBUG_SESSION_END_SECONDS = 10.0
 """Time limit for ending a debug session when its preserved sandbox is released; then the release is refused."""
 
 DISK_COMMAND_SECONDS = 60.0
-"""Time limit of one command that creates, checks, mounts, unmounts or measures a disk, and of one open file scan."""
+"""Time limit of one command that creates, checks, mounts, unmounts or measures a disk, and of one open-file scan."""
 
 DISK_RELEASE_SECONDS = 10.0
 """Time limit for all processes to release a task's disk.
@@ -120,11 +120,13 @@ With 8000 of them, one datagram of 128 segments to a broadcast address occupies 
 """
 
 FREE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
-"""Maximum memory of freed kernel objects that is still allocated, attributed to one sandbox."""
+"""Maximum memory that freed kernel objects still occupy, attributed to one sandbox."""
 
 RECLAIMABLE_SLAB_MEMORY_DIVISOR = 8
-"""Maximum memory of freed inodes, file names and other cached objects that is still allocated, attributed to one
-sandbox: 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX."""
+"""Maximum memory that freed inodes, file names and other cached objects still occupy, attributed to one sandbox.
+
+This is 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX.
+"""
 
 OOM_KILLS_MAX = 1000
 """Maximum number of processes of one sandbox that the kernel has killed for lack of memory.
@@ -154,18 +156,18 @@ EPOLL_ENTRIES_MAX = 32768
 """Maximum number of epoll entries of one sandbox. An event wakes all entries of its file: 4 ms for this many."""
 
 OPEN_FILES_GROWTH_MAX = 24576
-"""Growth of the machine's open files after which a sandbox's waiting threads are interrupted.
+"""Growth in the machine's number of open files after which a sandbox's waiting threads are interrupted.
 
 A waiting system call keeps its file open even without a descriptor. The value is above OPEN_DIRECTORIES_MAX plus the
 files that can be in transit over sockets.
 """
 
 OPEN_DIRECTORIES_MAX = 8192
-"""Maximum number of open directories of one sandbox. A partly read one may use 20 KiB of uncharged kernel memory."""
+"""Maximum number of open directories of one sandbox. A partly read one can use 20 KiB of uncharged kernel memory."""
 
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
-"""Bounds of the total size of one sandbox's TCP and UDP socket buffers, which is an eighth of vm.memory."""
+"""Bounds of the total size of one sandbox's TCP and UDP socket buffers: an eighth of vm.memory, within these bounds."""
 
 RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
 """Unread data that TCP and UDP sockets may contain in addition to the limit of their buffers.
@@ -216,9 +218,9 @@ In memory, they use up to four times as much.
 """
 
 QUEUE_OVERTAKES_MAX = 10
-"""Maximum number of younger tasks that may start before a task that waits for more capacity.
+"""Maximum number of younger tasks that can start ahead of a task that waits for more capacity.
 
-After that, younger tasks wait until it has started.
+After that, younger tasks wait until this task has started.
 """
 
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
@@ -228,7 +230,7 @@ MEMORY_CHECK_SECONDS = 1.0
 """Interval of checks of the host's available memory while tasks wait."""
 
 MEASUREMENT_CACHE_SECONDS = 600.0
-"""How long a disk measurement that finished without a waiting caller serves the next caller."""
+"""How long the next caller can use a disk measurement that finished while no caller was waiting."""
 
 JANITOR_INTERVAL_SECONDS = 300.0
 """Interval of the janitor, which removes expired preserved sandboxes and leftovers of crashes."""
@@ -237,7 +239,7 @@ PERIODIC_JOB_SECONDS = 240.0
 """Time limit of one periodic job per run. Then the next job runs, and the next run continues the work."""
 
 CLOCK_TRUST_SECONDS = 3600.0
-"""How long the wall clock must run without a jump before anything with at least this retention is removed by age."""
+"""How long the wall clock must run without a jump before data with at least this retention is removed by age."""
 
 CLOCK_JUMP_SECONDS = 60.0
 """Deviation of the wall clock from the monotonic clock that counts as a clock change."""
@@ -252,7 +254,7 @@ PROBE_BACKOFF_SECONDS_MAX = 300.0
 """Maximum pause between probes."""
 
 PROBE_JITTER = 0.25
-"""Maximum fraction of the pause between probes that is subtracted at random."""
+"""Maximum fraction of the pause between probes by which the pause is randomly shortened."""
 
 JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
 """Time from a task's end until its journal is compressed."""
@@ -301,10 +303,10 @@ RUNNER_PINGS_MAX = 5
 
 LAUNCH_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
-"""Time limit for a runner to receive its launch order, and again to take over the journal.
+"""Time limit for a runner to receive its launch order, and the same limit to take over the journal.
 
 The time to read the journal at JOURNAL_READ_BYTES_PER_SECOND is added. An idle machine reads a journal sixty times as
-fast. But after a reboot, the finishers of all lost tasks may read at the same time.
+fast, but after a reboot, the finishers of all lost tasks may read at the same time.
 """
 
 INDEX_INTERVAL_SECONDS = 1.0
@@ -353,7 +355,7 @@ CANCEL_SECONDS = 10.0
 """Time limit for recording a cancel request, even if a runner is just starting; then the request gets 503."""
 
 CANCEL_SECONDS_MIN = 1.0
-"""Minimum time limit for contacting a runner after its start used up CANCEL_SECONDS, or for the journal's writer."""
+"""Minimum time limit for contacting the runner, or waiting for the task's lock, even after CANCEL_SECONDS."""
 
 FOLLOW_BATCH_BYTES = 256 * 1024
 """Maximum number of bytes of a journal that are read at a time for one subscriber."""
@@ -375,7 +377,7 @@ DISK_SPACE_CHECK_SECONDS = 1.0
 RUNNER_RESERVE_BYTES = 4 * 1024**2
 """Disk space that each runner reserves for the end of its task.
 
-Enough for a result of 256 KiB, which is 1.5 MiB if each character is escaped, a thousand artifacts of 1 KiB each, and a
+Enough for a result of 256 KiB (1.5 MiB if each character is escaped), a thousand artifacts of 1 KiB each, and a
 thousand refusals in the metadata. The rest is for the file system's overhead.
 """
 
@@ -408,7 +410,7 @@ METRICS_INTERVAL_SECONDS_MIN = 0.5
 LOAD_SAMPLE_SECONDS = 15.0
 """Interval at which the server samples its load and that of its host."""
 LOAD_SAMPLES_MAX = 2880
-"""Maximum number of these samples in memory: 12 hours."""
+"""Maximum number of these samples in memory, enough for 12 hours."""
 
 TERMINALS_MAX = 32
 """Maximum number of terminal clients of one task, shells and read-only viewers together; more get 409."""

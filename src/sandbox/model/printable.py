@@ -44,9 +44,9 @@ _NON_BASE_CHARACTERS = frozenset({"", " ", "/"})
 def replace_unprintable(text: str, replace: Callable[[str], str]) -> str:
     """Return `text` with `replace(c)` in place of every character `c` that is not printable.
 
-    Not printable are invisible characters, spaces other than U+0020, and private-use and unassigned characters. A
-    combining mark at the start of the text or of a path component is not printable either, because it would change the
-    preceding character.
+    Invisible characters, spaces other than U+0020, and private-use and unassigned characters are not printable. Neither
+    is a combining mark at the start of the text or of a path component, because it would change the preceding
+    character.
     """
     if is_printable(text):
         return text
@@ -69,7 +69,7 @@ def is_printable(text: str) -> bool:
         return False
     return text.isascii() or not (
         INVISIBLE.search(text)
-        or any(map(_is_lone_combining_mark, text, ("", *text)))  # each with the character before it
+        or any(map(_is_lone_combining_mark, text, ("", *text)))  # each character with the one before it
     )
 
 

@@ -21,7 +21,7 @@ RETRYABLE_CODES = LOST_CODES | {
     FailureCode.OUT_OF_MEMORY,
     FailureCode.PROCESS_LIMIT,
 }
-"""Failures of an agent that `lifecycle.retries` covers. Exceeded limits of the task are not among them."""
+"""Failures of an agent that `lifecycle.retries` covers. An exceeded limit of the task is not one of them."""
 
 
 def next_follow_up(task: Task) -> FollowUp | None:

@@ -223,7 +223,7 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
 
 
 def failure_event(task: Task, failure: Failure) -> e.AgentExited | e.AttemptFailed:
-    """Return the event that records a failure: the end of the agent if it is running, else that of the attempt."""
+    """Return the event that records a failure: `AgentExited` if the agent is running, else `AttemptFailed`."""
     if task.attempt_state is TaskState.RUNNING:
         return e.AgentExited(None, None, failure)
     return e.AttemptFailed(failure)

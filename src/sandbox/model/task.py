@@ -22,7 +22,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
 PROJECTION_VERSION = 4
-"""Increment it with every change after which an old journal yields a different `Task`. Older rows are indexed again."""
+"""Incremented with every change that makes an old journal yield a different `Task`, so older rows are indexed again."""
 
 
 class StateHistoryEntry(msgspec.Struct, frozen=True):
@@ -146,7 +146,7 @@ class Task(
 
     @property
     def attempt_state(self) -> TaskState:
-        """The progress of the current attempt, which may be behind that of an earlier one."""
+        """The state of the current attempt, which may be behind the state that an earlier attempt reached."""
         attempt = self.attempt
         if attempt is None:
             return TaskState.PENDING
@@ -177,12 +177,12 @@ class Task(
 
     @property
     def is_between_attempts(self) -> bool:
-        """Whether the last attempt was torn down for another one that has not started."""
+        """Whether the last attempt was torn down, and the next one has not started."""
         return self.attempt is not None and self.attempt.follow_up is not None
 
     @property
     def base_commit(self) -> str | None:
-        """The commit that the current workspace is compared with. A resumed attempt uses that of an earlier one."""
+        """The base commit of the current workspace. A resumed attempt uses the base commit of an earlier attempt."""
         if self.attempt is None:
             return None
         attempts = (self.attempt, *reversed(self.past_attempts)) if self.attempt.resumes else (self.attempt,)
@@ -190,12 +190,12 @@ class Task(
 
     @property
     def stored_files(self) -> tuple[Artifact, ...]:
-        """Every file in the directory of the artifacts: the artifacts, and what was copied from the parent."""
+        """All files in the artifacts directory: the artifacts, and the files taken over from the parent."""
         return (*(self.parent.files if self.parent is not None else ()), *self.artifacts)
 
     @property
     def is_collected(self) -> bool:
-        """Whether collecting has ended, completely or not, possibly in a runner that died later."""
+        """Whether collection has ended, complete or not. The runner that collected may have died since."""
         return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
 
     @property
@@ -205,7 +205,7 @@ class Task(
 
     @property
     def is_preserved_on_failure(self) -> bool:
-        """Whether a failure preserves the sandbox's files: the manifest requests it, and a sandbox left files."""
+        """Whether a failure preserves the sandbox's files: the manifest requests it, and the sandbox left files."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False

@@ -38,7 +38,7 @@ class Format:
     json_schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Make pydantic run the check. It is imported here because only validation needs it."""
+        """Make pydantic run the check. pydantic is imported here because only validation needs it."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: str) -> str:
@@ -277,7 +277,7 @@ def _check_allowed_host(value: str) -> str | None:
 
 
 def _unnamed(pattern: str) -> str:
-    """Return a pattern without names of groups, which ECMAScript writes differently."""
+    """Return a pattern without group names, whose syntax is different in ECMAScript."""
     return re.sub(r"\(\?P<\w+>", "(", pattern)
 
 

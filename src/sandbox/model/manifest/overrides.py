@@ -22,7 +22,7 @@ class OverrideError(ValueError):
 class Override:
     """A path in a manifest and its new value.
 
-    text: where the override comes from, for messages. assignment: what `parse_override` parsed.
+    text: the override's origin, for messages. assignment: the text that `parse_override` parsed.
     """
 
     path: FieldPath
@@ -62,7 +62,7 @@ class Override:
 def parse_override(text: str, source: str = "") -> Override:
     r"""Parse `vm.cpus=16` or `secrets[0].key=TOKEN`; `\.` is a dot within a name. Raises OverrideError.
 
-    source: where the override comes from, for later messages; the text itself by default.
+    source: the override's origin, for later messages; the text itself by default.
     """
     written, equals, value = text.partition("=")
     path: list[str | int] = []
@@ -82,7 +82,7 @@ def parse_override(text: str, source: str = "") -> Override:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Apply the overrides to plain data, in their order. Raises OverrideError."""
+    """Apply the overrides to plain data, in order. Raises OverrideError."""
     for override in overrides:
         override.apply(data)
 

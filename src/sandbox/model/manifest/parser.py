@@ -87,7 +87,7 @@ class _Validator:
             return self._merge_misspelled([self._to_violation(detail) for detail in error.errors(include_url=False)])
 
     def _merge_misspelled(self, violations: list[RuleViolation]) -> list[RuleViolation]:
-        """Omit that a field is missing if an unknown field is probably its misspelled name: that is one mistake."""
+        """Omit the error about a missing field if an unknown field is probably its misspelled name."""
         parents = {each.path[:-1] for each in violations if each.rule == "required"}
         unknown = (each.path for each in violations if each.rule == "unknown_field" and each.path[:-1] in parents)
         misspelled = {(*path[:-1], _closest_field(path, self.manifest_type)) for path in unknown}
@@ -267,7 +267,7 @@ def _to_plain_data(record: Any) -> Any:
 
 
 def _probable_kind(data: Mapping[str, Any], agents: Mapping[str, AgentSchema]) -> str:
-    """Return the agent whose section has a misspelled key in a manifest without a section, else the first agent."""
+    """Return the agent whose key is misspelled in a manifest without an agent section, else the first agent."""
     names = [key for key in data if len(key) <= _SUGGESTION_NAME_LENGTH_MAX]
     return next((close for name in names for close in get_close_matches(name, agents, n=1)), next(iter(agents)))
 

@@ -56,7 +56,7 @@ class AgentSchema(Protocol):
         ...
 
     def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        """Yield each model that the agent requests: the field of the section, and the model with its default.
+        """Yield each model that the agent requests: the field of the section, and the field's value or default.
 
         Values may have wrong types; those are omitted.
         """
@@ -127,7 +127,7 @@ def _duplicate_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
 
 
 def _reserved_secrets(data: dict[str, Any], agent: AgentSchema) -> Iterator[RuleViolation]:
-    """Yield the secrets that would redirect the agent or load code into it: it gets them as environment variables."""
+    """Yield the secrets that, as environment variables of the agent, would redirect it or load code into it."""
     for index, secret in enumerate(as_list(data.get("secrets"))):
         name = as_text(as_mapping(secret).get("name"))
         if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIX) or agent.is_reserved_variable(name):
@@ -152,7 +152,7 @@ def _resume_without_headless(data: dict[str, Any], section: dict[str, Any]) -> I
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """Return the value if it is a mapping, else an empty one."""
+    """Return the value if it is a mapping, else an empty mapping."""
     return value if isinstance(value, dict) else {}
 
 

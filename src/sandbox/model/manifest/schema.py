@@ -38,7 +38,7 @@ FORBID_EXTRA = {"extra": "forbid"}
 """pydantic's settings for the records of a manifest."""
 
 HEADLESS_DEFAULT = True
-"""Whether an agent runs without a terminal if its section has no field `headless`."""
+"""The value of `headless` for an agent whose section has no such field."""
 
 RENDERED_FORMATS = frozenset({"json", "text"})
 """The output formats that are rendered from the agent's last result. Any other one is the agent's own stdout."""
@@ -122,7 +122,7 @@ class AgentSection:
 
     @property
     def has_rendered_stdout(self) -> bool:
-        """Whether the task's stdout is rendered from the agent's last result, instead of being the agent's stdout."""
+        """Whether the task's stdout is rendered from the agent's last result, rather than being the agent's stdout."""
         return not self.is_interactive and self.output_format in RENDERED_FORMATS
 
     @property
@@ -306,7 +306,7 @@ class Manifest:
 
 
 def declare_manifest(sections: Mapping[str, Any]) -> type:
-    """Declare the dataclass of a manifest that has these agent sections, types by key, each of them required."""
+    """Declare the dataclass of a manifest with these agent sections (types by key), each of which is required."""
     hints = get_type_hints(CommonFields, include_extras=True)
     common = [(each.name, hints[each.name], copy(each)) for each in fields(CommonFields)]
     return make_dataclass(

@@ -45,7 +45,7 @@ _DIGITS_MAX = 18
 _DIRECTIVES_MAX = 16
 _KEY_MESSAGE = "has a name that YAML does not read as text; put it in quotes"
 _IN_QUOTES = "while scanning a quoted scalar"
-"""The context of the errors about a text in quotes, in the words of the library."""
+"""The library's context of errors in quoted text."""
 _UNSUPPORTED_TAG = InvalidValue("format", "has a YAML tag; only the tags of plain values are supported")
 
 
@@ -69,7 +69,7 @@ def read_yaml(text: str) -> Node | None:
 
 
 def _reject_invalid(error: yaml.MarkedYAMLError, last_quoted: yaml.ScalarEvent | None) -> NoReturn:
-    """Report a syntax error. For a quote that is not closed, report the quote: the error is found many lines below."""
+    """Report a syntax error. If a quote is not closed, report the quote: the error is detected many lines later."""
     problem_mark = error.problem_mark or error.context_mark
     if error.context == _IN_QUOTES:
         reject("is not valid YAML: this quote is not closed", location=_location(error.context_mark))

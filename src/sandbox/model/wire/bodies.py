@@ -44,7 +44,7 @@ _StateKey = Annotated[str, JsonSchema(enum=[*get_args(State)])]
 
 
 class LinksBody(TypedDict):
-    """Links to related resources."""
+    """Paths of related resources."""
 
     self: str
     """Path of the task."""
@@ -149,7 +149,7 @@ class ProgressBody(TypedDict):
     turns: int
     """Number of the model's turns."""
     input_tokens: int
-    """Input tokens of all model requests, cached ones included."""
+    """Input tokens of all model requests, including cached tokens."""
     output_tokens: int
     """Output tokens of all model requests."""
     cost_usd: float
@@ -170,7 +170,7 @@ class AttemptBody(TypedDict):
     ended_at: Timestamp | None
     """When the attempt ended; null while it runs."""
     resumes: bool
-    """Whether the attempt continues with the disk of the one before it."""
+    """Whether the attempt continues with the disk of the previous attempt."""
     exit_code: int | None
     """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
     error: FailureBody | None
@@ -238,7 +238,7 @@ class TaskItemBody(TypedDict):
     parent: str | None
     """Id of the task that this one continues; null for any other task. That task may have been removed."""
     continues: Literal["session", "context"] | None
-    """How the agent got the earlier conversation: it resumes its `session`, or it has the text as `context`."""
+    """How the agent gets the earlier conversation: it resumes the `session`, or it gets the text as `context`."""
     sandbox_kept: bool
     """Whether a preserved sandbox exists that can be inspected and released.
 
@@ -429,7 +429,7 @@ class DiskBody(TypedDict):
 
 
 class HealthBody(TypedDict):
-    """Health of the server. `next_probe_at`: the time of the next probe of the runtimes, while none of them works."""
+    """Health of the server. `next_probe_at`: when the runtimes are probed again; null if no probe is planned."""
 
     status: Literal["ok", "degraded"]
     """`ok` if the server accepts and runs tasks."""
@@ -446,7 +446,7 @@ class HealthBody(TypedDict):
     runtimes: list[RuntimeBody]
     """The runtimes that were probed."""
     next_probe_at: Timestamp | None
-    """When the runtimes are probed again, while none of them works."""
+    """When the runtimes are probed again; null if no probe is planned."""
     store: StoreBody
     """The index of tasks."""
     disk: DiskBody
@@ -519,7 +519,7 @@ class ProblemBody(ProblemExtensions):
     """An error response: problem details (RFC 9457) with additional members."""
 
     error: str
-    """A code of docs/errors.md, for programs."""
+    """A stable code for programs; docs/errors.md lists all codes."""
     message: str
     """Human-readable cause and remedy."""
     details: list[FieldErrorBody] | None

@@ -21,7 +21,7 @@ class BaseEvent(TypedDict):
 
 
 class StateChangeEvent(BaseEvent):
-    """The task is in another state, or a stream begins with the current one."""
+    """The state of the task changed, or the stream begins and the event contains the current state."""
 
     type: Literal["state_change"]
     """Always `state_change`."""
@@ -43,7 +43,7 @@ class AttemptEvent(BaseEvent):
     attempt_id: str
     """Id of the attempt."""
     resumes: bool
-    """Whether the agent continues its session, with the disk of the attempt before."""
+    """Whether the agent continues its session, with the disk of the previous attempt."""
 
 
 class AgentMessageItem(TypedDict):
@@ -136,7 +136,7 @@ class AgentResultItem(TypedDict):
 
 
 ConversationItem = AgentMessageItem | ToolCallStartedItem | ToolResultItem | AgentResultItem
-"""An item of the agent's own event stream, independent of its format. As an event, it has the common properties too."""
+"""An item of the agent's own event stream, independent of its format. An event also has the common properties."""
 
 
 class AgentMessageEvent(BaseEvent, AgentMessageItem):
@@ -148,7 +148,7 @@ class ToolCallStartedEvent(BaseEvent, ToolCallStartedItem):
 
 
 class ToolResultEvent(BaseEvent, ToolResultItem):
-    """What a tool returned to the agent. `tool_call` follows, with the duration."""
+    """What a tool returned to the agent. A `tool_call` event with the duration follows."""
 
 
 class AgentResultEvent(BaseEvent, AgentResultItem):
@@ -176,9 +176,9 @@ class OutputEvent(BaseEvent):
     bytes: int
     """Number of bytes of the output."""
     continued: bool
-    """Whether the next event continues this line."""
+    """Whether the line continues in the next event."""
     parsed: bool
-    """Whether conversation events represent the line that ends here, so a readable view omits the line."""
+    """Whether conversation events represent the line that ends here, so a readable view can omit the line."""
     conversation: NotRequired[list[ConversationItem]]
     """The conversation events of the line, without `task_id`, `seq` and `timestamp`.
 
@@ -244,7 +244,7 @@ class UsageEvent(BaseEvent):
     model: str
     """The model that responded."""
     input_tokens: int
-    """Input tokens, without cached ones."""
+    """Input tokens, excluding cached tokens."""
     output_tokens: int
     """Output tokens."""
     cache_read_tokens: int
@@ -274,7 +274,7 @@ class ErrorEvent(BaseEvent):
     type: Literal["error"]
     """Always `error`."""
     error: str
-    """A code of docs/errors.md, for programs."""
+    """A stable code for programs; docs/errors.md lists all codes."""
     message: str
     """Human-readable cause and remedy."""
     details: None

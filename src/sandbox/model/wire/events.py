@@ -40,7 +40,7 @@ def wire_size_bytes(event: WireEvent) -> int:
 
 
 def converted_size_bytes(event: WireEvent) -> int:
-    """Estimate the memory of the conversation in an event, which was converted from output."""
+    """Estimate the memory of the conversation that was converted from output and is part of an event."""
     if event["type"] == "output" or event["type"] == "conversation":
         return sum(map(_item_size_bytes, event.get("conversation", ())))
     return 0
@@ -263,7 +263,7 @@ def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
 
 
 def current_state_event(task: Task) -> b.StateChangeEvent:
-    """Return the first event for a client that starts now: the current state, without a previous one."""
+    """Return the first event of a stream without past events: the current state, without a previous state."""
     return {
         "type": "state_change",
         "task_id": task.id,

@@ -21,7 +21,7 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ContinueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the agent is asked to do next."""
+    """The instructions for the task that continues this one."""
 
     prompt: Annotated[str, PROMPT]
     """The prompt of the new task."""
@@ -30,7 +30,7 @@ class ContinueRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RerunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the new task changes in the manifest of the task that is run again."""
+    """Changes to the manifest of the task that is run again."""
 
     overrides: Annotated[tuple[str, ...], MaxLen(OVERRIDES_MAX)] = ()
     """Fields to set, as `PATH=VALUE`, such as `vm.cpus=16` or `secrets[0].key=TOKEN`."""
