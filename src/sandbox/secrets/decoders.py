@@ -22,7 +22,7 @@ from sandbox.secrets.escapes import (
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 
 FindTokens = Callable[[bytes], Iterator[EscapeToken]]
-"""Finds the escapes of some kinds in the bytes of a layer."""
+"""Finds escapes of certain kinds in the bytes of a layer."""
 
 
 class DecodedLayer:
@@ -52,7 +52,7 @@ class DecodedLayer:
         return layer if pieces else None
 
     def original_span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the span of layer 0 that a non-empty span of this layer was decoded from."""
+        """Return the span of layer 0 from which a non-empty span of this layer was decoded."""
         layer = self
         while layer.source is not None:
             start, end = layer._source_span(start)[0], layer._source_span(end - 1)[1]
@@ -95,8 +95,8 @@ def decode_layers(data: bytes) -> list[DecodedLayer]:
     """Return all layers, each after the one below it. The original bytes are first.
 
     The layers fork where the bytes can be decoded in different ways:
-    - At terminal escapes, which may be removed or unchanged. An escape character within a value consumes the character
-      after it.
+    - At terminal escapes, which may be removed or left unchanged. An escape character within a value consumes the
+      character after it.
     - At a terminal escape in the original bytes that ends with a backslash, which also consumes the character after it.
     - At escapes whose length differs between languages.
     - At escapes that continue with an escaped character.
@@ -151,7 +151,7 @@ def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens,
 
 
 def _strip_terminal_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
-    """Yield the layer and those above it, also without the terminal escapes that decoding reveals."""
+    """Yield the layer and those above it, both with and without the terminal escapes that decoding reveals."""
     yield layer
     for _ in range(rounds):
         before = layer
@@ -164,7 +164,7 @@ def _strip_terminal_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds
 
 
 def align_cut(layers: list[DecodedLayer], position: int) -> int:
-    """Move a position in layer 0 back until a cut there splits no token in any layer."""
+    """Move a position in layer 0 back to where a cut splits no token in any layer."""
     while (moved := _move_back(layers, position)) < position:
         position = moved
     return position

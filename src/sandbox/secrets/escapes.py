@@ -271,7 +271,7 @@ def may_contain_variable_length_escapes(data: bytes) -> bool:
 
 
 def find_isolated_escapes(data: bytes) -> Iterator[EscapeToken]:
-    r"""Yield escapes and invisible characters, but no escape whose next character is escaped too: `&#10\u0034;`."""
+    r"""Yield escapes and invisible characters, except escapes that another escape directly follows: `&#10\u0034;`."""
     tokens = _find_tokens(data, _ESCAPE if _is_utf_8(data) else _ESCAPE_OR_LATIN1)
     token = next(tokens, None)
     while token is not None:
@@ -287,7 +287,7 @@ def may_contain_consecutive_escapes(data: bytes) -> bool:
 
 
 def _is_continued(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
-    r"""Return whether the token is open and what follows may continue it: an escape, part of one, or nothing visible.
+    r"""Return whether the token is open and what follows may continue it: an escape, a part of one, or nothing visible.
 
     Two open escapes of one kind are a sequence: `\67\67` are two characters.
     """
@@ -344,7 +344,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
 
 
 def before_backslashes(data: bytes, position: int) -> int:
-    """Return where the backslashes around `position` begin; counts no more than an escape can contain."""
+    """Return where the backslashes around `position` begin, but go back no further than the longest escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

@@ -37,7 +37,7 @@ class VaultSettings:
 
 
 class VaultSource:
-    """Reads fields from Vault. A secret's `key` is `path#field`, the path without the mount."""
+    """Reads fields from Vault. A secret's `key` is `path#field`; the path does not include the mount."""
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
@@ -100,7 +100,7 @@ class VaultSource:
             raise unavailable_error(secret, f"Vault at {settings.address} did not respond in time.") from None
         except requests.exceptions.RequestException:
             raise unavailable_error(
-                secret, f"Vault at {settings.address} is not reachable; check its address and that it is running."
+                secret, f"Vault at {settings.address} is not reachable; check its address and whether it is running."
             ) from None
         except (AttributeError, KeyError, TypeError):
             raise unavailable_error(

@@ -1,16 +1,16 @@
 """Limits of secrets and of their redaction. `docs/limits.md` lists them."""
 
 SECRET_BYTES_MAX = 64 * 1024
-"""Maximum size of one value. Beyond it the task fails with `secret_unavailable`."""
+"""Maximum size of one value. A task with a larger value fails with `secret_unavailable`."""
 
 SECRETS_BYTES_MAX = 256 * 1024
-"""Maximum size of all values of a task. Beyond it the task fails with `secret_unavailable`."""
+"""Maximum total size of a task's values. A task that exceeds it fails with `secret_unavailable`."""
 
 VAULT_SECONDS = 10
 """Time limit for one value from Vault."""
 
 REDACTED_CHARACTERS_MIN = 8
-"""Minimum length for redaction. A shorter value is passed on but not searched for."""
+"""Minimum length for redaction. A shorter value is passed to the agent but not searched for."""
 
 REDACTED_LINE_CHARACTERS_MIN = 16
 """Minimum length at which a line of a multi-line value is searched for separately."""
@@ -31,7 +31,7 @@ Applies to forms of at most 1 KiB (`TWICE_ENCODED_BYTES_MAX`).
 """
 
 TWICE_ENCODED_BYTES_MAX = 1024
-"""Maximum length of a value that is searched for in base64 or hex that was encoded twice."""
+"""Maximum length of a value that is searched for in base64 or hex after being encoded twice."""
 
 REDACTED_SPREAD_BYTES_MAX = 1024 * 1024
 """A value spread over more bytes, or over more than 32 times its longest searched form plus 4 KiB, is not found.
@@ -43,4 +43,4 @@ RESCAN_BYTES_MAX = 16 * 1024
 """If more than this is held back, it is rescanned only after it has grown by a quarter, or at a pause of the stream."""
 
 VAULT_REQUESTS_MAX = 8
-"""Maximum number of concurrent requests to Vault. Additional ones wait, within their time limit."""
+"""Maximum number of concurrent requests to Vault. Additional requests wait until their time limit."""

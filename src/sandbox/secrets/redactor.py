@@ -16,9 +16,9 @@ from sandbox.secrets.scanner import Scanner, replace_spans
 class SecretStreamRedactor:
     """Redacts a stream. The output is the redaction of the whole stream, however the input is split.
 
-    Bytes that may be the start of a value are held back until this is decided: at most `Scanner.span_bytes_max` bytes
-    plus the escapes at their start, and a quarter more until they are rescanned. Split the output into lines, never the
-    input.
+    Bytes that may be the start of a value are held back until more input shows whether they are: at most
+    `Scanner.span_bytes_max` bytes plus the escapes at their start, and a quarter more until they are rescanned. Split
+    the output into lines, never the input.
     """
 
     def __init__(self, scanner: Scanner) -> None:
@@ -27,7 +27,7 @@ class SecretStreamRedactor:
         self._unscanned = bytearray()
         self._emitted = 0
         self._started_value: int | None = None
-        """Position in the pending data at which a value has probably started. None if not searched yet."""
+        """Position in the pending data at which a value has probably started; None before the search."""
         self.has_redacted = False
 
     @property
