@@ -11,7 +11,7 @@ from pathlib import Path
 from sandbox.interfaces.store import StoreError
 
 _FREE_BYTES_MIN = 64 * 1024
-"""Minimum free space to open a database. SQLite needs about half of it, in addition to the database."""
+"""Minimum free space to open a database. SQLite needs about half of this space, in addition to the database."""
 
 
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
@@ -42,9 +42,10 @@ IDLE_READERS_MAX = 4
 
 
 class Connections:
-    """Thread-safe. Write transactions are serialized; read transactions see a consistent snapshot.
+    """Connections to one database. Thread-safe.
 
-    SQLite errors in a transaction are raised as StoreError.
+    Write transactions are serialized; read transactions see a consistent snapshot. SQLite errors in a transaction are
+    raised as StoreError.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -122,7 +123,7 @@ class Connections:
         )
         try:
             connection.execute(f"PRAGMA cache_size = {-(_CACHE_BYTES // 1024)}")
-        except BaseException:  # it reads the schema, which may be damaged
+        except BaseException:  # the statement reads the schema, which may be damaged
             connection.close()
             raise
         # Damaged text in one row must not prevent reading other rows.
@@ -131,7 +132,7 @@ class Connections:
 
 
 def checkpoint_wal(path: Path) -> bool:
-    """Copy a database's write-ahead log into the database; return whether that worked."""
+    """Copy a database's write-ahead log into the database; return whether this succeeded."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
             opened.execute("PRAGMA user_version").fetchone()

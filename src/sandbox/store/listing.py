@@ -70,7 +70,7 @@ def _is_valid_text(text: str) -> bool:
 
 
 _WORD_CHARACTERS_MAX = 16
-"""Only this many characters of a word are compared."""
+"""Number of characters of a word that are compared."""
 
 _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
@@ -81,7 +81,7 @@ _LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK = "\ue000", "\ue001", "\ue002"
 
 
 def split_words(text: str) -> set[str]:
-    """Return the distinct words: runs of letters and digits, without regard to case and accents."""
+    """Return the distinct words: runs of letters and digits, ignoring case and accents."""
     if text.isascii():
         text = text.lower()
     else:
@@ -118,7 +118,7 @@ def content_digest(task: Task) -> bytes:
 def query_terms(query: TaskQuery) -> str:
     """Return the full-text query of all terms that a task must have; empty if only its state is restricted.
 
-    Nothing in a query has a meaning for the full-text index: each term is a quoted word or a digest.
+    User input cannot contain query syntax of the full-text index, because each term is a quoted word or a digest.
     """
     words = split_words(query.search)
     terms = [word for word in words if not any(other != word and other.startswith(word) for other in words)]
@@ -140,10 +140,10 @@ def _exact_term(mark: str, text: str) -> str:
 
 
 _SORT_ROWS_MAX = 1000
-"""Up to this many matching tasks, sorting them is faster than reading tasks in order until a page is full."""
+"""Up to this number of matching tasks, sorting them is faster than reading tasks in order until a page is full."""
 
 _SORT_FOUND_MAX = 2000
-"""Up to this many tasks found by a search, sorting them is faster than reading tasks in order."""
+"""Up to this number of tasks found by a search, sorting them is faster than reading tasks in order."""
 
 _WINDOW_FACTORS = (3, 30)
 """Numbers of tasks that are read in order, as multiples of the needed rows, before all found tasks are sorted."""
@@ -151,8 +151,8 @@ _WINDOW_FACTORS = (3, 30)
 _FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4
 """Tasks are not read in order if more than _FOUND_NUMBERS_MAX tasks are found and the numbers of the next tasks are
-spread
-over more than this multiple of their count: too many found tasks would have to be compared with them."""
+spread over more than this multiple of their count: too many found tasks would have to be compared with the next tasks.
+"""
 
 _TIME_MAX = 2**63 - 1
 

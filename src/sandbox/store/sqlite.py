@@ -107,7 +107,7 @@ class SqliteStore:
     def delete(self, task_id: str) -> None:
         """Remove a task from the index, including its texts and terms.
 
-        The terms of a damaged row are unknown and stay. They find nothing, but searches without a filter count them.
+        The terms of a damaged row are unknown and remain. They find nothing, but searches without a filter count them.
         """
         with self._connections.write_transaction() as connection:
             self._delete_searchable(connection, task_id)
@@ -186,7 +186,7 @@ class SqliteStore:
             return connection.execute(self._sql[name], values or {}).fetchall()
 
     def _save(self, connection: sqlite3.Connection, indexed: IndexedTask) -> None:
-        """Write a task. Most saves find its texts and its searchable content unchanged, and do not write them."""
+        """Write a task. Its texts and its searchable content are written only if they changed, which is rare."""
         task, row = indexed.task, _row(indexed)
         known = connection.execute(self._sql["searchable"], row).fetchone()
         if known is None or known[1] != row["content"]:
@@ -209,7 +209,7 @@ class SqliteStore:
     def _update_searchable(
         self, connection: sqlite3.Connection, number: int, known: tuple[object, ...], row: Mapping[str, object]
     ) -> None:
-        """Write what changes during the life of a task. known: its state, start and last change."""
+        """Write what can change while a task exists. known: its recorded state, start and last change."""
         if known == (row["state"], row["started_at"], row["state_changed_at"]):
             return
         connection.execute(self._sql["update_searchable"], row)
@@ -289,7 +289,8 @@ def _texts(task: Task) -> dict[str, object]:
 def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     """Decode a row.
 
-    Rows of earlier versions include the texts. Cleanup by age relies on the order, so the time is checked.
+    Rows of earlier versions include the large fields, which are removed. Pruning by age relies on the sort order, so
+    the time is compared with the sorted column.
     """
     task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
