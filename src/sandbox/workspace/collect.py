@@ -133,7 +133,7 @@ class GlobSet:
         return self._epsilon_closure({(number, 0) for number in range(len(self._patterns))})
 
     def advance(self, state: GlobState, name: str) -> GlobState:
-        """Return the state inside a directory. If it is empty, nothing below can match."""
+        """Return the state inside a directory. If the state is empty, nothing below the directory can match."""
         advanced = set()
         for number, index in state:
             if index == len(self._patterns[number]):
@@ -228,7 +228,7 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
 
 
 def _count_within_limits(paths: Sequence[bytes]) -> int:
-    """Return how many of the first paths are within the limits."""
+    """Return how many paths, counted from the first, are within the limits."""
     lengths = accumulate(_printable_bytes(path) for path in paths[:ARTIFACTS_MAX])
     return sum(1 for _ in takewhile(lambda length: length <= ARTIFACT_PATHS_BYTES_MAX, lengths))
 

@@ -35,7 +35,7 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_C
 
 
 class TooManyEntriesError(Exception):
-    """The workspace has too many entries or too long paths. The message names the exceeded limit."""
+    """The workspace has too many entries, or too many bytes of paths. The message names the exceeded limit."""
 
 
 class UnreadableError(OSError):
@@ -102,7 +102,7 @@ class RootedFiles:
             os.close(directory)
 
     def entries(self, path: bytes) -> list[Entry]:
-        """Return the directory's entries, sorted. Raises TooManyEntriesError, counted over all calls."""
+        """Return the directory's entries, sorted. Raises TooManyEntriesError if all calls together exceed a limit."""
         result = []
         prefix = path + b"/" if path else b""
         with self.open_directory(path) as directory, os.scandir(directory) as listing:

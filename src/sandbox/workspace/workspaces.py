@@ -60,7 +60,7 @@ class GitWorkspaces:
     async def patch(
         self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine, find_secret: FindSecret
     ) -> PatchResult:
-        """Write the agent's changes; an empty file if there are none. Raises AttemptError (collect_failed)."""
+        """Write the agent's changes; the file is empty if there are none. Raises AttemptError (collect_failed)."""
         async with self._confined_git(AttemptLayout(attempt_dir), confine) as git:
             return await write_patch(git, AttemptLayout(attempt_dir), base_commit, target, find_secret)
 

@@ -38,7 +38,7 @@ _REQUEST_BYTES_MAX = 16 * 1024
 
 
 class CredentialHelper:
-    """Looks up credentials, for the host of `url` only. secrets: the passwords that it has returned."""
+    """Looks up credentials for the host of `url` only. secrets: the passwords returned so far."""
 
     def __init__(self, url: str, settings: Sequence[GitSetting], variables: Mapping[str, str], path: str) -> None:
         self.secrets: set[str] = set()
@@ -180,7 +180,7 @@ class ConfinedClone:
 
     @asynccontextmanager
     async def _over_ssh(self, remote: SshRemote) -> AsyncIterator["GitInputs"]:
-        """Run ssh outside and connect git to its pipes. ssh's errors are added before git's."""
+        """Run ssh outside the confinement, connected to git by pipes. ssh's errors are prepended to git's errors."""
         try:
             async with capture_output() as (stderr, read_stderr):
                 with stderr, pipe() as (to_read, to_write), pipe() as (from_read, from_write):

@@ -69,7 +69,7 @@ def apply_instead_of(url: str, settings: Sequence[GitSetting]) -> str:
 def resolve_remote(url: str, settings: Sequence[GitSetting], proxy: str, home: Path) -> CloneRemote:
     """Resolve a URL that `apply_instead_of` returned. proxy: the user's proxy for the URL, or empty.
 
-    Raises ValueError for an invalid URL, and OSError for an unreadable file that a setting names.
+    Raises ValueError for an invalid URL, and OSError if a setting names a file that cannot be read.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or parts.hostname is None:

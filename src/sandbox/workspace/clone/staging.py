@@ -1,6 +1,6 @@
 """Stages a repository as a workspace.
 
-The host clones into a bare repository, which no sandbox ever sees. Then it checks the base commit out into the
+The host clones into a bare repository, which is not mounted in any sandbox. It then checks out the base commit into the
 workspace, whose `.git` is a copy. Without a commit in the manifest, the clone has depth 1. With a commit, it has the
 full history of the branch, because only that shows whether the commit is on the branch.
 """
@@ -112,7 +112,7 @@ def _memory_file(data: bytes) -> IO[bytes]:
 REPOSITORY_BYTES_MAX = 32 * 1024**3
 """Maximum size of each file of a clone (its pack), and total size of a commit's files, unless `vm.disk` is less.
 
-Beyond it the task fails with `clone_failed`.
+A task that exceeds it fails with `clone_failed`.
 """
 
 _NETWORK_SETTINGS: tuple[GitSetting, ...] = (
@@ -146,7 +146,8 @@ class WorkspaceStaging:
     ) -> None:
         """bytes_max: limit for each file of the clone, and for the total size of the commit's files.
 
-        patches: files with changes that are committed on top of the repository's commit, one after the other.
+        patches: files with changes; each becomes a commit on top of the one before, starting at the repository's
+            commit.
         """
         self._environment = environment
         self._path = environment.get("PATH", os.defpath)
@@ -300,9 +301,11 @@ class WorkspaceStaging:
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:
-    """Return why the commit is too large, or None. A few small trees can nest so often that a checkout never ends.
+    """Return why the commit is too large, or None.
 
-    entries: with directories, because trees without a file can nest that often too.
+    A few small trees can contain each other so many times that a checkout would never end.
+
+    entries: including directories, because trees without files can be nested in this way too.
     """
     bytes_left, entries_left, path_bytes_left = bytes_max, ENTRIES_MAX, PATHS_BYTES_MAX
     for entry in entries:

@@ -71,7 +71,7 @@ class ChangedFilesTar:
 
 
 def _decode_path(path: bytes) -> str:
-    """Decode with surrogates, which tarfile writes into a PAX header as the original bytes."""
+    """Decode with surrogate escapes, which tarfile writes as the original bytes into a PAX header."""
     return path.decode(errors="surrogateescape")
 
 

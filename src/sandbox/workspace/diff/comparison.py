@@ -69,10 +69,10 @@ class TreeComparison:
     """One comparison. Files of the base commit are always compared, other files only if no rule ignores them.
 
     Only the working tree counts: the agent's commits, branches and stashes are in its `.git`, which is not read. A
-    nested repository counts as ordinary files without its `.git`. A gitlink of the base commit is unchanged as long as
-    a directory exists there; a patch cannot contain the content of that directory. FIFOs, sockets and
-    devices are omitted, because git does not support them. `skipped` contains the paths that no patch can contain, such
-    as forbidden names or paths that are too long, each with the reason.
+    nested repository counts as ordinary files without its `.git`. A gitlink of the base commit counts as unchanged as
+    long as its path is a directory; a patch cannot contain the content of that directory. FIFOs, sockets and devices
+    are omitted, because git does not support them. `skipped` contains the paths that no patch can contain, such as
+    forbidden names or paths that are too long, each with the reason.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """Evaluates ignore rules: the base commit's `.gitignore` files, interpreted by git itself.
 
 git runs in a directory of the host that contains those files and nothing else from the agent or the repository.
-Therefore no `.gitignore` of the agent, no `info/exclude` and no excludes of a user apply. The patch contains a file
-that the agent newly ignores, but not one that it un-ignores. It contains the edited `.gitignore`.
+Therefore no `.gitignore` of the agent, no `info/exclude` and no excludes of a user apply. So a file that only the
+agent's edited rules ignore is in the patch. A file that the base commit's rules ignore is not, even if the edited rules
+no longer ignore it. The edited `.gitignore` is in the patch.
 """
 
 import os
@@ -20,7 +21,7 @@ from sandbox.workspace.git.command import Git, GitError, pipe, read_exactly, run
 
 _BATCH_BYTES = 4096
 _SET_ASIDE_DIRECTORY = b".git"
-"""Directory for directories that are moved aside. No path with this name is queried."""
+"""Name of the directory that contains directories moved aside. No path with this name is queried."""
 
 _DIRECTORY_MODE, _FILE_MODE = 0o755, 0o644
 _CHUNK_BYTES = 64 * 1024
@@ -42,14 +43,14 @@ A small repository can name millions of directories, all of which are created on
 class GitIgnoreMatcher:
     """Queries a `git check-ignore` at the other ends of two pipes. A context manager.
 
-    At most one batch is sent before its responses are read. A batch always fits into a pipe, so neither side can block
-    the other.
+    The responses to each batch are read before the next batch is sent. A batch always fits into a pipe, so neither side
+    can block the other.
 
     git checks whether a path is a directory, so queried directories are created for the duration of their batch. They
-    are removed after it, because the agent may have created a million. A directory in place of a `.gitignore` is not
-    created, because that path is a file here. Parent directories remain until entries of another directory are queried.
-    A directory of the base commit that the agent replaced is moved aside while its path is queried. On exit, the
-    directory of the rules has its original content.
+    are removed after the batch, because the agent may have created a million directories. A directory in place of a
+    `.gitignore` is not created, because that path is a file here. Parent directories remain until entries of another
+    directory are queried. A directory of the base commit that the agent replaced is moved aside while its path is
+    queried. On exit, the directory of the rules has its original content.
     """
 
     def __init__(self, directory: Path, requests: IO[bytes], responses: IO[bytes]) -> None:
@@ -187,7 +188,7 @@ def _set_aside(root: Path, paths: Iterable[bytes]) -> Iterator[None]:
 
 
 def _make_directory(path: bytes) -> bool:
-    """Create a directory that git's kernel uid can access. Returns whether it did not exist."""
+    """Create a directory that git's kernel uid can access. Returns False if it existed."""
     try:
         os.mkdir(path)  # noqa: PTH102 (bytes)
     except FileExistsError:

@@ -36,7 +36,7 @@ _STALE_LOCK_SUFFIXES = {b"objects/pack": ".keep", _NEW_TREE_REF.rpartition("/")[
 async def write_patch(
     git: Git, layout: AttemptLayout, base_commit: str, target: Path, find_secret: FindSecret
 ) -> PatchResult:
-    """Write the patch to `target` and flush it; an empty file if nothing was changed. Raises AttemptError.
+    """Write the patch to `target` and flush it; the file is empty if nothing changed. Raises AttemptError.
 
     If some changes are omitted, the patch contains the others or none.
     """
@@ -160,7 +160,7 @@ class FastImportWriter:
 
 
 def _quote(path: bytes) -> bytes:
-    """Quote a path in git's C style, with everything escaped that could end the quotes or the line."""
+    """Quote a path in git's C style, escaping every character that could end the quotes or the line."""
     escaped = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
     return b'"' + escaped + b'"'
 
@@ -194,7 +194,7 @@ async def _run_fast_import(git: Git, repository: Path, stream: IO[bytes]) -> byt
 
 
 def _remove_stale_locks(repository: Path) -> None:
-    """Remove locks of a git killed with an earlier runner: its pack is locked until its reference is written."""
+    """Remove lock files of a git killed with an earlier runner. git locks a new pack until its reference is written."""
     with RootedFiles(repository) as files:
         for path, ending in _STALE_LOCK_SUFFIXES.items():
             with suppress(FileNotFoundError), files.open_directory(path) as directory:

@@ -6,7 +6,7 @@ Decisions:
   and so are the machine's attributes and ignore rules. git's defaults are not repeated: protocol version 2, redirects
   of the first request only, no submodules, and no filters (no configuration names one).
 - `prlimit` limits files and memory: a pack of 16 KB can contain an object of many gigabytes, and comparing lines takes
-  forty times the bytes of the lines.
+  forty times as much memory as the lines have bytes.
 - git flushes nothing to disk, because the workspace is not flushed either. Flushing would take a third of the time of a
   small clone. The writer of the patch flushes the patch.
 """
@@ -119,7 +119,7 @@ The limit is lower if the confinement has less memory (`Git.memory_bytes_max`).
 """
 
 _MEMORY_SHARE = 0.75
-"""Share of the confinement's memory that git may use. So git fails with a message before the kernel kills it."""
+"""Share of the confinement's memory that git may use, so git fails with a message before the kernel kills it."""
 
 _NOT_FOUND_EXIT_CODE, _SIGNAL_EXIT_BASE = 127, 128
 _DISK_FULL_PHRASES = ("no space left on device", "disk quota exceeded")
@@ -152,7 +152,7 @@ class GitError(Exception):
 
     @property
     def is_inconclusive(self) -> bool:
-        """Whether git was not found, was killed, or lacked memory or disk space. Its failure then proves nothing."""
+        """Whether git was not found, was killed, or lacked memory or disk space, so its failure proves nothing."""
         is_ended = self.returncode == _NOT_FOUND_EXIT_CODE or self.returncode > _SIGNAL_EXIT_BASE
         return is_ended or self.is_out_of_memory or any(words in self.stderr.lower() for words in _DISK_FULL_PHRASES)
 

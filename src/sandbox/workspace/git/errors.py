@@ -83,7 +83,7 @@ _TRANSIENT = re.compile(
     r"|returned error: (429|5\d\d)",
     re.IGNORECASE,
 )
-"""The connection was established and then broke, or the host reports its own failure.
+"""Errors of a connection that was established and then broke, and failures that the host reports as its own.
 
 If a name or an address does not respond at all, an error in the manifest is just as likely.
 """
