@@ -302,7 +302,6 @@ class AttemptHarness:
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
-        self._redaction = SecretRedactor(secrets) if secrets else None
         self.space, self.reserve = DiskSpace(100, 100), FakeDiskReserve()
         clock = SystemClock()
         self.parts = RunnerParts(
@@ -317,6 +316,7 @@ class AttemptHarness:
             reserve=self.reserve,
             clock=clock,
             boot_id=BOOT_ID,
+            redaction=SecretRedactor(secrets) if secrets else None,
         )
         self.agent, self.gateways = ScriptedAgent(script), ScriptedGateway(script)
         self.recorder = self.make_recorder(None)
@@ -327,16 +327,16 @@ class AttemptHarness:
             data_dir,
             self.recorder,
             secrets or {},
-            self._redaction,
+            self.parts.redaction,
             ModelUpstream("http://model", api_key="k"),
             keeps_session=True,
         )
         self.attempt.layout.root.mkdir(parents=True)
-        self.terminals = TerminalServer(self._redaction, self.parts.throttle.queue())
+        self.terminals = TerminalServer(self.parts.redaction, self.parts.throttle.queue())
 
     def make_recorder(self, task):
         """Return the recorder of another runner, which continues with this task."""
-        return create_recorder(self.parts, self.writer, task, self._redaction)
+        return create_recorder(self.parts, self.writer, task)
 
     async def run(self, attempt=None):
         """Run the attempt to its end."""

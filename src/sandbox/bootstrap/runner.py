@@ -40,7 +40,7 @@ from sandbox.interfaces.disks import DiskReserve, Disks, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
 from sandbox.interfaces.images import ImageLeases
-from sandbox.interfaces.journal import Journals, JournalWriter
+from sandbox.interfaces.journal import JournalWriter
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.secrets import Redactor
@@ -72,6 +72,32 @@ from sandbox.workspace.workspaces import GitWorkspaces
 _log = logging.getLogger("sandbox.runner")  # the name of this module is __main__
 
 
+class RunnerParts(msgspec.Struct, frozen=True):
+    """The components of a runner, which only this module connects.
+
+    disk_space: the data directory's free space. reserve: the attempt's disk reserve.
+    confine: confines host programs; None uses the runtime.
+    boot_id: the host's current boot.
+    throttle: limits the CPU usage of all work that a sandbox causes in its runner.
+    redaction: removes the values of the task's secrets; None without secrets.
+    """
+
+    data_dir: Path
+    journals: FileJournals
+    disks: Disks
+    remove: RemovePaths
+    images: ImageLeases
+    runtime: Runtime
+    workspaces: Workspaces
+    disk_space: HostDiskSpace
+    reserve: DiskReserve
+    clock: Clock
+    boot_id: str
+    confine: Confine | None = None
+    throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
+    redaction: Redactor | None = None
+
+
 def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
     """Carry out the order: run an attempt, finish one whose runner died, or run a debug session.
 
@@ -87,20 +113,22 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     lock_fd = int(sys.argv[-1].removeprefix("--lock-fd="))
     message = _read_message()
     order, host = message.order, message.host
-    signal.alarm(_startup_timeout_seconds(order, host))
+    journals = FileJournals(Path(host.data_dir))
+    signal.alarm(_startup_timeout_seconds(journals, order.task_id))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redaction := _make_redactor(order.secrets)) is not None:
         configure_logging(log_format, log_level, redaction.redact_text)
-    if isinstance(choose_disks(order, host), LoopDisks):
+    parts = _create_parts(order, host, journals, redaction)
+    if isinstance(parts.disks, LoopDisks):
         unshare_mounts()
     match order:
         case RunAttempt():
-            asyncio.run(_run_attempt(order, host, lock_fd, redaction, get_agents()))
+            asyncio.run(_run_attempt(order, host, lock_fd, parts, get_agents()))
         case FinishAttempt():
-            asyncio.run(_finish_attempt(order, host, lock_fd, redaction, get_agents()))
+            asyncio.run(_finish_attempt(order, host, lock_fd, parts, get_agents()))
         case DebugSession():
-            asyncio.run(_run_debug_session(order, host, redaction, get_agents()))
+            asyncio.run(_run_debug_session(order, host, parts, get_agents()))
 
 
 def _read_message() -> LaunchMessage:
@@ -114,34 +142,32 @@ def _read_message() -> LaunchMessage:
         sys.exit(1)
 
 
-def _startup_timeout_seconds(order: Order, host: HostSettings) -> int:
+def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
     """Return a timeout that allows reading the whole journal: a busy host must not cause the loss of a task's work."""
-    size_bytes = FileJournals(Path(host.data_dir)).size_bytes(order.task_id)
-    return math.ceil(LAUNCH_SECONDS + size_bytes / JOURNAL_READ_BYTES_PER_SECOND)
+    return math.ceil(LAUNCH_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
 
 
 async def _run_attempt(
-    order: RunAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None, agents: Mapping[str, Agent]
+    order: RunAttempt, host: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
-    writer, task = _take_over_journal(order, host, lock_fd)
+    writer, task = _take_over_journal(order, parts.journals, lock_fd)
     agent = agents.get(task.manifest.agent.kind)
     if agent is None:
         raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
-    parts = _create_parts(order, host, follow_redirects=order.follow_redirects)
     gateways = SocketGateways(agent.create_dialect(), throttle=parts.throttle)
-    recorder = create_recorder(parts, writer, task, redaction)
+    recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
         order.attempt_id,
         parts.data_dir,
         recorder,
         order.secrets,
-        redaction,
+        parts.redaction,
         order.upstream,
         order.image,
         order.records_conversation,
         order.keeps_session,
     )
-    terminals = TerminalServer(redaction, parts.throttle.queue())
+    terminals = TerminalServer(parts.redaction, parts.throttle.queue())
     runner = build_runner(attempt, parts, agent, _create_driver(agent, host), gateways, terminals)
     signal.alarm(0)
     async with _control_socket(host, attempt, terminals):
@@ -152,20 +178,19 @@ async def _run_attempt(
 
 
 async def _finish_attempt(
-    order: FinishAttempt, host: HostSettings, lock_fd: int, redaction: Redactor | None, agents: Mapping[str, Agent]
+    order: FinishAttempt, host: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
-    writer, task = _take_over_journal(order, host, lock_fd)
+    writer, task = _take_over_journal(order, parts.journals, lock_fd)
     agent = agents.get(task.manifest.agent.kind)
-    parts = _create_parts(order, host)
-    recorder = create_recorder(parts, writer, task, redaction)
+    recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
-        order.attempt_id, parts.data_dir, recorder, order.secrets, redaction, keeps_session=order.keeps_session
+        order.attempt_id, parts.data_dir, recorder, order.secrets, parts.redaction, keeps_session=order.keeps_session
     )
     finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            terminals = TerminalServer(redaction, parts.throttle.queue())  # refuses every client: there is no sandbox
+            terminals = TerminalServer(None, parts.throttle.queue())  # refuses every client: there is no sandbox
             await stack.enter_async_context(_control_socket(host, attempt, terminals))
         except (OSError, UnsafeDirectoryError) as error:
             _log.warning(
@@ -194,16 +219,15 @@ def _prepare_socket(host: HostSettings, attempt_id: str) -> Path:
 
 
 async def _run_debug_session(
-    order: DebugSession, host: HostSettings, redaction: Redactor | None, agents: Mapping[str, Agent]
+    order: DebugSession, host: HostSettings, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     """Run a debug session. The inherited descriptor holds the session's lock until this process ends."""
-    task = FileJournals(Path(host.data_dir)).replay(order.task_id).task
+    task = parts.journals.replay(order.task_id).task
     signal.alarm(0)
     if task is None:
         raise ValueError("the task's journal is empty")
     agent = agents.get(task.manifest.agent.kind)
-    parts = _create_parts(order, host)
-    terminals = TerminalServer(redaction, parts.throttle.queue())
+    terminals = TerminalServer(parts.redaction, parts.throttle.queue())
     session = DebugSessionRunner(
         order.attempt_id,
         TaskLayout(parts.data_dir, order.task_id).attempt(order.attempt_id),
@@ -225,10 +249,9 @@ async def _run_debug_session(
 
 
 def _take_over_journal(
-    order: RunAttempt | FinishAttempt, host: HostSettings, lock_fd: int
+    order: RunAttempt | FinishAttempt, journals: FileJournals, lock_fd: int
 ) -> tuple[JournalWriter, Task]:
     """Take over the journal's lock; return the writer and the recorded task. Raises StaleOrderError."""
-    journals = FileJournals(Path(host.data_dir))
     writer = journals.adopt(order.task_id, lock_fd)
     task = journals.replay(order.task_id).task
     newest = journals.find_offset(order.task_id, writer.last_seq)
@@ -240,33 +263,10 @@ def _create_driver(agent: Agent, host: HostSettings) -> AgentDriver:
     return agent.create_driver(Path(host.agent_program(agent.kind)))
 
 
-class RunnerParts(msgspec.Struct, frozen=True):
-    """The components of a runner, which only this module connects.
-
-    disk_space: the data directory's free space. reserve: the attempt's disk reserve.
-    confine: confines host programs; None uses the runtime.
-    boot_id: the host's current boot.
-    throttle: limits the CPU usage of all work that a sandbox causes in its runner.
-    """
-
-    data_dir: Path
-    journals: Journals
-    disks: Disks
-    remove: RemovePaths
-    images: ImageLeases
-    runtime: Runtime
-    workspaces: Workspaces
-    disk_space: HostDiskSpace
-    reserve: DiskReserve
-    clock: Clock
-    boot_id: str
-    confine: Confine | None = None
-    throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
-
-
-def _create_parts(order: Order, host: HostSettings, *, follow_redirects: bool = False) -> RunnerParts:
-    """Create the components. follow_redirects: whether a clone may follow redirects."""
-    data_dir, throttle, clock = Path(host.data_dir), CpuThrottle(), SystemClock()
+def _create_parts(order: Order, host: HostSettings, journals: FileJournals, redaction: Redactor | None) -> RunnerParts:
+    """Create the components."""
+    data_dir, clock = Path(host.data_dir), SystemClock()
+    follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
@@ -276,7 +276,7 @@ def _create_parts(order: Order, host: HostSettings, *, follow_redirects: bool = 
 
     return RunnerParts(
         data_dir=data_dir,
-        journals=FileJournals(data_dir),
+        journals=journals,
         disks=choose_disks(order, host),
         remove=remove_trees,
         images=HostImageLeases(data_dir),
@@ -287,14 +287,13 @@ def _create_parts(order: Order, host: HostSettings, *, follow_redirects: bool = 
         clock=clock,
         boot_id=read_boot_id(),
         confine=None if host.can_confine else no_confinement,
-        throttle=throttle,
+        redaction=redaction,
     )
 
 
-def create_recorder(
-    parts: RunnerParts, writer: JournalWriter, task: Task | None, redaction: Redactor | None
-) -> AttemptRecorder:
+def create_recorder(parts: RunnerParts, writer: JournalWriter, task: Task | None) -> AttemptRecorder:
     """Create the recorder of an attempt. task: the task in the journal; None if the journal is empty."""
+    redaction = parts.redaction
 
     def redact(event: Event) -> Event:
         return event if redaction is None else redact_event(event, redaction)
