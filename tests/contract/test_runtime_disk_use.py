@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from doubles.sandbox_lifecycle import MEBIBYTE, read_until, ready_sandbox
-from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.directory import DirectoryDisk
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Command, Runtime
 
@@ -16,12 +16,12 @@ def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
     """Whether a disk of 4 MiB is full while the script runs."""
 
     async def scenario() -> bool:
-        disks = DirectoryDisks()
-        await disks.open(files, 4 * MEBIBYTE)
+        attempt_disk = DirectoryDisk(files)
+        await attempt_disk.open(4 * MEBIBYTE)
         async with ready_sandbox(runtime, files.disk) as sandbox:
             output, _ = await sandbox.start(Command(("/bin/sh", "-c", script), {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"ready")
-            return (await disks.usage(files)).is_full
+            return (await attempt_disk.usage()).is_full
 
     return asyncio.run(scenario())
 

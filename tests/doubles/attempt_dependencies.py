@@ -9,9 +9,10 @@ from doubles.manifests import manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
-from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
@@ -306,7 +307,7 @@ class AttemptHarness:
         clock = SystemClock()
         self.parts = RunnerParts(
             data_dir=data_dir,
-            disks=DirectoryDisks(),
+            disk=DirectoryDisk(TaskLayout(data_dir, "task-1").attempt(ATTEMPT_ID)),
             remove=remove_trees,
             images=ScriptedImages(script),
             journals=self.journals,

@@ -27,8 +27,8 @@ from sandbox.bootstrap.clock import SystemClock, read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE, configure_logging
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_private_directory
 from sandbox.bootstrap.runtime import make_runtime
-from sandbox.disks.directory import DirectoryDisks
-from sandbox.disks.loop import LoopDisks, unshare_mounts
+from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.loop import LoopDisk, unshare_mounts
 from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.gateway.egress.dialer import is_dialable
@@ -36,7 +36,7 @@ from sandbox.gateway.server import SocketGateways
 from sandbox.images.image_store import ImageLeases as HostImageLeases
 from sandbox.interfaces.agent import Agent, AgentDriver
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import DiskReserve, Disks, RemovePaths
+from sandbox.interfaces.disks import Disk, DiskReserve, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
 from sandbox.interfaces.images import ImageLeases
@@ -84,7 +84,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
 
     data_dir: Path
     journals: FileJournals
-    disks: Disks
+    disk: Disk
     remove: RemovePaths
     images: ImageLeases
     runtime: Runtime
@@ -120,7 +120,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     if (redaction := _make_redactor(order.secrets)) is not None:
         configure_logging(log_format, log_level, redaction.redact_text)
     parts = _create_parts(order, host, journals, redaction)
-    if isinstance(parts.disks, LoopDisks):
+    if isinstance(parts.disk, LoopDisk):
         unshare_mounts()
     match order:
         case RunAttempt():
@@ -237,7 +237,7 @@ async def _run_debug_session(
         else _create_driver(agent, host).prepare(task.manifest, session_id="", task_key="", secrets={}),
         order.image,
         parts.runtime,
-        parts.disks,
+        parts.disk,
         parts.images,
         parts.clock,
     )
@@ -277,7 +277,7 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
     return RunnerParts(
         data_dir=data_dir,
         journals=journals,
-        disks=choose_disks(order, host),
+        disk=choose_disk(order, host),
         remove=remove_trees,
         images=HostImageLeases(data_dir),
         runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
@@ -313,9 +313,9 @@ def build_runner(
     confine = _choose_confine(attempt, parts)
     return AttemptRunner(
         attempt,
-        StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disks, parts.remove, parts.clock),
+        StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disk, parts.remove, parts.clock),
         ProvisionStep(attempt, driver, parts.runtime, parts.images),
-        RunStep(attempt, agent, driver, gateways, terminals, parts.disks, parts.clock, parts.throttle),
+        RunStep(attempt, agent, driver, gateways, terminals, parts.disk, parts.clock, parts.throttle),
         _build_finalizer(attempt, parts, driver, confine),
     )
 
@@ -334,18 +334,18 @@ def _build_finalizer(
     attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
 ) -> AttemptFinalizer:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, agent)
-    teardown = TeardownStep(attempt, parts.runtime, parts.disks, parts.remove)
-    return AttemptFinalizer(attempt, collect, teardown, parts.disks, parts.journals, agent)
+    teardown = TeardownStep(attempt, parts.runtime, parts.disk, parts.remove)
+    return AttemptFinalizer(attempt, collect, teardown, parts.disk, parts.journals, agent)
 
 
-def choose_disks(order: Order, host: HostSettings) -> Disks:
+def choose_disk(order: Order, host: HostSettings) -> Disk:
     """Choose the kind of disk: what an earlier process of the task used or, for a new disk, what the host supports."""
+    layout = TaskLayout(Path(host.data_dir), order.task_id)
     if isinstance(order, RunAttempt) and not order.resumes:
         is_loop = host.disk_kind == "loop"
     else:
-        layout = TaskLayout(Path(host.data_dir), order.task_id)
         is_loop = any(files.disk_image.exists() for files in layout.attempts())
-    return LoopDisks() if is_loop else DirectoryDisks()
+    return (LoopDisk if is_loop else DirectoryDisk)(layout.attempt(order.attempt_id))
 
 
 def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:

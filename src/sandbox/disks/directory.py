@@ -1,4 +1,4 @@
-"""Disks that are plain directories, for machines where mounting is not possible. Their usage must be polled."""
+"""A disk that is a plain directory, for machines where mounting is not possible. Its usage must be polled."""
 
 import ctypes
 import os
@@ -88,34 +88,35 @@ _BYTES_PER_FILE = 4096
 _MEASURE_FAILED = "The disk usage cannot be measured"
 
 
-class DirectoryDisks:
-    """Implements `interfaces.disks.Disks`."""
+class DirectoryDisk:
+    """Implements `interfaces.disks.Disk`."""
 
     enforces_size = False
 
-    def __init__(self) -> None:
+    def __init__(self, layout: AttemptLayout) -> None:
+        self._directory = layout.disk
         self._size_bytes = 0
 
-    async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
+    async def open(self, size_bytes: int) -> None:
         """Create the directory."""
-        layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._size_bytes = size_bytes
 
-    async def usage(self, layout: AttemptLayout) -> DiskUsage:
+    async def usage(self) -> DiskUsage:
         """Measure with du(1), which handles any depth of directories, and add deleted files that are still open.
 
         A file that is deleted during the measurement may be missed, but is never counted twice.
         """
-        deleted_usage = await _measure_deleted(layout.disk)
-        used_bytes = deleted_usage.size_bytes + await _run_du(layout.disk, "--block-size=1")
-        file_count = deleted_usage.file_count + await _run_du(layout.disk, "--inodes")
+        deleted_usage = await _measure_deleted(self._directory)
+        used_bytes = deleted_usage.size_bytes + await _run_du(self._directory, "--block-size=1")
+        file_count = deleted_usage.file_count + await _run_du(self._directory, "--inodes")
         is_full = used_bytes >= self._size_bytes or file_count >= self._size_bytes // _BYTES_PER_FILE
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
-    async def verify(self, layout: AttemptLayout) -> None:
+    async def verify(self) -> None:
         """Do nothing: the host's file system reports errors directly to the processes that write."""
 
-    async def close(self, layout: AttemptLayout) -> None:
+    async def close(self) -> None:
         """Do nothing: there is nothing to release."""
 
 

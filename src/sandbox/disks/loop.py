@@ -1,4 +1,4 @@
-"""Disks that are ext4 file systems in sparse files. A full disk therefore affects only its own attempt."""
+"""A disk that is an ext4 file system in a sparse file. A full disk therefore affects only its own attempt."""
 
 import asyncio
 import ctypes
@@ -87,47 +87,49 @@ _POLL_SECONDS = 0.01
 _REPAIRED = frozenset({0, 1})  # e2fsck(8): 1 is "errors corrected"
 
 
-class LoopDisks:
-    """Implements `interfaces.disks.Disks`. Needs root and a separate mount namespace (`unshare_mounts`).
+class LoopDisk:
+    """Implements `interfaces.disks.Disk`. Needs root and a separate mount namespace (`unshare_mounts`).
 
     The mount ends with the last process of the namespace, however that process dies.
     """
 
     enforces_size = True
 
-    def __init__(self) -> None:
+    def __init__(self, layout: AttemptLayout) -> None:
+        self._directory = layout.disk
+        self._image = layout.disk_image
         self._disk_fd = -1
         """Stays open while the disk is mounted: the kernel reports each write error once to this descriptor."""
 
         self._sync_error: OSError | None = None
 
-    async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
+    async def open(self, size_bytes: int) -> None:
         """Create the file system, or check an existing one, and mount it."""
-        layout.disk.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if layout.disk.is_mount():
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._directory.is_mount():
             return
         try:
-            if not layout.disk_image.exists():
-                await make_file_system(layout.disk_image, size_bytes)
+            if not self._image.exists():
+                await make_file_system(self._image, size_bytes)
             else:
-                await _wait_until_released(layout.disk_image)
-                await run_command("e2fsck", "-y", str(layout.disk_image), ok_codes=_REPAIRED)
-            await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(layout.disk_image), str(layout.disk))
-            self._disk_fd = os.open(layout.disk, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                await _wait_until_released(self._image)
+                await run_command("e2fsck", "-y", str(self._image), ok_codes=_REPAIRED)
+            await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(self._image), str(self._directory))
+            self._disk_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (CommandFailedError, OSError) as error:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, f"The task's disk could not be created: {error}."
             ) from error
 
-    async def usage(self, layout: AttemptLayout) -> DiskUsage:
+    async def usage(self) -> DiskUsage:
         """Return the usage that statvfs(3) reports."""
-        found = os.statvfs(layout.disk)
+        found = os.statvfs(self._directory)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
         is_full = free_bytes < min(_FULL_BELOW_BYTES, total_bytes // 2) or found.f_favail == 0
         return DiskUsage(total_bytes - free_bytes, total_bytes, is_full)
 
-    async def verify(self, layout: AttemptLayout) -> None:
+    async def verify(self) -> None:
         """Flush the disk and raise the first write error.
 
         The kernel caches an agent's writes in memory. No process in the sandbox gets an error if the host cannot store
@@ -138,7 +140,7 @@ class LoopDisks:
         if self._sync_error is not None:
             raise self._sync_error
 
-    async def close(self, layout: AttemptLayout) -> None:
+    async def close(self) -> None:
         """Unmount the disk when no process uses it any longer.
 
         After DISK_RELEASE_SECONDS, unmount it lazily. A process that still uses the disk then only keeps its blocks
@@ -148,10 +150,10 @@ class LoopDisks:
             os.close(self._disk_fd)
             self._disk_fd = -1
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
-        while layout.disk.is_mount():
+        while self._directory.is_mount():
             try:
                 is_late = time.monotonic() > deadline
-                await run_command("umount", *(("--lazy",) if is_late else ()), str(layout.disk))
+                await run_command("umount", *(("--lazy",) if is_late else ()), str(self._directory))
             except CommandFailedError as error:
                 if is_late:
                     raise AttemptError(

@@ -6,7 +6,6 @@ from typing import Protocol
 
 import msgspec
 
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.disk_space import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
@@ -21,33 +20,33 @@ class DiskUsage(msgspec.Struct, frozen=True):
     is_full: bool
 
 
-class Disks(Protocol):
-    """Makes `AttemptLayout.disk` a directory with a size limit, for the lifetime of this process."""
+class Disk(Protocol):
+    """Makes the `AttemptLayout.disk` of one attempt a directory with a size limit, for the lifetime of this process."""
 
     @property
     def enforces_size(self) -> bool:
         """Whether a write beyond the limit fails inside the sandbox (ENOSPC). If not, the caller must poll `usage`."""
         ...
 
-    async def open(self, layout: AttemptLayout, size_bytes: int) -> None:
+    async def open(self, size_bytes: int) -> None:
         """Create the disk, or open the disk of an earlier process of the attempt; that process must have ended.
 
         Raises AttemptError (provision_failed).
         """
         ...
 
-    async def usage(self, layout: AttemptLayout) -> DiskUsage:
-        """Return the usage of an open disk. Raises OSError."""
+    async def usage(self) -> DiskUsage:
+        """Return the usage of the open disk. Raises OSError."""
         ...
 
-    async def verify(self, layout: AttemptLayout) -> None:
-        """Raise OSError if data written to an open disk was lost because the host could not store it.
+    async def verify(self) -> None:
+        """Raise OSError if data written to the open disk was lost because the host could not store it.
 
         A loss is permanent: every later call raises too, even after the disk was closed.
         """
         ...
 
-    async def close(self, layout: AttemptLayout) -> None:
+    async def close(self) -> None:
         """Close the disk and keep its content. Idempotent. Raises AttemptError (sandbox_lost)."""
         ...
 

@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from sandbox.interfaces.agent import AgentDriver
-from sandbox.interfaces.disks import Disks
+from sandbox.interfaces.disks import Disk
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.placement import FinishAttempt, RunAttempt
 from sandbox.interfaces.runtime import Runtime
@@ -80,14 +80,14 @@ class AttemptFinalizer:
         attempt: AttemptContext,
         collect: CollectStep,
         teardown: TeardownStep,
-        disks: Disks,
+        disk: Disk,
         journals: Journals,
         agent: AgentDriver | None,
     ) -> None:
         self._attempt = attempt
         self._collect = collect
         self._teardown = teardown
-        self._disks = disks
+        self._disk = disk
         self._journals = journals
         self._agent = agent
         self._storage_failure: Failure | None = None
@@ -100,7 +100,7 @@ class AttemptFinalizer:
             take_over_files(self._attempt)
         if files.disk.exists() and not self._attempt.task.is_collected:
             try:
-                await self._disks.open(files, self._attempt.task.manifest.vm.disk_bytes)
+                await self._disk.open(self._attempt.task.manifest.vm.disk_bytes)
             except AttemptError as error:
                 self._attempt.recorder.record(ErrorReported(error.failure.code, error.message))
 

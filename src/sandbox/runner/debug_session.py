@@ -11,7 +11,7 @@ import msgspec
 
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Disks
+from sandbox.interfaces.disks import Disk
 from sandbox.interfaces.file_layout import (
     NODE_DIRECTORY,
     SANDBOX_HOME,
@@ -71,7 +71,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     launch_spec: AgentLaunchSpec
     image: Image | None
     runtime: Runtime
-    disks: Disks
+    disk: Disk
     images: ImageLeases
     clock: Clock
 
@@ -94,7 +94,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
         finally:
             terminals.disable()
             await self._destroy_sandbox()
-            await self.disks.close(self.layout)
+            await self.disk.close()
 
     async def _destroy_sandbox(self) -> None:
         """Destroy the sandbox of the handle: this session's, or that of an earlier session whose runner was killed."""
@@ -127,16 +127,16 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
 
     async def _open_disk(self) -> None:
         """Open the disk. A full disk without an enforced size is enlarged, because the session needs some space."""
-        disks, size_bytes = self.disks, self.vm.disk_bytes
-        await disks.open(self.layout, size_bytes)
+        disk, size_bytes = self.disk, self.vm.disk_bytes
+        await disk.open(size_bytes)
         with contextlib.suppress(OSError):  # the disk watch handles errors
-            while not disks.enforces_size and (use := await disks.usage(self.layout)).is_full:
+            while not disk.enforces_size and (use := await disk.usage()).is_full:
                 size_bytes = 2 * max(size_bytes, use.used_bytes)
-                await disks.open(self.layout, size_bytes)
+                await disk.open(size_bytes)
 
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
         """Wait until all clients have left, the sandbox ends, a limit is exceeded or the maximum lifetime is over."""
-        detector = ExhaustionDetector(self.vm, self.disks, self.layout, _log_event)
+        detector = ExhaustionDetector(self.vm, self.disk, _log_event)
         ended = asyncio.create_task(sandbox.wait())
         idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
         disk_full_task = asyncio.create_task(detector.watch_disk(self.clock))

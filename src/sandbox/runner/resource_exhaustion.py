@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Disks, DiskUsage
-from sandbox.interfaces.file_layout import AttemptLayout
+from sandbox.interfaces.disks import Disk, DiskUsage
 from sandbox.interfaces.runtime import Sandbox, Stats
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
@@ -28,11 +27,10 @@ _PAUSE_FACTOR = 10
 class ExhaustionDetector:
     """Watches disk, memory and processes of one sandbox. disk_usage: the latest disk usage, None before the first."""
 
-    def __init__(self, vm: Vm, disks: Disks, layout: AttemptLayout, record: Callable[[Event], object]) -> None:
+    def __init__(self, vm: Vm, disk: Disk, record: Callable[[Event], object]) -> None:
         self.disk_usage: DiskUsage | None = None
         self._vm = vm
-        self._disks = disks
-        self._layout = layout
+        self._disk = disk
         self._record = record
         self._reported: dict[FailureCode, str] = {}
 
@@ -55,7 +53,7 @@ class ExhaustionDetector:
             problem = await self.check_disk()
             pause = min(_PAUSE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
             misses = misses + 1 if problem else 0
-            if not self._disks.enforces_size:
+            if not self._disk.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
                     return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the disk usage was unlimited.")
                 if not misses and self.disk_usage is not None and self.disk_usage.is_full:
@@ -69,7 +67,7 @@ class ExhaustionDetector:
     async def check_disk(self) -> str:
         """Measure the disk. Returns why that failed, or an empty string; after a failure, the last values remain."""
         try:
-            self.disk_usage = await self._disks.usage(self._layout)
+            self.disk_usage = await self._disk.usage()
         except OSError as error:
             self._report(FailureCode.INTERNAL, f"{error}.")
             return str(error)

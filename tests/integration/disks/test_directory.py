@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
-from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout
 
@@ -14,14 +14,15 @@ MIB = 1024 * 1024
 
 
 async def writes_to_an_unreadable_directory(directory):
-    layout, disks = AttemptLayout(directory), DirectoryDisks()
-    await disks.open(layout, 4 * MIB)
+    layout = AttemptLayout(directory)
+    disk = DirectoryDisk(layout)
+    await disk.open(4 * MIB)
     unreadable = layout.disk / "workspace" / "unreadable"
     unreadable.mkdir(parents=True)
     (unreadable / "large").write_bytes(b"x" * 5 * MIB)
     # Without read permission for the directory, the agent can still write to it by name.
     unreadable.chmod(0o300)
-    assert (await disks.usage(layout)).is_full
+    assert (await disk.usage()).is_full
 
 
 @contextmanager
@@ -42,32 +43,35 @@ def held_by_children(path, size_bytes, *, unlinks, children=1):
 
 
 async def keeps_a_deleted_file_open(directory):
-    layout, disks = AttemptLayout(directory), DirectoryDisks()
-    await disks.open(layout, 4 * MIB)
+    layout = AttemptLayout(directory)
+    disk = DirectoryDisk(layout)
+    await disk.open(4 * MIB)
     with held_by_children(layout.disk / "large", 5 * MIB, unlinks=True):
-        usage = await disks.usage(layout)
+        usage = await disk.usage()
         assert usage.is_full
         assert usage.used_bytes >= 5 * MIB
-    assert not (await disks.usage(layout)).is_full
+    assert not (await disk.usage()).is_full
 
 
 async def keeps_a_small_file_open(directory):
-    layout, disks = AttemptLayout(directory), DirectoryDisks()
-    await disks.open(layout, 4 * MIB)
+    layout = AttemptLayout(directory)
+    disk = DirectoryDisk(layout)
+    await disk.open(4 * MIB)
     with held_by_children(layout.disk / "named", 3 * MIB, unlinks=False):
-        assert not (await disks.usage(layout)).is_full
+        assert not (await disk.usage()).is_full
     (layout.disk / "named").unlink()
     with held_by_children(layout.disk / "unlinked", 3 * MIB, unlinks=True, children=2):
-        assert not (await disks.usage(layout)).is_full
+        assert not (await disk.usage()).is_full
 
 
 async def exceeds_the_inspection_timeout(directory):
-    layout, disks = AttemptLayout(directory), DirectoryDisks()
-    await disks.open(layout, 4 * MIB)
+    layout = AttemptLayout(directory)
+    disk = DirectoryDisk(layout)
+    await disk.open(4 * MIB)
     with held_by_children(layout.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.directory.DISK_COMMAND_SECONDS", -1)
         with pytest.raises(OSError, match="disk usage cannot be measured"):
-            await disks.usage(layout)
+            await disk.usage()
 
 
 async def leaves_restrictive_modes(directory):

@@ -14,7 +14,7 @@ import pytest
 from doubles.child_processes import FORKSERVER
 from doubles.live_server import wait_until
 from sandbox.disks.leftovers import DiskLeftovers
-from sandbox.disks.loop import LoopDisks, find_devices, loop_unavailable_reason, unshare_mounts
+from sandbox.disks.loop import LoopDisk, find_devices, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.file_layout import TaskLayout
 
 ATTEMPT_ID = "abcdefghijkl"
@@ -34,7 +34,7 @@ def layout(tmp_path):
 def run_runner(layout, queue):
     """Simulate a runner that is killed and leaves a process in its mount namespace."""
     unshare_mounts()
-    asyncio.run(LoopDisks().open(layout, 16 * MIB))
+    asyncio.run(LoopDisk(layout).open(16 * MIB))
     queue.put(subprocess.Popen(["sleep", "600"], start_new_session=True).pid)
     queue.close()
     queue.join_thread()
@@ -85,7 +85,7 @@ def test_disk_of_another_data_directory_is_not_listed(layout, tmp_path):
 def mount_and_clean_up(layout, data_dir, queue):
     """Simulate an operator who mounts the disk in this process's namespace."""
     unshare_mounts()
-    asyncio.run(LoopDisks().open(layout, 16 * MIB))
+    asyncio.run(LoopDisk(layout).open(16 * MIB))
     with subprocess.Popen(["sleep", "600"]) as unrelated_process:
         asyncio.run(DiskLeftovers(data_dir).clean_up(ATTEMPT_ID, layout))
         queue.put(unrelated_process.poll())

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from doubles.child_processes import FORKSERVER
-from sandbox.disks.directory import DirectoryDisks
-from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, run_command, unshare_mounts
+from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError
 
@@ -46,9 +46,9 @@ def run_in_child(scenario, *arguments, exit_code=0):
     assert child.exitcode == exit_code
 
 
-def _run_with_private_mounts(scenario, *arguments):
+def _run_with_private_mounts(scenario, layout, *arguments):
     unshare_mounts()
-    asyncio.run(scenario(LoopDisks(), *arguments))
+    asyncio.run(scenario(LoopDisk(layout), layout, *arguments))
 
 
 def mount_points():
@@ -65,26 +65,26 @@ def loop_files():
     return backing_files
 
 
-async def fills_up(disks, layout):
-    await disks.open(layout, 32 * MIB)
-    usage = await disks.usage(layout)
+async def fills_up(disk, layout):
+    await disk.open(32 * MIB)
+    usage = await disk.usage()
     assert not usage.is_full
     assert usage.total_bytes <= 32 * MIB
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         (layout.disk / "large").write_bytes(b"x" * 33 * MIB)
-    assert (await disks.usage(layout)).is_full
+    assert (await disk.usage()).is_full
     (layout.disk / "large").unlink()
-    assert not (await disks.usage(layout)).is_full
+    assert not (await disk.usage()).is_full
     (layout.disk / "small").write_bytes(b"kept")
-    await disks.close(layout)
-    await disks.close(layout)
+    await disk.close()
+    await disk.close()
     assert not list(layout.disk.iterdir())
 
 
-async def finds_the_stored_file(disks, layout):
-    await disks.open(layout, 32 * MIB)
+async def finds_the_stored_file(disk, layout):
+    await disk.open(32 * MIB)
     assert (layout.disk / "small").read_bytes() == b"kept"
-    await disks.close(layout)
+    await disk.close()
 
 
 def test_disk_enforces_its_size_and_persists_files(loop_works, layout):
@@ -93,13 +93,13 @@ def test_disk_enforces_its_size_and_persists_files(loop_works, layout):
     assert str(layout.disk_image) not in loop_files()
 
 
-async def starts_with_space(disks, layout):
-    await disks.open(layout, MIB)
-    assert not (await disks.usage(layout)).is_full
+async def starts_with_space(disk, layout):
+    await disk.open(MIB)
+    assert not (await disk.usage()).is_full
     (layout.disk / "small").write_bytes(b"x" * (MIB // 4))
-    assert not (await disks.usage(layout)).is_full
+    assert not (await disk.usage()).is_full
     (layout.disk / "large").write_bytes(b"x" * (MIB // 4))
-    assert (await disks.usage(layout)).is_full
+    assert (await disk.usage()).is_full
 
 
 def test_smallest_disk_initially_has_free_space(loop_works, layout):
@@ -111,19 +111,19 @@ def make_files(directory, count):
         (directory / f"file-{number}").touch()
 
 
-async def runs_out_of_inodes(disks, layout):
-    await disks.open(layout, 4 * MIB)
+async def runs_out_of_inodes(disk, layout):
+    await disk.open(4 * MIB)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         make_files(layout.disk, 100_000)
-    assert (await disks.usage(layout)).is_full
+    assert (await disk.usage()).is_full
 
 
 def test_disk_without_free_inodes_is_full(loop_works, layout):
     run_in_child(runs_out_of_inodes, layout)
 
 
-async def dies_with_an_open_file(disks, layout):
-    await disks.open(layout, 32 * MIB)
+async def dies_with_an_open_file(disk, layout):
+    await disk.open(32 * MIB)
     (layout.disk / "small").write_bytes(b"kept")
     with (layout.disk / "held").open("wb"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -135,8 +135,8 @@ def test_disk_of_a_killed_process_can_be_reopened(loop_works, layout):
     run_in_child(finds_the_stored_file, layout)
 
 
-async def stays_hidden_from_the_host(disks, layout):
-    await disks.open(layout, 32 * MIB)
+async def stays_hidden_from_the_host(disk, layout):
+    await disk.open(32 * MIB)
     host = Path(f"/proc/{os.getppid()}/mountinfo").read_text()
     assert str(layout.disk) not in host
     assert str(layout.disk) in Path("/proc/self/mountinfo").read_text()
@@ -146,9 +146,9 @@ def test_mount_is_invisible_outside_the_process(loop_works, layout):
     run_in_child(stays_hidden_from_the_host, layout)
 
 
-async def refuses_a_corrupt_image(disks, layout):
+async def refuses_a_corrupt_image(disk, layout):
     with pytest.raises(AttemptError, match="disk could not be created"):
-        await disks.open(layout, 32 * MIB)
+        await disk.open(32 * MIB)
 
 
 def test_corrupt_disk_is_an_error_and_not_reformatted(loop_works, layout):
@@ -156,17 +156,17 @@ def test_corrupt_disk_is_an_error_and_not_reformatted(loop_works, layout):
     run_in_child(refuses_a_corrupt_image, layout)
 
 
-async def writes_below_a_directory(disks, layout):
-    await disks.open(layout, 32 * MIB)
+async def writes_below_a_directory(disk, layout):
+    await disk.open(32 * MIB)
     (layout.disk / "workspace").mkdir()
     (layout.disk / "workspace" / "small").write_bytes(b"kept")
-    await disks.close(layout)
+    await disk.close()
 
 
-async def finds_the_orphaned_file(disks, layout):
-    await disks.open(layout, 32 * MIB)
+async def finds_the_orphaned_file(disk, layout):
+    await disk.open(32 * MIB)
     assert [path.read_bytes() for path in layout.disk.rglob("*") if path.is_file()] == [b"kept"]
-    await disks.close(layout)
+    await disk.close()
 
 
 def test_damage_by_a_power_loss_is_repaired(loop_works, layout):
@@ -177,7 +177,7 @@ def test_damage_by_a_power_loss_is_repaired(loop_works, layout):
     run_in_child(finds_the_orphaned_file, layout)
 
 
-async def dies_during_a_command(_, started):
+async def dies_during_a_command(_disk, _layout, started):
     command = asyncio.ensure_future(run_command("sh", "-c", 'echo $$ >"$0"; exec sleep 600', str(started)))
     async with asyncio.timeout(CHILD_SECONDS):
         while not started.exists() or not started.read_text().endswith("\n"):
@@ -193,10 +193,10 @@ def is_alive(process_id):
         return False
 
 
-def test_commands_of_a_killed_process_are_killed(loop_works, tmp_path):
+def test_commands_of_a_killed_process_are_killed(loop_works, layout, tmp_path):
     """Otherwise a running fsck could change a file system that the next process has mounted."""
     started = tmp_path / "started"
-    run_in_child(dies_during_a_command, started, exit_code=-signal.SIGKILL)
+    run_in_child(dies_during_a_command, layout, started, exit_code=-signal.SIGKILL)
     process_id = int(started.read_text())
     deadline = time.monotonic() + 5
     while is_alive(process_id) and time.monotonic() < deadline:
@@ -207,21 +207,21 @@ def test_commands_of_a_killed_process_are_killed(loop_works, tmp_path):
     assert not survived
 
 
-async def holds_until_released(disks, layout, opened, release):
-    await disks.open(layout, 32 * MIB)
+async def holds_until_released(disk, layout, opened, release):
+    await disk.open(32 * MIB)
     opened.set()
     release.wait(CHILD_SECONDS)
 
 
-async def fails_to_open(disks, layout):
+async def fails_to_open(disk, layout):
     with pytest.raises(AttemptError, match="still uses it"):
-        await disks.open(layout, 32 * MIB)
+        await disk.open(32 * MIB)
 
 
-async def fails_to_open_quickly(disks, layout):
+async def fails_to_open_quickly(disk, layout):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
-        await fails_to_open(disks, layout)
+        await fails_to_open(disk, layout)
 
 
 def test_disk_is_not_opened_twice_by_another_path(loop_works, layout, tmp_path):
@@ -239,11 +239,11 @@ def test_disk_is_not_opened_twice_by_another_path(loop_works, layout, tmp_path):
     assert child.exitcode == 0
 
 
-async def closes_a_busy_disk(disks, layout):
-    await disks.open(layout, 32 * MIB)
+async def closes_a_busy_disk(disk, layout):
+    await disk.open(32 * MIB)
     with (layout.disk / "held").open("wb"), pytest.MonkeyPatch.context() as patched:
         patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
-        await disks.close(layout)
+        await disk.close()
         layout.disk.rmdir()
         layout.disk_image.unlink()
 
@@ -260,37 +260,37 @@ def test_partially_created_file_system_is_recreated(loop_works, layout):
 
 
 async def test_directory_disk_is_measured_recursively(layout):
-    disks = DirectoryDisks()
-    await disks.open(layout, 2 * MIB)
+    disk = DirectoryDisk(layout)
+    await disk.open(2 * MIB)
     deep = layout.disk / "workspace" / "a" / "b"
     deep.mkdir(parents=True)
-    assert not (await disks.usage(layout)).is_full
+    assert not (await disk.usage()).is_full
     (deep / "large").write_bytes(b"x" * 3 * MIB)
-    usage = await disks.usage(layout)
+    usage = await disk.usage()
     assert usage.is_full
     assert usage.used_bytes >= 3 * MIB
     assert usage.total_bytes == 2 * MIB
-    await disks.close(layout)
+    await disk.close()
     assert (deep / "large").exists()
 
 
 async def test_directory_disk_limits_the_number_of_empty_files(layout):
-    disks = DirectoryDisks()
-    await disks.open(layout, 2 * MIB)
+    disk = DirectoryDisk(layout)
+    await disk.open(2 * MIB)
     make_files(layout.disk, 100)
-    assert not (await disks.usage(layout)).is_full
+    assert not (await disk.usage()).is_full
     make_files(layout.disk, 600)
-    usage = await disks.usage(layout)
+    usage = await disk.usage()
     assert usage.used_bytes < usage.total_bytes
     assert usage.is_full
 
 
 async def test_missing_directory_disk_is_an_error(layout):
     async def scenario():
-        disks = DirectoryDisks()
-        await disks.open(layout, 2 * MIB)
+        disk = DirectoryDisk(layout)
+        await disk.open(2 * MIB)
         layout.disk.rmdir()
-        await disks.usage(layout)
+        await disk.usage()
 
     with pytest.raises(OSError, match="disk usage cannot be measured"):
         await scenario()

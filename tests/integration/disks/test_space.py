@@ -8,7 +8,7 @@ import pytest
 
 from doubles.child_processes import FORKSERVER
 from doubles.faults import fill_file_system, small_file_system
-from sandbox.disks.loop import LoopDisks, loop_unavailable_reason, unshare_mounts
+from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, unshare_mounts
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.file_layout import AttemptLayout
 
@@ -56,21 +56,22 @@ def _write(small_file_system_root, written_bytes, is_lost):
 
 
 async def _write_and_verify(small_file_system_root, written_bytes, is_lost):
-    layout, disks = AttemptLayout(small_file_system_root / "attempt"), LoopDisks()
+    layout = AttemptLayout(small_file_system_root / "attempt")
+    disk = LoopDisk(layout)
     layout.root.mkdir()
-    await disks.open(layout, 1024 * MIB)
+    await disk.open(1024 * MIB)
     with suppress(OSError) if is_lost else nullcontext(), (layout.disk / "large").open("wb") as file:
         for _ in range(written_bytes // MIB):
             file.write(os.urandom(MIB))
     for _ in range(2):
-        await verify(disks, layout, is_lost)
-    await disks.close(layout)
-    await verify(disks, layout, is_lost)
+        await verify(disk, is_lost)
+    await disk.close()
+    await verify(disk, is_lost)
 
 
-async def verify(disks, layout, is_lost):
+async def verify(disk, is_lost):
     if not is_lost:
-        await disks.verify(layout)
+        await disk.verify()
         return
     with pytest.raises(OSError, match=r"Input/output error|No space left|Read-only"):
-        await disks.verify(layout)
+        await disk.verify()

@@ -13,7 +13,7 @@ from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
 from sandbox.disks import removal
-from sandbox.disks.directory import DirectoryDisks
+from sandbox.disks.directory import DirectoryDisk
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.store import IndexedTask
@@ -461,11 +461,11 @@ async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, 
     harness = make_harness(Script(), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
 
-    async def verify(self, files):
+    async def verify(self):
         assert harness.script.calls[-1] == "destroy"
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(DirectoryDisks, "verify", verify)
+    monkeypatch.setattr(DirectoryDisk, "verify", verify)
     await harness.finish()
     [skipped] = harness.events(FollowUpSkipped)
     assert skipped.follow_up == "resume"
@@ -477,23 +477,27 @@ async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, 
         assert "task-1.patch" in harness.artifacts
 
 
-class MountedDisks(DirectoryDisks):
-    """Disks whose content is visible only between `open` and `close`, like a file system in an image file."""
+class MountedDisk(DirectoryDisk):
+    """A disk whose content is visible only between `open` and `close`, like a file system in an image file."""
 
-    async def open(self, files, size_bytes):
-        if (files.root / "disk.img").exists():
-            files.disk.rmdir()
-            (files.root / "disk.img").rename(files.disk)
-        await super().open(files, size_bytes)
+    def __init__(self, layout):
+        super().__init__(layout)
+        self._layout = layout
 
-    async def verify(self, files):
+    async def open(self, size_bytes):
+        if self._layout.disk_image.exists():
+            self._layout.disk.rmdir()
+            self._layout.disk_image.rename(self._layout.disk)
+        await super().open(size_bytes)
+
+    async def verify(self):
         """Collection and handover start with this call."""
-        assert (files.workspace / "edited.txt").exists()
+        assert (self._layout.workspace / "edited.txt").exists()
 
-    async def close(self, files):
-        if any(files.disk.iterdir()):
-            files.disk.rename(files.root / "disk.img")
-            files.disk.mkdir()
+    async def close(self):
+        if any(self._layout.disk.iterdir()):
+            self._layout.disk.rename(self._layout.disk_image)
+            self._layout.disk.mkdir()
 
 
 async def test_cancel_during_disk_release_preserves_the_work(make_harness):
@@ -505,7 +509,7 @@ async def test_cancel_during_disk_release_preserves_the_work(make_harness):
             harness.recorder.record(CancelRequested("enough"))
         await removal.remove_trees(paths)
 
-    harness.parts = msgspec.structs.replace(harness.parts, remove=remove, disks=MountedDisks())
+    harness.parts = msgspec.structs.replace(harness.parts, remove=remove, disk=MountedDisk(harness.attempt.layout))
     await harness.finish()
     assert harness.task.state is TaskState.CANCELLED
     assert {"task-1.patch", "metadata.json"} <= harness.artifacts

@@ -254,10 +254,10 @@ async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_ha
 async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypatch):
     """The other tests cover the control: a disk without data loss."""
 
-    async def verify(self, files):
+    async def verify(self):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisks.verify", verify)
+    monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.verify", verify)
     harness = make_harness(Script())
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")

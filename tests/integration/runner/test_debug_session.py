@@ -32,15 +32,15 @@ class FillingDisk:
     def __init__(self, used_bytes=0, *, enforces_size=False):
         self.used_bytes, self.enforces_size, self.is_broken = used_bytes, enforces_size, False
 
-    async def open(self, files, size_bytes):
+    async def open(self, size_bytes):
         self.size_bytes = size_bytes
 
-    async def usage(self, files):
+    async def usage(self):
         if self.is_broken:
             raise OSError("The disk usage cannot be measured")
         return DiskUsage(self.used_bytes, self.size_bytes, self.used_bytes >= self.size_bytes)
 
-    async def close(self, files):
+    async def close(self):
         pass
 
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from sandbox.bootstrap.runner import choose_disks
-from sandbox.disks.directory import DirectoryDisks
-from sandbox.disks.loop import LoopDisks
+from sandbox.bootstrap.runner import choose_disk
+from sandbox.disks.directory import DirectoryDisk
+from sandbox.disks.loop import LoopDisk
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
 
-DISKS = {"loop": LoopDisks, "plain": DirectoryDisks}
+DISKS = {"loop": LoopDisk, "plain": DirectoryDisk}
 IDS = ("task-1", "abcdefghijkl")
 LATER_ORDERS = [FinishAttempt(*IDS), DebugSession(*IDS), RunAttempt(*IDS, resumes=True)]
 
@@ -20,7 +20,7 @@ def host_with(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", DISKS)
 def test_new_attempt_uses_the_disk_kind_of_the_host(tmp_path, kind):
-    assert isinstance(choose_disks(RunAttempt(*IDS), host_with(tmp_path, kind)), DISKS[kind])
+    assert isinstance(choose_disk(RunAttempt(*IDS), host_with(tmp_path, kind)), DISKS[kind])
 
 
 @pytest.mark.parametrize("order", LATER_ORDERS, ids=lambda order: type(order).__name__)
@@ -32,4 +32,4 @@ def test_old_attempt_keeps_its_disk_kind(tmp_path, kind, original_kind, order):
     (layout.disk / "workspace").mkdir(parents=True)
     if original_kind == "loop":
         layout.disk_image.touch()
-    assert isinstance(choose_disks(order, host_with(tmp_path, kind)), DISKS[original_kind])
+    assert isinstance(choose_disk(order, host_with(tmp_path, kind)), DISKS[original_kind])

@@ -1,13 +1,11 @@
 """Resource exhaustion is reported once, and explains an agent failure that has no reason."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
 from sandbox.interfaces.agent import AgentOutcome
 from sandbox.interfaces.disks import DiskUsage
-from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Vm
@@ -19,15 +17,15 @@ SILENT = AgentOutcome(None, KILLED)
 NORMAL_STATS = Stats(1.0, 1, 1)
 
 
-class ScriptedDisks:
-    """Disks with a scripted usage."""
+class ScriptedDisk:
+    """A disk with a scripted usage."""
 
     enforces_size = True
 
     def __init__(self):
         self.is_full, self.is_lost = False, False
 
-    async def usage(self, files):
+    async def usage(self):
         if self.is_lost:
             raise OSError("gone")
         return DiskUsage(100 if self.is_full else 50, 100, self.is_full)
@@ -35,9 +33,8 @@ class ScriptedDisks:
 
 class ExhaustionScenario:
     def __init__(self):
-        self.disks, self.events = ScriptedDisks(), []
-        files = AttemptLayout(Path("/nowhere"))
-        self.detector = ExhaustionDetector(Vm(disk="1G", memory="2G"), self.disks, files, self.events.append)
+        self.disk, self.events = ScriptedDisk(), []
+        self.detector = ExhaustionDetector(Vm(disk="1G", memory="2G"), self.disk, self.events.append)
 
     def check_disk(self):
         asyncio.run(self.detector.check_disk())
@@ -62,7 +59,7 @@ def test_sufficient_resources_report_nothing(scenario):
 
 
 def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
-    scenario.disks.is_full = True
+    scenario.disk.is_full = True
     scenario.check_disk()
     scenario.check_disk()
     assert scenario.codes == ["disk_full"]
@@ -74,7 +71,7 @@ def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
 
 @pytest.mark.parametrize("code", [FailureCode.TIMEOUT, FailureCode.OUT_OF_MEMORY, FailureCode.BUDGET_EXCEEDED])
 def test_specific_failure_is_not_replaced(scenario, code):
-    scenario.disks.is_full = True
+    scenario.disk.is_full = True
     scenario.check_disk()
     assert scenario.detector.explain_failure(AgentOutcome(None, Failure(code, "known")), "Claude Code").code == code
     assert scenario.detector.explain_failure(AgentOutcome(None, None), "Claude Code") is None
@@ -95,7 +92,7 @@ def explained_code(scenario, message, result):
 
 @pytest.mark.parametrize("message", ["Claude Code did not finish in time; raise claude.max_turns.", "API Error: 401"])
 def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, message):
-    scenario.disks.is_full = True
+    scenario.disk.is_full = True
     scenario.check_disk()
     scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
     assert scenario.codes == ["disk_full", "process_limit"]
@@ -106,7 +103,7 @@ def test_agent_error_is_not_attributed_to_an_earlier_exhaustion(scenario, messag
 def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
     disk_error, fork_error = "ENOSPC: no space left on device, write", "spawn /bin/bash EAGAIN"
     assert explained_code(scenario, disk_error, {"is_error": True}) == "agent_failed"
-    scenario.disks.is_full = True
+    scenario.disk.is_full = True
     scenario.check_disk()
     assert explained_code(scenario, disk_error, {"is_error": True}) == "disk_full"
     assert explained_code(scenario, fork_error, {"is_error": True}) == "agent_failed"
@@ -115,9 +112,9 @@ def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
 
 
 def test_disk_that_was_full_only_earlier_explains_nothing(scenario):
-    scenario.disks.is_full = True
+    scenario.disk.is_full = True
     scenario.check_disk()
-    scenario.disks.is_full = False
+    scenario.disk.is_full = False
     scenario.check_disk()
     assert scenario.codes == ["disk_full"]
     assert scenario.detector.explain_failure(SILENT, "Claude Code") is KILLED
@@ -131,7 +128,7 @@ def test_oom_kill_is_reported_while_the_agent_runs(scenario):
 
 def test_unreadable_disk_is_reported_and_the_last_usage_is_kept(scenario):
     scenario.check_disk()
-    scenario.disks.is_lost = True
+    scenario.disk.is_lost = True
     scenario.check_disk()
     assert scenario.codes == ["internal_error"]
     assert scenario.detector.disk_usage.used_bytes == 50

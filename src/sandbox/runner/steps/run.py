@@ -10,7 +10,7 @@ import msgspec
 
 from sandbox.interfaces.agent import Agent, AgentDriver, AgentEvent, AgentOutcome, AgentReady, OutputParser
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Disks, DiskUsage
+from sandbox.interfaces.disks import Disk, DiskUsage
 from sandbox.interfaces.gateway import Gateway, GatewayFactory
 from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
@@ -121,7 +121,7 @@ class RunStep(msgspec.Struct, frozen=True):
     driver: AgentDriver
     gateways: GatewayFactory
     terminals: TerminalServer
-    disks: Disks
+    disk: Disk
     clock: Clock
     throttle: CpuThrottle
 
@@ -178,7 +178,7 @@ class RunStep(msgspec.Struct, frozen=True):
             self.clock,
             progress,
             time_limit,
-            ExhaustionDetector(manifest.vm, self.disks, attempt.layout, record),
+            ExhaustionDetector(manifest.vm, self.disk, record),
             parser,
             AgentOutput(record, handler.count_output, stdout, redaction=attempt.redaction, quota=quota, queue=queue),
             queue,

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 
 from sandbox.interfaces.clock import Clock
-from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.disks import Disk, RemovePaths
 from sandbox.interfaces.runtime import Confine, Runtime
 from sandbox.interfaces.workspace import Workspaces
 from sandbox.model.events import WorkspacePrepared
@@ -25,7 +25,7 @@ class StageStep(msgspec.Struct, frozen=True):
     workspaces: Workspaces
     confine: Confine
     runtime: Runtime
-    disks: Disks
+    disk: Disk
     remove: RemovePaths
     clock: Clock
 
@@ -48,7 +48,7 @@ class StageStep(msgspec.Struct, frozen=True):
         elif attempt.secrets:
             await _write_fingerprint(attempt)
         await self.remove(earlier_attempt_files(attempt))
-        await self.disks.open(attempt.layout, manifest.vm.disk_bytes)
+        await self.disk.open(manifest.vm.disk_bytes)
         for directory in (attempt.layout.home, attempt.layout.tmp):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         attempt.recorder.record(WorkspacePrepared(await self._prepare_workspace()))

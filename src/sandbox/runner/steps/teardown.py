@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.disks import Disks, RemovePaths
+from sandbox.interfaces.disks import Disk, RemovePaths
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import error_reason
@@ -24,7 +24,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
 
     attempt: AttemptContext
     runtime: Runtime
-    disks: Disks
+    disk: Disk
     remove: RemovePaths
 
     async def run(self, handle: SandboxHandle | None) -> None:
@@ -54,7 +54,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
         Raises AttemptError (disk_full).
         """
         try:
-            await self.disks.verify(self.attempt.layout)
+            await self.disk.verify()
         except OSError as error:
             message = f"The server's disk could not store everything that the agent wrote ({error.strerror})"
             raise AttemptError(
@@ -71,7 +71,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
             await self.runtime.destroy(handle, files.disk if files.disk in preserved else None)
         if keeps_disk:
             await self.verify_disk()
-        await self.disks.close(files)
+        await self.disk.close()
         if files.repository not in preserved and files.repository.is_dir():
             # Move the repository away first, so it is never compared with a half-removed workspace.
             files.repository.rename(files.root / "repository.gone")
