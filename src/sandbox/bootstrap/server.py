@@ -7,10 +7,10 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from socket import gethostname, socket
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
@@ -49,9 +49,9 @@ from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.placements import Placements
 from sandbox.server.probed_host import ProbedHost
+from sandbox.system.concurrency import run_until_first_complete
 
 AnnounceFormat = Literal["text", "json"]
-Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
@@ -110,7 +110,9 @@ async def _serve(
     shutting_down = asyncio.Event()
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
-        placements = await _run_unless_set(shutting_down, _create_placements(placement_context, placement_registry))
+        placements = await run_until_first_complete(
+            _create_placements(placement_context, placement_registry), _wait_until_set(shutting_down)
+        )
         if placements is None:
             _log.warning("Stopped during the first probe of the runtimes.")
             return
@@ -168,18 +170,8 @@ def _api_settings(
     )
 
 
-async def _run_unless_set(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """Return the result of `work`; None if the event is set first, which cancels `work` and awaits its cleanup."""
-    working, waiting = asyncio.create_task(work), asyncio.create_task(event.wait())
-    try:
-        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
-            return None
-        return working.result()
-    finally:
-        waiting.cancel()
+async def _wait_until_set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _create_placements(context: PlacementContext, registry: PlacementRegistry) -> Placements:

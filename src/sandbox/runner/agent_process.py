@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import msgspec
 
@@ -17,6 +17,7 @@ from sandbox.model.limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAI
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.attempt_recorder import StopSignal
 from sandbox.runner.terminals import PAUSE_COMMAND
+from sandbox.system.concurrency import run_until_first_complete
 from sandbox.system.cpu_throttle import CpuQueue
 
 OutputReader = Callable[[], Coroutine[None, None, None]]
@@ -70,15 +71,10 @@ class TerminalAgent(msgspec.Struct, frozen=True):
 
     async def wait(self) -> ExitStatus:
         """See `AgentProcess.wait`."""
-        agent = asyncio.create_task(self.terminal.wait())
-        sandbox = asyncio.create_task(self.sandbox.wait())
-        try:
-            await asyncio.wait({agent, sandbox}, return_when=asyncio.FIRST_COMPLETED)
-            return agent.result() if agent.done() else ExitStatus(None, was_oom_killed=sandbox.result().was_oom_killed)
-        finally:
-            for waiting in (agent, sandbox):
-                waiting.cancel()
-            await asyncio.gather(agent, sandbox, return_exceptions=True)
+        return await run_until_first_complete(self.terminal.wait(), self._wait_for_sandbox())
+
+    async def _wait_for_sandbox(self) -> ExitStatus:
+        return ExitStatus(None, was_oom_killed=(await self.sandbox.wait()).was_oom_killed)
 
     async def terminate(self) -> None:
         """Hang up the terminal, the equivalent of SIGTERM for an agent on a terminal."""
@@ -120,17 +116,11 @@ class SandboxKiller:
 
         Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after `kill`.
         """
-        ended = asyncio.create_task(agent.wait())
-        killed = asyncio.create_task(self._killed.wait())
-        try:
-            await asyncio.wait({ended, killed}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({ended}, timeout=KILL_SECONDS)
-            if ended.done():
-                return ended.result()
-        finally:
-            for waiting in (ended, killed):
-                waiting.cancel()
-            await asyncio.gather(ended, killed, return_exceptions=True)
+        return await run_until_first_complete(agent.wait(), self._fail_after_kill())
+
+    async def _fail_after_kill(self) -> NoReturn:
+        await self._killed.wait()
+        await asyncio.sleep(KILL_SECONDS)
         raise AttemptError(
             FailureCode.SANDBOX_LOST, "Processes of the sandbox could not be killed; check the machine's log."
         )

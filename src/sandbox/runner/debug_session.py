@@ -22,12 +22,13 @@ from sandbox.interfaces.file_layout import (
 from sandbox.interfaces.images import Image, ImageLeases
 from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, Command, Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
-from sandbox.model.failure import FailureCode
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
 from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle
 from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, TerminalServer, without_secrets
+from sandbox.system.concurrency import run_until_first_complete
 
 _log = logging.getLogger(__name__)
 
@@ -137,24 +138,15 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     async def _wait_until_over(self, sandbox: Sandbox, terminals: TerminalServer) -> None:
         """Wait until all clients have left, the sandbox ends, a limit is exceeded or the maximum lifetime is over."""
         detector = ExhaustionDetector(self.vm, self.disk, _log_event)
-        ended = asyncio.create_task(sandbox.wait())
-        idle_task = asyncio.create_task(terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS))
-        disk_full_task = asyncio.create_task(detector.watch_disk(self.clock))
-        limit_task = asyncio.create_task(detector.watch_kernel_usage(sandbox))
-        tasks = (ended, idle_task, disk_full_task, limit_task)
-        try:
-            await asyncio.wait(tasks, timeout=DEBUG_SESSION_SECONDS_MAX, return_when=asyncio.FIRST_COMPLETED)
-            if disk_full_task.done():
-                failure = disk_full_task.result()
-                terminals.close_shells(
-                    _OUT_OF_SPACE_MESSAGE if failure.code is FailureCode.DISK_FULL else failure.message
-                )
-            elif limit_task.done():
-                terminals.close_shells(limit_task.result().message)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        end = await run_until_first_complete(
+            detector.watch_disk(self.clock),
+            detector.watch_kernel_usage(sandbox),
+            sandbox.wait(),
+            terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS),
+            asyncio.sleep(DEBUG_SESSION_SECONDS_MAX),
+        )
+        if isinstance(end, Failure):
+            terminals.close_shells(_OUT_OF_SPACE_MESSAGE if end.code is FailureCode.DISK_FULL else end.message)
 
 
 def _log_event(event: Event) -> None:

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Container, Coroutine, Mapping
-from typing import Any
+from collections.abc import Container, Mapping
 
 import msgspec
 
@@ -33,6 +32,7 @@ from sandbox.model.limits import (
     TERMINALS_MAX,
 )
 from sandbox.runner.agent_output import redacted_chunks
+from sandbox.system.concurrency import run_until_first_complete
 from sandbox.system.cpu_throttle import CpuQueue
 
 SHELL = ("/bin/bash",)
@@ -141,7 +141,7 @@ class SharedTerminal:
             if not may_write.is_set():
                 client.send(WriteAccessFrame(may_write=False))
             client.send(OutputFrame(bytes(self._replay)))
-            await _run_until_first(client.serve(self._terminal, may_write), self._ended.wait())
+            await run_until_first_complete(client.serve(self._terminal, may_write), self._ended.wait())
         finally:
             del self._clients[client]
             await self._choose_writer()
@@ -270,7 +270,7 @@ class TerminalServer:
         self._shell_clients.add(client)
         try:
             client.send(WriteAccessFrame(may_write=True))
-            await _run_until_first(client.serve(terminal, may_write), self._forward_shell(terminal, client))
+            await run_until_first_complete(client.serve(terminal, may_write), self._forward_shell(terminal, client))
         finally:
             self._shell_clients.discard(client)
             await terminal.hang_up()
@@ -294,19 +294,6 @@ class TerminalServer:
 def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> dict[str, str]:
     """Return the agent's variables for a shell, without secrets and model access."""
     return {name: text for name, text in variables.items() if name not in secrets}
-
-
-async def _run_until_first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Run until the first one is done, and cancel the others. Raises the exception of the first one."""
-    tasks = [asyncio.ensure_future(work) for work in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, SANDBOX_HOME)

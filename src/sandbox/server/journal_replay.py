@@ -9,7 +9,7 @@ from functools import partial
 
 from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState
 from sandbox.model.limits import JOURNAL_REPLAYS_MAX
-from sandbox.system.daemon_thread import run_in_daemon_thread
+from sandbox.system.concurrency import run_in_daemon_thread
 
 
 class ReplaySlot:

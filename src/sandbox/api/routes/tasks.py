@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from typing import Annotated
@@ -26,7 +25,7 @@ from sandbox.api.request_parameters import body_memory, has_json_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body
-from sandbox.interfaces.tasks import Submission, TaskQueries
+from sandbox.interfaces.tasks import Submission
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest
@@ -36,6 +35,7 @@ from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, S
 from sandbox.model.wire.events import format_timestamp
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
 from sandbox.system import client_fairness
+from sandbox.system.concurrency import run_until_first_complete
 from sandbox.system.log_context import TASK_ID
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
@@ -185,24 +185,13 @@ async def wait_for_task(
     timeout: Annotated[float, Query(ge=0, le=WAIT_SECONDS_MAX, description="Maximum time to wait, in seconds")] = 60,  # noqa: ASYNC109
 ) -> JsonResponse[TaskBody]:
     """Wait until a task has ended or the timeout has expired; return the task's status."""
-    waiting = asyncio.create_task(context.services.tasks.wait(task_id, timeout))
-    interruptions = [
-        asyncio.create_task(context.shutting_down.wait()),
-        asyncio.create_task(wait_for_disconnect(request.receive)),
-    ]
-    try:
-        await asyncio.wait([waiting, *interruptions], return_when=asyncio.FIRST_COMPLETED)
-        return JsonResponse(
-            await _current_task_body(request, context, await _wait_result(waiting, context.services.tasks, task_id))
-        )
-    finally:
-        for task in (waiting, *interruptions):
-            task.cancel()
-        await asyncio.gather(waiting, *interruptions, return_exceptions=True)
-
-
-async def _wait_result(waiting: asyncio.Task[Task], tasks: TaskQueries, task_id: str) -> Task:
-    return await waiting if waiting.done() else await tasks.status(task_id)
+    tasks = context.services.tasks
+    # A disconnect or a shutdown ends the wait early.
+    result = await run_until_first_complete(
+        tasks.wait(task_id, timeout), context.shutting_down.wait(), wait_for_disconnect(request.receive)
+    )
+    task = result if isinstance(result, Task) else await tasks.status(task_id)
+    return JsonResponse(await _current_task_body(request, context, task))
 
 
 @router.delete(paths.TASK, responses=problem_responses(404, 408, 409, 413, 503), openapi_extra=_CANCEL_BODY)

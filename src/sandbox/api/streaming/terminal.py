@@ -1,11 +1,8 @@
 """WebSocket endpoint of a terminal in a task's sandbox."""
 
-import asyncio
 import json
 import logging
 import re
-from collections.abc import Coroutine
-from typing import Any
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -26,6 +23,7 @@ from sandbox.interfaces.terminals import (
     WriteAccessFrame,
 )
 from sandbox.model.errors import DECODE_ERRORS
+from sandbox.system.concurrency import run_until_first_complete
 from sandbox.system.log_context import TASK_ID
 
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION = 1000, 1001, 1008
@@ -88,7 +86,7 @@ async def _serve(websocket: WebSocket, context: AppContext, connection: Terminal
     A shutdown ends a shell, but not the runner of a running task.
     """
     sending = _send_output(websocket, connection)
-    done = await _wait_first(sending, _receive_input(websocket, connection), context.shutting_down.wait())
+    done = await run_until_first_complete(sending, _receive_input(websocket, connection), context.shutting_down.wait())
     if context.shutting_down.is_set() and done is not None:
         await websocket.close(_GOING_AWAY)
 
@@ -126,15 +124,3 @@ async def _receive_input(websocket: WebSocket, connection: TerminalConnection) -
             return
         if 1 <= size.rows <= _SIZE_MAX and 1 <= size.columns <= _SIZE_MAX:
             await connection.send(ResizeFrame(size.rows, size.columns))
-
-
-async def _wait_first(*coroutines: Coroutine[Any, Any, object]) -> object:
-    """Wait for the first coroutine to complete and cancel the others. If the first one failed, raise its exception."""
-    tasks = [asyncio.ensure_future(work) for work in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(iter([task.result() for task in done]))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

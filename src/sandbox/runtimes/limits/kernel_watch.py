@@ -20,6 +20,7 @@ from sandbox.model.limits import (
     SOCKETS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
 )
+from sandbox.system.concurrency import run_until_first_complete
 
 
 class KernelUsage(msgspec.Struct, frozen=True):
@@ -171,17 +172,11 @@ async def wait_for_violation(
 
     Measuring one kind may take long and must not delay the others.
     """
-    polls = [
-        asyncio.create_task(_poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS)),
-        asyncio.create_task(_poll_for_violation(file_counts, FILE_USAGE_CHECK_SECONDS)),
-        asyncio.create_task(_poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_SECONDS)),
-    ]
-    try:
-        done, _ = await asyncio.wait(polls, return_when=asyncio.FIRST_COMPLETED)
-        return done.pop().result()
-    finally:
-        for poll in polls:
-            poll.cancel()
+    return await run_until_first_complete(
+        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS),
+        _poll_for_violation(file_counts, FILE_USAGE_CHECK_SECONDS),
+        _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_SECONDS),
+    )
 
 
 async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | FileUsage]], seconds: float) -> str:

@@ -18,7 +18,7 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
-from sandbox.system.daemon_thread import run_in_daemon_thread
+from sandbox.system.concurrency import run_in_daemon_thread
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SEC
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes
-from sandbox.system.daemon_thread import run_in_daemon_thread
+from sandbox.system.concurrency import run_in_daemon_thread
 from sandbox.system.files import fsync_path
 
 T = TypeVar("T")

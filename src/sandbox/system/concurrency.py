@@ -1,12 +1,12 @@
-"""Runs blocking work in a thread that delays neither the event loop nor the program's exit."""
+"""Runs coroutines and blocking work concurrently."""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import errno
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -43,3 +43,19 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
         raise OSError(errno.EAGAIN, "The machine cannot start another thread") from error
     await finished.wait()
     return done.result()
+
+
+async def run_until_first_complete(*coroutines: Coroutine[Any, Any, T]) -> T:
+    """Run the coroutines until one completes; return its result or raise its exception.
+
+    The others are cancelled and have ended on return. If several complete at once, the first of them in the order of
+    the arguments counts.
+    """
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

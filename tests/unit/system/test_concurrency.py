@@ -1,0 +1,86 @@
+"""A function in a daemon thread releases its slot once; the first coroutine to complete ends the others."""
+
+import asyncio
+import errno
+import threading
+
+import pytest
+
+from sandbox.system.concurrency import run_in_daemon_thread, run_until_first_complete
+
+
+async def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    released = []
+    with pytest.raises(OSError, match="cannot start another thread") as caught:
+        await run_in_daemon_thread(lambda: None, lambda: released.append(1))
+    assert caught.value.errno == errno.EAGAIN
+    assert released == [1]
+
+
+@pytest.mark.parametrize("work", [lambda: 7, lambda: int("seven")], ids=["returns", "raises"])
+async def test_slot_is_released_when_work_ends(work):
+    released = []
+
+    async def run_work():
+        try:
+            return await run_in_daemon_thread(work, lambda: released.append(1))
+        except ValueError:
+            return None
+
+    assert (await run_work()) in (7, None)
+    assert released == [1]
+
+
+class Endless:
+    """A coroutine that does not complete, and takes some time to end after a cancellation."""
+
+    def __init__(self):
+        self.has_ended = False
+
+    async def run(self):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.01)
+            self.has_ended = True
+
+
+async def return_value(value):
+    return value
+
+
+async def fail(message):
+    raise OSError(message)
+
+
+async def test_returns_the_first_result_after_the_others_have_ended():
+    endless = Endless()
+    assert await run_until_first_complete(endless.run(), return_value(1)) == 1
+    assert endless.has_ended
+
+
+async def test_raises_the_first_exception_after_the_others_have_ended():
+    endless = Endless()
+    with pytest.raises(OSError, match="broken"):
+        await run_until_first_complete(endless.run(), fail("broken"))
+    assert endless.has_ended
+
+
+@pytest.mark.parametrize("other", [return_value, fail])
+async def test_order_of_the_arguments_decides_between_simultaneous_completions(other):
+    assert await run_until_first_complete(return_value(1), other(2)) == 1
+
+
+async def test_cancelling_the_caller_ends_all():
+    first, second = Endless(), Endless()
+    caller = asyncio.create_task(run_until_first_complete(first.run(), second.run()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert (first.has_ended, second.has_ended) == (True, True)
