@@ -23,7 +23,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.runner.steps.collect import _flag_secrets
+from sandbox.runner.steps.collect import ArtifactRecorder
 from sandbox.system.secret_fingerprint import make_fingerprint
 
 VALUE = "hunter2-hunter2-hunter2"
@@ -284,7 +284,8 @@ async def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
     async def scenario():
         slow = SlowRedaction()
         large = Artifact("large", "large", 0, "", "")
-        checking = asyncio.create_task(_flag_secrets(SimpleNamespace(redaction=slow), tmp_path, large))
+        attempt = SimpleNamespace(task_layout=SimpleNamespace(artifacts=tmp_path))
+        checking = asyncio.create_task(ArtifactRecorder(attempt, slow).record(large))
         while not slow.chunks:
             await asyncio.sleep(0.005)
         checking.cancel()

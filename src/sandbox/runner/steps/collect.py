@@ -15,6 +15,7 @@ from sandbox.interfaces.agent import AgentDriver
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
+from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
 from sandbox.model.disk_space import transient_disk_error
 from sandbox.model.events import (
@@ -41,6 +42,117 @@ from sandbox.runner.inheritance import compress_session
 from sandbox.runner.redaction import DeadlineRedactor
 from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.system.secret_fingerprint import matches_fingerprint
+
+
+class ArtifactRecorder(msgspec.Struct, frozen=True):
+    """Stores files as artifacts of an attempt and records them.
+
+    redactor: finds secret values in the files; None if there are no secrets or their values are unknown.
+    """
+
+    attempt: AttemptContext
+    redactor: Redactor | None
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the task's artifacts."""
+        return self.attempt.task_layout.artifacts
+
+    @property
+    def is_unredactable(self) -> bool:
+        """Whether the task's secrets may occur anywhere and cannot be detected."""
+        return self.redactor is None and bool(self.attempt.task.manifest.secrets)
+
+    def find_secret(self, chunks: Iterable[bytes]) -> bool:
+        """Return whether the chunks contain a secret value or were not all scanned in time."""
+        return self.redactor is not None and self.redactor.contains(chunks)
+
+    def part(self, name: str) -> Path:
+        """Return the path for an artifact that is being written."""
+        return self.attempt.layout.root / name
+
+    async def store_chunks(self, name: str, content_type: str, chunks: Iterable[bytes], part_suffix: str = "") -> None:
+        """Write the chunks to a file and store it."""
+        part = self.part(f"{name}{part_suffix}")
+        abandoned = threading.Event()
+        try:
+            await asyncio.to_thread(_write_chunks, part, chunks, abandoned)
+        finally:
+            abandoned.set()
+        # Journal content was already redacted when it was written, and a session was scanned.
+        await self.store_file(name, content_type, part, contains_secret=False)
+
+    async def store_file(
+        self, name: str, content_type: str, part: Path, *, contains_secret: bool, diff: DiffStatistics | None = None
+    ) -> None:
+        """Compute the checksum, flush and rename the file, then record it."""
+        abandoned = threading.Event()
+        try:
+            checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, self.directory / name, abandoned)
+        finally:
+            abandoned.set()
+        artifact = Artifact(
+            name,
+            f"{GENERATED_DIRECTORY}/{name}",
+            size_bytes,
+            content_type,
+            f"sha256:{checksum}",
+            contains_secret=contains_secret,
+            is_internal=name == SESSION_NAME,
+        )
+        await self.record(artifact, diff)
+
+    async def record(self, artifact: Artifact, diff: DiffStatistics | None = None) -> None:
+        """Scan a stored artifact for secrets and record it, unless an earlier try recorded the same."""
+        flagged = await self._flag_secrets(artifact)
+        if self.find(artifact.name) != flagged:
+            self.attempt.recorder.record(ArtifactCollected(flagged, diff))
+
+    def find(self, name: str) -> Artifact | None:
+        """Return the artifact with this name that this or an earlier try collected, or None."""
+        collected = self.attempt.task.artifacts
+        return (collected if isinstance(collected, Artifacts) else Artifacts(collected)).find(name)
+
+    async def record_match(self, artifact: Artifact) -> None:
+        """Record a file that matches a pattern.
+
+        If scanning is impossible, trust only an earlier record with the same name, path and content.
+        """
+        collected = self.find(artifact.name)
+        if collected is not None and self.is_unredactable:
+            if collected.path != artifact.path:
+                artifact = msgspec.structs.replace(artifact, path=artifact.name)
+            elif collected.checksum == artifact.checksum:
+                await self.record(collected)
+                return
+        await self.record(msgspec.structs.replace(artifact, contains_secret=self.is_unredactable))
+
+    async def record_renamed(self, artifact: Artifact, name: str) -> None:
+        """Rename a file that matches a pattern and whose own name is secret, and record it."""
+        (self.directory / artifact.name).rename(self.directory / name)
+        fsync_path(self.directory)
+        path = name if self.is_unredactable else artifact.path
+        await self.record(msgspec.structs.replace(artifact, name=name, path=path, contains_secret=self.is_unredactable))
+
+    def has_secret_in_name(self, artifact: Artifact) -> bool:
+        """Return whether the name contains a secret value, or the end of one that starts in the path. True if unknown.
+
+        Names may be cut, and a value may contain slashes.
+        """
+        if self.redactor is None:
+            return self.is_unredactable
+        path, name = artifact.path, artifact.name
+        if self.redactor.redact_text(name) != name:
+            return True
+        redacted_path = self.redactor.redact_text(path)
+        return redacted_path != path and not redacted_path.endswith(f"/{name}")
+
+    async def _flag_secrets(self, artifact: Artifact) -> Artifact:
+        """Flag an artifact that contains a secret value or was not scanned in time."""
+        if self.redactor is None or artifact.contains_secret:
+            return artifact
+        contains_secret = await _scan_for_secrets(self.find_secret, _read_chunks(self.directory / artifact.name))
+        return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 
 class CollectStep(msgspec.Struct, frozen=True):
@@ -72,13 +184,11 @@ class CollectStep(msgspec.Struct, frozen=True):
         attempt = self.attempt
         if attempt.task.is_collected:
             return
-        redactor = await asyncio.to_thread(self._make_deadline_redactor)
-        deadline_attempt = msgspec.structs.replace(attempt, redaction=redactor)
-        directory = attempt.task_layout.artifacts
-        directory.mkdir(mode=0o700, exist_ok=True)
-        fsync_path(directory.parent)
+        artifacts = ArtifactRecorder(attempt, await asyncio.to_thread(self._make_deadline_redactor))
+        artifacts.directory.mkdir(mode=0o700, exist_ok=True)
+        fsync_path(artifacts.directory.parent)
         try:
-            await _collect_patch(deadline_attempt, directory, self.workspaces, self.confine)
+            await self._collect_patch(artifacts)
         except AttemptError as error:
             if transient_disk_error(error) is not None:
                 raise
@@ -87,234 +197,218 @@ class CollectStep(msgspec.Struct, frozen=True):
             message = (
                 "The patch could not be created; the reason is withheld, because the values of the secrets are unknown."
             )
-            failure = Failure(error.failure.code, message) if _is_unredactable(deadline_attempt) else error.failure
+            failure = Failure(error.failure.code, message) if artifacts.is_unredactable else error.failure
             attempt.recorder.record_once(AttemptFailed(failure))
-        await _store_transcript(deadline_attempt, directory, self.journals, self.disk_space)
+        await self._store_transcript(artifacts)
         if self.agent is not None:
-            await _store_session(deadline_attempt, directory, self.agent)
-        await _collect_pattern_matches(deadline_attempt, directory, self.workspaces)
-        # Short enough to scan without a deadline.
-        metadata = _encode_metadata(attempt, self.journals)
-        await _store_chunks(attempt, directory, METADATA_NAME, "application/json", metadata)
+            await self._store_session(artifacts, self.agent)
+        await self._collect_pattern_matches(artifacts)
+        await self._store_metadata()
 
     async def store_metadata(self) -> None:
         """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
-        directory = self.attempt.task_layout.artifacts
-        directory.mkdir(mode=0o700, exist_ok=True)
-        metadata = _encode_metadata(self.attempt, self.journals)
+        self.attempt.task_layout.artifacts.mkdir(mode=0o700, exist_ok=True)
         # An abandoned thread may still write the part file with the usual name.
-        await _store_chunks(self.attempt, directory, METADATA_NAME, "application/json", metadata, ".last")
+        await self._store_metadata(".last")
 
     def _make_deadline_redactor(self) -> DeadlineRedactor | None:
         """Create the secret scanner for collected files; None if there are no secrets or their values differ."""
-        attempt = self.attempt
-        if attempt.redaction is None or not _has_same_secrets(attempt):
+        redaction = self.attempt.redaction
+        if redaction is None or not self._has_same_secrets():
             return None
-        seconds = max(SECRET_SCAN_SECONDS_MIN, attempt.task.manifest.lifecycle.collect_timeout_seconds * _SCAN_SHARE)
-        return DeadlineRedactor(attempt.redaction, seconds, self.clock.monotonic)
+        seconds = max(SECRET_SCAN_SECONDS_MIN, self._seconds(_SCAN_SHARE))
+        return DeadlineRedactor(redaction, seconds, self.clock.monotonic)
 
+    def _has_same_secrets(self) -> bool:
+        """Return whether this disk's agent had the same secret values. True if the disk does not exist."""
+        layout = self.attempt.layout
+        return not layout.disk.exists() or matches_fingerprint(layout.secret_fingerprint, self.attempt.secrets)
 
-def _has_same_secrets(attempt: AttemptContext) -> bool:
-    """Return whether this disk's agent had the same secret values. True if the disk does not exist."""
-    return not attempt.layout.disk.exists() or matches_fingerprint(attempt.layout.secret_fingerprint, attempt.secrets)
+    def _seconds(self, share: float) -> float:
+        """Return a share of the timeout."""
+        return self.attempt.task.manifest.lifecycle.collect_timeout_seconds * share
 
-
-async def _collect_patch(attempt: AttemptContext, directory: Path, workspaces: Workspaces, confine: Confine) -> None:
-    base_commit, is_ended = (
-        attempt.task.base_commit,
-        attempt.task.failure is not None or attempt.task.cancel is not None,
-    )
-    if base_commit is None or (is_ended and not attempt.layout.repository.is_dir()):  # removed already
-        return
-    name = f"{attempt.task.id}.patch"
-    part = attempt.layout.root / name
-    seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _PATCH_SHARE
-    try:
-        async with asyncio.timeout(seconds):
-            patch = await workspaces.patch(attempt.layout.root, base_commit, part, confine, _secret_scanner(attempt))
-    except TimeoutError:
-        patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
-        part.write_text(f"# truncated: {patch.incomplete_reason}\n")
-    has_secret = patch.contains_secret or _is_unredactable(attempt)
-    await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret, diff=patch.diff)
-    if patch.incomplete_reason is None:
-        await _collect_chain_patch(attempt, directory, workspaces, confine)
-    else:
-        await _collect_changed_files(attempt, directory, base_commit, patch.incomplete_reason, workspaces, confine)
-
-
-async def _collect_chain_patch(
-    attempt: AttemptContext, directory: Path, workspaces: Workspaces, confine: Confine
-) -> None:
-    """Store the changes of the whole chain as one patch, if the task continues another one."""
-    parent = attempt.task.parent
-    if parent is None:
-        return
-    name = _chain_patch_name(attempt)
-    part = attempt.layout.root / name
-    seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
-    arguments = (attempt.layout.root, parent.first_commit, part, confine, _secret_scanner(attempt))
-    try:
-        async with asyncio.timeout(seconds):
-            patch = await workspaces.patch(*arguments)
-    except TimeoutError:
-        patch = PatchResult(incomplete_reason=f"creating it took longer than {seconds:.1f} s")
-        part.write_text(f"# truncated: {patch.incomplete_reason}\n")
-    has_secret = patch.contains_secret or _is_unredactable(attempt)
-    await _store_file(attempt, directory, name, "text/x-diff", part, contains_secret=has_secret)
-    if patch.incomplete_reason is not None:
-        message = f"{name} is incomplete: {patch.incomplete_reason}. Apply the patches of the chain one by one."
-        attempt.recorder.record_once(ErrorReported("chain_patch_truncated", message))
-
-
-def _secret_scanner(attempt: AttemptContext) -> FindSecret:
-    return (lambda _: False) if attempt.redaction is None else attempt.redaction.contains
-
-
-async def _collect_changed_files(
-    attempt: AttemptContext, directory: Path, base_commit: str, reason: str, workspaces: Workspaces, confine: Confine
-) -> None:
-    """Store the files that the patch lacks. The task does not fail if some of them cannot be stored."""
-    name = _tar_name(attempt)
-    part = attempt.layout.root / name
-    seconds = attempt.task.manifest.lifecycle.collect_timeout_seconds * _CHANGED_FILES_SHARE
-    try:
-        async with asyncio.timeout(seconds):
-            missing = await workspaces.changed_files(attempt.layout.root, base_commit, part, confine)
-    except TimeoutError:
-        problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
-        limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
-        raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
-    await _store_file(attempt, directory, name, "application/x-tar", part, contains_secret=_is_unredactable(attempt))
-    exceptions = f" except some: {missing}" if missing else ""
-    message = f"The patch is incomplete: {reason}. The new and changed files are in {name}{exceptions}."
-    attempt.recorder.record_once(ErrorReported("patch_truncated", message))
-
-
-async def _store_session(attempt: AttemptContext, directory: Path, agent: AgentDriver) -> None:
-    """Store the agent's session for a task that continues this one, unless it may contain a secret value.
-
-    An interactive session is not stored: users may have typed anything into it.
-    """
-    present = attempt.task.attempt
-    if not attempt.keeps_session or present is None or present.session_id is None:
-        return
-    if attempt.task.manifest.agent.is_interactive or _is_unredactable(attempt) or not attempt.layout.home.is_dir():
-        return
-    content = await asyncio.to_thread(agent.read_session, attempt.layout.home, present.session_id, SESSION_BYTES_MAX)
-    if content is None or await _scan_for_secrets(_secret_scanner(attempt), _split_chunks(content)):
-        return
-    part = attempt.layout.root / SESSION_NAME
-    compressed = await asyncio.to_thread(compress_session, content)
-    await asyncio.to_thread(_write_chunks, part, [compressed], threading.Event())
-    await _store_file(attempt, directory, SESSION_NAME, "application/gzip", part, contains_secret=False)
-
-
-async def _collect_pattern_matches(attempt: AttemptContext, directory: Path, workspaces: Workspaces) -> None:
-    patterns = attempt.task.manifest.lifecycle.artifact_patterns
-    if not patterns or not attempt.layout.workspace.is_dir():
-        return
-    parent = attempt.task.parent
-    reserved_names = frozenset(
-        {
-            *(f"{attempt.task.id}.patch", _chain_patch_name(attempt), _tar_name(attempt)),
-            *(_TRANSCRIPT, SESSION_NAME, METADATA_NAME),
-            *(file.name for file in (parent.files if parent is not None else ())),
-        }
-    )
-    secret_named: list[Artifact] = []
-    names: set[str] = set()
-    async for artifact in workspaces.collect(attempt.layout.workspace, patterns, directory, reserved_names):
-        if isinstance(artifact, SkippedFile):
-            path = "a file" if _is_unredactable(attempt) else artifact.path
-            attempt.recorder.record_once(
-                ErrorReported("artifact_left_out", f"{path}: {artifact.reason}"), subject=artifact.path
-            )
-        elif (collected := _find_collected(attempt, artifact.name)) is None and _has_secret_in_name(attempt, artifact):
-            secret_named.append(artifact)
+    async def _collect_patch(self, artifacts: ArtifactRecorder) -> None:
+        task = self.attempt.task
+        base_commit, is_ended = task.base_commit, task.failure is not None or task.cancel is not None
+        if base_commit is None or (is_ended and not self.attempt.layout.repository.is_dir()):  # removed already
+            return
+        name = f"{task.id}.patch"
+        patch = await self._write_patch(artifacts, name, base_commit, _PATCH_SHARE)
+        has_secret = patch.contains_secret or artifacts.is_unredactable
+        part = artifacts.part(name)
+        await artifacts.store_file(name, "text/x-diff", part, contains_secret=has_secret, diff=patch.diff)
+        if patch.incomplete_reason is None:
+            await self._collect_chain_patch(artifacts)
         else:
+            await self._collect_changed_files(artifacts, base_commit, patch.incomplete_reason)
+
+    async def _collect_chain_patch(self, artifacts: ArtifactRecorder) -> None:
+        """Store the changes of the whole chain as one patch, if the task continues another one."""
+        parent = self.attempt.task.parent
+        if parent is None:
+            return
+        name = self._chain_patch_name
+        patch = await self._write_patch(artifacts, name, parent.first_commit, _CHANGED_FILES_SHARE)
+        has_secret = patch.contains_secret or artifacts.is_unredactable
+        await artifacts.store_file(name, "text/x-diff", artifacts.part(name), contains_secret=has_secret)
+        if patch.incomplete_reason is not None:
+            message = f"{name} is incomplete: {patch.incomplete_reason}. Apply the patches of the chain one by one."
+            self.attempt.recorder.record_once(ErrorReported("chain_patch_truncated", message))
+
+    async def _write_patch(self, artifacts: ArtifactRecorder, name: str, base_commit: str, share: float) -> PatchResult:
+        """Write the changes since a commit within a share of the timeout."""
+        root, part, seconds = self.attempt.layout.root, artifacts.part(name), self._seconds(share)
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.workspaces.patch(root, base_commit, part, self.confine, artifacts.find_secret)
+        except TimeoutError:
+            reason = f"creating it took longer than {seconds:.1f} s"
+            part.write_text(f"# truncated: {reason}\n")
+            return PatchResult(incomplete_reason=reason)
+
+    async def _collect_changed_files(self, artifacts: ArtifactRecorder, base_commit: str, reason: str) -> None:
+        """Store the files that the patch lacks. The task does not fail if some of them cannot be stored."""
+        name = self._tar_name
+        root, part, seconds = self.attempt.layout.root, artifacts.part(name), self._seconds(_CHANGED_FILES_SHARE)
+        try:
+            async with asyncio.timeout(seconds):
+                missing = await self.workspaces.changed_files(root, base_commit, part, self.confine)
+        except TimeoutError:
+            problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
+            limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
+            raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
+        await artifacts.store_file(name, "application/x-tar", part, contains_secret=artifacts.is_unredactable)
+        exceptions = f" except some: {missing}" if missing else ""
+        message = f"The patch is incomplete: {reason}. The new and changed files are in {name}{exceptions}."
+        self.attempt.recorder.record_once(ErrorReported("patch_truncated", message))
+
+    async def _store_session(self, artifacts: ArtifactRecorder, agent: AgentDriver) -> None:
+        """Store the agent's session for a task that continues this one, unless it may contain a secret value.
+
+        An interactive session is not stored: users may have typed anything into it.
+        """
+        attempt, home, present = self.attempt, self.attempt.layout.home, self.attempt.task.attempt
+        if not attempt.keeps_session or present is None or present.session_id is None:
+            return
+        if attempt.task.manifest.agent.is_interactive or artifacts.is_unredactable or not home.is_dir():
+            return
+        content = await asyncio.to_thread(agent.read_session, home, present.session_id, SESSION_BYTES_MAX)
+        if content is None or await _scan_for_secrets(artifacts.find_secret, _split_chunks(content)):
+            return
+        compressed = await asyncio.to_thread(compress_session, content)
+        await artifacts.store_chunks(SESSION_NAME, "application/gzip", [compressed])
+
+    async def _collect_pattern_matches(self, artifacts: ArtifactRecorder) -> None:
+        attempt, task = self.attempt, self.attempt.task
+        patterns = task.manifest.lifecycle.artifact_patterns
+        if not patterns or not attempt.layout.workspace.is_dir():
+            return
+        reserved_names = frozenset(
+            {
+                *(f"{task.id}.patch", self._chain_patch_name, self._tar_name),
+                *(_TRANSCRIPT, SESSION_NAME, METADATA_NAME),
+                *(file.name for file in (task.parent.files if task.parent is not None else ())),
+            }
+        )
+        secret_named: list[Artifact] = []
+        names: set[str] = set()
+        matches = self.workspaces.collect(attempt.layout.workspace, patterns, artifacts.directory, reserved_names)
+        async for artifact in matches:
+            if isinstance(artifact, SkippedFile):
+                path = "a file" if artifacts.is_unredactable else artifact.path
+                attempt.recorder.record_once(
+                    ErrorReported("artifact_left_out", f"{path}: {artifact.reason}"), subject=artifact.path
+                )
+                continue
             names.add(artifact.name)
-            _record_artifact(
-                attempt, await _flag_secrets(attempt, directory, _reuse_collected(attempt, artifact, collected))
-            )
-    for artifact, name in zip(
-        secret_named, _redacted_names(names.union(one.name for one in secret_named)), strict=False
-    ):
-        renamed = _rename(directory, artifact, name)
-        if _is_unredactable(attempt):
-            renamed = msgspec.structs.replace(renamed, path=name)
-        _record_artifact(attempt, await _flag_secrets(attempt, directory, _flag_if_unredactable(attempt, renamed)))
+            if artifacts.find(artifact.name) is None and artifacts.has_secret_in_name(artifact):
+                secret_named.append(artifact)
+            else:
+                await artifacts.record_match(artifact)
+        for artifact, name in zip(secret_named, _redacted_names(names), strict=False):
+            await artifacts.record_renamed(artifact, name)
 
+    @property
+    def _chain_patch_name(self) -> str:
+        return f"{self.attempt.task.id}.chain.patch"
 
-def _chain_patch_name(attempt: AttemptContext) -> str:
-    return f"{attempt.task.id}.chain.patch"
+    @property
+    def _tar_name(self) -> str:
+        return f"{self.attempt.task.id}.changes.tar"
 
+    async def _store_transcript(self, artifacts: ArtifactRecorder) -> None:
+        """Store the transcript, or reuse the one that an earlier try stored.
 
-def _tar_name(attempt: AttemptContext) -> str:
-    return f"{attempt.task.id}.changes.tar"
+        The stored transcript is complete, because the agent had ended. The disk may have no space for another one.
+        """
+        collected = artifacts.find(_TRANSCRIPT)
+        if collected is not None and (artifacts.directory / _TRANSCRIPT).is_file():
+            await artifacts.record(collected)
+        else:
+            await artifacts.store_chunks(_TRANSCRIPT, "application/x-ndjson", self._read_transcript())
 
+    def _read_transcript(self) -> Iterator[bytes]:
+        """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from them."""
+        if not self._has_space_for_transcript():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield from self._read_agent_output()
 
-def _is_unredactable(attempt: AttemptContext) -> bool:
-    """Return whether the task's secrets may occur anywhere and cannot be detected."""
-    return attempt.redaction is None and bool(attempt.task.manifest.secrets)
+    def _read_agent_output(self) -> Iterator[bytes]:
+        """Yield the recorded output.
 
+        Yields none of an interactive agent, because any process inside may write to its terminal.
+        """
+        agent = self.attempt.task.manifest.agent
+        if agent.is_interactive:
+            return
+        for record in read_records(self.journals, self.attempt.task.id):
+            if isinstance(record.event, Output) and record.event.stream == agent.recorded_stream:
+                yield record.event.data
 
-def _flag_if_unredactable(attempt: AttemptContext, artifact: Artifact) -> Artifact:
-    """Flag an artifact that cannot be scanned."""
-    return msgspec.structs.replace(artifact, contains_secret=_is_unredactable(attempt))
+    def _has_space_for_transcript(self) -> bool:
+        """Return whether the disk has space for the transcript: a large one must not fill the disk and then fail.
 
+        The transcript is no longer than the journal, so reading the journal is rarely necessary.
+        """
+        if self.disk_space.has_space_for(self.journals.size_bytes(self.attempt.task.id)):
+            return True
+        size_bytes = sum(map(len, self._read_agent_output()))
+        return size_bytes <= _SMALL_TRANSCRIPT_BYTES or self.disk_space.has_space_for(size_bytes)
 
-def _reuse_collected(attempt: AttemptContext, artifact: Artifact, collected: Artifact | None) -> Artifact:
-    """If scanning is impossible, trust only an earlier record with the same name, path and content."""
-    if collected is None or not _is_unredactable(attempt):
-        return _flag_if_unredactable(attempt, artifact)
-    if collected.path != artifact.path:
-        return _flag_if_unredactable(attempt, msgspec.structs.replace(artifact, path=artifact.name))
-    return collected if collected.checksum == artifact.checksum else _flag_if_unredactable(attempt, artifact)
+    async def _store_metadata(self, part_suffix: str = "") -> None:
+        """Store the metadata, which is short enough to scan without a deadline."""
+        artifacts = ArtifactRecorder(self.attempt, self.attempt.redaction)
+        await artifacts.store_chunks(METADATA_NAME, "application/json", self._encode_metadata(), part_suffix)
 
+    def _encode_metadata(self) -> Iterator[bytes]:
+        task = self.attempt.task
+        refusals, denied_count = self._read_egress_denials()
+        total = max(denied_count, task.progress.egress_denied)
+        content = {**_summarize(task), "refusals": refusals, "refusals_total": total}
+        yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
-def _has_secret_in_name(attempt: AttemptContext, artifact: Artifact) -> bool:
-    """Return whether the name contains a secret value, or the end of one that starts in the path. True if unknown.
-
-    Names may be cut, and a value may contain slashes.
-    """
-    redaction = attempt.redaction
-    if redaction is None:
-        return _is_unredactable(attempt)
-    path, name = artifact.path, artifact.name
-    if redaction.redact_text(name) != name:
-        return True
-    redacted_path = redaction.redact_text(path)
-    return redacted_path != path and not redacted_path.endswith(f"/{name}")
+    def _read_egress_denials(self) -> tuple[list[dict[str, object]], int]:
+        """Return the first denials and the total number; a runner's memory may be too small for all denials."""
+        first: list[dict[str, object]] = []
+        count = 0
+        for record in read_records(self.journals, self.attempt.task.id):
+            if isinstance(denied := record.event, EgressDenied):
+                count += 1
+                if count <= _DENIALS_MAX:
+                    denial = {
+                        "at": format_timestamp(record.at),
+                        "host": denied.host,
+                        "port": denied.port,
+                        "reason": denied.reason,
+                    }
+                    first.append(denial)
+        return first, count
 
 
 def _redacted_names(names: Collection[str]) -> Iterator[str]:
     """Yield unused names in a fixed order, so a repeated collection reuses them."""
     return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
-
-
-def _rename(directory: Path, artifact: Artifact, name: str) -> Artifact:
-    (directory / artifact.name).rename(directory / name)
-    fsync_path(directory)
-    return msgspec.structs.replace(artifact, name=name)
-
-
-async def _store_chunks(
-    attempt: AttemptContext,
-    directory: Path,
-    name: str,
-    content_type: str,
-    chunks: Iterable[bytes],
-    part_suffix: str = "",
-) -> None:
-    part = attempt.layout.root / f"{name}{part_suffix}"
-    abandoned = threading.Event()
-    try:
-        await asyncio.to_thread(_write_chunks, part, chunks, abandoned)
-    finally:
-        abandoned.set()
-    # Journal content was already redacted when it was written.
-    await _store_file(attempt, directory, name, content_type, part, contains_secret=False)
 
 
 def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Event) -> None:
@@ -324,35 +418,6 @@ def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Even
             if abandoned.is_set():
                 raise TimeoutError("The file is no longer needed")
             file.write(chunk)
-
-
-async def _store_file(
-    attempt: AttemptContext,
-    directory: Path,
-    name: str,
-    content_type: str,
-    part: Path,
-    *,
-    contains_secret: bool,
-    diff: DiffStatistics | None = None,
-) -> None:
-    """Compute the checksum, flush and rename the file, then record it."""
-    abandoned = threading.Event()
-    try:
-        checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, directory / name, abandoned)
-    finally:
-        abandoned.set()
-    path = f"{GENERATED_DIRECTORY}/{name}"
-    artifact = Artifact(
-        name,
-        path,
-        size_bytes,
-        content_type,
-        f"sha256:{checksum}",
-        contains_secret=contains_secret,
-        is_internal=name == SESSION_NAME,
-    )
-    _record_artifact(attempt, await _flag_secrets(attempt, directory, artifact), diff)
 
 
 def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
@@ -366,27 +431,6 @@ def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tupl
             raise TimeoutError("The file is no longer needed")
         replace_durably(part, target)
     return checksum, size_bytes
-
-
-def _record_artifact(attempt: AttemptContext, artifact: Artifact, diff: DiffStatistics | None = None) -> None:
-    """Record an artifact unless an earlier try recorded the same."""
-    if _find_collected(attempt, artifact.name) != artifact:
-        attempt.recorder.record(ArtifactCollected(artifact, diff))
-
-
-def _find_collected(attempt: AttemptContext, name: str) -> Artifact | None:
-    """Return the artifact with this name that this or an earlier try collected, or None."""
-    collected = attempt.task.artifacts
-    return (collected if isinstance(collected, Artifacts) else Artifacts(collected)).find(name)
-
-
-async def _flag_secrets(attempt: AttemptContext, directory: Path, artifact: Artifact) -> Artifact:
-    """Flag an artifact that contains a secret value or was not scanned in time."""
-    redaction = attempt.redaction
-    if redaction is None or artifact.contains_secret:
-        return artifact
-    contains_secret = await _scan_for_secrets(redaction.contains, _read_chunks(directory / artifact.name))
-    return msgspec.structs.replace(artifact, contains_secret=contains_secret)
 
 
 async def _scan_for_secrets(find_secret: FindSecret, chunks: Iterable[bytes]) -> bool:
@@ -405,74 +449,6 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
-
-
-async def _store_transcript(
-    attempt: AttemptContext, directory: Path, journals: Journals, disk_space: HostDiskSpace
-) -> None:
-    """Store the transcript, or reuse the one that an earlier try stored.
-
-    The stored transcript is complete, because the agent had ended. The disk may have no space for another one.
-    """
-    collected = _find_collected(attempt, _TRANSCRIPT)
-    if collected is not None and (directory / _TRANSCRIPT).is_file():
-        _record_artifact(attempt, await _flag_secrets(attempt, directory, collected))
-    else:
-        transcript = _read_transcript(attempt.task, journals, disk_space)
-        await _store_chunks(attempt, directory, _TRANSCRIPT, "application/x-ndjson", transcript)
-
-
-def _read_transcript(task: Task, journals: Journals, disk_space: HostDiskSpace) -> Iterator[bytes]:
-    """Yield the agent's own events: its stdout, or the transcript if stdout is rendered from them."""
-    if not _has_space_for_transcript(task, journals, disk_space):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    yield from _read_agent_output(task, journals)
-
-
-def _read_agent_output(task: Task, journals: Journals) -> Iterator[bytes]:
-    """Yield the recorded output; none of an interactive agent, because any process inside may write to its terminal."""
-    agent = task.manifest.agent
-    if agent.is_interactive:
-        return
-    for record in read_records(journals, task.id):
-        if isinstance(record.event, Output) and record.event.stream == agent.recorded_stream:
-            yield record.event.data
-
-
-def _has_space_for_transcript(task: Task, journals: Journals, disk_space: HostDiskSpace) -> bool:
-    """Return whether the disk has space for the transcript: a large one must not fill the disk and then fail.
-
-    The transcript is no longer than the journal, so reading the journal is rarely necessary.
-    """
-    if disk_space.has_space_for(journals.size_bytes(task.id)):
-        return True
-    size_bytes = sum(map(len, _read_agent_output(task, journals)))
-    return size_bytes <= _SMALL_TRANSCRIPT_BYTES or disk_space.has_space_for(size_bytes)
-
-
-def _encode_metadata(attempt: AttemptContext, journals: Journals) -> Iterator[bytes]:
-    refusals, denied_count = _read_egress_denials(journals, attempt.task.id)
-    total = max(denied_count, attempt.task.progress.egress_denied)
-    content = {**_summarize(attempt.task), "refusals": refusals, "refusals_total": total}
-    yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
-
-
-def _read_egress_denials(journals: Journals, task_id: str) -> tuple[list[dict[str, object]], int]:
-    """Return the first denials and the total number; a runner's memory may be too small for all denials."""
-    first: list[dict[str, object]] = []
-    count = 0
-    for record in read_records(journals, task_id):
-        if isinstance(denied := record.event, EgressDenied):
-            count += 1
-            if count <= _DENIALS_MAX:
-                denial = {
-                    "at": format_timestamp(record.at),
-                    "host": denied.host,
-                    "port": denied.port,
-                    "reason": denied.reason,
-                }
-                first.append(denial)
-    return first, count
 
 
 _TRANSCRIPT = "transcript.ndjson"

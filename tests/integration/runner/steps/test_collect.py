@@ -42,15 +42,15 @@ async def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harn
     harness = make_harness(
         Script(collected=collected), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("*",), "timeout": "20s"}
     )
-    refused, store_chunks = [], collect._store_chunks
+    refused, store_chunks = [], collect.ArtifactRecorder.store_chunks
 
-    async def fail_while_disk_is_full(attempt, directory, name, *rest):
+    async def fail_while_disk_is_full(artifacts, name, *rest):
         if name == "metadata.json" and len(refused) < 4:
             refused.append(name)
             raise OSError(errno.ENOSPC, "No space left on device")
-        await store_chunks(attempt, directory, name, *rest)
+        await store_chunks(artifacts, name, *rest)
 
-    monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
+    monkeypatch.setattr(collect.ArtifactRecorder, "store_chunks", fail_while_disk_is_full)
     await asyncio.wait_for(harness.run(), 20)
     artifacts = harness.attempt.task_layout.artifacts
     stored = {path.name: path.read_bytes() for path in artifacts.glob("redacted-*")}
@@ -183,20 +183,20 @@ async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypat
     harness = make_harness(
         Script(patch_error=patch_error), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"}
     )
-    refused, store_chunks = [], collect._store_chunks
+    refused, store_chunks = [], collect.ArtifactRecorder.store_chunks
 
     async def skip_files(self, *_):
         for name in ("fifo", "link"):
             yield SkippedFile(name, "it is not a regular file")
 
-    async def fail_while_disk_is_full(attempt, directory, name, *rest):
+    async def fail_while_disk_is_full(artifacts, name, *rest):
         if name == "metadata.json" and len(refused) < 4:
             refused.append(name)
             raise OSError(errno.ENOSPC, "No space left on device")
-        await store_chunks(attempt, directory, name, *rest)
+        await store_chunks(artifacts, name, *rest)
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", skip_files)
-    monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
+    monkeypatch.setattr(collect.ArtifactRecorder, "store_chunks", fail_while_disk_is_full)
     await asyncio.wait_for(harness.run(), 20)
     assert len(refused) == 4
     assert [report.message.partition(":")[0] for report in harness.events(ErrorReported)] == ["fifo", "link"]
@@ -208,16 +208,16 @@ async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
-    refused, store_chunks = [], collect._store_chunks
+    refused, store_chunks = [], collect.ArtifactRecorder.store_chunks
 
-    async def fail_while_disk_is_full(attempt, directory, name, *rest):
+    async def fail_while_disk_is_full(artifacts, name, *rest):
         if name == "metadata.json" and len(refused) < 4:
             refused.append(name)
             harness.space = DiskSpace(10, 100)
             raise OSError(errno.ENOSPC, "No space left on device")
-        await store_chunks(attempt, directory, name, *rest)
+        await store_chunks(artifacts, name, *rest)
 
-    monkeypatch.setattr(collect, "_store_chunks", fail_while_disk_is_full)
+    monkeypatch.setattr(collect.ArtifactRecorder, "store_chunks", fail_while_disk_is_full)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(refused)) == (TaskState.COMPLETED, 4)
     assert (harness.attempt.task_layout.artifacts / "transcript.ndjson").read_bytes() == harness.script.stdout
