@@ -45,7 +45,6 @@ OUTSIDE_ASSIGNMENTS = {
     "runtimes.limits.kernel_usage: found.posix": "the result that is being counted",
     "runtimes.limits.kernel_usage: found.shared": "the result that is being counted",
     "runtimes.limits.kernel_usage: found.was_cut_short": "the result that is being counted",
-    "runtimes.qemu.runtime: sandbox.slow_reason": "known only once the guest has booted",
     "server.dispatcher: self._tracked_tasks[task_id].status_message": "the module that delays a task gives the reason",
     "server.dispatcher: tracked.status_message": "the module that delays a task gives the reason",
     "server.journal_tailer: tracked.published_seq": "only the tailer publishes the task's records",

@@ -80,6 +80,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
     """Describes one guest.
 
     execute_only_programs: programs that can be executed but not read. run_dir: a private directory.
+    slow_reason: why the guest is slower than necessary (human-readable); None if it is not.
     """
 
     spec: SandboxSpec
@@ -87,6 +88,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
     execute_only_programs: Mapping[Path, str]
     accelerator: command_lines.Accelerator
     run_dir: Path
+    slow_reason: str | None = None
 
 
 def staged_paths(plan: GuestSpec) -> dict[str, Path]:

@@ -194,15 +194,15 @@ class QemuRuntime(BaseRuntime):
     async def _boot_with_fallback(self, handle: SandboxHandle, plan: jail.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
         for accelerator, within_seconds in self._boot_attempts():
-            self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator)
+            is_fallback = accelerator is Accelerator.TCG and self._kvm.is_present()
+            slow_reason = _KVM_FALLBACK_MESSAGE if is_fallback else None
+            self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator, slow_reason=slow_reason)
             try:
                 sandbox = await self._boot(handle, plan.spec, within_seconds)
             except BootError as error:
                 problem = error
             else:
                 self.last_accelerator = accelerator
-                if accelerator is Accelerator.TCG and self._kvm.is_present():
-                    sandbox.slow_reason = _KVM_FALLBACK_MESSAGE
                 return sandbox
             if problem.has_timed_out and within_seconds == KVM_RETRY_BOOT_SECONDS:
                 self._kvm.record_failure()

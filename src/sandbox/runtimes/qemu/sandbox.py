@@ -78,7 +78,7 @@ class QemuSandbox:
         self._report_transport: asyncio.Transport | None = None
         self._was_killed = False
         self._exit_task: asyncio.Task[ExitStatus] | None = None
-        self.slow_reason: str | None = None
+        self.slow_reason = plan.slow_reason
 
     async def boot(self, within_seconds: float) -> None:
         """Boot the guest and wait for the agent's response.

@@ -32,7 +32,7 @@ class FakeQemuRuntime(QemuRuntime):
         if outcome is not BOOTED:
             raise outcome
         sandbox = QemuSandbox.__new__(QemuSandbox)
-        sandbox.slow_reason = None
+        sandbox.slow_reason = self._plans[handle.attempt_id].slow_reason
         return sandbox
 
     def make(self):
