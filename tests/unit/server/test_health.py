@@ -32,9 +32,10 @@ class SimulatedHealthCheck:
         self.reserve = ReserveFile(data_dir / "reserve", 4096)
         self.disk_monitor = DiskMonitor(data_dir, self.measure, Watermark(5, 4 * GIB), self.reserve)
         self.drain = Drain(data_dir)
-        unblocked = SimpleNamespace(blocked_reason=lambda: None)
+        self.host_problem = None
+        machine = SimpleNamespace(blocked_reason=lambda: self.host_problem)
         probes = [RuntimeProbe("bubblewrap", True, "namespaces", 1)]
-        host = ProbedHost(ProbeResult(probes, "bubblewrap", "namespaces"), unblocked, SystemClock())
+        host = ProbedHost(ProbeResult(probes, "bubblewrap", "namespaces"), machine, SystemClock())
         self.missing_keys = set()
         key_settings = {"claude": "CLAUDE_KEY", "other": "OTHER_KEY"}
         conditions = StartConditions(self.drain, host, self.disk_monitor, key_settings, self.missing_keys)
@@ -160,11 +161,21 @@ def test_server_is_ready_while_one_agent_has_a_model_key(health):
     assert health.reasons() == "No model key is set: set CLAUDE_KEY or OTHER_KEY and start the server again."
 
 
+def test_host_that_cannot_start_runners_is_reported(health):
+    health.host_problem = "The machine does not respond."
+    assert health.reasons() == "The machine does not respond."
+    health.host_problem = None
+    assert health.reasons() == ""
+
+
 def test_reasons_have_one_order(health):
+    health.host_problem = "The machine does not respond."
     health.drain.start(SystemClock().now())
     health.missing_keys.update({"claude", "other"})
-    assert re.findall("drained|model key|nearly full", health.reasons(structs.replace(AMPLE_SPACE, free_bytes=0))) == [
+    reasons = health.reasons(structs.replace(AMPLE_SPACE, free_bytes=0))
+    assert re.findall("drained|does not respond|model key|nearly full", reasons) == [
         "drained",
+        "does not respond",
         "model key",
         "nearly full",
     ]
