@@ -60,7 +60,7 @@ from sandbox.runner.redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
 from sandbox.runner.steps.provision import ProvisionStep, make_confine
 from sandbox.runner.steps.run import RunStep
-from sandbox.runner.steps.stage import StageStep
+from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
@@ -311,9 +311,10 @@ def build_runner(
 ) -> AttemptRunner:
     """Connect the steps of an attempt with their components."""
     confine = _choose_confine(attempt, parts)
+    source = ResumedWorkspace(attempt) if attempt.resumes else ClonedWorkspace(attempt, parts.workspaces, confine)
     return AttemptRunner(
         attempt,
-        StageStep(attempt, parts.workspaces, confine, parts.runtime, parts.disk, parts.remove, parts.clock),
+        StageStep(attempt, source, parts.runtime, parts.disk, parts.remove, parts.clock),
         ProvisionStep(attempt, driver, parts.runtime, parts.images),
         RunStep(attempt, agent, driver, gateways, terminals, parts.disk, parts.clock, parts.throttle),
         _build_finalizer(attempt, parts, driver, confine),

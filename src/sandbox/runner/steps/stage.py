@@ -1,6 +1,7 @@
-"""Stage step: clones the repository, or takes over the previous attempt's disk."""
+"""Stage step: prepares the workspace, from a clone or from the previous attempt's disk."""
 
 import asyncio
+from typing import Protocol
 
 import msgspec
 
@@ -18,21 +19,80 @@ from sandbox.system.files import fsync_path, write_durably
 from sandbox.system.secret_fingerprint import make_fingerprint, matches_fingerprint
 
 
-class StageStep(msgspec.Struct, frozen=True):
-    """Prepares the workspace of an attempt. confine: confines git; runtime: destroys sandboxes of earlier attempts."""
+class WorkspaceSource(Protocol):
+    """Provides the workspace of an attempt."""
+
+    async def prepare_disk(self) -> None:
+        """Prepare the files of the attempt before its disk is opened.
+
+        Raises AttemptError (secret_unavailable), OSError.
+        """
+        ...
+
+    async def prepare_workspace(self) -> str:
+        """Prepare the workspace on the open disk; return the base commit.
+
+        Raises AttemptError (clone_failed, sandbox_lost), OSError.
+        """
+        ...
+
+
+class ClonedWorkspace(msgspec.Struct, frozen=True):
+    """Clones the repository. confine: confines git."""
 
     attempt: AttemptContext
     workspaces: Workspaces
     confine: Confine
+
+    async def prepare_disk(self) -> None:
+        """Store the fingerprint of the secrets that the agent will have."""
+        if self.attempt.secrets:
+            fingerprint = await asyncio.to_thread(make_fingerprint, self.attempt.secrets)
+            # A thread could not be cancelled, so it might still write while the attempt is being finalized.
+            write_durably(self.attempt.layout.secret_fingerprint, fingerprint)
+
+    async def prepare_workspace(self) -> str:
+        """Clone, and commit the work that the task inherits."""
+        attempt, manifest = self.attempt, self.attempt.task.manifest
+        patches = await asyncio.to_thread(find_inherited_patches, attempt)
+        return await self.workspaces.stage(
+            manifest.repository, attempt.layout.root, self.confine, manifest.vm.disk_bytes, patches
+        )
+
+
+class ResumedWorkspace(msgspec.Struct, frozen=True):
+    """Takes over the disk of the previous attempt."""
+
+    attempt: AttemptContext
+
+    async def prepare_disk(self) -> None:
+        """Move the disk, and require that the secrets are unchanged."""
+        # A thread could not be cancelled, so it might still move files while the attempt is being finalized.
+        take_over_files(self.attempt)
+        await require_same_secrets(self.attempt)
+
+    async def prepare_workspace(self) -> str:
+        """Return the base commit of the previous attempt."""
+        if (base_commit := self.attempt.task.base_commit) is None:
+            message = "The disk of the previous attempt has no workspace; submit the task again."
+            raise AttemptError(FailureCode.SANDBOX_LOST, message)
+        return base_commit
+
+
+class StageStep(msgspec.Struct, frozen=True):
+    """Prepares the disk and the workspace of an attempt. runtime: destroys sandboxes of earlier attempts."""
+
+    attempt: AttemptContext
+    source: WorkspaceSource
     runtime: Runtime
     disk: Disk
     remove: RemovePaths
     clock: Clock
 
     async def run(self) -> None:
-        """Clone onto the attempt's disk, or take over a disk.
+        """Open the attempt's disk and prepare its workspace.
 
-        Raises AttemptError (clone_failed, provision_failed, secret_unavailable, timeout), OSError.
+        Raises AttemptError (clone_failed, provision_failed, sandbox_lost, secret_unavailable, timeout), OSError.
         """
         attempt, manifest = self.attempt, self.attempt.task.manifest
         if remaining_seconds(attempt.task, self.clock) <= 0:
@@ -41,29 +101,12 @@ class StageStep(msgspec.Struct, frozen=True):
                 FailureCode.TIMEOUT, f"The task exceeded its timeout of {limit}; raise lifecycle.timeout."
             )
         await destroy_earlier_sandboxes(attempt, self.runtime)
-        if attempt.resumes:
-            # A thread could not be cancelled, so it might still move files while the attempt is being finalized.
-            take_over_files(attempt)
-            await require_same_secrets(attempt)
-        elif attempt.secrets:
-            await _write_fingerprint(attempt)
+        await self.source.prepare_disk()
         await self.remove(earlier_attempt_files(attempt))
         await self.disk.open(manifest.vm.disk_bytes)
         for directory in (attempt.layout.home, attempt.layout.tmp):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        attempt.recorder.record(WorkspacePrepared(await self._prepare_workspace()))
-
-    async def _prepare_workspace(self) -> str:
-        """Return the base commit."""
-        attempt, manifest = self.attempt, self.attempt.task.manifest
-        if attempt.resumes:
-            if (base_commit := attempt.task.base_commit) is None:
-                message = "The disk of the previous attempt has no workspace; submit the task again."
-                raise AttemptError(FailureCode.SANDBOX_LOST, message)
-            return base_commit
-        disk_bytes = manifest.vm.disk_bytes
-        patches = await asyncio.to_thread(find_inherited_patches, attempt)
-        return await self.workspaces.stage(manifest.repository, attempt.layout.root, self.confine, disk_bytes, patches)
+        attempt.recorder.record(WorkspacePrepared(await self.source.prepare_workspace()))
 
 
 def take_over_files(attempt: AttemptContext) -> None:
@@ -88,9 +131,3 @@ async def require_same_secrets(attempt: AttemptContext) -> None:
     ):
         message = "The secrets may have changed since the agent started, so only a new attempt or task can continue."
         raise AttemptError(FailureCode.SECRET_UNAVAILABLE, message)
-
-
-async def _write_fingerprint(attempt: AttemptContext) -> None:
-    fingerprint = await asyncio.to_thread(make_fingerprint, attempt.secrets)
-    # A thread could not be cancelled, so it might still write while the attempt is being finalized.
-    write_durably(attempt.layout.secret_fingerprint, fingerprint)
