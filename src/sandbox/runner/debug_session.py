@@ -27,7 +27,7 @@ from sandbox.model.limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECON
 from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle
-from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, TerminalServer, without_secrets
+from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, SandboxTerminals, TerminalServer, without_secrets
 from sandbox.system.concurrency import run_until_first_complete
 
 _log = logging.getLogger(__name__)
@@ -85,11 +85,9 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
         await self._open_disk()
         try:
             sandbox = await self._create_sandbox()
-            terminals.enable(
-                sandbox,
-                without_secrets(self.launch_spec.command.environment, self.launch_spec.model_variables),
-                self.launch_spec.command.directory,
-            )
+            command = self.launch_spec.command
+            variables = without_secrets(command.environment, self.launch_spec.model_variables)
+            terminals.enable(SandboxTerminals(sandbox, variables, command.directory))
             async with serve_clients():
                 await self._wait_until_over(sandbox, terminals)
         finally:

@@ -157,19 +157,35 @@ class SharedTerminal:
                 return
 
 
+class SandboxTerminals(msgspec.Struct, frozen=True):
+    """The terminals that clients can open in one sandbox.
+
+    environment: the variables of shells, which start in `directory`.
+    agent_terminal: the agent's terminal, to which the caller broadcasts the output; None if the agent has none.
+    """
+
+    sandbox: Sandbox
+    environment: Mapping[str, str]
+    directory: str
+    agent_terminal: SharedTerminal | None = None
+
+    async def open_shell(self, term: str, size: TerminalSize) -> Terminal:
+        """Start a shell. Raises AttemptError."""
+        command = Command(SHELL, {**self.environment, "TERM": term}, self.directory)
+        return await self.sandbox.open_terminal(command, size)
+
+
 class TerminalServer:
-    """The terminals of an attempt, opened through the control socket between `enable` and `disable`.
+    """Serves terminals to the clients of the control socket, between `enable` and `disable`; refuses them otherwise.
 
     queue: the queue in which the output of shells waits for the runner's CPU budget.
     """
 
     def __init__(self, redaction: Redactor | None, queue: CpuQueue) -> None:
-        self._agent_terminal: SharedTerminal | None = None
         self._redaction = redaction
         self._queue = queue
-        self._sandbox: Sandbox | None = None
+        self._terminals: SandboxTerminals | None = None
         self._is_closed = False
-        self._command = Command(SHELL, {}, SANDBOX_HOME)
         self._connections: set[asyncio.Task[None]] = set()
         self._shell_clients: set[TerminalClient] = set()
         self._changed = asyncio.Event()
@@ -179,25 +195,19 @@ class TerminalServer:
         """Whether the agent's terminal has clients; then no hang timeout applies."""
         return self._agent_terminal is not None and self._agent_terminal.has_clients
 
-    def share_agent_terminal(self, terminal: Terminal) -> SharedTerminal:
-        """Offer the agent's terminal to clients. The caller must broadcast the terminal's output."""
-        self._agent_terminal = SharedTerminal(terminal)
-        return self._agent_terminal
-
     def close_agent_terminal(self, exit_: ExitStatus) -> None:
         """Send the end frame to the clients of the agent's terminal."""
         if self._agent_terminal is not None:
             self._agent_terminal.close(exit_)
 
-    def enable(self, sandbox: Sandbox, environment: Mapping[str, str], directory: str) -> None:
-        """Allow terminals; shells start with these variables in this directory. Does nothing after `disable`."""
+    def enable(self, terminals: SandboxTerminals) -> None:
+        """Allow clients to open these terminals. Does nothing after `disable`."""
         if not self._is_closed:
-            self._command = Command(SHELL, environment, directory)
-            self._sandbox = sandbox
+            self._terminals = terminals
 
     def disable(self) -> None:
         """Stop opening terminals; open ones end with the sandbox."""
-        self._is_closed, self._sandbox = True, None
+        self._is_closed = True
 
     def close_shells(self, message: str) -> None:
         """Stop opening terminals, and send the reason to the clients of shells."""
@@ -217,7 +227,7 @@ class TerminalServer:
 
     def check(self, order: OpenTerminal) -> None:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
-        if self._sandbox is None:
+        if self._is_closed or self._terminals is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
         if order.is_agent_terminal and self._agent_terminal is None:
             raise TerminalRefusedError(
@@ -249,19 +259,21 @@ class TerminalServer:
             serving.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
 
+    @property
+    def _agent_terminal(self) -> SharedTerminal | None:
+        return None if self._terminals is None else self._terminals.agent_terminal
+
     async def _serve(self, order: OpenTerminal, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
             if order.is_agent_terminal and self._agent_terminal is not None:
                 await self._agent_terminal.serve_client(client)
-            elif self._sandbox is not None:
-                await self._serve_shell(self._sandbox, order, client)
+            elif self._terminals is not None and not self._is_closed:
+                await self._serve_shell(self._terminals, order, client)
 
-    async def _serve_shell(self, sandbox: Sandbox, order: OpenTerminal, client: TerminalClient) -> None:
+    async def _serve_shell(self, terminals: SandboxTerminals, order: OpenTerminal, client: TerminalClient) -> None:
         """Serve a new shell; it is hung up when the client leaves."""
-        environment = {**self._command.environment, "TERM": order.term}
-        command = Command(self._command.argv, environment, self._command.directory)
         try:
-            terminal = await sandbox.open_terminal(command, client.size)
+            terminal = await terminals.open_shell(order.term, client.size)
         except AttemptError as error:
             await client.send_and_drain(EndFrame(message=error.message))
             return

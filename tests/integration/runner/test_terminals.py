@@ -19,7 +19,7 @@ from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
-from sandbox.runner.terminals import TerminalServer
+from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer
 from sandbox.system.cpu_throttle import CpuThrottle
 
 AGENT = OpenTerminal(30, 100, is_agent_terminal=True)
@@ -51,9 +51,8 @@ class RecordingTerminal:
 async def serve_terminal(tmp_path, *, is_headless=False):
     """Serve a recording terminal; yield the server, the terminal and a function that connects another client."""
     terminals, terminal = TerminalServer(None, CpuThrottle().queue()), RecordingTerminal()
-    terminals.enable(object(), {}, "/")
-    if not is_headless:
-        terminal.shared = terminals.share_agent_terminal(terminal)
+    terminal.shared = SharedTerminal(terminal)
+    terminals.enable(SandboxTerminals(object(), {}, "/", None if is_headless else terminal.shared))
     client, connections = RunnerSocket(tmp_path / "abcdefghijkl.sock"), []
 
     async def connect(order=AGENT):
@@ -232,7 +231,7 @@ async def test_refused_terminals_start_no_shell(tmp_path):
     shell = OpenTerminal(24, 80)
     async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
         sandbox = SandboxWithShells()
-        terminals.enable(sandbox, {}, "/")
+        terminals.enable(SandboxTerminals(sandbox, {}, "/"))
         with pytest.raises(TerminalRefusedError, match="headless"):
             await connect()
         connections = [await connect(shell) for _ in range(TERMINALS_MAX)]
@@ -261,6 +260,6 @@ def test_terminals_disabled_before_enabling_stay_disabled():
     """The agent may have exited before its start is recorded."""
     terminals = TerminalServer(None, CpuThrottle().queue())
     terminals.disable()
-    terminals.enable(RecordingTerminal(), {}, "/")
+    terminals.enable(SandboxTerminals(RecordingTerminal(), {}, "/"))
     with pytest.raises(TerminalRefusedError, match="is not running"):
         terminals.check(OpenTerminal(24, 80))

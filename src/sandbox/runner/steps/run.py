@@ -37,7 +37,7 @@ from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, remaining_seconds
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
-from sandbox.runner.terminals import TerminalServer, without_secrets
+from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, without_secrets
 from sandbox.runner.time_limit import TimeLimit
 from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
@@ -240,13 +240,13 @@ class _AgentRun(msgspec.Struct, frozen=True):
     async def supervise(self, jobs: RequiredJobs, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
-            agent, readers = await self._start_agent()
+            agent, readers, agent_terminal = await self._start_agent()
             reading = [jobs.start(reader) for reader in readers]
             self.attempt.recorder.record(
                 AgentStarted(self.provisioned.launch_spec.session_id, self.clock.monotonic(), self.agent_name)
             )
             for job in (
-                self._serve_gateway,
+                partial(self._serve_gateway, agent_terminal),
                 self._record_progress,
                 self._record_metrics,
                 self._enforce_time_limits,
@@ -280,8 +280,8 @@ class _AgentRun(msgspec.Struct, frozen=True):
         self.output.close()
         self.attempt.recorder.record(exited)
 
-    async def _start_agent(self) -> tuple[AgentProcess, Sequence[OutputReader]]:
-        """Start the agent; return the jobs that read its output.
+    async def _start_agent(self) -> tuple[AgentProcess, Sequence[OutputReader], SharedTerminal | None]:
+        """Start the agent; return the jobs that read its output, and its terminal if it has one.
 
         Runtimes limit their start time themselves; this timeout covers runtimes that do not.
         """
@@ -289,23 +289,23 @@ class _AgentRun(msgspec.Struct, frozen=True):
         try:
             async with asyncio.timeout(SANDBOX_START_SECONDS):
                 if not self.attempt.task.manifest.agent.is_interactive:
-                    return await start_headless_agent(self.provisioned.sandbox, command, self.output)
+                    return *await start_headless_agent(self.provisioned.sandbox, command, self.output), None
                 agent = await start_terminal_agent(self.provisioned.sandbox, command)
         except TimeoutError:
             message = "The agent did not start in the sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
         chunks = redacted_chunks(agent.terminal.output, self.attempt.redaction, self.output_queue)
-        shared = self.terminals.share_agent_terminal(agent.terminal)
-        return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)]
+        shared = SharedTerminal(agent.terminal)
+        return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)], shared
 
-    async def _serve_gateway(self) -> None:
+    async def _serve_gateway(self, agent_terminal: SharedTerminal | None) -> None:
         """Open the gateway only after AgentStarted is durable, so every model request belongs to a recorded agent."""
         await self.attempt.recorder.wait_until_written()
         command = self.provisioned.launch_spec.command
         variables = without_secrets(
             command.environment, {*self.attempt.secrets, *self.provisioned.launch_spec.model_variables}
         )
-        self.terminals.enable(self.provisioned.sandbox, variables, command.directory)
+        self.terminals.enable(SandboxTerminals(self.provisioned.sandbox, variables, command.directory, agent_terminal))
         await serve_gateway(self.gateway, self.provisioned.sandbox.listeners, self.attempt.recorder.record)
 
     async def _record_progress(self) -> None:
