@@ -29,7 +29,6 @@ from sandbox.model.events import (
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.limits import METADATA_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
-from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.runner.agent_output import rendered_output
@@ -155,16 +154,15 @@ class AttemptFinalizer:
             async with asyncio.timeout(seconds):
                 await self._collect_with_retries()
         except TimeoutError:
-            self._record_failure(self._storage_failure or _COLLECT_TIMEOUT)
+            self._attempt.record_failure(self._storage_failure or _COLLECT_TIMEOUT)
         except Exception as error:
             _log.error("Collecting failed", exc_info=error)
-            self._record_failure(Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)})."))
+            self._attempt.record_failure(
+                Failure(FailureCode.COLLECT_FAILED, f"Collecting failed ({_describe(error)}).")
+            )
         if not self._attempt.task.is_collected:
             # The failure is recorded first: if this runner dies here, the task keeps its outcome.
             await self._store_metadata()
-
-    def _record_failure(self, failure: Failure) -> None:
-        self._attempt.recorder.record(failure_event(self._attempt.task, failure))
 
     async def _store_metadata(self) -> None:
         try:
@@ -178,7 +176,7 @@ class AttemptFinalizer:
         try:
             await self._teardown.verify_disk()
         except AttemptError as error:
-            self._record_failure(error.failure)
+            self._attempt.record_failure(error.failure)
         while True:
             try:
                 self._attempt.recorder.flush_pending()
@@ -279,13 +277,10 @@ class AttemptRunner(msgspec.Struct, frozen=True):
         except AttemptStoppedError:
             pass
         except AttemptError as error:
-            self._record_failure(error.failure)
+            self.attempt.record_failure(error.failure)
         except Exception as error:
             _log.error("A step failed", exc_info=error)
-            self._record_failure(_to_failure(error))
-
-    def _record_failure(self, failure: Failure) -> None:
-        self.attempt.recorder.record(failure_event(self.attempt.task, failure))
+            self.attempt.record_failure(_to_failure(error))
 
     async def _run_step(self, step: Coroutine[None, None, T], timeout_seconds: float, timeout_failure: Failure) -> T:
         """Run a step until it finishes, the attempt is asked to stop, or the timeout expires."""
@@ -320,7 +315,7 @@ class AttemptFinisher(msgspec.Struct, frozen=True):
             await self.finalizer.reattach_disk()
             task, lost = self.attempt.task, self._loss_failure()
             if task.attempt_state is TaskState.RUNNING or not (task.agent_has_exited or task.failure is not None):
-                self.attempt.recorder.record(failure_event(task, lost))
+                self.attempt.record_failure(lost)
             await self.finalizer.follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:

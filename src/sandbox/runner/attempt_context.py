@@ -11,6 +11,8 @@ from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.secrets import Redactor
 from sandbox.model.events import Record
+from sandbox.model.failure import Failure
+from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Task
 from sandbox.runner.attempt_recorder import AttemptRecorder
 
@@ -44,6 +46,10 @@ class AttemptContext(msgspec.Struct, frozen=True):
     def task(self) -> Task:
         """The current task."""
         return self.recorder.task
+
+    def record_failure(self, failure: Failure) -> None:
+        """Record a failure of the attempt, or of its agent if the agent is running."""
+        self.recorder.record(failure_event(self.task, failure))
 
     @property
     def resumes(self) -> bool:
