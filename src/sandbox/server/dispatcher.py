@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from sandbox.model.limits import (
 )
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.resources import Resources
+from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.probed_host import ProbedHost
@@ -184,22 +185,19 @@ class Dispatcher:
                 available_memory_bytes=total.memory_bytes,
             )
 
-    @contextmanager
-    def place_reserved(self, manifest: Manifest) -> Iterator[None]:
+    def place_reserved(self, manifest: Manifest) -> AbstractContextManager[None]:
         """Reserve a place for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
-        with self._unfinished_task_limit.reserved(manifest):
-            yield
+        return self._unfinished_task_limit.reserved(manifest)
 
     def add(self, tracked: TrackedTask) -> None:
         """Queue a task that waits for its launch, or reserve the resources of one that was launched."""
         task = tracked.task
-        requested = Resources.requested_by(task.manifest.vm)
         self._unfinished_task_limit.add(task.id, task.manifest)
-        self._scheduler.remove(task.id)  # a pruned task may have had this id a moment ago
         if isinstance(tracked.owner, ServerOwned):
-            self._scheduler.enqueue(task.id, requested, self._conditions.missing_key_reason(task.manifest))
+            self._enqueue(task)
         else:
-            self._scheduler.reserve(task.id, requested)
+            self._scheduler.remove(task.id)
+            self._scheduler.reserve(task.id, Resources.requested_by(task.manifest.vm))
 
     def finish(self, tracked: TrackedTask) -> None:
         """Free the resources of a task that has ended, and launch the next ones."""
@@ -209,11 +207,7 @@ class Dispatcher:
 
     def enqueue(self, tracked: TrackedTask) -> None:
         """Queue a task whose journal was in use at the server's start, which is why `add` did not queue it."""
-        manifest = tracked.task.manifest
-        self._scheduler.remove(tracked.task.id)
-        self._scheduler.enqueue(
-            tracked.task.id, Resources.requested_by(manifest.vm), self._conditions.missing_key_reason(manifest)
-        )
+        self._enqueue(tracked.task)
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -246,6 +240,11 @@ class Dispatcher:
             await asyncio.wait(self._launches, timeout=LAUNCH_SHUTDOWN_SECONDS)
         self._runner_launcher.cancel_secret_lookups()
         await asyncio.gather(*self._launches, return_exceptions=True)
+
+    def _enqueue(self, task: Task) -> None:
+        self._scheduler.remove(task.id)  # a pruned task may have had this id a moment ago
+        requested, reason = Resources.requested_by(task.manifest.vm), self._conditions.missing_key_reason(task.manifest)
+        self._scheduler.enqueue(task.id, requested, reason)
 
     def _blocked_reason(self) -> str | None:
         """Return why no waiting task may start, regardless of reservations."""

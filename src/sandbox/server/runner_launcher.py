@@ -77,8 +77,7 @@ class RunnerLauncher:
             await asyncio.to_thread(recorder.record, TaskFinished())
             return Orphaned()
         if isinstance(resolved, Failure):
-            await asyncio.to_thread(end_without_follow_up, recorder, resolved)
-            return Orphaned()
+            return await _fail_start(recorder, resolved, is_first=True)
         return await self._start_attempt(recorder, resolved)
 
     async def start_follow_up(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> JournalOwner:
@@ -87,8 +86,7 @@ class RunnerLauncher:
         Raises OSError.
         """
         if isinstance(resolved, Failure):
-            await asyncio.to_thread(recorder.record, AttemptFailed(resolved))
-            return Orphaned()
+            return await _fail_start(recorder, resolved, is_first=False)
         return await self._start_attempt(recorder, resolved)
 
     async def start_finisher(
@@ -106,15 +104,13 @@ class RunnerLauncher:
     async def _start_attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> JournalOwner:
         is_first = recorder.task.attempt is None
         if (missing := self._missing_agent(recorder.task)) is not None:
-            await asyncio.to_thread(_fail_start, recorder, missing, is_first)
-            return Orphaned()
+            return await _fail_start(recorder, missing, is_first=is_first)
         host = self._placements.host_of_next(recorder.task)
         try:
             image = await asyncio.to_thread(host.find_image, recorder.task.manifest.vm.profile)
         except ImageUnusableError as error:
             failure = Failure(FailureCode.PROVISION_FAILED, error.message)
-            await asyncio.to_thread(_fail_start, recorder, failure, is_first)
-            return Orphaned()
+            return await _fail_start(recorder, failure, is_first=is_first)
         started = _next_attempt(recorder.task, host)
         await asyncio.to_thread(recorder.record, started)
         order = RunAttempt(
@@ -136,8 +132,7 @@ class RunnerLauncher:
             return Orphaned()
         except OSError as error:
             failure = Failure(FailureCode.INTERNAL, f"The runner could not be started: {error}.")
-            await asyncio.to_thread(_fail_start, recorder, failure, is_first)
-            return Orphaned()
+            return await _fail_start(recorder, failure, is_first=is_first)
 
     def _missing_agent(self, task: Task) -> Failure | None:
         """Return the failure of a task whose agent the server does not offer; an earlier server accepted the task."""
@@ -157,16 +152,17 @@ def _next_attempt(task: Task, host: ProbedHost) -> AttemptStarted:
     return host.identity.attempt_started_event(new_attempt_id(), host.result.runtime, number=number, resumes=resumes)
 
 
-def _fail_start(recorder: Recorder, failure: Failure, is_first: bool) -> None:
-    """Record that an attempt could not be started.
+async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> Orphaned:
+    """Record that an attempt could not be started; return the next owner. Raises OSError.
 
     If it is the first one, nothing is left over and the task ends. Else a finisher removes the leftovers of earlier
     attempts and finalizes the task.
     """
     if is_first:
-        end_without_follow_up(recorder, failure)
+        await asyncio.to_thread(end_without_follow_up, recorder, failure)
     else:
-        recorder.record(AttemptFailed(failure))
+        await asyncio.to_thread(recorder.record, AttemptFailed(failure))
+    return Orphaned()
 
 
 def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
