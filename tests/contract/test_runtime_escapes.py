@@ -315,6 +315,26 @@ for name, family, kind in (("unix", 1, 1), ("inet", 2, 1), ("inet6", 10, 2), ("r
         assert (results["netfilter"], results["raw"]) == ("EPROTONOSUPPORT", "EPERM")
 
 
+def test_crash_starts_no_core_dump_program_of_the_host(runtime: Runtime, disk: Path):
+    # If core_pattern is a pipe, the kernel starts its program as root unless the limit is exactly one byte.
+    source = """
+import os, resource
+core = resource.RLIMIT_CORE
+resource.setrlimit(core, (0, 0))
+try:
+    resource.prlimit(os.getpid(), core, (0, 0))
+except PermissionError:
+    pass
+os.system("ulimit -c 0")
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+print(resource.getrlimit(core), resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    result = run_python(runtime, disk, source)
+    assert result.code == 0, result.errors
+    core_limits = "(0, 0)" if has_own_kernel(runtime) else "(1, 1)"
+    assert result.output == f"{core_limits} (100, 200)\n"
+
+
 def test_terminal_input_injection_is_denied(runtime: Runtime, disk: Path):
     source = _attempt("""
 master, slave = os.openpty()

@@ -161,6 +161,13 @@ pool after its process has ended.
 _NOTIFICATION_PIPE = 0x80
 """O_NOTIFICATION_PIPE: a pipe for key events with up to 64 KiB of pages that are not charged to any control group."""
 
+_RLIMIT_CORE = 4
+"""The limit of core dumps, which is one byte.
+
+If the machine's core_pattern is a pipe, the kernel starts its program as root of the host for each crash, with the
+memory of the crashed process as input. Only a limit of one byte prevents that: zero and all other limits do not.
+"""
+
 _ATTRIBUTE_BYTES_MAX = 256
 """Maximum size of an extended attribute.
 
@@ -230,6 +237,8 @@ class Architecture(msgspec.Struct, frozen=True):
     ioctl: int
     personality: int
     setpriority: int
+    setrlimit: int
+    prlimit64: int
     sched_setscheduler: int
     ioprio_set: int
     io_setup: int
@@ -242,7 +251,7 @@ _X86_64 = Architecture(
     setxattr_calls=(188, 189, 190),
     mmap=9, madvise=28, memfd_create=319, shmget=29, fcntl=72, prctl=157,
     poll_calls=(7, 271), select_calls=(23, 270), semop_calls=(65, 220), ioctl=16, personality=135, io_setup=206,
-    setpriority=141, sched_setscheduler=144, ioprio_set=251,
+    setpriority=141, setrlimit=160, prlimit64=302, sched_setscheduler=144, ioprio_set=251,
     denied={
         "ptrace": 101, "syslog": 103, "uselib": 134, "ustat": 136, "sysfs": 139, "vhangup": 153, "pivot_root": 155,
         "_sysctl": 156, "adjtimex": 159, "chroot": 161, "acct": 163, "settimeofday": 164, "mount": 165,
@@ -263,7 +272,7 @@ _AARCH64 = Architecture(
     setxattr_calls=(5, 6, 7), mmap=222,
     madvise=233, memfd_create=279, shmget=194, fcntl=25, prctl=167,
     poll_calls=(73,), select_calls=(72,), semop_calls=(193, 192), ioctl=29, personality=92, io_setup=0,
-    setpriority=140, sched_setscheduler=119, ioprio_set=30,
+    setpriority=140, setrlimit=164, prlimit64=261, sched_setscheduler=119, ioprio_set=30,
     denied={
         "lookup_dcookie": 18, "umount2": 39, "mount": 40, "pivot_root": 41, "nfsservctl": 42, "chroot": 51,
         "vhangup": 58, "quotactl": 60, "acct": 89, "kexec_load": 104, "init_module": 105, "delete_module": 106,
@@ -314,6 +323,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
         *_refuse_file_signals(architecture),
         *_ignore_priority_changes(architecture),
+        *_ignore_core_limit_changes(architecture),
         *_refuse_long_lists(architecture),
         *_restrict_sockets(architecture.socket),
         *_restrict_sockets(architecture.socketpair),
@@ -349,6 +359,30 @@ def _ignore_priority_changes(architecture: Architecture) -> list[bytes]:
         *_refuse_call(architecture.setpriority, 0),
         *_refuse_values(architecture.sched_setscheduler, _ARG1, _IDLE_POLICIES, 0),
         *_refuse_call(architecture.ioprio_set, 0),
+    ]
+
+
+def _ignore_core_limit_changes(architecture: Architecture) -> list[bytes]:
+    """Let changes of the limit of core dumps succeed without effect. Refuse a change that also reads the old limit."""
+    change = [
+        *_skip_if_null(_ARG3, [_return_errno(errno.EPERM)]),
+        _return_errno(0),
+    ]
+    changed = _skip_if_null(_ARG2, change)
+    return [
+        *_refuse_values(architecture.setrlimit, _ARG0, (_RLIMIT_CORE,), 0),
+        *_for_call(architecture.prlimit64, [_load(_ARG1), *_skip_unless_in((_RLIMIT_CORE,), changed)]),
+    ]
+
+
+def _skip_if_null(pointer: int, body: Sequence[bytes]) -> list[bytes]:
+    """Run `body` unless a pointer is null."""
+    return [
+        _load(pointer),
+        _instruction(_JUMP_EQUAL, 0, 0, 2),
+        _load(pointer + 4),
+        _instruction(_JUMP_EQUAL, 0, len(body), 0),
+        *body,
     ]
 
 

@@ -48,19 +48,25 @@ class InitialPatch(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-async def commit_initial_patch(path: str, confinement: Confinement, repository: Path, base: str, patch: str) -> str:
-    """Commit `repository.patch` on top of `base`; see `commit_patches`. patch: base64."""
-    sent = InitialPatch("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
-    return await commit_patches(path, confinement, repository, base, [sent])
+def initial_patch(patch: str) -> InitialPatch:
+    """Return `repository.patch`. patch: base64."""
+    return InitialPatch("repository.patch", INITIAL_COMMIT_MESSAGE, lambda: _memory_file(base64.b64decode(patch)))
 
 
 async def commit_patches(
-    path: str, confinement: Confinement, repository: Path, base: str, patches: Sequence[InitialPatch]
+    path: str,
+    confinement: Confinement,
+    repository: Path,
+    base: str,
+    patches: Sequence[InitialPatch],
+    *,
+    bytes_max: int,
 ) -> str:
     """Commit each patch on top of the one before, starting at `base`, in a separate pack. Returns the last commit.
 
-    repository: the host's bare repository. Raises AttemptError (clone_failed) if a patch does not apply; GitError,
-    OSError.
+    repository: the host's bare repository. bytes_max: limit for the files of all commits that change: a patch of one
+    line writes the whole file once more. Raises AttemptError (clone_failed) if a patch does not apply, or above the
+    limit; GitError, OSError.
     """
     git = Git(path, variables={"GIT_INDEX_FILE": "sent.index"}, confinement=confinement)
     run = partial(git.run, "--git-dir=.", directory=repository)
@@ -68,10 +74,31 @@ async def commit_patches(
     await run("read-tree", base)
     for patch in patches:
         commit = await _commit_patch(run, commit, patch)
+        if await run_in_thread(lambda _: _measure_loose_objects(repository)) > bytes_max:
+            limit = f"{bytes_max / 1024**3:.3g} GiB"
+            raise _clone_failed(
+                f"{patch.name} cannot be applied: the files that it and the earlier changes replace total more than "
+                f"{limit}; raise vm.disk (up to 32G)."
+            )
     # Only packs are copied into the workspace's git directory.
     revisions = _memory_file(f"{commit}\n^{base}\n".encode())
     await run("pack-objects", "--quiet", "--revs", "objects/pack/pack", stdin=revisions)
+    await run("prune-packed", "--quiet")
     return commit
+
+
+def _measure_loose_objects(repository: Path) -> int:
+    """Return the disk space that objects outside packs use, in bytes. Raises OSError."""
+    size = 0
+    with RootedFiles(repository) as files:
+        for directory in files.entries(b"objects"):
+            if len(directory.name) == _LOOSE_DIRECTORY_CHARACTERS and directory.is_directory:
+                with files.open_directory(directory.path) as opened, os.scandir(opened) as objects:
+                    size += sum(one.stat(follow_symlinks=False).st_blocks * 512 for one in objects)
+    return size
+
+
+_LOOSE_DIRECTORY_CHARACTERS = 2
 
 
 async def _commit_patch(run: Callable[..., Awaitable[bytes]], base: str, patch: InitialPatch) -> str:
@@ -189,12 +216,11 @@ class WorkspaceStaging:
     async def _prepare_commit(self, confinement: Confinement) -> str:
         git = Git(self._path, confinement=confinement)
         commit = await self._find_commit(git)
-        arguments = (self._path, confinement, self._layout.repository)
-        if self._repository.patch is not None:
-            commit = await commit_initial_patch(*arguments, commit, self._repository.patch)
-        if self._patches:
-            chain = [_chain_patch(path) for path in self._patches]
-            commit = await commit_patches(*arguments, commit, chain)
+        sent = [] if self._repository.patch is None else [initial_patch(self._repository.patch)]
+        for patches in (sent, [_chain_patch(path) for path in self._patches]):
+            if patches:
+                arguments = (self._path, confinement, self._layout.repository, commit, patches)
+                commit = await commit_patches(*arguments, bytes_max=self._bytes_max)
         await self._check_size(git, commit)
         return commit
 

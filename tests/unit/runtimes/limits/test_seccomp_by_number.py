@@ -60,7 +60,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "recvfrom": (45, 207), "recvmsg": (47, 212), "shutdown": (48, 210), "getsockopt": (55, 209),
     "getrandom": (318, 278),
     "copy_file_range": (326, 285), "fallocate": (285, 47),
-    "prlimit64": (302, 261), "getrusage": (98, 165), "sysinfo": (99, 179), "times": (100, 153),
+    "getrusage": (98, 165), "getrlimit": (97, 163), "sysinfo": (99, 179), "times": (100, 153),
     "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
     "rseq": (334, 293),
     "openat2": (437, 437), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
@@ -92,6 +92,8 @@ ORDINARY_ARGUMENTS = {
     "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
     "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
+    "prlimit64": (0, 7, 1, 0),  # RLIMIT_NOFILE
+    "setrlimit": (7, 1),
     "sched_setscheduler": (0, 0),  # SCHED_OTHER
     "semop": (1, 1, 32),
     "semtimedop": (1, 1, 32, 1),
@@ -100,7 +102,7 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
     "socketpair": (53, 199), "unshare": (272, 97), "mmap": (9, 222), "fcntl": (72, 25), "sendto": (44, 206),
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
-    "ppoll": (271, 73), "pselect6": (270, 72),
+    "ppoll": (271, 73), "pselect6": (270, 72), "prlimit64": (302, 261), "setrlimit": (160, 164),
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
     "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
 }  # fmt: skip
@@ -167,12 +169,25 @@ def test_higher_priority_is_denied(architecture: str):
         ("sched_setscheduler", (0, 5)),  # SCHED_IDLE
         ("sched_setscheduler", (0, 0x40000005)),  # with SCHED_RESET_ON_FORK
         ("ioctl", (3, 0x5452)),  # FIOASYNC
+        ("setrlimit", (4, 0x1000)),  # RLIMIT_CORE
+        ("prlimit64", (0, 4, 0x1000, 0)),
+        ("prlimit64", (0, 4, 1 << 32, 0)),
     ],
 )
 def test_argument_without_effect_succeeds(architecture: str, name: str, arguments: tuple[int, ...]):
     number = call_number(architecture, CHECKED_CALLS[name])
     assert number is not None
     assert action(architecture, number, *arguments) == SUCCEEDS
+
+
+@pytest.mark.parametrize("architecture", AUDIT)
+def test_limit_of_core_dumps_is_read_and_not_changed(architecture: str):
+    number = call_number(architecture, CHECKED_CALLS["prlimit64"])
+    assert number is not None
+    assert action(architecture, number, 0, 4, 0, 0x1000) == ALLOW
+    for old in (0x1000, 1 << 32):
+        assert errno_of(action(architecture, number, 0, 4, 0x1000, old)) == errno.EPERM
+        assert action(architecture, number, 0, 7, 0x1000, old) == ALLOW
 
 
 @pytest.mark.parametrize(("architecture", "name", "number"), rows(ALLOWED, CHECKED_CALLS))
