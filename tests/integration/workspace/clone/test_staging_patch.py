@@ -1,6 +1,8 @@
 """A patch in the manifest is applied before the agent starts, and is not part of the task's patch."""
 
 import base64
+import random
+from itertools import pairwise
 
 import pytest
 
@@ -155,3 +157,20 @@ def test_patch_of_an_earlier_task_that_does_not_apply_fails_the_clone(harness, t
     with pytest.raises(AttemptError, match=message):
         harness.stage(patches=write_patches(tmp_path, new_file("new"), patch))
     harness.stage(patches=write_patches(tmp_path, new_file("new"), new_file("newer")))
+
+
+def test_disk_space_for_the_patches_of_a_chain_is_bounded(harness, tmp_path):
+    lines = [random.Random(number).randbytes(54).hex() for number in range(20_000)]
+    harness.upstream.commit({"big.txt": "".join(f"{line}\n" for line in lines).encode()})
+    head = "diff --git a/big.txt b/big.txt\n--- a/big.txt\n+++ b/big.txt\n@@ -1,2 +1,2 @@\n"
+    first = [lines[0], *(f"{number}" for number in range(9))]
+    texts = [f"{head}-{old}\n+{new}\n {lines[1]}\n" for old, new in pairwise(first)]
+    harness.disk_bytes = 4 * 1024**2
+    message = r"The work of an earlier task \(inherited-4.patch\) cannot be applied: the files .* raise vm.disk"
+    with pytest.raises(AttemptError, match=message) as caught:
+        harness.stage(patches=write_patches(tmp_path, *texts))
+    assert caught.value.code == "clone_failed"
+    harness.stage(patches=write_patches(tmp_path, *texts[:3]))
+    assert (harness.workspace / "big.txt").read_text().startswith(f"2\n{lines[1]}\n")
+    repository = harness.attempt_dir / "repository.git"
+    assert sum(path.stat().st_size for path in repository.rglob("*") if path.is_file()) < harness.disk_bytes
