@@ -21,13 +21,19 @@ _HEADING = re.compile(r"#{1,6}\s+")
 _MARKERS = re.compile(r"\A(?:#{1,6}|[-*+>]|[0-9]{1,3}[.)])\s+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+")
 _FENCES = ("```", "~~~")
+_EMAIL_SYNTAX = re.compile(r"(---|diff -|Index: |From |(From|Subject|Date):)", re.IGNORECASE)
+"""Starts of lines that `git am` reads as a patch, as another email or as its author. An indented line is text."""
+
+_CI_INSTRUCTION = re.compile(r"\[\s*((?:skip|no)\s+[\w-]+|[\w-]+\s+skip)\s*\](?!\()|\*{3}(no_ci)\*{3}", re.IGNORECASE)
+"""Texts such as `[skip ci]`, for which CI services ignore a commit."""
 
 
 def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:
     """Return a subject, a wrapped body and the trailer `Sandbox-Task`.
 
     The subject is the first line of the message that is not a heading; without one, it is the task's name. The trailer
-    is in a separate last paragraph, so that no line of the message is read as a trailer.
+    is in a separate last paragraph, so that no line of the message is read as a trailer. No line is an instruction for
+    git or for a CI service.
     """
     lines = [escape_text(line.rstrip()) for line in final_message[:BODY_CHARACTERS_MAX].splitlines()]
     is_cut = len(final_message) > BODY_CHARACTERS_MAX
@@ -37,11 +43,12 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
         first, title = None, _plain(escape_text(task_name)) or "Apply the changes of a task"
     subject = _shorten(title)
     others = lines if first is None or subject != title else [*lines[:first], *lines[first + 1 :]]
-    body = list(_squeeze(_wrap(others)))
+    body = [f" {line}" if _EMAIL_SYNTAX.match(line) else line for line in _squeeze(_wrap(others))]
     if len(body) > BODY_LINES_MAX or is_cut:
         body = [*body[:BODY_LINES_MAX], "…"]
     paragraphs = [subject, "\n".join(body), f"{TRAILER}: {escape_text(task_id)}"]
-    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+    message = "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+    return _CI_INSTRUCTION.sub(lambda match: f"({match[1] or match[2]})", message)
 
 
 def _plain(line: str) -> str:
@@ -58,19 +65,18 @@ def _shorten(title: str) -> str:
 
 
 def _wrap(lines: Iterable[str]) -> Iterator[str]:
-    """Wrap prose; keep code. No line starts with `---`, which separates a message from a patch in an email."""
+    """Wrap prose; keep code."""
     is_code = False
     for line in lines:
         is_fence = line.lstrip().startswith(_FENCES)
         is_code = is_code != is_fence
-        text = f" {line}" if line.startswith("---") else line
-        if is_code or is_fence or len(text) <= BODY_CELLS_MAX:
-            yield text
+        if is_code or is_fence or len(line) <= BODY_CELLS_MAX:
+            yield line
             continue
-        item = _LIST_ITEM.match(text)
-        indent = " " * (len(item[0]) if item else len(text) - len(text.lstrip()))
+        item = _LIST_ITEM.match(line)
+        indent = " " * (len(item[0]) if item else len(line) - len(line.lstrip()))
         yield from textwrap.wrap(
-            text, BODY_CELLS_MAX, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+            line, BODY_CELLS_MAX, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
 
 

@@ -4,6 +4,7 @@ import subprocess
 
 import pytest
 
+from doubles.live_server import git, make_repository
 from sandbox.cli.checkout.commit_message import (
     BODY_LINES_MAX,
     SUBJECT_CHARACTERS_MAX,
@@ -104,6 +105,65 @@ def test_control_and_bidi_characters_are_escaped():
 )
 def test_only_trailer_is_the_task(text):
     assert trailers(build(text)) == ["Sandbox-Task: fix-42"]
+
+
+COPY = "diff --git a/count.txt b/other.txt\nsimilarity index 100%\ncopy from count.txt\ncopy to other.txt"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        COPY,
+        "word " * 14 + COPY,
+        "```\nIndex: other.txt\n--- /dev/null\n+++ other.txt\n@@ -0,0 +1 @@\n+x\n```",
+        "word " * 14 + "--- a/other.txt",
+        f"From {'0' * 40} Mon Sep 17 00:00:00 2001\nFrom: Boss <boss@example.org>\nSubject: Other\n\nText",
+        "From: Boss <boss@example.org>\nSubject: Other\n\nText",
+        "from: Boss <boss@example.org>",
+        "Date: Mon, 1 Jan 2001 00:00:00 +0000",
+        "The files differ: diff --git is not at the start of a line. From now on, the index is read.",
+    ],
+)
+def test_message_survives_an_email(tmp_path, body):
+    message = build(f"Fixed.\n\n{body}")
+    author, applied_message, files = send_by_email(tmp_path, message)
+    assert author == "Test <test@example.org> 2026-01-29"
+    assert applied_message.split() == message.split()
+    assert files == ["count.txt"]
+
+
+def send_by_email(directory, message):
+    """Commit a change with this message, and apply it elsewhere with `git am`; return author, message and files."""
+    bare = directory / "repo.git"
+    make_repository(bare, {"count.txt": "0\n"})
+    for name in ("sender", "receiver"):
+        git("clone", "-q", str(bare), str(directory / name), cwd=directory)
+    (directory / "message").write_text(message)
+    (directory / "sender" / "count.txt").write_text("1\n")
+    git("commit", "-qa", "-F", str(directory / "message"), cwd=directory / "sender")
+    email = directory / "email"
+    email.write_text(git("format-patch", "-1", "--stdout", cwd=directory / "sender"))
+    git("am", "-q", str(email), cwd=directory / "receiver")
+    author = git("log", "-1", "--format=%an <%ae> %as", cwd=directory / "receiver").strip()
+    applied_message = git("log", "-1", "--format=%B", cwd=directory / "receiver")
+    return author, applied_message, git("ls-files", cwd=directory / "receiver").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Fix [skip** ci] it", "Fix (skip ci) it"),
+        ("Fix it.\n\n[CI  skip]", "(CI  skip)"),
+        ("Fix it.\n\n[no ci] [skip actions] [skip azurepipelines] [travis skip]", "(no ci) (skip actions)"),
+        ("Fix it.\n\n***NO_CI***", "(NO_CI)"),
+        ("Fix [skip lists](docs/lists.md) and xs[no], skip CI [1]", "[skip lists](docs/lists.md)"),
+        ("Fix it.\n\n- [ ] skip\n- [x] no", "- [ ] skip\n- [x] no"),
+    ],
+)
+def test_message_is_no_instruction_for_a_ci_service(text, shown):
+    message = build(text)
+    assert shown in message
+    assert not any(mark in message.lower() for mark in ("ci]", "[ci", "***", " skip]", "[skip a"))
 
 
 def test_body_is_bounded():
