@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from sandbox.runner.attempt_context import AttemptContext
 _GZIP_WINDOW_BITS = 31
 _READ_BYTES = 1024 * 1024
 _CLOSING_TAG = "</earlier-conversation>"
+_OPENING_BRACKETS = re.compile(r"<(?=\s*/?\s*earlier-conversation)", re.IGNORECASE)
 
 
 def compress_session(session: bytes) -> bytes:
@@ -59,9 +61,7 @@ def add_conversation(attempt: AttemptContext) -> Manifest:
         return manifest
     path = attempt.task_layout.artifacts / parent.conversation.name
     _check(path, parent.conversation, FailureCode.PROVISION_FAILED)
-    conversation = path.read_text(errors="replace")
-    while _CLOSING_TAG in conversation:  # removing one can form another
-        conversation = conversation.replace(_CLOSING_TAG, "")
+    conversation = _OPENING_BRACKETS.sub("[", path.read_text(errors="replace"))
     prompt = (
         "You are continuing earlier work on this repository. The workspace contains the changes that were made so far. "
         "This is the earlier conversation; long texts are shortened:\n\n"

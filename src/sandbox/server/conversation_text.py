@@ -11,11 +11,15 @@ _MESSAGE_CHARACTERS_MAX = 8_000
 _OUTPUT_CHARACTERS_MAX = 600
 _SUMMARY_CHARACTERS_MAX = 300
 _SEPARATOR = "\n\n"
+_INDENT = "  "
 OMISSION = "[The beginning of the conversation is omitted.]"
 
 
 class ConversationText:
-    """Collects the conversation of one or more tasks, oldest first; keeps the end within the limit."""
+    """Collects the conversation of one or more tasks, oldest first; keeps the end within the limit.
+
+    Only the first line of an entry is not indented, so that no text of a tool looks like another entry.
+    """
 
     def __init__(self, characters_max: int = EARLIER_CONVERSATION_CHARACTERS_MAX) -> None:
         self._characters_max = characters_max
@@ -28,7 +32,7 @@ class ConversationText:
         if text:
             self._is_cut = self._is_cut or text.startswith(OMISSION)
             for entry in text.removeprefix(OMISSION).split(_SEPARATOR):
-                self._add(entry)
+                self._append(entry)
 
     def add_prompt(self, prompt: str) -> None:
         """Add the prompt of a task."""
@@ -62,6 +66,9 @@ class ConversationText:
             self._add(f"{mark}: {_shorten(item['output'], _OUTPUT_CHARACTERS_MAX)}".rstrip())
 
     def _add(self, entry: str) -> None:
+        self._append(f"\n{_INDENT}".join(entry.splitlines()))
+
+    def _append(self, entry: str) -> None:
         if not entry.strip():
             return
         self._entries.append(entry)
