@@ -73,7 +73,8 @@ class EventReporter:
         self._denials_in_second += 1
         if self._denials_in_second > DENIALS_PER_SECOND_MAX:
             return
-        self._report(EgressDenied(self.sanitize(host), port, reason))
+        # In lower case, because a program may write the value of a secret in a name in any case.
+        self._report(EgressDenied(self.sanitize(host.lower()), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
             message = "Further denied connections are counted but not listed."

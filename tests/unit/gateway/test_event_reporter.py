@@ -1,5 +1,7 @@
 """A sandbox cannot flood its task's journal through the gateway."""
 
+import pytest
+
 from sandbox.gateway.event_reporter import EventReporter, printable_host
 from sandbox.gateway.limits import (
     DENIALS_PER_SECOND_MAX,
@@ -10,6 +12,7 @@ from sandbox.gateway.limits import (
     REPORTED_HOST_CHARACTERS_MAX,
 )
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
+from sandbox.secrets.redactor import SecretRedactor
 
 
 class FakeClock:
@@ -37,6 +40,16 @@ def test_denials_over_the_rate_are_counted_instead_of_reported():
     assert events[-2].message.startswith("5 more ")
     assert events[-1] == EgressDenied("later", 443, "no")
     assert reporter.denied_count == DENIALS_PER_SECOND_MAX + 6
+
+
+@pytest.mark.parametrize("host", ["Value-X1.example", "value-x1.example", "VALUE-X1.EXAMPLE", "vAlUe-x1.eXample"])
+def test_value_in_a_host_name_is_redacted_in_any_case(host):
+    events: list = []
+    redactor = SecretRedactor({"S": "Value-X1"})
+    reporter = EventReporter(events.append, FakeClock(), redactor.redact_text)
+    reporter.report_denied(host, 443, "no")
+    reporter.report_denied("Other.example", 443, "no")
+    assert [event.host for event in events] == ["[REDACTED:S].example", "other.example"]
 
 
 def test_flush_reports_the_count_of_dropped_denials():
