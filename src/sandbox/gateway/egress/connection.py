@@ -59,7 +59,7 @@ class EgressConnection:
         # The timeout includes the wait for connections queued before this one.
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
-        host, port = tunnel.host, tunnel.port
+        host, port = tunnel.host.lower(), tunnel.port  # as in reports of denials
         try:
             return await self._dialer.dial(host, port)
         except AddressDeniedError as error:

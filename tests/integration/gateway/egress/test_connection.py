@@ -210,10 +210,11 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
             thread.join(5)
 
 
-def test_unresolvable_host_is_reported_to_the_client_and_in_an_event(monkeypatch):
+@pytest.mark.parametrize("host", [HOST, HOST.upper()])
+def test_unresolvable_host_is_reported_to_the_client_and_in_an_event_in_lower_case(monkeypatch, host):
     async def scenario():
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses=()) as served:
-            client = await tunnel(served)
+            client = await tunnel(served, host=host)
             assert b" 502 " in await client.read_until(b"\r\n\r\n")
             assert "does not resolve" in (await client.read_to_end()).decode()
             assert served.events_of(ErrorReported) == [ErrorReported("host_unreachable", f"{HOST} does not resolve.")]
