@@ -195,13 +195,13 @@ class Selection:
 def select_context(options: Selection, variables: Selection, file: ContextFile) -> Context:
     """Return the server and the token to use.
 
-    Options override variables, and variables override the current context. A context is a unit: its token is never
-    sent to another server. Raises ContextError or OSError.
+    Options override variables, and variables override the current context. The token of a context is never sent to
+    another server. Raises ContextError or OSError.
     """
     if options.server and options.context:
         raise ContextError("Give --server or --context, but not both.")
     if options.server:
-        return Context(options.server, options.token or variables.token or "")
+        return Context(options.server, options.token or variables.token or _stored_token(options.server, file))
     if options.context:
         context = file.load().find(options.context)
         return replace(context, token=options.token or context.token)
@@ -209,7 +209,29 @@ def select_context(options: Selection, variables: Selection, file: ContextFile) 
         raise ContextError("SANDBOX_SERVER and SANDBOX_CONTEXT are both set; unset one of them, or give --context.")
     token = options.token or variables.token or ""
     if variables.server:
-        return Context(variables.server, token)
+        return Context(variables.server, token or _stored_token(variables.server, file))
     contexts = file.load()
     context = contexts.find(variables.context or contexts.current)
     return replace(context, token=token or context.token)
+
+
+def _stored_token(server: str, file: ContextFile) -> str:
+    """Return the token of the context with this server; empty if there is none, or several tokens for the server."""
+    try:
+        contexts = file.load()
+    except (ContextError, OSError):
+        return ""
+    if not contexts.by_name:
+        return ""
+    from sandbox.client.errors import InvalidParameterError
+    from sandbox.client.url import validate_base_url
+
+    try:
+        url = validate_base_url(server)
+    except InvalidParameterError:  # the client reports it
+        return ""
+    # `sandbox login` has stored normalized URLs.
+    tokens = {name: context.token for name, context in contexts.by_name.items() if context.server == url}
+    if contexts.current in tokens:
+        return tokens[contexts.current]
+    return tokens.popitem()[1] if len(set(tokens.values())) == 1 else ""

@@ -190,11 +190,47 @@ URL, OTHER = "http://option", "http://variable"
         (Selection(context="dev"), Selection(OTHER, "t"), DEV),
         (Selection(token="o", context="dev"), Selection(OTHER, "t"), Context(DEV.server, "o")),
         (Selection(context="default"), Selection(OTHER, "t"), DEFAULT_CONTEXT),
+        (Selection(PROD.server), Selection(), PROD),
+        (Selection("https://PROD.example.com:443/"), Selection(), Context("https://PROD.example.com:443/", PROD.token)),
+        (Selection(PROD.server), Selection(OTHER, context="dev"), PROD),
+        (Selection(PROD.server, "o"), Selection(), Context(PROD.server, "o")),
+        (Selection(PROD.server), Selection(token="t"), Context(PROD.server, "t")),
+        (Selection(), Selection(PROD.server), PROD),
+        (Selection(), Selection(PROD.server, "t"), Context(PROD.server, "t")),
     ],
 )
 def test_options_override_variables_and_variables_the_current_context(stored, options, variables, selected):
     """The token of a context is never sent to another server."""
     assert select_context(options, variables, stored) == selected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://prod.example.com",
+        "https://prod.example.com:444",
+        "https://prod.example.com/path",
+        "https://prod.example.com.evil.example",
+        "https://prod.example.com@evil.example",
+        "https://evil.example#prod.example.com",
+        "https://prod.example.com.",
+        "https://localhost:9122",
+        "prod.example.com",
+        "",
+    ],
+)
+def test_token_is_not_sent_to_another_server(stored, url):
+    for options, variables in ((Selection(url), Selection(context="dev")), (Selection(context="dev"), Selection(url))):
+        assert select_context(options, variables, stored).token == ""
+
+
+def test_one_of_several_tokens_for_a_server_is_not_guessed(file):
+    other = Context(PROD.server, "other-token")
+    by_name = {"prod": PROD, "other": other, "dev": DEV}
+    for current, token in (("prod", PROD.token), ("other", other.token), ("dev", "")):
+        with file.changing():
+            file.save(Contexts(by_name, current))
+        assert select_context(Selection(PROD.server), Selection(), file).token == token
 
 
 @pytest.mark.parametrize(
@@ -211,7 +247,10 @@ def test_contradictory_and_unknown_selections_are_refused(stored, options, varia
         select_context(options, variables, stored)
 
 
-@pytest.mark.parametrize(("options", "variables"), [(Selection(URL), Selection()), (Selection(), Selection(OTHER))])
+@pytest.mark.parametrize(
+    ("options", "variables"),
+    [(Selection(URL), Selection()), (Selection(), Selection(OTHER)), (Selection(PROD.server), Selection())],
+)
 def test_unreadable_file_does_not_matter_if_a_server_is_given(stored, options, variables):
     stored.path.chmod(0o644)
     assert select_context(options, variables, stored).token == ""
