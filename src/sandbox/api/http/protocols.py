@@ -14,7 +14,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
-from websockets.frames import Frame
+from websockets.frames import CloseCode, Frame
 
 from sandbox.api.http.framing import FramedConnection
 from sandbox.api.middleware.response_headers import get_request_id
@@ -266,9 +266,10 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
-    It differs from uvicorn's class in three ways. A response that rejects the handshake completes it, whereas uvicorn
+    It differs from uvicorn's class in four ways. A response that rejects the handshake completes it, whereas uvicorn
     logs it as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3),
-    whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive.
+    whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive. A text that is not UTF-8
+    ends the connection, whereas uvicorn also logs it as an error of the server.
     """
 
     _pending_pong = b""
@@ -338,6 +339,14 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         if len(self.frames) > _FRAGMENTS_MAX:
             self.frames = [b"".join(self.frames)]
 
+    def send_receive_event_to_app(self) -> None:
+        """Pass on a message, unless it is a text that is not UTF-8."""
+        if self.curr_msg_data_type == "bytes" or self.close_sent or _is_utf8(b"".join(self.frames)):
+            super().send_receive_event_to_app()
+        else:
+            self.conn.send_close(CloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+
     def handle_ping(self) -> None:
         """Send the pong now, or once the client reads again."""
         if self.writable.is_set():
@@ -350,6 +359,14 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         super().resume_writing()
         pong, self._pending_pong = self._pending_pong, b""
         self.transport.write(pong)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _share_of(scope: Any) -> FairShare:

@@ -98,3 +98,33 @@ async def test_invalid_body_after_the_response_gets_no_second_response(running_a
     assert response.startswith(b"HTTP/1.1 200 OK")
     assert b"400 Bad Request" not in response
     assert not [record for record in caplog.records if record.exc_info]
+
+
+HANDSHAKE = (
+    b"GET /api/v1/tasks/stream HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+CLOSE_1000 = b"\x88\x82\0\0\0\0\x03\xe8"
+
+
+@pytest.mark.parametrize(
+    ("frames", "code"),
+    [
+        (b"\x81\x81\0\0\0\0\xff", 1007),
+        (b"\x01\x81\0\0\0\0\xc3" + b"\x80\x81\0\0\0\0\x28", 1007),
+        (b"\x01\x81\0\0\0\0\xc3" + b"\x80\x81\0\0\0\0\xa9" + CLOSE_1000, 1000),
+        (b"\x82\x81\0\0\0\0\xff" + CLOSE_1000, 1000),
+    ],
+    ids=["not UTF-8", "not UTF-8 in fragments", "UTF-8 in fragments", "bytes"],
+)
+async def test_message_that_is_not_text_ends_the_connection_and_is_no_error_of_the_server(
+    running_api, caplog, frames, code
+):
+    async with running_api() as api:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
+        writer.write(HANDSHAKE)
+        assert b" 101 " in await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        writer.write(frames)
+        assert code.to_bytes(2) in await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
