@@ -594,6 +594,25 @@ def test_tasks_are_filtered_by_repository(store, url):
     assert find(store, repository="acme/mailer-3") == ["c"]
 
 
+def continuing(known, parent):
+    return msgspec.structs.replace(known, parent=e.Parent(parent, "0" * 40, ()))
+
+
+def test_tasks_are_filtered_by_the_task_that_they_continue(store):
+    store.insert(IndexedTask(task("a", prompt="alpha"), 1))
+    for name, parent in (("b", "a"), ("c", "a"), ("d", "b"), ("e", "A")):
+        store.insert(IndexedTask(continuing(task(name, prompt="alpha"), parent), 1))
+
+    assert find(store, parent="a") == ["b", "c"]
+    assert find(store, parent="b") == ["d"]
+    assert find(store, "alpha", parent="a", states=frozenset({TaskState.PENDING})) == ["b", "c"]
+    assert (find(store, "beta", parent="a"), find(store, parent="d"), find(store, parent="\ud800*")) == ([], [], [])
+    store.save(IndexedTask(continuing(task("b", TaskState.FAILED, prompt="alpha"), "a"), 2))
+    assert find(store, parent="a", states=frozenset({TaskState.FAILED})) == ["b"]
+    store.delete("b")
+    assert find(store, parent="a") == ["c"]
+
+
 def test_tasks_are_filtered_by_the_time_of_their_creation(store):
     for number in range(5):
         store.insert(IndexedTask(task(f"t{number}", created=number), 1))
@@ -641,6 +660,8 @@ def test_searches_agree_with_a_comparison_of_each_task(tmp_path, monkeypatch, pl
             prompt=" ".join(rng.choices(words, k=3)),
             url=f"https://git.example.org/{rng.choice('ab')}/repo",
         )
+        if number % 3 == 0:
+            known = continuing(known, rng.choice(["p", "q"]))
         for each in stores:
             each.save(IndexedTask(known, 1))
             if rng.random() < 0.05:
@@ -656,6 +677,7 @@ def test_searches_agree_with_a_comparison_of_each_task(tmp_path, monkeypatch, pl
             offset=rng.choice([0, 0, 5, 100]),
             search=rng.choice(["", "al", "alpha", "b", "t", "gamma delta", "nowhere", "repo"]),
             repository=rng.choice(["", "", "a/repo", "c/repo"]),
+            parent=rng.choice(["", "", "", "p", "none"]),
             created_after=rng.choice([None, None, at(40)]),
             created_before=rng.choice([None, None, at(80)]),
         )

@@ -21,7 +21,7 @@ from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
 from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
-from sandbox.store.listing import PageReader, to_microseconds
+from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
 from sandbox.store.sqlite import SqliteStore, without_large_fields
 
@@ -270,6 +270,27 @@ def test_tasks_of_an_older_index_become_searchable(path):
     store.save(IndexedTask(submitted("task-1", prompt="word1"), 1))
     assert [task.id for task in store.query(TaskQuery(search="word1")).tasks] == ["task-1"]
     store.close()
+
+
+def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monkeypatch):
+    child = msgspec.structs.replace(submitted("child", prompt="alpha"), parent=e.Parent("first", "0" * 40, ()))
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sandbox.store.sqlite.task_terms", lambda task: task_terms(without_parent(task)))
+        store = SqliteStore(path)
+        store.insert(IndexedTask(child, 1))
+        assert store.query(TaskQuery(parent="first")).total_count == 0
+        store.close()
+    execute(path, "PRAGMA user_version = 8")
+
+    store = SqliteStore(path)
+    assert [task.id for task in store.query(TaskQuery(search="alpha", parent="first")).tasks] == ["child"]
+    store.delete("child")
+    assert store.query(TaskQuery(search="alpha")).total_count == 0
+    store.close()
+
+
+def without_parent(task):
+    return msgspec.structs.replace(task, parent=None)
 
 
 def test_unchanged_content_is_not_indexed_again(path):

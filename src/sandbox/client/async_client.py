@@ -131,7 +131,8 @@ class AsyncClient:
 
         filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
         its name, id, prompt and repository have all of these words, each at least as the beginning of a word.
-        `repository`: URL, or `OWNER/NAME`. `created_after` (inclusive), `created_before`: RFC 3339.
+        `repository`: URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive),
+        `created_before`: RFC 3339.
         """
         return await self._request(requests.tasks(**filters, limit=limit, sort=sort, order=order, cursor=cursor))
 

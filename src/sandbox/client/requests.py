@@ -79,6 +79,7 @@ class TaskFilters(TypedDict, total=False):
     labels: Mapping[str, str] | None
     search: str | None
     repository: str | None
+    parent: str | None
     created_after: str | None
     created_before: str | None
 
@@ -125,6 +126,7 @@ def tasks(
     labels: Mapping[str, str] | None = None,
     search: str | None = None,
     repository: str | None = None,
+    parent: str | None = None,
     created_after: str | None = None,
     created_before: str | None = None,
     **page: str | int | None,
@@ -134,6 +136,7 @@ def tasks(
         "state": ",".join(states) or None,
         "q": search,
         "repository": repository,
+        "parent": parent,
         "created_after": created_after,
         "created_before": created_before,
         **page,

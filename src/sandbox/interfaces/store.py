@@ -75,6 +75,7 @@ class TaskQuery:
         in its name, id, prompt or repository, ignoring case and accents. Only the beginning of a prompt is searched
         (SEARCHED_PROMPT_CHARACTERS_MAX). Every task matches if there are no words.
     repository: a URL, or one of `repository_names`, in any case; empty for all.
+    parent: the id of the task that the tasks continue; empty for all.
     created_after, created_before: the period in which a task was created (UTC); its end is exclusive.
     """
 
@@ -87,6 +88,7 @@ class TaskQuery:
     cursor: Cursor | None = None
     search: str = ""
     repository: str = ""
+    parent: str = ""
     created_after: datetime | None = None
     created_before: datetime | None = None
 

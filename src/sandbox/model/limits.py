@@ -24,6 +24,9 @@ SEARCH_CHARACTERS_MAX = 200
 REPOSITORY_FILTER_CHARACTERS_MAX = 2048
 """Maximum length of the repository by which a list of tasks is filtered; a longer one gets 400."""
 
+TASK_ID_CHARACTERS_MAX = 128
+"""Maximum length of the id of a task."""
+
 MANIFEST_ERRORS_MAX = 100
 """Maximum number of errors of a manifest that are listed; additional ones are only counted."""
 

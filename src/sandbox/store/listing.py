@@ -1,7 +1,7 @@
 """Reads a page of tasks, either along the sort order or starting from the tasks that a search finds.
 
-A search is a conjunction of terms: the beginnings of words, labels, names of a repository, and the state. The full-text
-index maps each term to the tasks that have it. Only the term of the state ever changes.
+A search is a conjunction of terms: the beginnings of words, labels, names of a repository, the parent, and the state.
+The full-text index maps each term to the tasks that have it. Only the term of the state ever changes.
 """
 
 import re
@@ -76,7 +76,7 @@ _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
 """Chinese and Japanese are written without spaces, so each of their characters is a word."""
 
-_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK = "\ue000", "\ue001", "\ue002"
+_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK, _PARENT_MARK = "\ue000", "\ue001", "\ue002", "\ue003"
 """First characters of terms that are not words. None is a letter or a digit, so no word contains them."""
 
 
@@ -93,14 +93,15 @@ def split_words(text: str) -> set[str]:
 def task_terms(task: Task) -> str:
     """Return the terms of a task, separated by spaces, without its state.
 
-    They are every beginning of a word, each label, and each name of the repository.
+    They are every beginning of a word, each label, each name of the repository, and the task that it continues.
     """
     manifest = task.manifest
     url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]
     words = split_words("\n".join((manifest.metadata.name, task.id, repository_location(url), prompt)))
     beginnings = {word[:length] for word in words for length in range(1, len(word) + 1)}
     repositories = {_exact_term(_REPOSITORY_MARK, name) for name in repository_names(url)}
-    return " ".join((*beginnings, *repositories, *_label_terms(manifest.metadata.labels)))
+    parents = [_exact_term(_PARENT_MARK, task.parent.task_id)] if task.parent is not None else []
+    return " ".join((*beginnings, *repositories, *parents, *_label_terms(manifest.metadata.labels)))
 
 
 def state_term(state: str) -> str:
@@ -112,7 +113,8 @@ def content_digest(task: Task) -> bytes:
     """Return a digest of everything that determines the terms of a task."""
     manifest = task.manifest
     texts = (manifest.metadata.name, manifest.metadata.labels, task.id, manifest.repository.url, manifest.agent.prompt)
-    return blake2b(msgspec.json.encode(texts), digest_size=8).digest()
+    parents = (task.parent.task_id,) if task.parent is not None else ()
+    return blake2b(msgspec.json.encode((*texts, *parents)), digest_size=8).digest()
 
 
 def query_terms(query: TaskQuery) -> str:
@@ -124,6 +126,8 @@ def query_terms(query: TaskQuery) -> str:
     terms = [word for word in words if not any(other != word and other.startswith(word) for other in words)]
     if query.repository:
         terms.append(_exact_term(_REPOSITORY_MARK, repository_location(query.repository)))
+    if query.parent:
+        terms.append(_exact_term(_PARENT_MARK, query.parent))
     quoted = [f'"{term}"' for term in (*terms, *_label_terms(query.labels))]
     if quoted and query.states:
         states = " OR ".join(f'"{state_term(state)}"' for state in sorted(query.states))

@@ -25,7 +25,7 @@ from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
-from sandbox.model.limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX
+from sandbox.model.limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.system import client_fairness
@@ -67,6 +67,9 @@ class ListQuery(BaseModel):
         "",
         max_length=REPOSITORY_FILTER_CHARACTERS_MAX,
         description="Only tasks of this repository: its URL, or short `OWNER/NAME` or `HOST/OWNER/NAME`",
+    )
+    parent: str = Field(
+        "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that continue the task with this id"
     )
     created_after: str = Field(
         "", description="Only tasks submitted at this time (RFC 3339) or later", json_schema_extra=TIME_SCHEMA
@@ -131,6 +134,7 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
         list_query.offset,
         search=list_query.q,
         repository=list_query.repository,
+        parent=list_query.parent,
         created_after=parse_time(list_query.created_after, "created_after"),
         created_before=parse_time(list_query.created_before, "created_before"),
     )

@@ -185,6 +185,7 @@ def _filters(request: Request, query: TaskQuery) -> list[tuple[str, str]]:
         "q": query.search and f"“{query.search}”",
         "state": _state_filter_name(query.states),
         "repository": short_repository(query.repository),
+        "parent": query.parent and f"continues {query.parent}",
         "created_after": query.created_after and f"since {_format_minute(query.created_after)}",
         "created_before": query.created_before and f"before {_format_minute(query.created_before)}",
     }

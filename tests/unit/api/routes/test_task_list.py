@@ -101,12 +101,13 @@ def test_list_parameters_reach_the_store(api, tasks):
 
 def test_search_parameters_reach_the_store(api, tasks):
     period = "created_after=2026-01-29T10:10:15.5%2B02:00&created_before=2026-01-30T00:00:00Z"
-    api.get(f"/api/v1/tasks?q=%22fix+OR%22&repository=org/repo&{period}")
-    api.get("/api/v1/tasks?q=&repository=&created_after=&created_before=")
+    api.get(f"/api/v1/tasks?q=%22fix+OR%22&repository=org/repo&parent=fix-1&{period}")
+    api.get("/api/v1/tasks?q=&repository=&parent=&created_after=&created_before=")
     assert tasks.queries == [
         TaskQuery(
             search='"fix OR"',
             repository="org/repo",
+            parent="fix-1",
             created_after=datetime(2026, 1, 29, 8, 10, 15, 500_000, UTC),
             created_before=datetime(2026, 1, 30, tzinfo=UTC),
         ),
@@ -146,6 +147,7 @@ def test_two_values_of_one_label_match_no_task(api, tasks):
         ("/api/v1/tasks?sort=age", "sort", "enum"),
         (f"/api/v1/tasks?q={'x' * 201}", "q", "range"),
         (f"/api/v1/tasks?repository={'x' * 2049}", "repository", "range"),
+        (f"/api/v1/tasks?parent={'x' * 129}", "parent", "range"),
         ("/api/v1/tasks?created_after=yesterday", "created_after", "format"),
         ("/api/v1/tasks?created_before=2026-01-29T10:10:15", "created_before", "format"),
         ("/api/v1/tasks?created_before=2026-13-29T10:10:15Z", "created_before", "format"),

@@ -15,6 +15,7 @@ from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import format_age, pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
+from sandbox.cli.task_lookup import find_task_id
 from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import TaskState
 
@@ -78,6 +79,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     help="Only tasks with all of these words in their name, id, prompt or repository. The start of a word is enough.",
 )
 @click.option("--repo", "repository", metavar="REPOSITORY", help="Only tasks of this repository: URL or OWNER/NAME.")
+@click.option("--parent", metavar="TASK_ID", help="Only tasks that continue this task.")
 @click.option(
     "--since",
     "created_after",
@@ -101,6 +103,8 @@ def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: 
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
     options = current_options()
+    if filters["parent"]:
+        filters["parent"] = find_task_id(options.connect, filters["parent"])
     query = {**filters, "sort": sort, "order": "asc" if sort == "name" else None}
     with options.connect() as client:
         page = _all_pages(client, query) if takes_all else client.tasks(limit=limit, **query)
