@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.model.formatting import format_cost, format_duration, format_size
+from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.task_state import TaskState
@@ -145,9 +145,7 @@ def format_cents(usd: float) -> str:
 
 def state_label(value: TaskState, is_kept: bool = True) -> str:
     """Return the label of a state. is_kept: the sandbox of a failed task is still preserved."""
-    if value is TaskState.FAILED_PRESERVED:
-        return "failed, preserved" if is_kept else "failed, released"
-    return value.value
+    return format_state(value, is_kept=is_kept)
 
 
 def state_class(value: TaskState) -> str:

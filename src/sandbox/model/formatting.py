@@ -1,4 +1,6 @@
-"""Formats sizes, durations and costs for people. The command line and the dashboard use the same formats."""
+"""Formats sizes, durations costs and states for people. The command line and the dashboard use the same formats."""
+
+from sandbox.model.task_state import TaskState
 
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
@@ -38,3 +40,10 @@ def format_duration(seconds: float) -> str:
 def format_cost(usd: float) -> str:
     """Format a cost: `$1.25`; four decimals below one dollar."""
     return f"${usd:.4f}" if 0 < usd < 1 else f"${usd:.2f}"
+
+
+def format_state(state: str, *, is_kept: bool = True) -> str:
+    """Format a state: `failed_preserved` as `failed, preserved`. is_kept: the sandbox still exists."""
+    if state == TaskState.FAILED_PRESERVED:
+        return "failed, preserved" if is_kept else "failed, released"
+    return str(state)

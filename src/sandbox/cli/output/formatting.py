@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sandbox.cli.output.text import escape_text
-from sandbox.model.formatting import format_duration
-from sandbox.model.task_state import TaskState
+from sandbox.model.formatting import format_duration, format_state
 
 
 def parse_timestamp(timestamp: str | None) -> datetime | None:
@@ -55,12 +54,12 @@ def format_age(timestamp: str | None, now: datetime) -> str:
 
 
 def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
-    """Return a task's state; on a terminal, `failed (released)` for a preserved sandbox that does not exist anymore.
+    """Return a task's state; on a terminal, `failed, preserved` or `failed, released`, as in the dashboard.
 
     Scripts read the state, so it is unchanged off a terminal. An older server sends no `sandbox_kept` in lists.
     """
-    is_released = task["state"] == TaskState.FAILED_PRESERVED and task.get("sandbox_kept") is False
-    return "failed (released)" if is_released and is_terminal else str(task["state"])
+    state = str(task["state"])
+    return format_state(state, is_kept=task.get("sandbox_kept") is not False) if is_terminal else state
 
 
 def pluralize(number: int, noun: str) -> str:
