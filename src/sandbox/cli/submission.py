@@ -114,15 +114,17 @@ def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *,
         print_submitted(submitted, options.server, is_watched=waits or follows)
     if waits or follows:
         with interrupt_hint(submitted["task_id"]):
-            wait_for_end(client, submitted["task_id"], options, should_follow=follows)
-            _hint(submitted["task_id"], options)
+            status = wait_for_end(client, submitted["task_id"], options, should_follow=follows)
+            _hint(status, options)
 
 
-def _hint(task_id: str, options: CliOptions) -> None:
+def _hint(status: Task, options: CliOptions) -> None:
     if options.format != "json":
         # Print one line per command, so that it can be copied even from a narrow window.
-        escaped_id = escape_text(task_id)
+        escaped_id = escape_text(status["id"])
+        chain = " --chain" if status.get("parent") is not None else ""
         click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
+        click.echo(f"  Apply:     sandbox task apply {escaped_id}{chain}", err=True)
         click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)
 
 

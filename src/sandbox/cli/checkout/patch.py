@@ -50,9 +50,13 @@ def applied_message(files: int, *, is_staged: bool) -> str:
     return f"Applied to {pluralize(files, 'file')}, on top of your changes. See them with: git status"
 
 
+CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
+"""Help of the option --chain."""
+
 REMARKS_MAX = 50
 """Maximum number of remarks to print; a server writes fewer."""
 
+_CHAIN_PATCH = ".sandbox/{}.chain.patch"
 _HUNK = re.compile(r"@@ -[0-9]+(?:,([0-9]{1,9}))? \+[0-9]+(?:,([0-9]{1,9}))? @@")
 _INDEX_LINE = re.compile(r"\Aindex ([0-9a-f]{10})[0-9a-f]{30,54}\.\.([0-9a-f]{10})[0-9a-f]{30,54}")
 _BOLD, _RED, _GREEN, _CYAN, _RESET = "\x1b[1m", "\x1b[31m", "\x1b[32m", "\x1b[36m", "\x1b[m"
@@ -71,7 +75,7 @@ def fetch_patch(
 
     is_chain: download the changes of the whole chain of tasks that this one continues.
     """
-    path = f".sandbox/{task_id}{'.chain' if is_chain else ''}.patch"
+    path = _CHAIN_PATCH.format(task_id) if is_chain else f".sandbox/{task_id}.patch"
     entries = _patch_entries(client, task_id, path)
     has_ended = not entries and client.status(task_id)["state"] in FINAL_STATES
     if has_ended:
@@ -85,6 +89,11 @@ def fetch_patch(
         fail(f"{message}\n  Wait for it: sandbox task wait {escaped}", ExitCode.NOT_FOUND)
     reject_secrets(entries, allows_secrets=allows_secrets, advice=secrets_advice)
     client.download(task_id, path, target)
+
+
+def has_chain_patch(client: Client, task_id: str) -> bool:
+    """Return whether the task has a patch of the chain of tasks that it continues."""
+    return bool(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id)))
 
 
 def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:

@@ -1,4 +1,4 @@
-"""`sandbox task apply --branch --commit --push`: commits on new branches, pushed with real git over HTTP."""
+"""`sandbox task apply --branch --push`: commits on new branches, pushed with real git over HTTP."""
 
 import hashlib
 import json
@@ -113,13 +113,14 @@ def everything(directory) -> tuple[object, ...]:
     )
 
 
-COMMIT = ("--branch", "fix/two", "--commit")
+COMMIT = ("--branch", "fix/two")
 PUSH = (*COMMIT, "--push")
 
 
-def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, checkout, base):
+@pytest.mark.parametrize("option", [(), ("--commit",)])
+def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, checkout, base, option):
     before = everything(checkout)
-    result = apply(*COMMIT)
+    result = apply(*COMMIT, *option)
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().splitlines() == ["+1 -1  a.txt", "+1 -0  new.txt"]
     commit = git("rev-parse", "fix/two", cwd=checkout).strip()
@@ -255,14 +256,14 @@ def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
 )
 def test_invalid_name_is_a_usage_error(apply, task, checkout, api, name):
     before = everything(checkout)
-    result = apply("--branch", name, "--commit")
+    result = apply("--branch", name)
     assert (result.returncode, everything(checkout), api.requests) == (2, before, [])
     assert b"\x1b" not in result.stderr
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--commit",), ("--push",), ("--branch", "x"), ("--branch", "x", "--push"), (*COMMIT, "--beside-changes")],
+    [("--commit",), ("--push",), ("--remote", "origin"), (*COMMIT, "--beside-changes")],
 )
 def test_incomplete_options_are_usage_errors(apply, task, arguments):
     result = apply(*arguments)
@@ -307,10 +308,11 @@ def test_task_without_a_public_start_cannot_become_a_branch(apply, serve_task, b
     assert f"sandbox task apply {TASK_ID}" in result.stderr.decode()
 
 
-def test_task_that_continues_another_one_becomes_one_commit_of_the_whole_chain(
-    apply, api, serve_task, bare, tmp_path, base
-):
-    serve_task(b"the last patch only", "1234567890" * 4)
+@pytest.fixture
+def chain_task(api, serve_task, bare, tmp_path, base):
+    """A task that continues another one, whose own patch does not apply to a checkout without the earlier changes."""
+    patch = b"diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-first\n+first and second\n"
+    serve_task(patch, "1234567890" * 4)
     repository = {"url": "https://example.org/x.git", "branch": "main", "commit": base}
     status = task_status("completed", parent="fix-41", definition={"repository": repository})
     api.on("GET", f"/tasks/{TASK_ID}", json_response(status))
@@ -319,12 +321,42 @@ def test_task_that_continues_another_one_becomes_one_commit_of_the_whole_chain(
     checksum = {"X-Checksum-SHA256": hashlib.sha256(chain).hexdigest()}
     route = f"/tasks/{TASK_ID}/artifacts/{quote(path, safe='')}"
     api.on("GET", route, lambda _: ApiResponse(200, [chain], checksum))
-    entry = {"name": f"{TASK_ID}.chain.patch", "path": path, "contains_secret": False}
-    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [entry]}))
+    names = (f"{TASK_ID}.chain.patch", f"{TASK_ID}.patch", "metadata.json")
+    entries = [{"name": name, "path": f".sandbox/{name}", "contains_secret": False} for name in names]
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": entries}))
+    return chain
+
+
+def test_task_that_continues_another_one_becomes_one_commit_of_the_whole_chain(apply, chain_task, bare, base):
     result = apply(*PUSH)
     assert result.returncode == 0, result.stderr
     assert git("rev-parse", "fix/two^", cwd=bare).strip() == base
     assert git("show", "fix/two:a.txt", cwd=bare) == "first and second\n"
+
+
+def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_task, checkout):
+    git("stash", "-q", "-u", cwd=checkout)
+    before = everything(checkout)
+    result = apply()
+    assert (result.returncode, everything(checkout)) == (4, before)
+    assert f"  Apply all: sandbox task apply {TASK_ID} --chain\n" in result.stderr.decode()
+
+    result = apply("--chain")
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "a.txt").read_text() == "first and second\n"
+    assert "Apply all" not in result.stderr.decode()
+
+
+def test_diff_of_a_whole_chain_has_the_changes_of_earlier_tasks(run_cli, chain_task):
+    assert run_cli("task", "diff", TASK_ID, "--chain").stdout == chain_task
+    assert run_cli("task", "diff", TASK_ID).stdout.endswith(b"+first and second\n")
+
+
+def test_chain_of_a_task_that_continues_no_other_one_is_its_patch(apply, run_cli, task, checkout):
+    git("stash", "-q", "-u", cwd=checkout)
+    assert run_cli("task", "diff", TASK_ID, "--chain").stdout == run_cli("task", "diff", TASK_ID).stdout != b""
+    assert apply("--chain").returncode == 0
+    assert (checkout / "a.txt").read_text() == "one\nzwei\n"
 
 
 def test_missing_identity_has_a_remedy(apply, task, checkout, tmp_path):

@@ -14,7 +14,14 @@ import click
 
 from sandbox.cli.checkout.branch import NewBranch
 from sandbox.cli.checkout.commit_message import build_commit_message
-from sandbox.cli.checkout.patch import applied_message, fetch_patch, print_changed_files, print_omissions
+from sandbox.cli.checkout.patch import (
+    CHAIN_HELP,
+    applied_message,
+    fetch_patch,
+    has_chain_patch,
+    print_changed_files,
+    print_omissions,
+)
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
@@ -39,8 +46,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 @click.command(
     epilog=help_examples(
         "sandbox task apply 5e173eb5",
-        "sandbox task apply 5e173eb5 --beside-changes",
-        "sandbox task apply 5e173eb5 --branch fix/basket --commit --push",
+        "sandbox task apply 5e173eb5 --branch fix/basket --push",
+        "sandbox task apply 5e173eb5 --chain",
         note="Without --beside-changes and --branch, the changes are staged; undo them with: git reset --hard",
     )
 )
@@ -57,22 +64,31 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
     is_flag=True,
     help="Apply on top of uncommitted changes, and stage nothing.",
 )
-@click.option("--branch", "name", metavar="NAME", help="With --commit: the new branch.")
-@click.option("--commit", "commits", is_flag=True, help="Commit the changes to a new branch, not to the working tree.")
-@click.option("--push", "pushes", is_flag=True, help="With --commit: push the branch, with your git credentials.")
-@click.option("--remote", metavar="NAME", help="With --commit: the remote [default: remote.pushDefault, else origin].")
+@click.option("--chain", "takes_chain", is_flag=True, help=CHAIN_HELP)
+@click.option(
+    "--branch", "name", metavar="NAME", help="Commit the changes to this new branch, not to the working tree."
+)
+@click.option("--commit", "commits", is_flag=True, help="Implied by --branch.")
+@click.option("--push", "pushes", is_flag=True, help="With --branch: push the branch, with your git credentials.")
+@click.option("--remote", metavar="NAME", help="With --branch: the remote [default: remote.pushDefault, else origin].")
 @allow_secrets_option
 @common_options
 def apply(
-    task_id: str, directory: Path, allows_local_changes: bool, allows_secrets: bool, **branch_options: Any
+    task_id: str,
+    directory: Path,
+    allows_local_changes: bool,
+    takes_chain: bool,
+    allows_secrets: bool,
+    **branch_options: Any,
 ) -> None:
     """Apply a task's changes to a git checkout.
 
     The checkout must have no uncommitted changes, unless --beside-changes is given. The patch is applied completely or
     not at all.
 
-    With --branch NAME --commit, the changes become a commit on a new branch, which starts at the task's commit. The
-    message is the agent's final message. The working tree and the current branch stay as they are.
+    With --branch NAME, the changes become a commit on a new branch, which starts at the task's commit. The message is
+    the agent's final message. The working tree and the current branch stay as they are. The changes of a chain of
+    tasks become one commit.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
@@ -80,20 +96,22 @@ def apply(
         checkout.require_clean()
     with TemporaryDirectory() as temporary, options.connect() as client:
         patch = Path(temporary) / "patch"
-        status = client.status(task_id) if branch is not None else None
+        status = client.status(task_id) if branch is not None or takes_chain else None
         # The commit on which a task started that continues another one exists only on the server.
         is_chain = status is not None and status.get("parent") is not None
         fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)
         if not print_omissions(client, task_id, patch) and patch.stat().st_size:
             fail("Error: The patch contains nothing that git can apply.", ExitCode.CONFLICT)
         base = _base_commit(client, task_id, Path(temporary) / "metadata.json")
+        if status is not None and is_chain:
+            base = _commit_or_none(status["definition"].get("repository", {}).get("commit"))
+        task = _Task(task_id, base, patch)
         if branch is not None and status is not None:
-            if is_chain:
-                base = _commit_or_none(status["definition"].get("repository", {}).get("commit"))
-            task = _Task(task_id, base, patch)
             _apply_to_branch(client, branch, task, status, options, pushes=branch_options["pushes"])
-        else:
-            _apply_to_worktree(checkout, _Task(task_id, base, patch), options, is_staged=not allows_local_changes)
+            return
+        if status is None and base and base != checkout.commit():
+            _suggest_chain(client, task_id)
+        _apply_to_worktree(checkout, task, options, is_staged=not allows_local_changes)
 
 
 class _Task(NamedTuple):
@@ -110,13 +128,18 @@ def _new_branch(
         if commits or pushes or remote:
             raise click.UsageError("Give the new branch: add --branch NAME")
         return None
-    if not commits:
-        raise click.UsageError("A new branch needs a commit: add --commit")
     if allows_local_changes:
         raise click.UsageError("Leave out --beside-changes: with --branch, the working tree is not changed.")
     branch = NewBranch(checkout, name, remote)
     branch.require_available()
     return branch
+
+
+def _suggest_chain(client: Client, task_id: str) -> None:
+    """Print how to apply the changes of a whole chain, if the task continues another one."""
+    if has_chain_patch(client, task_id):
+        message = "The patch does not contain the changes of the earlier tasks that this one continues."
+        click.echo(f"{message}\n  Apply all: sandbox task apply {escape_text(task_id)} --chain", err=True)
 
 
 def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool) -> None:

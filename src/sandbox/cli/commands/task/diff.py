@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.checkout.patch import colorize, fetch_patch, patch_lines
+from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
@@ -83,14 +83,16 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
 @click.command(
     epilog=help_examples(
         "sandbox task diff 5e173eb5",
+        "sandbox task diff 5e173eb5 --chain",
         "sandbox task diff 5e173eb5 | git apply --stat",
         note="Apply it to a checkout with: sandbox task apply TASK_ID",
     )
 )
 @task_argument
+@click.option("--chain", "takes_chain", is_flag=True, help=CHAIN_HELP)
 @allow_secrets_option
 @common_options
-def diff(task_id: str, allows_secrets: bool) -> None:
+def diff(task_id: str, takes_chain: bool, allows_secrets: bool) -> None:
     """Show a task's changes as a patch.
 
     On a terminal, the patch is colored and shown in git's pager. Otherwise, it is printed unchanged, for git apply.
@@ -99,7 +101,8 @@ def diff(task_id: str, allows_secrets: bool) -> None:
     with TemporaryDirectory() as directory:
         patch = Path(directory) / "patch"
         with options.connect() as client:
-            fetch_patch(client, task_id, patch, allows_secrets=allows_secrets)
+            is_chain = takes_chain and client.status(task_id).get("parent") is not None
+            fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)
         if options.format == "json":
             print_json({"task_id": task_id, "patch": patch.read_bytes().decode(errors="replace")})
         elif not patch.stat().st_size:

@@ -195,9 +195,9 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
 @pytest.mark.parametrize(
     ("status", "shown"),
     [
-        ({"sandbox_kept": False}, b"failed (released)"),
-        ({"sandbox_kept": True}, b"failed_preserved"),
-        ({}, b"failed_preserved"),
+        ({"sandbox_kept": False}, b"failed, released"),
+        ({"sandbox_kept": True}, b"failed, preserved"),
+        ({}, b"failed, preserved"),
     ],
 )
 def test_state_shows_on_a_terminal_that_the_sandbox_was_released(api, run_cli, on_terminal, terminal, status, shown):
@@ -284,11 +284,12 @@ def test_list_sends_filters(run_cli, api):
 def test_list_sends_searches(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     period = ("--since", "2026-01-29T12:00:00+02:00", "--until", "2026-01-30T00:00:00Z")
-    result = run_cli("task", "list", "-q", 'fix "pars', "--repo", "org/app", *period)
+    result = run_cli("task", "list", "-q", 'fix "pars', "--repo", "org/app", "--parent", "fix-1", *period)
     assert (result.returncode, result.stderr) == (0, b"No such tasks.\n")
     assert api.requests[0].query == {
         "q": ['fix "pars'],
         "repository": ["org/app"],
+        "parent": ["fix-1"],
         "created_after": ["2026-01-29T10:00:00.000Z"],
         "created_before": ["2026-01-30T00:00:00.000Z"],
     }
