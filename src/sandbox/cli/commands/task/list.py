@@ -45,7 +45,9 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     for state in states:
         if state not in set(TaskState):
             raise click.BadParameter(f"{state!r} is not a state; the states are {', '.join(TaskState)}")
-    return states
+    # A user who looks for failed tasks does not know which of them have a preserved sandbox.
+    preserved = [TaskState.FAILED_PRESERVED] if TaskState.FAILED in states else []
+    return list(dict.fromkeys([*states, *preserved]))
 
 
 @click.command(
@@ -62,7 +64,8 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     metavar="STATE",
     multiple=True,
     callback=_parse_states,
-    help=f"Only tasks in these states ({', '.join(TaskState)}), separated by commas; may be repeated.",
+    help=f"Only tasks in these states ({', '.join(TaskState)}), separated by commas; may be repeated. failed includes "
+    "failed_preserved.",
 )
 @click.option(
     "--label",

@@ -154,8 +154,11 @@ def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     if parts:
         yield "Work", " · ".join(parts)
     if progress["input_tokens"] or progress["output_tokens"]:
-        tokens = f"{progress['input_tokens']:,} tokens in, {progress['output_tokens']:,} out"
-        yield "Model", tokens + (f" · {format_cost(progress['cost_usd'])}" if progress["cost_usd"] else "")
+        yield "Tokens", f"{progress['input_tokens']:,} in, {progress['output_tokens']:,} out"
+    if progress["cost_usd"]:
+        yield "Cost", format_cost(progress["cost_usd"])
+    if refused := progress.get("egress_denied"):
+        yield "Refused", f"{pluralize(refused, 'connection')}: sandbox task logs {task['id']} --stream events"
     if task["exit_code"] is not None:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:

@@ -250,6 +250,19 @@ def test_watch_that_starts_late_prints_all_states_once(run_cli, api):
     assert requested_after == [5]  # early enough to include the tool call that started before the last event
 
 
+def test_status_shows_cost_and_refused_connections(run_cli, api):
+    task = task_status("completed")
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task | {"progress": task["progress"] | {"egress_denied": 2}}))
+    lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
+    assert [line for line in lines if line.startswith(("Tokens", "Cost", "Refused"))] == [
+        "Tokens      26,911 in, 590 out",
+        "Cost        $0.0895",
+        f"Refused     2 connections: sandbox task logs {TASK_ID} --stream events",
+    ]
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task | {"progress": task["progress"] | {"egress_denied": 0}}))
+    assert b"Refused" not in run_cli("task", "status", TASK_ID).stdout
+
+
 def test_watch_of_an_ended_task_shows_its_state(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
     assert b"State       completed" in run_cli("task", "status", TASK_ID, "-w").stdout
@@ -279,6 +292,16 @@ def test_list_sends_filters(run_cli, api):
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"No such tasks.\n")
     expected = {"state": ["running"], "label.team": ["platform"], "limit": ["5"]}
     assert api.requests[0].query == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "sent"),
+    [("failed", "failed,failed_preserved"), ("failed_preserved", "failed_preserved"), ("completed", "completed")],
+)
+def test_list_of_failed_tasks_includes_those_with_a_preserved_sandbox(run_cli, api, state, sent):
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
+    run_cli("task", "list", "--state", state)
+    assert api.requests[0].query == {"state": [sent]}
 
 
 def test_list_sends_searches(run_cli, api):
