@@ -118,6 +118,12 @@ def check_outcome(page):
     page.get_by_role("button", name="Copy apply command").click()
     copied = page.evaluate("navigator.clipboard.readText()")
     assert copied == f"sandbox task apply greet --server {page.evaluate('location.origin')}"
+    page.get_by_text(f"Copied: {copied}").wait_for()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Copy command for a branch").click()
+    branch = copied.replace(" --server", " --branch sandbox/greet --server")
+    assert page.evaluate("navigator.clipboard.readText()") == branch
+    page.get_by_text("More", exact=True).click()
     with page.expect_download() as downloading:
         page.get_by_role("link", name="Download patch").click()
     assert downloading.value.suggested_filename == "greet.patch"
@@ -203,8 +209,15 @@ def test_change_is_asked_for_and_the_chain_is_shown(deploy, browser, dashboard_u
         page.get_by_role("link", name="Patch of the whole chain").click()
     patch = downloading.value.path().read_text()
     assert [name in patch for name in ("one.txt", "two.txt")] == [True, True]
+    assert page.locator("#copy-apply").get_attribute("title") == f"sandbox task apply {page.url.split('/')[-1]} --chain"
+    child = page.locator("#task-data").get_attribute("data-task")
     page.get_by_role("link", name="first", exact=True).click()
     page.wait_for_url("**/tasks/first")
+    page.get_by_role("link", name=child).click()
+    page.wait_for_url(f"**/tasks/{child}")
+    page.goto(f"{dashboard_url(deployment)}/?parent=first")
+    page.get_by_text("continues first").wait_for()
+    assert page.locator(".row-link").count() == 1
     browser.ignore_errors("503")
 
 

@@ -257,6 +257,7 @@ def test_hostile_patch_and_comments_are_shown_as_text(base_url, browser):
     page.locator("td.ln").last.click()
     page.get_by_role("textbox", name="Comment on line 2 of <i>/x.html").fill(f"{SCRIPT}\u202e")
     page.get_by_role("button", name="Add comment").click()
+    open_request(page)
     assert page.locator(".comment-text").all_inner_texts() == [f"{SCRIPT}‹U+202E›"] * 2
     page.reload()
     page.locator(".comment-row").wait_for()
@@ -264,8 +265,16 @@ def test_hostile_patch_and_comments_are_shown_as_text(base_url, browser):
     assert page.locator("#main script, #main img, #main i").count() == 0
 
 
+def open_request(page):
+    """The dialog that asks for a change."""
+    page.locator("#continue").click()
+    return page.get_by_role("dialog", name="Ask for a change")
+
+
 def copied_prompt(page):
-    page.get_by_role("button", name="Copy as prompt").click()
+    dialog = open_request(page)
+    dialog.get_by_role("button", name="Copy as prompt").click()
+    dialog.get_by_role("button", name="Back").click()
     return page.evaluate("window.copied")
 
 
@@ -276,7 +285,10 @@ RECORD_COPIES = """Object.defineProperty(navigator, "clipboard", {
 
 def test_comments_become_a_prompt(base_url, browser):
     page = open_changes(browser, base_url, "same", before=RECORD_COPIES)
-    assert page.get_by_role("button", name="Copy as prompt").is_disabled()
+    dialog = open_request(page)
+    assert dialog.get_by_role("button", name="Copy as prompt").is_disabled()
+    assert dialog.get_by_role("button", name="Submit task").is_disabled()
+    dialog.get_by_role("button", name="Back").click()
     app = file_of(page, "app.py")
     app.locator("tr.del", has_text="total").locator("td.ln").first.click()
     page.get_by_role("textbox", name="Comment on line 4").fill("Keep this name.")
@@ -290,7 +302,11 @@ def test_comments_become_a_prompt(base_url, browser):
     page.keyboard.press("m")
     page.keyboard.type("Why?")
     page.get_by_role("button", name="Add comment").click()
-    page.get_by_role("textbox", name="What should change").fill("Add tests.")
+    page.locator("#title-bar").get_by_role("button", name="Ask for a change (2)").click()
+    dialog.get_by_role("textbox", name="What should change").fill("Add tests.")
+    assert dialog.get_by_role("list", name="Comments").locator(".mono").all_inner_texts() == ["app.py:4", "app.py:9"]
+    assert accessibility_violations(page) == []
+    dialog.get_by_role("button", name="Back").click()
     first = "app.py:4 (before the change)\n> def total(items, start):\nKeep this name."
     second = 'app.py:9\n> NAME = "x"\nWhy?'
     wanted = f"Add tests.\n\n{first}\n\n{second}"
@@ -298,6 +314,7 @@ def test_comments_become_a_prompt(base_url, browser):
     page.get_by_role("button", name="Side by side").click()
     app.locator("table.split").wait_for()
     assert app.locator(".comment-text").all_inner_texts() == ["Keep this name.", "Why?"]
+    assert page.locator("#continue").inner_text() == "Ask for a change (2)"
     page.reload()
     app.locator(".comment-row").first.wait_for()
     assert copied_prompt(page) == wanted
@@ -320,17 +337,29 @@ def test_comments_are_submitted_as_a_follow_up(base_url, browser):
     page = browser.open(
         f"{base_url}/tasks/same#changes", prepare=lambda page: page.route("**/tasks/same/continue", respond)
     )
-    ask = page.get_by_role("button", name="Ask for this change")
-    page.get_by_role("textbox", name="What should change").fill("Add tests.")
+    dialog = open_request(page)
+    ask = dialog.get_by_role("button", name="Submit task")
+    dialog.get_by_role("textbox", name="What should change").fill("Add tests.")
     ask.click()
     page.get_by_text("The patch of this task is not complete.").wait_for()
     browser.ignore_errors("status of 409")
-    ask.click()
+    page.keyboard.press("Control+Enter")
     page.wait_for_url("**/tasks/hostile")
     assert [body for body, _ in requests] == [{"prompt": "Add tests."}] * 2
     assert requests[0][1] == requests[1][1]
     page.goto(f"{base_url}/tasks/same#changes")
-    assert page.get_by_role("textbox", name="What should change").input_value() == ""
+    assert open_request(page).get_by_role("textbox", name="What should change").input_value() == ""
+
+
+def test_review_begins_at_the_changes(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/kinds")
+    page.get_by_role("link", name="Review changes").click()
+    page.locator(".file").first.wait_for()
+    wait_until(lambda: page.wait_for_timeout(50) or page.locator("#title-bar").is_visible(), 20, "the page to scroll")
+    assert page.locator(".diff-head").bounding_box()["y"] < 150
+    assert page.locator("#title-bar").get_by_role("button").all_inner_texts() == ["Ask for a change"]
+    page.locator("#tab-output").click()
+    assert page.locator("#title-bar").get_by_role("button").all_inner_texts() == ["Review changes"]
 
 
 def open_plain_page(base_url, browser):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from doubles.browser import accessibility_violations
 from doubles.fake_event_stream import FakeEventStream, agent_message, output, tool_call_started, tool_result
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
@@ -115,6 +116,49 @@ def test_page_of_an_ended_task_opens_at_the_outcome(open_task):
     page.get_by_role("button", name="Jump to the latest").wait_for(state="hidden")
     page.get_by_role("link", name="A task").click()
     wait_for_value(page, "scrollY === 0")
+
+
+@pytest.mark.parametrize(
+    ("is_error", "reason", "title"),
+    [
+        (True, "success", "Ended with an error"),
+        (True, "error_max_turns", "Ended: error_max_turns"),
+        (False, "success", "Result"),
+    ],
+)
+def test_result_says_how_the_agent_ended(open_task, is_error, reason, title):
+    page, stream = open_task("chat")
+    result = {"turns": 1, "duration_ms": 5, "cost_usd": None, "omitted_characters": 0}
+    stream.send({"type": "agent_result", "text": "Text.", "is_error": is_error, "reason": reason, **result})
+    shown = page.locator(".result")
+    shown.wait_for()
+    assert shown.locator("h3").inner_text() == title
+    assert shown.locator(".muted").inner_text().startswith("1 turn ·")
+
+
+def test_refused_host_can_be_allowed_in_a_new_run(open_task):
+    page, stream = open_task("chat#network")
+    refused = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z"}
+    listed, other_port = "vm.allowed_hosts does not list it.", "vm.allowed_hosts does not list it at this port."
+    stream.send(
+        {**refused, "host": "hooks.example.com", "port": 443, "reason": listed},
+        {**refused, "host": "<i>&allow=x", "port": 8443, "reason": other_port},
+        {**refused, "host": "10.0.0.1", "port": 80, "reason": "it is not a public address."},
+    )
+    rows = page.locator(".refused tbody tr")
+    rows.nth(2).wait_for()
+    links = page.get_by_role("link", name="Allow it in a new run")
+    assert [rows.nth(at).get_by_role("link").count() for at in range(3)] == [1, 1, 0]
+    assert [link.get_attribute("href") for link in links.all()] == [
+        "/submit?from=chat&allow=hooks.example.com",
+        "/submit?from=chat&allow=%3Ci%3E%26allow%3Dx%3A8443",
+    ]
+    assert page.locator("#tally-network").inner_text() == "3 refused"
+    assert accessibility_violations(page) == []
+    links.first.click()
+    page.get_by_text("The new task may also reach hooks.example.com.").wait_for()
+    page.get_by_text("This manifest is valid.").wait_for()
+    assert page.get_by_label("Allowed hosts").input_value() == "hooks.example.com"
 
 
 def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_task):

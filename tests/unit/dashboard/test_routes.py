@@ -9,7 +9,8 @@ import pytest
 
 import sandbox.dashboard
 from doubles.fake_access import FakeAccess
-from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING, manifest
+from doubles.manifests import claude
 from sandbox.dashboard import proof_bundle
 from sandbox.dashboard.pages import forms as pages_with_forms
 from sandbox.dashboard.pages import server as pages_of_server
@@ -167,6 +168,25 @@ def test_patch_is_offered_if_it_changes_something(pages, size_bytes, is_offered)
     text = pages.get("/tasks/task-001").text
     assert [f'id="{name}"' in text for name in ("review", "download-patch", "copy-apply")] == [is_offered] * 3
     assert 'data-copy-command="task apply task-001"' in text or not is_offered
+
+
+def test_running_agent_with_a_terminal_offers_the_attach_command(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    session = manifest("session").replace(agent=claude(prompt="Talk.", headless=False))
+    asyncio.run(pages.tasks.submit(session))
+    pages.tasks.add("task-001", *TO_RUNNING)
+
+    def offers(task_id, command, name="ann"):
+        text = pages.get(f"/tasks/{task_id}", authorization=f"Bearer {name}").text
+        return f'data-copy-command="task {command} {task_id}"' in text
+
+    assert not offers("session", "attach")
+    pages.tasks.record("session", *TO_RUNNING)
+    assert (offers("session", "attach"), offers("session", "shell")) == (True, True)
+    assert (offers("session", "attach", "bob"), offers("session", "shell", "bob")) == (False, False)
+    assert (offers("task-001", "attach"), offers("task-001", "shell")) == (False, True)
+    pages.tasks.record("session", *TO_COMPLETED)
+    assert (offers("session", "attach"), offers("session", "shell")) == (False, False)
 
 
 def test_patch_with_a_secret_is_not_offered_to_viewers(pages_with_tokens):

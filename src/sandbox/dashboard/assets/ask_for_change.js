@@ -1,36 +1,145 @@
-// Asks for a change: a new task that continues an ended one.
-import { $, request } from "/assets/page.js";
+// Asks for a change: a new task that continues an ended one. The dialog has the comments on lines and a text.
+import { $, h, request, toast } from "/assets/page.js";
+import { visibleName } from "/assets/plain.js";
+import { COMMENT_CHARACTERS_MAX } from "/assets/review_store.js";
 
-// Submit the new task, and open its page. Throws an Error with the server's message.
-export async function continueTask(api, prompt) {
-  const response = await request(`${api}/continue`, {
-    method: "POST",
-    headers: { "content-type": "application/json" },
-    body: JSON.stringify({ prompt }),
-  });
-  const { task_id } = await response.json();
-  location.assign(`/tasks/${encodeURIComponent(task_id)}`);
-}
+export class ChangeDialog {
+  onChange = () => {};
+  #dialog = null;
 
-// Open the dialog. The text is kept until it is submitted, even if the user leaves the page.
-export function askForChange(api) {
-  const draft = `sandbox.change.${api}`;
-  const text = $("change-prompt");
-  text.value = sessionStorage.getItem(draft) ?? text.value;
-  $("change-error").textContent = "";
-  text.oninput = () => sessionStorage.setItem(draft, text.value);
-  $("change-back").onclick = () => $("change").close();
-  $("change").querySelector("form").onsubmit = async (event) => {
-    event.preventDefault();
-    $("change-submit").disabled = true;
+  // The text is kept in the store until it is submitted, even if the user leaves the page.
+  constructor(store, comments, api) {
+    Object.assign(this, { store, comments, api });
+    this.mayAsk = Boolean($("task-data")?.dataset.mayChange);
+    comments.onChange = () => this.#update();
+  }
+
+  get label() {
+    const { length } = this.store.comments;
+    return length ? `Ask for a change (${length})` : "Ask for a change";
+  }
+
+  open() {
+    this.#dialog ??= this.#create();
+    this.refusal.textContent = "";
+    this.#update();
+    this.#dialog.showModal();
+    this.text.focus();
+  }
+
+  // Show the number of comments on the buttons, which may be new.
+  showLabel() {
+    for (const button of document.querySelectorAll('[data-action="continue"]')) button.textContent = this.label;
+  }
+
+  #create() {
+    this.text = h("textarea", { id: "change-prompt", rows: "6", maxlength: COMMENT_CHARACTERS_MAX });
+    this.text.value = this.store.request;
+    this.text.addEventListener("input", () => {
+      this.store.request = this.text.value;
+      this.store.save();
+      this.#update();
+    });
+    this.text.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.askButton.click();
+    });
+    this.list = h("ol", { class: "comment-list", "aria-label": "Comments" });
+    this.refusal = h("p", { class: "error-text", role: "alert" });
+    this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
+    this.askButton = h(
+      "button",
+      { type: "button", class: "primary", onclick: () => this.#ask(), hidden: !this.mayAsk },
+      "Submit task",
+    );
+    const dialog = h(
+      "dialog",
+      { id: "change", "aria-labelledby": "change-title" },
+      h("h2", { id: "change-title" }, "Ask for a change"),
+      h(
+        "p",
+        { hidden: !this.mayAsk },
+        "A new task starts from the result of this one and continues its conversation. This task does not change.",
+      ),
+      this.list,
+      h("label", { for: "change-prompt" }, "What should change?"),
+      this.text,
+      this.refusal,
+      h(
+        "div",
+        { class: "dialog-foot" },
+        h("button", { type: "button", class: "quiet", onclick: () => dialog.close() }, "Back"),
+        this.copyButton,
+        this.askButton,
+      ),
+    );
+    return document.body.appendChild(dialog);
+  }
+
+  #update() {
+    this.showLabel();
+    this.onChange();
+    if (!this.#dialog) return;
+    this.list.hidden = !this.store.comments.length;
+    this.list.replaceChildren(
+      ...this.store.comments.map((comment) =>
+        h(
+          "li",
+          {},
+          h("span", { class: "mono" }, `${visibleName(comment.path)}:${comment.line}`),
+          comment.side === "old" ? h("span", { class: "muted" }, " before the change") : null,
+          this.comments.createElement(comment),
+        ),
+      ),
+    );
+    this.copyButton.disabled = this.askButton.disabled = !this.#prompt();
+  }
+
+  #prompt() {
+    return [this.store.request.trim(), ...this.comments.texts()].filter(Boolean).join("\n\n");
+  }
+
+  // One idempotency key per text: a retry after a lost response does not submit a second task.
+  #key = { text: null, value: "" };
+
+  async #ask() {
+    const prompt = this.#prompt();
+    if (this.#key.text !== prompt) this.#key = { text: prompt, value: randomKey() };
+    this.askButton.disabled = true;
+    this.refusal.textContent = "";
     try {
-      await continueTask(api, text.value);
-      sessionStorage.removeItem(draft);
+      const response = await request(`${this.api}/continue`, {
+        method: "POST",
+        headers: { "content-type": "application/json", "idempotency-key": this.#key.value },
+        body: JSON.stringify({ prompt }),
+      });
+      const { task_id } = await response.json();
+      this.#clear();
+      location.assign(`/tasks/${encodeURIComponent(task_id)}`);
     } catch (error) {
-      $("change-error").textContent = error.message;
+      this.refusal.textContent = error.status
+        ? error.message
+        : "The server does not respond. Your text is kept; try again.";
+      this.askButton.disabled = false;
+      this.text.focus();
     }
-    $("change-submit").disabled = false;
-  };
-  $("change").showModal();
-  text.focus();
+  }
+
+  #clear() {
+    this.text.value = this.store.request = "";
+    for (const comment of [...this.store.comments]) this.comments.remove(comment);
+    this.store.save();
+    this.#update();
+  }
+
+  async #copy() {
+    try {
+      await navigator.clipboard.writeText(this.#prompt());
+      toast("The prompt was copied.");
+    } catch {
+      toast("The browser does not permit copying.");
+    }
+  }
 }
+
+const randomKey = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -1,4 +1,5 @@
 // The patch as a diff: a tree of files, and the files' lines, unified or side by side.
+import { ChangeDialog } from "/assets/ask_for_change.js";
 import { Cursor, isOnScreen } from "/assets/diff_cursor.js";
 import { FileView } from "/assets/diff_file.js";
 import { FileTree } from "/assets/file_tree.js";
@@ -24,7 +25,8 @@ export class Changes {
     this.artifactsUrl = artifactsUrl;
     this.patchName = patchName;
     this.store = new ReviewStore(patchName);
-    this.comments = new LineComments(this.store, artifactsUrl.replace(/\/artifacts$/, ""));
+    this.comments = new LineComments(this.store);
+    this.ask = new ChangeDialog(this.store, this.comments, artifactsUrl.replace(/\/artifacts$/, ""));
     this.cursor = new Cursor(this.#container, this);
     this.#applyWidth();
     followTabs(this.#container);
@@ -73,7 +75,7 @@ export class Changes {
     this.comments.setFiles(files, this.#views);
     $("tally-changes").textContent = files.length || "";
     const review = h("div", { class: "review" }, list);
-    this.#container.replaceChildren(this.#head(files, url), keysElement(), review, this.comments.element);
+    this.#container.replaceChildren(this.#head(files, url), keysElement(), review);
     if (whole > BYTES_MAX)
       review.before(
         h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`),
@@ -126,10 +128,16 @@ export class Changes {
           layout("Side by side", true),
         ),
         this.collapse,
-        this.comments.button,
+        this.#commentsButton(),
         h("a", { class: "button", href: url, download: this.patchName }, "Download patch"),
       ),
     );
+  }
+
+  // Who may not ask for a change has no button in the head of the page, but may copy the comments.
+  #commentsButton() {
+    if (this.ask.mayAsk) return null;
+    return h("button", { type: "button", "data-action": "continue" }, this.ask.label);
   }
 
   #setLayout(event, isSplit) {

@@ -147,16 +147,19 @@ function outputElements(output) {
   return [first, more, last];
 }
 
+// An agent may report an error with the reason "success".
+const endLabel = (reason) => (reason === "success" ? "Ended with an error" : `Ended: ${visible(label(reason))}`);
+
 function resultElement({ event, isRepeated }) {
   const facts = [
-    event.turns !== null && `${event.turns} turns`,
+    event.turns !== null && `${event.turns} ${event.turns === 1 ? "turn" : "turns"}`,
     event.duration_ms !== null && span(event.duration_ms),
     event.cost_usd !== null && `${money(event.cost_usd)} as counted by the agent`,
   ].filter(Boolean);
   const container = h(
     "div",
     { class: event.is_error ? "result erred" : "result" },
-    h("h3", {}, event.is_error ? `Ended: ${visible(label(event.reason))}` : "Result"),
+    h("h3", {}, event.is_error ? endLabel(event.reason) : "Result"),
   );
   if (event.text && !isRepeated) container.append(markdown(withOmitted(event.text, event.omitted_characters)));
   if (facts.length) container.append(h("p", { class: "muted" }, facts.join(" · ")));

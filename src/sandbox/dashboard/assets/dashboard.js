@@ -81,6 +81,8 @@ const DEFAULT_SERVERS = new Set(["http://localhost:8122", "http://127.0.0.1:8122
 const command = (text) =>
   DEFAULT_SERVERS.has(location.origin) ? `sandbox ${text}` : `sandbox ${text} --server ${location.origin}`;
 
+const TOAST_CHARACTERS_MAX = 120;
+
 async function copy(text) {
   try {
     await navigator.clipboard.writeText(text);
@@ -92,7 +94,8 @@ async function copy(text) {
     document.execCommand("copy");
     area.remove();
   }
-  toast("Copied");
+  const line = text.split("\n", 1)[0];
+  toast(`Copied: ${line.length > TOAST_CHARACTERS_MAX ? `${line.slice(0, TOAST_CHARACTERS_MAX)}…` : line}`);
 }
 
 document.addEventListener("click", (event) => {

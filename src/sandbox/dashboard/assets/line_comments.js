@@ -1,5 +1,5 @@
-// Comments on lines, collected into one prompt that asks for a change.
-import { $, h, request, toast } from "/assets/page.js";
+// Comments on lines, which become a prompt that asks for a change.
+import { $, h, toast } from "/assets/page.js";
 import { rowsOf } from "/assets/patch.js";
 import { visible, visibleName } from "/assets/plain.js";
 import { COMMENT_CHARACTERS_MAX, COMMENTS_MAX } from "/assets/review_store.js";
@@ -7,60 +7,26 @@ import { COMMENT_CHARACTERS_MAX, COMMENTS_MAX } from "/assets/review_store.js";
 const QUOTE_CHARACTERS_MAX = 300;
 
 export class LineComments {
+  onChange = () => {};
   #drafts = new Map(); // texts that are being written, by place
   #files = new Map();
 
-  constructor(store, api) {
-    Object.assign(this, { store, api });
-    this.list = h("ol", { class: "comment-list" });
-    this.general = h("textarea", {
-      rows: "3",
-      maxlength: COMMENT_CHARACTERS_MAX,
-      "aria-label": "What should change",
-      placeholder: "What should change?",
-    });
-    this.general.value = store.request;
-    this.general.addEventListener("input", () => this.#update());
-    this.element = this.#createBox();
-    this.button = h("button", { type: "button", onclick: () => this.#goToBox() });
+  constructor(store) {
+    this.store = store;
     $("panel-changes").addEventListener("click", (event) => this.#click(event));
-  }
-
-  #createBox() {
-    const box = h("section", { class: "ask-for-change card", "aria-labelledby": "ask-for-change-title" });
-    this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
-    this.askButton = h(
-      "button",
-      { type: "button", class: "primary", onclick: () => this.#ask(), hidden: !$("task-data")?.dataset.mayChange },
-      "Ask for this change",
-    );
-    this.refusal = h("p", { class: "error-text", role: "alert" });
-    box.append(
-      h("h2", { id: "ask-for-change-title" }, "Ask for a change"),
-      this.list,
-      this.general,
-      h(
-        "p",
-        { class: "muted", hidden: this.askButton.hidden },
-        "A new task starts from the result of this one, with this text as its prompt.",
-      ),
-      this.refusal,
-      h("div", { class: "comment-foot" }, this.copyButton, this.askButton),
-    );
-    return box;
   }
 
   setFiles(files, views) {
     this.views = views;
     this.#files = new Map(files.map((file) => [file.path, file]));
-    this.#update();
+    this.onChange();
   }
 
   // The rows below a line: its comments, and the form for another one.
   rowsAt(file, row, isSplit) {
     const place = placeOf(file, row);
     const comments = this.store.comments.filter((comment) => keyOf(comment) === keyOf(place));
-    const rows = comments.map((comment) => commentRow(this.#commentElement(comment), isSplit));
+    const rows = comments.map((comment) => commentRow(this.createElement(comment), isSplit));
     if (this.#drafts.has(keyOf(place))) rows.push(this.#formRow(place, isSplit));
     return rows;
   }
@@ -124,24 +90,24 @@ export class LineComments {
       const comment = { ...place, text: text.value.trim() };
       this.store.comments.push(comment);
       this.#update();
-      row.before(commentRow(this.#commentElement(comment), isSplit));
+      row.before(commentRow(this.createElement(comment), isSplit));
       close();
     });
     return row;
   }
 
-  #commentElement(comment) {
+  createElement(comment) {
     const element = h(
       "div",
       { class: "comment" },
       h("p", { class: "comment-text" }, visible(comment.text)),
-      h("button", { type: "button", class: "quiet", onclick: () => this.#remove(comment) }, "Remove"),
+      h("button", { type: "button", class: "quiet", onclick: () => this.remove(comment) }, "Remove"),
     );
     element.dataset.key = keyOf(comment);
     return element;
   }
 
-  #remove(comment) {
+  remove(comment) {
     const at = this.store.comments.indexOf(comment);
     if (at < 0) return;
     const same = this.store.comments.filter((one) => keyOf(one) === keyOf(comment)).indexOf(comment);
@@ -155,33 +121,17 @@ export class LineComments {
   }
 
   #update() {
-    const { comments } = this.store;
-    this.store.request = this.general.value;
     this.store.save();
-    this.button.textContent = comments.length ? `Ask for a change (${comments.length})` : "Ask for a change";
-    this.list.replaceChildren(
-      ...comments.map((comment) =>
-        h(
-          "li",
-          {},
-          h("span", { class: "mono" }, `${visibleName(comment.path)}:${comment.line}`),
-          comment.side === "old" ? h("span", { class: "muted" }, " before the change") : null,
-          this.#commentElement(comment),
-        ),
-      ),
-    );
-    this.copyButton.disabled = this.askButton.disabled = !this.prompt();
+    this.onChange();
   }
 
-  // The comments as a prompt: each with the file, the line and its text.
-  prompt() {
-    const general = this.general.value.trim();
-    const parts = this.store.comments.map((comment) => {
+  // The comments as parts of a prompt: each with the file, the line and its text.
+  texts() {
+    return this.store.comments.map((comment) => {
       const quote = this.#quote(comment);
       const place = `${comment.path}:${comment.line}${comment.side === "old" ? " (before the change)" : ""}`;
       return [place, quote === null ? null : `> ${quote}`, comment.text].filter((part) => part !== null).join("\n");
     });
-    return [general, ...parts].filter(Boolean).join("\n\n");
   }
 
   #quote({ path, side, line }) {
@@ -191,55 +141,7 @@ export class LineComments {
     if (!row) return null;
     return row.text.length > QUOTE_CHARACTERS_MAX ? `${row.text.slice(0, QUOTE_CHARACTERS_MAX)}…` : row.text;
   }
-
-  #goToBox() {
-    this.element.scrollIntoView({ block: "center" });
-    this.general.focus({ preventScroll: true });
-  }
-
-  // One idempotency key per text: a retry after a lost response does not submit a second task.
-  #key = { text: null, value: "" };
-
-  async #ask() {
-    const prompt = this.prompt();
-    if (this.#key.text !== prompt) this.#key = { text: prompt, value: randomKey() };
-    this.askButton.disabled = true;
-    this.refusal.textContent = "";
-    try {
-      const response = await request(`${this.api}/continue`, {
-        method: "POST",
-        headers: { "content-type": "application/json", "idempotency-key": this.#key.value },
-        body: JSON.stringify({ prompt }),
-      });
-      const { task_id } = await response.json();
-      this.#clear();
-      location.assign(`/tasks/${encodeURIComponent(task_id)}`);
-    } catch (error) {
-      this.refusal.textContent = error.status
-        ? error.message
-        : "The server does not respond. Your text is kept; try again.";
-      this.askButton.disabled = false;
-    }
-  }
-
-  #clear() {
-    for (const comment of [...this.store.comments]) this.#remove(comment);
-    this.general.value = "";
-    this.#update();
-  }
-
-  async #copy() {
-    try {
-      await navigator.clipboard.writeText(this.prompt());
-      toast("The prompt was copied.");
-    } catch {
-      toast("The browser does not permit copying.");
-    }
-  }
 }
-
-const randomKey = () =>
-  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 const commentRow = (content, isSplit) =>
   h("tr", { class: "comment-row" }, h("td", { colspan: isSplit ? 4 : 3 }, content));

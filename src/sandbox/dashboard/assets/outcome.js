@@ -82,7 +82,7 @@ export class Outcome {
   // The text of the agent's result. If it ended without one, its last message.
   #showMessage(finalState) {
     const text = this.#result?.text || (finalState === "completed" ? null : this.#message);
-    if (!text || this.#shown === text) return;
+    if (!text || this.#shown === text || isInFailure(text)) return;
     this.#shown = text;
     const isFinal = Boolean(this.#result?.text) && !this.#result.is_error;
     $("outcome-title").textContent = isFinal ? "Final message" : "Last message";
@@ -118,6 +118,11 @@ export class Outcome {
     }
     $("fact-diff")?.replaceChildren(...diffParts(this.#diff));
   }
+}
+
+// The notice at the top of the page has the message already.
+function isInFailure(text) {
+  return $("failure-message")?.textContent.includes(text.trim()) ?? false;
 }
 
 function diffParts({ files, additions, deletions }) {

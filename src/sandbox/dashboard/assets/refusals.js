@@ -3,6 +3,7 @@ import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/plain.js";
 
 const HOSTS_MAX = 500;
+const PORTS = new Set([80, 443]); // those of a host without a port
 
 export class Refusals {
   #hosts = new Map();
@@ -22,6 +23,15 @@ export class Refusals {
     this.#isStale = true;
   }
 
+  // A link to the form of a new task with this host allowed, if a change of the manifest is sufficient.
+  #allowLink(host, port, reason) {
+    const { task, mayChange } = $("task-data").dataset;
+    if (!mayChange || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
+    const allowed = PORTS.has(port) ? host : `${host}:${port}`;
+    const href = `/submit?${new URLSearchParams({ from: task, allow: allowed })}`;
+    return h("a", { class: "allow", href }, "Allow it in a new run");
+  }
+
   get total() {
     return Math.max(this.#eventCount, this.#reportedCount);
   }
@@ -30,14 +40,14 @@ export class Refusals {
     if (!this.#isStale) return;
     this.#isStale = false;
     $("refused-count").textContent = this.total || "";
-    $("tally-network").textContent = this.total || "";
+    $("tally-network").textContent = this.total ? `${this.total} refused` : "";
     if (!this.#hosts.size) return;
     const rows = [...this.#hosts.values()].map(({ host, port, reason, count, last }) =>
       h(
         "tr",
         {},
         h("td", { class: "mono" }, visible(`${host}:${port}`)),
-        h("td", {}, visible(reason)),
+        h("td", {}, visible(reason), this.#allowLink(host, port, reason)),
         h("td", { class: "number" }, String(count)),
         h("td", { class: "number muted" }, clock(last)),
       ),

@@ -1,7 +1,6 @@
 // The page of one task: distributes its events to the views, and handles the actions.
 import { $, banner, count, h, money, refresh, request, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
-import { askForChange } from "/assets/ask_for_change.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
 import { follow } from "/assets/event_stream.js";
@@ -43,6 +42,7 @@ function select(name, { focus = false, keep = true } = {}) {
   if (keep) history.replaceState(null, "", name === "conversation" ? location.pathname + location.search : `#${name}`);
   tab.scrollIntoView({ block: "nearest", inline: "nearest" });
   if (name === "changes") changes.show(hasEnded());
+  showMainActions();
   draw();
 }
 
@@ -158,9 +158,15 @@ function showHead() {
   $("head-details").open = areDetailsOpen;
   $("title-bar-name").textContent = document.querySelector("#head h1").textContent;
   $("title-bar-state").replaceChildren(document.querySelector("#head .pill").cloneNode(true));
-  const buttons = ["review", "cancel"].map($).filter(Boolean).map(proxyButton);
-  $("title-bar-actions").replaceChildren(...buttons);
+  changes.ask.showLabel();
+  showMainActions();
 }
+
+function showMainActions() {
+  const names = [selected === "changes" ? "continue" : "review", "cancel"];
+  $("title-bar-actions").replaceChildren(...names.map($).filter(Boolean).map(proxyButton));
+}
+changes.ask.onChange = showMainActions;
 
 // A new head has closed details.
 let areDetailsOpen = false;
@@ -174,7 +180,7 @@ function proxyButton(button) {
     "button",
     {
       type: "button",
-      class: button.classList.contains("primary") ? "primary" : "danger",
+      class: ["primary", "danger"].find((name) => button.classList.contains(name)),
       onclick: () => $(button.id)?.click(),
     },
     button.textContent.trim(),
@@ -309,7 +315,7 @@ function confirm(title, text, confirmLabel, withReason) {
 
 const ACTIONS = {
   async continue() {
-    askForChange(api);
+    changes.ask.open();
   },
   async cancel(button) {
     const isForced = button.textContent.trim() !== "Cancel";

@@ -1,7 +1,7 @@
 """Pages with forms: sign in, submit a manifest."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from sandbox.dashboard.templates import render_page, short_repository
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.manifest.field_formats import public_repository_url
-from sandbox.model.manifest.schema import Lifecycle, Vm
+from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
 from sandbox.system import client_fairness
@@ -43,7 +43,10 @@ def safe_redirect_path(target: str) -> str:
 
 
 async def show_submit(request: Request, context: AppContext) -> Response:
-    """Render the form with an empty manifest, or with the manifest of the task to run again."""
+    """Render the form with an empty manifest, or with the manifest of the task to run again.
+
+    `allow`: a host that the new task may reach too.
+    """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
         task = await context.services.tasks.status(again) if again else None
@@ -54,7 +57,9 @@ async def show_submit(request: Request, context: AppContext) -> Response:
 def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], context: AppContext) -> Response:
     settings = context.settings
     sees_all = get_caller(request).is_operator
-    text = manifest_yaml(task.manifest, settings.agents, with_sources=sees_all) if task else None
+    allowed = request.query_params.get("allow", "") if task else ""
+    manifest = _allow_host(task.manifest, allowed) if task and allowed else task.manifest if task else None
+    text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
         request,
         "submit",
@@ -62,12 +67,19 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
         text=text or empty_manifest(settings.agents),
         agents=list(settings.agents),
         again=task,
+        allowed=allowed,
         repositories=recent_repositories(recent),
         branches=list(dict.fromkeys(each.manifest.repository.branch for each in recent))[:RECENT_BRANCHES_MAX],
         profiles=sorted(settings.profiles()) if settings.profiles else [],
         vm=Vm(),
         lifecycle=Lifecycle(),
     )
+
+
+def _allow_host(manifest: Manifest, host: str) -> Manifest:
+    """Return the manifest with a host added to those that the sandbox may reach. The form validates it."""
+    hosts = dict.fromkeys((*manifest.vm.allowed_hosts, host))
+    return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 
 
 def empty_manifest(agents: Mapping[str, Agent]) -> str:

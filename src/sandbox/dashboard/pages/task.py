@@ -15,6 +15,7 @@ from sandbox.api.request_parameters import parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import render_page, short_repository
+from sandbox.interfaces.store import TaskQuery
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.yaml import manifest_yaml
@@ -27,6 +28,7 @@ from sandbox.system import client_fairness
 PAGE_EVENTS_MAX = 200_000
 """If there are more events, the page shows only the latest ones; the log contains all events."""
 
+_CHILDREN_SHOWN = 3
 _BATCH_BYTES = 64 * 1024
 
 _STATE_SEQUENCE = (
@@ -60,6 +62,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
     is_operator = get_caller(request).is_operator
     failure = error_fields(task, is_operator=is_operator)
     agents = context.settings.agents
+    children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))
     manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
     return await client_fairness.to_thread(
         render_page,
@@ -77,6 +80,8 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         patch=_find_patch(task, f"{task.id}.patch", is_operator=is_operator),
         chain_patch=_find_patch(task, f"{task.id}.chain.patch", is_operator=is_operator),
         repository_name=short_repository(public_repository_url(task.manifest.repository.url)),
+        children=children.tasks,
+        child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_kept=await context.services.sandboxes.has_preserved_sandbox(task),
     )

@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+from urllib.parse import quote
 
 import pytest
 
@@ -19,6 +20,32 @@ def test_task_can_be_run_again(pages):
     page = pages.get("/submit?from=task-001")
     assert "Run again: My Task" in page.text
     assert "Your instructions here" in page.text
+
+
+def manifest_of(page):
+    text = html.unescape(re.search(r'id="manifest"[^>]*>\n(.*?)</textarea>', page.text, re.DOTALL)[1])
+    return parse_manifest(text.encode(), is_json=False)
+
+
+def test_refused_host_can_be_allowed_in_a_new_run(pages):
+    pages.tasks.add("task-001")
+    page = pages.get("/submit?from=task-001&allow=hooks.example.com:8443")
+    assert (vm := manifest_of(page).vm).network_mode == "outbound"
+    assert vm.allowed_hosts == ("hooks.example.com:8443",)
+    assert '<span class="mono">hooks.example.com:8443</span>' in page.text
+    again = pages.get("/submit?from=task-001")
+    assert (manifest_of(again).vm.network_mode, 'id="allowed"' in again.text) == ("isolated", False)
+    assert 'id="allowed"' not in pages.get("/submit?allow=hooks.example.com").text
+
+
+@pytest.mark.parametrize("host", ["*", "a b", "</textarea><script>alert(1)</script>", "x" * 5000, "10.0.0.1\n  y: 1"])
+def test_invalid_host_to_allow_is_escaped_and_rejected_by_the_form(pages, host):
+    pages.tasks.add("task-001")
+    page = pages.get(f"/submit?from=task-001&allow={quote(host)}")
+    assert "<script>alert" not in page.text
+    with pytest.raises(InvalidManifestError) as error:
+        manifest_of(page)
+    assert {each.field for each in error.value.errors} == {"vm.allowed_hosts[0]"}
 
 
 def test_empty_manifest_has_the_required_fields(pages):
