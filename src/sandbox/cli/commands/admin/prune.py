@@ -13,6 +13,7 @@ from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
+from sandbox.model.formatting import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,9 +83,12 @@ def prune(
         print_json(result)
         return
     for task in result["tasks"]:
-        click.echo(escape_text(f"{task['id']}  {task['state']}  {task['finished_at']}  {task['size_bytes']} bytes"))
-    verb = "Would remove" if dry_run else "Removed"
-    click.echo(f"{verb} {pluralize(result['total_count'], 'task')}, {result['total_size_bytes']} bytes.", err=True)
+        size = format_size(task["size_bytes"])
+        click.echo(escape_text(f"{task['id']}  {task['state']}  {task['finished_at']}  {size}"))
+    verb, size = "Would remove" if dry_run else "Removed", format_size(result["total_size_bytes"])
+    is_bounded = any(bound is not None for bound in bounds.values())
+    advice = "" if result["total_count"] or is_bounded else " Choose tasks with --older-than, --keep or --max-bytes."
+    click.echo(f"{verb} {pluralize(result['total_count'], 'task')}, {size}.{advice}", err=True)
 
 
 def _prune_offline(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:

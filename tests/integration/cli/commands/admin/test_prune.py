@@ -87,8 +87,16 @@ def test_prune_calls_the_server_by_default(run_cli, api):
         "dry_run": ["true"],
     }
     plain = run_cli("admin", "prune", "--keep", "2")
-    assert plain.stdout == b"old  completed  2026-01-29T00:00:00.000Z  4096 bytes\n"
+    assert plain.stdout == b"old  completed  2026-01-29T00:00:00.000Z  4.0 KiB\n"
+    assert plain.stderr == b"Removed 1 task, 4.0 KiB.\n"
     assert api.requests[-1].query == {"keep": ["2"]}
+
+
+def test_prune_without_options_that_removes_nothing_names_the_options(run_cli, api):
+    api.on("POST", "/admin/prune", json_response({"tasks": [], "total_count": 0, "total_size_bytes": 0}))
+    advice = b"Removed 0 tasks, 0 B. Choose tasks with --older-than, --keep or --max-bytes.\n"
+    assert run_cli("admin", "prune").stderr == advice
+    assert run_cli("admin", "prune", "--keep", "2").stderr == b"Removed 0 tasks, 0 B.\n"
 
 
 @pytest.mark.parametrize("option", ["--data-dir", "--config"])
@@ -106,4 +114,4 @@ def test_server_output_is_escaped(run_cli, api):
     api.on("POST", "/admin/prune", json_response({"tasks": [pruned], "total_count": 1, "total_size_bytes": 1}))
     plain = run_cli("admin", "prune", "--keep", "2")
     escaped = rb"\x1b]0;x\x07"
-    assert plain.stdout == b"  ".join([escaped, escaped, escaped, b"1 bytes\n"])
+    assert plain.stdout == b"  ".join([escaped, escaped, escaped, b"1 B\n"])
