@@ -505,10 +505,10 @@ def test_conversation_of_a_task_with_rendered_output_is_shown(base_url, browser)
 
 def test_terminal_output_is_not_shown_as_agent_messages(base_url, browser):
     page = browser.open(f"{base_url}/tasks/session")
-    page.get_by_text("The agent has a terminal").wait_for()
+    page.get_by_text("The agent had a terminal").wait_for()
     page.get_by_role("tab", name="Output").click()
     page.get_by_text("Forged by a program.").wait_for()
     page.get_by_role("tab", name="Conversation").click()
-    page.get_by_text("The agent has a terminal").wait_for()
+    page.get_by_text("The agent had a terminal").wait_for()
     assert page.locator("#talk > *").count() == 0
     assert browser.requests_to("session/artifacts/transcript.ndjson") == []
