@@ -1,7 +1,8 @@
-"""Generates the synchronous client from the asynchronous one. Run as a program, it writes the file.
+"""Generates the synchronous client from the asynchronous client. When run as a program, this module writes the file.
 
-Type checkers and editors see exact types and docstrings of both, which a common base class cannot provide. This module
-imports nothing of the project, so it also repairs a client that cannot be imported.
+Generated source gives type checkers and editors the exact types and docstrings of both clients, which a common base
+class cannot provide. This module imports nothing from the project, so it can also repair a client that cannot be
+imported.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Generates parts of the documentation from the code. Run as a program, it writes them to the files."""
+"""Generates parts of the documentation from the code. When run as a program, this module writes the files."""
 
 import inspect
 import json
@@ -167,7 +167,7 @@ def _prose(text: str | None) -> str:
 
 
 def _paragraph(text: str) -> str:
-    """A paragraph as one line, or as a code block where click keeps the lines."""
+    """Return a paragraph as one line, or as a code block if click preserves its line breaks."""
     if text.lstrip().startswith("\b"):
         lines = text.replace("\b", "").strip("\n").removeprefix("Examples:\n").splitlines()
         return "\n".join(["```sh", *(line.strip() for line in lines), "```"])

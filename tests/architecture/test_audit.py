@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class FakeAdvisoryService(HTTPServer):
-    """Answers each batch of queries with the result of `respond`."""
+    """Responds to each batch of queries with the result of `respond`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -1,4 +1,4 @@
-"""Limits use the monotonic clock. The readers of the wall clock are listed with reasons."""
+"""Limits use the monotonic clock. Modules that read the wall clock are listed with reasons."""
 
 import ast
 from pathlib import Path

@@ -29,7 +29,7 @@ def rows(document: Path) -> list[list[str]]:
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:
-    """Error codes in a module: of error classes, calls, responses and events."""
+    """Error codes in a module: from error classes, calls, responses and events."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef(body=body):

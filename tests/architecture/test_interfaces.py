@@ -1,4 +1,7 @@
-"""`interfaces/` declares Protocols and the records that they exchange. Logic is in the packages that own it."""
+"""`interfaces/` declares Protocols and the records that they exchange.
+
+Logic belongs in the packages that implement the Protocols.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -36,11 +39,11 @@ def statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stm
 
 
 def is_declaration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether the function has no logic: a Protocol's `...`, one expression that is returned, or assigned fields.
+    """Whether the function has no logic. Its body is `...`, one returned expression, or field assignments.
 
-    An expression may choose between two values and call one of the language's or the record's functions, but it
-    contains no loop and waits for nothing. Only a constructor may have several statements: the assignments of its
-    fields, and the call of the base class with its message.
+    An expression may choose between two values, and may call a built-in function or a method of the record. It must not
+    contain a loop or an `await`. Only a constructor may have several statements: field assignments, and a call to the
+    base class with the message.
     """
     body = statements(function)
     if any(isinstance(node, (*_EXPRESSIONS, *_COMPREHENSIONS)) for each in body for node in ast.walk(each)):
@@ -81,7 +84,7 @@ def test_interfaces_have_no_logic(trees: dict[Path, ast.Module]):
     assert found == set(FUNCTIONS)
 
 
-def test_interfaces_import_what_declarations_need(trees: dict[Path, ast.Module]):
+def test_interfaces_import_only_what_declarations_need(trees: dict[Path, ast.Module]):
     found = {
         f"{module}: {name}"
         for module, tree in interface_trees(trees).items()

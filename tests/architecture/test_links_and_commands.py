@@ -79,7 +79,7 @@ SOURCES = re.compile(r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(
 
 
 def missing_symbols(page: Path) -> list[str]:
-    """The functions, classes and constants that a page names after a link to a module that does not define them."""
+    """The symbols that a page names after a link to a module, but that the module does not define."""
     return [
         f"{module}: {name}"
         for module, names in SOURCES.findall(page.read_text())
@@ -134,7 +134,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def parse_error(words: list[str]) -> str | None:
-    """The parse error of the command line for these arguments, or None."""
+    """The error that the CLI reports when it parses these arguments, or None."""
     command: click.Command | None = command_line
     rest = list(words)
     while isinstance(command, click.Group):
@@ -161,7 +161,7 @@ def parse_error(words: list[str]) -> str | None:
         ("docs/network.md", 1),
     ],
 )
-def test_commands_of_the_page_parse(root: Path, name: str, minimum: int):
+def test_documented_commands_are_valid(root: Path, name: str, minimum: int):
     calls = commands((root / name).read_text())
     assert len(calls) >= minimum
     assert {shlex.join(call): invalid for call in calls if (invalid := parse_error(call))} == {}

@@ -80,7 +80,7 @@ def constructed_names(scope: ast.AST) -> set[str]:
 
 
 def declared_attributes(tree: ast.Module) -> set[str]:
-    """Attributes that a private class of the module declares: its objects are state of the module."""
+    """Attributes that the module's private classes declare. Their objects are part of the module's state."""
     names = set()
     for class_ in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name.startswith("_")):
         for node in ast.walk(class_):
@@ -165,7 +165,8 @@ def test_callbacks_are_passed_to_constructors(trees: dict[Path, ast.Module]):
 def test_components_are_not_reached_through_a_record_of_components(trees: dict[Path, ast.Module]):
     """Each object gets exactly the components that it uses, with two exceptions.
 
-    The composition root of the runner groups its components. Routes and pages get the services of the server as one.
+    The composition root of the runner groups its components. Routes and pages receive the server's services as one
+    object.
     """
     found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in record_uses(tree)}
     assert found == {"bootstrap.runner: RunnerParts", "interfaces.tasks: TaskServices"}

@@ -29,7 +29,7 @@ def test_systemd_unit_keeps_runners_on_restart(unit: str):
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
-def test_systemd_verifies_the_unit(unit: str, tmp_path: Path):
+def test_systemd_accepts_the_unit(unit: str, tmp_path: Path):
     sandbox = Path(sys.executable).with_name("sandbox")
     copy = tmp_path / "sandbox.service"
     copy.write_text(unit.replace("/opt/sandbox/.venv/bin/sandbox", str(sandbox)))
@@ -41,7 +41,7 @@ def test_systemd_verifies_the_unit(unit: str, tmp_path: Path):
     assert "KillMod" in invalid.stderr, "systemd-analyze did not detect the error"
 
 
-def test_container_has_the_packages_of_setup(root: Path):
+def test_container_installs_the_packages_of_the_setup_script(root: Path):
     text = (root / "packaging" / "Containerfile").read_text()
     installed = set(re.findall(r"[a-z0-9-]+", text.split("--no-install-recommends")[1].split("&&")[0]))
     setup = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
@@ -70,7 +70,7 @@ def test_workflow_pins_actions_to_commits(workflow: dict):
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
 
 
-def test_workflow_uses_exactly_its_inputs(root: Path, workflow: dict):
+def test_workflow_uses_exactly_its_declared_inputs(root: Path, workflow: dict):
     text = (root / ".github" / "workflows" / "sandbox-task.yml").read_text()
     call_interface = workflow[True]["workflow_call"]  # YAML 1.1 parses `on` as true
     assert set(re.findall(r"inputs\.(\w+)", text)) == set(call_interface["inputs"])
@@ -90,13 +90,13 @@ def test_workflow_scripts_are_valid_shell_and_git_config(workflow: dict, tmp_pat
     assert output == "url.https://x-access-token:t0ken@github.com/.insteadof=https://github.com/\n"
 
 
-def test_links_of_the_deployment_page_exist(root: Path):
+def test_links_on_the_deployment_page_are_valid(root: Path):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", (root / "docs" / "deployment.md").read_text())
     assert targets
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
 
 
-def test_setup_of_a_wheel_installs_the_packages_of_the_script(root: Path):
+def test_setup_from_a_wheel_installs_the_packages_of_the_script(root: Path):
     script = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
     assert set(PACKAGES.values()) == set(re.findall(r"\|\| echo ([a-z0-9-]+)", script))
 

@@ -53,7 +53,10 @@ class Checkout:
     def set_up(
         self, *options: str, before_path: tuple[Path, ...] = (), index: str = "https://pypi.example/simple"
     ) -> tuple[str, list[str]]:
-        """Run the setup; return its output and uv calls. If `index` is empty, the setup reads pip's configuration."""
+        """Run the setup; return its output and the calls of uv.
+
+        If `index` is empty, the setup reads pip's configuration.
+        """
         self.calls.write_text("")
         base_python = Path(sys.base_prefix) / "bin" / "python3"
         path = [*before_path, self.programs, base_python.parent, "/usr/bin", "/bin"]
@@ -109,7 +112,7 @@ def test_newer_of_first_python_and_system_python_is_selected(checkout: Checkout,
     assert selected == str(first if is_selected else Path(str(SYSTEM_PYTHON)).resolve())
 
 
-def test_development_setup_is_kept(checkout: Checkout):
+def test_repeated_setup_remains_a_development_setup(checkout: Checkout):
     checkout.set_up("--dev")
     (checkout.root / "pyproject.toml").write_text("changed\n")
     _, calls = checkout.set_up()

@@ -20,7 +20,7 @@ def document(root: Path) -> str:
     return (root / "docs" / "security.md").read_text()
 
 
-def test_table_has_exactly_the_attacks(document: str):
+def test_table_lists_exactly_the_attacks(document: str):
     expected = [(kind, row) for kind, rows in table.names().items() for row in rows]
     assert list(table.parse(document).outcomes) == expected, "run script/escape-battery"
 
@@ -61,7 +61,7 @@ def test_each_outcome_is_explained(document: str):
     assert [outcome for outcome in (*table.PASSED, Outcome.ESCAPED) if f"| `{outcome}` |" not in explained] == []
 
 
-def test_inside_outcomes_need_a_separate_kernel():
+def test_inside_outcomes_are_limited_to_runtimes_with_their_own_kernel():
     inside = {runtime_tier for attacks in ATTACKS.values() for attack in attacks for runtime_tier in attack.inside}
     assert inside == set(OWN_KERNEL)
 
@@ -75,7 +75,7 @@ def test_table_is_unchanged_since_it_was_generated(document: str):
     assert table.replace_table(document, table.parse(document)) == document, "run script/escape-battery"
 
 
-def test_links_of_the_security_page_exist(root: Path, document: str):
+def test_links_on_the_security_page_are_valid(root: Path, document: str):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", document)
     assert len(targets) >= 10
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
@@ -120,7 +120,7 @@ def test_new_runtime_gets_a_column(document: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
-def test_column_with_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
+def test_column_with_an_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
     verdicts, parsed_table = verdicts_of("qemu"), table.parse(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:

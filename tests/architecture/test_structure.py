@@ -52,11 +52,11 @@ def module_names(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, known: dict[str, Path]) -> Iterator[str]:
-    """Modules of the package that the module `name` imports, in functions and for type checkers too."""
+    """Modules of the package that the module `name` imports, including imports in functions and for type checkers."""
     for node in ast.walk(ast.parse(known[name].read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("sandbox")):
             parent = (node.module or "").removeprefix("sandbox").lstrip(".")
-            if node.level:  # relative: the programs of a guest have no package `sandbox`
+            if node.level:  # relative: programs in a guest have no package `sandbox`
                 parent = f"{name.rpartition('.')[0]}.{parent}".rstrip(".")
             for alias in node.names:
                 imported = f"{parent}.{alias.name}".lstrip(".")
@@ -90,11 +90,11 @@ HOST_DETAILS = re.compile(
 
 
 def test_server_does_not_depend_on_the_host_that_runs_attempts(root: Path):
-    """The server reaches runners through `interfaces.placement`. They may run on another host.
+    """The server reaches runners only through `interfaces.placement`, because runners can be on another host.
 
-    It uses no descriptors, sockets, /proc, boot ids and limits of processes, and neither the run directory nor the
-    files of attempts. Components of the host that runs attempts do. The server's own data directory, with the journals
-    and artifacts of all hosts, is on the server's host.
+    The server uses no descriptors, sockets, /proc, boot ids, process limits, run directory or attempt files. Only
+    components on the host that runs the attempts use them. The server's own data directory, with the journals and
+    artifacts of all hosts, is on the server's host.
     """
     found = {
         f"{name}: {detail[0]}"
@@ -192,7 +192,7 @@ def test_each_module_has_a_docstring(trees: dict[Path, ast.Module]):
 
 
 def broken_sentences(tree: ast.Module) -> Iterator[str]:
-    """Paragraphs of docstrings that continue a sentence of the paragraph before them."""
+    """Docstring paragraphs that continue a sentence from the previous paragraph."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield from re.findall(r"[^.:!?)`\s]\s*\n[ \t]*\n\s*([a-z].*)", node.value.value)
@@ -226,7 +226,7 @@ def test_unit_and_integration_tests_are_named_after_a_module(root: Path):
             package = ".".join(path.parent.relative_to(tests).parts)
             topic = path.stem.removeprefix("test_")
             names = [topic[:end] for end in range(1, len(topic) + 1) if end == len(topic) or topic[end] == "_"]
-            # In a package of commands a test may be about the whole package.
+            # In a package of commands, a test may cover the whole package.
             if not any(f"{package}.{name}" in known for name in names) and topic != "commands":
                 misplaced.append(str(path.relative_to(root)))
     assert misplaced == []
@@ -265,9 +265,9 @@ def test_model_does_not_load_a_schema_library():
     assert loaded_libraries(*(f"sandbox.model.{name}" for name in names)) == "[]"
 
 
-# The parts of Sandbox that only one agent needs are in its package. These modules name an agent anyway.
-# Not in the list, because they name no agent: the failure codes `mcp_failed` and `tool_unknown` are public, and MCP is
-# an open protocol; `headless` and `output_format` are fields that every agent's section may have.
+# Code that only one agent needs is in the agent's package. These modules name an agent for other reasons. Some terms
+# are not in the list because they name no agent: the failure codes `mcp_failed` and `tool_unknown` are public, and MCP
+# is an open protocol; `headless` and `output_format` are fields that every agent's section may have.
 MODULES_THAT_NAME_AN_AGENT = {
     "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
     "cli/main.py": "the summary in the help: what Sandbox does today",

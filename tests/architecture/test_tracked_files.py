@@ -86,14 +86,14 @@ def test_each_npm_package_is_pinned_by_hash_without_location(root: Path, directo
 
 
 @pytest.mark.parametrize(("asset", "package_file"), VENDORED_ASSETS.items())
-def test_vendored_asset_is_the_file_of_the_locked_package(root: Path, asset: str, package_file: str):
+def test_vendored_asset_matches_the_locked_package(root: Path, asset: str, package_file: str):
     installed = root / ".venv/share/npm-dev/node_modules" / package_file
     if not installed.exists():
         pytest.skip("the npm packages are missing; run script/setup --dev with access to a registry")
     assert (root / "src/sandbox/dashboard/assets" / asset).read_bytes() == installed.read_bytes()
 
 
-def test_bundled_asset_is_made_of_the_locked_package(root: Path, tmp_path: Path):
+def test_bundled_asset_is_built_from_the_locked_package(root: Path, tmp_path: Path):
     packages = root / ".venv/share/npm-dev/node_modules"
     if not (packages / "yaml").exists():
         pytest.skip("the npm packages are missing; run script/setup --dev with access to a registry")

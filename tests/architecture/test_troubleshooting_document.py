@@ -24,7 +24,7 @@ def texts_in(tree: ast.AST) -> Iterator[str]:
 
 
 def missing_fragments(message: str, texts: list[str]) -> list[str]:
-    """The parts of a quoted message between `…` that no text of the product contains."""
+    """The parts of a quoted message, split at `…`, that no text of the product contains."""
     fragments = [fragment.strip(" ().;:") for fragment in message.split("…")]
     return [one for one in fragments if len(one) > 3 and not any(one in text for text in texts)]
 
