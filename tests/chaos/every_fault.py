@@ -1,4 +1,4 @@
-"""Makes every write-like system call of a short task fail once, with every error; run by `script/chaos-faults`.
+"""Makes each write-like system call of a short task fail once with each error; run by `script/chaos-faults`.
 
 Prints a table of the outcomes, for docs/chaos.md.
 """
@@ -33,7 +33,10 @@ TARGETS = {"journal": journal_target, "index": index_target, "everything": any_t
 
 
 def run_faults(harness, target, error, *, is_persistent=False, step=1):
-    """Fail the n-th call for each n until no call is hit; return counts of the final states, and the failures."""
+    """Run a task for each n, in which the n-th call fails, until a task makes fewer than n calls.
+
+    Returns counts of the final states, and the failures.
+    """
     counts, failures = collections.Counter(), []
     for nth in range(1, NTH_MAX, step):
         task_id = f"{target}-{error.lower()}-{nth}{'-on' if is_persistent else ''}"

@@ -1,6 +1,6 @@
-"""The guarantees for tasks when processes are killed: one function per guarantee, which yields its violations.
+"""The guarantees for tasks when processes are killed. Each function checks one guarantee and yields its violations.
 
-The functions check evidence and collect none, so tests can pass them corrupt evidence. `evaluate` runs all checks.
+The functions do not collect evidence, so tests can pass corrupt evidence to them. `evaluate` runs all checks.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ class TaskEvidence:
         return (KILLED, "agent_failed") in codes
 
     def has_event(self, kind):
-        """Whether the journal has such an event."""
+        """Whether the journal has an event of this type."""
         return any(record["event"]["type"] == kind for record in self.records)
 
 
@@ -183,7 +183,7 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
-    """Only the last record has a final state. That state is allowed for the kill target, and clients get it too."""
+    """Only the last record has a final state. That state is allowed for the kill target, and clients receive it."""
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:

@@ -30,7 +30,7 @@ SHARED = ("server", "all")
 
 @dataclass
 class RoundResult:
-    """ends: the count of each (kill target, state at the kill, end)."""
+    """ends: the number of tasks with each (kill target, state at the kill, end)."""
 
     ends: Counter
     violations: list

@@ -25,12 +25,15 @@ def one_target_per_state(rng):
 
 
 def gvisor_pairs(rng):
-    """Kills whose outcome depends on gVisor: of a sandbox, and of a runner whose sandbox another process must end."""
+    """Kills whose outcome depends on gVisor.
+
+    These are kills of a sandbox, and of a runner whose sandbox another process must end.
+    """
     return {rng.choice(sorted(target_state_pairs("sandbox"))), ("runner", "running")}
 
 
 @pytest.mark.parametrize(("runtime", "choose_pairs"), [("bubblewrap", one_target_per_state), ("gvisor", gvisor_pairs)])
-def test_killed_processes_violate_no_guarantee(tmp_path, runtime, choose_pairs):
+def test_kills_violate_no_guarantee(tmp_path, runtime, choose_pairs):
     require_runtime(runtime, tmp_path / "probe")
     (tmp_path / "deployment").mkdir()
     number = seed()
