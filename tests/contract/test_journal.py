@@ -39,7 +39,7 @@ def open_writer(journals, task_id="task-1"):
         writer.close()
 
 
-def test_records_are_numbered_and_visible_at_once(journals):
+def test_records_are_numbered_and_immediately_visible(journals):
     with open_writer(journals) as writer:
         assert writer.last_seq == 0
         first = writer.append(line("one"), at=TIMESTAMP, durable=True)
@@ -95,7 +95,7 @@ def test_close_is_idempotent(journals):
     assert journals.liveness("task-1") is Liveness.FREE
 
 
-def test_read_is_bounded_by_bytes_max(journals):
+def test_read_returns_at_most_bytes_max(journals):
     with open_writer(journals) as writer:
         writer.append(line("short"), at=TIMESTAMP)
         writer.append(line("long" * 50_000), at=TIMESTAMP)
@@ -167,7 +167,7 @@ def test_unrelated_files_are_not_listed(journals, tmp_path):
     assert journals.task_ids() == ["a", "b"]
 
 
-def test_directory_in_place_of_records_is_listed(journals, tmp_path):
+def test_journal_with_a_directory_in_place_of_records_is_listed(journals, tmp_path):
     with open_writer(journals, "a") as writer:
         writer.append(line("x"), at=TIMESTAMP)
     (tmp_path / "tasks" / "b" / "journal" / "records").mkdir(parents=True)
@@ -268,7 +268,7 @@ def limited_descriptors(count):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_create_without_descriptors_leaves_no_files(journals, tmp_path, count):
+def test_create_without_free_descriptors_leaves_no_files(journals, tmp_path, count):
     with limited_descriptors(count), pytest.raises(OSError, match="Too many open files"):
         journals.create("task-1")
     assert task_files(tmp_path) == []
@@ -301,7 +301,7 @@ def test_discarded_journal_is_removed_and_can_be_recreated(journals, tmp_path):
     assert journals.task_ids() == ["task-1"]
 
 
-def test_discard_keeps_a_journal_created_meanwhile(journals, tmp_path, monkeypatch):
+def test_discard_keeps_a_journal_created_during_the_removal(journals, tmp_path, monkeypatch):
     """Another process creates the journal between the release of the lock and the removal of the directory."""
     discarded, new_writers, rmdir = journals.create("task-1"), [], Path.rmdir
 
@@ -318,7 +318,7 @@ def test_discard_keeps_a_journal_created_meanwhile(journals, tmp_path, monkeypat
     new_writers[0].close()
 
 
-def test_discard_keeps_a_journal_created_in_its_place(journals, tmp_path):
+def test_discard_keeps_a_journal_that_replaced_the_discarded_one(journals, tmp_path):
     discarded = journals.create("task-1")
     shutil.rmtree(tmp_path / "tasks" / "task-1")
     with open_writer(journals) as writer:

@@ -306,7 +306,10 @@ def test_durable_record_is_stored_despite_a_failed_concurrent_flush(
 
 
 def test_retries_on_a_failing_disk_rewrite_one_chunk_each(journals, tmp_path, monkeypatch):
-    """A finisher rewrites all records, since the flushes of earlier writers are unknown: one chunk in each retry."""
+    """A finisher rewrites all records, because earlier writers may not have flushed them.
+
+    Each retry rewrites one chunk.
+    """
     monkeypatch.setattr("sandbox.journal.writer._REWRITE_CHUNK_BYTES", 1000)
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:

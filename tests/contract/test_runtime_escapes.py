@@ -39,7 +39,7 @@ def test_host_devices_are_not_listed(runtime: Runtime, disk: Path):
     assert not visible_devices & host_devices
 
 
-def test_symlink_to_a_host_file_is_dangling_and_its_target_unchanged(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_symlink_to_a_host_file_is_dangling_and_its_target_is_unchanged(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
         pytest.skip("only root can change the owner of files")
     canary = tmp_path / "canary"
@@ -88,7 +88,7 @@ def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
         subprocess.run(["/usr/bin/rm", "-rf", str(disk)], check=True, timeout=30)
 
 
-def test_image_is_read_only_and_work_directories_writable(runtime: Runtime, disk: Path):
+def test_image_is_read_only_and_work_directories_are_writable(runtime: Runtime, disk: Path):
     script = """for place in / /usr /usr/bin /etc /run /var /proc/sys/kernel; do touch $place/file && echo $place; done
         for place in /workspace /home/agent /tmp /var/tmp /dev/shm; do touch $place/file || echo not $place; done"""
     result = run_shell(runtime, disk, script)
@@ -169,7 +169,7 @@ def test_init_process_cannot_be_inspected(runtime: Runtime, disk: Path):
     assert result.output.startswith("/bin/bash -c")
 
 
-def test_command_output_can_be_inherited_and_not_reopened(runtime: Runtime, disk: Path):
+def test_command_output_can_be_inherited_but_not_reopened(runtime: Runtime, disk: Path):
     script = """(exec > file; for n in 1 2; do echo forged > /proc/$$/fd/$n; done)
         bash -c 'echo inherited'; cat file"""
     result = run_shell(runtime, disk, script)
@@ -190,7 +190,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
             return (await run_in(sandbox, [program, "-c", _INSPECT_PROCESSES, program])).output
 
     readable = asyncio.run(scenario("/opt/agent/hidden")).split()
-    # gVisor runs only readable programs, and its probe reports that. The memory is protected nevertheless.
+    # gVisor runs only readable programs, and its probe reports this limitation. The memory is still protected.
     assert "mem" not in readable if runtime.name == "gvisor" else not readable
     assert {"environ", "fd/0", "itself"} <= set(asyncio.run(scenario("/usr/bin/bash")).split())
 
@@ -361,7 +361,7 @@ def test_process_has_no_privileges(runtime: Runtime, disk: Path):
 # Network
 
 
-async def test_loopback_reaches_the_gateway_and_not_the_host(runtime: Runtime, disk: Path):
+async def test_loopback_reaches_the_gateway_but_not_the_host(runtime: Runtime, disk: Path):
     with socket.create_server(("127.0.0.1", 0)) as host_listener:
         async with ready_sandbox(runtime, disk) as sandbox:
             port = host_listener.getsockname()[1]

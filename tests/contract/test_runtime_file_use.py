@@ -63,7 +63,7 @@ async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage
 def measure_with_own_kernel(
     runtime: Runtime, disk: Path, limits: frozenset[str], source: str
 ) -> tuple[FileUsage, CommandResult]:
-    """Like `measure`, also for runtimes with their own kernel, which open up to two host files per sandbox file."""
+    """Like `measure`, but also for runtimes with their own kernel, which open up to two host files per sandbox file."""
     if "memory" not in limits:
         pytest.skip("no control group lists the sandbox's processes")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:
@@ -197,7 +197,7 @@ time.sleep(600)
 """
 
 
-def test_slow_count_of_open_files_is_a_violation(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_open_files_that_take_too_long_to_count_are_a_violation(runtime: Runtime, disk: Path, limits: frozenset[str]):
     started_at = time.process_time()
     usage, _ = measure(runtime, disk, limits, _MANY_WATCHED)
     assert "too long to count" in usage.find_violation()
@@ -273,14 +273,14 @@ report("held"); time.sleep(600)
 """
 
 
-def test_open_directories_that_were_listed_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_listed_directories_are_counted_while_they_are_open(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
     usage, result = measure_with_own_kernel(runtime, disk, limits, source)
     assert 8192 < usage.directories < 11_000, result
     assert "open directories" in usage.find_violation()
 
 
-def test_closed_directories_that_were_listed_are_not_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_listed_directories_are_not_counted_after_they_are_closed(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
     usage, _ = measure_with_own_kernel(runtime, disk, limits, source)
     assert usage.find_violation() == ""

@@ -56,7 +56,7 @@ def run_line(runtime, disk, image, tmp_path):
     return lambda line: asyncio.run(asyncio.wait_for(run(line), 90))
 
 
-def test_sandbox_has_files_of_the_image_and_not_the_host(run_line):
+def test_sandbox_has_the_files_of_the_image_but_not_of_the_host(run_line):
     assert run_line("cat /opt/tools/marker; ls /usr/bin/python3 /usr/share") == (
         "of the image\n"
         "ls: cannot access '/usr/bin/python3': No such file or directory\n"

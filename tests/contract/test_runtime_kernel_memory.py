@@ -59,7 +59,7 @@ def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, CommandResult]:
-    """The kernel usage after the program has printed `held`, and the program's result."""
+    """The usage of kernel resources after the program has printed `held`, and the program's result."""
 
     async def scenario() -> tuple[KernelUsage, CommandResult]:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
@@ -286,7 +286,7 @@ report(len(waiting.poll(0, 6000)))
 """
 
 
-def test_poll_and_select_are_limited_and_epoll_is_not(runtime: Runtime, disk: Path):
+def test_poll_and_select_are_limited_but_epoll_is_not(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("polling belongs to the sandbox's kernel")
     assert run_lines(runtime, disk, _POLL_AND_SELECT) == ["EINVAL 4000", "EINVAL", "5000"]
@@ -594,7 +594,7 @@ report("held"); time.sleep(600)
 
 
 @pytest.mark.parametrize(("threads", "exceeds"), [(120, True), (24, False)])
-def test_buffers_of_waiting_reads_of_settings_end_the_sandbox(
+def test_buffers_of_blocked_sysctl_reads_end_the_sandbox(
     runtime: Runtime, disk: Path, limits: frozenset[str], threads: int, exceeds: bool
 ):
     if has_own_kernel(runtime):

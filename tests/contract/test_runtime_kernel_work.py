@@ -28,7 +28,7 @@ time.sleep(600)
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
-    """The kernel usage after the program has printed `held`."""
+    """The usage of kernel resources after the program has printed `held`."""
 
     async def scenario() -> KernelUsage:
         async with ready_sandbox(runtime, disk) as sandbox:

@@ -94,7 +94,7 @@ with open("file", "w+b") as file:
 """
 
 
-def test_file_io_works_without_aio_contexts(runtime: Runtime, disk: Path):
+def test_file_io_falls_back_without_aio_contexts(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("contexts belong to the sandbox's kernel")
     result = run_python(runtime, disk, _AIO)
@@ -119,7 +119,7 @@ print("held", flush=True); time.sleep(600)
 """
 
 
-def test_connections_leave_no_metrics_in_the_table_of_the_machine(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_connections_leave_no_entries_in_the_tcp_metrics_table(runtime: Runtime, disk: Path, limits: frozenset[str]):
     if runtime.name == "qemu":
         pytest.skip("sockets belong to the sandbox's kernel")
     if "processes" not in limits:

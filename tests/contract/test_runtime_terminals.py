@@ -297,7 +297,7 @@ print("parent", os.getppid() in (0, 1) or os.path.exists(f"/proc/{os.getppid()}"
 """
 
 
-async def test_terminal_has_no_more_rights_than_the_command(runtime: Runtime, disk: Path):
+async def test_terminal_has_no_more_privileges_than_the_command(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         results = dict(
             line.split()

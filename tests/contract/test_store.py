@@ -109,7 +109,7 @@ def test_load_of_an_unknown_task_returns_none(store):
     assert store.load("b") is None
 
 
-def test_duplicate_error_has_the_existing_task(store):
+def test_duplicate_task_error_contains_the_existing_task(store):
     first = IndexedTask(task("a", TaskState.RUNNING, labels={"k": "first"}), 10)
     store.insert(first)
     for duplicate in (IndexedTask(task("a", labels={"k": "second"}), 1), first):
@@ -166,7 +166,7 @@ def test_all_states_are_counted(store):
     assert counts == {**dict.fromkeys(TaskState, 0), TaskState.RUNNING: 2, TaskState.FAILED: 1}
 
 
-def test_task_ids_are_complete(store):
+def test_all_task_ids_are_returned(store):
     assert store.task_ids() == frozenset()
     for name in ("b", "a"):
         store.insert(IndexedTask(task(name), 0))
@@ -192,7 +192,7 @@ def test_pages_are_newest_first_by_default(store):
         ("name", ["b", "d", "a", "c"]),
     ],
 )
-def test_sort_orders_put_unstarted_tasks_last(store, sort, ascending):
+def test_unstarted_tasks_are_last_in_each_sort_order(store, sort, ascending):
     store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
     store.insert(IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
     store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
@@ -205,7 +205,7 @@ def test_sort_orders_put_unstarted_tasks_last(store, sort, ascending):
 
 @pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_pages_of_equal_values_neither_repeat_nor_skip_tasks(store, sort, order):
+def test_pages_of_tasks_with_equal_values_neither_repeat_nor_skip_tasks(store, sort, order):
     for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
         started = 1 if number % 3 else None
         store.insert(IndexedTask(task(f"t{number}", TaskState.COMPLETED, started=started, changed=9), 0))
@@ -270,7 +270,7 @@ def test_cursor_pages_are_stable_while_tasks_change(store_with_mixed_tasks, sort
     assert len(rest) == len(set(rest))
 
 
-def test_last_page_has_no_cursor_and_offset_is_relative_to_it(store_with_mixed_tasks):
+def test_last_page_has_no_cursor_and_offset_is_relative_to_the_cursor(store_with_mixed_tasks):
     page = store_with_mixed_tasks.query(TaskQuery(limit=6, labels={"odd": "1"}))
     assert (len(page.tasks), page.total_count, page.next_cursor) == (6, 6, None)
     first = store_with_mixed_tasks.query(TaskQuery(limit=3))
@@ -293,7 +293,7 @@ def test_last_page_has_no_cursor_and_offset_is_relative_to_it(store_with_mixed_t
         ("name", "\ud800"),
     ],
 )
-def test_cursor_that_does_not_fit_the_sort_order_is_rejected(store_with_mixed_tasks, sort, value):
+def test_cursor_of_another_sort_order_is_rejected(store_with_mixed_tasks, sort, value):
     with pytest.raises(InvalidCursorError):
         store_with_mixed_tasks.query(TaskQuery(sort=sort, cursor=Cursor(value, "t01")))
 
@@ -377,7 +377,7 @@ def test_tasks_are_filtered_by_state(store):
     assert ids(store.query(TaskQuery(states=states, order="asc", limit=1, offset=1))) == ["t7"]
 
 
-def test_labels_are_combined_with_and(store):
+def test_tasks_must_match_all_labels(store):
     store.insert(IndexedTask(task("a", labels={"team": "x", "env": "prod"}), 0))
     store.insert(IndexedTask(task("b", TaskState.RUNNING, labels={"team": "x", "env": "test"}), 0))
     store.insert(IndexedTask(task("c", labels={"x": "team"}), 0))
@@ -403,7 +403,7 @@ def test_any_text_can_be_a_label_or_a_name(store, text):
     assert store.load("odd").task.manifest.metadata.labels == {text: text}
 
 
-def test_too_many_labels_match_nothing(store):
+def test_more_labels_than_a_task_can_have_match_nothing(store):
     expected = {f"k{number}": "v" for number in range(3000)}
     store.insert(IndexedTask(task("a", labels={"k0": "v"}), 0))
     assert ids(store.query(TaskQuery(labels=expected))) == []
@@ -538,7 +538,7 @@ def test_search_does_not_find_other_words(store, search):
         "nowhere " * 1500,
     ],
 )
-def test_search_has_no_syntax(store, search):
+def test_search_text_is_not_parsed_as_query_syntax(store, search):
     store.insert(IndexedTask(task("a", prompt="fix not near or and terms 1 it"), 1))
     twin = search.replace("nowhere", "it")
     store.insert(IndexedTask(task("b", prompt="never " + twin[:500].replace("\ud800", "?")), 1))
@@ -613,7 +613,7 @@ def test_tasks_are_filtered_by_the_task_that_they_continue(store):
     assert find(store, parent="a") == ["c"]
 
 
-def test_tasks_are_filtered_by_the_time_of_their_creation(store):
+def test_tasks_are_filtered_by_creation_time(store):
     for number in range(5):
         store.insert(IndexedTask(task(f"t{number}", created=number), 1))
 
@@ -642,7 +642,7 @@ def test_search_follows_changes_of_a_task(store):
 
 
 @pytest.mark.parametrize("plan", ["sort", "read in order"])
-def test_searches_agree_with_a_comparison_of_each_task(tmp_path, monkeypatch, plan):
+def test_search_results_match_a_comparison_of_each_task(tmp_path, monkeypatch, plan):
     monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", 10_000 if plan == "sort" else 5)
     rng = random.Random(7)
     stores = [MemoryStore(), SqliteStore(tmp_path / "index.sqlite")]

@@ -316,7 +316,7 @@ def test_deleted_tasks_leave_no_terms(path):
     store.close()
 
 
-def test_deleted_damaged_row_is_found_by_no_search(path):
+def test_search_does_not_find_a_deleted_damaged_row(path):
     store = SqliteStore(path)
     store.insert(IndexedTask(submitted("a", prompt="alpha"), 1))
     corrupt(path, "task", b"{")
@@ -391,7 +391,7 @@ def test_task_with_a_missing_prompt_is_outdated(path):
     store.close()
 
 
-def test_reused_id_has_the_new_prompt(path):
+def test_task_with_a_reused_id_has_the_new_prompt(path):
     store = SqliteStore(path)
     store.save(IndexedTask(submitted("a", prompt="first"), 1))
     store.delete("a")
