@@ -121,7 +121,7 @@ class ScriptedSandbox:
 
 
 class ScriptedTerminal:
-    """Shows the sandbox's stdout, and ends with the sandbox."""
+    """Follows the sandbox's stdout, and ends with the sandbox."""
 
     def __init__(self, sandbox, output):
         self._sandbox, self.output = sandbox, output

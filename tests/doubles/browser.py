@@ -46,7 +46,7 @@ class Chromium:
 
     @contextlib.contextmanager
     def browser(self):
-        """A browser without state of earlier tests; its contexts are closed at the end."""
+        """A browser without state from earlier tests; its contexts are closed at the end."""
         if not self._is_alive():
             self.close()
             self._start()

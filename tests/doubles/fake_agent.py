@@ -1,4 +1,4 @@
-"""A fake Claude Code that prints given lines with pauses, with almost no load.
+"""A fake Claude Code that prints the given lines with pauses and causes almost no load.
 
 It is a program of a few hundred bytes without libraries, so the load of a hundred tasks comes from Sandbox alone. Like
 Claude Code, it takes the session id from its arguments and prints it in its first and last line. Prepend the directory

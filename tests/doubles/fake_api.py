@@ -46,7 +46,7 @@ def sse_response(events: Iterable[dict[str, Any]]) -> ApiResponse:
 
 
 class FakeApi:
-    """Sends `responses[method, path]` in order, and the last one repeatedly. Unknown paths get a 404."""
+    """Sends `responses[method, path]` in order, and then repeats the last response. Unknown paths get a 404."""
 
     def __init__(self, port: int = 0) -> None:
         self.responses: dict[tuple[str, str], list[ApiResponse | Callable[[ApiRequest], ApiResponse]]] = {}

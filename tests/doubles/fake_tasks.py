@@ -92,7 +92,7 @@ class FakeTasks:
 
     @property
     def services(self) -> TaskServices:
-        """The services, all implemented by this object."""
+        """The server's services, all implemented by this object."""
         return TaskServices(self, self, self, self, self, self, self, self, self)
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:

@@ -34,7 +34,7 @@ class FakeVault(ThreadingHTTPServer):
         return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that abort because of the certificate."""
+        """Ignore clients that abort because they reject the certificate."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -51,7 +51,7 @@ class FloodBench:
 def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodBench]:
     """After the block, `final_report` contains the gateway's report. spent_seconds: CPU budget used before the start.
 
-    factor: multiplies the counted CPU time, so that even a busy machine reaches the limit.
+    factor: multiplies the counted CPU time, so the limit is reached even on a busy machine.
     """
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(_running(_program(flood_hosts.__file__, stdout=subprocess.PIPE)))

@@ -1,6 +1,6 @@
 """Upstreams of a flooded gateway: a model that responds immediately, and a host that discards, echoes or floods.
 
-Run as a program; prints a JSON line with both ports. The first byte of a connection selects the host's behavior; a
+Runs as a program and prints a JSON line with both ports. The first byte of a connection selects the host's behavior; a
 connection that starts with a TLS record is echoed.
 """
 

@@ -5,9 +5,9 @@ streams (so terminals are detected), signals and exit code; exit handlers run; a
 SIGINT ends the process, the exit code is 120 if the last output cannot be written, and PYTHONWARNINGS can turn warnings
 into errors.
 
-Differences: imports that are missing, slow or emit warnings are not detected; the process is a child of the fork server
-and has its user, limits, namespaces, control group, umask and hash seed; the encoding is UTF-8; modules are not cleared
-at exit; /proc/PID/environ and cmdline are the fork server's. Tests that depend on any of these start
+Differences: missing or slow imports, and imports that emit warnings, are not detected; the process is a child of the
+fork server and has its user, limits, namespaces, control group, umask and hash seed; the encoding is UTF-8; modules are
+not cleared at exit; /proc/PID/environ and cmdline are the fork server's. Tests that depend on any of these start
 `python -m sandbox`.
 """
 

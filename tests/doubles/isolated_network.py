@@ -1,4 +1,4 @@
-"""Two network namespaces: one for the server, the other as a fake internet.
+"""Two network namespaces: one for the server, and one that serves as a fake internet.
 
 A veth pair connects them. Every packet that arrives at the internet's end is recorded, whatever its destination. No
 packet can reach a real network: neither namespace has another route.
@@ -24,7 +24,7 @@ PRIVATE_ADDRESS = "10.1.2.3"
 class IsolatedNetwork:
     """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
 
-    packets: (protocol, address, port) of every recorded packet. Of TCP, only SYN packets are recorded.
+    packets: (protocol, address, port) of every recorded packet. Of TCP connections, only the SYN packets are recorded.
     """
 
     def __init__(self):
@@ -74,7 +74,10 @@ class IsolatedNetwork:
             holder.wait()
 
     def can_reach(self, address, port):
-        """Whether a process in the server's namespace can connect to the address: the control for the veth pair."""
+        """Whether a process in the server's namespace can connect to the address.
+
+        Tests use it to check that the veth pair works.
+        """
         script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
         with contextlib.suppress(subprocess.CalledProcessError):
             _run(*self.server_prefix, "python3", "-I", "-c", script)

@@ -32,7 +32,7 @@ def attempt_ids(data_dir):
 
 
 def processes(data_dir):
-    """Processes in an attempt's cgroup, or with an attempt id or the data directory in an argument; not the server."""
+    """Processes other than the server in an attempt's cgroup, or with an attempt id or data directory as argument."""
     ids = attempt_ids(data_dir)
     pattern = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
     found = set()

@@ -120,7 +120,10 @@ def make_repository(bare, files, *, branch="main"):
 
 @lru_cache(maxsize=64)
 def _repository_template(branch, files):
-    """A repository to copy, and its commit. Created once per process, since the same files give the same commit."""
+    """A template repository to copy, and its commit.
+
+    It is created once per process, since the same files give the same commit.
+    """
     directory = _directory_of_this_process("repository-")
     work, bare = directory / "work", directory / "bare"
     for name, content in files:
@@ -152,7 +155,7 @@ def preinstall_agent(data_dir):
     target = data_dir / "agent" / installed.name
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     target.parent.mkdir()
-    with contextlib.suppress(OSError):  # on another file system the server copies it
+    with contextlib.suppress(OSError):  # the server copies it if it is on another file system
         target.hardlink_to(installed)
 
 
@@ -177,7 +180,7 @@ class Deployment:
         self.processes = []
         self.server = None
         self.forks = forks and not prefix
-        self.runtime = "bubblewrap"  # the fastest; None: the server's default
+        self.runtime = "bubblewrap"  # the fastest runtime; None means the server's default
         self.bearer = None
         self.http = None
 

@@ -67,7 +67,7 @@ class MemoryStore:
         start, is_descending = cursor_position(query), query.order == "desc"
 
         def rank(position: PagePosition) -> tuple[bool, int | str, str]:
-            """Sort tasks without a value last in either direction."""
+            """Sort tasks without a value last, in ascending and in descending order."""
             value, task_id = position
             return (value is None) is not is_descending, "" if value is None else value, task_id
 
@@ -110,7 +110,7 @@ def _matches(task: Task, query: TaskQuery) -> bool:
 
 
 def _is_found(task: Task, query: TaskQuery) -> bool:
-    """Compare the words one by one, unlike an index."""
+    """Compare the words one by one instead of using an index."""
     manifest = task.manifest
     url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]
     words = split_words(f"{manifest.metadata.name} {task.id} {repository_location(url)} {prompt}")

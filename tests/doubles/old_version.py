@@ -31,7 +31,7 @@ def missing_reason(commit):
 
 @contextmanager
 def lock_retired_uids():
-    """Lock the kernel uids that the machine has retired, because an old version would use them and fail."""
+    """Lock the machine's retired kernel uids, because an old version would try to use them and fail."""
     with ExitStack() as stack:
         for marker in LOCK_DIRECTORY.glob("*.retired"):
             lock_file = stack.enter_context(marker.with_suffix("").open("a"))

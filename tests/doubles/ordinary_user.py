@@ -20,7 +20,8 @@ _SECONDS = 60
 def ordinary_user_directory(*, for_sandboxes=False):
     """A directory owned by the ordinary user. Skips the test if ordinary users cannot create user namespaces.
 
-    for_sandboxes: also skip if they cannot mount /proc in such a namespace, as in containers that mask parts of /proc.
+    for_sandboxes: also skip the test if they cannot mount /proc in such a namespace, as in containers that mask parts
+    of /proc.
     """
     directory = Path(tempfile.mkdtemp(prefix="ordinary-"))
     try:

@@ -7,7 +7,7 @@ SEED_VARIABLE = "SANDBOX_TEST_SEED"
 
 
 def seed():
-    """The seed from the environment, as set by `script/test`, or a new one. It is printed."""
+    """Return the seed from the environment, as set by `script/test`, or a new seed, and print it."""
     value = os.environ.get(SEED_VARIABLE)
     seed_value = int(value) if value else random.SystemRandom().randrange(2**32)
     print(f"{SEED_VARIABLE}={seed_value}")

@@ -102,5 +102,5 @@ class ReconnectingClient:
 
 
 def make_clients(count, port, task_id, *, seed, **options):
-    """`count` clients; the same seed leads to the same decisions."""
+    """`count` clients. With the same seed, the clients make the same decisions."""
     return [ReconnectingClient(port, task_id, rng=random.Random(f"{seed} {n}"), **options) for n in range(count)]

@@ -31,7 +31,7 @@ ALPHABETS = [
     st.characters(min_codepoint=0xA0, max_codepoint=0x1F9FF, categories=["L", "N", "S"]),
     st.sampled_from("\\\"/%+&'nrtbfux0123 aé"),
 ]
-# A random value with few different characters would occur in other text by chance.
+# A random value with few different characters could occur in other text by chance.
 values = st.sampled_from(VALUES) | st.one_of(
     *(st.text(alphabet, min_size=12, max_size=40) for alphabet in ALPHABETS)
 ).filter(lambda value: len(set(value.strip())) >= 6 and len(value.strip()) >= 10)

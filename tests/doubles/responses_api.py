@@ -1,6 +1,6 @@
-"""A second model API, similar to OpenAI's Responses API: other paths, another key header, other usage fields.
+"""A second model API, similar to OpenAI's Responses API, with different paths, key header and usage fields.
 
-It shows what a dialect needs. Its prices are invented, and it is not complete enough for real use.
+The module shows what a dialect needs. The prices are invented, and the API is not complete enough for real use.
 """
 
 import re

@@ -35,7 +35,7 @@ def require_runtime(name, run_dir):
 
 
 def require_qemu_components():
-    """Skip the test if QEMU's components are missing. With them, a guest that does not boot fails the test."""
+    """Skip the test if QEMU's components are missing. If they are present, a guest must boot."""
     if os.getuid() != 0 or os.uname().machine != "x86_64":
         pytest.skip("QEMU needs root and x86_64")
     try:

@@ -28,7 +28,7 @@ def new_attempt_id() -> str:
 
 
 def has_own_kernel(runtime: Runtime) -> bool:
-    """Whether sandboxes have their own kernel, which handles their system calls."""
+    """Whether sandboxes of this runtime have their own kernel, which handles their system calls."""
     return runtime.tier != "namespaces"
 
 

@@ -5,7 +5,10 @@ import schemathesis
 
 @schemathesis.hook
 def filter_case(_, case):
-    """Of the three body formats of a submission, test one with all boundary values, and each with random values."""
+    """A submission has three body formats.
+
+    Test one format with all boundary values, and each format with random values.
+    """
     return not (_is_boundary_of_a_body(case) and (case.media_type == "application/yaml" or _is_wrapped(case.body)))
 
 

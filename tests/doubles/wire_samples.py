@@ -15,7 +15,7 @@ from msgspec import inspect
 try:
     from sandbox.agents.claude_code.section import Claude
     from sandbox.model.manifest.schema import Manifest, declare_manifest, decode_manifest, encode_manifest
-except ImportError:  # a version in which the manifest is a dataclass
+except ImportError:  # in this version, the manifest is a dataclass
     Manifest = encode_manifest = decode_manifest = None
 
 _ADDED_FIELDS = {("AgentStarted", "agent"), ("Task", "agent_name")}
@@ -39,7 +39,7 @@ def encoded_samples(names, kind):
 
 
 def keeps_all_fields(encoded, names, kind):
-    """Whether nothing of the samples (hexadecimal) is lost if they are decoded as `module:Type` and encoded again."""
+    """Whether the samples (hexadecimal) keep all fields when they are decoded as `module:Type` and encoded again."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
     for sample in map(bytes.fromhex, encoded):
         decoded = codec.decode(sample, type=_find(names), dec_hook=decode_manifest)
@@ -57,7 +57,7 @@ def _contains(extended, original):
 
 
 def samples(type_):
-    """Values that cover every field, union member and enum value."""
+    """Values of a type that cover every field, union member and enum value."""
     return _samples(inspect.type_info(type_))
 
 

@@ -1,4 +1,4 @@
-"""Entry point of a runner that also has the scripted agent. Its first argument marks the process as a runner."""
+"""Entry point of a runner that also supports the scripted agent. Its first argument marks the process as a runner."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs a server that also has the scripted agent. Arguments: the settings as JSON, by their names."""
+"""Runs a server that also supports the scripted agent. Arguments: the settings as JSON, by their names."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """A second placement, structured like a package of `sandbox/placements/`: one host, reached through a worker's socket.
 
 The worker (`worker.py`) has its own data and run directory, and starts runners with the local placement.
-`server.py` composes a server that runs all attempts there. A worker that was stopped is a host that does not respond.
+`server.py` composes a server that runs all attempts there. A stopped worker simulates a host that does not respond.
 """
 
 import asyncio
@@ -41,7 +41,10 @@ class WorkerClient:
         self.path, self.host = str(path), host
 
     def call(self, method, *arguments, result=None, timeout=5.0):
-        """Call a method of `worker.RpcMethods`. Blocks. Raises HostUnreachableError, or what the method raised."""
+        """Call a method of `worker.RpcMethods`. Blocks.
+
+        Raises HostUnreachableError, or the error that the method raised.
+        """
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(timeout)
