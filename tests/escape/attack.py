@@ -34,14 +34,15 @@ class Attack:
     """One attack, and its row in the table of attacks.
 
     `attack` and `control` are Python code that runs in the sandbox. The code reports its outcome by calling
-    `succeeded()` or `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. What it prints is never an
-    outcome.
+    `succeeded()` or `refused(*words)`; an OSError counts as `refused(<name of its errno>)`. The printed output never
+    determines the outcome.
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.
-    inside: the runtimes whose own kernel allows the attack. There it must succeed without a change on the host.
+    inside: the runtimes whose own kernel allows the attack. With these runtimes, the attack must succeed without a
+        change on the host.
     unchanged: names of the observers in host_watch.py that must report no change on the host, whatever the outcome.
-    host_paths: paths, or names of AttackRun settings. At least one must exist on the host; otherwise ENOENT would prove
-        nothing.
+    host_paths: paths, or names of AttackRun settings. At least one of the paths must exist on the host; otherwise
+        ENOENT would prove nothing.
     packet: protocol, name of the setting with the address, and port of a packet that must not leave the sandbox.
     """
 

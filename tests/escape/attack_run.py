@@ -73,7 +73,7 @@ print(json.dumps({{**{RESULT!r}, **session}}))
 
 
 class AttackRun:
-    """A context manager that runs the tasks, and then has the attacks' reports and the host observations as attributes.
+    """A context manager that runs the tasks, and then provides the reports and the host observations as attributes.
 
     user: uid of the server, root by default. Resource attacks need root, since other users cannot enforce limits.
     attacks: by kind; all by default.
@@ -228,7 +228,8 @@ class AttackRun:
     def _run_resource_attacks(self):
         """Run the attacks; after an attack that kills the agent, another task continues with the remaining ones.
 
-        Such an attack counts as refused. The agent may also be killed between two attacks, by effects of the first.
+        Such an attack counts as refused. The agent can also be killed between two attacks, by effects of the first
+        attack.
         """
         vm = {"memory": f"{attacks_on_resources.MEMORY_MIB}M", "disk": f"{attacks_on_resources.DISK_MIB}M"}
         entries = json.loads(self._files["resources.json"])
@@ -257,8 +258,8 @@ class AttackRun:
     def _make_repository(self, name, files, *program_arguments):
         """Create a repository with one script per model turn.
 
-        Empty arguments stand for the program that creates the traps for collection. A sample of the attacks runs in
-        one turn, since a turn is slow in an emulated guest.
+        Empty arguments select the program that creates the traps for collection. A sample of the attacks runs in one
+        turn, since a turn is slow in an emulated guest.
         """
         lines = [
             f"python3 sandbox_attacks.py {arguments}\n" if arguments else "python3 lay_traps.py\n"

@@ -1,6 +1,6 @@
 """Attacks on the server's keys and on other processes, each with its control.
 
-attacks_on_rights.py has the attacks on privileges.
+The attacks on privileges are in attacks_on_rights.py.
 """
 
 from escape.attack import Attack

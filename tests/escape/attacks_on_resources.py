@@ -1,6 +1,6 @@
 """Attacks that try to use more resources than the manifest allows, each with a control that uses less.
 
-They run one after the other.
+The attacks run sequentially.
 """
 
 from escape import attacks_on_kernel_memory

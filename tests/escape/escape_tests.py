@@ -1,4 +1,7 @@
-"""Tests of the attacks and their legitimate controls. One test module per runtime lets the runtimes run in parallel."""
+"""Tests of the attacks and their legitimate controls.
+
+There is one test module per runtime, so that the tests of different runtimes can run in parallel.
+"""
 
 import re
 import subprocess
@@ -35,7 +38,7 @@ def artifacts(attack_run):
 
 @pytest.mark.timeout(1800)  # the first test runs all attacks
 class EscapeTests:
-    """Tests of the fixture `attack_run`, a run with one runtime."""
+    """Tests of the fixture `attack_run`, which is a run of the attacks with one runtime."""
 
     @pytest.mark.parametrize(("kind", "name"), ALL)
     def test_attack_has_the_expected_outcome_and_its_control_succeeds(self, attack_run, kind, name):

@@ -21,7 +21,10 @@ _ORDINARY_POLICIES = {0, 3, 5}  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE
 
 
 class Process(NamedTuple):
-    """One process. nice: the lowest value of its threads; policies: its scheduling policies except the ordinary one."""
+    """One process.
+
+    nice: the lowest value of its threads; policies: its scheduling policies except the ordinary policy.
+    """
 
     start: str
     uid: int
@@ -36,7 +39,7 @@ class Process(NamedTuple):
 
 
 def read_process(pid):
-    """Read one process; return None if it has ended or is exiting, since an exiting process is in no control group."""
+    """Read one process. Return None if it has ended or is exiting, since an exiting process has no control group."""
     directory = Path("/proc", str(pid))
     try:
         threads = [_stat(path) for path in (directory / "task").iterdir()]
@@ -63,7 +66,7 @@ def _stat(directory):
 
 
 def _read(path):
-    """Read a small file of /proc with one call, which is three times as fast as a text stream."""
+    """Read a small file of /proc with one `read` call, which is three times as fast as a text stream."""
     fd = os.open(path, os.O_RDONLY)
     try:
         return os.read(fd, 65536).decode(errors="replace")
@@ -76,7 +79,10 @@ def _link(path):
 
 
 def _terminal_count(directory):
-    """Count the descriptors of terminals; without Path, because a process may have a hundred thousand descriptors."""
+    """Count the descriptors of terminals.
+
+    Path would be too slow, because a process may have a hundred thousand descriptors.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return sum(_is_terminal(name, fd) for name in os.listdir(fd))  # noqa: PTH208
@@ -100,7 +106,7 @@ def mount_table(pid):
 
 
 def mount_namespaces():
-    """`{namespace: pid of a process in it}` of the whole machine."""
+    """`{namespace: pid of a process in it}` for all namespaces of the machine."""
     namespaces = {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():

@@ -1,6 +1,6 @@
 """Watches the host for changes while attacks run inside a sandbox.
 
-If an attack succeeds, the name of what it creates (a mount, a file, a key, a control group) contains a marker. The
+If an attack succeeds, it creates an object (a mount, a file, a key, a control group) whose name contains a marker. The
 attack keeps that object for HOLD_SECONDS, so that a sample is taken while the object exists. Each observer is a method
 of HostWatch that returns the changes it finds in one sample.
 """
@@ -62,12 +62,12 @@ class HostWatch:
         self._thread.join()
 
     def mark_sandbox_ready(self):
-        """From now on, the current processes of sandboxes must not gain privileges on the host."""
+        """Record the current processes of sandboxes. From now on, they must not gain privileges on the host."""
         with self._lock:
             self._ready_processes.update(self._sandbox_processes())
 
     def changes(self):
-        """`{observer: changes}`, without the observers that have not run."""
+        """`{observer: changes}` for the observers that have run."""
         if self._failure is not None:
             raise self._failure
         return {name: sorted(found) for name, found in self._changes.items()}

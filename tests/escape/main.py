@@ -27,7 +27,7 @@ def main(requested):
             file=sys.stderr,
         )
         return 2
-    # Each result is written immediately, since the following runs may take long.
+    # Each result is written immediately, since the following runs may take a long time.
     return max(
         [run_attacks_and_update_table(runtime, is_requested=bool(requested)) for runtime in requested or table.RUNTIMES]
     )

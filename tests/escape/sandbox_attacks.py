@@ -1,6 +1,6 @@
 """Runs every attack and its legitimate control inside a sandbox, each in a separate process.
 
-A control that several attacks share runs once, after the last of these attacks.
+A control that is shared by several attacks runs once, after the last of these attacks.
 
 Usage: python3 sandbox_attacks.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name,
 attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome,
@@ -36,7 +36,7 @@ class SetupFailedError(Exception):
 
 @contextlib.contextmanager
 def setup():
-    """Wrap the preparation of an attack: an error there is a defect of the attack, not a denial."""
+    """Wrap the preparation of an attack. An error during the preparation is a defect of the attack, not a denial."""
     try:
         yield
     except OSError as error:
@@ -81,7 +81,7 @@ class Reports:
 
 
 def error_word(error):
-    """The report's word for an OSError."""
+    """The word in the report for an OSError."""
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "closed"
     if isinstance(error, TimeoutError) and error.errno is None:
@@ -205,7 +205,7 @@ def schedule(attacks):
 
 
 def save(results, path):
-    """Save the results so far: an attack may kill all processes of the sandbox."""
+    """Save the results so far, because an attack may kill all processes of the sandbox."""
     part = pathlib.Path(path + ".part")
     part.write_text(json.dumps(results, indent=1))
     part.replace(path)

@@ -85,7 +85,7 @@ class Table:
 
 
 def parse(text):
-    """Parse the table of a document, whatever its rows and runtimes are."""
+    """Parse the table of a document with any rows and runtimes."""
     table, kind, runtimes = Table(), None, []
     kinds = {title: kind for kind, title in _TITLES.items()}
     found = _BLOCK.search(text)

@@ -1,7 +1,7 @@
 """Attacks succeed without a sandbox, so a denial in a sandbox is not caused by a defect in their code.
 
-Each attack runs as root of the host in temporary mount, UTS and PID namespaces. Omitted are attacks that would change
-the host, use up its resources or stop this process (ptrace), or that do not work on all hosts (modules).
+Each attack runs as root of the host in temporary mount, UTS and PID namespaces. Some attacks are omitted, because they
+would change the host, exhaust its resources or stop this process (ptrace), or do not work on all hosts (modules).
 """
 
 import contextlib

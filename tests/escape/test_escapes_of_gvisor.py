@@ -1,4 +1,4 @@
-"""The attacks with the gVisor runtime, except those on the gateway, which is the same as with bubblewrap.
+"""The attacks with the gVisor runtime, except for attacks on the gateway, which does not depend on the runtime.
 
 System calls are a hundred times slower in gVisor. `script/escape-battery` runs all attacks.
 """

@@ -1,4 +1,4 @@
-"""The attacks with a server that does not run as root, whose sandboxes have no separate kernel uid."""
+"""The attacks with a server that does not run as root. Its sandboxes have no separate kernel uid."""
 
 import os
 import tempfile

@@ -1,7 +1,7 @@
 """The attacks with the QEMU runtime: a sample with a fake agent, unless all QEMU tests are enabled.
 
-Claude Code takes a minute to start in an emulated guest. tests/integration/runtimes checks that it runs in a guest, and
-`script/test-qemu` runs all attacks with Claude Code.
+Claude Code takes a minute to start in an emulated guest. tests/integration/runtimes checks that Claude Code runs in a
+guest, and `script/test-qemu` runs all attacks with it.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""Every observer reports its kind of change, which a real process makes in place of a sandbox."""
+"""Every observer reports its kind of change. A real process makes the change in place of a sandbox."""
 
 import contextlib
 import ctypes
@@ -31,7 +31,7 @@ for line in sys.stdin:
 
 
 class ScriptedProcess:
-    """A process that runs given code. With the data directory in its arguments, it counts as a sandbox process."""
+    """A process that runs the given code. With the data directory as an argument, it counts as a sandbox process."""
 
     def __init__(self, *arguments):
         command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
@@ -83,7 +83,7 @@ def changed_observers(watch):
     return {name for name, found in changes.items() if found}
 
 
-def test_no_observer_reports_without_a_change(watch, sandbox):
+def test_observers_report_nothing_without_a_change(watch, sandbox):
     sandbox.run("os.nice(1); held = os.openpty(); open('/dev/null').close()")
     assert changed_observers(watch) == set()
 

@@ -90,7 +90,7 @@ def test_successful_attack_is_held_for_the_hold_time(code, is_held):
         assert end - begin >= HOLD_SECONDS
 
 
-def test_attack_killed_while_held_does_not_count_as_held():
+def test_attack_killed_during_the_hold_time_was_not_held():
     code = "signal.signal(signal.SIGALRM, signal.SIG_DFL); succeeded(); signal.setitimer(signal.ITIMER_REAL, 0.5)"
     attack_process = sandbox_attacks.AttackProcess(["an attack"], "attack", code, HOLD_SECONDS, {"signal": signal}, 30)
     while (report := attack_process.ended()) is None:

@@ -35,7 +35,7 @@ def test_expected_refusal_has_the_outcome_refused():
     assert outcome({**REFUSED, "by": ["EPERM", "ENOENT"]}) is Outcome.REFUSED
 
 
-def test_expected_success_has_the_outcome_inside_only():
+def test_expected_success_has_the_outcome_inside():
     assert outcome(SUCCEEDED, runtime="gvisor") is Outcome.INSIDE
 
 
@@ -85,7 +85,7 @@ def test_attack_that_was_not_run_is_unproven(result):
 
 @pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor"), ({}, "gvisor")])
 @pytest.mark.parametrize("name", ATTACK.unchanged)
-def test_host_change_is_an_escape_whatever_was_reported(report, runtime, name):
+def test_host_change_is_an_escape_regardless_of_the_report(report, runtime, name):
     changed = Evidence({**UNCHANGED.changes, name: ["something"]}, samples=SAMPLES)
     assert outcome(report, runtime=runtime, evidence=changed) is Outcome.ESCAPED
 
@@ -128,7 +128,7 @@ def test_success_that_was_not_held_is_unproven():
     assert outcome({"outcome": "succeeded", "by": [], "output": ""}, runtime="gvisor") is Outcome.UNPROVEN
 
 
-def test_enoent_is_unproven_if_the_host_has_none_of_the_paths():
+def test_enoent_is_unproven_if_no_path_exists_on_the_host():
     not_found = {**REFUSED, "by": ["ENOENT"]}
     one_missing = dataclasses.replace(UNCHANGED, missing=frozenset({"/etc/shadow"}))
     all_missing = dataclasses.replace(UNCHANGED, missing=frozenset({"/etc/shadow", "CANARY"}))

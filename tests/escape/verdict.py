@@ -1,4 +1,4 @@
-"""The verdict on one attack: an outcome that follows from the attack's report and the host observations."""
+"""The verdict on one attack. The outcome follows from the attack's report and the host observations."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ def judge_attack(attack, runtime, result, evidence):
 
 
 def _escape_reason(attack, runtime, result, evidence):
-    """Why this is an escape; host observations take precedence over the report."""
+    """Why this is an escape. Host observations take precedence over the report."""
     changes = [f"{name}: {change}" for name in attack.unchanged for change in evidence.changes.get(name, ())]
     if changes:
         return f"the host changed: {changes}"

@@ -64,7 +64,7 @@ def _judge_host_observations(attack_run):
 
 
 def judge_watch(evidence):
-    """Every observer must have run, and none may have found a change."""
+    """Every observer must have run, and no observer may have found a change."""
     changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
     unwatched = set(OBSERVERS) - evidence.changes.keys()
     if unwatched and not changes:
