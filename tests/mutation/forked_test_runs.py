@@ -59,7 +59,7 @@ class CheckoutCopy:
             (self.root / ".venv").symlink_to(checkout / ".venv")
 
     def enter(self) -> None:
-        """Prepare this process: its forks will run the copy's tests, and it will adopt their orphans."""
+        """Prepare this process to run the copy's tests in forks, and to adopt their orphans."""
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         adopt_orphans()
         os.chdir(self.root)

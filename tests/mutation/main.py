@@ -1,4 +1,4 @@
-"""Runs the tests against mutants and lists the survivors. `script/mutate` runs it."""
+"""Runs the tests against mutants and lists the survivors; run by `script/mutate`."""
 
 import argparse
 import os
@@ -184,7 +184,7 @@ def list_test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
 
 
 class Baseline:
-    """The result of the tests with the unchanged source: the duration of each, and the lines that each runs."""
+    """The result of the tests with the unchanged source: the duration of each test, and the lines that it runs."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -206,7 +206,7 @@ class Baseline:
         """The tests that run the mutant's lines, then the other tests of their files, which may share a fixture.
 
         Each group is sorted by duration. If the code runs while its module or a test module is imported, the second
-        group has all other tests of the target.
+        group contains all other tests of the target.
         """
         lines = self._tests[mutant.file]
         mutated_lines = range(mutant.line, mutant.last_line + 1)

@@ -1,7 +1,7 @@
 """Mutants: small changes to the source of a module, each of which a test should detect.
 
 Types, docstrings, decorators, imports, class keywords, f-strings and prose are not mutated. Prose is a string with a
-space between two words: tests check codes and decisions, not every sentence.
+space between two words. It is not mutated because tests check codes and decisions, not every sentence.
 """
 
 import ast
@@ -219,7 +219,7 @@ def _signs(node: ast.UnaryOp) -> Iterator[Change]:
 
 
 def _operations(node: ast.BinOp) -> Iterator[Change]:
-    """Reduce `a | b` to one operand; replace an arithmetic operator by another."""
+    """Reduce `a | b` to one operand; replace an arithmetic operator with another one."""
     if isinstance(node.op, ast.BitOr):
         yield "operand", _span(node), f"({ast.unparse(node.left)})"
         yield "operand", _span(node), f"({ast.unparse(node.right)})"
