@@ -1,4 +1,4 @@
-"""The server's copy of the claude binary, which is executable and not readable."""
+"""The server's copy of the claude binary, which is executable but not readable."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ def source(tmp_path):
     return path
 
 
-def test_find_binary_returns_executable():
+def test_find_binary_returns_the_executable():
     assert os.access(find_binary(), os.X_OK)
 
 
@@ -30,12 +30,12 @@ def test_copy_is_execute_only_and_named_by_version(tmp_path, source):
     assert copy.stat().st_size == source.stat().st_size
 
 
-def test_second_install_reuses_copy(tmp_path, source):
+def test_second_install_reuses_the_copy(tmp_path, source):
     first = install_binary(tmp_path, source).stat()
     assert install_binary(tmp_path, source).stat().st_ino == first.st_ino
 
 
-def test_new_version_keeps_old_copy(tmp_path, source):
+def test_install_of_a_new_version_keeps_the_old_copy(tmp_path, source):
     old = install_binary(tmp_path, source)
     source.with_name("claude.version").write_text("9.9.0")
     new = install_binary(tmp_path, source)
@@ -43,7 +43,7 @@ def test_new_version_keeps_old_copy(tmp_path, source):
     assert old.exists()
 
 
-def test_partial_copy_of_a_crash_is_replaced(tmp_path, source):
+def test_partial_copy_left_by_a_crash_is_replaced(tmp_path, source):
     directory = tmp_path / "agent"
     directory.mkdir()
     (directory / "partial").write_bytes(b"half")
@@ -51,7 +51,7 @@ def test_partial_copy_of_a_crash_is_replaced(tmp_path, source):
     assert not (directory / "partial").exists()
 
 
-def test_concurrent_installs_make_one_complete_copy(tmp_path, source):
+def test_concurrent_installs_create_one_complete_copy(tmp_path, source):
     with ThreadPoolExecutor(8) as pool:
         copies = set(pool.map(lambda _: install_binary(tmp_path, source), range(8)))
     (copy,) = copies

@@ -49,7 +49,7 @@ def test_settings_and_mcp_servers_of_repository_and_home_are_ignored():
     assert "--strict-mcp-config" in argv
 
 
-def test_program_in_the_sandbox_is_the_servers_copy():
+def test_sandbox_runs_the_servers_copy_of_claude_code():
     start = prepare()
     assert start.programs == {BINARY: start.command.argv[0]}
 
@@ -111,14 +111,14 @@ def test_no_mcp_config_file_is_written_without_mcp_servers():
 @pytest.mark.parametrize(
     "prompt", [*COMMANDS, *COMMANDS_AFTER_BLANKS, "\n\t/clear", "\n/compact", "/tmp/x is broken", "/"]
 )
-def test_prompt_like_a_command_is_prefixed(prompt):
+def test_prompt_that_looks_like_a_command_is_prefixed(prompt):
     assert encode_prompt(prompt) == f"Task:\n{prompt}".encode()
 
 
 @pytest.mark.parametrize(
     "prompt", ["Fix it.", "-p", "--help", "!ls", "#note", "a\n/clear", " spaces ", "né — ✓", "\ufeffFix it."]
 )
-def test_prompts_unlike_a_command_are_unchanged(prompt):
+def test_other_prompts_are_unchanged(prompt):
     assert encode_prompt(prompt) == prompt.encode()
 
 

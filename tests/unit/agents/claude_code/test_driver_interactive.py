@@ -65,7 +65,7 @@ def test_onboarding_and_trust_dialogs_are_preset():
     assert config["projects"] == {"/workspace": {"hasTrustDialogAccepted": True}}
 
 
-def test_permission_prompts_are_enabled_without_skip_permissions():
+def test_permission_prompts_are_enabled_if_skip_permissions_is_false():
     argv = prepare(skip_permissions=False).command.argv
     assert argv[argv.index("--permission-mode") + 1] == "default"
 

@@ -16,23 +16,23 @@ def render(output_format, result):
     return ClaudeCodeDriver(Path("/none")).render_output(manifest(output_format=output_format), result)
 
 
-def test_text_is_the_result_text():
+def test_text_format_contains_the_result_text():
     assert render("text", RESULT) == "All done.\nReally — ✓\n".encode()
 
 
-def test_text_of_a_failed_run_is_the_error():
+def test_text_format_of_a_failed_run_contains_the_error():
     assert render("text", MAX_TURNS_REACHED) == b"Reached maximum number of turns (2)\n"
 
 
 @pytest.mark.parametrize(
     "result", [{}, {"result": None}, {"result": 7, "errors": "x"}, {"errors": []}, {"errors": [1]}]
 )
-def test_result_without_text_renders_empty(result):
+def test_result_without_text_renders_nothing(result):
     assert render("text", result) == b""
 
 
 @pytest.mark.parametrize("result", [RESULT, MAX_TURNS_REACHED])
-def test_json_is_the_result_on_one_line(result):
+def test_json_format_is_the_result_on_one_line(result):
     rendered = render("json", result)
     assert rendered.endswith(b"}\n")
     assert rendered.count(b"\n") == 1
@@ -40,9 +40,9 @@ def test_json_is_the_result_on_one_line(result):
 
 
 @pytest.mark.parametrize("output_format", ["text", "json", "stream-json"])
-def test_missing_result_renders_empty(output_format):
+def test_missing_result_renders_nothing(output_format):
     assert render(output_format, None) == b""
 
 
-def test_stream_json_renders_nothing():
+def test_stream_json_format_renders_nothing():
     assert render("stream-json", RESULT) == b""

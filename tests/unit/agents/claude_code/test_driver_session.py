@@ -80,7 +80,7 @@ def test_only_a_regular_file_is_read(tmp_path, projects, kind):
     assert read_session(tmp_path) is None
 
 
-def test_kept_session_is_put_where_the_agent_looks_for_it():
+def test_preserved_session_is_written_to_the_path_that_the_agent_reads():
     driver = ClaudeCodeDriver(Path("/none"))
     manifest_ = manifest()
     manifest_ = manifest_.replace(repository=replace(manifest_.repository, subpath="a/b.c"))
@@ -116,7 +116,7 @@ def test_session_must_be_a_regular_file(tmp_path, projects, make):
     assert not has_session(tmp_path)
 
 
-def test_stray_file_does_not_hide_the_session(tmp_path, projects):
+def test_other_file_in_the_directory_does_not_hide_the_session(tmp_path, projects):
     (projects / "a-file").touch()
     write_session(projects)
     assert has_session(tmp_path)

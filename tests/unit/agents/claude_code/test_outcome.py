@@ -39,7 +39,7 @@ def test_exit_without_result_maps_to_code_and_advice(exit_, code, advice):
 
 
 @pytest.mark.parametrize("code", [1, 137])
-def test_bad_exit_after_result_mentions_the_result(code):
+def test_failure_message_for_a_bad_exit_after_a_result_mentions_the_result(code):
     failure = determine_failure(ExitStatus(code), {"is_error": False, "result": "Done."}, b"")
     assert failure.code is FailureCode.AGENT_FAILED
     assert "after it reported success" in failure.message

@@ -312,24 +312,24 @@ CUT = "x" * CONVERSATION_TEXT_CHARACTERS_MAX
 
 
 @pytest.mark.parametrize("kind", ["text", "thinking"])
-def test_message_is_cut_and_the_rest_is_counted(kind):
+def test_message_is_truncated_and_omitted_characters_are_counted(kind):
     _, message = ClaudeOutputParser(SESSION).parse_line(assistant({"type": kind, kind: LONG}))
     assert message == AgentMessage(CUT, kind, omitted_characters=5)
 
 
-def test_result_of_a_tool_is_cut_and_the_rest_is_counted():
+def test_tool_result_is_truncated_and_omitted_characters_are_counted():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
     result, _ = parser.parse_line(tool_result("t1", content=LONG))
     assert result == ToolResult("t1", CUT, omitted_characters=5)
 
 
-def test_final_text_is_cut_and_the_rest_is_counted():
+def test_final_text_is_truncated_and_omitted_characters_are_counted():
     (result,) = ClaudeOutputParser(SESSION).parse_line(line(**{**GOOD_RESULT, "result": LONG}))
     assert (result.text, result.omitted_characters) == (CUT, 5)
 
 
-def test_all_texts_of_an_input_are_cut_together():
+def test_all_texts_of_an_input_share_one_length_limit():
     call = started("Edit", file_path="a", old_string=LONG, new_string=LONG, other=LONG)
     assert call.edits == (FileEdit("a", CUT[1:], ""),)
     assert call.input == {"other": ""}
@@ -384,7 +384,7 @@ def test_command_and_edits_are_separate_from_the_input():
         ({"plain": 1}, '{\n  "plain": 1\n}'),
     ],
 )
-def test_content_of_a_result_becomes_text(content, text):
+def test_content_of_a_tool_result_becomes_text(content, text):
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
     result, _ = parser.parse_line(tool_result("t1", content=content))
@@ -392,7 +392,7 @@ def test_content_of_a_result_becomes_text(content, text):
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [], 1, True, None, "x"], ids=str)
-def test_fields_of_another_type_are_ignored(value):
+def test_fields_of_an_unexpected_type_are_ignored(value):
     parser = ClaudeOutputParser(SESSION)
     lines = [
         assistant({"type": "text", "text": value}, {"type": "thinking", "thinking": value}, {"type": "tool_use"}),
@@ -420,12 +420,12 @@ def test_recorded_line_yields_a_limited_number_of_events():
 
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
-def test_recorded_garbage_has_no_tool_calls(garbage):
+def test_recorded_malformed_line_has_no_tool_calls(garbage):
     events = convert_recorded_line(manifest(), garbage) or ()
     assert not [event for event in events if isinstance(event, ToolCallStarted)]
 
 
-def test_line_of_a_terminal_is_not_converted():
+def test_line_of_an_interactive_task_is_not_converted():
     recorded = assistant(use("Tool"))
     assert convert_recorded_line(manifest(claude={"headless": False}), recorded) is None
     assert len(convert_recorded_line(manifest(), recorded)) == 1

@@ -50,7 +50,7 @@ def summarize(events):
         ("retried_cut_stream", "retry turn"),
     ],
 )
-def test_finished_run_is_a_success(name, summary):
+def test_completed_run_is_a_success(name, summary):
     events, outcome = replay(name)
     assert summarize(events) == summary
     assert outcome.failure is None
@@ -168,7 +168,7 @@ def is_start(event):
     return isinstance(event, ToolCallStarted)
 
 
-def test_conversation_of_a_subagent_names_its_call():
+def test_conversation_of_a_subagent_refers_to_its_tool_call():
     _, call, prompt, inner_call, *_ = conversation("subagent_in_foreground")
     assert (call.tool, call.parent_tool_use_id) == ("Agent", None)
     assert prompt == AgentMessage("SUBAGENT-BRANCH: look around", "prompt", call.tool_use_id)
@@ -182,6 +182,6 @@ def test_result_of_a_failed_run_has_a_reason():
 
 
 @pytest.mark.parametrize("name", INDEX)
-def test_every_line_belongs_to_the_event_stream(name):
+def test_parser_accepts_every_recorded_line_as_an_event(name):
     parser = ClaudeOutputParser(SESSION_ID)
     assert [line for line in recorded(name) if parser.parse_line(line) is None] == []

@@ -22,7 +22,7 @@ def test_permission_mode_without_allowed_tools_depends_on_skip_permissions(confi
     assert tool_options(Claude(prompt="x", mcp_config=config, skip_permissions=False)) == DENY
 
 
-def test_plain_tool_names_skip_permissions():
+def test_permissions_are_skipped_for_plain_tool_names():
     assert options("Read", "Bash", "Read") == ("--tools", "Read,Bash", *SKIP)
 
 
@@ -36,11 +36,11 @@ def test_plain_tool_names_skip_permissions():
         (("Write(src/**)", "NotebookEdit(a.ipynb)"), "Write,NotebookEdit", ("Edit(src/**)", "Edit(a.ipynb)")),
     ],
 )
-def test_rules_and_mcp_tools_use_permissions(entries, tools, allowed):
+def test_permissions_are_used_for_rules_and_mcp_tools(entries, tools, allowed):
     assert options(*entries) == ("--tools", tools, "--allowedTools", *allowed, *DENY)
 
 
-def test_plain_tool_names_use_permissions_with_mcp_or_without_skip_permissions():
+def test_permissions_are_used_for_plain_tool_names_with_mcp_servers_or_without_skip_permissions():
     expected = ("--tools", "Read", "--allowedTools", "Read", *DENY)
     assert options("Read", skip_permissions=False) == expected
     assert options("Read", mcp_config=SERVERS) == expected
@@ -77,7 +77,7 @@ def test_unavailable_tools_are_unknown(entry):
     assert unknown_entries(["Read", entry], TOOLS, ["git.hub", "empty"], str) == [entry]
 
 
-def test_many_entries_and_many_tools_are_compared_quickly():
+def test_comparison_of_many_entries_and_tools_is_fast():
     tools = frozenset(f"mcp__many__{number}" for number in range(100_000))
     entries = [f"mcp__many__{number}" for number in range(99_990, 100_010)]
     begin = time.thread_time()

@@ -1,4 +1,7 @@
-"""Requests may use tools that run in the client, matched by their exact type at any position in the body."""
+"""Requests can use tools that run in the client.
+
+Such tools are matched by their exact type, at any position in the body.
+"""
 
 import json
 
@@ -55,7 +58,7 @@ def test_known_type_with_a_prefix_is_unknown(kind):
 @pytest.mark.parametrize(
     "kind", ["bash", "bash_2025012", "bash_202501240", "bash_2025012x", "tool_search_tool_REGEX_20251119"]
 )
-def test_known_tool_type_without_an_eight_digit_date_is_unknown(kind):
+def test_tool_type_without_an_eight_digit_date_is_unknown(kind):
     assert external_access(tools=tool(kind)) == f"The tool {kind.upper()}"
 
 
@@ -203,7 +206,7 @@ def test_long_request_is_inspected_in_full():
     assert external_access(messages=[last, *[{"content": [{"type": "text"}] * 50}] * 50]) == "A source of type URL"
 
 
-# Models that may respond
+# Models that can respond
 
 
 def test_additional_models_are_advisors_and_fallbacks():
@@ -226,7 +229,7 @@ def test_non_object_tools_add_no_models():
 # Decoding
 
 
-def test_request_is_an_object_with_a_string_model():
+def test_request_must_be_an_object_with_a_string_model():
     for body in (b"{}", b'{"model": ""}', json.dumps({"model": LONGEST_STRING}).encode()):
         assert decode_body(body) == json.loads(body)
     for body in (b"[]", b'"x"', b"null", b"", b'{"model": 1}', b'{"model": null}', b'{"model": ["m"]}'):

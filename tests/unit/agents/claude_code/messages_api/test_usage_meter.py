@@ -127,7 +127,7 @@ def test_iterations_do_not_reduce_the_cost():
 
 
 @pytest.mark.parametrize("model", ["", "claude-opus-4-1"])
-def test_iteration_without_a_model_has_the_model_of_the_response(model):
+def test_iteration_without_a_model_uses_the_model_of_the_response(model):
     usage = json_usage(model, {"type": "message", "output_tokens": 9}, output_tokens=9)
     assert (usage.model, usage.output_tokens) == (model, 9)
     assert usage.cost_usd == (pytest.approx(9 * 75 / 1e6) if model else None)

@@ -59,14 +59,14 @@ def output_tokens_bound(
 
 
 @pytest.mark.parametrize("byte_count", [EVENT_OVERHEAD_BYTES + 1, 200, 5000])
-def test_each_line_counts_its_bytes_without_the_frame(byte_count):
+def test_overhead_bytes_of_each_line_are_not_counted(byte_count):
     assert output_tokens_bound(text(byte_count)) == byte_count - EVENT_OVERHEAD_BYTES
     assert output_tokens_bound(*[text(byte_count)] * 3) == 3 * (byte_count - EVENT_OVERHEAD_BYTES)
     assert output_tokens_bound(text(byte_count)[:50], text(byte_count)[50:]) == byte_count - EVENT_OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize("byte_count", [10, EVENT_OVERHEAD_BYTES - 1, EVENT_OVERHEAD_BYTES])
-def test_line_up_to_the_frame_size_counts_as_zero_tokens(byte_count):
+def test_line_of_at_most_the_overhead_size_counts_as_zero_tokens(byte_count):
     assert output_tokens_bound(text(byte_count), text(EVENT_OVERHEAD_BYTES + 5)) == 5
 
 
@@ -102,7 +102,7 @@ def test_line_is_parsed_up_to_the_limit():
         assert stream_meter_fed(start(output_tokens=1), whole, delta(output_tokens=43)).usage().output_tokens == 43
 
 
-def test_bound_is_between_reported_usage_and_max_tokens():
+def test_upper_bound_is_between_reported_usage_and_max_tokens():
     assert (
         stream_meter_fed(start(), text(5000))
         .upper_bound(CostBound(MODEL, 1, 300, is_streamed=True), is_fully_received=True)
@@ -121,7 +121,7 @@ def test_bound_is_between_reported_usage_and_max_tokens():
     )
 
 
-def test_max_tokens_count_if_the_response_was_not_fully_received():
+def test_max_tokens_are_counted_if_the_response_was_not_fully_received():
     for pieces in ([], [start(input_tokens=10)], [start(input_tokens=10), text(500)]):
         assert stream_meter_fed(*pieces).upper_bound(REQUEST_BOUND, is_fully_received=False).output_tokens == 64_000
 
@@ -296,7 +296,7 @@ def test_search_counts_out_of_range_are_ignored():
     assert [cost(0), cost(1), cost(10**12), cost(10**12 + 1), cost(-1)] == [0.0, 0.01, 10.0**10, 0.0, 0.0]
 
 
-def test_later_search_count_may_be_zero():
+def test_later_search_count_of_zero_replaces_an_earlier_one():
     searched = delta(server_tool_use={"web_search_requests": 3})
     none = delta(server_tool_use={"web_search_requests": 0})
     assert stream_meter_fed(start(), searched, none).usage().cost_usd == 0.0
