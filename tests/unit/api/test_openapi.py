@@ -30,7 +30,7 @@ def operations(schema):
     return [each for operations in schema["paths"].values() for each in operations.values()]
 
 
-def test_operation_ids_are_names_of_functions(api):
+def test_operation_ids_are_function_names(api):
     names = [operation["operationId"] for operation in operations(api.schema)]
     assert len(set(names)) == len(names)
     assert {"submit_task", "list_tasks", "get_task", "cancel_task", "get_logs", "download_artifact"} <= set(names)

@@ -76,6 +76,6 @@ def test_invalid_cursor_is_rejected(api, tasks, query, field):
     assert tasks.queries == []
 
 
-def test_cursor_of_started_at_may_be_null(api, tasks):
+def test_cursor_value_of_started_at_may_be_null(api, tasks):
     tasks.add("task-001")
     assert api.get(f"{LIST}?cursor={encode_cursor(1, 'started_at', 'asc', None, 'task-001')}").status_code == 200

@@ -25,7 +25,7 @@ def components() -> dict[str, Any]:
     return component_schemas(registered_agents())
 
 
-def test_literals_have_the_values_of_their_enums():
+def test_literal_types_have_the_values_of_their_enums():
     assert get_args(bodies.State) == tuple(TaskState)
     assert get_args(bodies.FollowUpName) == tuple(FollowUp)
 
@@ -73,7 +73,7 @@ def test_definition_has_the_sections_of_the_registered_agents():
     assert without_claude["required"] == ["repository", "other", "vm", "secrets", "lifecycle"]
 
 
-def test_fields_without_a_value_are_optional_for_generators(components):
+def test_fields_with_defaults_are_optional_for_client_generators(components):
     """openapi-typescript treats a property with a default as required."""
     for name in ("Claude", "Repository", "Lifecycle"):
         assert [key for key, value in components[name]["properties"].items() if "default" in value] == []
@@ -130,7 +130,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("path", "value"), [*VALID, *INVALID], ids=lambda value: json.dumps(value)[:40])
-def test_schema_and_parser_agree(components, path, value):
+def test_schema_and_parser_accept_the_same_values(components, path, value):
     data = json.loads(MANIFEST)
     *sections, name = path.split(".")
     record = data

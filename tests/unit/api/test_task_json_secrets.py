@@ -67,7 +67,7 @@ def test_without_tokens_the_caller_is_the_operator(api, tasks):
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {"code": "secret_unavailable", "message": DETAIL}
 
 
-def test_secret_source_is_removed_from_a_transition_of_an_earlier_version():
+def test_secret_source_is_removed_from_a_transition_recorded_by_an_earlier_version():
     stored = {
         "seq": 3,
         "epoch": 1,
@@ -81,7 +81,7 @@ def test_secret_source_is_removed_from_a_transition_of_an_earlier_version():
     assert msgspec.convert(other, Record).transition.message == "The agent said: Secret A (source b."
 
 
-def test_each_secret_is_named_once_and_other_messages_are_kept():
+def test_each_secret_is_named_once_and_other_messages_are_unchanged():
     old = f"{DETAIL} Secret OTHER (source env, key X): it is not set. {DETAIL}"
     failure = Failure(FailureCode.SECRET_UNAVAILABLE, old)
     assert (failure.message, failure.detail) == (missing_secrets_message(["TOKEN", "OTHER"]), old)
@@ -93,7 +93,7 @@ def test_each_secret_is_named_once_and_other_messages_are_kept():
         assert Failure(code, message).message_for(is_operator=True) == message
 
 
-def test_failure_round_trips_through_the_index(tasks):
+def test_failure_is_unchanged_after_a_round_trip_through_the_index(tasks):
     task = tasks.add("task-001", NEW, TaskFinished())
     decoded = decode_task(encode_json(task))
     assert decoded.failure == NEW.failure

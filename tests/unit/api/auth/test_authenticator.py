@@ -100,7 +100,7 @@ def test_stream_with_an_unknown_token_is_invalid_after_the_first_token_is_create
     assert not server.authenticator.is_still_valid(caller)
 
 
-def test_anonymous_health_caller_stays_valid(server):
+def test_anonymous_caller_of_the_health_endpoint_remains_valid(server):
     probe = server.caller(path="/api/v1/health")
     assert probe.principal is None
     assert not probe.is_operator
@@ -169,7 +169,7 @@ def test_viewer_may_stream_but_not_open_terminals(server):
 
 
 @pytest.mark.parametrize("path", ["/api/v1/health", "/sign-in", "/assets/x.js"])
-def test_public_path_is_public_for_reading_only(server, path):
+def test_public_path_allows_only_read_requests_without_a_token(server, path):
     assert server.caller(path=path)
     assert server.denied(path=path, method="POST").status == 401
     assert server.denied(path=path, kind="websocket").status == 401

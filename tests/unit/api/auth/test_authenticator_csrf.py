@@ -1,4 +1,7 @@
-"""Requests that a browser sends for another site are denied. Those from programs and the server's own pages are not."""
+"""Requests that a browser sends for another site are denied.
+
+Requests from programs and the server's own pages are allowed.
+"""
 
 import pytest
 
@@ -92,7 +95,7 @@ SERVER_PATHS = (
 
 
 @pytest.mark.parametrize("destination", EMBEDDED_DESTINATIONS)
-def test_responses_cannot_be_embedded_by_any_page(api, tasks, destination):
+def test_pages_cannot_embed_responses(api, tasks, destination):
     tasks.add("task-001")
     headers = fetch_metadata("same-origin", "no-cors", **{"sec-fetch-dest": destination})
     for path in SERVER_PATHS[:-1]:
@@ -102,7 +105,7 @@ def test_responses_cannot_be_embedded_by_any_page(api, tasks, destination):
 
 
 @pytest.mark.parametrize("destination", ["document", "empty"])
-def test_responses_can_be_fetched_and_run_no_foreign_scripts(api, tasks, destination):
+def test_responses_can_be_fetched_but_run_no_foreign_scripts(api, tasks, destination):
     tasks.add("task-001")
     for path in SERVER_PATHS:
         response = api("GET", path, headers=fetch_metadata("same-origin", "cors", **{"sec-fetch-dest": destination}))
@@ -134,7 +137,7 @@ def test_page_assets_can_be_embedded(api, destination):
     ],
     ids=["program", "typed URL", "same-origin script", "same-origin fetch", "link", "page on the other port"],
 )
-def test_programs_links_and_same_origin_pages_are_answered(api, tasks, headers):
+def test_requests_from_programs_links_and_same_origin_pages_are_accepted(api, tasks, headers):
     tasks.add("task-001")
     response = api("GET", "/api/v1/tasks/task-001", headers=headers)
     assert response.status_code == 200

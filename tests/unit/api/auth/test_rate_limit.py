@@ -12,7 +12,7 @@ class FakeTime:
         return self.seconds
 
 
-def test_requests_are_limited_and_replenished():
+def test_request_allowance_is_limited_and_replenished():
     fake_time = FakeTime()
     limiter = RateLimiter(60, fake_time)
     assert [limiter.acquire("a") for _ in range(60)] == [0] * 60

@@ -177,7 +177,7 @@ def test_ambiguous_request_is_rejected_and_ends_the_connection(data):
 
 
 @pytest.mark.parametrize("data", [*REJECTED.values(), *ACCEPTED.values()], ids=[*REJECTED, *ACCEPTED])
-def test_result_does_not_depend_on_read_boundaries(data):
+def test_framing_does_not_depend_on_read_boundaries(data):
     unsplit, split = RequestFraming(), RequestFraming()
     assert b"".join(feed(split, data[at : at + 1]) for at in range(len(data))) == feed(unsplit, data)
     assert split.error == unsplit.error
@@ -198,7 +198,7 @@ def test_valid_requests_are_passed_on_unchanged(data):
         b"GET / HTTP/1.0\r\n\r\n",
     ],
 )
-def test_data_after_the_last_request_is_ignored(last):
+def test_data_after_a_final_request_is_ignored(last):
     framing = RequestFraming()
     assert feed(framing, last + REJECTED["two Content-Length headers"] + GET) == last
     assert (feed(framing, GET), framing.error) == (b"", None)

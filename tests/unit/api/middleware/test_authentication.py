@@ -85,7 +85,7 @@ def test_metrics_need_a_token(api):
     assert api.get("/metrics", headers=VIEWER).status_code in {200, 404}
 
 
-def test_revoked_token_is_rejected_at_once(api, access):
+def test_revoked_token_is_rejected_immediately(api, access):
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
     del access.roles["vera"]
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 401
@@ -175,7 +175,7 @@ def test_without_tokens_no_session_is_created(api_with_tokens):
     assert "set-cookie" not in response.headers
 
 
-def test_rate_limit_response_has_retry_after(api_with_tokens, access):
+def test_rate_limit_response_has_a_retry_after_header(api_with_tokens, access):
     api = api_with_tokens(access, requests_per_minute=3)
     assert [api.get("/api/v1/tasks", headers=OPERATOR).status_code for _ in range(4)] == [200, 200, 200, 429]
     response = api.get("/api/v1/tasks", headers=OPERATOR)

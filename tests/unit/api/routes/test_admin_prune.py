@@ -5,7 +5,7 @@ import pytest
 from sandbox.interfaces.tasks import Retention
 
 
-def test_limits_are_read_from_the_query_and_pruned_tasks_are_listed(api, tasks):
+def test_prune_uses_the_limits_of_the_query_and_lists_the_pruned_tasks(api, tasks):
     response = api.post("/api/v1/admin/prune?older_than_seconds=60&keep=5&max_bytes=100&dry_run=true")
     assert response.status_code == 200
     assert tasks.pruned_by == (Retention(60, 5, 100), True)

@@ -35,7 +35,9 @@ def add_artifact(tasks, tmp_path):
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}, {"if-none-match": "*"}])
 @pytest.mark.parametrize("reference", ["leaky.bin", "out%2Fleaky.bin"])
-def test_artifact_with_secret_is_for_operators_only(api_with_tokens, add_artifact, method, headers, reference):
+def test_artifact_with_a_secret_is_available_to_operators_only(
+    api_with_tokens, add_artifact, method, headers, reference
+):
     add_artifact("leaky.bin", "out/leaky.bin", contains_secret=True)
     api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
     viewer, operator = ({"authorization": f"Bearer {name}"} for name in ("vera", "olga"))
@@ -148,7 +150,7 @@ def test_download_has_no_last_modified(api):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
-def test_download_has_a_safe_type_and_list_has_the_declared_type(api, add_artifact, declared, served, headers):
+def test_download_has_a_safe_type_but_the_list_has_the_declared_type(api, add_artifact, declared, served, headers):
     add_artifact("a.txt", data="grün".encode("latin-1"), content_type=declared)
     response = api.get(f"{ARTIFACTS}/a.txt", headers=headers)
     assert response.headers["content-type"] == served
@@ -176,7 +178,7 @@ def test_download_policy_forbids_scripts_and_frames(api, method, headers):
         ("bytes=a-b", 200, DATA),
     ],
 )
-def test_single_range_is_served_and_other_ranges_return_the_whole_file(api, range_header, status, part):
+def test_single_range_is_served_but_other_ranges_return_the_whole_file(api, range_header, status, part):
     response = api.get(f"{ARTIFACTS}/report.bin", headers={"range": range_header})
     assert (response.status_code, response.content) == (status, part)
 

@@ -93,7 +93,7 @@ def test_unknown_task_is_404(api, tasks):
     assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
 
 
-def test_rerun_is_repeated_safely_with_an_idempotency_key(api, tasks):
+def test_rerun_with_an_idempotency_key_can_be_repeated_safely(api, tasks):
     tasks.add("task-001")
     tasks.add("task-002")
     headers = {"Idempotency-Key": "6f1c"}
@@ -160,7 +160,7 @@ def test_continue_submits_a_task_with_the_parent(api, ended):
     assert api.get("/api/v1/tasks/task-001").json()["parent"] is None
 
 
-def test_interactive_task_gets_the_conversation_as_text(api, ended):
+def test_interactive_follow_up_task_receives_the_conversation_as_text(api, ended):
     body = {"prompt": "Look.", "overrides": ["claude.headless=false", "metadata.id=task-002"]}
     assert api.post(CONTINUE, json=body).status_code == 202
     assert api.get("/api/v1/tasks/task-002").json()["continues"] == "context"
@@ -211,7 +211,7 @@ def test_hostile_parent_id_is_an_unknown_task(api, ended, task_id):
     assert list(ended.entries) == ["task-001"]
 
 
-def test_rerun_of_a_follow_up_keeps_its_start(api, ended):
+def test_rerun_of_a_follow_up_task_keeps_the_parent(api, ended):
     response = api.post(RERUN, json={"overrides": ["metadata.id=task-002", "vm.cpus=2"]})
     assert response.status_code == 202
     assert ended.entries["task-002"].task.parent == ended.inheritances["task-001"].parent
@@ -219,7 +219,7 @@ def test_rerun_of_a_follow_up_keeps_its_start(api, ended):
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
 
 
-def test_continue_is_repeated_safely_with_an_idempotency_key(api, ended):
+def test_continue_with_an_idempotency_key_can_be_repeated_safely(api, ended):
     headers, body = {"Idempotency-Key": "6f1c"}, {"prompt": "x"}
     first, second = (api.post(CONTINUE, headers=headers, json=body) for _ in range(2))
     assert (second.status_code, second.json()) == (202, first.json())

@@ -28,6 +28,6 @@ def test_unready_server_reports_reasons(api, tasks):
     assert api.get("/api/v1/health/live").status_code == 200
 
 
-def test_shutting_down_server_is_not_ready(api):
+def test_server_that_is_shutting_down_is_not_ready(api):
     api.shutting_down.set()
     assert api.get("/api/v1/health/ready").status_code == 503

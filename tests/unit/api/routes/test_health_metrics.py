@@ -50,7 +50,7 @@ def test_internal_errors_are_counted(api):
     assert read_metrics(api)["sandbox_http_requests_total", "/api/v1/tasks/{task_id}", "500", "DELETE"] == 1
 
 
-def test_shutting_down_server_is_not_ready(api):
+def test_server_that_is_shutting_down_is_not_ready(api):
     api.shutting_down.set()
     assert read_metrics(api)[("sandbox_ready",)] == 0
 

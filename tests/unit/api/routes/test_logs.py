@@ -99,7 +99,7 @@ def test_endless_line_is_split(api, tasks, monkeypatch):
 
 
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
-def test_each_line_is_in_one_stream_and_in_all(api, stream, count):
+def test_each_line_is_in_one_stream_and_in_the_stream_all(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
 
 
@@ -130,7 +130,7 @@ CONVERTED = {"type": "output", "stream": "stdout", "data": "{}\n", "continued": 
         ("events", True, []),
     ],
 )
-def test_converted_conversation_is_selected_with_its_output(stream, is_following, types):
+def test_converted_conversation_is_selected_like_its_output(stream, is_following, types):
     event = {**CONVERTED, "task_id": "t", "seq": 7, "timestamp": "2026-01-29T10:10:15.123Z"}
     encoder = logs.LogEncoder(stream, "", lambda part: part["type"].encode() + b"\n", is_following)
     assert b"".join(encoder.encode([event])).decode().split() == types
@@ -145,7 +145,10 @@ def test_tail_counts_lines_after_filtering(api):
 
 @pytest.fixture
 def replay_positions(api, tasks):
-    """Add a task with much output, little of it on stderr. Return the list of positions at which replays start."""
+    """Add a task with a lot of output, little of it on stderr.
+
+    Return a list that records the positions at which replays start.
+    """
     outputs = [e.Output.from_bytes("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
     tasks.add("task-003", *TO_RUNNING, *outputs)
     replay_positions, replay = [], tasks.replay
@@ -169,7 +172,7 @@ def test_tail_equals_the_end_of_the_log(api, replay_positions, stream, blocks_ma
         assert lines(api.get(f"{path}&tail={tail}&after=1000")) == resumed[-tail:]
 
 
-def test_tail_is_not_read_from_the_beginning(api, replay_positions):
+def test_tail_does_not_read_the_log_from_the_beginning(api, replay_positions):
     lines(api.get("/api/v1/tasks/task-003/logs?tail=10"))
     assert min(replay_positions) > 1900
 
@@ -250,7 +253,7 @@ def test_invalid_last_event_id_is_rejected(api, event_id):
     assert (response.status_code, response.json()["details"][0]["field"]) == (400, "Last-Event-ID")
 
 
-def test_gap_reaches_all_followers_and_one_log_stream(api, tasks):
+def test_gap_is_sent_to_all_followers_and_is_in_one_log_stream(api, tasks):
     tasks.add("task-002", e.Gap(3, 4, "disk full"))
     logs = "/api/v1/tasks/task-002/logs"
     assert lines(api.get(f"{logs}?stream=stdout")) == []

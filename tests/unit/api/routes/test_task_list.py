@@ -83,7 +83,7 @@ def test_list_is_paginated(api, tasks):
     assert api.get("/api/v1/tasks?offset=99").json()["tasks"] == []
 
 
-def test_list_parameters_reach_the_store(api, tasks):
+def test_list_parameters_are_passed_to_the_store(api, tasks):
     api.get("/api/v1/tasks")
     api.get("/api/v1/tasks?state=running,pending&label.team=platform&label.x.y=1&sort=name&order=asc&limit=7&offset=3")
     assert tasks.queries == [
@@ -99,7 +99,7 @@ def test_list_parameters_reach_the_store(api, tasks):
     ]
 
 
-def test_search_parameters_reach_the_store(api, tasks):
+def test_search_parameters_are_passed_to_the_store(api, tasks):
     period = "created_after=2026-01-29T10:10:15.5%2B02:00&created_before=2026-01-30T00:00:00Z"
     api.get(f"/api/v1/tasks?q=%22fix+OR%22&repository=org/repo&parent=fix-1&{period}")
     api.get("/api/v1/tasks?q=&repository=&parent=&created_after=&created_before=")
@@ -170,7 +170,7 @@ def test_invalid_parameter_error_names_the_field(api, tasks, path, field, rule):
     assert [(detail["field"], detail["rule"]) for detail in problem["details"]] == [(field, rule)]
 
 
-def test_wait_ends_with_the_task_or_the_timeout(api, tasks):
+def test_wait_returns_when_the_task_ends_or_the_timeout_expires(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     assert api.get("/api/v1/tasks/task-001/wait?timeout=0.01").json()["state"] == "running"
     tasks.record("task-001", *TO_COMPLETED)

@@ -88,7 +88,7 @@ def test_all_errors_are_reported_with_their_lines(api):
     assert problem["instance"] == "/api/v1/tasks"
 
 
-def test_duplicate_id_error_has_the_existing_task(api):
+def test_duplicate_id_error_contains_the_existing_task(api):
     api.tasks.add("task-001")
     response = api.post("/api/v1/tasks", content=YAML)
     assert (response.status_code, response.json()["error"]) == (409, "duplicate_task_id")
@@ -99,7 +99,7 @@ def test_duplicate_id_error_has_the_existing_task(api):
     }
 
 
-def test_insufficient_resources_error_has_the_amounts(api):
+def test_insufficient_resources_error_contains_the_amounts(api):
     api.tasks.failure = InsufficientResourcesError(
         ["64 CPUs (16 in all)"],
         requested_cpus=64,
@@ -114,7 +114,7 @@ def test_insufficient_resources_error_has_the_amounts(api):
     assert (problem["requested_memory"], problem["available_memory"]) == ("64G", "1536M")
 
 
-def test_unavailable_response_has_retry_after(api):
+def test_unavailable_response_has_a_retry_after_header(api):
     api.tasks.failure = UnavailableError("The disk is full.")
     response = api.post("/api/v1/tasks", content=YAML)
     assert (response.status_code, response.json()["error"]) == (503, "service_unavailable")

@@ -40,14 +40,14 @@ def test_submission_is_replayed_when_its_manifest_is_no_longer_valid(api_with_to
     assert (first.status_code, submit(api, "6f1c", body).json()) == (202, first.json())
 
 
-def test_different_body_with_a_used_key_is_rejected(api, tasks):
+def test_different_body_with_a_reused_key_is_rejected(api, tasks):
     submit(api, "6f1c")
     response = submit(api, "6f1c", BODY.replace(b"task-001", b"task-002"))
     assert (response.status_code, response.json()["error"]) == (422, "idempotency_key_reused")
     assert list(tasks.entries) == ["task-001"]
 
 
-def test_used_task_id_with_a_new_key_is_reported_as_a_duplicate(api):
+def test_existing_task_id_with_a_new_key_is_reported_as_a_duplicate(api):
     submit(api, "6f1c")
     response = submit(api, "6f1d")
     assert (response.status_code, response.json()["error"]) == (409, "duplicate_task_id")

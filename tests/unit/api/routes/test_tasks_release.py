@@ -41,7 +41,7 @@ def test_list_shows_which_sandboxes_are_still_preserved(api, tasks):
         api.delete("/api/v1/tasks/task-001/vm")
 
 
-def test_not_preserved_message_depends_on_the_reason(tasks):
+def test_not_preserved_error_depends_on_the_reason(tasks):
     released = SandboxNotPreservedError(add_failed_preserved_task(tasks)).message
     assert "was released, or has expired" in released
     not_preserved_message = SandboxNotPreservedError(tasks.add("task-002")).message
@@ -63,7 +63,7 @@ def test_release_of_unknown_task_is_not_found(api):
     assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
 
 
-def test_vm_resource_allows_delete_only(api, tasks):
+def test_only_delete_is_allowed_for_the_vm(api, tasks):
     tasks.add("task-001")
     response = api.get("/api/v1/tasks/task-001/vm")
     assert (response.status_code, response.headers["allow"]) == (405, "DELETE")

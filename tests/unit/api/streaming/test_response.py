@@ -23,7 +23,7 @@ async def _iterate_messages(prefetcher):
             yield message
 
 
-async def test_messages_arrive_in_order_then_the_end():
+async def test_messages_arrive_in_order_and_then_the_stream_ends():
     async def run():
         events = [{"data": str(number).encode(), "hidden": number % 3 == 0} for number in range(1000)]
         async with Prefetcher(encode_events(events)) as prefetcher:
@@ -98,7 +98,7 @@ async def test_source_error_is_raised_after_earlier_messages():
             await prefetcher.next_batch()
 
 
-def test_encodings_of_a_batch_are_cached_for_a_few_views():
+def test_encodings_of_a_batch_are_cached_for_a_limited_number_of_views():
     encodings = []
 
     class View:
