@@ -11,7 +11,7 @@ from sandbox.interfaces.auth import Principal, Role
 NOW = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
-def test_token_verifies_against_its_record_only():
+def test_token_matches_only_its_own_record():
     token, record = generate_token(Role.OPERATOR, "ci", NOW, None)
     other, other_record = generate_token(Role.OPERATOR, "ci", NOW, None)
     assert parse_token_id(token) == record.id
