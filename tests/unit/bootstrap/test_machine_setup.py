@@ -45,7 +45,7 @@ def test_nothing_is_installed_if_nothing_is_missing():
     assert (complete.packages, complete.commands, complete.optional) == ((), (), ())
 
 
-def test_gvisor_is_optional_and_only_in_repositories_that_have_it():
+def test_gvisor_is_optional_and_installed_only_on_distributions_that_package_it():
     assert plan(DEBIAN).optional == ((*APT, "runsc"),)
     assert plan(DEBIAN, set(PACKAGES)).optional == (("apt-get", "update"), (*APT, "runsc"))
     assert plan(FEDORA).optional == ()

@@ -1,4 +1,4 @@
-"""The disks of a runner: a new attempt uses the disk kind of its host, an old attempt keeps its disk kind."""
+"""The disks of a runner: a new attempt uses the disk kind of its host, and an old attempt keeps its disk kind."""
 
 import pytest
 

@@ -35,7 +35,7 @@ def test_strongest_working_runtime_is_selected(probes, chosen):
     assert [entry.strength for entry in choice.probes] == sorted((entry.strength for entry in probes), reverse=True)
 
 
-def test_working_runtime_gives_no_failure_message():
+def test_working_runtime_has_no_failure_message():
     assert describe_failure(select_strongest([WEAK, probe("strong", 3, works=False)])) is None
 
 
@@ -59,7 +59,7 @@ def test_make_runtime_returns_the_named_runtime(name, tmp_path):
     assert make_runtime(name, tmp_path).name == name
 
 
-def test_automatic_qemu_requires_kvm(tmp_path):
+def test_automatically_selected_qemu_requires_kvm(tmp_path):
     assert make_runtime("qemu", tmp_path, excludes_emulation=True)._excludes_emulation
     assert not make_runtime("qemu", tmp_path)._excludes_emulation
     assert make_runtime("bubblewrap", tmp_path, excludes_emulation=True).name == "bubblewrap"

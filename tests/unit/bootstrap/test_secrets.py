@@ -30,7 +30,7 @@ def raises_unavailable(detail):
     assert re.search(detail, caught.value.detail)
 
 
-def test_single_user_may_use_all_but_the_servers_own_variables():
+def test_single_user_may_use_all_variables_except_the_servers_own():
     secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess(), AGENTS)
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for server_variable in ("ANTHROPIC_API_KEY", "SANDBOX_X"):
@@ -38,7 +38,7 @@ def test_single_user_may_use_all_but_the_servers_own_variables():
             resolve(secrets, ("env", server_variable))
 
 
-def test_with_tokens_only_listed_variables_are_available():
+def test_only_listed_variables_are_available_on_a_server_with_tokens():
     access = FakeAccess()
     secrets = ServerSecretResolver(
         SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access, AGENTS

@@ -1,4 +1,4 @@
-"""The limits that a server takes from its process."""
+"""The limits of a server that depend on its process."""
 
 import resource
 

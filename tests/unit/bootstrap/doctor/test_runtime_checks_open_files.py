@@ -31,7 +31,7 @@ def test_small_limit_is_reported_with_the_fix(set_file_max):
     assert "sysctl -w fs.file-max=9223372036854775807" in finding.remedy
 
 
-def test_files_that_are_mapped_and_closed_count(set_file_max):
+def test_mapped_files_are_counted_even_if_closed(set_file_max):
     set_file_max(512 * 16384 + 1)
     assert runtime_checks.check_open_files(NAMESPACES)
     set_file_max(512 * (16384 + 65530) + 1)

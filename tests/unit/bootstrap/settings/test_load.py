@@ -242,7 +242,7 @@ def test_all_errors_are_reported_with_their_sources(write_file):
         ({}, {"SANDBOX_WS_PORT": "8122"}, "server.ws_port (SANDBOX_WS_PORT) must differ from server.port"),
     ],
 )
-def test_same_port_for_both_listeners_is_an_error(options, environment, message):
+def test_identical_ports_for_both_listeners_are_an_error(options, environment, message):
     assert load_error(options, environment) == f"The configuration has an error: {message}."
     combined = load_error({**options, "runtime": "docker"}, environment)
     assert "has 2 errors" in combined
