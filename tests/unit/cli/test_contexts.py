@@ -43,7 +43,7 @@ def test_contexts_are_stored_in_a_private_file(stored):
     assert [path.name for path in stored.path.parent.iterdir()] == ["contexts.json"]
 
 
-def test_without_a_file_only_the_default_exists(file):
+def test_only_the_default_context_exists_without_a_file(file):
     assert file.load() == Contexts()
     assert file.load().find("default") == DEFAULT_CONTEXT == Context("http://localhost:8122", "")
 
@@ -53,7 +53,7 @@ def test_token_is_not_part_of_the_representation():
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610, 0o644])
-def test_file_that_others_have_access_to_is_refused(stored, mode):
+def test_file_that_other_users_can_access_is_refused(stored, mode):
     stored.path.chmod(mode)
     with pytest.raises(ContextError, match=f"fix it with: chmod 600 {stored.path}"):
         stored.load()
@@ -68,7 +68,7 @@ def test_file_of_another_user_is_refused(stored):
         stored.load()
 
 
-def test_named_pipe_is_refused_without_waiting(file):
+def test_named_pipe_is_refused_without_blocking(file):
     file.path.parent.mkdir()
     os.mkfifo(file.path, 0o600)
     with pytest.raises(ContextError, match="must be a file of the user"):
@@ -96,7 +96,7 @@ def test_damaged_file_is_reported(stored, content):
         stored.load()
 
 
-def test_failed_change_leaves_the_file_as_it_was(stored, monkeypatch):
+def test_failed_change_leaves_the_file_unchanged(stored, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
@@ -107,7 +107,7 @@ def test_failed_change_leaves_the_file_as_it_was(stored, monkeypatch):
     assert [path.name for path in stored.path.parent.iterdir()] == ["contexts.json"]
 
 
-def test_symbolic_link_is_kept(stored, tmp_path):
+def test_symbolic_link_to_the_file_is_preserved(stored, tmp_path):
     target = tmp_path / "dotfiles" / "contexts.json"
     target.parent.mkdir()
     stored.path.rename(target)
@@ -251,6 +251,6 @@ def test_contradictory_and_unknown_selections_are_refused(stored, options, varia
     ("options", "variables"),
     [(Selection(URL), Selection()), (Selection(), Selection(OTHER)), (Selection(PROD.server), Selection())],
 )
-def test_unreadable_file_does_not_matter_if_a_server_is_given(stored, options, variables):
+def test_unreadable_file_is_ignored_if_a_server_is_given(stored, options, variables):
     stored.path.chmod(0o644)
     assert select_context(options, variables, stored).token == ""

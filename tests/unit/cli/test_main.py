@@ -187,7 +187,7 @@ def test_version_is_printed():
         ("task delte t", "No such command 'delte'."),
     ],
 )
-def test_similar_commands_are_suggested_in_full(arguments, message):
+def test_suggestion_of_a_similar_command_has_its_full_name(arguments, message):
     result = CliRunner().invoke(main.root, arguments.split(), prog_name="sandbox")
     assert result.exit_code == 2
     assert message in result.output.splitlines()[-1]

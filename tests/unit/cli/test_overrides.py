@@ -31,7 +31,7 @@ def apply_override(text: str, data: dict | None = None) -> dict:
         ("[Read, Bash]", "[Read, Bash]"),
     ],
 )
-def test_value_is_a_yaml_scalar_or_text(value, expected):
+def test_override_value_is_a_yaml_scalar_or_text(value, expected):
     assert apply_override(f"claude.prompt={value}") == {"claude": {"prompt": expected}}
 
 

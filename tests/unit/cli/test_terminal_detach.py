@@ -49,26 +49,26 @@ def test_partial_sequence_is_passed_on():
 @pytest.mark.parametrize(
     ("enabled", "reset"),
     [
-        (b"\x1b[?9h", rb"\x1b\[\?([0-9]+;)*9(;[0-9]+)*l"),  # reports of the mouse
+        (b"\x1b[?9h", rb"\x1b\[\?([0-9]+;)*9(;[0-9]+)*l"),  # mouse reporting
         (b"\x1b[?1001h", rb"\x1b\[\?([0-9]+;)*1001(;[0-9]+)*l"),
         (b"\x1b[?1003h", rb"\x1b\[\?([0-9]+;)*1003(;[0-9]+)*l"),
         (b"\x1b[?2004h", rb"\x1b\[\?([0-9]+;)*2004(;[0-9]+)*l"),
-        (b"\x1b[?2031h", rb"\x1b\[\?([0-9]+;)*2031(;[0-9]+)*l"),  # reports of colors
-        (b"\x1b[?9001h", rb"\x1b\[\?([0-9]+;)*9001(;[0-9]+)*l"),  # keys as sequences
-        (b"\x1b[>4;2m", rb"\x1b\[>4m"),  # Ctrl-C as a sequence
+        (b"\x1b[?2031h", rb"\x1b\[\?([0-9]+;)*2031(;[0-9]+)*l"),  # color scheme reporting
+        (b"\x1b[?9001h", rb"\x1b\[\?([0-9]+;)*9001(;[0-9]+)*l"),  # keys reported as sequences
+        (b"\x1b[>4;2m", rb"\x1b\[>4m"),  # Ctrl-C reported as a sequence
         (b"\x1b[>1u\x1b[>1u", rb"\x1b\[<99u"),
-        (b"\x1b[2h", rb"\x1b\[2(;[0-9]+)*l"),  # locked keyboard
+        (b"\x1b[2h", rb"\x1b\[2(;[0-9]+)*l"),  # keyboard lock
         (b"\x1b[12l", rb"\x1b\[12h"),  # local echo
         (b"\x1b[?7l", rb"\x1b\[\?7(;[0-9]+)*h"),
         (b"\x1b[5;6r", rb"\x1b\[r"),
         (b"\x1b[?6h", rb"\x1b\[\?6(;[0-9]+)*l"),
         (b"\x1b[5i", rb"\x1b\[4i"),  # output to a printer
-        (b"\x1b(0\x0e", rb"\x0f\x1b\(B"),  # line drawing instead of letters
+        (b"\x1b(0\x0e", rb"\x0f\x1b\(B"),  # line drawing characters instead of letters
         (b"\x1b]8;;https://example.org\x1b\\", rb"\x1b\]8;;\x1b\\"),
-        (b"\x1b[?2l", rb"^\x18\x1b<"),  # VT52, which has other sequences
+        (b"\x1b[?2l", rb"^\x18\x1b<"),  # VT52 mode, which has other sequences
     ],
 )
-def test_terminal_mode_set_by_a_program_is_reset(enabled: bytes, reset: bytes):
+def test_terminal_mode_that_a_program_has_set_is_reset(enabled: bytes, reset: bytes):
     assert re.search(reset, terminal._RESET) is not None, enabled
 
 

@@ -1,4 +1,4 @@
-"""The addresses that open pull requests."""
+"""The URLs for opening pull requests."""
 
 import pytest
 

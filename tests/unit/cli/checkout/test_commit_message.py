@@ -32,7 +32,7 @@ def test_first_line_is_the_subject_and_the_rest_is_the_body():
     )
 
 
-def test_one_line_has_no_body():
+def test_message_of_one_line_has_no_body():
     assert build("Fixed.") == "Fixed.\n\nSandbox-Task: fix-42\n"
 
 
@@ -55,11 +55,11 @@ def test_subject_has_no_markdown(line, subject):
 
 
 @pytest.mark.parametrize("text", ["", "\n \n", "# Done\n"])
-def test_subject_is_the_name_without_a_message(text):
+def test_subject_is_the_task_name_if_there_is_no_message(text):
     assert build(text).splitlines()[0] == "Fix bug #42"
 
 
-def test_subject_without_a_name():
+def test_subject_has_a_default_without_a_name():
     assert build("", "").splitlines()[0] == "Apply the changes of a task"
 
 
@@ -78,7 +78,7 @@ def test_subject_is_bounded(text):
     assert subject.endswith("…")
 
 
-def test_list_items_are_wrapped_with_an_indent_and_code_is_not():
+def test_list_items_are_wrapped_with_an_indent_but_code_is_not():
     code = "print(" + ", ".join(["value"] * 20) + ")"
     item = "- " + "word " * 30
     lines = build(f"Done.\n\n{item}\n\n```\n{code}\n```\n").splitlines()
@@ -103,7 +103,7 @@ def test_control_and_bidi_characters_are_escaped():
         "",
     ],
 )
-def test_only_trailer_is_the_task(text):
+def test_task_is_the_only_trailer(text):
     assert trailers(build(text)) == ["Sandbox-Task: fix-42"]
 
 

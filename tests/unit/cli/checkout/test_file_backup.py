@@ -49,7 +49,7 @@ def test_directory_replaced_by_file_is_restored(root):
     assert (root / "a" / "b").read_text() == "mine"
 
 
-def test_symlink_is_restored_and_its_target_unchanged(root):
+def test_symlink_is_restored_and_its_target_is_unchanged(root):
     (root / "target").write_text("named")
     (root / "link").symlink_to("target")
 
@@ -68,7 +68,7 @@ def test_unchanged_file_is_not_touched(root):
     assert (root / "a").stat() == before
 
 
-def test_new_directory_with_a_foreign_file_is_kept(root):
+def test_new_directory_with_another_file_is_not_removed(root):
     (root / "a").write_text("mine")
 
     def change():
@@ -90,7 +90,7 @@ def test_paths_outside_the_checkout_are_not_removed(root, path):
     assert (root / path).read_text() == "theirs"
 
 
-def test_unrestorable_file_is_reported_and_the_rest_restored(root):
+def test_file_that_cannot_be_restored_is_reported_and_the_rest_is_restored(root):
     for name in ("a", "b"):
         (root / name).write_text(f"mine {name}")
     with backed_up(root, root / ".git", ["a", "b"]) as backup:

@@ -24,7 +24,7 @@ def test_lines_are_colored_by_their_meaning():
     assert styles == ["1", "1", "1", "36", "", "31", "31", "32", "", "1"]
 
 
-def test_text_without_color_is_escaped():
+def test_lines_are_escaped_even_without_color():
     lines = list(colorize(LINES, has_color=False))
     assert lines[:-1] == LINES[:-1]
     assert lines[-1] == r"diff --git a/\x1b[2J b/x"

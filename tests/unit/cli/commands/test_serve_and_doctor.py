@@ -124,7 +124,7 @@ def test_doctor_fails_and_names_the_fix(bootstrap):
     assert "→ Switch them on with sysctl …\n" in result.stdout
 
 
-def test_warning_is_shown_and_does_not_fail(bootstrap):
+def test_doctor_prints_a_warning_and_succeeds(bootstrap):
     bootstrap.findings = [WEAK]
     result = invoke("doctor")
     assert result.exit_code == 0
@@ -150,7 +150,7 @@ def test_demo_exit_code_is_returned(monkeypatch, demo_code, code):
     assert invoke("demo").exit_code == code
 
 
-def test_kept_demo_gets_the_ports(monkeypatch):
+def test_demo_keep_uses_the_given_ports(monkeypatch):
     received = []
     background = SimpleNamespace(PORTS={"port": 1, "git_port": 2}, run_kept=received.append)
     monkeypatch.setitem(sys.modules, "sandbox.demo.background", background)
@@ -159,5 +159,5 @@ def test_kept_demo_gets_the_ports(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", [("--port", "1"), ("--stop", "--keep"), ("--stop", "--port", "1")])
-def test_demo_rejects_options_that_do_not_fit(arguments):
+def test_demo_rejects_incompatible_options(arguments):
     assert invoke("demo", *arguments).exit_code == 2

@@ -43,13 +43,13 @@ def invoke(*options):
     return CliRunner().invoke(root, ["setup", *options])
 
 
-def test_print_prints_the_commands_and_installs_nothing(machine):
+def test_print_option_prints_the_commands_and_installs_nothing(machine):
     result = invoke("--print")
     assert (result.exit_code, machine.commands, machine.has_npm_packages) == (0, [], False)
     assert result.stdout.splitlines() == ["apt-get update", "apt-get install -y bubblewrap", "apt-get install -y runsc"]
 
 
-def test_commands_are_printed_and_not_run_without_a_terminal(machine):
+def test_commands_are_printed_but_not_run_without_a_terminal(machine):
     result = invoke()
     assert (result.exit_code, machine.commands, machine.has_npm_packages) == (1, [], False)
     assert "  apt-get install -y bubblewrap\n" in result.stdout
@@ -85,7 +85,7 @@ def test_complete_machine_needs_no_commands(machine):
 
 
 @pytest.mark.parametrize("options", [(), ("--yes",), ("--print",)])
-def test_packages_are_named_on_an_unknown_distribution(machine, options):
+def test_packages_are_listed_on_an_unknown_distribution(machine, options):
     machine.plan = SetupPlan(("bubblewrap",), ())
     result = invoke(*options)
     assert (result.exit_code, machine.commands) == (1, [])

@@ -49,26 +49,26 @@ def test_paths_are_shown_when_they_differ_from_the_summary():
     ]  # fmt: skip
 
 
-def test_long_diff_is_cut_and_counted():
+def test_long_diff_is_truncated_and_omitted_lines_are_counted():
     lines = diff(edit("gone\n", "".join(f"{n}\n" for n in range(1500))), edit("a\nb", "c"), lines_max=3)
     assert lines == ["-gone", "+0", "+1", "… 3 lines removed and 1,501 lines added in total"]
 
 
-def test_cut_texts_are_noted():
+def test_truncated_texts_are_noted():
     [line, note] = edit_lines([edit(None, "x" * 100)], "a.py", 8, is_cut=True)
     assert (line.kind, note.text) == ("added", "… at least 1 line added in total")
 
 
-def test_exact_number_of_lines_has_no_note():
+def test_diff_with_exactly_the_maximum_number_of_lines_has_no_note():
     assert diff(edit(None, "a\nb\nc"), lines_max=3) == ["+a", "+b", "+c"]
 
 
-def test_large_different_texts_take_little_time():
+def test_diff_of_large_texts_is_fast():
     old, new = ("\n".join(f"{prefix}{n % 7}" for n in range(50_000)) for prefix in "ab")
     start = time.process_time()
     assert len(diff(edit(old, new), lines_max=8)) == 9
     assert time.process_time() - start < 2
 
 
-def test_missing_fields_of_another_server_are_ignored():
+def test_missing_fields_in_responses_of_another_server_version_are_ignored():
     assert diff({"path": "a.py"}) == []

@@ -94,7 +94,7 @@ def test_long_denial_reason_is_wrapped():
     ]
 
 
-def test_reason_is_printed_once():
+def test_reason_of_a_failure_is_printed_once():
     reason = "Cannot clone it."
     error = {"type": "error", "error": "clone_failed", "message": reason}
     failed = {"type": "state_change", "new_state": "failed", "state_message": reason}
@@ -268,7 +268,7 @@ def test_parts_of_a_long_line_are_joined():
     assert strip_times(print_to_text(events)) == ["  long line", "  next"]
 
 
-def test_endless_line_is_dropped_and_the_next_is_printed():
+def test_endless_line_is_dropped_and_the_next_line_is_printed():
     printer = EventPrinter(Console(file=io.StringIO()), FULL)
     for _ in range(20):
         printer.handle(output("x" * 1024 * 1024, continued=True))
@@ -292,7 +292,7 @@ def test_stdout_that_repeats_the_last_message_is_not_printed():
     assert strip_times(print_to_text([message("Done."), message("Done.")])) == ["  Done.", "  Done."]
 
 
-def test_conversation_that_the_server_converted_is_printed():
+def test_conversation_converted_by_the_server_is_printed():
     use, result, end = call("No such file", is_error=True)
     converted = output("{}", parsed=True, conversation=[agent_message("I look."), use])
     transcript = {"type": "conversation", "seq": 2, "timestamp": NOW, "conversation": [result]}

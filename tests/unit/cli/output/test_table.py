@@ -27,7 +27,7 @@ def test_columns_align_with_headings():
 
 
 @pytest.mark.parametrize("has_border", [False, True])
-def test_narrow_window_truncates_names_and_not_ids(has_border):
+def test_narrow_window_truncates_names_but_not_ids(has_border):
     lines = print_lines("n" * 100, width=70, has_border=has_border)
     assert max(map(len, lines)) <= 70
     assert any(ID in line and "n…" in line for line in lines)
@@ -57,7 +57,7 @@ def test_column_is_kept_if_dropping_it_does_not_help():
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  12 min"
 
 
-def test_id_is_complete_in_a_window_that_is_too_narrow():
+def test_id_is_not_truncated_in_a_window_that_is_too_narrow():
     assert any(line.startswith(ID) for line in print_lines("name", width=20))
 
 

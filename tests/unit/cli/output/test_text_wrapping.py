@@ -12,7 +12,7 @@ from sandbox.cli.output.text import wrap_text
 PROSE = "The server could not be reached, so nothing was done."
 
 
-def test_words_stay_whole_with_a_hanging_indent():
+def test_words_are_not_split_and_the_next_line_is_indented():
     assert wrap_text(PROSE, 31, "  ") == ["The server could not be", "  reached, so nothing was done."]
 
 

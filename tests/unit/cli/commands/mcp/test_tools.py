@@ -49,7 +49,7 @@ async def test_missing_patch_error_depends_on_the_state(state, message):
         await tools.diff(EmptyClient(state), "t", 0)
 
 
-async def test_long_log_is_reduced_to_its_last_lines_each_truncated():
+async def test_long_log_is_reduced_to_its_last_lines_and_each_line_is_truncated():
     lines = [f"{number} ".encode() + b"x" * 5000 + b"\n" for number in range(200)]
     output_lines = (await tools.logs(FakeClient(lines), "t", "stdout", 1000)).split("\n")
     assert sum(map(len, output_lines)) < tools.RESPONSE_CHARACTERS_MAX + 200
@@ -58,7 +58,7 @@ async def test_long_log_is_reduced_to_its_last_lines_each_truncated():
     assert output_lines[-1].endswith("[…]")
 
 
-async def test_log_of_terminal_output_is_reduced_while_it_arrives():
+async def test_terminal_log_is_truncated_while_it_is_received():
     """One event of a terminal can have thousands of lines, so the server may return more lines than requested."""
     lines = [f"[{number}]\n".encode() for number in range(200_000)]
     begun_at = time.process_time()
@@ -101,7 +101,10 @@ def test_artifact_with_secret_is_not_returned(call_tool):
 
 
 class AmbiguousNamesClient(FakeClient):
-    """A client in which the name of one artifact is the path of another. Lookups work as on the server."""
+    """A client in which the name of one artifact is the path of another.
+
+    It finds artifacts in the same order as the server.
+    """
 
     async def artifacts(self, task_id):
         rows = [("patch", "a.md", False), ("a.md", f".sandbox/{task_id}.patch", False), ("b.md", "patch", True)]
@@ -114,7 +117,7 @@ class AmbiguousNamesClient(FakeClient):
         return matching[0]["name"].encode()
 
 
-def test_secret_flag_and_content_are_of_the_same_artifact():
+def test_secret_flag_and_content_belong_to_the_same_artifact():
     client = AmbiguousNamesClient()
     assert asyncio.run(tools.artifacts(client, "t", "a.md", 0)) == "a.md"
     assert asyncio.run(tools.artifacts(client, "t", "patch", 0)) == "patch"

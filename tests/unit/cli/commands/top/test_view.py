@@ -114,7 +114,7 @@ def test_search_is_edited(typed, shown):
 
 
 @pytest.mark.parametrize(("answer", "task_id"), [(b"y", "fix-42"), (b"Y", "fix-42"), (b"n", None), (b"\x1b[A", None)])
-def test_question_is_about_the_task_that_was_selected(answer, task_id):
+def test_cancel_question_names_the_task_that_was_selected_when_it_was_asked(answer, task_id):
     view = make_view(*TASKS)
     view.ask_cancel()
     view.update(Snapshot(HEALTH, (task_status("running", "new"),), 0))
@@ -123,7 +123,7 @@ def test_question_is_about_the_task_that_was_selected(answer, task_id):
     assert render_lines(view)[-1] == ("Nothing was cancelled." if task_id is None else KEY_HELP)
 
 
-def test_ended_task_and_empty_list_have_no_question():
+def test_cancel_asks_nothing_for_an_ended_task_or_an_empty_list():
     view = make_view(*TASKS)
     view.move_selection(2)
     view.ask_cancel()
