@@ -29,7 +29,7 @@ DEPRECATED_NAMES = {
 """Names that an earlier version exported."""
 
 
-def test_every_event_is_exported_under_the_name_of_its_declaration():
+def test_every_event_is_exported_under_the_name_of_its_class():
     kinds = [kind for kind in get_args(event_bodies.Event) if is_typeddict(kind)]
     assert len(kinds) > 10
     for kind in (*kinds, event_bodies.BaseEvent):
@@ -46,14 +46,14 @@ def test_deprecated_name_refers_to_the_renamed_object_and_warns(deprecated, name
     assert caught[0].filename == __file__
 
 
-def test_deprecated_names_are_complete_and_no_longer_listed():
+def test_deprecated_names_are_not_listed_in_all():
     assert sandbox.client.DEPRECATED_NAMES == DEPRECATED_NAMES
     assert not DEPRECATED_NAMES.keys() & set(sandbox.client.__all__)
     assert DEPRECATED_NAMES.keys().isdisjoint(vars(sandbox.client))
 
 
 @pytest.mark.parametrize(("name", "warnings"), [("Trouble", 1), ("ErrorEvent", 0)])
-def test_import_statement_warns_at_the_line_of_the_program(tmp_path, name, warnings):
+def test_deprecated_import_warns_at_the_line_of_the_program(tmp_path, name, warnings):
     program = tmp_path / "program.py"
     program.write_text(f"from sandbox.client import {name}\n")
     completed = subprocess.run(
@@ -63,7 +63,7 @@ def test_import_statement_warns_at_the_line_of_the_program(tmp_path, name, warni
     assert completed.stderr.count("DeprecationWarning") == warnings
 
 
-def test_unknown_name_is_no_attribute():
+def test_unknown_name_raises_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'Sorrow'"):
         sandbox.client.Sorrow  # noqa: B018
 

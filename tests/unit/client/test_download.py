@@ -30,7 +30,7 @@ def test_download_writes_the_file(tmp_path, checksum):
 
 
 @pytest.mark.parametrize("checksum", ["", "sha256:", hashlib.sha256(b"other").hexdigest()])
-def test_checksum_mismatch_keeps_the_old_file(tmp_path, checksum):
+def test_checksum_mismatch_leaves_the_old_file_unchanged(tmp_path, checksum):
     (tmp_path / "a.patch").write_text("old")
     with pytest.raises(ChecksumError, match="damaged"):
         save(BYTES, checksum, tmp_path / "a.patch")
@@ -48,7 +48,7 @@ def test_broken_connection_leaves_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_symlink_target_is_replaced_and_not_followed(tmp_path):
+def test_symlink_is_replaced_and_not_followed(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / "a.patch").symlink_to(tmp_path / "precious")
     save(BYTES, SHA256, tmp_path / "a.patch")
@@ -56,7 +56,7 @@ def test_symlink_target_is_replaced_and_not_followed(tmp_path):
     assert not (tmp_path / "a.patch").is_symlink()
 
 
-def test_longest_file_name_is_saved(tmp_path):
+def test_file_name_of_the_maximum_length_is_saved(tmp_path):
     target = tmp_path / ("長" * 85)
     assert save(BYTES, SHA256, target) == 15
     assert target.read_bytes() == b"".join(BYTES)
@@ -80,7 +80,7 @@ def pipe(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pipe", "link"])
-def test_special_file_is_written_in_place(tmp_path, pipe, name):
+def test_data_is_written_to_a_special_file_without_replacing_the_file(tmp_path, pipe, name):
     path, read_written = pipe
     (tmp_path / "link").symlink_to(path)
     assert save(BYTES, SHA256, tmp_path / name) == 15

@@ -69,7 +69,7 @@ def test_unknown_code_maps_to_the_family_of_its_status(status, family):
 
 
 @pytest.mark.parametrize("path", ["/api/v1/tasks", "/api/v1/tasks/a/terminal", "/api/v1/admin/drain"])
-def test_unknown_path_is_an_unexpected_answer(path):
+def test_unknown_path_raises_unexpected_response_error(path):
     body = error_body("not_found", request_id="r-1")
     raised = refine_not_found(error_from_response(SERVER, 404, body), SERVER, path)
     assert (type(raised).__name__, raised.status, raised.request_id) == ("UnexpectedResponseError", 404, "r-1")
@@ -108,7 +108,7 @@ def test_malformed_error_fields_are_ignored():
 
 
 @pytest.mark.parametrize("body", [b"<html>nginx</html>", b"", b"[]", b'"text"', b'{"detail": "Not Found"}', b"\xff"])
-def test_response_of_another_server_is_reported(body):
+def test_response_of_another_program_raises_unexpected_response_error(body):
     error = error_from_response(SERVER, 404, body)
     assert type(error) is client.UnexpectedResponseError
     assert "Check the address" in error.message

@@ -78,7 +78,7 @@ def test_response_of_another_program_is_rejected(api_request, body):
         parse(api_request, body)
 
 
-def test_reading_a_missing_key_raises_unexpected_answer():
+def test_reading_a_missing_key_raises_unexpected_response_error():
     task = parse(requests.status("t"), {"id": "t", "state": "running", "progress": {}, "more": [{}]})
     assert (task["state"], task.get("name"), json.dumps(task["progress"])) == ("running", None, "{}")
     for read in (lambda: task["name"], lambda: task["progress"]["turns"], lambda: task["more"][0]["x"]):

@@ -1,4 +1,4 @@
-"""The client returns the bodies that the API declares, under its own names."""
+"""The client returns the bodies that the API declares. The client exports their types under its own names."""
 
 from typing import is_typeddict
 

@@ -23,7 +23,7 @@ def test_reset_restores_the_delays():
         backoff.reset()
 
 
-def test_permanent_error_is_raised_at_once():
+def test_permanent_error_is_raised_immediately():
     with pytest.raises(NotFoundError):
         Backoff().next_delay_seconds(NotFoundError("Gone.", code="task_not_found"))
 

@@ -108,7 +108,7 @@ def test_event_with_too_many_lines_is_rejected():
     assert len(read(*[make_event(number, data="x" * 65_000) for number in range(300)])) == 300
 
 
-def test_log_line_without_end_is_rejected():
+def test_overlong_log_line_is_rejected():
     chunk = bytes(1024 * 1024)
     lines = LineBuffer()
     for _ in range(EVENT_BYTES_MAX // len(chunk)):
