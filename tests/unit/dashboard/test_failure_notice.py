@@ -22,7 +22,7 @@ def test_each_code_has_a_title_and_a_remedy(code):
         "The task's runner died; the work up to that point is stored. Submit the task again.",
     ],
 )
-def test_remedy_of_the_message_is_not_repeated(message):
+def test_remedy_that_the_message_contains_is_not_repeated(message):
     assert describe_failure({"code": "stage_timeout", "message": message}).remedy == ""
 
 

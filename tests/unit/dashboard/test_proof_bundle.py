@@ -47,7 +47,7 @@ def test_bundle_has_files_and_checksums(pages, add_artifact):
         assert hashlib.sha256(files[f"task-001/{name}"]).hexdigest() == digest
 
 
-def test_artifact_with_secret_is_for_operators_only(pages_with_tokens, add_artifact):
+def test_artifact_with_a_secret_is_available_to_operators_only(pages_with_tokens, add_artifact):
     pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
     pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
     add_artifact(pages.tasks, "task-001.patch", b"hunter2", contains_secret=True)

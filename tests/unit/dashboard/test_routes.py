@@ -53,14 +53,14 @@ def test_task_texts_are_escaped(pages):
     assert "&lt;script&gt;alert(1)" in pages.get("/tasks/task-001").text
 
 
-def test_programs_receive_api_links_from_the_root(pages):
+def test_root_returns_api_links_to_programs(pages):
     for accept in ("*/*", "application/json"):
         response = pages.get("/", accept=accept)
         assert response.json()["links"]["tasks"] == "/api/v1/tasks"
     assert pages.get("/docs").status_code == 200
 
 
-def test_missing_task_error_matches_the_accept_header(pages):
+def test_format_of_the_missing_task_error_depends_on_the_accept_header(pages):
     page = pages.get("/tasks/nobody")
     assert (page.status_code, "There is no task &#39;nobody&#39;" in page.text) == (404, True)
     assert pages.get("/tasks/nobody", accept="application/json").json()["error"] == "task_not_found"
@@ -160,7 +160,7 @@ def test_size_of_the_patch_is_shown(pages, diff, shown):
 
 
 @pytest.mark.parametrize(("size_bytes", "is_offered"), [(12, True), (0, False)])
-def test_patch_is_offered_if_it_changes_something(pages, size_bytes, is_offered):
+def test_patch_is_offered_only_if_it_is_not_empty(pages, size_bytes, is_offered):
     pages.tasks.add("task-001", *TO_RUNNING)
     record_patch(pages, size_bytes)
     assert 'id="review"' not in pages.get("/tasks/task-001").text
@@ -199,7 +199,7 @@ def test_patch_with_a_secret_is_not_offered_to_viewers(pages_with_tokens):
         assert ('id="download-patch"' in text) == is_offered
 
 
-def test_failure_is_shown_once_with_its_code_in_small_print(pages):
+def test_failure_is_shown_once_with_its_code(pages):
     pages.tasks.add("task-001", *TO_RUNNING)
     message = "The task exceeded its timeout of 1s; raise lifecycle.timeout."
     failure = Failure(FailureCode.TIMEOUT, message)
@@ -245,7 +245,7 @@ def test_pages_are_rendered_outside_the_event_loop(pages, monkeypatch):
     assert on_event_loop == []
 
 
-def test_api_reference_is_in_the_frame_of_the_site(pages):
+def test_api_reference_has_the_page_header_of_the_dashboard(pages):
     page = pages.get("/docs")
     assert re.search(r'<a href="/docs" aria-current="page">API</a>', page.text)
     assert 'href="/server"' in page.text

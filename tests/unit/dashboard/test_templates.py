@@ -37,7 +37,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def escape_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the script with the suffix by which Node recognizes a module."""
+    """A copy of the script, with the suffix that makes Node load it as a module."""
     module = tmp_path_factory.mktemp("assets") / "plain.mjs"
     module.write_bytes((ASSETS / "plain.js").read_bytes())
     return module
@@ -54,7 +54,7 @@ def replace_symbols(text: str) -> str:
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
 
 
-def test_scripts_and_templates_escape_each_character_equally(escape_module: Path):
+def test_scripts_and_templates_escape_each_character_identically(escape_module: Path):
     codes = [code for code in range(sys.maxunicode + 1) if not 0x2400 <= code < 0x2425]
     pairs = escape_by_scripts(escape_module, [f"a{chr(code)}b" for code in codes])
     for code, (text_escaped, name_escaped) in zip(codes, pairs, strict=True):
@@ -66,7 +66,7 @@ def test_scripts_and_templates_escape_each_character_equally(escape_module: Path
             assert replace_symbols(name_escaped) == templates.escape_name(text), hex(code)
 
 
-def test_scripts_and_templates_escape_sequences_equally(escape_module: Path):
+def test_scripts_and_templates_escape_sequences_identically(escape_module: Path):
     for text, (text_escaped, name_escaped) in zip(TEXTS, escape_by_scripts(escape_module, TEXTS), strict=True):
         assert (text_escaped, name_escaped) == (templates.escape_text(text), templates.escape_name(text)), text
 

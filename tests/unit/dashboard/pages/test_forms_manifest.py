@@ -15,7 +15,7 @@ from sandbox.model.manifest.errors import InvalidManifestError
 from sandbox.model.manifest.schema import Repository, Secret
 
 
-def test_task_can_be_run_again(pages):
+def test_form_is_filled_with_the_manifest_of_an_earlier_task(pages):
     pages.tasks.add("task-001")
     page = pages.get("/submit?from=task-001")
     assert "Run again: My Task" in page.text
@@ -58,7 +58,7 @@ def test_empty_manifest_has_the_required_fields(pages):
     parse_manifest(text.encode(), is_json=False)
 
 
-def test_recent_repositories_are_suggested_once_and_bounded(pages):
+def test_recent_repositories_are_suggested_once_and_their_number_is_limited(pages):
     for number in range(3 * RECENT_REPOSITORIES_MAX):
         repository = Repository(url=f"git@example.org:org/{number // 2}.git", branch="main")
         asyncio.run(pages.tasks.submit(manifest(f"task-{number:03}").replace(repository=repository)))

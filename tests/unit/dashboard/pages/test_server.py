@@ -30,7 +30,7 @@ def load_sample(second: int, **fields: int) -> LoadSample:
     return LoadSample(**{**values, "at": datetime.fromtimestamp(second, UTC), "cpu_percent": None})
 
 
-def test_load_samples_are_sent_since_the_last_one(pages):
+def test_only_load_samples_after_the_given_time_are_sent(pages):
     pages.tasks.samples = [load_sample(10, running=3), load_sample(25, running=4)]
     body = pages.get("/server/load").json()
     assert body["interval_seconds"] == LOAD_SAMPLE_SECONDS
@@ -41,7 +41,7 @@ def test_load_samples_are_sent_since_the_last_one(pages):
     assert [sample["at"] for sample in pages.get("/server/load?after=10000").json()["samples"]] == [25_000]
 
 
-def test_load_samples_that_are_not_sent_are_not_built(pages, monkeypatch):
+def test_body_is_built_only_for_the_load_samples_that_are_sent(pages, monkeypatch):
     build, built = server._sample_body, []
     monkeypatch.setattr(server, "_sample_body", lambda sample: built.append(sample) or build(sample))
     samples = pages.tasks.samples = [load_sample(second) for second in range(10, 100, 15)]

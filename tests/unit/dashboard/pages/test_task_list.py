@@ -27,7 +27,7 @@ def pages_with_tasks(pages):
     return pages
 
 
-def test_list_is_filtered_by_states_and_labels(pages_with_tasks):
+def test_task_list_is_filtered_by_states_and_labels(pages_with_tasks):
     assert set(rows(pages_with_tasks.get("/"))) == {"waits", "works", "done"}
     assert rows(pages_with_tasks.get("/?state=completed")) == ["done"]
     assert rows(pages_with_tasks.get("/?label.team=a%26b&label.kind=bug")) == ["done"]
@@ -68,7 +68,7 @@ def test_label_with_empty_value_is_a_filter(pages):
     assert rows(pages.get(next_link)) == ["task-050"]
 
 
-def test_filter_links_lead_to_pages(pages_with_tasks):
+def test_filter_links_lead_to_existing_pages(pages_with_tasks):
     links = {
         link.replace("&amp;", "&")
         for link in re.findall(r'href="(/\?[^"]*)"', pages_with_tasks.get("/?label.team=a%26b").text)
@@ -93,7 +93,7 @@ def test_unfinished_tasks_come_first_with_reasons(pages_with_tasks):
     assert set(rows(pages_with_tasks.get("/?state=running,completed"))) == {"works", "done"}
 
 
-def test_unfinished_tasks_are_bounded_with_a_link_to_all(pages):
+def test_number_of_unfinished_tasks_is_limited_and_all_tasks_are_linked(pages):
     for number in range(25):
         pages.tasks.add(f"task-{number:03}")
     page = pages.get("/")
@@ -167,7 +167,7 @@ def test_repeated_filter_is_rejected_like_in_the_api(pages_with_tasks):
     assert pages_with_tasks.get("/?label.team=a&label.team=b").status_code == 200  # labels may repeat
 
 
-def test_pages_without_scripts_have_no_overlap(pages):
+def test_pages_without_scripts_do_not_overlap(pages):
     for number in range(120):
         pages.tasks.add(f"task-{number:03}", *TO_RUNNING, *TO_COMPLETED)
     page, seen = pages.get("/?sort=created_at"), []
@@ -184,7 +184,7 @@ def test_pages_without_scripts_have_no_overlap(pages):
     assert rows(pages.get(html.unescape(first[1]))) == seen[:50]
 
 
-def test_following_rows_are_loaded_by_cursor_without_overlap(pages):
+def test_next_rows_are_loaded_by_cursor_without_overlap(pages):
     for number in range(120):
         pages.tasks.add(f"task-{number:03}", *TO_RUNNING, *TO_COMPLETED)
     page, seen = pages.get("/"), []
