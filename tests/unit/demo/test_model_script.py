@@ -67,7 +67,7 @@ def test_script_handles_tutorial_prompts(prompt, command):
     assert script.turn(script.branch(prompt), 1).content
 
 
-def test_script_loads_from_a_file(tmp_path):
+def test_script_is_loaded_from_a_file(tmp_path):
     path = tmp_path / "script.json"
     path.write_bytes(msgspec.json.encode(example_script()))
     assert load_script(path) == example_script()
