@@ -1,4 +1,4 @@
-"""The sandbox's DNS resolves allowed names and no others, for every query type."""
+"""The sandbox's DNS server responds to every query type, and resolves only allowed names."""
 
 import pytest
 from hypothesis import given
@@ -32,7 +32,7 @@ def code(message: bytes) -> int:
 
 
 @pytest.mark.parametrize("kind", [A, AAAA, TXT, ANY, HTTPS])
-def test_every_query_type_gets_nxdomain(kind):
+def test_nxdomain_is_returned_for_every_query_type(kind):
     message = query(kind=kind)
     response = respond_isolated(message)
     assert response.denied_name == "example.org"
@@ -64,20 +64,20 @@ def test_edns_record_is_ignored():
         query(".".join(["a" * 60] * 5)),
     ],
 )
-def test_malformed_query_gets_formerr(malformed):
+def test_formerr_is_returned_for_a_malformed_query(malformed):
     response = respond_isolated(malformed)
     assert response.message is not None
     assert (code(response.message), response.denied_name, len(response.message)) == (1, None, 12)
 
 
-def test_opcodes_other_than_query_get_notimp():
+def test_notimp_is_returned_for_opcodes_other_than_query():
     response = respond_isolated(query(flags=0x2800))
     assert response.message is not None
     assert code(response.message) == 4
 
 
 @pytest.mark.parametrize("message", [b"", b"\0" * 11, query(flags=0x8180)])
-def test_short_messages_and_responses_get_no_response(message):
+def test_no_response_is_sent_for_short_messages_and_responses(message):
     assert respond_isolated(message).message is None
 
 
@@ -88,7 +88,7 @@ def test_response_is_never_longer_than_the_query(data):
 
 
 @given(st.binary(max_size=100).map(lambda tail: query()[:12] + tail))
-def test_every_query_gets_a_response(data):
+def test_response_is_sent_for_every_query(data):
     assert respond_isolated(data).message is not None
 
 
@@ -98,7 +98,7 @@ def create_responder(*hosts: str, model: str = "api.anthropic.com") -> tuple[Dns
     return DnsResponder(policy, SyntheticIps(policy.allows_host), EventReporter(events.append, lambda: 0.0)), events
 
 
-def test_allowed_name_gets_a_stable_unique_address():
+def test_allowed_name_resolves_to_a_stable_unique_address():
     responder, events = create_responder("files.example.org", "git.example.org")
     first = responder.respond(query("files.example.org"))
     assert code(first) == 0
@@ -111,7 +111,7 @@ def test_allowed_name_gets_a_stable_unique_address():
 
 
 @pytest.mark.parametrize("kind", [AAAA, TXT, SRV, ANY, HTTPS])
-def test_allowed_name_has_only_an_a_record(kind):
+def test_only_a_queries_for_an_allowed_name_return_a_record(kind):
     responder, events = create_responder("files.example.org")
     reply = responder.respond(query("files.example.org", kind))
     assert code(reply) == 0
@@ -123,7 +123,7 @@ def test_allowed_name_has_only_an_a_record(kind):
     "name",
     ["example.org", "a.files.example.org", "secret-data.example.net", "api.anthropic.com", "4.4.8.8.in-addr.arpa"],
 )
-def test_name_that_is_not_allowed_gets_nxdomain_and_is_reported(name):
+def test_nxdomain_is_returned_for_a_denied_name_and_the_name_is_reported(name):
     responder, events = create_responder("files.example.org", "api.anthropic.com")
     assert code(responder.respond(query(name))) == 3
     assert [(denied.host, denied.port) for denied in events] == [(name, 53)]
@@ -155,13 +155,13 @@ def test_number_of_names_is_limited(monkeypatch):
     assert [synthetic_ips.address_of(name) is None for name in ("a", "b", "c", "a")] == [False, False, True, False]
 
 
-def test_denied_name_is_reported_with_printable_characters():
+def test_report_of_a_denied_name_contains_only_printable_characters():
     responder, events = create_responder()
     responder.respond(query("evil\n\x1b[31m.example"))
     assert events == [EgressDenied("evil??[31m.example", 53, ISOLATED)]
 
 
-def test_tcp_queries_are_handled_independent_of_fragmentation():
+def test_tcp_query_handling_does_not_depend_on_fragmentation():
     responder, events = create_responder()
     framed = b"".join(len(q).to_bytes(2) + q for q in (query("a.example"), query("b.example")))
     protocol = DnsTcpProtocol(responder)

@@ -1,4 +1,4 @@
-"""The connection rate limiter allows a burst, then a fixed rate, in order of arrival."""
+"""The connection rate limiter first allows a burst of connections, and then a fixed rate in order of arrival."""
 
 import asyncio
 

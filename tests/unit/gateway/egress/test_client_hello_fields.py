@@ -1,4 +1,4 @@
-"""A ClientHello is parsed as RFC 8446 and RFC 6066 define it; no server may read another name from the same bytes."""
+"""A ClientHello is parsed as RFC 8446 and RFC 6066 define it. No server may read another name from the same bytes."""
 
 import pytest
 
@@ -55,11 +55,11 @@ def test_server_name_is_read_at_any_extension_position():
 
 @pytest.mark.parametrize("session", [b"", b"s" * 32, b"s" * 255])
 @pytest.mark.parametrize("ciphers", [b"\x13\1", b"\x13\1" * 200])
-def test_fields_before_the_extensions_are_skipped(session, ciphers):
+def test_fields_that_precede_the_extensions_are_skipped(session, ciphers):
     assert read(server_names((0, NAME)), session=session, ciphers=ciphers).server_name == "files.example.org"
 
 
-# Which server name is used
+# Selection of the server name
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_name_of_another_type_is_ignored(kind):
 
 
 @pytest.mark.parametrize("extensions", [[], [server_names()], [server_names((0, b""))], [(ALPN, b"\0\3\2h2")]])
-def test_hello_without_server_name_has_none(extensions):
+def test_hello_without_server_name_extension_has_no_server_name(extensions):
     assert read(*extensions).server_name is None
 
 
@@ -151,7 +151,7 @@ def test_empty_hello_has_no_server_name():
 
 @pytest.mark.parametrize("size", [1, 100])
 def test_trailing_data_in_the_same_record_discards_the_server_name(size):
-    """The server might use the second message."""
+    """The server might use the name in the second message."""
     whole = message(server_names((0, NAME)))
     data = records(whole + bytes(size))
     assert parse_client_hello(data) == ClientHello(True, byte_count=len(data))
@@ -205,7 +205,7 @@ def test_bytes_after_the_name_list_are_not_parsed():
 
 
 @pytest.mark.parametrize("kind", [0, 2, 11, 255])
-def test_another_handshake_message_is_not_a_hello(kind):
+def test_other_handshake_messages_are_not_a_hello(kind):
     assert parse_client_hello(records(kind.to_bytes(1) + message(server_names((0, NAME)))[1:])) == ClientHello(True)
 
 

@@ -26,7 +26,7 @@ def client_hello(server_name: str) -> bytes:
 
 
 def names_read_by_openssl(data: bytes) -> list[str]:
-    """The server name for which OpenSSL selects a certificate, or nothing if OpenSSL rejects the data earlier."""
+    """The server name for which OpenSSL selects a certificate; empty if OpenSSL rejects the data earlier."""
     names: list[str] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sni_callback = lambda _, name, __: names.append(name) if name is not None else None
@@ -41,7 +41,7 @@ def names_read_by_openssl(data: bytes) -> list[str]:
 
 # The callback of the ssl module cannot decode names that are not ASCII.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_gateway_reads_each_name_that_openssl_reads_from_damaged_hellos():
+def test_gateway_and_openssl_read_the_same_name_from_damaged_hellos():
     hello = client_hello(NAME)
     assert names_read_by_openssl(hello) == [NAME]
     outcomes: Counter[str] = Counter()

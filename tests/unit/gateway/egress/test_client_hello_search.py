@@ -100,7 +100,7 @@ def test_encrypted_name_is_denied_unless_the_policy_allows_it():
 @pytest.mark.parametrize(
     ("length", "is_hello"), [(0, False), (38, False), (0x2FFFF, True), (0x30000, False), (0xFFFFFF, False)]
 )
-def test_body_length_decides_whether_a_hello_is_expected(length: int, is_hello: bool):
+def test_hello_is_expected_depending_on_the_body_length(length: int, is_hello: bool):
     data = b"\x16\3\1\x40\0" + message(body(OTHER), length) + bytes(CLIENT_HELLO_BYTES_MAX)
     expected = f"the connection to {HOST} contains an incomplete TLS ClientHello." if is_hello else None
     assert deny_reason(data) == expected
@@ -113,7 +113,7 @@ def test_message_length_uses_all_three_bytes(high_byte: int):
     assert deny_reason(record(message(content, high_byte << 16 | len(content)))) is None
 
 
-def test_shortest_body_is_checked_for_a_name():
+def test_body_of_the_minimum_length_is_checked_for_a_name():
     shortest = b"\3\3" + bytes(32) + b"\0" + b"\0\0" + b"\0" + b"\0"
     assert len(shortest) == 39
     assert deny_reason(record(message(shortest))) is not None
@@ -151,7 +151,7 @@ def test_complete_hellos_do_not_count_as_partial():
     assert deny_reason(*[b"\x16\3\1\0\x05\1\0\0\5\3"] * (PARTIAL_HELLOS_MAX + 4)) is None
 
 
-def test_hello_is_searched_up_to_the_last_possible_start():
+def test_hello_is_searched_up_to_its_last_possible_position():
     assert deny_reason(bytes(LAST_START) + hello(OTHER)) is not None
     assert deny_reason(bytes(LAST_START + 1) + hello(OTHER)) is None
     assert deny_reason(*bytewise(b"-" * 40 + hello(OTHER))) is not None

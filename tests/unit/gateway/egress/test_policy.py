@@ -57,7 +57,7 @@ def expect_denial(outcome) -> Denial:
 
 
 @pytest.mark.parametrize("target", [HOST, HOST.upper(), HOST + "."])
-def test_connect_opens_a_tunnel_whose_tls_must_name_the_allowed_host(target):
+def test_tls_in_a_connect_tunnel_must_name_the_allowed_host(target):
     request = f"CONNECT {target}:443 HTTP/1.1\r\nHost: {target}:443\r\n\r\n".encode()
     tunnel = expect_tunnel(proxy().client_data_received(request))
     assert (tunnel.host, tunnel.port) == (target, 443)
@@ -83,12 +83,12 @@ def test_data_after_the_connect_request_belongs_to_the_tunnel():
 @pytest.mark.parametrize(
     "payload", [hello("other.example"), hello(None), b"GET / HTTP/1.1\r\n\r\n", b"SSH-2.0-x\r\n", b""]
 )
-def test_tunnel_to_443_accepts_only_tls_for_its_host(payload):
+def test_tunnel_to_port_443_accepts_only_tls_for_its_host(payload):
     tunnel = expect_tunnel(proxy().client_data_received(f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode()))
     assert expect_denial(tunnel.stream_filter.client_data_received(payload)).port == 443
 
 
-def test_tunnel_to_80_accepts_one_request_for_its_host():
+def test_tunnel_to_port_80_accepts_one_request_for_its_host():
     request = f"CONNECT {HOST}:80 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     stream_filter = expect_tunnel(proxy().client_data_received(request)).stream_filter
     assert isinstance(stream_filter, InspectingFilter)
@@ -310,7 +310,7 @@ def test_model_host_is_denied_even_if_a_rule_allows_it():
 # No network access
 
 
-def test_isolated_policy_denies_every_request_with_its_host():
+def test_isolated_policy_denies_every_request_and_reports_its_host():
     requests = [
         (proxy(NO_HOSTS), f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: x\r\n\r\n".encode()),
         (proxy(NO_HOSTS), f"GET http://{HOST}/ HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
@@ -334,7 +334,7 @@ def test_deny_reason_names_the_setting_that_isolates_the_task(vm, reason):
 
 
 @given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from([proxy, plain, tls]))
-def test_arbitrary_bytes_end_in_a_denial(pieces, kind):
+def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
     handshake, outcome = kind(), None
     for piece in [*pieces, b""]:
         outcome = handshake.client_data_received(piece)

@@ -102,7 +102,7 @@ def test_plain_request_to_a_malformed_host_is_denied():
 @pytest.mark.parametrize("port", [80, 443])
 @pytest.mark.parametrize("data", [b"SSH-2.0-OpenSSH_10.0\r\n", b"\0\1\2\3\4\5\6\7", b"EHLO x\r\n"])
 @pytest.mark.parametrize("policy", [ALLOW_LIST, FULL])
-def test_tunnel_to_80_or_443_denies_other_protocols(policy, port, data):
+def test_tunnel_to_port_80_or_443_denies_other_protocols(policy, port, data):
     tunnel = connect(f"files.example.org:{port}", policy)
     assert isinstance(tunnel, Tunnel)
     forwarded = tunnel.stream_filter.client_data_received(data)

@@ -73,7 +73,7 @@ def test_data_after_the_connect_request_is_inspected_first():
     assert handshake.received == [b"came"]
 
 
-def test_denied_handshake_stays_denied():
+def test_denied_handshake_remains_denied():
     denial = Denial("h", 22, "no")
     tunnel = InspectingFilter(ScriptedHandshake(denial, denial), b"")
     assert tunnel.client_data_received(b"a") is denial

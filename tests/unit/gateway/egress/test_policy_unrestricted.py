@@ -61,6 +61,6 @@ def test_plain_request_to_an_ip_address_must_name_it_as_host():
     assert isinstance(ProxyHandshake(BY_PROXY, 3128).client_data_received(bad), Denial)
 
 
-def test_encrypted_client_hello_passes_with_unrestricted_egress():
+def test_encrypted_client_hello_is_allowed_with_unrestricted_egress():
     hello = client_hello("files.example.org", has_ech=True)
     assert isinstance(TlsHandshake(DIRECT, "files.example.org", "198.18.0.2", 443).client_data_received(hello), Tunnel)

@@ -213,7 +213,7 @@ def test_http_for_another_host_is_denied_after_any_prefix(name, step):
     "line",
     [b"GET x HTTP/1.1", b'"GET" / HTTP/1.1', b"GET / HTTP/1X", b'GET / HTTP/1.1"', b"\0G1 /\x85HTTP/1;1"],
 )
-def test_possible_request_after_another_line_must_name_this_host(line, step):
+def test_line_that_may_be_a_request_must_name_this_host(line, step):
     forwarded, denial = feed(create_stream_filter(), b"PING\r\n" + line + b"\r\nHost: other.example\r\n\r\n", step)
     assert denial is not None
     assert OTHER.encode() + b"\r\n" not in forwarded
@@ -246,13 +246,13 @@ def test_other_protocol_is_forwarded_unchanged(name, step):
     ],
 )
 @pytest.mark.parametrize("step", [1, 100])
-def test_data_before_a_response_is_not_buffered(data, step):
+def test_data_before_a_response_is_forwarded_immediately(data, step):
     stream_filter = create_stream_filter()
     forwarded = [stream_filter.client_data_received(data[begin : begin + step]) for begin in range(0, len(data), step)]
     assert b"".join(one for one in forwarded if isinstance(one, bytes)) == data
 
 
-def test_host_that_sends_first_is_not_an_http_server():
+def test_later_requests_are_not_inspected_if_the_host_sent_first():
     smtp_commands = b"EHLO me\r\nDATA\r\nThey sent this:\r\nGET /x HTTP/1.1\r\nHost: other.example\r\n\r\n.\r\n"
     stream_filter = create_stream_filter()
     stream_filter.host_data_received()
@@ -279,7 +279,7 @@ def test_second_request_is_denied_after_a_response_to_a_possible_request(second_
     assert isinstance(stream_filter.client_data_received(second_request), Denial)
 
 
-def test_http_is_allowed_after_a_response_to_another_protocol():
+def test_http_requests_are_not_inspected_after_a_response_to_another_protocol():
     stream_filter = create_stream_filter()
     assert stream_filter.client_data_received(b"*1\r\n$4\r\nPING\r\n") == b"*1\r\n$4\r\nPING\r\n"
     stream_filter.host_data_received()
@@ -322,7 +322,7 @@ def test_random_bytes_are_forwarded():
         st.binary(max_size=40) | st.sampled_from([REQUEST_TO_ANOTHER, HELLO, PROXY_2, b"\x16\3\1\0\5\1"]), max_size=8
     )
 )
-def test_arbitrary_input_does_not_raise_and_is_forwarded_unchanged(pieces):
+def test_arbitrary_input_is_forwarded_unchanged_and_does_not_raise(pieces):
     stream_filter, forwarded = InspectingFilter(SniffingHandshake(POLICY, HOST, PORT), b""), b""
     for piece in [*pieces, b""]:
         result = stream_filter.client_data_received(piece)

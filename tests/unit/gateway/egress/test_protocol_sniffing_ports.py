@@ -63,7 +63,7 @@ def test_data_of_a_client_that_ends_before_detection_is_forwarded():
     assert forwarded_data(handshake.client_data_received(b"")) == b"quit"
 
 
-def test_request_about_the_whole_server_is_forwarded():
+def test_options_request_for_the_whole_server_is_forwarded():
     data = f"OPTIONS * HTTP/1.1\r\nHost: {HOST}:8080\r\n\r\n".encode()
     assert forwarded_data(create_handshake().client_data_received(data)).startswith(b"OPTIONS * HTTP/1.1\r\n")
 
@@ -168,7 +168,7 @@ def test_tunnel_to_another_port_is_inspected():
 
 
 @given(st.lists(st.binary(max_size=40), max_size=6))
-def test_arbitrary_bytes_are_allowed_or_denied_by_the_end_of_the_stream(pieces):
+def test_arbitrary_bytes_are_allowed_or_denied_before_the_stream_ends(pieces):
     handshake, outcome = create_handshake(), None
     for piece in [*pieces, b""]:
         outcome = handshake.client_data_received(piece)

@@ -28,7 +28,7 @@ def test_key_is_redacted_across_chunk_boundaries(size, before, after):
 @given(
     st.lists(st.sampled_from([b"s", b"sk-", b"sk-ant-the-servers-ow", b"data: {}\n\n", b"\xff"])), st.integers(1, 30)
 )
-def test_data_without_the_key_passes_unchanged(parts, size):
+def test_data_without_the_key_is_unchanged(parts, size):
     body = b"".join(parts)
     assert redacted(split(body, size)) == body
 
@@ -50,7 +50,7 @@ SPELLINGS = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
-def test_key_with_json_escapes_is_redacted_however_the_body_is_split(spelling):
+def test_key_with_json_escapes_is_redacted_regardless_of_chunk_boundaries(spelling):
     before, after = b'{"message": "The key ', rb" may not be used: \u00e9."
     expected = before + b"*" * len(spelling) + after
     for at in range(len(before + spelling + after) + 1):
@@ -62,7 +62,7 @@ def test_key_with_json_escapes_is_redacted_however_the_body_is_split(spelling):
 @pytest.mark.parametrize(
     "body", [rb"gw-live-9f8e7d6c5b4a\u002f+", rb"GW-live-9f8e7d6c5b4a\/=", b"gw-live-9f8e7d6c5b4a/", rb"x\u00", b"\\"]
 )
-def test_similar_text_with_escapes_passes_unchanged(body):
+def test_similar_text_with_escapes_is_unchanged(body):
     assert redacted(split(body, 3), ESCAPED_KEY) == body
 
 

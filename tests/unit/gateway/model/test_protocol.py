@@ -196,7 +196,7 @@ def test_only_known_claude_code_headers_are_forwarded(is_unrestricted):
     assert "accept-encoding" not in events.errors[0].message
 
 
-def test_connection_headers_of_claude_code_are_dropped_silently():
+def test_connection_headers_of_claude_code_are_dropped_without_a_report():
     protocol, events = create_protocol()
     lines = [f"{name}: {value}" for name, value in CLAUDE_CODE_HEADERS.items()]
     ordinary = ("connection: keep-alive", "accept-encoding: gzip, deflate, br, zstd", "content-type: application/json")
@@ -204,7 +204,7 @@ def test_connection_headers_of_claude_code_are_dropped_silently():
     assert events == []
 
 
-def test_only_the_first_duplicate_header_is_forwarded_except_for_lists():
+def test_only_the_first_of_duplicate_headers_is_forwarded_except_for_lists():
     protocol, events = create_protocol()
     duplicates = ("Anthropic-Version: 1", "anthropic-version: 2", "anthropic-beta: a", "Anthropic-Beta: b")
     sent = bytes(protocol.client_data_received(request("/v1/messages", *duplicates)).to_upstream)
@@ -280,7 +280,7 @@ def test_private_and_hop_by_hop_headers_are_not_forwarded():
         "X_Api_Key: another-account",
         "Transfer_Encoding: chunked",
         "Content_Length: 5",
-    )  # equivalent to the hyphenated name for some servers
+    )  # some servers treat this name like the hyphenated name
     hops = ("Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: trailers", "Accept-Encoding: gzip, br")
     sent = protocol.client_data_received(request("/v1/messages", *private, *hops))
     expected = {"host", "x-api-key", "accept-encoding", "content-type", "content-length"}
@@ -327,7 +327,7 @@ def test_expect_continue_gets_a_100_response():
         "x-api-key: \u00e9",
     ],
 )
-def test_wrong_missing_or_duplicate_key_gets_an_authentication_error(credential_header):
+def test_wrong_missing_or_duplicate_key_causes_an_authentication_error(credential_header):
     protocol, events = create_protocol()
     effects = protocol.client_data_received(request(credential_header=credential_header))
     status, kind, message = error_of(effects)
@@ -382,7 +382,7 @@ def test_paths_and_methods_outside_the_model_api_are_rejected(method, target):
     assert [denied.host for denied in events.denials] == ["model"]
 
 
-def test_rejected_head_request_gets_no_body():
+def test_rejected_head_request_has_a_response_without_a_body():
     protocol, _ = create_protocol()
     effects = protocol.client_data_received(request("/api/hello", method="HEAD", credential_header=None, body=b""))
     assert effects.to_client.startswith(b"HTTP/1.1 401 ")
@@ -534,7 +534,7 @@ def test_unsolicited_upstream_data_is_discarded():
     assert protocol.upstream_data_received(STREAM) == Effects()
 
 
-def test_api_errors_are_forwarded_and_not_metered():
+def test_api_errors_are_forwarded_but_not_metered():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     body = b'{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}'
@@ -568,7 +568,7 @@ def test_response_without_readable_usage_is_reported():
     assert [error.error for error in events.errors] == ["usage_unread"]
 
 
-def test_response_without_framing_ends_with_its_connection():
+def test_response_without_a_length_ends_with_the_connection():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     protocol.upstream_data_received(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + SSE_BODY)
@@ -628,7 +628,7 @@ def test_upstream_eof_before_the_response_is_an_error_response(cut):
     assert error_of(protocol.upstream_data_received(b""))[:2] == (502, "api_error")
 
 
-def test_truncated_response_closes_the_client_and_is_metered():
+def test_truncated_response_closes_the_client_connection_and_is_metered():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     protocol.upstream_data_received(STREAM_HEAD + chunk(SSE_BODY[: SSE_BODY.rindex(b"event:")]))
@@ -644,7 +644,7 @@ def test_invalid_upstream_response_is_an_error_response():
     assert error_of(protocol.upstream_data_received(b"SSH-2.0-OpenSSH\r\n\r\n"))[0] == 502
 
 
-def test_client_disconnect_closes_the_upstream_and_is_metered():
+def test_client_disconnect_closes_the_upstream_and_its_usage_is_metered():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
     protocol.upstream_data_received(STREAM_HEAD + chunk(SSE_BODY))
@@ -665,7 +665,7 @@ def test_early_response_closes_the_upstream():
     assert (protocol.phase, protocol.is_in_flight) == (Phase.IDLE, False)
 
 
-def test_pipelining_client_gets_one_response_and_is_disconnected():
+def test_pipelining_client_receives_one_response_and_is_disconnected():
     protocol, _ = create_protocol()
     protocol.client_data_received(request() + request())
     effects = protocol.upstream_data_received(STREAM)
@@ -680,7 +680,7 @@ def test_client_that_sends_too_much_while_waiting_is_disconnected():
     assert protocol.client_data_received(b"x") == Effects(close_upstream=True, close_client=True)
 
 
-def test_connection_close_request_closes_after_the_response():
+def test_request_with_connection_close_closes_the_connection_after_the_response():
     protocol, _ = create_protocol()
     protocol.client_data_received(request("/v1/messages", "Connection: close"))
     assert protocol.upstream_data_received(STREAM).close_client

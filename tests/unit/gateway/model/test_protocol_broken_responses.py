@@ -102,7 +102,7 @@ def test_broken_stream_costs_at_most_max_tokens():
     assert forwarded.usage.output_tokens == 300
 
 
-def test_stream_that_ends_with_an_error_event_counts_as_broken():
+def test_stream_that_ends_with_an_error_event_is_treated_as_broken():
     forwarded = ForwardedRequest(stream=True)
     forwarded.receive(STREAM_HEAD, sse(START), sse(text("x" * 2000)), sse(OVERLOADED), b"0\r\n\r\n")
     assert 2000 <= forwarded.usage.output_tokens < 3000

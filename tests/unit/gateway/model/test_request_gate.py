@@ -54,7 +54,7 @@ def rejection_message(gate: ModelRequestGate) -> str:
         (Budget(usd=1.0, spent_usd=0.75), "lifecycle.budget_usd (1 USD) is spent"),
     ],
 )
-def test_attempt_gets_the_budget_left_by_earlier_attempts(budget, message):
+def test_attempt_has_the_budget_left_by_earlier_attempts(budget, message):
     gate, events = create_gate(budget)
     assert gate.check() is None
     gate.charge("first", usage(5, 4, usd=0.20))
@@ -112,7 +112,7 @@ def test_budget_is_spent_when_usage_equals_it():
     assert rejection_message(usd_gate).startswith("lifecycle.budget_usd (0.3 USD) is spent")
 
 
-def test_costs_of_a_millionth_of_a_dollar_add_up():
+def test_costs_of_a_millionth_of_a_dollar_are_summed():
     gate, _ = create_gate(Budget(usd=0.000003))
     gate.charge("first", usage(usd=0.000001))
     gate.charge("second", usage(usd=0.000001))
@@ -151,7 +151,7 @@ def test_response_of_an_unpriced_model_exhausts_a_usd_budget():
     assert len(events) == 1
 
 
-def test_exhausted_budget_is_reported_at_once():
+def test_exhausted_budget_is_reported_immediately():
     for budget in (Budget(tokens=10), Budget(usd=1.0)):
         gate, events = create_gate(budget)
         gate.charge("first", usage(10, usd=1.0))
@@ -180,7 +180,7 @@ def test_responses_in_progress_count_with_their_latest_usage():
     assert rejection_message(gate).startswith("lifecycle.budget_tokens (100 tokens) is spent")
 
 
-def test_charged_response_replaces_its_progress():
+def test_charge_of_a_response_replaces_its_progress():
     gate, _ = create_gate(Budget(tokens=100))
     gate.record_progress("first", streaming_meter(60))
     gate.charge("first", usage(60))
@@ -287,7 +287,7 @@ COUNTS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tok
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_usage_is_valid_only_if_each_count_is(name):
+def test_usage_is_valid_only_if_each_count_is_valid(name):
     for count, is_valid in ((0, True), (TOKENS_MAX, True), (TOKENS_MAX + 1, False), (-1, False), (True, False)):
         counted = usage(**{name: count})
         assert valid_usage(counted) is (counted if is_valid else None), count

@@ -1,4 +1,4 @@
-"""The model provider's servers cannot fetch what the sandbox may not fetch, and a rejected key ends the task."""
+"""The model provider's servers cannot fetch URLs that the sandbox may not fetch. A rejected key ends the task."""
 
 import json
 from typing import Any
@@ -290,7 +290,7 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize("kind", [[], ["image"], {}, {"type": "x"}, 7, True, None])
-def test_type_of_any_shape_does_not_raise(kind):
+def test_arbitrary_type_does_not_raise(kind):
     block = {"type": kind, "source": "x", "name": ["x"]}
     assert ScriptedGateway(ISOLATED).send(request(message(block), within_result(block)))[0] in (None, 403)
     assert ScriptedGateway(ISOLATED).send(request(tools=[{"name": "x", "part": block}]))[0] in (None, 403)
@@ -319,7 +319,7 @@ def test_external_access_is_forwarded_with_unrestricted_egress(name):
 
 @pytest.mark.parametrize("rules", [ISOLATED, OUTBOUND, FULL])
 @pytest.mark.parametrize("name", HARMLESS)
-def test_requests_of_claude_code_keep_their_content(rules, name):
+def test_content_of_claude_code_requests_is_unchanged(rules, name):
     gateway = ScriptedGateway(rules)
     status, reason, forwarded = gateway.send(HARMLESS[name])
     assert status is None, reason
@@ -564,7 +564,7 @@ def error_body(message: object) -> bytes:
         (["x"], ""),
     ],
 )
-def test_message_of_a_rejected_key_is_quoted_in_the_report_only(message, quoted):
+def test_upstream_message_about_a_rejected_key_is_quoted_only_in_the_report(message, quoted):
     gateway = ScriptedGateway(ISOLATED, lambda text: text.replace("hunter2", "[REDACTED]"))
     [(status, content)] = client_responses(gateway, 401, body=error_body(message))
     assert key_rejections(gateway) == [
@@ -604,7 +604,7 @@ def test_server_key_with_json_escapes_in_the_message_is_redacted(shown, quoted):
 
 
 @pytest.mark.parametrize("end", ["eof", "timeout", "failure"])
-def test_rejected_key_is_reported_if_the_body_does_not_end(end):
+def test_rejected_key_is_reported_even_if_the_body_does_not_end(end):
     gateway = ScriptedGateway(ISOLATED)
     protocol = gateway.connect()
     head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
