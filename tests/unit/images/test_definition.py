@@ -79,11 +79,11 @@ def test_invalid_profile_name_is_rejected(name):
 
 @pytest.mark.parametrize("runtime_tier", TIERS)
 @pytest.mark.parametrize("minimum_tier", TIERS)
-def test_tier_satisfies_itself_and_weaker_ones(runtime_tier, minimum_tier):
+def test_tier_satisfies_itself_and_weaker_tiers(runtime_tier, minimum_tier):
     assert is_strong_enough(runtime_tier, minimum_tier) == (TIERS.index(runtime_tier) >= TIERS.index(minimum_tier))
 
 
-def test_unknown_tier_is_never_strong_enough():
+def test_unknown_tier_does_not_satisfy_any_requirement():
     assert not is_strong_enough("mystery", "namespaces")
     assert not is_strong_enough("vm", "mystery")
     assert is_strong_enough("mystery", "")

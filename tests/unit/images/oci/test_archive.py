@@ -1,4 +1,7 @@
-"""Import of archives from `skopeo` and `docker save`. Damaged, foreign and hostile archives are rejected."""
+"""Import of archives from `skopeo` and `docker save`.
+
+Damaged and hostile archives, and archives of other architectures, are rejected.
+"""
 
 import json
 import lzma
@@ -83,7 +86,7 @@ def test_blob_with_wrong_digest_is_rejected(unpack, tmp_path, blob, compression)
         unpack(save(tmp_path / "image.tar", members))
 
 
-def test_layer_missing_in_the_config_is_rejected(unpack, tmp_path):
+def test_layer_that_the_config_does_not_list_is_rejected(unpack, tmp_path):
     members = docker_members([BASE])
     members["layer0/layer.tar"] = UPPER_LAYER
     with pytest.raises(ImageRefusedError, match="digest"):
@@ -102,7 +105,7 @@ def test_config_not_named_by_its_digest_is_rejected(unpack, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../../../etc/passwd", "layer0"])
-def test_layer_path_on_the_host_is_not_opened(unpack, tmp_path, name):
+def test_layer_path_outside_the_archive_is_not_opened(unpack, tmp_path, name):
     members = docker_members([BASE])
     members["manifest.json"] = members["manifest.json"].replace(b"layer0/layer.tar", name.encode())
     with pytest.raises(ImageRefusedError, match="lacks"):
@@ -117,7 +120,7 @@ def test_symlink_in_the_archive_is_not_followed_to_the_host(unpack, tmp_path, ta
         unpack(save(tmp_path / "image.tar", members))
 
 
-def test_image_of_other_architecture_is_rejected(unpack, tmp_path):
+def test_image_of_another_architecture_is_rejected(unpack, tmp_path):
     with pytest.raises(ImageRefusedError, match="s390x"):
         unpack(oci_archive(tmp_path / "image.tar", BASE, architecture="s390x"))
 
@@ -196,7 +199,7 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
         unpack(oci_archive(tmp_path / "image.tar", BASE, compression="+zstd"))
 
 
-def test_format_with_a_large_dictionary_in_a_zstd_layer_is_rejected(unpack, tmp_path, monkeypatch):
+def test_xz_data_with_a_large_dictionary_in_a_zstd_layer_is_rejected(unpack, tmp_path, monkeypatch):
     """The zstd program also reads xz, to which its own memory limit does not apply."""
     xz_filter = {
         "id": lzma.FILTER_LZMA2, "dict_size": 1 << 30, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3, "nice_len": 4,
@@ -217,7 +220,7 @@ def test_zstd_layer_with_a_large_window_is_applied(unpack, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("kind", ["name", "linkname"])
 def test_member_with_a_long_name_is_rejected(unpack, tmp_path, kind):
-    """All names stay in memory."""
+    """All names are kept in memory, so their length is limited."""
     members = [entry("index.json"), symlink("link", "target")]
     setattr(members[1][0], kind, "a" * 100_000)
     path = tmp_path / "image.tar"
@@ -234,7 +237,7 @@ def test_file_that_is_not_a_plain_tar_is_rejected(unpack, tmp_path, content):
         unpack(path)
 
 
-def test_huge_header_is_rejected_without_reading_it(unpack, tmp_path):
+def test_huge_header_is_rejected_without_being_read(unpack, tmp_path):
     info = tarfile.TarInfo("pax")
     info.type, info.size = tarfile.XHDTYPE, (1 << 33) - 1
     path = tmp_path / "image.tar"
@@ -245,7 +248,7 @@ def test_huge_header_is_rejected_without_reading_it(unpack, tmp_path):
 
 
 def test_self_referencing_member_is_rejected(unpack, tmp_path, monkeypatch):
-    """The negative size of a member makes the same member the next one."""
+    """Because of its negative size, the member is followed by itself."""
     monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
     first = bytearray(tarfile.TarInfo("index.json").tobuf())
     back = bytearray(first)
