@@ -1,4 +1,4 @@
-"""A compressed journal of a finished task is smaller and reads the same."""
+"""A compressed journal of a finished task is smaller than the plain journal and contains the same records."""
 
 import os
 import random
@@ -114,7 +114,7 @@ def test_bit_flips_and_truncation_are_detected(journals, directory):
 
 
 def replace(file, data):
-    """Replace the file; clear the cache, whose key (the mtime) is too coarse to detect the change."""
+    """Replace the file and clear the cache. The cache key, the mtime, is too coarse to detect the change."""
     file.write_bytes(data)
     compressed_module._read_members.cache_clear()
 
@@ -159,7 +159,7 @@ def test_torn_tail_is_omitted(journals, directory):
     assert read_all(journals) == expected
 
 
-def test_damaged_or_open_journal_is_not_compressed(journals, directory):
+def test_damaged_or_busy_journal_is_not_compressed(journals, directory):
     writer = journals.open("t")
     with pytest.raises(JournalBusyError):
         journals.compress("t")
@@ -174,10 +174,10 @@ def test_damaged_or_open_journal_is_not_compressed(journals, directory):
         journals.compress("other")
 
 
-def test_journal_without_an_end_is_not_compressed_and_stays_writable(journals, directory):
+def test_journal_without_its_last_record_is_not_compressed_and_remains_writable(journals, directory):
     """This happens if an old journal was restored, or the disk lost the last records.
 
-    Clients may already have received the end.
+    Clients may already have received the last records.
     """
     lines = (directory / "records").read_bytes().splitlines(keepends=True)
     for remaining in (lines[:-1], []):

@@ -1,4 +1,7 @@
-"""The plain journal is removed only after the compressed one is flushed, verified and renamed; damage is detected."""
+"""The plain journal is removed only after the compressed journal is flushed, verified and renamed.
+
+Damage is detected.
+"""
 
 import errno
 import gzip
@@ -86,7 +89,7 @@ class FileOperations:
         monkeypatch.setattr(CompressedJournal, "iter_content", recorded_iter_content)
 
 
-def test_plain_journal_is_removed_after_the_compressed_one_is_durable(journals, directory, monkeypatch):
+def test_plain_journal_is_removed_after_the_compressed_journal_is_durable(journals, directory, monkeypatch):
     plain, operations = (directory / "records").read_bytes(), FileOperations(monkeypatch, directory)
     journals.compress("t")
     assert operations.operations == [
@@ -194,7 +197,7 @@ def members(data: bytes) -> list[tuple[tuple, bytes]]:
     return result
 
 
-def test_each_member_header_has_its_first_seq_and_size(journals, directory):
+def test_each_member_header_has_the_first_seq_and_the_size_of_the_member(journals, directory):
     plain = (directory / "records").read_bytes()
     journals.compress("t")
     parsed = members((directory / "records.gz").read_bytes())
@@ -217,11 +220,11 @@ def chunk_line_sizes(*sizes: int) -> list[list[int]]:
     return counts
 
 
-def test_chunk_has_256_kibibytes():
+def test_chunk_has_at_most_256_kibibytes():
     assert chunk_line_sizes(256 * 1024 - 1, 1, 1) == [[256 * 1024 - 1, 1], [1]]
 
 
-def test_chunk_has_as_many_whole_lines_as_fit(monkeypatch):
+def test_chunk_contains_as_many_whole_lines_as_fit(monkeypatch):
     monkeypatch.setattr(compressed_module, "MEMBER_BYTES", 10)
     assert chunk_line_sizes() == []
     assert chunk_line_sizes(10, 10) == [[10], [10]]
@@ -296,13 +299,13 @@ def test_file_with_members_of_different_sizes_is_readable(tmp_path):
         (gzip.compress(text(1), mtime=0),),
     ],
 )
-def test_invalid_headers_are_damage(tmp_path, monkeypatch, parts):
+def test_invalid_header_is_reported_as_damage(tmp_path, monkeypatch, parts):
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", 1000)
     with pytest.raises(JournalDamagedError, match="restore the file"):
         open_compressed(tmp_path, *parts)
 
 
-def test_changed_header_field_is_damage(tmp_path):
+def test_changed_header_field_is_reported_as_damage(tmp_path):
     fields = list(struct.unpack_from(HEADER, FIRST))
     for number in range(9):
         other = list(fields)
@@ -321,7 +324,7 @@ def test_header_bit_flip_is_detected_by_its_checksum(tmp_path, at):
             open_compressed(tmp_path, flipped, SECOND)
 
 
-def test_member_over_the_line_limit_is_damage(tmp_path, monkeypatch):
+def test_member_over_the_line_limit_is_reported_as_damage(tmp_path, monkeypatch):
     longest = text(1, "x" * 500)
     monkeypatch.setattr(record_format, "LINE_BYTES_MAX", len(longest))
     with open_compressed(tmp_path, member(longest)) as journal:
@@ -342,7 +345,7 @@ def test_member_over_the_line_limit_is_damage(tmp_path, monkeypatch):
         member(text(1), body=b"\xff" * 20),
     ],
 )
-def test_content_that_contradicts_its_header_is_damage(tmp_path, damaged):
+def test_content_that_contradicts_its_header_is_reported_as_damage(tmp_path, damaged):
     with open_compressed(tmp_path, damaged) as journal:
         for read in (
             lambda: list(journal.iter_content()),
@@ -370,7 +373,7 @@ def test_decompression_stops_at_the_declared_size(tmp_path, monkeypatch):
     assert [len(data) for data in decompressed] == [11]
 
 
-def test_truncation_of_an_open_file_is_damage(tmp_path):
+def test_truncation_of_an_open_file_is_reported_as_damage(tmp_path):
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         os.truncate(tmp_path / "records.gz", len(FIRST) + len(SECOND) - 1)
         assert journal.lines(0, 10_000) == [text(1), text(2)]
@@ -396,7 +399,7 @@ def test_file_modified_in_place_is_revalidated(tmp_path):
 # Partial reads
 
 
-def test_lines_fit_the_byte_limit_except_a_longer_first_one(tmp_path):
+def test_lines_fit_the_byte_limit_unless_the_first_line_is_longer(tmp_path):
     one, two, three = text(1), text(2), text(3)
     with open_compressed(tmp_path, FIRST, SECOND) as journal:
         assert journal.lines(0, len(one)) == [one]

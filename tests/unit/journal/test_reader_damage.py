@@ -101,7 +101,7 @@ def test_offset_inside_a_record_is_an_error(journals, records, shift):
         journals.read("t", offset + shift)
 
 
-def test_zeros_after_a_power_loss_are_a_torn_tail(journals, records):
+def test_zeros_after_a_power_loss_are_treated_as_a_torn_tail(journals, records):
     whole = records.read_bytes()
     records.write_bytes(whole + bytes(5 * 1024 * 1024))
 
@@ -149,7 +149,7 @@ def test_task_with_a_damaged_first_record_is_listed(journals, records):
         "invalid UTF-8",
     ],
 )
-def test_invalid_record_with_a_valid_checksum_is_damage(journals, records, event):
+def test_invalid_record_with_a_valid_checksum_is_reported_as_damage(journals, records, event):
     payload = b'{"seq":4,"epoch":1,"at":"2026-01-29T10:10:15Z","event":' + event + b"}"
     records.write_bytes(records.read_bytes() + b"%08x %b\n" % (crc32(payload), payload))
     with pytest.raises(JournalDamagedError, match="is malformed"):

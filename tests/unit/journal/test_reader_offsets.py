@@ -38,7 +38,7 @@ def write(journals, line_sizes):
             if writer is not None:
                 writer.close()
             writer = journals.open("t") if "t" in journals.task_ids() else journals.create("t")
-        # The content of a line may look like the start of another.
+        # The content of a line may look like the start of another line.
         writer.append(e.Output.from_bytes("stdout", b'00000000 {"seq":1,\n' + b"x" * size), at=TIMESTAMP)
     writer.close()
 
@@ -61,7 +61,7 @@ def test_truncated_or_replaced_journal_has_no_stale_offsets(line_sizes, scan_lim
         mock.patch.object(reader, "LINEAR_SCAN_BYTES_MAX", scan_limit),
         journals_with(line_sizes) as (journals, records),
     ):
-        # This check covers the unmodified journal.
+        # First, check the unmodified journal.
         assert_all_offsets_are_found(journals, records)
         whole = records.read_bytes()
         records.write_bytes(whole[: data.draw(st.integers(0, len(whole)), label="cut at")])

@@ -1,4 +1,4 @@
-"""Copies of journals and artifacts are exact and can be repeated. They reject records of a replaced writer."""
+"""Copies of journals and artifacts are exact and can be repeated. Records of a replaced writer are rejected."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ def test_copy_grows_by_whole_records_and_ignores_repetitions(tmp_path, original,
     assert records(tmp_path / "copy").read_bytes() == original
 
 
-def test_whole_records_are_read_in_the_given_range(tmp_path, original):
+def test_reads_return_whole_records_in_the_given_range(tmp_path, original):
     first, second, _ = original.splitlines(keepends=True)
     source = FileTaskReplicas(tmp_path / "original")
     assert source.read("task-1", 0, 10**6) == original

@@ -1,4 +1,4 @@
-"""Durable records are on disk even after a failed flush; records that could not be made durable are removed."""
+"""Durable records are on disk even after a failed flush. Records that could not be made durable are removed."""
 
 import errno
 import os
@@ -121,7 +121,7 @@ def test_non_durable_appends_are_flushed_once_by_sync(writer, syscalls):
     assert syscalls.pop_calls() == []
 
 
-def test_reopened_journal_is_flushed_and_a_new_one_is_not(writer, syscalls, journals):
+def test_first_sync_flushes_a_reopened_journal_but_not_a_new_one(writer, syscalls, journals):
     writer.sync()
     assert syscalls.pop_calls() == []
     writer.append(error_event(), at=TIMESTAMP, durable=True)
@@ -135,7 +135,7 @@ def test_reopened_journal_is_flushed_and_a_new_one_is_not(writer, syscalls, jour
 # Failed flushes
 
 
-def test_failed_flush_rewrites_data_since_the_last_successful_one(writer, syscalls, records):
+def test_failed_flush_rewrites_the_data_since_the_last_successful_flush(writer, syscalls, records):
     """The kernel marks failed pages as clean, so a second flush alone would succeed without writing them."""
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
@@ -184,7 +184,7 @@ def test_large_journal_is_rewritten_in_chunks_of_eight_mebibytes(journals, recor
         assert [call for call in syscalls.pop_calls() if call[0] == "pwrite"] == pieces
 
 
-def test_flushed_rewrite_is_not_repeated(writer, syscalls, records):
+def test_rewritten_and_flushed_data_is_not_rewritten_again(writer, syscalls, records):
     writer.append(error_event(1700), at=TIMESTAMP)
     end = records.stat().st_size
     syscalls.fail("flush")

@@ -61,7 +61,7 @@ def test_durable_events_are_flushed(recorder_of_running_task, monkeypatch, event
     assert len(flushed) == 1
 
 
-def test_start_of_a_later_attempt_is_flushed_although_the_state_stays(tmp_path, monkeypatch):
+def test_start_of_a_later_attempt_is_flushed_although_the_state_is_unchanged(tmp_path, monkeypatch):
     writer = FileJournals(tmp_path).create("task-1")
     recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
     for event in (*TO_RUNNING[:2], e.AttemptFailed(Failure(FailureCode.SANDBOX_LOST, "restarted")), e.AttemptEnded()):
@@ -97,7 +97,7 @@ def test_failed_write_has_no_effect(recorder_of_running_task, monkeypatch):
     assert len(effects) == 1
 
 
-def test_no_task_before_the_first_record(tmp_path):
+def test_recorder_has_no_task_before_the_first_record(tmp_path):
     writer = FileJournals(tmp_path).create("task-1")
     recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
     with pytest.raises(IllegalEventError, match="no record yet"):
