@@ -76,7 +76,7 @@ def test_host_may_be_listed_twice():
 
 
 @pytest.mark.parametrize("vm", [Vm(), Vm(network_mode="outbound"), Vm(network_mode="isolated")])
-def test_empty_rules_are_isolated(vm):
+def test_rules_without_hosts_are_isolated(vm):
     rules = egress_rules(vm)
     assert rules.is_isolated
     assert not rules.allows("git.example.org", 443)

@@ -1,4 +1,4 @@
-"""Invisible characters are defined by Unicode properties, independent of the Python version."""
+"""Invisible characters are defined by Unicode properties and do not depend on the Python version."""
 
 import json
 import subprocess
@@ -28,7 +28,7 @@ def invisible() -> set[int]:
     return {code for code in range(sys.maxunicode + 1) if INVISIBLE.match(chr(code))}
 
 
-def test_table_matches_another_unicode_implementation():
+def test_table_matches_the_unicode_implementation_of_node():
     output = subprocess.run([NODE, "-e", PROPERTIES], capture_output=True, timeout=60, check=True)
     assert invisible() == set(json.loads(output.stdout)) | BLANK
 

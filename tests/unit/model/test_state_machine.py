@@ -121,7 +121,7 @@ def test_failure_event_ends_the_agent_only_while_it_runs(event_count):
     assert after.failure == failure
 
 
-def test_old_journal_with_two_attempt_starts_while_cloning_is_accepted():
+def test_journal_of_an_earlier_version_with_two_attempt_starts_during_the_clone_is_accepted():
     second_start = e.AttemptStarted("bcdefghi2345", "bubblewrap", "here")
     assert states(SUBMITTED, ATTEMPT, second_start, PREPARED) == ["pending", "staging", "provisioning"]
     task = final_task(SUBMITTED, ATTEMPT, second_start)
@@ -145,7 +145,7 @@ def test_cancel_after_the_agent_exit_is_ignored():
     assert results[-1].task.state is TaskState.COMPLETED
 
 
-def test_second_cancel_may_add_force_and_keeps_the_first_reason():
+def test_second_cancel_can_add_force_but_keeps_the_first_reason():
     results = replay(*TO_RUNNING, e.CancelRequested("a"), e.CancelRequested("b", force=True), e.CancelRequested("c"))
     assert [result.effects for result in results[-3:]] == [
         (StopAttempt(force=False),), (StopAttempt(force=True),), (StopAttempt(force=True),),
@@ -161,12 +161,12 @@ def test_first_failure_is_reported():
 
 
 @pytest.mark.parametrize("code", [0, 1, None])
-def test_agent_exit_with_a_failure_fails_for_any_exit_code(code):
+def test_agent_exit_with_a_failure_fails_the_task_for_any_exit_code(code):
     exited = e.AgentExited(code, failure=Failure(FailureCode.AGENT_NO_RESULT, "no result"))
     assert final_task(*TO_RUNNING, exited, FINISHED).state is TaskState.FAILED
 
 
-def test_collect_failure_fails_a_successful_task_without_effects():
+def test_failed_collection_fails_a_successful_task_without_effects():
     results = replay(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED)
     assert results[-1].task.state is TaskState.FAILED
     assert results[-2].effects == ()
@@ -553,7 +553,7 @@ def test_exceeded_task_limit_is_not_retried(code):
     assert results[-1].transition.new_state is TaskState.COMPLETING
 
 
-def test_retried_task_stays_running_until_its_last_attempt_ends():
+def test_retried_task_remains_running_until_its_last_attempt_ends():
     attempt_events = (*TO_READY, STARTED, AGENT_FAILED)
     results = replay_with(
         Lifecycle(retries=2), *attempt_events, ENDED, *attempt_events, ENDED, *TO_READY, STARTED, SUCCESS, FINISHED
@@ -574,7 +574,7 @@ def test_interactive_task_message_names_the_attach_command():
     assert task.state_message == "Claude Code is running in its terminal: sandbox task attach t"
 
 
-def test_last_failure_is_kept_when_no_retry_is_left():
+def test_last_failure_is_reported_when_no_retry_is_left():
     results = replay_with(Lifecycle(retries=1), *TO_READY, STARTED, AGENT_LOST, ENDED, *TO_READY, STARTED, AGENT_FAILED)
     assert results[-1].transition.new_state is TaskState.COMPLETING
     assert results[-1].task.failure.code == "agent_failed"
@@ -658,8 +658,8 @@ def test_lost_agent_has_final_usage_and_no_current_tool():
     assert (counted.input_tokens, counted.output_tokens, counted.cost_usd) == (100, 20, 0.25)
 
 
-def test_recorded_message_of_a_change_of_state_is_kept():
-    """In journals of earlier versions, only the recorded messages contain the agent's name; the events do not."""
+def test_recorded_message_of_a_state_change_is_used():
+    """In journals of earlier versions, the recorded messages contain the agent's name, but the events do not."""
     task = final_task(*TO_RUNNING[:-1])
     transition = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
     started = e.Record(task.last_seq + 1, 1, START_TIME, e.AgentStarted("session"), transition)

@@ -77,7 +77,7 @@ def test_errors_are_ordered_by_position():
     assert [error.line for error in errors] == sorted(error.line or 0 for error in errors)
 
 
-def test_error_of_an_anchored_value_has_its_position():
+def test_error_of_an_anchored_value_has_the_position_of_the_value():
     error = single_error(
         MINIMAL.replace('"My Task"', "&x 5\n  labels: {a: b}").replace("name: &x 5", "name: x\n  id: &x 5")
     )
@@ -116,7 +116,7 @@ def test_error_of_an_anchored_value_has_its_position():
         (b'a: "\\ud800"', 1, 7, "valid YAML"),
     ],
 )
-def test_unreadable_yaml_is_one_error_with_a_position(body, line, column, words):
+def test_unreadable_yaml_is_reported_as_one_error_with_a_position(body, line, column, words):
     error = single_error(body)
     assert (error.field, error.rule, error.line, error.column) == ("", "format", line, column)
     assert words in error.message
@@ -133,7 +133,7 @@ def test_unreadable_yaml_is_one_error_with_a_position(body, line, column, words)
         ("a: 1", 1, 1, "valid JSON"),
     ],
 )
-def test_unreadable_json_is_one_error_with_a_position(body, line, column, words):
+def test_unreadable_json_is_reported_as_one_error_with_a_position(body, line, column, words):
     error = single_error(body, is_json=True)
     assert (error.field, error.rule, error.line, error.column) == ("", "format", line, column)
     assert words in error.message
@@ -150,7 +150,7 @@ def test_wrapper_without_a_manifest_is_one_error(wrapper):
     assert single_error(json.dumps(wrapper), is_json=True).field == ""
 
 
-def test_wrapper_is_neither_nested_nor_combined():
+def test_wrappers_can_be_neither_nested_nor_combined():
     assert ("manifest", "unknown_field") in [
         (error.field, error.rule) for error in errors_of('{"manifest": {"manifest": {}}}', is_json=True)
     ]
@@ -161,7 +161,7 @@ def test_wrapper_is_neither_nested_nor_combined():
 @pytest.mark.parametrize(
     ("token", "rule"), [("NaN", "range"), ("-Infinity", "range"), ("1e999", "range"), ("9" * 40, "range")]
 )
-def test_unrepresentable_json_number_is_an_error_of_its_field(token, rule):
+def test_unrepresentable_json_number_is_a_field_error(token, rule):
     errors = errors_of('{"vm": {"cpus": TOKEN}}'.replace("TOKEN", token), is_json=True)
     assert ("vm.cpus", rule) in [(error.field, error.rule) for error in errors]
 
@@ -320,20 +320,20 @@ def parse_or_reject(body: bytes, *, is_json: bool) -> None:
 
 
 @given(NEAR_MANIFESTS | st.dictionaries(FIELDS, NEAR_MANIFESTS), st.booleans())
-def test_arbitrary_json_is_a_manifest_or_errors(value, is_json):
+def test_arbitrary_json_is_parsed_or_rejected(value, is_json):
     parse_or_reject(json.dumps(value).encode(), is_json=is_json)
 
 
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode(errors="replace")), st.booleans())
-def test_arbitrary_bytes_are_a_manifest_or_errors(body, is_json):
+def test_arbitrary_bytes_are_parsed_or_rejected(body, is_json):
     parse_or_reject(body, is_json=is_json)
 
 
 @given(YAML_PIECES)
-def test_arbitrary_yaml_is_a_manifest_or_errors(text):
+def test_arbitrary_yaml_is_parsed_or_rejected(text):
     parse_or_reject(text.encode(), is_json=False)
 
 
 @given(st.integers(0, len(MINIMAL)), YAML_PIECES)
-def test_manifest_with_noise_is_a_manifest_or_errors(position, noise):
+def test_manifest_with_noise_is_parsed_or_rejected(position, noise):
     parse_or_reject((MINIMAL[:position] + noise + MINIMAL[position:]).encode(), is_json=False)

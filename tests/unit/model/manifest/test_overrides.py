@@ -1,4 +1,4 @@
-"""Bounds of overrides; tests/unit/cli/test_overrides.py has the syntax."""
+"""Limits of overrides. Their syntax is tested in tests/unit/cli/test_overrides.py."""
 
 import pytest
 
@@ -6,23 +6,23 @@ from sandbox.model.limits import MANIFEST_DEPTH_MAX
 from sandbox.model.manifest.overrides import OverrideError, apply_overrides, parse_override
 
 
-def test_overrides_are_applied_in_their_order():
+def test_overrides_are_applied_in_order():
     data = {"vm": {"cpus": 4}}
     apply_overrides(data, [parse_override("vm.cpus=8"), parse_override("vm.cpus=16")])
     assert data == {"vm": {"cpus": 16}}
 
 
 @pytest.mark.parametrize("path", [".".join("a" * (MANIFEST_DEPTH_MAX + 1)), "a" + "[0]" * 100_000])
-def test_too_deep_path_is_rejected(path):
+def test_path_that_is_too_deep_is_rejected(path):
     with pytest.raises(OverrideError, match="more than 64 steps") as raised:
         parse_override(f"{path}=1")
     assert len(str(raised.value)) < 300
 
 
-def test_path_of_the_greatest_depth_is_accepted():
+def test_path_of_the_maximum_depth_is_accepted():
     assert len(parse_override(".".join("a" * MANIFEST_DEPTH_MAX) + "=1").path) == MANIFEST_DEPTH_MAX
 
 
-def test_message_names_the_source():
+def test_error_message_contains_the_override():
     with pytest.raises(OverrideError, match=r"--set a\[1\]=2: the next index"):
         parse_override("a[1]=2", "--set a[1]=2").apply({})

@@ -1,4 +1,4 @@
-"""Accepted manifests: written by hand, sent by programs, and from the quick reference."""
+"""Accepted manifests: manifests written by hand, sent by programs, and from the quick reference."""
 
 import json
 
@@ -126,7 +126,7 @@ def test_large_manifest_of_the_quick_reference_is_accepted():
     assert parse(LARGE).vm.disk == "100G"
 
 
-def test_explicit_defaults_equal_omitted_fields():
+def test_explicit_defaults_are_equivalent_to_omitted_fields():
     text = MINIMAL + (
         "  headless: true\n  skip_permissions: true\n  output_format: stream-json\n  allowed_tools: null\n"
         "vm: {disk: 40G, network_mode: isolated, allowed_hosts: []}\nsecrets: []\n"
@@ -140,13 +140,13 @@ def test_version_is_accepted_with_and_without_quotes(version):
     assert parse(MINIMAL.replace('"1"', version)) == parse(MINIMAL)
 
 
-def test_json_and_wrapped_manifests_equal_yaml():
+def test_json_and_wrapped_manifests_are_equivalent_to_yaml():
     manifest = to_builtins(parse(MINIMAL))
     for body in (manifest, {"manifest": manifest}, {"manifest_yaml": MINIMAL}):
         assert parse_manifest(json.dumps(body).encode(), is_json=True) == parse(MINIMAL)
 
 
-def test_manifest_round_trips_through_journal_encoding():
+def test_manifest_is_unchanged_by_journal_encoding_and_decoding():
     manifest = parse(MINIMAL)
     assert msgspec.json.decode(encode_json(manifest), type=Manifest, dec_hook=decode_manifest) == manifest
 
@@ -165,7 +165,7 @@ def test_flow_style_yaml_is_accepted():
     assert parse(flow).repository.url == "git@git.example:r.git"
 
 
-def test_null_field_equals_an_absent_field():
+def test_null_field_is_equivalent_to_an_absent_field():
     text = MINIMAL + "vm:\n  cpus:\n  memory: ~\nlifecycle: null\n"
     assert parse(text) == parse(MINIMAL)
 
@@ -173,7 +173,7 @@ def test_null_field_equals_an_absent_field():
 @pytest.mark.parametrize(
     "prompt", ["/init", "-rf", "#x", "!x", "yes", "1:30", "2026-01-29", "on", "@a", "a\nb", "🙂", "010 x"]
 )
-def test_prompt_is_always_text(prompt):
+def test_prompt_is_always_parsed_as_text(prompt):
     assert (
         parse(MINIMAL.replace('"Your instructions here"', json.dumps(prompt, ensure_ascii=False))).agent.prompt
         == prompt
@@ -181,7 +181,7 @@ def test_prompt_is_always_text(prompt):
 
 
 @pytest.mark.parametrize("text", ["yes", "no", "on", "off", "y", "1:30", "2026-01-29", "1_000", "0b1", "=", "1.2.3"])
-def test_yaml_1_1_keywords_stay_text(text):
+def test_yaml_1_1_keywords_are_parsed_as_text(text):
     assert parse(MINIMAL.replace('"My Task"', text)).metadata.name == text
 
 

@@ -198,7 +198,7 @@ INVALID: list[tuple[str, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("path", "value", "field", "rule"), INVALID)
-def test_one_invalid_value_is_one_error(path, value, field, rule):
+def test_invalid_value_is_reported_as_one_error(path, value, field, rule):
     assert errors_of(with_value(path, value)) == [(field, rule)]
 
 
@@ -371,7 +371,7 @@ def test_usd_budget_requires_a_priced_model():
     assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
 
-def test_usd_budget_requires_a_price_of_every_model_that_the_agent_uses():
+def test_usd_budget_requires_prices_for_all_models_of_the_agent():
     class TwoModels(PricedClaudeCode):
         def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from super().used_models(section)
@@ -459,7 +459,7 @@ def test_all_errors_are_reported_together():
         ("kind", "knd"),
     ],
 )
-def test_misspelled_required_field_is_one_error(path, misspelled):
+def test_misspelled_required_field_is_reported_as_one_error(path, misspelled):
     *parents, name = path.split("/")
     manifest = with_value(path, REMOVED)
     parent = manifest
@@ -473,7 +473,7 @@ def test_misspelled_required_field_is_one_error(path, misspelled):
     assert error.message == f"is an unknown field; did you mean '{name}'?"
 
 
-def test_missing_field_is_reported_next_to_an_unrelated_unknown_field():
+def test_missing_field_and_unrelated_unknown_field_are_both_reported():
     manifest = with_value("claude/prompt", REMOVED)
     manifest["claude"]["efort"] = "high"
     manifest["metadata"]["promt"] = "in another section"
@@ -484,7 +484,7 @@ def test_missing_field_is_reported_next_to_an_unrelated_unknown_field():
     ]
 
 
-def test_misspelled_field_of_a_list_item_is_one_error():
+def test_misspelled_field_of_a_list_item_is_reported_as_one_error():
     secrets = [{"nmae": "A", "source": "env", "key": "A"}, {"source": "env", "key": "B"}]
     assert sorted(errors_of(VALID | {"secrets": secrets})) == [
         ("secrets[0].nmae", "unknown_field"),
@@ -497,7 +497,7 @@ def test_offered_profile_is_accepted():
     assert parse_manifest(body, is_json=True, profiles={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
 
 
-def test_first_hundred_errors_are_listed_and_all_are_counted():
+def test_first_hundred_errors_are_listed_and_all_errors_are_counted():
     manifest = VALID | {f"x{number}": 1 for number in range(250)}
     with pytest.raises(InvalidManifestError, match="250 errors; the first 100 are listed") as caught:
         parse_manifest(json.dumps(manifest).encode(), is_json=True)

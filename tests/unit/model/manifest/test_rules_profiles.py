@@ -36,7 +36,7 @@ def test_offered_profile_is_accepted():
     assert parse({}, profiles={"agentic-dev": ""}) == "agentic-dev"
 
 
-def test_unknown_profile_is_rejected_with_the_offered_ones():
+def test_error_for_an_unknown_profile_lists_the_offered_profiles():
     profiles = {"basic": "", "strict": WEAK, "agentic-dev": ""}
     offered = "must be one of this server's profiles: agentic-dev, basic"
     assert single_error({"profile": "nothing"}, profiles) == ("vm.profile", "not_offered", offered)

@@ -10,7 +10,7 @@ from doubles.manifests import encode_json, parse_manifest
 from sandbox.agents.claude_code.section import claude_section
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, decode_manifest, encode_manifest
 
-# As version 0.1 wrote it to journals and to the index.
+# The encoding that version 0.1 wrote to journals and to the index.
 ENCODED = (
     '{"version":"1","kind":"Task","metadata":{"name":"N","id":"t-1","labels":{"a":"b"}},"repository":'
     '{"url":"https://example.org/r.git","branch":"main","commit":null,"subpath":"x","patch":null},"cl'
@@ -72,13 +72,13 @@ def test_new_fields_have_their_defaults_in_a_manifest_of_an_earlier_version():
 
 
 def common_fields():
-    """The fields that the manifests of all agents have, with their defaults, except the constant ones."""
+    """The fields that the manifests of all agents have, with their defaults, except for constant fields."""
     for each in dataclasses.fields(CommonFields):
         if each.name not in ("version", "kind"):
             yield each.name, each.default_factory() if callable(each.default_factory) else each.default
 
 
-def test_no_common_field_is_lost():
+def test_all_common_fields_are_encoded():
     names = [name for name, _ in common_fields()]
     assert {*Manifest.__slots__} == {*names, "agent"}
     manifest = decode(ENCODED)
@@ -86,14 +86,14 @@ def test_no_common_field_is_lost():
     assert all(getattr(manifest, name) == encode_manifest(manifest)[name] for name in names)
 
 
-def test_defaults_of_a_manifest_are_those_of_the_common_fields():
+def test_manifest_has_the_defaults_of_the_common_fields():
     parameters = inspect.signature(Manifest).parameters
     given = {name: parameters[name].default for name, _ in common_fields()}
     absent = {inspect.Parameter.empty: dataclasses.MISSING}
     assert {name: absent.get(value, value) for name, value in given.items()} == dict(common_fields())
 
 
-def test_only_the_driver_types_the_fields_of_the_agents_section():
+def test_only_the_driver_converts_the_fields_of_the_agents_section_to_their_types():
     manifest = decode(ENCODED)
     assert manifest.agent.settings["allowed_tools"] == ["Read", "mcp__github"]
     claude = claude_section(manifest)
@@ -101,7 +101,7 @@ def test_only_the_driver_types_the_fields_of_the_agents_section():
     assert claude.mcp_config.mcpServers["github"].env == {"T": "${T}"}
 
 
-def test_section_of_an_agent_that_is_not_registered_is_kept():
+def test_section_of_an_unregistered_agent_is_preserved():
     text = ENCODED.replace(b'"claude":{', b'"other":{"its_own":[1,{"x":null}],')
     manifest = decode(text)
     assert (manifest.agent.kind, manifest.agent.settings["its_own"]) == ("other", [1, {"x": None}])
@@ -148,7 +148,7 @@ def test_common_fields_have_defaults(settings, is_interactive, has_rendered_stdo
     assert section.recorded_stream == ("transcript" if has_rendered_stdout else "stdout")
 
 
-def test_fields_keep_their_order_when_the_prompt_changes():
+def test_changing_the_prompt_does_not_change_the_field_order():
     agent = decode(ENCODED).agent
     assert list(agent.with_prompt("").settings) == list(agent.settings)
     assert (agent.with_prompt("").prompt, agent.prompt) == ("", "Do it. é")

@@ -1,4 +1,4 @@
-"""Data written as YAML round-trips."""
+"""Data that is written as YAML is read back unchanged."""
 
 import pytest
 from hypothesis import example, given

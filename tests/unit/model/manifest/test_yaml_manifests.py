@@ -1,4 +1,4 @@
-"""Manifests that are written as YAML, without default values."""
+"""Manifests are written as YAML without default values."""
 
 import json
 
@@ -16,7 +16,7 @@ def manifest_yaml(manifest, **options):
 
 
 @pytest.mark.parametrize("template", MANIFEST_TEMPLATES, ids=lambda template: template.name)
-def test_template_survives_a_round_trip(template):
+def test_template_is_unchanged_by_parsing_and_writing(template):
     manifest = parse_manifest(template.text.encode(), is_json=False)
     assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
 
@@ -52,7 +52,7 @@ def test_manifest_is_written_without_defaults():
         "é" * 300,
     ],
 )
-def test_prompt_survives_a_round_trip(prompt):
+def test_prompt_is_unchanged_by_writing_and_parsing(prompt):
     body = json.loads(json.dumps({"claude": {"prompt": prompt}}))
     minimal = {
         "version": "1",
@@ -85,7 +85,7 @@ SERVER = {"type": "stdio", "command": "npx", "args": ["-y", ""], "env": {"A": ""
         ("lifecycle", {"artifact_patterns": ["a/*"], "budget_usd": 0.5, "timeout": "90s", "retries": 2}),
     ],
 )
-def test_fields_survive_a_round_trip(part, fields):
+def test_fields_are_unchanged_by_writing_and_parsing(part, fields):
     body = {
         "version": "1",
         "kind": "Task",

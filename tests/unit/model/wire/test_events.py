@@ -175,7 +175,7 @@ CONVERTED = [{"type": "agent_message", "text": "Hello.", "kind": "text", "parent
               "omitted_characters": 0}]  # fmt: skip
 
 
-def test_converted_conversation_is_a_part_of_its_output():
+def test_converted_conversation_is_part_of_the_output_event():
     record = e.Record(7, 1, TIMESTAMP, e.Output.from_bytes("stdout", b"{}\n"))
     wire_event = to_wire_event("t", record, [e.AgentMessage("Hello.")])
     assert (wire_event["data"], wire_event["parsed"], wire_event["conversation"]) == ("{}\n", True, CONVERTED)
@@ -186,7 +186,7 @@ def test_converted_conversation_is_a_part_of_its_output():
     assert to_wire_event("t", record, [])["parsed"] is True
 
 
-def test_converted_conversation_of_a_transcript_is_an_event():
+def test_converted_conversation_of_a_transcript_is_a_separate_event():
     record = e.Record(7, 1, TIMESTAMP, e.Output.from_bytes("transcript", b"{}\n"))
     assert to_wire_event("t", record, []) is None
     wire_event = to_wire_event("t", record, [e.AgentMessage("Hello.")])
@@ -257,7 +257,7 @@ def test_each_wire_event_type_has_at_most_one_log_stream():
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda value: type(value).__name__)
-def test_every_event_round_trips_through_journal_encoding(event):
+def test_every_event_is_unchanged_by_journal_encoding_and_decoding(event):
     record = e.Record(7, 2, TIMESTAMP, event, e.Transition(TaskState.READY, TaskState.RUNNING, "x"))
     assert decode_record(encode_json(record)) == record
 
@@ -289,7 +289,7 @@ def task(**changes: Any) -> Task:
     return Task(id="t", manifest=MANIFEST, history=history, last_seq=9, **fields | changes)
 
 
-def test_end_event_has_the_outcome_and_an_unused_seq():
+def test_end_event_contains_the_outcome_and_an_unused_seq():
     assert end_event(task()) == {
         "type": "end",
         "task_id": "t",
