@@ -1,4 +1,4 @@
-"""A runner reads the launch messages of this version and of earlier ones, which sent one untagged record."""
+"""A runner reads launch messages of this version and of earlier versions, which sent one untagged record."""
 
 import msgspec
 import pytest
@@ -77,8 +77,8 @@ def test_agent_program_is_found_by_kind():
     assert HOST.agent_program("one") == "/var/lib/sandbox/agent/claude"
 
 
-def test_shortest_message_of_an_earlier_version_has_its_defaults():
-    """Earlier versions omitted all defaults."""
+def test_omitted_fields_in_a_message_of_an_earlier_version_have_their_defaults():
+    """Earlier versions omitted all fields that have their default value."""
     message = b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/d","run_dir":"/r","runtime":"qemu"}'
     decoded = decode_launch_message(message)
     order = RunAttempt(*IDS, records_conversation=False)  # the server would reject a journal with such events
@@ -93,7 +93,7 @@ def test_unknown_order_is_rejected(order):
         decode_launch_message(b'{"order":' + order + b',"host":' + host + b"}")
 
 
-def test_incomplete_message_is_not_a_validation_error():
+def test_incomplete_message_is_a_decode_error_but_not_a_validation_error():
     for message in (b"", b'{"order":{"type":"run_att', b'{"task_id":'):
         with pytest.raises(msgspec.DecodeError) as raised:
             decode_launch_message(message)
@@ -101,7 +101,7 @@ def test_incomplete_message_is_not_a_validation_error():
 
 
 @pytest.mark.parametrize("order_type", [RunAttempt, FinishAttempt, DebugSession])
-def test_secrets_are_not_shown(order_type):
+def test_repr_does_not_contain_secrets(order_type):
     order = order_type(*IDS, secrets=SECRETS)
     assert repr(order) == f"{order_type.__name__}('task-1', 'abcdefghijkl')"
     assert "value-of-token" not in repr(LaunchMessage(order, HOST))
