@@ -1,4 +1,4 @@
-"""The reports of a gateway are recorded. An event that cannot be recorded ends a job of the runner."""
+"""The reports of a gateway are recorded. If an event cannot be recorded, a job of the runner raises the error."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -37,7 +37,7 @@ class Gateway:
         raise self._error
 
 
-async def test_reports_are_recorded_at_once_and_usage_is_counted():
+async def test_reports_are_recorded_immediately_and_usage_is_counted():
     recording = Recording()
     denied = EgressDenied("example.org", 443, "not allowed")
     recording.gateway_events.report(USAGE)
@@ -62,7 +62,7 @@ async def test_lost_model_access_fails_the_attempt(event, code):
     assert (failed.failure.code, failed.failure.message) == (code, event.message)
 
 
-async def test_event_that_cannot_be_recorded_is_raised_in_a_job():
+async def test_error_while_recording_an_event_is_raised_in_a_job():
     recording = Recording()
     job = asyncio.create_task(recording.gateway_events.raise_error())
     recording.gateway_events.report(USAGE)

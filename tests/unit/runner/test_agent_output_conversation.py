@@ -1,4 +1,4 @@
-"""Lines of stdout become conversation events, which are redacted and follow their line."""
+"""Lines of stdout are converted to conversation events, which are redacted and recorded after their line."""
 
 import asyncio
 import json
@@ -67,14 +67,14 @@ def test_events_of_a_line_follow_its_record():
     assert [event.parsed for event in events if isinstance(event, Output)] == [True, False, True]
 
 
-def test_only_the_last_part_of_a_long_line_is_marked():
+def test_only_the_last_part_of_a_long_line_is_marked_as_parsed():
     events = process([say("x" * 3_000_000)])
     parts = [(event.continued, event.parsed) for event in events if isinstance(event, Output)]
     assert parts == [(True, False), (True, False), (False, True)]
     assert isinstance(events[-1], AgentMessage)
 
 
-def test_lines_are_not_marked_for_a_server_that_cannot_read_the_events():
+def test_lines_are_not_marked_as_parsed_for_a_server_that_cannot_read_the_events():
     (output, _) = process([say("Hello.")], marks_parsed=False)
     assert not output.parsed
 
@@ -142,7 +142,7 @@ def texts(event):
 
 
 @pytest.mark.parametrize("text", ["before {} after", "{}", "x" * 99_990 + "{}"])
-def test_secret_is_redacted_before_a_text_is_cut(text):
+def test_secret_is_redacted_before_a_text_is_truncated(text):
     secret = "s3cret-value-of-the-customer"
     (_, message) = process([say(text.format(secret))], {"KEY": secret})
     assert "s3cret" not in message.text

@@ -54,7 +54,7 @@ def text(written):
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-async def test_lines_wait_for_the_budget_and_none_is_lost(harness, stream):
+async def test_lines_wait_for_the_budget_without_loss(harness, stream):
     written = []
     agent = output(harness, written)
     read = agent.read_stdout if stream == "stdout" else agent.read_stderr

@@ -46,7 +46,7 @@ def test_unterminated_line_is_emitted_in_parts():
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 20))
-def test_joined_pieces_equal_the_stream(chunks, line_bytes_max):
+def test_joined_pieces_are_equal_to_the_stream(chunks, line_bytes_max):
     pieces = split(chunks, line_bytes_max)
     assert b"".join(piece for piece, _ in pieces) == b"".join(chunks)
     assert all(len(piece) <= line_bytes_max for piece, _ in pieces)

@@ -1,4 +1,4 @@
-"""Output has a rate limit, which delays the agent, and a total limit, past which output is dropped and counted."""
+"""Output has a rate limit, which delays the agent, and a total limit, beyond which output is dropped and counted."""
 
 import asyncio
 

@@ -34,7 +34,7 @@ class Sandbox:
 
 
 @pytest.mark.parametrize(("is_forced", "calls"), [(False, ["terminate", "kill"]), (True, ["kill"])])
-async def test_stop_signal_terminates_then_kills(monkeypatch, is_forced, calls):
+async def test_stop_signal_terminates_and_then_kills_the_agent(monkeypatch, is_forced, calls):
     monkeypatch.setattr("sandbox.runner.agent_process.TERM_GRACE_SECONDS", 0.01)
     sandbox, stop_signal = Sandbox(), StopSignal()
     killer = SandboxKiller(sandbox)
@@ -58,7 +58,7 @@ async def test_forced_stop_shortens_the_grace_period():
     assert sandbox.calls == ["terminate", "kill"]
 
 
-async def test_agent_that_survives_its_kill_is_reported_as_a_lost_sandbox(monkeypatch):
+async def test_agent_that_survives_sigkill_is_reported_as_a_lost_sandbox(monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.01)
     sandbox = Sandbox(exits_on_kill=False)
     killer = SandboxKiller(sandbox)

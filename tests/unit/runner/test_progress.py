@@ -32,7 +32,7 @@ def create_tracker(before=NO_PROGRESS):
     return ProgressTracker(events.append, lambda: datetime(2026, 1, 29, tzinfo=UTC), before), events
 
 
-def test_tool_is_current_while_it_runs_and_timed_when_it_ends():
+def test_tool_is_current_while_it_runs_and_its_duration_is_recorded_when_it_ends():
     tracker, events = create_tracker()
     tracker.handle_agent_event(ToolCallStarted("Bash", "t1"), 10.0)
     tracker.record_if_due(10.0)
@@ -117,7 +117,7 @@ def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
     assert events == [ToolCall("Bash", "t", 0)]
 
 
-def test_conversation_is_bounded_over_all_attempts(monkeypatch):
+def test_conversation_size_is_limited_over_all_attempts(monkeypatch):
     message = AgentMessage("x" * 1000)
     size_bytes = 128 + len(msgspec.json.encode(message))
     monkeypatch.setattr("sandbox.runner.progress.CONVERSATION_BYTES_MAX", 3 * size_bytes)
@@ -146,7 +146,7 @@ def test_final_progress_has_no_current_tool():
     assert events[-1].tool_calls == 1
 
 
-def test_denied_count_comes_from_the_gateway():
+def test_denied_count_of_the_gateway_is_recorded():
     tracker, events = create_tracker()
     tracker.set_denied_count(0)
     tracker.record_if_due(0.0)

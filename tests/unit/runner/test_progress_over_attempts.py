@@ -1,4 +1,4 @@
-"""Limits of a task apply to all its attempts together."""
+"""A task's limits apply to the total of all its attempts."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -49,7 +49,7 @@ def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **parts):
     )
 
 
-def test_full_time_remains_before_the_first_agent():
+def test_full_time_remains_before_the_first_agent_starts():
     assert remaining_seconds(task(agent_start_time=None), Clock(500.0, START_TIME)) == 60
 
 

@@ -1,4 +1,4 @@
-"""The secret scan has a time limit, independent of the input."""
+"""The time of a secret scan is limited for any input."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_input_within_the_deadline_is_scanned():
     assert limited.contains([*LARGE, SECRET])
 
 
-def test_unscanned_input_counts_as_a_secret():
+def test_unscanned_input_is_treated_as_a_secret():
     redactor = TimedRedactor()
     assert redactor.with_deadline(3).contains(LARGE)
     assert len(redactor.scanned) == 3

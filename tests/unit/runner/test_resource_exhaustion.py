@@ -1,4 +1,4 @@
-"""Resource exhaustion is reported once, and explains an agent failure that has no reason."""
+"""Resource exhaustion is reported once. It is given as the reason for an agent failure that has no other reason."""
 
 import asyncio
 
@@ -49,7 +49,7 @@ def scenario():
     return ExhaustionScenario()
 
 
-def test_sufficient_resources_report_nothing(scenario):
+def test_nothing_is_reported_while_resources_are_sufficient(scenario):
     scenario.detector.update(NORMAL_STATS)
     scenario.check_disk()
     assert scenario.events == []
@@ -111,7 +111,7 @@ def test_agent_error_that_names_the_exhaustion_is_attributed_to_it(scenario):
     assert explained_code(scenario, fork_error, {"is_error": True}) == "process_limit"
 
 
-def test_disk_that_was_full_only_earlier_explains_nothing(scenario):
+def test_disk_that_is_no_longer_full_does_not_explain_the_failure(scenario):
     scenario.disk.is_full = True
     scenario.check_disk()
     scenario.disk.is_full = False

@@ -1,4 +1,4 @@
-"""An agent that hangs or works too long is ended by a time limit."""
+"""A time limit ends an agent that hangs or runs too long."""
 
 import pytest
 
@@ -30,13 +30,13 @@ def stepped_clock(monkeypatch):
 LIFECYCLE = Lifecycle(timeout="60s", hang_timeout="10s")
 
 
-async def test_silent_agent_hangs_after_the_hang_timeout(stepped_clock):
+async def test_silent_agent_is_reported_as_hanging_after_the_hang_timeout(stepped_clock):
     failure = await TimeLimit(LIFECYCLE, stepped_clock, lambda: False).watch(60)
     assert (failure.code, stepped_clock.seconds) == (FailureCode.HANG, 10)
 
 
 @pytest.mark.parametrize("is_busy", [True, False])
-async def test_active_or_busy_agent_times_out_at_the_end_of_the_remaining_time(stepped_clock, is_busy):
+async def test_active_or_busy_agent_times_out_when_no_time_remains(stepped_clock, is_busy):
     limit = TimeLimit(LIFECYCLE, stepped_clock, lambda: is_busy)
     if not is_busy:
         stepped_clock.on_sleep = limit.count_activity
@@ -44,7 +44,7 @@ async def test_active_or_busy_agent_times_out_at_the_end_of_the_remaining_time(s
     assert (failure.code, stepped_clock.seconds) == (FailureCode.TIMEOUT, 45)
 
 
-async def test_hang_timeout_starts_again_with_each_output(stepped_clock):
+async def test_hang_timeout_restarts_with_each_output(stepped_clock):
     limit = TimeLimit(LIFECYCLE, stepped_clock, lambda: False)
     stepped_clock.on_sleep = lambda: limit.count_activity() if stepped_clock.seconds == 7 else None
     assert (await limit.watch(60)).code is FailureCode.HANG

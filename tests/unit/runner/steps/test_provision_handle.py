@@ -1,4 +1,4 @@
-"""The sandbox handle of an attempt is readable by the same and later versions."""
+"""The sandbox handle of an attempt can be read by the version that wrote it and by later versions."""
 
 import msgspec
 import pytest

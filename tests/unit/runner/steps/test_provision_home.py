@@ -1,4 +1,4 @@
-"""The agent's files are written to its home, even over files of an earlier agent."""
+"""The agent's files are written to its home, and replace files of an earlier agent."""
 
 import os
 from pathlib import Path
@@ -37,14 +37,14 @@ def test_files_and_directories_are_private(home):
     assert [(home / name).stat().st_mode & 0o777 for name in (".sandbox", ".claude.json")] == [0o700, 0o600]
 
 
-def test_existing_files_are_replaced_and_others_are_preserved(home):
+def test_existing_files_with_the_same_names_are_replaced_and_other_files_are_preserved(home):
     write_home_files(home, {".sandbox/mcp.json": b"old", ".sandbox/other": b"kept"})
     write_home_files(home, FILES)
     assert read(home) == FILES
     assert (home / ".sandbox/other").read_bytes() == b"kept"
 
 
-def test_symlink_at_the_directory_is_replaced(home, host_directory):
+def test_symlink_in_place_of_the_directory_is_replaced(home, host_directory):
     (home / ".sandbox").symlink_to(host_directory)
     write_home_files(home, FILES)
     assert (host_directory / "mcp.json").read_bytes() == b"the host's"
@@ -53,7 +53,7 @@ def test_symlink_at_the_directory_is_replaced(home, host_directory):
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
-def test_link_at_the_file_is_replaced_without_following_it(home, host_directory, link):
+def test_link_in_place_of_the_file_is_replaced_without_being_followed(home, host_directory, link):
     (home / ".sandbox").mkdir()
     link(host_directory / "mcp.json", home / ".sandbox/mcp.json")
     write_home_files(home, FILES)
@@ -61,14 +61,14 @@ def test_link_at_the_file_is_replaced_without_following_it(home, host_directory,
     assert read(home) == FILES
 
 
-def test_fifo_at_the_directory_is_replaced(home):
+def test_fifo_in_place_of_the_directory_is_replaced(home):
     os.mkfifo(home / ".sandbox")
     write_home_files(home, FILES)
     assert read(home) == FILES
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_directory_at_the_file_is_moved_aside(home, name):
+def test_directory_in_place_of_the_file_is_moved_aside(home, name):
     (home / name / "deep").mkdir(parents=True)
     (home / name / "deep" / "notes").write_bytes(b"the agent's")
     (home / name).chmod(0o500)

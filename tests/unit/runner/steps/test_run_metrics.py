@@ -16,7 +16,7 @@ def test_short_tasks_have_enough_samples_for_a_chart():
     assert len(sample_times(10)) >= 10
 
 
-def test_long_tasks_are_sampled_at_the_longest_interval():
+def test_long_tasks_are_sampled_at_the_maximum_interval():
     times = sample_times(3600)
     assert times[-1] - times[-2] == METRICS_INTERVAL_SECONDS
     assert len(times) < 3600 / METRICS_INTERVAL_SECONDS + 15
