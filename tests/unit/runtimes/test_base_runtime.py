@@ -24,7 +24,7 @@ class FakeLaunch:
 
 
 class FakeGroup:
-    """Returns these usages in order and repeats the last. Raises a usage that is an exception."""
+    """Returns these usages in order, and then repeats the last usage. If a usage is an exception, it is raised."""
 
     def __init__(self, *usages: KernelUsage | Exception) -> None:
         self._usages = list(usages)
@@ -71,7 +71,7 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
         ([ValueError("no number")], True),
     ],
 )
-async def test_confined_programs_are_killed_on_excess_or_error(
+async def test_confined_programs_are_killed_if_usage_exceeds_a_limit_or_cannot_be_measured(
     monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)

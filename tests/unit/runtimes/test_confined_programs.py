@@ -1,4 +1,4 @@
-"""A confinement runs in the control group that the attempt's sandbox used before."""
+"""A confinement runs in the control group that was used by the attempt's sandbox."""
 
 import os
 import socket

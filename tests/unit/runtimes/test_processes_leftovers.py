@@ -10,7 +10,7 @@ HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200
 
 
 class FakeRuntime:
-    """A runtime that can recover a handle and records which sandboxes are destroyed."""
+    """A runtime that can recover handles, and records the destroyed sandboxes."""
 
     def __init__(self):
         self.destroyed = []
@@ -31,7 +31,7 @@ class FakeRuntime:
         (HANDLE.replace(b"bubblewrap", b"bubble\xff"), "recovered"),
     ],
 )
-async def test_sandbox_is_destroyed_by_its_handle_or_recovered(tmp_path, stored, runtime):
+async def test_sandbox_is_destroyed_with_its_handle_or_a_recovered_handle(tmp_path, stored, runtime):
     fake_runtime, files = FakeRuntime(), AttemptLayout(tmp_path)
     if stored is not None:
         files.handle.write_bytes(stored)

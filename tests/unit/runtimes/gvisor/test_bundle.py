@@ -67,7 +67,7 @@ def test_nul_characters_are_rejected(command, encode):
         encode(command)
 
 
-def test_exec_process_has_a_terminal_and_the_rights_of_the_first_process():
+def test_exec_process_has_a_terminal_and_the_privileges_of_the_first_process():
     exec_process = json.loads(encode_process(COMMAND))
     assert exec_process.pop("terminal") is True
     assert exec_process.items() <= config()["process"].items()

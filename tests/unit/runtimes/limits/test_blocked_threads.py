@@ -1,6 +1,6 @@
-"""Threads of a sandbox are interrupted when the machine's open objects have grown far above their lowest count.
+"""Threads of a sandbox are interrupted when the machine's number of open objects is far above its lowest count.
 
-Buffers of their calls are counted when the kernel's memory has grown.
+Buffers of blocked system calls are counted when the kernel's memory use has grown.
 """
 
 import itertools
@@ -38,7 +38,7 @@ def test_open_files_of_the_host_are_unknown_without_the_file(tmp_path: Path):
         ([50, 150], 0),
         ([50, 151], 1),
         ([150, 50, 150, 151], 1),  # growth is counted from the lowest count
-        ([50, 151, 151, 251], 1),  # objects left after an interruption are not the sandbox's
+        ([50, 151, 151, 251], 1),  # objects left after an interruption do not belong to the sandbox
         ([50, 151, 252], 2),
         ([None, 500, 600], 0),
         ([50, None, 151], 1),
@@ -112,7 +112,7 @@ SETTING, NETLINK = {3: "/proc/sys/kernel/pid_max"}, {4: "socket:[33]"}
         ("", SETTING, 0),
     ],
 )
-def test_buffers_of_calls_are_counted_by_file(tmp_path: Path, call: str, files: dict[int, str], mebibytes: int):
+def test_buffers_of_blocked_calls_are_counted_by_file(tmp_path: Path, call: str, files: dict[int, str], mebibytes: int):
     (tmp_path / "sys/net/core").mkdir(parents=True)
     (tmp_path / "sys/net/core/wmem_default").write_text(f"{6 * MEBIBYTE}\n")
     for thread in range(43):
@@ -120,7 +120,7 @@ def test_buffers_of_calls_are_counted_by_file(tmp_path: Path, call: str, files: 
     assert sum_syscall_buffer_bytes([7, 9], tmp_path) == 43 * mebibytes * MEBIBYTE
 
 
-def test_calls_of_few_threads_are_not_inspected(tmp_path: Path):
+def test_calls_are_not_inspected_if_there_are_few_threads(tmp_path: Path):
     for thread in range(64):
         make_thread(tmp_path, thread, "0 0x3 0x7f00", SETTING)
     assert sum_syscall_buffer_bytes([7], tmp_path) == 0
@@ -128,7 +128,7 @@ def test_calls_of_few_threads_are_not_inspected(tmp_path: Path):
     assert sum_syscall_buffer_bytes([7], tmp_path) == 65 * 4 * MEBIBYTE
 
 
-def test_buffers_count_after_growth_of_kernel_memory():
+def test_buffers_are_counted_only_after_growth_of_kernel_memory():
     machine, inspected = {"bytes": 500 * MEBIBYTE}, list[Collection[int]]()
 
     def sum_buffers(process_ids: Collection[int]) -> int:

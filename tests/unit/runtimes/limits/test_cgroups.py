@@ -86,7 +86,7 @@ def test_socket_buffer_limit_is_an_eighth_of_memory_within_bounds(memory_mib: in
     assert cgroups.socket_buffer_bytes(memory_mib << 20) == mib << 20
 
 
-def test_version_2_controllers_are_enabled_from_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_version_2_controllers_are_enabled_from_the_root_downwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root, group = _unified(tmp_path)
     written: list[tuple[str, str]] = []
 
@@ -166,7 +166,7 @@ def test_version_1_limits_are_written_in_each_hierarchy(tmp_path: Path):
 def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pressure_pages: int, group_bytes: int
 ):
-    """The total is half of the TCP pressure limit. Each sandbox gets an eighth of that, within bounds."""
+    """The total is half of the TCP pressure limit. Each sandbox can use an eighth of the total, within bounds."""
     for directory in (tmp_path / "memory" / "sandbox", tmp_path / "memory" / "sandbox" / "attempt"):
         directory.mkdir(parents=True)
         (directory / "memory.kmem.tcp.limit_in_bytes").touch()
@@ -287,7 +287,7 @@ def test_attempt_ids_of_all_hierarchies_are_listed(tmp_path: Path):
     assert hierarchies.attempt_ids() == {"one", "two"}
 
 
-def test_control_group_line_round_trips_and_foreign_paths_are_rejected():
+def test_control_group_line_is_parsed_back_and_other_paths_are_rejected():
     group = Hierarchies([Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup/pids")]).group("attempt")
     assert cgroups.parse_control_group(cgroups.format_control_group(group)) == group
     assert cgroups.parse_control_group("") == ControlGroup([])

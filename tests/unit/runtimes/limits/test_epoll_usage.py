@@ -73,7 +73,7 @@ def test_entries_are_counted_only_if_the_machine_has_many(machine: int | None, c
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_count_grows_by_the_entries_of_the_processes():
+def test_count_includes_new_entries_of_the_processes():
     assert EpollCounter(FakeEpollUsage(MANY).count).count([]) == 0
     counter = EpollCounter(FakeEpollUsage(MANY).count)
     before = counter.count([os.getpid()])
@@ -83,13 +83,13 @@ def test_count_grows_by_the_entries_of_the_processes():
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_count_is_at_most_the_entries_of_the_machine(monkeypatch: pytest.MonkeyPatch):
+def test_count_does_not_exceed_the_entries_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_usage, "EPOLL_ENTRIES_MAX", 1)
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_entries_of_an_inherited_instance_count_once():
+def test_entries_of_an_inherited_instance_are_counted_once():
     counter = EpollCounter(FakeEpollUsage(MANY).count)
     before = counter.count([os.getpid()])
     reader, writer = os.pipe()
@@ -152,7 +152,7 @@ def test_counts_with_descriptors_in_transit_must_be_consecutive():
         assert counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX
 
 
-def test_count_that_takes_too_long_is_marked_as_cut_short(monkeypatch: pytest.MonkeyPatch):
+def test_count_that_takes_too_long_is_marked_as_incomplete(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_usage, "_INSPECTION_SECONDS", -1)
     machine = FakeEpollUsage(MANY)
     counter = EpollCounter(machine.count)

@@ -1,4 +1,4 @@
-"""The open directories of a guest kernel are counted in the descriptor table shared by the kernel's processes."""
+"""The open directories of a guest kernel are counted in the descriptor table that the kernel's processes share."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ Holder = Callable[..., int]
 
 @pytest.fixture
 def start_holder(tmp_path: Path) -> Iterator[Holder]:
-    """Return a function that starts a process that opens the path repeatedly with each of the flags."""
+    """Return a function that starts a process. The process opens the path repeatedly with each of the flags."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: int, path: Path = tmp_path) -> int:
@@ -43,7 +43,7 @@ def low_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 20)
 
 
-def test_directories_count_but_files_and_o_path_do_not(start_holder: Holder, tmp_path: Path):
+def test_directories_are_counted_but_files_and_o_path_descriptors_are_not(start_holder: Holder, tmp_path: Path):
     (tmp_path / "file").touch()
     assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1).directories == _OPEN_COUNT
     assert kernel_usage.count_directories([start_holder(os.O_PATH)], descriptors_per_directory=1).directories == 0
@@ -57,18 +57,18 @@ def test_directories_count_but_files_and_o_path_do_not(start_holder: Holder, tmp
     assert (usage.directories, usage.open_files) == (_OPEN_COUNT, None)
 
 
-def test_directory_with_two_descriptors_counts_once(start_holder: Holder):
+def test_directory_with_two_descriptors_is_counted_once(start_holder: Holder):
     assert kernel_usage.count_directories([start_holder(0, 0)], descriptors_per_directory=2).directories == _OPEN_COUNT
 
 
-def test_processes_with_shared_files_count_once(start_holder: Holder):
+def test_files_shared_by_processes_are_counted_once(start_holder: Holder):
     assert (
         kernel_usage.count_directories([start_holder(0), start_holder(0)], descriptors_per_directory=1).directories
         == _OPEN_COUNT
     )
 
 
-def test_few_files_or_no_processes_count_as_no_usage(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+def test_few_files_or_no_processes_are_reported_as_no_usage(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
     assert kernel_usage.count_directories([], descriptors_per_directory=1) == FileUsage()
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
     assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()

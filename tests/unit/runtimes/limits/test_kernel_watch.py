@@ -1,4 +1,4 @@
-"""A sandbox must end once the host's kernel holds too much for it, or once that cannot be measured."""
+"""A sandbox must end if it uses too many resources of the host's kernel, or if the usage cannot be measured."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ async def watch(sandbox):
 
 
 class ScriptedSandbox:
-    """A sandbox with scripted kernel usage; the last values repeat."""
+    """A sandbox with scripted kernel usage. The last values are repeated."""
 
     def __init__(self, *usages, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
         self.usages = list(usages)
@@ -84,7 +84,7 @@ def test_hanging_count_is_a_violation(monkeypatch):
     assert "could not be counted within 5 s" in watch_files(ScriptedSandbox(KernelUsage(), delay_seconds=60))
 
 
-def test_slow_count_is_repeated_soon(monkeypatch):
+def test_slow_count_is_repeated_after_a_limited_pause(monkeypatch):
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._PAUSE_SECONDS_MAX", 0.1)
     slow = ScriptedSandbox(KernelUsage(), delay_seconds=0.6)
     with pytest.raises(TimeoutError):
@@ -97,7 +97,7 @@ def test_file_usage_within_the_limits_is_not_a_violation():
         assert files.find_violation() == ""
 
 
-def test_kernel_usage_within_the_limits_or_unlimited_is_not_a_violation(monkeypatch):
+def test_kernel_usage_within_the_limits_or_without_limits_is_not_a_violation(monkeypatch):
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
 
     async def run(usage):

@@ -89,7 +89,7 @@ def test_calls_of_another_architecture_kill_the_process(architecture: str):
 @pytest.mark.parametrize(
     "number", [425, 426, 427, 435, 444, 445, 446, 447, 463, 500, 0x40000000, 0x40000000 + 59, 0xFFFFFFFF]
 )
-def test_replaceable_or_unknown_calls_return_enosys(architecture: str, number: int):
+def test_calls_with_a_fallback_and_unknown_calls_return_enosys(architecture: str, number: int):
     assert evaluate(architecture, number) == errno.ENOSYS
 
 
@@ -271,7 +271,7 @@ def test_extended_attribute_size_is_limited(architecture: str):
 
 
 @all_architectures
-def test_socket_filter_allows_calls_that_the_full_filter_rejects(architecture: str):
+def test_socket_filter_allows_the_calls_that_the_full_filter_rejects(architecture: str):
     code = seccomp.assemble_socket_filter(architecture)
     for number in (
         *seccomp.ARCHITECTURES[architecture].denied.values(),

@@ -1,4 +1,4 @@
-"""The system call filter, compared with an independent list of numbers from the kernel's headers.
+"""The system call filter is compared with an independent list of numbers from the kernel's headers.
 
 Sources: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h of Linux 6.12. Each new row in
 the filter's table needs a row here.
@@ -118,7 +118,7 @@ def call_number(architecture: str, numbers: tuple[int | None, int | None]) -> in
 
 
 def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
-    """Architecture, name and number of each call that the architecture has."""
+    """Architecture, name and number of each call, for the architectures that have the call."""
     numbered = [
         (architecture, name, call_number(architecture, numbers))
         for architecture in AUDIT
@@ -252,7 +252,7 @@ def test_each_row_of_the_filter_has_an_independent_row(architecture: str):
     }
 
 
-# Allowed arguments, and rejected ones with their error. Add rows when the filter checks more.
+# Allowed arguments, and rejected arguments with their error. Add rows when the filter checks more arguments.
 ALLOWED_ARGUMENTS = [
     *[("personality", (persona,)) for persona in (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)],
     *[("socket", (family, 1, 0)) for family in (1, 2, 10, 16)],

@@ -24,7 +24,7 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 
 
 class SingleKindMeter:
-    """Counts the free bytes of one kind."""
+    """Counts the free bytes of one kind of object."""
 
     def __init__(self, machine: "FakeSlabs") -> None:
         self._meter = FreeSlabMeter(machine.count, lambda: machine.now)
@@ -103,7 +103,7 @@ def test_growth_is_attributed_in_proportion_to_usage():
     assert smaller_bytes < 150 * MEBIBYTE
 
 
-def test_small_sandbox_is_not_charged_for_host_growth():
+def test_host_growth_alone_is_not_a_violation_of_a_small_sandbox():
     machine = FakeSlabs()
     slabs = machine.slabs()
     slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
@@ -113,12 +113,12 @@ def test_small_sandbox_is_not_charged_for_host_growth():
     assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_violation()
 
 
-def test_excess_is_a_violation():
+def test_free_slab_memory_above_the_limit_is_a_violation():
     assert not KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX).find_violation()
     assert "1025 MiB" in KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()
 
 
-def test_excess_of_reclaimable_objects_is_a_violation():
+def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
     limit = reclaimable_free_slab_bytes_max()
     assert limit >= FREE_SLAB_BYTES_MAX
     assert not KernelUsage(reclaimable_free_slab_bytes=limit, reclaimable_free_slab_bytes_max=limit).find_violation()

@@ -7,7 +7,7 @@ import pytest
 from sandbox.runtimes.programs import launcher
 
 
-def test_counter_keeps_packet_timestamps_enabled():
+def test_sock_diag_socket_has_packet_timestamps_enabled():
     counters = launcher.open_sock_diag()
     if not counters:
         pytest.skip("this kernel has no SOCK_DIAG")

@@ -1,4 +1,4 @@
-"""Process limits of a sandbox do not depend on those of the server."""
+"""Process limits of a sandbox do not depend on the process limits of the server."""
 
 import resource
 

@@ -70,7 +70,7 @@ def test_kvm_is_passed_as_a_descriptor():
     assert "tsc_early_khz" not in arguments
 
 
-def test_only_emulated_kernel_skips_mitigations_and_slow_features():
+def test_only_an_emulated_kernel_skips_mitigations_and_slow_features():
     descriptors = QemuDescriptors(1, 2, 3, 4)
     emulated, by_kvm = (
         arguments[arguments.index("-append") + 1].split()
@@ -86,12 +86,12 @@ def test_only_emulated_kernel_skips_mitigations_and_slow_features():
     assert "console=ttyS0" in emulated, "the console output explains why a boot failed"
 
 
-def test_guest_memory_is_the_tasks_plus_overhead():
+def test_guest_memory_is_the_memory_of_the_task_plus_overhead():
     arguments = qemu_arguments(SPEC, Accelerator.TCG, QemuDescriptors(1, 2, 3, 4))
     assert arguments[arguments.index("-m") + 1] == str(512 + 160)
 
 
-def test_virtiofsd_serves_the_share_and_not_the_jail_root():
+def test_virtiofsd_serves_the_share_but_not_the_jail_root():
     arguments = virtiofsd_arguments("/usr/libexec/virtiofsd", jail.SHARE_DIRECTORY, QemuDescriptors(1, 2, 3, 4))
     assert "--shared-dir=/share" in arguments
     assert "--fd=1" in arguments
@@ -104,7 +104,7 @@ def test_unreadable_program_is_staged_for_virtiofsd_only():
     assert Path("/host/claude") in jail.staged_paths(plan()).values()
 
 
-def test_only_emulated_guest_uses_the_unpacked_kernel():
+def test_only_an_emulated_guest_uses_the_unpacked_kernel():
     with_vmlinux = msgspec.structs.replace(PARTS, vmlinux=Path("/unpacked"))
     emulated = msgspec.structs.replace(plan(), components=with_vmlinux)
     by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
@@ -232,7 +232,7 @@ def test_responses_and_output_are_unlimited():
 
 
 def reads_and_frames(piece: bytes) -> tuple[int, int]:
-    """The number of reads and of frames in one second in which a guest sends `piece` continuously."""
+    """The numbers of reads and frames in one second, while a guest sends `piece` continuously."""
     frame_count = 0
 
     async def run() -> int:
@@ -300,7 +300,7 @@ async def test_output_is_not_throttled(size: int, count: int, monkeypatch: pytes
     assert not pauses
 
 
-def test_reported_stats_are_clamped_to_the_limits():
+def test_stats_reported_by_the_guest_are_clamped_to_the_limits():
     spec = SandboxSpec("attempt", Path("/disk"), cpus=1, memory_bytes=1000, processes_max=10)
     stats = merge_stats(Stats(1.5, 5000, 4, oom_kills=1), (2**64 - 1, 2**64 - 1, 2, 3), spec)
     assert stats == Stats(1.5, 1000, 10, oom_kills=3, fork_failures=3)
@@ -338,7 +338,7 @@ async def test_large_console_output_is_throttled():
     assert reads <= 20
 
 
-async def test_early_console_output_is_read_at_once():
+async def test_early_console_output_is_read_immediately():
     async def run() -> bytes:
         host_end, guest_end = socket.socketpair()
         tail = OutputTail()

@@ -85,14 +85,14 @@ def test_boot_errors_other_than_timeouts_do_not_disable_kvm(tmp_path):
     assert later.accelerators == [Accelerator.KVM]
 
 
-def test_machine_without_kvm_emulates_without_slow_reason(tmp_path, monkeypatch):
+def test_machine_without_kvm_emulates_without_a_slow_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     qemu_runtime = FakeQemuRuntime(tmp_path)
     assert qemu_runtime.make().slow_reason is None
     assert qemu_runtime.accelerators == [Accelerator.TCG]
 
 
-def test_kvm_without_emulation_does_not_fall_back(tmp_path):
+def test_kvm_does_not_fall_back_if_emulation_is_excluded(tmp_path):
     qemu_runtime = FakeQemuRuntime(tmp_path, TIMED_OUT, TIMED_OUT, excludes_emulation=True)
     with pytest.raises(AttemptError, match="did not boot: not in time") as raised:
         qemu_runtime.make()
@@ -107,7 +107,7 @@ def test_kvm_without_emulation_does_not_fall_back(tmp_path):
     ("outcomes", "is_explicit_only"),
     [([], False), ([TIMED_OUT], False), ([TIMED_OUT, TIMED_OUT], True), ([BROKEN, BROKEN], True)],
 )
-def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcomes, is_explicit_only):
+def test_probe_reports_that_emulation_must_be_selected_explicitly(tmp_path, monkeypatch, outcomes, is_explicit_only):
     async def create_once(qemu_runtime, *_, **__):
         await qemu_runtime.create(
             qemu_runtime._build_handle("abcdefghijkl", None), SandboxSpec("abcdefghijkl", Path("/d"), 1, 1, 1)
@@ -125,7 +125,7 @@ def test_probe_reports_emulation_as_explicit_only(tmp_path, monkeypatch, outcome
     assert ("explicitly" in automatic.remedy) is is_explicit_only
 
 
-def test_slow_kvm_is_not_booted(tmp_path, monkeypatch):
+def test_guest_is_not_booted_with_slow_kvm(tmp_path, monkeypatch):
     set_kvm_speed(monkeypatch, is_too_slow=True)
     monkeypatch.setattr("os.getuid", lambda: 0)
     qemu_runtime = FakeQemuRuntime(tmp_path, excludes_emulation=True)
