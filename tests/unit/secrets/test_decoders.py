@@ -94,7 +94,7 @@ def test_any_plain_value_is_found(pieces: list[str], before: bytes, after: bytes
 @pytest.mark.parametrize(
     "value", ['0000012"""\\b', "\\b0\\b1\\b2", "a\x00\x00\x00\x00\x00bc", '%40é""-a', '\\\\\\\\01"x']
 )
-def test_value_of_mostly_escapes_is_found_in_nested_json(value: str):
+def test_value_that_mostly_consists_of_escapes_is_found_in_nested_json(value: str):
     redactor, text = SecretRedactor({"S": value}), value
     for _ in range(4):
         text = json.dumps({"text": text})
@@ -136,7 +136,9 @@ ENCODINGS = [html.escape, html_template, single_quoted, mixed_quoted, html_of_js
 @pytest.mark.parametrize("depth", range(3))
 @pytest.mark.parametrize("encode", ENCODINGS)
 @pytest.mark.parametrize("value", SHORT_WITH_ESCAPES)
-def test_value_of_mostly_escapes_is_found_in_html_and_shell(value: str, encode: Callable[[str], str], depth: int):
+def test_value_that_mostly_consists_of_escapes_is_found_in_html_and_shell(
+    value: str, encode: Callable[[str], str], depth: int
+):
     text = f"<{encode(value)}>"
     for _ in range(depth):
         text = json.dumps(text)

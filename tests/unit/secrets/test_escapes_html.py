@@ -1,4 +1,4 @@
-"""HTML references are decoded as in browsers: by name or number, with leading zeros, without a semicolon."""
+"""HTML references are decoded as in browsers: by name or number, with leading zeros, and without a semicolon."""
 
 import html
 import json
@@ -83,7 +83,7 @@ def test_numeric_references_in_the_windows_1252_range_are_decoded():
         max_size=6,
     ).map("".join)
 )
-def test_one_layer_matches_html_unescape(text: str):
+def test_first_decoded_layer_matches_html_unescape(text: str):
     layers = decode_layers(text.encode())
     assert layers[min(1, len(layers) - 1)].data.decode() == html.unescape(text)
 

@@ -64,7 +64,7 @@ ENCODINGS: list[Callable[[str], str]] = [
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 def test_value_with_any_encoded_invisible_character_is_redacted(redactor: SecretRedactor, encode: Callable[[str], str]):
-    """Each character is on a separate line; most encodings are tested with every seventh character only."""
+    """Each character is on a separate line. Most encodings are tested only with every seventh character."""
     step = 1 if encode is plain else 7
     codes_tested = INVISIBLES[::step]
     for codes in (codes_tested[start : start + 200] for start in range(0, len(codes_tested), 200)):
@@ -89,7 +89,7 @@ def test_value_with_an_escape_introducer_before_each_letter_is_redacted(encode: 
 
 
 @pytest.mark.parametrize("filling", ["\t", "\\t", "\\\\t", "\\u0009", "%09", "&Tab;", "&#9;", "\\x09", "\\011"])
-def test_tabs_in_every_form_are_ignored(redactor: SecretRedactor, filling: str):
+def test_tabs_in_every_encoding_are_ignored(redactor: SecretRedactor, filling: str):
     assert redactor.redact_text(f"<{filling.join(VALUE)}>") == "<[REDACTED:S]>"
 
 
@@ -154,7 +154,7 @@ def test_text_without_a_value_is_unchanged(redactor: SecretRedactor, text: str, 
     assert b"".join([*map(stream.feed, chunks(data, size)), stream.flush()]) == data
 
 
-def test_value_with_invisible_characters_is_found_without_them():
+def test_value_with_invisible_characters_is_found_in_text_without_these_characters():
     value = "👩‍💻-❤️-geheim"
     redactor = SecretRedactor({"S": value})
     for encoded in (value, value.replace("\u200d", "").replace("\ufe0f", ""), json.dumps(value)[1:-1]):
@@ -162,7 +162,7 @@ def test_value_with_invisible_characters_is_found_without_them():
 
 
 @pytest.mark.parametrize("value", ["\u3164" * 9, "\t" * 8, "\x80\u2800" * 5, "\ud800" * 8, "a\u200b" * 5])
-def test_value_of_mostly_invisible_characters_is_found_verbatim(value: str):
+def test_value_that_mostly_consists_of_invisible_characters_is_found_verbatim(value: str):
     redactor = SecretRedactor({"S": value})
     assert redactor.redact_text(f"a {value} b") == "a [REDACTED:S] b"
     assert redactor.redact_text("nothing\tof it\u200b") == "nothing\tof it\u200b"

@@ -120,7 +120,7 @@ def test_shell_quotes_are_decoded_in_string_literals(
 
 @pytest.mark.parametrize("encode", [repr, in_single_quotes, in_any_quotes])
 @pytest.mark.parametrize("value", ["a'''b'''c'd", "it''s-a-secret", "'''''''''"])
-def test_quotes_in_string_literals_are_decoded_one_by_one(value: str, encode: Callable[[str], str]):
+def test_quotes_in_nested_string_literals_are_decoded_separately(value: str, encode: Callable[[str], str]):
     redacted = SecretRedactor({"S": value}).redact_text(encode(encode(f"run {value} end")))
     assert redacted.partition("run ")[2].partition(" end")[0].strip("\\'\"") == "[REDACTED:S]"
 

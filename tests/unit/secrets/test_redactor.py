@@ -146,7 +146,7 @@ def test_python_repr_with_mixed_escapes_is_redacted():
 
 @pytest.mark.parametrize("value", ["pässwordxyz%", "pässwordxyz%4", "pässwordxyz\\", "pässwordxyz\\x", "pässwordxyz&"])
 @pytest.mark.parametrize("after", ["41", "1", "x41", "#65;", " 41", "n"])
-def test_text_after_a_value_may_complete_an_escape(value: str, after: str):
+def test_value_is_redacted_even_if_the_following_text_completes_an_escape(value: str, after: str):
     redacted = SecretRedactor({"S": value}).redact_text(json.dumps(value + after))
     assert redacted.startswith('"[REDACTED:S]')
     assert len(redacted) <= len('"[REDACTED:S]"') + 3 + len(after)
@@ -249,7 +249,7 @@ def test_short_values_are_listed_and_not_redacted():
         "%%%%%%%%",
     ],
 )
-def test_values_of_special_characters_are_found_verbatim(value: str):
+def test_values_that_consist_of_special_characters_are_found_verbatim(value: str):
     redactor = SecretRedactor({"S": value})
     assert redactor.redact_text(f"a{value}b") == "a[REDACTED:S]b"
     assert redactor.redact_text("ordinary text") == "ordinary text"
@@ -278,7 +278,7 @@ def test_repr_does_not_contain_values(redactor: SecretRedactor):
     assert "ghp" not in repr(SecretPattern(TOKEN.encode(), "TOKEN"))
 
 
-def test_redaction_time_hardly_depends_on_the_number_of_secrets():
+def test_redaction_time_is_almost_independent_of_the_number_of_secrets():
     line = b'{"type":"assistant","text":"' + b"some ordinary words, \\n and more of them " * 24 + b'"}\n'
     many = SecretRedactor({f"S{index}": f"{index:02}x{TOKEN}" for index in range(64)})
     few = SecretRedactor({"S": TOKEN})

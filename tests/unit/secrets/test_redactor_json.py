@@ -1,4 +1,4 @@
-"""A redacted line of JSON stays valid, and its other content is unchanged."""
+"""A redacted line of JSON remains valid, and its other content is unchanged."""
 
 import json
 
@@ -22,7 +22,7 @@ def nested(text: str, depth: int) -> str:
 
 @pytest.mark.parametrize("value", QUOTED)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_quoted_value_is_found_without_quotes_and_json_stays_valid(value: str, depth: int):
+def test_quoted_value_is_found_without_quotes_and_json_remains_valid(value: str, depth: int):
     line = nested(f"The key is {KEY}", depth)
     assert SecretRedactor({"S": value}).redact_text(line) == nested("The key is [REDACTED:S]", depth)
 
@@ -35,14 +35,14 @@ def test_quoted_value_is_found_without_quotes_in_hex():
 @pytest.mark.parametrize("value", SHORT)
 @pytest.mark.parametrize("text", ["abcdefg", '"abcdefg"', 'abcdefg"', "x abcdefg\\"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_value_that_is_short_without_quotes_keeps_json_valid(value: str, text: str, depth: int):
+def test_json_remains_valid_after_redaction_of_a_value_that_is_short_without_quotes(value: str, text: str, depth: int):
     redacted = SecretRedactor({"S": value}).redact_text(nested(text, depth))
     for _ in range(depth):
         redacted = json.loads(redacted)["text"]
     assert value not in redacted
 
 
-def test_value_line_that_ends_in_a_quote_keeps_json_valid():
+def test_json_remains_valid_after_redaction_of_a_line_that_ends_in_a_quote():
     line = 'password = "hunter2-hunter2"'
     redactor = SecretRedactor({"S": f"[default]\n{line}\nregion = somewhere\n"})
     assert json.loads(redactor.redact_text(json.dumps([line[:-1], line]))) == ["[REDACTED:S]", '[REDACTED:S]"']
@@ -75,7 +75,7 @@ letters = st.sampled_from("\\\"'nu041ab%/&\n\té😀 x-")
     st.text(letters, max_size=5),
     st.text(letters, max_size=5),
 )
-def test_json_with_arbitrary_values_stays_valid(value: str, before: str, after: str):
+def test_json_with_arbitrary_values_remains_valid(value: str, before: str, after: str):
     assume(len(set(value)) > 5)
     redactor = SecretRedactor({"S": value})
     for ascii_only in (True, False):

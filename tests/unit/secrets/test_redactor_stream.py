@@ -1,4 +1,4 @@
-"""A stream is redacted independently of its chunking, with minimal buffering."""
+"""The redaction of a stream does not depend on its chunking, and buffers as little as possible."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ def test_stream_of_single_bytes_is_redacted_like_the_whole_text(case: tuple[str,
     )
 
 
-def test_ordinary_line_is_emitted_at_once():
+def test_ordinary_line_is_emitted_immediately():
     stream = SecretRedactor({"TOKEN": TOKEN}).stream()
     for line in (b'{"type":"assistant","text":"don\'t \\n 100%"}\n', b"plain words g\n", "naïve ghp_\n".encode()):
         assert stream.feed(line) == line
@@ -180,7 +180,7 @@ def test_overlapping_values_are_both_redacted():
     assert redactor.redact(b"<abcdefgh12345678zyxwvuts>") == b"<[REDACTED:FIRST]>"
 
 
-def test_flush_lines_keeps_lines_from_the_start_of_wrapped_base64():
+def test_flush_lines_buffers_lines_that_may_start_wrapped_base64():
     code = base64.b64encode(b"password=" + TOKEN.encode() * 2).decode()
     first, second = code[:40], code[40:]
     stream = SecretRedactor({"TOKEN": TOKEN * 2}).stream()
@@ -225,7 +225,7 @@ def test_flush_lines_emits_lines_that_only_resemble_a_value():
     assert stream.feed(b"$ ") == f"{code[:20]}\n$ ".encode()
 
 
-def test_flush_lines_keeps_a_partial_line():
+def test_flush_lines_buffers_a_partial_line():
     stream = SecretRedactor({"TOKEN": TOKEN}).stream()
     assert stream.feed(b"Password? " + TOKEN[:30].encode()) == b"Password? "
     assert stream.flush_lines() == b""

@@ -1,4 +1,4 @@
-"""A task's secrets are resolved concurrently. The result is all of them, or one error that lists every failure."""
+"""A task's secrets are resolved concurrently. The result is all values, or one error that lists every failure."""
 
 import asyncio
 
@@ -142,7 +142,7 @@ def test_error_detail_names_the_secret():
     assert (error.code, error.detail) == ("secret_unavailable", "Secret TOKEN (source vault, key a/b#c): it rained.")
 
 
-def test_message_has_secret_names_and_detail_has_source_and_reason():
+def test_error_message_has_secret_names_and_error_detail_has_sources_and_reasons():
     with pytest.raises(SecretUnavailableError) as caught:
         resolve(secret("FIRST", "key-1"), secret("DATABASE"), secret("SECOND", "key-2", "file"))
     message, detail = caught.value.message, caught.value.detail
