@@ -1,4 +1,4 @@
-"""The earlier conversation as text: what is in it, and its limits."""
+"""The content and the limits of the earlier conversation as text."""
 
 from datetime import UTC, datetime
 
@@ -41,7 +41,7 @@ def test_main_conversation_is_rendered():
     ]
 
 
-def test_conversation_converted_from_old_output_is_rendered():
+def test_conversation_converted_from_output_of_an_earlier_version_is_rendered():
     output = e.Output.from_bytes("stdout", b"{}\n")
     record = e.Record(1, 1, datetime(2026, 1, 29, tzinfo=UTC), output)
     text = ConversationText()
@@ -80,7 +80,7 @@ def test_long_texts_are_shortened_in_the_middle():
     assert "characters omitted" in entry
 
 
-def test_beginning_is_omitted_beyond_the_limit():
+def test_beginning_is_omitted_if_the_text_exceeds_the_limit():
     text = ConversationText(characters_max=100)
     assert not text.render().startswith(OMISSION)
     rendered = render(*(e.AgentMessage(f"message {number:03}") for number in range(100)), text=text)
@@ -93,7 +93,7 @@ def test_beginning_is_omitted_beyond_the_limit():
     assert longer.render() == f"{rendered}\n\nUser: Go on."
 
 
-def test_blank_lines_of_many_tasks_stay_within_the_limit():
+def test_text_of_many_tasks_with_blank_lines_is_within_the_limit():
     earlier = ""
     for _ in range(5):
         text = ConversationText(1000)

@@ -1,4 +1,4 @@
-"""A client that resumes after any record receives exactly the rest."""
+"""A client that resumes after any record receives exactly the remaining events."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def message_line(text):
 
 
 class StreamedJournal:
-    """A task's journal, and the servers that stream it one after the other."""
+    """A task's journal, and the servers that stream the journal one after the other."""
 
     def __init__(self, data_dir, **parts):
         self.journals, self.store = FileJournals(data_dir), MemoryStore()
@@ -110,7 +110,7 @@ def events_after(received, after):
 
 
 @given(event_lists)
-def test_replay_after_any_record_returns_the_rest(events):
+def test_replay_after_any_record_returns_the_remaining_events(events):
     async def resume_after_each_record(streamed):
         all_events = await streamed.replay(0)
         for after in (*range(streamed.recorder.writer.last_seq + 2), 2**62):
@@ -225,7 +225,7 @@ def test_resuming_client_receives_all_later_events(before, during, resumptions, 
         asyncio.run(run(streamed))
 
 
-async def test_replay_of_the_end_reads_only_the_end(monkeypatch):
+async def test_replay_of_the_last_events_reads_only_the_end_of_the_journal(monkeypatch):
     with streamed_journal() as streamed:
         streamed.record(*[e.Output.from_bytes("stdout", b"x" * 200 + b"\n")] * 3000)
         streamed.update_index()
@@ -270,7 +270,7 @@ async def test_output_with_conversation_events_is_not_converted():
     assert (message["type"], message["text"]) == ("agent_message", "Hello.")
 
 
-async def test_output_of_a_terminal_is_not_converted():
+async def test_output_of_an_interactive_task_is_not_converted():
     with streamed_journal(claude={"headless": False}) as streamed:
         streamed.record(*OLD_RECORDS[:3])
         streamed.update_index()

@@ -44,7 +44,7 @@ async def test_gap_replaces_the_missed_events():
     ]
 
 
-async def test_gaps_are_per_task():
+async def test_each_task_has_separate_gaps():
     async def run():
         broadcast = Broadcast()
         events = broadcast.subscribe()
@@ -55,7 +55,7 @@ async def test_gaps_are_per_task():
     assert summarize(await run())[2:] == [("a", 3, 3, "gap"), ("b", 4, 4, "gap")]
 
 
-async def test_subscriber_queue_is_bounded_by_bytes(monkeypatch):
+async def test_size_of_the_subscriber_queue_in_bytes_is_limited(monkeypatch):
     monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 100)
     monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_BYTES_MAX", 3000)
 

@@ -101,7 +101,7 @@ async def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypa
     assert health.reasons() == ""
 
 
-def test_small_disk_is_judged_by_free_percentage(health):
+def test_threshold_of_a_small_disk_is_a_percentage(health):
     assert health.reasons(DiskSpace(free_bytes=2 * GIB, total_bytes=20 * GIB)) == ""
     assert "nearly full" in health.reasons(DiskSpace(free_bytes=GIB - 1, total_bytes=20 * GIB))
 
@@ -113,7 +113,7 @@ def test_readiness_has_hysteresis(health):
     assert health.reasons(structs.replace(AMPLE_SPACE, free_bytes=5 * GIB)) == ""
 
 
-def test_released_reserve_is_not_space_for_new_tasks(health):
+def test_released_reserve_is_not_counted_as_free_space_for_new_tasks(health):
     tiny = DiskSpace(free_bytes=0, total_bytes=100 * 1024**2)
     assert "0 MiB are free" in health.reasons(tiny)
     assert "0 MiB are free" in health.reasons(structs.replace(tiny, free_bytes=16 * 1024**2))
@@ -168,7 +168,7 @@ def test_host_that_cannot_start_runners_is_reported(health):
     assert health.reasons() == ""
 
 
-def test_reasons_have_one_order(health):
+def test_reasons_have_a_fixed_order(health):
     health.host_problem = "The machine does not respond."
     health.drain.start(SystemClock().now())
     health.missing_keys.update({"claude", "other"})

@@ -1,4 +1,4 @@
-"""The tailer keeps the index current for a restarted server, without an update for each artifact."""
+"""The tailer keeps the index current for a restarted server, but does not update it for each artifact."""
 
 import asyncio
 from unittest.mock import Mock
@@ -54,7 +54,7 @@ class TailedTask:
         self.tracked = TrackedTask(IndexedTask(reading.task, reading.offset), Orphaned())
 
     async def write_events(self, events):
-        """Write each event once the tailer has read the one before."""
+        """Write each event after the tailer has read the previous event."""
         self.tailer.start(self.tracked)
         for event in events:
             self.recorder.record(event)
@@ -78,7 +78,7 @@ async def test_many_artifacts_are_indexed_together(tailed_task, monkeypatch):
     assert tailed_task.store.saves == 0
 
 
-async def test_end_of_the_task_indexes_all_artifacts_at_once(tailed_task, monkeypatch):
+async def test_all_artifacts_are_indexed_together_when_the_task_ends(tailed_task, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.INDEX_INTERVAL_SECONDS", 600.0)
     await tailed_task.write_events([*ARTIFACTS, e.TaskFinished()])
     assert tailed_task.store.saves == 1

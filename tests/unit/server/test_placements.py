@@ -1,4 +1,4 @@
-"""The host of an attempt selects its placement; a host that no placement has is unknown, never free."""
+"""The host of an attempt selects its placement. The state of a host without a placement is unknown, never free."""
 
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ async def test_host_selects_the_placement(placements, host, name):
 
 
 @pytest.mark.parametrize("host", ["gone:one", "Far:one"])
-async def test_host_of_no_placement_is_unknown(placements, host):
+async def test_state_of_a_host_without_a_placement_is_unknown(placements, host):
     runner, disk = placements.find_runner(location(host)), placements.preserved_disk(location(host))
     assert runner.liveness() is Liveness.UNKNOWN
     assert await runner.is_responsive()
@@ -87,14 +87,14 @@ async def test_host_of_no_placement_is_unknown(placements, host):
 @pytest.mark.parametrize(
     ("follow_up", "takes_disk", "name"), [(None, True, "remote"), ("retry", False, "remote"), ("resume", True, "local")]
 )
-def test_next_attempt_runs_where_its_disk_is(placements, follow_up, takes_disk, name):
+def test_next_attempt_runs_on_the_host_of_its_disk(placements, follow_up, takes_disk, name):
     attempt = SimpleNamespace(
         id=ORDER.attempt_id, host="here", follow_up=follow_up, transfers_disk=lambda _: takes_disk
     )
     assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=attempt)) == name
 
 
-def test_first_attempt_runs_at_the_selected_placement(placements):
+def test_first_attempt_runs_on_the_selected_placement(placements):
     assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=None)) == "remote"
     assert placements.selected_host == "remote"
     assert [placement.name for placement in placements] == ["local", "remote"]

@@ -90,7 +90,7 @@ def test_failed_probe_is_retried(clock, caplog):
     assert "process limit reached" in caplog.text
 
 
-async def test_blocked_reason_names_next_probe_or_probe_in_progress(clock):
+async def test_blocked_reason_names_the_next_probe_or_the_probe_in_progress(clock):
     reports = []
 
     async def probe():

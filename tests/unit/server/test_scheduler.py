@@ -50,7 +50,7 @@ def test_small_tasks_overtake_a_large_one_up_to_a_limit(scheduler):
     assert scheduler.admit_next() == f"small-{QUEUE_OVERTAKES_MAX // 2}"
 
 
-def test_task_that_this_server_cannot_start_is_skipped_and_delays_no_other(scheduler):
+def test_task_that_this_server_cannot_start_is_skipped_without_delaying_others(scheduler):
     scheduler.enqueue("blocked", SMALL, "No key.")
     for number in range(QUEUE_OVERTAKES_MAX + 1):
         scheduler.enqueue(f"task-{number}", SMALL)
@@ -107,7 +107,7 @@ def test_task_waits_for_free_memory_of_the_machine(scheduler):
     assert scheduler.admit_next(half_gib) == "a"
 
 
-def test_resources_are_formatted_in_plain_digits():
+def test_resources_are_formatted_without_grouping_or_exponents():
     assert str(Resources(16, GIB // 4, 12345 * GIB)) == "16 CPUs, 0.25 GiB of memory and 12345 GiB of disk"
 
 
@@ -141,7 +141,7 @@ def test_removed_task_is_not_admitted(scheduler):
     assert scheduler.admit_next() == "b"
 
 
-def test_requeued_task_is_first_and_holds_no_reservation(scheduler):
+def test_requeued_task_is_first_and_has_no_reservation(scheduler):
     for name in ("first", "second", "third"):
         scheduler.enqueue(name, HALF)
     assert [scheduler.admit_next(), scheduler.admit_next(), scheduler.admit_next()] == ["first", "second", None]

@@ -1,4 +1,4 @@
-"""Samples of the load: what they count, and their number."""
+"""The content and the number of load samples."""
 
 import asyncio
 from collections.abc import Callable

@@ -37,10 +37,10 @@ def pruned_hours(retention, retained=()):
         (Retention(older_than_seconds=45 * 3600, keep=4, max_bytes=300), [50, 40]),
     ],
 )
-def test_each_limit_prunes_as_few_tasks_as_needed(retention, expected):
+def test_minimum_number_of_tasks_is_pruned_for_each_limit(retention, expected):
     assert pruned_hours(retention) == expected
 
 
-def test_retained_tasks_do_not_count_as_pruned():
+def test_retained_tasks_are_not_counted_as_pruned():
     assert pruned_hours(Retention(keep=3), retained={50}) == [40, 30]
     assert pruned_hours(Retention(older_than_seconds=35 * 3600), retained={50}) == [40]

@@ -51,7 +51,7 @@ async def test_result_is_cached_for_a_limited_time(seconds, expected):
     assert (await run()) == expected
 
 
-async def test_failure_without_waiter_is_not_cached():
+async def test_failure_without_a_waiter_is_not_cached():
     measurement = SlowMeasurement()
     measurement.is_broken = True
 
