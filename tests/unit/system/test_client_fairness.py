@@ -1,4 +1,4 @@
-"""Each client gets a fair share of each turn of the event loop, in order."""
+"""Each client gets a fair share of each turn of the event loop. Its streams take their turns in order."""
 
 import asyncio
 import threading
@@ -26,7 +26,7 @@ async def totals_per_turn(taken, count):
     return totals
 
 
-async def test_streams_of_one_client_share_its_turn():
+async def test_streams_of_one_client_share_the_turn_of_the_client():
     share, taken = FairShares().of("vera"), []
     streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
     totals = await totals_per_turn(taken, 10)
@@ -50,7 +50,7 @@ async def test_streams_of_one_client_do_not_delay_another_client():
     await asyncio.gather(*streams, return_exceptions=True)
 
 
-async def test_large_message_counts_as_several():
+async def test_large_message_is_counted_as_several_messages():
     share, taken = FairShares().of("vera"), []
     stream = asyncio.create_task(acquire_repeatedly(share, 10, taken, size_bytes=1024 * 1024))
     totals = await totals_per_turn(taken, 6)
@@ -77,7 +77,7 @@ def test_share_is_reused_while_it_is_held():
     assert shares.of("otto") is not held
 
 
-async def test_shared_work_is_charged_to_no_client():
+async def test_shared_work_is_not_charged_to_any_client():
     share, taken = FairShares().of("vera"), []
     client_fairness.set_current_share(share)
     streams = [asyncio.create_task(acquire_repeatedly(share, 1000, [])) for _ in range(5)]
@@ -133,7 +133,7 @@ async def test_threads_per_client_are_limited(use_share):
     assert (maximum <= THREADS_AT_ONCE_MAX + 1) is use_share
 
 
-async def test_thread_slot_covers_several_steps():
+async def test_thread_slot_is_held_for_several_steps():
     share, active, maximum = FairShares().of("vera"), 0, 0
 
     async def use_slot():

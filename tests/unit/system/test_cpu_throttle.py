@@ -16,7 +16,7 @@ class ThrottleHarness:
         self.throttle = CpuThrottle(lambda: self.now, lambda: self.used)
 
     async def tick(self):
-        """Give all waiters time to check again."""
+        """Give all waiters time to check the budget again."""
         await asyncio.sleep(0.02)
         await asyncio.sleep(0.02)
         await asyncio.sleep(0.02)
@@ -34,8 +34,8 @@ async def test_work_within_the_budget_does_not_wait(harness):
         await asyncio.gather(*(harness.throttle.queue().wait() for _ in range(100)))
 
 
-async def test_cpu_used_before_start_is_not_debt(harness):
-    """Before the start, the same process may have relayed a large clone."""
+async def test_cpu_time_used_before_the_start_is_not_debt(harness):
+    """Before the throttle is started, the same process may have relayed a large clone."""
     harness.used = 100.0
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
@@ -45,7 +45,7 @@ async def test_cpu_used_before_start_is_not_debt(harness):
         await harness.throttle.queue().wait()
 
 
-async def test_priority_queue_overtakes_waiters(harness):
+async def test_priority_queue_overtakes_other_waiters(harness):
     done = []
     common, preferred = harness.throttle.queue(), harness.throttle.queue(debt_seconds=1.0)
 

@@ -8,7 +8,7 @@ from sandbox.system.cpu_throttle import CpuBudget
 BURST, CORES = RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 
-def test_burst_needs_no_wait():
+def test_burst_does_not_wait():
     budget = CpuBudget(100.0, 7.0)
     budget.update(100.0, 7.0 + BURST)
     assert budget.wait_seconds() == 0
@@ -49,7 +49,7 @@ def test_greedy_work_is_limited_to_rate_and_burst():
     assert cpu_seconds / 600 < 0.21
 
 
-def test_idle_time_saves_at_most_one_burst():
+def test_idle_time_accumulates_at_most_one_burst():
     budget = CpuBudget(0.0, 0.0)
     budget.update(10_000.0, 0.0)
     budget.update(10_000.0, BURST + 0.5)

@@ -1,4 +1,4 @@
-"""Opening a file that the agent made inaccessible, and writing files durably. A failure leaks no descriptor."""
+"""Opening of files that the agent made inaccessible, and durable writing of files. A failure leaks no descriptor."""
 
 import errno
 import os

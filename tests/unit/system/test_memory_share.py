@@ -1,4 +1,4 @@
-"""Memory of responses to one client is bounded; closing stalled connections frees it."""
+"""The memory for responses to one client is limited. Closing stalled connections frees memory."""
 
 import asyncio
 
@@ -59,7 +59,7 @@ async def test_waiters_are_admitted_in_order():
 
 
 @pytest.mark.parametrize("was_admitted", [False, True])
-async def test_cancelled_waiter_holds_no_memory_and_blocks_no_other(was_admitted):
+async def test_cancelled_waiter_holds_no_memory_and_does_not_block_others(was_admitted):
     memory = MemoryShare(100)
     assert await memory.try_reserve(80)
     first = asyncio.create_task(reserve_until(memory, 50, asyncio.Event()))

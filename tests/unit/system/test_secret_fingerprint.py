@@ -5,7 +5,7 @@ from sandbox.system.secret_fingerprint import make_fingerprint, matches_fingerpr
 SECRETS = {"TOKEN": "hunter2-hunter2", "KEY": "pässwort\n"}
 
 
-def test_fingerprint_matches_only_the_values_of_its_creation(tmp_path):
+def test_fingerprint_matches_only_the_values_from_which_it_was_created(tmp_path):
     path = tmp_path / "secrets.fingerprint"
     path.write_bytes(make_fingerprint(SECRETS))
     assert matches_fingerprint(path, dict(reversed(SECRETS.items())))
