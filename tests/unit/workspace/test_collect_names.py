@@ -9,7 +9,7 @@ from sandbox.workspace.collect import TEMPORARY_FILE_NAME, ArtifactNames, conten
 from sandbox.workspace.files import printable_path
 
 
-def test_taken_base_name_is_replaced_by_the_path_or_numbered():
+def test_base_name_that_is_in_use_is_replaced_by_the_path_or_numbered():
     names = ArtifactNames(frozenset({"task.patch"}))
 
     allocated = [

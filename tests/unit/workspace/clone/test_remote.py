@@ -77,7 +77,7 @@ def test_contents_of_files_in_settings_are_passed(tmp_path):
     assert remote.files == {"/etc/clone/0": b"certificate"}
 
 
-def test_settings_name_only_files_in_the_confinement(tmp_path):
+def test_settings_refer_only_to_files_in_the_confinement(tmp_path):
     certificates = tmp_path / "certificates"
     certificates.mkdir()
     (certificates / "0a1b2c3d.0").write_bytes(b"one")
@@ -100,7 +100,7 @@ def test_settings_name_only_files_in_the_confinement(tmp_path):
     }
 
 
-def test_certificates_need_no_hashed_name(tmp_path):
+def test_certificates_do_not_need_hashed_names(tmp_path):
     (tmp_path / "below").mkdir()
     (tmp_path / "company.pem").write_bytes(b"certificate")
     remote = resolve_remote("https://git.example/a", [("http.sslcapath", str(tmp_path))], "", tmp_path)
@@ -108,7 +108,7 @@ def test_certificates_need_no_hashed_name(tmp_path):
     assert remote.files == {"/etc/clone/0/company.pem": b"certificate"}
 
 
-def test_only_hashed_certificates_are_passed_if_too_many(tmp_path):
+def test_only_certificates_with_hashed_names_are_passed_if_there_are_too_many(tmp_path):
     for number in range(SETTINGS_FILES_MAX):
         (tmp_path / f"{number}.pem").write_bytes(b"certificate")
     (tmp_path / "0a1b2c3d.0").symlink_to("0.pem")

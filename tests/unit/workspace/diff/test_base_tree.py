@@ -1,4 +1,4 @@
-"""The tree of a base commit uses bounded memory, even if a compromised git lists it."""
+"""The tree of a base commit uses a limited amount of memory, even if a compromised git lists the tree."""
 
 from pathlib import Path
 

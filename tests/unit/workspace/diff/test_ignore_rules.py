@@ -1,4 +1,4 @@
-"""Checking the agent's directories against ignore rules uses bounded space on the host."""
+"""Checking the agent's directories against ignore rules uses a limited amount of space on the host."""
 
 import os
 import stat
@@ -68,7 +68,7 @@ def test_existing_files_are_preserved(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == [".gitignore"]
 
 
-def test_deep_tree_is_created_once(tmp_path, monkeypatch):
+def test_directories_of_a_deep_tree_are_created_once(tmp_path, monkeypatch):
     created = []
     real_mkdir = os.mkdir
     monkeypatch.setattr(os, "mkdir", lambda path, *mode: (created.append(path), real_mkdir(path, *mode)))

@@ -38,7 +38,7 @@ async def ends_in_time(work, writer):
 
 
 @pytest.mark.parametrize("turns", range(1, 9))
-async def test_cancel_at_any_moment_ends_both_and_leaks_no_descriptor(turns, tmp_path):
+async def test_cancel_at_any_time_ends_git_and_the_thread_and_leaks_no_descriptor(turns, tmp_path):
     before = set(Path("/proc/self/fd").iterdir())
     with pipe() as (reader, writer):
         work = start(tmp_path, reader, writer)
@@ -50,7 +50,7 @@ async def test_cancel_at_any_moment_ends_both_and_leaks_no_descriptor(turns, tmp
     assert before.issuperset(Path("/proc/self/fd").iterdir())
 
 
-async def test_descriptor_exhaustion_ends_both_with_emfile(tmp_path, monkeypatch):
+async def test_descriptor_exhaustion_ends_git_and_the_thread_with_emfile(tmp_path, monkeypatch):
     def refuse():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 

@@ -1,4 +1,4 @@
-"""Git errors become helpful messages without secrets."""
+"""Git errors are converted to helpful messages without secrets."""
 
 import time
 
@@ -59,7 +59,7 @@ def test_known_git_errors_have_advice(stderr, expected):
     assert expected in message
 
 
-def test_unknown_git_error_is_shown_redacted():
+def test_unknown_git_error_is_shown_after_redaction():
     secrets = find_secrets(
         [("http.https://x/.extraheader", "Authorization: Bearer abcdefghijkl"), ("credential.helper", "store")]
     )
@@ -90,7 +90,7 @@ def test_last_meaningful_error_line_is_used():
     "word", ["a", "repository '", "remote branch ", "SOCKS5 connection to ", "transport '", "a://"]
 )
 def test_long_error_line_is_parsed_quickly(word):
-    """While an error is parsed, the attempt can neither be cancelled nor end."""
+    """While an error is being parsed, the attempt cannot be cancelled and cannot end."""
     stderr = "remote: " + word * (1024**2 // len(word)) + "\nfatal: early EOF"
     started = time.process_time()
 

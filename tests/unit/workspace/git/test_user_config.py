@@ -1,4 +1,4 @@
-"""Only settings for reaching repositories are taken from the server user's git configuration."""
+"""Only settings for access to repositories are read from the server user's git configuration."""
 
 from sandbox.workspace.git.user_config import parse_settings
 
