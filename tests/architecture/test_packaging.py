@@ -20,7 +20,7 @@ def unit(root: Path) -> str:
     return (root / "packaging" / "systemd" / "sandbox.service").read_text()
 
 
-def test_systemd_unit_keeps_runners_on_restart(unit: str):
+def test_systemd_unit_does_not_stop_runners_on_restart(unit: str):
     settings = dict(line.split("=", 1) for line in unit.splitlines() if re.match(r"[A-Z][A-Za-z]+=", line))
     expected = {"KillMode": "process", "Delegate": "yes", "OOMPolicy": "continue", "DelegateSubgroup": "server"}
     assert expected.items() <= settings.items()

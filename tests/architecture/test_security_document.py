@@ -95,7 +95,7 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
     }
 
 
-def test_writing_a_column_keeps_the_other_columns(document: str):
+def test_writing_a_column_does_not_change_the_other_columns(document: str):
     (kind, row), parsed_table = ("network", table.names()["network"][0]), table.parse(document)
     before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in parsed_table.outcomes.items()}
     verdicts = verdicts_of("qemu")
@@ -110,7 +110,7 @@ def test_writing_a_column_keeps_the_other_columns(document: str):
     assert reread.runs["qemu"] == ("2026-01-29", "QEMU 1")
 
 
-def test_new_runtime_gets_a_column(document: str, monkeypatch: pytest.MonkeyPatch):
+def test_column_is_added_for_a_new_runtime(document: str, monkeypatch: pytest.MonkeyPatch):
     before = table.parse(document)
     monkeypatch.setattr(table, "RUNTIMES", (*table.RUNTIMES, "new"))
     reread = table.parse(table.replace_table(document, table.parse(document)))

@@ -144,7 +144,7 @@ def test_session_secret_and_token_are_not_interchangeable(server):
         assert server.denied(cookie=cookies).status == 401
 
 
-def test_local_operator_has_no_id_and_the_operator_role():
+def test_local_operator_has_the_operator_role_but_no_id():
     assert (LOCAL_OPERATOR.id, LOCAL_OPERATOR.name, LOCAL_OPERATOR.role) == ("", "local", Role.OPERATOR)
 
 

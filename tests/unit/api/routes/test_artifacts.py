@@ -127,7 +127,7 @@ def test_etags_may_span_several_headers(api):
     assert api("GET", f"{ARTIFACTS}/report.bin", headers=lines).status_code == 304
 
 
-def test_download_has_no_last_modified(api):
+def test_download_has_no_last_modified_header(api):
     assert "last-modified" not in api.get(f"{ARTIFACTS}/report.bin").headers
 
 

@@ -288,7 +288,7 @@ def test_private_and_hop_by_hop_headers_are_not_forwarded():
     assert TASK_KEY.encode() not in sent.to_upstream
 
 
-def test_chunked_body_stays_chunked_without_trailers():
+def test_chunked_body_remains_chunked_without_trailers():
     protocol, _ = create_protocol(is_unrestricted=True)
     sent = protocol.client_data_received(
         request(
@@ -299,7 +299,7 @@ def test_chunked_body_stays_chunked_without_trailers():
     assert sent.to_upstream.endswith(b"\r\n\r\n" + chunk(b"abc") + chunk(b"de") + b"0\r\n\r\n")
 
 
-def test_expect_continue_gets_a_100_response():
+def test_request_with_expect_continue_receives_a_100_response():
     protocol, _ = create_protocol(is_unrestricted=True)
     effects = protocol.client_data_received(
         request("/v1/messages", "Expect: 100-continue", "Content-Length: 5", body=b"")

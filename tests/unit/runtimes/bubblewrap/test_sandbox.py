@@ -32,7 +32,7 @@ def test_environment_values_are_passed_through_the_file_only():
     assert arguments[at:] == ["--clearenv", "--setenv", "TOKEN", "a-secret", "--setenv", "EMPTY", ""]
 
 
-def test_command_line_has_no_host_paths_of_the_task():
+def test_command_line_contains_no_host_paths_of_the_task():
     argv, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
     assert not any("/data" in word for word in (*argv, *arguments))
     assert ("overlay", "program-0", "/data/tool") in staged_entries(SPEC)

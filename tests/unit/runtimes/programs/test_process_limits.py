@@ -18,7 +18,7 @@ def test_priority_limits_are_zero(monkeypatch: pytest.MonkeyPatch, hard_limit: i
 
 
 @pytest.mark.parametrize(("hard_limit", "expected"), [(100, 100), (resource.RLIM_INFINITY, process_limits.SIGNALS_MAX)])
-def test_lower_existing_limit_is_kept(monkeypatch: pytest.MonkeyPatch, hard_limit: int, expected: int):
+def test_lower_existing_limit_is_not_raised(monkeypatch: pytest.MonkeyPatch, hard_limit: int, expected: int):
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
