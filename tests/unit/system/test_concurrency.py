@@ -1,4 +1,4 @@
-"""A function in a daemon thread releases its slot once; the first coroutine to complete ends the others."""
+"""A function in a daemon thread releases its slot exactly once. The first coroutine to complete ends the others."""
 
 import asyncio
 import errno
