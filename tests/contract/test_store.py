@@ -192,7 +192,7 @@ def test_pages_are_newest_first_by_default(store):
         ("name", ["b", "d", "a", "c"]),
     ],
 )
-def test_unstarted_tasks_are_last_in_each_sort_order(store, sort, ascending):
+def test_tasks_are_sorted_by_each_field_with_unstarted_tasks_last(store, sort, ascending):
     store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
     store.insert(IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
     store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
