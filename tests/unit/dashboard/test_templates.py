@@ -34,6 +34,11 @@ TEXTS = [
 ]
 """Cases that depend on the surrounding characters."""
 
+TESTED_CODES = sorted(
+    {*range(0x3400), *range(0xF900, 0x20000), *range(0xE0000, 0xE1001), *range(0, sys.maxunicode, 97), sys.maxunicode}
+)
+"""All characters, except that ideographs, Hangul, surrogates, private and unassigned characters are sampled."""
+
 
 @pytest.fixture(scope="module")
 def escape_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,7 +60,7 @@ def replace_symbols(text: str) -> str:
 
 
 def test_scripts_and_templates_escape_each_character_identically(escape_module: Path):
-    codes = [code for code in range(sys.maxunicode + 1) if not 0x2400 <= code < 0x2425]
+    codes = [code for code in TESTED_CODES if not 0x2400 <= code < 0x2425]
     pairs = escape_by_scripts(escape_module, [f"a{chr(code)}b" for code in codes])
     for code, (text_escaped, name_escaped) in zip(codes, pairs, strict=True):
         text = f"a{chr(code)}b"
