@@ -1,4 +1,4 @@
-"""Acceptance tests run the real server in a process, and use only HTTP, WebSocket and the command line."""
+"""Acceptance tests run the real server as a process and access it only through HTTP, WebSocket and the command line."""
 
 from types import MappingProxyType
 
@@ -56,7 +56,7 @@ def shared_deployments(tmp_path_factory):
 def deploy(request, deployment, shared_deployments):
     """Starts a deployment with a repository, a running server, and a scripted model with the given turns.
 
-    The deployment is shared with other tests of this process, unless the test has prepared the deployment first.
+    The deployment is shared with other tests in this process, unless the test has already prepared its own deployment.
     """
     shared = None
 
@@ -83,7 +83,7 @@ def deploy(request, deployment, shared_deployments):
 
 @pytest.fixture
 def deploy_leak_checked(request, deploy, deployment):
-    """Like `deploy`; fails if leftovers of a task remain 5 seconds after it has ended."""
+    """Like `deploy`; fails if leftovers of a task remain 5 seconds after the task has ended."""
     yield deploy
     try:
         wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")
@@ -94,7 +94,7 @@ def deploy_leak_checked(request, deploy, deployment):
 
 @pytest.fixture(scope="module")
 def chromium():
-    """One Chromium per test module. The module cannot use `asyncio.run`."""
+    """One Chromium process per test module. Tests in this module cannot call `asyncio.run`."""
     with open_chromium() as chromium:
         yield chromium
 

@@ -73,7 +73,7 @@ def send_request(
         return client.request(method, deployment.server.ready_message["http"] + path, **options)
 
 
-def test_operator_writes_viewer_reads_and_invalid_token_is_rejected(token_deployment):
+def test_operator_can_write_viewer_can_read_and_invalid_token_is_rejected(token_deployment):
     deployment = token_deployment
     _, viewer = make_token(deployment, Role.VIEWER)  # while the server is running
     deployment.submit()
@@ -145,7 +145,7 @@ def test_running_server_requires_tokens_once_one_exists(deploy):
     wait_until(lambda: send_request(deployment, None).status_code == 200)
 
 
-def test_clone_host_not_in_allowed_hosts_is_rejected(token_deployment):
+def test_repository_on_a_host_that_is_not_allowed_is_rejected(token_deployment):
     deployment = token_deployment
     manifest = {
         "version": "1",

@@ -1,4 +1,4 @@
-"""Options below `claude` in the manifest, end to end."""
+"""End-to-end tests of the options in the manifest's `claude` section."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def run(deployment, **parts):
 
 
 def task_output(server):
-    """Return the task's stdout. Checks that the transcript is complete, as in every output format."""
+    """Check that the transcript is complete, as in every output format; return the task's stdout."""
     events = [json.loads(line) for line in server.artifact("transcript.ndjson").splitlines()]
     assert [event["type"] for event in events][-1] == "result"
     assert "assistant" in {event["type"] for event in events}

@@ -178,7 +178,7 @@ DROPPED_HEADERS = {"content-length", "transfer-encoding", "connection", "date"}
 
 
 def open_attack_page(browser, origin):
-    """Open a page of this origin without a content security policy."""
+    """Open a page on this origin without a content security policy."""
     return browser.open(
         f"{origin}/attack",
         prepare=lambda page: page.route(
@@ -191,7 +191,7 @@ def test_same_origin_page_cannot_load_responses_as_code(deployment, browser):
     origin = deployment.server.ready_message["http"]
     page = open_attack_page(browser, origin)
     assert page.evaluate(ATTACKS, ADDRESSES) == {}
-    # The dashboard's own assets can be loaded, so a successful load is detected.
+    # Control: the dashboard's own assets load, which shows that the test detects a successful load.
     loaded = page.evaluate(ATTACKS, ["/assets/plain.js", "/assets/dashboard.css", "/assets/icon.svg"])
     assert {"module", "import"} <= set(loaded["/assets/plain.js"])
     assert set(loaded["/assets/plain.js"]).isdisjoint({"worker", "module_worker", "shared_worker", "service_worker"})

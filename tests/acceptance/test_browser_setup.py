@@ -1,4 +1,4 @@
-"""The browsers of a test module share one process, but no state."""
+"""Browsers in a test module share one process but no state."""
 
 import http.server
 import threading

@@ -1,4 +1,4 @@
-"""The conversation of a task with the real agent: the same events for every output format and every client."""
+"""A task's conversation with the real agent has the same events in every output format and for every client."""
 
 import json
 
@@ -40,7 +40,7 @@ def test_conversation_is_recorded_once_and_redacted(deploy, output_format):
     assert parsed == {True}
 
 
-def test_conversation_is_a_stream_of_the_logs(deploy):
+def test_logs_have_a_conversation_stream(deploy):
     deployment = deploy(bash("echo hi"), reply("Done."))
     deployment.submit()
     deployment.wait()

@@ -1,4 +1,4 @@
-"""Each manifest of the cookbook runs as printed, and does what the page says."""
+"""Each manifest in the cookbook runs as printed and does what the page says."""
 
 import json
 import os
@@ -108,7 +108,7 @@ class Result:
 
     @property
     def tools(self):
-        """The tools that Claude Code reported at its start."""
+        """The tools that Claude Code reported when it started."""
         lines = [json.loads(line) for line in self.artifact("transcript.ndjson").splitlines()]
         return set(next(line for line in lines if line.get("subtype") == "init")["tools"])
 
@@ -159,7 +159,7 @@ def test_github_mcp_server_is_available_with_its_token(run):
     assert f"length {len(GITHUB_TOKEN)}" in result.output
 
 
-def test_address_of_the_package_index_is_redacted(run):
+def test_package_index_url_is_redacted(run):
     result = run("Upgrade a dependency from your package index")
     assert "+httplib==2.0" in result.patch
     assert "[REDACTED:PIP_INDEX_URL]" in result.output
@@ -172,7 +172,7 @@ def test_audit_writes_a_report_without_a_shell(run):
     assert result.artifact("security-report.md") == "# Findings\n"
 
 
-def test_review_can_use_git_only(run):
+def test_reviewing_agent_can_run_only_git(run):
     result = run("Review a branch from someone you do not trust")
     denied = [denial["tool_input"]["command"] for denial in result.status["result"]["permission_denials"]]
     assert denied == ["python3 calc.py"]
@@ -180,7 +180,7 @@ def test_review_can_use_git_only(run):
     assert result.artifact("review.md") == "Merge it.\n"
 
 
-def test_answer_is_one_line_of_json(run, deployment):
+def test_stdout_is_one_json_object_with_the_answer(run, deployment):
     result = run("Ask a question and use the answer in a script")
     command = [sys.executable, "-m", "sandbox", "task", "logs", result.task_id, "--stream", "stdout", "--raw"]
     environment = {"PATH": os.environ["PATH"], "SANDBOX_SERVER": deployment.server.ready_message["http"]}

@@ -109,7 +109,7 @@ def test_undamaged_tasks_stay_readable(deployment, tasks):
     assert deployment.server.is_alive()
 
 
-def test_damaged_index_rows_are_rebuilt_at_startup_and_reported_later(deployment, tasks):
+def test_damaged_index_row_is_rebuilt_at_startup_and_reported_while_running(deployment, tasks):
     tasks.damage_row("running")
     tasks.damage_row("waiting", "state", "asleep")
     tasks.damage_row("task-3", "task", b"\xff")

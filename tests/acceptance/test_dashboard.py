@@ -31,7 +31,7 @@ PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
 
 @pytest.fixture
 def dashboard_url(browser):
-    """Returns a deployment's dashboard URL. After the test, fails on console errors and on requests to other hosts."""
+    """Returns a dashboard's URL. Fails after the test if there were console errors or requests to other hosts."""
     base_urls = []
 
     def dashboard_url(deployment):
@@ -54,7 +54,7 @@ def assert_applies(patch, repository, directory):
     assert (directory / "clone" / "src" / "app.py").read_text() == 'print("good day")\n'
 
 
-def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, dashboard_url, tmp_path):
+def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, browser, dashboard_url, tmp_path):
     deployment = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Submit your first task").click()
@@ -80,7 +80,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
     tools = page.locator(".tool")
     assert tools.count() == 2
     tools.nth(1).locator("summary").click()
-    # Content that was never on the screen has no inner text.
+    # Content that has never been on screen has no inner text.
     assert tools.nth(1).locator("pre").last.text_content().strip() == "PASS"
     assert tools.nth(1).locator(".a2").text_content() == "PASS"
 
@@ -110,7 +110,7 @@ def test_task_is_submitted_followed_and_its_results_downloaded(deploy, browser, 
 
 
 def check_outcome(page):
-    """The page of the ended task begins with the agent's final message, the size of the patch and what to do next."""
+    """The page of an ended task begins with the agent's final message, the size of the patch and the next steps."""
     page.get_by_role("region", name="Final message").get_by_text("the greeting is polite now.").wait_for()
     page.locator(".figures dd", has_text="+4 −1 in 2 files").wait_for()
     assert page.locator("#fact-cost").inner_text().startswith("$")
@@ -129,7 +129,7 @@ def check_outcome(page):
     assert downloading.value.suggested_filename == "greet.patch"
 
 
-def test_page_recovers_from_being_hidden_a_server_restart_and_a_failed_refresh(deploy, browser, dashboard_url):
+def test_page_recovers_from_a_restart_a_failed_refresh_and_being_hidden(deploy, browser, dashboard_url):
     deployment = deploy(bash("sleep 3"), reply("Still here."))
     deployment.submit("long", claude={"prompt": "Wait."})
     wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", description="the tool call")
@@ -181,7 +181,7 @@ def check_head_is_requested_until_it_arrives(page, refused):
     assert page.locator("#head[data-refresh]").count() == 0
 
 
-def test_change_is_asked_for_and_the_chain_is_shown(deploy, browser, dashboard_url):
+def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboard_url):
     deployment = deploy(
         bash("echo one > one.txt"), reply("One is there."), bash("echo two > two.txt"), reply("Two is there.")
     )

@@ -1,4 +1,4 @@
-"""The tab Changes of a task's page: layouts, marks, keyboard, comments, and hostile or large patches."""
+"""The Changes tab of a task's page: layouts, highlighting, keyboard, comments, and hostile or large patches."""
 
 import subprocess
 
@@ -57,7 +57,7 @@ def make_patch(directory, before, after, executable=()):
 
 
 def large_patch():
-    """Each file has FILE_LINES changed lines."""
+    """A patch of FILE_COUNT files with FILE_LINES changed lines each."""
     half = FILE_LINES // 2
     lines = [f"-    value_{at} = compute(old, {at})\n+    value_{at} = compute(new, {at})\n" for at in range(half)]
     return "".join(
@@ -87,7 +87,7 @@ def server_url(tmp_path_factory):
 
 @pytest.fixture
 def base_url(server_url, browser):
-    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
     yield server_url
     others = [request.url for request in browser.requests if not request.url.startswith(server_url)]
     assert (browser.console_errors, others) == ([], [])
@@ -169,7 +169,7 @@ def test_layout_is_remembered_and_a_narrow_window_has_one_column(base_url, brows
     assert accessibility_violations(page) == []
 
 
-def test_viewed_files_stay_closed_for_this_task_only(base_url, browser):
+def test_viewed_files_stay_collapsed_only_for_this_task(base_url, browser):
     page = open_changes(browser, base_url)
     viewed = file_of(page, "app.py").get_by_role("button", name="Viewed")
     viewed.click()
@@ -224,13 +224,13 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     assert current_file(page) == "app.py"
     page.keyboard.press("v")
     file_of(page, "app.py").locator("tr.add").first.wait_for()
-    # Text can be typed, and other tabs do not handle the keys.
+    # In a text field, these keys are typed and are not shortcuts.
     page.get_by_role("searchbox", name="Filter files").press_sequentially("jv")
     assert page.get_by_role("searchbox", name="Filter files").input_value() == "jv"
     assert page.get_by_text("1 of 8 viewed").count() == 0
 
 
-def test_large_patch_is_rendered_where_it_is_seen(base_url, browser):
+def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
     page = open_changes(browser, base_url, "large", before=WATCH)
     page.get_by_text(f"{FILE_COUNT} files changed").wait_for()
     wait_until(lambda: page.locator(".file").count() == FILE_COUNT, 30, "all files")
@@ -242,7 +242,7 @@ def test_large_patch_is_rendered_where_it_is_seen(base_url, browser):
     assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
 
 
-def test_patch_with_many_files_is_truncated_with_a_count(base_url, browser):
+def test_patch_with_many_files_is_truncated_and_the_rest_is_counted(base_url, browser):
     page = browser.open(f"{base_url}/tasks/many#changes", before=WATCH)
     page.get_by_text("and 42000 more; download the patch to see all.").wait_for()
     page.get_by_text("45000 files changed").wait_for()
@@ -363,7 +363,7 @@ def test_review_begins_at_the_changes(base_url, browser):
 
 
 def open_plain_page(base_url, browser):
-    """A page of this origin without scripts, for testing a single module."""
+    """A page on this origin without scripts, for testing a single JavaScript module."""
     url = f"{base_url}/plain"
     plain = "<!doctype html><title>Plain</title>"
     return browser.open(

@@ -1,4 +1,4 @@
-"""Charts of a task's metrics and of the server's load, and the reference of the API in the frame of the site."""
+"""Charts of a task's metrics and of the server's load, and the API reference with the site's theme and navigation."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -36,7 +36,7 @@ def server_url(tmp_path_factory):
 
 @pytest.fixture
 def base_url(server_url, browser):
-    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
     yield server_url
     others = [request.url for request in browser.requests if not request.url.startswith(server_url)]
     assert (browser.console_errors, others) == ([], [])
@@ -90,7 +90,7 @@ def test_ticks_are_round_numbers(base_url, browser):
         assert page.evaluate(ticks, list(arguments)) == pytest.approx(expected), arguments
 
 
-def test_load_of_the_server_is_charted_and_survives_a_refresh(base_url, browser):
+def test_server_load_chart_survives_a_refresh(base_url, browser):
     page = browser.open(f"{base_url}/server")
     memory = chart(page, "Memory of the host")
     memory.locator("text").first.wait_for()
@@ -104,7 +104,7 @@ def test_load_of_the_server_is_charted_and_survives_a_refresh(base_url, browser)
     assert running.inner_text() == "0"
 
 
-def test_api_reference_has_the_frame_of_the_site(base_url, browser):
+def test_api_reference_has_the_theme_and_navigation_of_the_site(base_url, browser):
     page = browser.open(f"{base_url}/docs", scheme="dark")
     page.locator(".opblock").first.wait_for()
     assert page.locator("html.dark-mode").count() == 1

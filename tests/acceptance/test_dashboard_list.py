@@ -1,4 +1,4 @@
-"""The list of tasks in a real browser: search, filters, rows, later rows, and cancelling several tasks."""
+"""The list of tasks in a real browser: search, filters, rows, loading on scroll, and cancelling several tasks."""
 
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -20,7 +20,7 @@ ROWS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
 
 
 def store_tasks(data_dir):
-    """Store finished tasks, one that failed, and three pending ones, which a draining server does not start."""
+    """Store finished tasks, a failed task, and three pending tasks, which a draining server does not start."""
     tasks = StoredTasks(data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(minutes=FINISHED_COUNT + 100)
     options = {"lines": 0, "artifacts": ()}
@@ -53,7 +53,7 @@ def list_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(list_server, browser):
-    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
     address = list_server.server.ready_message["http"]
     yield address
     others = [request.url for request in browser.requests if not request.url.startswith(address)]
@@ -120,7 +120,7 @@ def test_row_opens_its_task_by_click_middle_click_and_keyboard(base_url, browser
     page.wait_for_url("**repository=*")
 
 
-def test_keys_move_between_tasks_select_one_and_search(base_url, browser):
+def test_keyboard_shortcuts_move_select_and_search(base_url, browser):
     page = browser.open(base_url)
     page.keyboard.press("j")
     page.keyboard.press("j")
@@ -135,7 +135,7 @@ def test_keys_move_between_tasks_select_one_and_search(base_url, browser):
     assert page.locator("#q").input_value() == "jk"
 
 
-def test_thousand_tasks_are_scrolled_without_a_pause(base_url, browser):
+def test_scrolling_a_thousand_tasks_does_not_block_the_page(base_url, browser):
     observe = """window.longest = 0; new PerformanceObserver((list) => {
         for (const each of list.getEntries()) window.longest = Math.max(window.longest, each.duration);
     }).observe({ type: "longtask" })"""
@@ -181,7 +181,7 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
     page.get_by_role("dialog").get_by_role("button", name="Close").click()
     browser.ignore_errors("status of 409")
     list_server.wait("waits-0")
-    # The cancelled task moves into the list of finished tasks; no row is lost, and none is there twice.
+    # The cancelled task moves into the list of finished tasks; no row is lost or duplicated.
     page.get_by_role("heading", name="Waiting for capacity 2").wait_for()
     rows = page.evaluate(ROWS)
     assert (sorted(rows), len(set(rows))) == (sorted(before), len(before))
@@ -190,7 +190,7 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
     assert page.get_by_label("Select Waits 1").is_checked()
 
 
-def test_row_has_changes_cost_and_reason_on_a_phone_too(base_url, browser):
+def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
     for width in (1440, 1024, 390):
         page = browser.open(f"{base_url}/?q=login", width=width)
         row = page.locator(".tasks tbody tr")

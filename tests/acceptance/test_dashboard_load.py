@@ -167,7 +167,7 @@ def loaded_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(loaded_server, browser):
-    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
     address = loaded_server.server.ready_message["http"]
     yield address
     assert (
@@ -206,7 +206,7 @@ def test_hostile_output_is_rendered_as_text(base_url, browser):
     for name in ("page.html", "notes.md"):
         page.get_by_role("button", name=name, exact=True).click()
         page.locator(".preview:visible").get_by_text(SCRIPT).first.wait_for()
-    page.locator("#fact-diff", has_text="+3 −1 in 2 files").wait_for()  # counted by the page
+    page.locator("#fact-diff", has_text="+3 −1 in 2 files").wait_for()  # computed by the page
     page.get_by_role("tab", name="Changes").click()
     page.get_by_text("2 files changed").wait_for()
     heads = page.locator(".file-head").all_inner_texts()
@@ -241,7 +241,7 @@ def test_failing_view_does_not_block_other_views(base_url, browser):
 
 
 def open_plain_page(base_url, browser):
-    """A page of this origin without scripts, for testing a single module."""
+    """A page on this origin without scripts, for testing a single JavaScript module."""
     url = f"{base_url}/plain"
     plain = "<!doctype html><title>Plain</title>"
     return browser.open(
@@ -250,7 +250,7 @@ def open_plain_page(base_url, browser):
     )
 
 
-def test_invisible_characters_are_escaped_like_in_the_cli(base_url, browser):
+def test_invisible_characters_are_escaped_as_in_the_cli(base_url, browser):
     page = open_plain_page(base_url, browser)
     for hidden in map(
         chr,
@@ -486,7 +486,7 @@ def test_shortcuts_are_listed_and_do_not_apply_while_typing(base_url, browser):
     sheet.get_by_role("checkbox").uncheck()
     sheet.get_by_role("button", name="Close").click()
     page.keyboard.press("c")
-    page.keyboard.press("?")  # the sheet is needed to enable the others again
+    page.keyboard.press("?")  # this key stays active, because shortcuts are enabled in this dialog
     sheet.get_by_role("checkbox").check()
     page.keyboard.press("Escape")
     page.keyboard.press("c")

@@ -34,7 +34,7 @@ def base_url(tmp_path_factory):
 
 @pytest.fixture
 def open_task(base_url, browser):
-    """Opens a task's page; returns it and its empty event stream."""
+    """Opens a task's page; returns the page and its empty event stream."""
 
     def open_task(path, before=None):
         stream = None
@@ -52,7 +52,7 @@ def open_task(base_url, browser):
 
 @pytest.fixture
 def open_running_task(base_url, browser):
-    """Opens the page of an ended task as that of a running one; returns it and its empty event stream."""
+    """Opens an ended task as if it were running; returns the page and its empty event stream."""
 
     def open_running_task(task_id, before=None):
         stream = None
@@ -89,7 +89,7 @@ def test_entries_skipped_in_a_burst_are_loaded_on_request(open_task):
     earlier = page.get_by_role("button", name="Show earlier")
     while earlier.count():
         earlier.first.click()
-    texts = page.locator(".says").all_text_contents()  # content that was never on the screen has no inner text
+    texts = page.locator(".says").all_text_contents()  # content that has never been on screen has no inner text
     assert [text.strip() for text in texts] == [f"entry {number}." for number in range(1500)]
 
 
@@ -97,7 +97,7 @@ MESSAGES = [agent_message(f"entry {number}.") for number in range(400)]
 
 
 def wait_for_value(page, expression):
-    """The pages' content policy forbids Playwright's own `wait_for_function`."""
+    """The pages' content security policy forbids Playwright's own `wait_for_function`."""
     wait_until(lambda: page.wait_for_timeout(50) or page.evaluate(expression), 30, expression)
 
 
@@ -111,7 +111,7 @@ def test_page_of_an_ended_task_opens_at_the_outcome(open_task):
     assert (message.inner_text(), page.evaluate("scrollY")) == ("done", 0)
     assert message.bounding_box()["y"] < 600
     page.locator("#talk").evaluate("(list) => list.scrollIntoView()")
-    page.get_by_role("link", name="A task").wait_for()  # in the bar, since the head is outside the window
+    page.get_by_role("link", name="A task").wait_for()  # shown in the bar while the header is scrolled out of view
     page.get_by_role("button", name="Jump to the latest").click()
     page.get_by_role("button", name="Jump to the latest").wait_for(state="hidden")
     page.get_by_role("link", name="A task").click()
@@ -180,7 +180,7 @@ def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_tas
     assert not page.evaluate(at_end)
 
 
-def test_open_details_survive_a_new_head(open_running_task, base_url):
+def test_open_details_survive_a_header_update(open_running_task, base_url):
     page, stream = open_running_task("chat")
     stream.send(agent_message("Here."))
     page.locator(".says").wait_for()
@@ -192,7 +192,7 @@ def test_open_details_survive_a_new_head(open_running_task, base_url):
     assert page.locator(".facts", has_text="https://").is_visible()
 
 
-def test_page_that_follows_a_task_shows_the_outcome_at_its_end(open_running_task, base_url):
+def test_page_of_a_running_task_shows_the_outcome_when_it_ends(open_running_task, base_url):
     page, stream = open_running_task("chat")
     stream.send(*MESSAGES)
     wait_for_value(page, "scrollY > 1000")
@@ -235,7 +235,7 @@ def test_texts_of_a_subagent_are_nested_and_folded(open_task):
     assert "Agent 1.0 started" in page.locator(".aside").inner_text()
 
 
-def test_edits_are_rendered_as_differences(open_task):
+def test_edits_are_rendered_as_diffs(open_task):
     page, stream = open_task("chat")
     unchanged = "".join(f"line {number}\n" for number in range(20))
     edits = [{"path": "/workspace/src/a.py", "old": f"{unchanged}hello\nend\n", "new": f"{unchanged}<b>bye</b>\nend\n"}]
@@ -302,7 +302,7 @@ DIFFS = """async (pairs) => {
 }"""
 
 
-def test_difference_contains_both_texts(open_task):
+def test_diff_contains_both_texts(open_task):
     page, _ = open_task("chat")
     words = "abcab"
     texts = ["", "a\n", "\n\n", *("\n".join(words[at:] + words[:at]) for at in range(5))]
@@ -327,7 +327,7 @@ def test_converted_conversation_is_rendered(open_task):
     assert page.locator(".tool pre").text_content() == "Exit code 2"
 
 
-def test_json_of_the_output_is_folded_and_levels_are_marked(open_task):
+def test_json_in_output_is_folded_and_log_levels_are_marked(open_task):
     page, stream = open_task("chat#output")
     nested = '{"level": "error", "msg": "no <b>disk</b>", "at": {"host": {"name": "needle"}}, "list": [1, 2]}'
     texts = [nested, "12:00 ERROR refused", "WARN: old option", "level=debug loop", "no error: fine", "{not json}"]
@@ -346,7 +346,7 @@ def test_json_of_the_output_is_folded_and_levels_are_marked(open_task):
     assert rows.first.bounding_box()["height"] > 100
     fold.click()
     assert "needle" not in first.inner_text()
-    page.get_by_role("searchbox").fill("needle")  # a match is not hidden in a fold
+    page.get_by_role("searchbox").fill("needle")  # a match is shown even if it is in folded text
     assert page.locator("mark").inner_text() == "needle"
     page.get_by_role("searchbox").fill("")
     page.get_by_role("button", name="Raw").click()
@@ -543,7 +543,7 @@ def test_burst_of_failed_results_is_rendered_in_time_slices(open_task):
     assert total == 300
 
 
-def test_results_that_follow_many_calls_are_dropped_at_the_limit(open_task):
+def test_late_results_of_many_calls_are_dropped_at_the_limit(open_task):
     page, _ = open_task("chat")
     page.evaluate(RESULTS_AFTER_CALLS, [tool_call_started("t"), tool_result("t"), 60, "much " * 200_000])
     notice = page.evaluate("document.querySelector('.earlier').innerText")

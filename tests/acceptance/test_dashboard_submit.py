@@ -1,4 +1,4 @@
-"""The page for a new task in a real browser: its form and its YAML stay in sync."""
+"""The page for a new task in a real browser: the form and the YAML stay in sync."""
 
 import pytest
 
@@ -32,7 +32,7 @@ HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 
 @pytest.fixture(scope="module")
 def submit_server(tmp_path_factory):
-    """A server with completed tasks of two repositories. Its tasks cannot complete."""
+    """A server with completed tasks of two repositories. New tasks cannot complete."""
     deployment = Deployment(tmp_path_factory.mktemp("submit"))
     try:
         tasks = StoredTasks(deployment.data_dir)
@@ -51,7 +51,7 @@ def submit_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(submit_server, browser):
-    """URL of the server. After the test, fails on console errors and on requests to other hosts."""
+    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
     address = submit_server.server.ready_message["http"]
     yield address
     browser.ignore_errors("status of 400")  # the result of a validation
@@ -140,7 +140,7 @@ def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):
     assert [comment in yaml_of(page) for comment in ("# An audit", "# No network for security")] == [True, True]
 
 
-def test_server_reads_each_text_as_it_was_typed(base_url, browser):
+def test_typed_text_reaches_the_server_unchanged(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     texts = [
         *(
@@ -262,7 +262,7 @@ def test_errors_are_shown_at_the_fields(base_url, browser):
         "long",
     ],
 )
-def test_yaml_that_the_form_cannot_show_is_read_only_in_the_form(base_url, browser, text, note, prompt_is_usable):
+def test_form_does_not_change_yaml_that_it_cannot_show(base_url, browser, text, note, prompt_is_usable):
     page = browser.open(f"{base_url}/submit")
     open_yaml(page, text)
     if note:
@@ -270,13 +270,13 @@ def test_yaml_that_the_form_cannot_show_is_read_only_in_the_form(base_url, brows
     assert page.get_by_label("Prompt", exact=True).is_enabled() == prompt_is_usable
     assert yaml_of(page) == text
     assert page.evaluate("window.hacked") is None
-    # The same form can be used again as soon as the YAML is corrected.
+    # The form can be used again as soon as the YAML is corrected.
     open_yaml(page, QUICK_REFERENCE_AUDIT)
     page.get_by_label("Prompt", exact=True).fill("Once more")
     assert "prompt: Once more" in yaml_of(page)
 
 
-def test_nothing_that_was_typed_is_lost_on_reload(base_url, browser):
+def test_typed_text_survives_a_reload(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     page.get_by_label("Prompt", exact=True).fill("Typed for long")
     page.reload()

@@ -56,7 +56,7 @@ window.outcomes = (async () => {
 
 @pytest.fixture(scope="module")
 def token_deployment(tmp_path_factory):
-    """A server with an operator's token (`bearer`) and a viewer's token (`viewer`). Its tasks cannot complete."""
+    """A server with an operator's token (`bearer`) and a viewer's token (`viewer`). New tasks cannot complete."""
     deployment = Deployment(tmp_path_factory.mktemp("guarded"))
     try:
         deployment.data_dir.mkdir(mode=0o700)
@@ -174,7 +174,7 @@ def test_cross_site_requests_with_a_session_are_rejected(token_deployment, brows
         "socket": token_deployment.server.ready_message["ws"],
         "manifest": manifest,
     }
-    page.goto("about:blank")  # drop requests of the previous page
+    page.goto("about:blank")  # forget the requests of the previous page
     responses = []
     page.on("response", lambda response: responses.append((response.request.method, response.url, response.status)))
     with other_site(FORGED % values) as address:

@@ -24,7 +24,7 @@ def follow_up(deployment, task_id, action="continue", **body):
 
 
 def checkout(deployment, directory, *patches):
-    """Clone the first commit, and apply the patches one after the other; return the content of each file."""
+    """Clone the first commit and apply the patches in order; return the content of each file."""
     git("clone", "-q", str(deployment.repositories / "repo.git"), str(directory), cwd=deployment.directory)
     git("checkout", "-q", deployment.commit, cwd=directory)
     for number, patch in enumerate(patches):
@@ -71,7 +71,7 @@ def test_chain_of_three_follow_ups_resumes_the_session(deploy_leak_checked, tmp_
 
 
 def push_another_commit(deployment, tmp_path):
-    """Move the branch: a task that continues another one starts from the commit of its parent all the same."""
+    """Move the branch. A task that continues another one still starts from its parent's commit."""
     work = tmp_path / "push"
     git("clone", "-q", str(deployment.repositories / "repo.git"), str(work), cwd=tmp_path)
     (work / "count.txt").write_text("100\n")
@@ -128,7 +128,7 @@ def deploy_with_secret(deployment, *turns, **script):
     return deployment
 
 
-def test_killed_server_loses_nothing_and_the_parent_may_be_pruned(deployment, tmp_path):
+def test_chain_survives_a_killed_server_and_a_pruned_parent(deployment, tmp_path):
     steps = (*STEPS[0], *STEPS[1])
     deployment.start_git()
     deploy_with_secret(deployment, *steps)
@@ -151,7 +151,7 @@ def test_killed_server_loses_nothing_and_the_parent_may_be_pruned(deployment, tm
     assert (status["state"], status["parent"], status["continues"]) == ("completed", "first", "session")
 
 
-def test_task_that_cannot_be_continued_is_refused(deploy):
+def test_continuing_an_unsuitable_task_is_rejected(deploy):
     deployment = deploy(bash("python3 -c 'import time; time.sleep(600)'"), files=FILES)
     deployment.submit("running")
     deployment.submit("unclonable", repository={"branch": "absent"})

@@ -1,4 +1,4 @@
-"""If a server is drained or stopped, running tasks continue, pending tasks are kept, and shutdown is fast."""
+"""When a server is drained or stopped, running tasks continue, pending tasks stay queued, and shutdown is fast."""
 
 import json
 import signal
@@ -73,7 +73,7 @@ def check_drain(deployment):
 
 
 def check_undo_drain(deployment, since):
-    """The server is still drained after the restart, until the drain is undone."""
+    """The server keeps draining after a restart, until the drain is undone."""
     assert deployment.http.get("/api/v1/health").json()["draining_since"] == since
     assert deployment.http.get("/api/v1/health/ready").status_code == 503
     assert admin(deployment, "drain", "--undo").returncode == 0

@@ -1,7 +1,7 @@
-"""`network_mode: outbound` reaches the hosts in `allowed_hosts`, and `full` all public hosts.
+"""`network_mode: outbound` allows access to the hosts in `allowed_hosts`, and `full` to all public hosts.
 
 The real agent tries to connect from a sandbox. The server and a fake internet run in two network namespaces; every
-packet to the internet is recorded. Allowed hosts have global addresses, since the gateway dials no others.
+packet to the internet is recorded. Allowed hosts have global addresses, since the gateway dials no other addresses.
 """
 
 import hashlib
@@ -261,7 +261,7 @@ def test_http2_and_websocket_pass_inside_tls(results):
     assert set(results_of(results, "websocket").values()) == {"101 a frame"}
 
 
-def test_denied_destinations_do_not_respond(results):
+def test_denied_destinations_are_unreachable(results):
     for name, output in results_of(results, "no").items():
         assert '"path"' not in output, (name, output)
         refused = output.startswith(("exit ", "gaierror", "TimeoutError")) or "Error: " in output

@@ -1,4 +1,4 @@
-"""Clients that common generators make from `openapi.json` submit, follow and download with the real server."""
+"""Clients that common tools generate from `openapi.json` submit, follow and download with the real server."""
 
 import importlib
 import json
@@ -82,7 +82,7 @@ console.log(JSON.stringify({
 
 @pytest.fixture
 def server(deploy, monkeypatch):
-    """The URL of a server. Its agent adds a line to a file."""
+    """The URL of a server whose agent adds a line to a file."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -99,7 +99,7 @@ def test_generated_python_client_submits_follows_and_downloads(server, tmp_path,
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     warnings = [line for line in completed.stderr.splitlines() if line.startswith(("WARNING", "Unsupported", "Unable"))]
-    # The generator supports no YAML; the same operation has a JSON body.
+    # The generator does not support YAML, so the client sends the manifest as JSON.
     assert warnings == [
         "WARNING parsing POST /api/v1/tasks within tasks.",
         "Unsupported content type application/yaml",

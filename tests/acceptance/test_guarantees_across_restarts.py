@@ -50,13 +50,13 @@ def test_idempotency_keys_and_preserved_sandboxes_survive_a_restart(deployment):
 
 
 def check_secret_handling(deployment):
-    """A secret reaches the agent and is not in any file of the server."""
+    """A secret reaches the agent but is not stored in any file of the server."""
     deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}])
     assert deployment.wait()["error"]["code"] == "agent_failed", deployment.diagnostics()
     [result] = deployment.tool_results()
     assert str(len(VALUE) + 1) in str(result)
     assert "[REDACTED:TOKEN]" in deployment.logs()
-    agent = deployment.data_dir / "agent"  # the copy of Claude Code: 400 MB that no task changes
+    agent = deployment.data_dir / "agent"  # contains only the copy of Claude Code: 400 MB that no task changes
     files = [file for file in deployment.data_dir.rglob("*") if file.is_file() and agent not in file.parents]
     assert not [file for file in files if VALUE.encode() in file.read_bytes()]
     deployment.submit("task-2", secrets=[{"name": "TOKEN", "source": "env", "key": "NOT_SET"}])

@@ -1,4 +1,4 @@
-"""Tasks from start to end in gVisor, and one in the default runtime if that has a separate kernel.
+"""Tasks from start to end in gVisor, and one in the default runtime if this runtime has a separate kernel.
 
 tests/contract covers memory limits and the death of the creator for each runtime, tests/chaos a killed runner, and
 test_limit_errors.py the reported limits. A timeout ends the agent in the same way as a cancellation, and is not tested.
@@ -19,7 +19,7 @@ WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 
 @pytest.fixture
 def deploy_gvisor(deployment, deploy, tmp_path):
-    """Like `deploy` with gVisor; fails if leftovers of the task remain 5 seconds after it has ended."""
+    """Like `deploy` with gVisor; fails if leftovers of the task remain 5 seconds after its end."""
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     yield deploy

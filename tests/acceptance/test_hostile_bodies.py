@@ -25,7 +25,7 @@ MINIMAL_JSON = json.dumps(MINIMAL).encode()
 
 
 def bomb(levels, width):
-    """YAML aliases that expand to width ** levels values."""
+    """YAML aliases that expand to `width ** levels` values."""
     lines = ["a0: &a0 [" + ", ".join(["x"] * width) + "]"]
     for level in range(1, levels):
         lines.append(f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * width) + "]")
@@ -38,7 +38,7 @@ def truncated(body):
 
 
 def hostile_bodies():
-    """Hostile bodies by name; a function, since building them takes a second."""
+    """Return hostile bodies by name. This is a function, because building the bodies takes a second."""
     return {
         "alias bomb": (YAML, bomb(9, 9)),
         "merge key bomb": (YAML, b"a: &a {x: 1}\n" + b"".join(b"b%d: {<<: *a}\n" % n for n in range(10_000))),
@@ -109,7 +109,7 @@ def test_hostile_bodies_are_rejected_within_a_second_and_freed(deployment):
     assert deployment.http.get("/api/v1/tasks").json()["total_count"] == tasks_before
 
 
-def test_body_at_the_size_limit_is_accepted_and_above_it_rejected(deployment):
+def test_only_bodies_above_the_size_limit_are_rejected(deployment):
     padding = MEBIBYTE - len(MINIMAL_JSON)
     response, seconds = post(deployment, MINIMAL_JSON[:-1] + b" " * (padding + 1) + b"}", JSON)
     assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")

@@ -251,7 +251,7 @@ def test_host_processes_are_not_visible(results):
     assert results["observed"]["control: own processes"] is None
 
 
-def test_server_key_is_in_no_environment_arguments_or_file(results):
+def test_server_key_is_not_in_environments_arguments_or_files(results):
     assert results["observed"]["secrets"] == []
     assert SERVER_KEY in {r["headers"].get("x-api-key") for r in results["deployment"].model_requests()}
 

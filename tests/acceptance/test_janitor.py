@@ -34,7 +34,7 @@ def command_lines():
 
 
 def runner_pids(data_dir, task_id=""):
-    """Pids of the runners that hold a journal lock of this deployment, or of one of its tasks."""
+    """Pids of the runners that hold journal locks in this data directory, or the lock of the given task."""
     root, found = str(data_dir / "tasks" / task_id), set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -45,7 +45,7 @@ def runner_pids(data_dir, task_id=""):
 
 
 def stop_runner_after_creation(deployment, task_id, exists):
-    """Submit a task and stop its runner as soon as the object exists."""
+    """Submit a task and pause its runner as soon as `exists` returns true for the layout of its attempt."""
     deployment.submit(task_id, vm={"cpus": 1, "memory": "512M", "disk": "256M"})
     layout = attempt_layout(deployment, task_id)
     wait_until(lambda: exists(layout), description=f"the object of {task_id}", pause_max=0.02)
@@ -91,7 +91,7 @@ def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, object_nam
 
 
 def sweep_finished(deployment):
-    """Return a condition that is true at the end of the janitor's round: it removes incomplete images last."""
+    """Return a condition that is true at the end of the janitor's round, which removes incomplete images last."""
     incomplete_image = deployment.data_dir / "profiles" / "half-made" / "part"
     incomplete_image.mkdir(parents=True)
     return lambda: not incomplete_image.exists()
@@ -104,7 +104,7 @@ def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(d
     (other_deployment.home / ".gitconfig").write_text((deployment.home / ".gitconfig").read_text())
     with contextlib.closing(other_deployment):
         other_deployment.start_server()
-        vm = {"disk": "1G"}  # all of them fit on a small disk
+        vm = {"disk": "1G"}  # all these sandboxes fit on a small disk
         other_deployment.submit("other", vm=vm)
         deployment.submit("kept", vm=vm, lifecycle={"timeout": "1s", "failure_action": "preserve"})
         deployment.submit("running", vm=vm)

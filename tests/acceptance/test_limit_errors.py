@@ -90,7 +90,7 @@ def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_leak_checked):
 
 @pytest.fixture
 def measured_responses():
-    """Polls the server during a block; yields the list of response times in seconds."""
+    """Polls the server during a `with` block; yields the list of response times in seconds."""
 
     @contextlib.contextmanager
     def measure(deployment):

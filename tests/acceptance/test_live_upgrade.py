@@ -1,8 +1,8 @@
 """A server is replaced by a newer version while its tasks run.
 
 The old version is OLD_COMMIT, from before most modules were renamed. Its runners continue when its server stops; the
-new server follows their tasks, cancels them, attaches to them and cleans up after them. Formats that one version
-writes and the other reads must be the same.
+new server follows their tasks, cancels them, attaches to them and cleans up after them. Both versions must use the same
+formats for data that one of them writes and the other reads.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ allowed_hosts = ["github.com"]
 older_than = "60d"
 """
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
-# Twice: if the session already contains the interrupted tool call, Claude Code adds a response itself, which counts as
-# the first of these turns.
+# The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
+# itself, which counts as the first of these turns.
 RESUMED = (bash("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
     "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), reply("Finished.")),
@@ -186,7 +186,7 @@ def new_command(deployment, *command_words):
 
 
 def run_old_server(deployment, old_version):
-    """Start the old server and wait until one task is finished, one is preserved, and the other agents wait."""
+    """Start the old server; wait until one task is finished, one is preserved, and the other agents wait for input."""
     deployment.start_server(python=old_version.python)
     for name in ("finish", "keep", *WAITING):
         submit(deployment, name)

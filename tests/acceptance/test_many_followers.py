@@ -1,4 +1,4 @@
-"""Ten clients follow a busy task, reconnect after arbitrary bytes, and receive every event once."""
+"""Ten clients follow a busy task, disconnect at arbitrary bytes, reconnect, and receive every event once."""
 
 import asyncio
 import json

@@ -129,7 +129,7 @@ async def check_errors(tool):
     assert "less than or equal to 300" in await tool.error("status", task_id="nobody", wait_seconds=99999)
 
 
-async def test_tool_error_without_a_server_names_sandbox_serve():
+async def test_tool_error_without_a_server_suggests_sandbox_serve():
     from mcp.server.mcpserver.exceptions import ToolError
 
     from sandbox.cli.commands.mcp.server import TaskTools

@@ -1,4 +1,4 @@
-"""Server-side tools of the model follow the network mode, and a rejected model key fails the task."""
+"""The network mode also applies to server-side tools of the model, and a rejected model key fails the task."""
 
 import json
 
@@ -36,7 +36,7 @@ curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_K
 
 
 def count_messages_with(deployment, block):
-    """Number of messages that contain the block, in all requests that reached the model."""
+    """Number of messages with this content block in all requests that reached the model."""
     bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return sum(block in message["content"] for body in bodies for message in body["messages"])
 
@@ -44,7 +44,7 @@ def count_messages_with(deployment, block):
 def test_server_side_tools_are_denied_without_full_network(deploy):
     """Claude Code's WebSearch and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
     commands = [send_block(block) for block, _ in REASONS]
-    # The model is also overloaded once (529).
+    # The model also reports once that it is overloaded (529).
     deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())
     deployment.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()

@@ -37,7 +37,7 @@ def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_pat
     layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
     assert rejection_message(deployment, "my-tools").endswith(": agentic-dev, basic")
     image_in_use = build(deployment, "my-tools", oci_archive(tmp_path / "old.tar", *layers, compression="+gzip"))
-    deployment.model.send_signal(signal.SIGSTOP)  # so that the task does not complete, and its image is in use
+    deployment.model.send_signal(signal.SIGSTOP)  # so that the task does not complete, and its image stays in use
     deployment.submit(vm={"profile": "my-tools"})
     deployment.wait_for_state("running")
     newer = layer(entry("opt/tools/marker", b"newer\n"))

@@ -1,4 +1,4 @@
-"""The Python client with the real server: the examples of its docs page, event iterators across a restart, errors."""
+"""The Python client with the real server: the documented examples, event iterators across a restart, and errors."""
 
 import asyncio
 import re
@@ -52,7 +52,7 @@ def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
     assert re.search(r"^fix-7\.patch \d+ sha256:[0-9a-f]{64}$", artifacts, re.MULTILINE)
     assert artifacts.endswith("There is no report.\n")
     assert "+mended\n" in (tmp_path / "fix-7.patch").read_text()
-    # The tasks that were made from fix-7 may still run; then the size of their patch is unknown.
+    # Tasks derived from fix-7 may still be running, so the size of their patch may be unknown.
     listed = r"https://github\.com/org/repo\.git (None|\{'files': \d, 'additions': \d, 'deletions': \d\})\n"
     assert re.fullmatch(
         rf"fix-7 completed Fix the build\n({listed}){{3}}"

@@ -16,7 +16,7 @@ exit 3"""
 
 @pytest.fixture
 def deploy_qemu(deployment, deploy, tmp_path):
-    """Like `deploy` with QEMU; fails if leftovers of the task remain 5 seconds after it has ended."""
+    """Like `deploy` with QEMU; fails if leftovers of the task remain 5 seconds after its end."""
     if not RUN_ALL_QEMU_TESTS:
         pytest.skip("only a sample runs with QEMU; script/test-qemu runs all tests")
     require_runtime("qemu", tmp_path / "probe")

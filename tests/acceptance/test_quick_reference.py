@@ -191,7 +191,7 @@ def has_fields(*fields):
 
 
 class User:
-    """Runs commands as a user does, in a separate directory."""
+    """Runs commands as a user does, in a dedicated directory."""
 
     def __init__(self, deployment, directory):
         self.deployment = deployment
@@ -207,7 +207,7 @@ class User:
         }
 
     def with_ports(self, text):
-        """The text with the ports of this server."""
+        """The text with the documented ports replaced by the ports of this server."""
         for documented_port, port in self._ports.items():
             text = text.replace(f"localhost:{documented_port}", f"localhost:{port}")
         return text
@@ -278,7 +278,7 @@ def user(tmp_path_factory):
         make_app(deployment)
         deployment.start_git()
         deployment.start_model(bash(f"printf '{REPORT}' > report.md"), reply(), branches=SCRIPTS)
-        # Sufficient for the large manifest on any machine.
+        # This capacity is sufficient for the large manifest on any machine.
         deployment.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
         user = User(deployment, directory / "user")
         user.run_samples()

@@ -1,6 +1,6 @@
 """After a simulated reboot, running tasks end as lost and pending tasks start.
 
-The simulation ends all processes, and changes the boot id in the journals.
+The simulation ends all processes and changes the boot id in the journals.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""A failed attempt is followed by another one (again, retry or resume) if that is allowed."""
+"""A failed attempt is followed by another attempt (again, retry or resume) if another attempt is allowed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ STEP_SECONDS = 30.0
 def kill_after(deployment, event_type, task_id, number):
     """Kill the runner right after it has recorded the event; return whether the agent had not started.
 
-    The runner runs for only two milliseconds at a time, so that it can be killed in time.
+    The runner is resumed for only two milliseconds at a time, so that the kill follows soon after the event.
     """
     if number > 1:
         description = f"attempt {number}"
@@ -109,8 +109,8 @@ def kill_server_and_runner(deployment):
 )
 def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
-    # Twice: if the session already contains the interrupted tool call, Claude Code adds a response itself, which counts
-    # as the first of these turns.
+    # The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
+    # itself, which counts as the first of these turns.
     resumed = bash("cat first.txt; echo second > second.txt")
     deployment = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
     deployment.submit(lifecycle={"resume": True})

@@ -1,4 +1,4 @@
-"""`sandbox run` in a clone, with the real server, until the patch is applied."""
+"""`sandbox run` in a clone with the real server, up to the applied patch."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def test_documented_session_matches_the_real_output(deploy, tmp_path):
     assert [line.strip() for line in documented_patch.splitlines()] == [line.strip() for line in shortened.splitlines()]
 
 
-def test_dirty_checkout_is_sent_and_the_patch_applied_onto_it(deploy, tmp_path):
+def test_uncommitted_changes_are_sent_and_the_patch_is_applied_to_them(deploy, tmp_path):
     deployment = deploy(
         bash("cat mine.txt app.py > both.txt && git log --format=%s -2; sed -i s/not/never/ app.py"),
         reply("Joined them."),

@@ -1,4 +1,4 @@
-"""A server whose runtime fails at startup probes it until it works."""
+"""A server whose runtime fails at startup probes the runtime until it works."""
 
 import signal
 import time

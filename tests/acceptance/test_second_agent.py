@@ -1,4 +1,4 @@
-"""A second agent with another model API, next to Claude Code: from its manifest section to the patch."""
+"""A second agent, which uses another model API than Claude Code: from its manifest section to the patch."""
 
 import contextlib
 import http.server
@@ -240,7 +240,7 @@ def test_errors_in_the_section_are_reported(server, change, errors):
     assert all(message.startswith(start) for (_, message), (_, start) in zip(found, errors, strict=True)), found
 
 
-def test_no_task_reads_the_key_of_any_agent(server):
+def test_tasks_cannot_use_model_keys_as_secrets(server):
     for number, variable in enumerate(("RESPONSES_API_KEY", "ANTHROPIC_API_KEY")):
         secret = {"name": "TOKEN", "source": "env", "key": variable}
         task_id = server.submit(f"thief-{number}", secrets=[secret])
@@ -248,7 +248,7 @@ def test_no_task_reads_the_key_of_any_agent(server):
         assert (status["state"], status["error"]["code"]) == ("failed", "secret_unavailable")
 
 
-def test_server_without_the_agent_fails_its_waiting_task_and_shows_ended_ones(tmp_path, model):
+def test_server_without_the_agent_fails_pending_tasks_and_shows_ended_tasks(tmp_path, model):
     with deployment_with(tmp_path, model) as server:
         manifest = MANIFEST.replace("id: second", "id: ended")
         server.http.post("/api/v1/tasks", content=manifest, headers={"content-type": "application/yaml"})

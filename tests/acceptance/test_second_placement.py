@@ -1,4 +1,4 @@
-"""A second placement: a host with its own data directory, reached only through the socket of a worker on it."""
+"""A second placement: a host with its own data directory, reached only through the socket of a worker on that host."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SHELL = ("task", "shell", "task-1")
 
 
 class WorkerDeployment(Deployment):
-    """A deployment whose tasks run at a worker, which has its own data directory and outlives servers."""
+    """A deployment whose tasks run on a worker, which has its own data directory and survives server restarts."""
 
     def start_worker(self):
         self.worker_data_dir, self.worker_socket = self.directory / "worker", self.directory / "worker.sock"
@@ -82,7 +82,7 @@ def deploy(tmp_path):
 
 
 @pytest.mark.timeout(240)
-def test_task_runs_at_the_worker_through_a_restart_and_a_silence(deploy):
+def test_task_survives_a_server_restart_and_an_unresponsive_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply())
     deployment.submit()
     deployment.wait_for_second_call()
@@ -114,7 +114,7 @@ def check_silence(deployment):
 
 
 def check_copy(deployment):
-    """The server has a copy of the journal and of the artifacts, and nothing else of the attempt."""
+    """The server has a copy of the journal and the artifacts, and no other files of the attempt."""
     patch = deployment.artifact("task-1.patch")
     assert b"+made\n" in patch
     assert b"+from-the-user\n" in patch
@@ -130,7 +130,7 @@ def check_copy(deployment):
 
 
 @pytest.mark.timeout(240)
-def test_cancelled_task_ends_at_the_worker(deploy):
+def test_cancelled_task_ends_on_the_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply())
     deployment.submit()
     deployment.wait_for_second_call()
@@ -147,7 +147,7 @@ def test_cancelled_task_ends_at_the_worker(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_finisher_of_a_killed_runner_runs_at_the_worker(deploy):
+def test_finisher_of_a_killed_runner_runs_on_the_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply())
     deployment.submit()
     deployment.wait_for_second_call()
@@ -158,7 +158,7 @@ def test_finisher_of_a_killed_runner_runs_at_the_worker(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_sandbox_is_preserved_at_the_worker(deploy):
+def test_sandbox_is_preserved_on_the_worker(deploy):
     deployment = deploy(
         bash("echo kept > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)), reply("never reached")
     )

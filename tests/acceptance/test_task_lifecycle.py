@@ -123,7 +123,7 @@ def check_patch_applies(deployment, patch, directory):
 
 
 def check_server_key_is_hidden(deployment, task_id):
-    """Only the model gets the server's key, not the agent."""
+    """The server's key reaches the model but not the agent."""
     requests = [request for request in deployment.model_requests() if request["path"].startswith("/v1/messages")]
     assert {request["headers"].get("x-api-key") for request in requests} == {SERVER_KEY}
     environment = deployment.tool_results()[2]

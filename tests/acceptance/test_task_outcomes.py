@@ -125,7 +125,7 @@ open("bottom.txt", "w").write("deep")
 
 
 def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(deploy_leak_checked):
-    """The model is also overloaded twice, and its response is so long that the line is stored in parts."""
+    """The model is also overloaded twice, and its response is such a long line that it is stored in parts."""
     overloaded = Fault("error", status=529, message="Overloaded", times=2)
     deployment = deploy_leak_checked(
         bash("setsid nohup sleep 600 >/dev/null 2>&1 & disown; echo top > top.txt"),

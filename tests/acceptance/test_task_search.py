@@ -1,4 +1,4 @@
-"""A task is found by words, repository and time, through HTTP, the command line and the Python client."""
+"""Tasks are found by words, repository and time, through HTTP, the command line and the Python client."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_tasks_are_found_after_a_restart_too(deploy):
     assert "DURATION" in table
 
 
-def test_task_is_selected_by_the_beginning_of_its_id(deploy):
+def test_task_is_selected_by_an_id_prefix(deploy):
     deployment = deploy(reply())
     first, second = "0badcafe-1111-4111-8111-111111111111", "0badcafe-2222-4222-8222-222222222222"
     deployment.submit(first, claude={"prompt": "Say 0badcafe"})

@@ -33,7 +33,7 @@ def no_proxy(monkeypatch):
 
 
 def check_live_events(deployment, task_id, events, started_clients):
-    """Yield the events. At the first output, the task must not have ended; `started_clients` is extended."""
+    """Yield the events. At the first output, check that the task is active, and add an item to `started_clients`."""
     last_seq, has_output = 0, False
     for event in events:
         if event["type"] == "output" and not has_output:

@@ -40,7 +40,7 @@ class TutorialUser:
         }
 
     def type(self, text, stdin_text="", is_success=True):
-        """Run a block in a terminal with `stdin_text` as input; return the terminal's output."""
+        """Run a block of commands in a terminal with `stdin_text` as input; return the output of the terminal."""
         lines = self.with_address(text) + '\npwd > "$HOME/here"\n'
         terminal = ["script", "-qec", f"bash -exc {shlex.quote(lines)}", "/dev/null"]
         result = subprocess.run(
@@ -67,7 +67,7 @@ class TutorialUser:
 
 @pytest.fixture
 def user(tmp_path):
-    """The user after section 1, with servers on free ports."""
+    """A user who has finished section 1 of the tutorial, with servers on free ports."""
     home = tmp_path / "home"
     home.mkdir()
     environment = {
@@ -107,7 +107,7 @@ def test_tutorial_commands_produce_the_documented_output(user):
     assert f"\n{expected}" in user.type(*blocks(section("A secret"), "sh"))
 
     user.write("fetch.yaml", *blocks(section("An allowed host"), "yaml"))
-    refused, _ = blocks(section("An allowed host"), "sh")  # the other block uses the real internet
+    refused, _ = blocks(section("An allowed host"), "sh")  # the other block needs internet access
     (expected,) = blocks(section("An allowed host"), "")
     assert expected in user.type(refused)
 

@@ -1,4 +1,4 @@
-"""A process that SIGKILL does not end delays a task only by some seconds.
+"""A process that SIGKILL does not end delays a task by only a few seconds.
 
 The tests freeze processes with cgroup v1; a frozen process does not react to SIGKILL.
 """
@@ -73,7 +73,7 @@ def test_task_completes_despite_an_unkillable_process(deploy, freeze):
     assert b"new.txt" in deployment.artifact("task-1.patch")
     assert "teardown_failed" in deployment.logs(stream="events")
     freeze.thaw()
-    deployment.restart_server(signal.SIGTERM)  # the janitor's first round
+    deployment.restart_server(signal.SIGTERM)  # the janitor's first round removes the leftovers
     wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "the leftovers to be removed")
     assert deployment.status()["state"] == "completed"
 
