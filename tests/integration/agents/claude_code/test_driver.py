@@ -1,6 +1,6 @@
 """The real Claude Code with Sandbox's command line and environment, a scripted model, and no sandbox.
 
-Each start is expensive, so few runs cover many checks.
+Each start is expensive, so each run covers many checks.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ HOOKS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop"
 
 
 def make_hostile(workspace: Path, base_url="http://127.0.0.1:9"):
-    """Add every file that could take over Claude Code, and genuine CLAUDE.md files."""
+    """Add every kind of file that could take control of Claude Code, and genuine CLAUDE.md files."""
 
     def touch_marker(name):
         return f"touch '{workspace.parent}/{name}'"

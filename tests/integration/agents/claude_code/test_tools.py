@@ -42,7 +42,7 @@ def write(path):
 
 
 class AgentRun:
-    """A completed run of Claude Code with a scripted model, and the check of its start."""
+    """A completed run of Claude Code with a scripted model, including the start check."""
 
     def __init__(self, directory, *turns, secrets=None, **claude):
         self.workspace = directory / "workspace"
@@ -59,7 +59,7 @@ class AgentRun:
             return await host_run.run(model.url, secrets=secrets, **claude), model
 
     def check_ready(self, **claude):
-        """Check the agent's start against the given options."""
+        """Check that the agent started with the given options."""
         return self.ready.find_failure(manifest(**claude), str)
 
     @property
@@ -80,7 +80,7 @@ class AgentRun:
 
     @property
     def prompt(self):
-        """The prompt that the model received."""
+        """The prompt in the first request to the model."""
         content = self.model.messages[0]["messages"][0]["content"]
         return content if isinstance(content, str) else content[-1]["text"]
 
@@ -179,7 +179,7 @@ def test_unknown_tools_are_reported(tmp_path):
     assert_unknown_tools(agent_run.check_ready(allowed_tools=UNKNOWN_TOOLS[:1]), UNKNOWN_TOOLS[:1])
 
 
-def test_permission_checks_allow_only_read_only_calls(tmp_path):
+def test_permission_checks_deny_calls_that_write(tmp_path):
     turns = (bash("touch a"), write("b"), bash("ls"))
     agent_run = AgentRun(tmp_path, *turns, skip_permissions=False, prompt="!ls")
     assert (agent_run.failure, agent_run.outcome.failure) == (None, None)
