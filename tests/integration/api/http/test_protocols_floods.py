@@ -1,4 +1,4 @@
-"""Floods of short chunks or WebSocket frames are parsed in bounded turns, so other clients are served in between."""
+"""Floods of short chunks or WebSocket frames are parsed in bounded batches, so other clients are served in between."""
 
 import asyncio
 import base64
@@ -151,8 +151,8 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
     assert pings.total == 0
 
 
-async def test_empty_fragments_of_a_message_are_not_kept(running_api, until, monkeypatch):
-    """A message may have any number of empty fragments, which do not increase its size."""
+async def test_empty_fragments_of_a_message_are_not_buffered(running_api, until, monkeypatch):
+    """A message can have any number of empty fragments, which do not increase its size."""
     kept = []
     original = protocols.WebSocketProtocol.handle_cont
 

@@ -1,4 +1,4 @@
-"""A port is used by one server only, and refuses connections until the server listens."""
+"""Only one server can use a port, and the port refuses connections until the server listens."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Unread responses of a token use a bounded part of the server's memory; clients that read get everything."""
+"""Unread responses of a token use a bounded part of the server's memory; clients that read receive everything."""
 
 import asyncio
 import hashlib
@@ -173,7 +173,7 @@ async def test_unfinished_request_bodies_use_memory_of_their_token_only(running_
 async def test_submission_that_took_effect_is_never_answered_with_429(running_api, until):
     manifest = b"""{"version": "1", "kind": "Task", "metadata": {"name": "x"}, "claude": {"prompt": "Do it."},
         "repository": {"url": "https://github.com/org/repo.git", "branch": "main"}}"""
-    body = manifest.ljust(LIMIT_BYTES // 4)  # each takes half of the limit
+    body = manifest.ljust(LIMIT_BYTES // 4)  # each submission uses half of the limit
 
     async def submit(port, is_last_byte_due):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -62,7 +62,7 @@ async def test_wait_of_a_disconnected_client_is_cancelled(running_api, until):
         await until(lambda: not has_pending_wait())
 
 
-async def test_too_large_body_is_rejected_with_and_without_length(running_api):
+async def test_oversized_body_is_rejected_with_and_without_content_length(running_api):
     async def chunks():
         for _ in range(40):
             yield b"x" * 100_000

@@ -19,7 +19,7 @@ LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
 
 async def follow(client, after, *, disconnect_after=None):
-    """Return the sequence numbers of one connection."""
+    """Return the sequence numbers received over one connection."""
     seqs = []
     async with client.stream("GET", f"{LOGS}&after={after}") as response:
         async for line in response.aiter_lines():
@@ -31,7 +31,7 @@ async def follow(client, after, *, disconnect_after=None):
 
 
 async def follow_with_reconnects(client, last, rng):
-    """Return the sequence numbers of a client that reconnects until the end."""
+    """Return the sequence numbers received by a client that reconnects until the end."""
     seqs = [0]
     while seqs[-1] != last:
         seqs += await follow(client, seqs[-1], disconnect_after=rng.choice([1, 7, 60, None]))
@@ -187,7 +187,7 @@ async def test_slow_reader_gets_every_event(running_api, monkeypatch):
 @pytest.mark.parametrize(
     "has_many_readers", [True, False], ids=["a-token-with-many-readers", "a-token-with-one-reader"]
 )
-async def test_history_reader_waits_for_few_reads_of_another_token(has_many_readers, monkeypatch):
+async def test_history_reads_are_shared_fairly_between_tokens(has_many_readers, monkeypatch):
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
     history, last, loads = stream_cache.HistoryCache(), 10_000, []
