@@ -53,7 +53,7 @@ def test_deleted_file_rejects_known_tokens(tokens, server):
     assert not server.has_tokens
 
 
-def test_file_that_cannot_be_opened_rejects_tokens_and_counts_as_present(tokens, server, caplog):
+def test_token_file_that_cannot_be_opened_rejects_tokens_and_counts_as_present(tokens, server, caplog):
     token, record = tokens.create(Role.OPERATOR)
     assert server.authenticate(token)
     tokens.path.unlink()
@@ -227,7 +227,7 @@ def test_symbolic_links_are_not_followed(tokens, tmp_path, name):
 
 
 def test_lock_is_opened_for_writing(tokens, monkeypatch):
-    """NFS refuses an exclusive lock on a file that is open for reading only."""
+    """NFS refuses an exclusive lock on a file that is open only for reading."""
     access_modes, flock = [], fcntl.flock
 
     def record_access_mode(descriptor: int, operation: int) -> None:
