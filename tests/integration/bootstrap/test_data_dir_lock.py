@@ -48,7 +48,7 @@ def test_error_of_a_second_server_names_the_owner_and_the_fix(tmp_path):
 
 
 def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
-    """A server on the copy would adopt and end the running attempts of the original."""
+    """A server that uses the copy would adopt and end the running attempts of the original."""
     data_dir, copy, moved = tmp_path / "data", tmp_path / "a copy", tmp_path / "moved"
     data_dir.mkdir(mode=0o700)
     with lock_data_dir(data_dir):
@@ -118,7 +118,7 @@ def command(*arguments, data_dir):
     "arguments",
     [("serve", "--port", "0", "--ws-port", "0"), ("token", "create", "--role", "viewer"), ("profile", "build", "x")],
 )
-def test_directory_open_to_other_users_is_rejected_unchanged(tmp_path, arguments, mode):
+def test_directory_accessible_to_other_users_is_rejected_without_changes(tmp_path, arguments, mode):
     directory = tmp_path / "shared place"
     directory.mkdir()
     (directory / "foreign.txt").touch()
@@ -144,7 +144,7 @@ def test_empty_or_existing_data_directory_is_made_private(tmp_path, names):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
-def test_private_directory_may_contain_other_files(tmp_path):
+def test_private_directory_can_contain_other_files(tmp_path):
     directory = tmp_path / "data"
     directory.mkdir(mode=0o700)
     (directory / "notes").touch()
@@ -217,7 +217,7 @@ with lock_data_dir(Path(sys.argv[1])):
 
 @pytest.mark.parametrize(("seconds", "is_acquired"), [(0.2, True), (5, False)])
 def test_lock_waits_for_a_forked_child_of_a_killed_server(tmp_path, monkeypatch, seconds, is_acquired):
-    """Until a forked child calls `exec`, it holds the lock of its server."""
+    """Until a forked child calls `exec`, the child holds the lock of its server."""
     monkeypatch.setattr(data_dir_lock, "FORKED_LOCK_WAIT_SECONDS", 2.0 if is_acquired else 0.1)
     command = [sys.executable, "-c", KILLED_AFTER_FORK, str(tmp_path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:

@@ -1,4 +1,4 @@
-"""Git confinement of a server: missing programs disable it, slow probes do not."""
+"""Git confinement of a server: missing programs disable the confinement, but slow probes do not."""
 
 import asyncio
 from contextlib import asynccontextmanager
