@@ -69,7 +69,7 @@ def start_cli(environment, tmp_path):
 
 
 class Terminal:
-    """Both ends of a pseudo-terminal, with the output that was read from it."""
+    """Both ends of a pseudo-terminal, and the output that was read so far."""
 
     def __init__(self) -> None:
         self.parent_fd, self.child_fd = pty.openpty()
@@ -85,13 +85,13 @@ class Terminal:
         return self.output
 
     def read_to_end(self, process: subprocess.Popen[bytes], seconds: float = 60) -> bytes:
-        """Return everything that the process writes from now on until it exits."""
+        """Return all output of the process from now until it exits."""
         deadline, start_index = time.monotonic() + seconds, len(self.output)
         while process.poll() is None:
             assert time.monotonic() < deadline, f"the process is still running; output: {self.output!r}"
             if select.select([self.parent_fd], [], [], 0.02)[0]:
                 self.output += os.read(self.parent_fd, 65536)
-        os.write(self.child_fd, END)  # output of the process may arrive late, but before this marker
+        os.write(self.child_fd, END)  # the last output of the process may arrive late, but before this marker
         self.output = self.read_until(END).removesuffix(END)
         return self.output[start_index:]
 

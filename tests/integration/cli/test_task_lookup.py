@@ -1,4 +1,4 @@
-"""The TASK_ID argument: a whole id, or the beginning of a generated one."""
+"""The TASK_ID argument: a full id, or a prefix of a generated id."""
 
 import json
 
@@ -40,7 +40,7 @@ def search(api):
     return find
 
 
-def test_all_commands_of_a_task_are_tested():
+def test_all_commands_with_a_task_id_are_tested():
     assert set(COMMANDS) >= {
         "status", "logs", "open", "wait", "cancel", "artifacts", "download", "diff", "apply", "release", "shell",
         "attach",
@@ -71,7 +71,7 @@ def test_unique_prefix_selects_the_task(run_cli, api, search, tmp_path, command)
 
 
 @pytest.mark.parametrize("command", ["shell", "attach"])
-def test_unique_prefix_selects_the_task_of_a_terminal(on_terminal, terminal, api, search, command):
+def test_unique_prefix_selects_the_task_for_a_terminal(on_terminal, terminal, api, search, command):
     search(FIRST)
     terminal.read_to_end(on_terminal("task", command, "5e17"))
     assert [request.path for request in api.requests[2:]] == [f"/tasks/{FIRST}/terminal"]
@@ -103,14 +103,14 @@ def test_other_arguments_are_sent_unchanged(run_cli, api, search, text):
     assert api.requests_to("GET", "/tasks") == []
 
 
-def test_prefix_of_an_id_that_a_user_chose_selects_nothing(run_cli, api, search):
+def test_prefix_of_a_custom_id_selects_nothing(run_cli, api, search):
     search("beef-stew")
     result = run_cli("task", "cancel", "beef")
     assert (result.returncode, result.stderr) == (3, b"Error: There is no such task.\n")
     assert [request.path for request in api.requests] == ["/tasks/beef", "/tasks", "/tasks/beef"]
 
 
-def test_search_is_read_to_the_end_before_a_task_is_selected(run_cli, api):
+def test_all_pages_of_a_search_are_read_before_a_task_is_selected(run_cli, api):
     pages = [
         {"tasks": [task_status("running", task_id=FIRST)], "total_count": 2, "next_cursor": "c"},
         {"tasks": [task_status("running", task_id=SECOND)], "total_count": 2, "next_cursor": None},
@@ -120,7 +120,7 @@ def test_search_is_read_to_the_end_before_a_task_is_selected(run_cli, api):
     assert [request.query.get("cursor") for request in api.requests_to("GET", "/tasks")] == [None, ["c"]]
 
 
-def test_search_without_an_end_selects_nothing(run_cli, api):
+def test_endless_search_selects_nothing(run_cli, api):
     page = {"tasks": [task_status("running", task_id=FIRST)], "total_count": 9, "next_cursor": "c"}
     api.on("GET", "/tasks", json_response(page), json_response({**page, "tasks": []}))
     result = run_cli("task", "cancel", "5e17")
@@ -136,13 +136,13 @@ def test_at_most_ten_tasks_are_listed(run_cli, api, search):
     assert lines[-1] == "  … and 3 more tasks"
 
 
-def test_error_for_a_prefix_of_no_task_is_the_error_of_the_server(run_cli, search):
+def test_unmatched_prefix_reports_the_error_of_the_server(run_cli, search):
     search()
     result = run_cli("task", "status", "5e17")
     assert (result.returncode, result.stderr) == (3, b"Error: There is no such task.\n")
 
 
-def test_server_that_cannot_search_reports_that_there_is_no_such_task(run_cli, api):
+def test_unknown_task_is_reported_if_the_server_has_no_search(run_cli, api):
     api.on("GET", "/tasks", error_response(400, "invalid_parameter", "q: unknown parameter"))
     result = run_cli("task", "status", "5e17")
     assert (result.returncode, result.stderr) == (3, b"Error: There is no such task.\n")

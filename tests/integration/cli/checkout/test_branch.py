@@ -29,7 +29,7 @@ def git_server(tmp_path):
 
 @pytest.fixture
 def bare(tmp_path):
-    """The remote repository, to which pushes over HTTP are allowed."""
+    """The remote repository, which accepts pushes over HTTP."""
     bare = tmp_path / "remotes" / "org" / "app.git"
     make_repository(bare, FILES)
     git("config", "http.receivepack", "true", cwd=bare)
@@ -38,9 +38,9 @@ def bare(tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path, bare, git_server, environment):
-    """A checkout with an uncommitted change, a staged one and an untracked file, and a user with an identity."""
+    """A checkout with an unstaged change, a staged change and an untracked file; the user has a git identity."""
     (tmp_path / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n")
-    environment["NO_PROXY"] = "127.0.0.1"  # the proxy of the fixture is for the command's own requests
+    environment["NO_PROXY"] = "127.0.0.1"  # git must not use the proxy that is configured for the CLI
     directory = tmp_path / "checkout"
     git("clone", "-q", f"{git_server.url}org/app.git", str(directory), cwd=tmp_path)
     (directory / "a.txt").write_text("my change\n")
@@ -69,7 +69,7 @@ def make_patch(bare, tmp_path, files: dict[str, str], start: str = "main") -> by
 
 @pytest.fixture
 def serve_task(api, serve_patch, git_server):
-    """Serve a patch with its task: a final message and the repository that was cloned."""
+    """Serve a patch and its task, which has a final message and the cloned repository."""
 
     def serve(patch: bytes, base: str | None, repository: Mapping[str, str] = MappingProxyType({})) -> None:
         serve_patch(patch, base)
@@ -85,7 +85,7 @@ def serve_task(api, serve_patch, git_server):
 
 @pytest.fixture
 def task(bare, tmp_path, serve_task, base):
-    """A task that changed one file and added another one."""
+    """A task that changed a file and added another file."""
     serve_task(make_patch(bare, tmp_path, {"a.txt": "one\nzwei\n", "new.txt": "new\n"}), base)
 
 
@@ -100,7 +100,7 @@ def apply(run_cli, checkout):
 
 
 def everything(directory) -> tuple[object, ...]:
-    """All that a failed command must leave as it was: files, index, references, reflogs and configuration."""
+    """Everything that a failed command must not change: files, index, references, reflogs and configuration."""
     logs = {path: path.read_bytes() for path in (directory / ".git" / "logs").rglob("*") if path.is_file()}
     return (
         git("status", "--porcelain=v2", "--branch", cwd=directory),
@@ -165,7 +165,9 @@ def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_t
 
 
 @pytest.mark.parametrize("branch", ["other:refs/heads/mine", "*:refs/heads/*", "mine\0", "other", "fix/other"])
-def test_branch_of_the_task_moves_no_local_branch(apply, bare, tmp_path, checkout, serve_task, base, branch):
+def test_fetching_the_branch_of_the_task_moves_no_local_branch(
+    apply, bare, tmp_path, checkout, serve_task, base, branch
+):
     work = tmp_path / "colleague"
     git("clone", "-q", str(bare), str(work), cwd=tmp_path)
     git("commit", "-q", "--allow-empty", "-m", "Continue", cwd=work)
@@ -180,7 +182,7 @@ def test_branch_of_the_task_moves_no_local_branch(apply, bare, tmp_path, checkou
 
 
 def test_base_commit_is_fetched_with_its_branch(apply, bare, git_server, tmp_path, checkout, serve_task):
-    """A server that does not send single commits sends those of branches."""
+    """A git server that does not serve commits by id still serves branches."""
     git("config", "uploadpack.allowAnySHA1InWant", "false", cwd=bare)
     git("config", "protocol.version", "0", cwd=checkout)
     work = tmp_path / "colleague"
@@ -210,7 +212,7 @@ def test_branch_is_pushed_with_the_users_credentials(apply, task, checkout, bare
     assert result.stderr.decode() == message
 
 
-def test_rejected_credentials_leave_everything_as_it_was(apply, task, checkout, bare, git_server):
+def test_rejected_credentials_change_nothing(apply, task, checkout, bare, git_server):
     git_server.credentials = "ada:secret"
     before = everything(checkout)
     result = apply(*PUSH)
@@ -244,7 +246,7 @@ def test_existing_branch_is_never_changed(apply, task, checkout, api):
 
 
 def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
-    """HEAD of a working tree without a commit: its files would look deleted."""
+    """The branch is HEAD of a working tree without commits, whose files would look deleted."""
     git("checkout", "-q", "--orphan", "fix/two", cwd=checkout)
     result = apply(*COMMIT)
     assert result.returncode == 4
@@ -279,7 +281,7 @@ def test_name_below_an_existing_branch_fails(apply, task, checkout):
     assert b"git could not create the branch fix/two." in result.stderr
 
 
-def test_patch_that_does_not_apply_leaves_everything_as_it_was(apply, checkout, serve_task, base):
+def test_patch_that_does_not_apply_changes_nothing(apply, checkout, serve_task, base):
     patch = b"diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-other\n+text\n"
     serve_task(patch, base)
     before = everything(checkout)
@@ -289,7 +291,7 @@ def test_patch_that_does_not_apply_leaves_everything_as_it_was(apply, checkout, 
     assert result.stderr.decode().startswith(sentence)
 
 
-def test_unknown_base_commit_leaves_everything_as_it_was(apply, checkout, serve_task, bare, tmp_path):
+def test_unknown_base_commit_changes_nothing(apply, checkout, serve_task, bare, tmp_path):
     patch = make_patch(bare, tmp_path, {"a.txt": "x\n"})
     serve_task(patch, "1234567890" * 4)
     before = everything(checkout)
@@ -299,7 +301,7 @@ def test_unknown_base_commit_leaves_everything_as_it_was(apply, checkout, serve_
 
 
 @pytest.mark.parametrize(("sent", "word"), [({"patch": "sha256:1234"}, "were not pushed"), ({}, "is not known")])
-def test_task_without_a_public_start_cannot_become_a_branch(apply, serve_task, bare, tmp_path, sent, word):
+def test_task_with_an_unpublished_base_cannot_become_a_branch(apply, serve_task, bare, tmp_path, sent, word):
     base = git("rev-parse", "main", cwd=bare).strip() if sent else None
     serve_task(make_patch(bare, tmp_path, {"a.txt": "x\n"}), base, repository=sent)
     result = apply(*COMMIT)
@@ -327,7 +329,7 @@ def chain_task(api, serve_task, bare, tmp_path, base):
     return chain
 
 
-def test_task_that_continues_another_one_becomes_one_commit_of_the_whole_chain(apply, chain_task, bare, base):
+def test_follow_up_task_becomes_one_commit_with_the_patch_of_the_chain(apply, chain_task, bare, base):
     result = apply(*PUSH)
     assert result.returncode == 0, result.stderr
     assert git("rev-parse", "fix/two^", cwd=bare).strip() == base
@@ -359,7 +361,7 @@ def test_chain_of_a_task_that_continues_no_other_one_is_its_patch(apply, run_cli
     assert (checkout / "a.txt").read_text() == "one\nzwei\n"
 
 
-def test_missing_identity_has_a_remedy(apply, task, checkout, tmp_path):
+def test_missing_git_identity_is_reported_with_a_remedy(apply, task, checkout, tmp_path):
     (tmp_path / ".gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
     before = everything(checkout)
     result = apply(*COMMIT)
@@ -368,7 +370,7 @@ def test_missing_identity_has_a_remedy(apply, task, checkout, tmp_path):
 
 
 def test_hooks_and_filters_of_the_patch_do_not_run(apply, checkout, serve_task, bare, tmp_path, base):
-    """Hooks in a directory of the working tree, as some tools configure them: those of the patch are not run."""
+    """Some tools configure a hooks directory in the working tree. Git must not run hooks that the patch adds there."""
     marker = tmp_path / "ran"
     hooks = ("pre-commit", "commit-msg", "post-commit", "pre-push", "reference-transaction", "post-checkout")
     files = {f".githooks/{name}": f"#!/bin/sh\ntouch {marker}\n" for name in hooks}
@@ -384,7 +386,7 @@ def test_hooks_and_filters_of_the_patch_do_not_run(apply, checkout, serve_task, 
 
 
 def test_users_hook_runs_before_the_push(apply, task, checkout, bare):
-    """The legitimate twin: the user's own hook can stop the push."""
+    """The control: the user's own hook can stop the push."""
     hook = checkout / ".git" / "hooks" / "pre-push"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
@@ -427,7 +429,7 @@ def test_task_without_changes_creates_no_branch(apply, checkout, serve_task, bas
     assert b"changed nothing" in result.stderr
 
 
-def test_fork_is_pushed_to_and_the_base_comes_from_the_upstream(
+def test_branch_is_pushed_to_the_fork_and_its_base_is_fetched_from_upstream(
     apply, task, checkout, bare, git_server, tmp_path, base
 ):
     fork = tmp_path / "remotes" / "ada" / "app.git"

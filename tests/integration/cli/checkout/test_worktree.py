@@ -1,4 +1,4 @@
-"""`sandbox task diff` and `apply`: the patch of a task on a terminal, in a pipe, and in the user's checkout."""
+"""`sandbox task diff` and `apply`: a task's patch on a terminal, in a pipe, and in the user's checkout."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Completion in a real bash, and its import cost."""
+"""Shell completion in a real bash, and the modules that it imports."""
 
 import json
 import os

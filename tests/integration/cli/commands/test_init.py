@@ -19,7 +19,7 @@ def checkout(tmp_path):
     return directory
 
 
-def test_init_yes_writes_a_valid_manifest(run_cli, checkout):
+def test_init_with_yes_option_writes_a_valid_manifest(run_cli, checkout):
     result = run_cli("init", "--yes", "--set", "claude.prompt=Fix it.", cwd=checkout)
     assert (result.returncode, result.stdout) == (0, b""), result.stderr
     assert yaml.safe_load((checkout / "task.yaml").read_text()) == {
@@ -34,7 +34,7 @@ def test_init_yes_writes_a_valid_manifest(run_cli, checkout):
     assert run_cli("task", "validate", "task.yaml", cwd=checkout).returncode == 0
 
 
-def test_invalid_answers_are_prompted_again(on_terminal, terminal, tmp_path):
+def test_prompt_is_repeated_after_an_invalid_answer(on_terminal, terminal, tmp_path):
     process = on_terminal("init", "mine.yaml")
     answers = [
         (b"Repository:", "not a url"),

@@ -1,4 +1,4 @@
-"""`sandbox login` and `sandbox context`: the commands, and the server and token that other commands then use."""
+"""`sandbox login` and `sandbox context`, and the server and token that other commands use afterwards."""
 
 import json
 import stat
@@ -25,7 +25,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def requires_token(api):
-    """Make the server accept TOKEN only."""
+    """Make the server accept only TOKEN."""
 
     def respond(request):
         if request.headers.get("authorization") == f"Bearer {TOKEN}":
@@ -56,7 +56,7 @@ def test_token_that_is_not_accepted_is_not_stored(run_cli, api, requires_token, 
     assert typed.strip() not in result.stderr or not typed.strip()
 
 
-def test_rejected_token_keeps_the_stored_one(run_cli, api, requires_token, file):
+def test_rejected_token_does_not_replace_the_stored_one(run_cli, api, requires_token, file):
     assert run_cli("login", api.url, stdin=TOKEN.encode()).returncode == 0
     before = file.read_bytes()
     result = run_cli("login", api.url, stdin=b"wrong")
@@ -74,7 +74,7 @@ def test_token_is_entered_at_a_prompt_without_echo(on_terminal, terminal, api, r
     assert TOKEN in file.read_text()
 
 
-def test_server_without_tokens_needs_none(run_cli, api, file):
+def test_login_to_a_server_without_tokens_stores_no_token(run_cli, api, file):
     api.on("GET", "/tasks", json_response(PAGE))
     assert run_cli("login", api.url.removeprefix("http://"), stdin=b"secret").returncode == 0
     [name] = json.loads(file.read_bytes())["contexts"]
@@ -116,7 +116,7 @@ def test_token_of_a_context_is_not_sent_to_another_server(run_cli, api, requires
         assert [request.headers.get("authorization") for request in other.requests] == [None]
 
 
-def test_token_variable_is_not_sent_to_the_context_of_an_option(run_cli, environment, api, file):
+def test_token_variable_is_ignored_with_the_context_option(run_cli, environment, api, file):
     api.on("GET", "/tasks", json_response(PAGE))
     assert run_cli("login", api.url, "--context", "open").returncode == 0
     environment["SANDBOX_TOKEN"] = "for-another-server"
@@ -126,7 +126,7 @@ def test_token_variable_is_not_sent_to_the_context_of_an_option(run_cli, environ
     assert api.requests[-1].headers["authorization"] == "Bearer for-another-server"
 
 
-def test_readable_file_is_refused_with_a_remedy(run_cli, api, file):
+def test_file_readable_by_others_is_refused_with_a_remedy(run_cli, api, file):
     api.on("GET", "/tasks", json_response(PAGE))
     assert run_cli("login", api.url).returncode == 0
     file.chmod(0o644)

@@ -83,7 +83,7 @@ def test_invalid_commands_report_errors(profile, arguments, code, message):
     assert message in errors
 
 
-def test_unknown_profile_is_valid_without_a_server(run_cli, tmp_path):
+def test_offline_validation_accepts_an_unknown_profile(run_cli, tmp_path):
     text = (
         "version: '1'\nkind: Task\nmetadata: {name: A task}\n"
         "repository: {url: https://example.org/r.git, branch: main}\n"

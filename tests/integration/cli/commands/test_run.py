@@ -17,7 +17,7 @@ URL = "https://github.com/org/app.git"
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A clean checkout whose one commit is on origin/main."""
+    """A clean checkout whose only commit is on origin/main."""
     directory = tmp_path / "checkout"
     (directory / "src").mkdir(parents=True)
     git("init", "-q", "-b", "main", ".", cwd=directory)
@@ -122,7 +122,7 @@ def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, che
 
 
 def is_sleeping(pid):
-    """Return whether the process sleeps. If a signal arrives earlier, it is handled only after the read."""
+    """Return whether the process is sleeping. A signal that arrives earlier is handled only after the read."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
@@ -294,7 +294,7 @@ def test_include_dirty_sends_no_patch_for_a_clean_checkout(api, completed_task, 
     assert "patch" not in submitted(api)["repository"]
 
 
-def test_too_large_changes_are_rejected(api, run_cli, checkout):
+def test_oversized_changes_are_rejected(api, run_cli, checkout):
     (checkout / "large.bin").write_bytes(os.urandom(600 * 1024))
     result = run_cli("run", "Go.", "--include-dirty", cwd=checkout)
     assert (result.returncode, api.requests) == (4, [])

@@ -139,7 +139,7 @@ def test_submission_fits_the_window(api_with_long_texts, screen, width):
 
 
 @WIDTHS
-def test_failure_of_a_waited_task_fits_the_window(api_with_long_texts, screen, width):
+def test_failure_of_an_awaited_task_fits_the_window(api_with_long_texts, screen, width):
     api_with_long_texts.on("GET", f"/tasks/{UUID}/wait", json_response(task(**FAILED)))
     lines = screen("task", "submit", "task.yaml", "--wait", width=width, codes=(1,))
     assert f"  See what happened: sandbox task logs {UUID}" in lines
@@ -205,5 +205,5 @@ def test_login_messages_fit_the_window(api, screen, width):
 
 def test_doctor_output_fits_the_window(screen, environment):
     """Output that fits the narrow window also fits the wide one."""
-    environment["HOME"] = "/nonexistent"  # paths are not shortened, and the path of a test is long
+    environment["HOME"] = "/nonexistent"  # paths are not shortened, and the home directory of a test has a long path
     assert screen("doctor", width=80, codes=(0, 1))

@@ -28,7 +28,7 @@ from sandbox.model.failure import Failure, FailureCode
 
 @pytest.fixture
 def stored(tmp_path):
-    """Finished, compressed, running and waiting tasks, and a token. The running task is writing a record."""
+    """Finished, compressed, running and pending tasks, and a token. The running task is writing a record."""
     tasks = StoredTasks(tmp_path / "data")
     tasks.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
     tasks.finish("packed", lines=40, line_bytes=8000)  # more than one chunk
@@ -338,7 +338,7 @@ def test_malformed_manifest_is_rejected(tmp_path, suffix):
         restore_here(tmp_path / "deep.tar", tmp_path / "new")
 
 
-def test_too_large_manifest_is_neither_written_nor_restored(stored, tmp_path, monkeypatch):
+def test_oversized_manifest_is_neither_written_nor_restored(stored, tmp_path, monkeypatch):
     create_backup(stored.data_dir, tmp_path / "good.tar")
     size_bytes = len(read_members(tmp_path / "good.tar")[-1][1])
     for module in (backups, backup_restore):

@@ -45,7 +45,7 @@ def snapshot(directory):
     }
 
 
-def test_running_task_may_be_ahead_of_the_index(check, stored):
+def test_running_task_can_be_ahead_of_the_index(check, stored):
     running = stored.run("task-4")
     stored.index("task-4")
     running.record(Output.from_bytes("stdout", b"more\n"))

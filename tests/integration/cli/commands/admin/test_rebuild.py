@@ -169,7 +169,7 @@ def test_rebuild_recovers_from_an_interrupted_replacement(stored):
 
 @pytest.fixture
 def restore_killed_index(stored):
-    """Return a function that restores the index of a killed server, in which one task is in the WAL only."""
+    """Return a function that restores the index of a killed server, in which one task is only in the WAL."""
     store = stored.store()
     indexed = store.load("task-1")
     assert indexed is not None

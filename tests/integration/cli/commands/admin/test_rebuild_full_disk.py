@@ -1,4 +1,4 @@
-"""On a full disk, `sandbox admin` reports the missing space and not a damaged index."""
+"""On a full disk, `sandbox admin` reports the lack of space instead of a damaged index."""
 
 import os
 import subprocess

@@ -200,8 +200,8 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
         ({}, b"failed, preserved"),
     ],
 )
-def test_state_shows_on_a_terminal_that_the_sandbox_was_released(api, run_cli, on_terminal, terminal, status, shown):
-    """Off a terminal the state is unchanged. A list of an earlier server has no `sandbox_kept`."""
+def test_terminal_shows_whether_the_sandbox_is_preserved(api, run_cli, on_terminal, terminal, status, shown):
+    """Without a terminal, the state is printed unchanged. Responses of an earlier server have no `sandbox_kept`."""
     task = task_status("failed_preserved")
     del task["sandbox_kept"]
     page = {"tasks": [{**task, **status}], "total_count": 1, "limit": 100, "offset": 0, "has_more": False}
@@ -247,7 +247,7 @@ def test_watch_that_starts_late_prints_all_states_once(run_cli, api):
         "39",
     ]
     assert "4 tool calls · 26,911 tokens in, 590 out" in output
-    assert requested_after == [5]  # early enough to include the tool call that started before the last event
+    assert requested_after == [5]  # an earlier position, so that the running tool call is included
 
 
 def test_status_shows_cost_and_refused_connections(run_cli, api):
@@ -325,7 +325,7 @@ def test_list_shows_repository_duration_and_cost(run_cli, api, url):
     known = task_status("completed")
     known |= {"repository": url, "branch": "main", "duration_seconds": 125.0}
     known["progress"] = {**known["progress"], "cost_usd": 1.25}
-    older = task_status("pending", task_id="older")  # of a server that does not send them
+    older = task_status("pending", task_id="older")  # from an earlier server, which does not send these fields
     api.on("GET", "/tasks", json_response({"tasks": [known, older], "total_count": 2}))
     heading, line, last = run_cli("task", "list").stdout.decode().splitlines()
     assert heading.split()[4:7] == ["REPOSITORY", "DURATION", "COST"]
@@ -378,7 +378,7 @@ def test_followed_logs_join_parts_of_a_line(run_cli, api, task):
     assert run_cli("task", "logs", TASK_ID, "-f", "--timestamps").stdout == expected
 
 
-def test_logs_since_is_sent_as_utc(run_cli, api):
+def test_since_option_is_sent_in_utc(run_cli, api):
     api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, []))
     run_cli("task", "logs", TASK_ID, "--since", "2026-01-29T12:00:00+02:00")
     assert api.requests[0].query["since"] == ["2026-01-29T10:00:00.000Z"]
@@ -490,7 +490,7 @@ def test_damaged_download_exits_with_10_and_leaves_no_file(run_cli, api, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_set_changes_only_the_given_fields(run_cli, task, api, manifest):
+def test_set_option_changes_only_the_given_fields(run_cli, task, api, manifest):
     settings = [
         "--set",
         "vm.cpus=16",
@@ -505,7 +505,7 @@ def test_set_changes_only_the_given_fields(run_cli, task, api, manifest):
     assert (sent["claude"], sent["repository"]["branch"]) == ({"prompt": "Be: kind"}, "main")
 
 
-def test_errors_with_set_name_the_option_or_the_file_position(run_cli, api, manifest, tmp_path):
+def test_errors_include_the_set_option_or_the_file_position(run_cli, api, manifest, tmp_path):
     (tmp_path / manifest).write_bytes(MANIFEST + b"vm:\n  colour: red\n")
 
     def validate(request):
@@ -525,14 +525,14 @@ def test_errors_with_set_name_the_option_or_the_file_position(run_cli, api, mani
     ]
 
 
-def test_unparsable_manifest_with_set_is_not_sent(run_cli, api, manifest, tmp_path):
+def test_unparsable_manifest_with_set_option_is_not_sent(run_cli, api, manifest, tmp_path):
     (tmp_path / manifest).write_bytes(MANIFEST + b"kind: Task\n")
     result = run_cli("task", "submit", manifest, "--set", "vm.cpus=2")
     assert (result.returncode, api.requests) == (9, [])
     assert result.stderr.startswith(b"task.yaml:6:1: kind: appears more than once")
 
 
-def test_set_with_a_list_gap_is_rejected_before_sending(run_cli, api, manifest):
+def test_set_option_with_a_gap_in_a_list_is_rejected_before_sending(run_cli, api, manifest):
     result = run_cli("task", "submit", manifest, "--set", "secrets[3].name=X")
     assert (result.returncode, api.requests) == (2, [])
     assert b"the next index of this list is [0]" in result.stderr
@@ -572,7 +572,7 @@ def test_json_logs_are_lines_of_events(run_cli, api):
     assert events[2] == event
 
 
-def test_artifact_with_a_secret_needs_allow_secrets(run_cli, artifacts, tmp_path):
+def test_artifact_with_a_secret_needs_the_allow_secrets_option(run_cli, artifacts, tmp_path):
     for name in (".envrc", "out/.envrc"):
         result = run_cli("task", "download", TASK_ID, name)
         assert (result.returncode, list(tmp_path.iterdir())) == (5, [])
@@ -609,7 +609,7 @@ def test_missing_artifact_exits_with_3(run_cli, artifacts):
     assert b"sandbox task artifacts fix-42" in result.stderr
 
 
-def test_list_all_joins_the_pages(run_cli, api):
+def test_list_with_all_option_joins_the_pages(run_cli, api):
     first = {"tasks": [task_status("running", task_id="a")], "total_count": 2, "has_more": True, "next_cursor": "c"}
     second = {"tasks": [task_status("running", task_id="b")], "total_count": 2, "has_more": False, "next_cursor": None}
     pages = {None: first, "c": second}
@@ -623,7 +623,7 @@ def test_list_all_joins_the_pages(run_cli, api):
     assert api.requests[1].query == {"state": ["running"], "limit": ["1000"], "cursor": ["c"]}
 
 
-def test_truncated_list_suggests_limit_and_all(run_cli, api):
+def test_truncated_list_suggests_the_limit_and_all_options(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 7}))
     assert run_cli("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
 

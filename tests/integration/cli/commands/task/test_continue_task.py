@@ -1,4 +1,4 @@
-"""`sandbox task continue`, and what `sandbox task status` shows of the parent."""
+"""`sandbox task continue`, and what `sandbox task status` shows about the parent."""
 
 import json
 

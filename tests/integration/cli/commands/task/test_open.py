@@ -1,4 +1,4 @@
-"""`sandbox task open`, and the address of the dashboard after a submission."""
+"""`sandbox task open` opens a task in the dashboard and prints its address."""
 
 import json
 
@@ -10,14 +10,14 @@ from doubles.sample_task import TASK_ID, task_status
 
 @pytest.fixture
 def url(api):
-    """The address of the page of a task."""
+    """The address of a task's page."""
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     return f"{api.url}/tasks/{TASK_ID}"
 
 
 @pytest.fixture
 def opened(environment, tmp_path):
-    """Install a browser; return a function that returns the address that it was given."""
+    """Install a fake browser; return a function that returns the address that the browser opened, or None."""
     browser, log = tmp_path / "browser", tmp_path / "opened"
     browser.write_text(f'#!/bin/sh\nprintf %s "$1" >{log}\n')
     browser.chmod(0o755)
@@ -31,7 +31,7 @@ def test_page_is_opened_and_its_address_printed(run_cli, url, opened):
     assert opened() == url
 
 
-def test_address_is_only_printed_without_a_display(run_cli, environment, url, tmp_path):
+def test_without_a_display_the_address_is_printed_but_not_opened(run_cli, environment, url, tmp_path):
     text_browser = tmp_path / "w3m"
     text_browser.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     text_browser.chmod(0o755)
@@ -41,13 +41,13 @@ def test_address_is_only_printed_without_a_display(run_cli, environment, url, tm
     assert not (tmp_path / "started").exists()
 
 
-def test_browser_is_not_started_on_request(run_cli, url, opened):
+def test_no_browser_option_prevents_the_browser_start(run_cli, url, opened):
     result = run_cli("task", "open", TASK_ID, "--no-browser", "--format", "json")
     assert json.loads(result.stdout) == {"task_id": TASK_ID, "url": url}
     assert opened() is None
 
 
-def test_failed_browser_is_reported(run_cli, environment, url):
+def test_failed_browser_start_is_reported(run_cli, environment, url):
     environment["BROWSER"] = "/no/such/browser"
     result = run_cli("task", "open", TASK_ID)
     assert (result.returncode, result.stdout) == (0, f"{url}\n".encode())

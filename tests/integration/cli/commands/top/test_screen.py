@@ -105,8 +105,8 @@ def test_cancel_needs_confirmation(api_with_tasks, on_terminal, terminal, answer
     assert process.returncode == 0
 
 
-def test_question_stays_with_its_task(api_with_tasks, on_terminal, terminal):
-    """The selected task ends while the question is open: the answer is about the task that was named."""
+def test_confirmation_applies_to_the_task_in_the_prompt(api_with_tasks, on_terminal, terminal):
+    """The selected task ends while the prompt is open. The answer still applies to the task that the prompt names."""
     api_with_tasks.on("DELETE", f"/tasks/{TASK_ID}", error_response(409, "task_finished", "It has ended."))
     process = on_terminal("top", "--no-color")
     terminal.read_until("▸ fix-42".encode())
