@@ -162,7 +162,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("text", "reason"), [("a\udcff", "UTF-8"), ("a" * 70_000, "too long")], ids=["bytes", "long"])
 @pytest.mark.parametrize("call", CALLS)
-def test_text_invalid_in_a_url_is_rejected_before_sending(api, client, call, text, reason):
+def test_text_that_is_invalid_in_a_url_is_rejected_before_sending(api, client, call, text, reason):
     with pytest.raises(InvalidParameterError, match=reason):
         call(client, text)
     assert api.requests == []
@@ -334,7 +334,7 @@ async def test_terminal_follows_no_redirect(location):
 
 
 def test_status_has_a_lower_size_limit_than_a_list(api, client):
-    """Parsed JSON takes up to 35 times its size."""
+    """Parsed JSON needs up to 35 times as much memory as its text."""
     page = {"tasks": [], "next_cursor": None, "id": "other", "state": "completed"}
     body = [b" " * 1024**2] * 17 + [json.dumps(page).encode()]
     api.on("GET", "/tasks", ApiResponse(200, body))
@@ -345,7 +345,7 @@ def test_status_has_a_lower_size_limit_than_a_list(api, client):
     assert client.status("other")["id"] == "other"
 
 
-def test_too_large_response_is_rejected(api, client, monkeypatch):
+def test_oversized_response_is_rejected(api, client, monkeypatch):
     monkeypatch.setattr("sandbox.client.requests.LIST_BYTES_MAX", 1000)
     page = {"tasks": [], "next_cursor": None}
     blanks = b" " * 10_000

@@ -354,7 +354,7 @@ def test_diff_of_a_whole_chain_has_the_changes_of_earlier_tasks(run_cli, chain_t
     assert run_cli("task", "diff", TASK_ID).stdout.endswith(b"+first and second\n")
 
 
-def test_chain_of_a_task_that_continues_no_other_one_is_its_patch(apply, run_cli, task, checkout):
+def test_chain_option_without_a_parent_gives_the_patch_of_the_task(apply, run_cli, task, checkout):
     git("stash", "-q", "-u", cwd=checkout)
     assert run_cli("task", "diff", TASK_ID, "--chain").stdout == run_cli("task", "diff", TASK_ID).stdout != b""
     assert apply("--chain").returncode == 0
