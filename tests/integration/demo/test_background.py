@@ -1,4 +1,4 @@
-"""The servers of `sandbox demo --keep`: one set at a time, stopped completely, also after a crash."""
+"""The servers of `sandbox demo --keep`: at most one set runs, and all are stopped, even after a crash."""
 
 import fcntl
 import io
@@ -24,7 +24,7 @@ ANY_PORTS = dict.fromkeys(PORTS, 0)
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """A separate directory, and no key for the real model. Whatever a test starts is stopped at its end."""
+    """A separate directory, and no key for the real model. Servers that a test starts are stopped when it ends."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("SANDBOX_RUNTIME", "bubblewrap")
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
@@ -66,7 +66,7 @@ def test_servers_run_until_they_are_stopped(tmp_path):
 
 
 @pytest.mark.usefixtures("environment")
-def test_port_in_use_is_reported_and_nothing_stays(tmp_path):
+def test_port_in_use_is_reported_and_nothing_is_left_behind(tmp_path):
     addresses = start_background(ANY_PORTS)
     taken = int(addresses["server"].rpartition(":")[2])
     stop_background()
@@ -81,7 +81,7 @@ def test_port_in_use_is_reported_and_nothing_stays(tmp_path):
 
 
 @pytest.mark.usefixtures("environment")
-def test_files_of_a_crash_are_removed_and_no_process_is_signalled():
+def test_files_left_by_a_crash_are_removed_without_signalling_a_process():
     """The process id in a file without a lock may belong to another process: here, to this one."""
     directory = demo_directory()
     (directory / "data").mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_files_of_a_crash_are_removed_and_no_process_is_signalled():
 
 
 @pytest.mark.usefixtures("environment")
-def test_server_without_a_process_id_has_not_started():
+def test_lock_without_a_process_id_stops_nothing():
     directory = demo_directory()
     directory.mkdir(parents=True)
     with (directory / "lock").open("w") as lock:

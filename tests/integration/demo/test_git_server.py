@@ -1,4 +1,4 @@
-"""The demo's git server allows clones only."""
+"""The demo's git server allows only clones and fetches."""
 
 import asyncio
 
