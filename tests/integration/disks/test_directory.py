@@ -1,4 +1,4 @@
-"""Without root, the disk is a directory: files with restrictive modes are measured and removed too."""
+"""Without root, the disk is a directory. Even files with restrictive modes are measured and removed."""
 
 import subprocess
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ async def writes_to_an_unreadable_directory(directory):
 
 @contextmanager
 def held_by_children(path, size_bytes, *, unlinks, children=1):
-    """Create a file of this size that child processes have open, like the processes of a sandbox below its runner."""
+    """Create a file of this size that child processes have open, as the child processes of a runner do."""
     path.write_bytes(b"x" * size_bytes)
     command = ["sh", "-c", 'exec 3< "$1" && echo && cat', "holder", path]
     holders = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(children)]

@@ -31,7 +31,7 @@ _CLONE_FILES = 0x400
 
 @contextmanager
 def hold_open(path: Path, flags: int) -> Iterator[None]:
-    """Run a process, with children, that has an unlinked file open many times."""
+    """Run a process and its children, which have an unlinked file open many times."""
     path.write_bytes(b"x" * 8192)
     command = [sys.executable, "-c", _HOLDER, str(path), str(_FILES), str(_CHILDREN), str(flags)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

@@ -36,7 +36,7 @@ def loop_works(tmp_path):
 
 
 def run_in_child(scenario, *arguments, exit_code=0):
-    """Run the scenario, with its assertions, in a process that has a separate mount namespace, as a runner has."""
+    """Run the scenario and its assertions in a process with a separate mount namespace, as a runner has."""
     child = FORKSERVER.Process(target=_run_with_private_mounts, args=(scenario, *arguments))
     child.start()
     child.join(CHILD_SECONDS)

@@ -32,7 +32,7 @@ async def with_timeout(awaitable, kill_all):
             await awaitable
     finally:
         kill_all()
-        await asyncio.sleep(0.1)  # until the event loop notices the exit
+        await asyncio.sleep(0.1)  # until the event loop detects the exit
 
 
 async def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):

@@ -1,4 +1,4 @@
-"""A full host file system: a reserve provides real space, and data loss is reported."""
+"""On a full host file system, a released reserve provides usable space, and data loss is reported."""
 
 import asyncio
 import os
