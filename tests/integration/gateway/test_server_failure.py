@@ -1,4 +1,4 @@
-"""After the gateway is killed, a sandbox that still runs has no network at all."""
+"""A sandbox that outlives its killed gateway has no network access."""
 
 import os
 import socket

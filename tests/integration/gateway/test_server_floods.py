@@ -1,4 +1,4 @@
-"""A sandbox that floods its gateway gets a limited share of a CPU, and its model requests continue.
+"""A sandbox that floods its gateway uses a limited share of a CPU, and its model requests still succeed.
 
 The assertions use the CPU time of the gateway's process, which does not depend on the load of the machine.
 """

@@ -1,4 +1,4 @@
-"""An isolated sandbox can reach only the model; every other connection is refused and reported."""
+"""An isolated sandbox can reach only the model. Every other connection is refused and reported."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""The rate of new outbound connections per task is limited: each uses one of the machine's shared ports."""
+"""The rate of new outbound connections per task is limited, because all tasks share the ports of the machine."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Allowed connections are forwarded unmodified and within limits; the host is a script on loopback."""
+"""Allowed connections are forwarded unmodified and within limits. The host is a script on loopback."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ async def echo_after_eof(reader, writer):
     writer.close()
 
 
-def test_bytes_pass_both_ways_and_each_side_may_end_first(monkeypatch):
+def test_data_is_forwarded_both_ways_and_either_side_can_end_first(monkeypatch):
     async def scenario():
         async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
             sent = client_hello(HOST) + b"\x17\3\3" + os.urandom(2_000_000)
@@ -72,15 +72,15 @@ SMUGGLED = b" GET  *\r\nHost: evil.example"
         # Some servers accept a request whose last line is terminated only by the end of the stream.
         ("client", SMUGGLED, "reset"),
         ("client", b"get key\r\nset other value", "end of the stream"),
-        # If the client's stream has not ended, the last line may be incomplete. A tunnel without a search ends as
-        # usual.
+        # If the client's stream has not ended, the last line may be incomplete. A tunnel whose data is not searched
+        # ends as usual.
         ("timeout", SMUGGLED, "reset"),
         ("timeout", client_hello(HOST) + b"\x17\3\3", "end of the stream"),
         ("end of the gateway", SMUGGLED, "reset"),
         ("end of the gateway", client_hello(HOST) + b"\x17\3\3", "end of the stream"),
     ],
 )
-def test_host_receives_no_end_of_stream_after_data_that_is_denied_or_not_searched(monkeypatch, ends_by, sent, ending):
+def test_end_of_stream_is_not_forwarded_after_denied_or_unsearched_data(monkeypatch, ends_by, sent, ending):
     endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
     if ends_by == "timeout":
         monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.5)

@@ -1,4 +1,4 @@
-"""The gateway uses TLS to the model's host and verifies its certificate."""
+"""The gateway connects to the model's host with TLS and verifies the host's certificate."""
 
 import asyncio
 import ssl

@@ -134,7 +134,7 @@ def test_closed_idle_upstream_connection_is_redialed():
                 client.send_request()
                 assert (await client.read_response())[0] == 200
                 await upstream.disconnected.wait()
-                await asyncio.sleep(0.02)  # until the gateway notices the disconnect
+                await asyncio.sleep(0.02)  # until the gateway detects the disconnect
             assert upstream.connections == 3
 
     run(scenario)
@@ -152,7 +152,7 @@ def test_idle_upstream_connection_is_closed_after_a_timeout(monkeypatch):
                 assert (await client.read_response())[2] == BODY
                 async with asyncio.timeout(5):
                     await upstream.disconnected.wait()
-                await asyncio.sleep(0.02)  # until the gateway notices the disconnect
+                await asyncio.sleep(0.02)  # until the gateway detects the disconnect
             assert upstream.connections == 2
             assert served.events == [SPENT] * 2
 

@@ -1,4 +1,4 @@
-"""Model requests are held at the gateway until the start of the agent is checked."""
+"""The gateway holds model requests until the agent's start has been checked."""
 
 import asyncio
 
@@ -71,7 +71,7 @@ def test_request_with_wrong_key_is_refused_immediately():
     run(scenario)
 
 
-def test_held_request_times_out_and_may_be_retried(monkeypatch):
+def test_held_request_times_out_and_can_be_retried(monkeypatch):
     monkeypatch.setattr(limits, "HOLD_SECONDS", 0.2)
 
     async def scenario():

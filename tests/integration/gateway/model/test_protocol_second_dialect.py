@@ -1,4 +1,4 @@
-"""The gateway serves a second model API, with other paths, another key header and other usage fields."""
+"""The gateway serves a second model API, which has different paths, key headers and usage fields."""
 
 import asyncio
 import json
@@ -130,7 +130,7 @@ def test_budget_is_charged_with_the_usage_of_the_api():
     run(scenario)
 
 
-def test_response_that_breaks_off_is_charged_with_its_upper_bound():
+def test_interrupted_response_is_charged_with_its_upper_bound():
     async def scenario():
         rules = GatewayRules(budget=Budget(tokens=10_000))
         async with scripted_upstream(break_off) as upstream, gateway_for(upstream.base_url, rules) as served:
@@ -169,7 +169,7 @@ def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
 
 
 class CarelessDialect(ResponsesApi):
-    """Reports usage and limits without checking them."""
+    """Returns usage and limits of a request without checking that they are valid."""
 
     def __init__(self, usage: Usage) -> None:
         self.usage = usage
@@ -236,13 +236,13 @@ def test_request_with_an_impossible_limit_is_rejected(limit):
 
 
 class TokenDialect(ResponsesApi):
-    """Sends the server's token, whether or not there is also a key."""
+    """Sends the server's token even if the server also has a key."""
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
         return b"authorization", b"Bearer " + upstream.auth_token.encode()
 
 
-def test_redacted_key_is_the_one_that_is_sent():
+def test_credential_that_is_sent_is_redacted():
     settings = ModelUpstream("http://127.0.0.1:9", api_key="other-key-0123", auth_token="sent-token-0123")
     text = b"other-key-0123 sent-token-0123"
     assert parse_upstream(settings, TokenDialect()).key_redactor.redact(text) == b"other-key-0123 ***************"

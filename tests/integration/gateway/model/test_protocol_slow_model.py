@@ -1,4 +1,4 @@
-"""Requests that the model has not read use the runner's memory: their total size per sandbox is limited."""
+"""Requests that the model has not read yet use the runner's memory, so their total size per sandbox is limited."""
 
 import asyncio
 from contextlib import asynccontextmanager, closing, suppress

@@ -100,7 +100,7 @@ def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reach
 
 
 @pytest.mark.parametrize("rules", [GatewayRules(), rules_with_budget(100)])
-def test_request_may_wait_longer_for_a_connection_than_for_its_head(monkeypatch, rules):
+def test_wait_for_a_connection_may_exceed_the_head_timeout(monkeypatch, rules):
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
