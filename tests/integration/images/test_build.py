@@ -44,7 +44,7 @@ def test_shipped_profile_build_is_reproducible(tmp_path, name):
 
 
 def run_in_image(root, *argv):
-    """Return the output of a program that runs in the image."""
+    """Run a program in the image; return its output."""
     sandboxed = ["bwrap", "--ro-bind", str(root), "/", "--dev", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", *argv]
     completed = subprocess.run(
         sandboxed, check=True, capture_output=True, text=True, timeout=60, env={"PATH": "/usr/bin"}

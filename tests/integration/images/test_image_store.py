@@ -44,7 +44,7 @@ def catalog(tmp_path):
 
 @pytest.fixture
 def fake_packages(root_layer):
-    """A replacement for mmdebstrap that installs the small root and further files."""
+    """A replacement for mmdebstrap that installs the small root file system and additional files."""
 
     def install(**files):
         def add(definition, tree, scratch):
@@ -106,7 +106,7 @@ def test_build_is_reproducible(catalog, fake_packages, tmp_path):
     assert build(catalog, fake_packages(etc__other=b"x")).digest != first.digest
 
 
-def test_rebuild_may_raise_the_minimum_tier(catalog, fake_packages):
+def test_rebuild_can_raise_the_minimum_tier(catalog, fake_packages):
     build(catalog, fake_packages())
     assert image_of(catalog)
     stronger = ImageDefinition("tools", DEFINITION.date, files=DEFINITION.files, minimum_tier="vm")
