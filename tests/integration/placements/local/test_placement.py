@@ -106,7 +106,7 @@ def log_of(run_dir):
 
 
 def make_placement(run_dir, command, environment=None):
-    """A placement that receives bare descriptors as journal writers."""
+    """A placement that is given file descriptors instead of journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
     return LocalPlacement(
@@ -253,7 +253,7 @@ def test_runner_outlives_its_server(run_dir, end):
         if end == "is killed":
             os.kill(server.pid, signal.SIGKILL)
         _, stderr = server.communicate(b"\n", timeout=SECONDS)
-    # In its debug mode, asyncio reports each slow step of a busy machine.
+    # In debug mode, asyncio would report each slow step on a busy machine.
     messages = [line for line in stderr.splitlines() if not line.startswith(b"Executing ")]
     assert (server.returncode, messages) == (-signal.SIGKILL if end == "is killed" else 0, [])
 
@@ -314,7 +314,7 @@ def test_failed_start_leaves_no_open_descriptor(run_dir, lock_fd):
     assert open_descriptors() == before
 
 
-async def test_cancelled_caller_may_close_its_lock(run_dir):
+async def test_cancelled_caller_can_close_its_lock(run_dir):
     lock_fd = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock_fd, fcntl.LOCK_EX)
 
@@ -422,7 +422,7 @@ def test_earlier_runner_is_found_before_the_host_is_probed(run_dir):
 
 
 async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
-    """A new server, which did not start the runner, gets a handle that is equivalent to the old server's."""
+    """A new server, which did not start the runner, gets a handle equivalent to that of the old server."""
     journals = FileJournals(run_dir)
     writer = journals.create("task-1")
     writer.append(TaskFinished(), at=datetime.now(UTC))
