@@ -1,4 +1,4 @@
-"""An attempt from its first step to the final record, with scripted dependencies and a real journal."""
+"""An attempt from its first step to its final record, with scripted dependencies and a real journal."""
 
 import asyncio
 import json

@@ -24,7 +24,7 @@ from sandbox.model.task_state import TaskState
 
 
 def fail_first_record(harness, monkeypatch, kind):
-    """Make the recording of the first event of this kind raise an exception."""
+    """Raise an exception when the first event of this kind is recorded."""
     append, pending = harness.writer.append, [kind]
 
     def append_or_fail(event, transition=None, **when):

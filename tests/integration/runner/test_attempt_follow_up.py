@@ -135,7 +135,7 @@ def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(ma
 
 
 class ClaudeCodeLines(ScriptedAgent):
-    """Prints Claude Code's lines, and renders its result."""
+    """Prints a failed result in Claude Code's format, and renders it in the output format of the task."""
 
     stdout = json.dumps({"type": "result", "session_id": "s", "is_error": True, "result": "Failed."}).encode() + b"\n"
 
@@ -147,7 +147,7 @@ class ClaudeCodeLines(ScriptedAgent):
 
 
 async def shown_results(harness):
-    """The types of the events that show the agent's result to clients, converted ones included."""
+    """The types of the events that show the agent's result to clients, including converted events."""
     replayed = harness.journals.replay("task-1")
     tracked = {"task-1": TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned())}
     stream = EventStream(tracked, harness.journals, MemoryStore(), Broadcast(), convert_recorded_line)
@@ -158,7 +158,7 @@ async def shown_results(harness):
 
 
 def end_without_the_retry(make_harness, *, is_cancelled, **parts):
-    """Run an attempt of Claude Code that fails, and end the task without its retry."""
+    """Run a failing attempt of Claude Code, and end the task without the pending retry."""
     script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, **parts)
     harness.agent = ClaudeCodeLines(script)
@@ -237,7 +237,7 @@ async def test_finisher_does_not_repeat_a_started_agent(make_harness):
 
 
 async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
-    """The first finisher recorded the failure and removed a part of the workspace."""
+    """The first finisher recorded the failure and removed part of the workspace."""
     harness = make_harness(Script())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.layout.workspace / "edited.txt").unlink()
@@ -268,7 +268,7 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.finish())
-    assert harness.task.attempt.follow_up == "resume"  # the values change only now
+    assert harness.task.attempt.follow_up == "resume"  # the secrets still had their original values
     asyncio.run(harness.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets))))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in harness.script.calls

@@ -1,4 +1,4 @@
-"""While its attempt ends, a runner stays responsive, and a kill does not damage collected artifacts."""
+"""While an attempt ends, its runner stays responsive, and killing the runner does not damage collected artifacts."""
 
 import asyncio
 import hashlib
@@ -59,7 +59,7 @@ def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkey
 
 
 async def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeypatch):
-    """A tar of changed files may be a gigabyte in size."""
+    """A tar file with the changed files can be a gigabyte in size."""
     harness = make_harness(Script())
     file_digest, started, answered = hashlib.file_digest, threading.Event(), threading.Event()
 

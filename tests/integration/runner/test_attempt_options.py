@@ -228,7 +228,7 @@ async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_
 
 @pytest.mark.parametrize("checksum", ["sha256:0", "sha256:1"])
 async def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_harness, monkeypatch, checksum):
-    """The agent may have continued after its runner died, so the file with this name may have another path by now."""
+    """The agent may have continued after its runner died, so the file with this name may now be at another path."""
 
     async def collect_report(self, workspace, patterns, target, taken_names):
         (target / "report.md").write_bytes(VALUE.encode())
@@ -292,5 +292,5 @@ async def test_secret_scan_stops_soon_after_collection_timeout(tmp_path):
         await asyncio.gather(checking, return_exceptions=True)
         return slow
 
-    slow = await scenario()  # waits for the threads
+    slow = await scenario()  # returns only when the threads have ended
     assert slow.chunks < 50

@@ -266,7 +266,7 @@ async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypa
 
 @pytest.mark.parametrize("is_finisher", [False, True], ids=["runner", "finisher"])
 async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch, is_finisher):
-    """Teardown removes the reserve with the attempt's files; a reserve allocated later would never be removed."""
+    """Teardown removes the reserve with the attempt's files. If it were allocated later, nothing would remove it."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     harness = make_harness(Script(create_error=error))
     monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_SECONDS", 0.001)

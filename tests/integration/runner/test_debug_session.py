@@ -27,7 +27,7 @@ SECONDS = 5
 
 
 class FillingDisk:
-    """A disk that reports the usage that the test sets."""
+    """A disk whose reported usage is set by the test."""
 
     def __init__(self, used_bytes=0, *, enforces_size=False):
         self.used_bytes, self.enforces_size, self.is_broken = used_bytes, enforces_size, False
@@ -59,7 +59,7 @@ class SilentTerminal:
 
 
 class ShellSandbox(ScriptedSandbox):
-    """A sandbox with shells. shared: the script that reports a violation, also for this sandbox."""
+    """A sandbox with shells. shared: the script whose violation this sandbox also reports."""
 
     def __init__(self, handle, script, shared):
         super().__init__(handle, script)

@@ -1,4 +1,4 @@
-"""An attempt of a task that continues another one, and what it keeps for a task that continues it."""
+"""An attempt of a task in a chain: what it inherits from earlier tasks, and what it keeps for later tasks."""
 
 import gzip
 import hashlib
@@ -98,7 +98,7 @@ async def test_damaged_file_fails_the_attempt(make_child, name, has_session, cod
     assert name in harness.task.failure.message
 
 
-async def test_patch_of_the_chain_is_against_the_first_commit(make_child, monkeypatch):
+async def test_chain_patch_is_relative_to_the_first_commit(make_child, monkeypatch):
     harness = make_child(Script())
     bases = []
     patch = type(harness.parts.workspaces).patch
@@ -113,7 +113,7 @@ async def test_patch_of_the_chain_is_against_the_first_commit(make_child, monkey
     assert {"task-1.patch", "task-1.chain.patch"} <= harness.artifacts
 
 
-async def test_incomplete_patch_of_the_chain_is_reported_and_the_task_completes(make_child, monkeypatch):
+async def test_incomplete_chain_patch_is_reported_and_the_task_completes(make_child, monkeypatch):
     harness = make_child(Script())
     patch = type(harness.parts.workspaces).patch
 
@@ -127,7 +127,7 @@ async def test_incomplete_patch_of_the_chain_is_reported_and_the_task_completes(
     assert [event.error for event in harness.events(ErrorReported)] == ["chain_patch_truncated"]
 
 
-async def test_first_task_of_a_chain_has_no_patch_of_the_chain(make_harness):
+async def test_first_task_of_a_chain_has_no_chain_patch(make_harness):
     harness = make_harness(Script())
     await harness.run()
     assert not any("chain" in name for name in harness.artifacts)
@@ -154,7 +154,7 @@ async def test_session_is_kept_as_an_internal_artifact(make_harness):
     [SESSION + SECRET.encode(), SECRET.encode().hex().encode(), b"x" * (SESSION_BYTES_MAX + 1), None],
     ids=["secret", "encoded secret", "too large", "none"],
 )
-async def test_session_is_not_kept(make_harness, session):
+async def test_unsuitable_session_is_not_kept(make_harness, session):
     harness = make_harness(Script(session=session), secrets={"KEY": SECRET})
     await harness.run()
     assert kept_session(harness) is None
@@ -163,7 +163,7 @@ async def test_session_is_not_kept(make_harness, session):
 
 @pytest.mark.parametrize("part", [SECRET.encode(), b"x" * len(SECRET)], ids=["secret", "other text"])
 async def test_large_session_is_scanned_in_chunks(make_harness, monkeypatch, part):
-    """A secret across the boundary of two chunks is found."""
+    """A secret that crosses the boundary between two chunks is found."""
     contains, sizes = SecretRedactor.contains, []
 
     def record_sizes(chunks):

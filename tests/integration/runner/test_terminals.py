@@ -1,4 +1,4 @@
-"""The agent's terminal behind a runner's control socket: one client types, all watch, and none blocks another."""
+"""The agent's terminal behind a runner's control socket: one client types, all watch, and no client blocks another."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -201,7 +201,7 @@ async def test_number_of_clients_is_bounded(tmp_path):
 
 
 class SandboxWithShells:
-    """A sandbox that records the terminals that are opened in it. They run until they are hung up."""
+    """A sandbox that records the terminals opened in it. Each terminal runs until it is hung up."""
 
     def __init__(self):
         self.opened = []
@@ -227,7 +227,7 @@ class RunningShell(RecordingTerminal):
 
 
 async def test_refused_terminals_start_no_shell(tmp_path):
-    """Otherwise a client that tries again and again fills the sandbox with processes."""
+    """Otherwise a client that keeps retrying would fill the sandbox with processes."""
     shell = OpenTerminal(24, 80)
     async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
         sandbox = SandboxWithShells()

@@ -86,8 +86,8 @@ async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypa
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
 
 
-async def test_name_that_ends_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
-    """The path contains the whole value, and is redacted; the name would reveal what follows the last slash."""
+async def test_name_equal_to_the_end_of_a_secret_with_slashes_is_redacted(make_harness, monkeypatch):
+    """The path contains the whole value and is redacted. The name would reveal the text after the last slash."""
     value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
     harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
@@ -132,7 +132,7 @@ def test_error_codes_are_not_redacted(make_harness):
 
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
-    """Otherwise, until its collection times out, one task would occupy the space that other tasks free."""
+    """Otherwise, one task would occupy the space that other tasks free, until its collection times out."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     part, original, refused, leftovers = (
@@ -177,7 +177,7 @@ async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harn
 
 
 async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypatch):
-    """Retries every second, each with thousands of events, would fill the remaining space."""
+    """If each retry, one per second, recorded thousands of events, the remaining space would fill up."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
     harness = make_harness(
@@ -224,7 +224,7 @@ async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness
 
 
 async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harness, slow_secret_scan):
-    """The time limit applies to all artifacts together: none of these artifacts takes too long alone."""
+    """The time limit applies to all artifacts together: none of these artifacts alone exceeds the limit."""
     names = [f"{letter}.md" for letter in "abcdef"]
     harness = make_harness(
         Script(collected=dict.fromkeys(names, b"slow " * 4)),

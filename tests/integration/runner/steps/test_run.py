@@ -1,4 +1,4 @@
-"""A runner's handling of agent output, usage, silence and the end of the agent."""
+"""How a runner handles the agent's output, usage, silence and exit."""
 
 import asyncio
 import itertools
@@ -115,7 +115,7 @@ async def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness,
     assert not harness.events(Gap)
 
 
-async def test_output_delayed_by_cpu_throttle_is_read_after_agent_exit(make_harness, monkeypatch):
+async def test_output_delayed_by_cpu_throttling_is_read_after_agent_exit(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_SECONDS", 0.1)
     harness = make_harness(Script(stdout=b"line\n" * 500 + b"the result\n"))
     throttle, start = harness.parts.throttle, CpuThrottle.start
