@@ -42,7 +42,7 @@ def peak_bytes(work):
 
 
 def test_owner_change_of_a_wide_directory_uses_little_memory():
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # on a disk the removal may take a minute
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # on a physical disk, the removal can take a minute
         disk = Path(name)
         disk_ownership.create_disk_directories(disk)
         fill_with_wide_directory(disk / "home")

@@ -82,7 +82,7 @@ def test_bubblewrap_remedy_consists_of_sentences(tmp_path):
     runtime = FailingRuntime(ExitStatus(1))
     remedy = asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
     assert remedy.startswith(("'true' exited with code 1 in a sandbox. User", "The kernel does not allow users"))
-    runtime.create = None  # an error message of the operating system has no full stop
+    runtime.create = None  # error messages of the operating system have no full stop
     runtime.prepare = lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error"))
     assert "error. User namespaces" in asyncio.run(probe_bubblewrap(runtime, tmp_path, runtime)).remedy
 

@@ -1,4 +1,4 @@
-"""Interrupting threads frees files that only their system calls keep open. The programs continue."""
+"""Interrupting a thread frees files that only its system call keeps open. The program continues."""
 
 import os
 import subprocess

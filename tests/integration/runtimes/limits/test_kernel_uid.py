@@ -87,7 +87,7 @@ def test_reclaimed_uid_is_not_owned_by_the_old_attempt(directory: Path):
 
 
 def test_servers_with_separate_lock_directories_claim_distant_uids(tmp_path: Path):
-    """A host and a container on it may use the same uids, but separate lock directories."""
+    """A host and a container on it can use the same uids but separate lock directories."""
     uid_range = range(300_000, 364_000)
     claimed_uids = []
     for name in ("host", "container", "other"):
