@@ -1,4 +1,4 @@
-"""Tasks that start from earlier ones: what they take over, when that is refused, and crashes."""
+"""Tasks that start from earlier tasks: what they inherit, when a continuation is refused, and crashes."""
 
 import dataclasses
 import hashlib
@@ -72,7 +72,7 @@ def inherited(components, task_id):
     return {path.name: path.read_bytes() for path in directory.glob("inherited-*")}
 
 
-async def test_chain_takes_over_patches_conversation_and_session(components):
+async def test_chain_inherits_patches_conversation_and_session(components):
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
         await submit_continuation(components, service, "task-1", "task-2")
@@ -138,14 +138,14 @@ async def test_unusable_patch_is_refused(components, patch, fields, reason):
             await service.plan_continuation("task-1")
 
 
-async def test_patch_with_a_name_like_a_remark_is_accepted(components):
+async def test_patch_with_a_line_like_a_truncation_remark_is_accepted(components):
     content = PATCH + b"+# truncated: this is a line of a file\n"
     async with components.server() as service:
         await submit_ended(components, service, patch=content)
         assert len((await service.plan_continuation("task-1")).inheritance.parent.patches) == 1
 
 
-async def test_changes_that_the_patch_lacks_are_refused(components):
+async def test_task_whose_patch_lacks_changes_is_refused(components):
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
@@ -177,7 +177,7 @@ async def test_chain_is_bounded(components, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed"])
-async def test_parent_that_changes_before_the_copy_submits_nothing(components, damage):
+async def test_nothing_is_submitted_if_the_parent_changes_before_the_copy(components, damage):
     async with components.server() as service:
         await submit_ended(components, service)
         follow_up = await service.plan_continuation("task-1")
@@ -218,7 +218,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
     assert lost.exists(), "a task whose journal is missing may be restored from a backup"
 
 
-async def test_taken_over_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):
+async def test_inherited_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
         await submit_continuation(components, service, "task-1", "task-2")
@@ -233,7 +233,7 @@ async def test_taken_over_files_are_backed_up_and_checked_like_artifacts(compone
         assert find_damaged(components) == ["task-2"]
 
 
-async def test_taken_over_files_need_no_disk_space_and_remain_when_the_parent_is_removed(components):
+async def test_inherited_files_need_no_disk_space_and_outlive_the_parent(components):
     async with components.server() as service:
         await submit_ended(components, service, session=b"session 1")
         await submit_continuation(components, service, "task-1", "task-2")

@@ -164,7 +164,7 @@ async def test_release_interrupted_before_image_removal_can_be_completed(compone
 
 
 async def test_sandbox_cannot_be_locked_during_its_release(components):
-    """Otherwise a sandbox could use a partially removed disk, or create a disk that is never removed."""
+    """Otherwise a sandbox could use a partially removed disk or create a disk that is never removed."""
 
     async def scenario():
         async with components.server() as service:
@@ -252,8 +252,8 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
                 assert exclusive is is_exclusive
 
 
-async def test_many_releases_during_a_debug_session_do_not_add_up(components, monkeypatch):
-    """Otherwise garbage collection and expiry of all tasks would wait for one release after the other."""
+async def test_many_releases_during_a_debug_session_wait_in_parallel(components, monkeypatch):
+    """Otherwise garbage collection and expiry of all tasks would wait for each release in turn."""
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")
@@ -269,7 +269,7 @@ async def test_many_releases_during_a_debug_session_do_not_add_up(components, mo
 
 
 async def test_clients_that_wait_for_a_session_share_its_polls(components, monkeypatch):
-    """Otherwise hundreds of waiting clients keep the event loop busy, and other users wait."""
+    """Otherwise hundreds of waiting clients would keep the event loop busy, and other users would wait."""
     connects, has_started = [], asyncio.Event()
 
     async def open_terminal(attempt_id, order):
@@ -294,7 +294,7 @@ async def test_lock_attempt_after_a_release_leaves_no_files(components, monkeypa
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")
             await service.release("task-1")
-            results = iter([True, False])  # preserved at the check, released before the lock
+            results = iter([True, False])  # preserved when checked, but released before it is locked
             monkeypatch.setattr(service.preserved_sandboxes, "is_preserved", lambda _: next(results))
             task = await service.status("task-1")
             with pytest.raises(SandboxNotPreservedError):

@@ -63,7 +63,7 @@ async def test_finisher_does_not_get_the_model_key(components):
 
 
 def test_runner_that_never_started_is_followed_by_another_attempt(components):
-    """The server dies after it records the attempt and before the runner starts, so nothing is created or lost."""
+    """The server dies after recording the attempt and before starting the runner, so nothing is created or lost."""
 
     async def before():
         async with components.server() as service:
@@ -110,7 +110,7 @@ async def test_task_fails_after_repeated_immediate_runner_deaths(components):
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
 async def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher(components, failure_kind, code):
-    """Only a first attempt, which has no leftovers, is ended by the server itself."""
+    """The server itself ends only a first attempt, which has no leftovers."""
 
     async def scenario():
         async with components.server() as service:

@@ -25,7 +25,7 @@ def components(tmp_path, monkeypatch):
 
 
 def run_task(components, *steps, profile="my-tools"):
-    """Submit a task with the profile, pass the service to each step, and return the task's status."""
+    """Submit a task with the profile, call each step with the service, and return the task's status."""
 
     async def run():
         async with components.server() as service:

@@ -203,7 +203,7 @@ def components(tmp_path, monkeypatch):
 
 
 def count_pings_before_kills(components, is_responsive, *, pings_min, kills=1):
-    """Return a list of the number of pings before each kill: of the runner, then of its finisher. It may be empty.
+    """Return the number of pings before each kill, first of the runner, then of its finisher; empty without a kill.
 
     is_responsive: receives the number of a ping and returns whether the runner responds.
     pings_min, kills: the observation ends after this many pings, or after this many kills.

@@ -143,7 +143,7 @@ async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(compone
         await service.submit(manifest("another"))
 
 
-async def test_submission_above_the_size_of_unfinished_manifests_is_refused(components, monkeypatch):
+async def test_submission_above_the_total_size_of_unfinished_manifests_is_refused(components, monkeypatch):
     monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 30_000)
     large = {"name": "n" * 20_000}
     key = Idempotency("key", "0" * 64)

@@ -1,4 +1,4 @@
-"""A simulated day of tasks: the server keeps only the ended tasks within its retention."""
+"""A simulated day of tasks: the server keeps only the ended tasks within its retention limits."""
 
 import asyncio
 from datetime import timedelta

@@ -51,7 +51,7 @@ async def submit_waiting(components, service):
 
 async def let_start(components, service):
     components.available_memory_bytes = 100 * GIB
-    await service.undo_drain()  # makes the server schedule pending tasks
+    await service.undo_drain()  # this call makes the server schedule pending tasks
     await components.wait_for_launch("task-1")
 
 
@@ -145,7 +145,7 @@ def test_journals_of_unknown_liveness_cannot_be_opened(tmp_path):
         journals.open("task-1")
 
 
-async def test_cancel_reaches_a_runner_whose_attempt_the_index_lacks(components):
+async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
     """The server was killed before it indexed the attempt. The runner continues."""
     async with components.server() as service:
         await submit_waiting(components, service)
@@ -161,8 +161,8 @@ async def test_cancel_reaches_a_runner_whose_attempt_the_index_lacks(components)
         components.runners.record("task-1", TaskFinished())
 
 
-async def test_runner_of_a_placement_that_the_server_lacks_is_unknown(components, monkeypatch):
-    """The journal's lock on this host is free, but the runner's host holds another one."""
+async def test_liveness_of_a_runner_at_a_missing_placement_is_unknown(components, monkeypatch):
+    """The journal's lock on this host is free, but there is another lock on the runner's host."""
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.2)
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
     async with components.server() as service:
@@ -184,7 +184,7 @@ async def test_runner_of_a_placement_that_the_server_lacks_is_unknown(components
         assert (await service.wait("task-1", 10)).failure.code is FailureCode.RUNNER_LOST
 
 
-async def test_renamed_host_has_the_runners_of_its_data_directory(components):
+async def test_renamed_host_still_has_the_runners_of_its_data_directory(components):
     async with components.server() as service:
         await components.start_running_task(service)
     components.identity = HostIdentity("renamed", "b")

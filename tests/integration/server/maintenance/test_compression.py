@@ -125,7 +125,7 @@ def test_locked_journal_is_compressed_in_a_later_sweep(stored, components, monke
 
 
 async def test_shutdown_does_not_wait_for_a_compression(components, monkeypatch):
-    """The next server can use the data directory at once. It restarts the interrupted compression."""
+    """The next server can use the data directory immediately, and restarts the interrupted compression."""
     started, may_end, ended = threading.Event(), threading.Event(), threading.Event()
 
     def compress(_):

@@ -129,7 +129,7 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
 
 @pytest.mark.parametrize("is_indexed", [True, False])
 async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is_indexed):
-    """The task has ended, in the index or only in its journal."""
+    """The end of the task is recorded in the index and the journal, or only in the journal."""
     async with components.server() as service:
         files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
         leftovers.attempts.add(files.root.name)

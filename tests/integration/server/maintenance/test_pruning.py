@@ -101,7 +101,7 @@ async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, component
     assert (await scenario()) == (1, 0)
 
 
-async def test_replay_of_a_task_pruned_meanwhile_ends_with_an_error(stored, components):
+async def test_replay_ends_with_an_error_if_the_task_is_pruned(stored, components):
     stored.finish("long", lines=20_000)
     stored.index("long")
 
@@ -196,7 +196,7 @@ def test_task_that_cannot_be_moved_is_kept(stored, components):
 
 
 async def test_directory_for_pruned_tasks_is_created_early(stored, components):
-    """On a full file system, the directory could not be created later."""
+    """Later, a full file system could prevent the creation of the directory."""
     async with components.server() as service:
         service.pruner.prepare()
         service.pruner.prepare()
@@ -274,7 +274,7 @@ def damage_task_into_another(stored):
 
 
 def damage_time_of_change(stored):
-    """Set the row's time of change to 0, which differs from that of its task."""
+    """Set the row's time of the last state change to 0, which differs from the time in the task."""
     stored.damage_row("task-1", "state_changed_at", 0)
     return "index of tasks is damaged .*but at 0 in its row"
 
@@ -318,7 +318,7 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
 
 @pytest.mark.parametrize("retention_limits", PRUNE_ALL)
 def test_task_of_an_unreachable_host_is_kept_and_does_not_block_others(stored, components, retention_limits):
-    """A part of the task's sandbox may exist on that host."""
+    """That host may still have part of the task's sandbox."""
     stored.finish("elsewhere", attempt_id="c" * 12, host="gone:far")
     stored.index("elsewhere")
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*elsewhere: the host gone:far does not"):
