@@ -50,7 +50,7 @@ def harness(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Pat
 
 @pytest.fixture
 def listed_directories(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Record the directories of the workspace that are listed, in order."""
+    """Record in order which directories of the workspace are listed."""
     listed = []
     entries = RootedFiles.entries
 

@@ -1,4 +1,4 @@
-"""Files that match a task's patterns become artifacts, and no others do."""
+"""Files that match a task's patterns become artifacts. No other files do."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""Opening a file that was replaced after a check neither leaves the root nor blocks."""
+"""Opening a file that was replaced after it was checked neither leaves the root directory nor blocks."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ from sandbox.workspace.files import RootedFiles
 
 @pytest.fixture
 def root(tmp_path):
-    """A directory `inside` with a file, and a secret next to it."""
+    """A directory `inside` with a file, and a secret file next to the directory."""
     inside = tmp_path / "inside"
     (inside / "directory").mkdir(parents=True)
     (inside / "directory" / "file").write_text("mine")

@@ -58,7 +58,7 @@ def request_credentials(url, credential_helper, *requests, secrets=None):
 
 
 async def read_response(reader):
-    """Read a response up to its last line, which is empty and omitted. Return None at the end of the stream."""
+    """Read a response up to the empty line that ends it; omit this line. Return None at the end of the stream."""
     lines = []
     while line := await reader.readline():
         if line == b"\n":

@@ -1,4 +1,4 @@
-"""A git that a repository has compromised stays confined. Test programs take the place of git.
+"""A compromised git process stays confined. Test programs take the place of git.
 
 Each attack has a control: an action that git is allowed to perform.
 """
@@ -312,7 +312,7 @@ def test_memory_and_processes_are_limited(tmp_path):
 async def run_as_user(directory, *scenarios):
     """Run the scenarios with a copied launcher: the user may not be able to read the interpreter and this checkout."""
     launcher_client.__file__, sys.executable = str(Path(directory) / "launcher_client.py"), "/usr/bin/python3"
-    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost by the change of uid
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which the change of uid has reset
     for scenario in scenarios:
         (own := Path(directory) / scenario.__name__).mkdir()
         async with Confinement(own).open() as confinement:

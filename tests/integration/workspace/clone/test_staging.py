@@ -81,7 +81,7 @@ def test_workspace_objects_are_not_hard_links_to_the_repository(harness):
     assert {path.stat().st_nlink for path in objects} == {1}
 
 
-def test_subpath_may_be_any_directory(harness):
+def test_subpath_can_be_any_directory(harness):
     harness.stage(subpath="src")
     harness.stage(subpath="./src/")
 
@@ -225,7 +225,7 @@ def test_default_configuration_files_of_the_user_are_read(harness):
 @pytest.mark.parametrize("url", ["ssh://git@git.example/{path}", "git@git.example:{path}"])
 def test_ssh_command_of_the_servers_user_is_used(harness, url):
     ssh = harness.root / "ssh"
-    # Simulates ssh: logs its arguments and runs the last one, as the remote end would.
+    # Simulates ssh: logs its arguments and runs the last argument, as the remote host would.
     ssh.write_text(f'#!/bin/sh\necho "$@" >> {harness.root}/calls\nfor command; do :; done\nexec sh -c "$command"\n')
     ssh.chmod(0o755)
     harness.configure(f"[core]\n\tsshCommand = {ssh} -4\n[ssh]\n\tvariant = ssh")

@@ -1,4 +1,4 @@
-"""Clone errors contain advice for the user and no secrets."""
+"""Clone errors contain advice for the user but no secrets."""
 
 import asyncio
 import base64
@@ -132,7 +132,7 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
 async def test_clone_error_is_delayed_if_git_may_have_been_killed(
     harness, replace_command, monkeypatch, code, stderr, is_pending
 ):
-    """If all processes are killed, git may die before the runner. In between, the runner must not report an error."""
+    """If all processes are killed, git may die before the runner. Until then, the runner must not report an error."""
     replace_command("clone", code, stderr=stderr)
     monkeypatch.setattr(staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 

@@ -274,7 +274,7 @@ def test_file_or_link_replacing_an_ignored_directory_is_included(harness, place,
     assert remaining == [f"ignore-rules/{parent}.gitignore", f"ignore-rules/{place}/.gitignore"]
 
 
-def test_gitignore_files_may_become_directories(harness):
+def test_gitignore_file_can_become_a_directory(harness):
     base = harness.upstream.commit({".gitignore": b"*.log\n", "src/.gitignore": b"*.tmp\n"})
     harness.stage()
     for place in (harness.workspace, harness.workspace / "src"):

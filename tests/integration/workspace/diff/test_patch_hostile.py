@@ -55,13 +55,13 @@ def test_programs_in_the_agents_git_directory_are_not_run(staged):
 
     assert not canary.exists()
     assert b"+# Edited\n" in patch
-    # The control: git, when run there, does run these programs.
+    # The control: git runs these programs when it is run in the workspace.
     subprocess.run(["git", "status"], cwd=staged.workspace, capture_output=True, check=False)
     assert canary.exists()
 
 
 @pytest.mark.parametrize("shape", ["gone", "file", "link", "fifo"])
-def test_git_directory_of_the_agent_may_be_replaced(staged, shape):
+def test_agent_can_replace_its_git_directory(staged, shape):
     git = staged.workspace / ".git"
     shutil.rmtree(git)
     if shape == "file":
