@@ -23,7 +23,7 @@ RNG = random.Random(1)
 
 
 def line(number: int) -> bytes:
-    """Create a line like those of Claude Code: the same keys, an id, and words."""
+    """Create a line similar to Claude Code's output: the same keys, an id, and words."""
     text = " ".join(RNG.choices(WORDS, k=60))
     message = {"type": "assistant", "uuid": RNG.randbytes(16).hex(), "message": {"text": text, "turn": number}}
     return json.dumps(message).encode() + b"\n"

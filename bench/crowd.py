@@ -1,9 +1,9 @@
-"""Measures a server with a hundred running tasks, a hundred followers, and thousands of pending and finished tasks.
+"""Measures a server with a hundred running tasks and followers, and thousands of pending and finished tasks.
 
 Run with the project's Python: python bench/crowd.py [RUNNING [WAITING [FINISHED]]]    (defaults: 100, 1000, 10000)
 
 Runners and sandboxes are real; a fake agent prints two lines per second. At the end, the server is killed and
-restarted, to measure how soon it follows every task again. The latest results are in docs/benchmarks.md.
+restarted, to measure how soon the server follows every task again. The latest results are in docs/benchmarks.md.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ def submit(deployment, names, cpus):
 
 
 def follow(deployment, names):
-    """Follow each task with one client, all in a separate thread; return the clients."""
+    """Follow each task with one client, in one thread for all clients; return the clients."""
     port = int(deployment.server.ready_message["http"].rpartition(":")[2])
     followers = [ReconnectingClient(port, name) for name in names]
 

@@ -2,11 +2,11 @@
 
 A task has 1,000 events per second (for SECONDS, default 60) in a real journal: lines of output, a tenth of them the
 agent's messages, tool calls and their results, some refused connections and metrics. Chromium shows the page of the
-task, first the conversation, then the output. Prints the page's long tasks (as the browser defines them: the page does
-not respond), its memory, and whether it received all events. Then PAGES (default 200) clients read the same task as a
-page does. Prints the growth of the server's memory. Before both, Chromium opens the tab Changes of a patch with
-151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first paint, the first lines, and the
-long tasks.
+task, first the conversation, then the output. Prints the page's long tasks (as defined by the browser: periods in which
+the page does not respond), its memory, and whether the page received all events. Then PAGES (default 200) clients
+follow the task in the same way as a page. Prints the growth of the server's memory. Before both, Chromium opens the
+Changes tab for a patch with 151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first
+paint, the first lines, and the long tasks.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ MESSAGE = "I looked at `module_{0}` and found **one** more place:\n\n- it reads 
 
 
 def main(seconds: int = 60, pages: int = 200) -> None:
-    """Measure one page for `seconds`, then many."""
+    """Measure one page for `seconds`, then many pages."""
     print(f"load average before: {os.getloadavg()[0]:.2f}", flush=True)
     measure_patch()
     own_end, server_end = multiprocessing.Pipe()
@@ -71,7 +71,7 @@ def main(seconds: int = 60, pages: int = 200) -> None:
 
 
 def measure_patch() -> None:
-    """Print how fast a large patch is shown, and whether the page responds while it is read."""
+    """Print how fast a large patch is shown, and whether the page responds while the user reads the patch."""
     from doubles.browser import open_chromium
     from doubles.live_server import Deployment
     from doubles.stored_tasks import StoredTasks
@@ -96,7 +96,7 @@ def measure_patch() -> None:
 
 
 def measure_reading(page, attempt: str) -> None:
-    """Print the long tasks while the page is loaded, scrolled to its end, and drawn again in the other layout."""
+    """Print the long tasks while the page is loaded, scrolled to its end, and redrawn in the other layout."""
     paint, lines = page.evaluate("[performance.getEntriesByName('first-contentful-paint')[0].startTime, firstLines]")
     page.wait_for_timeout(2000)
     print(f"patch, {attempt}: first contentful paint after {paint:.0f} ms, first lines after {lines:.0f} ms")
@@ -194,7 +194,7 @@ def serve_one_task(parent: Connection) -> None:
 
 
 async def serve_and_record(data_dir: Path, parent: Connection) -> None:
-    """Handle orders: a number of seconds of events to record, "memory" to report it, None to stop."""
+    """Handle orders: a number of seconds for which to record events, "memory" to report the memory, None to stop."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents

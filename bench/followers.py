@@ -2,8 +2,8 @@
 
 The task prints 1,000 lines per second (for SECONDS, default 30) into a real journal. N followers (default 200) read
 them by SSE, lose their connections at random and reconnect. Prints the server's CPU time without and with followers,
-whether each follower received every event exactly once and in order, p50 and p99 of the delay from a record to a
-follower that was connected at that time, and the machine's load before and after.
+whether each follower received every event exactly once and in order, p50 and p99 of the delay until a connected
+follower receives a record, and the machine's load before and after.
 """
 
 import asyncio

@@ -1,8 +1,9 @@
-"""Measures the cost of floods from the sandbox for the gateway and model requests: `python bench/gateway_floods.py`.
+"""Measures how floods from a sandbox affect its gateway and model requests: `python bench/gateway_floods.py`.
 
 Each flood lasts `--seconds`; `--only TEXT` selects floods by name. Prints the CPU usage of the gateway in cores, in
-total and in the second half; the duration of model requests during the flood in milliseconds, over a kept connection
-and over new ones, median and maximum (60000: it failed); the number of events that the gateway reported; its memory.
+total and in the second half; the duration of model requests during the flood in milliseconds, over a persistent
+connection and over new connections, median and maximum (60000 means that a request failed); the number of events that
+the gateway reported; and its memory.
 """
 
 import argparse

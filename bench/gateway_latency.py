@@ -1,9 +1,9 @@
 """Measures the latency that the gateway adds to a model request, and its memory: `python bench/gateway_latency.py`.
 
 The model is a script on loopback that responds immediately. Prints the median and the 95th percentile of 200 small
-requests, made directly and through the gateway, over kept and new connections, with and without a kept upstream
-connection; then of requests as large as those of Claude Code at the start of its work (90 KB) and later (1 MB), which
-the gateway parses and rewrites, or forwards unchanged if the rules allow it.
+requests, made directly and through the gateway, over persistent and new connections, with and without a persistent
+upstream connection; then of requests as large as those of Claude Code at the start of its work (90 KB) and later
+(1 MB), which the gateway parses and rewrites, or forwards unchanged if the rules allow it.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ def conversation(messages: int) -> bytes:
 
 
 async def time_kept_connection(port: int, host_port: int, body: bytes = SMALL) -> list[float]:
-    """Return the milliseconds of sequential requests on one connection."""
+    """Return the duration of sequential requests on one connection, in milliseconds."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     times = [await timed(lambda: send(reader, writer, host_port, body)) for _ in range(REQUESTS)]
     writer.close()
@@ -80,7 +80,7 @@ async def time_kept_connection(port: int, host_port: int, body: bytes = SMALL) -
 
 
 async def time_new_connections(port: int, host_port: int) -> list[float]:
-    """Return the milliseconds of requests, each on a new connection."""
+    """Return the duration of requests, each on a new connection, in milliseconds."""
 
     async def once() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Measures appends per second of 200-byte output lines against plain writes; then opening and reading 100 MB.
+"""Compares appends per second of 200-byte output lines with plain writes; then measures opening and reading 100 MB.
 
 Run: python bench/journal_throughput.py [DIRECTORY]    (the directory selects the disk)
 """

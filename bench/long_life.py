@@ -2,9 +2,9 @@
 
 Run with the project's Python: python bench/long_life.py [TASKS [KEPT [DRAWING]]]    (defaults: 2000, 200, no drawing)
 
-Runners and sandboxes are real; the agent is fake. After every KEPT tasks, all but the latest KEPT are pruned.
-Prints the server's memory, descriptors, threads and files, and draws them as SVG. Exits with 1 if the second half needs
-more than the first. The latest results are in docs/benchmarks.md.
+Runners and sandboxes are real; the agent is fake. After every KEPT tasks, all but the latest KEPT are pruned. Prints
+the server's memory, descriptors, threads and files, and draws them as SVG. Exits with 1 if the second half of the run
+needs more resources than the first half. The latest results are in docs/benchmarks.md.
 """
 
 import subprocess
@@ -80,7 +80,7 @@ def prune(deployment, kept):
 
 
 def find_growth(samples):
-    """Yield each measure whose maximum in the second half exceeds that of the first half by more than the slack."""
+    """Yield each measure whose maximum in the second half exceeds that in the first half by more than the slack."""
     early, late = samples[1 : len(samples) // 2 + 1], samples[len(samples) // 2 + 1 :]
     for name, factor in SLACK.items():
         before, after = (max(getattr(each, name) for each in half) for half in (early, late))

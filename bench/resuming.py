@@ -1,4 +1,6 @@
-"""Measures resuming an event stream near the end of a long journal: `python bench/resuming.py [RECORDS]` (30000).
+"""Measures how fast an event stream resumes near the end of a long journal.
+
+Run: python bench/resuming.py [RECORDS]    (default: 30000)
 
 Compares the server's implementation with a baseline, which reads the journal from the start and skips the events that
 the reader already has. Prints the median of each, their ratio, and the same for the last ten lines.
@@ -75,7 +77,7 @@ class LongTask:
 
 
 async def compare(name: str, read: Read, baseline: Read) -> None:
-    """Run both alternately; print their medians."""
+    """Run the implementation and the baseline alternately; print their medians."""
     assert await read() == await baseline()
     seconds: dict[Read, list[float]] = {read: [], baseline: []}
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Measures the lifetime of a sandbox in each runtime: prepare, create, run `true`, destroy; and a bare `true`.
+"""Measures a sandbox's lifetime in each runtime (prepare, create, run `true`, destroy), and `true` without a sandbox.
 
 Usage: python bench/sandbox_latency.py [RUNS] [RUNTIME ...]
 """
@@ -21,14 +21,14 @@ RUNTIMES = ("bubblewrap", "gvisor")
 
 
 def time_bare() -> float:
-    """Return the milliseconds of a `true` without a sandbox."""
+    """Return the duration of `true` without a sandbox, in milliseconds."""
     began = time.perf_counter()
     subprocess.run(["/usr/bin/true"], check=True, timeout=10)
     return (time.perf_counter() - began) * 1000
 
 
 async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float, float]:
-    """Return the milliseconds until the first byte of a command, and until the sandbox is destroyed."""
+    """Return the time until the first byte of a command and until the sandbox is destroyed, in milliseconds."""
     attempt_id = f"bench{os.getpid() % 1000:03}{number:04}"
     disk.mkdir()
     began = time.perf_counter()

@@ -3,7 +3,7 @@
 Run with the project's Python: python bench/soak.py [RUNTIME [SEQUENTIAL [PARALLEL]]]    (defaults: bubblewrap, 200, 20)
 
 Server and Claude Code are real; the model is scripted. Exits with 1 if a task does not complete, or a process, mount,
-namespace, loop device, control group, socket or file is left. The latest results are in docs/benchmarks.md.
+namespace, loop device, control group, socket or file is left behind. The latest results are in docs/benchmarks.md.
 """
 
 import statistics

@@ -1,5 +1,5 @@
 """Measures list queries on a store with many tasks: p50 and p99 of each kind of page, the size per task, the time of an
-insert and of an update, and the time in which the index of an earlier version becomes searchable.
+insert and of an update, and the time until the index of an earlier version becomes searchable.
 
 Run: python bench/store_list.py [TASKS]    (default: 100000)
 """

@@ -21,7 +21,7 @@ from sandbox.demo.walkthrough import start_module, start_server
 
 
 def seconds_between(status, first, last):
-    """Return the time from one state to another, by the timestamps in the journal."""
+    """Return the time from one state to another, according to the timestamps in the journal."""
     at = {entry["new_state"]: datetime.fromisoformat(entry["timestamp"]) for entry in status}
     return (at[last] - at[first]).total_seconds()
 
@@ -79,7 +79,7 @@ def main():
 
 
 def measure_speed(server, url, rounds):
-    """Run tasks one after the other, each after a plain start of the agent."""
+    """Run tasks one after the other, and before each task start the agent without a sandbox."""
     timings = {"submit to running": [], "clone": [], "sandbox": [], "whole task": [], "bare claude --version": []}
     with Client(server) as client:
         run_task(client, url, "warm-up")
