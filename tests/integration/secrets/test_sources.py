@@ -68,7 +68,7 @@ def test_links_within_the_directory_are_followed(directory: Path, tmp_path: Path
         assert "outside of the secrets" in resolve_error(directory, key)
 
 
-def test_directory_may_be_a_link(directory: Path, tmp_path: Path):
+def test_secrets_directory_can_be_a_link(directory: Path, tmp_path: Path):
     (tmp_path / "link").symlink_to(directory)
     assert read(tmp_path / "link", "team/token") == "the-value-of-the-token"
 
