@@ -56,7 +56,7 @@ def can_confine(tmp_path, probe=AVAILABLE):
 def test_slow_start_keeps_git_confined(tmp_path, use_runtime, caplog):
     use_runtime(SlowRuntime())
     assert can_confine(tmp_path)
-    assert "did not end within" in caplog.text
+    assert "did not exit within" in caplog.text
 
 
 def test_missing_bubblewrap_leaves_git_unconfined(tmp_path, use_runtime, caplog):
