@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.browser import HEIGHT
+from doubles.browser import HEIGHT, accessibility_violations
 from doubles.live_server import reply
 
 SCHEMA = Path(__file__).parents[2] / "openapi.json"
@@ -42,6 +42,7 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
             "(all) => all.filter((one) => one.getBoundingClientRect().right > innerWidth).map((one) => one.className)"
         )
         assert overflowing == []
+    assert accessibility_violations(page) == []
 
     list_tasks = page.locator(".opblock", has_text="List Tasks")
     list_tasks.locator(".opblock-summary-control").click()
@@ -51,6 +52,7 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     response = list_tasks.locator(".live-responses-table .highlight-code").first
     assert '"total_count": 0' in response.inner_text()
     assert browser.requests[-1].url.endswith("&label.team=platform")
+    assert accessibility_violations(page) == []
     # As a control, a request to another host is blocked and detected.
     is_blocked = page.evaluate("fetch('http://127.0.0.1:9/').then(() => false, (error) => error instanceof TypeError)")
     assert is_blocked

@@ -38,14 +38,39 @@ _PAGE = """<!doctype html>
 </body>
 </html>
 """
-_START_SCRIPT = """SwaggerUIBundle({
+_START_SCRIPT = """// A path must not be a link: it is inside the button that opens the operation.
+const plainPaths = ({ React }) => ({
+  wrapComponents: { DeepLink: () => ({ text }) => React.createElement("span", null, text) },
+});
+
+SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
   deepLinking: true,
   defaultModelsExpandDepth: 0,
+  syntaxHighlight: false,
   validatorUrl: null,
   presets: [SwaggerUIBundle.presets.apis],
+  plugins: [plainPaths],
 });
+
+// Swagger UI gives no names to some fields, and a keyboard cannot scroll its examples.
+const FIELDS = "#page :is(input, select, textarea, .copy-to-clipboard button)";
+const SCROLLABLE = "#page :is(pre, .model-box, .table-container):not([tabindex])";
+
+function nameOf(field) {
+  if (field.tagName === "BUTTON") return "Copy";
+  const parameter = field.closest("[data-param-name]")?.dataset.paramName;
+  return parameter ?? (field.tagName === "TEXTAREA" ? "Request body" : "Value");
+}
+
+function complete() {
+  for (const field of document.querySelectorAll(FIELDS))
+    if (!field.labels?.length && !field.ariaLabel) field.ariaLabel = nameOf(field);
+  for (const element of document.querySelectorAll(SCROLLABLE)) element.tabIndex = 0;
+}
+
+new MutationObserver(complete).observe(document.getElementById("page"), { childList: true, subtree: true });
 """
 _STYLE = """body { margin: 0; }
 .swagger-ui .info { margin: 1.5rem 0; }
