@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
@@ -23,6 +24,7 @@ from sandbox.dashboard.templates import render_page, send_asset
 from sandbox.model.errors import SandboxError
 from sandbox.system.log_context import TASK_ID
 
+_API_ROOT = "/api/"
 _PageHandler = Callable[[Request, AppContext], Awaitable[Response]]
 
 _ROUTES: dict[str, _PageHandler] = {
@@ -44,6 +46,7 @@ def add_dashboard(app: FastAPI, context: AppContext) -> None:
         app.router.routes.append(Route(path, _endpoint(path, handler, context)))
     # The API has a page at this path too, without the frame of the site: the first route applies.
     app.router.routes.insert(0, Route(paths.DOCS, _endpoint(paths.DOCS, show_docs, context)))
+    app.router.default = _show_missing_pages(app.router.default)
 
 
 def _endpoint(path: str, handler: _PageHandler, context: AppContext) -> Callable[[Request], Awaitable[Response]]:
@@ -61,6 +64,19 @@ def _endpoint(path: str, handler: _PageHandler, context: AppContext) -> Callable
             if not accepts_html(request):
                 raise
             return _error_page(request, error.status_code, "Page not found.")
+
+    return handle
+
+
+def _show_missing_pages(default: ASGIApp) -> ASGIApp:
+    """Return an app that shows browsers a page for unknown paths, except for those of the API."""
+
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(_API_ROOT) and accepts_html(Request(scope)):
+            response = _error_page(Request(scope), 404, "Page not found.")
+            await response(scope, receive, send)
+        else:
+            await default(scope, receive, send)
 
     return handle
 

@@ -23,7 +23,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
 PATHS = ["/", "/submit", "/server", "/tasks/task-001"]
 
 
-@pytest.mark.parametrize("path", [*PATHS, "/tasks/nobody", "/sign-in"])
+@pytest.mark.parametrize("path", [*PATHS, "/tasks/nobody", "/nothing", "/sign-in"])
 def test_page_loads_only_assets_of_the_server(pages, path):
     pages.tasks.add()
     page = pages.get(path)
@@ -65,6 +65,14 @@ def test_format_of_the_missing_task_error_depends_on_the_accept_header(pages):
     assert (page.status_code, "There is no task &#39;nobody&#39;" in page.text) == (404, True)
     assert pages.get("/tasks/nobody", accept="application/json").json()["error"] == "task_not_found"
     assert pages.get("/tasks/nobody/story", accept="text/event-stream").json()["error"] == "task_not_found"
+
+
+def test_browsers_receive_a_page_for_an_unknown_path_outside_the_api(pages):
+    page = pages.get("/nothing/here")
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "Page not found." in page.text
+    assert pages.get("/nothing/here", accept="application/json").json()["error"] == "not_found"
+    assert pages.get("/api/v1/nothing").json()["error"] == "not_found"
 
 
 def test_missing_token_redirects_to_sign_in(pages_with_tokens):
