@@ -135,7 +135,7 @@ class Browser:
 
 
 def accessibility_violations(page):
-    """Accessibility violations in any layout: serious findings of axe, and horizontal overflow.
+    """Accessibility violations in any layout: findings of axe, and horizontal overflow.
 
     Leaves the page in the first layout.
     """
@@ -150,10 +150,9 @@ def _violations(page, scheme, width):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": HEIGHT})
     violations = page.evaluate(_AXE_RUN)["violations"]
-    serious = [
+    found = [
         (violation["id"], [(node["html"][:200], node["failureSummary"]) for node in violation["nodes"][:3]])
         for violation in violations
-        if violation["impact"] in {"serious", "critical"}
     ]
     is_wide = page.evaluate("document.documentElement.scrollWidth > innerWidth")
-    return [*serious, *([("wide",)] if is_wide else [])]
+    return [*found, *([("wide",)] if is_wide else [])]
