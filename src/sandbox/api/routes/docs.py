@@ -54,7 +54,7 @@ SwaggerUIBundle({
   plugins: [plainPaths],
 });
 
-// Swagger UI gives no names to some fields, and a keyboard cannot scroll its examples.
+// Swagger UI gives no names to some fields and the role of a region to tables, and a keyboard cannot scroll its examples.
 const FIELDS = "#page :is(input, select, textarea, .copy-to-clipboard button)";
 const SCROLLABLE = "#page :is(pre, .model-box, .table-container):not([tabindex])";
 
@@ -68,6 +68,7 @@ function complete() {
   for (const field of document.querySelectorAll(FIELDS))
     if (!field.labels?.length && !field.ariaLabel) field.ariaLabel = nameOf(field);
   for (const element of document.querySelectorAll(SCROLLABLE)) element.tabIndex = 0;
+  for (const table of document.querySelectorAll("#page table[role]")) table.removeAttribute("role");
 }
 
 new MutationObserver(complete).observe(document.getElementById("page"), { childList: true, subtree: true });

@@ -40,11 +40,23 @@ function select(name, { focus = false, keep = true } = {}) {
   selected = name;
   if (focus) tab.focus();
   if (keep) history.replaceState(null, "", name === "conversation" ? location.pathname + location.search : `#${name}`);
-  tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+  revealTab();
   if (name === "changes") changes.show(hasEnded());
   showMainActions();
   draw();
 }
+
+// Scroll the list of tabs to the selected one. The end of a scrolled list fades out.
+function revealTab() {
+  const list = $("tabs");
+  const { offsetLeft, offsetWidth } = $(`tab-${selected}`);
+  const end = offsetLeft + offsetWidth + 24 - list.clientWidth;
+  list.scrollLeft = Math.min(offsetLeft, Math.max(list.scrollLeft, end));
+}
+
+// A count in a tab changes the width.
+const tabWidths = new ResizeObserver(revealTab);
+for (const tab of tabs) tabWidths.observe(tab);
 
 // The selected view begins at the top of the window, if the head is outside.
 const showBegin = () => $("title-bar").hidden || $("views").scrollIntoView();
