@@ -54,7 +54,7 @@ SwaggerUIBundle({
   plugins: [plainPaths],
 });
 
-// Swagger UI gives no names to some fields and the role of a region to tables, and a keyboard cannot scroll its examples.
+// Swagger UI gives some fields no name and tables the role of a region, and keyboards cannot scroll its examples.
 const FIELDS = "#page :is(input, select, textarea, .copy-to-clipboard button)";
 const SCROLLABLE = "#page :is(pre, .model-box, .table-container):not([tabindex])";
 
