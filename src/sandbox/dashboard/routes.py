@@ -63,7 +63,7 @@ def _endpoint(path: str, handler: _PageHandler, context: AppContext) -> Callable
         except HTTPException as error:
             if not accepts_html(request):
                 raise
-            return _error_page(request, error.status_code, "Page not found.")
+            return _error_page(request, error.status_code, "There is no page at this address.")
 
     return handle
 
@@ -73,7 +73,7 @@ def _show_missing_pages(default: ASGIApp) -> ASGIApp:
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope["path"].startswith(_API_ROOT) and accepts_html(Request(scope)):
-            response = _error_page(Request(scope), 404, "Page not found.")
+            response = _error_page(Request(scope), 404, "There is no page at this address.")
             await response(scope, receive, send)
         else:
             await default(scope, receive, send)

@@ -70,7 +70,7 @@ def test_format_of_the_missing_task_error_depends_on_the_accept_header(pages):
 def test_browsers_receive_a_page_for_an_unknown_path_outside_the_api(pages):
     page = pages.get("/nothing/here")
     assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
-    assert "Page not found." in page.text
+    assert "There is no page at this address." in page.text
     assert pages.get("/nothing/here", accept="application/json").json()["error"] == "not_found"
     assert pages.get("/api/v1/nothing").json()["error"] == "not_found"
 
