@@ -22,7 +22,6 @@ FRAGMENTS = {
     "api.auth.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "dashboard.failure_notice": "texts for people, without requests and templates",
-    "dashboard.routes": "the routes of the package",
     "runner.time_limit": "the timeouts of an agent, apart from its exhausted resources",
 }
 """Short modules with a single importer, and why each is a module."""
