@@ -13,7 +13,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-SHRUNK_CELLS_MIN = 8
+SHRUNK_CELLS_MIN = 20
+"""Width to which columns are truncated before a column is omitted."""
+
+ONLY_SHRUNK_CELLS_MIN = 8
+"""The same for the most important column, if all others that can be truncated are omitted."""
+
 UNBOUNDED_CELLS = 100_000
 
 
@@ -106,17 +111,14 @@ def _fitting_columns(
     columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_border: bool
 ) -> list[str]:
     """Return the columns that fit once all shrinkable columns are truncated."""
-    minimum_widths = {
-        name: min(cells, SHRUNK_CELLS_MIN) if name in shrinkable else cells
-        for name, cells in zip(columns, _widths(columns, rows), strict=True)
-    }
-    kept_columns = [name for name in columns if name not in shrinkable]
+    widths = dict(zip(columns, _widths(columns, rows), strict=True))
+    fixed_columns = [name for name in columns if name not in shrinkable]
+    kept_columns = fixed_columns
     for name in reversed(shrinkable):
         candidate = [*kept_columns, name]
-        if (
-            sum(minimum_widths[column] for column in candidate) + _border_cells(candidate, has_border=has_border)
-            <= width
-        ):
+        cells_min = ONLY_SHRUNK_CELLS_MIN if kept_columns == fixed_columns else SHRUNK_CELLS_MIN
+        needed = sum(min(widths[column], cells_min) if column in shrinkable else widths[column] for column in candidate)
+        if needed + _border_cells(candidate, has_border=has_border) <= width:
             kept_columns = candidate
     return [name for name in columns if name in kept_columns]
 
@@ -127,7 +129,7 @@ def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: 
     shrinkable_indexes = [at for at, name in enumerate(columns) if name in shrinkable]
     excess = sum(widths) - width
     widest = max((widths[at] for at in shrinkable_indexes), default=0)
-    while widest > SHRUNK_CELLS_MIN and sum(max(widths[at] - widest, 0) for at in shrinkable_indexes) < excess:
+    while widest > ONLY_SHRUNK_CELLS_MIN and sum(max(widths[at] - widest, 0) for at in shrinkable_indexes) < excess:
         widest -= 1
     for at in shrinkable_indexes if excess > 0 else ():
         for row in rows:

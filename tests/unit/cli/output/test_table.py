@@ -37,6 +37,12 @@ def test_widest_column_shrinks_first():
     assert print_lines("n" * 100, width=90)[1] == f"{ID}  {'n' * 36}…  team=platform"
 
 
+def test_column_is_dropped_before_a_more_important_one_becomes_unreadable(capsys):
+    assert print_lines("n" * 100, width=73)[1] == f"{ID}  {'n' * 19}…  team=platform"
+    assert print_lines("n" * 100, width=72)[1] == f"{ID}  {'n' * 33}…"
+    assert capsys.readouterr().err == "The window is too narrow for LABELS.\n"
+
+
 @pytest.mark.parametrize("has_border", [False, True])
 def test_columns_are_dropped_in_a_very_narrow_window(has_border, capsys):
     lines = print_lines("n" * 100, width=52, has_border=has_border)
