@@ -38,7 +38,7 @@ class DataDirNotFoundError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """The result of a rebuild. skipped: task ids that are not in the new index, with the reason."""
+    """The result of a rebuild. skipped: why a task is not in the new index, by task id."""
 
     tasks_count: int
     skipped: Mapping[str, str]
@@ -144,9 +144,9 @@ def _make_file_finder(data_dir: Path) -> FindFiles:
 
 
 def _replace_index(index: Path, new: Path) -> None:
-    """Replace the index. A crash leaves the old index or the new one intact.
+    """Replace the index. A crash leaves either the old or the new index intact.
 
-    If SQLite cannot read the old index, a crash may leave none; then the next server rebuilds it from the journals.
+    If SQLite cannot read the old index, a crash may leave no index; the next server then rebuilds it from the journals.
     """
     if index.exists():
         backup = index.with_name("index.sqlite.before")
@@ -180,5 +180,5 @@ def _remove_database(file: Path) -> None:
 
 
 def _sidecar_files(file: Path) -> tuple[Path, ...]:
-    """Return the files that SQLite keeps next to a database. Used with another database, they would damage it."""
+    """Return the files that SQLite keeps next to a database. They would damage any other database."""
     return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

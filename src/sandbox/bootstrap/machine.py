@@ -43,7 +43,10 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """Return the capacity for tasks: CPUs of this process, memory and the data directory's disk, each overcommitted."""
+    """Return the capacity for tasks: CPUs of this process, memory, and the data directory's disk.
+
+    Each is multiplied by its overcommit factor.
+    """
     disk = os.statvfs(data_dir)
     return Resources(
         cpus=int(len(os.sched_getaffinity(0)) * factors.cpus),
@@ -82,8 +85,8 @@ def measure_host_load() -> HostLoad:
 def choose_run_dir(data_dir: Path) -> Path:
     """Return a short, private directory for sockets, one per data directory.
 
-    A Unix socket's path has at most 107 bytes. The name is derived from the data directory's inode, not from its path:
-    another path to the same directory must lead to the same sockets of live runners.
+    A Unix socket's path has at most 107 bytes. The name is derived from the data directory's inode, not from its path,
+    so a server finds its live runners even if it is started with another path to the same directory.
     """
     status = data_dir.stat()
     name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
@@ -114,7 +117,7 @@ class RunnerAgents(NamedTuple):
 
 
 class PlacementContext(NamedTuple):
-    """The parts of its server that a placement gets.
+    """What a server passes to its placements.
 
     data_dir, run_dir: the directories of this process, which holds the locks of both.
     replicas: fills `data_dir` with what runners on other hosts write.
@@ -135,8 +138,9 @@ class PlacementContext(NamedTuple):
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
     """Return whether git can be confined. If not (see `sandbox doctor`), git runs with the server's privileges.
 
-    Returns True if the host is too busy to determine it: at worst, an attempt ends because its confinement fails. This
-    is probed even if no sandbox can be created, because the finisher of an earlier attempt still reads its workspace.
+    Returns True if the host is too busy to determine this: at worst, an attempt ends because its confinement fails. The
+    confinement is probed even if no sandbox can be created, because a finisher still reads the workspace of an earlier
+    attempt.
     """
     try:
         reason = await find_confinement_problem(make_runtime(choice.chosen.runtime, run_dir), run_dir)
@@ -197,7 +201,7 @@ class LocalHost:
 
 
 def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:
-    """Create the sources in the order of their removal."""
+    """Create the sources, in the order in which their leftovers are removed."""
     return (
         # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
@@ -207,7 +211,7 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
 
 
 async def create_local_placement(context: PlacementContext) -> LocalPlacement:
-    """Install the agents, and create the placement of this host. It starts no runner before `host.probe`."""
+    """Install the agents, and create the placement of this host, which starts no runner before `host.probe`."""
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}

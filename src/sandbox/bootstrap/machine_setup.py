@@ -22,7 +22,7 @@ _PACKAGE_MANAGERS = {
     "arch": (("pacman", "-S", "--needed", "--noconfirm"),),
     "suse": (("zypper", "--non-interactive", "install"),),
 }
-"""Commands by distribution family. The packages are appended to the last one."""
+"""Commands by distribution family. The packages are appended to the last command."""
 
 _GVISOR_FAMILY = "debian"
 """The only family whose repositories contain `runsc`."""
@@ -112,7 +112,7 @@ def install_npm_packages() -> None:
             argv, env=environment, capture_output=True, text=True, timeout=_NPM_TIMEOUT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        raise SetupError(f"npm did not end within {_NPM_TIMEOUT_SECONDS} s.") from None
+        raise SetupError(f"npm did not finish within {_NPM_TIMEOUT_SECONDS} s.") from None
     if completed.returncode != 0:
         last_line = (completed.stderr.strip().splitlines() or ["no message"])[-1]
         raise SetupError(f"The npm packages could not be fetched: {last_line}")

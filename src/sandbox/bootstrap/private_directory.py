@@ -42,7 +42,7 @@ def make_private_directory(directory: Path) -> Path:
 
 
 def make_data_dir(directory: Path) -> Path:
-    """Create a private data directory for a server. Raises like `check_usable_data_dir`."""
+    """Create a private data directory for a server. Raises the errors of `check_usable_data_dir`."""
     check_usable_data_dir(directory)
     return make_private_directory(directory)
 
@@ -50,8 +50,8 @@ def make_data_dir(directory: Path) -> Path:
 def check_usable_data_dir(directory: Path) -> None:
     """Check that a server may use this data directory; changes nothing. Raises UnsafeDirectoryError, OSError.
 
-    A directory that others can access is accepted only if it is not sticky (as /tmp is), and if it is empty or already
-    contains a server's data: the server will make it private.
+    A directory that others can access is rejected if it is sticky (as /tmp is), or if it contains files but no server's
+    data. The server makes an accepted directory private.
     """
     try:
         check_owner(directory)

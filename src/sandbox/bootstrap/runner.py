@@ -6,7 +6,7 @@ Imports few modules of the server, to start fast and use little memory.
 import gc
 
 if __name__ == "__main__":
-    # Otherwise the objects of imported modules, which are permanent, would be scanned for garbage a hundred times.
+    # Otherwise the garbage collector would scan the permanent objects of imported modules a hundred times.
     gc.disable()
 
 import asyncio
@@ -76,7 +76,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     """The components of a runner, which only this module connects.
 
     disk_space: the data directory's free space. reserve: the attempt's disk reserve.
-    confine: confines host programs; None uses the runtime.
+    confine: confines host programs; None means that the runtime confines them.
     boot_id: the host's current boot.
     throttle: limits the CPU usage of all work that a sandbox causes in its runner.
     redaction: removes the values of the task's secrets; None without secrets.
@@ -205,7 +205,7 @@ async def _finish_attempt(
 def _control_socket(
     host: HostSettings, attempt: AttemptContext, terminals: TerminalServer
 ) -> contextlib.AbstractAsyncContextManager[None]:
-    """Serve the control socket. Recreate its directory, which a cleaner of temporary files may have removed."""
+    """Serve the control socket. Recreate its directory, which may have been removed as an old temporary file."""
     socket = _prepare_socket(host, attempt.id)
     return serve_control_socket(socket, partial(record_cancel, attempt.recorder), terminals)
 
@@ -270,7 +270,7 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space without a released reserve, which is for the end of the task and not for output."""
+        """Measure the free space, not counting a released reserve: that space is for the task's end, not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 

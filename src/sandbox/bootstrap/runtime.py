@@ -1,4 +1,4 @@
-"""The available runtimes, and the choice of the one that a server uses."""
+"""The available runtimes, and the selection of the runtime that a server uses."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +26,8 @@ class UnknownRuntimeError(SandboxError):
 def make_runtime(name: str, run_dir: Path, *, excludes_emulation: bool = False) -> Runtime:
     """Create the runtime with this name. Raises UnknownRuntimeError.
 
-    excludes_emulation: for a runtime that is chosen automatically. Emulation is never chosen so, and booting a guest
-        just to probe it takes seconds.
+    excludes_emulation: for automatic choice, which never selects emulation. Booting an emulated guest just to probe it
+        would take seconds.
     """
     maker = _MAKERS.get(name)
     if maker is None:

@@ -17,7 +17,9 @@ _SERVER_PREFIXES = ("SANDBOX_", "VAULT_TOKEN")
 
 
 class ServerSecretResolver:
-    """Resolves secrets from the configured sources. Once tokens exist, only listed variables are accessible.
+    """Resolves secrets from the configured sources.
+
+    Once access tokens exist, only the environment variables that the configuration lists are accessible.
 
     agents: the agents whose variables for the model API are never accessible.
     """
@@ -48,7 +50,7 @@ class ServerSecretResolver:
 
 
 def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) -> VaultSettings | None:
-    """Return the Vault settings from the configuration and the variables of Vault's own command line."""
+    """Return the Vault settings from the configuration and the environment variables of Vault's own CLI."""
     address, token = settings.vault.address, environment.get("VAULT_TOKEN")
     if address is None or not token:
         return None

@@ -55,14 +55,14 @@ AnnounceFormat = Literal["text", "json"]
 _log = logging.getLogger(__name__)
 
 DESCRIPTORS_MAX = 65_536
-"""The server's limit of open files, unless the host's is lower. At the limit, new tasks are rejected with 503."""
+"""The server's limit on open files, unless the host's limit is lower. At the limit, new tasks are rejected with 503."""
 
 CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
 """Creates a placement for a server. Raises OSError, SandboxError."""
 
 
 class PlacementRegistry(NamedTuple):
-    """The placements besides that of the server's own host, by the name that their host names begin with.
+    """The placements other than that of the server's own host, by the prefix of their host names.
 
     selected: the name of the placement that runs new attempts; empty for the server's own host.
     """
@@ -80,7 +80,7 @@ def run(
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
-    announce: how the addresses are printed once the server is ready: as text, or as one JSON line.
+    announce: whether the addresses are printed as text or as one JSON line once the server is ready.
     runner_agents: None for Sandbox's own agents.
     placement_registry: None for the placement of this host only.
     """
@@ -212,7 +212,10 @@ def _announce(
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit above the 1024 of most sessions: a waiting task needs two descriptors, a streaming client one."""
+    """Raise the limit on open files, which is 1024 by default.
+
+    A waiting task needs two descriptors, and a streaming client needs one.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:
         target = DESCRIPTORS_MAX if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_MAX)

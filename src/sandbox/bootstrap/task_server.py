@@ -1,4 +1,4 @@
-"""Constructs the objects of a server and runs them. Each object gets what it uses in its constructor."""
+"""Constructs the objects of a server and runs them. Each object receives its dependencies in its constructor."""
 
 import asyncio
 import logging
@@ -147,7 +147,7 @@ def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) 
 def _recover(
     data_dir: Path, journals: Journals, store: Store, placements: Placements, clock: Clock
 ) -> list[TrackedTask]:
-    """Remove what a dead server copied for a task that it did not accept; return the unfinished tasks."""
+    """Remove what a dead server copied for a task that it had not accepted; return the unfinished tasks."""
     discard_unrecorded(data_dir, journals, store)
     return recover(journals, store, placements, clock)
 
@@ -161,7 +161,7 @@ def create_maintenance_jobs(
     preserved: PreservedSandboxes,
     pruner: Pruner,
 ) -> Sequence[PeriodicJob]:
-    """Create the janitor's jobs in the order of their execution."""
+    """Create the janitor's jobs in execution order."""
     data_dir, run_dir, settings = context.data_dir, context.run_dir, context.settings
     time_to_live_seconds = settings.preserve.time_to_live_seconds
     clock_check = ClockCheck(clock)
@@ -201,7 +201,7 @@ def create_maintenance_jobs(
 def _log_shutdown(count: int) -> None:
     """Warn that running tasks continue (and keep costing money) after the server stops."""
     if not count:
-        _log.info("Stopped. No task is unfinished.")
+        _log.info("Stopped. There are no unfinished tasks.")
         return
     tasks = "1 unfinished task outlives" if count == 1 else f"{count} unfinished tasks outlive"
     running_tasks = "running tasks continue, and the next server on this data directory takes over"

@@ -37,13 +37,13 @@ BACKUP_VERSION = 1
 
 
 class BackupExistsError(SandboxError):
-    """The target file of the backup exists already."""
+    """The target file of the backup already exists."""
 
     code = "backup_exists"
 
 
 class BackupTooLargeError(SandboxError):
-    """There are too many files for the manifest of a backup."""
+    """The backup would contain more files than its manifest can list."""
 
     code = "backup_too_large"
 
@@ -56,7 +56,7 @@ class BackupEntry(msgspec.Struct, frozen=True):
 
 
 class BackupManifest(msgspec.Struct, frozen=True):
-    """The content of a backup. `remarks` list files that were already damaged; they are included unchanged."""
+    """The content of a backup. remarks: problems with the original data; damaged files are included unchanged."""
 
     version: int
     sandbox: str
@@ -78,8 +78,8 @@ class BackupWriter:
 def create_backup(data_dir: Path, target: Path) -> BackupManifest:
     """Write a backup to a temporary file and rename the file to `target`. Only the file's owner can read it (0600).
 
-    Tasks may be running. Each task in the backup is consistent with its journal at one moment. Raises
-    BackupExistsError, BackupTooLargeError, OSError.
+    Tasks may be running: the backup contains a consistent snapshot of each task. Raises BackupExistsError,
+    BackupTooLargeError, OSError.
     """
     if os.path.lexists(target):
         raise _exists_error(target)
@@ -110,7 +110,10 @@ def _create_part(part: Path, target: Path) -> int:
 
 
 def _rename_to_target(part: Path, target: Path) -> None:
-    """Rename without overwriting. On a disk without hard links, only a check before the rename prevents overwriting."""
+    """Rename without overwriting.
+
+    If the disk does not support hard links, only a check before the rename prevents overwriting.
+    """
     try:
         if not try_link(part, target):
             if os.path.lexists(target):
@@ -121,7 +124,7 @@ def _rename_to_target(part: Path, target: Path) -> None:
 
 
 def _exists_error(target: Path) -> BackupExistsError:
-    return BackupExistsError(f"{target} already exists; choose another name, or remove it.")
+    return BackupExistsError(f"{target} already exists; remove it, or choose another name.")
 
 
 def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
@@ -136,7 +139,10 @@ def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
     manifest = BackupManifest(BACKUP_VERSION, __version__, created_at, backup.files, backup.remarks)
     content = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     if len(content) > BACKUP_MANIFEST_BYTES_MAX:
-        problem = f"{len(backup.files)} files need a manifest of {len(content)} bytes, over {BACKUP_MANIFEST_BYTES_MAX}"
+        problem = (
+            f"The manifest for {len(backup.files)} files has {len(content)} bytes, but the maximum is "
+            f"{BACKUP_MANIFEST_BYTES_MAX}"
+        )
         raise BackupTooLargeError(f"{problem}; remove finished tasks with sandbox admin prune, and try again.")
     backup.tar.addfile(_tar_info(MANIFEST_NAME, len(content)), io.BytesIO(content))
     return manifest
@@ -172,7 +178,7 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 def _inspect_journal(
     backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
-    """Return how many bytes of the journal's file belong in the backup, and the files that the journal records."""
+    """Return how many bytes of the journal file belong in the backup, and the artifacts that the journal records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         replay_state = journals.replay(layout.task_id)
@@ -202,7 +208,7 @@ def _add_artifact(backup: BackupWriter, layout: TaskLayout, artifact: Artifact) 
 def _add(backup: BackupWriter, name: str, file: _HashingReader, size_bytes: int) -> BackupEntry:
     backup.tar.addfile(_tar_info(name, size_bytes), file)
     if file.failure is not None:
-        backup.remarks.append(f"{name!r} cannot be read to its end ({file.failure.strerror}): the rest is zeros")
+        backup.remarks.append(f"{name!r} cannot be read completely ({file.failure.strerror}); the rest is zeros")
     entry = backup.files[name] = BackupEntry(size_bytes, file.digest.hexdigest())
     return entry
 
@@ -222,7 +228,7 @@ def _open_hashing(path: Path) -> Iterator[_HashingReader]:
 class _HashingReader(io.BufferedReader):
     """A file that is hashed while it is read.
 
-    After a read error it returns zeros: its size is already in the tar, and more files follow.
+    After a read error, `read` returns zeros: the tar header already contains the file's size, and more files follow.
     """
 
     def __init__(self, file: io.FileIO) -> None:

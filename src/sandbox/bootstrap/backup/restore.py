@@ -53,14 +53,14 @@ class DataDirNotEmptyError(SandboxError):
 
 
 class RestoreTargetUnusableError(SandboxError):
-    """The target cannot be replaced by one rename."""
+    """A rename cannot replace the target."""
 
     code = "restore_place_unusable"
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """The restored data. lost: ids of the tasks that were running when the backup was created (`host_lost`)."""
+    """The result of a restore. lost: ids of the tasks that were running at the time of the backup (`host_lost`)."""
 
     tasks_count: int
     lost: Sequence[str]
@@ -95,7 +95,7 @@ def restore(source: Path, data_dir: Path) -> RestoreResult:
 
 def _check_target(data_dir: Path) -> None:
     if data_dir.is_symlink():
-        raise RestoreTargetUnusableError(f"{data_dir} is a symbolic link; name its target directory.")
+        raise RestoreTargetUnusableError(f"{data_dir} is a symbolic link; specify its target directory.")
     if data_dir.exists() and (not data_dir.is_dir() or any(data_dir.iterdir())):
         raise DataDirNotEmptyError(f"{data_dir} is not empty; restore into a directory that does not exist yet.")
     if os.path.ismount(data_dir):
@@ -245,9 +245,10 @@ def _end_task(journals: FileJournals, task: Task) -> None:
 
 
 class _BoundedReader(io.BufferedReader):
-    """A file that rejects excessive reads and seeks of `tarfile`, which trusts the headers of a hostile archive.
+    """A file that rejects excessive reads and seeks.
 
-    tarfile reads a header of any claimed length at once, and seeks to any claimed position of the next header.
+    `tarfile` trusts the headers of a hostile archive: it reads a header of any claimed length into memory, and seeks to
+    any claimed position of the next header.
     """
 
     def read(self, size: int | None = -1) -> bytes:

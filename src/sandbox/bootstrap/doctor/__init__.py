@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. message: what was found; remedy: how to fix a problem, or empty.
+    """The result of one check. message: what was found; remedy: how to fix the problem, or empty.
 
-    is_needed: no task can run if this check fails; otherwise tasks run, but with weaker guarantees.
+    is_needed: whether a failed check means that no task can run; otherwise tasks run, but with weaker guarantees.
     """
 
     name: str

@@ -92,7 +92,7 @@ def _check_data_dir(settings: ServerSettings) -> list[Finding]:
 
 
 def _nearest_existing(directory: Path) -> Path:
-    """Return the directory itself, or its nearest existing parent."""
+    """Return the directory if it exists, else its nearest existing parent."""
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
@@ -150,10 +150,13 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
         reason = asyncio.run(loop_unavailable_reason(run_dir))
     if reason is None:
         return [Finding("disks", True, "each task has a separate file system of size vm.disk")]
-    message = f"vm.disk is only checked every {DISK_CHECK_SECONDS:.0f} s, and a task that exceeds it ends: {reason}"
+    message = (
+        f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_SECONDS:.0f} s, and a task "
+        "that exceeds vm.disk is ended"
+    )
     remedy = (
-        "Run as root on a machine with loop devices and e2fsprogs, so that a full disk is reported to the agent "
-        "and no file is hidden from the count."
+        "Run as root on a machine with loop devices and e2fsprogs. Then the agent gets an error when its disk is full, "
+        "and every file counts towards vm.disk."
     )
     return [Finding("disks", False, message, remedy, is_needed=False)]
 

@@ -25,8 +25,8 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
     message = (
-        f"one task on {probe.runtime} can hold all {machine} files that this machine may have open (fs.file-max); "
-        "then only root can open files"
+        f"one task on {probe.runtime} can open all {machine} files that this machine allows (fs.file-max); "
+        "then only root can open more"
     )
     remedy = (
         f"sysctl -w fs.file-max={_UNLIMITED}, as systemd does; "
@@ -38,8 +38,8 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 def _open_files_per_task(probe: RuntimeProbe) -> int:
     """Return how many files one task can have open.
 
-    A closed file that is still mapped remains open, but does not count towards process limits. In a tier with a
-    separate kernel, one host process holds the open files of all processes inside.
+    A mapped file remains open after its descriptor is closed, but no longer counts towards process limits. In a tier
+    with a separate kernel, one host process holds the open files of all processes inside.
     """
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
@@ -85,7 +85,7 @@ def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
         remedy = "Run sandbox doctor again when the machine is less busy."
         return [Finding("git", False, message, remedy, is_needed=False)]
     if reason is None:
-        return [Finding("git", True, "runs confined where it reads repositories")]
+        return [Finding("git", True, "runs confined when it reads repositories")]
     message = f"git reads repositories with the server's privileges, because it cannot be confined: {reason}"
     remedy = "Install bubblewrap, and allow ordinary users to create namespaces."
     return [Finding("git", False, message, remedy, is_needed=False)]

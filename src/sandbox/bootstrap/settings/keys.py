@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from sandbox.bootstrap.settings.schema import Description, ServerSettings
 
 _ROOT_SECTION = "server"
-"""The section whose keys have command-line options, and variables without the section's name."""
+"""The section whose keys have command-line options, and environment variables without the section's name."""
 
 _DEFAULT_TEXTS = {"server.data_dir": "$XDG_DATA_HOME/sandbox"}
 

@@ -122,7 +122,7 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return origins and values that override the file, the lowest precedence first.
+    """Return pairs of origin and value that override the file, lowest precedence first.
 
     An empty variable counts as unset.
     """

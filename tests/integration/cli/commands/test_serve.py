@@ -92,7 +92,7 @@ def test_stopped_server_logs_a_message(environment, tmp_path):
         server.send_signal(signal.SIGINT)
         _, errors = server.communicate(timeout=20)
     assert server.returncode == 0
-    assert errors.decode().splitlines()[-1].endswith(" INFO    Stopped. No task is unfinished.")
+    assert errors.decode().splitlines()[-1].endswith(" INFO    Stopped. There are no unfinished tasks.")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
