@@ -1,4 +1,4 @@
-"""The files of attempts on this machine, and what killed processes leave: sandboxes, disks, sockets, probes.
+"""The files of attempts on this machine, and what killed processes leave behind: sandboxes, disks, sockets, probes.
 
 A probe is a sandbox without a task that tests what the host supports.
 """
@@ -43,7 +43,7 @@ def probe_lock(run_dir: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
-    """Like `probe_lock`, without blocking the event loop, because the cleanup may run on the same loop."""
+    """Like `probe_lock`, but does not block the event loop, because the cleanup may run on the same loop."""
     with _open_directory(run_dir) as descriptor:
         for _ in _poll_shared_lock(descriptor, run_dir):
             await asyncio.sleep(_POLL_SECONDS)
@@ -51,7 +51,7 @@ async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
 
 
 def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
-    """Yield before each retry; end once the lock is held."""
+    """Yield before each retry; return once the lock is held."""
     deadline = time.monotonic() + PROBE_WAIT_SECONDS
     while not _try_lock(descriptor, fcntl.LOCK_SH):
         if time.monotonic() > deadline:
@@ -76,7 +76,7 @@ class ProbeCleanup:
             with _open_directory(self._run_dir) as descriptor:
                 if _try_lock(descriptor, fcntl.LOCK_EX):
                     await self._sweep()
-        except FileNotFoundError:  # removed by a cleaner of temporary files
+        except FileNotFoundError:  # removed as an old temporary file
             return
 
     async def _sweep(self) -> None:
@@ -128,7 +128,7 @@ class SocketLeftovers:
         self._run_dir = run_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Return the attempts, without probes, that have a socket, whether or not a process listens on it.
+        """Return the attempts that have a socket, even if no process listens on it. Probes are not included.
 
         A probe is recognized by its directory, which is created before its socket.
         """
@@ -147,7 +147,7 @@ class SocketLeftovers:
     def _sockets(self) -> Iterator[tuple[str, Path]]:
         try:
             paths = list(self._run_dir.iterdir())
-        except FileNotFoundError:  # removed by a cleaner of temporary files
+        except FileNotFoundError:  # removed as an old temporary file
             return
         for path in paths:
             found = _ATTEMPT_SOCKET.fullmatch(path.name)
@@ -165,7 +165,7 @@ def _is_socket(path: Path) -> bool:
 class LocalAttemptFiles:
     """Implements `interfaces.placement.AttemptFiles` for one data directory.
 
-    leftover_sources: in the order of their removal; files are removed last.
+    leftover_sources: in the order in which their leftovers are removed; files are removed last.
     """
 
     def __init__(self, data_dir: Path, leftover_sources: Sequence[LeftoverSource], remove: RemovePaths) -> None:
@@ -192,7 +192,7 @@ class LocalAttemptFiles:
     async def scan(self) -> LeftoverScan:
         """Scan the host, then the directories. Implements `AttemptFiles.scan`.
 
-        In this order, no leftover of a new attempt looks unowned: an attempt's directory is created before
+        This order ensures that no leftover of a new attempt looks unowned: an attempt's directory is created before
         anything else.
         """
         found = {
@@ -213,9 +213,9 @@ class LocalAttemptFiles:
         return LeftoverScan(leftovers, {kind: found[kind] - attempts.keys() for kind in exclusive}, failures)
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
-        """Clean up leftovers of every kind, whatever was found. Implements `AttemptFiles.clean_up`.
+        """Clean up leftovers of all kinds, even those that the scan did not find. Implements `AttemptFiles.clean_up`.
 
-        A handle alone may be enough to end a sandbox.
+        For example, a handle alone may be enough to end a sandbox.
         """
         layout = self._layout(leftover.location)
         for source in self._leftover_sources:
@@ -255,7 +255,7 @@ def has_preserved_files(layout: AttemptLayout) -> bool:
 
 
 def _list_attempts(data_dir: Path, failures: list[str]) -> Iterator[tuple[str, tuple[str, bool]]]:
-    """Yield every attempt's id with its task id and whether it has files besides its log. Read errors are collected.
+    """Yield every attempt's id with its task id and whether it has files other than its log. Read errors are collected.
 
     Uses strings instead of paths for speed: most attempts ended long ago and left nothing.
     """

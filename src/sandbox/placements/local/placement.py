@@ -40,8 +40,8 @@ ORDER_SECONDS = 30.0
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
 """Errors, in addition to those of the disk, after which a later launch may succeed.
 
-The host lacks processes, memory or descriptors. Or the runner did not read its order: it was killed, or the host was
-too busy.
+The host lacks processes, memory or descriptors, or the runner did not read its order because it was killed or the host
+was too busy.
 """
 
 
@@ -87,7 +87,7 @@ class RunnerProgram(NamedTuple):
 
 
 class LocalPlacement:
-    """Runs the program for every order. Implements `interfaces.placement.Placement`."""
+    """Starts one process of the runner program per order. Implements `interfaces.placement.Placement`."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class LocalPlacement:
     async def start_runner(self, order: Order, lock_fd: int) -> None:
         """Start a runner that gets its message on stdin and the lock as `--lock-fd=N`.
 
-        The caller still closes `lock_fd`. Raises OSError if no runner was started or the runner did not read its order.
+        The caller must close `lock_fd`. Raises OSError if no runner was started or the runner did not read its order.
         """
         loop = asyncio.get_running_loop()
         # Use a duplicate: a cancelled caller may close its own descriptor while the thread continues.
@@ -212,7 +212,7 @@ def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
 
 
 def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
-    """Reap the ended process, which would otherwise stay a zombie."""
+    """Reap the ended process, which would otherwise remain a zombie."""
     loop.remove_reader(pidfd)
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
@@ -245,7 +245,10 @@ class LocalPreservedDisk(RunnerSocket):
 
     @contextlib.asynccontextmanager
     async def try_lock(self) -> AsyncIterator[Liveness]:
-        """Hold the lock, HELD or FREE. Implements `PreservedDisk.try_lock`. A released disk has no lock afterwards."""
+        """Hold the lock and yield FREE, or yield HELD. Implements `PreservedDisk.try_lock`.
+
+        If the preserved files are removed in the meantime, the lock file is removed as well.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         lock_fd = os.open(self._layout.debug_session_lock, flags, 0o600)
         try:
@@ -281,7 +284,7 @@ _RUNNER_MODULES = frozenset({RUNNER_MODULE.encode(), b"sandbox.wiring.runner"})
 
 
 def kill_lock_holder(lock: Path) -> bool:
-    """Send SIGKILL to each runner, except this process, that holds this file's lock. Return whether there was one."""
+    """Send SIGKILL to each runner, except this process, that holds this file's lock. Return whether one was killed."""
     try:
         found = lock.stat()
     except FileNotFoundError:
@@ -320,9 +323,9 @@ def _holds_lock(pid: int, lock: os.stat_result) -> bool:
 def _descriptor_holds_lock(proc_directory: Path, descriptor: str, lock: os.stat_result) -> bool:
     """Check the descriptor itself, not only its fdinfo.
 
-    On overlayfs and btrfs, fdinfo shows the file system's device, which differs from that of each file. Only the fdinfo
-    of the lock's own file is read: a sandbox process can have a runner's argument and files whose fdinfo is 100 MB
-    each. A descriptor that is closed in the meantime does not count; the other ones are checked too.
+    On overlayfs and btrfs, fdinfo shows the device number of the file system, which differs from the `st_dev` of its
+    files. Only the fdinfo of the lock's own file is read: a sandbox process can have the command-line argument of a
+    runner, and open files whose fdinfo is 100 MB each. A descriptor that is closed during the check does not count.
     """
     try:
         if not os.path.samestat((proc_directory / "fd" / descriptor).stat(), lock):

@@ -86,13 +86,14 @@ _INCONCLUSIVE_ERRNOS = frozenset(
 )
 """Errors that do not prove that a runner is unresponsive.
 
-No process listens, the path is another file, or this process lacks resources. All other errors come from a runner that
-listens but does not accept: for example, a connection beyond its backlog is reset although it seemed established.
+No process listens, the path does not lead to a socket, or this process lacks resources. All other errors come from a
+runner that listens but does not accept connections: for example, a connection beyond its backlog is reset although it
+seemed to be established.
 """
 
 
 class RunnerClient:
-    """Client of a runner's control socket, whether or not it exists."""
+    """Client of a runner's control socket, which may not exist."""
 
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
