@@ -59,7 +59,7 @@ def create_gateway(
 ) -> Gateway:
     """Create the gateway, which listens once `serve_gateway` runs. Raises AttemptError (provision_failed).
 
-    key_setting: the name of the server's setting for the key of the model API.
+    key_setting: the name of the server setting that contains the model API key.
     """
     if attempt.upstream is None:
         raise AttemptError(
@@ -75,7 +75,7 @@ def create_gateway(
 
 
 def _gateway_rules(task: Task, *, is_checked_when_ready: bool) -> GatewayRules:
-    """Return the gateway's rules. Model requests are held only if the agent must be checked before the first one."""
+    """Return the rules. Model requests are held only if the agent must be checked before the first request."""
     return GatewayRules(
         egress=egress_rules(task.manifest.vm),
         budget=remaining_budget(task),

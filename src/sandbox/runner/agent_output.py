@@ -33,9 +33,9 @@ def earlier_output_bytes(task: Task) -> int:
 
 
 class OutputQuota:
-    """Throttles fast output without losing data, and stops recording at a total size.
+    """Throttles fast output without losing data, and stops recording once a total size is reached.
 
-    dropped_bytes: output after the total was used up.
+    dropped_bytes: output that was dropped after the total was reached.
     used_bytes: quota used by earlier attempts.
     """
 
@@ -47,7 +47,7 @@ class OutputQuota:
         self._refilled_at = clock.monotonic()
 
     async def acquire(self, size_bytes: int) -> bool:
-        """Wait until a piece of output may be recorded. Returns False if the total is used up."""
+        """Wait until a piece of output can be recorded. Returns False if it would exceed the total."""
         cost_bytes = size_bytes + _RECORD_OVERHEAD_BYTES
         if self._used_bytes + cost_bytes > OUTPUT_BYTES_MAX:
             self.dropped_bytes += size_bytes
@@ -68,7 +68,7 @@ class OutputQuota:
 
 
 class LineSplitter:
-    """Splits a stream into `(bytes, continued)` pieces; concatenated, they are the stream."""
+    """Splits a stream into `(bytes, continued)` pieces. Their concatenation is the original stream."""
 
     def __init__(self, line_bytes_max: int = OUTPUT_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max
@@ -127,17 +127,19 @@ class LineJoiner:
 
 
 def rendered_output(text: bytes, *, parsed: bool) -> Iterator[Output]:
-    """Yield the records of a task's rendered stdout. parsed: conversation events represent the rendered result."""
+    """Yield the records of a task's rendered stdout. parsed: whether conversation events represent it."""
     splitter = LineSplitter()
     for piece, continued in (*splitter.feed(text), *splitter.flush()):
         yield Output.from_bytes("stdout", piece, continued=continued, parsed=parsed)
 
 
-_OUTPUT_LIMIT_MESSAGE = f"Output over {OUTPUT_BYTES_MAX // 1024**2} MiB is not kept; have the agent write it to a file."
+_OUTPUT_LIMIT_MESSAGE = (
+    f"Output beyond {OUTPUT_BYTES_MAX // 1024**2} MiB is dropped; have the agent write its output to a file."
+)
 _CHUNK_BYTES = 64 * 1024
 _STDERR_TAIL_BYTES = 8 * 1024
 _ITEMS_PER_TURN = 100
-"""Lines, or events of a line, that are processed before other coroutines of the runner get a turn."""
+"""Number of lines, or of events within a line, that are processed before the next yield to other coroutines."""
 
 
 class StdoutProcessing(NamedTuple):
@@ -146,7 +148,7 @@ class StdoutProcessing(NamedTuple):
     stream: the stream under which its lines are recorded.
     parse_line: parses each whole line, even if the quota drops it from the record; see `OutputParser`.
     on_event: called with each event of a line, after the line was recorded.
-    marks_parsed: mark the lines that belong to the agent's event stream as represented by conversation events.
+    marks_parsed: whether to mark the lines that conversation events already represent.
     """
 
     stream: Stream
@@ -248,13 +250,13 @@ class AgentOutput:
         yield splitter.flush()
 
     async def _pause_regularly(self, number: int) -> None:
-        """Give other coroutines a turn, and wait for the CPU budget, before every _ITEMS_PER_TURN-th item."""
+        """Yield to other coroutines, and wait for the CPU budget, before every _ITEMS_PER_TURN-th item."""
         if number % _ITEMS_PER_TURN == 0:
             await asyncio.sleep(0)
             await self._queue.wait()
 
     async def _process_stdout_piece(self, piece: bytes, continued: bool) -> None:
-        """Record a piece, then the events of the line that it completes: a part of a line is meaningless."""
+        """Record a piece. If it completes a line, parse the line and handle its events; a partial line has none."""
         line = self._line_joiner.feed(piece, continued)
         events = self._stdout.parse_line(line) if line is not None else None
         parsed = self._stdout.marks_parsed and events is not None
@@ -280,7 +282,7 @@ class AgentOutput:
 
 
 async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | None) -> bytes | None:
-    """Return a chunk, empty at the end; None if output is held back and none arrives in REDACTION_HOLD_SECONDS."""
+    """Return a chunk, empty at the end; None if output is held back and no more arrives for REDACTION_HOLD_SECONDS."""
     if stream is None or not stream.pending_bytes:
         return await reader.read(_CHUNK_BYTES)
     try:

@@ -42,7 +42,7 @@ class AgentProcess(Protocol):
 
 
 class HeadlessAgent(msgspec.Struct, frozen=True):
-    """An agent without a terminal. It is the command of its sandbox."""
+    """An agent without a terminal, which runs as the command of its sandbox."""
 
     sandbox: Sandbox
 
@@ -88,14 +88,14 @@ async def start_terminal_agent(sandbox: Sandbox, command: Command) -> TerminalAg
 
 
 class SandboxKiller:
-    """Kills the processes of one sandbox and waits for their end for a limited time."""
+    """Kills the processes of one sandbox and waits a limited time for their exit."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._killed = asyncio.Event()
 
     async def kill(self) -> None:
-        """Kill every process, within KILL_SECONDS. May be called again."""
+        """Kill every process, within KILL_SECONDS. Can be called repeatedly."""
         try:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
@@ -103,7 +103,7 @@ class SandboxKiller:
             self._killed.set()
 
     async def stop_on(self, stop_signal: StopSignal, agent: AgentProcess) -> None:
-        """Wait for the signal, then terminate the agent. Kill it after TERM_GRACE_SECONDS, or at once if forced."""
+        """Wait for the signal, then terminate the agent. Kill it after TERM_GRACE_SECONDS, or immediately if forced."""
         await stop_signal.requested.wait()
         if not stop_signal.is_forced:
             await agent.terminate()
@@ -129,7 +129,7 @@ class SandboxKiller:
 async def drain_output(
     readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue, record: Callable[[Event], object]
 ) -> None:
-    """Let the readers of an agent that has ended read to the end; record a gap if they cannot.
+    """Let the output readers of an agent that has ended finish; record a gap if they cannot.
 
     Raises the error of a reader that failed.
     """
@@ -139,7 +139,7 @@ async def drain_output(
         reader.cancel()
     await asyncio.gather(*late, return_exceptions=True)
     if late:
-        record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent's end."))
+        record(Gap(0, 0, f"The end of the output is missing: {missing} after the agent ended."))
     for reader in done:
         reader.result()
 
@@ -147,8 +147,8 @@ async def drain_output(
 async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue) -> str:
     """Drain the output pipes; return the reason if draining stopped early.
 
-    A stall of the host counts as one check, so output that is ready after it is not lost. Output that waits for the CPU
-    budget is not silence.
+    A stall of the host counts as one check, so output that is ready after the stall is not lost. Output that waits for
+    the CPU budget does not count as silence.
     """
     check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
     silent_checks = 0

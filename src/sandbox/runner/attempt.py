@@ -93,7 +93,7 @@ class AttemptFinalizer:
         """Why the artifacts cannot be stored."""
 
     async def reattach_disk(self) -> None:
-        """Open the disk again, so its contents can be collected; record an error if it cannot be read."""
+        """Reopen the disk, so its contents can be collected; record an error if the disk cannot be opened."""
         files = self._attempt.layout
         if self._attempt.resumes:
             take_over_files(self._attempt)
@@ -116,7 +116,7 @@ class AttemptFinalizer:
         self._attempt.recorder.record(TaskFinished())
 
     async def _prepare_follow_up(self, follow_up: FollowUp) -> bool:
-        """Tear the attempt down for the next one. If that fails, skip the next one and return False."""
+        """Tear down the attempt before the next attempt. If that fails, skip the next attempt and return False."""
         attempt = self._attempt
         try:
             if self._agent is None:
@@ -172,7 +172,7 @@ class AttemptFinalizer:
             _log.error("The metadata could not be stored: %s", error_reason(error))
 
     async def _collect_with_retries(self) -> None:
-        """Collect, and retry while the disk rejects writes, so finished work is not lost."""
+        """Collect the results, and retry while the disk rejects writes, so finished work is not lost."""
         try:
             await self._teardown.verify_disk()
         except AttemptError as error:
@@ -195,7 +195,7 @@ class AttemptFinalizer:
     async def _record_last_result(self) -> None:
         """Render the agent's last result and record it as stdout, unless stdout is recorded already or not rendered.
 
-        Only the agent can render it. Raises OSError.
+        Only the agent can render its result. Raises OSError.
         """
         manifest = self._attempt.task.manifest
         if self._agent is None or not manifest.agent.has_rendered_stdout:

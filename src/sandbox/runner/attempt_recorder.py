@@ -29,7 +29,7 @@ _DROPPED_MESSAGE = "Output is dropped: the disk of the server's data directory i
 _log = logging.getLogger(__name__)
 _RECORD_OVERHEAD_BYTES = 256
 _OUTPUT_EVENTS = (e.Output, *get_args(e.ConversationEvent))
-"""Events with text of the agent. They are dropped first if disk space is low."""
+"""Events that contain text from the agent. They are dropped first if disk space is low."""
 
 _DROPPABLE_EVENTS = (*_OUTPUT_EVENTS, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.ErrorReported)
 
@@ -44,7 +44,7 @@ class _PendingRecord(NamedTuple):
 class RetryingWriter:
     """Implements `JournalWriter`. Records stay in order, and no sequence number is used twice.
 
-    A cancel request is written at once or rejected, because its caller relies on it. Records that contain neither a
+    A cancel request is written immediately or rejected, because its caller relies on it. Records that contain neither a
     state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
 
     free_space: called when the disk rejects a write; returns whether to try again.
@@ -150,7 +150,7 @@ class HostDiskSpace:
         return self._is_short
 
     def has_space_for(self, size_bytes: int) -> bool:
-        """Return whether this much is free now, or cannot be measured. Thread-safe."""
+        """Return whether this much space is free now; True if it cannot be measured. Thread-safe."""
         try:
             return self._measure().free_bytes >= size_bytes
         except OSError:
@@ -180,9 +180,9 @@ class StopSignal:
 class AttemptRecorder:
     """Records the events of an attempt's task.
 
-    Below the watermark, output is dropped to leave space for state changes. One `gap` event reports this at once, and a
-    later one reports how much was dropped. If the disk rejects a record, the reserve is released; if that does not
-    help, records are buffered in order.
+    Below the watermark, output is dropped to leave space for state changes. One `gap` event reports this immediately,
+    and a later one reports how much was dropped. If the disk rejects a record, the reserve is released; if that does
+    not help, records are buffered in order.
 
     writer, task, now, transform: see `Journals.recorder`.
     stop_signal: set once a recorded event, such as a cancel request, requires the attempt to stop. The event may have

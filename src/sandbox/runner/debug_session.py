@@ -1,4 +1,4 @@
-"""Debug session: a new sandbox on a preserved disk, for shells, without agent, gateway and journal."""
+"""Debug session: a new sandbox on a preserved disk, for shells, without an agent, a gateway or a journal."""
 
 import asyncio
 import contextlib
@@ -119,7 +119,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
             git_author=self.launch_spec.git_author,
         )
         sandbox = await self.runtime.create(handle, spec)
-        # Nothing serves the gateway's sockets here: connections are refused at once.
+        # Nothing serves the gateway's sockets here: connections are refused immediately.
         sandbox.listeners.close()
         await sandbox.start(PAUSE_COMMAND)
         return sandbox

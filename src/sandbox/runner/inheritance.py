@@ -20,7 +20,7 @@ _OPENING_BRACKETS = re.compile(r"<(?=\s*/?\s*earlier-conversation)", re.IGNORECA
 
 
 def compress_session(session: bytes) -> bytes:
-    """Compress a session for storage. The same session always has the same result."""
+    """Compress a session for storage. Deterministic: equal sessions have equal results."""
     return gzip.compress(session, compresslevel=6, mtime=0)
 
 
@@ -72,7 +72,7 @@ def add_conversation(attempt: AttemptContext) -> Manifest:
 
 
 def _check(path: Path, artifact: Artifact, code: FailureCode) -> None:
-    """Require that the file is the one that was recorded."""
+    """Require that the file has its recorded checksum."""
     digest = hashlib.sha256()
     try:
         for chunk in _read(path):

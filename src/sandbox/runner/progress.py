@@ -36,9 +36,10 @@ _CONVERSATION_TYPES = get_args(ConversationEvent)
 
 
 class ProgressTracker:
-    """Counts events and records a snapshot when it is due.
+    """Counts events and records a snapshot when one is due.
 
-    A change of tool, turn or usage is recorded at most ten times as often as output bytes alone.
+    A change of tool, turn or usage is due after URGENT_INTERVAL_SECONDS; other changes, such as output bytes, after
+    PROGRESS_INTERVAL_SECONDS.
 
     baseline: the counters of earlier attempts, from which counting continues.
     records_conversation: whether to record conversation events too.
@@ -83,7 +84,7 @@ class ProgressTracker:
     def set_denied_count(self, count: int) -> None:
         """Set the number of connections that this attempt has been denied.
 
-        The count is recorded at most as often as output bytes, because a sandbox can cause any number of denials.
+        The count is recorded no more often than output bytes, because a sandbox can cause any number of denials.
         """
         count += self._baseline_denied
         if count != self._counters.egress_denied:
@@ -143,7 +144,7 @@ class ProgressTracker:
         elif not self._has_recorded_conversation_gap:
             self._has_recorded_conversation_gap = True
             limit = f"{CONVERSATION_BYTES_MAX // 1024**2} MiB"
-            self._record(Gap(0, 0, f"The conversation over {limit} is not listed; the output contains it."))
+            self._record(Gap(0, 0, f"The conversation beyond {limit} is not listed; the output contains it."))
 
     def _update(self, **counters: Any) -> None:
         self._counters = msgspec.structs.replace(self._counters, **counters)

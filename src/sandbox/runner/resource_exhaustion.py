@@ -25,7 +25,7 @@ _PAUSE_FACTOR = 10
 
 
 class ExhaustionDetector:
-    """Watches disk, memory and processes of one sandbox. disk_usage: the latest disk usage, None before the first."""
+    """Watches the disk, memory and processes of one sandbox. disk_usage: the last measurement; None if none."""
 
     def __init__(self, vm: Vm, disk: Disk, record: Callable[[Event], object]) -> None:
         self.disk_usage: DiskUsage | None = None
@@ -55,7 +55,7 @@ class ExhaustionDetector:
             misses = misses + 1 if problem else 0
             if not self._disk.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
-                    return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the disk usage was unlimited.")
+                    return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the size of the disk was no longer limited.")
                 if not misses and self.disk_usage is not None and self.disk_usage.is_full:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
             await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
@@ -92,7 +92,7 @@ class ExhaustionDetector:
         is_explained = result is not None and result.get("is_error") is not False
         for code, name in _ERRNO_NAMES.items():
             if self._is_exhausted(code) and (not is_explained or name in failure.message):
-                return Failure(code, f"{self._reported[code]} Last message of {agent_name}: {failure.message}")
+                return Failure(code, f"{self._reported[code]} Last message from {agent_name}: {failure.message}")
         return failure
 
     def _is_exhausted(self, code: FailureCode) -> bool:

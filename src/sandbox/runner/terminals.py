@@ -1,4 +1,4 @@
-"""Terminals of a sandbox: the agent's own, with many viewers and one writer, and shells."""
+"""Terminals of a sandbox: shells, and the agent's terminal, which has many viewers and one writer."""
 
 import asyncio
 import contextlib
@@ -44,9 +44,9 @@ _decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(Clien
 
 
 class _InputTimer:
-    """Limits how long the input of a client waits until the terminal accepts it, over all its frames together.
+    """Limits how long a client's input waits until the terminal accepts it, in total for all its frames.
 
-    Otherwise a client that has left would stay connected as long as its frames wait in turn.
+    With a limit per frame, a client that has left would stay connected until the last of its frames times out.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class TerminalClient:
         self._input_timer = _InputTimer()
 
     def send(self, frame: RunnerFrame) -> None:
-        """Send at once, without waiting. A client with too large a backlog is disconnected; it can reconnect."""
+        """Send without waiting. A client with too large a backlog is disconnected; it can reconnect."""
         if self._writer.is_closing():
             return
         self._writer.write(encode_frame(frame))

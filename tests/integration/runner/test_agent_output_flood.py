@@ -51,7 +51,7 @@ async def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, mo
     first, last = [event for event in events if isinstance(event, Gap)]
     assert harness.states[-1] == "completed"
     assert 0 < len(stored) < 10
-    assert "not kept" in first.reason
+    assert "MiB is dropped" in first.reason
     skipped_bytes = 6 + 500 + 6 - sum(len(event.data) for event in stored)
     assert last.reason.startswith(f"{skipped_bytes} bytes")
     assert harness.task.progress.tool_calls == 1

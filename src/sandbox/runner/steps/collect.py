@@ -103,7 +103,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         await self.record(artifact, diff)
 
     async def record(self, artifact: Artifact, diff: DiffStatistics | None = None) -> None:
-        """Scan a stored artifact for secrets and record it, unless an earlier try recorded the same."""
+        """Scan a stored artifact for secrets and record it, unless an earlier try recorded the same artifact."""
         flagged = await self._flag_secrets(artifact)
         if self.find(artifact.name) != flagged:
             self.attempt.recorder.record(ArtifactCollected(flagged, diff))
@@ -128,7 +128,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         await self.record(msgspec.structs.replace(artifact, contains_secret=self.is_unredactable))
 
     async def record_renamed(self, artifact: Artifact, name: str) -> None:
-        """Rename a file that matches a pattern and whose own name is secret, and record it."""
+        """Rename a file that matches a pattern but whose name contains a secret value, and record it."""
         (self.directory / artifact.name).rename(self.directory / name)
         fsync_path(self.directory)
         path = name if self.is_unredactable else artifact.path
@@ -137,7 +137,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
     def has_secret_in_name(self, artifact: Artifact) -> bool:
         """Return whether the name contains a secret value, or the end of one that starts in the path. True if unknown.
 
-        Names may be cut, and a value may contain slashes.
+        Names may be truncated, and a value may contain slashes.
         """
         if self.redactor is None:
             return self.is_unredactable
@@ -357,7 +357,7 @@ class CollectStep(msgspec.Struct, frozen=True):
     def _read_agent_output(self) -> Iterator[bytes]:
         """Yield the recorded output.
 
-        Yields none of an interactive agent, because any process inside may write to its terminal.
+        Yields nothing for an interactive agent, because any process in the sandbox can write to its terminal.
         """
         agent = self.attempt.task.manifest.agent
         if agent.is_interactive:
@@ -407,7 +407,7 @@ class CollectStep(msgspec.Struct, frozen=True):
 
 
 def _redacted_names(names: Collection[str]) -> Iterator[str]:
-    """Yield unused names in a fixed order, so a repeated collection reuses them."""
+    """Yield names that are not taken, always in the same order, so a repeated collection chooses the same ones."""
     return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
 
 
@@ -421,7 +421,7 @@ def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Even
 
 
 def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
-    """Return the SHA-256 in hex and the size. Do not rename a file if the caller no longer waits."""
+    """Rename the file unless the caller no longer waits; return its SHA-256 in hex and its size."""
     with remove_on_failure(part):
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()

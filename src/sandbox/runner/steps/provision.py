@@ -34,7 +34,7 @@ _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CL
 
 
 def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
-    """Write files by their relative paths, replacing existing entries. No link is followed. Raises OSError."""
+    """Write files to their relative paths, replacing existing entries. No link is followed. Raises OSError."""
     for name, content in files.items():
         *directories, last = PurePosixPath(name).parts
         directory_fd = _open_directory(home)
@@ -149,7 +149,7 @@ def prepare_handle(attempt: AttemptContext, runtime: Runtime) -> SandboxHandle:
 
 
 def write_handle(path: Path, handle: SandboxHandle) -> None:
-    """Write the handle to disk, complete and flushed."""
+    """Write the handle to disk atomically and durably."""
     write_durably(path, msgspec.json.encode(handle))
 
 

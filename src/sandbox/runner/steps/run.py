@@ -68,7 +68,7 @@ class MetricsSampler:
 
 
 def metrics_interval_seconds(age_seconds: float) -> float:
-    """Return the time until the next sample: short tasks get enough samples for a chart."""
+    """Return the time until the next sample: shorter at first, so a short task gets enough samples for a chart."""
     return min(max(age_seconds / 4, METRICS_INTERVAL_SECONDS_MIN), METRICS_INTERVAL_SECONDS)
 
 
@@ -126,7 +126,7 @@ class RunStep(msgspec.Struct, frozen=True):
     throttle: CpuThrottle
 
     async def run(self, provisioned: ProvisionedSandbox) -> None:
-        """Run the agent until its outcome is recorded; on return, nothing is left running inside.
+        """Run the agent until its outcome is recorded; on return, no process runs in the sandbox.
 
         Raises AttemptError (provision_failed, sandbox_lost).
         """
@@ -156,7 +156,7 @@ class RunStep(msgspec.Struct, frozen=True):
         parser = self.driver.create_parser(provisioned.launch_spec.session_id)
 
         def is_busy() -> bool:
-            """Whether a silent agent waits for the model, or has viewers."""
+            """Whether a silent agent is waiting for the model, or has clients on its terminal."""
             return bool(gateway.requests_in_flight) or terminals.has_agent_clients
 
         time_limit = TimeLimit(manifest.lifecycle, self.clock, is_busy)
@@ -220,7 +220,7 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 class _AgentRun(msgspec.Struct, frozen=True):
     """One run of an agent, from its start to the record of its exit.
 
-    agent_name: the agent's name in messages. output_queue: the queue of the work that output causes.
+    agent_name: the agent's name in messages. output_queue: where output waits for the runner's CPU budget.
     """
 
     attempt: AttemptContext
@@ -281,9 +281,9 @@ class _AgentRun(msgspec.Struct, frozen=True):
         self.attempt.recorder.record(exited)
 
     async def _start_agent(self) -> tuple[AgentProcess, Sequence[OutputReader], SharedTerminal | None]:
-        """Start the agent; return the jobs that read its output, and its terminal if it has one.
+        """Start the agent. Return its output readers, and its terminal if it has one.
 
-        Runtimes limit their start time themselves; this timeout covers runtimes that do not.
+        The timeout also covers runtimes that do not limit their own start time.
         """
         command = self.provisioned.launch_spec.command
         try:

@@ -52,7 +52,7 @@ class ClonedWorkspace(msgspec.Struct, frozen=True):
             write_durably(self.attempt.layout.secret_fingerprint, fingerprint)
 
     async def prepare_workspace(self) -> str:
-        """Clone, and commit the work that the task inherits."""
+        """Clone the repository, and commit the work that the task inherits."""
         attempt, manifest = self.attempt, self.attempt.task.manifest
         patches = await asyncio.to_thread(find_inherited_patches, attempt)
         return await self.workspaces.stage(
@@ -110,7 +110,7 @@ class StageStep(msgspec.Struct, frozen=True):
 
 
 def take_over_files(attempt: AttemptContext) -> None:
-    """Move the preserved files of an earlier attempt into this one's directory.
+    """Move the preserved files of an earlier attempt into the directory of this attempt.
 
     Files that a dead runner of this attempt has already moved are not moved again. Raises OSError.
     """

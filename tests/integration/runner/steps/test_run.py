@@ -96,7 +96,7 @@ async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monke
     harness = make_harness(Script())
     await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
-    assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent's end."
+    assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent ended."
 
 
 async def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monkeypatch):
@@ -156,7 +156,7 @@ async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkey
     harness = make_harness(Script())
     await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
-    assert gap.reason == "The end of the output is missing: the output did not end within 0.6 s after the agent's end."
+    assert gap.reason == "The end of the output is missing: the output did not end within 0.6 s after the agent ended."
     assert harness.states[-1] == "completed"
 
 
