@@ -25,7 +25,7 @@ class Canceller:
     def __init__(self, journals: Journals, clock: Clock) -> None:
         self._journals = journals
         self._replayer = JournalReplayer(journals)
-        """Its slots are separate from those of launches."""
+        """Not shared with launches, so that a cancel request never waits for their replay slots."""
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, order: CancelAttempt) -> str:
@@ -33,7 +33,7 @@ class Canceller:
         deadline = self._clock.monotonic() + CANCEL_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
-        # However long the lock took, leave time to reach a runner that has just started.
+        # No matter how long the lock took, leave time to reach a runner that has just started.
         deadline = max(deadline, self._clock.monotonic() + CANCEL_SECONDS_MIN)
         while True:
             try:

@@ -16,9 +16,9 @@ OMISSION = "[The beginning of the conversation is omitted.]"
 
 
 class ConversationText:
-    """Collects the conversation of one or more tasks, oldest first; keeps the end within the limit.
+    """Collects the conversation of one or more tasks, oldest first; drops the beginning if the text is too long.
 
-    Only the first line of an entry is not indented, so that no text of a tool looks like another entry.
+    All lines of an entry except the first are indented, so the output of a tool cannot look like another entry.
     """
 
     def __init__(self, characters_max: int = EARLIER_CONVERSATION_CHARACTERS_MAX) -> None:
@@ -49,7 +49,7 @@ class ConversationText:
                     self._add_item(item)
 
     def render(self) -> str:
-        """Return the text. It does not begin with an omission unless something was left out."""
+        """Return the text. It begins with OMISSION only if something was left out."""
         text = _SEPARATOR.join(self._entries)
         is_cut = self._is_cut or len(text) > self._characters_max
         return _SEPARATOR.join([*([OMISSION] if is_cut else ()), text[-self._characters_max :]])

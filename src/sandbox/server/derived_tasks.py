@@ -1,4 +1,4 @@
-"""Plans tasks that start from earlier ones: from the same state, or from the result."""
+"""Plans tasks that start where an earlier task started (a rerun) or ended (a continuation)."""
 
 import dataclasses
 import hashlib
@@ -114,7 +114,7 @@ def _find_complete_patch(layout: TaskLayout, task: Task) -> Artifact | None:
     has_changes = False
     try:
         with (layout.artifacts / patch.name).open("rb") as file:
-            # Comments come first: each names a path that is not in the patch, or the reason for which nothing is.
+            # Comments come first. Each names a path that is not in the patch, or the reason why the patch is empty.
             while line := file.readline(_LINE_BYTES_MAX):
                 if line.startswith(_INCOMPLETE_MARKS):
                     raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_IT)
@@ -132,7 +132,7 @@ _INCOMPLETE_MARKS = (b"# truncated: ", b"# skipped, too large for a patch: ")
 
 
 def _origin_commit(task: Task) -> str:
-    """Return the commit of the remote from which the chain of this task started. Raises TaskNotContinuableError."""
+    """Return the remote's commit from which this task's chain started. Raises TaskNotContinuableError."""
     repository = task.manifest.repository
     if task.parent is not None and repository.commit is not None:
         return repository.commit

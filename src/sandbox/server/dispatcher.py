@@ -78,7 +78,7 @@ class StartConditions:
     Each call of `blockers` measures the free disk space again.
 
     host: the host that runs new attempts.
-    key_settings: the name of the setting for the model key of each agent, by the agent's kind.
+    key_settings: the name of the setting that contains the model key, by the agent's kind.
     missing_keys: the kinds of agents without a model key.
     """
 
@@ -97,7 +97,7 @@ class StartConditions:
         self._missing_keys = missing_keys
 
     def refusals(self) -> Iterator[str]:
-        """Yield why the server accepts no tasks and starts none, as sentences; the most important reason first."""
+        """Yield the reasons why the server neither accepts nor starts tasks, as sentences, most important first."""
         if self._drain.since is not None:
             yield DRAINING_REASON
         if (reason := self._host.blocked_reason) is not None:
@@ -106,7 +106,7 @@ class StartConditions:
             yield _missing_key_reason(self._key_settings.values())
 
     def blockers(self) -> Iterator[str]:
-        """Yield why the server starts no tasks: the refusals, and then a shortage for which accepted tasks wait."""
+        """Yield the reasons why the server starts no tasks: first the refusals, then a shortage of disk space."""
         yield from self.refusals()
         if (shortage := self._disk_monitor.check()) is not None:
             yield shortage
@@ -126,7 +126,7 @@ class StartConditions:
 
 
 def _missing_key_reason(settings: Iterable[str]) -> str:
-    return f"No model key is set: set {' or '.join(settings)} and start the server again."
+    return f"No model key is set: set {' or '.join(settings)} and restart the server."
 
 
 _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})

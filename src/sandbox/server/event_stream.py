@@ -163,7 +163,7 @@ class EventStream:
                 tracked = await self._wait_for_more(tracked)
 
     async def follow_all(self) -> AsyncIterator[WireEvent]:
-        """Yield live events of all tasks, starting with the iterator's first step."""
+        """Yield live events of all tasks, from the iterator's first step on."""
         async with contextlib.aclosing(self._broadcast.subscribe()) as events:
             async for event in events:
                 yield event
@@ -205,7 +205,7 @@ class EventStream:
             yield self._journal_missing_event(tracked)
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
-        """Find the offset of a record. The search is charged like a batch, because it reads about as much."""
+        """Find the offset of a record. The search uses the quota of one batch, because it reads about as much."""
         await client_fairness.wait_for_turn(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 
@@ -248,5 +248,5 @@ class EventStream:
 
 
 def _converted_bytes(event: WireEvent) -> int:
-    """Return the memory in bytes of the conversation that was converted from output: a second copy of its texts."""
+    """Return how many bytes of memory the conversation converted from output uses: a second copy of its texts."""
     return _CHARACTER_BYTES * converted_size_bytes(event)

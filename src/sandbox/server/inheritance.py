@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class FileChangedError(OSError):
-    """A file of the earlier task is not the one that its journal records."""
+    """A file of the earlier task does not match that task's journal."""
 
 
 def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:

@@ -20,7 +20,7 @@ from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, Trac
 from sandbox.system.log_context import bind_task
 
 _POLL_SLOWDOWN_MAX = 10
-"""The pause between two reads of a silent journal grows up to this factor."""
+"""The pause between two reads of a silent journal grows by up to this factor."""
 _UNKNOWN_WRITER_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
@@ -151,7 +151,10 @@ class JournalTailer:
             self._broadcast.publish(end_event(task))
 
     def _update(self, tracked: TrackedTask, task: Task, offset: int) -> None:
-        """Set the task that was read. Find its runner if an earlier server launched the attempt without indexing it."""
+        """Set the task as read from the journal.
+
+        Find its runner if an earlier server launched the attempt without indexing it.
+        """
         previous = tracked.task.attempt
         tracked.update(task, offset)
         if task.attempt is not None and (previous is None or previous.id != task.attempt.id):

@@ -116,7 +116,7 @@ class UnreachableRunner:
         return Liveness.UNKNOWN
 
     async def is_responsive(self) -> bool:
-        """Return True: it cannot be determined."""
+        """Return True, because only a proven lack of response counts."""
         return True
 
     async def cancel(self, order: CancelAttempt) -> Reply:

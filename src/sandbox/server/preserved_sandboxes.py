@@ -85,7 +85,7 @@ class PreservedFiles:
         return not secrets or (location is not None and self._find_files(location).has_same_secrets(location, secrets))
 
     def has_handle(self, task: Task) -> bool:
-        """Whether a part of any of the task's sandboxes may exist on a host, which only its handle identifies."""
+        """Whether a handle of the task exists: only it identifies the parts of a sandbox that may remain on a host."""
         attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
         locations = {one.placement: one for one in (locate(task, attempt) for attempt in attempts)}
         return any(self._find_files(one).has_handle(task.id) for one in locations.values())
@@ -144,7 +144,7 @@ class PreservedSandboxes(PreservedFiles):
 
     @asynccontextmanager
     async def try_lock(self, task: Task) -> AsyncIterator[tuple[Liveness, PreservedDisk]]:
-        """Hold the lock on the preserved files if it is FREE; yield the lock's state before, and the disk.
+        """Hold the lock on the preserved files if it is FREE; yield the lock's previous state, and the disk.
 
         Raises SandboxNotPreservedError, OSError.
         """
@@ -238,7 +238,7 @@ class DebugSessions:
             lock.release()
 
     async def _open_when_started(self, task: Task, order: OpenTerminal, deadline: float) -> TerminalConnection:
-        """Start the session unless it runs, and open a terminal."""
+        """Start the session unless it is already running, and open a terminal."""
         has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
@@ -255,7 +255,7 @@ class DebugSessions:
         if is_unknown:
             raise UnavailableError(f"No shell can be opened for task {task.id}: {_UNKNOWN_DISK}; try again.")
         problem = f"The preserved sandbox of task {task.id} could not be started"
-        raise UnavailableError(f"{problem}; the runner's log, on the server's host, has the reason.")
+        raise UnavailableError(f"{problem}; see the runner's log on the server's host.")
 
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""

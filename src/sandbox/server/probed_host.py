@@ -1,4 +1,4 @@
-"""Probes the runtimes at the start of a server, and again with backoff while none works."""
+"""Probes the runtimes when a server starts, and repeats the probes with backoff while none works."""
 
 import asyncio
 import logging
@@ -69,7 +69,7 @@ class ProbedHost:
 
     @property
     def next_probe_at(self) -> datetime | None:
-        """When the next probe starts; None during a probe, and if none is planned."""
+        """When the next probe starts; None during a probe or if none is planned."""
         due_at = self._due_at
         return None if due_at is None else self._clock.now() + timedelta(seconds=due_at - self._clock.monotonic())
 

@@ -64,7 +64,7 @@ def recover(journals: Journals, store: Store, placements: Placements, clock: Clo
     """Update the index from the journals; return the unfinished tasks: running ones first, then waiting ones.
 
     The server acquires the journal of a pending task to launch it; if another process may hold it, the task is
-    orphaned. All other tasks belong to the runner of their last attempt, and the tailer detects a dead one. An
+    orphaned. All other tasks belong to the runner of their last attempt, and the tailer detects a dead runner. An
     unreadable or locked journal affects only its own task; if the index row is damaged as well, the task can no longer
     be found.
     """

@@ -141,8 +141,8 @@ class RunnerLauncher:
             return None
         offered = " and ".join(self._upstreams)
         message = (
-            f"This server does not have the agent {kind}, only {offered}; submit the task to a server that has it, "
-            "or with another agent."
+            f"This server does not have the agent {kind}, only {offered}; submit the task to a server that has "
+            f"{kind}, or choose another agent."
         )
         return Failure(FailureCode.AGENT_NOT_OFFERED, message)
 
@@ -155,8 +155,8 @@ def _next_attempt(task: Task, host: ProbedHost) -> AttemptStarted:
 async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> Orphaned:
     """Record that an attempt could not be started; return the next owner. Raises OSError.
 
-    If it is the first one, nothing is left over and the task ends. Else a finisher removes the leftovers of earlier
-    attempts and finalizes the task.
+    If it was the first attempt, nothing is left over and the task ends. Otherwise a finisher removes the leftovers of
+    earlier attempts and finalizes the task.
     """
     if is_first:
         await asyncio.to_thread(end_without_follow_up, recorder, failure)

@@ -34,7 +34,7 @@ _CLEANUP_FAILED_MESSAGE = (
 
 
 class RunnerRecovery:
-    """Continues tasks whose journal no process holds, and finds the runners of earlier servers."""
+    """Continues tasks whose journal no process holds, and finds runners that earlier servers started."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ def _finalize_lost(recorder: Recorder, tracked: TrackedTask) -> None:
 
 @dataclass(slots=True)
 class _Silence:
-    """The owner, the last record, when the silence or the last ping started, and the number of unanswered pings."""
+    """A silent journal: its owner and last record, the start of the silence or last ping, and the unanswered pings."""
 
     owner: JournalOwner
     seq: int
@@ -179,7 +179,7 @@ class RunnerWatchdog:
         self._silences: WeakKeyDictionary[TrackedTask, _Silence] = WeakKeyDictionary()
 
     async def check(self, tracked: TrackedTask) -> None:
-        """Check a task whose journal is held and silent. Called repeatedly."""
+        """Check a task whose journal is held but has no new records. Call it periodically."""
         now, owner, seq = self._clock.monotonic(), tracked.owner, tracked.task.last_seq
         silence = self._silences.get(tracked)
         if silence is None or silence.owner is not owner or silence.seq != seq:

@@ -66,7 +66,7 @@ class _QueuedTask:
     """A queued task, and how many times later tasks have overtaken it.
 
     can_ever_fit: whether the total capacity suffices.
-    blocked_reason: why the task cannot start before the next server, whatever is free (human-readable).
+    blocked_reason: why this server cannot start the task, regardless of free resources (human-readable).
     """
 
     requested: Resources
@@ -76,13 +76,14 @@ class _QueuedTask:
 
 
 class Scheduler:
-    """Queue of waiting tasks and resource reservations of admitted ones. Pure; operates on ids.
+    """The queue of waiting tasks, and the resource reservations of admitted tasks. Pure; operates on ids.
 
     A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
-    exceeds the host's total capacity (which may have shrunk), or that this server cannot start, blocks no other.
+    exceeds the host's total capacity (which may have shrunk), or that this server cannot start, does not block others.
 
-    memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Few tasks
-        use all they request at once, so MEMORY_AVAILABLE_BYTES_MIN suffices to start, or less if a task requests less.
+    memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Most tasks
+        never use all the memory that they request, so MEMORY_AVAILABLE_BYTES_MIN suffices to start a task, or less if
+        the task requests less.
     """
 
     def __init__(self, total: Resources) -> None:
@@ -140,7 +141,7 @@ class Scheduler:
         return task_id in self._reservations
 
     def remove(self, task_id: str) -> None:
-        """Remove a task from the queue and its reservation; unknown ids are ignored."""
+        """Remove a task's queue entry and reservation; unknown ids are ignored."""
         self._reservations.pop(task_id, None)
         self._queue.pop(task_id, None)
         self._queue_numbers.pop(task_id, None)
@@ -174,7 +175,7 @@ class Scheduler:
         return None
 
     def waiting_messages_while_blocked(self, reason: str) -> dict[str, str]:
-        """Return the status message of each waiting task while no task is admitted."""
+        """Return the status messages of all waiting tasks while `reason` blocks every admission."""
         return dict.fromkeys(self._queue, f"Waiting: {reason}")
 
     def waiting_messages(self, memory_available_bytes: int | None = None) -> dict[str, str]:

@@ -67,7 +67,7 @@ class SubmissionLog:
     def add(
         self, manifest: Manifest, idempotency: Idempotency | None, inheritance: Inheritance | None = None
     ) -> tuple[TrackedTask, Record]:
-        """Create a task; return it and its record 1, which is on disk, after the files that the task takes over.
+        """Create a task; return it and its record 1. The files that the task takes over are written before the record.
 
         Raises DuplicateTaskError, UnavailableError, StoreError, OSError.
         """
@@ -94,7 +94,7 @@ class SubmissionLog:
         return TrackedTask(self._index(recorder.task), ServerOwned(recorder)), submission
 
     def _index(self, task: Task) -> IndexedTask:
-        """Index a task. It is accepted already, so a failure is only logged, and the index is updated later."""
+        """Index a task that is already accepted. A failure is only logged, and the index is updated later."""
         indexed = IndexedTask(task, 0)
         try:
             indexed = IndexedTask(task, self._journals.replay(task.id).offset)
@@ -169,7 +169,7 @@ class Submissions:
     ) -> Task:
         self._check_acceptable(manifest)
         if inheritance is not None and (reason := next(self._conditions.blockers(), None)) is not None:
-            # The conversation that it takes over needs disk space.
+            # The conversation that the task takes over needs disk space.
             raise UnavailableError(reason)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)

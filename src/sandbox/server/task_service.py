@@ -42,7 +42,7 @@ from sandbox.system import client_fairness
 
 
 class TaskQueries:
-    """Implements `interfaces.tasks.TaskQueries`: unfinished tasks from memory, all others from the index."""
+    """Implements `interfaces.tasks.TaskQueries`. Unfinished tasks are in memory, all others in the index."""
 
     def __init__(self, tracked_tasks: TrackedTasks, store: Store, clock: Clock) -> None:
         self._tracked_tasks = tracked_tasks

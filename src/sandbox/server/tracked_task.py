@@ -151,7 +151,7 @@ class TrackedTask:
         return msgspec.structs.replace(task, state_message=self.status_message)
 
     def report_error(self, error: Exception) -> None:
-        """Show an error that blocks the task to its users, and log it once."""
+        """Show an error that blocks the task in the task's status, and log it once."""
         note = f"Blocked, retrying every second: {error}"
         if note != self._logged_message:
             is_expected = isinstance(error, OSError | StoreError)
@@ -198,7 +198,7 @@ TrackedTasks = Mapping[str, TrackedTask]
 
 
 class KeyedLock:
-    """One lock per name, kept as long as it is held or awaited."""
+    """One lock per name. A lock exists only while a caller holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

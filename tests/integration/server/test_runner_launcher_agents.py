@@ -22,8 +22,8 @@ OTHER = AgentSection("other", {"prompt": "Do it.", "model": "m", "effort": "high
 FAILED = AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "it failed"))
 MISSING = Failure(
     FailureCode.AGENT_NOT_OFFERED,
-    "This server does not have the agent other, only claude; submit the task to a server that has it, or with another "
-    "agent.",
+    "This server does not have the agent other, only claude; submit the task to a server that has other, or choose "
+    "another agent.",
 )
 
 
@@ -91,7 +91,7 @@ async def test_only_tasks_whose_agent_has_a_model_key_are_accepted(components):
     async with components.server() as service:
         assert (await service.health()).is_ready
         for refuse in (service.submit, service.check_acceptance):
-            with pytest.raises(UnavailableError, match="No model key is set: set OTHER_KEY and start the server"):
+            with pytest.raises(UnavailableError, match="No model key is set: set OTHER_KEY and restart the server"):
                 await refuse(task_of_other_agent())
         await service.check_acceptance(manifest())
         await service.submit(manifest())
@@ -111,7 +111,7 @@ async def test_waiting_task_without_a_model_key_gets_no_runner_and_delays_no_oth
         await asyncio.sleep(0.05)
         waiting = await service.status("task-1")
         assert (waiting.state, waiting.failure) == (TaskState.PENDING, None)
-        assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and start the server again."
+        assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and restart the server."
         assert [order.task_id for order in components.runners.orders] == ["task-2"]
     components.kinds_without_key = set()
     async with components.server():
@@ -125,7 +125,7 @@ async def test_next_attempt_without_a_model_key_waits_for_a_server_that_has_one(
         async with asyncio.timeout(10):
             while "model key" not in (waiting := await service.status("task-1")).state_message:
                 await asyncio.sleep(0.01)
-        assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and start the server again."
+        assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and restart the server."
         assert (waiting.state.is_final, len(components.runners.orders)) == (False, 1)
     components.kinds_without_key = set()
     async with components.server():

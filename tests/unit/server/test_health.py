@@ -158,7 +158,7 @@ def test_server_is_ready_while_one_agent_has_a_model_key(health):
     health.missing_keys.add("claude")
     assert health.reasons() == ""
     health.missing_keys.add("other")
-    assert health.reasons() == "No model key is set: set CLAUDE_KEY or OTHER_KEY and start the server again."
+    assert health.reasons() == "No model key is set: set CLAUDE_KEY or OTHER_KEY and restart the server."
 
 
 def test_host_that_cannot_start_runners_is_reported(health):

@@ -58,7 +58,7 @@ class JournalCompressor:
             self._compressed_until = self._compressed_until if failures or is_busy else cursor
 
     def _compress(self, task: Task) -> bool:
-        """Return False if the journal must be tried again. A damaged journal is logged once per server process."""
+        """Return False if the compression must be retried. A damaged journal is logged once per server process."""
         if task.id in self._damaged:
             return True
         try:

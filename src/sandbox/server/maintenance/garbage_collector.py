@@ -76,7 +76,7 @@ class GarbageCollector:
         return failures
 
     async def _sweep_task(self, files: AttemptFiles, task_id: str, leftovers: Sequence[Leftover]) -> list[str]:
-        """Remove one task's leftovers; return failures. Raises StoreError; OSError if journal or lock is unreadable."""
+        """Remove one task's leftovers; return failures. Raises StoreError; OSError if a file is unreadable."""
         task = await run_in_daemon_thread(partial(self._load_task, task_id))
         if task is None or not task.state.is_final:
             return []
@@ -92,7 +92,7 @@ class GarbageCollector:
         return failures
 
     def _load_task(self, task_id: str) -> Task | None:
-        """Load from the index, or from a FREE journal: right after the server's start the index is behind."""
+        """Load from the index, or from a FREE journal: right after the server starts, the index may be outdated."""
         indexed = self._store.load(task_id)
         if indexed is None:
             return None

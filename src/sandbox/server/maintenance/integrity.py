@@ -36,7 +36,7 @@ class DiscrepancyKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Discrepancy:
-    """One discrepancy and what to do about it. task_id: empty if it concerns the whole index."""
+    """One discrepancy and what to do about it. task_id: empty if the discrepancy concerns the whole index."""
 
     task_id: str
     kind: DiscrepancyKind
@@ -118,7 +118,7 @@ class IntegrityCheck:
             for record in batch.records:
                 if record.seq != last_seq + 1:
                     raise JournalDamagedError(
-                        f"Record {record.seq} follows {last_seq}; restore the journal from a backup."
+                        f"Record {record.seq} follows record {last_seq}; restore the journal from a backup."
                     )
                 task, last_seq = replay(task, record), record.seq
             offset = batch.next_offset
@@ -160,7 +160,7 @@ def checksum(file: Path) -> str:
 
 
 def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: ReplayState) -> Iterator[Discrepancy]:
-    """Require equality up to the index's offset. After it, only an unfinished task's journal may have more records."""
+    """Require equality up to the index's offset. Beyond it, only an unfinished task's journal may have more records."""
     task_id = indexed.task.id
     if at_index.offset < indexed.offset:
         message = "The index is ahead of the journal; start a server, or run: sandbox admin rebuild"

@@ -51,8 +51,8 @@ class Janitor:
 class ClockCheck:
     """Trusts a wall clock after CLOCK_TRUST_SECONDS without an observed jump.
 
-    A host may boot with its clock months ahead until a time server corrects it. For data that is kept for a shorter
-    time, the clock is not checked.
+    A host may boot with its clock months ahead until a time server corrects it. The clock is not checked for data that
+    is kept for less than CLOCK_TRUST_SECONDS.
     """
 
     def __init__(self, clock: Clock) -> None:

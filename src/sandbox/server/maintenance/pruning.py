@@ -168,7 +168,7 @@ class Pruner:
     async def _prune_selected(
         self, selected: AsyncIterator[PrunedTask], skipped: _Skipped, *, dry_run: bool
     ) -> tuple[list[PrunedTask], str]:
-        """Return the pruned tasks, and why something is left in `pruned/` (empty if nothing is)."""
+        """Return the pruned tasks, and why files remain in `pruned/` (empty if none do)."""
         async with self._lock:
             if dry_run:
                 return [task async for task in selected], ""
