@@ -35,7 +35,7 @@ _ROUTERS = (
     sessions.router,
     docs.router,
 )
-"""All routes of the REST API, in the order of the documentation. Apps share them, because building them is slow."""
+"""All routes of the REST API, in documentation order. Building them is slow, so all apps share them."""
 
 _ARTIFACTS_SEGMENT = b"/artifacts/"
 
@@ -119,6 +119,6 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def schema_text(agents: Mapping[str, Agent]) -> str:
-    """Return the schema as JSON with sorted keys and one value per line, for readable diffs."""
+    """Return the schema as JSON with sorted keys and one value per line, so that diffs are readable."""
     schema = create_api_schema_app(__version__, agents).openapi()
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -62,7 +62,7 @@ class TooManyStreamsError(SandboxError):
     code = "rate_limit_exceeded"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"This token has {limit} streams of all tasks open; set task_id, or close one.")
+        super().__init__(f"This token already has {limit} open streams of all tasks; set task_id, or close one.")
 
 
 class PayloadTooLargeError(SandboxError):

@@ -25,9 +25,9 @@ TAGS = {
     "Artifacts": "Results of a task: patch, transcript and files.",
     "Health": "For health probes, load balancers and Prometheus.",
     "Administration": "For operators.",
-    "Sessions": "Exchanges a token for a session cookie, for browsers.",
+    "Sessions": "Exchange a token for a session cookie, for browsers.",
 }
-"""Tags of operations, in the order of the documentation."""
+"""Tags of operations, in documentation order."""
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -45,7 +45,7 @@ def component_ref(model: str) -> dict[str, str]:
 
 
 class ApiRoute(APIRoute):
-    """A route of the API. The name of its function is the operation id, its return type describes the response.
+    """A route of the API. The name of its function is the operation id, and its return type describes the response.
 
     A function that returns `JsonResponse[TaskBody]` responds with the component `TaskBody`, described by its docstring.
     """
@@ -104,7 +104,7 @@ def raw_content(description: str, **media_types: dict[str, Any]) -> dict[str, An
 
 
 def with_item_schemas(response: dict[str, Any], **media_types: dict[str, Any]) -> dict[str, Any]:
-    """Describe the items of a response's media types that are sequences, as OpenAPI 3.2 does."""
+    """Describe the items of each media type that is a sequence, as OpenAPI 3.2 does."""
     items = {name: {"itemSchema": each["schema"]} for name, each in _content(media_types).items()}
     return {**response, "content": {name: each | items.get(name, {}) for name, each in response["content"].items()}}
 

@@ -80,7 +80,7 @@ async def reject_unknown_query_params(connection: HTTPConnection) -> None:
 
 
 def _declared_names(route: APIRoute) -> list[str]:
-    """Return the names from the route itself, because building the schema of all routes takes 0.1 s."""
+    """Return the parameter names from the route itself, because building the schema of all routes takes 0.1 s."""
     return [field.alias for field in get_flat_params(route.dependant) if field.alias not in route.param_convertors]
 
 
@@ -159,14 +159,14 @@ def decode_cursor(text: str) -> PageCursor:
 
 BODY_TIMEOUT_SECONDS = 30.0
 _BODY_COPIES = 2
-"""A body is in memory twice while its parts are joined."""
+"""A body is in memory twice while its chunks are joined."""
 
 
 @asynccontextmanager
 async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncIterator[None]:
     """Reserve memory for the body in the client's share; wait until it is available.
 
-    additional_bytes: what the request loads in addition to its body and keeps in the same forms.
+    additional_bytes: size of other data that the request loads and copies in the same way as its body.
     """
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
@@ -202,7 +202,7 @@ async def _read_bounded(request: Request) -> bytes:
 
 
 def _too_large() -> PayloadTooLargeError:
-    return PayloadTooLargeError(f"The body may have {limits.BODY_BYTES_MAX} bytes at most.")
+    return PayloadTooLargeError(f"The body can have at most {limits.BODY_BYTES_MAX} bytes.")
 
 
 def has_json_body(request: Request) -> bool:
@@ -232,7 +232,7 @@ RequestT = TypeVar("RequestT")
 
 
 def decode_json_body(body: bytes, kind: type[RequestT], example: str) -> RequestT:
-    """Decode a JSON object; an empty body is an empty object. Raises InvalidParameterError.
+    """Decode a JSON object; an empty body is treated as an empty object. Raises InvalidParameterError.
 
     example: a valid body, for the message.
     """

@@ -1,6 +1,6 @@
 """JSON Schemas of all request and response bodies, from their declarations in `model/wire/` and `model/manifest/`.
 
-It is imported only to build `openapi.json`. The server does not validate its responses; tests do.
+This module is imported only to build `openapi.json`. The server does not validate its responses; tests do.
 """
 
 import ast
@@ -24,7 +24,7 @@ from sandbox.model.wire import bodies, event_bodies
 from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
-"""Enums with a component of their own. Bodies declare them as a `Literal` with the same values."""
+"""Enums that have a separate component. Bodies declare them as a `Literal` with the same values."""
 
 _EXAMPLE = {
     "version": "1",
@@ -35,7 +35,7 @@ _EXAMPLE = {
 
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
-    """Return the schema of each body and event, and of each object in one, by the name of its class."""
+    """Return the schemas of all bodies and events, and of the objects in them, by class name."""
     declared = tuple(kind for kind in vars(bodies).values() if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
     described = _schema_of(tuple.__class_getitem__((*declared, event_bodies.Event)))
@@ -101,7 +101,7 @@ def _schema_of(kind: Any) -> dict[str, Any]:
 
 
 def _with_enum_refs(schema: Any) -> Any:
-    """Replace each list of an enum's values by a reference to the component of the enum."""
+    """Replace each list of an enum's values with a reference to the enum's component."""
     if isinstance(schema, list):
         return [_with_enum_refs(each) for each in schema]
     if not isinstance(schema, dict):

@@ -24,7 +24,7 @@ async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) 
 
 
 def task_summary_body(task: Task, *, is_operator: bool, is_kept: bool) -> TaskItemBody:
-    """Return the status of a task as lists contain it."""
+    """Return the status of a task as it appears in lists."""
     metadata, repository, attempt = task.manifest.metadata, task.manifest.repository, task.attempt
     return {
         "id": task.id,

@@ -147,7 +147,7 @@ STREAMS_OF_ALL_MAX = 100
 """Maximum number of concurrent all-task streams per token; further ones get 429. Each stream encodes every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPERATOR_REQUIRED = "This token is read-only; use one with the role operator."
+_OPERATOR_REQUIRED = "This token is read-only; use one with the operator role."
 _TOKEN_HINT = (
     "Send a token as 'Authorization: Bearer …' (on the command line: sandbox login, --token or SANDBOX_TOKEN); "
     "the server's operator creates one with: sandbox token create"
@@ -291,7 +291,7 @@ class Authenticator:
 
 
 def _deny_embedding(connection: HTTPConnection) -> Denied | None:
-    """Deny requests whose response a page, even one of the server's own pages, would execute or embed."""
+    """Deny requests whose responses would be executed or embedded by a page, even by one of the server's own pages."""
     is_page_asset = paths.is_page_asset(connection.scope["path"])
     reason = check_fetch_destination(connection.headers.get("sec-fetch-dest"), is_page_asset=is_page_asset)
     return Denied(403, code="forbidden", message=reason) if reason is not None else None
@@ -309,7 +309,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """Whether the request requires the operator role, as all requests do except those known to be read-only."""
+    """Whether the request requires the operator role. All requests do, except those known to be read-only."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)
@@ -321,7 +321,7 @@ def _is_write(connection: HTTPConnection) -> bool:
 
 
 def unauthorized(*, has_invalid_credentials: bool) -> Denied:
-    """Return the denial of a request without valid credentials."""
+    """Return the response that denies a request without valid credentials."""
     if has_invalid_credentials:
         message = "This token or session is unknown, revoked or expired."
         challenge = 'Bearer realm="sandbox", error="invalid_token"'

@@ -1,4 +1,4 @@
-"""Browser sessions: a browser exchanges a token for a cookie. Sessions are in memory; a restart ends them."""
+"""Browser sessions: a browser exchanges a token for a cookie. Sessions are kept in memory; a restart ends them."""
 
 from __future__ import annotations
 

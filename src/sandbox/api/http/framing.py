@@ -65,7 +65,7 @@ class RequestFraming:
         self._parse_step: Callable[[], bytes | None] = self._read_head
 
     def feed(self, data: bytes) -> bytes:
-        """Add received bytes; return those that may be parsed now: a few parts, up to the end of a request.
+        """Add received bytes; return those that can be parsed now: a few parts, at most up to the end of a request.
 
         A client may send thousands of requests or chunks at once. Parsing all of them would delay other clients.
         """
@@ -145,12 +145,10 @@ class RequestFraming:
             return None
         match = _CHUNK_LINE.fullmatch(line)
         if match is None:
-            raise _FramingError(
-                "The size of a chunk is not a hexadecimal number, or the chunk's extension is malformed."
-            )
+            raise _FramingError("A chunk size is not a hexadecimal number, or a chunk extension is malformed.")
         self._extension_bytes_left -= len(match[2])
         if self._extension_bytes_left < 0:
-            raise _FramingError(f"The extensions of the chunks have more than {CHUNK_EXTENSIONS_BYTES_MAX} bytes.")
+            raise _FramingError(f"The chunk extensions have more than {CHUNK_EXTENSIONS_BYTES_MAX} bytes.")
         self._body_bytes_left = int(match[1], 16)
         self._parse_step = self._read_chunk if self._body_bytes_left else self._read_trailers
         return line + b"\r\n"
@@ -212,7 +210,7 @@ class RequestFraming:
         end = self._buffer.find(b"\n", self._searched_bytes)
         self._searched_bytes = len(self._buffer)
         if (self._searched_bytes if end < 0 else end + 1) > bytes_max:
-            raise _FramingError("The header fields, the trailer fields or the line of a chunk's size are too long.")
+            raise _FramingError("The header fields, the trailer fields or a chunk-size line are too long.")
         if end < 0:
             return None
         line = bytes(self._buffer[: end + 1])
@@ -237,7 +235,7 @@ class FramedConnection(h11.Connection):
 
     @property
     def is_paused(self) -> bool:
-        """Whether the buffer may contain more of the current request, which `resume` passes on."""
+        """Whether the buffer may contain more parts of the current request; `resume` passes them on."""
         return self._framing.is_paused
 
     def resume(self) -> None:
@@ -288,7 +286,7 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_list_field(name: bytes) -> bool:
-    """Whether this field is a list that is parsed before the client is authenticated."""
+    """Whether this field has a list of values that is parsed before the client is authenticated."""
     return name in {b"connection", b"upgrade"} or name.startswith(b"sec-websocket-")
 
 

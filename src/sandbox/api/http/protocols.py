@@ -25,7 +25,7 @@ UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Maximum number of connections per port without an authenticated request; another connection closes the oldest."""
 
 _DESCRIPTORS_SHARE = 8
-"""The divisor of the file descriptor limit: unauthenticated connections may use 1/8 of the descriptors per port."""
+"""Divisor of the file descriptor limit: on each port, unauthenticated connections may use 1/8 of the descriptors."""
 
 STALL_TIMEOUT_SECONDS = 600.0
 """A client that reads no pending data for this long is disconnected."""
@@ -128,7 +128,7 @@ class _BackpressureMixin(asyncio.Protocol):
 
 
 class _Flow(FlowControl):
-    """Flow control that does not resume reading before all received data has been parsed."""
+    """Flow control that resumes reading only after all received data has been parsed."""
 
     is_held = False
 
@@ -268,8 +268,8 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
 
     It differs from uvicorn's class in four ways. A response that rejects the handshake completes it, whereas uvicorn
     logs it as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3),
-    whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive. A text that is not UTF-8
-    ends the connection, whereas uvicorn also logs it as an error of the server.
+    whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive. A text message that is not
+    valid UTF-8 ends the connection, whereas uvicorn also logs it as a server error.
     """
 
     _pending_pong = b""
@@ -281,7 +281,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         self._changed = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
-        """Process the handshake; buffer frames until the client's share allows parsing them.
+        """Process the handshake, and buffer frames until the client's share allows them to be parsed.
 
         A handshake that the library cannot parse gets a 400; uvicorn would not respond to it.
         """
@@ -340,7 +340,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
             self.frames = [b"".join(self.frames)]
 
     def send_receive_event_to_app(self) -> None:
-        """Pass on a message, unless it is a text that is not UTF-8."""
+        """Pass on a message, unless it is a text message that is not valid UTF-8."""
         if self.curr_msg_data_type == "bytes" or self.close_sent or _is_utf8(b"".join(self.frames)):
             super().send_receive_event_to_app()
         else:

@@ -78,7 +78,7 @@ def set_on_signals(event: asyncio.Event) -> Iterator[None]:
 
 
 class _UvicornServer(uvicorn.Server):
-    """A uvicorn server that leaves signals to its caller."""
+    """A uvicorn server that leaves signal handling to its caller."""
 
     def __init__(self, app: ASGIApp) -> None:
         super().__init__(

@@ -143,7 +143,7 @@ def _is_page_request(connection: HTTPConnection) -> bool:
 
 
 def accepts_html(connection: HTTPConnection) -> bool:
-    """Whether the client accepts HTML: a browser that requests a page does, a program that requests data does not."""
+    """Whether the client accepts HTML. A browser that requests a page does; a program that requests data does not."""
     return "text/html" in connection.headers.get("accept", "").lower()
 
 

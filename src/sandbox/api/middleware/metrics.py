@@ -31,7 +31,7 @@ NO_ROUTE = "none"
 """The route label of requests that were rejected before routing or matched no route."""
 
 _CREATED_SERIES = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
-"""The `_created` series of OpenMetrics. The Prometheus text format has none, and they would add a line per series."""
+"""Lines of the `_created` series, one per series. OpenMetrics has them; the Prometheus text format does not."""
 
 _KNOWN_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _RESPONSE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)

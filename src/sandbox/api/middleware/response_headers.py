@@ -13,7 +13,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (
     "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The default policy of responses: their content may not execute, wherever it is displayed."""
+"""The default policy of responses. It stops their content from executing, wherever it is displayed."""
 _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 

@@ -28,7 +28,7 @@ _MESSAGE = "Unread responses to this token use all memory that is available to i
 
 
 class ResponseRefusedError(OSError):
-    """There is no memory for the response, and an error response was sent instead."""
+    """No memory was left for the response, so an error response was sent instead."""
 
 
 async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:

@@ -129,7 +129,7 @@ def _stat_regular_file(file: Path) -> os.stat_result | None:
 
 
 def _etags(request: Request, name: str) -> set[str]:
-    """Return the ETags of all lines of a header as written; `*` matches any."""
+    """Return the ETags from all occurrences of a header, as written; `*` matches any."""
     return {tag.strip() for line in request.headers.getlist(name) for tag in line.split(",")} - {""}
 
 

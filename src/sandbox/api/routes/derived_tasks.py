@@ -42,13 +42,13 @@ from sandbox.system import client_fairness
 
 _RERUN_EXAMPLE = '{"overrides": ["vm.cpus=16"], "prompt": "…"}'
 _RERUN_BODY = request_body(
-    "Changes of the manifest. Without a body, the task is run again as it was submitted.",
+    "Changes to the manifest. Without a body, the task is rerun as it was submitted.",
     required=False,
     application_json=component_ref(RerunRequest.__name__),
 )
 _CONTINUE_EXAMPLE = '{"prompt": "…"}'
 _CONTINUE_BODY = request_body(
-    "The prompt, and changes of the manifest.", required=True, application_json=component_ref(ContinueRequest.__name__)
+    "The prompt, and changes to the manifest.", required=True, application_json=component_ref(ContinueRequest.__name__)
 )
 _RESPONSES: Responses = {
     202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
@@ -68,7 +68,7 @@ router = create_router("Tasks")
     openapi_extra=_RERUN_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
 )
 async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
-    """Submit a new task with the manifest of this one, which may be in any state and does not change."""
+    """Submit a new task with the manifest of this task. This task may be in any state and does not change."""
     plan = context.services.derived_tasks.plan_rerun
     return await _submit(request, context, task_id, plan, RerunRequest, _RERUN_EXAMPLE)
 
@@ -80,7 +80,7 @@ async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskI
     openapi_extra=_CONTINUE_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
 )
 async def continue_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
-    """Submit a new task that starts from the result of this one, which must have ended and does not change."""
+    """Submit a new task that starts from the result of this task. This task must have ended, and does not change."""
     plan = context.services.derived_tasks.plan_continuation
     return await _submit(request, context, task_id, plan, ContinueRequest, _CONTINUE_EXAMPLE)
 
@@ -100,7 +100,7 @@ async def _submit(
         require_valid_credentials(request, context.authenticator)
         inheritance = planned.inheritance
         if inheritance is not None and manifest.agent.is_interactive:
-            # Sandbox cannot tell whether an interactive session was resumed.
+            # It cannot be detected whether an interactive session was resumed.
             parent = msgspec.structs.replace(inheritance.parent, session_id=None, session=None)
             inheritance = replace(inheritance, parent=parent)
         return submitted_response(await submissions.submit(manifest, idempotency, inheritance))
@@ -109,7 +109,7 @@ async def _submit(
 def _change_manifest(
     planned: DerivedTaskPlan, changes: RerunRequest | ContinueRequest, context: AppContext
 ) -> Manifest:
-    """Return the manifest of the new task, validated like a submitted one.
+    """Return the manifest of the new task, validated like a submitted manifest.
 
     It has the defaults that were filled in when the earlier task was submitted. Secrets are references in every
     manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
@@ -137,9 +137,9 @@ def _change_manifest(
 
 
 def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:
-    """Raise InvalidParameterError if the work of earlier tasks would not fit the new one."""
+    """Raise InvalidParameterError if the new task could not continue the work of the earlier one."""
     if manifest.repository != earlier.repository:
-        message = "must not change repository: the task starts from the work of an earlier one"
+        message = "must not change repository: the task starts from the work of an earlier task"
         raise InvalidParameterError("overrides", message)
     if manifest.agent.kind != earlier.agent.kind:
         raise InvalidParameterError("overrides", f"must not change the agent, which is {earlier.agent.kind}")
@@ -147,7 +147,7 @@ def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:
 
 def _parse_overrides(texts: Sequence[str]) -> list[Override]:
     if len(texts) > OVERRIDES_MAX:
-        raise InvalidParameterError("overrides", f"may have {OVERRIDES_MAX} entries at most", rule="range")
+        raise InvalidParameterError("overrides", f"can have at most {OVERRIDES_MAX} entries", rule="range")
     parsed = []
     for index, text in enumerate(texts):
         try:

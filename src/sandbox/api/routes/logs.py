@@ -46,7 +46,7 @@ _TAIL_GROWTH_FACTOR = 4
 """Factor by which the number of records to read grows until the records contain enough lines for the tail."""
 
 _TAIL_BLOCKS_MAX = 1000
-"""Maximum number of line blocks whose start is stored for a tail. One number per line would take 40 MB per million."""
+"""Maximum number of line blocks whose start is stored for a tail. One number per line would take 40 bytes per line."""
 
 _Formatter = Callable[[WireEvent], bytes]
 
@@ -79,7 +79,7 @@ class LogEncoder:
         return (text,) if text else ()
 
     def _parts(self, event: WireEvent) -> tuple[WireEvent, ...]:
-        """Separate converted conversation from its output, unless the client gets both as one JSON object."""
+        """Separate the conversation from the output it was converted from, unless one JSON object contains both."""
         conversation = extract_conversation(event)
         if conversation is None:
             return (event,)
@@ -137,7 +137,7 @@ async def get_logs(
     task_id: paths.TaskId,
     query: Annotated[LogQuery, Query()],
 ) -> Response:
-    """The agent's output and the events of the task, in the order of `seq`."""
+    """The agent's output and the events of the task, ordered by `seq`."""
     task = await context.services.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
     encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
@@ -222,7 +222,7 @@ class _TextFormatter:
         self._length = 0
 
     def format_event(self, event: WireEvent) -> bytes:
-        """Format output as `[time] [STDOUT] text` per line, everything else as `[time] [EVENT] {json}`."""
+        """Format each line of output as `[time] [STDOUT] text`, and every other event as `[time] [EVENT] {json}`."""
         if event["type"] == "output":
             source, is_continued = event["stream"].upper(), event["continued"]
             text = event["data"].removesuffix("\n").encode()

@@ -48,7 +48,8 @@ _IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCI
 def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
     """Return the idempotency key and the digest of the body, or None without a key. Raises InvalidParameterError.
 
-    The digest covers the path too if it names a task: the same body means something else for another task.
+    If the path names a task, the digest also covers the path, because the same body has another meaning for another
+    task.
     """
     keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
     if not keys:
@@ -90,7 +91,7 @@ _DryRun = Annotated[bool, Query(description="Validate the manifest without submi
 _Reason = Annotated[
     str,
     Query(
-        description=f"Stored with the task; one line of {REASON_LENGTH_MAX} characters at most",
+        description=f"Stored with the task; one line of at most {REASON_LENGTH_MAX} characters",
         json_schema_extra={"maxLength": REASON_LENGTH_MAX, **VISIBLE.json_schema},
     ),
 ]

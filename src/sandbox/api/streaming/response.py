@@ -22,7 +22,7 @@ Messages = Sequence[bytes]
 
 
 class Encoder(Protocol):
-    """Encodes events for clients. Equal encoders give equal results, so clients can share the results."""
+    """Encodes events for clients. Equal encoders return equal results, which clients can therefore share."""
 
     def __hash__(self) -> int: ...
 

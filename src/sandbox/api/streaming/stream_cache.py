@@ -228,7 +228,7 @@ class StreamCache:
             await self._release(task_id, buffer)
 
     async def _next_batches(self, task_id: str, buffer: StreamBuffer, position: int) -> Sequence[Batch] | None:
-        """Return the batches after `position`. An empty list means that the buffer has changed: try again.
+        """Return the batches after `position`. If the buffer has changed, the list is empty: call again.
 
         A client that lags behind the buffer gets batches from the history cache until it catches up. Returns None if
         neither the buffer nor the history has the next event.

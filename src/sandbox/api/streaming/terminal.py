@@ -92,7 +92,7 @@ async def _serve(websocket: WebSocket, context: AppContext, connection: Terminal
 
 
 async def _send_output(websocket: WebSocket, connection: TerminalConnection) -> None:
-    """Send output as fast as the client reads; the runner buffers the rest, up to its limit."""
+    """Send output as fast as the client reads; the runner buffers the remaining output, up to a limit."""
     while True:
         match await connection.read():
             case OutputFrame(data=data):
