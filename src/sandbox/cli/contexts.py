@@ -1,4 +1,4 @@
-"""Contexts: named servers with their tokens, in a private file of the user, and the choice of one of them."""
+"""Contexts: named servers with their tokens, stored in a private file of the user, and the selection of one of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _VERSION = 1
 
 
 class ContextError(SandboxError):
-    """A context cannot be selected or changed; the message has a remedy."""
+    """A context cannot be selected or changed; the message says what to do."""
 
     code = "invalid_context"
 
@@ -86,7 +86,7 @@ class Contexts:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a context to store. Raises ContextError."""
+    """Return the name if a context with this name can be stored. Raises ContextError."""
     if not NAME_PATTERN.fullmatch(name) or name == DEFAULT_NAME:
         allowed = f"at most 64 letters, digits and the characters . _ -, and not {DEFAULT_NAME}"
         raise ContextError(f"{name!r} cannot be the name of a context; use {allowed}.")
@@ -96,7 +96,7 @@ def check_name(name: str) -> str:
 def default_file() -> Path:
     """Return `$XDG_CONFIG_HOME/sandbox/contexts.json`."""
     base = os.environ.get("XDG_CONFIG_HOME", "")
-    # The specification of XDG_CONFIG_HOME requires that relative paths be ignored.
+    # The XDG Base Directory Specification requires that relative paths be ignored.
     return (Path(base) if base.startswith("/") else Path.home() / ".config") / "sandbox" / "contexts.json"
 
 
@@ -185,7 +185,7 @@ def _decode_context(name: str, value: Any) -> Context:
 
 @dataclass(frozen=True)
 class Selection:
-    """What the command line and the environment select. An empty string is the same as None."""
+    """The selection made by the command line and the environment. An empty string is the same as None."""
 
     server: str | None = None
     token: str | None = None
@@ -216,7 +216,7 @@ def select_context(options: Selection, variables: Selection, file: ContextFile) 
 
 
 def _stored_token(server: str, file: ContextFile) -> str:
-    """Return the token of the context with this server; empty if there is none, or several tokens for the server."""
+    """Return the stored token for this server: that of the current context, or else the only one; otherwise empty."""
     try:
         contexts = file.load()
     except (ContextError, OSError):

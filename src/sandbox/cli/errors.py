@@ -82,7 +82,7 @@ def exit_code_for_client_error(error: Exception) -> ExitCode:
 
 HELP_CELLS_MIN = 50
 HELP_CELLS_MAX = 100
-"""Bounds of the width of help texts on a terminal."""
+"""Minimum and maximum width of help texts on a terminal."""
 
 _ERROR_PREFIX = "Error:"
 

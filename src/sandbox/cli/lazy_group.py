@@ -21,7 +21,8 @@ Entries = Mapping[str, tuple[str, str]]
 def gc_frozen() -> Iterator[None]:
     """Exclude all objects created in the context from garbage collection, permanently.
 
-    Modules live until the process ends, and scanning them takes a quarter of the CPU time of a server's start and end.
+    Modules live until the process ends, and scanning them takes a quarter of the CPU time of a server's startup and
+    shutdown.
     """
     gc.disable()
     try:
@@ -89,10 +90,10 @@ _SYNONYMS = {
     **dict.fromkeys(("describe", "get", "inspect", "show", "view"), ("status", "show")),
     **dict.fromkeys(("create", "start"), ("submit", "create")),
 }
-"""Commands of a group by the name that a similar program uses."""
+"""Maps command names of similar programs to the names used here."""
 
 _SIMILARITY_MIN = 0.7
-"""The default of difflib would suggest `release` for `delete`."""
+"""With difflib's default, `release` would be suggested for `delete`."""
 
 
 def _suggest(name: str, ctx: click.Context) -> list[str]:

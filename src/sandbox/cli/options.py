@@ -31,7 +31,8 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 class CliOptions:
     """Values of the common options and their environment variables.
 
-    server, token: of the selected context; an empty token sends none. Reading them raises ContextError or OSError.
+    server, token: from the selected context; if the token is empty, none is sent. Reading either one can raise
+    ContextError or OSError.
     """
 
     format: OutputFormat
@@ -65,7 +66,7 @@ class CliOptions:
 
 
 def current_options(ctx: click.Context | None = None) -> CliOptions:
-    """Return the common options of the running command; the last one on the command line wins."""
+    """Return the common options of the running command. If an option is repeated, its last value applies."""
     from sandbox.cli.contexts import Selection
 
     meta = (ctx or click.get_current_context()).meta

@@ -11,12 +11,12 @@ __all__ = ["Override", "OverrideError", "id_override", "parse_override", "parse_
 
 
 def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:
-    """Parse the values of the option; click calls it."""
+    """Parse the option's values; called by click."""
     return [parse_override(value) for value in values]
 
 
 def id_override(task_id: str) -> Override:
-    """Return the override that `--id` stands for."""
+    """Return the override that is equivalent to `--id`."""
     quoted = task_id.replace("'", "''")
     return Override(("metadata", "id"), task_id, f"--id {task_id}", f"metadata.id='{quoted}'")
 

@@ -23,7 +23,7 @@ def allow_secrets_option(command: _Decorated) -> _Decorated:
 
 
 def reject_secrets(entries: Iterable[Artifact], *, allows_secrets: bool, advice: str = "add --allow-secrets") -> None:
-    """Fail the command if an artifact contains a secret and `--allow-secrets` was not given.
+    """Exit with an error if an artifact contains a secret and `--allow-secrets` was not given.
 
     advice: how to allow it.
     """

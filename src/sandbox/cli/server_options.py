@@ -31,7 +31,7 @@ def data_dir_options(command: _Decorated) -> _Decorated:
 
 
 def load_configuration(options: Mapping[str, Any]) -> Configuration:
-    """Load the configuration from options, environment and file. Fails the command if it is invalid."""
+    """Load the configuration from options, environment and file. Exits with an error if it is invalid."""
     from sandbox.bootstrap.settings.load import ConfigurationError, load
 
     try:

@@ -1,4 +1,4 @@
-"""Standard streams that are always open and do not fail a command for an encoding."""
+"""Standard streams that are always open and never raise an encoding error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STDOUT = "stdout"
 
 
 class _Stdout(io.BufferedWriter):
-    """Standard output whose errors have STDOUT as their file name."""
+    """Standard output. Its write errors have STDOUT as their file name."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -59,7 +59,7 @@ def discard_stdout() -> None:
 
 
 def _wrap_stream(stream: IO[str], kind: type[io.BufferedWriter]) -> IO[str]:
-    """Return a stream that escapes characters that its encoding lacks, so that they do not fail a command."""
+    """Return a stream that escapes characters missing from its encoding instead of raising an error."""
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     encoding, is_line_buffered = stream.encoding, stream.line_buffering

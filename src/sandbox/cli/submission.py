@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def read_prompt(prompt: str) -> str:
-    """Return the prompt of a command line; `-` reads it from stdin. Fails the command if it is not UTF-8."""
+    """Return the prompt of a command line; `-` reads it from stdin. Exits with an error if it is not UTF-8."""
     data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
     try:
         return data.decode()
@@ -33,7 +33,7 @@ def read_prompt(prompt: str) -> str:
 
 
 def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[Override]) -> Submitted:
-    """Submit a task. Fails the command with the errors of an invalid manifest."""
+    """Submit a task. If the manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
     from sandbox.model.manifest.errors import InvalidManifestError
 
@@ -54,7 +54,7 @@ def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[
 
 
 def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Sequence[Override] = ()) -> Submitted:
-    """Submit a task that is created from an earlier one. Fails the command with the errors of the changed manifest."""
+    """Submit a task created from an earlier one. If the new manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
     from sandbox.model.manifest.errors import field_name
 
@@ -79,7 +79,7 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
 
 
 def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> None:
-    """Print the id on stdout. On a terminal, also print the address of its page, and how to watch it if it is not."""
+    """Print the id on stdout. On a terminal, also print the page's address, and a watch command unless `is_watched`."""
     from sandbox.client.url import task_page_url
 
     task_id = escape_text(submitted["task_id"])
@@ -129,7 +129,7 @@ def _hint(status: Task, options: CliOptions) -> None:
 
 
 def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:
-    """Wait for the task's end, printing events if `should_follow`. Fails the command unless the task completed."""
+    """Wait for the task's end, printing events if `should_follow`. Exits with an error unless the task completed."""
     if should_follow:
         events = client.events(task_id)
         if options.format == "json":

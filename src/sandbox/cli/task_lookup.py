@@ -31,10 +31,10 @@ _NAME_CELLS_MAX = 60
 
 
 def find_task_id(connect: Callable[[], Client], text: str) -> str:
-    """Return the id of the task with this id, else of the only task whose generated id begins with `text`.
+    """Return `text` if it is the id of a task, else the only generated id that begins with `text`.
 
-    Returns `text` itself if there is no such task: the server then reports that. Fails the command if several ids begin
-    with it. Raises ClientError.
+    Returns `text` itself if there is no such task: the server then reports the error. Exits with an error if several
+    ids begin with `text`. Raises ClientError.
     """
     if not _is_prefix(text):
         return text
@@ -56,7 +56,7 @@ def _is_prefix(text: str) -> bool:
 
 
 def _find_by_prefix(client: Client, prefix: str) -> str:
-    """Search for the words of the prefix, because the API searches words. Other tasks may have them in their prompt."""
+    """Search for the prefix's words, because the API searches words. Other tasks' prompts may contain these words."""
     found: list[TaskSummary] = []
     cursor = None
     for _ in range(_PAGES_MAX):

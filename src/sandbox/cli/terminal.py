@@ -68,7 +68,7 @@ _ROLE_MESSAGES = {True: b"", False: b"[Read-only: another client is typing, or y
 
 
 class DetachKeyDetector:
-    """Finds the detach keys in the input. Keys that may be their start are held back until more input arrives."""
+    """Finds the detach keys in the input. Keys that may begin the sequence are held back until more input arrives."""
 
     def __init__(self, keys: bytes) -> None:
         self._keys = keys

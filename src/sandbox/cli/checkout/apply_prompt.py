@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 PREVIEW_LINES_MAX = 200
-"""Maximum number of the patch's lines to show before the prompt."""
+"""Maximum number of patch lines to show before the prompt."""
 
 
 @dataclass(frozen=True)
 class ApplyPrompt:
     """Prompt to apply a task's patch.
 
-    should_apply: whether to apply the patch; None asks on the terminal.
+    should_apply: whether to apply the patch; None prompts on the terminal.
     has_local_changes: the task started with uncommitted changes, which stay separate from the task's own changes.
     head: the commit and branch from which the task started.
     """
@@ -80,7 +80,7 @@ class ApplyPrompt:
             self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
-        """Whether to stage the patch. If the user has other changes, it is not staged, so that they stay separate."""
+        """Whether to stage the patch. It is not staged if the user has other changes, which keeps the two separate."""
         return not (self.has_local_changes or self.checkout.count_changed())
 
     def _apply_command(self, task_id: str) -> str:

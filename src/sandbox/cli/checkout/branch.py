@@ -1,6 +1,6 @@
-"""Commits a task's changes to a new branch of the checkout, without its working tree, and pushes the branch.
+"""Commits a task's changes to a new branch of the checkout, without using the working tree, and pushes the branch.
 
-Nothing of the patch is written to the working tree, so nothing in it can run as a hook or a filter.
+No file of the patch is written to the working tree, so none can run as a hook or a filter.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FETCH_OPTIONS = (
 
 @dataclass(frozen=True)
 class NewBranch:
-    """A branch to create in a checkout. remote: where missing commits are fetched and the branch is pushed."""
+    """A branch to create in a checkout. remote: missing commits are fetched from it, and the branch is pushed to it."""
 
     checkout: Checkout
     name: str
@@ -49,7 +49,7 @@ class NewBranch:
             self._fail_because_it_exists("in this checkout")
 
     def commit(self, base: str, patch: Path, message: str) -> str:
-        """Create a commit of the patch on `base`, and the branch at it; return the commit."""
+        """Commit the patch on top of `base`, and create the branch at this commit; return the commit."""
         self._require_identity()
         with TemporaryDirectory() as directory:
             environment = {**os.environ, "GIT_INDEX_FILE": str(Path(directory) / "index")}
@@ -74,7 +74,7 @@ class NewBranch:
         A branch that exists on the remote is never changed. Return the remote, and the address that opens a pull
         request, if it is known.
         """
-        lease = f"--force-with-lease={self._ref}:"  # an empty value: the remote branch must not exist
+        lease = f"--force-with-lease={self._ref}:"  # the empty value requires that the remote branch does not exist
         try:
             remote = self.remote or push_remote(self.checkout)
             pushed = self.checkout.run_as_user(
@@ -94,7 +94,7 @@ class NewBranch:
             return
         remote = self.remote or _remote_of(self.checkout, repository) or push_remote(self.checkout)
         sources = [base]
-        if self._is_branch_ref(f"refs/heads/{branch}"):  # some servers send only the commits of branches
+        if self._is_branch_ref(f"refs/heads/{branch}"):  # some servers send only branches, not single commits
             sources.append(f"refs/heads/{branch}")
         for source in sources:
             fetched = self.checkout.run("fetch", *_FETCH_OPTIONS, "--", remote, source)
@@ -126,7 +126,9 @@ class NewBranch:
         completed = self.checkout.run("var", "GIT_COMMITTER_IDENT")
         if completed.returncode:
             advice = "Set it: git config user.name NAME; git config user.email EMAIL"
-            fail_with_git_output("The commit would have no author: git has no name and email for it.", b"", advice)
+            fail_with_git_output(
+                "The commit would have no author: git is not configured with a name and email.", b"", advice
+            )
 
     def _output(self, completed: CompletedProcess[bytes]) -> str:
         if completed.returncode:
@@ -161,7 +163,7 @@ def push_remote(checkout: Checkout) -> str:
 
 
 def _remote_of(checkout: Checkout, repository: str) -> str | None:
-    """Return the remote of a repository, whatever the protocol of its URL."""
+    """Return the remote with this repository, even if the protocols of their URLs differ."""
     location = repository_location(repository)
     for name in (checkout.git_output("remote") or "").splitlines():
         url = checkout.git_output("remote", "get-url", name)
@@ -171,7 +173,7 @@ def _remote_of(checkout: Checkout, repository: str) -> str | None:
 
 
 _SSH_HOSTS = {"ssh.github.com:443": "github.com", "altssh.gitlab.com:443": "gitlab.com"}
-"""The hosts that offer SSH on the port of HTTPS."""
+"""Maps SSH endpoints on the HTTPS port to the hosts of their web pages."""
 
 
 def pull_request_url(remote_url: str, branch: str) -> str | None:

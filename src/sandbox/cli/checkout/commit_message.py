@@ -1,4 +1,4 @@
-"""The message of a commit with a task's changes, from the agent's final message, which is untrusted."""
+"""Creates the commit message for a task's changes from the agent's final message, which is untrusted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MARKERS = re.compile(r"\A(?:#{1,6}|[-*+>]|[0-9]{1,3}[.)])\s+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+")
 _FENCES = ("```", "~~~")
 _EMAIL_SYNTAX = re.compile(r"(---|diff -|Index: |From |(From|Subject|Date):)", re.IGNORECASE)
-"""Starts of lines that `git am` reads as a patch, as another email or as its author. An indented line is text."""
+"""Line starts that `git am` parses as a patch, another email or an email header. An indented line is plain text."""
 
 _CI_INSTRUCTION = re.compile(r"\[\s*((?:skip|no)\s+[\w-]+|[\w-]+\s+skip)\s*\](?!\()|\*{3}(no_ci)\*{3}", re.IGNORECASE)
-"""Texts such as `[skip ci]`, for which CI services ignore a commit."""
+"""Markers such as `[skip ci]`, which make CI services skip a commit."""
 
 
 def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:
@@ -52,7 +52,7 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
 
 
 def _plain(line: str) -> str:
-    """Return a line on one line without Markdown, as a subject."""
+    """Return a line as a subject: without Markdown, and with single spaces."""
     text = " ".join(_MARKERS.sub("", line.strip(), count=1).split())
     return text.replace("**", "").replace("`", "").strip() or text
 
@@ -81,7 +81,7 @@ def _wrap(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _squeeze(lines: Iterable[str]) -> Iterator[str]:
-    """Drop empty lines at the beginning and at the end, and repeated ones."""
+    """Drop leading, trailing and repeated empty lines."""
     is_gap, has_text = False, False
     for line in lines:
         if not line.strip():

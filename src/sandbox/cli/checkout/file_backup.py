@@ -24,7 +24,7 @@ class _FileState(NamedTuple):
 
 
 class FileBackup:
-    """Backup of some paths of a checkout: a copy of each file in `copies`, and a list of paths without a file.
+    """Backup of some paths in a checkout: a copy of each file in `copies`, and a list of the paths without a file.
 
     replaced: directory for other files that a restore finds at these paths.
     was_interrupted: a signal was received and is deferred until the context ends.
@@ -59,7 +59,7 @@ class FileBackup:
             if _file_state(self._root, path) and not self._move(self._root, self.replaced, path):
                 failed.append(path)
         for directory in self._new_directories:
-            with suppress(OSError):  # it does not exist, or another process has put a file into it
+            with suppress(OSError):  # it does not exist, or it contains a file of another process
                 directory.rmdir()
         for path, before in self._states.items():
             now = _file_state(self._root, path)

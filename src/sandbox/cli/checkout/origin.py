@@ -39,7 +39,7 @@ class Origin:
 
 
 def find_origin(checkout: Checkout, remote: str | None) -> Origin:
-    """Determine the origin without network access. Fails the command if local information is not sufficient.
+    """Determine the origin without network access. Exits with an error if local information is insufficient.
 
     remote: the remote's name; None uses the current branch's upstream, else `origin`, else the only remote.
     """
@@ -140,9 +140,9 @@ _TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 
 
 def create_local_patch(checkout: Checkout, commit: str) -> bytes:
-    """Create the patch from `commit` to the working tree and print its files.
+    """Create the patch from `commit` to the working tree and print which files it changes.
 
-    The patch is empty if nothing has changed. Ignored files are excluded. Fails the command if the patch is too large
+    The patch is empty if nothing has changed. Ignored files are excluded. Exits with an error if the patch is too large
     to send.
     """
     sizes = checkout.changed_file_sizes()

@@ -51,7 +51,7 @@ def applied_message(files: int, *, is_staged: bool) -> str:
 
 
 CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
-"""Help of the option --chain."""
+"""Help text of the option --chain."""
 
 REMARKS_MAX = 50
 """Maximum number of remarks to print; a server writes fewer."""
@@ -71,9 +71,9 @@ def fetch_patch(
     secrets_advice: str = "add --allow-secrets",
     is_chain: bool = False,
 ) -> None:
-    """Download and verify the task's patch to the file `target`. Fails the command if there is none.
+    """Download and verify the task's patch to the file `target`. Exits with an error if there is none.
 
-    is_chain: download the changes of the whole chain of tasks that this one continues.
+    is_chain: download the patch that includes the changes of all tasks in the chain that this task continues.
     """
     path = _CHAIN_PATCH.format(task_id) if is_chain else f".sandbox/{task_id}.patch"
     entries = _patch_entries(client, task_id, path)
@@ -92,7 +92,7 @@ def fetch_patch(
 
 
 def has_chain_patch(client: Client, task_id: str) -> bool:
-    """Return whether the task has a patch of the chain of tasks that it continues."""
+    """Return whether the task has a patch that includes the changes of the tasks it continues."""
     return bool(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id)))
 
 
@@ -146,7 +146,7 @@ def colorize(lines: Iterable[str], *, has_color: bool) -> Iterator[str]:
 
 
 def _escape_header(line: str) -> str:
-    """Escape a line outside hunks like a name: it may contain paths. Git adds a tab to a path with spaces."""
+    """Escape a line outside a hunk as a name, because it may contain paths. Git adds a tab to a path with spaces."""
     return escape_name(_INDEX_LINE.sub(r"index \1..\2", line).removesuffix("\t"))
 
 

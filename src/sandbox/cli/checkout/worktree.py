@@ -56,7 +56,7 @@ class ChangedFile:
 
 
 class Checkout:
-    """A git working tree. Every method fails the command with a message if git fails."""
+    """A git working tree. Methods exit with an error message if git fails."""
 
     def __init__(self, directory: Path) -> None:
         self.root = self._directory = directory
@@ -229,7 +229,7 @@ class Checkout:
     def _run_in_new_session(self, *arguments: str) -> tuple[int, bytes]:
         """Run git in a separate session and return its exit code and stderr.
 
-        In the same session, ^C could end git while files are removed.
+        In the same session, ^C could terminate git while it removes files.
         """
         process = subprocess.Popen(
             ["git", *_SAFE_CONFIG, *arguments],  # noqa: S607
@@ -282,7 +282,7 @@ def _not_a_checkout_message(directory: Path, stderr: bytes) -> str:
 
 
 def _quote_path(path: str) -> str:
-    """Quote a path for git's list of paths, which is separated by colons."""
+    """Quote a path for git's colon-separated list of paths."""
     return '"' + path.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -306,7 +306,7 @@ def _restore_backup(backup: FileBackup) -> str:
 
 
 def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
-    """Fail the command with a sentence, the first lines of git's output, and what to do."""
+    """Exit with an error: a sentence, the first lines of git's output, and what to do."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
     shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]

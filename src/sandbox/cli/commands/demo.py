@@ -24,14 +24,14 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
     Starts a separate server on free ports and stops it at the end. Without a model key, a scripted model replaces the
     API.
 
-    With --keep, the server and the example's repository stay, on the usual ports, until sandbox demo --stop.
+    With --keep, the server and the example's repository stay available on the usual ports until sandbox demo --stop.
     Port 0 is any free port.
     """
     chosen = {name: number for name, number in ports.items() if number is not None}
     if stops and (is_kept or chosen):
-        raise click.UsageError("--stop has no other options.")
+        raise click.UsageError("--stop cannot be combined with other options.")
     if chosen and not is_kept:
-        raise click.UsageError("Ports can be chosen with --keep only.")
+        raise click.UsageError("Ports can only be chosen with --keep.")
     # Import by name: the demo package belongs to a layer above the CLI, which therefore must not import it statically.
     if stops:
         if not import_module("sandbox.demo.background").stop_background():

@@ -36,10 +36,10 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     ),
 )
 def profile() -> None:
-    """Manage the images of the sandboxes.
+    """Manage sandbox images.
 
-    Works on the data directory, on the server's machine. No server has to run; a running server uses changes
-    immediately.
+    Works directly on the data directory, so run it on the server's machine. The server does not have to be running; a
+    running server uses changes immediately.
     """
 
 

@@ -25,8 +25,8 @@ def setup(yes: bool, is_print: bool) -> None:
     """Install what this machine lacks.
 
     Installs system packages (bubblewrap, git, curl, e2fsprogs and, if available, gVisor) and the pinned npm packages
-    for sandboxes. Prompts before it installs system packages. Without a terminal and without --yes, it prints their
-    commands and does not run them. The agent is part of the Python installation.
+    for sandboxes. Prompts before it installs system packages. Without a terminal and without --yes, it only prints the
+    commands that install them. The agent is part of the Python installation.
 
     Exit code: 0 if everything required is installed, or if --print printed the commands; otherwise 1.
     """

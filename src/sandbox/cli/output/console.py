@@ -18,7 +18,7 @@ WIDTH_OFF_TERMINAL = 120
 
 
 NO_COLOR_KEY = "sandbox.no_color"
-"""The key of `--no-color` in click's `Context.meta`."""
+"""The key of the `--no-color` option in click's `Context.meta`."""
 
 
 def is_color_enabled() -> bool:

@@ -11,7 +11,7 @@ from sandbox.cli.output.formatting import pluralize
 
 _CONTEXT_LINES = 1
 _COMPARED_LINES_MAX = 200
-"""Larger texts are not compared line by line: the time of a comparison grows with the square of the lines."""
+"""Larger texts are not compared line by line: the time of a comparison grows with the square of the number of lines."""
 
 _MARKS = {"removed": "-", "added": "+", "context": " "}
 

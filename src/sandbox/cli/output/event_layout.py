@@ -27,7 +27,7 @@ STATE_STYLES = {
 _EDIT_STYLES = {"removed": "red", "added": "green", "context": "dim", "path": "bold", "note": "dim italic"}
 
 _CUT_CHARACTERS_MAX = 20_000
-"""Maximum number of characters to wrap of a text that is cut to a few lines."""
+"""Maximum number of characters to wrap if a text is cut to a few lines."""
 
 
 class EventLayout:

@@ -68,7 +68,7 @@ def print_events(
     is_live: bool = True,
     pending_reason: Callable[[], str] = str,
 ) -> str | None:
-    """Print events as they arrive; return the final state, or None if the events stop before it.
+    """Print events as they arrive; return the final state, or None if the events end without one.
 
     On a terminal with `is_live`, a transient status line shows the current activity; `pending_reason` returns what a
     pending task waits for.
@@ -185,7 +185,7 @@ class EventPrinter:
             self._print_message(event, str(event.get("text")))
 
     def _on_agent_result(self, event: Mapping[str, Any]) -> None:
-        """Print the final text if there was no message, for example because the agent's output has only this event."""
+        """Print the final text if there was no message, for example because the result is the agent's only event."""
         if not self._last_message:
             self._print_message(event, str(event.get("text")))
 
@@ -251,7 +251,7 @@ class EventPrinter:
 
 
 def _is_json_object(line: str) -> bool:
-    """Whether a line looks like a JSON object, as the lines of an agent's event stream do."""
+    """Whether a line looks like a JSON object, as in an agent's event stream."""
     return line.startswith('{"') and line.rstrip().endswith("}")
 
 
@@ -263,7 +263,7 @@ def _put_bounded(known: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _drop_decoration(message: str) -> str:
-    """Remove lines without letters or digits, such as rulers, because only the first lines are shown."""
+    """Remove lines without letters or digits, such as separators, because only the first lines are shown."""
     return "\n".join(line for line in message.splitlines() if any(map(str.isalnum, line)))
 
 

@@ -56,7 +56,8 @@ def format_age(timestamp: str | None, now: datetime) -> str:
 def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
     """Return a task's state; on a terminal, `failed, preserved` or `failed, released`, as in the dashboard.
 
-    Scripts read the state, so it is unchanged off a terminal. An older server sends no `sandbox_kept` in lists.
+    Without a terminal, the state is unchanged, because scripts read it. An older server sends no `sandbox_kept` in
+    lists.
     """
     state = str(task["state"])
     return format_state(state, is_kept=task.get("sandbox_kept") is not False) if is_terminal else state
@@ -68,7 +69,7 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
-    """Describe how a task ended and what to do next. has_reason: include the reason, unless it was printed before."""
+    """Describe how a task ended and what to do next. has_reason: include the reason; false if it was printed before."""
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
     lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
     if isinstance(error, Mapping):

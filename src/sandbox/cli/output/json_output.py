@@ -18,7 +18,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_json_lines(events: Iterable[Mapping[str, Any]]) -> str | None:
-    """Print events as they arrive, one per line; return the final state, or None if the events stop before it."""
+    """Print events as they arrive, one per line; return the final state, or None if the events end without one."""
     state = None
     for event in events:
         click.echo(json.dumps(event, ensure_ascii=sys.stdout.isatty()))

@@ -23,7 +23,7 @@ _SECTIONS = " or ".join(f"{agent.kind}: {{prompt}}" for agent in _AGENTS)
 _FIELDS = ", ".join(agent.field_summary for agent in _AGENTS)
 
 _SUBMIT = (
-    f"Submit a task: {_AGENT_NAMES} works on a clone of a repository, in a sandbox. Returns the task's id at once."
+    f"Submit a task: {_AGENT_NAMES} works on a clone of a repository, in a sandbox. Returns the task's id immediately."
 )
 
 INSTRUCTIONS = f"""\
@@ -88,7 +88,7 @@ class TaskTools:
         self._token = token
 
     async def submit(self, manifest: Annotated[dict[str, Any] | str, Field(description=_MANIFEST)]) -> str:
-        """Submit a task. Returns the task's id at once."""
+        """Submit a task. Returns the task's id immediately."""
         async with self._client() as client:
             return await tools.submit(client, manifest)
 
@@ -100,7 +100,7 @@ class TaskTools:
         limit: _Limit = 20,
         offset: _Offset = 0,
     ) -> str:
-        """Find tasks, the newest first: state, repository, duration, cost, size of the patch, error."""
+        """Find tasks, newest first: state, repository, duration, cost, patch size, error."""
         async with self._client() as client:
             return await tools.list_tasks(client, search, state, repository, limit, offset)
 
@@ -110,7 +110,7 @@ class TaskTools:
         prompt: Annotated[str, Field(description="What to change, as a message to the same agent.")],
     ) -> str:
         """Submit a task that continues an ended one: from its changes and its conversation. Returns the new task's id
-        at once. The earlier task stays as it is; the new task's diff has only the new changes."""
+        immediately. The earlier task does not change; the new task's diff contains only the new changes."""
         async with self._client() as client:
             return await tools.continue_task(client, task_id, prompt)
 

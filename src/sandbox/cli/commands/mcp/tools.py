@@ -49,7 +49,7 @@ async def submit(client: AsyncClient, manifest: dict[str, Any] | str) -> str:
 async def list_tasks(
     client: AsyncClient, search: str | None, state: str | None, repository: str | None, limit: int, offset: int
 ) -> str:
-    """Return one page of the text that lists the newest tasks which match the filters."""
+    """List the newest tasks that match the filters; return one page of the text."""
     states = [state] if state else []
     page = await client.tasks(states=states, search=search, repository=repository, limit=limit)
     rows = [
@@ -67,7 +67,7 @@ async def continue_task(client: AsyncClient, task_id: str, prompt: str) -> str:
 
 
 async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
-    """Return the task when it ends, or at the timeout."""
+    """Return the task's status once the task has ended or the timeout has expired."""
     task: TaskSummary = await client.wait(task_id, timeout_seconds=wait_seconds)
     result = (task["result"] or {}).get("result")
     fields = {field: value for field, value in task.items() if field in _STATUS_FIELDS}
@@ -75,14 +75,14 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
 
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
-    """Return the last lines, within the size limit."""
+    """Return the last lines that fit into the size limit."""
     kept_lines: deque[str] = deque()
     kept_characters = omitted_count = 0
     async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as log_lines:
         async for line in log_lines:
             kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
             kept_characters += len(kept_lines[-1]) + 1
-            # The server counts events, and one event of a terminal can have thousands of lines.
+            # The server's limit counts events, and a single event of a terminal can have thousands of lines.
             while kept_characters > RESPONSE_CHARACTERS_MAX or len(kept_lines) > lines:
                 kept_characters -= len(kept_lines.popleft()) + 1
                 omitted_count += 1

@@ -97,7 +97,7 @@ def apply(
     with TemporaryDirectory() as temporary, options.connect() as client:
         patch = Path(temporary) / "patch"
         status = client.status(task_id) if branch is not None or takes_chain else None
-        # The commit on which a task started that continues another one exists only on the server.
+        # If a task continues another one, the commit from which it started exists only on the server.
         is_chain = status is not None and status.get("parent") is not None
         fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)
         if not print_omissions(client, task_id, patch) and patch.stat().st_size:
@@ -126,7 +126,7 @@ def _new_branch(
     """Return the branch to create; None for the working tree."""
     if name is None:
         if commits or pushes or remote:
-            raise click.UsageError("Give the new branch: add --branch NAME")
+            raise click.UsageError("Name the new branch: add --branch NAME")
         return None
     if allows_local_changes:
         raise click.UsageError("Leave out --beside-changes: with --branch, the working tree is not changed.")
@@ -174,10 +174,10 @@ def _apply_to_branch(
 
 
 def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -> str:
-    """Return the base commit, which the checkout has now."""
+    """Return the base commit after fetching it if necessary."""
     other = f"  Apply the patch to your files instead: sandbox task apply {escape_text(task.id)}"
     if task.base is None:
-        fail(f"Error: The commit on which the task started is not known.\n{other}", ExitCode.CONFLICT)
+        fail(f"Error: The commit from which the task started is not known.\n{other}", ExitCode.CONFLICT)
     if repository.get("patch"):
         message = "Error: The task started with changes that were not pushed, so no branch can start from its commit."
         fail(f"{message}\n{other} --beside-changes", ExitCode.CONFLICT)
@@ -186,7 +186,7 @@ def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -
 
 
 def _final_message(client: Client, task_id: str) -> str:
-    """Return the text with which the agent ended; empty if there is none."""
+    """Return the agent's final message; empty if there is none."""
     text = ""
     lines = client.logs(task_id, stream="conversation", tail=CONVERSATION_LINES_MAX)
     for event in parse_log_events(lines, task_id):

@@ -76,7 +76,7 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
         try:
             paging.wait()  # until the user quits it
         except KeyboardInterrupt:
-            continue  # ^C is for the pager, which shares the terminal
+            continue  # the pager, which shares the terminal, handles ^C
         return
 
 

@@ -85,7 +85,7 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
 
 
 def _list_again(client: Client, task_id: str) -> list[Artifact]:
-    """List the artifacts again after the task's end; fail the command if there are still none."""
+    """List the artifacts again after the task's end; exit with an error if there are still none."""
     has_ended = client.status(task_id)["state"] in FINAL_STATES
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed

@@ -102,7 +102,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
 @click.option("--sort", type=click.Choice(SORTS), help="Sort key. Times: latest first; names: from A to Z.")
 @common_options
 def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: Any) -> None:
-    """List tasks, the newest first."""
+    """List tasks, newest first."""
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
     options = current_options()
@@ -151,7 +151,7 @@ def _row(task: TaskSummary, *, is_terminal: bool) -> list[Text]:
 
 
 def _short_repository(task: TaskSummary) -> str:
-    """Return the last two parts of the repository's URL; empty for a server that does not send it."""
+    """Return the last two parts of the repository's URL; empty if the server does not send the URL."""
     return "/".join(re.split("[/:]+", task.get("repository", "").rstrip("/").removesuffix(".git"))[-2:])
 
 

@@ -20,7 +20,7 @@ from sandbox.cli.output.text import escape_text
 def open_task(task_id: str, prints_only: bool) -> None:
     """Open a task's page of the dashboard in the browser.
 
-    Prints the address on stdout. Without a graphical display, and if BROWSER is not set, it only prints it.
+    Prints the address on stdout. If there is no graphical display and BROWSER is not set, only prints it.
     """
     from sandbox.client.url import task_page_url
 
@@ -38,7 +38,7 @@ def open_task(task_id: str, prints_only: bool) -> None:
 
 
 def _has_browser() -> bool:
-    """Without this check, a text browser would take over the terminal."""
+    """Whether a browser can open without taking over the terminal, as a text browser would."""
     has_display = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     return has_display or bool(os.environ.get("BROWSER"))
 

@@ -74,7 +74,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
-    """Yield past events without the agent's texts, then all events since the latest change of state or tool call."""
+    """Yield past events without the agent's messages, then all events since the latest state change or tool call."""
     last_seq = start_seq = 0
     for event in parse_log_events(client.logs(task_id, stream="events"), task_id):
         last_seq = int(event.get("seq") or last_seq)

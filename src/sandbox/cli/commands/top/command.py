@@ -27,9 +27,9 @@ from sandbox.cli.output.table import print_table
 def top() -> None:
     """Watch all tasks on one screen.
 
-    Lists active tasks first, then pending tasks with the reason, then the tasks that ended last. Arrow keys select a
-    task, and enter watches it. / searches, f shows only the tasks in some states, c cancels the selected task after
-    asking, and q quits. In a window below 120 columns, generated ids are shortened.
+    Lists active tasks first, then pending tasks and why they are waiting, then the tasks that ended most recently.
+    Arrow keys select a task, and enter watches it. / searches, f filters tasks by state, c cancels the selected task
+    after confirmation, and q quits. In a window narrower than 120 columns, generated ids are shortened.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):

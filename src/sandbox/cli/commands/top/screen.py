@@ -71,7 +71,7 @@ async def _run_screen(options: CliOptions, console: Console, view: TopView) -> s
 
 
 async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event, expired: asyncio.Event) -> None:
-    """Fetch the data once per second, and at once if it has expired, for example because of another filter."""
+    """Fetch the data once per second, and immediately if it has expired, for example because the filter has changed."""
     while True:
         changed.set()
         with suppress(TimeoutError):

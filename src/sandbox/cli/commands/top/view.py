@@ -39,7 +39,7 @@ _FOOT_LINES = 2
 
 @dataclass(frozen=True)
 class TaskFilter:
-    """Which tasks are fetched. search: words. states: a key of `STATE_FILTERS`."""
+    """Selects the tasks to fetch. search: words. states: a key of `STATE_FILTERS`."""
 
     search: str = ""
     states: str = "all"
@@ -59,7 +59,7 @@ class TopView:
 
     filter: which tasks to fetch.
     search_input: the search that the user is typing, as bytes of the terminal; None if no search is open.
-    task_to_cancel: the task whose cancellation the user is asked to confirm.
+    task_to_cancel: the task whose cancellation the user must confirm.
     notice: a message until the next key.
     """
 
@@ -95,7 +95,7 @@ class TopView:
 
     @property
     def has_question(self) -> bool:
-        """Whether the next key answers the question about a cancellation."""
+        """Whether the next key answers the cancellation prompt."""
         return self.task_to_cancel is not None
 
     def show_notice(self, message: str) -> None:
@@ -107,7 +107,7 @@ class TopView:
         self.filter = self.filter.next_states()
 
     def open_search(self) -> None:
-        """Let the user edit the words of the search."""
+        """Let the user edit the search words."""
         self.search_input = self.filter.search.encode()
 
     def type_search(self, typed: bytes) -> bool:
@@ -126,7 +126,7 @@ class TopView:
         return typed in _ENTER
 
     def ask_cancel(self) -> None:
-        """Ask whether to cancel the selected task. The question stays with this task, whatever is selected later."""
+        """Ask whether to cancel the selected task. The prompt stays on this task, even if the selection changes."""
         task = self.selected_task
         if task is not None and task["state"] in FINAL_STATES:
             self.notice = "The task has already ended."
@@ -134,7 +134,7 @@ class TopView:
             self.task_to_cancel = task
 
     def answer_cancel(self, typed: bytes) -> str | None:
-        """Close the question; return the id of the task to cancel, or None for any answer except `y`."""
+        """Close the prompt; return the id of the task to cancel, or None for any answer except `y`."""
         task, self.task_to_cancel = self.task_to_cancel, None
         if task is not None and typed in {b"y", b"Y"}:
             return task["id"]
@@ -207,7 +207,7 @@ _GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _unique_id_characters(tasks: Sequence[TaskSummary]) -> int:
-    """Return the length to which generated ids are shortened: their beginnings are unique among these tasks."""
+    """Return how many characters of generated ids to show, so that they stay unique among these tasks."""
     ids = {task["id"] for task in tasks}
     lengths = range(SHORT_ID_CHARACTERS, max(map(len, ids), default=0))
     return next((length for length in lengths if len({one[:length] for one in ids}) == len(ids)), max(map(len, ids)))
@@ -216,7 +216,7 @@ def _unique_id_characters(tasks: Sequence[TaskSummary]) -> int:
 def task_row(
     task: TaskSummary, now: datetime, *, is_terminal: bool = True, id_characters: int | None = None
 ) -> list[Text]:
-    """Return the cells of one task. id_characters: the length to which a generated id is shortened."""
+    """Return the cells of one task. id_characters: how many characters of a generated id to show."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
@@ -275,7 +275,7 @@ STATE_FILTERS = {
     "completed": frozenset({TaskState.COMPLETED}),
     "cancelled": frozenset({TaskState.CANCELLED}),
 }
-"""States by the name of the filter."""
+"""The states that each filter selects."""
 
 _STATE_ORDER = {state: index for index, state in enumerate(_ACTIVE_STATES)}
 
