@@ -88,7 +88,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import AsyncClient on first access, as most programs do not use asyncio; resolve deprecated names."""
+        """Import AsyncClient on first access, because most programs do not use asyncio; resolve deprecated names."""
         if name == "AsyncClient":
             from sandbox.client.async_client import AsyncClient
 
@@ -118,7 +118,7 @@ DEPRECATED_NAMES = {
     "UnexpectedAnswerError": "UnexpectedResponseError",
     "Usage": "UsageEvent",
 }
-"""Current names by deprecated name. Deprecated names can be imported at run time, but type checkers reject them."""
+"""Maps deprecated names to current ones. Deprecated names work at run time, but type checkers reject them."""
 
 __all__ = [
     "AccessError",

@@ -89,10 +89,10 @@ class Client:
         prompt: str | None = None,
         idempotency_key: str | None = None,
     ) -> Submitted:
-        """Submit a new task with the manifest of an earlier one, which may be in any state and does not change.
+        """Submit a new task with the manifest of an earlier task, which may be in any state and does not change.
 
         overrides: fields to set, as `PATH=VALUE`, such as `vm.cpus=16`.
-        prompt: another prompt; None for the same one.
+        prompt: the new task's prompt; None keeps the earlier one.
         idempotency_key: see `submit`.
         """
         key = idempotency_key or str(uuid4())
@@ -101,17 +101,17 @@ class Client:
     def continue_task(
         self, task_id: str, prompt: str, *, overrides: Iterable[str] = (), idempotency_key: str | None = None
     ) -> Submitted:
-        """Submit a new task that starts from the result of an ended one, which does not change.
+        """Submit a new task that starts from the result of an ended task, which does not change.
 
         Its agent resumes the session of the earlier agent, or gets the earlier conversation as text; `continues` in the
-        status says which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError, TaskNotContinuableError.
+        status shows which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError, TaskNotContinuableError.
         """
         key = idempotency_key or str(uuid4())
         request = requests.continue_task(task_id, prompt, overrides, key)
         return self._run_operation(retried_operations.submit(request))
 
     def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
-        """Validate a manifest and return it with defaults filled in; submits nothing.
+        """Validate a manifest and return it with defaults filled in, without submitting it.
 
         Raises InvalidManifestError with all errors of the manifest.
         """
@@ -129,9 +129,8 @@ class Client:
         """Return a page of tasks, in the server's default order unless `sort` and `order` are set.
 
         filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
-        its name, id, prompt and repository have all of these words, each at least as the beginning of a word.
-        `repository`: URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive),
-        `created_before`: RFC 3339.
+        for each of these words, its name, id, prompt or repository contains a word that begins with it. `repository`:
+        URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive), `created_before`: RFC 3339.
         """
         return self._request(requests.tasks(**filters, limit=limit, sort=sort, order=order, cursor=cursor))
 
@@ -204,7 +203,7 @@ class Client:
     def logs(
         self, task_id: str, *, stream: str = "all", since: str | None = None, tail: int | None = None
     ) -> Iterator[bytes]:
-        """Iterate over the log lines available now, `[time] [STDOUT] …`, each with its newline."""
+        """Iterate over the log lines available now, such as `[time] [STDOUT] …`, including their newlines."""
         lines = LineBuffer()
         with self._stream(requests.logs(task_id, stream=stream, since=since, tail=tail)) as response:
             for chunk in response.iter_bytes():
@@ -297,7 +296,7 @@ class Client:
 
 
 def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
-    """Return the body. A larger body is truncated, so that it is not a complete JSON document."""
+    """Return the body. Reading stops above `bytes_max`, and the truncated body is not a complete JSON document."""
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk

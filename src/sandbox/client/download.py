@@ -19,8 +19,8 @@ READ_BYTES_MAX = 16 * 1024 * 1024
 class Download:
     """A download to `target`; a context manager that removes the partial file unless `finish` succeeded.
 
-    A device or pipe cannot be replaced, so it is written once all bytes have arrived and are verified. Every method may
-    raise OSError.
+    A device or pipe cannot be replaced atomically, so it is written only after all bytes have been verified. Every
+    method may raise OSError.
 
     checksum: hexadecimal SHA-256, with or without the prefix `sha256:`.
     """

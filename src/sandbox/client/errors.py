@@ -57,7 +57,7 @@ class ClientError(SandboxError):
 
 
 class UnreachableError(ClientError):
-    """No response: the connection was refused or lost.
+    """There was no response: the connection was refused or lost.
 
     may_have_arrived: the request was already sent, so the server may have executed it.
     """
@@ -284,14 +284,14 @@ class RequestTimeoutError(ServerError):
 
 
 class UnexpectedResponseError(ServerError):
-    """The response is not from a Sandbox server, or from an incompatible version."""
+    """The response is not from a Sandbox server, or is from an incompatible version."""
 
     code = "unexpected_answer"
     retryable = False
 
 
 class ChecksumError(ClientError):
-    """The downloaded bytes do not match the stored checksum; nothing was kept."""
+    """The downloaded bytes do not match the stored checksum; nothing was saved."""
 
     code = "checksum_mismatch"
     retryable = True

@@ -76,7 +76,7 @@ class Connection:
         return arguments
 
     def check_encoding(self, response: httpx2.Response) -> None:
-        """Raise UnexpectedResponseError for a body that is compressed several times: few bytes can become gigabytes."""
+        """Raise UnexpectedResponseError for a body compressed several times: a few bytes could expand to gigabytes."""
         if "," in response.headers.get("Content-Encoding", ""):
             raise unexpected_response_error(self.server, response.status_code)
 

@@ -33,7 +33,7 @@ LIST_BYTES_MAX = 512 * 1024 * 1024
 """Size limit of a decompressed JSON list. The largest possible page of the task list has half this size."""
 
 PAGE_TASKS_MAX = 1000
-"""Page size when all tasks are listed."""
+"""Page size for listing all tasks."""
 
 PRUNE_TIMEOUT_SECONDS = 600.0
 """Timeout for the removal of finished tasks."""

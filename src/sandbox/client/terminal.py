@@ -40,7 +40,7 @@ class Terminal:
         self._socket = socket
 
     async def messages(self) -> AsyncIterator[bytes | bool | Exit]:
-        """Iterate over output (bytes), changes of the permission to write (bool), and finally the Exit."""
+        """Iterate over output (bytes), changes to the write permission (bool), and finally the Exit."""
         import websockets
 
         try:
@@ -87,7 +87,7 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
     from websockets.asyncio.client import connect
 
     class ConnectWithoutRedirects(connect):
-        """Follows no redirects: some versions of websockets send the token to the new address."""
+        """Does not follow redirects, because some versions of websockets send the token to the new address."""
 
         def process_redirect(self, exc: Exception) -> Exception | str:
             return exc

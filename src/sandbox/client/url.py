@@ -30,7 +30,7 @@ def validate_base_url(address: str) -> str:
     try:
         url = httpx2.URL(full_address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(full_address).port != 0
-        # As for a connection: both raise if a label is invalid in a host name.
+        # As for a connection: encoding and decoding raise an error if the host name has an invalid label.
         url.raw_host.decode().encode("idna")
         url.raw_host.decode("idna")
     except (httpx2.InvalidURL, ValueError):
@@ -43,7 +43,7 @@ def validate_base_url(address: str) -> str:
 
 
 def is_loopback_url(url: str) -> bool:
-    """Return whether a base URL has an address of this machine."""
+    """Return whether a base URL points to this machine."""
     return _LOOPBACK.match(url.partition("://")[2]) is not None
 
 
@@ -57,7 +57,7 @@ def task_path(task_id: str, *rest: str) -> str:
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
     if "/" in task_id:  # a proxy may decode an encoded slash, and `a/vm` is a different path than `a`
-        raise TaskNotFoundError(f"There is no task {task_id!r}; no id has a slash.")
+        raise TaskNotFoundError(f"There is no task {task_id!r}; ids contain no slashes.")
     with translate_url_errors():
         return "/".join(["/tasks", *map(_quote_segment, (task_id, *rest))])
 

@@ -670,7 +670,7 @@ def test_invalid_id_is_rejected_before_sending(run_cli, api, command):
     empty = run_cli("task", command, "", *confirmation)
     assert (empty.returncode, empty.stderr) == (2, b"Error: The id of a task must not be empty.\n")
     other = run_cli("task", command, f"{TASK_ID}/vm", *confirmation)
-    assert (other.returncode, other.stderr) == (3, b"Error: There is no task 'fix-42/vm'; no id has a slash.\n")
+    assert (other.returncode, other.stderr) == (3, b"Error: There is no task 'fix-42/vm'; ids contain no slashes.\n")
     assert api.requests == []
 
 
