@@ -8,7 +8,7 @@ from sandbox.model.wire.bodies import FailureBody
 
 @dataclass(frozen=True, slots=True)
 class FailureNotice:
-    """A failure. title: what happened; remedy: what to do, empty if the message describes it."""
+    """A failure. title: what happened; remedy: what to do, empty if the message already says it."""
 
     title: str
     message: str
@@ -33,7 +33,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.INTERNAL: ("Sandbox failed", "Report this, with the runner's log."),
     FailureCode.MCP_FAILED: ("An MCP server did not connect", "Read the output, and check the server's entry."),
     FailureCode.OUT_OF_MEMORY: ("The sandbox ran out of memory", "Raise vm.memory."),
-    FailureCode.PROCESS_LIMIT: ("The sandbox ran out of processes", "Let the agent start fewer at once."),
+    FailureCode.PROCESS_LIMIT: ("The sandbox ran out of processes", "Let the agent start fewer at the same time."),
     FailureCode.PROVISION_FAILED: ("The sandbox could not be created", "Run `sandbox doctor` on the server."),
     FailureCode.PROVISION_TIMEOUT: ("Creating the sandbox took too long", "Raise lifecycle.provision_timeout."),
     FailureCode.RUNNER_LOST: ("The task's runner died", _AGAIN),
@@ -44,11 +44,11 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
-"""Messages that contain one of these describe what to do, and often more exactly."""
+"""Messages that contain one of these texts already say what to do, and often more precisely."""
 
 
 def describe_failure(failure: FailureBody) -> FailureNotice:
-    """Return the notice for a failure. Codes of other versions have a general title."""
+    """Return the notice for a failure. Unknown codes of other versions get a general title."""
     title, remedy = _NOTICES.get(failure["code"], ("The task failed", ""))
     message = failure["message"]
     if any(mark in message for mark in _REMEDY_MARKS):

@@ -44,7 +44,7 @@ def add_dashboard(app: FastAPI, context: AppContext) -> None:
     """Register the pages. They are not part of the API's schema."""
     for path, handler in _ROUTES.items():
         app.router.routes.append(Route(path, _endpoint(path, handler, context)))
-    # The API has a page at this path too, without the frame of the site: the first route applies.
+    # The API also has a page at this path, without the site's frame. The first route takes precedence.
     app.router.routes.insert(0, Route(paths.DOCS, _endpoint(paths.DOCS, show_docs, context)))
     app.router.default = _show_missing_pages(app.router.default)
 

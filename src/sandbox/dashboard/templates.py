@@ -41,7 +41,7 @@ own.
 
 
 def render_page(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """Render the template of this name."""
+    """Render the template with this name."""
     caller = get_caller(request)
     text = _environment().get_template(f"{template}.html")
     common = {

@@ -1,5 +1,5 @@
-// Previews of artifacts: raster images, Markdown and other text. An SVG is shown as text: a small one with nested
-// references can draw any number of shapes, and the page stops responding.
+// Previews of artifacts: raster images, Markdown and other text. An SVG is shown as text, because a small one with
+// nested references can draw any number of shapes and make the page unresponsive.
 
 import { markdown } from "/assets/markdown.js";
 import { h, request, size } from "/assets/page.js";

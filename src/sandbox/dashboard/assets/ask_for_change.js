@@ -1,4 +1,5 @@
-// Asks for a change: a new task that continues an ended one. The dialog has the comments on lines and a text.
+// The dialog that asks for a change: it submits a new task that continues an ended one. It contains the line comments
+// and a text field.
 import { $, h, request, toast } from "/assets/page.js";
 import { visibleName } from "/assets/plain.js";
 import { COMMENT_CHARACTERS_MAX } from "/assets/review_store.js";
@@ -27,7 +28,7 @@ export class ChangeDialog {
     this.text.focus();
   }
 
-  // Show the number of comments on the buttons, which may be new.
+  // Show the number of comments on the buttons. The page may have replaced the buttons since the last call.
   showLabel() {
     for (const button of document.querySelectorAll('[data-action="continue"]')) button.textContent = this.label;
   }

@@ -134,7 +134,7 @@ export class Changes {
     );
   }
 
-  // Who may not ask for a change has no button in the head of the page, but may copy the comments.
+  // A user who may not ask for a change has no such button at the top of the page, but can copy the comments.
   #commentsButton() {
     if (this.ask.mayAsk) return null;
     return h("button", { type: "button", "data-action": "continue" }, this.ask.label);
@@ -149,7 +149,7 @@ export class Changes {
     this.#redraw();
   }
 
-  // At once on the screen, and in slices elsewhere.
+  // Redraw the files on the screen immediately, and the other files in slices.
   async #redraw() {
     const later = [];
     this.cursor.keepPlace(() => {
@@ -200,7 +200,7 @@ function keysElement() {
   return element;
 }
 
-// The heads of files stay below the tabs, whose place depends on the bars above them.
+// File headers stick below the tabs, whose position depends on the bars above them.
 function followTabs(container) {
   const tabs = document.querySelector(".tabs");
   if (!tabs) return;
@@ -224,6 +224,6 @@ function store(key, value) {
   try {
     localStorage.setItem(key, value);
   } catch {
-    // The layout lasts until the page is closed.
+    // Without storage, the layout lasts until the page is closed.
   }
 }

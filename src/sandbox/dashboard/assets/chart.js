@@ -53,8 +53,8 @@ export class Chart {
   limit = null;
   #sum = 0;
 
-  // kind: "line", "step" (a sum of what is added) or "bars". gap: milliseconds without a sample that are shown as a gap.
-  // base: 2 for bytes. labelTime: formats a time on the axis, for the given step; the default is the time since
+  // kind: "line", "step" (the running sum of the values) or "bars". gap: minimum time without samples to show as a gap,
+  // in ms. base: 2 for bytes. labelTime: formats a time on the axis, for the given step; the default is the time since
   // the start.
   constructor({ name, format, kind = "line", gap = Infinity, base = 10, isWhole = false, labelTime = null }) {
     Object.assign(this, { name, format, kind, gap, base, isWhole, labelTime });
@@ -69,7 +69,7 @@ export class Chart {
     }).observe(this.element);
   }
 
-  // at: milliseconds or a timestamp. Above the limit, the smaller one of two neighbours is dropped.
+  // at: milliseconds or a timestamp. Above the limit, the smaller of two neighboring points is dropped.
   add(at, value) {
     if (value == null || !Number.isFinite(value)) return;
     this.#sum += value;
@@ -122,7 +122,7 @@ export class Chart {
     return svg("line", { class: name, x1: MARGIN.left, x2: this.scale.width - MARGIN.right, y1: y, y2: y });
   }
 
-  // Times without samples, also before the first and after the last one.
+  // Times without samples, including those before the first sample and after the last one.
   #gaps() {
     if (!Number.isFinite(this.gap)) return [];
     const { begin, end } = this.scale;
@@ -221,7 +221,7 @@ export class Chart {
   }
 }
 
-// The highest point of each `count` neighbours, and the last point.
+// The highest of every `count` neighboring points, and the last point.
 function peaks(points, count) {
   if (count <= 1) return points;
   const result = [];

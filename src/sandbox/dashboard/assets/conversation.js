@@ -61,7 +61,7 @@ export class Conversation {
       omittedCharacters: frame.omitted_characters,
       omittedFields: frame.omitted_fields,
     };
-    this.#add(entry, frame.parent_tool_use_id); // before the next line: the id of the parent can be that of the call
+    this.#add(entry, frame.parent_tool_use_id); // add before registering: the parent's id can equal the call's id
     this.#tools.set(entry.id, entry);
   }
 
@@ -96,7 +96,7 @@ export class Conversation {
     this.#add({ kind: "result", at: frame.timestamp, event: frame, isRepeated });
   }
 
-  // The head of the page shows the failure of the task.
+  // The top of the page shows the task's failure.
   removeError(message) {
     const entry = this.#list.entries.findLast((each) => each.error === message);
     if (!entry) return;

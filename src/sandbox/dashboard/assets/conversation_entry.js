@@ -52,7 +52,7 @@ const RENDERERS = {
 export const isDone = ({ output, duration }) => output !== undefined || duration !== undefined;
 
 function toolElement(entry) {
-  // A change is the result of an edit, so it is open, and so is what failed.
+  // Edits are open, because the change is their result. Failed calls are open too.
   const isOpen = entry.isError === true || entry.edits.length > 0;
   const summary = h(
     "summary",
@@ -80,7 +80,7 @@ function toolStatus({ isError, exitCode, duration, output }) {
   return [h("span", { class: "tool-ok", role: "img", "aria-label": "succeeded" }, "✓"), took && ` ${took}`];
 }
 
-// The differences of a tool call's edits are computed once, together within the limit of one.
+// Compute the diffs of a tool call's edits once. The edits share the comparison limit of a single edit.
 function differences(entry) {
   const max = COMPARISONS_MAX / entry.edits.length;
   entry.diffs ??= entry.edits.map((edit) => diffLines(edit.old, edit.new, max));
@@ -122,7 +122,7 @@ function fieldElements({ command }, name, text, left) {
 
 const textElement = (text, left, style) => appendText(h("pre", { tabindex: "0", class: style }), text, "", left);
 
-// What a tool reports on an edit repeats the change.
+// Fold the output of an edit, because it repeats the change.
 function foldedOutput(output) {
   const details = h("details", { class: "thinks" }, h("summary", {}, "Output"));
   details.addEventListener("toggle", () => details.append(...outputElements(output)), { once: true });

@@ -76,7 +76,7 @@ const COMMANDS = {
     `curl -X POST ${location.origin}/api/v1/tasks -H 'Content-Type: application/yaml' --data-binary @- <<'MANIFEST'\n${manifest}MANIFEST\n`,
 };
 
-// The client's default server is not named in a copied command.
+// A copied command does not name the server if it is the client's default.
 const DEFAULT_SERVERS = new Set(["http://localhost:8122", "http://127.0.0.1:8122"]);
 const command = (text) =>
   DEFAULT_SERVERS.has(location.origin) ? `sandbox ${text}` : `sandbox ${text} --server ${location.origin}`;
@@ -112,7 +112,7 @@ document.addEventListener("click", (event) => {
   if (button.dataset.action === "sign-out") {
     request("/api/v1/session", { method: "DELETE" }).then(
       () => {
-        addEventListener("pagehide", () => sessionStorage.clear()); // drafts are not for the next user of this tab
+        addEventListener("pagehide", () => sessionStorage.clear()); // the next user of this tab must not see the drafts
         location.assign("/sign-in");
       },
       (error) => toast(error.message),

@@ -25,7 +25,7 @@ export class Cursor {
     ];
   }
 
-  // The file that was chosen last, if it is on the screen; otherwise the file at the top of the screen.
+  // The most recently chosen file, if it is on the screen; otherwise the file at the top of the screen.
   get current() {
     if (this.#view && isOnScreen(this.#view.element)) return this.#view;
     const { views } = this.changes;
@@ -58,7 +58,7 @@ export class Cursor {
     const { current } = this;
     const isAtTop = Math.abs(current.element.getBoundingClientRect().top - topOf(current)) < 2;
     const isChosen = current === this.#view || isAtTop;
-    // Before the first file is reached, and within a file, the first step leads to the start of the current file.
+    // Above the first file, and within a file, the first step leads to the start of the current file.
     const begin = current.element.getBoundingClientRect().top;
     const isHere = !isChosen && (step > 0 ? begin > topOf(current) : begin < topOf(current));
     this.goTo(isHere ? current : this.changes.views[current.at + step]);
@@ -113,7 +113,7 @@ export class Cursor {
     if (row?.element.isConnected) this.changes.comments.openAt(row.view, row.element);
   }
 
-  // Keep the file at its place on the screen while the heights of files change.
+  // Keep the position of the file on the screen while the heights of files change.
   keepPlace(change, view = this.changes.views.length ? this.current : null) {
     const top = view && Math.max(view.element.getBoundingClientRect().top, topOf(view));
     change();

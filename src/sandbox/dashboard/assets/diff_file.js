@@ -1,4 +1,4 @@
-// One file of a patch: a head that stays, and lines that are rendered in blocks when they come into view.
+// One file of a patch: a sticky header, and lines that are rendered in blocks when they come into view.
 import { fillText, LineStyle, rowElement } from "/assets/diff_lines.js";
 import { h } from "/assets/page.js";
 import { kindOf, noteOf, rowsOf, sideTexts, splitRows } from "/assets/patch.js";
@@ -8,10 +8,10 @@ import { highlight, languageOf } from "/assets/syntax.js";
 
 const BLOCK_ROWS = 50;
 const BLOCK_ELEMENTS_MAX = 4000;
-// Longer files are closed at first.
+// Longer files are initially closed.
 const LINES_OPENED_MAX = 3000;
 const AHEAD_PIXELS = 1500;
-// The heights in changes.css.
+// Row heights, the same as in changes.css.
 const LINE_PIXELS = 20;
 const HUNK_PIXELS = 28;
 

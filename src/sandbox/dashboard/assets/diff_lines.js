@@ -88,7 +88,7 @@ function textCell(row, style, left) {
   return cell;
 }
 
-// Replace the text of a cell. left: the elements that may be created for all cells together.
+// Replace the text of a cell. left: the number of elements that may still be created, shared by all cells.
 export function fillText(cell, row, style, left) {
   const limit = elementLimit(Math.min(LINE_ELEMENTS_MAX, left.pieces));
   left.pieces -= limit.pieces;

@@ -1,4 +1,4 @@
-// A list of entries of the conversation: has elements for the latest ones only, and creates them in time slices.
+// A list of conversation entries: has elements for the latest entries only, and creates them in time slices.
 import { h } from "/assets/page.js";
 
 const EARLIER_COUNT = 500;
@@ -106,7 +106,7 @@ export class EntryList {
     earlier.replaceChildren(...parts);
   }
 
-  // Create elements in time slices, then prepend them without a change of what the window shows.
+  // Create elements in time slices, then prepend them without moving the visible content.
   #showEarlier() {
     if (this.#isLoading) return;
     this.#isLoading = true;

@@ -3,7 +3,7 @@ import { h } from "/assets/page.js";
 import { visibleName } from "/assets/plain.js";
 import { appendInSlices } from "/assets/slices.js";
 
-// Directories are open at first if there are not more files.
+// Directories are initially open if there are at most this many files.
 const FILES_OPENED_MAX = 300;
 
 export class FileTree {
@@ -92,7 +92,7 @@ export class FileTree {
   }
 }
 
-// Hostile paths can have very many directories: deeper ones are part of the file's name.
+// Hostile paths can have very many directories. Below this depth, directories are shown as part of the file's name.
 const DEPTH_MAX = 30;
 
 // A directory is a map of names to directories and files, in the order of the patch.

@@ -1,4 +1,5 @@
-// Highlights source text in a worker: hostile text can be slow to parse, and the page ends a worker that is too slow.
+// Highlights source text in a worker: hostile text can be slow to parse, and the page terminates a worker that is too
+// slow.
 import hljs from "/assets/highlight.min.js";
 
 // The classes of highlight.js, reduced to the colors of the page.

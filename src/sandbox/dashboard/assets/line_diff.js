@@ -1,4 +1,4 @@
-// The difference of two texts by lines, for edits in the conversation.
+// The line-by-line diff of two texts, for edits in the conversation.
 import { h } from "/assets/page.js";
 import { appendText, elementLimit, visibleName } from "/assets/plain.js";
 
@@ -31,7 +31,8 @@ function splitLines(text) {
   return lines;
 }
 
-// Above the limit, all lines are replaced: the comparison takes time and memory in proportion to the product of the lengths.
+// Above the limit, all lines count as replaced: the time and memory of a comparison are proportional to the product of
+// the lengths.
 function compare(old, now, comparisonsMax) {
   if (old.length * now.length > comparisonsMax)
     return [...old.map((line) => ["-", line]), ...now.map((line) => ["+", line])];
@@ -75,7 +76,7 @@ function withoutContext(rows) {
   return shown;
 }
 
-// Create the element of a difference: its first lines, and a button for the rest.
+// Create the element of a diff: its first lines, and a button for the rest.
 export function diffElement(path, { rows }) {
   const shown = withoutContext(rows);
   const element = h("div", {

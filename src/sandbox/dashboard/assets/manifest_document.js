@@ -31,7 +31,7 @@ export class ManifestDocument {
     return isMap(node) ? node.items.map((pair) => pair.key.value) : [];
   }
 
-  // Return the text of the value, "" if there is none, or null if it is no single value.
+  // Return the text of the value, "" if there is none, or null if it is not a single value.
   readText(path) {
     const node = this.#node(path);
     if (node === undefined) return "";

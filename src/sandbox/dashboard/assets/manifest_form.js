@@ -11,7 +11,8 @@ const OTHERS_MAX = 12;
 
 const linesOf = (text) => text.split("\n").flatMap((line) => line.trim() || []);
 
-// A value of each kind as text, or null if the form cannot show it; and the value for the YAML.
+// For each kind of field, `read` returns the value as text, or null if the form cannot show it. `value` converts the
+// text for the YAML.
 const KINDS = {
   text: { read: (manifest, path) => manifest.readText(path), value: (text) => text },
   number: { read: (manifest, path) => manifest.readText(path), value: toNumber },
@@ -70,7 +71,7 @@ export class ManifestForm {
     this.#showSummary();
   }
 
-  // The advanced values that are set, next to the heading of the closed part.
+  // Show which advanced values are set, next to the heading of the closed part.
   #showSummary() {
     const fields = this.fields.filter(
       (field) => field.closest("details") && field.value && !("required" in field.dataset),
@@ -97,7 +98,7 @@ export class ManifestForm {
     this.#write(field);
   }
 
-  // Whether the error is that of an empty field which the user has not filled yet.
+  // Whether the error is about an empty field that the user has not filled in yet.
   isUntouched(name) {
     const element = this.#elementOf(name);
     return element !== null && element !== undefined && !element.value && !this.touched.has(element.dataset.path);
@@ -116,7 +117,7 @@ export class ManifestForm {
     return others;
   }
 
-  // Set the focus to the field of this error. Return whether there is one.
+  // Focus the field of this error. Return whether there is one.
   goTo(name) {
     const element = this.#elementOf(name);
     if (!element || element.disabled) return false;

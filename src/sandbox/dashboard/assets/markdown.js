@@ -31,7 +31,7 @@ export function markdown(text) {
 class Renderer {
   // The number of elements that may still be created; later text is shown unformatted. The layout is slow, not the parser.
   #elementsLeft = ELEMENTS_MAX;
-  // The level of the heading before. The page's own headings have the levels 1 and 2; no level is skipped.
+  // The level of the previous heading. The page's own headings have the levels 1 and 2; no level is skipped.
   #headingLevel = 2;
 
   constructor(root, source) {

@@ -68,7 +68,7 @@ export class Metrics {
     for (const chart of charts) chart.draw(begin, end);
   }
 
-  // Charts keep their order, however late their first value is.
+  // Charts keep their order, no matter when their first values arrive.
   #insert(chart) {
     const order = Object.values(this.charts);
     const next = order.slice(order.indexOf(chart) + 1).find((each) => each.element.isConnected);

@@ -79,7 +79,7 @@ export class Outcome {
     element.title = `Since ${clock(at)}`;
   }
 
-  // The text of the agent's result. If it ended without one, its last message.
+  // The text of the agent's result. If there is none, its last message.
   #showMessage(finalState) {
     const text = this.#result?.text || (finalState === "completed" ? null : this.#message);
     if (!text || this.#shown === text || isInFailure(text)) return;
@@ -114,13 +114,13 @@ export class Outcome {
     try {
       this.#diff ??= countPatch(await (await request(url)).text());
     } catch {
-      return; // the size in bytes stays
+      return; // keep showing the size in bytes
     }
     $("fact-diff")?.replaceChildren(...diffParts(this.#diff));
   }
 }
 
-// The notice at the top of the page has the message already.
+// Whether the notice at the top of the page already contains the message.
 function isInFailure(text) {
   return $("failure-message")?.textContent.includes(text.trim()) ?? false;
 }

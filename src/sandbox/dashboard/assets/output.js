@@ -283,7 +283,7 @@ export class Output {
     ];
   }
 
-  // What a terminal shows is not interpreted.
+  // Terminal output is not interpreted.
   #isPlain(line) {
     return this.#isRaw || this.isTerminal || line.stream === "events";
   }
@@ -292,7 +292,7 @@ export class Output {
     const { level, preview } = this.#isPlain(line) ? NO_VIEW : describe(line);
     const style = `line ${line.stream}${level && ` level-${level}`}${isCurrent ? " found-now" : ""}`;
     const row = h("div", { class: style }, ...this.#prefix(line));
-    // A match is not hidden in a fold.
+    // Do not fold a line that matches the search.
     const isMatch = this.#find.text && withoutColors(line.text).toLowerCase().includes(this.#find.text);
     if (preview !== null && !isMatch) row.append(...this.#foldedJson(line, preview));
     else this.#appendLine(row, line);
@@ -372,7 +372,7 @@ export class Output {
     } else find.at = (find.at + step + find.hits.length) % find.hits.length;
     this.#isFollowing = false;
     this.#scan();
-    // The heights of lines that come into view are only estimated before.
+    // Until lines come into view, their heights are only estimates.
     for (let layout = 0; layout < 2; layout++) {
       this.#box.scrollTop = this.#heights.offsetOf(find.hits[find.at]) - this.#box.clientHeight / 2;
       this.#draw(true);

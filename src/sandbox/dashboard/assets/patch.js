@@ -5,7 +5,7 @@ const SLICE_LINES = 2000;
 const LINK_MODE = "120000";
 const SUBMODULE_MODE = "160000";
 
-// Parse a complete patch at once.
+// Parse a complete patch without pausing.
 export function parse(patch) {
   const parser = new PatchParser();
   for (const line of linesOf(patch)) parser.push(line);
@@ -91,7 +91,7 @@ class PatchParser {
   }
 }
 
-// What the content of a file cannot show: its kind, a changed mode, and why there are no lines.
+// What a file's lines do not show: its kind, a changed mode, and why there are no lines.
 export function noteOf(file) {
   const [first, second] = file.modes;
   if (file.isBinary) return "This is a binary file; its content is in the patch.";

@@ -3,7 +3,7 @@ import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/plain.js";
 
 const HOSTS_MAX = 500;
-const PORTS = new Set([80, 443]); // those of a host without a port
+const PORTS = new Set([80, 443]); // the ports that an allowed host without a port includes
 
 export class Refusals {
   #hosts = new Map();
@@ -23,7 +23,7 @@ export class Refusals {
     this.#isStale = true;
   }
 
-  // A link to the form of a new task with this host allowed, if a change of the manifest is sufficient.
+  // A link to the form for a new task that allows this host, if changing the manifest is sufficient.
   #allowLink(host, port, reason) {
     const { task, mayChange } = $("task-data").dataset;
     if (!mayChange || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;

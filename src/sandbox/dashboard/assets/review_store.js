@@ -1,4 +1,4 @@
-// What a reader noted about a patch: files that were viewed, and comments. It stays in this browser.
+// A reader's notes on a patch: viewed files and comments. They are stored in this browser only.
 
 const PREFIX = "sandbox.review.";
 const TASKS_MAX = 100;
@@ -65,7 +65,7 @@ function removeOldest() {
 
 const digests = new WeakMap();
 
-// A digest of a file's changes: a mark does not apply to other changes of the same path.
+// A digest of a file's changes, so that a viewed mark does not apply to other changes of the same path.
 function digestOf(file) {
   if (!digests.has(file)) {
     const hash = new Hash();

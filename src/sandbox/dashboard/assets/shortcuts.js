@@ -10,8 +10,8 @@ let prefixTimer = 0;
 let sheet = null;
 
 // Add keys to a group of the sheet: [{ keys, label, run }]. keys: characters or names of keys as in KeyboardEvent.key, such
-// as "j" or "Escape"; two of them, separated by a space, are pressed one after the other. `run` receives the event. If it
-// returns false, the shortcut does not apply at present, and the browser handles the key.
+// as "j" or "Escape"; two of them, separated by a space, are pressed one after the other. `run` receives the event. If
+// it returns false, the shortcut does not currently apply, and the browser handles the key.
 export function registerShortcuts(group, shortcuts) {
   groups.set(group, [...(groups.get(group) ?? []), ...shortcuts]);
 }
@@ -81,7 +81,7 @@ document.addEventListener("keydown", (event) => {
   else if (startsSequence(keys)) setPrefix(keys);
 });
 
-// Follow a link of the header, if this user has it.
+// Follow a link in the header, if the header has this link for the user.
 const follow = (selector) => () => {
   const link = document.querySelector(selector);
   link?.click();

@@ -1,4 +1,4 @@
-// Long work in slices, so that the page stays responsive.
+// Splits long work into slices, so that the page stays responsive.
 
 const SLICE_MILLISECONDS = 12;
 
@@ -10,7 +10,7 @@ channel.port1.onmessage = () => {
   waiting.shift()?.();
 };
 
-// Continue at once within a slice, and otherwise after the browser has handled input.
+// Continue immediately within a slice; otherwise, continue after the browser has handled input.
 export function pause() {
   if (performance.now() < sliceEnd) return undefined;
   return new Promise((resolve) => {

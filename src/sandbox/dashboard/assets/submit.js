@@ -91,7 +91,7 @@ function handleResult(error) {
   else showVerdict(shownCount === 1 ? "1 error" : `${shownCount} errors`, "ill");
 }
 
-// What was typed stays in this tab of the browser until it is submitted. A manifest has no values of secrets.
+// Keep unsubmitted input in this browser tab. A manifest contains no secret values.
 function saveDraft() {
   if (isSubmitted) return;
   try {
@@ -116,7 +116,7 @@ function restoreDraft() {
     isComplete = draft.isComplete;
     $("draft").hidden = false;
   } catch {
-    // Another version of this page wrote it.
+    // The draft was written by another version of this page.
   }
 }
 
@@ -184,7 +184,7 @@ async function submit() {
   }
 }
 
-// A template keeps the repository that is chosen already.
+// A template does not change the repository if one is already selected.
 function applyTemplate(template) {
   const before = editor.text;
   let manifest = new ManifestDocument(template);

@@ -58,7 +58,7 @@ function revealTab() {
 const tabWidths = new ResizeObserver(revealTab);
 for (const tab of tabs) tabWidths.observe(tab);
 
-// The selected view begins at the top of the window, if the head is outside.
+// If the head is out of view, scroll the selected view to the top of the window.
 const showBegin = () => $("title-bar").hidden || $("views").scrollIntoView();
 
 for (const tab of tabs)
@@ -78,7 +78,7 @@ window.addEventListener("hashchange", () => {
   if (location.hash) $("views").scrollIntoView();
 });
 
-// The link also works if the address has its fragment already.
+// The link also works if the URL already has this fragment.
 document.addEventListener("click", (event) => {
   if (!event.target.closest('a[href="#changes"]')) return;
   event.preventDefault();
@@ -180,11 +180,11 @@ function showMainActions() {
 }
 changes.ask.onChange = showMainActions;
 
-// A new head has closed details.
+// Remember whether the details are open: a reloaded head has closed details.
 let areDetailsOpen = false;
 $("head").addEventListener("click", (event) => {
   const details = event.target.closest("summary")?.parentElement;
-  if (details?.id === "head-details") areDetailsOpen = !details.open; // it is toggled after this event
+  if (details?.id === "head-details") areDetailsOpen = !details.open; // the browser toggles it after this event
 });
 
 function proxyButton(button) {
@@ -281,7 +281,7 @@ const stream = follow(events, Number(after), enqueue, (state) => {
   const [text, style] = LIVE[state];
   $("live").textContent = text;
   $("live").className = style;
-  // EventSource does not report the reason of an error; the response for the head does.
+  // EventSource does not report the reason for an error, but the response for the head does.
   if (state === "lost") refresh("head");
 });
 
@@ -362,7 +362,7 @@ document.addEventListener("click", (event) => {
   if (act) act(button).catch((error) => toast(error.message));
 });
 
-// A shortcut of an action that this task or this user does not have does not apply.
+// A shortcut does not apply if its action is not available for this task or this user.
 const press = (id) => () => {
   const button = $(id);
   button?.click();

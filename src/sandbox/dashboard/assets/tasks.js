@@ -17,7 +17,7 @@ function showSelection() {
   $("bulk-count").textContent = `${selected.size} selected`;
 }
 
-// Check the boxes of selected tasks again, and forget those that cannot be cancelled any more.
+// Check the boxes of selected tasks again, and deselect those that can no longer be cancelled.
 function restoreSelection() {
   const boxes = checkboxes();
   const ids = new Set(boxes.map((box) => box.value));
@@ -26,7 +26,8 @@ function restoreSelection() {
   showSelection();
 }
 
-// The refreshed part has the first rows. Rows that others push out of it follow it, so that no row is missing or twice.
+// The refreshed part contains the first rows. Rows that newer ones push out of it are added below it, so that no row is
+// missing or duplicated.
 let firstRows = [];
 const rowId = (row) => row.querySelector(".row-link").id;
 
@@ -61,7 +62,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
   keepRows(event.detail.requestConfig?.elt?.id === "tasks");
   restoreSelection();
 });
-// The filters in the address may have changed since the form was made.
+// The filters in the URL may have changed since the form was created.
 document.addEventListener("htmx:replacedInHistory", () => {
   const params = [...new URLSearchParams(location.search)].filter(
     ([name]) => !["q", "cursor", "offset"].includes(name),

@@ -62,7 +62,7 @@ function ranges(tokens, isKept) {
   return result;
 }
 
-// The share of characters outside the ranges, without white space.
+// The share of characters outside the ranges, not counting white space.
 function commonShare(text, changed) {
   const letters = (part) => part.replace(/\s+/g, "").length;
   const whole = letters(text);

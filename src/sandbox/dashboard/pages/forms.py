@@ -43,9 +43,9 @@ def safe_redirect_path(target: str) -> str:
 
 
 async def show_submit(request: Request, context: AppContext) -> Response:
-    """Render the form with an empty manifest, or with the manifest of the task to run again.
+    """Render the form with an empty manifest, or with the manifest of the task to rerun.
 
-    `allow`: a host that the new task may reach too.
+    `allow` (query parameter): another host that the new task may reach.
     """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
@@ -77,13 +77,13 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
 
 
 def _allow_host(manifest: Manifest, host: str) -> Manifest:
-    """Return the manifest with a host added to those that the sandbox may reach. The form validates it."""
+    """Return the manifest with a host added to those that the sandbox may reach. The form validates the host."""
     hosts = dict.fromkeys((*manifest.vm.allowed_hosts, host))
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 
 
 def empty_manifest(agents: Mapping[str, Agent]) -> str:
-    """Return a manifest of the first agent that has only the required fields, without their values."""
+    """Return a manifest for the first agent, with only the required fields, for the user to fill in."""
     return write_yaml(
         {
             "version": "1",

@@ -1,4 +1,4 @@
-"""The pages about the server: its health, load, runtimes and throughput, and the reference of its API."""
+"""The pages about the server: its health, load, runtimes and throughput, and the API reference."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _HOURS = 24
 STATS_TASKS_MAX = 1000
 _TIME_DIGITS_MAX = 15
 _DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
-"""Swagger UI sets style attributes. Its page shows the schema, and no text that an agent wrote."""
+"""Allows the style attributes that Swagger UI sets. Its page shows the schema, but no text written by an agent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
 
 
 async def send_load(request: Request, context: AppContext) -> Response:
-    """Send the samples of the load after `after` (milliseconds since 1970), oldest first."""
+    """Send the load samples taken after `after` (milliseconds since 1970), oldest first."""
     after = request.query_params.get("after", "0")
     if not (after.isascii() and after.isdecimal() and len(after) <= _TIME_DIGITS_MAX):
         raise InvalidParameterError("after", "must be a time in milliseconds since 1970")
@@ -122,7 +122,7 @@ def _median(durations: list[timedelta]) -> timedelta | None:
 
 
 async def show_docs(request: Request, _: AppContext) -> Response:
-    """Render the reference of the API in the frame of the site; Swagger UI loads the schema."""
+    """Render the API reference in the site's frame; Swagger UI loads the schema."""
     response = await client_fairness.to_thread(render_page, request, "docs")
     response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
     return response

@@ -43,7 +43,7 @@ _STATE_SEQUENCE = (
 
 @dataclass(frozen=True, slots=True)
 class StateEntry:
-    """A state of the task. entered_at: None if not entered; duration: None if not left."""
+    """A state of the task. entered_at: None before the state is entered; duration: None before it is left."""
 
     state: TaskState
     entered_at: datetime | None
@@ -88,7 +88,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
 
 
 def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
-    """Return a patch of the ended task, if it changes something and this user may download it."""
+    """Return the patch with this name if the task has ended, the patch is not empty, and this user may download it."""
     patch = next((artifact for artifact in task.artifacts if artifact.name == name), None)
     if patch is None or not task.state.is_final or patch.size_bytes == 0:
         return None
@@ -121,7 +121,7 @@ def _work_duration(task: Task) -> timedelta | None:
 
 @dataclass(frozen=True, slots=True)
 class PageEncoder:
-    """Encodes all events of a batch as one message: a page handles only about a thousand messages per second."""
+    """Encodes all events of a batch as one message: a page can handle only about a thousand messages per second."""
 
     def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Encode the events as one JSON array, with the last seq as its id."""
@@ -149,7 +149,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
-    """Encode an ended task's events in large messages: for a page, one message costs as much as a hundred events."""
+    """Encode an ended task's events in large messages: one message costs the page as much as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:

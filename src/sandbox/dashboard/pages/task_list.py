@@ -48,10 +48,10 @@ _SORT_LABELS = {
     "name": "By name",
 }
 _DEFAULT_SORT = "state_changed_at"
-"""A task that has just finished is the first one of the finished tasks."""
+"""With this order, the most recently finished task comes first in the list of finished tasks."""
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
 _FORM_PARAMS = frozenset({"label", "since"})
-"""Parameters of the page's forms, which redirects convert to those of the API."""
+"""Parameters of the page's forms. A redirect converts them to parameters of the API."""
 _PAGE_PARAMS = frozenset({"cursor", "offset"})
 
 
@@ -91,7 +91,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     page = await query_page(tasks, query, request.query_params)
     health = await context.services.administration.health()
     is_first_page = query.cursor is None and query.offset == 0
-    # Without a filter by state, active and pending tasks come first; the list below has the finished ones.
+    # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
     sections = await _unfinished_sections(request, tasks, query) if is_divided and is_first_page else []
     values = {
@@ -124,7 +124,7 @@ async def _unfinished_sections(request: Request, tasks: TaskQueries, query: Task
 
 
 def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:
-    """Return what the template shows around the tasks."""
+    """Return the values that the template shows in addition to the tasks."""
     filters = _filters(request, query)
     is_counted = all(name == "state" for name, _ in filters)
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
@@ -232,7 +232,7 @@ def _query_with(request: Request, **changes: str | None) -> str:
 
 
 def _kept_params(request: Request) -> list[tuple[str, str]]:
-    """Return the parameters that a form keeps, except those that it has itself."""
+    """Return the parameters that a form must keep, except those for which it has fields."""
     dropped = {*_PAGE_PARAMS, *_FORM_PARAMS}
     return [(name, value) for name, value in request.query_params.multi_items() if name not in dropped]
 
@@ -240,7 +240,7 @@ def _kept_params(request: Request) -> list[tuple[str, str]]:
 def _convert_form(request: Request) -> str:
     """Convert `label` (`key=value`) and `since` of the page's forms to the API's parameters.
 
-    A label without a value is searched as a word.
+    A label without a value is treated as a search word.
     """
     changes: dict[str, str | None] = {}
     label = request.query_params.get("label", "")
