@@ -51,8 +51,8 @@ class SecretArtifactError(SandboxError):
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"{name!r} contains the value of one of the task's secrets; downloading it requires a token with the role "
-            "operator."
+            f"{name!r} contains the value of one of the task's secrets; downloading it requires a token with the "
+            "operator role."
         )
 
 

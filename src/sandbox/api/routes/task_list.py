@@ -111,7 +111,7 @@ async def list_tasks(
 def _list_response(
     page: TaskPage, task_query: TaskQuery, kept: Container[str], *, is_operator: bool
 ) -> JsonResponse[TaskListBody]:
-    """Return a page. kept: the tasks with a preserved sandbox."""
+    """Return a page of the list. kept: the tasks with a preserved sandbox."""
     body: TaskListBody = {
         "tasks": [task_summary_body(task, is_operator=is_operator, is_kept=task.id in kept) for task in page.tasks],
         "total_count": page.total_count,
@@ -142,7 +142,7 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
 
 
 async def query_page(tasks: TaskQueries, query: TaskQuery, params: QueryParams) -> TaskPage:
-    """Return the requested page. It is empty if one label is requested with two values."""
+    """Return the requested page. The page is empty if the query requires two values of one label."""
     return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
 
 

@@ -93,7 +93,7 @@ class HistoryCache:
 class StreamBuffer:
     """The latest batches of one task.
 
-    events: starts with the current state, as `TaskEvents.follow` without `after` does.
+    events: starts with the current state, like `TaskEvents.follow` without `after`.
     """
 
     def __init__(self, events: AsyncIterator[WireEvent]) -> None:
@@ -193,7 +193,7 @@ class StreamCache:
         self._buffers: dict[str, StreamBuffer] = {}
 
     def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
-        """Follow a task as `TaskEvents.follow` does, and encode its events."""
+        """Follow a task like `TaskEvents.follow`, and encode its events."""
         if task.state.is_final:
             return encode_each(self._events.follow(task.id, after=after), encoder)
         return self._follow(task.id, encoder, after)
