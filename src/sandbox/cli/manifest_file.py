@@ -66,7 +66,7 @@ class ManifestFile:
 
 
 class OverriddenManifest:
-    """A manifest with overrides applied: the body to send, and the original locations of its fields."""
+    """A manifest with overrides applied: the body to send, and the locations of its fields in the original file."""
 
     content_type = "application/json"
 

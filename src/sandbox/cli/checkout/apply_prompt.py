@@ -54,7 +54,7 @@ class ApplyPrompt:
         """Show the changes, and apply them if requested."""
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
-            # Repeating the same command would create another task.
+            # Suggest `sandbox task apply`: repeating the original command would create another task.
             advice = f"{self._apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
             self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))

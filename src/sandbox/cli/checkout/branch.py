@@ -163,7 +163,7 @@ def push_remote(checkout: Checkout) -> str:
 
 
 def _remote_of(checkout: Checkout, repository: str) -> str | None:
-    """Return the remote with this repository, even if the protocols of their URLs differ."""
+    """Return the remote for this repository, even if its URL has a different protocol."""
     location = repository_location(repository)
     for name in (checkout.git_output("remote") or "").splitlines():
         url = checkout.git_output("remote", "get-url", name)

@@ -48,7 +48,7 @@ _SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 
 @dataclass(frozen=True)
 class ChangedFile:
-    """One file of a patch; added and removed are None for a binary file."""
+    """One file of a patch. `added` and `removed` count lines, and are None for a binary file."""
 
     path: str
     added: int | None
@@ -273,7 +273,7 @@ class Checkout:
 
 
 def _not_a_checkout_message(directory: Path, stderr: bytes) -> str:
-    """Return git's own message for a repository that it rejects, such as another user's."""
+    """Return git's own message if it rejects the repository, for example because another user owns it."""
     if stderr and b"not a git repository" not in stderr:
         lines = stderr.decode(errors="replace").removeprefix("fatal: ").splitlines()
         return "\n".join(escape_text(line) for line in lines if line.strip())
@@ -287,7 +287,7 @@ def _quote_path(path: str) -> str:
 
 
 def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
-    """Return arguments that make git ignore the user's whitespace configuration: the patch is applied unchanged."""
+    """Return arguments that make git ignore the user's whitespace configuration and apply the patch unchanged."""
     return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
 
 

@@ -99,5 +99,5 @@ def _to_json_value(value: Any) -> Any:
 
 
 def _toml_value(value: Any) -> str:
-    """Return the value as TOML, which has the same syntax as JSON for strings, numbers and lists of strings."""
+    """Return the value as TOML. Its syntax for strings, numbers and lists of strings is the same as that of JSON."""
     return json.dumps(value, ensure_ascii=False)

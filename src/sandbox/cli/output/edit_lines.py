@@ -28,7 +28,7 @@ def edit_lines(
 ) -> list[EditLine]:
     """Return the diffs of a tool call's edits, at most `lines_max` lines and a note.
 
-    summary: the text that is shown with the tool; a path that is equal to it is not repeated. is_cut: parts of the
+    summary: the text that is shown with the tool; a path that equals the summary is not repeated. is_cut: parts of the
     texts were not recorded.
     """
     lines = list(islice(_diffs(edits, summary), lines_max + 1))

@@ -33,8 +33,7 @@ _CUT_CHARACTERS_MAX = 20_000
 class EventLayout:
     """Prints lines with the time of their event.
 
-    The date is printed before a line if it differs from the date of the previous line, or, for the first line, from
-    today.
+    The date is printed before a line if it differs from that of the previous line, or from today for the first line.
     """
 
     def __init__(self, console: Console, today: date | None = None) -> None:

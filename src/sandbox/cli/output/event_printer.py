@@ -279,7 +279,7 @@ PENDING_POLL_TIMEOUT_SECONDS = 2.0
 
 
 class PendingReasonPoller:
-    """Polls why a task is pending, over a separate connection; called by the thread that draws the screen."""
+    """Polls why a task is pending, over a separate connection. Called by the thread that draws the screen."""
 
     def __init__(self, options: CliOptions, task_id: str) -> None:
         self._options = options

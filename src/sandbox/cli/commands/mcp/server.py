@@ -152,7 +152,7 @@ class TaskTools:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[AsyncClient]:
-        """Yield a client; convert its errors to tool errors with the API's code and message, which the model reads."""
+        """Yield a client; convert its errors to tool errors with the API's code and message, for the model to read."""
         try:
             async with AsyncClient(self._server, self._token) as client:
                 yield client

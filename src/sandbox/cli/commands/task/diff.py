@@ -34,8 +34,8 @@ def show_paged(lines: Iterable[str]) -> None:
         return
     # git's default options for less: show colors, and exit if the text fits on one screen
     environment = {"LESS": "FRX", "LV": "-c", **os.environ}
-    # Use a shell, as git does: `diff-so-fancy | less` is a common value. Only the user can set the pager, so this is
-    # safe.
+    # Use a shell, as git does: `diff-so-fancy | less` is a common value. This is safe, because only the user can set
+    # the pager.
     paging = subprocess.Popen(["/bin/sh", "-c", pager], stdin=subprocess.PIPE, env=environment)
     try:
         assert paging.stdin is not None
