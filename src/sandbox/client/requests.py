@@ -30,7 +30,7 @@ RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 """Size limit of a decompressed JSON response. Parsed, it takes up to 35 times as much. A status is far smaller."""
 
 LIST_BYTES_MAX = 512 * 1024 * 1024
-"""Size limit of a decompressed JSON list. The largest possible page of the task list has half this size."""
+"""Size limit of a decompressed JSON list. The largest possible page of the task list is half this size."""
 
 PAGE_TASKS_MAX = 1000
 """Page size for listing all tasks."""

@@ -87,7 +87,7 @@ class Operation(Generic[ResponseT]):
         self._advance(lambda: self._steps.send(response))
 
     def throw(self, error: ClientError) -> None:
-        """Pass the error of the executed step. Raises it if the operation does not handle it."""
+        """Pass the error of the executed step. Raises the error if the operation does not handle it."""
         self._advance(lambda: self._steps.throw(error))
 
     def _advance(self, get_step: Callable[[], Request[Any] | Sleep]) -> None:

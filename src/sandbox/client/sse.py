@@ -13,7 +13,7 @@ EVENT_BYTES_MAX = 16 * 1024 * 1024
 """Size limit of an event's JSON; an output line of 1 MiB with all characters escaped is far smaller."""
 
 LINE_BYTES_MAX = 2 * EVENT_BYTES_MAX
-"""Size limit of a log line. The server joins the parts of a line up to half of this size."""
+"""Size limit of a log line. The server joins the parts of a line up to half this size."""
 
 
 class SseParser:
