@@ -35,8 +35,8 @@ HEADERS = {
 }
 """Headers of every page.
 
-Even if an agent's text is not escaped, the content policy blocks all scripts, styles and frames except the server's
-own.
+Even if an agent's text is not escaped, the Content Security Policy blocks all scripts, styles and frames except the
+server's.
 """
 
 

@@ -99,7 +99,7 @@ export class ChangeDialog {
     return [this.store.request.trim(), ...this.comments.texts()].filter(Boolean).join("\n\n");
   }
 
-  // One idempotency key per text: a retry after a lost response does not submit a second task.
+  // One idempotency key per text, so that a retry after a lost response does not submit a second task.
   #key = { text: null, value: "" };
 
   async #ask() {

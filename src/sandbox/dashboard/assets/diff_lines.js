@@ -54,7 +54,7 @@ function slice(spans, offset, length) {
   return result;
 }
 
-// A row of the table. item: a row of the patch, or the pair [left, right] for the view side by side.
+// A row of the table. item: a row of the patch, or the pair [left, right] for the side-by-side view.
 export function rowElement(item, style, left) {
   return Array.isArray(item) ? pairElement(item, style, left) : lineElement(item, style, left);
 }

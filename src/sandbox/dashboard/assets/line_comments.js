@@ -37,7 +37,7 @@ export class LineComments {
     if (view) this.openAt(view, cell.parentElement, [...cell.parentElement.children].indexOf(cell));
   }
 
-  // Open the form below a row. column: the cell that was chosen, which selects the side in the view side by side.
+  // Open the form below a row. column: the chosen cell, which selects the side in the side-by-side view.
   openAt(view, element, column = Infinity) {
     const item = view.items[Number(element.dataset.row)];
     const row = Array.isArray(item) ? ((column < 2 ? item[0] : item[1]) ?? item[0] ?? item[1]) : item;

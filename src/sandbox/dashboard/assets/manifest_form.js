@@ -59,7 +59,7 @@ export class ManifestForm {
     $("add-secret").addEventListener("click", () => this.#addSecret());
   }
 
-  // Show the values of this text. A field that has the focus keeps its text.
+  // Show the values of this text. A focused field keeps its text.
   show(text) {
     this.manifest = new ManifestDocument(text);
     const { problem } = this.manifest;

@@ -1,4 +1,4 @@
-// Helpers for all modules. Text is added only as text nodes: output of an agent is never parsed as HTML.
+// Helpers for all modules. Text is added only as text nodes, so an agent's output is never parsed as HTML.
 
 export const $ = (id) => document.getElementById(id);
 

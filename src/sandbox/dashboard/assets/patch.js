@@ -176,7 +176,7 @@ function addLines(rows, hunk, at) {
   }
 }
 
-// The rows as [left, right] for the view side by side; a hunk's header is [header, null].
+// The rows as [left, right] for the side-by-side view; a hunk's header is [header, null].
 export function splitRows(rows) {
   const result = [];
   let removed = [];

@@ -1,5 +1,5 @@
-// Display of untrusted text. Control and invisible characters are escaped by the same rule as in the command line. Terminal
-// colors are applied; all other terminal sequences are shown as text.
+// Display of untrusted text. Control and invisible characters are escaped by the same rules as in the command line.
+// Terminal colors are applied; all other terminal sequences are shown as text.
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
 // The properties and blank glyphs of sandbox/model/printable.py, except tabs, line feeds and the variation selectors of emoji.

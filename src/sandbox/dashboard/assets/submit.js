@@ -154,7 +154,7 @@ function replaceText(text) {
   changed();
 }
 
-// One idempotency key per text: a second click, or a retry after a lost response, does not submit a second task.
+// One idempotency key per text, so that a second click or a retry after a lost response does not submit a second task.
 let key = { text: null, value: "" };
 
 async function submit() {

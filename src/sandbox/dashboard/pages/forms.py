@@ -24,7 +24,7 @@ RECENT_BRANCHES_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class RecentRepository:
-    """A repository of a recent task, and the branch of its latest task. name: the last two parts of its path."""
+    """A repository of a recent task, and the branch of its latest task. name: the last two parts of the URL's path."""
 
     url: str
     branch: str

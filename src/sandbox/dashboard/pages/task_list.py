@@ -67,7 +67,7 @@ class FilterOption:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Tasks under a heading. count: the number of all such tasks; query: the query string that lists them all."""
+    """Tasks under a heading. count: the total number of such tasks; query: the query string that lists all of them."""
 
     name: str
     tasks: Sequence[Task]
