@@ -10,7 +10,7 @@ import pytest
         (
             "/api/v1/tasks?label=team%3Da",
             "label",
-            "parameters: created_after, created_before, cursor, label.*, limit, offset, order, q, repository,",
+            "parameters: created_after, created_before, cursor, label.*, limit, offset, order, parent, q, repository,",
         ),
         ("/api/v1/tasks?labels.team=a", "labels.team", "is unknown"),
         ("/api/v1/tasks/task-001?follow=true", "follow", "valid parameters: none"),
