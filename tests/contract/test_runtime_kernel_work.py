@@ -185,3 +185,23 @@ def test_semaphore_operations_per_call_are_limited(runtime: Runtime, disk: Path)
     if runtime.name == "gvisor":
         pytest.skip("semaphores belong to the sandbox's kernel")
     assert run_python(runtime, disk, _SEMAPHORES).output.split() == ["done", "done", "E2BIG", "2"]
+
+
+_FUTEX_TABLE = """
+import ctypes, errno, threading
+libc = ctypes.CDLL(None, use_errno=True)
+slots = ctypes.c_long(4096)
+print(libc.prctl(78, 1, slots, 0, 0) >= 0 or errno.errorcode[ctypes.get_errno()])  # PR_FUTEX_HASH
+counted, lock = [], threading.Lock()
+def count():
+    for _ in range(100):
+        with lock: counted.append(1)
+threads = [threading.Thread(target=count) for _ in range(50)]
+for one in threads: one.start()
+for one in threads: one.join()
+print(len(counted))
+"""
+
+
+def test_size_of_the_futex_table_cannot_be_set(runtime: Runtime, disk: Path):
+    assert run_python(runtime, disk, _FUTEX_TABLE).output.split() == ["EINVAL", "5000"]

@@ -295,9 +295,9 @@ def test_huge_pages_are_refused(architecture: str):
 
 
 @all_architectures
-def test_page_merging_and_core_scheduling_are_denied(architecture: str):
+def test_page_merging_core_scheduling_and_futex_tables_are_denied(architecture: str):
     prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[architecture]
-    assert [evaluate(architecture, prctl, option, 1) for option in (62, 67)] == [errno.EINVAL] * 2
+    assert [evaluate(architecture, prctl, option, 1) for option in (62, 67, 78)] == [errno.EINVAL] * 3
     # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS
     assert {evaluate(architecture, prctl, option, 1) for option in (1, 15, 21, 38)} == {ALLOW}
     assert evaluate(architecture, madvise, 0, 4096, 12) == errno.EINVAL
