@@ -205,3 +205,31 @@ print(len(counted))
 
 def test_size_of_the_futex_table_cannot_be_set(runtime: Runtime, disk: Path):
     assert run_python(runtime, disk, _FUTEX_TABLE).output.split() == ["EINVAL", "5000"]
+
+
+_GUARD_REGIONS = """
+import ctypes, errno, mmap, os, struct, threading
+libc = ctypes.CDLL(None, use_errno=True)
+pages = mmap.mmap(-1, 65536)
+address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+def outcome(result):
+    return result >= 0 or errno.errorcode[ctypes.get_errno()]
+def advise(advice):
+    return outcome(libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(4096), advice))
+process = libc.syscall(434, os.getpid(), 0)  # pidfd_open
+def advise_process(advice):
+    vector = struct.pack("QQ", address, 4096)
+    return outcome(libc.syscall(440, process, vector, ctypes.c_long(1), advice, 0))
+print(*(advise(one) for one in (102, 103, 4)))  # MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_DONTNEED
+print(*(advise_process(one) for one in (102, 103)))
+threads = [threading.Thread(target=print, args=("ran",)) for _ in range(3)]
+for one in threads: one.start()
+for one in threads: one.join()
+"""
+
+
+def test_guard_regions_are_not_available(runtime: Runtime, disk: Path):
+    install_and_free, of_process, *threads = run_python(runtime, disk, _GUARD_REGIONS).output.splitlines()
+    assert install_and_free == "EINVAL EINVAL True"
+    assert set(of_process.split()) <= {"EINVAL", "EBADF", "ENOSYS"}
+    assert threads == ["ran"] * 3

@@ -295,13 +295,15 @@ def test_huge_pages_are_refused(architecture: str):
 
 
 @all_architectures
-def test_page_merging_core_scheduling_and_futex_tables_are_denied(architecture: str):
+def test_page_merging_core_scheduling_futex_tables_and_guard_regions_are_denied(architecture: str):
     prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[architecture]
     assert [evaluate(architecture, prctl, option, 1) for option in (62, 67, 78)] == [errno.EINVAL] * 3
     # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS
     assert {evaluate(architecture, prctl, option, 1) for option in (1, 15, 21, 38)} == {ALLOW}
-    assert evaluate(architecture, madvise, 0, 4096, 12) == errno.EINVAL
-    assert [evaluate(architecture, 440, 3, 0, 1, advice, 0) for advice in (12, 4, 20)] == [errno.EINVAL, ALLOW, ALLOW]
+    for advice in (12, 102, 103):  # MADV_MERGEABLE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+        assert evaluate(architecture, madvise, 0, 4096, advice) == errno.EINVAL
+        assert evaluate(architecture, 440, 3, 0, 1, advice, 0) == errno.EINVAL
+    assert {evaluate(architecture, 440, 3, 0, 1, advice, 0) for advice in (4, 20)} == {ALLOW}
     # MADV_DONTNEED, MADV_FREE, MADV_UNMERGEABLE, MADV_HUGEPAGE, MADV_DONTDUMP
     assert {evaluate(architecture, madvise, 0, 4096, advice) for advice in (4, 8, 13, 14, 16)} == {ALLOW}
 
