@@ -21,11 +21,25 @@ _HEADING = re.compile(r"#{1,6}\s+")
 _MARKERS = re.compile(r"\A(?:#{1,6}|[-*+>]|[0-9]{1,3}[.)])\s+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+")
 _FENCES = ("```", "~~~")
-_EMAIL_SYNTAX = re.compile(r"(---|diff -|Index: |From |(From|Subject|Date):)", re.IGNORECASE)
-"""Line starts that `git am` parses as a patch, another email or an email header. An indented line is plain text."""
+_INSTRUCTION_START = re.compile(
+    r"(---|diff -|Index: |>?From |(From|Subject|Date):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
+)
+"""Line starts that `git am` parses as a patch, another email or an email header, and sign-offs. An indented line is text.
+"""
 
-_CI_INSTRUCTION = re.compile(r"\[\s*((?:skip|no)\s+[\w-]+|[\w-]+\s+skip)\s*\](?!\()|\*{3}(no_ci)\*{3}", re.IGNORECASE)
-"""Markers such as `[skip ci]`, which make CI services skip a commit."""
+_SCISSORS = re.compile(r"([<>])(?=[8%])|([8%])(?=[<>])")
+"""Marks in a line of hyphens at which git and `git am` cut a message, even if the line is indented."""
+
+_REBASE_INSTRUCTION = re.compile(r"\A((fixup|squash|amend)! ?)+")
+"""Starts of subjects that `git rebase --autosquash` reads as an instruction to change another commit."""
+
+_CI_INSTRUCTION = re.compile(
+    r"\[\s*((?:skip|no)(?:[\s_-]+\w+){1,3}|\w+(?:[\s_-]+\w+){0,2}[\s_-]+skip)\s*\]|\*{3}(no_ci)\*{3}", re.IGNORECASE
+)
+"""Texts such as `[skip ci]`, for which CI services ignore a commit."""
+
+_CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release|pipelines?)(?![a-z])", re.IGNORECASE)
+"""Words by which an instruction differs from the text of a link in Markdown."""
 
 
 def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:
@@ -33,7 +47,7 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
 
     The subject is the first line of the message that is not a heading; without one, it is the task's name. The trailer
     is in a separate last paragraph, so that no line of the message is read as a trailer. No line is an instruction for
-    git or for a CI service.
+    git or for a CI service, and no line signs the commit off.
     """
     lines = [escape_text(line.rstrip()) for line in final_message[:BODY_CHARACTERS_MAX].splitlines()]
     is_cut = len(final_message) > BODY_CHARACTERS_MAX
@@ -41,14 +55,27 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
     title = _plain(lines[first]) if first is not None else ""
     if first is None or not title:
         first, title = None, _plain(escape_text(task_name)) or "Apply the changes of a task"
+    title = _REBASE_INSTRUCTION.sub(lambda match: match[0].replace("!", ":"), title)
     subject = _shorten(title)
     others = lines if first is None or subject != title else [*lines[:first], *lines[first + 1 :]]
-    body = [f" {line}" if _EMAIL_SYNTAX.match(line) else line for line in _squeeze(_wrap(others))]
+    body = list(map(_escape_instruction, _squeeze(_wrap(others))))
     if len(body) > BODY_LINES_MAX or is_cut:
         body = [*body[:BODY_LINES_MAX], "…"]
     paragraphs = [subject, "\n".join(body), f"{TRAILER}: {escape_text(task_id)}"]
     message = "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
-    return _CI_INSTRUCTION.sub(lambda match: f"({match[1] or match[2]})", message)
+    return _CI_INSTRUCTION.sub(_escape_ci_instruction, message)
+
+
+def _escape_instruction(line: str) -> str:
+    if "-" in line:
+        line = _SCISSORS.sub(r"\1\2 ", line)
+    return f" {line}" if _INSTRUCTION_START.match(line) else line
+
+
+def _escape_ci_instruction(match: re.Match[str]) -> str:
+    text = match[1] or match[2]
+    is_link = match.string.startswith("(", match.end()) and not _CI_WORD.search(text)
+    return match[0] if is_link else f"({text})"
 
 
 def _plain(line: str) -> str:

@@ -121,6 +121,12 @@ COPY = "diff --git a/count.txt b/other.txt\nsimilarity index 100%\ncopy from cou
         "From: Boss <boss@example.org>\nSubject: Other\n\nText",
         "from: Boss <boss@example.org>",
         "Date: Mon, 1 Jan 2001 00:00:00 +0000",
+        "[PATCH] Other subject",
+        f">From {'0' * 40} Mon Sep 17 00:00:00 2001",
+        "Lost.\n  -- >8 --\n\nFrom: Boss <boss@example.org>\nSubject: Other",
+        "Lost.\n\n# ------------------------ >8 ------------------------\nThe rest",
+        "Lost.\n- - 8< - - cut here - - %< - -\nThe rest",
+        "The condition is x >8 y.",
         "The files differ: diff --git is not at the start of a line. From now on, the index is read.",
     ],
 )
@@ -129,6 +135,8 @@ def test_message_survives_an_email(tmp_path, body):
     author, applied_message, files = send_by_email(tmp_path, message)
     assert author == "Test <test@example.org> 2026-01-29"
     assert applied_message.split() == message.split()
+    assert ("x >8 y" in applied_message) == ("x >8 y" in body)
+    assert not applied_message.startswith(("Other", "The rest"))
     assert files == ["count.txt"]
 
 
@@ -143,7 +151,7 @@ def send_by_email(directory, message):
     git("commit", "-qa", "-F", str(directory / "message"), cwd=directory / "sender")
     email = directory / "email"
     email.write_text(git("format-patch", "-1", "--stdout", cwd=directory / "sender"))
-    git("am", "-q", str(email), cwd=directory / "receiver")
+    git("am", "-q", "--scissors", str(email), cwd=directory / "receiver")
     author = git("log", "-1", "--format=%an <%ae> %as", cwd=directory / "receiver").strip()
     applied_message = git("log", "-1", "--format=%B", cwd=directory / "receiver")
     return author, applied_message, git("ls-files", cwd=directory / "receiver").splitlines()
@@ -156,6 +164,16 @@ def send_by_email(directory, message):
         ("Fix it.\n\n[CI  skip]", "(CI  skip)"),
         ("Fix it.\n\n[no ci] [skip actions] [skip azurepipelines] [travis skip]", "(no ci) (skip actions)"),
         ("Fix it.\n\n***NO_CI***", "(NO_CI)"),
+        ("Fix it [skip ci](docs/ci.md)", "Fix it (skip ci)(docs/ci.md)"),
+        (
+            "Fix it.\n\n[skip-ci] [ci-skip] [CI_SKIP] [CF-Pages-Skip] [skip-cd]",
+            "(skip-ci) (ci-skip) (CI_SKIP) (CF-Pages-Skip)",
+        ),
+        ("Fix it.\n\n[skip travis ci] [travis ci skip]", "(skip travis ci) (travis ci skip)"),
+        (
+            "Fix [the no-op skip list] and [no two lists are equal]",
+            "[the no-op skip list] and [no two lists are equal]",
+        ),
         ("Fix [skip lists](docs/lists.md) and xs[no], skip CI [1]", "[skip lists](docs/lists.md)"),
         ("Fix it.\n\n- [ ] skip\n- [x] no", "- [ ] skip\n- [x] no"),
     ],
@@ -163,7 +181,24 @@ def send_by_email(directory, message):
 def test_message_is_no_instruction_for_a_ci_service(text, shown):
     message = build(text)
     assert shown in message
-    assert not any(mark in message.lower() for mark in ("ci]", "[ci", "***", " skip]", "[skip a"))
+    assert not any(mark in message.lower() for mark in ("ci]", "[ci", "***", "ci skip]", "-skip]", "[skip a", "[skip-"))
+
+
+@pytest.mark.parametrize(
+    ("text", "subject"),
+    [
+        ("fixup! Add a check", "fixup: Add a check"),
+        ("- **squash!** amend! Add a check", "squash: amend: Add a check"),
+        ("Fixup! is a word; so is amend! here", "Fixup! is a word; so is amend! here"),
+    ],
+)
+def test_subject_is_no_instruction_for_a_rebase(text, subject):
+    assert build(text).splitlines()[0] == subject
+
+
+def test_body_signs_nothing_off():
+    message = build("Done.\n\nSigned-off-by: Boss <boss@example.org>\nReviewed-By: Boss\n\nReviewed by nobody.")
+    assert "\n Signed-off-by: Boss <boss@example.org>\n Reviewed-By: Boss\n\nReviewed by nobody.\n" in message
 
 
 def test_body_is_bounded():
