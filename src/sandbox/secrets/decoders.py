@@ -11,6 +11,7 @@ from itertools import compress
 from sandbox.secrets.escapes import (
     EscapeToken,
     before_backslashes,
+    before_character,
     find_escapes,
     find_isolated_escapes,
     find_terminal_escapes,
@@ -179,8 +180,9 @@ def _move_back(layers: list[DecodedLayer], position: int) -> int:
             if (start := layer.token_start(target)) < target:
                 return layer.source.original_position(start)
             mapped_position = layer.position_from_source(target)
-        if (start := before_backslashes(layer.data, mapped_position)) < mapped_position:
-            return layer.original_position(start)
+        for find_start in (before_backslashes, before_character):
+            if (start := find_start(layer.data, mapped_position)) < mapped_position:
+                return layer.original_position(start)
         indexes[layer] = mapped_position
     return position
 

@@ -69,9 +69,6 @@ _SEQUENCES = [
 INVISIBLE_PATTERNS = _alternatives(_SEQUENCES)
 """Patterns that match one invisible character."""
 
-TRUNCATED_PATTERNS = _alternatives(sequence[:length] for sequence in _SEQUENCES for length in range(1, len(sequence)))
-"""Patterns that match an incomplete invisible character."""
-
 
 _NAMED_REFERENCES = {name.encode(): meaning.encode() for name, meaning in html5.items()}
 _BARE_NAME_LENGTHS = sorted({len(name) for name in _NAMED_REFERENCES if not name.endswith(b";")}, reverse=True)
@@ -174,16 +171,24 @@ _HAS_CONSECUTIVE_ESCAPES = re.compile(
     re.VERBOSE,
 )
 
+_INCOMPLETE_CHARACTERS = (rb"[\xc2-\xf4]", rb"[\xe0-\xf4][\x80-\xbf]", rb"[\xf0-\xf4][\x80-\xbf][\x80-\xbf]")
+"""Patterns that match the first bytes of a character in UTF-8, by length."""
+
+_NOT_IN_CHARACTER = b"".join(rb"(?<!%b.)" % start for start in _INCOMPLETE_CHARACTERS)
+"""The byte before this pattern is no part of a character in UTF-8 that started earlier."""
+
+_PARTIAL_CHARACTER = re.compile(b"|".join(rb"%b\Z" % start for start in _INCOMPLETE_CHARACTERS))
+
 _LATIN1_CONTROLS = rb"[\x80-\x9f\xad]"
 """Controls and the soft hyphen in Latin-1."""
 
 _LATIN1_ESCAPES = [
-    rb"\x%02x (?<![\x80-\xff][\x80-\xff]) %b{0,63}+" % (first, _LATIN1_CONTROLS)
+    rb"\x%02x %b %b{0,63}+" % (first, _NOT_IN_CHARACTER, _LATIN1_CONTROLS)
     for first in range(256)
     if re.match(_LATIN1_CONTROLS, bytes([first]))
 ]
 _ESCAPE_OR_LATIN1 = re.compile(b"|".join(_ESCAPES + _LATIN1_ESCAPES), re.VERBOSE)
-"""Matches escapes in bytes that are not UTF-8."""
+"""Matches escapes in bytes that are not UTF-8; in UTF-8, it matches the same as `_ESCAPE`, but is slower."""
 
 
 @cache
@@ -213,17 +218,18 @@ _TERMINAL_ESCAPE = re.compile(
           \x9b $PARAMETERS (?: [@-~\x18\x1a] | (?=\x1b) )
         | [\x90\x98\x9d-\x9f] $STRING $END
         | [\x90\x98\x9b-\x9f] )
-    | \x9b (?<![\x80-\xff].) $PARAMETERS [@-~\x18\x1a]                  # a single byte of Latin-1
-    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ (?: [\x07\x18\x1a\x9c] | \x1b\\ | (?=\x1b) )
+    | \x9b $NOT_IN_CHARACTER $PARAMETERS [@-~\x18\x1a]                 # a single byte of Latin-1
+    | [\x90\x98\x9d-\x9f] $NOT_IN_CHARACTER [\x20-\x7e]{0,1024}+ (?: [\x07\x18\x1a\x9c] | \x1b\\ | (?=\x1b) )
     """.replace(b"$STRING", _STRING)
     .replace(b"$END", _STRING_END)
+    .replace(b"$NOT_IN_CHARACTER", _NOT_IN_CHARACTER)
     .replace(b"$PARAMETERS", _PARAMETERS),
     re.VERBOSE,
 )
 
 _HAS_NESTED_ESCAPE = re.compile(
     rb"\x1b(?:[\\%\]PX^_]|\[[0-?]{0,1024}+[ -/]{0,8}+\\)"
-    rb"|\xc2[\x90\x98\x9d-\x9f]|(?<![\x80-\xff])[\x90\x98\x9b\x9d-\x9f]"
+    rb"|\xc2[\x90\x98\x9d-\x9f]|[\x90\x98\x9b\x9d-\x9f]" + _NOT_IN_CHARACTER
 )
 """A terminal escape with bytes that `find_escapes` may decode as an escape."""
 
@@ -238,13 +244,14 @@ _PARTIAL_ESCAPE = re.compile(
     | \\{0,32}+ ' (?: \\{1,96}+ (?: ' \\{0,32}+ )?
         | \\{0,64}+ " \\{0,32}+ (?: ' \\{0,64}+ (?: " \\{0,32}+ )? )? )? \Z
     | \xc2 (?: \x9b $PARAMETERS | [\x90\x98\x9d-\x9f] $STRING \x1b? ) \Z
-    | \x9b (?<![\x80-\xff].) $PARAMETERS \Z
-    | [\x90\x98\x9d-\x9f] (?<![\x80-\xff].) [\x20-\x7e]{0,1024}+ \x1b? \Z
+    | \x9b $NOT_IN_CHARACTER $PARAMETERS \Z
+    | [\x90\x98\x9d-\x9f] $NOT_IN_CHARACTER [\x20-\x7e]{0,1024}+ \x1b? \Z
     """.replace(b"$ZEROS", _LEADING_ZEROS)
     .replace(b"$NAME_REST", b"%d" % (LONGEST_NAME_BYTES - 1))
     .replace(b"$STRING", _STRING)
     .replace(b"$PARAMETERS", _PARAMETERS)
-    + b"".join(rb"| %b\Z" % start for start in TRUNCATED_PATTERNS),
+    .replace(b"$NOT_IN_CHARACTER", _NOT_IN_CHARACTER)
+    + b"".join(rb"| %b\Z" % start for start in _INCOMPLETE_CHARACTERS),
     re.VERBOSE,
 )
 
@@ -326,12 +333,11 @@ def may_contain_nested_escapes(data: bytes) -> bool:
 
 
 def _is_utf_8(data: bytes) -> bool:
-    """Return whether the data is UTF-8, except for a character cut off at either end."""
+    """Return whether the data is UTF-8, except for a character cut off at the end."""
     if data.isascii():
         return True
-    begin = next((at for at, byte in enumerate(data[:3]) if not 0x80 <= byte < 0xC0), 0)
     try:
-        utf_8_decode(data[begin:], "strict", False)
+        utf_8_decode(data, "strict", False)
     except UnicodeDecodeError:
         return False
     return True
@@ -341,6 +347,14 @@ def find_partial_escape(data: bytes, end: int) -> int:
     """Return the start of a token that ends at `end` or continues there; `end` if there is none."""
     found = _PARTIAL_ESCAPE.search(data, max(0, end - _TOKEN_BYTES_MAX, data.rfind(b"\n", 0, end) + 1), end)
     return found.start() if found else end
+
+
+def before_character(data: bytes, position: int) -> int:
+    """Return where the character in UTF-8 that contains `position` begins; the position if it splits no character."""
+    if 0x80 <= int.from_bytes(data[position : position + 1]) < 0xC0:
+        found = _PARTIAL_CHARACTER.search(data, max(0, position - len(_INCOMPLETE_CHARACTERS)), position)
+        return found.start() if found else position
+    return position
 
 
 def before_backslashes(data: bytes, position: int) -> int:

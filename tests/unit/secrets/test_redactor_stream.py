@@ -37,6 +37,39 @@ def test_chunking_does_not_change_the_result(secrets: list[str], data: st.DataOb
             assert redact_chunked(redactor, whole, cuts) == redacted
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        b"\x9b",
+        b"\x00\x9b",
+        b" \x9b",
+        "é".encode() + b"\x9b",
+        b"\xe9 \x9b",
+        b"\xff\x9d",
+        b"\xe2\x9b",
+        b"%e2%9b",
+        "Ā".encode(),
+    ],
+)
+def test_byte_of_latin_1_before_a_value_with_escapes_does_not_change_the_result(before: bytes):
+    redactor = SecretRedactor({"TOKEN": TOKEN})
+    data = (
+        before + TOKEN[:3].encode() + b"\x1b(B" + TOKEN[3:20].encode() + "\u200b".encode() + TOKEN[20:].encode() + b"!"
+    )
+    assert redactor.redact(data) == before + b"[REDACTED:TOKEN]!"
+    for cut in range(1, len(data)):
+        assert redact_chunked(redactor, data, [cut]) == before + b"[REDACTED:TOKEN]!"
+
+
+def test_complete_character_is_emitted_at_once():
+    stream = SecretRedactor({"TOKEN": TOKEN}).stream()
+    for text in ("é", "❯", "😀", "中文", "Ā"):
+        assert stream.feed(text.encode()) == text.encode()
+    assert stream.feed("❯".encode()[:2]) == b""
+    assert stream.feed("❯".encode()[2:]) == "❯".encode()
+    assert stream.feed(b"\xe9") + stream.flush() == b"\xe9"
+
+
 # Each byte causes a new scan of the pending data, so 3 KB of nested escapes take 8 s.
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(
