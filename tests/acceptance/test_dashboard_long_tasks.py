@@ -142,18 +142,22 @@ def test_refused_host_can_be_allowed_in_a_new_run(open_task):
     listed, other_port = "vm.allowed_hosts does not list it.", "vm.allowed_hosts does not list it at this port."
     stream.send(
         {**refused, "host": "hooks.example.com", "port": 443, "reason": listed},
-        {**refused, "host": "<i>&allow=x", "port": 8443, "reason": other_port},
+        {**refused, "host": "xn--80ak6aa92e.example", "port": 8443, "reason": other_port},
         {**refused, "host": "10.0.0.1", "port": 80, "reason": "it is not a public address."},
+        *(
+            {**refused, "host": host, "port": 443, "reason": listed}
+            for host in ("<i>&allow=x", "*.com", "[REDACTED:A].com")
+        ),
     )
     rows = page.locator(".refused tbody tr")
-    rows.nth(2).wait_for()
+    rows.nth(5).wait_for()
     links = page.get_by_role("link", name="Allow it in a new run")
-    assert [rows.nth(at).get_by_role("link").count() for at in range(3)] == [1, 1, 0]
+    assert [rows.nth(at).get_by_role("link").count() for at in range(6)] == [1, 1, 0, 0, 0, 0]
     assert [link.get_attribute("href") for link in links.all()] == [
         "/submit?from=chat&allow=hooks.example.com",
-        "/submit?from=chat&allow=%3Ci%3E%26allow%3Dx%3A8443",
+        "/submit?from=chat&allow=xn--80ak6aa92e.example%3A8443",
     ]
-    assert page.locator("#tally-network").inner_text() == "3 refused"
+    assert page.locator("#tally-network").inner_text() == "6 refused"
     assert accessibility_violations(page) == []
     links.first.click()
     page.get_by_text("The new task may also reach hooks.example.com.").wait_for()

@@ -4,6 +4,7 @@ import { visible } from "/assets/plain.js";
 
 const HOSTS_MAX = 500;
 const PORTS = new Set([80, 443]); // the ports that an allowed host without a port includes
+const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 
 export class Refusals {
   #hosts = new Map();
@@ -26,7 +27,7 @@ export class Refusals {
   // A link to the form for a new task that allows this host, if changing the manifest is sufficient.
   #allowLink(host, port, reason) {
     const { task, mayChange } = $("task-data").dataset;
-    if (!mayChange || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
+    if (!mayChange || !NAME.test(host) || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
     const allowed = PORTS.has(port) ? host : `${host}:${port}`;
     const href = `/submit?${new URLSearchParams({ from: task, allow: allowed })}`;
     return h("a", { class: "allow", href }, "Allow it in a new run");
