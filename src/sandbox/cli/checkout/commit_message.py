@@ -24,8 +24,7 @@ _FENCES = ("```", "~~~")
 _INSTRUCTION_START = re.compile(
     r"(---|diff -|Index: |>?From |(From|Subject|Date):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
 )
-"""Line starts that `git am` parses as a patch, another email or an email header, and sign-offs. An indented line is text.
-"""
+"""Line starts that `git am` parses as a patch, an email or a header, and sign-offs. An indented line is plain text."""
 
 _SCISSORS = re.compile(r"([<>])(?=[8%])|([8%])(?=[<>])")
 """Marks in a line of hyphens at which git and `git am` cut a message, even if the line is indented."""

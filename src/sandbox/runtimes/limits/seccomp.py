@@ -183,25 +183,30 @@ _SEMAPHORE_OPERATIONS_MAX = 32
 Each call retries the operations of all waiting threads: 80 ms for 500 each.
 """
 
-_MERGEABLE, _GUARD_INSTALL, _GUARD_REMOVE = 12, 102, 103
+_MERGEABLE, _ADVICE_MAX = 12, 101
 """MADV_MERGEABLE: a kernel thread searches for equal pages.
 
 It needs 64 bytes per page, which are not charged to any control group. Since Linux 6.13, a process can give itself any
 advice with process_madvise.
 
-MADV_GUARD_INSTALL, MADV_GUARD_REMOVE: one call changes the page tables of a whole mapping without interruption. A call
-for 64 GiB takes 0.3 s and needs 128 MiB of memory. The C library falls back to mprotect.
+Later advice fails as on a kernel that does not have it. The first is MADV_GUARD_INSTALL: one call changes the page
+tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128 MiB of memory. The C library
+falls back to mprotect.
 """
-_DENIED_ADVICE = (_MERGEABLE, _GUARD_INSTALL, _GUARD_REMOVE)
 
 _PR_SET_SECCOMP = 22
 
 _PROCESS_OPTIONS = (
     62,  # PR_SCHED_CORE: blocks the sibling of each used processor for all other programs
     67,  # PR_SET_MEMORY_MERGE: MADV_MERGEABLE for the whole process
-    78,  # PR_FUTEX_HASH: without preemption, the kernel initializes a table of up to 1 GiB; 0.6 s for 256 MiB
-    0x53564D41,  # PR_SET_VMA: names of mappings, up to 80 bytes each, not charged to any control group
 )
+_PROCESS_OPTION_MAX, _NAMED_PROCESS_OPTIONS = 77, (0x41555856, 0x59616D61)
+"""The highest allowed option of prctl, and PR_GET_AUXV and PR_SET_PTRACER. Others fail as on a kernel without them.
+
+The first later one is PR_FUTEX_HASH (78): without preemption, the kernel initializes a table of up to 1 GiB. It takes
+0.6 s for 256 MiB. PR_SET_VMA (0x53564D41) names mappings with up to 80 bytes each, which are not charged to any control
+group.
+"""
 
 _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48, 8)
 
@@ -320,9 +325,10 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
             for word in _refuse_above(call, _ARG3, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP)
         ),
         *_refuse_flags(architecture.mmap, _ARG3, _MAP_HUGETLB, errno.ENOMEM),
-        *_refuse_values(architecture.madvise, _ARG2, _DENIED_ADVICE, errno.EINVAL),
-        *_refuse_values(_PROCESS_MADVISE, _ARG3, _DENIED_ADVICE, errno.EINVAL),
+        *_refuse_advice(architecture.madvise, _ARG2),
+        *_refuse_advice(_PROCESS_MADVISE, _ARG3),
         *_refuse_values(architecture.prctl, _ARG0, _PROCESS_OPTIONS, errno.EINVAL),
+        *_refuse_unknown_process_options(architecture.prctl),
         *_refuse_flags(architecture.memfd_create, _ARG1, _MFD_HUGETLB, errno.EINVAL),
         *_refuse_flags(architecture.shmget, _ARG2, _SHM_HUGETLB, errno.ENOMEM),
         *_refuse_values(architecture.fcntl, _ARG1, (*_OFD_LOCKS, *_SIGNALLING_COMMANDS), errno.EINVAL),
@@ -471,6 +477,18 @@ def _refuse_above(call: int, argument: int, value_max: int, error: int) -> list[
 
 def _refuse_values(call: int, argument: int, values: Sequence[int], error: int) -> list[bytes]:
     return _for_call(call, [_load(argument), *_skip_unless_in(values, [_return_errno(error)])])
+
+
+def _refuse_advice(call: int, argument: int) -> list[bytes]:
+    return [
+        *_refuse_values(call, argument, (_MERGEABLE,), errno.EINVAL),
+        *_refuse_above(call, argument, _ADVICE_MAX, errno.EINVAL),
+    ]
+
+
+def _refuse_unknown_process_options(call: int) -> list[bytes]:
+    refuse = _refuse_unless_in(_NAMED_PROCESS_OPTIONS, errno.EINVAL)
+    return _for_call(call, [_load(_ARG0), _instruction(_JUMP_GREATER, _PROCESS_OPTION_MAX, 0, len(refuse)), *refuse])
 
 
 def _restrict_sockets(call: int) -> list[bytes]:

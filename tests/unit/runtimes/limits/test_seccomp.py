@@ -295,12 +295,16 @@ def test_huge_pages_are_refused(architecture: str):
 
 
 @all_architectures
-def test_page_merging_core_scheduling_futex_tables_and_guard_regions_are_denied(architecture: str):
+def test_memory_advice_and_process_options_that_burden_the_kernel_are_denied(architecture: str):
     prctl, madvise = {"x86_64": (157, 28), "aarch64": (167, 233)}[architecture]
-    assert [evaluate(architecture, prctl, option, 1) for option in (62, 67, 78)] == [errno.EINVAL] * 3
-    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS
-    assert {evaluate(architecture, prctl, option, 1) for option in (1, 15, 21, 38)} == {ALLOW}
-    for advice in (12, 102, 103):  # MADV_MERGEABLE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE
+    # PR_SCHED_CORE, PR_SET_MEMORY_MERGE, PR_FUTEX_HASH, PR_SET_VMA; the others do not exist yet
+    for option in (62, 67, 78, 79, 0x53564D41, 0x59616D60, 0x59616D62, 0xFFFFFFFF):
+        assert evaluate(architecture, prctl, option, 1) == errno.EINVAL
+    # PR_SET_PDEATHSIG, PR_SET_NAME, PR_GET_SECCOMP, PR_SET_NO_NEW_PRIVS, the highest, PR_GET_AUXV, PR_SET_PTRACER
+    for option in (1, 15, 21, 38, 77, 0x41555856, 0x59616D61):
+        assert evaluate(architecture, prctl, option, 1) == ALLOW
+    # MADV_MERGEABLE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE; the others do not exist yet
+    for advice in (12, 102, 103, 104, 0xFFFFFFFF):
         assert evaluate(architecture, madvise, 0, 4096, advice) == errno.EINVAL
         assert evaluate(architecture, 440, 3, 0, 1, advice, 0) == errno.EINVAL
     assert {evaluate(architecture, 440, 3, 0, 1, advice, 0) for advice in (4, 20)} == {ALLOW}

@@ -51,7 +51,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "ftruncate": (77, None), "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "renameat2": (316, 276),
     "mkdirat": (258, 34), "unlinkat": (263, 35), "linkat": (265, 37), "symlinkat": (266, 36), "readlinkat": (267, 78),
     "fchmodat": (268, 53), "fchownat": (260, 54), "umask": (95, 166), "getuid": (102, 174), "setuid": (105, 146),
-    "setgid": (106, 144), "setgroups": (116, 159), "capget": (125, 90), "capset": (126, 91), "prctl": (157, 167),
+    "setgid": (106, 144), "setgroups": (116, 159), "capget": (125, 90), "capset": (126, 91),
     "arch_prctl": (158, None), "set_tid_address": (218, 96), "set_robust_list": (273, 99), "futex": (202, 98),
     "gettid": (186, 178), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "epoll_create1": (291, 20),
     "epoll_ctl": (233, 21), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "timerfd_create": (283, 85),
@@ -65,8 +65,8 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "rseq": (334, 293),
     "openat2": (437, 437), "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424),
     "faccessat2": (439, 439), "io_destroy": (207, 1), "io_getevents": (208, 4), "io_submit": (209, 2),
-    "get_mempolicy": (239, 236), "mlock": (149, 228), "madvise": (28, 233), "membarrier": (324, 283),
-    "mseal": (462, 462), "process_madvise": (440, 440), "msgsnd": (69, 189),
+    "get_mempolicy": (239, 236), "mlock": (149, 228), "membarrier": (324, 283),
+    "mseal": (462, 462), "msgsnd": (69, 189),
     "mq_open": (240, 180),
 }  # fmt: skip
 
@@ -97,6 +97,9 @@ ORDINARY_ARGUMENTS = {
     "sched_setscheduler": (0, 0),  # SCHED_OTHER
     "semop": (1, 1, 32),
     "semtimedop": (1, 1, 32, 1),
+    "prctl": (38, 1),  # PR_SET_NO_NEW_PRIVS
+    "madvise": (0, 4096, 4),  # MADV_DONTNEED
+    "process_madvise": (3, 0, 1, 20, 0),  # MADV_COLD
 }
 CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "clone": (56, 220), "ioctl": (16, 29), "personality": (135, 92), "setsockopt": (54, 208), "socket": (41, 198),
@@ -105,6 +108,7 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "ppoll": (271, 73), "pselect6": (270, 72), "prlimit64": (302, 261), "setrlimit": (160, 164),
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
     "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
+    "prctl": (157, 167), "madvise": (28, 233), "process_madvise": (440, 440),
 }  # fmt: skip
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
