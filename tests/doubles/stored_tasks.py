@@ -21,7 +21,7 @@ from sandbox.model.events import (
     TaskSubmitted,
 )
 from sandbox.store.sqlite import SqliteStore
-from sandbox.workspace.collect import content_type
+from sandbox.workspace.artifacts import content_type
 
 START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 

@@ -20,8 +20,8 @@ from sandbox.api.middleware.metrics import MetricsMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
 from sandbox.api.openapi import build_schema
 from sandbox.api.routes import admin, artifacts, derived_tasks, docs, health, logs, sessions, task_list, tasks
-from sandbox.api.streaming.terminal import serve_terminal
-from sandbox.api.streaming.websocket import serve_event_stream
+from sandbox.api.streaming.event_websocket import serve_event_stream
+from sandbox.api.streaming.terminal_websocket import serve_terminal
 from sandbox.interfaces.agent import Agent
 
 _ROUTERS = (

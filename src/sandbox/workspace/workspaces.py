@@ -11,10 +11,10 @@ from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile
 from sandbox.model.events import Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.manifest.schema import Repository
+from sandbox.workspace.artifacts import collect
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
-from sandbox.workspace.collect import collect
 from sandbox.workspace.diff.changed_files_archive import write_changed_files
 from sandbox.workspace.diff.ignore_rules import create_rules_directory
 from sandbox.workspace.diff.patch import write_patch

@@ -13,7 +13,7 @@ from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.auth import authenticator
 from sandbox.api.middleware import authentication
 from sandbox.api.routes import tasks
-from sandbox.api.streaming import websocket
+from sandbox.api.streaming import event_websocket
 from sandbox.model import events as e
 from sandbox.system.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 
@@ -38,7 +38,7 @@ class MessagesPerTurn:
 
     def __init__(self, monkeypatch):
         self.maximum = self._count_in_turn = 0
-        original = websocket.WebSocketEncoder.encode
+        original = event_websocket.WebSocketEncoder.encode
 
         def messages(encoder, events):
             encoded = original(encoder, events)
@@ -46,7 +46,7 @@ class MessagesPerTurn:
             self.maximum = max(self.maximum, self._count_in_turn)
             return encoded
 
-        monkeypatch.setattr(websocket.WebSocketEncoder, "encode", messages)
+        monkeypatch.setattr(event_websocket.WebSocketEncoder, "encode", messages)
 
     async def watch(self):
         while True:

@@ -19,7 +19,7 @@ from sandbox.runner import attempt as runner_attempt
 from sandbox.runner.steps import collect
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.secrets.redactor import SecretRedactor
-from sandbox.workspace.collect import ArtifactNames
+from sandbox.workspace.artifacts import ArtifactNames
 
 SECRET = "s3cret-value-of-the-customer"
 

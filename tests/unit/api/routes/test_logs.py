@@ -9,7 +9,7 @@ from starlette.datastructures import QueryParams
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.routes import logs
-from sandbox.api.streaming.websocket import StreamRequest
+from sandbox.api.streaming.event_websocket import StreamRequest
 from sandbox.model import events as e
 
 LOGS = "/api/v1/tasks/task-001/logs"

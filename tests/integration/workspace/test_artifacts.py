@@ -12,9 +12,9 @@ import pytest
 from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.events import Artifact
 from sandbox.model.failure import AttemptError
-from sandbox.workspace import collect as workspace_collect
+from sandbox.workspace import artifacts as workspace_artifacts
 from sandbox.workspace import files
-from sandbox.workspace.collect import TEMPORARY_FILE_NAME
+from sandbox.workspace.artifacts import TEMPORARY_FILE_NAME
 from sandbox.workspace.files import RootedFiles
 from sandbox.workspace.workspaces import GitWorkspaces
 
@@ -164,7 +164,7 @@ def test_unprintable_names_are_percent_encoded(harness):
 
 
 def test_files_above_the_size_limit_are_skipped(harness, monkeypatch):
-    monkeypatch.setattr(workspace_collect, "ARTIFACT_BYTES_MAX", 100)
+    monkeypatch.setattr(workspace_artifacts, "ARTIFACT_BYTES_MAX", 100)
     for name, size in {"a": 60, "b": 60, "c": 40, "d": 1}.items():
         harness.file(name).write_bytes(b"x" * size)
     os.truncate(harness.file("b"), 2**40)
@@ -177,7 +177,7 @@ def test_files_above_the_size_limit_are_skipped(harness, monkeypatch):
 
 
 def test_files_above_the_count_limit_are_skipped_and_reported(harness, monkeypatch):
-    monkeypatch.setattr(workspace_collect, "ARTIFACTS_MAX", 3)
+    monkeypatch.setattr(workspace_artifacts, "ARTIFACTS_MAX", 3)
     for number in range(6):
         harness.file(f"f{number}").touch()
 
@@ -188,7 +188,7 @@ def test_files_above_the_count_limit_are_skipped_and_reported(harness, monkeypat
 
 
 def test_total_length_of_printed_paths_is_limited(harness, monkeypatch):
-    monkeypatch.setattr(workspace_collect, "ARTIFACT_PATHS_BYTES_MAX", 2000)
+    monkeypatch.setattr(workspace_artifacts, "ARTIFACT_PATHS_BYTES_MAX", 2000)
     for number in range(6):
         harness.file(f"{chr(0xDCFF) * 200}{number}").touch()  # 601 bytes after percent-encoding
     for number in range(12):

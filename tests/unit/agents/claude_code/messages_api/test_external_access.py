@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api import request_checks
-from sandbox.agents.claude_code.messages_api.request_checks import (
+from sandbox.agents.claude_code.messages_api import external_access
+from sandbox.agents.claude_code.messages_api.external_access import (
     additional_models,
     decode_body,
     external_access_reason,
@@ -25,7 +25,7 @@ SERVER_TOOLS_WITH_FEE = ["web_search_20250305", "web_fetch_20250910", "mcp_tools
 LONGEST_STRING = "x" * 256
 
 
-def external_access(**fields) -> str | None:
+def access_reason(**fields) -> str | None:
     return external_access_reason({"model": "m", **fields}, str.upper)
 
 
@@ -39,19 +39,19 @@ def tool(kind) -> list[dict]:
 
 @pytest.mark.parametrize("kind", CLIENT_TOOLS)
 def test_client_tool_has_no_external_access_and_no_fee(kind):
-    assert (external_access(tools=tool(kind)), unknown_fee(tools=tool(kind))) == (None, None)
+    assert (access_reason(tools=tool(kind)), unknown_fee(tools=tool(kind))) == (None, None)
 
 
 @pytest.mark.parametrize("kind", CLIENT_TOOLS)
 @pytest.mark.parametrize("suffix", ["x", "1", "-20250124", "\n", " ", "-evil", "_web_search"])
 def test_known_type_with_a_suffix_is_unknown(kind, suffix):
     message = f"The tool {(kind + suffix).upper()}"
-    assert (external_access(tools=tool(kind + suffix)), unknown_fee(tools=tool(kind + suffix))) == (message, message)
+    assert (access_reason(tools=tool(kind + suffix)), unknown_fee(tools=tool(kind + suffix))) == (message, message)
 
 
 @pytest.mark.parametrize("kind", CLIENT_TOOLS)
 def test_known_type_with_a_prefix_is_unknown(kind):
-    assert external_access(tools=tool(f"x{kind}")) == f"The tool X{kind.upper()}"
+    assert access_reason(tools=tool(f"x{kind}")) == f"The tool X{kind.upper()}"
     assert unknown_fee(tools=tool(f"web_{kind}")) == f"The tool WEB_{kind.upper()}"
 
 
@@ -59,12 +59,12 @@ def test_known_type_with_a_prefix_is_unknown(kind):
     "kind", ["bash", "bash_2025012", "bash_202501240", "bash_2025012x", "tool_search_tool_REGEX_20251119"]
 )
 def test_tool_type_without_an_eight_digit_date_is_unknown(kind):
-    assert external_access(tools=tool(kind)) == f"The tool {kind.upper()}"
+    assert access_reason(tools=tool(kind)) == f"The tool {kind.upper()}"
 
 
 @pytest.mark.parametrize("kind", SERVER_TOOLS_WITH_FEE)
 def test_server_tool_with_a_known_fee_has_external_access(kind):
-    assert external_access(tools=tool(kind)) == f"The tool {kind.upper()}"
+    assert access_reason(tools=tool(kind)) == f"The tool {kind.upper()}"
     assert unknown_fee(tools=tool(kind)) is None
     assert unknown_fee(tools=tool(f"{kind}x")) == f"The tool {kind.upper()}X"
 
@@ -76,13 +76,13 @@ def test_server_tool_with_a_known_fee_has_external_access(kind):
 def test_server_tool_type_is_detected_at_any_position(kind, position):
     value = {"type": kind, "name": "x"}
     for nested in (value, [value], [[value]], {"deep": [{"deeper": value}]}):
-        assert external_access(**{position: nested}) == f"The tool {kind.upper()}"
+        assert access_reason(**{position: nested}) == f"The tool {kind.upper()}"
 
 
 @pytest.mark.parametrize("kind", ["mcp_toolset_x", "xmcp_toolset", "text", "web_fetch_2025091", 7, None])
 def test_unknown_type_is_external_access_only_among_tools(kind):
-    assert external_access(content=[{"type": kind, "name": "x"}]) is None
-    assert (external_access(tools=tool(kind)) is None) == (kind is None)
+    assert access_reason(content=[{"type": kind, "name": "x"}]) is None
+    assert (access_reason(tools=tool(kind)) is None) == (kind is None)
 
 
 # Positions of tools
@@ -91,35 +91,35 @@ def test_unknown_type_is_external_access_only_among_tools(kind):
 @pytest.mark.parametrize("name", ["context_management", "metadata", "output_config", "output_format", "safeguards"])
 def test_data_fields_are_not_inspected(name):
     data = {"type": "web_fetch_20250910", "Tools": [{"type": "web_fetch_20250910"}], "source": {"type": "url"}}
-    assert external_access(**{name: data}) is None
-    assert external_access(**{f"{name}s": data}) is not None
+    assert access_reason(**{name: data}) is None
+    assert access_reason(**{f"{name}s": data}) is not None
 
 
 @pytest.mark.parametrize("name", ["caller", "input"])
 def test_tool_call_input_is_not_inspected(name):
     data = {"type": "web_fetch_20250910", "Tools": [{"type": "web_fetch_20250910"}], "source": {"type": "url"}}
-    assert external_access(content=[{"type": "tool_use", "name": "x", name: data}]) is None
-    assert external_access(content=[{"type": "tool_result", name: data}]) is not None
-    assert external_access(**{name: data}) is not None
+    assert access_reason(content=[{"type": "tool_use", "name": "x", name: data}]) is None
+    assert access_reason(content=[{"type": "tool_result", name: data}]) is not None
+    assert access_reason(**{name: data}) is not None
 
 
 @pytest.mark.parametrize("name", ["tools", "definition"])
 def test_tool_definition_is_inspected_only_for_its_type(name):
     definition = {"name": "x", "input_schema": {"Type": "object", "tools": ["x"]}}
-    assert external_access(**{name: [definition]}) is None
-    assert external_access(**{name: [definition | {"type": "web_fetch_20250910"}]}) == "The tool WEB_FETCH_20250910"
+    assert access_reason(**{name: [definition]}) is None
+    assert access_reason(**{name: [definition | {"type": "web_fetch_20250910"}]}) == "The tool WEB_FETCH_20250910"
 
 
 def test_schema_is_not_inspected_but_other_tool_fields_are():
     tool_shaped_schema = {"type": "web_fetch_20250910", "source": {"type": "url"}}
     for name in ("input_schema", "output_schema", "input_examples"):
-        assert external_access(tools=[{"name": "x", name: tool_shaped_schema}]) is None
-    assert external_access(tools=[{"name": "x", "schema": tool_shaped_schema}]) == "The tool WEB_FETCH_20250910"
-    assert external_access(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
-    assert external_access(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A change of tools of unknown type"
+        assert access_reason(tools=[{"name": "x", name: tool_shaped_schema}]) is None
+    assert access_reason(tools=[{"name": "x", "schema": tool_shaped_schema}]) == "The tool WEB_FETCH_20250910"
+    assert access_reason(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
+    assert access_reason(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A change of tools of unknown type"
     # Data fields of a fallback stay data, even if the fallback is inside a tool.
     assert (
-        external_access(tools=[{"name": "x", "fallbacks": [{"model": "m", "metadata": {"type": "url", "Tools": 1}}]}])
+        access_reason(tools=[{"name": "x", "fallbacks": [{"model": "m", "metadata": {"type": "url", "Tools": 1}}]}])
         is None
     )
 
@@ -127,39 +127,39 @@ def test_schema_is_not_inspected_but_other_tool_fields_are():
 @pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
 def test_server_tool_call_is_external_access_and_its_input_is_data(kind):
     message = "A call to a server tool"
-    assert external_access(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) == message
+    assert access_reason(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) == message
     assert unknown_fee(content=[{"type": kind, "name": "web_search", "input": {"Tools": 1}}]) is None
-    assert external_access(content=[{"type": "server_tool_use", "name": "advisor"}]) is None
-    assert external_access(content=[{"type": "mcp_tool_use", "name": "advisor"}]) == message
+    assert access_reason(content=[{"type": "server_tool_use", "name": "advisor"}]) is None
+    assert access_reason(content=[{"type": "mcp_tool_use", "name": "advisor"}]) == message
 
 
 @pytest.mark.parametrize("shape", ["web_fetch_20250910", 7, True, [["x"]]])
 @pytest.mark.parametrize("position", ["tool", "tools", "definition"])
 def test_tool_of_unknown_shape_is_external_access(position, shape):
-    assert external_access(**{position: shape}) == "A tool of unknown shape"
-    assert external_access(other=shape) is None
-    assert external_access(**{position: None}) is None
+    assert access_reason(**{position: shape}) == "A tool of unknown shape"
+    assert access_reason(other=shape) is None
+    assert access_reason(**{position: None}) is None
 
 
 def test_type_of_unknown_shape_is_external_access():
     for kind in (["custom"], {"a": 1}, 7, True, f"{LONGEST_STRING}x"):
-        assert external_access(tools=tool(kind)) == "A tool of unknown type"
-        assert external_access(content={"source": {"type": kind}}) == "A source of unknown type"
-    assert external_access(tools=tool(LONGEST_STRING)) == f"The tool {LONGEST_STRING.upper()}"
+        assert access_reason(tools=tool(kind)) == "A tool of unknown type"
+        assert access_reason(content={"source": {"type": kind}}) == "A source of unknown type"
+    assert access_reason(tools=tool(LONGEST_STRING)) == f"The tool {LONGEST_STRING.upper()}"
 
 
 @pytest.mark.parametrize("kind", ["tool_reference", "tool_definition"])
 def test_tool_change_must_reference_or_define_a_tool(kind):
-    assert external_access(content=[{"tool": {"type": kind, "name": "x"}}]) is None
+    assert access_reason(content=[{"tool": {"type": kind, "name": "x"}}]) is None
     for other in (f"{kind}x", "", None, [kind], "custom"):
-        assert external_access(content=[{"tool": {"type": other}}]) == "A change of tools of unknown type"
+        assert access_reason(content=[{"tool": {"type": other}}]) == "A change of tools of unknown type"
 
 
 @pytest.mark.parametrize("name", ["Tools", "toolS", "TYPE", "Source", "MCP_servers", "\u212a"])
 def test_field_name_in_another_case_is_rejected(name):
-    assert external_access(**{name: None}) == "An unknown field name"
-    assert external_access(content=[{"type": "text", name: 1}]) == "An unknown field name"
-    assert external_access(content=[{"type": "text", "text": name}]) is None
+    assert access_reason(**{name: None}) == "An unknown field name"
+    assert access_reason(content=[{"type": "text", name: 1}]) == "An unknown field name"
+    assert access_reason(content=[{"type": "text", "text": name}]) is None
 
 
 # Other external access
@@ -168,42 +168,42 @@ def test_field_name_in_another_case_is_rejected(name):
 @pytest.mark.parametrize("key", ["mcp_servers", "container"])
 def test_mcp_servers_and_containers_are_external_access(key):
     for value in ([{"url": "x"}], {"id": "x"}, "x", 1):
-        assert external_access(**{key: value}) == f"'{key.upper()}'"
-        assert external_access(fallbacks=[{key: value}]) == f"'{key.upper()}'"
+        assert access_reason(**{key: value}) == f"'{key.upper()}'"
+        assert access_reason(fallbacks=[{key: value}]) == f"'{key.upper()}'"
     for empty in (None, [], {}, "", 0, False):
-        assert external_access(**{key: empty}) is None
+        assert access_reason(**{key: empty}) is None
 
 
 def test_container_upload_is_external_access():
-    assert external_access(content=[{"type": "container_upload", "file_id": "x"}]) == "A file on the model's servers"
-    assert external_access(content=[{"type": "container_uploads"}]) is None
+    assert access_reason(content=[{"type": "container_upload", "file_id": "x"}]) == "A file on the model's servers"
+    assert access_reason(content=[{"type": "container_uploads"}]) is None
 
 
 @pytest.mark.parametrize("kind", ["base64", "content", "text"])
 def test_inline_source_has_no_external_access(kind):
-    assert external_access(content=[{"source": {"type": kind}}]) is None
-    assert external_access(content=[{"source": {"type": f"{kind}x"}}]) == f"A source of type {kind.upper()}X"
+    assert access_reason(content=[{"source": {"type": kind}}]) is None
+    assert access_reason(content=[{"source": {"type": f"{kind}x"}}]) == f"A source of type {kind.upper()}X"
 
 
 @pytest.mark.parametrize("kind", ["document", "image"])
 @pytest.mark.parametrize("source", ["https://example.org/x", ["url"], None, 7])
 def test_source_of_unknown_shape_is_external_access(kind, source):
-    assert external_access(content=[{"type": kind, "source": source}]) == "A source of unknown shape"
-    assert external_access(content=[{"type": "text", "source": "in words"}]) is None
+    assert access_reason(content=[{"type": kind, "source": source}]) == "A source of unknown shape"
+    assert access_reason(content=[{"type": "text", "source": "in words"}]) is None
 
 
 @pytest.mark.parametrize("kind", ["url", "file", ""])
 def test_remote_source_is_external_access(kind):
-    assert external_access(content=[{"source": {"type": kind}}]) == f"A source of type {kind.upper()}"
-    assert external_access(content=[{"sources": {"type": kind}}]) is None
-    assert external_access(content=[{"source": "https://where.it.was.found"}]) is None
-    assert external_access(content=[{"source": {}}]) == "A source of unknown type"
+    assert access_reason(content=[{"source": {"type": kind}}]) == f"A source of type {kind.upper()}"
+    assert access_reason(content=[{"sources": {"type": kind}}]) is None
+    assert access_reason(content=[{"source": "https://where.it.was.found"}]) is None
+    assert access_reason(content=[{"source": {}}]) == "A source of unknown type"
 
 
 def test_long_request_is_inspected_in_full():
     last = {"source": {"type": "url"}}
-    assert external_access(messages=[{"content": [{"type": "text"}] * 50}] * 50 + [last]) == "A source of type URL"
-    assert external_access(messages=[last, *[{"content": [{"type": "text"}] * 50}] * 50]) == "A source of type URL"
+    assert access_reason(messages=[{"content": [{"type": "text"}] * 50}] * 50 + [last]) == "A source of type URL"
+    assert access_reason(messages=[last, *[{"content": [{"type": "text"}] * 50}] * 50]) == "A source of type URL"
 
 
 # Models that can respond
@@ -241,7 +241,7 @@ def test_request_must_be_an_object_with_a_string_model():
 
 
 def test_request_with_too_many_json_values_is_rejected(monkeypatch):
-    monkeypatch.setattr(request_checks, "REQUEST_JSON_VALUES_MAX", 10)
+    monkeypatch.setattr(external_access, "REQUEST_JSON_VALUES_MAX", 10)
     # The limit counts opening brackets, colons and commas: here one brace, one colon, one bracket and `count` commas.
     for count, is_read in ((7, True), (8, False)):
         body = b'{"a":[%s]}' % b",".join([b"1"] * (count + 1))

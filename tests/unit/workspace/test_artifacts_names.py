@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.model.printable import is_printable
-from sandbox.workspace.collect import TEMPORARY_FILE_NAME, ArtifactNames, content_type
+from sandbox.workspace.artifacts import TEMPORARY_FILE_NAME, ArtifactNames, content_type
 from sandbox.workspace.files import printable_path
 
 

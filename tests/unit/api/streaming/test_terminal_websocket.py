@@ -4,7 +4,7 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from sandbox.api.errors import InvalidParameterError
-from sandbox.api.streaming.terminal import parse_open_terminal
+from sandbox.api.streaming.terminal_websocket import parse_open_terminal
 from sandbox.interfaces.placement import OpenTerminal
 
 
