@@ -342,7 +342,7 @@ class ArtifactBody(TypedDict):
     download_url: str
     """Path of the artifact's content."""
     contains_secret: bool
-    """Whether the file contains a secret's value; then its download requires the role operator."""
+    """Whether the file contains a secret's value; then its download requires the `operator` role."""
 
 
 class ArtifactListBody(TypedDict):
