@@ -224,7 +224,7 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     assert current_file(page) == "app.py"
     page.keyboard.press("v")
     file_of(page, "app.py").locator("tr.add").first.wait_for()
-    # In a text field, these keys are typed and are not shortcuts.
+    # In a text field, these keys enter text and do not trigger shortcuts.
     page.get_by_role("searchbox", name="Filter files").press_sequentially("jv")
     assert page.get_by_role("searchbox", name="Filter files").input_value() == "jv"
     assert page.get_by_text("1 of 8 viewed").count() == 0

@@ -134,7 +134,7 @@ def public_methods(class_: ast.ClassDef) -> set[str]:
 
 
 def record_uses(tree: ast.Module) -> Iterator[str]:
-    """Attributes that are read through a record of components, and declarations of such a record."""
+    """Attributes that are read through a dependency container, and declarations of such containers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _RECORD_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
             yield ast.unparse(node)
@@ -163,7 +163,7 @@ def test_callbacks_are_passed_to_constructors(trees: dict[Path, ast.Module]):
     assert {name: list(found) for name, class_ in classes(trees) if (found := [*callback_attributes(class_)])} == {}
 
 
-def test_components_are_not_reached_through_a_record_of_components(trees: dict[Path, ast.Module]):
+def test_components_are_not_accessed_through_a_dependency_container(trees: dict[Path, ast.Module]):
     """Each object gets exactly the components that it uses, with two exceptions.
 
     The composition root of the runner groups its components. Routes and pages receive the server's services as one

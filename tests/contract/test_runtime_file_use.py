@@ -600,5 +600,5 @@ async def test_files_held_only_by_blocked_threads_are_freed(
     if has_own_kernel(runtime):
         pytest.skip("open files belong to the sandbox's kernel")
     if "memory" not in limits or count_all() is None:
-        pytest.skip("the sandbox's processes or the objects of the machine cannot be counted")
+        pytest.skip("cannot count the sandbox's processes or the host's kernel objects")
     assert (await _count_freed(runtime, disk, source, count_all, growth_max)) > growth_max

@@ -162,7 +162,7 @@ class LoopDisk:
                 await asyncio.sleep(_POLL_SECONDS)
 
     def _sync(self, disk_fd: int) -> None:
-        """Call syncfs(2), which reports failed writes since Linux 5.8."""
+        """Call syncfs(2). Linux 5.8 and later report failed writes."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.syncfs(disk_fd) != 0:
             number = ctypes.get_errno()

@@ -237,7 +237,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class HostLoad:
-    """The load of a host at one moment. The ticks are those of all CPUs since the host booted."""
+    """A snapshot of a host's load. Tick counts are totals of all CPUs since boot."""
 
     cpu_busy_ticks: int
     cpu_total_ticks: int

@@ -23,7 +23,7 @@ CancelHandler = Callable[[CancelAttempt], Reply]
 
 @contextlib.asynccontextmanager
 async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: TerminalServer) -> AsyncIterator[None]:
-    """Handle orders at `path` until the context exits. The directory is private to the server's user."""
+    """Serve requests on the socket at `path` until the context exits. Its directory is private to the server's user."""
 
     async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

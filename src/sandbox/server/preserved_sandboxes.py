@@ -100,7 +100,7 @@ class PreservedSandboxes(PreservedFiles):
         self._locks = KeyedLock()
 
     async def release(self, task: Task) -> None:
-        """Remove the files, including the remains of an interrupted release.
+        """Remove the preserved files, including leftovers of an interrupted release.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """

@@ -184,7 +184,7 @@ async def test_server_without_free_descriptors_does_not_consider_the_runner_unre
 
 
 @pytest.mark.parametrize("has_socket", [True, False], ids=["refuses connections", "has no socket"])
-async def test_runner_that_cannot_be_reached_is_not_unresponsive(tmp_path, has_socket):
+async def test_unreachable_runner_is_not_reported_as_unresponsive(tmp_path, has_socket):
     path = runner_socket(tmp_path, "abcdefghijkl")
     if has_socket:
         with socket.socket(socket.AF_UNIX) as listener:

@@ -412,7 +412,7 @@ def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkey
     assert len(asyncio.run(after())) == 1
 
 
-async def test_sixty_tasks_with_three_slots_start_in_order_and_end(components):
+async def test_sixty_tasks_start_roughly_in_order_and_complete_on_three_slots(components):
     components.capacity = Resources(12, 1000 * GIB, 1000 * GIB)
     names = [f"task-{number:03}" for number in range(60)]
 

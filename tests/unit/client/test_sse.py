@@ -98,7 +98,7 @@ def test_server_events_are_accepted(event):
         '{"type": "conversation", "seq": 1, "conversation": [{"type": "agent_message", "kind": "brand_new"}]}',
     ],
 )
-def test_events_of_a_newer_server_are_accepted(data):
+def test_events_from_a_newer_server_are_accepted(data):
     assert parse_event(data.encode()) == json.loads(data)
 
 

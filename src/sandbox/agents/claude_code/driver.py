@@ -32,7 +32,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.system.files import open_granting_access
 
 PLAIN_TEXT_PREFIX = "Task:\n"
-"""Prefix of a prompt that would otherwise be interpreted as a command."""
+"""Prepended to a prompt that would otherwise be interpreted as a command."""
 
 _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
 """The characters that JavaScript trims. They include the byte order mark, which is not white space in Python."""

@@ -1,8 +1,8 @@
-// Display of untrusted text. Control and invisible characters are escaped by the same rules as in the command line.
+// Display of untrusted text. Control and invisible characters are escaped by the same rules as in the CLI.
 // Terminal colors are applied; all other terminal sequences are shown as text.
 
 const SGR = /\x1b\[([0-9;:]*)m/g;
-// The properties and blank glyphs of sandbox/model/printable.py, except tabs, line feeds and the variation selectors of emoji.
+// The characters of INVISIBLE_RANGES in sandbox/model/printable.py. ONE excludes tabs, line feeds and emoji variation selectors.
 const INVISIBLE = String.raw`[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}\u2800\u{13441}\u{13442}\u{16FE4}\u{1D159}]`;
 const EMOJI = String.raw`(?:(?<=\p{Extended_Pictographic})[\uFE0E\uFE0F]|(?<=[0-9#*])[\uFE0E\uFE0F](?=\u20E3))`;
 const ONE = String.raw`(?![\t\n]|${EMOJI})${INVISIBLE}`;
@@ -21,7 +21,7 @@ function escapeCharacter(character) {
   return `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
 }
 
-// Escape invisible characters in text that cannot contain elements.
+// Escape invisible characters in text that is inserted without markup.
 export const visible = (text) => text.replace(HIDDEN, escapeCharacter);
 
 // Escape invisible characters in a name or a path.

@@ -194,7 +194,7 @@ _NOT_IN_BRANCH = r"\x00-\x20\x7f~^:?*\[\\"
 
 
 def _check_branch(value: str) -> str | None:
-    """Check the rules of git-check-ref-format(1) for branch names."""
+    """Check a branch name against the rules of git-check-ref-format(1)."""
     forbidden = re.search(rf"[{_NOT_IN_BRANCH}]|\.\.|@\{{|//", value)
     has_valid_parts = all(part and not part.startswith(".") and not part.endswith(".lock") for part in value.split("/"))
     if (

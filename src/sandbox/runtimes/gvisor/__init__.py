@@ -1,4 +1,4 @@
-"""Sandboxes on gVisor, a kernel that runs as a program of the host."""
+"""Sandboxes on gVisor, a user-space kernel."""
 
 from sandbox.runtimes.gvisor.runtime import GvisorRuntime
 

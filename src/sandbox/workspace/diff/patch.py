@@ -258,7 +258,7 @@ def _comment_lines(paths: SkippedPaths) -> Iterator[str]:
 
 
 def _write_without_diff(target: Path, text: bytes) -> None:
-    """Write a patch without differences. Raises OSError."""
+    """Write a patch file that contains only comment lines. Raises OSError."""
     with remove_on_failure(target):
         with create_private_file(target) as file:
             file.write(text)

@@ -67,7 +67,7 @@ def test_option_overrides_the_environment(bootstrap):
     assert bootstrap.settings.server.port == 1
 
 
-def test_invalid_settings_are_rejected_before_the_start(bootstrap, tmp_path):
+def test_invalid_settings_are_rejected_before_startup(bootstrap, tmp_path):
     (tmp_path / "sandbox").mkdir()
     (tmp_path / "sandbox" / "sandbox.toml").write_text("[server]\nprot = 1\n")
     result = invoke("serve", "--port", "many")

@@ -480,7 +480,7 @@ def test_surcharged_request_is_rejected_with_a_usd_budget(fields):
 
 @pytest.mark.parametrize("tool", ["code_execution_20250825", "teleport_20300101", ["custom"], "x" * 1000])
 @pytest.mark.parametrize("name", ["tools", "Tools"])
-def test_server_tool_of_unknown_fee_is_rejected_with_a_usd_budget(name, tool):
+def test_server_tool_with_unknown_fee_is_rejected_if_there_is_a_usd_budget(name, tool):
     usd_gateway, token_gateway = (
         ScriptedGateway(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=budget))
         for budget in (Budget(usd=1.0), Budget(tokens=1000))
