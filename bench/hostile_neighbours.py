@@ -5,7 +5,7 @@ Run as root with the project's Python: python bench/hostile_neighbours.py [SECON
 
 Server, runners, sandboxes and Claude Code are real; the model is scripted. Each hostile task has a different attack:
 unread socket buffers, filters on sockets and system calls, floods of the gateway, and all of these. The baseline is the
-same ordinary task on the same server before the attacks. The latest results are in docs/benchmarks.md.
+same ordinary task on the same server before the attacks.
 """
 
 import json

@@ -111,8 +111,8 @@ def test_tutorial_commands_produce_the_documented_output(user):
     (expected,) = blocks(section("An allowed host"), "")
     assert expected in user.type(refused)
 
-    expensive, shell, rest = blocks(section("A failure"), "sh")
-    (expected,) = blocks(section("A failure"), "")
+    expensive, shell, rest = blocks(section("failed task"), "sh")
+    (expected,) = blocks(section("failed task"), "")
     assert expected in user.type(expensive, is_success=False)
     output = user.type(shell, stdin_text="git status --short\ncat basket.py\nexit\n")
     assert "return sum(prices)" in output
