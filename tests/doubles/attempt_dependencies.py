@@ -10,7 +10,7 @@ from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
 from sandbox.disks.directory import DirectoryDisk
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream

@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.private_directory import private_umask, try_link
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError
 from sandbox.interfaces.store import StoreError
 from sandbox.interfaces.tasks import PrunedTask, Retention

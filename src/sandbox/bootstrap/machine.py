@@ -17,7 +17,7 @@ from sandbox.bootstrap.runtime import AUTO, RuntimeChoice, choose_runtime, descr
 from sandbox.bootstrap.settings.schema import CapacitySection, ServerSettings
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop import loop_unavailable_reason
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.journal import TaskReplicas
@@ -28,8 +28,8 @@ from sandbox.model.resources import Resources
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import LocalAttemptFiles, SocketLeftovers, probe_lock_async
 from sandbox.placements.local.placement import RUNNER_MODULE, LocalPlacement, RunnerProgram
+from sandbox.runtimes.host_processes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.runtimes.processes import SandboxLeftovers
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
 _RUNNER_VARIABLES = (

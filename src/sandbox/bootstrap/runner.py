@@ -29,8 +29,8 @@ from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_priva
 from sandbox.bootstrap.runtime import make_runtime
 from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.loop import LoopDisk, unshare_mounts
-from sandbox.disks.removal import remove_trees
 from sandbox.disks.space import ReserveFile, measure_disk_space
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.server import SocketGateways
 from sandbox.images.image_store import ImageLeases as HostImageLeases

@@ -13,7 +13,7 @@ from pathlib import Path
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.machine import PlacementContext, make_leftover_sources, measure_host_load
 from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
@@ -31,7 +31,7 @@ from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.health import HealthCheck
-from sandbox.server.inheritance import discard_unrecorded
+from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor

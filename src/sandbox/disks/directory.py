@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.disks.loop import CommandFailedError, run_command
-from sandbox.disks.removal import AS_NAMESPACE_ROOT
+from sandbox.disks.tree_removal import AS_NAMESPACE_ROOT
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.limits import DISK_COMMAND_SECONDS

@@ -17,7 +17,7 @@ from typing import Protocol
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes import disk_ownership, processes
+from sandbox.runtimes import disk_ownership, host_processes
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
@@ -177,7 +177,7 @@ class BaseRuntime:
         try:
             self._subreaper.acquire(handle.attempt_id)
             # Zombies of an ended sandbox count toward the limit of its control group until they are reaped.
-            processes.reap_orphans(_uid_of(handle))
+            host_processes.reap_orphans(_uid_of(handle))
             try:
                 launcher = self._start_confinement(handle, spec)
                 await _run_uncancellable(
@@ -231,7 +231,7 @@ class BaseRuntime:
             return sorted(self.hierarchies.attempt_ids())
         marked = (
             marker.removeprefix(_ATTEMPT_MARKER_PREFIX)
-            for marker in processes.list_markers(_ATTEMPT_MARKER_PREFIX, self._is_sandbox_uid)
+            for marker in host_processes.list_markers(_ATTEMPT_MARKER_PREFIX, self._is_sandbox_uid)
         )
         return sorted(marked)
 
@@ -269,14 +269,14 @@ class BaseRuntime:
                     FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end after SIGKILL; restart the machine."
                 )
             await asyncio.sleep(_POLL_SECONDS)
-        processes.reap_orphans(_uid_of(handle))
+        host_processes.reap_orphans(_uid_of(handle))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Return the sandbox's processes, by control group if there is one, else by kernel uid or marker."""
         if group.directories:
             return group.process_ids()
         uid = _uid_of(handle)
-        return _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*processes.find_by_uid(uid)}
+        return _find_by_marker(attempt_marker(handle.attempt_id)) if uid is None else {*host_processes.find_by_uid(uid)}
 
     def _kill_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
         """Send SIGKILL to the sandbox's processes. Returns their ids."""
@@ -296,9 +296,11 @@ class BaseRuntime:
         if self._uids is None or uid not in self._uids:
             return frozenset()
         with self._uids.lock_if_unclaimed(uid, attempt_id) as is_owned:
-            pids = processes.find_by_uid(uid) if is_owned() else []
+            pids = host_processes.find_by_uid(uid) if is_owned() else []
             for pid in pids:
-                processes.send_signal(pid, signal.SIGKILL, lambda one: is_owned() and uid in processes.read_uids(one))
+                host_processes.send_signal(
+                    pid, signal.SIGKILL, lambda one: is_owned() and uid in host_processes.read_uids(one)
+                )
         return frozenset(pids)
 
 
@@ -313,13 +315,13 @@ def _uid_of(handle: SandboxHandle) -> int | None:
 
 def _find_by_marker(marker: str) -> Set[int]:
     own = os.getuid()
-    return frozenset(pid for pid in processes.find_by_marker(marker) if own in processes.read_uids(pid))
+    return frozenset(pid for pid in host_processes.find_by_marker(marker) if own in host_processes.read_uids(pid))
 
 
 def _kill_by_marker(marker: str) -> Set[int]:
     pids = _find_by_marker(marker)
     for pid in pids:
-        processes.send_signal(pid, signal.SIGKILL, lambda one: one in processes.find_by_marker(marker))
+        host_processes.send_signal(pid, signal.SIGKILL, lambda one: one in host_processes.find_by_marker(marker))
     return pids
 
 

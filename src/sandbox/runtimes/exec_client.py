@@ -15,7 +15,7 @@ from pathlib import Path
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes import processes
+from sandbox.runtimes import host_processes
 from sandbox.runtimes.launcher_client import attempt_marker, create_memfd, wait_readable
 from sandbox.runtimes.limits import seccomp
 
@@ -225,7 +225,7 @@ class ExecProcess:
         self._process.kill()
         await self.wait()
         deadline = asyncio.get_running_loop().time() + _REAP_SECONDS
-        while not processes.reap_exec_children():
+        while not host_processes.reap_exec_children():
             if asyncio.get_running_loop().time() > deadline:
                 return
             await asyncio.sleep(_POLL_SECONDS)

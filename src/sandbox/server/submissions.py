@@ -26,7 +26,7 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import Dispatcher, StartConditions
-from sandbox.server.inheritance import discard_inheritance, store_inheritance
+from sandbox.server.inherited_files import discard_inheritance, store_inheritance
 from sandbox.server.journal_tailer import TaskTracker
 from sandbox.server.tracked_task import KeyedLock, ServerOwned, TrackedTask
 

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from sandbox.disks.directory import DirectoryDisk
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout
 
 MIB = 1024 * 1024

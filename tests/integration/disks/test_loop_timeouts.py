@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from sandbox.disks.loop import CommandFailedError, run_command
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def unkillable(monkeypatch):
     """Disable `Process.kill`; yield a function that kills the started processes."""
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
-    monkeypatch.setattr("sandbox.disks.removal.KILL_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandbox.disks.tree_removal.KILL_SECONDS", 0.1, raising=False)
     monkeypatch.setattr("sandbox.disks.loop.KILL_SECONDS", 0.1, raising=False)
 
     def kill_all():
@@ -44,7 +44,7 @@ async def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):
 async def test_unkillable_removal_is_abandoned(unkillable, monkeypatch, tmp_path):
     (tmp_path / "rm").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "rm").chmod(0o755)
-    monkeypatch.setattr("sandbox.disks.removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
+    monkeypatch.setattr("sandbox.disks.tree_removal._PATH", f"{tmp_path}:/usr/bin:/bin", raising=False)
 
     async def removal():
         async with asyncio.timeout(0.5):

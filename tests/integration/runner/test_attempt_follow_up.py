@@ -12,7 +12,7 @@ from doubles.attempt_dependencies import ATTEMPT_ID, BASE, BOOT_ID, Script, Scri
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
-from sandbox.disks import removal
+from sandbox.disks import tree_removal
 from sandbox.disks.directory import DirectoryDisk
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
@@ -507,7 +507,7 @@ async def test_cancel_during_disk_release_preserves_the_work(make_harness):
     async def remove(paths):
         if harness.task.cancel is None:
             harness.recorder.record(CancelRequested("enough"))
-        await removal.remove_trees(paths)
+        await tree_removal.remove_trees(paths)
 
     harness.parts = msgspec.structs.replace(harness.parts, remove=remove, disk=MountedDisk(harness.attempt.layout))
     await harness.finish()

@@ -16,9 +16,8 @@ from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError,
 from sandbox.model import events as e
 from sandbox.model import limits
 from sandbox.model.disk_space import DiskSpace
-from sandbox.server import inheritance as server_inheritance
-from sandbox.server import submissions
-from sandbox.server.inheritance import discard_unrecorded
+from sandbox.server import inherited_files, submissions
+from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
 
 PATCH = b"diff --git a/a b/a\n"
@@ -198,7 +197,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
         follow_up = await service.plan_continuation("task-1")
 
         def die(layout, inheritance):
-            server_inheritance.store_inheritance(layout, inheritance)
+            inherited_files.store_inheritance(layout, inheritance)
             raise KeyboardInterrupt
 
         monkeypatch.setattr(submissions, "store_inheritance", die)

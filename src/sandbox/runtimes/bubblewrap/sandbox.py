@@ -12,7 +12,7 @@ import msgspec
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes import bwrap, launcher_client, processes
+from sandbox.runtimes import bwrap, host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
@@ -155,12 +155,14 @@ class BubblewrapSandbox(BaseSandbox):
         init_pid = self._reports.get(_CHILD_PID_KEY)
         pid = None if init_pid is None else await self._find_command(init_pid)
         if init_pid is not None and pid is not None:
-            processes.send_signal(pid, signal_number, lambda one: processes.find_first_command(init_pid) == one)
+            host_processes.send_signal(
+                pid, signal_number, lambda one: host_processes.find_first_command(init_pid) == one
+            )
 
     async def _find_command(self, init_pid: int) -> int | None:
         """Return the pid of the command's own process; None if it does not start or has ended."""
         deadline = asyncio.get_running_loop().time() + _EXEC_SECONDS
-        while (pid := processes.find_first_command(init_pid)) is None and self._is_running():
+        while (pid := host_processes.find_first_command(init_pid)) is None and self._is_running():
             if asyncio.get_running_loop().time() > deadline:
                 return None
             await asyncio.sleep(_POLL_SECONDS)

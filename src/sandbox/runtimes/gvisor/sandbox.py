@@ -13,7 +13,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, Ter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.limits import KILL_SECONDS
-from sandbox.runtimes import launcher_client, processes
+from sandbox.runtimes import host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_program
 from sandbox.runtimes.gvisor import bundle
@@ -199,7 +199,9 @@ class GvisorSandbox(BaseSandbox):
     def _has_processes(self) -> bool:
         uid = self.handle.details.get("kernel_uid")
         return bool(
-            self._group.process_ids() if self._group.directories or uid is None else processes.find_by_uid(int(uid))
+            self._group.process_ids()
+            if self._group.directories or uid is None
+            else host_processes.find_by_uid(int(uid))
         )
 
     async def _read_exit_code(self) -> int | None:

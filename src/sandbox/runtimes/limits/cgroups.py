@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Stats
 from sandbox.model.limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
-from sandbox.runtimes import processes
+from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
@@ -103,7 +103,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if self._write("cgroup.kill", 1):
             return
         for pid in self.process_ids():
-            processes.send_signal(pid, signal.SIGKILL, self._contains)
+            host_processes.send_signal(pid, signal.SIGKILL, self._contains)
 
     def was_oom_killed(self) -> bool:
         """Return whether the kernel killed a process of the group because the group's memory was exhausted."""

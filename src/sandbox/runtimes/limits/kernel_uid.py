@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.runtimes import processes
+from sandbox.runtimes import host_processes
 
 LOCK_DIRECTORY = Path("/run/sandbox-uids")
 SANDBOX_UIDS = range(1_900_000_000, 1_900_065_000)
@@ -127,7 +127,7 @@ class KernelUidPool:
         # Write the id before checking for processes, so that an earlier owner detects that it has lost the uid.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, attempt_id.encode(), 0)
-        if processes.find_by_uid(uid) or self._retire_if_files_in_transit(uid):
+        if host_processes.find_by_uid(uid) or self._retire_if_files_in_transit(uid):
             os.close(descriptor)
             return False
         self._claims[attempt_id] = (uid, descriptor)

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.journal import Liveness

@@ -11,7 +11,7 @@ import pytest
 from doubles.manifests import manifest
 from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
 from doubles.unreachable_journals import UnreachableJournals
-from sandbox.disks.removal import remove_trees
+from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
 from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.model.events import AgentExited, TaskFinished
