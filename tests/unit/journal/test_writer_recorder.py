@@ -73,6 +73,22 @@ def test_start_of_a_later_attempt_is_flushed_although_the_state_is_unchanged(tmp
     writer.close()
 
 
+def test_start_of_a_later_agent_is_flushed_although_the_state_is_unchanged(tmp_path, monkeypatch):
+    _, *start = TO_RUNNING
+    retried = e.TaskSubmitted("task-1", manifest(lifecycle={"retries": 1}))
+    failed = e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, "it failed"))
+    again = e.AttemptStarted("lkjihgfedcba", "bubblewrap", "here")
+    writer = FileJournals(tmp_path).create("task-1")
+    recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
+    for event in (retried, *start, failed, e.AttemptEnded(), again, *start[1:3]):
+        recorder.record(event)
+    flushed = []
+    monkeypatch.setattr(os, "fdatasync", flushed.append)
+    record = recorder.record(e.AgentStarted("session"))
+    assert (record.transition, len(flushed)) == (None, 1)
+    writer.close()
+
+
 def test_output_is_not_flushed(recorder_of_running_task, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)

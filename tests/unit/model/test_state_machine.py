@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from doubles.manifests import claude, decode_task, encode_json
 from sandbox.model import events as e
-from sandbox.model.events import Artifact
+from sandbox.model.events import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
@@ -207,6 +207,16 @@ def test_recollected_artifact_replaces_the_first_one():
     other = Artifact("b.md", "b.md", 2, "text/markdown", "sha256:" + "2" * 64)
     task = final_task(*TO_RUNNING, SUCCESS, *(e.ArtifactCollected(artifact) for artifact in (first, other, second)))
     assert task.artifacts == (other, second)
+
+
+@pytest.mark.parametrize(
+    ("path", "has_diff"), [(".sandbox/t.patch", True), (".sandbox/other.patch", False), ("t.patch", False)]
+)
+def test_only_the_patch_of_the_task_sets_the_diff(path, has_diff):
+    artifact = Artifact("t.patch", path, 1, "text/x-diff", "sha256:" + "0" * 64)
+    diff = DiffStatistics(3, 2, 1)
+    task = final_task(*TO_RUNNING, SUCCESS, e.ArtifactCollected(artifact, diff))
+    assert task.diff == (diff if has_diff else None)
 
 
 def test_collecting_artifacts_does_not_change_earlier_tasks():
@@ -468,6 +478,13 @@ class TaskStateMachine(RuleBasedStateMachine):
 
 TestTaskStateMachine = TaskStateMachine.TestCase
 TestTaskStateMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_event_without_an_effect_changes_nothing_but_its_position():
+    before = final_task(*TO_RUNNING)
+    for event in (e.AgentMessage("Hello."), e.ToolCallStarted("Bash", "toolu_1"), e.Gap(0, 0, "full")):
+        result = advance(before, event, seq=99, at=before.created_at)
+        assert (result.transition, msgspec.structs.replace(result.task, last_seq=before.last_seq)) == (None, before)
 
 
 def test_only_terminal_states_have_no_transitions():
