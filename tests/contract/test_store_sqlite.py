@@ -272,6 +272,25 @@ def test_tasks_of_an_older_index_become_searchable(path):
     store.close()
 
 
+def test_row_that_lost_its_number_becomes_searchable_again(path):
+    store = SqliteStore(path)
+    for name in ("lost", "kept"):
+        store.insert(IndexedTask(submitted(name, prompt=f"alpha {name}"), 1))
+    store.close()
+    execute(path, "UPDATE tasks SET number = NULL WHERE id = 'lost'")
+
+    for _ in range(2):
+        store = SqliteStore(path)
+        page = store.query(TaskQuery(search="alpha", labels={"k": "v"}))
+        assert ({task.id for task in page.tasks}, page.total_count) == ({"lost", "kept"}, 2)
+        store.close()
+    store = SqliteStore(path)
+    for name in ("lost", "kept"):
+        store.delete(name)
+    assert store.query(TaskQuery(search="alpha")).total_count == 0
+    store.close()
+
+
 def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monkeypatch):
     child = msgspec.structs.replace(submitted("child", prompt="alpha"), parent=e.Parent("first", "0" * 40, ()))
     with monkeypatch.context() as earlier:

@@ -227,14 +227,19 @@ class SqliteStore:
         connection.execute(self._sql["delete_searchable"], {"id": task_id})
 
     def _make_searchable(self) -> None:
-        """Add the terms of tasks that an earlier version indexed. A damaged row gets them when it is written again."""
+        """Add the terms of tasks without a number: an earlier version indexed them, or their row is damaged.
+
+        A row that cannot be read gets its terms when it is written again.
+        """
         ids = [task_id for (task_id,) in self._fetch_all("unsearchable_ids")]
         for start in range(0, len(ids), _SEARCHABLE_BATCH_SIZE):
             with self._connections.write_transaction() as connection:
                 for task_id in ids[start : start + _SEARCHABLE_BATCH_SIZE]:
                     for row in connection.execute(self._sql["load_task"], {"id": task_id}).fetchall():
                         with contextlib.suppress(IndexDamagedError):
-                            number = self._add_searchable(connection, _to_indexed(row).task)
+                            task = _to_indexed(row).task
+                            self._delete_searchable(connection, task_id)  # exists if only the row's number was lost
+                            number = self._add_searchable(connection, task)
                             connection.execute(self._sql["set_number"], {"id": task_id, "number": number})
 
 
