@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from sandbox.interfaces.store import StoreError
+from sandbox.interfaces.store import IndexDamagedError, StoreError
 
 _FREE_BYTES_MIN = 64 * 1024
 """Minimum free space to open a database. SQLite needs about half of this space, in addition to the database."""
@@ -147,6 +147,9 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SQLITE_ERRORS as error:
+        # An error that the module itself detects has no SQLite code.
+        if getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
+            raise IndexDamagedError(error) from error
         advice = "its disk is full, so free space and try again" if is_disk_full(error, path) else "try again"
         raise StoreError(f"The index of tasks is unavailable ({error}); {advice}.") from error
 

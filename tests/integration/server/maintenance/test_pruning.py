@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import sqlite3
 import threading
 
 import pytest
@@ -295,6 +296,17 @@ async def test_damaged_task_is_kept_and_does_not_block_others(stored, components
 
     await scenario()
     assert directories(stored) == ["task-1"]
+
+
+async def test_damaged_search_index_does_not_block_other_tasks(stored, components):
+    """SQLite refuses to remove terms that were never added."""
+    async with components.server() as service:
+        with contextlib.closing(sqlite3.connect(stored.data_dir / "index.sqlite")) as connection, connection:
+            connection.execute("UPDATE searchable SET state = '-1' WHERE id = 'task-1'")
+        reason = r"task-\d: The index of tasks is damaged .*malformed.*sandbox admin rebuild"
+        with pytest.raises(UnavailableError, match=rf"Finished tasks removed: 4\. .*{reason}"):
+            await service.prune(Retention(older_than_seconds=0), dry_run=False)
+    assert len(directories(stored)) == 1
 
 
 @pytest.mark.parametrize("retention_limits", PRUNE_ALL)
