@@ -22,9 +22,12 @@ _MARKERS = re.compile(r"\A(?:#{1,6}|[-*+>]|[0-9]{1,3}[.)])\s+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+")
 _FENCES = ("```", "~~~")
 _INSTRUCTION_START = re.compile(
-    r"(---|diff -|Index: |>?From |(From|Subject|Date):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
+    r"(---|diff -|Index: |>?From |(From|Subject|Date|Cc):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
 )
-"""Line starts that `git am` parses as a patch, an email or a header, and sign-offs. An indented line is plain text."""
+"""Line starts that `git am` parses as a patch, an email or a header, sign-offs, and recipients for `git send-email`.
+
+An indented line is plain text.
+"""
 
 _SCISSORS = re.compile(r"([<>])(?=[8%])|([8%])(?=[<>])")
 """Marks in a line of hyphens at which git and `git am` cut a message, even if the line is indented."""

@@ -201,6 +201,11 @@ def test_body_signs_nothing_off():
     assert "\n Signed-off-by: Boss <boss@example.org>\n Reviewed-By: Boss\n\nReviewed by nobody.\n" in message
 
 
+def test_body_adds_no_recipient_of_an_email():
+    message = build("Done.\n\nCc: x@example.org\ncc: y@example.org\nccache: faster")
+    assert "\n Cc: x@example.org\n cc: y@example.org\nccache: faster\n" in message
+
+
 def test_body_is_bounded():
     message = build("Done.\n" + "line\n" * 100_000)
     assert len(message.splitlines()) <= BODY_LINES_MAX + 6
