@@ -114,4 +114,4 @@ async def read_base_tree(git: Git, repository: Path, commit: str) -> BaseTree:
 
 def ls_tree_arguments(commit: str, *options: str) -> tuple[str, ...]:
     """Return the arguments that list a commit's tree, in a git directory, for `parse_ls_tree`."""
-    return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", *options, commit)
+    return ("--git-dir=.", "ls-tree", "-r", "-l", "-z", "--full-tree", *options, "--end-of-options", commit)

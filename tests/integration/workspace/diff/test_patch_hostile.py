@@ -34,6 +34,11 @@ def trap(harness):
     return canary, program
 
 
+def test_base_commit_of_a_damaged_journal_is_no_option_of_git(staged):
+    with pytest.raises(AttemptError, match="Not a valid object name --name-only"):
+        staged.patch("--name-only")
+
+
 def test_programs_in_the_agents_git_directory_are_not_run(staged):
     canary, program = trap(staged)
     git = staged.workspace / ".git"
