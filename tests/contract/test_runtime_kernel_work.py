@@ -233,3 +233,39 @@ def test_guard_regions_are_not_available(runtime: Runtime, disk: Path):
     assert install_and_free == "EINVAL EINVAL True"
     assert set(of_process.split()) <= {"EINVAL", "EBADF", "ENOSYS"}
     assert threads == ["ran"] * 3
+
+
+_PAGE_TABLES = """
+import ctypes, errno, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+pagemap = os.open("/proc/self/pagemap", os.O_RDONLY)
+scan = struct.pack("12Q", 96, 0, 0, 0x7FFFFFFFF000, 0, 0, 0, 0, 0, 1 << 3, 0, 0)
+print(libc.ioctl(pagemap, ctypes.c_ulong(0xC0606610), scan) >= 0 or errno.errorcode[ctypes.get_errno()])  # PAGEMAP_SCAN
+page = id(libc) // os.sysconf("SC_PAGE_SIZE")
+print(struct.unpack("Q", os.pread(pagemap, 8, page * 8))[0] >> 63)
+"""
+
+
+def test_page_tables_are_not_scanned_in_one_call(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("gVisor has no /proc/self/pagemap")
+    assert run_python(runtime, disk, _PAGE_TABLES).output.split() == ["ENOTTY", "1"]
+
+
+_MESSAGE_QUEUES = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+queues = []
+while len(queues) < 65:
+    queues.append(libc.msgget(0, 0o1600))
+    if queues[-1] < 0: break
+print(len(queues) - 1, errno.errorcode[ctypes.get_errno()])
+message, received = ctypes.create_string_buffer(b"\\x01\\0\\0\\0\\0\\0\\0\\0hello"), ctypes.create_string_buffer(13)
+print(libc.msgsnd(queues[0], message, 5, 0), libc.msgrcv(queues[0], received, 5, 0, 0), received.raw[8:].decode())
+"""
+
+
+def test_message_queues_are_limited(runtime: Runtime, disk: Path):
+    if runtime.name != "bubblewrap":
+        pytest.skip("message queues belong to the sandbox's kernel")
+    assert run_python(runtime, disk, _MESSAGE_QUEUES).output.split() == ["64", "ENOSPC", "0", "5", "hello"]

@@ -62,9 +62,9 @@ def build_program_spec(
 def isolation_arguments(attempt_id: str) -> Iterator[str]:
     """Yield the arguments that every confined program starts with: its namespaces, its uid, and no capabilities.
 
-    The network namespace is the launcher's.
+    The network and IPC namespaces are the launcher's.
     """
-    yield from ("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try")
+    yield from ("--unshare-user", "--unshare-pid", "--unshare-uts", "--unshare-cgroup-try")
     yield from ("--disable-userns", "--uid", str(SANDBOX_UID), "--gid", str(SANDBOX_UID), "--hostname", attempt_id)
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
 

@@ -19,7 +19,7 @@ from sandbox.runtimes.qemu.components import GuestComponents
 ATTEMPT_ID = "attemptattem"
 BWRAP = "/usr/bin/bwrap"
 ISOLATION = (
-    "--unshare-user --unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try --disable-userns --uid 1000 "
+    "--unshare-user --unshare-pid --unshare-uts --unshare-cgroup-try --disable-userns --uid 1000 "
     f"--gid 1000 --hostname {ATTEMPT_ID} --new-session --die-with-parent --cap-drop ALL"
 ).split()
 

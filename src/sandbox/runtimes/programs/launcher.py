@@ -1,7 +1,7 @@
 """The process that becomes a sandbox. A separate program, run without importing the package.
 
 It works in these steps:
-1. Create the network namespace and open the gateway's listeners in it.
+1. Create the network and IPC namespaces and open the gateway's listeners in the network.
 2. Stage the host files for the sandbox below one path of a private mount namespace.
 3. Switch to the sandbox's kernel uid and report `ready` with the listeners.
 4. Wait for one message with the command and exec it. The message determines the program: bubblewrap, runsc or QEMU. For
@@ -39,29 +39,31 @@ DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
 PTYS_MAX = 256
 """Maximum number of open terminals of the devpts. The machine-wide limit is kernel.pty.max."""
 
-NETWORK_SETTINGS = {
-    "ipv4/tcp_rmem": "4096 32768 1048576",
-    "ipv4/tcp_wmem": "4096 16384 1048576",
-    "ipv4/tcp_max_tw_buckets": "16384",
-    "ipv4/tcp_no_metrics_save": "1",
-    "ipv4/tcp_fastopen": "0",
-    "ipv4/igmp_max_memberships": "2",
-    "core/optmem_max": "20480",
-    "core/tstamp_allow_data": "0",
+NAMESPACE_SETTINGS = {
+    "net/ipv4/tcp_rmem": "4096 32768 1048576",
+    "net/ipv4/tcp_wmem": "4096 16384 1048576",
+    "net/ipv4/tcp_max_tw_buckets": "16384",
+    "net/ipv4/tcp_no_metrics_save": "1",
+    "net/ipv4/tcp_fastopen": "0",
+    "net/ipv4/igmp_max_memberships": "2",
+    "net/core/optmem_max": "20480",
+    "net/core/tstamp_allow_data": "0",
+    "kernel/msgmni": "64",
 }
-"""Settings of the sandbox's network namespace: sizes in bytes, maximum numbers, and switches.
+"""Settings of the sandbox's network and IPC namespaces: sizes in bytes, maximum numbers, and switches.
 
 tcp_rmem: a connection that no program has accepted uses about the second number of bytes. tcp_max_tw_buckets: limits
 connections in TIME_WAIT. igmp_max_memberships: limits the multicast memberships of a socket. tcp_no_metrics_save,
 tcp_fastopen: connections leave no entries in the machine's table of TCP metrics. tstamp_allow_data: sent data is not
-queued with its timestamp.
+queued with its timestamp. msgmni: limits System V message queues. When the namespace ends, a kernel thread frees all
+messages without interruption: 0.9 s for 6 million.
 """
 
 HOST_PATH_KINDS = ("bind", "image", "overlay", "program")
 FIRST_DESCRIPTOR = 100
 """The program's number for the third descriptor in the message; the following descriptors get the next numbers."""
 
-CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x10000000, 0x40000000
+CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_SLAVE = 0x1000, 0x4000, 0x80000
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
@@ -92,9 +94,10 @@ def set_parent_death_signal(parent: int) -> None:
 
 
 def enter_namespaces(as_root: bool) -> None:
-    """Leave the host's network and mounts. An ordinary user first becomes root of a user namespace."""
+    """Leave the host's network, mounts and IPC objects. An ordinary user first becomes root of a user namespace."""
     uid, gid = os.getuid(), os.getgid()
-    check_errno(_libc.unshare(CLONE_NEWNET | CLONE_NEWNS | (0 if as_root else CLONE_NEWUSER)), "unshare")
+    namespaces = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC
+    check_errno(_libc.unshare(namespaces | (0 if as_root else CLONE_NEWUSER)), "unshare")
     if not as_root:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
@@ -114,14 +117,14 @@ def mount_unmasked_proc() -> None:
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
-def limit_network_buffers() -> None:
-    """Limit, for each socket in this network namespace, the memory that no control group counts.
+def limit_kernel_objects() -> None:
+    """Limit the memory of sockets in this network namespace that no control group counts, and message queues.
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings only for the whole machine.
     """
-    for name, value in NETWORK_SETTINGS.items():
+    for name, value in NAMESPACE_SETTINGS.items():
         try:
-            with open(f"/proc/sys/net/{name}", "w") as file:  # noqa: PTH123
+            with open(f"/proc/sys/{name}", "w") as file:  # noqa: PTH123
                 file.write(value)
         except OSError:
             pass
@@ -452,7 +455,7 @@ def main(arguments: list[str]) -> None:
         if as_root != (os.getuid() == 0) or kernel_uid == "0":
             raise ValueError("a sandbox that root starts must have a separate kernel uid")
         enter_namespaces(as_root)
-        limit_network_buffers()
+        limit_kernel_objects()
         configure_loopback()
         sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_sock_diag()
         stage_entries(

@@ -313,6 +313,13 @@ def test_memory_advice_and_process_options_that_burden_the_kernel_are_denied(arc
 
 
 @all_architectures
+def test_scans_of_page_tables_are_unknown(architecture: str):
+    assert evaluate(architecture, IOCTL[architecture], 3, 0xC0606610, 0x1000) == errno.ENOTTY  # PAGEMAP_SCAN
+    # PROCMAP_QUERY, FS_IOC_FIEMAP, FIONREAD
+    assert {evaluate(architecture, IOCTL[architecture], 3, one) for one in (0xC0686611, 0xC020660B, 0x541B)} == {ALLOW}
+
+
+@all_architectures
 def test_naming_a_mapping_returns_einval(architecture: str):
     assert evaluate(architecture, {"x86_64": 157, "aarch64": 167}[architecture], 0x53564D41, 0) == errno.EINVAL
 
