@@ -456,19 +456,17 @@ def test_uncommon_socket_families_types_and_protocols_are_denied(runtime: Runtim
 
 
 _MESSAGES = """
-libc.msgsnd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-message = struct.pack("l", 1) + bytes(4096)
-def send(queues, size):
-    while not queues or libc.msgsnd(queues[-1], message, size - 48, 0o4000):
-        queues.append(libc.msgget(0, 0o1600))
-        assert queues[-1] >= 0, ctypes.get_errno()
+def send(pairs, size):
+    while True:
+        try: return pairs[-1][0].send(bytes(size - 320), socket.MSG_DONTWAIT)
+        except (IndexError, BlockingIOError): pairs.append(socket.socketpair())
 kept = []
 def fill_and_free(size, every):
     freed = []
     for number in range((320 << 20) // size): send(freed if number % every else kept, size)
     time.sleep(1.2); report("full")
-    for queue in freed: libc.msgctl(queue, 0, 0)
+    for pair in freed: pair[0].close(); pair[1].close()
     time.sleep(1.2)
 """
 
@@ -561,6 +559,45 @@ def test_free_slab_memory_is_measured(runtime: Runtime, disk: Path, limits: froz
     usage = asyncio.run(scenario())
     assert usage.unreclaimable_free_slab_bytes is not None
     assert usage.reclaimable_free_slab_bytes is not None
+
+
+# Links between mappings
+
+
+_MAPPINGS = """
+pages = mmap.mmap(-1, 60000 * 4096, flags=mmap.MAP_PRIVATE)
+address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+for generation in range({generations}):
+    pages[0] = 1
+    if os.fork(): time.sleep(600)
+pages[0] = 1
+for page in range(0, {splits} * 2, 2): assert not libc.mprotect(ctypes.c_void_p(address + page * 4096), 4096, 1)
+report("held"); time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("generations", "splits", "exceeds"), [(60, 30000, True), (60, 300, False), (3, 30000, False)])
+def test_links_between_mappings_are_limited(
+    runtime: Runtime, disk: Path, limits: frozenset[str], generations: int, splits: int, exceeds: bool
+):
+    if has_own_kernel(runtime):
+        pytest.skip("mappings belong to the sandbox's kernel")
+    if "memory" not in limits or os.geteuid():
+        pytest.skip("kernel memory cannot be measured here")
+    source = _MAPPINGS.replace("{generations}", str(generations)).replace("{splits}", str(splits))
+
+    async def scenario() -> KernelUsage:
+        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            await sandbox.kernel_usage()
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            await asyncio.sleep(1.1)  # the interval between two counts
+            return await sandbox.kernel_usage()
+
+    violation = asyncio.run(scenario()).find_violation()
+    assert ("link mappings" in violation) == exceeds, violation
+    assert exceeds or not violation
 
 
 # Buffers of calls in progress

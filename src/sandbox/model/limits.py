@@ -131,6 +131,13 @@ RECLAIMABLE_SLAB_MEMORY_DIVISOR = 8
 This is 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX.
 """
 
+MAPPING_LINK_BYTES_MAX = 96 * 1024 * 1024
+"""Maximum memory of the links between anonymous mappings, of 64 bytes each, attributed to one sandbox.
+
+When a process ends, the kernel removes its links without interruption: 0.14 s for each million. A program can create
+1.5 million between two counts.
+"""
+
 OOM_KILLS_MAX = 1000
 """Maximum number of processes of one sandbox that the kernel has killed for lack of memory.
 

@@ -165,6 +165,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             unreclaimable_free_slab_bytes=free.unreclaimable if free else None,
             reclaimable_free_slab_bytes=free.reclaimable if free else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
+            mapping_link_bytes=free.mapping_links if free else None,
             oom_kills=self.oom_kills(),
             call_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
         )

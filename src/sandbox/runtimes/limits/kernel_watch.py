@@ -12,6 +12,7 @@ from sandbox.model.limits import (
     FILE_USAGE_CHECK_SECONDS,
     FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_SECONDS,
+    MAPPING_LINK_BYTES_MAX,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
@@ -36,6 +37,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit of reclaimable_free_slab_bytes.
+    mapping_link_bytes: memory of the links between anonymous mappings of a process and its ancestors.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     call_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     oom_kills: how many times a process was killed for lack of memory.
@@ -50,6 +52,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes_max: int | None = None
+    mapping_link_bytes: int | None = None
     udp_sockets_on_port: int | None = None
     call_buffer_bytes: int | None = None
     oom_kills: int = 0
@@ -96,6 +99,12 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and file "
                 f"names; the limit is {reclaimable_max >> 20} MiB. Close files that were created together."
+            )
+        if self.mapping_link_bytes is not None and self.mapping_link_bytes > MAPPING_LINK_BYTES_MAX:
+            return (
+                f"The kernel held {self.mapping_link_bytes >> 20} MiB to link mappings of the sandbox's processes with "
+                f"those of their parents; the limit is {MAPPING_LINK_BYTES_MAX >> 20} MiB. Split fewer mappings, or "
+                "start fewer generations of processes."
             )
         if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
             return (

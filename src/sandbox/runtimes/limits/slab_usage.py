@@ -3,8 +3,9 @@
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
-The origin of free objects is not visible. Growth is therefore attributed to each sandbox in proportion to its peak
-charge, relative to the charges of the other sandboxes.
+The origin of free objects is not visible, and neither is that of links between anonymous mappings. These are charged,
+but the kernel removes them without interruption. Growth is therefore attributed to each sandbox in proportion to its
+peak charge, relative to the charges of the other sandboxes.
 """
 
 import os
@@ -19,6 +20,7 @@ from sandbox.model.limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DI
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
+_MAPPING_LINKS = "anon_vma_chain"
 _INTERVAL_SECONDS = 1.0
 """Interval between two reads of the machine's slab statistics. Each read takes a few milliseconds."""
 
@@ -30,10 +32,15 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded the limi
 
 
 class FreeSlabBytes(NamedTuple):
-    """Bytes of free objects in slabs. reclaimable: objects that the kernel can reclaim, such as cached inodes."""
+    """Bytes of free objects in slabs, and of the links between anonymous mappings, which are in use.
+
+    reclaimable: objects that the kernel can reclaim, such as cached inodes.
+    mapping_links: a mapping has one link for each ancestor with which its process may share pages of the mapping.
+    """
 
     unreclaimable: int
     reclaimable: int
+    mapping_links: int = 0
 
 
 def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSlabBytes | None:
@@ -42,7 +49,7 @@ def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSla
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
         return None
-    unreclaimable = reclaimable = 0
+    unreclaimable = reclaimable = mapping_links = 0
     for line in lines:
         name, active, objects, size, _ = line.split(maxsplit=4)
         free = (int(objects) - int(active)) * int(size)
@@ -50,7 +57,9 @@ def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSla
             reclaimable += free
         else:
             unreclaimable += free
-    return FreeSlabBytes(unreclaimable, reclaimable)
+        if name == _MAPPING_LINKS:
+            mapping_links += int(active) * int(size)
+    return FreeSlabBytes(unreclaimable, reclaimable, mapping_links)
 
 
 def reclaimable_free_slab_bytes_max() -> int:
@@ -98,7 +107,7 @@ class FreeSlabMeter:
     ) -> None:
         self._count_all = count_all
         self._clock = clock
-        self._growths: tuple[_Growth, _Growth] | None = None
+        self._growths: tuple[_Growth, ...] | None = None
         self._updated_at = 0.0
         self._peak_charge_bytes = 0
 
@@ -114,7 +123,8 @@ class FreeSlabMeter:
             self._update(max(0, charged_to_all() - charged))
         if self._growths is None:
             return None
-        return FreeSlabBytes(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
+        found = FreeSlabBytes(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
+        return found._replace(mapping_links=min(found.mapping_links, charged))
 
     def _update(self, charged_to_others: int) -> None:
         free = self._count_all()
@@ -122,7 +132,7 @@ class FreeSlabMeter:
         if free is None:
             return
         if self._growths is None:
-            self._growths = _Growth(free.unreclaimable), _Growth(free.reclaimable)
+            self._growths = tuple(_Growth(first) for first in free)
         share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
         for growth, free_bytes in zip(self._growths, free, strict=True):
             growth.update(free_bytes, share)

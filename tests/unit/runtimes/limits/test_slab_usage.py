@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.limits import FREE_SLAB_BYTES_MAX
+from sandbox.model.limits import FREE_SLAB_BYTES_MAX, MAPPING_LINK_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
     FreeSlabBytes,
@@ -19,6 +19,7 @@ SLABS = """slabinfo - version: 2.1
 # name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables ...
 kmalloc-4k          10     30   4096    8    8 : tunables    0    0    0 : slabdata      4      4      0
 vm_area_struct     100    121    192   21    1 : tunables    0    0    0 : slabdata      6      6      0
+anon_vma_chain    5000   5120     64   64    1 : tunables    0    0    0 : slabdata     80     80      0
 dentry             100  90000    192   21    1 : tunables    0    0    0 : slabdata   4286   4286      0
 """
 
@@ -57,7 +58,8 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
-    assert count_free_slab_bytes(tmp_path / "slabinfo", tmp_path) == FreeSlabBytes(20 * 4096 + 21 * 192, 89900 * 192)
+    found = count_free_slab_bytes(tmp_path / "slabinfo", tmp_path)
+    assert found == FreeSlabBytes(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64)
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
@@ -72,9 +74,10 @@ def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     slabs = machine.slabs()
     assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
-    assert slabs.count(50 * MEBIBYTE, lambda: 50 * MEBIBYTE) == 300 * MEBIBYTE
+    charged = 350 * MEBIBYTE if kind == "mapping_links" else 50 * MEBIBYTE
+    assert slabs.count(charged, lambda: charged) == 300 * MEBIBYTE
     machine.grow(-200 * MEBIBYTE)
-    assert slabs.count(50 * MEBIBYTE, lambda: 50 * MEBIBYTE) == 100 * MEBIBYTE
+    assert slabs.count(charged, lambda: charged) == 100 * MEBIBYTE
 
 
 def test_measurements_are_at_least_a_second_apart():
@@ -126,3 +129,16 @@ def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
         "inodes"
         in KernelUsage(reclaimable_free_slab_bytes=limit + 1, reclaimable_free_slab_bytes_max=limit).find_violation()
     )
+
+
+def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
+    machine = FakeSlabs(kind="mapping_links")
+    slabs = machine.slabs()
+    slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
+    machine.grow(300 * MEBIBYTE)
+    assert slabs.count(90 * MEBIBYTE, lambda: 90 * MEBIBYTE) == 90 * MEBIBYTE
+
+
+def test_mapping_links_above_the_limit_are_a_violation():
+    assert not KernelUsage(mapping_link_bytes=MAPPING_LINK_BYTES_MAX).find_violation()
+    assert "97 MiB" in KernelUsage(mapping_link_bytes=MAPPING_LINK_BYTES_MAX + MEBIBYTE).find_violation()
