@@ -38,10 +38,10 @@ def test_command_line_contains_no_host_paths_of_the_task():
     assert ("overlay", "program-0", "/data/tool") in staged_entries(SPEC)
 
 
-def test_all_namespaces_except_the_network_namespace_are_unshared():
+def test_all_namespaces_except_those_of_the_launcher_are_unshared():
     _, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
     unshared = {word for word in arguments if word.startswith("--unshare")}
-    names = ("user", "pid", "ipc", "uts", "cgroup-try")
+    names = ("user", "pid", "uts", "cgroup-try")
     assert unshared == {f"--unshare-{name}" for name in names}
     assert {"--die-with-parent", "--new-session", "--disable-userns"} <= set(arguments)
 
