@@ -303,7 +303,7 @@ async def test_submit_is_rejected_while_the_server_is_not_ready(components):
         async with components.server() as service:
             health = await service.health()
             assert not health.is_ready
-            with pytest.raises(UnavailableError, match="No model key is set: set CLAUDE_KEY and start"):
+            with pytest.raises(UnavailableError, match="No model key is set: set CLAUDE_KEY and restart"):
                 await service.submit(manifest())
 
     await scenario()
