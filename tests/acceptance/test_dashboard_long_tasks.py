@@ -270,6 +270,8 @@ def test_edits_are_rendered_as_diffs(open_task):
     tools.nth(1).get_by_role("button", name="Show all 100 lines").click()
     assert tools.nth(1).locator(".add").count() == 100
     assert "… and 7 more characters" in tools.nth(1).inner_text()
+    tools.nth(2).scroll_into_view_if_needed()  # the browser does not render entries outside the window
+    tools.nth(2).get_by_text("No match.").wait_for()
     assert tools.nth(2).locator(".field-name, pre").all_inner_texts() == ["Output", "No match."]
 
 
