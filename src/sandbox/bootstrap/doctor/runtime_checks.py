@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 
 _SYSCTL_ROOT = Path("/proc/sys")
+_KERNEL_COMMAND_LINE = Path("/proc/cmdline")
+_KERNEL_CONFIG = Path("/proc/config.gz")
 _UNLIMITED = 2**63 - 1
 """The kernel's value for no limit."""
 
@@ -33,6 +37,38 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
         "then the memory limit of each task bounds its open files."
     )
     return [Finding("limits", False, message, remedy, is_needed=False)]
+
+
+def check_preemption(probe: RuntimeProbe) -> list[Finding]:
+    """Report if one system call of a sandbox can occupy a processor of the host until it ends."""
+    if not probe.is_available or probe.tier != "namespaces" or _preemption_mode() not in ("none", "voluntary"):
+        return []
+    message = (
+        f"one system call of a task on {probe.runtime} can occupy a processor for up to a second, "
+        "because the kernel does not interrupt system calls"
+    )
+    remedy = "Start the kernel with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
+    return [Finding("kernel", False, message, remedy, is_needed=False)]
+
+
+def _preemption_mode() -> str | None:
+    """Return the kernel's preemption mode: none, voluntary, lazy or full; None if it cannot be determined.
+
+    The mode is the parameter `preempt` of the kernel, or the default of its configuration.
+    """
+    parameters = re.findall(r"(?:^|\s)preempt=(\w+)", _KERNEL_COMMAND_LINE.read_text(errors="replace"))
+    if parameters:
+        return str(parameters[-1])
+    for path in (_KERNEL_CONFIG, Path("/boot", f"config-{os.uname().release}")):
+        try:
+            text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        except OSError:
+            continue
+        for mode in ("none", "voluntary", "lazy"):
+            if re.search(rf"^CONFIG_PREEMPT_{mode.upper()}=y$".encode(), text, re.MULTILINE):
+                return mode
+        return "full"
+    return None
 
 
 def _open_files_per_task(probe: RuntimeProbe) -> int:
@@ -67,7 +103,15 @@ def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
     others = [probe for probe in auto_choice.probes if probe.runtime != chosen.runtime]
     confined = _confinement_findings(chosen, run_dir) if chosen.is_available else []
     rest = [finding for probe in others for finding in _other_findings(probe)]
-    return [*_chosen_findings(chosen), *confined, *rest, *_limit_findings(chosen), *check_open_files(chosen)]
+    preemption = [finding for probe in auto_choice.probes for finding in check_preemption(probe)]
+    return [
+        *_chosen_findings(chosen),
+        *confined,
+        *rest,
+        *_limit_findings(chosen),
+        *check_open_files(chosen),
+        *preemption,
+    ]
 
 
 def _chosen_findings(probe: RuntimeProbe) -> list[Finding]:
