@@ -1,4 +1,4 @@
-"""Encodes sample values of types: `python wire_samples.py json module:Type …` prints a list of samples for each type.
+"""Encodes sample values of the given types: `python wire_samples.py json module:Type …` prints samples of each type.
 
 The samples cover all alternatives, and each is also decoded. The program runs with every version of Sandbox.
 """

@@ -128,7 +128,7 @@ def _stored_option(*names: str, **attributes: Any) -> Callable[[_Decorated], _De
 
 
 COMPLETION_TIMEOUT_SECONDS = 2.0
-"""Time limit of a shell completion."""
+"""Time limit for one completion in the shell."""
 
 COMPLETIONS_MAX = 100
 

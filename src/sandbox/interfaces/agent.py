@@ -36,7 +36,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
 
 
 class ToolFinished(msgspec.Struct, frozen=True):
-    """A tool call of the agent has finished."""
+    """A tool call by the agent has finished."""
 
     tool_use_id: str
     tool: str

@@ -207,7 +207,7 @@ def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while data:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-            raise TimeoutError(errno.ETIMEDOUT, "The pipe is not read")
+            raise TimeoutError(errno.ETIMEDOUT, "Nothing reads from the pipe")
         data = data[os.write(pipe_fd, data) :]
 
 

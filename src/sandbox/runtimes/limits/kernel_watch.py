@@ -91,14 +91,14 @@ class KernelUsage(msgspec.Struct, frozen=True):
         unreclaimable = self.unreclaimable_free_slab_bytes
         if unreclaimable is not None and unreclaimable > FREE_SLAB_BYTES_MAX:
             return (
-                f"The sandbox left {unreclaimable >> 20} MiB of kernel memory in partly used slabs; close "
-                "files and sockets that were opened together."
+                f"The sandbox left {unreclaimable >> 20} MiB of kernel memory in partly used slabs. Close "
+                "files and sockets in the order in which they were opened."
             )
         reclaimable, reclaimable_max = self.reclaimable_free_slab_bytes, self.reclaimable_free_slab_bytes_max
         if reclaimable is not None and reclaimable_max is not None and reclaimable > reclaimable_max:
             return (
                 f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and file "
-                f"names; the limit is {reclaimable_max >> 20} MiB. Close files that were created together."
+                f"names; the limit is {reclaimable_max >> 20} MiB. Close files in the order in which they were created."
             )
         if self.mapping_link_bytes is not None and self.mapping_link_bytes > MAPPING_LINK_BYTES_MAX:
             return (
