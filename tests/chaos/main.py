@@ -102,7 +102,7 @@ def write_document(score, restarted, summary):
     received = f"{restarted.clients} clients received {restarted.events:,} events"
     lines = [
         f"{datetime.now(UTC):%Y-%m-%d}, Linux {os.uname().release}, {os.cpu_count()} cores: {summary}. "
-        f"{sum(score.runs.values())} tasks were affected, and {len(score.messages)} guarantees violated.",
+        f"{sum(score.runs.values())} tasks were affected, and {len(score.messages)} guarantees were violated.",
         "",
         *score.rows("bubblewrap"),
         "",
@@ -111,8 +111,8 @@ def write_document(score, restarted, summary):
         *score.end_rows(),
         "",
         f"{restarted.restarts} restarts ({restarted.killed} by KILL, the others by TERM) with 5 running tasks: "
-        f"{received} over at least {connections} connections; "
-        f"{len(restarted.violations)} of them differ from the journal.",
+        f"{received} over at least {connections} connections, "
+        f"with {len(restarted.violations)} differences from the journal.",
     ]
     text = "\n".join(lines) + "\n"
     DOCUMENT.write_text(_BLOCK.sub(lambda match: f"{match[1]}{text}{match[2]}", DOCUMENT.read_text()))

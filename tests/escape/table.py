@@ -20,7 +20,7 @@ _TITLES = {
     "credentials": "Credentials, processes and privileges",
     "resources": "Resources",
     "collection": "Collection of the workspace",
-    "outside": "Host observations, over all attacks",
+    "outside": "Host observations, across all attacks",
 }
 
 

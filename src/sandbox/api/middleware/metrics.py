@@ -43,7 +43,7 @@ class ServerMetrics:
     def __init__(self, version: str) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        build = Gauge("sandbox_build_info", "Always 1; the version is the label.", ["version"], registry=registry)
+        build = Gauge("sandbox_build_info", "Always 1; the label contains the version.", ["version"], registry=registry)
         build.labels(version).set(1)
         self._tasks = Gauge("sandbox_tasks", "Number of tasks in the state.", ["state"], registry=registry)
         self._requests = Counter(
@@ -62,7 +62,7 @@ class ServerMetrics:
         self._streams = Gauge("sandbox_streams_open", "Connected event streams.", ["kind"], registry=registry)
         for kind in ("logs", "websocket"):
             self._streams.labels(kind)
-        self._ready = Gauge("sandbox_ready", "1 when the server accepts and runs tasks, else 0.", registry=registry)
+        self._ready = Gauge("sandbox_ready", "1 if the server accepts and runs tasks, otherwise 0.", registry=registry)
         self._uptime = Gauge("sandbox_uptime_seconds", "Time since the server started.", registry=registry)
         self._disk_free = Gauge(
             "sandbox_disk_free_bytes", "Free space on the file system of the data directory.", registry=registry

@@ -174,13 +174,13 @@ class DiskSection:
     __pydantic_config__ = _FORBID_EXTRA
     new_tasks_percent: Annotated[
         Percent,
-        Description("Minimum free share of the disk for new tasks; below it they wait and the server is not ready."),
+        Description("Minimum free share of the disk for new tasks; below it, tasks wait and the server is not ready."),
     ] = NEW_TASKS_FREE_PERCENT
     new_tasks_size: Annotated[str, BYTE_SIZE, Description("Free space that is always enough for new tasks.")] = (
         f"{NEW_TASKS_FREE_BYTES // 1024**3}G"
     )
     output_percent: Annotated[
-        Percent, Description("Minimum free share of the disk for output; below it output is dropped.")
+        Percent, Description("Minimum free share of the disk for output; below it, output is dropped.")
     ] = OUTPUT_FREE_PERCENT
     output_size: Annotated[str, BYTE_SIZE, Description("Free space that is always enough for output.")] = (
         f"{OUTPUT_FREE_BYTES // 1024**3}G"
