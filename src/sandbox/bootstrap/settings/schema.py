@@ -259,7 +259,7 @@ class RetentionSection:
         int,
         Ge(0),
         Le(10_000_000),
-        Description("Number of finished tasks to keep, oldest removed first; 0 for no limit."),
+        Description("Number of finished tasks to keep; the oldest are removed first; 0 for no limit."),
     ] = 10_000
     max_bytes: Annotated[
         str,
