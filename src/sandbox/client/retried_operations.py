@@ -83,11 +83,11 @@ class Operation(Generic[ResponseT]):
         self.send(None)
 
     def send(self, response: Any) -> None:
-        """Pass the response of the executed step; None after a Sleep."""
+        """Continue with the response to the executed step; None after a Sleep."""
         self._advance(lambda: self._steps.send(response))
 
     def throw(self, error: ClientError) -> None:
-        """Pass the error of the executed step. Raises the error if the operation does not handle it."""
+        """Continue with the error of the executed step. Raises the error if the operation does not handle it."""
         self._advance(lambda: self._steps.throw(error))
 
     def _advance(self, get_step: Callable[[], Request[Any] | Sleep]) -> None:

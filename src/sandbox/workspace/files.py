@@ -102,7 +102,10 @@ class RootedFiles:
             os.close(directory)
 
     def entries(self, path: bytes) -> list[Entry]:
-        """Return the directory's entries, sorted. Raises TooManyEntriesError if all calls together exceed a limit."""
+        """Return the directory's entries, sorted.
+
+        Raises TooManyEntriesError if the number of entries in all calls exceeds a limit.
+        """
         result = []
         prefix = path + b"/" if path else b""
         with self.open_directory(path) as directory, os.scandir(directory) as listing:

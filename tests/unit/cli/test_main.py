@@ -59,7 +59,7 @@ def test_group_help_matches_command_help(entries):
 
 
 def modules_of(package):
-    """Each module of a package, with whether it is a package itself."""
+    """Return the modules of a package as pairs: the name, and whether the module is itself a package."""
     prefix = f"{package.__name__}."
     return {(name, is_package) for _, name, is_package in pkgutil.iter_modules(package.__path__, prefix)}
 

@@ -64,9 +64,9 @@ _HEADER_BYTES = 5
 class HelloRetryFilter:
     """Forwards everything except a second ClientHello that names a different server.
 
-    A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might serve the name in it. After that hello all
-    data is encrypted. Early data, which the client sends before the server has responded, may occur between the two
-    hellos.
+    A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might then serve the site that the second hello
+    names. All data after the second hello is encrypted. Early data, which the client sends before the server has
+    responded, may occur between the two hellos.
     """
 
     is_done = False

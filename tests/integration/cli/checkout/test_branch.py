@@ -69,7 +69,7 @@ def make_patch(bare, tmp_path, files: dict[str, str], start: str = "main") -> by
 
 @pytest.fixture
 def serve_task(api, serve_patch, git_server):
-    """Serve a patch and its task, which has a final message and the cloned repository."""
+    """Serve a patch and its task. The task has a final message and names its repository."""
 
     def serve(patch: bytes, base: str | None, repository: Mapping[str, str] = MappingProxyType({})) -> None:
         serve_patch(patch, base)
