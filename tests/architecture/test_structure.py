@@ -19,7 +19,7 @@ FRAGMENTS_MAX = 15
 MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager"}
 
 FRAGMENTS = {
-    "api.auth.rate_limit": "token buckets, without HTTP",
+    "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
     "dashboard.failure_notice": "texts for people, without requests and templates",
     "runner.time_limit": "the timeouts of an agent, apart from its exhausted resources",

@@ -19,9 +19,9 @@ from typing import Literal
 from starlette.requests import HTTPConnection
 
 from sandbox.api import paths
-from sandbox.api.auth.rate_limit import RateLimiter, client_key
 from sandbox.api.auth.sessions import SESSION_COOKIE, SessionStore
 from sandbox.api.errors import TooManyStreamsError
+from sandbox.api.rate_limit import RateLimiter, client_key
 from sandbox.api.settings import ApiSettings
 from sandbox.interfaces.auth import Principal, Role, TokenStore
 from sandbox.system.client_fairness import FairShare, FairShares
