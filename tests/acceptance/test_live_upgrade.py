@@ -68,7 +68,7 @@ JSON_TYPES = {
     "sandbox.access.token_file:_Document": "sandbox.auth.token_file:_TokenDocument",
     "sandbox.profiles.record:ImageRecord": "sandbox.images.image_store:ImageMetadata",
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
-    "sandbox.api.cursor:Bookmark": "sandbox.api.request_parameters:PageCursor",
+    "sandbox.api.cursor:Bookmark": "sandbox.api.request_parsing:PageCursor",
 }
 ADDED_STATUS_FIELDS = {"repository", "branch", "diff", "duration_seconds", "parent", "continues"}
 EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task"}

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from sandbox.api import paths
 from sandbox.api.auth.sessions import SESSION_COOKIE
 from sandbox.api.middleware.metrics import set_api_route
-from sandbox.api.request_parameters import reject_unknown_query_params
+from sandbox.api.request_parsing import reject_unknown_query_params
 from sandbox.api.responses import JsonResponse, reason_phrase
 from sandbox.model.manifest.rules import AgentSchema
 

@@ -22,7 +22,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parameters import body_memory, decode_json_body, read_body
+from sandbox.api.request_parsing import body_memory, decode_json_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.tasks import (
     IDEMPOTENCY_KEY_PARAMETER,

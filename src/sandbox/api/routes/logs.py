@@ -21,7 +21,7 @@ from sandbox.api.openapi import (
     raw_content,
     with_item_schemas,
 )
-from sandbox.api.request_parameters import SEQ_MAX, TIME_SCHEMA, invalid_time, parse_seq, parse_time
+from sandbox.api.request_parsing import SEQ_MAX, TIME_SCHEMA, invalid_time, parse_seq, parse_time
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task

@@ -13,7 +13,7 @@ from sandbox.api.app_context import ContextDep
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import create_router, declare_parameters, problem_responses
-from sandbox.api.request_parameters import (
+from sandbox.api.request_parsing import (
     CURSOR_LENGTH_MAX,
     CURSOR_PATTERN,
     TIME_SCHEMA,

@@ -21,7 +21,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parameters import body_memory, has_json_body, read_body, read_cancel_request
+from sandbox.api.request_parsing import body_memory, has_json_body, read_body, read_cancel_request
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body

@@ -14,7 +14,7 @@ from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.metrics import set_route
-from sandbox.api.request_parameters import parse_seq, reject_unknown_params
+from sandbox.api.request_parsing import parse_seq, reject_unknown_params
 from sandbox.api.streaming.response import Messages, Prefetcher, encode_each, wait_for_disconnect
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent

@@ -12,7 +12,7 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.metrics import set_route
-from sandbox.api.request_parameters import reject_unknown_params
+from sandbox.api.request_parsing import reject_unknown_params
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.terminals import (
     EndFrame,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.request_parameters import parse_seq
+from sandbox.api.request_parsing import parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import render_page, short_repository

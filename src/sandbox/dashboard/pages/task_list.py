@@ -16,7 +16,7 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import accepts_html, get_caller
-from sandbox.api.request_parameters import encode_cursor, reject_repeated_params
+from sandbox.api.request_parsing import encode_cursor, reject_repeated_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
 from sandbox.dashboard.templates import render_page, short_repository
