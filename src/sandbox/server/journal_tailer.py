@@ -14,7 +14,7 @@ from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
-from sandbox.server.journal_replay import JournalReplayer
+from sandbox.server.journal_replayer import JournalReplayer
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
 from sandbox.system.log_context import bind_task

@@ -15,7 +15,7 @@ from sandbox.model.limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import StartConditions
-from sandbox.server.journal_replay import JournalReplayer
+from sandbox.server.journal_replayer import JournalReplayer
 from sandbox.server.placements import Placements, locate
 from sandbox.server.runner_launcher import RunnerLauncher, end_without_follow_up
 from sandbox.server.task_secrets import TaskSecrets
