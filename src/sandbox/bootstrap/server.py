@@ -44,7 +44,7 @@ from sandbox.dashboard.routes import add_dashboard
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.placement import Placement
-from sandbox.journal.replicas import FileTaskReplicas
+from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.limits import SERVER_RESERVE_BYTES
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.placements import Placements

@@ -21,7 +21,7 @@ from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, DebugSession, FinishAttempt, Leftover, RunAttempt
 from sandbox.interfaces.terminals import FRAME_BYTES_MAX
 from sandbox.journal.journals import FileJournals
-from sandbox.journal.replicas import FileTaskReplicas
+from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import ArtifactCollected
 
