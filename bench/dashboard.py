@@ -204,7 +204,7 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     from sandbox.api.auth.authenticator import Authenticator
     from sandbox.api.http.server import bind, serve
     from sandbox.api.settings import ApiSettings
-    from sandbox.dashboard.routes import add_dashboard
+    from sandbox.dashboard.routing import add_dashboard
     from sandbox.store.sqlite import SqliteStore
 
     components = ServerComponents(data_dir, SqliteStore(data_dir / "index.sqlite"))

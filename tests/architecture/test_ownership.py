@@ -28,7 +28,7 @@ OUTSIDE_ASSIGNMENTS = {
     "cli.standard_streams: error.filename": "adds a missing name to an error of the standard library",
     "cli.standard_streams: sys.stderr": "a stream that was closed by the caller",
     "cli.standard_streams: sys.stdout": "a stream that was closed by the caller",
-    "dashboard.routes: app.router.default": "Starlette has no parameter for it",
+    "dashboard.routing: app.router.default": "Starlette has no parameter for it",
     "gateway.model.protocol: effects.close_client": "the result of the step that is being built",
     "gateway.model.protocol: effects.close_upstream": "the result of the step that is being built",
     "gateway.model.protocol: effects.dial": "the result of the step that is being built",

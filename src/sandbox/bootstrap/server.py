@@ -40,7 +40,7 @@ from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime import make_profile_check
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.bootstrap.task_server import TaskServer
-from sandbox.dashboard.routes import add_dashboard
+from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.placement import Placement

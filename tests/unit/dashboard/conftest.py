@@ -13,7 +13,7 @@ from sandbox.api.app import create_app
 from sandbox.api.app_context import AppContext
 from sandbox.api.auth.authenticator import Authenticator
 from sandbox.api.settings import ApiSettings
-from sandbox.dashboard.routes import add_dashboard
+from sandbox.dashboard.routing import add_dashboard
 from sandbox.interfaces.auth import TokenStore
 
 PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
