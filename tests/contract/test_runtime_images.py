@@ -6,7 +6,7 @@ import io
 import pytest
 
 from doubles.image_archives import entry, layer, minimal_root
-from sandbox.images.finalize import finalize
+from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 from sandbox.images.rootfs import RootFs

@@ -8,13 +8,19 @@ from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
-from sandbox.images.debian import install_packages
+from sandbox.images.debian import install_packages, read_packages
 from sandbox.images.definition import ImageDefinition, check_tier
-from sandbox.images.errors import BuildFailedError
-from sandbox.images.finalize import compute_digest, finalize, read_packages
+from sandbox.images.digest import compute_digest
+from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.oci.importer import import_layers
 from sandbox.images.rootfs import RootFs
+from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
+from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
+
+_EMPTIED_DIRECTORIES = ("/dev", SANDBOX_HOME, "/proc", "/run", "/sys", "/tmp", SANDBOX_WORKSPACE)  # noqa: S108
+_PRIVATE_FILES = ("passwd-", "group-", "shadow", "shadow-", "gshadow", "gshadow-", "machine-id")
+_LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-aarch64.so.1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +140,24 @@ def _install_image(
         minimum_tier=minimum_tier,
     )
     return store.install(build_directory, metadata)
+
+
+def finalize(rootfs: RootFs) -> None:
+    """Create the paths that runtimes mount over, and remove private files.
+
+    Raises ImageRefusedError if no agent could start in this tree.
+    """
+    for directory in _EMPTIED_DIRECTORIES:
+        rootfs.remove(directory)
+    for directory in IMAGE_DIRECTORIES:
+        rootfs.add_directory(directory)
+    for name in _PRIVATE_FILES:
+        rootfs.remove(f"/etc/{name}")
+    for path in IMAGE_FILES:
+        rootfs.add_file(path, BytesIO(), 0, is_executable=False, mtime=0)
+    rootfs.add_link("/var/tmp", "../tmp")  # noqa: S108
+    loader = _LOADERS.get(os.uname().machine, "/bin/sh")
+    for program in ("/bin/sh", loader):
+        found = rootfs.resolve(program)
+        if found is None or not Path(found).is_file():
+            raise ImageRefusedError(f"The image has no {program}; agents need a shell and the GNU C library.")

@@ -5,15 +5,17 @@ packages come from. None of them is copied into the image.
 """
 
 import os
+import re
+import stat
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, ImageDefinition
+from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX, ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
@@ -32,6 +34,11 @@ _APT_SETTING_PREFIXES = ("Acquire::http", "Acquire::https", "Acquire::Check-", "
 _PASSED_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _COMMAND_SECONDS = 30
 _LOG_BYTES_MAX = 2000
+_DPKG_STATUS = "/var/lib/dpkg/status"
+_STATUS_BYTES_MAX = 64 * 1024**2
+_INSTALLED_STATUS = "install ok installed"
+_PACKAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*", re.ASCII)
+_PACKAGE_VERSION = re.compile(r"[A-Za-z0-9.+:~-]+", re.ASCII)
 
 
 def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path, program: str = _PROGRAM) -> None:
@@ -140,3 +147,34 @@ def _last_log_lines(log: IO[bytes]) -> str:
     log.seek(max(log.tell() - _LOG_BYTES_MAX, 0))
     lines = log.read().decode(errors="replace").splitlines()
     return " · ".join(line.strip() for line in lines[-6:] if line.strip())
+
+
+def read_packages(rootfs: RootFs) -> dict[str, str]:
+    """Return the names and versions of the packages in the image's dpkg database. Invalid entries are omitted.
+
+    Raises ImageRefusedError if they are larger than IMAGE_PACKAGES_BYTES_MAX.
+    """
+    path = rootfs.resolve(_DPKG_STATUS)
+    if path is None or not stat.S_ISREG(os.lstat(path).st_mode):
+        return {}
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        paragraphs = map(_fields, file.read(_STATUS_BYTES_MAX).split("\n\n"))
+        packages = {one["Package"]: one["Version"] for one in paragraphs if _is_installed(one)}
+    if sum(len(name) + len(version) for name, version in packages.items()) > IMAGE_PACKAGES_BYTES_MAX:
+        raise ImageRefusedError(
+            f"The names and versions of the packages exceed {IMAGE_PACKAGES_BYTES_MAX // 1024**2} MiB; install fewer."
+        )
+    return packages
+
+
+def _is_installed(package: Mapping[str, str]) -> bool:
+    return (
+        package.get("Status") == _INSTALLED_STATUS
+        and _PACKAGE_NAME.fullmatch(package.get("Package", "")) is not None
+        and _PACKAGE_VERSION.fullmatch(package.get("Version", "")) is not None
+    )
+
+
+def _fields(paragraph: str) -> dict[str, str]:
+    pairs = (line.partition(": ") for line in paragraph.split("\n"))
+    return {name: value for name, mark, value in pairs if mark and not name.startswith(" ")}

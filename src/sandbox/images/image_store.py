@@ -18,8 +18,8 @@ from pathlib import Path
 import msgspec
 
 from sandbox.images.definition import SYNC_SECONDS
+from sandbox.images.digest import compute_digest
 from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
-from sandbox.images.finalize import compute_digest
 from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
