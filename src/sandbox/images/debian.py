@@ -1,7 +1,7 @@
-"""Installs packages of the machine's distribution into a root file system, with mmdebstrap.
+"""Installs packages of the machine's distribution into a root file system, and reads its package database.
 
-Sources, keys, proxy and certificates are those of this machine's apt, because the machine's operator decides where
-packages come from. None of them is copied into the image.
+mmdebstrap installs them. Sources, keys, proxy and certificates are those of this machine's apt, because the machine's
+operator decides where packages come from. None of them is copied into the image.
 """
 
 import os
