@@ -10,7 +10,7 @@ from doubles.flood_bench import cpu_seconds
 from doubles.live_server import bash, wait_until
 from doubles.runners import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_DEBT_SECONDS
-from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
+from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
 NAMES = ("denied DNS names over UDP", "refused tunnels", "requests with a wrong key")

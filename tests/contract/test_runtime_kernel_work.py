@@ -7,7 +7,7 @@ import pytest
 
 from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, Runtime
-from sandbox.model.limits import UDP_SOCKETS_ON_PORT_MAX
+from sandbox.model.fixed_limits import UDP_SOCKETS_ON_PORT_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 _BOUND_SOCKETS = """

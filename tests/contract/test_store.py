@@ -14,7 +14,7 @@ from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, In
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
+from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState

@@ -6,7 +6,7 @@ from datetime import datetime
 from operator import gt, itemgetter, lt
 
 from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, TaskPage, TaskQuery
-from sandbox.model.limits import SEARCHED_PROMPT_CHARACTERS_MAX
+from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState

@@ -29,7 +29,7 @@ from sandbox.model.events import (
     TaskFinished,
     WorkspacePrepared,
 )
-from sandbox.model.limits import UNFINISHED_TASKS_MAX
+from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.leftovers import LocalAttemptFiles

@@ -22,7 +22,7 @@ from starlette.requests import HTTPConnection, Request
 
 from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, RequestTimeoutError
 from sandbox.interfaces.store import Cursor, Order, Sort, TaskQuery
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
@@ -170,7 +170,7 @@ async def body_memory(request: Request, additional_bytes: int = 0) -> AsyncItera
     """
     declared = request.headers.get("content-length", "")
     is_known = declared.isdecimal() and len(declared) <= 15
-    size_bytes = min(int(declared), limits.BODY_BYTES_MAX) if is_known else limits.BODY_BYTES_MAX
+    size_bytes = min(int(declared), fixed_limits.BODY_BYTES_MAX) if is_known else fixed_limits.BODY_BYTES_MAX
     async with client_fairness.current_memory().reservation(_BODY_COPIES * (size_bytes + additional_bytes)):
         yield
 
@@ -181,7 +181,7 @@ async def read_body(request: Request) -> bytes:
     Raises RequestTimeoutError, or PayloadTooLargeError as soon as the size is known to exceed the limit.
     """
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 15 or int(declared) > limits.BODY_BYTES_MAX):
+    if declared.isdecimal() and (len(declared) > 15 or int(declared) > fixed_limits.BODY_BYTES_MAX):
         raise _too_large()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
@@ -195,14 +195,14 @@ async def read_body(request: Request) -> bytes:
 async def _read_bounded(request: Request) -> bytes:
     body = bytearray()
     async for chunk in request.stream():
-        if len(body) + len(chunk) > limits.BODY_BYTES_MAX:
+        if len(body) + len(chunk) > fixed_limits.BODY_BYTES_MAX:
             raise _too_large()
         body += chunk
     return bytes(body)
 
 
 def _too_large() -> PayloadTooLargeError:
-    return PayloadTooLargeError(f"The body can have at most {limits.BODY_BYTES_MAX} bytes.")
+    return PayloadTooLargeError(f"The body can have at most {fixed_limits.BODY_BYTES_MAX} bytes.")
 
 
 def has_json_body(request: Request) -> bool:

@@ -18,7 +18,7 @@ from sandbox.interfaces.store import StoreError
 from sandbox.interfaces.tasks import PrunedTask, Retention
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
-from sandbox.model.limits import INDEX_INTERVAL_SECONDS
+from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
 from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner

@@ -48,7 +48,7 @@ from sandbox.interfaces.workspace import Workspaces
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import Event
-from sandbox.model.limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
+from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 from sandbox.runner.attempt import AttemptFinalizer, AttemptFinisher, AttemptRunner, check_fencing

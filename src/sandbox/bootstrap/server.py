@@ -45,7 +45,7 @@ from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.placement import Placement
 from sandbox.journal.replication import FileTaskReplicas
-from sandbox.model.limits import SERVER_RESERVE_BYTES
+from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.placements import Placements
 from sandbox.server.probed_host import ProbedHost

@@ -23,7 +23,7 @@ from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import ConversationEvent
-from sandbox.model.limits import UNFINISHED_TASKS_MAX
+from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.placements.local.leftovers import ProbeCleanup
 from sandbox.server.cancellation import Canceller

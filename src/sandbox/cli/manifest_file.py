@@ -29,7 +29,7 @@ class ManifestFile:
     @classmethod
     def read(cls, file: BinaryIO) -> Self:
         """Read the file argument of a command."""
-        from sandbox.model.limits import BODY_BYTES_MAX
+        from sandbox.model.fixed_limits import BODY_BYTES_MAX
 
         is_stdin = file.name in {"<stdin>", "-", 0}  # 0: stdin was closed
         name = "<stdin>" if is_stdin else str(file.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandbox.disks.loop import find_devices, list_devices
 from sandbox.interfaces.file_layout import AttemptLayout, tasks_root
-from sandbox.model.limits import DISK_RELEASE_SECONDS
+from sandbox.model.fixed_limits import DISK_RELEASE_SECONDS
 
 _POLL_SECONDS = 0.01
 

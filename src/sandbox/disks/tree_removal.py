@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS
 
 _PATH = "/usr/bin:/bin"
 

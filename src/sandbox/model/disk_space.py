@@ -4,7 +4,7 @@ import errno
 
 import msgspec
 
-from sandbox.model.limits import WATERMARK_HYSTERESIS_FACTOR
+from sandbox.model.fixed_limits import WATERMARK_HYSTERESIS_FACTOR
 
 
 class DiskSpace(msgspec.Struct, frozen=True):

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from sandbox.model.events import FollowUp
 from sandbox.model.failure import FailureCode
-from sandbox.model.limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
+from sandbox.model.fixed_limits import (
+    RESUMES_MAX,
+    RETRY_BACKOFF_SECONDS,
+    RETRY_BACKOFF_SECONDS_MAX,
+    UNSTARTED_ATTEMPTS_MAX,
+)
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 

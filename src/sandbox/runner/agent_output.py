@@ -9,7 +9,7 @@ from sandbox.interfaces.agent import AgentEvent
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.secrets import Redactor, StreamRedactor
 from sandbox.model.events import Event, Gap, Output, Stream
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     OUTPUT_BURST_BYTES,
     OUTPUT_BYTES_MAX,
     OUTPUT_BYTES_PER_SECOND,

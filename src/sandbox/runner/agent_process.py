@@ -13,7 +13,7 @@ import msgspec
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.model.events import Event, Gap
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAIN_SECONDS_MAX, TERM_GRACE_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAIN_SECONDS_MAX, TERM_GRACE_SECONDS
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.attempt_recorder import StopSignal
 from sandbox.runner.terminals import PAUSE_COMMAND

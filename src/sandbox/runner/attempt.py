@@ -27,7 +27,7 @@ from sandbox.model.events import (
     TaskFinished,
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.limits import METADATA_SECONDS, RETRY_SECONDS
+from sandbox.model.fixed_limits import METADATA_SECONDS, RETRY_SECONDS
 from sandbox.model.retry import next_follow_up
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState

@@ -16,7 +16,7 @@ from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
 from sandbox.interfaces.journal import Journals, JournalWriter
 from sandbox.model import events as e
 from sandbox.model.disk_space import Watermark
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     BUFFERED_OUTPUT_BYTES_MAX,
     DISK_SPACE_CHECK_SECONDS,
     JOURNAL_WRITE_RETRY_SECONDS,

@@ -11,7 +11,7 @@ from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTer
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import CancelRequested
-from sandbox.model.limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_SECONDS
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.terminals import TerminalServer
 

@@ -23,7 +23,7 @@ from sandbox.interfaces.images import Image, ImageLeases
 from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, Command, Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
+from sandbox.model.fixed_limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
 from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle

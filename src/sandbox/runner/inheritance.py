@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sandbox.model.events import Artifact
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import SESSION_BYTES_MAX
+from sandbox.model.fixed_limits import SESSION_BYTES_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.runner.attempt_context import AttemptContext
 

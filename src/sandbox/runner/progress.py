@@ -19,7 +19,7 @@ from sandbox.model.events import (
     ToolCallStarted,
     Usage,
 )
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     CONVERSATION_BYTES_MAX,
     OPEN_TOOL_CALLS_MAX,
     PROGRESS_INTERVAL_SECONDS,

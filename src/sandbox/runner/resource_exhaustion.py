@@ -9,7 +9,7 @@ from sandbox.interfaces.disks import Disk, DiskUsage
 from sandbox.interfaces.runtime import Sandbox, Stats
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     DISK_CHECK_FAILURES_MAX,
     DISK_CHECK_SECONDS,
     DISK_CHECK_SECONDS_MAX,

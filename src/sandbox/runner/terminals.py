@@ -24,7 +24,7 @@ from sandbox.interfaces.terminals import (
     read_frame,
 )
 from sandbox.model.failure import AttemptError
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     OUTPUT_DRAIN_SECONDS,
     TERMINAL_BACKLOG_BYTES_MAX,
     TERMINAL_INPUT_SECONDS,

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes import disk_ownership, host_processes
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths

@@ -10,7 +10,7 @@ import msgspec
 
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter

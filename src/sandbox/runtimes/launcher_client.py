@@ -13,7 +13,7 @@ import msgspec
 
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
+from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
 from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries

@@ -9,7 +9,7 @@ from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Jo
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
 from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
-from sandbox.model.limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
+from sandbox.model.fixed_limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
 from sandbox.server.journal_replayer import JournalReplayer, ReplaySlot

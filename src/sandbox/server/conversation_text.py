@@ -2,7 +2,7 @@
 
 from collections import deque
 
-from sandbox.model.limits import EARLIER_CONVERSATION_CHARACTERS_MAX
+from sandbox.model.fixed_limits import EARLIER_CONVERSATION_CHARACTERS_MAX
 from sandbox.model.wire.event_bodies import ConversationItem
 from sandbox.model.wire.events import WireEvent
 

@@ -17,7 +17,7 @@ from sandbox.interfaces.tasks import (
     TaskQueries,
 )
 from sandbox.model.events import GENERATED_DIRECTORY, SESSION_NAME, Artifact, Parent
-from sandbox.model.limits import CHAIN_BYTES_MAX, CHAIN_PATCHES_MAX, EARLIER_CONVERSATION_EVENTS_MAX
+from sandbox.model.fixed_limits import CHAIN_BYTES_MAX, CHAIN_PATCHES_MAX, EARLIER_CONVERSATION_EVENTS_MAX
 from sandbox.model.task import Task
 from sandbox.server.conversation_text import ConversationText
 from sandbox.system import client_fairness

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     LAUNCH_SHUTDOWN_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
     MEMORY_CHECK_SECONDS,

@@ -10,7 +10,7 @@ from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.events import Output, Record
-from sandbox.model.limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
+from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
 from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import GapEvent
 from sandbox.model.wire.events import (

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState
-from sandbox.model.limits import JOURNAL_REPLAYS_MAX
+from sandbox.model.fixed_limits import JOURNAL_REPLAYS_MAX
 from sandbox.system.concurrency import run_in_daemon_thread
 
 

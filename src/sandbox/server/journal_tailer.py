@@ -8,7 +8,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalOffsetError, Journals, Liveness, RecordBatch
 from sandbox.interfaces.store import IndexedTask, Store
 from sandbox.model import events as e
-from sandbox.model.limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
+from sandbox.model.fixed_limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event

@@ -10,7 +10,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.placement import Host, HostIdentity, ProbeResult
 from sandbox.model.errors import error_reason
-from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
+from sandbox.model.fixed_limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
 from sandbox.model.resources import Resources
 from sandbox.model.wire.events import format_timestamp
 

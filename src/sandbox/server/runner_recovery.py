@@ -11,7 +11,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, Journals, Recorder
 from sandbox.model.events import ErrorReported
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
+from sandbox.model.fixed_limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
 from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import StartConditions

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import msgspec
 
 from sandbox.interfaces.tasks import Occupancy, UnavailableError
-from sandbox.model import limits
+from sandbox.model import fixed_limits
+from sandbox.model.fixed_limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.formatting import format_gib
-from sandbox.model.limits import MEMORY_AVAILABLE_BYTES_MIN, QUEUE_OVERTAKES_MAX
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.resources import Resources
 
@@ -39,8 +39,8 @@ class UnfinishedTaskLimit:
             raise UnavailableError(
                 f"The server has {self._tasks_max} unfinished tasks, its maximum; submit the task again later."
             )
-        if self._sizes and self._total_bytes + size_bytes > limits.UNFINISHED_MANIFEST_BYTES_MAX:
-            limit = f"{limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
+        if self._sizes and self._total_bytes + size_bytes > fixed_limits.UNFINISHED_MANIFEST_BYTES_MAX:
+            limit = f"{fixed_limits.UNFINISHED_MANIFEST_BYTES_MAX // 1024**2} MiB"
             raise UnavailableError(
                 f"The manifests of unfinished tasks would exceed {limit}; submit the task again later."
             )

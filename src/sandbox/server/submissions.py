@@ -21,7 +21,7 @@ from sandbox.interfaces.tasks import (
     UnavailableError,
 )
 from sandbox.model.events import Idempotency, Record, TaskSubmitted
-from sandbox.model.limits import IDEMPOTENCY_SECONDS
+from sandbox.model.fixed_limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task

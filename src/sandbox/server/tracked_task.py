@@ -12,7 +12,7 @@ import msgspec
 from sandbox.interfaces.journal import Journals, Liveness, Recorder, ReplayState
 from sandbox.interfaces.placement import RunnerHandle
 from sandbox.interfaces.store import IndexedTask, StoreError
-from sandbox.model.limits import FINISHER_BACKOFF_FACTOR, FINISHER_BACKOFF_SECONDS, FINISHERS_MAX
+from sandbox.model.fixed_limits import FINISHER_BACKOFF_FACTOR, FINISHER_BACKOFF_SECONDS, FINISHERS_MAX
 from sandbox.model.task import Task
 
 _log = logging.getLogger(__name__)

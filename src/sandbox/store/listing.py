@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery
-from sandbox.model.limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
+from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
 

@@ -21,8 +21,8 @@ from sandbox.model.task_state import TaskState
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 
 SHORT_LAUNCH_TIMEOUT = """
-import sandbox.model.limits
-sandbox.model.limits.LAUNCH_SECONDS = 1
+import sandbox.model.fixed_limits
+sandbox.model.fixed_limits.LAUNCH_SECONDS = 1
 from sandbox.bootstrap.runner import main
 main()
 """
@@ -63,9 +63,9 @@ def launch_message(order, data_dir, run_dir):
 
 SLOW_JOURNAL = """
 import time
-import sandbox.model.limits
-sandbox.model.limits.LAUNCH_SECONDS = 1
-sandbox.model.limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
+import sandbox.model.fixed_limits
+sandbox.model.fixed_limits.LAUNCH_SECONDS = 1
+sandbox.model.fixed_limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
 from sandbox.bootstrap.runner import main
 from sandbox.journal.journals import FileJournals
 replay = FileJournals.replay

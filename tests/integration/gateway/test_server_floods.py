@@ -14,7 +14,7 @@ import pytest
 from doubles import floods
 from doubles.flood_bench import flood_bench, send_model_request
 from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
-from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
+from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 FLOOD_SECONDS = 5.0
 CPU_TIME_FACTOR = 4

@@ -10,7 +10,7 @@ import pytest
 from doubles.attempt_dependencies import Script
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.events import SESSION_NAME, Artifact, ErrorReported, Parent
-from sandbox.model.limits import SESSION_BYTES_MAX
+from sandbox.model.fixed_limits import SESSION_BYTES_MAX
 from sandbox.runner.inheritance import compress_session
 from sandbox.secrets.redactor import SecretRedactor
 

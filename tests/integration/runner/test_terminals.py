@@ -15,7 +15,7 @@ from sandbox.interfaces.terminals import (
     TerminalRefusedError,
     WriteAccessFrame,
 )
-from sandbox.model.limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
+from sandbox.model.fixed_limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket

@@ -14,7 +14,7 @@ from sandbox.bootstrap.backup.create import create_backup
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError, TaskNotFoundError, UnavailableError
 from sandbox.model import events as e
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.disk_space import DiskSpace
 from sandbox.server import inherited_files, submissions
 from sandbox.server.inherited_files import discard_unrecorded
@@ -172,7 +172,7 @@ async def test_chain_is_bounded(components, monkeypatch):
         await run_to_end(components, service, "task-2", store(components, "task-2", "task-2.patch", PATCH))
         with pytest.raises(TaskNotContinuableError, match="exceeds the limit"):
             await service.plan_continuation("task-2")
-    assert limits.CHAIN_PATCHES_MAX > 1
+    assert fixed_limits.CHAIN_PATCHES_MAX > 1
 
 
 @pytest.mark.parametrize("damage", ["changed", "removed"])

@@ -13,7 +13,7 @@ from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import JOURNAL_REPLAYS_MAX
+from sandbox.model.fixed_limits import JOURNAL_REPLAYS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.journal_replayer import JournalReplayer
 

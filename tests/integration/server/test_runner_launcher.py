@@ -27,7 +27,7 @@ from sandbox.model.events import (
     TaskFinished,
 )
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import read_records
 

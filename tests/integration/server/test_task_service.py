@@ -13,10 +13,10 @@ from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
 from sandbox.interfaces.tasks import InsufficientResourcesError, TaskFinishedError, TaskNotFoundError, UnavailableError
 from sandbox.journal.journals import FileJournals
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.submissions import SubmissionLog
@@ -144,7 +144,7 @@ async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(compone
 
 
 async def test_submission_above_the_total_size_of_unfinished_manifests_is_refused(components, monkeypatch):
-    monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 30_000)
+    monkeypatch.setattr(fixed_limits, "UNFINISHED_MANIFEST_BYTES_MAX", 30_000)
     large = {"name": "n" * 20_000}
     key = Idempotency("key", "0" * 64)
     async with components.server() as service:
@@ -153,7 +153,7 @@ async def test_submission_above_the_total_size_of_unfinished_manifests_is_refuse
             await service.submit(manifest("second", **large))
         await service.submit(manifest("small"))
         assert (await service.submit(manifest("first", **large), key)).is_replayed
-    monkeypatch.setattr(limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
+    monkeypatch.setattr(fixed_limits, "UNFINISHED_MANIFEST_BYTES_MAX", 1000)
     async with components.server() as service:
         assert not (await service.status("first")).state.is_final
         with pytest.raises(UnavailableError):

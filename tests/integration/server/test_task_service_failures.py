@@ -20,7 +20,7 @@ from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.disk_space import DiskSpace
 from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import FINISHERS_MAX
+from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.server.scheduler import Scheduler

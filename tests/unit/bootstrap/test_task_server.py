@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from sandbox.bootstrap.task_server import unfinished_tasks_max
-from sandbox.model.limits import UNFINISHED_TASKS_MAX
+from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sandbox.client.http_settings import resolve_connection
 from sandbox.client.response_types import Health, Task
 from sandbox.client.response_validation import matches_schema
 from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Exit, Terminal, open_terminal
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     BODY_BYTES_MAX,
     DEBUG_SESSION_END_SECONDS,
     DEBUG_SESSION_START_SECONDS,

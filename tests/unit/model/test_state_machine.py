@@ -13,7 +13,7 @@ from doubles.manifests import claude, decode_task, encode_json
 from sandbox.model import events as e
 from sandbox.model.events import Artifact, DiffStatistics
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
+from sandbox.model.fixed_limits import RESUMES_MAX, RETRY_BACKOFF_SECONDS_MAX, UNSTARTED_ATTEMPTS_MAX
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Metadata, Repository
 from sandbox.model.retry import LOST_CODES, RETRYABLE_CODES, backoff_seconds, next_follow_up
 from sandbox.model.state_machine import (

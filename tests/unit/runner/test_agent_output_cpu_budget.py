@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
+from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing, redacted_chunks
 from sandbox.system.cpu_throttle import CpuThrottle
 

@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from sandbox.model.limits import SOCKETS_MAX
+from sandbox.model.fixed_limits import SOCKETS_MAX
 from sandbox.runtimes import base_runtime
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 

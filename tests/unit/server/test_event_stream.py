@@ -18,7 +18,7 @@ from sandbox.interfaces.store import IndexedTask
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
-from sandbox.model.limits import FOLLOW_BATCH_BYTES
+from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.event_stream import Broadcast, EventStream

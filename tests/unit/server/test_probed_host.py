@@ -9,7 +9,7 @@ from msgspec import structs
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.model.limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
+from sandbox.model.fixed_limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
 from sandbox.server.probed_host import ProbedHost
 
 UNAVAILABLE = ProbeResult(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.model.limits import QUEUE_OVERTAKES_MAX
+from sandbox.model.fixed_limits import QUEUE_OVERTAKES_MAX
 from sandbox.model.resources import Resources
 from sandbox.server.scheduler import Scheduler
 

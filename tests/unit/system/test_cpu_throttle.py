@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from sandbox.model.limits import RUNNER_CPU_BURST_SECONDS
+from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS
 from sandbox.system.cpu_throttle import CpuThrottle
 
 

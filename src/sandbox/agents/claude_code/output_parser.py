@@ -33,7 +33,7 @@ from sandbox.interfaces.agent import AgentEvent, AgentOutcome, ApiRetry, ToolFin
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, ConversationEvent, FileEdit, ToolCallStarted, ToolResult
-from sandbox.model.limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_LINE_BYTES_MAX
+from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_LINE_BYTES_MAX
 from sandbox.model.manifest.schema import Manifest
 
 OPEN_CALLS_MAX = 10_000

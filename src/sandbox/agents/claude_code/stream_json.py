@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX
+from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.printable import replace_unprintable
 
 TEXT_CHARACTERS_MAX = 256

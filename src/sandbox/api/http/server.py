@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from sandbox.api.http.protocols import HttpProtocol, PortState, WebSocketProtocol
 from sandbox.model.errors import SandboxError
-from sandbox.model.limits import SHUTDOWN_SECONDS
+from sandbox.model.fixed_limits import SHUTDOWN_SECONDS
 
 GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
 """Time that responses in progress may take after the streams have ended; then they are aborted."""

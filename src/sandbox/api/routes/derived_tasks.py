@@ -31,7 +31,7 @@ from sandbox.api.routes.tasks import (
     submitted_response,
 )
 from sandbox.interfaces.tasks import DerivedTaskPlan
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, apply_overrides, parse_override
 from sandbox.model.manifest.parser import validate_document
@@ -88,7 +88,7 @@ async def continue_task(request: Request, context: ContextDep, task_id: paths.Ta
 async def _submit(
     request: Request, context: AppContext, task_id: str, plan: PlanDerivedTask, kind: type[RequestT], example: str
 ) -> JsonResponse[SubmittedBody]:
-    async with body_memory(request, additional_bytes=limits.BODY_BYTES_MAX):  # the manifest of the earlier task
+    async with body_memory(request, additional_bytes=fixed_limits.BODY_BYTES_MAX):  # the manifest of the earlier task
         content = await read_body(request)
         idempotency = read_idempotency(request, content)
         submissions = context.services.submissions

@@ -25,7 +25,7 @@ from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
-from sandbox.model.limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
+from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.system import client_fairness

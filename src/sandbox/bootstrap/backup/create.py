@@ -26,7 +26,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
-from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
+from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.wire.events import format_timestamp
 from sandbox.system.files import fsync_path
 

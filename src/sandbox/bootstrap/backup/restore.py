@@ -25,7 +25,7 @@ from sandbox.interfaces.file_layout import TaskLayout, tasks_root
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import DECODE_ERRORS, SandboxError
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import BACKUP_MANIFEST_BYTES_MAX
+from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.manifest.field_formats import TASK_ID
 from sandbox.model.task import Task
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind

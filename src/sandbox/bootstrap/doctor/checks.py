@@ -23,7 +23,7 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
-from sandbox.model.limits import DISK_CHECK_SECONDS
+from sandbox.model.fixed_limits import DISK_CHECK_SECONDS
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.resources import Resources
 from sandbox.placements.local.leftovers import probe_lock

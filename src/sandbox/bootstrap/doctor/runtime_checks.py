@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.runtime import AUTO, choose_runtime, make_runtime
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.model.limits import SANDBOX_PROCESSES_MAX
+from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
 

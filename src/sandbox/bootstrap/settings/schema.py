@@ -17,7 +17,7 @@ from annotated_types import Ge, Le, Len, MaxLen
 
 from sandbox.model.disk_space import Watermark
 from sandbox.model.egress import CLONE_HOST_PATTERN
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     NEW_TASKS_FREE_BYTES,
     NEW_TASKS_FREE_PERCENT,
     OUTPUT_FREE_BYTES,

@@ -15,7 +15,7 @@ from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
-from sandbox.model.limits import LOAD_SAMPLE_SECONDS
+from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.system import client_fairness

@@ -22,7 +22,7 @@ from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, que
 from sandbox.dashboard.templates import render_page, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
-from sandbox.model.limits import SEARCH_CHARACTERS_MAX
+from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.events import error_fields, format_timestamp

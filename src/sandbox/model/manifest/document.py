@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, NoReturn
 
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.manifest.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
 
 _INVALID_TEXT = re.compile("[\x00\ud800-\udfff]")
@@ -86,12 +86,12 @@ def reject(message: str, *, rule: RuleName = "format", location: SourceLocation 
 
 def reject_depth(location: SourceLocation | None = None) -> NoReturn:
     """Raise InvalidManifestError because values are nested too deeply."""
-    reject(f"is nested more than {limits.MANIFEST_DEPTH_MAX} levels deep", rule="range", location=location)
+    reject(f"is nested more than {fixed_limits.MANIFEST_DEPTH_MAX} levels deep", rule="range", location=location)
 
 
 def reject_count(location: SourceLocation | None = None) -> NoReturn:
     """Raise InvalidManifestError because there are too many values."""
-    reject(f"has more than {limits.MANIFEST_VALUES_MAX} values", rule="range", location=location)
+    reject(f"has more than {fixed_limits.MANIFEST_VALUES_MAX} values", rule="range", location=location)
 
 
 def to_document(root: Any) -> Document:
@@ -127,7 +127,7 @@ class _DocumentBuilder:
             return self._convert_text(node, path)
         if not isinstance(node, list):
             return node
-        if len(path) >= limits.MANIFEST_DEPTH_MAX:
+        if len(path) >= fixed_limits.MANIFEST_DEPTH_MAX:
             reject_depth(self._document.value_location(path))
         self._count(values=len(node))
         return self._convert_mapping(node, path) if isinstance(node, Pairs) else self._convert_list(node, path)
@@ -174,9 +174,9 @@ class _DocumentBuilder:
         """Update the counts and enforce limits. Only aliases can yield more characters than the body has bytes."""
         self._value_count += values
         self._character_count += characters
-        if self._value_count > limits.MANIFEST_VALUES_MAX:
+        if self._value_count > fixed_limits.MANIFEST_VALUES_MAX:
             reject_count()
-        if self._character_count > limits.BODY_BYTES_MAX:
+        if self._character_count > fixed_limits.BODY_BYTES_MAX:
             reject("exceeds 1 MiB when its aliases are expanded", rule="range")
 
 
@@ -221,9 +221,9 @@ def _check_bounds(text: str) -> None:
             depth = max(depth - 1, 0)
         elif character == ",":
             commas += 1
-        if depth > limits.MANIFEST_DEPTH_MAX:
+        if depth > fixed_limits.MANIFEST_DEPTH_MAX:
             reject_depth()
-        if max(opened, commas) >= limits.MANIFEST_VALUES_MAX:
+        if max(opened, commas) >= fixed_limits.MANIFEST_VALUES_MAX:
             reject_count()
 
 

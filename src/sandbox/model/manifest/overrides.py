@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sandbox.model.limits import MANIFEST_DEPTH_MAX
+from sandbox.model.fixed_limits import MANIFEST_DEPTH_MAX
 
 FieldPath = tuple[str | int, ...]
 

@@ -17,7 +17,7 @@ import msgspec
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
 from sandbox.model.manifest.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
 from sandbox.model.manifest.rules import AgentSchema, RuleViolation, find_violations
@@ -289,8 +289,8 @@ def read_document(body: bytes, *, agents: Mapping[str, AgentSchema], is_json: bo
 
 
 def _decode_text(body: bytes) -> str:
-    if len(body) > limits.BODY_BYTES_MAX:
-        reject(f"must be at most {limits.BODY_BYTES_MAX // 1024} KiB", rule="range")
+    if len(body) > fixed_limits.BODY_BYTES_MAX:
+        reject(f"must be at most {fixed_limits.BODY_BYTES_MAX // 1024} KiB", rule="range")
     body = body.removeprefix(BOM_UTF8)
     try:
         text = body.decode()
@@ -349,5 +349,5 @@ def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:
 
 def _raise_invalid(errors: list[FieldError]) -> NoReturn:
     ordered = sorted(errors, key=lambda error: (error.line or 0, error.column or 0))
-    reported = ordered[: limits.MANIFEST_ERRORS_MAX]
+    reported = ordered[: fixed_limits.MANIFEST_ERRORS_MAX]
     raise InvalidManifestError(reported, omitted_count=len(ordered) - len(reported))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal, get_type_hints
 import msgspec
 from annotated_types import Ge, Le, Len, MaxLen
 
-from sandbox.model.limits import LABELS_MAX
+from sandbox.model.fixed_limits import LABELS_MAX
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     BRANCH,

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import msgspec
 import yaml
 
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.manifest.document import (
     TOO_LARGE,
     InvalidValue,
@@ -181,7 +181,7 @@ class _NodeBuilder:
     def _open_collection(self, event: Any, value: list[Any], kind: str) -> None:
         node = Node(value, _location(event.start_mark))
         self._reject_as_key(event)
-        if len(self._stack) >= limits.MANIFEST_DEPTH_MAX:
+        if len(self._stack) >= fixed_limits.MANIFEST_DEPTH_MAX:
             reject_depth(node.location)
         refused = None if event.tag in {None, "!", _TAG + kind} else _UNSUPPORTED_TAG
         self._stack.append(_OpenCollection(node, refused, event.anchor))
@@ -196,8 +196,8 @@ class _NodeBuilder:
     def _resolve_alias(self, event: Any) -> Node:
         location = _location(event.start_mark)
         self._alias_count += 1
-        if self._alias_count > limits.MANIFEST_ALIASES_MAX:
-            reject(f"has more than {limits.MANIFEST_ALIASES_MAX} YAML aliases", rule="range", location=location)
+        if self._alias_count > fixed_limits.MANIFEST_ALIASES_MAX:
+            reject(f"has more than {fixed_limits.MANIFEST_ALIASES_MAX} YAML aliases", rule="range", location=location)
         node = self._anchors.get(event.anchor)
         if node is None:
             reject("has a YAML alias without an anchor before it", location=location)
@@ -209,7 +209,7 @@ class _NodeBuilder:
 
     def _attach(self, node: Node) -> None:
         self._value_count += 1
-        if self._value_count > limits.MANIFEST_VALUES_MAX:
+        if self._value_count > fixed_limits.MANIFEST_VALUES_MAX:
             reject_count(node.location)
         if self._stack:
             self._stack[-1].add(node)
@@ -225,8 +225,10 @@ class _NodeBuilder:
         if anchor is None:
             return
         self._anchor_count += 1
-        if self._anchor_count > limits.MANIFEST_ALIASES_MAX:
-            reject(f"has more than {limits.MANIFEST_ALIASES_MAX} YAML anchors", rule="range", location=node.location)
+        if self._anchor_count > fixed_limits.MANIFEST_ALIASES_MAX:
+            reject(
+                f"has more than {fixed_limits.MANIFEST_ALIASES_MAX} YAML anchors", rule="range", location=node.location
+            )
         self._anchors[anchor] = node
 
 

@@ -8,7 +8,7 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, RunAttempt
 from sandbox.model.disk_space import Watermark
-from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
+from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 
 
 class HostSettings(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ from sandbox.interfaces.terminals import (
     encode_frame,
     read_frame,
 )
-from sandbox.model.limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_SECONDS
 
 _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(RunnerFrame)
 

@@ -32,7 +32,7 @@ from sandbox.model.events import (
     Output,
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
+from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp

@@ -24,7 +24,7 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.egress import egress_rules, transparent_ports
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import ErrorReported, SandboxCreated
-from sandbox.model.limits import SANDBOX_PROCESSES_MAX
+from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.inheritance import add_conversation, read_inherited_session
 from sandbox.system.files import open_granting_access, write_durably

@@ -15,7 +15,7 @@ from sandbox.interfaces.gateway import Gateway, GatewayFactory
 from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.limits import METRICS_INTERVAL_SECONDS, METRICS_INTERVAL_SECONDS_MIN, SANDBOX_START_SECONDS
+from sandbox.model.fixed_limits import METRICS_INTERVAL_SECONDS, METRICS_INTERVAL_SECONDS_MIN, SANDBOX_START_SECONDS
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (

@@ -12,7 +12,7 @@ from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import error_reason
 from sandbox.model.events import ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.state_machine import final_state
 from sandbox.model.task_state import TaskState
 from sandbox.runner.attempt_context import AttemptContext

@@ -12,7 +12,7 @@ import msgspec
 from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes import host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_program

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.limits import CALL_BUFFER_BYTES_MAX, OPEN_FILES_GROWTH_MAX
+from sandbox.model.fixed_limits import CALL_BUFFER_BYTES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes.limits.kernel_usage import list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207

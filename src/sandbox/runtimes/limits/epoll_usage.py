@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.model.limits import EPOLL_ENTRIES_MAX
+from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits.kernel_usage import find_fd_table, list_directory
 
 _SLABS = Path("/proc/slabinfo")

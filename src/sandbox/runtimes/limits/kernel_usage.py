@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
-from sandbox.model.limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
+from sandbox.model.fixed_limits import OPEN_DIRECTORIES_MAX, OPEN_FILES_OF_SANDBOX_MAX
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 _PROC_LOCKS = Path("/proc/locks")

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from sandbox.model.limits import (
+from sandbox.model.fixed_limits import (
     CALL_BUFFER_BYTES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.model.limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
+from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
 
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")

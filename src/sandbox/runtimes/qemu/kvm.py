@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS
 
 _FAILURE_FILE = "kvm-does-not-work"
 _SELFTEST_PROGRAM = Path(__file__).with_name("kvm_selftest.py")

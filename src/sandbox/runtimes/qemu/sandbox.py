@@ -22,7 +22,7 @@ from sandbox.interfaces.runtime import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader, reject_nul, wait_for_exit
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation

@@ -8,7 +8,7 @@ from functools import partial
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals
 from sandbox.interfaces.store import Cursor, Store, TaskQuery
-from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
+from sandbox.model.fixed_limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.system.concurrency import run_in_daemon_thread

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
 from sandbox.model.disk_space import DiskSpace, Watermark
-from sandbox.model.limits import DISK_SPACE_CHECK_SECONDS, SERVER_RESERVE_BYTES, WATERMARK_HYSTERESIS_FACTOR
+from sandbox.model.fixed_limits import DISK_SPACE_CHECK_SECONDS, SERVER_RESERVE_BYTES, WATERMARK_HYSTERESIS_FACTOR
 
 _log = logging.getLogger(__name__)
 _UNKNOWN_SPACE = DiskSpace(0, 0)

@@ -15,7 +15,7 @@ from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, 
 from sandbox.interfaces.placement import AttemptFiles, Leftover
 from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.model.limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
 from sandbox.system.concurrency import run_in_daemon_thread

@@ -6,7 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from sandbox.interfaces.clock import Clock
-from sandbox.model.limits import CLOCK_JUMP_SECONDS, CLOCK_TRUST_SECONDS, JANITOR_INTERVAL_SECONDS, PERIODIC_JOB_SECONDS
+from sandbox.model.fixed_limits import (
+    CLOCK_JUMP_SECONDS,
+    CLOCK_TRUST_SECONDS,
+    JANITOR_INTERVAL_SECONDS,
+    PERIODIC_JOB_SECONDS,
+)
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.tasks import HostLoad, LoadSample, MeasureHostLoad
-from sandbox.model.limits import LOAD_SAMPLE_SECONDS, LOAD_SAMPLES_MAX
+from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS, LOAD_SAMPLES_MAX
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.tracked_task import TrackedTask

@@ -24,7 +24,7 @@ from sandbox.interfaces.journal import Journals, Liveness
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
 from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedError, UnavailableError
 from sandbox.model.errors import error_reason
-from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes

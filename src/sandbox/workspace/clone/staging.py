@@ -18,7 +18,7 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Confine, Confinement, ConfinementLostError
 from sandbox.model.disk_space import DISK_FULL_ERRNOS
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.limits import GIT_KILLED_GRACE_SECONDS
+from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
 from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread

@@ -30,7 +30,7 @@ from sandbox.interfaces.placement import (
 )
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
-from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
+from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.leftovers import LocalAttemptFiles

@@ -23,7 +23,7 @@ from sandbox.model.events import (
     Usage,
     WorkspacePrepared,
 )
-from sandbox.model.limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
+from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.runner.agent_output import AgentOutput

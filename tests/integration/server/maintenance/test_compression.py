@@ -12,7 +12,7 @@ from doubles.server_components import ServerComponents
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.limits import JOURNAL_COMPRESSION_DELAY_SECONDS
+from sandbox.model.fixed_limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.store.sqlite import SqliteStore
 

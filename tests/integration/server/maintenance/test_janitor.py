@@ -13,7 +13,7 @@ from sandbox.bootstrap.task_server import create_maintenance_jobs
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.limits import CLOCK_TRUST_SECONDS
+from sandbox.model.fixed_limits import CLOCK_TRUST_SECONDS
 from sandbox.server.maintenance.janitor import Janitor, PeriodicJob
 from sandbox.store.sqlite import SqliteStore
 

@@ -27,7 +27,7 @@ from sandbox.interfaces.agent import ApiRetry, ToolFinished, TurnStarted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import AgentMessage, AgentResult, FileEdit, ToolCallStarted, ToolResult
 from sandbox.model.failure import FailureCode
-from sandbox.model.limits import CONVERSATION_TEXT_CHARACTERS_MAX
+from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
 GOOD_RESULT = {"type": "result", "subtype": "success", "is_error": False, "result": "Done.", "session_id": SESSION}

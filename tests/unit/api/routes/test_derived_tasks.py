@@ -10,7 +10,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model import events as e
-from sandbox.model.limits import BODY_BYTES_MAX
+from sandbox.model.fixed_limits import BODY_BYTES_MAX
 from sandbox.model.manifest.schema import Secret
 
 RERUN = "/api/v1/tasks/task-001/rerun"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sandbox.interfaces.tasks import InsufficientResourcesError, UnavailableError
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 
 YAML = """
 version: "1"
@@ -122,7 +122,7 @@ def test_unavailable_response_has_a_retry_after_header(api):
 
 
 def test_body_size_limit_is_exact(api):
-    largest = (YAML + "#").ljust(limits.BODY_BYTES_MAX, "x")
+    largest = (YAML + "#").ljust(fixed_limits.BODY_BYTES_MAX, "x")
     assert api.post("/api/v1/tasks", content=largest).status_code == 202
     response = api.post("/api/v1/tasks", content=largest + "x")
     assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")
@@ -138,7 +138,7 @@ def test_endless_body_is_read_up_to_the_limit(api):
             yield b"x" * 64 * 1024
 
     assert api.post("/api/v1/tasks", content=endless_body()).status_code == 413
-    assert sent <= limits.BODY_BYTES_MAX + 2 * 64 * 1024
+    assert sent <= fixed_limits.BODY_BYTES_MAX + 2 * 64 * 1024
 
 
 def test_internal_error_reveals_no_details(api):

@@ -11,7 +11,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.dashboard.pages import server
 from sandbox.interfaces.tasks import LoadSample
-from sandbox.model.limits import LOAD_SAMPLE_SECONDS
+from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS
 
 
 @pytest.mark.parametrize(("count", "is_marked_partial"), [(2, False), (3, True)])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.manifests import parse_manifest
-from sandbox.model import limits
+from sandbox.model import fixed_limits
 from sandbox.model.manifest.parser import FieldError, InvalidManifestError
 from sandbox.model.manifest.schema import Manifest
 
@@ -174,14 +174,14 @@ def test_duplicate_json_key_and_lone_surrogate_are_field_errors():
 
 
 def test_body_size_is_limited_to_one_mebibyte():
-    largest = MINIMAL + "#" * (limits.BODY_BYTES_MAX - len(MINIMAL))
+    largest = MINIMAL + "#" * (fixed_limits.BODY_BYTES_MAX - len(MINIMAL))
     assert parse_manifest(largest.encode(), is_json=False).agent.kind == "claude"
     assert single_error(largest + "#").rule == "range"
 
 
 def test_nesting_is_limited_in_yaml_and_json():
     for is_json in (False, True):
-        inner = limits.MANIFEST_DEPTH_MAX - 1
+        inner = fixed_limits.MANIFEST_DEPTH_MAX - 1
         largest = '{"x": ' + "[" * inner + "]" * inner + "}"
         assert "x" in [error.field for error in errors_of(largest, is_json=is_json)]
         too_deep = single_error('{"x": [' + "[" * inner + "]" * inner + "]}", is_json=is_json)
@@ -195,7 +195,7 @@ def test_nesting_through_aliases_is_limited():
 
 
 def test_aliases_and_anchors_are_limited():
-    limit = limits.MANIFEST_ALIASES_MAX
+    limit = fixed_limits.MANIFEST_ALIASES_MAX
     labels = ", ".join(f"k{number}: *x" for number in range(limit))
     valid = MINIMAL.replace('"My Task"', f"&x y\n  labels: {{{labels}}}")
     assert len(parse_manifest(valid.encode(), is_json=False).metadata.labels) == limit

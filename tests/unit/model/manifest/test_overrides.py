@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.model.limits import MANIFEST_DEPTH_MAX
+from sandbox.model.fixed_limits import MANIFEST_DEPTH_MAX
 from sandbox.model.manifest.overrides import OverrideError, apply_overrides, parse_override
 
 

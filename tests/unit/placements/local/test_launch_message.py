@@ -7,7 +7,7 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.disk_space import Watermark
-from sandbox.model.limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
+from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 
 IMAGE = Image("node", "sha256:0", "/var/lib/sandbox/profiles/node/0")

@@ -1,6 +1,6 @@
 """The times at which a sandbox is sampled."""
 
-from sandbox.model.limits import METRICS_INTERVAL_SECONDS
+from sandbox.model.fixed_limits import METRICS_INTERVAL_SECONDS
 from sandbox.runner.steps.run import metrics_interval_seconds
 
 

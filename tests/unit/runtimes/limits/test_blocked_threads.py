@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.limits import CALL_BUFFER_BYTES_MAX
+from sandbox.model.fixed_limits import CALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.blocked_threads import (
     BlockedThreadInterrupter,
     SyscallBufferMeter,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import Stats
-from sandbox.model.limits import OOM_KILLS_MAX
+from sandbox.model.fixed_limits import OOM_KILLS_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.kernel_watch import KernelUsage

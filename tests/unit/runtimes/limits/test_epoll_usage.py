@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.limits import EPOLL_ENTRIES_MAX
+from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
 from sandbox.runtimes.limits import epoll_usage
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import FileUsage

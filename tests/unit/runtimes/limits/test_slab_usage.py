@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.limits import FREE_SLAB_BYTES_MAX, MAPPING_LINK_BYTES_MAX
+from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, MAPPING_LINK_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
     FreeSlabBytes,

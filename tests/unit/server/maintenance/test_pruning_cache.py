@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from sandbox.model.limits import MEASUREMENT_CACHE_SECONDS
+from sandbox.model.fixed_limits import MEASUREMENT_CACHE_SECONDS
 from sandbox.server.maintenance.pruning import SingleFlight
 
 
