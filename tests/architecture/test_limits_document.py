@@ -115,7 +115,7 @@ ROWS = [
     ("Server", "Threads that read for one token", "system.client_fairness.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
     ("Server", "Streams of all tasks that one token has open", "api.auth.authenticator.STREAMS_OF_ALL_MAX"),
-    ("Server", "Memory of the responses to one token", "system.memory_share.RESPONSE_BYTES_MAX"),
+    ("Server", "Memory of the responses to one token", "system.client_fairness.RESPONSE_BYTES_MAX"),
     ("Server", "Unread response", "api.http.protocols.STALL_TIMEOUT_SECONDS"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
     ("Server", "Events that wait for a slow subscriber of all tasks", "model.fixed_limits.SUBSCRIBER_EVENTS_MAX"),

@@ -22,8 +22,8 @@ from sandbox.api.auth.authenticator import (
 from sandbox.api.middleware.response_memory import respond_within_memory
 from sandbox.api.responses import problem_response
 from sandbox.system import client_fairness
+from sandbox.system.client_fairness import MemoryShare
 from sandbox.system.log_context import TOKEN_ID
-from sandbox.system.memory_share import MemoryShare
 
 RECHECK_SECONDS = 5.0
 """Maximum time that a stream continues after its token is revoked or expires."""

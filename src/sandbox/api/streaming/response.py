@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.model.wire.events import WireEvent
 from sandbox.system import client_fairness
-from sandbox.system.memory_share import MemoryShare
+from sandbox.system.client_fairness import MemoryShare
 
 Messages = Sequence[bytes]
 """Messages to send together; empty if all events were filtered out."""

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.system import client_fairness
-from sandbox.system.memory_share import STALLED_SECONDS, MemoryShare
+from sandbox.system.client_fairness import STALLED_SECONDS, MemoryShare
 
 
 class Clock:
