@@ -26,7 +26,7 @@ from sandbox.model import fixed_limits
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 SEQ_MAX = 2**63 - 1
 _SEQ_DIGITS_MAX = len(str(SEQ_MAX))

@@ -20,6 +20,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
 from sandbox.placements.local.leftovers import LocalAttemptFiles
+from sandbox.primitives.files import fsync_path
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import FindFiles, PreservedFiles
@@ -27,7 +28,6 @@ from sandbox.server.recovery import index_journals, update_index
 from sandbox.store.connections import checkpoint_wal
 from sandbox.store.schema import StoreUnusableError
 from sandbox.store.sqlite import SqliteStore
-from sandbox.system.files import fsync_path
 
 
 class DataDirNotFoundError(SandboxError):

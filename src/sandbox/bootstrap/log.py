@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from sandbox.model.printable import escape_character, replace_unprintable
-from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
+from sandbox.primitives.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")

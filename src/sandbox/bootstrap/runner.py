@@ -51,6 +51,8 @@ from sandbox.model.events import Event
 from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
+from sandbox.primitives.cpu_throttle import CpuThrottle
+from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.runner.attempt import AttemptFinalizer, AttemptFinisher, AttemptRunner, check_fencing
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
@@ -63,8 +65,6 @@ from sandbox.runner.steps.run import RunStep
 from sandbox.runner.steps.stage import ClonedWorkspace, ResumedWorkspace, StageStep
 from sandbox.runner.steps.teardown import TeardownStep
 from sandbox.runner.terminals import TerminalServer
-from sandbox.system.cpu_throttle import CpuThrottle
-from sandbox.system.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.no_confinement import no_confinement
 from sandbox.workspace.workspaces import GitWorkspaces

@@ -46,10 +46,10 @@ from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.placement import Placement
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
+from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.placements import Placements
 from sandbox.server.probed_host import ProbedHost
-from sandbox.system.concurrency import run_until_first_complete
 
 AnnounceFormat = Literal["text", "json"]
 _log = logging.getLogger(__name__)

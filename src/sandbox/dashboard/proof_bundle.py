@@ -13,7 +13,7 @@ from sandbox.api.routes.artifacts import content_disposition
 from sandbox.interfaces.tasks import StoredArtifact
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 _CHUNK_BYTES = 64 * 1024
 

@@ -22,7 +22,7 @@ from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.proof_bundle import send_proof_bundle
 from sandbox.dashboard.templates import render_page, send_asset
 from sandbox.model.errors import SandboxError
-from sandbox.system.log_context import TASK_ID
+from sandbox.primitives.log_context import TASK_ID
 
 _API_ROOT = "/api/"
 _PageHandler = Callable[[Request, AppContext], Awaitable[Response]]

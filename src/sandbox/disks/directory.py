@@ -14,7 +14,7 @@ from sandbox.disks.tree_removal import AS_NAMESPACE_ROOT
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.fixed_limits import DISK_COMMAND_SECONDS
-from sandbox.system.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import run_in_daemon_thread
 
 _KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILES = 2

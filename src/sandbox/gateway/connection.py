@@ -12,7 +12,7 @@ from sandbox.gateway.model.dialer import UpstreamDialer, UpstreamUnreachableErro
 from sandbox.gateway.model.protocol import ModelProtocol
 from sandbox.gateway.protocol import Effects, Phase, SansIOProtocol
 from sandbox.gateway.transport import FIRST_READ_BYTES, READ_BYTES, Stream
-from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
+from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ from sandbox.gateway.model.request_policy import ModelPolicy
 from sandbox.gateway.transport import FullSizeBufferLimit, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
-from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
+from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 
 
 class SocketGateways:

@@ -35,7 +35,7 @@ from sandbox.model.events import Event
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import Effect, replay
 from sandbox.model.task import Task
-from sandbox.system.files import fsync_path
+from sandbox.primitives.files import fsync_path
 
 
 class FileJournals:

@@ -13,7 +13,7 @@ from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.field_formats import is_task_id
-from sandbox.system.files import create_private_file, fsync_path, remove_on_failure, replace_durably
+from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure, replace_durably
 
 _AFTER_LAST_SEQ = 10**18
 

@@ -14,11 +14,11 @@ from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, T
 from sandbox.model.events import Event, Gap
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAIN_SECONDS_MAX, TERM_GRACE_SECONDS
+from sandbox.primitives.concurrency import run_until_first_complete
+from sandbox.primitives.cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.attempt_recorder import StopSignal
 from sandbox.runner.terminals import PAUSE_COMMAND
-from sandbox.system.concurrency import run_until_first_complete
-from sandbox.system.cpu_throttle import CpuQueue
 
 OutputReader = Callable[[], Coroutine[None, None, None]]
 """Reads one stream of the agent's output to its end."""

@@ -25,10 +25,10 @@ from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
 from sandbox.model.manifest.schema import Manifest, Vm
+from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import read_handle, write_handle
 from sandbox.runner.terminals import PAUSE_COMMAND, SHELL, SandboxTerminals, TerminalServer, without_secrets
-from sandbox.system.concurrency import run_until_first_complete
 
 _log = logging.getLogger(__name__)
 

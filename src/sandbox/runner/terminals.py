@@ -31,9 +31,9 @@ from sandbox.model.fixed_limits import (
     TERMINAL_REPLAY_BYTES,
     TERMINALS_MAX,
 )
+from sandbox.primitives.concurrency import run_until_first_complete
+from sandbox.primitives.cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import redacted_chunks
-from sandbox.system.concurrency import run_until_first_complete
-from sandbox.system.cpu_throttle import CpuQueue
 
 SHELL = ("/bin/bash",)
 _SIZE_MAX = 1000

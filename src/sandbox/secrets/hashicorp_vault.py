@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from sandbox.model.manifest.schema import Secret
+from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.secrets.limits import VAULT_REQUESTS_MAX, VAULT_SECONDS
 from sandbox.secrets.sources import unavailable_error
-from sandbox.system.concurrency import run_in_daemon_thread
 
 _STATUS_MESSAGES = {
     "Forbidden": "Vault denies the server access (403); give the server's token read access to this path.",

@@ -19,8 +19,8 @@ from sandbox.interfaces.tasks import (
 from sandbox.model.events import GENERATED_DIRECTORY, SESSION_NAME, Artifact, Parent
 from sandbox.model.fixed_limits import CHAIN_BYTES_MAX, CHAIN_PATCHES_MAX, EARLIER_CONVERSATION_EVENTS_MAX
 from sandbox.model.task import Task
+from sandbox.primitives import client_fairness
 from sandbox.server.conversation_text import ConversationText
-from sandbox.system import client_fairness
 
 _CONVERSATION_NAME = "inherited-conversation.txt"
 _SESSION_COPY_NAME = f"inherited-{SESSION_NAME}"

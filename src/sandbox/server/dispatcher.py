@@ -20,13 +20,13 @@ from sandbox.model.manifest.schema import Manifest
 from sandbox.model.resources import Resources
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
+from sandbox.primitives.files import fsync_path, write_durably
+from sandbox.primitives.log_context import bind_task
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.probed_host import ProbedHost
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.tracked_task import ServerOwned, TrackedTask, TrackedTasks
-from sandbox.system.files import fsync_path, write_durably
-from sandbox.system.log_context import bind_task
 
 DRAINING_REASON = "The server is being drained: it accepts and starts no tasks until `sandbox admin drain --undo`."
 

@@ -22,8 +22,8 @@ from sandbox.model.wire.events import (
     to_wire_event,
     wire_size_bytes,
 )
+from sandbox.primitives import client_fairness
 from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
-from sandbox.system import client_fairness
 
 _CHANGE_WAIT_SECONDS = 60.0
 _DECODED_FACTOR = 5

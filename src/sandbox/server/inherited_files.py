@@ -12,7 +12,7 @@ from sandbox.interfaces.store import Store
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model.errors import SandboxError
 from sandbox.model.manifest.field_formats import is_task_id
-from sandbox.system.files import create_private_file, fsync_path
+from sandbox.primitives.files import create_private_file, fsync_path
 
 _log = logging.getLogger(__name__)
 

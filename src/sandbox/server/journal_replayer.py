@@ -9,7 +9,7 @@ from functools import partial
 
 from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState
 from sandbox.model.fixed_limits import JOURNAL_REPLAYS_MAX
-from sandbox.system.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import run_in_daemon_thread
 
 
 class ReplaySlot:

@@ -12,12 +12,12 @@ from sandbox.model.fixed_limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECON
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
+from sandbox.primitives.log_context import bind_task
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_replayer import JournalReplayer
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
-from sandbox.system.log_context import bind_task
 
 _POLL_SLOWDOWN_MAX = 10
 """The pause between two reads of a silent journal grows by up to this factor."""

@@ -32,13 +32,13 @@ from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
+from sandbox.primitives import client_fairness
 from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher, Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.tracked_task import RunnerOwned, TrackedTasks
-from sandbox.system import client_fairness
 
 
 class TaskQueries:

@@ -17,7 +17,7 @@ from sandbox.interfaces.workspace import SkippedFile
 from sandbox.model.events import GENERATED_DIRECTORY, Artifact
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import ARTIFACT_BYTES_MAX
-from sandbox.system.files import create_private_file, fsync_path
+from sandbox.primitives.files import create_private_file, fsync_path
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.files import (
     Entry,

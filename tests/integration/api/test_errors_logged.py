@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from doubles.fake_access import FakeAccess
-from sandbox.system.log_context import REQUEST_ID, TASK_ID, TOKEN_ID
+from sandbox.primitives.log_context import REQUEST_ID, TASK_ID, TOKEN_ID
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
+from sandbox.primitives.secret_fingerprint import make_fingerprint
 from sandbox.runner.steps.collect import ArtifactRecorder
-from sandbox.system.secret_fingerprint import make_fingerprint
 
 VALUE = "hunter2-hunter2-hunter2"
 SECRETS = {"TOKEN": VALUE}

@@ -16,10 +16,10 @@ from sandbox.interfaces.placement import OpenTerminal, Reply
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.interfaces.terminals import EndFrame, WriteAccessFrame
 from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.terminals import TerminalServer
-from sandbox.system.cpu_throttle import CpuThrottle
 
 ATTEMPT_ID = "abcdefghijkl"
 GIB = 1024**3

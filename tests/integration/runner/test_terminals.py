@@ -17,10 +17,10 @@ from sandbox.interfaces.terminals import (
 )
 from sandbox.model.fixed_limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer
-from sandbox.system.cpu_throttle import CpuThrottle
 
 AGENT = OpenTerminal(30, 100, is_agent_terminal=True)
 WATCH = OpenTerminal(30, 100, is_agent_terminal=True, is_read_only=True)

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import pytest
 
-from sandbox.system.files import create_private_file
+from sandbox.primitives.files import create_private_file
 from sandbox.workspace.files import RootedFiles
 
 

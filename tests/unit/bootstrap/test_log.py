@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.bootstrap import log as wired_log
-from sandbox.system.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, bind_task
+from sandbox.primitives.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKEN_ID, bind_task
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS
+from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing, redacted_chunks
-from sandbox.system.cpu_throttle import CpuThrottle
 
 OUTPUT = b"".join(b"line %d\n" % number for number in range(3000))
 LINES_PER_LOOP_ITERATION = 100
@@ -27,7 +27,9 @@ class ThrottleHarness:
 @pytest.fixture
 def harness(monkeypatch):
     original_sleep = asyncio.sleep
-    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02)))
+    monkeypatch.setattr(
+        "sandbox.primitives.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02))
+    )
     return ThrottleHarness()
 
 

@@ -21,9 +21,9 @@ from sandbox.model import events as e
 from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
+from sandbox.primitives import client_fairness
 from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import Orphaned, TrackedTask
-from sandbox.system import client_fairness
 
 TO_RUNNING = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),

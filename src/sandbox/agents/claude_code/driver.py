@@ -29,7 +29,7 @@ from sandbox.interfaces.file_layout import (
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.model.failure import Failure
 from sandbox.model.manifest.schema import Manifest
-from sandbox.system.files import open_granting_access
+from sandbox.primitives.files import open_granting_access
 
 PLAIN_TEXT_PREFIX = "Task:\n"
 """Prepended to a prompt that would otherwise be interpreted as a command."""

@@ -21,9 +21,9 @@ from sandbox.api.auth.authenticator import (
 )
 from sandbox.api.middleware.response_memory import respond_within_memory
 from sandbox.api.responses import problem_response
-from sandbox.system import client_fairness
-from sandbox.system.client_fairness import MemoryShare
-from sandbox.system.log_context import TOKEN_ID
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import MemoryShare
+from sandbox.primitives.log_context import TOKEN_ID
 
 RECHECK_SECONDS = 5.0
 """Maximum time that a stream continues after its token is revoked or expires."""

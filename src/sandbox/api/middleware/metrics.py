@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sandbox.api import paths
 from sandbox.interfaces.tasks import Health
 from sandbox.model.task_state import TaskState
-from sandbox.system.log_context import TASK_ID
+from sandbox.primitives.log_context import TASK_ID
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NO_ROUTE = "none"

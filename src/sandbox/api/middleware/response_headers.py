@@ -7,7 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sandbox.system.log_context import REQUEST_ID
+from sandbox.primitives.log_context import REQUEST_ID
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (

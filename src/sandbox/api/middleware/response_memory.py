@@ -11,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api.errors import retry_after_header
 from sandbox.api.responses import problem_response
-from sandbox.system import client_fairness
-from sandbox.system.client_fairness import MemoryShare
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import MemoryShare
 
 PIECE_BYTES = 64 * 1024
 """A body is sent in pieces of this size, so its memory is counted until the client has read most of it."""

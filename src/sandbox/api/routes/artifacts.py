@@ -27,7 +27,7 @@ from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import ArtifactNotFoundError, StoredArtifact
 from sandbox.model.wire.bodies import ArtifactBody, ArtifactListBody
 from sandbox.model.wire.events import format_timestamp
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 _MEDIA_TYPE = re.compile(r"([\w.+-]{1,100}/[\w.+-]{1,100})(; ?charset=[\w-]{1,40})?", re.ASCII)
 _PLAIN_TEXT = "text/plain; charset=utf-8"

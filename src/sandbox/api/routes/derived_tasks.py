@@ -38,7 +38,7 @@ from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.wire.bodies import SubmittedBody
 from sandbox.model.wire.requests import OVERRIDES_MAX, ContinueRequest, RerunRequest
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 _RERUN_EXAMPLE = '{"overrides": ["vm.cpus=16"], "prompt": "…"}'
 _RERUN_BODY = request_body(

@@ -33,7 +33,7 @@ from sandbox.model.wire.events import (
     log_stream_of,
     wire_size_bytes,
 )
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024

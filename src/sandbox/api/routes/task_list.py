@@ -28,7 +28,7 @@ from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**53

@@ -34,9 +34,9 @@ from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.events import format_timestamp
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
-from sandbox.system import client_fairness
-from sandbox.system.concurrency import run_until_first_complete
-from sandbox.system.log_context import TASK_ID
+from sandbox.primitives import client_fairness
+from sandbox.primitives.concurrency import run_until_first_complete
+from sandbox.primitives.log_context import TASK_ID
 
 IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
 IDEMPOTENCY_KEY_LENGTH_MAX = 255

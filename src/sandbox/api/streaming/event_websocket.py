@@ -18,7 +18,7 @@ from sandbox.api.request_parsing import parse_seq, reject_unknown_params
 from sandbox.api.streaming.response import Messages, Prefetcher, encode_each, wait_for_disconnect
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent
-from sandbox.system.log_context import TASK_ID
+from sandbox.primitives.log_context import TASK_ID
 
 EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
 """Event types that the stream sends."""

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from sandbox.api.middleware.response_headers import is_head_request
 from sandbox.model.wire.events import WireEvent
-from sandbox.system import client_fairness
-from sandbox.system.client_fairness import MemoryShare
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import MemoryShare
 
 Messages = Sequence[bytes]
 """Messages to send together; empty if all events were filtered out."""

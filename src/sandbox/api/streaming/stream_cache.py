@@ -10,7 +10,7 @@ from sandbox.api.streaming.response import Encoder, Messages, close_iterator, en
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
 from sandbox.model.wire.events import WireEvent, wire_size_bytes
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 BATCH_SECONDS = 0.05
 BUFFER_BYTES_MAX = 1024 * 1024

@@ -23,8 +23,8 @@ from sandbox.interfaces.terminals import (
     WriteAccessFrame,
 )
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.system.concurrency import run_until_first_complete
-from sandbox.system.log_context import TASK_ID
+from sandbox.primitives.concurrency import run_until_first_complete
+from sandbox.primitives.log_context import TASK_ID
 
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION = 1000, 1001, 1008
 _TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}", re.ASCII)

@@ -28,7 +28,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.wire.events import format_timestamp
-from sandbox.system.files import fsync_path
+from sandbox.primitives.files import fsync_path
 
 MANIFEST_NAME = "manifest.json"
 TOKENS_NAME = "tokens.json"

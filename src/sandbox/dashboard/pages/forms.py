@@ -15,7 +15,7 @@ from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 _RECENT_TASKS = 100
 RECENT_REPOSITORIES_MAX = 10

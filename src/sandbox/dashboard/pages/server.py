@@ -18,7 +18,7 @@ from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
 from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000

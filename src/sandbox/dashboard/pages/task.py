@@ -23,7 +23,7 @@ from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.events import WireEvent, error_fields, wire_size_bytes
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 PAGE_EVENTS_MAX = 200_000
 """If there are more events, the page shows only the latest ones; the log contains all events."""

@@ -26,7 +26,7 @@ from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.events import error_fields, format_timestamp
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 _PAGE_ROWS = 50
 _ACTIVE_ROWS = 50

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 from sandbox.gateway import limits
 from sandbox.gateway.transport import Address, ConnectionRateLimiter, FullSizeBufferLimit, Stream, unmap_ipv4
-from sandbox.system.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import run_in_daemon_thread
 
 _NOT_GLOBAL_V4 = [
     IPv4Network(block)

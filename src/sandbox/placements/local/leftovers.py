@@ -24,7 +24,7 @@ from sandbox.interfaces.file_layout import (
 from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.fixed_limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
-from sandbox.system.secret_fingerprint import matches_fingerprint
+from sandbox.primitives.secret_fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.05
 

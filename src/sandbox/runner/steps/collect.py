@@ -36,12 +36,12 @@ from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MA
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp
+from sandbox.primitives.files import fsync_path, remove_on_failure, replace_durably
+from sandbox.primitives.secret_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
 from sandbox.runner.inheritance import compress_session
 from sandbox.runner.redaction import DeadlineRedactor
-from sandbox.system.files import fsync_path, remove_on_failure, replace_durably
-from sandbox.system.secret_fingerprint import matches_fingerprint
 
 
 class ArtifactRecorder(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metri
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import METRICS_INTERVAL_SECONDS, METRICS_INTERVAL_SECONDS_MIN, SANDBOX_START_SECONDS
 from sandbox.model.state_machine import will_be_followed_up
+from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
     AgentOutput,
@@ -39,7 +40,6 @@ from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, without_secrets
 from sandbox.runner.time_limit import TimeLimit
-from sandbox.system.cpu_throttle import CpuQueue, CpuThrottle
 
 
 class MetricsSampler:

@@ -21,7 +21,7 @@ from sandbox.model.fixed_limits import (
     SOCKETS_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
 )
-from sandbox.system.concurrency import run_until_first_complete
+from sandbox.primitives.concurrency import run_until_first_complete
 
 
 class KernelUsage(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from sandbox.interfaces.store import Cursor, Store, TaskQuery
 from sandbox.model.fixed_limits import JOURNAL_COMPRESSION_DELAY_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES
-from sandbox.system.concurrency import run_in_daemon_thread
+from sandbox.primitives.concurrency import run_in_daemon_thread
 
 _FAILURES_SHOWN_MAX = 5
 _log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from sandbox.interfaces.store import Store
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
+from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.preserved_sandboxes import PreservedSandboxes
-from sandbox.system.concurrency import run_in_daemon_thread
 
 _log = logging.getLogger(__name__)
 

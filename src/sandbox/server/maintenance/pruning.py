@@ -27,9 +27,9 @@ from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
+from sandbox.primitives.concurrency import run_in_daemon_thread
+from sandbox.primitives.files import fsync_path
 from sandbox.server.preserved_sandboxes import PreservedFiles, PreservedSandboxes
-from sandbox.system.concurrency import run_in_daemon_thread
-from sandbox.system.files import fsync_path
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
 from sandbox.api.http import framing, protocols
-from sandbox.system.client_fairness import MESSAGES_PER_TURN_MAX
+from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX
 
 CONNECTIONS = 8
 PER_TURN_MAX = 1000

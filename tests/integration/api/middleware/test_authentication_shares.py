@@ -15,7 +15,7 @@ from sandbox.api.middleware import authentication
 from sandbox.api.routes import tasks
 from sandbox.api.streaming import event_websocket
 from sandbox.model import events as e
-from sandbox.system.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
+from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
 
 STREAMS, LINES = 20, 300
 

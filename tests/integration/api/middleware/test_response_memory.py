@@ -14,7 +14,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 LIST = "/api/v1/tasks/task-001/artifacts"
 STREAM = "/api/v1/tasks/stream"

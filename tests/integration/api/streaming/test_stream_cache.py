@@ -13,7 +13,7 @@ from sandbox.api.routes import logs
 from sandbox.api.streaming import response as streaming_response
 from sandbox.api.streaming import stream_cache
 from sandbox.model import events as e
-from sandbox.system import client_fairness
+from sandbox.primitives import client_fairness
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 

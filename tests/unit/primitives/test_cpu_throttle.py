@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS
-from sandbox.system.cpu_throttle import CpuThrottle
+from sandbox.primitives.cpu_throttle import CpuThrottle
 
 
 class ThrottleHarness:
@@ -25,7 +25,9 @@ class ThrottleHarness:
 @pytest.fixture
 def harness(monkeypatch):
     original_sleep = asyncio.sleep
-    monkeypatch.setattr("sandbox.system.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02)))
+    monkeypatch.setattr(
+        "sandbox.primitives.cpu_throttle.asyncio.sleep", lambda seconds: original_sleep(min(seconds, 0.02))
+    )
     return ThrottleHarness()
 
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from sandbox.system import client_fairness
-from sandbox.system.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
 
 
 async def acquire_repeatedly(share, count, taken, size_bytes=100):

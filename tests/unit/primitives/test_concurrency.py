@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sandbox.system.concurrency import run_in_daemon_thread, run_until_first_complete
+from sandbox.primitives.concurrency import run_in_daemon_thread, run_until_first_complete
 
 
 async def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sandbox.system import client_fairness
-from sandbox.system.client_fairness import STALLED_SECONDS, MemoryShare
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import STALLED_SECONDS, MemoryShare
 
 
 class Clock:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.system.files import open_granting_access, write_durably
+from sandbox.primitives.files import open_granting_access, write_durably
 
 OPEN_DESCRIPTORS = Path("/proc/self/fd")
 
@@ -32,7 +32,7 @@ def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("sandbox.system.files.fsync_path", fail)
+    monkeypatch.setattr("sandbox.primitives.files.fsync_path", fail)
     with pytest.raises(OSError, match="Input/output error"):
         write_durably(target, b"third")
     assert target.read_bytes() == b"second"
