@@ -1,4 +1,4 @@
-"""URL routes of the dashboard."""
+"""Maps URLs to the pages of the dashboard, and errors to its error page."""
 
 from collections.abc import Awaitable, Callable
 

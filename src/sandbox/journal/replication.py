@@ -1,4 +1,4 @@
-"""Copies of journals and artifacts, byte for byte, whose writers have another data directory."""
+"""Replicates journals and artifacts, byte for byte, between the data directories of hosts."""
 
 import errno
 import hashlib

@@ -1,4 +1,7 @@
-"""All limits that users cannot set: value, unit and effect. `docs/limits.md` lists the public ones."""
+"""Limits and intervals that users cannot set: value, unit and effect. `docs/limits.md` lists the public ones.
+
+The gateway and the secrets each have a module `limits`.
+"""
 
 BODY_BYTES_MAX = 1024 * 1024
 """Maximum size of a request body; a larger one gets 413."""

@@ -1,1 +1,1 @@
-"""Operating system primitives that several components use, and limits on CPU time, threads and memory."""
+"""Building blocks of several layers: files, concurrency, shares of CPU and of clients, fingerprints, log context."""

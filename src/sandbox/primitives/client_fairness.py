@@ -1,4 +1,4 @@
-"""Fair sharing of the event loop: a client with many streams does not delay the others."""
+"""Fair shares of the event loop, the threads and the memory for responses. No client of the API delays the others."""
 
 from __future__ import annotations
 
