@@ -18,12 +18,12 @@ from sandbox.model.wire.events import attempts_fields, error_fields, format_time
 
 async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
     """Return the full status of a task."""
-    is_kept = await sandboxes.has_preserved_sandbox(task)
-    item = task_summary_body(task, is_operator=is_operator, is_kept=is_kept)
+    is_preserved = await sandboxes.has_preserved_sandbox(task)
+    item = task_summary_body(task, is_operator=is_operator, is_preserved=is_preserved)
     return {**item, "definition": definition_body(task.manifest)}
 
 
-def task_summary_body(task: Task, *, is_operator: bool, is_kept: bool) -> TaskItemBody:
+def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:
     """Return the status of a task as it appears in lists."""
     metadata, repository, attempt = task.manifest.metadata, task.manifest.repository, task.attempt
     return {
@@ -49,8 +49,8 @@ def task_summary_body(task: Task, *, is_operator: bool, is_kept: bool) -> TaskIt
         "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "result": task.result,
         "parent": task.parent.task_id if task.parent else None,
-        "continues": _continues(task),
-        "sandbox_kept": is_kept,
+        "continues": _continuation(task),
+        "sandbox_kept": is_preserved,
     }
 
 
@@ -59,7 +59,7 @@ def _diff_body(task: Task) -> DiffBody | None:
     return None if diff is None else {"files": diff.files, "additions": diff.additions, "deletions": diff.deletions}
 
 
-def _continues(task: Task) -> Literal["session", "context"] | None:
+def _continuation(task: Task) -> Literal["session", "context"] | None:
     if task.parent is None:
         return None
     return "context" if task.parent.session is None else "session"

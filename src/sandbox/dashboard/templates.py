@@ -143,9 +143,9 @@ def format_cents(usd: float) -> str:
     return f"${usd:.2f}" if usd >= 0.01 else "<$0.01"
 
 
-def state_label(value: TaskState, is_kept: bool = True) -> str:
-    """Return the label of a state. is_kept: the sandbox of a failed task is still preserved."""
-    return format_state(value, is_kept=is_kept)
+def state_label(value: TaskState, is_preserved: bool = True) -> str:
+    """Return the label of a state. is_preserved: the sandbox of a failed task is still preserved."""
+    return format_state(value, is_preserved=is_preserved)
 
 
 def state_class(value: TaskState) -> str:

@@ -42,8 +42,8 @@ def format_cost(usd: float) -> str:
     return f"${usd:.4f}" if 0 < usd < 1 else f"${usd:.2f}"
 
 
-def format_state(state: str, *, is_kept: bool = True) -> str:
-    """Format a state: `failed_preserved` as `failed, preserved`. is_kept: the sandbox still exists."""
+def format_state(state: str, *, is_preserved: bool = True) -> str:
+    """Format a state: `failed_preserved` as `failed, preserved`. is_preserved: the sandbox still exists."""
     if state == TaskState.FAILED_PRESERVED:
-        return "failed, preserved" if is_kept else "failed, released"
+        return "failed, preserved" if is_preserved else "failed, released"
     return str(state)

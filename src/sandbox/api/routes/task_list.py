@@ -102,18 +102,20 @@ async def list_tasks(
     task_query = parse_query(query, request.query_params)
     async with client_fairness.thread_slot():
         page = await query_page(context.services.tasks, task_query, request.query_params)
-        kept = await context.services.sandboxes.preserved_sandboxes(page.tasks)
+        preserved = await context.services.sandboxes.preserved_sandboxes(page.tasks)
         return await client_fairness.to_thread(
-            _list_response, page, task_query, kept, is_operator=get_caller(request).is_operator
+            _list_response, page, task_query, preserved, is_operator=get_caller(request).is_operator
         )
 
 
 def _list_response(
-    page: TaskPage, task_query: TaskQuery, kept: Container[str], *, is_operator: bool
+    page: TaskPage, task_query: TaskQuery, preserved: Container[str], *, is_operator: bool
 ) -> JsonResponse[TaskListBody]:
-    """Return a page of the list. kept: the tasks with a preserved sandbox."""
+    """Return a page of the list. preserved: the tasks with a preserved sandbox."""
     body: TaskListBody = {
-        "tasks": [task_summary_body(task, is_operator=is_operator, is_kept=task.id in kept) for task in page.tasks],
+        "tasks": [
+            task_summary_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks
+        ],
         "total_count": page.total_count,
         "limit": task_query.limit,
         "offset": task_query.offset,

@@ -60,7 +60,7 @@ def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
     lists.
     """
     state = str(task["state"])
-    return format_state(state, is_kept=task.get("sandbox_kept") is not False) if is_terminal else state
+    return format_state(state, is_preserved=task.get("sandbox_kept") is not False) if is_terminal else state
 
 
 def pluralize(number: int, noun: str) -> str:

@@ -83,7 +83,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         children=children.tasks,
         child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
-        is_kept=await context.services.sandboxes.has_preserved_sandbox(task),
+        is_preserved=await context.services.sandboxes.has_preserved_sandbox(task),
     )
 
 
