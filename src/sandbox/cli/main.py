@@ -15,14 +15,14 @@ from sandbox.cli.options import common_options
 from sandbox.cli.standard_streams import set_up_streams
 
 ROOT_ENTRIES = {
-    "run": ("sandbox.cli.commands.run:run", "Run a task from this checkout and apply its changes."),
+    "run": ("sandbox.cli.commands.run:run", "Run a task from this checkout and apply the task's changes."),
     "init": ("sandbox.cli.commands.init:init", "Create a manifest for the current git checkout."),
     "task": ("sandbox.cli.main:task", "Submit, watch and cancel tasks, and download their results."),
     "top": ("sandbox.cli.commands.top.command:top", "Watch all tasks on one screen."),
     "login": ("sandbox.cli.commands.login:login", "Log in to a server and store it as a context."),
     "context": ("sandbox.cli.commands.context:context", "Choose between the servers that you logged in to."),
     "serve": ("sandbox.cli.commands.serve:serve", "Run the server."),
-    "setup": ("sandbox.cli.commands.setup:setup", "Install what this machine lacks."),
+    "setup": ("sandbox.cli.commands.setup:setup", "Install missing software on this machine."),
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),
     "config": (
         "sandbox.cli.commands.config:config",
@@ -46,7 +46,7 @@ TASK_ENTRIES = {
     "list": ("sandbox.cli.commands.task.list:list_tasks", "List tasks, newest first."),
     "status": ("sandbox.cli.commands.task.status:status", "Show a task."),
     "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),
-    "open": ("sandbox.cli.commands.task.open:open_task", "Open a task's page of the dashboard in the browser."),
+    "open": ("sandbox.cli.commands.task.open:open_task", "Open a task's dashboard page in the browser."),
     "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
     "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel a task and wait for its end."),
     "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),

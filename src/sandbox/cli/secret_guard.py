@@ -18,7 +18,7 @@ _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 def allow_secrets_option(command: _Decorated) -> _Decorated:
     """Add `--allow-secrets`."""
-    help_text = "Also download artifacts that contain a secret of the task; by default, they are skipped."
+    help_text = "Also download artifacts that contain one of the task's secrets; by default, they are skipped."
     return click.option("--allow-secrets", "allows_secrets", is_flag=True, help=help_text)(command)
 
 

@@ -219,7 +219,7 @@ class Client:
         tail: int | None = None,
         after: int | None = None,
     ) -> Iterator[Event]:
-        """Iterate over the events of a task, from the beginning (or as `since`, `tail` or `after` select) to the end.
+        """Iterate over a task's events until it ends. Starts at the beginning unless `since`, `tail` or `after` is set.
 
         Resumes a broken connection for a limited time, without gaps or duplicates.
         """
@@ -243,7 +243,7 @@ class Client:
         return self._request(requests.artifacts(task_id))
 
     def download(self, task_id: str, name: str, target: Path) -> int:
-        """Save an artifact (by its name, else its path) as the file `target`; return its size in bytes.
+        """Save an artifact, given by its name or path, as the file `target`; return its size in bytes.
 
         The file is only created once it is complete and verified. Raises ChecksumError, or OSError for file errors.
         """

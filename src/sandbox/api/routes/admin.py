@@ -56,7 +56,7 @@ _BYTES_MAX = 2**60
 async def prune_tasks(
     context: ContextDep,
     older_than_seconds: Annotated[
-        float | None, Query(ge=0, le=_SECONDS_MAX, description="Remove tasks that ended longer ago than this")
+        float | None, Query(ge=0, le=_SECONDS_MAX, description="Only tasks that ended more than this many seconds ago")
     ] = None,
     keep: Annotated[
         int | None, Query(ge=1, le=_COUNT_MAX, description="Number of tasks to keep; the oldest are removed")

@@ -99,7 +99,10 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> ArtifactBody:
 async def download_artifact(
     request: Request, context: ContextDep, task_id: paths.TaskId, name: paths.ArtifactName
 ) -> Response:
-    """Download an artifact by its name, else by its path. Artifacts that contain a secret require the operator role."""
+    """Download an artifact by its name, or by its path if no artifact has that name.
+
+    Artifacts that contain a secret require the operator role.
+    """
     async with client_fairness.thread_slot():
         stored = await context.services.artifacts.find_artifact(task_id, name)
     if stored.artifact.contains_secret and not get_caller(request).is_operator:

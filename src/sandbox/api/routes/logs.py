@@ -91,7 +91,7 @@ class LogEncoder:
 class LogQuery(BaseModel):
     """Query parameters of the logs."""
 
-    stream: LogStream = Field("all", description="Lines to return")
+    stream: LogStream = Field("all", description="Stream to return")
     since: str = Field("", description="Earliest time, inclusive (RFC 3339)", json_schema_extra=TIME_SCHEMA)
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Number of last lines, after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")

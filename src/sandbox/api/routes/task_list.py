@@ -59,14 +59,14 @@ class ListQuery(BaseModel):
         "",
         max_length=SEARCH_CHARACTERS_MAX,
         description=(
-            "Words; a task must have all of them in its name, id, prompt or repository. A word matches each word that "
-            "begins with it, in upper or lower case; other characters, such as quotes, only separate words"
+            "Words that must all occur in the name, id, prompt or repository of a task. A search word matches any "
+            "word that begins with it, regardless of case. Other characters, such as quotes, only separate words"
         ),
     )
     repository: str = Field(
         "",
         max_length=REPOSITORY_FILTER_CHARACTERS_MAX,
-        description="Only tasks of this repository: its URL, or short `OWNER/NAME` or `HOST/OWNER/NAME`",
+        description="Only tasks of this repository, given as its URL, `HOST/OWNER/NAME` or `OWNER/NAME`",
     )
     parent: str = Field(
         "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that continue the task with this id"
@@ -77,7 +77,7 @@ class ListQuery(BaseModel):
     created_before: str = Field(
         "", description="Only tasks submitted before this time (RFC 3339)", json_schema_extra=TIME_SCHEMA
     )
-    sort: Sort = Field("created_at", description="What to sort by")
+    sort: Sort = Field("created_at", description="Field to sort by")
     order: Order = Field("desc", description="Ascending or descending")
     limit: int = Field(100, ge=1, le=LIMIT_MAX, description="Maximum number of tasks")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="Number of tasks to skip")

@@ -84,7 +84,7 @@ _MANIFEST_BODY = request_body(
 )
 IDEMPOTENCY_KEY_PARAMETER = header_parameter(
     IDEMPOTENCY_KEY_HEADER,
-    "A request with the same key and body within 24 hours returns the same task; nothing is submitted twice",
+    "Requests with the same key and body within 24 hours return the same task, which is submitted only once",
     {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_LENGTH_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
 )
 _DryRun = Annotated[bool, Query(description="Validate the manifest without submitting it")]

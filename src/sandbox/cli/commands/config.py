@@ -43,7 +43,7 @@ def config() -> None:
 def show(*, shows_origin: bool, **options: Any) -> None:
     """Print the configuration that `sandbox serve` would use, as a sandbox.toml.
 
-    With --format json, print one JSON document; with --origin, each of its values is {value, origin}.
+    With --format json, print a JSON document. With --origin, each value in that document is {value, origin}.
     """
     configuration = load_configuration(options)
     from sandbox.bootstrap.settings.keys import setting_keys

@@ -24,8 +24,8 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
     Starts a separate server on free ports and stops it at the end. Without a model key, a scripted model replaces the
     API.
 
-    With --keep, the server and the example's repository stay available on the usual ports until sandbox demo --stop.
-    Port 0 is any free port.
+    With --keep, the server and the example's repository stay available on the default ports until you run sandbox demo
+    --stop. Port 0 selects any free port.
     """
     chosen = {name: number for name, number in ports.items() if number is not None}
     if stops and (is_kept or chosen):

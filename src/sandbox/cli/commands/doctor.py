@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def doctor(**server_options: Any) -> None:
     """Check this machine and suggest fixes.
 
-    Exit code: 0 if tasks can run here, else 1.
+    Exit code: 0 if tasks can run on this machine, otherwise 1.
     """
     settings = load_configuration(server_options).settings
     from sandbox.bootstrap.doctor.checks import run_checks

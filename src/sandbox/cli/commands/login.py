@@ -35,7 +35,7 @@ def login(address: str | None, name: str | None) -> None:
     """Log in to a server and store it as a context.
 
     SERVER is its URL, such as https://sandbox.example.com. If the server needs a token, the command prompts for it, or
-    reads it from stdin if that is not a terminal. It stores the token only after the server has accepted it.
+    reads it from stdin if stdin is not a terminal. It stores the token only after the server has accepted it.
     """
     from sandbox.client.url import validate_base_url
 

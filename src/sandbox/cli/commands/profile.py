@@ -77,9 +77,9 @@ def show(*, name: str, **options: Any) -> None:
     )
 )
 @click.argument("name")
-@click.option("--from-file", type=_FILE, help="A definition file, for a profile that is not included in Sandbox.")
+@click.option("--from-file", type=_FILE, help="A definition file, for a profile that does not come with Sandbox.")
 @click.option("--from-oci", type=_FILE, help="An OCI archive, as written by 'docker save' or 'skopeo copy'.")
-@click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the minimum tier of its runtime.")
+@click.option("--minimum-tier", type=click.Choice(TIERS), help="With --from-oci: the minimum runtime tier.")
 @data_dir_options
 @output_options("text", "json")
 def build(
@@ -87,7 +87,7 @@ def build(
 ) -> None:
     """Build the image of a profile, or import one.
 
-    Running tasks keep the image with which they started. Building requires root and mmdebstrap, and uses this machine's
+    Running tasks keep the image that they started with. Building requires root and mmdebstrap, and uses this machine's
     apt sources.
     """
     if (from_file and from_oci) or (minimum_tier and not from_oci):

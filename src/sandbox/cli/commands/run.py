@@ -45,7 +45,7 @@ checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
     "--apply/--no-apply",
     "applies",
     default=None,
-    help="Apply the patch to this checkout, or not; by default, prompt on a terminal.",
+    help="Whether to apply the patch to this checkout [default: prompt on a terminal].",
 )
 @click.option(
     "--include-dirty/--leave-dirty",
@@ -79,10 +79,10 @@ def run(
     directory: Path,
     **run_options: Any,
 ) -> None:
-    """Run a task from this checkout and apply its changes.
+    """Run a task from this checkout and apply the task's changes.
 
-    PROMPT describes the work; '-' reads it from stdin. The task clones the remote of the current git checkout at its
-    commit, and starts in the current directory.
+    PROMPT describes the work; '-' reads it from stdin. The task clones the checkout's remote at your last pushed
+    commit. The agent starts in the current directory.
     """
     from sandbox.agents import registered_agents
     from sandbox.model.manifest.document import write_json

@@ -26,7 +26,7 @@ def serve(**options: Any) -> None:
     """Run the server.
 
     Runs until it is stopped (SIGINT or SIGTERM). With --format json, it prints its addresses as one JSON line when it
-    is ready. Set everything else in sandbox.toml or in the environment; see `sandbox config show`.
+    is ready. All other settings come from sandbox.toml or the environment; see `sandbox config show`.
     """
     settings = load_configuration(options).settings
     with gc_frozen():

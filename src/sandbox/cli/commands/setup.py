@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @click.option("--print", "is_print", is_flag=True, help="Only print the commands that install system packages.")
 def setup(yes: bool, is_print: bool) -> None:
-    """Install what this machine lacks.
+    """Install missing software on this machine.
 
     Installs system packages (bubblewrap, git, curl, e2fsprogs and, if available, gVisor) and the pinned npm packages
     for sandboxes. Prompts before it installs system packages. Without a terminal and without --yes, it only prints the
-    commands that install them. The agent is part of the Python installation.
+    commands that install them. The agent comes with the Python package.
 
     Exit code: 0 if everything required is installed, or if --print printed the commands; otherwise 1.
     """

@@ -26,7 +26,7 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 def backup(file: Path, **options: Any) -> None:
     """Back up tasks and tokens to a file.
 
-    Works while a server runs. The backup of each task ends with its last complete record. Damaged data is copied
+    Works while a server is running. The backup of each task ends with its last complete record. Damaged data is copied
     unchanged and reported (exit code 1). Preserved sandboxes, images and the workspaces of running tasks are not
     included.
     """

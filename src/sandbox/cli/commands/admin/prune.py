@@ -57,7 +57,7 @@ def _check_bound(value: str, error: str | None, unlimited: str) -> str:
     "--max-bytes", metavar="SIZE", callback=_parse_size_option, help="Disk space for all finished tasks, such as 20G."
 )
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
-@click.option("--offline", is_flag=True, help="Work on the data directory directly; no server may use it.")
+@click.option("--offline", is_flag=True, help="Work on the data directory directly; no server may be using it.")
 @data_dir_options
 @server_options
 @output_options("text", "json")

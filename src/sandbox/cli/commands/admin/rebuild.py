@@ -21,8 +21,8 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 def rebuild(**options: Any) -> None:
     """Rebuild the index from the journals.
 
-    No server may use the data directory at the same time. Damaged journals are reported and left in place; all others
-    are indexed. The old index is kept as index.sqlite.before. Exit code: 0 if all journals were indexed, else 1.
+    No server may be using the data directory. Damaged journals are reported and left in place; all others are indexed.
+    The old index is kept as index.sqlite.before. Exit code: 0 if all journals were indexed, otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.administration import rebuild_index

@@ -25,8 +25,8 @@ Error: This command speaks the Model Context Protocol on stdin and stdout, and i
 def mcp() -> None:
     """Serve Sandbox as MCP tools over stdio.
 
-    Tools: submit, continue_task, list, status, logs, diff, artifacts, cancel. They use the server given by --server and
-    --token, or by --context.
+    Tools: submit, continue_task, list, status, logs, diff, artifacts, cancel. The tools use the server that you select
+    with --server and --token, or with --context.
     """
     if sys.stdin.isatty():
         fail(_ADVICE, ExitCode.USAGE)

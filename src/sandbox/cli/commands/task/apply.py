@@ -66,7 +66,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 )
 @click.option("--chain", "takes_chain", is_flag=True, help=CHAIN_HELP)
 @click.option(
-    "--branch", "name", metavar="NAME", help="Commit the changes to this new branch, not to the working tree."
+    "--branch", "name", metavar="NAME", help="Commit the changes to this new branch; leave the working tree unchanged."
 )
 @click.option("--commit", "commits", is_flag=True, help="Implied by --branch.")
 @click.option("--push", "pushes", is_flag=True, help="With --branch: push the branch, with your git credentials.")
@@ -86,9 +86,9 @@ def apply(
     The checkout must have no uncommitted changes, unless --beside-changes is given. The patch is applied completely or
     not at all.
 
-    With --branch NAME, the changes become a commit on a new branch, which starts at the task's commit. The message is
-    the agent's final message. The working tree and the current branch stay as they are. The changes of a chain of
-    tasks become one commit.
+    With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The commit message
+    is the agent's final message. The working tree and the current branch do not change. The changes of a chain of tasks
+    become a single commit.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)

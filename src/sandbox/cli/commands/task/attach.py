@@ -30,9 +30,9 @@ from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_k
 def attach(task_id: str, watch: bool, keys: bytes) -> None:
     """Attach to the terminal of a task's agent.
 
-    An agent has a terminal only if its section of the manifest has headless: false. The first client can type; the
-    others are read-only until it detaches. The agent continues when all clients have detached. If the agent exits, this
-    command exits with its exit code.
+    An agent has a terminal only if its section of the manifest sets headless: false. The first client can type; the
+    others are read-only until it detaches. The agent keeps running even after all clients have detached. If the agent
+    exits, this command exits with the agent's exit code.
     """
     result = run_terminal(current_options(), task_id, keys, of="agent", watch=str(watch).lower())
     escaped_id = escape_text(task_id)

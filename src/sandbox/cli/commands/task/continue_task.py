@@ -35,9 +35,9 @@ def continue_task(
 ) -> None:
     """Submit a task that continues an ended one.
 
-    PROMPT describes the next change; '-' reads it from stdin. The new task starts from the changes of the earlier task
-    and of the tasks that it continued. Its agent resumes the session of the earlier agent, or gets the earlier
-    conversation as text. The earlier task does not change.
+    PROMPT describes the next change; '-' reads it from stdin. The new task starts with the changes of the earlier task
+    and of any tasks that it continued. The agent resumes the earlier session, or gets the earlier conversation as text.
+    The earlier task does not change.
     """
     options, text = current_options(), read_prompt(prompt)
     changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     epilog=help_examples(
         "sandbox task download 5e173eb5 report.md",
         "sandbox task download 5e173eb5 --all --output results",
-        note="Every file is verified by its SHA-256 and written atomically.",
+        note="Every file is verified against its SHA-256 checksum and written atomically.",
     )
 )
 @task_argument

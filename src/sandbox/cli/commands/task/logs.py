@@ -43,7 +43,7 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
     "--since",
     callback=parse_past_time_option,
     metavar="TIME",
-    help="Only since this time, such as 2026-01-29T10:10:15Z, or 10m for the last 10 minutes.",
+    help="Only lines since this time, such as 2026-01-29T10:10:15Z, or 10m for the last 10 minutes.",
 )
 @click.option("--timestamps", "has_times", is_flag=True, help="Prefix each line with its time; implies --raw.")
 @click.option(
@@ -57,9 +57,9 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, **filters: Any) -> None:
     """Print a task's output and events.
 
-    On a terminal, the agent's messages, tool calls and edits are formatted. Otherwise, each line has a prefix with its
-    stream, except with --stream stdout or stderr. With --format json, each line is one event; output events have a seq
-    only with --follow.
+    On a terminal, the agent's messages, tool calls and edits are formatted. Otherwise, each line is prefixed with the
+    name of its stream, except with --stream stdout or stderr. With --format json, each line is one event, and output
+    events have a seq only with --follow.
     """
     options, stream = current_options(), filters["stream"]
     if is_pretty and (has_times or options.format == "json"):

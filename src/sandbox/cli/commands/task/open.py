@@ -18,9 +18,9 @@ from sandbox.cli.output.text import escape_text
 @click.option("--no-browser", "prints_only", is_flag=True, help="Print the address, but do not open it.")
 @common_options
 def open_task(task_id: str, prints_only: bool) -> None:
-    """Open a task's page of the dashboard in the browser.
+    """Open a task's dashboard page in the browser.
 
-    Prints the address on stdout. If there is no graphical display and BROWSER is not set, only prints it.
+    Prints the URL on stdout. Without a graphical display, it only prints the URL unless BROWSER is set.
     """
     from sandbox.client.url import task_page_url
 

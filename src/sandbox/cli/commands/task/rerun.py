@@ -35,8 +35,8 @@ def rerun(
 ) -> None:
     """Submit a task again.
 
-    The new task has the manifest of the earlier one, with the changes that the options make. It starts from a new
-    clone. The earlier task may be in any state, and does not change.
+    The new task uses the manifest of the earlier task, with the changes that you specify as options. It starts from a
+    new clone. The earlier task may be in any state, and does not change.
     """
     options, text = current_options(), None if prompt is None else read_prompt(prompt)
     changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]

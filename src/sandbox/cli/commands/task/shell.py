@@ -25,8 +25,8 @@ def shell(task_id: str, keys: bytes) -> None:
 
     While the task runs, the shell runs in its sandbox as the agent's user, without the task's secrets in its
     environment. After a failure with lifecycle.failure_action: preserve, it runs in a new sandbox that has the
-    preserved files and cannot reach the model. Detaching ends the shell, with exit code 0. Otherwise, the command exits
-    with the shell's exit code.
+    preserved files and cannot reach the model. If you detach, the shell ends and the command exits with code 0.
+    Otherwise, the command exits with the shell's exit code.
     """
     result = run_terminal(current_options(), task_id, keys, of="shell")
     exit_with_terminal(result, task_id, "\nThe shell has ended.")

@@ -23,7 +23,7 @@ def validate(file: BinaryIO) -> None:
     """Validate a manifest without a server.
 
     FILE is YAML or JSON; '-' means stdin. Prints every error with its line and column. Exit code: 0 if the manifest is
-    valid, else 9.
+    valid, otherwise 9.
     """
     from sandbox.model.manifest.errors import InvalidManifestError
     from sandbox.model.manifest.parser import SHIPPED_PROFILES
