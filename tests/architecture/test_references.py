@@ -40,7 +40,7 @@ def test_each_event_type_is_listed_with_its_properties(root: Path):
 
 @pytest.mark.parametrize("stream", ["events", "conversation"])
 def test_each_log_stream_is_listed_with_its_types(root: Path, stream: str):
-    match = re.search(rf"`{stream}` are [^:]+:\s((?:`\w+`[,\s]*)+)", (root / "docs" / "rest.md").read_text())
+    match = re.search(rf"`{stream}`: [^(]+\(((?:`\w+`[,\s]*)+)\)", (root / "docs" / "rest.md").read_text())
     assert match is not None
     types = {name for name in event_bodies.EVENT_TYPES - {"output"} if log_stream_of({"type": name}) == stream}
     assert set(re.findall(r"`(\w+)`", match[1])) == types

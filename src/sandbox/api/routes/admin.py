@@ -17,13 +17,13 @@ router = create_router("Administration")
 
 @router.get(paths.DRAIN, responses=problem_responses())
 async def get_drain(context: ContextDep) -> JsonResponse[DrainBody]:
-    """Whether the server is draining, and the progress of the drain."""
+    """Check whether the server is draining, and get the progress of the drain."""
     return _drain_response(await context.services.administration.drain_status())
 
 
 @router.post(paths.DRAIN, responses=problem_responses(503))
 async def begin_drain(context: ContextDep) -> JsonResponse[DrainBody]:
-    """Reject new tasks and start no pending ones until the drain is undone, even after a restart.
+    """Stop accepting new tasks and starting pending ones until the drain is undone, even after a restart.
 
     Running tasks continue.
     """

@@ -23,19 +23,19 @@ router = create_router("Health")
 
 @router.get(paths.BASIC_HEALTH, responses=problem_responses())
 async def get_basic_health(context: ContextDep) -> JsonResponse[AliveBody]:
-    """Whether the server responds."""
+    """Check whether the server responds."""
     return JsonResponse({"status": "ok", "version": context.settings.version})
 
 
 @router.get(paths.LIVENESS, responses=problem_responses())
 async def get_liveness(context: ContextDep) -> JsonResponse[AliveBody]:
-    """Liveness: the event loop responds."""
+    """Liveness probe: check whether the event loop responds."""
     return await get_basic_health(context)
 
 
 @router.get(paths.HEALTH, responses=problem_responses())
 async def get_health(context: ContextDep) -> JsonResponse[HealthBody]:
-    """Health of the server, in detail."""
+    """Get detailed information about the server's health."""
     health = await context.services.administration.health()
     reasons = not_ready_reasons(health, context)
     body: HealthBody = {
@@ -57,7 +57,7 @@ async def get_health(context: ContextDep) -> JsonResponse[HealthBody]:
 
 @router.get(paths.READINESS, responses=problem_responses(503))
 async def get_readiness(request: Request, context: ContextDep) -> JsonResponse[ReadyBody] | Response:
-    """Readiness: whether the server can accept and run tasks; 503 if it cannot."""
+    """Readiness probe: check whether the server can accept and run tasks. Returns 503 if it cannot."""
     health = await context.services.administration.health()
     reasons = not_ready_reasons(health, context)
     if not reasons:
@@ -109,7 +109,7 @@ def _runtime_body(probe: RuntimeProbe) -> RuntimeBody:
     },
 )
 async def get_metrics(context: ContextDep) -> Response:
-    """Metrics in Prometheus format."""
+    """Get the metrics in Prometheus format."""
     health = await context.services.administration.health()
     is_ready = not not_ready_reasons(health, context)
     return Response(context.metrics.render(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})

@@ -137,7 +137,7 @@ async def get_logs(
     task_id: paths.TaskId,
     query: Annotated[LogQuery, Query()],
 ) -> Response:
-    """The agent's output and the events of the task, ordered by `seq`."""
+    """Get the agent's output and the events of the task, ordered by `seq`."""
     task = await context.services.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
     encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)

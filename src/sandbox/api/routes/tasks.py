@@ -170,7 +170,7 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
 
 @router.get(paths.TASK, responses=problem_responses(404, 503))
 async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[TaskBody]:
-    """The status of a task."""
+    """Get the status of a task."""
     return JsonResponse(await _current_task_body(request, context, await context.services.tasks.status(task_id)))
 
 

@@ -17,7 +17,7 @@ from sandbox.cli.server_options import load_configuration, settings_options
         "sandbox serve",
         "sandbox serve --port 9122 --data-dir /srv/sandbox",
         note="Set the agent's model key in the environment first; sandboxes have no access to it. Without a key, the "
-        "server prints the name of the setting when it starts.",
+        "server prints the name of the missing setting when it starts.",
     )
 )
 @settings_options

@@ -17,7 +17,7 @@ from sandbox.cli.submission import show_submitted, submit_manifest, wait_options
     epilog=help_examples(
         "sandbox task submit task.yaml --follow",
         "sandbox task submit task.yaml --set vm.cpus=16 --wait",
-        note="Prints only the task's id on stdout: ID=$(sandbox task submit task.yaml) works.",
+        note="Prints only the task's id on stdout, so ID=$(sandbox task submit task.yaml) works.",
     )
 )
 @click.argument("file", type=click.File("rb"))
