@@ -48,7 +48,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
         "sandbox task apply 5e173eb5",
         "sandbox task apply 5e173eb5 --branch fix/basket --push",
         "sandbox task apply 5e173eb5 --chain",
-        note="Without --beside-changes and --branch, the changes are staged; undo them with: git reset --hard",
+        note="Without --beside-changes or --branch, the changes are staged. Undo them with: git reset --hard",
     )
 )
 @task_argument
@@ -70,7 +70,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 )
 @click.option("--commit", "commits", is_flag=True, help="Implied by --branch.")
 @click.option("--push", "pushes", is_flag=True, help="With --branch: push the branch, with your git credentials.")
-@click.option("--remote", metavar="NAME", help="With --branch: the remote [default: remote.pushDefault, else origin].")
+@click.option("--remote", metavar="NAME", help="With --branch: the remote [default: remote.pushDefault, then origin].")
 @allow_secrets_option
 @common_options
 def apply(
