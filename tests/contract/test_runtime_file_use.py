@@ -6,6 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
+from sandbox.runtimes import launcher_client
 from sandbox.runtimes.limits.blocked_threads import count_host_open_files
 from sandbox.runtimes.limits.epoll_usage import count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import FileUsage
@@ -602,3 +604,93 @@ async def test_files_held_only_by_blocked_threads_are_freed(
     if "memory" not in limits or count_all() is None:
         pytest.skip("cannot count the sandbox's processes or the host's kernel objects")
     assert (await _count_freed(runtime, disk, source, count_all, growth_max)) > growth_max
+
+
+# Files that are passed to the runner
+
+
+_PASS_TO_RUNNER = """
+import array, struct, threading
+def pass_file(file):
+    output = socket.socket(fileno=os.dup(1))
+    files = array.array("i", [file.fileno()])
+    return attempt(lambda: output.sendmsg([b"passed"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]) and "passed")
+"""
+
+_LINGERING_CONNECTION = (
+    _PASS_TO_RUNNER
+    + """
+server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+client = socket.create_connection(server.getsockname()); peer, _ = server.accept()
+client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+client.setblocking(False)
+try:
+    while True: client.send(bytes(65536))
+except BlockingIOError: pass
+os.set_blocking(1, False)
+full_since = time.monotonic()
+while time.monotonic() < full_since + 1:
+    try: os.write(1, bytes(4096)); full_since = time.monotonic()
+    except BlockingIOError: time.sleep(0.01)
+os.set_blocking(1, True)
+sender = threading.Thread(target=pass_file, args=[client], daemon=True); sender.start()
+time.sleep(0.5)
+threading.Thread(target=client.close, daemon=True).start()
+time.sleep(0.5)
+print("closed", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+)
+"""The output is full when the program passes a connection and closes its own descriptor of the connection. Its last
+descriptor is then in the output. The connection has unsent data, so closing that one waits for 30 s.
+"""
+
+
+@pytest.mark.parametrize("kernel", ["refuses files", "passes files"])
+async def test_connection_in_the_output_does_not_block_the_runner(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+):
+    if kernel == "passes files":
+        monkeypatch.setattr(launcher_client, "refuse_files", lambda _: False)
+    async with ready_sandbox(runtime, disk) as sandbox:
+        program = ["/usr/bin/python3", "-c", _PRELUDE + _LINGERING_CONNECTION]
+        output, errors = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+        await read_until(errors, b"closed")
+        started_at = time.monotonic()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                while await output.read(65536):
+                    pass
+        assert time.monotonic() - started_at < 15
+        assert (await sandbox.kernel_usage()).find_violation() == ""
+        await sandbox.kill()
+        assert (await sandbox.wait()).code != 0
+    assert time.monotonic() - started_at < 25
+
+
+_PASS_AMONG_PROGRAMS = (
+    _PASS_TO_RUNNER
+    + """
+left, right = socket.socketpair()
+if os.fork() == 0:
+    with open("/tmp/shared", "w+") as file:
+        file.write("content"); file.flush()
+        socket.send_fds(left, [b"x"], [file.fileno()])
+    os._exit(0)
+_, (received,), _, _ = socket.recv_fds(right, 1, 1)
+os.wait()
+print(os.pread(received, 100, 0).decode(), file=sys.stderr, flush=True)
+for number in range(256): os.write(1, b"%d" % (number % 10) * 16384)
+"""
+)
+
+
+@pytest.mark.parametrize("kernel", ["refuses files", "passes files"])
+def test_files_are_passed_among_programs_and_the_output_is_complete(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
+):
+    if kernel == "passes files":
+        monkeypatch.setattr(launcher_client, "refuse_files", lambda _: False)
+    result = run_python(runtime, disk, _PRELUDE + _PASS_AMONG_PROGRAMS)
+    assert (result.code, result.errors) == (0, "content\n")
+    assert result.output == "".join(str(number % 10) * 16384 for number in range(256))

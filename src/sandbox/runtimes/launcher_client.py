@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -234,6 +235,8 @@ def start_launcher(
     control, child_control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     output, output_inside = socket.socketpair()
     errors, errors_inside = socket.socketpair()
+    for one in (output, errors):
+        refuse_files(one)
     uids = ["-" if uid is None else str(uid) for uid in (kernel_uid, files_uid)]
     filters = [create_memfd("filter", seccomp_filter)] if seccomp_filter else []
     options = (*uids, *(map(str, filters) if filters else "-"), ",".join(map(str, transparent_ports)))
@@ -324,6 +327,20 @@ def create_memfd(name: str, content: bytes) -> int:
 
 
 _BUFFER_BYTES = 256 * 1024
+_SO_PASSRIGHTS = 83
+
+
+def refuse_files(receiver: socket.socket) -> bool:
+    """Make the kernel refuse to pass files (SCM_RIGHTS) to a Unix socket. Returns False before Linux 6.16.
+
+    The kernel closes files that the receiver does not accept in the thread that reads or closes the socket. A program
+    inside could pass a connection whose close takes as long as the program wants (SO_LINGER).
+    """
+    try:
+        receiver.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
 
 
 class _ClosingProtocol(asyncio.StreamReaderProtocol):
@@ -337,9 +354,24 @@ class _ClosingProtocol(asyncio.StreamReaderProtocol):
 async def open_reader(source: socket.socket) -> tuple[asyncio.StreamReader, asyncio.Transport]:
     """Return a reader for the socket and the transport to abort it. Takes ownership of the socket."""
     source.shutdown(socket.SHUT_WR)
+    if not refuse_files(source):
+        source = _relay_in_thread(source)
     reader = asyncio.StreamReader(limit=_BUFFER_BYTES)
     transport, _ = await asyncio.get_running_loop().create_connection(lambda: _ClosingProtocol(reader), sock=source)
     return reader, transport
+
+
+def _relay_in_thread(source: socket.socket) -> socket.socket:
+    """Return a socket with the data of `source` and without files. Only a daemon thread reads and closes `source`."""
+    reader, writer = socket.socketpair()
+
+    def relay() -> None:
+        with source, writer, suppress(OSError):
+            while data := source.recv(_BUFFER_BYTES):
+                writer.sendall(data)
+
+    threading.Thread(target=relay, name="output", daemon=True).start()
+    return reader
 
 
 class ProgramSpec(msgspec.Struct):

@@ -23,7 +23,14 @@ from sandbox.interfaces.runtime import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS
-from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader, reject_nul, wait_for_exit
+from sandbox.runtimes.launcher_client import (
+    LauncherProcess,
+    ProgramSpec,
+    open_reader,
+    refuse_files,
+    reject_nul,
+    wait_for_exit,
+)
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
@@ -208,6 +215,7 @@ class QemuSandbox:
         """Make the launcher exec the jail and return the stream of bubblewrap's reports."""
         status, status_inside = socket.socketpair()
         host_socket, guest_socket = socket.socketpair()
+        refuse_files(host_socket)
         with status_inside, guest_socket:
             reports, self._report_transport = await open_reader(status)
             await self._channel.open(host_socket)
