@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from sandbox.workspace.git.user_config import find_proxy, user_environment
 
 HELPER_COMMAND = (
     f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '
-    f'sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR}; }}; }}; f'
+    f'sed "/^$/q" <&{FIRST_EXTRA_DESCRIPTOR + 1}; }}; }}; f'
 )
 """Credential helper of the confined git. It forwards lookups and their results; nothing is stored or erased."""
 
@@ -46,18 +45,25 @@ class CredentialHelper:
         self._home = Path(variables.get("HOME", "/nonexistent"))
         self._git = Git(path, [("credential.interactive", "false"), *settings], variables)
 
-    async def serve(self, helper_socket: socket.socket) -> None:
-        """Serve requests until the socket is closed or the limit is reached."""
-        reader, writer = await asyncio.open_connection(sock=helper_socket, limit=_REQUEST_BYTES_MAX)
+    async def serve(self, requests: IO[bytes], responses: IO[bytes]) -> None:
+        """Serve requests until their pipe is closed or the limit is reached. Closes both pipes.
+
+        The confined git could pass files through a socket, and block this process when it closes them.
+        """
+        reader = asyncio.StreamReader(limit=_REQUEST_BYTES_MAX)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), requests
+        )
+        os.set_blocking(responses.fileno(), False)
         try:
             for _ in range(CREDENTIAL_REQUESTS_MAX):
                 request = await reader.readuntil(b"\n\n")
-                writer.write(await self._lookup(request) + b"\n")
-                await writer.drain()
+                os.write(responses.fileno(), await self._lookup(request) + b"\n")
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass
         finally:
-            writer.close()
+            transport.close()
+            responses.close()
 
     async def _lookup(self, request: bytes) -> bytes:
         fields = dict(line.partition("=")[::2] for line in request.decode(errors="replace").splitlines())
@@ -166,15 +172,14 @@ class ConfinedClone:
             return
         credentials = CredentialHelper(self._url, self._user_settings, self._variables, self._variables["PATH"])
         relay = SocksProxy(remote.address, upstream_proxy=remote.upstream_proxy, dial_policy=self._dial_policy)
-        relay_socket, child_socket = socket.socketpair()
         settings = [*remote.settings, ("credential.helper", HELPER_COMMAND)]
-        with child_socket:
+        with pipe() as (requests, to_requests), pipe() as (from_responses, responses):
             async with (
                 relay.serving(confinement.proxy_listener),
-                _running_in_background(credentials.serve(relay_socket)),
+                _running_in_background(credentials.serve(requests, responses)),
             ):
                 try:
-                    yield settings, remote.files, (child_socket.fileno(),)
+                    yield settings, remote.files, (to_requests.fileno(), from_responses.fileno())
                 finally:
                     self.secrets |= credentials.secrets
 

@@ -19,6 +19,7 @@ from sandbox.workspace.cancellable_thread import StopFlag
 from sandbox.workspace.clone.cloning import CREDENTIAL_REQUESTS_MAX, CredentialHelper
 from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
 from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
+from sandbox.workspace.git.command import pipe
 from sandbox.workspace.git.directory import neutralize_attributes, read_branch_commit, write_git_directory
 
 CREDENTIAL_RESPONSE = b"username=me\npassword=let-me-in\n"
@@ -40,18 +41,21 @@ def request_credentials(url, credential_helper, *requests, secrets=None):
     """Send credential requests as the confinement does; return the responses. secrets: gets the returned passwords."""
 
     async def scenario():
-        helper_socket, child_socket = socket.socketpair()
         credentials = CredentialHelper(url, [("credential.helper", str(credential_helper))], {}, os.environ["PATH"])
         credentials.secrets = set() if secrets is None else secrets
-        serving = asyncio.create_task(credentials.serve(helper_socket))
-        reader, writer = await asyncio.open_connection(sock=child_socket)
         responses = []
-        for credential_request in requests:
-            writer.write(credential_request)
-            with suppress(OSError):
-                responses.append(await asyncio.wait_for(read_response(reader), 20))
-        writer.close()
-        await asyncio.wait_for(serving, 20)
+        with pipe() as (to_helper, requests_inside), pipe() as (responses_inside, from_helper):
+            serving = asyncio.create_task(credentials.serve(to_helper, from_helper))
+            reader = asyncio.StreamReader()
+            await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), responses_inside
+            )
+            for credential_request in requests:
+                with suppress(OSError):
+                    requests_inside.write(credential_request)
+                    responses.append(await asyncio.wait_for(read_response(reader), 20))
+            requests_inside.close()
+            await asyncio.wait_for(serving, 20)
         return responses
 
     return asyncio.run(scenario())

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -468,3 +469,32 @@ def command_lines_below(text):
         except OSError:
             continue
     return command_lines
+
+
+class RecordingConfinement(FailingConfinement):
+    """A confinement that records which of git's open files are sockets, and fails."""
+
+    def __init__(self, confinement, socket_flags):
+        super().__init__(confinement, "clone", 128, b"fatal: not cloned\n", b"")
+        self.socket_flags = socket_flags
+
+    async def run(self, command):
+        if self.name in command.argv:
+            files = (command.stdin, command.stdout, command.stderr, *command.descriptors)
+            self.socket_flags += [stat.S_ISSOCK(os.fstat(one).st_mode) for one in files]
+        return await super().run(command)
+
+
+def test_confined_git_has_no_socket_to_the_runner(harness, monkeypatch):
+    """Through a socket, a compromised git could pass a connection to the runner that blocks the runner on close."""
+    original_confine, socket_flags = harness.confine, []
+
+    @asynccontextmanager
+    async def confine(directories, read_only):
+        async with original_confine(directories, read_only) as confinement:
+            yield RecordingConfinement(confinement, socket_flags)
+
+    monkeypatch.setattr(harness, "confine", confine)
+    assert "not cloned" in clone_error(harness)
+    assert len(socket_flags) > 3
+    assert not any(socket_flags)
