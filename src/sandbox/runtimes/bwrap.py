@@ -69,9 +69,9 @@ def isolation_arguments(attempt_id: str) -> Iterator[str]:
     yield from ("--new-session", "--die-with-parent", "--cap-drop", "ALL")
 
 
-def seccomp_arguments(program_spec: ProgramSpec, *, allows_filters: bool = False) -> Iterator[str]:
-    """Yield the arguments that install the system call filter. allows_filters: see `seccomp.assemble_filter`."""
-    filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=allows_filters)
+def seccomp_arguments(program_spec: ProgramSpec, filter_: bytes | None = None) -> Iterator[str]:
+    """Yield the arguments that install a system call filter, by default the one for programs in a sandbox."""
+    filter_ = seccomp.assemble_filter(os.uname().machine) if filter_ is None else filter_
     yield from ("--add-seccomp-fd", program_spec.add_descriptor(create_memfd("filter", filter_)))
 
 

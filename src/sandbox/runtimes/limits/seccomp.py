@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from sandbox.model.fixed_limits import SOCKETS_MAX
+
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
 INTERNET_FAMILIES = (AF_INET, AF_INET6)
@@ -179,8 +181,11 @@ _ATTRIBUTE_BYTES_MAX = 256
 The kernel stores a file's access control lists in memory that is not charged to any control group.
 """
 
-_POLLED_FILES_MAX = 4096
+POLLED_FILES_MAX = 4096
 """Maximum number of files in one call of poll or select. Each uses 72 uncharged bytes of kernel memory."""
+
+POLLED_FILES_OF_QEMU_MAX = 2 * SOCKETS_MAX
+"""The same for QEMU, which polls a socket for each connection of the guest. QEMU waits forever if a poll fails."""
 
 _SEMAPHORE_OPERATIONS_MAX = 32
 """Maximum number of operations in one semop.
@@ -303,11 +308,12 @@ _AARCH64 = Architecture(
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
-def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
+def assemble_filter(machine: str, *, allows_filters: bool = False, polled_files_max: int = POLLED_FILES_MAX) -> bytes:
     """Assemble the seccomp filter for a machine as named by `os.uname`.
 
     allows_filters: whether programs can install additional filters. QEMU and virtiofsd do so; a guest has its own
-    kernel. Raises KeyError for an unknown architecture.
+    kernel. polled_files_max: maximum number of files in one call of poll or select. Raises KeyError for an unknown
+    architecture.
     """
     architecture = ARCHITECTURES[machine]
     program = [
@@ -340,7 +346,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
         *_refuse_file_signals(architecture),
         *_ignore_priority_changes(architecture),
         *_ignore_core_limit_changes(architecture),
-        *_refuse_long_lists(architecture),
+        *_refuse_long_lists(architecture, polled_files_max),
         *_restrict_sockets(architecture.socket),
         *_restrict_sockets(architecture.socketpair),
         *_restrict_socket_use(architecture),
@@ -352,10 +358,10 @@ def assemble_filter(machine: str, *, allows_filters: bool = False) -> bytes:
     return b"".join(program)
 
 
-def _refuse_long_lists(architecture: Architecture) -> list[bytes]:
+def _refuse_long_lists(architecture: Architecture, polled_files_max: int) -> list[bytes]:
     limits = (
-        (architecture.poll_calls, _ARG1, _POLLED_FILES_MAX, errno.EINVAL),
-        (architecture.select_calls, _ARG0, _POLLED_FILES_MAX, errno.EINVAL),
+        (architecture.poll_calls, _ARG1, polled_files_max, errno.EINVAL),
+        (architecture.select_calls, _ARG0, polled_files_max, errno.EINVAL),
         (architecture.semop_calls, _ARG2, _SEMAPHORE_OPERATIONS_MAX, errno.E2BIG),
     )
     return [word for calls, *limit in limits for call in calls for word in _refuse_above(call, *limit)]

@@ -139,14 +139,18 @@ def build_program_spec(
 def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) -> Iterator[str]:
     # Additional filters are allowed, because programs in the guest have a separate kernel, and QEMU and virtiofsd
     # install filters for themselves.
-    filter_ = seccomp.assemble_filter(os.uname().machine, allows_filters=True)
+    machine = os.uname().machine
+    guest_filter = seccomp.assemble_filter(machine, allows_filters=True)
+    jail_filter = seccomp.assemble_filter(
+        machine, allows_filters=True, polled_files_max=seccomp.POLLED_FILES_OF_QEMU_MAX
+    )
     yield from bwrap.isolation_arguments(plan.spec.attempt_id)
     yield from ("--json-status-fd", status)
-    yield from bwrap.seccomp_arguments(program_spec, allows_filters=True)
+    yield from bwrap.seccomp_arguments(program_spec, jail_filter)
     yield from _host_program_arguments(plan, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
     yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", command_lines.KERNEL)
-    yield from _guest_root_arguments(program_spec, plan, filter_)
+    yield from _guest_root_arguments(program_spec, plan, guest_filter)
     yield from _command_root_arguments(program_spec, plan)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 

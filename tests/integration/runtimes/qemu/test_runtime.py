@@ -182,3 +182,34 @@ async def test_guest_output_gateway_access_and_memory_limit(runtime: QemuRuntime
         async with asyncio.timeout(TIMEOUT_SECONDS):
             exit_status = await sandbox.wait()
         assert (exit_status.code, exit_status.was_oom_killed) == (128 + signal.SIGKILL, True)
+
+
+_MANY_FLOWS = """
+import resource, socket, sys, time
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+held = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(int(sys.argv[1]))]
+for one in held: one.sendto(b"x", ("198.18.0.1", 9))
+print("sent", flush=True)
+for number in range(1000):
+    print("alive", number, flush=True); time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize(("flows", "exceeds"), [(5000, False), (9000, True)])
+async def test_guest_with_many_connections_works_up_to_the_limit(
+    runtime: QemuRuntime, disk: Path, flows: int, exceeds: bool
+):
+    """QEMU has a socket for each connection, and polls all of them in one call."""
+    async with ready_sandbox(runtime, disk) as sandbox:
+        program = ["/usr/bin/python3", "-c", _MANY_FLOWS, str(flows)]
+        output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+        if exceeds:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                assert "sockets; the limit is" in await sandbox.wait_for_violation()
+        else:
+            await read_until(output, b"alive 20")
+            usage = await sandbox.kernel_usage()
+            assert usage.sockets is not None
+            assert usage.sockets > flows
+            assert usage.find_violation() == ""

@@ -350,6 +350,13 @@ def test_poll_and_select_counts_are_limited(architecture: str):
 
 
 @all_architectures
+def test_jail_of_a_guest_may_poll_more_files(architecture: str):
+    ppoll, limit = {"x86_64": 271, "aarch64": 73}[architecture], seccomp.POLLED_FILES_OF_QEMU_MAX
+    jail = seccomp.assemble_filter(architecture, polled_files_max=limit)
+    assert [evaluate(architecture, ppoll, 1, count, code=jail) for count in (limit, limit + 1)] == [ALLOW, errno.EINVAL]
+
+
+@all_architectures
 def test_ioctls_that_load_modules_are_denied(architecture: str):
     for request in (0x8940, 0x8941, 0x8980, 0x8981, 0x8982, 0x8983, 0x89A0, 0x89A1, 0x89A2, 0x89A3):
         assert evaluate(architecture, IOCTL[architecture], 3, request) == errno.EPERM
