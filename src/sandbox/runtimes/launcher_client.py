@@ -20,7 +20,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.slab_usage import FreeSlabMeter
+from sandbox.runtimes.limits.slab_usage import SlabMeter
 from sandbox.runtimes.programs import launcher
 
 _READY_SECONDS = 30.0
@@ -59,7 +59,7 @@ class LauncherProcess:
         )
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
-        self._slab_meter = FreeSlabMeter()
+        self._slab_meter = SlabMeter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports

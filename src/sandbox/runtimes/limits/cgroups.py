@@ -24,7 +24,7 @@ from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, Sy
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
-from sandbox.runtimes.limits.slab_usage import FreeSlabMeter, reclaimable_free_slab_bytes_max
+from sandbox.runtimes.limits.slab_usage import SlabMeter, reclaimable_free_slab_bytes_max
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -139,7 +139,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         pid: int,
         memory_bytes: int,
         socket_counter: SocketCounter | None = None,
-        slab_meter: FreeSlabMeter | None = None,
+        slab_meter: SlabMeter | None = None,
         call_buffer_meter: SyscallBufferMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
@@ -153,7 +153,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
-        free = slab_meter.count(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None
+        slabs = slab_meter.measure(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None
         return KernelUsage(
             sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
             udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
@@ -162,10 +162,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_usage.count_netlink_bytes(pid),
-            unreclaimable_free_slab_bytes=free.unreclaimable if free else None,
-            reclaimable_free_slab_bytes=free.reclaimable if free else None,
+            unreclaimable_free_slab_bytes=slabs.unreclaimable_free if slabs else None,
+            reclaimable_free_slab_bytes=slabs.reclaimable_free if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
-            mapping_link_bytes=free.mapping_links if free else None,
+            mapping_link_bytes=slabs.mapping_links if slabs else None,
             oom_kills=self.oom_kills(),
             call_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
         )

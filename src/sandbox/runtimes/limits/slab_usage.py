@@ -1,4 +1,4 @@
-"""Measures kernel memory that is not charged to any control group because most of it is free.
+"""Measures slab memory that the limits of control groups do not bound: free objects, and links between mappings.
 
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
@@ -31,20 +31,22 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded the limi
 """
 
 
-class FreeSlabBytes(NamedTuple):
-    """Bytes of free objects in slabs, and of the links between anonymous mappings, which are in use.
+class SlabUsage(NamedTuple):
+    """Kernel memory in slabs, in bytes.
 
-    reclaimable: objects that the kernel can reclaim, such as cached inodes.
-    mapping_links: a mapping has one link for each ancestor with which its process may share pages of the mapping.
+    unreclaimable_free, reclaimable_free: free objects, by whether the kernel can reclaim their kind, such as cached
+        inodes.
+    mapping_links: the links between anonymous mappings, which are in use. A mapping has one link for each ancestor with
+        which its process may share pages of the mapping.
     """
 
-    unreclaimable: int
-    reclaimable: int
+    unreclaimable_free: int
+    reclaimable_free: int
     mapping_links: int = 0
 
 
-def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSlabBytes | None:
-    """Measure the free objects in the machine's slabs; None if only root may read the statistics."""
+def measure_slab_usage(slabs: Path = _SLABS, flags: Path = _FLAGS) -> SlabUsage | None:
+    """Measure the slabs of the machine; None if only root may read the statistics."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
@@ -59,7 +61,7 @@ def count_free_slab_bytes(slabs: Path = _SLABS, flags: Path = _FLAGS) -> FreeSla
             unreclaimable += free
         if name == _MAPPING_LINKS:
             mapping_links += int(active) * int(size)
-    return FreeSlabBytes(unreclaimable, reclaimable, mapping_links)
+    return SlabUsage(unreclaimable, reclaimable, mapping_links)
 
 
 def reclaimable_free_slab_bytes_max() -> int:
@@ -82,36 +84,36 @@ def is_reclaimable(name: str, flags: Path) -> bool:
 
 
 class _Growth:
-    """The growth of a number of free bytes since the first count, as far as it is attributed to one sandbox."""
+    """The growth of one kind of slab memory since the first measurement, as far as it is attributed to one sandbox."""
 
     def __init__(self, first: int) -> None:
         self._first = self._last = first
         self._bytes = 0.0
 
-    def update(self, free: int, share: float) -> None:
-        self._bytes += max(0, free - self._last) * share
-        self._bytes = min(self._bytes, max(0, free - self._first))
-        self._last = free
+    def update(self, current: int, share: float) -> None:
+        self._bytes += max(0, current - self._last) * share
+        self._bytes = min(self._bytes, max(0, current - self._first))
+        self._last = current
 
     def attributed(self, peak_charge_bytes: int) -> int:
         return round(min(self._bytes, _PEAK_CHARGE_FACTOR * peak_charge_bytes))
 
 
-class FreeSlabMeter:
-    """Measures the free slab bytes that are attributed to one sandbox since the first count."""
+class SlabMeter:
+    """Measures the slab memory that is attributed to one sandbox since the first measurement."""
 
     def __init__(
         self,
-        count_all: Callable[[], FreeSlabBytes | None] = count_free_slab_bytes,
+        measure_all: Callable[[], SlabUsage | None] = measure_slab_usage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._count_all = count_all
+        self._measure_all = measure_all
         self._clock = clock
         self._growths: tuple[_Growth, ...] | None = None
         self._updated_at = 0.0
         self._peak_charge_bytes = 0
 
-    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> FreeSlabBytes | None:
+    def measure(self, charged: int | None, charged_to_all: Callable[[], int]) -> SlabUsage | None:
         """Return the attributed bytes, or None if they cannot be measured.
 
         charged: kernel memory of the sandbox. charged_to_all: returns the kernel memory of all sandboxes.
@@ -123,16 +125,16 @@ class FreeSlabMeter:
             self._update(max(0, charged_to_all() - charged))
         if self._growths is None:
             return None
-        found = FreeSlabBytes(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
+        found = SlabUsage(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
         return found._replace(mapping_links=min(found.mapping_links, charged))
 
     def _update(self, charged_to_others: int) -> None:
-        free = self._count_all()
+        usage = self._measure_all()
         self._updated_at = self._clock()
-        if free is None:
+        if usage is None:
             return
         if self._growths is None:
-            self._growths = tuple(_Growth(first) for first in free)
+            self._growths = tuple(_Growth(first) for first in usage)
         share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
-        for growth, free_bytes in zip(self._growths, free, strict=True):
-            growth.update(free_bytes, share)
+        for growth, current in zip(self._growths, usage, strict=True):
+            growth.update(current, share)

@@ -1,4 +1,4 @@
-"""Free slab memory is attributed to the sandboxes that may have caused it."""
+"""Slab memory is attributed to the sandboxes that may have caused it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, MAPPING_LINK_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
-    FreeSlabBytes,
-    FreeSlabMeter,
-    count_free_slab_bytes,
+    SlabMeter,
+    SlabUsage,
+    measure_slab_usage,
     reclaimable_free_slab_bytes_max,
 )
 
@@ -25,31 +25,31 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 
 
 class SingleKindMeter:
-    """Counts the free bytes of one kind of object."""
+    """Measures one kind of slab memory."""
 
     def __init__(self, machine: "FakeSlabs") -> None:
-        self._meter = FreeSlabMeter(machine.count, lambda: machine.now)
+        self._meter = SlabMeter(machine.measure, lambda: machine.now)
         self._kind = machine.kind
 
-    def count(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
-        found = self._meter.count(charged, charged_to_all)
+    def measure(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
+        found = self._meter.measure(charged, charged_to_all)
         assert found is None or sum(found) == getattr(found, self._kind)
         return None if found is None else getattr(found, self._kind)
 
 
 class FakeSlabs:
-    def __init__(self, free: int | None = 0, kind: str = "unreclaimable") -> None:
-        self.free, self.kind, self.now = free, kind, 100.0
+    def __init__(self, used_bytes: int | None = 0, kind: str = "unreclaimable_free") -> None:
+        self.bytes, self.kind, self.now = used_bytes, kind, 100.0
 
-    def count(self) -> FreeSlabBytes | None:
-        return None if self.free is None else FreeSlabBytes(0, 0)._replace(**{self.kind: self.free})
+    def measure(self) -> SlabUsage | None:
+        return None if self.bytes is None else SlabUsage(0, 0)._replace(**{self.kind: self.bytes})
 
     def slabs(self) -> SingleKindMeter:
         return SingleKindMeter(self)
 
     def grow(self, added_bytes: int) -> None:
-        assert self.free is not None
-        self.free += added_bytes
+        assert self.bytes is not None
+        self.bytes += added_bytes
         self.now += 1
 
 
@@ -58,48 +58,48 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
-    found = count_free_slab_bytes(tmp_path / "slabinfo", tmp_path)
-    assert found == FreeSlabBytes(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64)
+    found = measure_slab_usage(tmp_path / "slabinfo", tmp_path)
+    assert found == SlabUsage(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64)
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
-    assert count_free_slab_bytes(tmp_path / "absent", tmp_path) is None
-    assert FakeSlabs(None).slabs().count(MEBIBYTE, lambda: MEBIBYTE) is None
-    assert FakeSlabs().slabs().count(None, lambda: MEBIBYTE) is None
+    assert measure_slab_usage(tmp_path / "absent", tmp_path) is None
+    assert FakeSlabs(None).slabs().measure(MEBIBYTE, lambda: MEBIBYTE) is None
+    assert FakeSlabs().slabs().measure(None, lambda: MEBIBYTE) is None
 
 
-@pytest.mark.parametrize("kind", FreeSlabBytes._fields)
+@pytest.mark.parametrize("kind", SlabUsage._fields)
 def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     machine = FakeSlabs(700 * MEBIBYTE, kind)
     slabs = machine.slabs()
-    assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
+    assert slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
     charged = 350 * MEBIBYTE if kind == "mapping_links" else 50 * MEBIBYTE
-    assert slabs.count(charged, lambda: charged) == 300 * MEBIBYTE
+    assert slabs.measure(charged, lambda: charged) == 300 * MEBIBYTE
     machine.grow(-200 * MEBIBYTE)
-    assert slabs.count(charged, lambda: charged) == 100 * MEBIBYTE
+    assert slabs.measure(charged, lambda: charged) == 100 * MEBIBYTE
 
 
 def test_measurements_are_at_least_a_second_apart():
     machine = FakeSlabs()
     slabs = machine.slabs()
-    slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
+    slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
     machine.grow(100 * MEBIBYTE)
     machine.now -= 0.1
-    assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
+    assert slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
     machine.now += 0.1
-    assert slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 100 * MEBIBYTE
+    assert slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 100 * MEBIBYTE
 
 
 def test_growth_is_attributed_in_proportion_to_usage():
     machine = FakeSlabs()
     larger, smaller = machine.slabs(), machine.slabs()
     for _ in range(5):
-        larger.count(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
-        smaller.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        larger.measure(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        smaller.measure(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
         machine.grow(300 * MEBIBYTE)
-        larger_bytes = larger.count(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
-        smaller_bytes = smaller.count(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        larger_bytes = larger.measure(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
+        smaller_bytes = smaller.measure(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
     assert larger_bytes is not None
     assert smaller_bytes is not None
     assert larger_bytes > 1300 * MEBIBYTE
@@ -109,9 +109,9 @@ def test_growth_is_attributed_in_proportion_to_usage():
 def test_host_growth_alone_is_not_a_violation_of_a_small_sandbox():
     machine = FakeSlabs()
     slabs = machine.slabs()
-    slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
+    slabs.measure(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
     machine.grow(4096 * MEBIBYTE)
-    count = slabs.count(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
+    count = slabs.measure(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
     assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_violation()
 
@@ -134,9 +134,9 @@ def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
 def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
     machine = FakeSlabs(kind="mapping_links")
     slabs = machine.slabs()
-    slabs.count(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
+    slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
     machine.grow(300 * MEBIBYTE)
-    assert slabs.count(90 * MEBIBYTE, lambda: 90 * MEBIBYTE) == 90 * MEBIBYTE
+    assert slabs.measure(90 * MEBIBYTE, lambda: 90 * MEBIBYTE) == 90 * MEBIBYTE
 
 
 def test_mapping_links_above_the_limit_are_a_violation():
