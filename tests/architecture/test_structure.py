@@ -83,7 +83,7 @@ def test_imports_follow_the_layers(root: Path):
 
 
 HOST_DETAILS = re.compile(
-    r"lock_fd|lock_descriptor|flock|fcntl|pidfd|/proc\b|boot_id|\.sock\b|runner_socket|run_dir"
+    r"lock_fd|hand_over|flock|fcntl|pidfd|/proc\b|boot_id|\.sock\b|runner_socket|run_dir"
     r"|AttemptLayout|attempts_root|\.attempts?\(|runner_log|disk_image|LeftoverSource|RLIMIT"
 )
 

@@ -117,6 +117,31 @@ def test_inherited_lock_survives_close_in_the_parent(journals, tmp_path):
         finisher.close()
 
 
+def test_writer_that_was_handed_over_writes_no_more(journals, tmp_path):
+    writer = journals.open("task-1")
+    with journals.hand_over(writer) as lock_fd, process(ADOPT, tmp_path, lock_fd, pass_fds=(lock_fd,)) as runner:
+        assert runner.stdout.readline() == "adopted\n"
+        with pytest.raises(JournalBusyError):
+            writer.append(e.ErrorReported("by the server", ""), at=datetime.now(UTC))
+        with pytest.raises(JournalBusyError), journals.hand_over(writer):
+            pass
+        runner.stdin.write("\n")
+        runner.stdin.flush()
+        assert runner.stdout.readline() == "written\n"
+    writer.close()
+    assert [record.seq for record in journals.read("task-1").records] == [1, 2]
+
+
+def test_writer_continues_after_a_failed_handover(journals):
+    writer = journals.open("task-1")
+    with pytest.raises(OSError, match="no process"), journals.hand_over(writer):
+        raise OSError("no process")
+    writer.append(e.ErrorReported("by the server", ""), at=datetime.now(UTC))
+    with journals.hand_over(writer) as lock_fd:
+        assert lock_fd == writer.lock_fd
+    writer.close()
+
+
 def test_adopting_writer_has_the_next_epoch(journals, tmp_path):
     writer = journals.open("task-1")
     writer.append(e.ErrorReported("by the server", ""), at=datetime.now(UTC))

@@ -77,7 +77,8 @@ class FakeRunners:
             self.failure_count += 1
             raise self.launch_error
         self.orders.append(order)
-        adopted = self.journals.adopt(order.task_id, os.dup(self.journals.lock_descriptor(writer)))
+        with self.journals.hand_over(writer) as lock_fd:
+            adopted = self.journals.adopt(order.task_id, os.dup(lock_fd))
         self.recorders[order.task_id] = JournalRecorder(
             adopted, self.journals.replay(order.task_id).task, self.clock.now
         )

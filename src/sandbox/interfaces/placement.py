@@ -155,7 +155,7 @@ class RunnerHandle(Protocol):
 
     A task has one journal for all its attempts, and one lock. `liveness` and `kill` apply to the holder of this lock:
     if another attempt was launched since, this is the runner of that attempt. The other methods apply to this attempt
-    only.
+    only. A request to a host that does not respond fails, but may still be carried out when the host responds again.
     """
 
     @property
@@ -164,17 +164,18 @@ class RunnerHandle(Protocol):
         ...
 
     def liveness(self) -> Liveness:
-        """Whether a process holds the lock of the task's journal now. Does not wait for other hosts. Raises OSError.
+        """Whether a runner holds the lock of the task's journal now. Does not wait for other hosts. Raises OSError.
 
-        FREE only after the server's data directory has every record that the process wrote.
+        FREE only after the server's data directory has every record that the runner wrote, and also if no runner was
+        ever started. UNKNOWN while the host does not respond, and until it has responded after a launch.
         """
         ...
 
     async def is_responsive(self) -> bool:
         """Return whether the runner responds within 5 s.
 
-        Also returns True if this cannot be determined: no process listens, or this process lacks the resources to
-        connect.
+        Also returns True if this cannot be determined: no process listens, the host does not respond, or this process
+        lacks the resources to connect.
         """
         ...
 
@@ -189,7 +190,8 @@ class RunnerHandle(Protocol):
     async def kill(self) -> bool:
         """Kill (SIGKILL) the runner that holds the lock of the task's journal; the kernel then releases the lock.
 
-        Return whether there was such a runner. Other holders of the lock, such as a server, are not killed.
+        Return whether there was such a runner. Other holders of the lock, such as a server, are not killed. Raises
+        OSError; HostUnreachableError if the host does not respond within 5 s.
         """
         ...
 
@@ -198,7 +200,10 @@ class PreservedDisk(Protocol):
     """The preserved disk of an attempt. At most one process uses it: the one that holds the disk's lock."""
 
     def try_lock(self) -> AbstractAsyncContextManager[Liveness]:
-        """Acquire the lock for the duration of the block if it is FREE. Yields its previous state. Raises OSError."""
+        """Acquire the lock for the duration of the block if it is FREE. Yields its previous state. Raises OSError.
+
+        Yields UNKNOWN if the host does not respond within 5 s.
+        """
         ...
 
     async def start_session(self, order: DebugSession) -> None:
@@ -385,12 +390,16 @@ class Placement(Protocol):
         ...
 
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> RunnerHandle:
-        """Start a runner, detached from this process, that takes over the journal.
+        """Start a runner, detached from this process, that takes over the journal. Takes at most a minute.
 
-        A finisher, and an attempt that resumes another one, run on the host of the task's last attempt. A runner on
-        this host also holds the lock of `writer` from then on; the caller still has to close `writer`. Raises OSError
-        if no runner was started or the runner did not read its order; RunnerNotStartedError if a later launch may
-        succeed.
+        The runner gets every record of `writer`. A finisher, and an attempt that resumes another one, run on the host
+        of the task's last attempt. A runner on this host also holds the lock of `writer` from then on; the caller still
+        has to close `writer`. If the host does not respond after the order was sent, the runner may or may not start:
+        the handle's liveness is UNKNOWN. A cancelled call may also start a runner.
+
+        Raises OSError if no runner was started or the runner did not read its order; RunnerNotStartedError if a later
+        launch may succeed. Raises JournalBusyError if the task has a runner, or `writer` was passed to one; nothing is
+        started then.
         """
         ...
 

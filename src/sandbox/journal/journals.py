@@ -7,7 +7,7 @@ the plain file is used. Readers try the plain file first, because it is removed 
 import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -62,7 +62,8 @@ class FileJournals:
     def discard(self, task_id: str, writer: JournalWriter) -> None:
         """Remove a journal without a record; see `Journals.discard`."""
         try:
-            _remove_journal(self._directory(task_id), self.lock_descriptor(writer))
+            assert isinstance(writer, FileJournalWriter)
+            _remove_journal(self._directory(task_id), writer.lock_fd)
         finally:
             writer.close()
 
@@ -156,10 +157,10 @@ class FileJournals:
         finally:
             os.close(lock_fd)
 
-    def lock_descriptor(self, writer: JournalWriter) -> int:
-        """Return the descriptor of the writer's lock. A process that inherits the descriptor also holds the lock."""
+    def hand_over(self, writer: JournalWriter) -> AbstractContextManager[int]:
+        """Yield the descriptor of the writer's lock to pass to another process; see `FileJournalWriter.hand_over`."""
         assert isinstance(writer, FileJournalWriter)
-        return writer.lock_fd
+        return writer.hand_over()
 
     def lock_path(self, task_id: str) -> Path:
         """Return the path of the lock file."""

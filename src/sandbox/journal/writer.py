@@ -4,11 +4,11 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandbox.interfaces.journal import JournalWriter
+from sandbox.interfaces.journal import JournalBusyError, JournalWriter
 from sandbox.journal import record_format
 from sandbox.journal.reader import JournalEnd
 from sandbox.model import events as e
@@ -36,6 +36,7 @@ class FileJournalWriter:
         self._flushed_end = 0
         self._possibly_lost_end = 0
         self._flush_lock = threading.Lock()
+        self._is_handed_over = False
         self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._drop_torn_tail()
@@ -57,6 +58,7 @@ class FileJournalWriter:
         self, event: Event, transition: Transition | None = None, *, at: datetime, durable: bool = False
     ) -> Record:
         """Number and write an event; see `JournalWriter.append`."""
+        self._check_not_handed_over()
         record = Record(self._last_seq + 1, self._epoch, at.astimezone(UTC), event, transition)
         line = record_format.encode(record)
         if len(line) > record_format.LINE_BYTES_MAX:
@@ -82,6 +84,25 @@ class FileJournalWriter:
             os.close(self._records_fd)
             os.close(self._lock_fd)
             self._records_fd = self._lock_fd = -1
+
+    @contextlib.contextmanager
+    def hand_over(self) -> Iterator[int]:
+        """Yield the descriptor of the lock for a process that inherits it and continues the journal.
+
+        This writer then rejects records, and it cannot be handed over again, unless the block raises OSError. Raises
+        JournalBusyError if it was handed over before: two processes that inherit the lock would both write.
+        """
+        self._check_not_handed_over()
+        self._is_handed_over = True
+        try:
+            yield self._lock_fd
+        except OSError:
+            self._is_handed_over = False
+            raise
+
+    def _check_not_handed_over(self) -> None:
+        if self._is_handed_over:
+            raise JournalBusyError(f"{self._records.parent} was handed over to another process, which writes it now.")
 
     def _flush(self, appended_bytes: int = 0) -> None:
         """Flush to disk. After a failed flush, first rewrite the data, because the kernel has marked it as clean.

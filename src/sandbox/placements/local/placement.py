@@ -48,8 +48,11 @@ was too busy.
 class JournalLocks(Protocol):
     """The journals' locks on this host; implemented by `journal/`."""
 
-    def lock_descriptor(self, writer: JournalWriter) -> int:
-        """Return the descriptor of a writer's lock. A process that inherits it also holds the lock."""
+    def hand_over(self, writer: JournalWriter) -> contextlib.AbstractContextManager[int]:
+        """Yield the descriptor of a writer's lock. A process that inherits it also holds the lock, and is the writer.
+
+        Raises JournalBusyError if this writer was handed over before. A block that raises OSError does not count.
+        """
         ...
 
     def liveness(self, task_id: str) -> Liveness:
@@ -114,7 +117,8 @@ class LocalPlacement:
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> LocalRunnerHandle:
         """Start a runner that inherits the journal's lock. Implements `Placement.launch`."""
         try:
-            await self.start_runner(order, self._locks.lock_descriptor(writer))
+            with self._locks.hand_over(writer) as lock_fd:
+                await self.start_runner(order, lock_fd)
         except OSError as error:
             if transient_disk_error(error) is None and error.errno not in _TRANSIENT_ERRNOS:
                 raise

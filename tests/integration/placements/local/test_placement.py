@@ -1,6 +1,7 @@
 """A runner receives only its order and its lock, and outlives its server."""
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
@@ -55,7 +56,7 @@ while not (run_dir / "go").exists() and time.monotonic() < deadline:
     time.sleep(0.005)
 """
 SERVER = """
-import asyncio, fcntl, os, pathlib, sys, time
+import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
 from sandbox.interfaces.placement import RunAttempt
 from sandbox.placements.local.launch_message import HostSettings
@@ -66,7 +67,7 @@ lock_fd = os.open(directory / "lock", os.O_RDWR | os.O_CREAT)
 fcntl.flock(lock_fd, fcntl.LOCK_EX)
 command = [sys.executable, "-I", str(directory / "runner.py")]
 settings = HostSettings(str(directory), str(directory), "bubblewrap")
-locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
+locks = SimpleNamespace(hand_over=contextlib.nullcontext)
 placement = LocalPlacement(RunnerProgram(command, {}), directory, directory, None, lambda: settings, locks, None)
 order = RunAttempt("task-1", "a" * 12)
 
@@ -108,7 +109,7 @@ def log_of(run_dir):
 def make_placement(run_dir, command, environment=None):
     """A placement that is given file descriptors instead of journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
-    locks = SimpleNamespace(lock_descriptor=lambda descriptor: descriptor)
+    locks = SimpleNamespace(hand_over=contextlib.nullcontext)
     return LocalPlacement(
         RunnerProgram(command, environment or {}), run_dir, run_dir, None, lambda: settings, locks, files_of(run_dir)
     )
