@@ -23,14 +23,22 @@ def runner_pid(deployment, task_id="task-1"):
 
 def find_runner(data_dir, task_id):
     """Pid of the runner that has the journal's lock file open; None if there is none."""
+    return next(_list_runners(data_dir, task_id), None)
+
+
+def find_runners(data_dir, task_id):
+    """Pids of all runners that have the journal's lock file open."""
+    return list(_list_runners(data_dir, task_id))
+
+
+def _list_runners(data_dir, task_id):
     try:
         lock = (data_dir / "tasks" / task_id / "journal" / "lock").stat()
     except FileNotFoundError:
-        return None
+        return
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit() and _is_runner(directory) and any(_has_open(directory, lock)):
-            return int(directory.name)
-    return None
+            yield int(directory.name)
 
 
 def _is_runner(directory):

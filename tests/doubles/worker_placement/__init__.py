@@ -24,14 +24,16 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
 )
 from sandbox.interfaces.terminals import FRAME_BYTES_MAX
+from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
+from sandbox.model.fixed_limits import CONTROL_SECONDS
 from sandbox.model.resources import Resources
 from sandbox.placements.local.runner_client import RunnerClient
 
 NAME = "worker"
 POLL_SECONDS = 0.1
 SILENCE_SECONDS = 2.0
-_ERRORS = {"ImageUnusableError": ImageUnusableError, "RunnerNotStartedError": RunnerNotStartedError}
+_ERRORS = {error.__name__: error for error in (ImageUnusableError, JournalBusyError, RunnerNotStartedError)}
 
 
 class WorkerClient:
@@ -142,7 +144,7 @@ class WorkerPlacement:
         self._worker, self._data_dir, self._replicas = worker, data_dir, replicas
         self.host, self.files = WorkerHost(worker), WorkerFiles(worker)
         worker.host = self.host.identity.name
-        self._liveness, self._launches = {}, Counter()
+        self._liveness, self._launches, self._reported_launches = {}, Counter(), Counter()
 
     async def run(self):
         while True:
@@ -157,11 +159,13 @@ class WorkerPlacement:
         for task_id, task in report.tasks.items():
             try:
                 self._copy(task_id, task)
-            except JournalBusyError:  # the server is writing
+            except HostUnreachableError:
+                raise
+            except (SandboxError, OSError):  # the server is writing, or another writer has continued the journal
                 continue
             if self._launches[task_id] == launches[task_id]:
                 self._liveness[task_id] = Liveness[task.liveness]
-        self.host.report, self.host.seen_at = report, time.monotonic()
+        self.host.report, self._reported_launches, self.host.seen_at = report, launches, time.monotonic()
 
     def _copy(self, task_id, task):
         while (offset := self._replicas.end_offset(task_id)) < task.end_offset:
@@ -178,8 +182,19 @@ class WorkerPlacement:
 
     async def launch(self, order, writer):
         await asyncio.to_thread(writer.sync)
+        await asyncio.shield(self._launch(order))  # a cancelled launch continues, and may start the runner
+        return WorkerRunnerHandle(self, order.task_id, order.attempt_id)
+
+    async def _launch(self, order):
         self._launches[order.task_id] += 1
-        self._liveness.pop(order.task_id, None)
+        try:
+            await self._send_order(order)
+        finally:
+            # Reports from before or during the launch do not show its runner.
+            self._launches[order.task_id] += 1
+            self._liveness.pop(order.task_id, None)
+
+    async def _send_order(self, order):
         try:
             offset = await asyncio.to_thread(self._worker.call, "end_offset", order.task_id, result=int)
         except HostUnreachableError as error:
@@ -187,8 +202,6 @@ class WorkerPlacement:
         data = await asyncio.to_thread(self._replicas.read, order.task_id, offset, 2**26)
         with contextlib.suppress(HostUnreachableError):  # the runner may have been started: its liveness is unknown
             await asyncio.to_thread(self._worker.call, "launch", order, offset, data, timeout=40)
-        self._launches[order.task_id] += 1
-        return WorkerRunnerHandle(self, order.task_id, order.attempt_id)
 
     def find_runner(self, location):
         return WorkerRunnerHandle(self, location.task_id, location.attempt_id)
@@ -197,7 +210,15 @@ class WorkerPlacement:
         return WorkerPreservedDisk(self._worker, location)
 
     def liveness(self, task_id):
-        return self._liveness.get(task_id, Liveness.UNKNOWN) if self.host.responds else Liveness.UNKNOWN
+        is_launching = self._launches[task_id] % 2
+        if is_launching or not self.host.responds:
+            return Liveness.UNKNOWN
+        if task_id in self._liveness:
+            return self._liveness[task_id]
+        is_reported = self._launches[task_id] == self._reported_launches[task_id]
+        # The worker does not have the task's journal if no runner was ever started.
+        is_new = is_reported and task_id not in self.host.report.tasks
+        return Liveness.FREE if is_new else Liveness.UNKNOWN
 
 
 class WorkerRunnerHandle(RunnerClient):
@@ -210,10 +231,19 @@ class WorkerRunnerHandle(RunnerClient):
     def liveness(self):
         return self._placement.liveness(self._task_id)
 
+    async def is_responsive(self):
+        """The worker pings the runner: only then is a silent host distinguished from a silent runner."""
+        try:
+            return await self._call("is_responsive", timeout=CONTROL_SECONDS + 1)
+        except HostUnreachableError:
+            return True
+
     async def kill(self):
-        return await asyncio.to_thread(
-            self._placement._worker.call, "kill", self._task_id, self.attempt_id, result=bool
-        )
+        return await self._call("kill")
+
+    async def _call(self, method, timeout=5.0):
+        call, task_id = self._placement._worker.call, self._task_id
+        return await asyncio.to_thread(call, method, task_id, self.attempt_id, result=bool, timeout=timeout)
 
 
 class WorkerPreservedDisk(RunnerClient):
@@ -225,7 +255,11 @@ class WorkerPreservedDisk(RunnerClient):
 
     @contextlib.asynccontextmanager
     async def try_lock(self):
-        reader, writer = await self._worker.open("lock_disk", self._location)
+        try:
+            reader, writer = await self._worker.open("lock_disk", self._location)
+        except OSError:
+            yield Liveness.UNKNOWN
+            return
         self._stream = reader, writer
         try:
             try:

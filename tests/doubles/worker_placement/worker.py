@@ -19,13 +19,14 @@ from sandbox.bootstrap.machine import PlacementContext, RunnerAgents, choose_run
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, DebugSession, FinishAttempt, Leftover, RunAttempt
-from sandbox.interfaces.terminals import FRAME_BYTES_MAX
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import ArtifactCollected
 
 CHUNK_BYTES = 2**18
+MESSAGE_BYTES_MAX = 2**28
+"""Limit of a message from the server. A launch contains the secrets of a task and its records."""
 
 
 class RpcMethods:
@@ -80,6 +81,9 @@ class RpcMethods:
 
     async def kill(self, task_id: str, attempt_id: str):
         return await self.placement.find_runner(AttemptLocation(task_id, attempt_id, "")).kill()
+
+    async def is_responsive(self, task_id: str, attempt_id: str):
+        return await self.placement.find_runner(AttemptLocation(task_id, attempt_id, "")).is_responsive()
 
     async def has_disk(self, location: AttemptLocation):
         return self.placement.files.has_disk(location)
@@ -178,7 +182,7 @@ async def main(settings, path):
     with lock_data_dir(data_dir):
         placement = await create_local_placement(context)
         await placement.host.probe()
-        server = await asyncio.start_unix_server(Worker(context, placement).serve, path, limit=FRAME_BYTES_MAX)
+        server = await asyncio.start_unix_server(Worker(context, placement).serve, path, limit=MESSAGE_BYTES_MAX)
         print(json.dumps({"socket": path}), flush=True)
         await server.serve_forever()
 

@@ -1,0 +1,809 @@
+"""The contract of placements and of the handles of their runners, with real runners.
+
+Runners run on the server's host (`LocalPlacement`) or at a worker with a separate data directory (`WorkerPlacement`).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+
+import pytest
+
+from doubles import placed_servers
+from doubles.placed_servers import (
+    HOSTS,
+    find_runners,
+    serving,
+    silent_repository,
+    until,
+    until_liveness,
+)
+from doubles.random_seed import seed
+from sandbox.bootstrap.clock import SystemClock
+from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
+from sandbox.interfaces.journal import JournalBusyError, Liveness
+from sandbox.interfaces.placement import (
+    AttemptLocation,
+    CancelAttempt,
+    DebugSession,
+    HostUnreachableError,
+    OpenTerminal,
+    RunAttempt,
+    RunnerNotStartedError,
+    RunnerUnreachableError,
+)
+from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, TerminalRefusedError
+from sandbox.model.events import ArtifactCollected, CancelRequested, ErrorReported, TaskFinished
+from sandbox.model.failure import FailureCode
+from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.model.task_state import TaskState
+from sandbox.primitives.secret_fingerprint import make_fingerprint
+from sandbox.server.placements import Placements
+
+BOUND_SECONDS = CONTROL_SECONDS + 3
+"""The limit of a request to a runner or to a host, and time for a busy machine."""
+LARGE_SECRETS = {"LARGE": "k" * 300_000}
+"""Makes an order larger than a pipe, so that a launch waits for the runner to read it."""
+SHELL = OpenTerminal(24, 80)
+task_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def repository_url():
+    with silent_repository() as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def host(request, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp(request.param)
+        patch.setenv("HOME", str(directory))
+        host = HOSTS[request.param](directory)
+        try:
+            host.start()
+            yield host
+        finally:
+            host.close()
+
+
+@pytest.fixture
+async def server(host, repository_url):
+    async with serving(host, repository_url) as server:
+        yield server
+
+
+@pytest.fixture
+def task_id(host):
+    """The id of a task whose runners are killed after the test."""
+    task_id = f"task-{next(task_numbers)}"
+    yield task_id
+    kill_runners(host, task_id)
+
+
+def kill_runners(host, task_id):
+    for pid in find_runners(host.host_data_dir, task_id):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def bounded(seconds=BOUND_SECONDS):
+    started_at = time.monotonic()
+    yield
+    assert time.monotonic() - started_at < seconds
+
+
+async def end(server, handle):
+    """Cancel the attempt, and wait until its runner has ended."""
+    assert (await until_reply(handle)).done
+    await until_liveness(handle, Liveness.FREE)
+
+
+async def until_reply(handle):
+    """The reply to a cancel request of a runner that may not listen yet."""
+    deadline = time.monotonic() + placed_servers.SECONDS
+    while True:
+        try:
+            return await handle.cancel(CancelAttempt("enough"))
+        except RunnerUnreachableError:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+
+
+# Launch.
+
+
+async def test_runner_takes_over_the_journal(server, task_id):
+    location, handle = await server.launch(task_id)
+    assert handle.attempt_id == location.attempt_id
+    await until_liveness(handle, Liveness.HELD)
+    await end(server, handle)
+    task = server.task(task_id)
+    assert (task.state, task.cancel.reason) == (TaskState.CANCELLED, "enough")
+    epochs = [record.epoch for record in server.journals.read(task_id).records]
+    assert (epochs[:2], set(epochs[2:])) == ([1, 1], {2})
+
+
+async def test_launch_passes_on_records_that_are_not_flushed(server, task_id):
+    recorder, location = server.submit(task_id, flushes=False)
+    handle = await server.launch_recorded(recorder, location)
+    await end(server, handle)
+    assert server.task(task_id).state is TaskState.CANCELLED
+
+
+async def test_files_of_an_attempt_exist_before_its_runner(server, task_id):
+    """A runner that is killed immediately has a log, and its journal names its attempt."""
+    recorder, location = server.submit(task_id)
+    found = []
+
+    def look():
+        while not find_runners(server.host.host_data_dir, task_id):
+            pass
+        layout = TaskLayout(server.host.host_data_dir, task_id)
+        records = (layout.root / "journal" / "records").read_bytes()
+        found.append((layout.attempt(location.attempt_id).runner_log.exists(), location.attempt_id.encode() in records))
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    handle = await server.launch_recorded(recorder, location)
+    await until(lambda: found, "the runner")
+    looking.join()
+    assert found == [(True, True)]
+    await end(server, handle)
+
+
+async def test_lock_is_not_free_between_launch_and_end(server, task_id):
+    """Also while the server's writer is open, and after it is closed."""
+    recorder, location = server.submit(task_id)
+    handle = await server.placement.launch(server.order(location), recorder.writer)
+    seen = {handle.liveness()}
+    recorder.writer.close()
+    deadline = time.monotonic() + 1
+    while Liveness.HELD not in seen or time.monotonic() < deadline:
+        seen.add(handle.liveness())
+        await asyncio.sleep(0.001)
+    assert Liveness.FREE not in seen
+    await end(server, handle)
+
+
+@pytest.mark.parametrize("concurrently", [False, True])
+async def test_writer_is_handed_to_one_runner(server, task_id, concurrently):
+    recorder, location = server.submit(task_id)
+    launch = partial(server.placement.launch, server.order(location), recorder.writer)
+    results = []
+    if concurrently:
+        results = await asyncio.gather(launch(), launch(), return_exceptions=True)
+    else:
+        results = [await launch(), *(await asyncio.gather(launch(), return_exceptions=True))]
+    recorder.writer.close()
+    [handle] = [result for result in results if not isinstance(result, BaseException)]
+    assert [type(result) for result in results if result is not handle] == [JournalBusyError]
+    await check_one_runner(server, task_id)
+    await end(server, handle)
+
+
+async def test_attempt_with_a_runner_is_not_launched_again(server, task_id):
+    location, handle = await server.launch(task_id)
+    runner = await check_one_runner(server, task_id)
+    for relaunch in (server.relaunch, server.finish):
+        with pytest.raises(JournalBusyError):
+            await relaunch(location)
+    assert find_runners(server.host.host_data_dir, task_id) == [runner]
+    await end(server, handle)
+    assert server.task(task_id).state is TaskState.CANCELLED
+
+
+async def test_launch_that_failed_can_be_repeated_with_the_same_writer(server, task_id):
+    recorder, location = server.submit(task_id)
+    attempts = TaskLayout(server.host.host_data_dir, task_id).attempt(location.attempt_id).root.parent
+    attempts.parent.mkdir(parents=True, exist_ok=True)
+    attempts.write_text("in the way")
+    with pytest.raises(OSError, match=r"File exists|Not a directory") as failed:
+        await server.placement.launch(server.order(location), recorder.writer)
+    assert not isinstance(failed.value, RunnerNotStartedError)
+    assert find_runners(server.host.host_data_dir, task_id) == []
+    attempts.unlink()
+    await end(server, await server.launch_recorded(recorder, location))
+
+
+async def test_runner_that_dies_before_it_reads_its_order_was_not_started(server, task_id):
+    launching = asyncio.create_task(server.launch(task_id, secrets=LARGE_SECRETS))
+    await kill_runner(server, task_id)
+    with pytest.raises(RunnerNotStartedError):
+        await launching
+    location = server.location(task_id)
+    handle = server.placement.find_runner(location)
+    await until_liveness(handle, Liveness.FREE)
+    await check_finisher(server, location)
+
+
+async def test_large_order_is_accepted(server, task_id):
+    _, handle = await server.launch(task_id, secrets=LARGE_SECRETS)
+    await end(server, handle)
+
+
+async def test_cancelled_launch_leaves_at_most_one_runner(server, task_id):
+    recorder, location = server.submit(task_id)
+    launching = asyncio.create_task(server.placement.launch(server.order(location), recorder.writer))
+    await asyncio.sleep(0.001)
+    launching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await launching
+    recorder.writer.close()
+    await check_settled(server, location)
+
+
+async def check_one_runner(server, task_id):
+    """Wait for the runner, and check that there is no other; return its pid."""
+    await until(lambda: server.runner_pid(task_id), "the runner")
+    [runner] = find_runners(server.host.host_data_dir, task_id)
+    return runner
+
+
+async def check_settled(server, location):
+    """A launch without a known result has either started one runner or none, once its host responds."""
+    handle = server.placement.find_runner(location)
+    await until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
+    if handle.liveness() is Liveness.HELD:
+        await check_one_runner(server, location.task_id)
+        await end(server, handle)
+    else:
+        await check_finisher(server, location)
+
+
+# Liveness.
+
+
+async def test_attempt_whose_runner_was_never_started_is_free(server, task_id):
+    """The server may have died between `AttemptStarted` and the launch."""
+    recorder, location = server.submit(task_id)
+    recorder.writer.close()
+    handle = server.placement.find_runner(location)
+    await until_liveness(handle, Liveness.FREE)
+    await check_finisher(server, location)
+
+
+async def test_free_follows_every_record_and_artifact(server, task_id):
+    _, handle = await server.launch(task_id)
+    await until_liveness(handle, Liveness.HELD)
+    assert (await until_reply(handle)).done
+    is_free = False
+    while not is_free:
+        is_free = handle.liveness() is Liveness.FREE
+        events = server.events(task_id)
+        for event in events:
+            if isinstance(event, ArtifactCollected):
+                content = (TaskLayout(server.host.data_dir, task_id).artifacts / event.artifact.name).read_bytes()
+                assert event.artifact.checksum == f"sha256:{hashlib.sha256(content).hexdigest()}"
+        await asyncio.sleep(0)
+    assert isinstance(events[-1], TaskFinished)
+    assert any(isinstance(event, ArtifactCollected) for event in events)
+
+
+@pytest.mark.parametrize("moment", ["start", "work", "end", "random"])
+async def test_killed_runner_is_free_and_can_be_finished(server, task_id, moment):
+    location, handle = await server.launch(task_id)
+    match moment:
+        case "start":
+            await kill_runner(server, task_id)
+        case "work":
+            await until_listening(handle)
+        case "end":
+            await until_listening(handle)
+            assert (await handle.cancel(CancelAttempt())).done
+        case "random":
+            await asyncio.sleep(random.Random(seed()).random())
+    kill_runners(server.host, task_id)
+    await until_liveness(handle, Liveness.FREE)
+    if not server.task(task_id).state.is_final:
+        await check_finisher(server, location, is_cancelled=moment == "end")
+
+
+async def test_killed_finisher_is_free_and_can_be_repeated(server, task_id):
+    location, handle = await server.launch(task_id)
+    assert await kill_runner(server, task_id)
+    await until_liveness(handle, Liveness.FREE)
+    finisher = await server.finish(location)
+    kill_runners(server.host, task_id)
+    await until_liveness(finisher, Liveness.FREE)
+    if not server.task(task_id).state.is_final:
+        await check_finisher(server, location)
+
+
+async def kill_runner(server, task_id):
+    pid = await until(lambda: server.runner_pid(task_id), "the runner")
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+async def until_listening(handle):
+    """Wait until the runner responds to requests."""
+    async with asyncio.timeout(placed_servers.SECONDS):
+        while True:
+            try:
+                await handle.open_terminal(SHELL)
+            except TerminalRefusedError:
+                return
+            except RunnerUnreachableError:
+                await asyncio.sleep(0.02)
+
+
+async def check_finisher(server, location, *, is_cancelled=False):
+    """A finisher ends the attempt of a runner that died."""
+    finisher = await server.finish(location)
+    await until_liveness(finisher, Liveness.FREE)
+    task = server.task(location.task_id)
+    if is_cancelled:
+        assert task.state is TaskState.CANCELLED
+    else:
+        assert task.is_between_attempts, server.log(location)
+        assert task.attempt.failure.code is FailureCode.RUNNER_LOST
+
+
+# A server that follows the runners of an earlier one.
+
+
+async def test_runner_survives_a_server_that_closes(host, repository_url, task_id):
+    async with serving(host, repository_url) as first:
+        location, _ = await first.launch(task_id)
+    await check_runner_of_earlier_server(host, repository_url, location)
+
+
+async def test_runner_survives_a_server_that_is_killed(host, repository_url, task_id):
+    command = [sys.executable, placed_servers.__file__, host.kind, str(host.directory), repository_url, task_id]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        try:
+            location = AttemptLocation(*json.loads(await asyncio.to_thread(first.stdout.readline)))
+        finally:
+            first.kill()
+    await check_runner_of_earlier_server(host, repository_url, location)
+
+
+async def check_runner_of_earlier_server(host, repository_url, location):
+    [runner] = await until(lambda: find_runners(host.host_data_dir, location.task_id), "the runner")
+    async with serving(host, repository_url) as server:
+        handle = server.placement.find_runner(location)
+        assert handle.attempt_id == location.attempt_id
+        assert handle.liveness() is not Liveness.FREE
+        await until_liveness(handle, Liveness.HELD)
+        assert await handle.is_responsive()
+        assert find_runners(host.host_data_dir, location.task_id) == [runner]
+        await end(server, handle)
+        assert server.task(location.task_id).state is TaskState.CANCELLED
+        assert isinstance(server.events(location.task_id)[-1], TaskFinished)
+
+
+async def test_end_while_no_server_runs_is_found_later(host, repository_url, task_id):
+    async with serving(host, repository_url) as first:
+        location, handle = await first.launch(task_id)
+        await until_reply(handle)
+    await until(lambda: not find_runners(host.host_data_dir, task_id), "the runner's end")
+    async with serving(host, repository_url) as server:
+        await until_liveness(server.placement.find_runner(location), Liveness.FREE)
+        assert server.task(task_id).state is TaskState.CANCELLED
+
+
+# Requests to a runner.
+
+
+async def test_cancel_is_on_disk_when_its_reply_arrives(server, task_id):
+    _, handle = await server.launch(task_id)
+    await until_listening(handle)
+    with bounded():
+        reply = await handle.cancel(CancelAttempt("enough", force=True))
+    assert reply.done
+    requests = [event for event in server.events_on_host(task_id) if isinstance(event, CancelRequested)]
+    assert requests == [CancelRequested("enough", True)]
+    await until_liveness(handle, Liveness.FREE)
+    assert server.task(task_id).cancel.force
+
+
+async def test_attempt_without_a_runner_is_unreachable_but_not_unresponsive(server, task_id):
+    recorder, location = server.submit(task_id)
+    recorder.writer.close()
+    handle = server.placement.find_runner(location)
+    await check_unreachable(handle)
+    assert await handle.kill() is False
+
+
+async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id):
+    _, handle = await server.launch(task_id)
+    await end(server, handle)
+    await until(lambda: not find_runners(server.host.host_data_dir, task_id), "the runner's end")
+    await check_unreachable(handle)
+    assert await handle.kill() is False
+
+
+async def check_unreachable(handle, *, is_responsive=True):
+    """Requests fail in time, and nothing is concluded about the runner."""
+    requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL)
+    with bounded():
+        response, *errors = await asyncio.gather(*requests, return_exceptions=True)
+    assert response is is_responsive
+    assert [type(error) for error in errors] == [RunnerUnreachableError] * 2
+
+
+async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
+    _, handle = await server.launch(task_id)
+    await until_listening(handle)
+    with bounded(), pytest.raises(TerminalRefusedError):
+        await handle.open_terminal(SHELL)
+    await end(server, handle)
+
+
+async def test_stuck_runner_is_unresponsive_until_it_continues(server, task_id):
+    _, handle = await server.launch(task_id)
+    await until_listening(handle)
+    assert await handle.is_responsive()
+    [runner] = find_runners(server.host.host_data_dir, task_id)
+    os.kill(runner, signal.SIGSTOP)
+    await check_unreachable(handle, is_responsive=False)
+    assert handle.liveness() is Liveness.HELD
+    os.kill(runner, signal.SIGCONT)
+    assert await handle.is_responsive()
+
+
+async def test_kill_ends_a_stuck_runner(server, task_id):
+    location, handle = await server.launch(task_id)
+    await until_listening(handle)
+    [runner] = find_runners(server.host.host_data_dir, task_id)
+    os.kill(runner, signal.SIGSTOP)
+    with bounded():
+        assert await handle.kill()
+    await until_liveness(handle, Liveness.FREE)
+    assert not await handle.kill()
+    await check_finisher(server, location)
+
+
+async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
+    recorder, location = server.submit(task_id)
+    assert not await server.placement.find_runner(location).kill()
+    recorder.writer.close()
+
+
+async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(server, task_id):
+    """`liveness` and `kill` concern the task's journal; requests concern the attempt."""
+    location, handle = await server.launch(task_id)
+    await until_liveness(handle, Liveness.HELD)
+    other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))
+    await until_liveness(other, Liveness.HELD)
+    await check_unreachable(other)
+    assert await other.kill()
+    await until_liveness(handle, Liveness.FREE)
+
+
+async def test_copying_ends_when_it_is_cancelled(host):
+    placement = await host.create_placement()
+    copying = asyncio.create_task(placement.run())
+    await asyncio.wait({copying}, timeout=0.3)
+    assert copying.done() is (host.kind == "local")
+    copying.cancel()
+    with bounded(2):
+        await asyncio.wait({copying})
+
+
+# Preserved disks and files.
+
+
+@pytest.fixture
+async def preserved(server, task_id):
+    """The location of an ended attempt whose disk is preserved."""
+    location, handle = await server.launch(task_id)
+    await until_listening(handle)
+    await end(server, handle)
+    layout = attempt_layout(server, location)
+    for directory in (layout.disk / "workspace", layout.disk / "home", layout.disk / "tmp"):
+        directory.mkdir(parents=True)
+    (layout.disk / "workspace" / "kept.txt").write_text("kept\n")
+    return location
+
+
+def attempt_layout(server, location):
+    return TaskLayout(server.host.host_data_dir, location.task_id).attempt(location.attempt_id)
+
+
+async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
+    first, second = (server.placement.preserved_disk(preserved) for _ in range(2))
+    async with first.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+        async with second.try_lock() as other:
+            assert other is Liveness.HELD
+    async with second.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+
+
+async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved):
+    disk = server.placement.preserved_disk(preserved)
+    with bounded(), pytest.raises(RunnerUnreachableError):
+        await disk.open_terminal(SHELL)
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+        await disk.start_session(DebugSession(preserved.task_id, preserved.attempt_id))
+    assert await disk_liveness(server, preserved) is Liveness.HELD
+    terminal = await open_shell(server, preserved)
+    await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))
+    output, frame = b"", None
+    async with asyncio.timeout(placed_servers.SECONDS):
+        while not isinstance(frame := await terminal.read(), EndFrame):
+            output += frame.data if isinstance(frame, OutputFrame) else b""
+    await terminal.close()
+    assert b"kept\r\n" in output
+    await until_disk(server, preserved, Liveness.FREE)
+    assert server.placement.files.is_preserved(preserved)
+
+
+async def open_shell(server, location):
+    """Open a shell in a session that may not listen yet."""
+    async with asyncio.timeout(placed_servers.SECONDS):
+        while True:
+            with contextlib.suppress(RunnerUnreachableError):
+                return await server.placement.preserved_disk(location).open_terminal(SHELL)
+            await asyncio.sleep(0.02)
+
+
+async def disk_liveness(server, location):
+    async with server.placement.preserved_disk(location).try_lock() as liveness:
+        return liveness
+
+
+async def until_disk(server, location, expected):
+    async with asyncio.timeout(placed_servers.SECONDS):
+        while await disk_liveness(server, location) is not expected:
+            await asyncio.sleep(0.02)
+
+
+async def test_removed_disk_leaves_only_the_log(server, preserved):
+    files, layout = server.placement.files, attempt_layout(server, preserved)
+    assert files.is_preserved(preserved)
+    assert files.has_disk(preserved)
+    disk = server.placement.preserved_disk(preserved)
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+        await disk.remove()
+    assert not files.is_preserved(preserved)
+    assert not files.has_disk(preserved)
+    assert list(layout.root.iterdir()) == [layout.runner_log]
+
+
+async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
+    location, handle = await server.launch(task_id)
+    await until_listening(handle)
+    layout = attempt_layout(server, location)
+    layout.disk.mkdir(exist_ok=True)
+    [leftover] = [each for each in (await server.placement.files.scan()).leftovers if each.location.task_id == task_id]
+    with server.journals.try_lock(task_id) as has_lock:
+        assert has_lock is (server.host.kind == "worker")
+        if has_lock:
+            await server.placement.files.clean_up(leftover, keeps_disk=False)
+    assert layout.disk.exists()
+    assert await handle.is_responsive()
+    await end(server, handle)
+
+
+async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
+    location, handle = await server.launch(task_id)
+    await until_listening(handle)
+    await kill_runner(server, task_id)
+    await until_liveness(handle, Liveness.FREE)
+    layout, files = attempt_layout(server, location), server.placement.files
+    layout.disk.mkdir(exist_ok=True)
+    [leftover] = [each for each in (await files.scan()).leftovers if each.location.task_id == task_id]
+    assert leftover.location.attempt_id == location.attempt_id
+    assert leftover.has_handle is files.has_handle(task_id)
+    for keeps_disk in (True, False, False):
+        with server.journals.try_lock(task_id) as has_lock:
+            assert has_lock
+            await files.clean_up(leftover, keeps_disk=keeps_disk)
+        assert files.has_disk(location) is keeps_disk
+    assert list(layout.root.iterdir()) == [layout.runner_log]
+    assert task_id not in {each.location.task_id for each in (await files.scan()).leftovers}
+
+
+async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved):
+    attempt_layout(server, preserved).secret_fingerprint.write_bytes(make_fingerprint({"NAME": "value"}))
+    files = server.placement.files
+    assert files.has_same_secrets(preserved, {"NAME": "value"})
+    assert not files.has_same_secrets(preserved, {"NAME": "other"})
+
+
+# Hosts that do not respond. The server's own host always does.
+
+
+on_remote_host = pytest.mark.parametrize("host", ["worker"], indirect=True)
+
+
+@pytest.fixture
+def remote(host):
+    """A host that can be stopped; it responds again after the test."""
+    yield host
+    host.resume()
+
+
+@pytest.fixture
+async def silent(remote, server, task_id):
+    """The location and the handle of a runner whose host has just stopped to respond."""
+    location, handle = await server.launch(task_id)
+    await until_listening(handle)
+    await until_liveness(handle, Liveness.HELD)
+    remote.stop()
+    await until_liveness(handle, Liveness.UNKNOWN)
+    return location, handle
+
+
+@on_remote_host
+async def test_nothing_is_concluded_about_a_runner_on_a_silent_host(remote, server, silent, task_id):
+    location, handle = silent
+    [runner] = find_runners(remote.host_data_dir, task_id)
+    with bounded():
+        assert await handle.is_responsive()
+    for each in (handle, server.placement.find_runner(location)):
+        with bounded(0.5):
+            assert each.liveness() is Liveness.UNKNOWN
+    remote.resume()
+    await until_liveness(handle, Liveness.HELD)
+    assert find_runners(remote.host_data_dir, task_id) == [runner]
+    await end(server, handle)
+
+
+@on_remote_host
+async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, task_id):
+    """They may still be carried out later: the host may have received them."""
+    location, handle = silent
+    _, killed = await asyncio.gather(check_unreachable(handle), handle.kill(), return_exceptions=True)
+    assert isinstance(killed, HostUnreachableError)
+    assert handle.liveness() is Liveness.UNKNOWN
+    remote.resume()
+    await until_liveness(handle, Liveness.FREE)
+    if not server.task(task_id).state.is_final:
+        await check_finisher(server, location, is_cancelled=server.task(task_id).cancel is not None)
+
+
+@on_remote_host
+async def test_runner_that_dies_on_a_silent_host_is_free_once_the_host_responds(remote, server, silent, task_id):
+    location, handle = silent
+    await kill_runner(server, task_id)
+    assert handle.liveness() is Liveness.UNKNOWN
+    remote.resume()
+    await until_liveness(handle, Liveness.FREE)
+    await check_finisher(server, location)
+
+
+@on_remote_host
+async def test_silent_host_starts_nothing_and_reveals_no_files(server, silent, task_id):
+    location, handle = silent
+    recorder, other = server.submit(f"{task_id}-b")
+    files = server.placement.files
+    questions = (files.has_disk, files.is_preserved, partial(files.has_same_secrets, secrets={}))
+    with bounded():
+        disk, launched, *answers = await asyncio.gather(
+            disk_liveness(server, location),
+            server.launch_recorded(recorder, other),
+            files.scan(),
+            *(asyncio.to_thread(question, location) for question in questions),
+            asyncio.to_thread(files.has_handle, task_id),
+            return_exceptions=True,
+        )
+    assert disk is Liveness.UNKNOWN
+    assert isinstance(launched, RunnerNotStartedError)
+    assert [type(answer) for answer in answers] == [HostUnreachableError] * 5
+    assert server.placement.host.blocked_reason() is not None
+    assert handle.liveness() is Liveness.UNKNOWN
+
+
+@on_remote_host
+async def test_runner_survives_the_restart_of_its_worker(remote, server, task_id):
+    _, handle = await server.launch(task_id)
+    await until_listening(handle)
+    [runner] = find_runners(remote.host_data_dir, task_id)
+    remote.kill()
+    await until_liveness(handle, Liveness.UNKNOWN)
+    await check_unreachable(handle)
+    await asyncio.to_thread(remote.start)
+    await until_liveness(handle, Liveness.HELD)
+    assert find_runners(remote.host_data_dir, task_id) == [runner]
+    await end(server, handle)
+
+
+@on_remote_host
+@pytest.mark.parametrize("delay_seconds", [0, 0.005, 0.02])
+async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, server, task_id, delay_seconds):
+    """The state is known again once the host responds."""
+    recorder, location = server.submit(task_id)
+
+    def kill_worker():
+        time.sleep(delay_seconds)
+        remote.kill()
+
+    killing = on_request(server, "launch", lambda: threading.Thread(target=kill_worker).start())
+    with killing, contextlib.suppress(RunnerNotStartedError):
+        await server.launch_recorded(recorder, location)
+    assert server.placement.find_runner(location).liveness() is not Liveness.FREE
+    await asyncio.to_thread(remote.start)
+    await check_settled(server, location)
+
+
+@contextlib.contextmanager
+def on_request(server, method, act):
+    """Call `act` before the server sends a request with this method."""
+    client = server.placement._worker
+    call = client.call
+
+    def acting_call(name, *arguments, **options):
+        if name == method:
+            act()
+        return call(name, *arguments, **options)
+
+    client.call = acting_call
+    try:
+        yield
+    finally:
+        client.call = call
+
+
+@on_remote_host
+async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id):
+    location, handle = await server.launch(task_id)
+    await kill_runner(server, task_id)
+    await until_liveness(handle, Liveness.FREE)
+    started = threading.Event()
+
+    def delay():
+        started.set()
+        time.sleep(0.5)  # several reports
+
+    seen = set()
+    with on_request(server, "launch", delay):
+        launching = asyncio.create_task(server.finish(location))
+        await until(started.is_set, "the launch")
+        while not launching.done():
+            seen.add(handle.liveness())
+            await asyncio.sleep(0.001)
+    finisher = await launching
+    seen.add(finisher.liveness())
+    assert seen == {Liveness.UNKNOWN}
+    await until_liveness(finisher, Liveness.FREE)
+
+
+@on_remote_host
+async def test_rejected_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
+    location, handle = await server.launch(task_id)
+    await until_listening(handle)
+    writer = server.journals.open(task_id)  # another writer continues the server's copy
+    writer.append(ErrorReported("test", "Not on the host."), at=SystemClock().now(), durable=True)
+    writer.close()
+    assert (await until_reply(handle)).done
+    await until(lambda: not find_runners(remote.host_data_dir, task_id), "the runner's end")
+    _, other = await server.launch(f"{task_id}-b")
+    await end(server, other)
+    assert handle.liveness() is not Liveness.FREE, "the copy lacks records"
+    assert server.placement.find_runner(location).liveness() is not Liveness.FREE
+
+
+async def test_placement_that_the_server_does_not_have_is_unreachable():
+    location = AttemptLocation("task-1", new_attempt_id(), "gone:host")
+    placements = Placements({}, {})
+    handle = placements.find_runner(location)
+    assert handle.attempt_id == location.attempt_id
+    assert handle.liveness() is Liveness.UNKNOWN
+    await check_unreachable(handle)
+    assert not await handle.kill()
+    disk = placements.preserved_disk(location)
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.UNKNOWN
+    with pytest.raises(RunnerUnreachableError):
+        await disk.open_terminal(SHELL)
+    with pytest.raises(HostUnreachableError):
+        placements.files(location)
+    with pytest.raises(RunnerNotStartedError):
+        await placements.launch(RunAttempt(location.task_id, location.attempt_id), location.host, None)

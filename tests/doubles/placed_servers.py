@@ -1,0 +1,244 @@
+"""Servers that use one placement each, for the contract of `Placement`: with real runners, here or at a worker.
+
+As a program: launches an attempt and waits to be killed. Arguments: kind, directory, repository URL, task id.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from doubles import worker_placement
+from doubles.live_server import Process, preinstall_agent
+from doubles.manifests import manifest
+from doubles.runners import find_runners
+from doubles.worker_placement import WorkerClient, WorkerPlacement
+from sandbox.agents import registered_agents
+from sandbox.bootstrap.clock import SystemClock
+from sandbox.bootstrap.machine import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
+from sandbox.bootstrap.settings.load import load
+from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, RunAttempt
+from sandbox.journal.journals import FileJournals
+from sandbox.journal.replication import FileTaskReplicas
+from sandbox.model.events import TaskSubmitted
+
+RUNTIME = "bubblewrap"
+SECONDS = 40
+PACKAGE = Path(worker_placement.__file__).parent
+
+
+class LocalHost:
+    """A host that is also the host of its servers."""
+
+    kind = "local"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data_dir = self.host_data_dir = directory / "data"
+        if not self.data_dir.exists():
+            preinstall_agent(self.data_dir)
+
+    async def create_placement(self):
+        settings = load({"data_dir": str(self.data_dir)}, {"SANDBOX_RUNTIME": RUNTIME}).settings
+        context = PlacementContext(
+            self.data_dir,
+            choose_run_dir(self.data_dir),
+            settings,
+            RunnerAgents(registered_agents()),
+            FileTaskReplicas(self.data_dir),
+        )
+        placement = await create_local_placement(context)
+        await placement.host.probe()
+        return placement
+
+    def start(self):
+        pass
+
+    def close(self):
+        shutil.rmtree(choose_run_dir(self.data_dir), ignore_errors=True)
+
+
+class WorkerHost:
+    """A host with a separate data directory, which servers reach through the socket of its worker."""
+
+    kind = "worker"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data_dir, self.host_data_dir = directory / "data", directory / "worker"
+        self.data_dir.mkdir(exist_ok=True)
+        self.socket = directory / "worker.sock"
+        self.worker = None
+
+    def start(self):
+        if not self.host_data_dir.exists():
+            preinstall_agent(self.host_data_dir)
+        settings = json.dumps({"data_dir": str(self.host_data_dir)})
+        command = [sys.executable, str(PACKAGE / "worker.py"), settings, str(self.socket)]
+        environment = {**os.environ, "SANDBOX_RUNTIME": RUNTIME}
+
+        def start(**streams):
+            return subprocess.Popen(command, env=environment, **streams)
+
+        self.worker = Process(start, log=self.directory / "worker.log")
+
+    def stop(self):
+        """Make the host silent, as a host is behind a broken network: connections get no response."""
+        self.worker.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.worker.send_signal(signal.SIGCONT)
+
+    def kill(self):
+        """Kill the worker; its runners continue."""
+        self.worker.stop(signal.SIGKILL)
+        self.socket.unlink(missing_ok=True)
+
+    async def create_placement(self):
+        return await asyncio.to_thread(
+            WorkerPlacement, WorkerClient(self.socket), self.data_dir, FileTaskReplicas(self.data_dir)
+        )
+
+    def close(self):
+        if self.worker is not None:
+            self.worker.stop(signal.SIGKILL)
+        shutil.rmtree(choose_run_dir(self.host_data_dir), ignore_errors=True)
+
+
+class PlacedServer:
+    """What a server does with its placement: submits tasks, launches runners, and reads their records."""
+
+    def __init__(self, host, placement, repository_url):
+        self.host, self.placement, self.repository_url = host, placement, repository_url
+        self.journals = FileJournals(host.data_dir)
+
+    def submit(self, task_id, *, flushes=True):
+        """Record a task and its first attempt; return the recorder and the attempt's location."""
+        writer = self.journals.create(task_id)
+        if not flushes:
+            writer.append = partial(append_unflushed, writer.append)
+        recorder = self.journals.recorder(writer, None, SystemClock().now)
+        repository = {"url": self.repository_url}
+        recorder.record(TaskSubmitted(task_id, manifest(task_id, repository=repository)))
+        attempt_id = new_attempt_id()
+        identity = self.placement.host.identity
+        recorder.record(identity.attempt_started_event(attempt_id, RUNTIME, number=1, resumes=False))
+        return recorder, AttemptLocation(task_id, attempt_id, identity.name)
+
+    def order(self, location, **fields):
+        return RunAttempt(location.task_id, location.attempt_id, **fields)
+
+    async def launch_recorded(self, recorder, location, **fields):
+        """Launch an attempt that is recorded; return its handle."""
+        try:
+            return await self.placement.launch(self.order(location, **fields), recorder.writer)
+        finally:
+            recorder.writer.close()
+
+    async def launch(self, task_id, **fields):
+        """Submit a task and launch its attempt; return the location and the handle."""
+        recorder, location = self.submit(task_id)
+        return location, await self.launch_recorded(recorder, location, **fields)
+
+    async def relaunch(self, location):
+        """Launch the same attempt again; return its handle."""
+        return await self._launch_with_new_writer(self.order(location))
+
+    async def finish(self, location):
+        """Launch a finisher; return its handle."""
+        return await self._launch_with_new_writer(FinishAttempt(location.task_id, location.attempt_id))
+
+    async def _launch_with_new_writer(self, order):
+        writer = self.journals.open(order.task_id)
+        try:
+            return await self.placement.launch(order, writer)
+        finally:
+            writer.close()
+
+    def location(self, task_id):
+        attempt = self.task(task_id).attempt
+        return AttemptLocation(task_id, attempt.id, attempt.host)
+
+    def events(self, task_id):
+        """The events in the server's data directory."""
+        return [record.event for record in self.journals.read(task_id).records]
+
+    def events_on_host(self, task_id):
+        """The events in the data directory of the attempt's host."""
+        return [record.event for record in FileJournals(self.host.host_data_dir).read(task_id).records]
+
+    def task(self, task_id):
+        return self.journals.replay(task_id).task
+
+    def runner_pid(self, task_id):
+        return next(iter(find_runners(self.host.host_data_dir, task_id)), None)
+
+    def log(self, location):
+        path = TaskLayout(self.host.host_data_dir, location.task_id).attempt(location.attempt_id).runner_log
+        return path.read_text() if path.exists() else ""
+
+
+def append_unflushed(append, event, transition=None, *, at, durable=False):
+    """Append a record that is not flushed to disk, whatever the recorder requests."""
+    return append(event, transition, at=at, durable=False)
+
+
+@contextlib.asynccontextmanager
+async def serving(host, repository_url):
+    """A new server, which copies the records of other hosts until the block ends."""
+    placement = await host.create_placement()
+    copying = asyncio.create_task(placement.run())
+    try:
+        yield PlacedServer(host, placement, repository_url)
+    finally:
+        copying.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await copying
+
+
+async def until(condition, what, seconds=SECONDS):
+    """Poll until the condition returns a true value; return that value."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        await asyncio.sleep(0.01)
+    return value
+
+
+async def until_liveness(handle, expected):
+    await until(lambda: handle.liveness() is expected, f"{expected} of {handle.attempt_id}")
+
+
+@contextlib.contextmanager
+def silent_repository():
+    """The URL of a git host that accepts connections and never responds: a runner that clones from it waits."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/repository.git"
+
+
+HOSTS = {host.kind: host for host in (LocalHost, WorkerHost)}
+
+
+async def _launch_and_wait(kind, directory, repository_url, task_id):
+    async with serving(HOSTS[kind](Path(directory)), repository_url) as server:
+        location, handle = await server.launch(task_id)
+        await until_liveness(handle, Liveness.HELD)
+        print(json.dumps(location), flush=True)
+        await asyncio.sleep(3600)
+
+
+if __name__ == "__main__":
+    asyncio.run(_launch_and_wait(*sys.argv[1:]))
