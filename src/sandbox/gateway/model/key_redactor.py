@@ -21,14 +21,14 @@ class KeyRedactor:
         self._key = key if len(key) >= _KEY_BYTES_MIN else b""
         self._mask = b"*" * len(self._key)
         self._spellings = re.compile(b"".join(map(_spelling, self._key)), re.IGNORECASE)
-        self._starts = re.compile(b"[" + re.escape(self._key[:1]) + rb"\\]")
+        self._starts = re.compile(_start_pattern(self._key))
         self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._key)]
 
     def redact(self, text: bytes) -> bytes:
         """Replace the key in a complete text."""
         if not self._key:
             return text
-        if not any(escape in text for escape in self._escapes):
+        if b"\\" not in text or not any(escape in text for escape in self._escapes):
             return text.replace(self._key, self._mask)
         return self._spellings.sub(lambda match: b"*" * len(match[0]), text)
 
@@ -80,6 +80,15 @@ class BodyRedactor:
         """Return the bytes held back, at the end of the body."""
         held, self._pending = self._pending, b""
         return held
+
+
+def _start_pattern(key: bytes) -> bytes:
+    """Return a pattern of the positions where the key may start, to find most other positions without Python code.
+
+    A plain first character is followed by the second one, which may be escaped, or by the end of the text.
+    """
+    first, second = re.escape(key[:1]), re.escape(key[1:2])
+    return rb'%b(?=%b|\\|\Z)|\\(?=[uU"/]|\Z)' % (first, second)
 
 
 def _escape(character: int) -> bytes:

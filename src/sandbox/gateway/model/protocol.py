@@ -59,8 +59,9 @@ class InflightRequest(msgspec.Struct):
         is_complete: the response reached its end.
         is_abandoned: the gateway stopped reading it.
         """
-        bound = self._upper_bound(is_abandoned=is_abandoned)
-        usage = bound or self._reported_usage()
+        reported = None if self.meter is None else valid_usage(self.meter.usage())
+        bound = self._upper_bound(reported, is_abandoned=is_abandoned)
+        usage = bound or reported
         if usage is not None:
             reporter.report_usage(usage)
         if bound is not None:
@@ -70,19 +71,18 @@ class InflightRequest(msgspec.Struct):
             reporter.report_error("usage_unread", "A model response reported no usage; its tokens are not counted.")
         return usage
 
-    def _reported_usage(self) -> Usage | None:
-        return None if self.meter is None else valid_usage(self.meter.usage())
-
-    def _upper_bound(self, *, is_abandoned: bool) -> Usage | None:
+    def _upper_bound(self, reported: Usage | None, *, is_abandoned: bool) -> Usage | None:
         """Return the maximum usage of a request whose actual usage is unknown but required, or None.
 
         The result is None if usage was reported, the request was rejected or not sent, or no response started. An
         abandoned or timed-out request counts even without a response, because the model may have produced output.
         """
         cost_bound, meter = self.cost_bound, self.meter
+        if cost_bound is None:
+            return None
         is_refused = not self.is_sent or (self.has_response and meter is None)
-        is_reported = meter is not None and meter.is_complete and self._reported_usage() is not None
-        if cost_bound is None or is_refused or is_reported:
+        is_reported = meter is not None and reported is not None and meter.is_complete
+        if is_refused or is_reported:
             return None
         has_started = meter is not None and meter.has_started
         if not (has_started or is_abandoned or self.has_timed_out):
@@ -394,7 +394,8 @@ class ModelProtocol:
                     self._inflight.meter.feed(bytes(event.data))
                     self._request_gate.record_progress(self, self._inflight.meter)
             elif isinstance(event, h11.EndOfMessage):
-                self._send_to_client(effects, h11.Data(data=self._inflight.body_redactor.flush()))
+                if held_back := self._inflight.body_redactor.flush():
+                    self._send_to_client(effects, h11.Data(data=held_back))
                 self._finish_response(effects)
 
     def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:

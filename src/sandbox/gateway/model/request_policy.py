@@ -1,5 +1,6 @@
 """Allows only model requests that the dialect defines and that are authenticated with the task's key."""
 
+from functools import cache
 from hmac import compare_digest
 
 import h11
@@ -103,6 +104,12 @@ def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
     return {token.strip().lower() for token in connection.split(b",")}
 
 
+@cache
+def _expected_headers(credential_headers: frozenset[bytes], body_headers: frozenset[bytes]) -> frozenset[bytes]:
+    """Return the headers that are neither forwarded as they are nor reported as dropped."""
+    return (_CONNECTION_HEADERS | credential_headers | _BODY_HEADERS) - body_headers
+
+
 def select_headers(
     request: h11.Request, dialect: ModelDialect, *, is_body_unchanged: bool
 ) -> tuple[Headers, list[bytes]]:
@@ -111,7 +118,7 @@ def select_headers(
     is_body_unchanged: the body is forwarded unchanged, so the headers that describe its encoding are forwarded too.
     """
     body_headers = _BODY_HEADERS if is_body_unchanged else frozenset()
-    expected = (_CONNECTION_HEADERS | dialect.credential_headers | _BODY_HEADERS) - body_headers
+    expected = _expected_headers(dialect.credential_headers, body_headers)
     named = connection_header_names(request)
     forwarded: Headers = []
     dropped: list[bytes] = []

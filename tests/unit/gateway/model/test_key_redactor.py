@@ -59,6 +59,20 @@ def test_key_with_json_escapes_is_redacted_regardless_of_chunk_boundaries(spelli
     assert redacted(split(body, 1), ESCAPED_KEY) == expected
 
 
+AWKWARD_KEYS = (b'"quoted"-key', b"/path/key", b"sskssksskssk", b"s]^key-.*", b"s/slash-key")
+
+
+@given(st.sampled_from(AWKWARD_KEYS), st.data(), st.integers(1, 30))
+def test_every_spelling_of_every_key_is_redacted_across_chunk_boundaries(key, data, size):
+    spellings = [
+        data.draw(st.sampled_from([bytes([one]), b"\\" + bytes([one]) if one in b'"/' else rb"\u%04X" % one]))
+        for one in key
+    ]
+    spelled = b"".join(spellings)
+    before, after = (data.draw(st.sampled_from([b"", b"s", b"\n", b"\xff: s"])) for _ in range(2))
+    assert redacted(split(before + spelled + after, size), key) == before + b"*" * len(spelled) + after
+
+
 @pytest.mark.parametrize(
     "body", [rb"gw-live-9f8e7d6c5b4a\u002f+", rb"GW-live-9f8e7d6c5b4a\/=", b"gw-live-9f8e7d6c5b4a/", rb"x\u00", b"\\"]
 )
