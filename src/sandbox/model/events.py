@@ -15,6 +15,9 @@ from sandbox.model.task_state import TaskState
 ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z")]
 """A valid file name within one directory. Checked when a journal is read."""
 
+Checksum = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{1,64}\Z")]
+"""A SHA-256 checksum, which is part of response headers. Checked when a journal is read."""
+
 
 GENERATED_DIRECTORY = ".sandbox"
 """Path prefix of the artifacts that Sandbox generates. No file that an agent wrote has this prefix."""
@@ -39,7 +42,7 @@ class Artifact(msgspec.Struct, frozen=True):
     path: str
     size_bytes: int
     content_type: str
-    checksum: str
+    checksum: Checksum
     contains_secret: bool = False
     is_internal: bool = False
 

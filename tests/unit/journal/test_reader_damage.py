@@ -139,6 +139,10 @@ def test_task_with_a_damaged_first_record_is_listed(journals, records):
         b'{"type":"attempt_started","attempt_id":"aaaaaaaaaaaa\\n","runtime":"bubblewrap","host":"h"}',
         b'{"type":"artifact_collected","artifact":{"name":"/etc/passwd","path":"p","size_bytes":1,'
         b'"content_type":"text/plain","checksum":"sha256:0"}}',
+        b'{"type":"artifact_collected","artifact":{"name":"a","path":"p","size_bytes":1,'
+        b'"content_type":"text/plain","checksum":"sha256:0\\r\\nX-Injected: 1"}}',
+        b'{"type":"artifact_collected","artifact":{"name":"a","path":"p","size_bytes":1,'
+        b'"content_type":"text/plain","checksum":"sha256:0\\n"}}',
         b'{"type":"output","stream":"stdout","text":"\xff"}',
     ],
     ids=[
@@ -146,6 +150,8 @@ def test_task_with_a_damaged_first_record_is_listed(journals, records):
         "attempt ID with a path",
         "attempt ID with a newline",
         "absolute artifact name",
+        "checksum with a header",
+        "checksum with a newline",
         "invalid UTF-8",
     ],
 )
