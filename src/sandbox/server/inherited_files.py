@@ -1,5 +1,6 @@
 """Stores what a new task takes over from an earlier one, before the new task is recorded."""
 
+import errno
 import logging
 import os
 import shutil
@@ -17,6 +18,10 @@ from sandbox.primitives.files import create_private_file, fsync_path
 _log = logging.getLogger(__name__)
 
 
+_CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
+"""Errors of a file that has the file system's maximum number of links, or of a file system without links."""
+
+
 class FileChangedError(OSError):
     """A file of the earlier task does not match that task's journal."""
 
@@ -25,8 +30,8 @@ def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
     """Link all files into the directory of the new task's artifacts, and flush the directory.
 
     Stored artifacts never change, so the tasks share them: a link needs no disk space, and the file remains when the
-    earlier task is removed. The runner compares the checksum before it uses a file. The caller holds the lock of the
-    new task's journal, which has no record yet. Raises OSError.
+    earlier task is removed. A file that cannot have another link is copied. The runner compares the checksum before it
+    uses a file. The caller holds the lock of the new task's journal, which has no record yet. Raises OSError.
     """
     discard_inheritance(layout)
     layout.artifacts.mkdir(mode=0o700)
@@ -38,12 +43,32 @@ def store_inheritance(layout: TaskLayout, inheritance: Inheritance) -> None:
                 file.write(inheritance.conversation)
             fsync_path(path)
         else:
-            os.link(source, path, follow_symlinks=False)
+            _link_or_copy(source, path, artifact.size_bytes)
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size != artifact.size_bytes:
             raise FileChangedError(f"{source or artifact.name} does not have its recorded size")
     fsync_path(layout.artifacts)
     fsync_path(layout.root)
+
+
+def _link_or_copy(source: Path, path: Path, size_bytes: int) -> None:
+    try:
+        os.link(source, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _CANNOT_LINK:
+            raise
+        _copy(source, path, size_bytes)
+
+
+def _copy(source: Path, path: Path, size_bytes: int) -> None:
+    """Copy a regular file of this size and flush the copy. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with os.fdopen(os.open(source, flags), "rb") as file, create_private_file(path) as copy:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size_bytes:
+            raise FileChangedError(f"{source} does not have its recorded size")
+        shutil.copyfileobj(file, copy)
+    fsync_path(path)
 
 
 def discard_inheritance(layout: TaskLayout) -> None:

@@ -1,7 +1,9 @@
 """Tasks that start from earlier tasks: what they inherit, when a continuation is refused, and crashes."""
 
 import dataclasses
+import errno
 import hashlib
+import os
 import shutil
 import tarfile
 
@@ -241,6 +243,34 @@ async def test_inherited_files_need_no_disk_space_and_outlive_the_parent(compone
         assert (derived / "inherited-1.patch").samefile(parent / "task-1.patch")
         shutil.rmtree(parent)
         assert inherited(components, "task-2") == before
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM])
+async def test_inherited_files_that_cannot_be_linked_are_copied(components, monkeypatch, number):
+    """A file may have at most 65,000 links on ext4, and some file systems have no links."""
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    async with components.server() as service:
+        await submit_ended(components, service, session=b"session 1")
+        monkeypatch.setattr(inherited_files.os, "link", refuse)
+        await submit_continuation(components, service, "task-1", "task-2")
+        parent, derived = (TaskLayout(components.data_dir, name).artifacts for name in ("task-1", "task-2"))
+        assert not (derived / "inherited-1.patch").samefile(parent / "task-1.patch")
+        assert (derived / "inherited-1.patch").read_bytes() == PATCH
+        assert find_damaged(components) == []
+
+
+async def test_other_errors_of_links_refuse_the_continuation(components, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with components.server() as service:
+        await submit_ended(components, service)
+        monkeypatch.setattr(inherited_files.os, "link", refuse)
+        with pytest.raises(UnavailableError, match="could not be stored"):
+            await submit_continuation(components, service, "task-1", "task-2")
 
 
 async def test_continuation_is_refused_while_the_disk_is_nearly_full(components):
