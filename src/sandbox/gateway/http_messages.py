@@ -16,18 +16,33 @@ _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 _DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
-_FORWARDED_HOST_HEADERS = frozenset(
+_HOST_WORDS = frozenset({b"host", b"hostname", b"uri", b"url"})
+_HOST_QUALIFIERS = frozenset(
     {
+        b"backend",
+        b"base",
+        b"client",
         b"forwarded",
-        b"x-forwarded",
-        b"x-host",
-        b"x-http-host-override",
-        b"x-original-host",
-        b"x-original-url",
-        b"x-rewrite-url",
+        b"http",
+        b"orig",
+        b"original",
+        b"override",
+        b"proxy",
+        b"real",
+        b"request",
+        b"rewrite",
+        b"server",
+        b"surrogate",
+        b"target",
+        b"true",
+        b"upstream",
+        b"x",
     }
 )
-"""Proxy headers that many programs use instead of the Host header."""
+"""Words of the headers that programs use instead of the Host header, such as `X-Original-Host` and `Base-Url`."""
+
+_FORWARDED_HOST_HEADERS = frozenset({b"forwarded", b"proxy", b"x-forwarded"})
+"""More headers that name a host. CGI programs use `Proxy` as the address of their proxy."""
 
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 _NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
@@ -129,13 +144,21 @@ def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[b
     `X-Api-Key`.
     """
     named = connection_header_names(message)
+    is_request = isinstance(message, h11.Request)
     return [
         (original, value)
         for original, value in message.headers.raw_items()
         if (name := _NON_ALPHANUMERIC.sub(b"-", original.lower())) not in dropped
         and name not in named
         and not name.startswith(_DROPPED_PREFIXES)
+        and not (is_request and _names_host(name))
     ]
+
+
+def _names_host(name: bytes) -> bool:
+    """Return whether a header other than Host names the host of the request, to judge by its words."""
+    words = frozenset(name.split(b"-")) - {b""}
+    return name != b"host" and bool(words & _HOST_WORDS) and words <= _HOST_WORDS | _HOST_QUALIFIERS
 
 
 def _framing_headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -130,13 +130,24 @@ HOST_OVERRIDE_HEADERS = (
     "X-Original-Host: other.example",
     "X-Original-URL: http://other.example/",
     "X-Rewrite-URL: http://other.example/",
+    "Base-Url: http://other.example/",
+    "True-Host: other.example",
+    "X-Real-Host: other.example",
+    "X-Backend-Host: other.example",
+    "X-Forwarded-Server: other.example",
+    "Request-URI: http://other.example/",
+    "Surrogate_Host: other.example",
+    "HTTP-Host: other.example",
+    "_Host: other.example",
+    "Url: http://other.example/",
+    "Proxy: http://other.example/",
 )
 """A reverse proxy passes the original host in these headers, which many programs use instead of Host."""
 
 
 @pytest.mark.parametrize("header", HOST_OVERRIDE_HEADERS)
 def test_forwarded_host_headers_are_removed(header):
-    forwarded = f"Host: {HOST}\r\nX-Hosted-By: me\r\nOrigin: http://{HOST}\r\n"
+    forwarded = f"Host: {HOST}\r\nX-Hosted-By: me\r\nOrigin: http://{HOST}\r\nX-Callback-URL: http://me.example/\r\n"
     request = f"GET http://{HOST}/ HTTP/1.1\r\n{header}\r\n{forwarded}\r\n".encode()
     sent = expect_tunnel(proxy().client_data_received(request)).stream_filter.start().decode()
     assert sent.lower() == f"GET / HTTP/1.1\r\n{forwarded}Connection: close\r\n\r\n".lower()
