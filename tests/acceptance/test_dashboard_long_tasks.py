@@ -160,7 +160,7 @@ def test_refused_host_can_be_allowed_in_a_new_run(open_task):
     assert page.locator("#tally-network").inner_text() == "6 refused"
     assert accessibility_violations(page) == []
     links.first.click()
-    page.get_by_text("The new task may also reach hooks.example.com.").wait_for()
+    page.get_by_text("adds hooks.example.com to the hosts that the new task may reach").wait_for()
     page.get_by_text("This manifest is valid.").wait_for()
     assert page.get_by_label("Allowed hosts").input_value() == "hooks.example.com"
 

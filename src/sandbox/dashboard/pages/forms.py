@@ -11,7 +11,7 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard.templates import render_page, short_repository
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.manifest.field_formats import public_repository_url
+from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository_url
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
@@ -45,7 +45,7 @@ def safe_redirect_path(target: str) -> str:
 async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the form with an empty manifest, or with the manifest of the task to rerun.
 
-    `allow` (query parameter): another host that the new task may reach.
+    `allow` (query parameter): another host that the new task may reach. A value that is not a host is ignored.
     """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
@@ -58,6 +58,8 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
     settings = context.settings
     sees_all = get_caller(request).is_operator
     allowed = request.query_params.get("allow", "") if task else ""
+    if ALLOWED_HOST.find_error(allowed) is not None:
+        allowed = ""
     manifest = _allow_host(task.manifest, allowed) if task and allowed else task.manifest if task else None
     text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
@@ -77,7 +79,7 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
 
 
 def _allow_host(manifest: Manifest, host: str) -> Manifest:
-    """Return the manifest with a host added to those that the sandbox may reach. The form validates the host."""
+    """Return the manifest with a host added to those that the sandbox may reach."""
     hosts = dict.fromkeys((*manifest.vm.allowed_hosts, host))
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 
