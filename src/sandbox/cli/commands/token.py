@@ -71,10 +71,17 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
         secret, record = _token_file(settings, makes_directory=True).create(Role(role), name, expires_at)
     except InvalidTokenNameError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
-    if current_options().format == "json":
-        print_json({**_token_json(record), "token": secret})
-    else:
-        click.echo(secret)
+    try:
+        if current_options().format == "json":
+            print_json({**_token_json(record), "token": secret})
+        else:
+            click.echo(secret)
+    except OSError:
+        click.echo(
+            f"Token {record.id} was created but not printed. Revoke it: sandbox token revoke {record.id}", err=True
+        )
+        raise
+    if current_options().format != "json":
         click.echo(f"Token {record.id} ({role}) is shown only once; the server stores its hash.", err=True)
     if not settings.git.allowed_hosts:
         click.echo(_NO_CLONE_HOST, err=True)

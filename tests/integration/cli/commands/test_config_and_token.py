@@ -1,7 +1,9 @@
 """`sandbox config` shows the settings and their origins; `sandbox token` creates, lists and revokes tokens."""
 
 import json
+import subprocess
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,19 @@ def test_empty_option_is_a_usage_error(run_cli, write_config, tmp_path):
     result = run_cli("config", "path", "--config", "")
     assert (result.returncode, result.stdout, result.stderr) == (2, b"", b"Error: --config must not be empty.\n")
     assert not list(tmp_path.glob("tokens.*"))
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_token_that_cannot_be_printed_is_named(run_cli, start_cli, write_config, output):
+    write_config("")
+    with Path("/dev/full").open("wb") as full:
+        command = ("token", "create", "--role", "viewer", "-f", output)
+        created = start_cli(*command, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+        errors = created.stderr.read()
+        assert created.wait(30) == 10
+    tokens = json.loads(run_cli("token", "list", "-f", "json").stdout)["tokens"]
+    assert f"Revoke it: sandbox token revoke {tokens[0]['id']}".encode() in errors
+    assert b"Revoke it" not in run_cli(*command).stderr
 
 
 def test_created_token_is_printed_once(run_cli, write_config):
