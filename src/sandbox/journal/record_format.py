@@ -1,13 +1,14 @@
 r"""Format of a journal line: `<crc32 of the JSON, 8 hex digits> <JSON>\n`, suitable for grep and jq."""
 
 import re
+from datetime import datetime, timedelta
 from zlib import crc32
 
 import msgspec
 
 from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.model.events import Record
+from sandbox.model.events import Progress, Record
 from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 
 LINE_BYTES_MAX = 32 * 1024 * 1024
@@ -15,6 +16,10 @@ LINE_BYTES_MAX = 32 * 1024 * 1024
 
 RECORD_VERSION = 1
 """The newest record format that this program supports."""
+
+_UTC_OFFSET = timedelta(0)
+_YEAR_MIN, _YEAR_MAX = 1970, 9000
+"""The range of years for which sums with ages and lifetimes are valid times too."""
 
 _CHECKSUM_BYTES = 9
 _RECORD_START = re.compile(rb'[0-9a-f]{8} \{"seq":')
@@ -33,6 +38,10 @@ def is_complete(line: bytes) -> bool:
     """Return whether the line ends with its newline and matches its checksum."""
     payload = memoryview(line)[_CHECKSUM_BYTES:-1]
     return line.endswith(b"\n") and line.startswith(b"%08x " % crc32(payload))
+
+
+def _is_valid_time(at: datetime) -> bool:
+    return at.utcoffset() == _UTC_OFFSET and _YEAR_MIN <= at.year <= _YEAR_MAX
 
 
 def has_embedded_record(line: bytes) -> bool:
@@ -70,6 +79,9 @@ def decode(line: bytes) -> Record:
         raise JournalDamagedError(
             f"A record is malformed ({error}); a newer version of Sandbox may have written it."
         ) from error
+    times = (record.at, record.event.last_activity_at if isinstance(record.event, Progress) else None)
+    if not all(at is None or _is_valid_time(at) for at in times):
+        raise JournalDamagedError(f"A record is malformed (record {record.seq} has no valid time in UTC).")
     if record.version > RECORD_VERSION:
         raise JournalDamagedError(
             f"Record {record.seq} has version {record.version}; a newer version of Sandbox wrote it."

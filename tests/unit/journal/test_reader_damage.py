@@ -143,6 +143,7 @@ def test_task_with_a_damaged_first_record_is_listed(journals, records):
         b'"content_type":"text/plain","checksum":"sha256:0\\r\\nX-Injected: 1"}}',
         b'{"type":"artifact_collected","artifact":{"name":"a","path":"p","size_bytes":1,'
         b'"content_type":"text/plain","checksum":"sha256:0\\n"}}',
+        b'{"type":"progress","last_activity_at":"0001-01-01T00:00:00+14:00"}',
         b'{"type":"output","stream":"stdout","text":"\xff"}',
     ],
     ids=[
@@ -152,6 +153,7 @@ def test_task_with_a_damaged_first_record_is_listed(journals, records):
         "absolute artifact name",
         "checksum with a header",
         "checksum with a newline",
+        "time outside the calendar",
         "invalid UTF-8",
     ],
 )
@@ -160,3 +162,26 @@ def test_invalid_record_with_a_valid_checksum_is_reported_as_damage(journals, re
     records.write_bytes(records.read_bytes() + b"%08x %b\n" % (crc32(payload), payload))
     with pytest.raises(JournalDamagedError, match="is malformed"):
         journals.read("t")
+
+
+@pytest.mark.parametrize(
+    ("at", "is_valid"),
+    [
+        ("2026-01-29T10:10:15Z", True),
+        ("2026-01-29T10:10:15.123456+00:00", True),
+        ("2026-01-29T10:10:15", False),
+        ("2026-01-29T10:10:15+01:00", False),
+        ("0001-01-01T00:00:00+14:00", False),
+        ("9999-12-31T23:59:59Z", False),
+    ],
+)
+def test_record_needs_a_time_in_utc(journals, records, at, is_valid):
+    """Other times cannot be compared with a clock, or not be converted."""
+    event = b'{"type":"output","stream":"stdout","text":"a"}'
+    payload = b'{"seq":4,"epoch":1,"at":"%b","event":%b}' % (at.encode(), event)
+    records.write_bytes(records.read_bytes() + b"%08x %b\n" % (crc32(payload), payload))
+    if is_valid:
+        assert journals.read("t").records[-1].seq == 4
+    else:
+        with pytest.raises(JournalDamagedError, match="is malformed"):
+            journals.read("t")

@@ -21,7 +21,8 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ids = st.from_regex(r"[a-z2-7]{12}", fullmatch=True)
 names = words.filter(lambda word: word not in {"", ".", ".."} and not set(word) & {"/", "\0"})
 counts = st.integers(0, 2**53)
-times = st.datetimes(timezones=st.just(UTC))
+times = st.datetimes(datetime(1970, 1, 1), datetime(9000, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001
+checksums = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 failures = st.builds(Failure, st.sampled_from(FailureCode), words)
 results = st.dictionaries(
     words, st.recursive(st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | words, st.lists)
@@ -52,7 +53,7 @@ events = st.one_of(
     st.builds(e.CancelRequested, words, st.booleans()),
     st.builds(e.AttemptFailed, failures),
     st.builds(e.AgentExited, st.none() | st.integers(0, 255), st.none() | results, st.none() | failures),
-    st.builds(e.ArtifactCollected, st.builds(Artifact, names, words, counts, words, words, st.booleans())),
+    st.builds(e.ArtifactCollected, st.builds(Artifact, names, words, counts, words, checksums, st.booleans())),
     st.just(e.TaskFinished()),
 )
 transitions = st.none() | st.builds(
