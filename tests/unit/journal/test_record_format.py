@@ -21,7 +21,7 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 ids = st.from_regex(r"[a-z2-7]{12}", fullmatch=True)
 names = words.filter(lambda word: word not in {"", ".", ".."} and not set(word) & {"/", "\0"})
 counts = st.integers(0, 2**53)
-times = st.datetimes(datetime(1970, 1, 1), datetime(9000, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001
+times = st.datetimes(datetime(1970, 1, 1), datetime(9000, 12, 31), timezones=st.just(UTC))
 checksums = st.from_regex(r"sha256:[0-9a-f]{64}", fullmatch=True)
 failures = st.builds(Failure, st.sampled_from(FailureCode), words)
 results = st.dictionaries(

@@ -184,6 +184,15 @@ def test_input_estimate_is_capped_at_the_model_maximum():
     assert forwarded.usage.input_tokens == INPUT_TOKENS_MAX
 
 
+@pytest.mark.parametrize("budget", [USD, TOKENS])
+def test_complete_stream_in_another_format_costs_max_tokens(budget):
+    forwarded = ForwardedRequest(budget, stream=True)
+    content = b"data: text\rdata: more\r"
+    forwarded.receive(STREAM_HEAD, b"%x\r\n%b\r\n" % (len(content), content), b"0\r\n\r\n")
+    assert (forwarded.usage.input_tokens, forwarded.usage.output_tokens) == (forwarded.body_bytes // 3, 64_000)
+    assert "usage_unread" in forwarded.errors
+
+
 @pytest.mark.parametrize("headers", ["Connection: close\r\n", ""])
 def test_data_after_a_request_does_not_reduce_its_cost(headers):
     """Data after the last request is invalid HTTP, and must not reduce the counted cost."""

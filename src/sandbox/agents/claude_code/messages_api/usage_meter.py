@@ -95,6 +95,8 @@ class StreamMeter:
         self._is_skipping = False
         self._tally = _Tally()
         self._received_bytes = 0
+        self._has_content = False
+        self._is_readable = True
         self.is_complete = False
 
     def feed(self, data: bytes) -> None:
@@ -115,20 +117,22 @@ class StreamMeter:
 
     @property
     def has_started(self) -> bool:
-        """Whether the stream has named the model."""
-        return self.usage() is not None
+        """Whether the stream contains anything but pings and errors, even in another format than the API's."""
+        return self._has_content or not _is_readable(bytes(self._line))
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return the upper bound: a token has at least one byte, so the received bytes limit the output tokens."""
+        """Return the upper bound: a token has at least one byte, so the received bytes limit the output tokens.
+
+        This holds only for text in the API's format: compressed text, for example, may have more tokens than bytes.
+        """
+        is_limited = is_fully_received and self._is_readable and (self._has_content or _is_readable(bytes(self._line)))
         received_bytes = self._received_bytes + len(self._line)
-        return self._tally.upper_bound(
-            cost_bound,
-            min(received_bytes, cost_bound.output_tokens_max) if is_fully_received else cost_bound.output_tokens_max,
-        )
+        output_max = cost_bound.output_tokens_max
+        return self._tally.upper_bound(cost_bound, min(received_bytes, output_max) if is_limited else output_max)
 
     def _append(self, part: bytes) -> None:
         if self._is_skipping or len(self._line) + len(part) > SSE_LINE_BYTES_MAX:
-            self._is_skipping = True
+            self._is_skipping = self._has_content = True
             self._received_bytes += len(self._line) + len(part)
             self._line.clear()
         else:
@@ -137,11 +141,21 @@ class StreamMeter:
     def _finish_line(self) -> None:
         line, self._is_skipping = bytes(self._line), False
         self._line.clear()
+        if not self._has_content:
+            self._find_content(line.removesuffix(b"\r"))
         if line.startswith(b"data:"):
             self._received_bytes += max(0, len(line) - _DELTA_OVERHEAD_BYTES)
         # Most lines are pieces of text: decode only those that can contain usage.
         if line.startswith(b"data:") and (b'"message_start"' in line or b'"message_delta"' in line):
             self._decode(line[len(b"data:") :])
+
+    def _find_content(self, line: bytes) -> None:
+        if not _is_readable(line):
+            self._has_content, self._is_readable = True, False
+        elif line.startswith(b"data:"):
+            event_type = _read_event_type(line)
+            self._has_content = event_type not in _FREE_EVENTS
+            self._is_readable = event_type is not None
 
     def _decode(self, data: bytes) -> None:
         try:
@@ -154,6 +168,25 @@ class StreamMeter:
         elif event.type == "message_delta":
             self._tally.record(event.usage)
             self.is_complete |= event.usage is not None and event.usage.output_tokens is not None
+
+
+_SSE_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
+_FREE_EVENTS = ("ping", "error")
+"""Events that may precede a response, and that a stream contains instead of a response."""
+
+
+def _is_readable(line: bytes) -> bool:
+    """Return whether a line, or the start of one, may belong to an event stream with LF or CR LF as line ends."""
+    is_field = any(line.startswith(field) or field.startswith(line) for field in _SSE_FIELDS)
+    return is_field and b"\r" not in line[:-1]
+
+
+def _read_event_type(line: bytes) -> str | None:
+    """Return the type of the event in a `data:` line; None if the line is not a whole JSON object."""
+    try:
+        return _event_decoder.decode(line[len(b"data:") :]).type
+    except DECODE_ERRORS:
+        return None
 
 
 class JsonMeter:

@@ -167,11 +167,58 @@ def test_stream_is_complete_after_a_delta_with_output_tokens(pieces, is_complete
 
 def test_stream_has_started_after_a_message_start():
     assert not stream_meter_fed(b"event: message_start\n", start()[:-1]).has_started
-    assert not stream_meter_fed(delta(output_tokens=5)).has_started
-    assert not stream_meter_fed(line({"type": "message_start"})).has_started
     started = stream_meter_fed(start())
     assert started.has_started
     assert started.partial_usage() == started.usage() == Usage(MODEL, 0, 0, 0, 0, 0.0)
+
+
+ERROR = {"type": "error", "error": {"type": "overloaded_error"}}
+UNKNOWN_TEXT = {"type": "content_block_delta", "delta": {"text": "x" * 500}}
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [],
+        [b": comment\n\n", b"event: ping\r\n", line({"type": "ping"}), b"\r\n"],
+        [b"event: error\n", line(ERROR), b"\n"],
+        [b"retry: 3\nid: 1\n", b"da"],
+        [line({"type": "ping"}), b'data: {"type":"mess'],
+    ],
+)
+def test_stream_of_pings_and_errors_has_not_started(pieces):
+    assert not stream_meter_fed(*pieces).has_started
+
+
+@pytest.mark.parametrize(
+    ("pieces", "output"),
+    [
+        ([line(UNKNOWN_TEXT)], None),
+        ([line({"type": "message_start"}), line(UNKNOWN_TEXT)], None),
+        ([line({"type": "message_start", "message": {"model": MODEL, "usage": {"input_tokens": -1}}})], 64_000),
+        ([delta(output_tokens=900)], 900),
+        ([b'data: {"type": "message_delta",\ndata: "usage": {"output_tokens": 5}}\n\n'], 64_000),
+        ([start().replace(b"\n", b"\r"), line(UNKNOWN_TEXT).replace(b"\n", b"\r")], 64_000),
+        ([b'{"model": "claude-haiku-4-5"}'], 64_000),
+        ([b"\x1f\x8b\x08\x00compressed\n"], 64_000),
+        ([b"event: x\n", b"other: y\n"], 64_000),
+    ],
+)
+def test_stream_without_a_readable_start_has_started_and_is_bounded(pieces, output):
+    """The response used tokens, although the gateway cannot read which model it is from."""
+    meter = stream_meter_fed(*pieces)
+    assert (meter.has_started, meter.usage()) == (True, None)
+    usage = meter.upper_bound(REQUEST_BOUND, is_fully_received=True)
+    assert (usage.model, usage.input_tokens) == (REQUEST_BOUND.model, REQUEST_BOUND.input_tokens)
+    if output is not None:
+        assert usage.output_tokens == output
+    else:
+        assert usage.output_tokens <= sum(map(len, pieces))
+
+
+def test_bound_of_a_readable_stream_follows_its_text():
+    usage = stream_meter_fed(start(), line(UNKNOWN_TEXT)).upper_bound(REQUEST_BOUND, is_fully_received=True)
+    assert 400 < usage.output_tokens < 600
 
 
 def test_fields_of_another_event_type_are_ignored():
