@@ -153,6 +153,16 @@ def interrupt_hint(task_id: str) -> Iterator[None]:
         fail(f"{message}\n  Cancel it:   sandbox task cancel {escaped_id}", ExitCode.INTERRUPTED)
 
 
+@contextmanager
+def unprinted_hint(message: str) -> Iterator[None]:
+    """If the result cannot be printed, print a message about what was created: repeating the command creates more."""
+    try:
+        yield
+    except OSError:
+        click.echo(message, err=True)
+        raise
+
+
 def _fail_with_os_error(error: OSError) -> NoReturn:
     if isinstance(error, BrokenPipeError) or error.filename == STDOUT:
         discard_stdout()

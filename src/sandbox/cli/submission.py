@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
+from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint, unprinted_hint
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
@@ -108,10 +108,12 @@ def wait_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *, waits: bool, follows: bool) -> None:
     """Print the new task, and wait for its end if an option of `wait_options` is set."""
-    if options.format == "json":
-        print_json(submitted) if not (waits or follows) else None
-    else:
-        print_submitted(submitted, options.server, is_watched=waits or follows)
+    task_id = escape_text(submitted["task_id"])
+    with unprinted_hint(f"Task {task_id} was submitted. Show it: sandbox task status {task_id}"):
+        if options.format == "json":
+            print_json(submitted) if not (waits or follows) else None
+        else:
+            print_submitted(submitted, options.server, is_watched=waits or follows)
     if waits or follows:
         with interrupt_hint(submitted["task_id"]):
             status = wait_for_end(client, submitted["task_id"], options, should_follow=follows)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles.fake_api import json_response
-from doubles.sample_task import task_status
+from doubles.sample_task import TASK_ID, task_status
 
 SANDBOX = (sys.executable, "-m", "sandbox")
 
@@ -99,6 +99,18 @@ def test_closed_stdout_pipe_exits_silently(run_with_streams, command):
     finally:
         os.close(write_fd)
     assert (result.returncode, result.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_submitted_task_that_cannot_be_printed_is_named(api, run_with_streams, output):
+    submitted = {"task_id": TASK_ID, "state": "pending", "message": "m", "created_at": "2026-01-29T10:10:15.000Z"}
+    api.on("POST", "/tasks", json_response(submitted, 202))
+    command = ["task", "submit", "task.yaml", "--format", output]
+    with FULL.open("wb") as full:
+        result = run_with_streams(command, full)
+    assert result.returncode == 10
+    assert f"Task {TASK_ID} was submitted.".encode() in result.stderr
+    assert b"was submitted" not in run_with_streams(command, subprocess.PIPE).stderr
 
 
 @pytest.mark.parametrize("is_full", [True, False])

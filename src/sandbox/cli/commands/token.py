@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, fail, unprinted_hint
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import SuggestingGroup
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
@@ -71,16 +71,12 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
         secret, record = _token_file(settings, makes_directory=True).create(Role(role), name, expires_at)
     except InvalidTokenNameError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
-    try:
+    hint = f"Token {record.id} was created but not printed. Revoke it: sandbox token revoke {record.id}"
+    with unprinted_hint(hint):
         if current_options().format == "json":
             print_json({**_token_json(record), "token": secret})
         else:
             click.echo(secret)
-    except OSError:
-        click.echo(
-            f"Token {record.id} was created but not printed. Revoke it: sandbox token revoke {record.id}", err=True
-        )
-        raise
     if current_options().format != "json":
         click.echo(f"Token {record.id} ({role}) is shown only once; the server stores its hash.", err=True)
     if not settings.git.allowed_hosts:
