@@ -86,7 +86,13 @@ def _vm_body(task: Task) -> VmBody:
 
 def _patch_digest(patch: str | None) -> str | None:
     """Return the digest that replaces the patch, which can be half a megabyte long."""
-    return None if patch is None else f"sha256:{hashlib.sha256(base64.b64decode(patch)).hexdigest()}"
+    if patch is None:
+        return None
+    try:
+        content = base64.b64decode(patch)
+    except ValueError:  # a damaged journal
+        content = patch.encode(errors="replace")
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def definition_body(manifest: Manifest) -> DefinitionBody:

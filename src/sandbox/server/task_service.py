@@ -7,6 +7,7 @@ One class implements each Protocol of `interfaces.tasks`. `Submissions` is in `s
 import asyncio
 import contextlib
 import dataclasses
+import errno
 from collections.abc import Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
@@ -138,8 +139,10 @@ class TaskArtifacts:
         file = TaskLayout(self._data_dir, task.id).artifacts / artifact.name
         try:
             modified = file.stat().st_mtime
-        except FileNotFoundError:
-            return None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+                return None
+            raise
         return StoredArtifact(artifact, file, datetime.fromtimestamp(modified, UTC))
 
 

@@ -13,12 +13,21 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
 from doubles.stored_tasks import StoredTasks
 from sandbox.bootstrap.clock import SystemClock
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
 from sandbox.model.disk_space import DiskSpace
-from sandbox.model.events import AttemptFailed, AttemptStarted, CancelRequested, TaskFinished, TaskSubmitted
+from sandbox.model.events import (
+    Artifact,
+    ArtifactCollected,
+    AttemptFailed,
+    AttemptStarted,
+    CancelRequested,
+    TaskFinished,
+    TaskSubmitted,
+)
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
@@ -647,3 +656,20 @@ async def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components,
         disk.is_full = False
         await service.cancel("task-1", reason="", force=False)
         assert components.journals.replay("task-1").task.cancel is not None
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "a" * 256, "é" * 200])
+async def test_artifact_whose_name_no_file_can_have_is_missing(components, name):
+    """A damaged or hostile backup may contain such a record."""
+    artifact = Artifact(name, f".sandbox/{name}", 1, "text/plain", "sha256:0")
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        directory = TaskLayout(components.data_dir, "task-1").artifacts
+        directory.mkdir()
+        is_possible = len(name.encode()) <= 255
+        if is_possible:
+            (directory / name).write_bytes(b"x")
+        components.runners.record("task-1", *TO_RUNNING, ArtifactCollected(artifact), *TO_END)
+        await service.wait("task-1", 10)
+        assert [each.artifact.name for each in await service.artifacts("task-1")] == [name] * is_possible

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, NoReturn
 
@@ -276,14 +277,12 @@ def manifest_yaml(
     with_id: include the task's id; omit it to submit the manifest again. with_sources: include the sources of secrets,
     which only operators may see; otherwise include only their names.
     """
-    agent = agents.get(manifest.agent.kind)
-    section: Any = manifest.agent.settings if agent is None else msgspec.convert(manifest.agent.settings, agent.section)
     data = {
         "version": "1",
         "kind": "Task",
         "metadata": _explicit_fields(manifest.metadata),
         "repository": _explicit_fields(manifest.repository),
-        manifest.agent.kind: _explicit_fields(section),
+        manifest.agent.kind: _explicit_fields(_read_section(manifest, agents)),
     }
     optional = {name: _explicit_fields(getattr(manifest, name)) for name in ("vm", "secrets", "lifecycle")}
     data |= {name: explicit for name, explicit in optional.items() if explicit}
@@ -292,6 +291,15 @@ def manifest_yaml(
     if not with_id:
         data["metadata"].pop("id", None)
     return write_yaml(data)
+
+
+def _read_section(manifest: Manifest, agents: Mapping[str, AgentSchema]) -> Any:
+    """Return the agent's section; as plain data if this version cannot read it, for example one of a newer version."""
+    agent = agents.get(manifest.agent.kind)
+    if agent is not None:
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(manifest.agent.settings, agent.section)
+    return manifest.agent.settings
 
 
 def _explicit_fields(value: Any) -> Any:

@@ -9,6 +9,7 @@ from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.manifest_templates import MANIFEST_TEMPLATES
 from sandbox.model.manifest import yaml
+from sandbox.model.manifest.schema import AgentSection
 
 
 def manifest_yaml(manifest, **options):
@@ -19,6 +20,15 @@ def manifest_yaml(manifest, **options):
 def test_template_is_unchanged_by_parsing_and_writing(template):
     manifest = parse_manifest(template.text.encode(), is_json=False)
     assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
+
+
+def test_section_that_this_version_cannot_read_is_written_unchanged():
+    """A newer version may have written it."""
+    manifest = parse_manifest(MANIFEST_TEMPLATES[0].text.encode(), is_json=False)
+    settings = {**manifest.agent.settings, "output_format": "new", "max_turns": "many"}
+    text = manifest_yaml(manifest.replace(agent=AgentSection("claude", settings)))
+    assert "output_format: new\n" in text
+    assert "max_turns: many\n" in text
 
 
 def test_manifest_is_written_without_defaults():
