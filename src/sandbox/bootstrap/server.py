@@ -205,10 +205,19 @@ def _announce(
     if announce == "json":
         print(json.dumps({"http": http, "ws": ws, "pid": os.getpid(), "data_dir": str(data_dir)}), flush=True)
     else:
-        print(f"Sandbox is listening at {http}\n  WebSocket: {ws}\n  Data:      {data_dir}", flush=True)
+        _print_text(f"Sandbox is listening at {http}\n  WebSocket: {ws}\n  Data:      {data_dir}")
     _log.info("The server is listening", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": data_dir})
     for reason in refusals:
         _log.warning("The server does not accept tasks. %s", reason)
+
+
+def _print_text(text: str) -> None:
+    """Print text for users. A full disk under a log file must not stop the server."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        _log.warning("The addresses could not be printed: %s", error.strerror)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # otherwise the interpreter reports the error again at exit
 
 
 def _raise_descriptor_limit() -> None:

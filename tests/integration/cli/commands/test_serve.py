@@ -1,11 +1,13 @@
 """`sandbox serve` and `sandbox doctor` on a fresh installation."""
 
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -58,6 +60,23 @@ def test_serve_warns_about_a_missing_model_key(environment, tmp_path, key):
         _, errors = server.communicate(timeout=20)
     assert ready.status_code == (200 if key else 503)
     assert ("set ANTHROPIC_API_KEY" in errors.decode()) is (not key)
+
+
+def test_server_starts_although_its_log_file_is_on_a_full_disk(environment, tmp_path):
+    with Path("/dev/full").open("wb") as full:
+        server = ForkedCommand(
+            ["serve", "--port", "0", "--ws-port", "0"],
+            env={**environment, **SERVE_ENVIRONMENT, "TMPDIR": str(tmp_path)},
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    try:
+        lines = iter(server.stderr.readline, b"")
+        log = list(itertools.takewhile(lambda line: b"server is listening" not in line, lines))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, errors = server.communicate(timeout=20)
+    assert server.returncode == 0, errors
+    assert any(b"could not be printed: No space left on device" in line for line in log)
 
 
 def test_same_port_for_http_and_websocket_is_a_usage_error(environment):
