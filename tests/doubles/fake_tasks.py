@@ -151,11 +151,17 @@ class FakeTasks:
             raise TaskNotContinuableError(task_id, "it ended without a patch", "Submit it again.")
         return DerivedTaskPlan(task.manifest, self.inheritances[task_id])
 
+    async def continuation_refusal(self, task: Task) -> str | None:
+        return (
+            None if task.id in self.inheritances else f"Task {task.id} cannot be continued: it ended without a patch."
+        )
+
     async def submit(
         self,
         manifest: Manifest,
         idempotency: e.Idempotency | None = None,
         inheritance: Inheritance | None = None,
+        rerun_of: str | None = None,
     ) -> Submission:
         if self.failure is not None:
             raise self.failure
@@ -164,7 +170,8 @@ class FakeTasks:
         task_id = manifest.metadata.id or str(uuid.uuid4())
         if task_id in self.entries:
             raise DuplicateTaskError(self.entries[task_id].task)
-        self._apply(task_id, e.TaskSubmitted(task_id, manifest, idempotency, inheritance and inheritance.parent))
+        parent = inheritance and inheritance.parent
+        self._apply(task_id, e.TaskSubmitted(task_id, manifest, idempotency, parent, rerun_of))
         if idempotency is not None:
             self.keys[idempotency.key] = idempotency
         return Submission(self.entries[task_id].task)
@@ -177,6 +184,11 @@ class FakeTasks:
 
     async def status(self, task_id: str) -> Task:
         return self._entry(task_id).task
+
+    async def chain(self, task: Task) -> Sequence[Task]:
+        tasks = [entry.task for entry in self.entries.values()]
+        earlier = [one for one in tasks if task.parent is not None and one.id == task.parent.task_id]
+        return [*earlier, task, *(one for one in tasks if one.parent is not None and one.parent.task_id == task.id)]
 
     async def query(self, query: TaskQuery) -> TaskPage:
         self.queries.append(query)

@@ -223,12 +223,13 @@ class RunningServer:
         self.find_submission = services.submissions.find_submission
         self.submit = services.submissions.submit
         self.check_acceptance = services.submissions.check_acceptance
-        self.plan_rerun, self.plan_continuation = (
+        self.plan_rerun, self.plan_continuation, self.continuation_refusal = (
             services.derived_tasks.plan_rerun,
             services.derived_tasks.plan_continuation,
+            services.derived_tasks.continuation_refusal,
         )
         self.status = services.tasks.status
-        self.query = services.tasks.query
+        self.query, self.chain = services.tasks.query, services.tasks.chain
         self.wait = services.tasks.wait
         self.cancel = services.cancellation.cancel
         self.replay = services.events.replay

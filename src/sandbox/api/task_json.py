@@ -2,25 +2,29 @@
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 import msgspec
 
-from sandbox.interfaces.tasks import TaskSandboxes
+from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.tier import TIER_DESCRIPTIONS
-from sandbox.model.wire.bodies import DefinitionBody, DiffBody, TaskBody, TaskItemBody, VmBody
+from sandbox.model.wire.bodies import ChainBody, DefinitionBody, DiffBody, TaskBody, TaskItemBody, VmBody
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
 
 
-async def task_body(sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
+async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
     """Return the full status of a task."""
     is_preserved = await sandboxes.has_preserved_sandbox(task)
     item = task_summary_body(task, is_operator=is_operator, is_preserved=is_preserved)
-    return {**item, "definition": definition_body(task.manifest)}
+    totals = chain_totals(await tasks.chain(task))
+    chain = None if totals is None else cast("ChainBody", asdict(totals))
+    return {**item, "definition": definition_body(task.manifest), "chain": chain}
 
 
 def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:
@@ -49,9 +53,28 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "result": task.result,
         "parent": task.parent.task_id if task.parent else None,
+        "rerun_of": task.rerun_of,
         "continues": _continuation(task),
         "sandbox_kept": is_preserved,
     }
+
+
+@dataclass(frozen=True, slots=True)
+class ChainTotals:
+    """Sums over the tasks of a chain."""
+
+    tasks: int
+    cost_usd: float
+    duration_seconds: float
+
+
+def chain_totals(chain: Sequence[Task]) -> ChainTotals | None:
+    """Return the totals of a chain; None for a single task."""
+    if len(chain) < 2:
+        return None
+    now = datetime.now(UTC)
+    cost_usd = round(sum(task.progress.cost_usd for task in chain), 9)
+    return ChainTotals(len(chain), cost_usd, round(sum(task.duration_seconds(now) or 0.0 for task in chain), 3))
 
 
 def _diff_body(task: Task) -> DiffBody | None:

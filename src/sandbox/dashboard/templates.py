@@ -17,6 +17,7 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.printable import replace_invisible, replace_unprintable
+from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import format_timestamp
 
@@ -77,6 +78,7 @@ def _environment() -> Environment:
         "state_class": state_class,
         "segment": quote_segment,
         "as_name": escape_name,
+        "activity": current_activity,
         "as_prose": escape_text,
         "public_url": public_repository_url,
         "seconds": format_duration,
@@ -115,6 +117,12 @@ def _asset_files() -> dict[str, Path]:
     return {
         file.name: file for file in (Path(__file__).parent / "assets").iterdir() if file.suffix in _ASSET_MEDIA_TYPES
     }
+
+
+def current_activity(task: Task) -> str:
+    """Return the tool that runs now and what its call is about, as on the task's page."""
+    progress = task.progress
+    return escape_name(" ".join(part for part in (progress.current_tool, progress.current_subject) if part))
 
 
 _STATE_CLASSES = {

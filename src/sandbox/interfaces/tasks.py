@@ -293,10 +293,12 @@ class Submissions(Protocol):
         manifest: Manifest,
         idempotency: Idempotency | None = None,
         inheritance: Inheritance | None = None,
+        rerun_of: str | None = None,
     ) -> Submission:
         """Accept a task; it is durable on return. The same key and body within 24 h return the same task.
 
         inheritance: it is copied, so the new task does not depend on the earlier one.
+        rerun_of: id of the task that the new one runs again.
 
         Raises IdempotencyKeyReusedError, DuplicateTaskError, InsufficientResourcesError, UnavailableError.
         """
@@ -318,6 +320,10 @@ class DerivedTaskPlanner(Protocol):
         """Return the result of this task as a starting point. Raises TaskNotEndedError, TaskNotContinuableError."""
         ...
 
+    async def continuation_refusal(self, task: Task) -> str | None:
+        """Return why `plan_continuation` refuses this ended task; None if it does not."""
+        ...
+
 
 class TaskQueries(Protocol):
     """The current tasks. Methods about one task raise TaskNotFoundError."""
@@ -328,6 +334,15 @@ class TaskQueries(Protocol):
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """Return a page of tasks."""
+        ...
+
+    async def chain(self, task: Task) -> Sequence[Task]:
+        """Return the chain of a task, at most CHAIN_TASKS_MAX tasks.
+
+        The tasks that this task continues, oldest first, are followed by the task itself, and by the tasks that
+        continue it, directly or indirectly. Removed tasks are missing, and so are tasks that only a removed task
+        links to.
+        """
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:

@@ -136,12 +136,14 @@ class TaskSubmitted(_EventBase, frozen=True, tag="task_submitted"):
     """The task was submitted. This event is in record 1 of every journal.
 
     parent: null unless the task continues another one.
+    rerun_of: id of the task that this one runs again, if any. That task may be removed later.
     """
 
     task_id: str
     manifest: Manifest
     idempotency: Idempotency | None = None
     parent: Parent | None = None
+    rerun_of: str | None = None
 
 
 class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
@@ -345,7 +347,8 @@ class Progress(_EventBase, frozen=True, tag="progress"):
 
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
     refusals of the gateway, including those without an event. `conversation_bytes` is the size of the task's
-    conversation events; clients do not see it.
+    conversation events; clients do not see it. `current_subject` is what the call of `current_tool` is about; it is
+    untrusted, printable and at most SUBJECT_LENGTH_MAX characters long.
     """
 
     output_bytes: int = 0
@@ -358,6 +361,7 @@ class Progress(_EventBase, frozen=True, tag="progress"):
     cost_usd: float = 0.0
     egress_denied: int = 0
     conversation_bytes: int = 0
+    current_subject: str | None = None
 
 
 class Metrics(_EventBase, frozen=True, tag="metrics"):

@@ -278,6 +278,12 @@ IDEMPOTENCY_SECONDS = 24 * 3600.0
 PATCH_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of a patch; changes beyond it are stored as files instead (`patch_truncated`)."""
 
+CHAIN_TASKS_MAX = 100
+"""Maximum number of tasks in the totals of a chain."""
+
+SUBJECT_LENGTH_MAX = 200
+"""Maximum length of `Progress.current_subject`."""
+
 CHAIN_PATCHES_MAX = 100
 """Maximum number of patches that a task takes over from the earlier tasks of its chain; another task gets 409."""
 

@@ -91,6 +91,7 @@ def _task_submitted(event: e.Event, *, seq: int, at: datetime) -> AdvanceResult:
         last_seq=seq,
         idempotency=event.idempotency,
         parent=event.parent,
+        rerun_of=event.rerun_of,
     )
     return AdvanceResult(task, transition=e.Transition(None, TaskState.PENDING, message))
 

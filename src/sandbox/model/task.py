@@ -90,6 +90,7 @@ class Task(
     attempt_count: number of started attempts.
     agent_name: the agent's name for messages; `The agent` until it has started.
     parent: the task that this one continues, if any.
+    rerun_of: id of the task that this one runs again, if any.
     failure, agent_has_exited, exit_code, result, skipped_follow_ups: belong to the current attempt.
     diff: the size of the patch; None if there is no complete patch.
     """
@@ -117,6 +118,7 @@ class Task(
     agent_name: str = "The agent"
     diff: DiffStatistics | None = None
     parent: Parent | None = None
+    rerun_of: str | None = None
 
     @property
     def created_at(self) -> datetime:
@@ -165,6 +167,7 @@ class Task(
         return msgspec.structs.replace(
             latest,
             current_tool=None,
+            current_subject=None,
             input_tokens=max(latest.input_tokens, spent.input_tokens),
             output_tokens=max(latest.output_tokens, spent.output_tokens),
             cost_usd=max(latest.cost_usd, spent.usd),

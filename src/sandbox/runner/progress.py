@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import msgspec
 
@@ -23,6 +23,7 @@ from sandbox.model.fixed_limits import (
     CONVERSATION_BYTES_MAX,
     OPEN_TOOL_CALLS_MAX,
     PROGRESS_INTERVAL_SECONDS,
+    SUBJECT_LENGTH_MAX,
     TOOL_CALL_EVENTS_MAX,
 )
 from sandbox.model.task import Task
@@ -33,6 +34,22 @@ _RECORD_OVERHEAD_BYTES = 128
 """Size of a record in the journal without its event."""
 
 _CONVERSATION_TYPES = get_args(ConversationEvent)
+
+
+class _Call(NamedTuple):
+    """A tool call. subject: the beginning of its summary; None if it has none."""
+
+    tool: str
+    subject: str | None
+
+    @classmethod
+    def of(cls, event: ToolCallStarted) -> Self:
+        return cls(event.tool, event.summary[:SUBJECT_LENGTH_MAX] or None)
+
+
+def _current(call: _Call | None) -> dict[str, str | None]:
+    """Return the counters that show the current tool call."""
+    return {"current_tool": call.tool if call else None, "current_subject": call.subject if call else None}
 
 
 class ProgressTracker:
@@ -59,7 +76,7 @@ class ProgressTracker:
         self._now = now
         self._counters = baseline
         self._baseline_denied = baseline.egress_denied
-        self._open_tools: dict[str, tuple[str, float]] = {}
+        self._open_tools: dict[str, tuple[_Call, float]] = {}
         self._last_activity_at: datetime | None = baseline.last_activity_at
         self._bounded_event_count = 0
         self._output_bytes = baseline.output_bytes
@@ -98,14 +115,13 @@ class ProgressTracker:
         match event:
             case ToolCallStarted():
                 if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
-                    self._open_tools[event.tool_use_id] = (event.tool, monotonic)
-                self._update(tool_calls=self._counters.tool_calls + 1, current_tool=event.tool)
+                    self._open_tools[event.tool_use_id] = (_Call.of(event), monotonic)
+                self._update(tool_calls=self._counters.tool_calls + 1, **_current(_Call.of(event)))
             case ToolFinished():
-                _, started = self._open_tools.pop(event.tool_use_id, (event.tool, monotonic))
+                _, started = self._open_tools.pop(event.tool_use_id, (None, monotonic))
                 duration_ms = round((monotonic - started) * 1000)
                 self._record_bounded(ToolCall(event.tool, event.tool_use_id, duration_ms, event.is_error))
-                current = next(reversed(self._open_tools.values()))[0] if self._open_tools else None
-                self._update(current_tool=current)
+                self._update(**_current(next(reversed(self._open_tools.values()))[0] if self._open_tools else None))
             case TurnStarted():
                 self._update(turns=self._counters.turns + 1)
             case ApiRetry():
@@ -120,7 +136,7 @@ class ProgressTracker:
     def close(self) -> None:
         """Record the last snapshot, without an open tool."""
         self._open_tools.clear()
-        self._update(current_tool=None)
+        self._update(**_current(None))
         self._record_snapshot(float("inf"))
 
     def _record_bounded(self, event: Event) -> None:

@@ -59,6 +59,14 @@ class DerivedTaskPlanner:
         manifest = task.manifest.replace(repository=repository)
         return DerivedTaskPlan(manifest, Inheritance(parent, inheritance.sources, conversation))
 
+    async def continuation_refusal(self, task: Task) -> str | None:
+        """See `interfaces.tasks.DerivedTaskPlanner.continuation_refusal`."""
+        try:
+            await client_fairness.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
+        except TaskNotContinuableError as error:
+            return error.message
+        return None
+
     async def _read_conversation(self, task: Task) -> str:
         """Return the conversation of the chain, including this task, within the limits."""
         text = ConversationText()

@@ -60,12 +60,16 @@ class SubmissionLog:
                 continue
             if task.idempotency.body_sha256 != idempotency.body_sha256:
                 raise IdempotencyKeyReusedError
-            submitted = TaskSubmitted(task.id, task.manifest, task.idempotency, task.parent)
+            submitted = TaskSubmitted(task.id, task.manifest, task.idempotency, task.parent, task.rerun_of)
             return advance(None, submitted, seq=1, at=task.created_at).task
         return None
 
     def add(
-        self, manifest: Manifest, idempotency: Idempotency | None, inheritance: Inheritance | None = None
+        self,
+        manifest: Manifest,
+        idempotency: Idempotency | None,
+        inheritance: Inheritance | None = None,
+        rerun_of: str | None = None,
     ) -> tuple[TrackedTask, Record]:
         """Create a task; return it and its record 1. The files that the task takes over are written before the record.
 
@@ -85,7 +89,7 @@ class SubmissionLog:
             if inheritance is not None:
                 parent = inheritance.parent
                 store_inheritance(layout, inheritance)
-            submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency, parent))
+            submission = recorder.record(TaskSubmitted(task_id, manifest, idempotency, parent, rerun_of))
         except BaseException:
             if inheritance is not None:
                 discard_inheritance(layout)
@@ -147,13 +151,14 @@ class Submissions:
         manifest: Manifest,
         idempotency: Idempotency | None = None,
         inheritance: Inheritance | None = None,
+        rerun_of: str | None = None,
     ) -> Submission:
         """See `interfaces.tasks.Submissions.submit`."""
         if idempotency is None:
-            return Submission(await self._accept(manifest, None, inheritance))
+            return Submission(await self._accept(manifest, None, inheritance, rerun_of))
         async with self._idempotency_locks.lock_for(idempotency.key):
             previous = await self.find_submission(idempotency)
-            return previous or Submission(await self._accept(manifest, idempotency, inheritance))
+            return previous or Submission(await self._accept(manifest, idempotency, inheritance, rerun_of))
 
     async def check_acceptance(self, manifest: Manifest) -> None:
         """See `interfaces.tasks.Submissions.check_acceptance`."""
@@ -165,7 +170,11 @@ class Submissions:
                 raise DuplicateTaskError(await self._queries.status(manifest.metadata.id))
 
     async def _accept(
-        self, manifest: Manifest, idempotency: Idempotency | None, inheritance: Inheritance | None
+        self,
+        manifest: Manifest,
+        idempotency: Idempotency | None,
+        inheritance: Inheritance | None,
+        rerun_of: str | None,
     ) -> Task:
         self._check_acceptable(manifest)
         if inheritance is not None and (reason := next(self._conditions.blockers(), None)) is not None:
@@ -176,7 +185,9 @@ class Submissions:
         named = manifest.replace(metadata=metadata)
         try:
             with self._dispatcher.place_reserved(named):
-                tracked, submission = await asyncio.to_thread(self._submission_log.add, named, idempotency, inheritance)
+                tracked, submission = await asyncio.to_thread(
+                    self._submission_log.add, named, idempotency, inheritance, rerun_of
+                )
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error
         submitted = tracked.task

@@ -31,6 +31,7 @@ from sandbox.interfaces.tasks import (
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
+from sandbox.model.limits import CHAIN_TASKS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
@@ -59,6 +60,24 @@ class TaskQueries:
         """See `interfaces.tasks.TaskQueries.query`."""
         page = await client_fairness.to_thread(self._store.query, query)
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
+
+    async def chain(self, task: Task) -> Sequence[Task]:
+        """See `interfaces.tasks.TaskQueries.chain`."""
+        # The id of a removed task can be used again, even by a task that continues a later one of the chain.
+        earlier, later, ids = [task], [task], {task.id}
+        while (parent := earlier[-1].parent) is not None and parent.task_id not in ids and len(ids) < CHAIN_TASKS_MAX:
+            try:
+                earlier.append(await self.status(parent.task_id))
+            except TaskNotFoundError:
+                break
+            ids.add(parent.task_id)
+        for each in later:  # grows in the loop
+            # Only a task that has ended can be continued.
+            if each.state.is_final and (left := CHAIN_TASKS_MAX - len(ids)) > 0:
+                page = await self.query(TaskQuery(parent=each.id, order="asc", limit=left))
+                later += [child for child in page.tasks if child.id not in ids]
+                ids |= {child.id for child in page.tasks}
+        return [*reversed(earlier), *later[1:]]
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `interfaces.tasks.TaskQueries.wait`."""

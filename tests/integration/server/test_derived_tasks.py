@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 
+import msgspec
 import pytest
 
 from doubles.manifests import manifest
@@ -18,6 +19,7 @@ from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError,
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
 from sandbox.model.disk_space import DiskSpace
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import inherited_files, submissions
 from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.maintenance.integrity import DiscrepancyKind, IntegrityCheck
@@ -105,6 +107,36 @@ async def test_chain_inherits_patches_conversation_and_session(components):
         assert (await service.plan_rerun("task-1")).inheritance is None
 
 
+async def test_chain_has_earlier_and_later_tasks(components, monkeypatch):
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_ended(components, service, "other")
+        for parent_id, task_id in (("task-1", "task-2"), ("task-2", "task-3"), ("task-2", "task-4")):
+            await submit_continuation(components, service, parent_id, task_id)
+            await components.wait_for_launch(task_id)
+            await run_to_end(components, service, task_id, store(components, task_id, f"{task_id}.patch", b"diff 2\n"))
+
+        async def chain(task_id):
+            return [task.id for task in await service.chain(await service.status(task_id))]
+
+        assert await chain("task-1") == await chain("task-2") == ["task-1", "task-2", "task-3", "task-4"]
+        assert await chain("task-3") == ["task-1", "task-2", "task-3"]
+        assert await chain("other") == ["other"]
+        monkeypatch.setattr("sandbox.server.task_service.CHAIN_TASKS_MAX", 3)
+        assert await chain("task-1") == ["task-1", "task-2", "task-3"]
+
+
+async def test_chain_without_a_removed_task_ends_there(components):
+    async with components.server() as service:
+        await submit_ended(components, service)
+        await submit_continuation(components, service, "task-1", "task-2")
+        second = await service.status("task-2")
+        cycle = msgspec.structs.replace(second, parent=msgspec.structs.replace(second.parent, task_id="task-2"))
+        removed = msgspec.structs.replace(second, parent=msgspec.structs.replace(second.parent, task_id="removed"))
+        for task in (cycle, removed):
+            assert await service.chain(task) == [task]
+
+
 async def test_journal_has_the_parent_after_a_restart(components):
     async with components.server() as service:
         await submit_ended(components, service)
@@ -135,8 +167,9 @@ async def test_task_without_changes_adds_no_patch(components, patch):
 async def test_unusable_patch_is_refused(components, patch, fields, reason):
     async with components.server() as service:
         await submit_ended(components, service, patch=patch, **fields)
-        with pytest.raises(TaskNotContinuableError, match=f"Task task-1 cannot be continued: {reason}. ."):
+        with pytest.raises(TaskNotContinuableError, match=f"Task task-1 cannot be continued: {reason}. .") as caught:
             await service.plan_continuation("task-1")
+        assert await service.continuation_refusal(await service.status("task-1")) == caught.value.message
 
 
 async def test_patch_with_a_line_like_a_truncation_remark_is_accepted(components):
@@ -144,6 +177,20 @@ async def test_patch_with_a_line_like_a_truncation_remark_is_accepted(components
     async with components.server() as service:
         await submit_ended(components, service, patch=content)
         assert len((await service.plan_continuation("task-1")).inheritance.parent.patches) == 1
+        assert await service.continuation_refusal(await service.status("task-1")) is None
+
+
+async def test_task_that_never_cloned_its_repository_is_refused(components):
+    async with components.server() as service:
+        await service.submit(manifest("task-1"))
+        await components.wait_for_launch("task-1")
+        failure = Failure(FailureCode.CLONE_FAILED, "no such branch")
+        components.runners.record("task-1", e.AttemptFailed(failure), e.TaskFinished())
+        task = await service.wait("task-1", 10)
+        assert (task.state, task.base_commit) == ("failed", None)
+        with pytest.raises(TaskNotContinuableError) as caught:
+            await service.plan_continuation("task-1")
+        assert await service.continuation_refusal(task) == caught.value.message
 
 
 async def test_task_whose_patch_lacks_changes_is_refused(components):

@@ -168,3 +168,10 @@ async def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):
 
     await scenario()
     assert not components.journals.task_ids()
+
+
+async def test_journal_has_the_origin_of_a_rerun(components):
+    async with components.server() as service:
+        await service.submit(manifest("task-1"))
+        await service.submit(manifest("task-2"), rerun_of="task-1")
+    assert [components.journals.replay(task_id).task.rerun_of for task_id in ("task-1", "task-2")] == [None, "task-1"]

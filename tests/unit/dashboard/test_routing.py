@@ -112,7 +112,7 @@ def test_viewers_see_no_operator_actions(pages_with_tokens):
     pages.tasks.record("task-001", *TO_RUNNING, *TO_COMPLETED)
     for name, is_offered in (("ann", True), ("bob", False)):
         text = pages.get("/tasks/task-001", authorization=f"Bearer {name}").text
-        assert ('data-action="continue"' in text) == is_offered
+        assert ('id="run-again"' in text) == is_offered
 
 
 def test_cached_asset_returns_304(pages):

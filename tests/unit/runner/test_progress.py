@@ -51,6 +51,28 @@ def test_most_recent_open_tool_is_current():
     assert events.of_type(Progress)[-1].current_tool == "Agent"
 
 
+def test_current_tool_has_the_beginning_of_its_summary():
+    tracker, events = create_tracker()
+    for step, event in enumerate(
+        (
+            ToolCallStarted("Bash", "t1", summary="npm test"),
+            ToolCallStarted("Read", "t2", summary="x" * 500),
+            ToolFinished("t2", "Read", is_error=False),
+            ToolFinished("t1", "Bash", is_error=False),
+            ToolCallStarted("Other", "t3"),
+        )
+    ):
+        tracker.handle_agent_event(event, float(step))
+        tracker.record_if_due(float(step))
+    assert [(one.current_tool, one.current_subject) for one in events.of_type(Progress)] == [
+        ("Bash", "npm test"),
+        ("Read", "x" * 200),
+        ("Bash", "npm test"),
+        (None, None),
+        ("Other", None),
+    ]
+
+
 def test_usage_is_summed_and_cached_tokens_count_as_input():
     tracker, events = create_tracker()
     tracker.add_usage(Usage("m", 10, 5, cache_read_tokens=100, cache_write_tokens=3, cost_usd=0.5))

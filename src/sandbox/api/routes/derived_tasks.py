@@ -103,7 +103,8 @@ async def _submit(
             # It cannot be detected whether an interactive session was resumed.
             parent = msgspec.structs.replace(inheritance.parent, session_id=None, session=None)
             inheritance = replace(inheritance, parent=parent)
-        return submitted_response(await submissions.submit(manifest, idempotency, inheritance))
+        rerun_of = task_id if kind is RerunRequest else None
+        return submitted_response(await submissions.submit(manifest, idempotency, inheritance, rerun_of))
 
 
 def _change_manifest(

@@ -25,7 +25,7 @@ from sandbox.api.request_parsing import body_memory, has_json_body, read_body, r
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body
-from sandbox.interfaces.tasks import Submission
+from sandbox.interfaces.tasks import Submission, TaskNotFoundError
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE
 from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest
@@ -102,6 +102,8 @@ _CANCEL_BODY = request_body(
     application_json=component_ref("CancelRequest"),
 )
 
+_RerunOf = Annotated[str, Query(description="Id of a task of which the new task is a rerun; its status has this id")]
+
 _Submitted = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
 
 router = create_router("Tasks")
@@ -117,13 +119,15 @@ router = create_router("Tasks")
     },
     openapi_extra=_MANIFEST_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
 )
-async def submit_task(request: Request, context: ContextDep, dry_run: _DryRun = False) -> _Submitted:
+async def submit_task(
+    request: Request, context: ContextDep, dry_run: _DryRun = False, rerun_of: _RerunOf = ""
+) -> _Submitted:
     """Submit a task. The task is durable once the response is sent."""
     async with body_memory(request):
-        return await _submit(request, context, dry_run=dry_run)
+        return await _submit(request, context, dry_run=dry_run, rerun_of=rerun_of)
 
 
-async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _Submitted:
+async def _submit(request: Request, context: AppContext, *, dry_run: bool, rerun_of: str) -> _Submitted:
     content = await read_body(request)
     idempotency = read_idempotency(request, content)
     submissions = context.services.submissions
@@ -131,13 +135,22 @@ async def _submit(request: Request, context: AppContext, *, dry_run: bool) -> _S
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return submitted_response(before)
     manifest = await client_fairness.to_thread(_parse_submission, content, request, context)
+    origin = await _find_origin(context, rerun_of) if rerun_of else None
     require_valid_credentials(request, context.authenticator)
     if dry_run:
         await submissions.check_acceptance(manifest)
         message = "The manifest is valid; nothing was submitted."
         body: DryRunBody = {"dry_run": True, "message": message, "definition": definition_body(manifest)}
         return JsonResponse(body)
-    return submitted_response(await submissions.submit(manifest, idempotency))
+    return submitted_response(await submissions.submit(manifest, idempotency, rerun_of=origin))
+
+
+async def _find_origin(context: AppContext, task_id: str) -> str:
+    """Return the id of an existing task. Raises InvalidParameterError."""
+    try:
+        return (await context.services.tasks.status(task_id)).id
+    except TaskNotFoundError:
+        raise InvalidParameterError("rerun_of", "is not the id of a task") from None
 
 
 def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
@@ -175,7 +188,8 @@ async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId)
 
 
 async def _current_task_body(request: Request, context: AppContext, task: Task) -> TaskBody:
-    return await task_body(context.services.sandboxes, task, is_operator=get_caller(request).is_operator)
+    services = context.services
+    return await task_body(services.tasks, services.sandboxes, task, is_operator=get_caller(request).is_operator)
 
 
 @router.get(paths.WAIT, responses=problem_responses(404, 503))

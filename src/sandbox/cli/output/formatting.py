@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.text import escape_name, escape_text
 from sandbox.model.formatting import format_duration, format_state
+
+if TYPE_CHECKING:
+    from sandbox.client.response_types import Progress
 
 
 def parse_timestamp(timestamp: str | None) -> datetime | None:
@@ -66,6 +69,12 @@ def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
 def pluralize(number: int, noun: str) -> str:
     """Format a count with its noun: `1 task`, `2 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def current_activity(progress: Progress) -> str:
+    """Return the tool that runs now and what its call is about; empty if none runs. Older servers send no subject."""
+    parts = (progress["current_tool"], progress.get("current_subject"))
+    return escape_name(" ".join(part for part in parts if part)) if parts[0] else ""
 
 
 def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:

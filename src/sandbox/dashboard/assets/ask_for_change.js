@@ -11,8 +11,16 @@ export class ChangeDialog {
   // The text is kept in the store until it is submitted, even if the user leaves the page.
   constructor(store, comments, api) {
     Object.assign(this, { store, comments, api });
-    this.mayAsk = Boolean($("task-data")?.dataset.mayChange);
     comments.onChange = () => this.#update();
+  }
+
+  get mayAsk() {
+    return Boolean($("task-data")?.dataset.mayChange) && !this.refusalReason;
+  }
+
+  // Why the task cannot be continued, if it cannot. The page may have replaced its head since the last call.
+  get refusalReason() {
+    return document.querySelector("#head [data-refusal]")?.dataset.refusal ?? "";
   }
 
   get label() {
@@ -22,7 +30,8 @@ export class ChangeDialog {
 
   open() {
     this.#dialog ??= this.#create();
-    this.refusal.textContent = "";
+    this.refusal.textContent = this.refusalReason;
+    this.askButton.hidden = this.note.hidden = !this.mayAsk;
     this.#update();
     this.#dialog.showModal();
     this.text.focus();
@@ -49,18 +58,19 @@ export class ChangeDialog {
     this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
     this.askButton = h(
       "button",
-      { type: "button", class: "primary", onclick: () => this.#ask(), hidden: !this.mayAsk },
+      { type: "button", class: "primary", onclick: () => this.#ask() },
       "Submit task",
+    );
+    this.note = h(
+      "p",
+      {},
+      "A new task starts from the result of this one and continues its conversation. This task does not change.",
     );
     const dialog = h(
       "dialog",
       { id: "change", "aria-labelledby": "change-title" },
       h("h2", { id: "change-title" }, "Ask for a change"),
-      h(
-        "p",
-        { hidden: !this.mayAsk },
-        "A new task starts from the result of this one and continues its conversation. This task does not change.",
-      ),
+      this.note,
       this.list,
       h("label", { for: "change-prompt" }, "What should change?"),
       this.text,

@@ -169,7 +169,9 @@ async function submit() {
   validation?.abort();
   try {
     const headers = { ...YAML, "idempotency-key": key.value };
-    const response = await request(TASKS, { method: "POST", headers, body: text });
+    const { rerunOf } = page.dataset;
+    const url = rerunOf ? `${TASKS}?rerun_of=${encodeURIComponent(rerunOf)}` : TASKS;
+    const response = await request(url, { method: "POST", headers, body: text });
     const { task_id } = await response.json();
     isSubmitted = true;
     sessionStorage.removeItem(DRAFT);

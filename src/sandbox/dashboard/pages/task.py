@@ -13,6 +13,7 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.request_parsing import parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
+from sandbox.api.task_json import chain_totals
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import render_page, short_repository
 from sandbox.interfaces.store import TaskQuery
@@ -84,6 +85,8 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_preserved=await context.services.sandboxes.has_preserved_sandbox(task),
+        refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
+        chain=chain_totals(await context.services.tasks.chain(task)),
     )
 
 

@@ -1,10 +1,12 @@
 """The task list page: active, pending and finished tasks, with filters in the query string."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
 
@@ -31,6 +33,9 @@ from sandbox.primitives import client_fairness
 _PAGE_ROWS = 50
 _ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
+
+_HINT_LENGTH_MAX = 120
+_ID_LENGTH_MAX = 20
 
 _ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES and state is not TaskState.PENDING)
 _STATE_FILTERS: Mapping[str, Sequence[TaskState]] = {
@@ -102,6 +107,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_divided": is_divided,
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
+        "hints": distinguishing_hints([*page.tasks, *(task for section in sections for task in section.tasks)]),
         "failure": partial(error_fields, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
     }
@@ -121,6 +127,37 @@ async def _unfinished_sections(request: Request, tasks: TaskQueries, query: Task
         )
         if page.tasks
     ]
+
+
+def distinguishing_hints(tasks: Sequence[Task]) -> dict[str, str]:
+    """Return a text for each task that shares its name with another one, by id.
+
+    The text has the first words of the prompt and, if these do not differ either, the id. A task that continues or
+    reruns another one has its name too, even if that task is not on this page.
+    """
+    unique = {task.id: task for task in tasks}.values()
+    names = Counter(task.manifest.metadata.name for task in unique)
+    words = {task.id: _first_words(task) for task in unique}
+    texts = Counter((task.manifest.metadata.name, words[task.id]) for task in unique)
+    hints = {}
+    for task in unique:
+        name = task.manifest.metadata.name
+        relation = "rerun" if task.rerun_of else "continued" if task.parent else ""
+        if relation or names[name] > 1:
+            task_id = f"id {_short_id(task.id)}" if texts[name, words[task.id]] > 1 else ""
+            hints[task.id] = " · ".join(filter(None, (relation, words[task.id], task_id)))
+    return {task_id: hint for task_id, hint in hints.items() if hint}
+
+
+def _short_id(task_id: str) -> str:
+    """Return the id; of a long one, such as a UUID, the beginning."""
+    return task_id if len(task_id) <= _ID_LENGTH_MAX else task_id[:8]
+
+
+def _first_words(task: Task) -> str:
+    """Return the beginning of the prompt; empty if it only repeats the task's name."""
+    line = task.manifest.agent.prompt.strip().split("\n", 1)[0]
+    return "" if line.startswith(task.manifest.metadata.name) else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
 
 
 def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class ProgressBody(TypedDict):
     """Number of tool calls."""
     current_tool: str | None
     """The tool that runs now."""
+    current_subject: str | None
+    """What the call of this tool is about, such as a command or a path; null if unknown."""
     last_activity_at: Timestamp | None
     """When the agent last did something."""
     turns: int
@@ -237,6 +239,8 @@ class TaskItemBody(TypedDict):
     """The agent's own report on its run; its keys depend on the agent."""
     parent: str | None
     """Id of the task that this one continues; null for any other task. That task may have been removed."""
+    rerun_of: str | None
+    """Id of the task that this one runs again; null for any other task. That task may have been removed."""
     continues: Literal["session", "context"] | None
     """How the agent gets the earlier conversation: it resumes the `session`, or it gets the text as `context`."""
     sandbox_kept: bool
@@ -246,11 +250,24 @@ class TaskItemBody(TypedDict):
     """
 
 
+class ChainBody(TypedDict):
+    """Totals of a chain: the tasks that a task continues, the task itself, and the tasks that continue it."""
+
+    tasks: int
+    """Number of tasks. Tasks that were removed are not counted; at most 100 are."""
+    cost_usd: float
+    """Cost in USD of these tasks."""
+    duration_seconds: float
+    """Sum of the durations of these tasks."""
+
+
 class TaskBody(TaskItemBody):
     """A task. sandbox_kept: the task failed, and its sandbox is preserved until it is released or expires."""
 
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
+    chain: ChainBody | None
+    """Totals of the chain; null if the task continues no task, and no task continues it."""
 
 
 class TaskListBody(TypedDict):

@@ -316,6 +316,7 @@ def progress_fields(progress: e.Progress) -> ProgressBody:
         "output_bytes": progress.output_bytes,
         "tool_calls": progress.tool_calls,
         "current_tool": progress.current_tool,
+        "current_subject": progress.current_subject,
         "last_activity_at": format_timestamp(at) if at else None,
         "turns": progress.turns,
         "input_tokens": progress.input_tokens,

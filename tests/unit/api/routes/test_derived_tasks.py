@@ -35,6 +35,8 @@ def test_rerun_submits_the_same_manifest_under_another_id(api, tasks, events):
     assert new.manifest.metadata.labels == {"team": "platform"}
     assert new.manifest.secrets == (secret,)
     assert tasks.entries["task-001"].task == earlier
+    assert (new.rerun_of, new.parent, earlier.rerun_of) == ("task-001", None, None)
+    assert api.get(f"/api/v1/tasks/{new.id}").json()["rerun_of"] == "task-001"
 
 
 def replace_manifest(task, **changes):
@@ -157,7 +159,19 @@ def test_continue_submits_a_task_with_the_parent(api, ended):
         body = api.get(path).json()
         status = body if "id" in body else next(one for one in body["tasks"] if one["id"] == "task-002")
         assert (status["parent"], status["continues"]) == ("task-001", "session")
+    assert new.rerun_of is None
     assert api.get("/api/v1/tasks/task-001").json()["parent"] is None
+
+
+def test_status_of_a_chain_has_its_totals(api, ended):
+    alone = api.get("/api/v1/tasks/task-001").json()
+    assert alone["chain"] is None
+    assert api.post(CONTINUE, json={"prompt": "x", "overrides": ["metadata.id=task-002"]}).status_code == 202
+    ended.record("task-002", *TO_RUNNING, e.Progress(cost_usd=0.5), *TO_COMPLETED)
+    first, second = (api.get(f"/api/v1/tasks/{task_id}").json() for task_id in ("task-001", "task-002"))
+    duration = round(first["duration_seconds"] + second["duration_seconds"], 3)
+    assert first["chain"] == second["chain"] == {"tasks": 2, "cost_usd": 0.5, "duration_seconds": duration}
+    assert "chain" not in api.get("/api/v1/tasks").json()["tasks"][0]
 
 
 def test_interactive_follow_up_task_receives_the_conversation_as_text(api, ended):
@@ -215,6 +229,7 @@ def test_rerun_of_a_follow_up_task_keeps_the_parent(api, ended):
     response = api.post(RERUN, json={"overrides": ["metadata.id=task-002", "vm.cpus=2"]})
     assert response.status_code == 202
     assert ended.entries["task-002"].task.parent == ended.inheritances["task-001"].parent
+    assert ended.entries["task-002"].task.rerun_of == "task-001"
     response = api.post(RERUN, json={"overrides": ["repository.commit=" + "a" * 40]})
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
 

@@ -16,17 +16,18 @@ from sandbox.model.task_state import TaskState
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
     "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
-    "duration_seconds", "result", "parent", "continues", "sandbox_kept",
+    "duration_seconds", "result", "parent", "rerun_of", "continues", "sandbox_kept",
 }  # fmt: skip
 
 
 def test_pending_task_has_all_keys_and_defaults(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
-    assert set(status) == KEYS | {"definition"}
+    assert set(status) == KEYS | {"definition", "chain"}
     assert status["sandbox_kept"] is False
     assert (status["state"], status["labels"]) == ("pending", {"team": "platform"})
     assert (status["started_at"], status["finished_at"], status["exit_code"], status["error"]) == (None,) * 4
+    assert (status["rerun_of"], status["chain"], status["progress"]["current_subject"]) == (None,) * 3
     assert (status["vm_name"], status["vm_ip"], status["vm"]["runtime"], status["vm"]["cpus"]) == (None, None, None, 4)
     assert status["definition"]["vm"]["profile"] == "agentic-dev"
     assert status["definition"]["lifecycle"]["timeout"] == "24h"

@@ -160,3 +160,13 @@ def test_dry_run_returns_errors_and_submits_nothing(api, tasks):
     tasks.add("task-001")
     assert api.post("/api/v1/tasks?dry_run=true", content=YAML).status_code == 409
     assert api.post("/api/v1/tasks?dry_run=false", content=YAML.replace("task-001", "task-002")).status_code == 202
+
+
+def test_submission_can_name_the_task_that_it_reruns(api, tasks):
+    assert api.post("/api/v1/tasks", content=YAML).status_code == 202
+    changed = YAML.replace("task-001", "task-002").replace("Your", "Other")
+    response = api.post("/api/v1/tasks?rerun_of=absent", content=changed)
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
+    assert response.json()["details"][0]["field"] == "rerun_of"
+    assert api.post("/api/v1/tasks?rerun_of=task-001", content=changed).status_code == 202
+    assert [tasks.entries[task_id].task.rerun_of for task_id in ("task-001", "task-002")] == [None, "task-001"]

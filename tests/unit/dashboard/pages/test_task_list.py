@@ -105,8 +105,10 @@ def test_row_has_repository_changes_cost_and_failure(pages):
     pages.tasks.add("broken", *TO_RUNNING)
     failure = Failure(FailureCode.AGENT_FAILED, "The agent exited with 1.")
     pages.tasks.record("broken", e.AgentExited(1, failure=failure), e.TaskFinished())
-    pages.tasks.add("done", *TO_RUNNING, e.Progress(cost_usd=1.5, current_tool="Bash"))
-    assert '<span class="mono">Bash</span>' in pages.get("/").text
+    pages.tasks.add("done", *TO_RUNNING, e.Progress(cost_usd=1.5, current_tool="Bash", current_subject="npm <test>"))
+    assert 'class="mono" title="Bash npm &lt;test&gt;">Bash npm &lt;test&gt;</span>' in pages.get("/").text
+    pages.tasks.record("done", e.Progress(cost_usd=1.5, current_tool="Bash"))
+    assert 'class="mono" title="Bash">Bash</span>' in pages.get("/").text
     patch = e.Artifact("done.patch", ".sandbox/done.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
     pages.tasks.record("done", e.ArtifactCollected(patch, diff=e.DiffStatistics(2, 376, 3)), *TO_COMPLETED)
     text = pages.get("/").text
@@ -200,3 +202,50 @@ def test_next_rows_are_loaded_by_cursor_without_overlap(pages):
 
 def test_empty_list_shows_how_to_submit(pages):
     assert "Submit your first task" in pages.get("/").text
+
+
+def hints(page):
+    """The text that distinguishes a row from others with its name, by id."""
+    rows = re.findall(r'id="task-([^"]+)"(.*?)</td>', page.text, re.DOTALL)
+    found = {task_id: re.search(r'class="hint muted">([^<]*)<', row) for task_id, row in rows}
+    return {task_id: html.unescape(hint[1]) for task_id, hint in found.items() if hint}
+
+
+def add_named(tasks, task_id, name, prompt, parent=None, rerun_of=None):
+    settings = manifest(task_id, name=name, claude={"prompt": prompt})
+    origin = parent and e.Parent(parent, "0" * 40, ())
+    tasks._apply(task_id, e.TaskSubmitted(task_id, settings, None, origin, rerun_of))
+    tasks.record(task_id, *TO_RUNNING, *TO_COMPLETED)
+
+
+def test_rows_with_the_same_name_are_distinguished(pages):
+    add_named(pages.tasks, "first", "Fix the login", "Fix it & test it.\nBe quick.")
+    add_named(pages.tasks, "second", "Fix the login", "Now the docs.", parent="first")
+    add_named(pages.tasks, "third", "Fix the login", "Fix it & test it.", rerun_of="first")
+    add_named(pages.tasks, "other", "Update the docs", "Update them.")
+    assert hints(pages.get("/")) == {
+        "first": "Fix it & test it. · id first",
+        "second": "continued · Now the docs.",
+        "third": "rerun · Fix it & test it. · id third",
+    }
+
+
+def test_prompt_that_repeats_the_name_is_no_hint(pages):
+    add_named(pages.tasks, "1a59f2d4-2f3c-4c9e-8f0a-5b9c8d7e6f5a", "Fix the login", "Fix the login, please")
+    assert hints(pages.get("/")) == {}
+    add_named(pages.tasks, "second", "Fix the login", "Fix the login")
+    assert hints(pages.get("/")) == {"1a59f2d4-2f3c-4c9e-8f0a-5b9c8d7e6f5a": "id 1a59f2d4", "second": "id second"}
+    add_named(pages.tasks, "third", "Other", "x " * 500, rerun_of="removed")
+    assert hints(pages.get("/"))["third"].startswith("rerun · x x x")
+    assert len(hints(pages.get("/"))["third"]) < 150
+
+
+def test_first_label_is_shown_and_all_are_in_a_list(pages):
+    pages.tasks.add("none")
+    pages.tasks.add("one", labels={"team": "a"})
+    pages.tasks.add("three", labels={"team": "a&b", "kind": "bug", "area": "web"})
+    text = pages.get("/").text
+    assert re.findall(r'aria-label="(All \d+ labels)">([^<]*)<', text) == [("All 3 labels", "+2")]
+    row = text[text.index('id="task-three"') :].partition("</td>")[0]
+    labels = ["team=a&amp;b", "kind=bug", "area=web"]
+    assert re.findall(r'<a class="label"[^>]*>([^<]*)</a>', row) == [labels[0], *labels]

@@ -12,11 +12,11 @@ from sandbox.cli.help_examples import help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import format_datetime, format_elapsed, pluralize, state_text
+from sandbox.cli.output.formatting import current_activity, format_datetime, format_elapsed, pluralize, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
-from sandbox.model.formatting import format_cost
+from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 
-_STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Continues", "Created"})
+_STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Continues", "Rerun of", "Created"})
 """Rows that do not change while a task is watched."""
 
 _LABEL_CELLS = 12
@@ -116,6 +116,8 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
     if parent := task.get("parent"):
         how = {"session": "in the agent's session", "context": "with the earlier conversation as text"}
         yield "Continues", f"{escape_name(parent)}  {how.get(str(task.get('continues')), '')}".rstrip()
+    if origin := task.get("rerun_of"):
+        yield "Rerun of", escape_name(origin)
     yield "Created", format_datetime(task["created_at"])
     if task["started_at"]:
         yield "Started", format_datetime(task["started_at"])
@@ -150,13 +152,16 @@ def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
     parts = [pluralize(number, noun) for number, noun in done if number]
     if progress["current_tool"]:
-        parts.append(f"{progress['current_tool']} now")
+        parts.append(f"{current_activity(progress)} now")
     if parts:
         yield "Work", " · ".join(parts)
     if progress["input_tokens"] or progress["output_tokens"]:
         yield "Tokens", f"{progress['input_tokens']:,} in, {progress['output_tokens']:,} out"
     if progress["cost_usd"]:
         yield "Cost", format_cost(progress["cost_usd"])
+    if chain := task.get("chain"):
+        duration = format_duration(chain["duration_seconds"])
+        yield "Chain", f"{pluralize(chain['tasks'], 'task')} · {format_cost(chain['cost_usd'])} · {duration}"
     if refused := progress.get("egress_denied"):
         yield "Refused", f"{pluralize(refused, 'connection')}: sandbox task logs {task['id']} --stream events"
     if task["exit_code"] is not None:

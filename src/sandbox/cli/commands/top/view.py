@@ -12,7 +12,7 @@ from rich.text import Text
 
 from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, format_elapsed, pluralize, state_text
+from sandbox.cli.output.formatting import current_activity, format_age, format_elapsed, pluralize, state_text
 from sandbox.cli.output.table import cell, fit_table, plain_lines
 from sandbox.model.formatting import format_cost, format_duration, format_size
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -235,7 +235,7 @@ def _current_activity(task: TaskSummary) -> str:
     if task["state"] in FINAL_STATES:
         elapsed = format_elapsed(task["started_at"], task["finished_at"])
         return task["error"]["code"] if task["error"] else f"took {elapsed}" if elapsed else ""
-    return task["progress"]["current_tool"] or task["state_message"]
+    return current_activity(task["progress"]) or task["state_message"]
 
 
 def _header_line(snapshot: Snapshot, server: str, now: datetime) -> Text:

@@ -1,0 +1,56 @@
+"""The page of one task: its actions and links to related tasks."""
+
+import re
+
+import pytest
+
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.manifests import manifest
+from sandbox.interfaces.tasks import Inheritance
+from sandbox.model import events as e
+
+PARENT = e.Parent("task-001", "0" * 40, ())
+PATCH = e.Artifact("task-001.patch", ".sandbox/task-001.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
+
+
+def add_ended(tasks, task_id="task-001", *events, parent=None, rerun_of=None):
+    tasks._apply(task_id, e.TaskSubmitted(task_id, manifest(task_id), None, parent, rerun_of))
+    tasks.record(task_id, *TO_RUNNING, *events, *TO_COMPLETED)
+
+
+@pytest.mark.parametrize("has_patch", [True, False])
+def test_change_is_offered_if_the_task_can_be_continued(pages, has_patch):
+    add_ended(pages.tasks, "task-001", *([e.ArtifactCollected(PATCH)] if has_patch else []))
+    pages.tasks.inheritances["task-001"] = Inheritance(PARENT, {})
+    text = pages.get("/tasks/task-001").text
+    assert ('data-action="continue"' in text, "data-refusal" in text) == (True, False)
+
+
+def test_change_is_not_offered_without_a_clone_or_a_patch(pages):
+    add_ended(pages.tasks)
+    text = pages.get("/tasks/task-001").text
+    assert ('data-action="continue"' in text, 'id="run-again"' in text) == (False, True)
+
+
+def test_reason_is_on_the_page_if_a_patch_cannot_be_continued(pages):
+    add_ended(pages.tasks, "task-001", e.ArtifactCollected(PATCH))
+    text = pages.get("/tasks/task-001").text
+    assert 'data-action="continue"' in text
+    assert 'data-refusal="Task task-001 cannot be continued: it ended without a patch' in text
+
+
+def test_rerun_links_to_its_origin(pages):
+    add_ended(pages.tasks)
+    add_ended(pages.tasks, "again", rerun_of="task-001")
+    assert '<a id="origin" href="/tasks/task-001">task-001</a>' in pages.get("/tasks/again").text
+    assert 'id="origin"' not in pages.get("/tasks/task-001").text
+
+
+def test_chain_has_totals_on_each_of_its_pages(pages):
+    add_ended(pages.tasks, "task-001", e.Progress(cost_usd=0.25))
+    add_ended(pages.tasks, "alone", e.Progress(cost_usd=0.25))
+    add_ended(pages.tasks, "task-002", e.Progress(cost_usd=1.5), parent=PARENT)
+    for task_id in ("task-001", "task-002"):
+        totals = re.search(r'id="chain-totals".*?</div>', pages.get(f"/tasks/{task_id}").text, re.DOTALL)[0]
+        assert ("Chain of 2 tasks" in totals, "$1.75" in totals) == (True, True)
+    assert "chain-totals" not in pages.get("/tasks/alone").text
