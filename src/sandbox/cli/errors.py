@@ -90,6 +90,8 @@ _ERROR_PREFIX = "Error:"
 class RootGroup(LazyGroup):
     """The root group, which converts the errors of all commands to messages and exit codes."""
 
+    describes_global_options = True
+
     def main(self, *arguments: Any, **keywords: Any) -> Any:
         """Run click's main; also handle output errors of shell completion, which runs outside any click context."""
         try:

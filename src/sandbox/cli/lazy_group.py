@@ -1,9 +1,9 @@
-"""Click groups: one that suggests similar commands, and one that imports a command only when it runs."""
+"""Commands and groups: their help, suggestions for unknown commands, and imports when a command runs."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -32,8 +32,57 @@ def gc_frozen() -> Iterator[None]:
         gc.enable()
 
 
-class SuggestingGroup(click.Group):
+class GlobalOption(click.Option):
+    """An option that many commands have. The help of the root group describes it; other commands only list it."""
+
+    @property
+    def usage(self) -> str:
+        """The names and the value: `-f, --format text|json`."""
+        names = ", ".join(sorted(self.opts, key=len))
+        value = "|".join(self.type.choices) if isinstance(self.type, click.Choice) else self.metavar
+        return names if self.is_flag else f"{names} {value}"
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the entry in the list of options; None if the command only lists the option."""
+        describes = getattr(ctx.command, "describes_global_options", True)
+        return super().get_help_record(ctx) if describes else None
+
+
+class HelpfulCommand(click.Command):
+    """A command whose help ends with one list of the global options that it accepts."""
+
+    describes_global_options = False
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Add the list of global options to the help, then the examples."""
+        options = [each for each in self.get_params(ctx) if isinstance(each, GlobalOption) and not each.hidden]
+        if options and not self.describes_global_options:
+            with formatter.section("Global options (see sandbox --help)"):
+                for line in _fill([option.usage for option in options], formatter.width - formatter.current_indent):
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+        super().format_epilog(ctx, formatter)
+
+
+def _fill(parts: Sequence[str], width: int) -> Iterator[str]:
+    """Join parts to lines of at most this width. Parts are not broken."""
+    line = ""
+    for part in parts:
+        if line and len(line) + 2 + len(part) > width:
+            yield line
+            line = ""
+        line = f"{line}  {part}" if line else part
+    yield line
+
+
+def command(*arguments: Any, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Like `click.command`, for a `HelpfulCommand`."""
+    return click.command(*arguments, cls=HelpfulCommand, **attributes)
+
+
+class SuggestingGroup(click.Group, HelpfulCommand):
     """A group that suggests similar commands for an unknown one."""
+
+    command_class = HelpfulCommand
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import click
 
-from sandbox.cli.lazy_group import gc_frozen
+from sandbox.cli.lazy_group import GlobalOption, gc_frozen
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.text import escape_text
 from sandbox.model.fixed_limits import DEFAULT_SERVER
@@ -124,7 +124,7 @@ def _stored_option(*names: str, **attributes: Any) -> Callable[[_Decorated], _De
         if value is not None:
             ctx.meta[_meta_key(str(parameter.name))] = value
 
-    return click.option(*names, expose_value=False, callback=keep, **attributes)
+    return click.option(*names, cls=GlobalOption, expose_value=False, callback=keep, **attributes)
 
 
 COMPLETION_TIMEOUT_SECONDS = 2.0

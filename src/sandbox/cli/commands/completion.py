@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 
 SHELLS = ("bash", "zsh", "fish")
 COMPLETION_VARIABLE = "_SANDBOX_COMPLETE"
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox completion bash > ~/.local/share/bash-completion/completions/sandbox",
         'sandbox completion zsh > "${fpath[1]}/_sandbox"',

@@ -8,11 +8,12 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 
 _PORT = click.IntRange(0, 65535)
 
 
-@click.command(epilog=help_examples("sandbox demo", "sandbox demo --keep", "sandbox demo --stop"))
+@command(epilog=help_examples("sandbox demo", "sandbox demo --keep", "sandbox demo --stop"))
 @click.option("--keep", "is_kept", is_flag=True, help="Keep the servers running in the background.")
 @click.option("--stop", "stops", is_flag=True, help="Stop what --keep started, and remove its tasks and files.")
 @click.option("--port", type=_PORT, metavar="PORT", help="With --keep: the server's port [default: 8122].")

@@ -9,6 +9,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.bootstrap.doctor import Finding
 
 
-@click.command(epilog=help_examples("sandbox doctor"))
+@command(epilog=help_examples("sandbox doctor"))
 @settings_options
 @output_options("text", "json")
 def doctor(**server_options: Any) -> None:

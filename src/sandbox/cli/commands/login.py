@@ -11,6 +11,7 @@ import click
 from sandbox.cli.contexts import Context, ContextFile, Contexts, Selection, check_name, default_file
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, server_option, token_option
 from sandbox.cli.output.console import print_message
 from sandbox.model.fixed_limits import DEFAULT_SERVER
@@ -20,7 +21,7 @@ NAME_CHARACTERS_MAX = 64
 _TOKEN_ADVICE = "\n  Create one on the server's machine: sandbox token create --role operator"
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox login https://sandbox.example.com --context prod",
         "sandbox login https://sandbox.example.com <token.txt",

@@ -14,6 +14,7 @@ from sandbox.cli.checkout.origin import Origin, create_local_patch, find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import pluralize
@@ -32,7 +33,7 @@ pushed, the id is in use, the patch does not apply or contains nothing that git 
 checked out; 5 a secret was found in the patch; 9 the manifest is invalid."""
 
 
-@click.command(
+@command(
     epilog=help_examples(
         'sandbox run "Fix the failing tests."',
         'sandbox run "Update the changelog." --apply',

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import gc_frozen
+from sandbox.cli.lazy_group import command, gc_frozen
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox serve",
         "sandbox serve --port 9122 --data-dir /srv/sandbox",

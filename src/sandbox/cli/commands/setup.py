@@ -10,15 +10,14 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.bootstrap.machine_setup import SetupPlan
 
 
-@click.command(
-    epilog=help_examples("sandbox setup", "sandbox setup --print", note="Next: sandbox doctor, and sandbox demo")
-)
+@command(epilog=help_examples("sandbox setup", "sandbox setup --print", note="Next: sandbox doctor, and sandbox demo"))
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @click.option("--print", "is_print", is_flag=True, help="Only print the commands that install system packages.")
 def setup(yes: bool, is_print: bool) -> None:
@@ -47,8 +46,8 @@ def setup(yes: bool, is_print: bool) -> None:
 
 
 def _print_commands(plan: SetupPlan) -> None:
-    for command in (*plan.commands, *plan.optional):
-        click.echo(shlex.join(command))
+    for arguments in (*plan.commands, *plan.optional):
+        click.echo(shlex.join(arguments))
     if plan.packages and not plan.commands:
         fail(_unknown_distribution(plan), ExitCode.TASK_FAILED)
     if not plan.packages:
@@ -65,9 +64,9 @@ def _install_packages(plan: SetupPlan, *, is_confirmed: bool) -> None:
         if plan.packages:
             fail("No system package was installed. Run the commands above, then: sandbox setup", ExitCode.TASK_FAILED)
         return
-    for command in plan.commands:
-        if not run_command(command):
-            message = f"Error: This command failed:\n  {escape_text(shlex.join(command))}"
+    for arguments in plan.commands:
+        if not run_command(arguments):
+            message = f"Error: This command failed:\n  {escape_text(shlex.join(arguments))}"
             fail(f"{message}\nSee its output above. Only root can install system packages.", ExitCode.TASK_FAILED)
     if not all(run_command(command) for command in plan.optional):
         click.echo("gVisor (package runsc) is not available here, so the runtime is bubblewrap.", err=True)
@@ -77,8 +76,8 @@ def _is_accepted(plan: SetupPlan, commands: tuple[tuple[str, ...], ...]) -> bool
     """Print the commands; return whether the user wants to run them. Without a terminal, return False."""
     names = [*plan.packages, *(["runsc (optional, for gVisor)"] if plan.optional else [])]
     click.echo(f"Missing system packages: {', '.join(names)}", err=True)
-    for command in commands:
-        click.echo(f"  {shlex.join(command)}")
+    for arguments in commands:
+        click.echo(f"  {shlex.join(arguments)}")
     return sys.stdin.isatty() and sys.stdout.isatty() and click.confirm("Run these commands?", err=True)
 
 

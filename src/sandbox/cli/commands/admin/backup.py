@@ -12,6 +12,7 @@ import click
 from sandbox.cli.commands.admin.check import print_discrepancies
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -19,7 +20,7 @@ from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 
-@click.command(epilog=help_examples("sandbox admin backup sandbox.tar"))
+@command(epilog=help_examples("sandbox admin backup sandbox.tar"))
 @click.argument("file", type=click.Path(path_type=Path))
 @data_dir_options
 @output_options("text", "json")
@@ -48,7 +49,7 @@ def backup(file: Path, **options: Any) -> None:
     click.echo(f"{message}.", err=True)
 
 
-@click.command(epilog=help_examples("sandbox admin restore sandbox.tar --data-dir /srv/restored"))
+@command(epilog=help_examples("sandbox admin restore sandbox.tar --data-dir /srv/restored"))
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @data_dir_options
 @output_options("text", "json")

@@ -9,6 +9,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from sandbox.server.maintenance.integrity import Discrepancy
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox admin check",
         "sandbox admin check --deep",

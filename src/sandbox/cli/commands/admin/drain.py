@@ -10,6 +10,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.5
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox admin drain --wait --timeout 15m",
         "sandbox admin drain --undo",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options, server_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -40,7 +41,7 @@ def _check_bound(value: str, error: str | None, unlimited: str) -> str:
     return value
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox admin prune --older-than 30d --dry-run",
         "sandbox admin prune --keep 1000",

@@ -8,6 +8,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
@@ -15,7 +16,7 @@ from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 
-@click.command(epilog=help_examples("sandbox admin rebuild"))
+@command(epilog=help_examples("sandbox admin rebuild"))
 @data_dir_options
 @output_options("text", "json")
 def rebuild(**options: Any) -> None:

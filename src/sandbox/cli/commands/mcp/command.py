@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-import click
-
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, server_options
 
 _ADVICE = """\
@@ -15,7 +14,7 @@ Error: This command speaks the Model Context Protocol on stdin and stdout, and i
   Claude Code: claude mcp add sandbox -- sandbox mcp"""
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "claude mcp add sandbox -- sandbox mcp",
         "claude mcp add sandbox -- sandbox mcp --context prod",

@@ -25,6 +25,7 @@ from sandbox.cli.checkout.patch import (
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
@@ -43,7 +44,7 @@ METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task apply 5e173eb5",
         "sandbox task apply 5e173eb5 --branch fix/basket --push",

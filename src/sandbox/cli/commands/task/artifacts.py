@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Artifact
 
 
-@click.command(epilog=help_examples("sandbox task artifacts 5e173eb5"))
+@command(epilog=help_examples("sandbox task artifacts 5e173eb5"))
 @task_argument
 @common_options
 def artifacts(task_id: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, server_options, task_argument
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task attach 5e173eb5",
         "sandbox task attach 5e173eb5 --watch",

@@ -9,6 +9,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 
-@click.command(
+@command(
     epilog=help_examples(
         'sandbox task cancel 5e173eb5 --reason "wrong branch"',
         "sandbox task cancel 5e173eb5 --yes --force",

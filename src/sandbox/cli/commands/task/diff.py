@@ -15,6 +15,7 @@ import click
 
 from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
@@ -80,7 +81,7 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
         return
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task diff 5e173eb5",
         "sandbox task diff 5e173eb5 --chain",

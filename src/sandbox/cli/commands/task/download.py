@@ -14,6 +14,7 @@ import click
 from sandbox.cli.checkout.patch import patch_lines
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_name, escape_text
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Artifact
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task download 5e173eb5 report.md",
         "sandbox task download 5e173eb5 --all --output results",

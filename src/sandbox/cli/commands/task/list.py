@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
@@ -50,7 +51,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     return list(dict.fromkeys([*states, *preserved]))
 
 
-@click.command(
+@command(
     "list",
     epilog=help_examples(
         "sandbox task list --state running,pending",

@@ -10,6 +10,7 @@ import click
 
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task logs 5e173eb5 --follow",
         "sandbox task logs 5e173eb5 --stream events --since 10m",
+        "sandbox task logs 5e173eb5 --pretty | less",
     )
 )
 @task_argument
@@ -57,8 +59,9 @@ _TAGS = {"stdout": b"[STDOUT] ", "stderr": b"[STDERR] "}
 def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, **filters: Any) -> None:
     """Print a task's output and events.
 
-    On a terminal, the agent's messages, tool calls and edits are formatted. Otherwise, each line is prefixed with the
-    name of its stream, except with --stream stdout or stderr. With --format json, each line is one event, and output
+    On a terminal, the agent's messages, tool calls and edits are formatted. In a pipe, the lines are printed as the
+    agent wrote them, which is mostly JSON; --pretty prints readable text instead. Lines that are not formatted have a
+    prefix with their stream, except with --stream stdout or stderr. With --format json, each line is one event; output
     events have a seq only with --follow.
     """
     options, stream = current_options(), filters["stream"]

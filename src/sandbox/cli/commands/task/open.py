@@ -8,12 +8,13 @@ import sys
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 
 
-@click.command("open", epilog=help_examples("sandbox task open 5e173eb5"))
+@command("open", epilog=help_examples("sandbox task open 5e173eb5"))
 @task_argument
 @click.option("--no-browser", "prints_only", is_flag=True, help="Print the address, but do not open it.")
 @common_options

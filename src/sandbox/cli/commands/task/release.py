@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 
 
-@click.command(epilog=help_examples("sandbox task release 5e173eb5"))
+@command(epilog=help_examples("sandbox task release 5e173eb5"))
 @task_argument
 @common_options
 def release(task_id: str) -> None:

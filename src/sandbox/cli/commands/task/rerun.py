@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
 from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task rerun 5e173eb5 --follow",
         'sandbox task rerun 5e173eb5 --set vm.cpus=16 --prompt "Fix the tests."',

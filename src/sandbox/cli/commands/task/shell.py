@@ -5,11 +5,12 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, server_options, task_argument
 from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 
 
-@click.command(epilog=help_examples("sandbox task shell 5e173eb5"))
+@command(epilog=help_examples("sandbox task shell 5e173eb5"))
 @task_argument
 @click.option(
     "--detach-keys",

@@ -9,6 +9,7 @@ import click
 
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
@@ -33,7 +34,7 @@ _STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Continues", "
 _LABEL_CELLS = 12
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task status 5e173eb5",
         "sandbox task status 5e173eb5 --watch",

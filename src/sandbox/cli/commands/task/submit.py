@@ -7,13 +7,14 @@ from typing import BinaryIO
 import click
 
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import show_submitted, submit_manifest, wait_options
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox task submit task.yaml --follow",
         "sandbox task submit task.yaml --set vm.cpus=16 --wait",

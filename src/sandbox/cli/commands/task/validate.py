@@ -9,6 +9,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.manifest_file import ManifestFile, field_error_details, field_error_lines
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize
@@ -16,7 +17,7 @@ from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 
 
-@click.command(epilog=help_examples("sandbox task validate task.yaml"))
+@command(epilog=help_examples("sandbox task validate task.yaml"))
 @click.argument("file", type=click.File("rb"))
 @output_options("text", "json")
 def validate(file: BinaryIO) -> None:

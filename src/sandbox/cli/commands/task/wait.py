@@ -6,6 +6,7 @@ import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
@@ -14,7 +15,7 @@ from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES
 
 
-@click.command(epilog=help_examples("sandbox task wait 5e173eb5 --timeout 2h"))
+@command(epilog=help_examples("sandbox task wait 5e173eb5 --timeout 2h"))
 @task_argument
 @click.option(
     "--timeout",

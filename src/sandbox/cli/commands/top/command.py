@@ -10,13 +10,14 @@ import click
 
 from sandbox.cli.errors import ExitCode
 from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import print_table
 
 
-@click.command(
+@command(
     epilog=help_examples(
         "sandbox top",
         "sandbox top --format json",

@@ -70,3 +70,18 @@ def test_unknown_task_and_invalid_option_fail(run_cli, api):
     assert result.returncode == 2
     assert b"is not PATH=VALUE" in result.stderr
     assert len(api.requests_to("POST", RERUN)) == 1
+
+
+def test_status_shows_the_origin(run_cli, api):
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed", rerun_of="earlier")))
+    assert "Rerun of    earlier\n" in run_cli("task", "status", TASK_ID).stdout.decode()
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
+    assert "Rerun of" not in run_cli("task", "status", TASK_ID).stdout.decode()
+
+
+def test_status_shows_what_the_current_call_is_about(run_cli, api):
+    task = task_status("running")
+    for subject, text in (("npm test\u202e", "Bash npm test\\u202e now"), (None, "Bash now")):
+        task["progress"] |= {"current_tool": "Bash", "current_subject": subject}
+        api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
+        assert f"4 turns · 4 tool calls · {text}\n" in run_cli("task", "status", TASK_ID).stdout.decode()
