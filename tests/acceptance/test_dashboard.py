@@ -214,7 +214,7 @@ def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboar
     child = page.locator("#task-data").get_attribute("data-task")
     page.get_by_role("link", name="first", exact=True).click()
     page.wait_for_url("**/tasks/first")
-    page.get_by_role("link", name=child).click()
+    page.get_by_role("link", name=child[:8]).click()
     page.wait_for_url(f"**/tasks/{child}")
     page.goto(f"{dashboard_url(deployment)}/?parent=first")
     page.get_by_text("continues first").wait_for()

@@ -104,6 +104,16 @@ def test_queries_for_one_task_include_artifacts_and_prompt(store):
     assert caught.value.existing == known.task
 
 
+def test_beginnings_of_prompts_are_returned_by_id(store):
+    for task_id, prompt in (("a", "Fix it."), ("b", "Größe ändern"), ("c", "Other")):
+        store.save(IndexedTask(with_texts(task(task_id), prompt, None), 1))
+    assert store.prompt_beginnings(["a", "absent"], 100) == {"a": "Fix it."}
+    assert store.prompt_beginnings([], 100) == {}
+    shortened = store.prompt_beginnings(["a", "b"], 4)
+    assert shortened["a"] == "Fix "
+    assert shortened["b"] in {"Grö", "Größ"}
+
+
 def test_load_of_an_unknown_task_returns_none(store):
     store.insert(IndexedTask(task("a"), 1))
     assert store.load("b") is None

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -184,6 +184,9 @@ class FakeTasks:
 
     async def status(self, task_id: str) -> Task:
         return self._entry(task_id).task
+
+    async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
+        return {task_id: self.entries[task_id].task.manifest.agent.prompt[:length] for task_id in task_ids}
 
     async def chain(self, task: Task) -> Sequence[Task]:
         tasks = [entry.task for entry in self.entries.values()]

@@ -62,6 +62,11 @@ class MemoryStore:
         candidates = [indexed for indexed in self._all() if _has_key(indexed.task, key, since)]
         return max(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
 
+    def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
+        """Return the first characters of prompts, by id."""
+        known = {task_id: self._tasks[task_id].task for task_id in task_ids if task_id in self._tasks}
+        return {task_id: task.manifest.agent.prompt[:length] for task_id, task in known.items()}
+
     def query(self, query: TaskQuery) -> TaskPage:
         """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
         start, is_descending = cursor_position(query), query.order == "desc"

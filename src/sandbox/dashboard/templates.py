@@ -83,6 +83,7 @@ def _environment() -> Environment:
         "public_url": public_repository_url,
         "seconds": format_duration,
         "short_repository": short_repository,
+        "short_id": short_id,
     }
     return environment
 
@@ -179,6 +180,14 @@ def short_repository(url: str) -> str:
     """Return the last two parts of a repository's path, such as `org/repo`."""
     parts = url.rstrip("/").removesuffix(".git").replace(":", "/").split("/")
     return "/".join(part for part in parts[-2:] if part)
+
+
+def short_id(task_id: str) -> str:
+    """Return the id of a task; of a long one, such as a UUID, the beginning."""
+    return task_id if len(task_id) <= _ID_LENGTH_MAX else task_id[:8]
+
+
+_ID_LENGTH_MAX = 20
 
 
 def quote_segment(text: str) -> str:

@@ -156,6 +156,10 @@ class Store(Protocol):
         """Return a page of tasks. Raises InvalidCursorError."""
         ...
 
+    def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
+        """Return the first characters of the prompts of these tasks, by id: at most `length`, or a few less."""
+        ...
+
     def count_by_state(self) -> Mapping[TaskState, int]:
         """Count the tasks by state; every state is a key. Rows with a damaged state are not counted."""
         ...

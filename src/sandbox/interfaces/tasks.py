@@ -336,6 +336,10 @@ class TaskQueries(Protocol):
         """Return a page of tasks."""
         ...
 
+    async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
+        """Return the first characters of the prompts of these tasks, by id. A page of tasks has no prompts."""
+        ...
+
     async def chain(self, task: Task) -> Sequence[Task]:
         """Return the chain of a task, at most CHAIN_TASKS_MAX tasks.
 

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,6 +60,10 @@ class TaskQueries:
         """See `interfaces.tasks.TaskQueries.query`."""
         page = await client_fairness.to_thread(self._store.query, query)
         return dataclasses.replace(page, tasks=[self._with_status_message(task) for task in page.tasks])
+
+    async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
+        """See `interfaces.tasks.TaskQueries.prompt_beginnings`."""
+        return await client_fairness.to_thread(self._store.prompt_beginnings, task_ids, length)
 
     async def chain(self, task: Task) -> Sequence[Task]:
         """See `interfaces.tasks.TaskQueries.chain`."""

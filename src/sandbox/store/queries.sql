@@ -81,6 +81,10 @@ SELECT id, task, journal_offset, state, artifacts, prompt, patch
 FROM tasks LEFT JOIN texts ON texts.task_id = tasks.id
 WHERE id = :id;
 
+-- name: prompt_beginnings
+-- The first bytes of the prompts of some tasks.
+SELECT task_id, substr(prompt, 1, :bytes) FROM texts WHERE task_id IN (SELECT value FROM json_each(:ids));
+
 -- name: find_by_idempotency_key
 -- The newest task that was submitted with a key, at or after a time.
 SELECT id, task, journal_offset, state, artifacts, prompt, patch

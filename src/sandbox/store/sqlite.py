@@ -158,6 +158,12 @@ class SqliteStore:
         has_more = bool(rows) and len(found) > query.limit
         return TaskPage(tasks, total, _cursor_after(rows[-1], query) if has_more else None, damaged)
 
+    def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
+        """Return the first characters of the prompts of these tasks, by id."""
+        values = {"ids": msgspec.json.encode(list(task_ids)).decode(), "bytes": length}
+        rows = self._fetch_all("prompt_beginnings", values) if task_ids else []
+        return {task_id: beginning.decode(errors="ignore") for task_id, beginning in rows}
+
     def count_by_state(self) -> Mapping[TaskState, int]:
         """Count the tasks by state; every state is a key. Rows with a damaged state are not counted."""
         counts = dict.fromkeys(TaskState, 0)

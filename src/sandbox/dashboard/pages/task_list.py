@@ -21,7 +21,7 @@ from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parsing import encode_cursor, reject_repeated_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
-from sandbox.dashboard.templates import render_page, short_repository
+from sandbox.dashboard.templates import render_page, short_id, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
@@ -35,7 +35,7 @@ _ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
 
 _HINT_LENGTH_MAX = 120
-_ID_LENGTH_MAX = 20
+_PROMPT_LENGTH_MAX = 500
 
 _ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES and state is not TaskState.PENDING)
 _STATE_FILTERS: Mapping[str, Sequence[TaskState]] = {
@@ -99,6 +99,8 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
     sections = await _unfinished_sections(request, tasks, query) if is_divided and is_first_page else []
+    alike = related_or_repeated([*page.tasks, *(task for section in sections for task in section.tasks)])
+    prompts = await tasks.prompt_beginnings([task.id for task in alike], _PROMPT_LENGTH_MAX)
     values = {
         **_page_values(request, query, page, health),
         "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
@@ -107,7 +109,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_divided": is_divided,
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
-        "hints": distinguishing_hints([*page.tasks, *(task for section in sections for task in section.tasks)]),
+        "hints": distinguishing_hints(alike, prompts),
         "failure": partial(error_fields, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
     }
@@ -129,35 +131,37 @@ async def _unfinished_sections(request: Request, tasks: TaskQueries, query: Task
     ]
 
 
-def distinguishing_hints(tasks: Sequence[Task]) -> dict[str, str]:
-    """Return a text for each task that shares its name with another one, by id.
+def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks that share their name with another one.
 
-    The text has the first words of the prompt and, if these do not differ either, the id. A task that continues or
-    reruns another one has its name too, even if that task is not on this page.
+    A task that continues or reruns another one has its name too, even if that task is not among these.
     """
     unique = {task.id: task for task in tasks}.values()
     names = Counter(task.manifest.metadata.name for task in unique)
-    words = {task.id: _first_words(task) for task in unique}
-    texts = Counter((task.manifest.metadata.name, words[task.id]) for task in unique)
+    return [task for task in unique if task.parent or task.rerun_of or names[task.manifest.metadata.name] > 1]
+
+
+def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return a text for each task, by id: its relation, the first words of its prompt, and the id if both repeat.
+
+    prompts: the beginnings of the prompts, by id.
+    """
+    relations = {task.id: "rerun" if task.rerun_of else "continued" if task.parent else "" for task in tasks}
+    words = {task.id: _first_words(prompts.get(task.id, ""), task.manifest.metadata.name) for task in tasks}
+    texts = Counter((task.manifest.metadata.name, relations[task.id], words[task.id]) for task in tasks)
     hints = {}
-    for task in unique:
-        name = task.manifest.metadata.name
-        relation = "rerun" if task.rerun_of else "continued" if task.parent else ""
-        if relation or names[name] > 1:
-            task_id = f"id {_short_id(task.id)}" if texts[name, words[task.id]] > 1 else ""
-            hints[task.id] = " · ".join(filter(None, (relation, words[task.id], task_id)))
-    return {task_id: hint for task_id, hint in hints.items() if hint}
+    for task in tasks:
+        is_repeated = texts[task.manifest.metadata.name, relations[task.id], words[task.id]] > 1
+        # The id comes before the words, which are cut in a narrow window.
+        task_id = f"id {short_id(task.id)}" if is_repeated or not words[task.id] else ""
+        hints[task.id] = " · ".join(filter(None, (relations[task.id], task_id, words[task.id])))
+    return hints
 
 
-def _short_id(task_id: str) -> str:
-    """Return the id; of a long one, such as a UUID, the beginning."""
-    return task_id if len(task_id) <= _ID_LENGTH_MAX else task_id[:8]
-
-
-def _first_words(task: Task) -> str:
-    """Return the beginning of the prompt; empty if it only repeats the task's name."""
-    line = task.manifest.agent.prompt.strip().split("\n", 1)[0]
-    return "" if line.startswith(task.manifest.metadata.name) else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
+def _first_words(prompt: str, name: str) -> str:
+    """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
+    line = prompt.strip().split("\n", 1)[0]
+    return "" if line.startswith(name) else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
 
 
 def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def test_reason_is_on_the_page_if_a_patch_cannot_be_continued(pages):
 def test_rerun_links_to_its_origin(pages):
     add_ended(pages.tasks)
     add_ended(pages.tasks, "again", rerun_of="task-001")
-    assert '<a id="origin" href="/tasks/task-001">task-001</a>' in pages.get("/tasks/again").text
+    assert '<a id="origin" href="/tasks/task-001" title="task-001">task-001</a>' in pages.get("/tasks/again").text
     assert 'id="origin"' not in pages.get("/tasks/task-001").text
 
 

@@ -224,9 +224,20 @@ def test_rows_with_the_same_name_are_distinguished(pages):
     add_named(pages.tasks, "third", "Fix the login", "Fix it & test it.", rerun_of="first")
     add_named(pages.tasks, "other", "Update the docs", "Update them.")
     assert hints(pages.get("/")) == {
-        "first": "Fix it & test it. · id first",
+        "first": "Fix it & test it.",
         "second": "continued · Now the docs.",
-        "third": "rerun · Fix it & test it. · id third",
+        "third": "rerun · Fix it & test it.",
+    }
+
+
+def test_rows_with_the_same_prompt_have_their_ids(pages):
+    add_named(pages.tasks, "first", "Fix the login", "Fix it.")
+    for task_id in ("second", "third"):
+        add_named(pages.tasks, task_id, "Fix the login", "Fix it.", rerun_of="first")
+    assert hints(pages.get("/")) == {
+        "first": "Fix it.",
+        "second": "rerun · id second · Fix it.",
+        "third": "rerun · id third · Fix it.",
     }
 
 
