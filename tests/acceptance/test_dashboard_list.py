@@ -1,4 +1,7 @@
-"""The list of tasks in a real browser: search, filters, rows, loading on scroll, and cancelling several tasks."""
+"""The list of tasks in a real browser: search, filters, rows, loading on scroll, and cancelling several tasks.
+
+It has the actions of single tasks that only stored tasks show.
+"""
 
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -8,7 +11,7 @@ import pytest
 from doubles.browser import accessibility_violations
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
-from sandbox.model.events import Artifact, ArtifactCollected, DiffStatistics, Progress
+from sandbox.model.events import Artifact, ArtifactCollected, DiffStatistics, Parent, Progress
 from sandbox.model.failure import Failure, FailureCode
 
 FINISHED_COUNT = 1000
@@ -24,6 +27,12 @@ def store_tasks(data_dir):
     tasks = StoredTasks(data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(minutes=FINISHED_COUNT + 100)
     options = {"lines": 0, "artifacts": ()}
+    labels = {"team": "docs-and-examples", "kind": "chore", "area": "web"}
+    failure = Failure(FailureCode.AGENT_FAILED, REASON)
+    chain = {"name": "Translate the guide", "labels": labels, **options}
+    tasks.fail("chain-1", failure, claude={"prompt": "Translate it to French."}, **chain)
+    tasks.fail("chain-2", failure, claude={"prompt": "Now to Welsh."}, parent=Parent("chain-1", "0" * 40, ()), **chain)
+    tasks.fail("chain-3", failure, claude={"prompt": "Translate it to French."}, rerun_of="chain-1", **chain)
     for number in range(FINISHED_COUNT):
         url = f"https://github.com/org/{('web', 'app')[number % 2]}.git"
         tasks.finish(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
@@ -73,7 +82,7 @@ def test_search_filters_while_the_user_types(base_url, browser):
     assert search.input_value() == "login fix"
     assert page.evaluate(ROWS) == [f"task-{FAILED}"]
     search.fill("")
-    wait_until(lambda: len(page.evaluate(ROWS)) > 50, 30, "all rows")
+    wait_until(lambda: len(page.evaluate(ROWS)) >= 50, 30, "all rows")
 
 
 def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
@@ -206,3 +215,112 @@ def test_list_has_no_accessibility_violations(base_url, browser):
     assert accessibility_violations(page) == []
     page.goto(f"{base_url}/?q=login&label.team=platform")
     assert accessibility_violations(page) == [], "with filters"
+
+
+@pytest.mark.parametrize("width", [1440, 1280, 390])
+def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser, width):
+    page = browser.open(f"{base_url}/?q=translate", width=width)
+    for text in ("Now to", "Translate it"):
+        assert page.locator(".hint", has_text=text).first.is_visible()
+        assert page.locator(".hint", has_text=text).first.bounding_box()["width"] > 90
+    hints = [" ".join(text.split()) for text in page.locator(".hint").all_inner_texts()]
+    texts = dict(zip(page.evaluate(ROWS), hints, strict=True))
+    assert (texts["task-chain-2"], texts["task-chain-3"]) == (
+        "↳ Continued: Now to Welsh.",
+        "↻ Rerun: Translate it to French.",
+    )
+    assert page.locator(".row-link").first.bounding_box()["width"] > 70
+
+
+@pytest.mark.parametrize("width", [1440, 1280, 390])
+def test_first_label_is_visible_and_all_open_on_hover_and_focus(base_url, browser, width):
+    page = browser.open(f"{base_url}/?q=translate", width=width)
+    row = page.locator("tr", has=page.locator("#task-chain-2"))
+    first, everything = row.locator(".name-line > .label"), row.locator(".all-labels")
+    assert first.inner_text() == "team=docs-and-examples"
+    assert first.bounding_box()["width"] > 60
+    assert not everything.is_visible()
+    row.get_by_role("button", name="+2 more labels").hover()
+    everything.get_by_role("link", name="kind=chore").wait_for()
+    page.mouse.move(0, 0)
+    everything.wait_for(state="hidden")
+    row.get_by_role("button", name="+2 more labels").focus()
+    everything.wait_for()
+    box = everything.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert accessibility_violations(page) == []
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**label.kind=chore*")
+
+
+def test_filters_take_one_row_on_a_phone(base_url, browser):
+    page = browser.open(base_url, width=390)
+    assert page.locator(".toolbar").bounding_box()["height"] <= 34
+    assert page.get_by_role("navigation", name="Filter by state").count() == 0
+    page.locator("#filter").click()
+    menu = page.locator("#filter-menu .menu-items")
+    box = menu.bounding_box()
+    assert (box["x"] >= 0, box["x"] + box["width"] <= 390) == (True, True)
+    menu.get_by_role("link", name="Failed").click()
+    page.wait_for_url("**state=failed*")
+    page.get_by_role("link", name="Failed remove filter").wait_for()
+    page.set_viewport_size({"width": 1280, "height": 800})
+    page.get_by_role("navigation", name="Filter by state").get_by_role("link", name="Completed").wait_for()
+
+
+def test_change_is_not_offered_for_a_task_that_cannot_be_continued(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/done-0001")
+    page.get_by_role("link", name="Run again").first.wait_for()
+    assert page.get_by_role("button", name="Ask for a change").count() == 0
+    page.keyboard.press("q")
+    assert page.get_by_role("dialog").count() == 0
+
+
+def test_dialog_says_why_a_task_with_a_patch_cannot_be_continued(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/{FAILED}")
+    page.get_by_role("button", name="Ask for a change").click()
+    dialog = page.get_by_role("dialog", name="Ask for a change")
+    dialog.get_by_text(f"Task {FAILED} cannot be continued: its patch cannot be read").wait_for()
+    dialog.get_by_label("What should change?").fill("Use tabs.")
+    assert dialog.get_by_role("button", name="Copy as prompt").is_enabled()
+    assert dialog.get_by_role("button", name="Submit task").count() == 0
+    assert accessibility_violations(page) == []
+
+
+def test_menu_of_a_task_stays_in_the_window_of_a_phone(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/{FAILED}", width=390)
+    page.locator("#copy").click()
+    menu = page.locator("#copy-menu .menu-items")
+    menu.get_by_role("link", name="Run again").wait_for()
+    box = menu.bounding_box()
+    assert (box["x"] >= 0, box["x"] + box["width"] <= 390) == (True, True)
+    assert page.locator(".actions").bounding_box()["height"] <= 40
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize(
+    ("origin", "option"),
+    [
+        ("http://localhost:8122", ""),
+        ("http://127.0.0.1:8122", ""),
+        ("http://sandbox.example:8122", " --server http://sandbox.example:8122"),
+        ("http://localhost:9122", " --server http://localhost:9122"),
+        ("http://[::1]:8122", " --server http://[::1]:8122"),
+        ("http://localhost", " --server http://localhost"),
+    ],
+)
+def test_copied_command_has_the_server_unless_it_is_the_default(list_server, browser, origin, option):
+    """No request leaves the browser: each one is answered with the response of the real server."""
+    address = list_server.server.ready_message["http"]
+
+    def answer(route):
+        url = route.request.url
+        assert url.startswith(f"{origin}/"), url
+        route.fulfill(response=route.fetch(url=address + url.removeprefix(origin), headers={"accept": "text/html"}))
+
+    page = browser.open(f"{origin}/tasks/{FAILED}", prepare=lambda page: page.route("**/*", answer))
+    page.get_by_role("button", name="Copy apply command").click()
+    page.get_by_text(f"Copied: sandbox task apply {FAILED}{option}", exact=True).wait_for()

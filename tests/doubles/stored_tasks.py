@@ -49,11 +49,12 @@ class StoredTasks:
         self.current_time += timedelta(milliseconds=1)
         return self.current_time
 
-    def begin(self, task_id, *events, **parts):
+    def begin(self, task_id, *events, parent=None, rerun_of=None, **parts):
         """Submit a task and record events; return the recorder with its open writer."""
         self.current_time += timedelta(minutes=1)
         recorder = JournalRecorder(self.journals.create(task_id), None, self._now)
-        for event in (TaskSubmitted(task_id, manifest(task_id, **parts)), *events):
+        submitted = TaskSubmitted(task_id, manifest(task_id, **parts), None, parent, rerun_of)
+        for event in (submitted, *events):
             recorder.record(event)
         return recorder
 

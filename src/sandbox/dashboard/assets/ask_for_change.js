@@ -56,11 +56,7 @@ export class ChangeDialog {
     this.list = h("ol", { class: "comment-list", "aria-label": "Comments" });
     this.refusal = h("p", { class: "error-text", role: "alert" });
     this.copyButton = h("button", { type: "button", onclick: () => this.#copy() }, "Copy as prompt");
-    this.askButton = h(
-      "button",
-      { type: "button", class: "primary", onclick: () => this.#ask() },
-      "Submit task",
-    );
+    this.askButton = h("button", { type: "button", class: "primary", onclick: () => this.#ask() }, "Submit task");
     this.note = h(
       "p",
       {},

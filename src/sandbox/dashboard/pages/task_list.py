@@ -80,6 +80,22 @@ class Section:
     query: str
 
 
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What distinguishes a task from others with the same name: how it was created, and a text.
+
+    mark: the symbol of the relation. Both are empty for a task that was submitted with a manifest.
+    """
+
+    mark: str
+    relation: str
+    text: str
+
+
+_RERUN = ("↻", "Rerun: ")
+_CONTINUED = ("↳", "Continued: ")
+
+
 async def show_tasks(request: Request, context: AppContext) -> Response:
     """Render the list for browsers; send other clients links to the API."""
     if not accepts_html(request):
@@ -141,20 +157,17 @@ def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in unique if task.parent or task.rerun_of or names[task.manifest.metadata.name] > 1]
 
 
-def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, str]:
-    """Return a text for each task, by id: its relation, the first words of its prompt, and the id if both repeat.
-
-    prompts: the beginnings of the prompts, by id.
-    """
-    relations = {task.id: "rerun" if task.rerun_of else "continued" if task.parent else "" for task in tasks}
+def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, Hint]:
+    """Return what distinguishes tasks with the same name, by id. prompts: the beginnings of their prompts, by id."""
     words = {task.id: _first_words(prompts.get(task.id, ""), task.manifest.metadata.name) for task in tasks}
-    texts = Counter((task.manifest.metadata.name, relations[task.id], words[task.id]) for task in tasks)
+    relations = {task.id: _RERUN if task.rerun_of else _CONTINUED if task.parent else ("", "") for task in tasks}
+    keys = {task.id: (task.manifest.metadata.name, relations[task.id], words[task.id]) for task in tasks}
+    counts = Counter(keys.values())
     hints = {}
-    for task in tasks:
-        is_repeated = texts[task.manifest.metadata.name, relations[task.id], words[task.id]] > 1
+    for task_id, key in keys.items():
         # The id comes before the words, which are cut in a narrow window.
-        task_id = f"id {short_id(task.id)}" if is_repeated or not words[task.id] else ""
-        hints[task.id] = " · ".join(filter(None, (relations[task.id], task_id, words[task.id])))
+        shown_id = f"id {short_id(task_id)}" if counts[key] > 1 or not words[task_id] else ""
+        hints[task_id] = Hint(*relations[task_id], " · ".join(filter(None, (shown_id, words[task_id]))))
     return hints
 
 
