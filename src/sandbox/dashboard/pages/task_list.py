@@ -109,17 +109,21 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
 
 async def _render_tasks(request: Request, context: AppContext, query: TaskQuery) -> Response:
     tasks = context.services.tasks
-    page = await query_page(tasks, query, request.query_params)
     health = await context.services.administration.health()
     is_first_page = query.cursor is None and query.offset == 0
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
+    # They are read first, so that a task that ends in between is in both lists, and not in none.
     sections = await _unfinished_sections(request, tasks, query) if is_divided and is_first_page else []
-    alike = related_or_repeated([*page.tasks, *(task for section in sections for task in section.tasks)])
+    unfinished = {task.id: task for section in sections for task in section.tasks}
+    page = await query_page(tasks, query, request.query_params)
+    alike = related_or_repeated([*page.tasks, *unfinished.values()])
     prompts = await tasks.prompt_beginnings([task.id for task in alike], _PROMPT_LENGTH_MAX)
     values = {
         **_page_values(request, query, page, health),
-        "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
+        "tasks": [task for task in page.tasks if task.state.is_final and task.id not in unfinished]
+        if is_divided
+        else page.tasks,
         "preserved": await context.services.sandboxes.preserved_sandboxes(page.tasks),
         "sections": sections,
         "is_divided": is_divided,

@@ -260,3 +260,17 @@ def test_first_label_is_shown_and_all_are_in_a_list(pages):
     row = text[text.index('id="task-three"') :].partition("</td>")[0]
     labels = ["team=a&amp;b", "kind=bug", "area=web"]
     assert re.findall(r'<a class="label"[^>]*>([^<]*)</a>', row) == [labels[0], *labels]
+
+
+def test_task_that_ends_while_the_page_is_read_is_listed_once(pages_with_tasks, monkeypatch):
+    tasks, original = pages_with_tasks.tasks, pages_with_tasks.tasks.query
+
+    async def query(task_query):
+        page = await original(task_query)
+        if tasks.entries["works"].task.state == "running":
+            tasks.record("works", *TO_COMPLETED)
+        return page
+
+    monkeypatch.setattr(tasks, "query", query)
+    assert sorted(rows(pages_with_tasks.get("/"))) == ["done", "waits", "works"]
+    assert sections(pages_with_tasks.get("/")) == {"Waiting for capacity": ["waits"], "Finished": ["works", "done"]}
