@@ -82,8 +82,9 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
          "cache_write_tokens": 4, "cost_usd": 0.5},
     ),
     e.Progress: (
-        e.Progress(1, 2, "Bash", TIMESTAMP, 3, 4, 5, 0.5, 6, 7),
+        e.Progress(1, 2, "Bash", TIMESTAMP, 3, 4, 5, 0.5, 6, 7, "npm test"),
         {"type": "progress", "progress": {"output_bytes": 1, "tool_calls": 2, "current_tool": "Bash",
+         "current_subject": "npm test",
          "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5,
          "egress_denied": 6}},
     ),
