@@ -31,7 +31,7 @@ from sandbox.interfaces.tasks import (
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
 from sandbox.model.events import Artifact
-from sandbox.model.limits import CHAIN_TASKS_MAX
+from sandbox.model.fixed_limits import CHAIN_TASKS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness

@@ -60,9 +60,9 @@ def logs(task_id: str, follows: bool, has_times: bool, is_pretty: bool | None, *
     """Print a task's output and events.
 
     On a terminal, the agent's messages, tool calls and edits are formatted. In a pipe, the lines are printed as the
-    agent wrote them, which is mostly JSON; --pretty prints readable text instead. Lines that are not formatted have a
-    prefix with their stream, except with --stream stdout or stderr. With --format json, each line is one event; output
-    events have a seq only with --follow.
+    agent wrote them, which is mostly JSON; --pretty prints readable text instead. Lines that are not formatted are
+    prefixed with the name of their stream, except with --stream stdout or stderr. With --format json, each line is one
+    event, and output events have a seq only with --follow.
     """
     options, stream = current_options(), filters["stream"]
     if is_pretty and (has_times or options.format == "json"):
