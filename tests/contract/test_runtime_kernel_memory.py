@@ -606,22 +606,22 @@ def test_links_between_mappings_are_limited(
 _CALLS = """
 THREADS, BYTES = {threads}, (4 << 20) - 4096
 file = os.open("/workspace/pages", os.O_RDWR | os.O_CREAT)
-for index in range(12000): os.pwrite(file, bytes(4096), index * 8192)
-os.fsync(file)
+EXTENTS = 2048
+def allocate(mode, start, size): return libc.fallocate(file, mode, ctypes.c_long(start), ctypes.c_long(size))
+if not any(allocate(0, index * 8192, 4096) for index in range(EXTENTS)): os.truncate(file, EXTENTS * 8192)
 pages = memoryview(mmap.mmap(file, 16 << 20))
 
-def shift_extents():
-    # The kernel locks the pages of the file for half a second, so threads that write into them wait.
+def zero_extents():
+    # The kernel locks the pages of the file for some tenths of a second, so threads that write into them wait.
     while True:
-        for mode in (0x20, 0x08):  # FALLOC_FL_INSERT_RANGE, FALLOC_FL_COLLAPSE_RANGE
-            if libc.fallocate(file, mode, ctypes.c_long(0), ctypes.c_long(4096)): os._exit(ctypes.get_errno())
+        if allocate(0x10, 0, EXTENTS * 8192): os._exit(ctypes.get_errno())  # FALLOC_FL_ZERO_RANGE
 
 def read_setting(index):
     setting = os.open("/proc/sys/kernel/pid_max", os.O_RDONLY)
     while True: os.preadv(setting, [pages[index * 4096:][:BYTES]], 0)
 
 child = os.fork()
-if not child: shift_extents()
+if not child: zero_extents()
 time.sleep(1)
 if os.waitpid(child, os.WNOHANG)[0]: report("unsupported"); time.sleep(600)
 threading.stack_size(1 << 16)
@@ -646,7 +646,7 @@ def test_buffers_of_blocked_sysctl_reads_end_the_sandbox(
             command = Command(["/usr/bin/python3", "-c", source], {"PATH": "/usr/bin:/bin"}, "/workspace")
             output, _ = await sandbox.start(command)
             if b"unsupported" in await read_until(output, b"\n"):
-                pytest.skip("this file system cannot shift extents")
+                pytest.skip("this file system cannot zero extents")
             for _ in range(60):
                 if violation := (await sandbox.kernel_usage()).find_violation():
                     break

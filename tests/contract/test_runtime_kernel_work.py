@@ -252,6 +252,83 @@ def test_page_tables_are_not_scanned_in_one_call(runtime: Runtime, disk: Path):
     assert run_python(runtime, disk, _PAGE_TABLES).output.split() == ["ENOTTY", "1"]
 
 
+_RESIDENT_PAGES = """
+import ctypes, errno, mmap, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+file = os.memfd_create("sparse")
+os.truncate(file, 64 << 30)
+os.pwrite(file, b"x", 4096)
+address = libc.mmap(None, ctypes.c_size_t(64 << 30), 1, 1, file, ctypes.c_long(0))  # PROT_READ, MAP_SHARED
+found = ctypes.create_string_buffer((64 << 30) // 4096)
+def look_up(size):
+    result = libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), found)
+    return "done" if result == 0 else errno.errorcode[ctypes.get_errno()]
+print(look_up(64 << 30), look_up(16384), found.raw[:4].hex())
+"""
+
+
+def test_pages_of_a_large_mapping_are_not_looked_up_in_one_call(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("mappings belong to the sandbox's kernel")
+    assert run_python(runtime, disk, _RESIDENT_PAGES).output.split() == ["ENOMEM", "done", "00010000"]
+
+
+_EXTENTS = """
+import ctypes, errno, fcntl, os, struct
+libc = ctypes.CDLL(None, use_errno=True)
+file = os.open("extents", os.O_RDWR | os.O_CREAT)
+for number in range(5): os.pwrite(file, bytes(4096), number << 22)
+def outcome(call, *arguments):
+    try: call(*arguments); return "done"
+    except OSError as error: return errno.errorcode[error.errno]
+def allocate(mode, size):
+    if libc.fallocate(file, mode, ctypes.c_long(0), ctypes.c_long(size)): raise OSError(ctypes.get_errno(), "")
+flags = struct.pack("l", 0)  # without EXT4_EXTENTS_FL
+print(outcome(fcntl.ioctl, file, 0x40086602, flags))  # FS_IOC_SETFLAGS
+print(outcome(fcntl.ioctl, file, 0xC020660B, struct.pack("QQIIII", 0, 1 << 63, 0, 0, 0, 0)))  # FS_IOC_FIEMAP
+print(outcome(fcntl.ioctl, file, 0x6612))  # EXT4_IOC_PRECACHE_EXTENTS
+print(outcome(os.lseek, file, 0, os.SEEK_DATA), outcome(os.lseek, file, 0, os.SEEK_HOLE))
+print(*(outcome(allocate, mode, 4096) for mode in (0x08, 0x20)))  # FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE
+"""
+
+_LARGE_ALLOCATIONS = """
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+file = os.open("large", os.O_RDWR | os.O_CREAT)
+def allocate(mode, size):
+    result = libc.fallocate(file, mode, ctypes.c_long(0), ctypes.c_long(size))
+    return "done" if result == 0 else errno.errorcode[ctypes.get_errno()]
+print(allocate(0, (1 << 30) + 4096), allocate(0, 1 << 20), os.fstat(file).st_size)
+"""
+
+_SPARSE_FILES = """
+set -e
+truncate -s 100M sparse; printf end | dd of=sparse bs=1 seek=50M conv=notrunc status=none
+cp --sparse=always sparse copied; cmp sparse copied; cp sparse plain; cmp sparse plain
+tar --sparse -cf archive sparse; rm sparse; tar -xf archive; cmp sparse copied
+python3 -c 'import os; os.posix_fallocate(os.open("made", os.O_RDWR | os.O_CREAT), 0, 1 << 20)'
+stat -c %s made
+"""
+
+
+def test_extents_of_a_file_are_not_walked_in_one_call(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("gVisor does not pass these calls to the host's file system")
+    results = run_python(runtime, disk, _EXTENTS).output.split()
+    assert results == [*["ENOTTY"] * 3, *["EINVAL"] * 2, *["ENOTSUP"] * 2]
+
+
+def test_length_of_one_allocation_is_limited(runtime: Runtime, disk: Path):
+    ended = run_python(runtime, disk, _LARGE_ALLOCATIONS)
+    assert ended.output.split() == ["ENOTSUP", "done", str(1 << 20)], ended
+
+
+def test_sparse_files_are_copied_and_allocated(runtime: Runtime, disk: Path):
+    ended = run_shell(runtime, disk, _SPARSE_FILES)
+    assert (ended.output.split(), ended.errors) == ([str(1 << 20)], "")
+
+
 _MESSAGE_QUEUES = """
 import ctypes, errno
 libc = ctypes.CDLL(None, use_errno=True)

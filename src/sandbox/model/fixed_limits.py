@@ -141,6 +141,12 @@ When a process ends, the kernel removes its links without interruption: 0.14 s f
 1.5 million between two counts.
 """
 
+CACHED_EXTENTS_MAX = 6 * 1024 * 1024
+"""Maximum number of extents and holes of one sandbox's files that the kernel has cached, of 40 uncharged bytes each.
+
+When a file is truncated, the kernel removes those of the file without interruption: 0.09 s for each million.
+"""
+
 OOM_KILLS_MAX = 1000
 """Maximum number of processes of one sandbox that the kernel has killed for lack of memory.
 

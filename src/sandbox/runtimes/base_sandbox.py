@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from contextlib import suppress
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import AttemptError, FailureCode
@@ -16,6 +17,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
@@ -43,6 +45,7 @@ class BaseSandbox(ABC):
         self._group = ready.group
         self._launcher = ready.launcher
         self._call_buffer_meter: SyscallBufferMeter | None = None
+        self._extent_meter = CachedExtentMeter(ready.spec.disk)
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
         self._was_killed = False
@@ -93,11 +96,12 @@ class BaseSandbox(ABC):
         return await wait_for_violation(self.kernel_usage, self.file_counts, self.detailed_file_usage)
 
     async def kernel_usage(self) -> KernelUsage:
-        """Return the kernel usage of the control group and of the launcher's network namespace.
+        """Return the kernel usage of the control group, of the launcher's network namespace and of the disk.
 
         Cheap enough to call ten times a second.
         """
-        return await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, self._call_buffer_meter)
+        usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, self._call_buffer_meter)
+        return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from sandbox.model.fixed_limits import (
+    CACHED_EXTENTS_MAX,
     CALL_BUFFER_BYTES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
@@ -40,6 +41,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     mapping_link_bytes: memory of the links between anonymous mappings of a process and its ancestors.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     call_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
+    cached_extents: number of extents and holes of the disk's files that the kernel has cached.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -55,6 +57,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     mapping_link_bytes: int | None = None
     udp_sockets_on_port: int | None = None
     call_buffer_bytes: int | None = None
+    cached_extents: int | None = None
     oom_kills: int = 0
 
     def find_violation(self) -> str:
@@ -110,6 +113,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The kernel held {self.call_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys or "
                 "sent netlink requests; use smaller buffers, or fewer threads."
+            )
+        if self.cached_extents is not None and self.cached_extents > CACHED_EXTENTS_MAX:
+            return (
+                f"The kernel had cached {self.cached_extents} extents and holes of the sandbox's files; the limit is "
+                f"{CACHED_EXTENTS_MAX}. Write files without so many holes."
             )
         if self.oom_kills > OOM_KILLS_MAX:
             return (

@@ -9,13 +9,14 @@ peak charge, relative to the charges of the other sandboxes.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
+from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
 
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
@@ -138,3 +139,54 @@ class SlabMeter:
         share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
         for growth, current in zip(self._growths, usage, strict=True):
             growth.update(current, share)
+
+
+_EXTENTS = re.compile(r"^extent_status +(\d+) ", re.MULTILINE)
+_EXTENTS_OF_FILE_SYSTEM = re.compile(r"^ *(\d+) objects$", re.MULTILINE)
+_BLOCK_DEVICES = Path("/sys/dev/block")
+_EXT4_STATISTICS = Path("/proc/fs/ext4")
+
+
+class CachedExtentMeter:
+    """Counts the cached extents of the files on a sandbox's disk, which no control group is charged for.
+
+    Reads the statistics of the disk's file system only while the machine has many extents, because the kernel then
+    walks all cached inodes of the file system with a lock held.
+    """
+
+    def __init__(
+        self,
+        disk: Path,
+        slabs: Path = _SLABS,
+        devices: Path = _BLOCK_DEVICES,
+        statistics: Path = _EXT4_STATISTICS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._disk = disk
+        self._slabs = slabs
+        self._devices = devices
+        self._statistics = statistics
+        self._clock = clock
+        self._count: int | None = None
+        self._counted_at: float | None = None
+
+    def count(self) -> int | None:
+        """Return the number of extents; 0 while the machine has few, None if the disk has no ext4 of its own."""
+        if self._counted_at is None or self._clock() - self._counted_at >= _INTERVAL_SECONDS:
+            self._counted_at = self._clock()
+            self._count = self._read()
+        return self._count
+
+    def _read(self) -> int | None:
+        try:
+            if not os.path.ismount(self._disk):
+                return None
+            of_machine = _EXTENTS.search(self._slabs.read_text())
+            if of_machine is not None and int(of_machine[1]) <= CACHED_EXTENTS_MAX:
+                return 0
+            device = self._disk.stat().st_dev
+            name = (self._devices / f"{os.major(device)}:{os.minor(device)}").resolve().name
+            found = _EXTENTS_OF_FILE_SYSTEM.search((self._statistics / name / "es_shrinker_info").read_text())
+        except OSError:
+            return None
+        return int(found[1]) if found else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import (
     Command,
@@ -33,6 +34,7 @@ from sandbox.runtimes.launcher_client import (
 )
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
 from sandbox.runtimes.qemu.guest import frames
@@ -75,6 +77,7 @@ class QemuSandbox:
         self._launcher = launcher
         self._channel = Channel(self._handle_frame)
         self._console, self._stderr = OutputTail(), OutputTail()
+        self._extent_meter = CachedExtentMeter(plan.spec.disk)
         self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
         self._terminals: dict[int, QemuTerminal] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -165,7 +168,8 @@ class QemuSandbox:
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
-        return await self._launcher.kernel_usage(self._group, self._plan.spec.memory_bytes)
+        usage = await self._launcher.kernel_usage(self._group, self._plan.spec.memory_bytes)
+        return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def file_counts(self) -> FileUsage:
         """Return no counts: programs inside cannot block `detailed_file_usage` by holding a lock."""

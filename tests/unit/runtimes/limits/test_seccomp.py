@@ -16,6 +16,7 @@ CLONE = {"x86_64": 56, "aarch64": 220}
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 SOCKET = {"x86_64": 41, "aarch64": 198}
 IOCTL = {"x86_64": 16, "aarch64": 29}
+LSEEK = {"x86_64": 8, "aarch64": 62}
 PERSONALITY = {"x86_64": 135, "aarch64": 92}
 PTRACE = {"x86_64": 101, "aarch64": 117}
 READ = {"x86_64": 0, "aarch64": 63}
@@ -315,8 +316,49 @@ def test_memory_advice_and_process_options_that_burden_the_kernel_are_denied(arc
 @all_architectures
 def test_scans_of_page_tables_are_unknown(architecture: str):
     assert evaluate(architecture, IOCTL[architecture], 3, 0xC0606610, 0x1000) == errno.ENOTTY  # PAGEMAP_SCAN
-    # PROCMAP_QUERY, FS_IOC_FIEMAP, FIONREAD
-    assert {evaluate(architecture, IOCTL[architecture], 3, one) for one in (0xC0686611, 0xC020660B, 0x541B)} == {ALLOW}
+    # PROCMAP_QUERY, FS_IOC_GETFLAGS, FIONREAD
+    assert {evaluate(architecture, IOCTL[architecture], 3, one) for one in (0xC0686611, 0x80086601, 0x541B)} == {ALLOW}
+
+
+@all_architectures
+def test_calls_that_walk_all_extents_of_a_file_are_refused(architecture: str):
+    ioctl, lseek = IOCTL[architecture], LSEEK[architecture]
+    for request in (0x40086602, 0x40046602, 0xC020660B, 0xC0C0583B):  # FS_IOC_SETFLAGS (two), _FIEMAP, _GETFSMAP
+        assert evaluate(architecture, ioctl, 3, request) == errno.ENOTTY
+    # EXT4_IOC_MIGRATE, _ALLOC_DA_BLKS, _MOVE_EXT, _PRECACHE_EXTENTS, _CLEAR_ES_CACHE, _GET_ES_CACHE
+    for request in (0x6609, 0x660C, 0xC028660F, 0x6612, 0x6628, 0xC020662A):
+        assert evaluate(architecture, ioctl, 3, request) == errno.ENOTTY
+    assert [evaluate(architecture, lseek, 3, 0, whence) for whence in (3, 4)] == [errno.EINVAL] * 2  # SEEK_DATA, _HOLE
+    assert {evaluate(architecture, lseek, 3, 1 << 40, whence) for whence in (0, 1, 2)} == {ALLOW}
+
+
+@all_architectures
+def test_fallocate_is_limited_in_length_and_modes(architecture: str):
+    def allocate(mode: int, size: int) -> int:
+        return evaluate(architecture, {"x86_64": 285, "aarch64": 47}[architecture], 3, mode, 1 << 40, size)
+
+    for mode in (0, 1, 0x10, 0x11):  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
+        sizes = (1, 1 << 30, (1 << 30) + 1, 1 << 32, 1 << 62)
+        assert [allocate(mode, size) for size in sizes] == [ALLOW] * 2 + [errno.EOPNOTSUPP] * 3
+    assert {allocate(3, size) for size in (4096, 1 << 40)} == {ALLOW}  # FALLOC_FL_PUNCH_HOLE
+    # FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE, FALLOC_FL_UNSHARE_RANGE; the last two are newer than the filter
+    assert {allocate(mode, 4096) for mode in (0x08, 0x20, 0x40, 0x80, 0x80000000)} == {errno.EOPNOTSUPP}
+
+
+@all_architectures
+def test_length_of_mincore_is_limited(architecture: str):
+    mincore = {"x86_64": 27, "aarch64": 232}[architecture]
+    assert {evaluate(architecture, mincore, 1 << 40, size, 0) for size in (4096, (16 << 30) - 1)} == {ALLOW}
+    assert {evaluate(architecture, mincore, 4096, size, 0) for size in (16 << 30, 1 << 46, 1 << 63)} == {errno.ENOMEM}
+
+
+@all_architectures
+def test_shared_filter_limits_walks_of_extents(architecture: str):
+    code = seccomp.assemble_socket_filter(architecture)
+    fallocate = {"x86_64": 285, "aarch64": 47}[architecture]
+    assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 31, code=code) == errno.EOPNOTSUPP
+    assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 20, code=code) == ALLOW
+    assert evaluate(architecture, LSEEK[architecture], 3, 0, 3, code=code) == errno.EINVAL
 
 
 @all_architectures

@@ -59,7 +59,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "connect": (42, 203), "accept4": (288, 242), "bind": (49, 200), "listen": (50, 201),
     "recvfrom": (45, 207), "recvmsg": (47, 212), "shutdown": (48, 210), "getsockopt": (55, 209),
     "getrandom": (318, 278),
-    "copy_file_range": (326, 285), "fallocate": (285, 47),
+    "copy_file_range": (326, 285),
     "getrusage": (98, 165), "getrlimit": (97, 163), "sysinfo": (99, 179), "times": (100, 153),
     "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
     "rseq": (334, 293),
@@ -95,6 +95,9 @@ ORDINARY_ARGUMENTS = {
     "prlimit64": (0, 7, 1, 0),  # RLIMIT_NOFILE
     "setrlimit": (7, 1),
     "sched_setscheduler": (0, 0),  # SCHED_OTHER
+    "lseek": (3, 0, 2),  # SEEK_END
+    "mincore": (0, 16 << 20),
+    "fallocate": (3, 1, 0, 4096),  # FALLOC_FL_KEEP_SIZE
     "semop": (1, 1, 32),
     "semtimedop": (1, 1, 32, 1),
     "prctl": (38, 1),  # PR_SET_NO_NEW_PRIVS
@@ -108,7 +111,8 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "ppoll": (271, 73), "pselect6": (270, 72), "prlimit64": (302, 261), "setrlimit": (160, 164),
     "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
     "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
-    "prctl": (157, 167), "madvise": (28, 233), "process_madvise": (440, 440),
+    "prctl": (157, 167), "madvise": (28, 233), "process_madvise": (440, 440), "lseek": (8, 62), "fallocate": (285, 47),
+    "mincore": (27, 232),
 }  # fmt: skip
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

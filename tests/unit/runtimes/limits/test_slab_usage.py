@@ -1,13 +1,15 @@
 """Slab memory is attributed to the sandboxes that may have caused it."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sandbox.model.fixed_limits import FREE_SLAB_BYTES_MAX, MAPPING_LINK_BYTES_MAX
+from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, FREE_SLAB_BYTES_MAX, MAPPING_LINK_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
+    CachedExtentMeter,
     SlabMeter,
     SlabUsage,
     measure_slab_usage,
@@ -142,3 +144,46 @@ def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
 def test_mapping_links_above_the_limit_are_a_violation():
     assert not KernelUsage(mapping_link_bytes=MAPPING_LINK_BYTES_MAX).find_violation()
     assert "97 MiB" in KernelUsage(mapping_link_bytes=MAPPING_LINK_BYTES_MAX + MEBIBYTE).find_violation()
+
+
+class FakeDisk:
+    """The statistics of an ext4 file system and of the machine, for the file system of /proc."""
+
+    def __init__(self, directory: Path) -> None:
+        self.slabs, self.devices, self.statistics = (directory / name for name in ("slabs", "devices", "ext4"))
+        device = Path("/proc").stat().st_dev
+        self.devices.mkdir()
+        (self.devices / f"{os.major(device)}:{os.minor(device)}").symlink_to(directory / "loop7")
+        (self.statistics / "loop7").mkdir(parents=True)
+        self.now = 0.0
+        self.meter = CachedExtentMeter(Path("/proc"), self.slabs, self.devices, self.statistics, lambda: self.now)
+
+    def count(self, of_machine: int, of_disk: int) -> int | None:
+        self.slabs.write_text(f"dentry 100 200 192\nextent_status      {of_machine} {of_machine} 40 102 1 :\n")
+        report = f"stats:\n  {of_disk} objects\n  7 reclaimable objects\naverage:\n  5 shrunk objects\n"
+        (self.statistics / "loop7/es_shrinker_info").write_text(report)
+        return self.meter.count()
+
+
+def test_cached_extents_of_the_disk_are_counted_once_a_second(tmp_path: Path):
+    disk = FakeDisk(tmp_path)
+    assert disk.count(9_000_000, 8_000_000) == 8_000_000
+    assert disk.count(9_000_000, 5) == 8_000_000
+    disk.now = 1.0
+    assert disk.count(9_000_000, 5) == 5
+
+
+def test_statistics_of_the_disk_are_not_read_while_the_machine_has_few_extents(tmp_path: Path):
+    disk = FakeDisk(tmp_path)
+    assert disk.count(CACHED_EXTENTS_MAX, 8_000_000) == 0
+
+
+def test_cached_extents_of_a_file_system_that_others_use_are_unknown(tmp_path: Path):
+    assert CachedExtentMeter(tmp_path).count() is None
+    assert CachedExtentMeter(tmp_path / "missing").count() is None
+    assert CachedExtentMeter(Path("/proc"), slabs=tmp_path / "missing").count() is None
+
+
+def test_more_cached_extents_than_the_limit_are_a_violation():
+    assert KernelUsage(cached_extents=CACHED_EXTENTS_MAX).find_violation() == ""
+    assert "extents and holes" in KernelUsage(cached_extents=CACHED_EXTENTS_MAX + 1).find_violation()
