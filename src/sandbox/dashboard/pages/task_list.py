@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -109,21 +109,19 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
 
 async def _render_tasks(request: Request, context: AppContext, query: TaskQuery) -> Response:
     tasks = context.services.tasks
-    health = await context.services.administration.health()
     is_first_page = query.cursor is None and query.offset == 0
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
-    # They are read first, so that a task that ends in between is in both lists, and not in none.
-    sections = await _unfinished_sections(request, tasks, query) if is_divided and is_first_page else []
-    unfinished = {task.id: task for section in sections for task in section.tasks}
+    # The page is queried last: a task that ends in between is found twice, not missed.
+    unfinished = await _query_unfinished(request, tasks, query) if is_divided and is_first_page else None
     page = await query_page(tasks, query, request.query_params)
-    alike = related_or_repeated([*page.tasks, *unfinished.values()])
+    sections = _unfinished_sections(request, unfinished, page) if unfinished else []
+    health = await context.services.administration.health()
+    alike = related_or_repeated([*page.tasks, *(task for section in sections for task in section.tasks)])
     prompts = await tasks.prompt_beginnings([task.id for task in alike], _PROMPT_LENGTH_MAX)
     values = {
         **_page_values(request, query, page, health),
-        "tasks": [task for task in page.tasks if task.state.is_final and task.id not in unfinished]
-        if is_divided
-        else page.tasks,
+        "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
         "preserved": await context.services.sandboxes.preserved_sandboxes(page.tasks),
         "sections": sections,
         "is_divided": is_divided,
@@ -136,19 +134,33 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
 
 
-async def _unfinished_sections(request: Request, tasks: TaskQueries, query: TaskQuery) -> list[Section]:
+async def _query_unfinished(request: Request, tasks: TaskQueries, query: TaskQuery) -> tuple[TaskPage, TaskPage]:
+    """Return the active and the pending tasks. A task that starts in between is in both pages."""
     common = replace(query, sort="created_at", order="desc", limit=_ACTIVE_ROWS)
-    active = await query_page(tasks, replace(common, states=frozenset(_ACTIVE_STATES)), request.query_params)
     pending_query = replace(common, states=frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
     pending = await query_page(tasks, pending_query, request.query_params)
-    return [
-        Section(name, page.tasks, page.total_count, _query_with(request, state=",".join(states)))
-        for name, page, states in (
-            ("Running", active, _ACTIVE_STATES),
-            ("Waiting for capacity", pending, (TaskState.PENDING,)),
-        )
-        if page.tasks
-    ]
+    active = await query_page(tasks, replace(common, states=frozenset(_ACTIVE_STATES)), request.query_params)
+    return active, pending
+
+
+def _unfinished_sections(request: Request, unfinished: tuple[TaskPage, TaskPage], page: TaskPage) -> list[Section]:
+    """Return the sections, without the tasks that a later query found in a later state."""
+    active, pending = unfinished
+    finished = {task.id for task in page.tasks if task.state.is_final}
+    started = {task.id for task in active.tasks} | finished
+    sections = (
+        _make_section(request, "Running", active, finished, _ACTIVE_STATES),
+        _make_section(request, "Waiting for capacity", pending, started, (TaskState.PENDING,)),
+    )
+    return [section for section in sections if section.tasks]
+
+
+def _make_section(
+    request: Request, name: str, page: TaskPage, excluded: Container[str], states: Sequence[TaskState]
+) -> Section:
+    tasks = [task for task in page.tasks if task.id not in excluded]
+    count = page.total_count - (len(page.tasks) - len(tasks))
+    return Section(name, tasks, count, _query_with(request, state=",".join(states)))
 
 
 def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:

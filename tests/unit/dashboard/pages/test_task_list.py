@@ -93,6 +93,27 @@ def test_unfinished_tasks_come_first_with_reasons(pages_with_tasks):
     assert set(rows(pages_with_tasks.get("/?state=running,completed"))) == {"works", "done"}
 
 
+@pytest.mark.parametrize("query_count", [1, 2, 3])
+def test_task_that_changes_between_two_queries_is_listed_once(pages_with_tasks, monkeypatch, query_count):
+    query, queries = pages_with_tasks.tasks.query, []
+
+    async def query_and_change(task_query):
+        page = await query(task_query)
+        queries.append(task_query)
+        if len(queries) == query_count:
+            pages_with_tasks.tasks.record("waits", *TO_RUNNING)
+            pages_with_tasks.tasks.record("works", *TO_COMPLETED)
+        return page
+
+    monkeypatch.setattr(pages_with_tasks.tasks, "query", query_and_change)
+    page = pages_with_tasks.get("/")
+    assert len(queries) == 3
+    assert sorted(rows(page)) == ["done", "waits", "works"]
+    counts = re.findall(r'id="section-[0-9]">[^<]*<span class="tally">([0-9]+)<', page.text)
+    unfinished = [ids for name, ids in sections(page).items() if name != "Finished"]
+    assert [int(count) for count in counts] == [len(ids) for ids in unfinished]
+
+
 def test_number_of_unfinished_tasks_is_limited_and_all_tasks_are_linked(pages):
     for number in range(25):
         pages.tasks.add(f"task-{number:03}")
