@@ -9,7 +9,7 @@ import pytest
 
 from doubles import failing_probes
 from doubles.live_server import make_repository, reply, wait_until
-from sandbox.bootstrap.machine import choose_run_dir
+from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
 TESTS = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 from doubles.live_server import bash, python, reply, wait_until
-from sandbox.bootstrap.machine import choose_run_dir
+from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.demo.model_script import Fault, Turn
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"

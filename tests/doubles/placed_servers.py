@@ -26,7 +26,7 @@ from doubles.runners import find_runners
 from doubles.worker_placement import WorkerClient, WorkerPlacement
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.machine import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
+from sandbox.bootstrap.local_host import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import Liveness

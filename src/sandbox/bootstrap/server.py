@@ -29,13 +29,13 @@ from sandbox.api.settings import ApiSettings
 from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.log import configure_logging
-from sandbox.bootstrap.machine import (
+from sandbox.bootstrap.local_host import (
     PlacementContext,
     RunnerAgents,
     choose_run_dir,
     create_local_placement,
 )
+from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime import make_profile_check
 from sandbox.bootstrap.settings.schema import ServerSettings

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.machine import PlacementContext, make_leftover_sources, measure_host_load
+from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources, measure_host_load
 from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog

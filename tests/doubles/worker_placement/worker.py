@@ -15,7 +15,7 @@ import msgspec
 from doubles.worker_placement.messages import Report, Response, TaskReport
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.machine import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
+from sandbox.bootstrap.local_host import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, DebugSession, FinishAttempt, Leftover, RunAttempt

@@ -15,10 +15,10 @@ from doubles.forked_commands import run
 from doubles.ordinary_user import ordinary_user_directory, run_as_ordinary_user
 from doubles.stored_tasks import StoredTasks
 from sandbox.auth.token_file import TokenFile
-from sandbox.bootstrap import data_dir_lock, machine
+from sandbox.bootstrap import data_dir_lock, local_host
 from sandbox.bootstrap.data_dir_lock import DataDirBusyError, lock_data_dir
 from sandbox.bootstrap.doctor.checks import _probe_dir
-from sandbox.bootstrap.machine import choose_run_dir
+from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.bootstrap.private_directory import UnsafeDirectoryError, make_data_dir
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.cli.errors import ExitCode
@@ -253,8 +253,8 @@ def test_run_dir_is_found_from_another_login_session():
 
 
 async def _restart_in_other_sessions(base):
-    machine._USER_RUNTIME_ROOT = base / "logins"
-    data_dir, session, other = base / "data", machine._USER_RUNTIME_ROOT / str(os.geteuid()), base / "other"
+    local_host._USER_RUNTIME_ROOT = base / "logins"
+    data_dir, session, other = base / "data", local_host._USER_RUNTIME_ROOT / str(os.geteuid()), base / "other"
     for directory in (data_dir, session, other):
         directory.mkdir(mode=0o700, parents=True)
     os.environ["XDG_RUNTIME_DIR"] = str(session)

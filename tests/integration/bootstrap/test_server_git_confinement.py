@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandbox.bootstrap import machine
+from sandbox.bootstrap import local_host
 from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.bootstrap.runtime import RuntimeChoice
 from sandbox.interfaces.runtime import RuntimeProbe
@@ -39,7 +39,7 @@ class SlowRuntime:
 def use_runtime(monkeypatch):
     def use(runtime):
         monkeypatch.setattr("sandbox.runtimes.probe._PROBE_SECONDS", 0.1)
-        for module in (machine, runtime_checks):
+        for module in (local_host, runtime_checks):
             monkeypatch.setattr(module, "make_runtime", lambda *_, **__: runtime)
 
     return use
@@ -50,7 +50,7 @@ def missing_bubblewrap():
 
 
 def can_confine(tmp_path, probe=AVAILABLE):
-    return asyncio.run(machine.can_confine_git(RuntimeChoice(probe, [probe]), tmp_path))
+    return asyncio.run(local_host.can_confine_git(RuntimeChoice(probe, [probe]), tmp_path))
 
 
 def test_slow_start_keeps_git_confined(tmp_path, use_runtime, caplog):

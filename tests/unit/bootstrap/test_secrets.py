@@ -8,7 +8,7 @@ import pytest
 
 from doubles.fake_access import FakeAccess
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.machine import read_memory_available_bytes
+from sandbox.bootstrap.local_host import read_memory_available_bytes
 from sandbox.bootstrap.secrets import ServerSecretResolver
 from sandbox.bootstrap.settings.schema import SecretsSection, VaultSection
 from sandbox.interfaces.secrets import SecretUnavailableError

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
-from sandbox.bootstrap.machine import choose_run_dir, measure_capacity
+from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.secrets import read_upstream
 from sandbox.bootstrap.settings.schema import ServerSettings

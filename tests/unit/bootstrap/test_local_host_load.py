@@ -1,6 +1,6 @@
 """The load of this machine."""
 
-from sandbox.bootstrap.machine import measure_host_load
+from sandbox.bootstrap.local_host import measure_host_load
 
 
 def test_load_of_this_machine_is_plausible():
