@@ -32,7 +32,7 @@ from sandbox.model.events import (
 from sandbox.model.fixed_limits import UNFINISHED_TASKS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.leftovers import LocalAttemptFiles
+from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPreservedDisk, kill_lock_holder
 from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner

@@ -19,7 +19,7 @@ from sandbox.interfaces.tasks import PrunedTask, Retention
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import INDEX_INTERVAL_SECONDS
-from sandbox.placements.local.leftovers import LocalAttemptFiles
+from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.primitives.files import fsync_path
 from sandbox.server.maintenance.integrity import Discrepancy, DiscrepancyKind, IntegrityCheck
 from sandbox.server.maintenance.pruning import Pruner

@@ -27,8 +27,8 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
 )
 from sandbox.model.disk_space import transient_disk_error
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_preserved_files
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
-from sandbox.placements.local.leftovers import LocalAttemptFiles, has_preserved_files
 from sandbox.placements.local.runner_client import RunnerSocket
 
 RUNNER_MODULE = "sandbox.bootstrap.runner"

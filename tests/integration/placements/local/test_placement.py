@@ -33,8 +33,8 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.model.fixed_limits import OUTPUT_FREE_BYTES, OUTPUT_FREE_PERCENT
 from sandbox.placements.local import placement as local_placement
+from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.launch_message import HostSettings
-from sandbox.placements.local.leftovers import LocalAttemptFiles
 from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk, RunnerProgram
 
 SECONDS = 20

@@ -17,7 +17,7 @@ from sandbox.interfaces.placement import HostUnreachableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.leftovers import LocalAttemptFiles, ProbeCleanup, probe_lock
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, ProbeCleanup, probe_lock
 from sandbox.server.maintenance.garbage_collector import (
     GarbageCollectionError,
     GarbageCollector,

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
-from sandbox.placements.local.leftovers import SocketLeftovers
+from sandbox.placements.local.attempt_files import SocketLeftovers
 
 
 @pytest.fixture
