@@ -9,7 +9,7 @@ from pathlib import Path
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import convert_recorded_line
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.disks.space import ReserveFile
+from sandbox.disks.free_space import ReserveFile
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream

@@ -41,7 +41,7 @@ from sandbox.bootstrap.runtime import make_profile_check
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.bootstrap.task_server import TaskServer
 from sandbox.dashboard.routing import add_dashboard
-from sandbox.disks.space import ReserveFile, measure_disk_space
+from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.placement import Placement
 from sandbox.journal.replication import FileTaskReplicas

@@ -17,8 +17,8 @@ from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.secrets import read_upstream
 from sandbox.bootstrap.settings.schema import ServerSettings
+from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop import loop_unavailable_reason
-from sandbox.disks.space import measure_disk_space
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root

@@ -8,8 +8,8 @@ import pytest
 
 from doubles.child_processes import FORKSERVER
 from doubles.faults import fill_file_system, small_file_system
+from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, unshare_mounts
-from sandbox.disks.space import ReserveFile, measure_disk_space
 from sandbox.interfaces.file_layout import AttemptLayout
 
 MIB = 1024**2
