@@ -20,7 +20,7 @@ from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import HostLoad, Retention, TaskServices
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
-from sandbox.model.disk_space import DiskSpace, Watermark
+from sandbox.model.disk_watermarks import DiskSpace, Watermark
 from sandbox.model.events import (
     AgentExited,
     AgentStarted,

@@ -18,7 +18,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import TaskNotContinuableError, TaskNotEndedError, TaskNotFoundError, UnavailableError
 from sandbox.model import events as e
 from sandbox.model import fixed_limits
-from sandbox.model.disk_space import DiskSpace
+from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.server import inherited_files, submissions
 from sandbox.server.inherited_files import discard_unrecorded

@@ -18,7 +18,7 @@ from sandbox.interfaces.placement import FinishAttempt, RunnerNotStartedError
 from sandbox.interfaces.store import StoreError, TaskQuery
 from sandbox.interfaces.tasks import TaskNotFoundError, UnavailableError
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
-from sandbox.model.disk_space import DiskSpace
+from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import (
     Artifact,
     ArtifactCollected,

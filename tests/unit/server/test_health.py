@@ -14,7 +14,7 @@ from sandbox.disks.free_space import ReserveFile
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import StoreError
-from sandbox.model.disk_space import DiskSpace, Watermark
+from sandbox.model.disk_watermarks import DiskSpace, Watermark
 from sandbox.server.dispatcher import Drain, StartConditions
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.disk_monitor import DiskMonitor

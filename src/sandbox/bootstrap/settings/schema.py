@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Le, Len, MaxLen
 
-from sandbox.model.disk_space import Watermark
+from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.egress import CLONE_HOST_PATTERN
 from sandbox.model.fixed_limits import (
     NEW_TASKS_FREE_BYTES,

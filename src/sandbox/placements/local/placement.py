@@ -26,7 +26,7 @@ from sandbox.interfaces.placement import (
     RunAttempt,
     RunnerNotStartedError,
 )
-from sandbox.model.disk_space import transient_disk_error
+from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_preserved_files
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 from sandbox.placements.local.runner_client import RunnerSocket

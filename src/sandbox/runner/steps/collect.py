@@ -17,7 +17,7 @@ from sandbox.interfaces.journal import Journals
 from sandbox.interfaces.runtime import Confine
 from sandbox.interfaces.secrets import Redactor
 from sandbox.interfaces.workspace import FindSecret, PatchResult, SkippedFile, Workspaces
-from sandbox.model.disk_space import transient_disk_error
+from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.model.events import (
     GENERATED_DIRECTORY,
     METADATA_NAME,

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.attempt_dependencies import BASE, Script
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
-from sandbox.model.disk_space import DiskSpace
+from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState

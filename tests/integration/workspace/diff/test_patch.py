@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from doubles.workspace_harness import run_git, snapshot
 from sandbox.interfaces.workspace import PatchResult
-from sandbox.model.disk_space import transient_disk_error
+from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.model.events import DiffStatistics
 from sandbox.model.failure import AttemptError
 from sandbox.secrets.redactor import SecretRedactor
