@@ -12,7 +12,7 @@ from sandbox.interfaces.images import ProfileCatalog
 from sandbox.interfaces.runtime import Runtime, RuntimeProbe
 from sandbox.model.errors import SandboxError
 from sandbox.model.tier import is_strong_enough
-from sandbox.runtimes import nodejs, rootfs
+from sandbox.runtimes import nodejs, rootfs_spec
 
 AUTO = "auto"
 
@@ -121,7 +121,7 @@ def image_components() -> Mapping[str, Component]:
     except (OSError, SubprocessError):
         version = None
     versions = {"node": version} if version else {}
-    configuration = rootfs.etc_files("")[nodejs.NPM_CONFIGURATION]
+    configuration = rootfs_spec.etc_files("")[nodejs.NPM_CONFIGURATION]
     return {
         "node": Component(
             paths=nodejs.find_mounts(),

@@ -10,7 +10,7 @@ from socket import socket
 
 from sandbox.interfaces.images import IMAGE_FILES
 from sandbox.interfaces.runtime import CERTIFICATE_DIRECTORIES, ConfinedCommand, ConfinementSpec
-from sandbox.runtimes import bwrap, launcher_client, rootfs
+from sandbox.runtimes import bwrap, launcher_client, rootfs_spec
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs import launcher
@@ -18,7 +18,7 @@ from sandbox.runtimes.programs import launcher
 _ATTEMPT_ROOT = PurePosixPath("/attempt")
 """Directory in the confinement that contains the attempt's directories by name, so their host paths are hidden."""
 
-_HOST_PATHS = dict.fromkeys((*rootfs.HOST_PATHS, *CERTIFICATE_DIRECTORIES, "/etc/crypto-policies"))
+_HOST_PATHS = dict.fromkeys((*rootfs_spec.HOST_PATHS, *CERTIFICATE_DIRECTORIES, "/etc/crypto-policies"))
 _TMPFS_BYTES_MAX = 64 * 1024 * 1024
 
 
@@ -74,7 +74,7 @@ class ConfinedPrograms:
         yield from bwrap.isolation_arguments(self._attempt_id)
         yield from bwrap.seccomp_arguments(program_spec)
         yield from self._root_arguments()
-        etc = rootfs.etc_files(self._attempt_id)
+        etc = rootfs_spec.etc_files(self._attempt_id)
         files = {**{path: etc[path] for path in IMAGE_FILES}, **command.files}
         for path, content in files.items():
             yield from (
@@ -89,10 +89,10 @@ class ConfinedPrograms:
             yield from ("--setenv", name, value)
 
     def _root_arguments(self) -> Iterator[str]:
-        for directory in rootfs.DIRECTORIES:
+        for directory in rootfs_spec.DIRECTORIES:
             yield from ("--perms", "0755", "--dir", directory)
         yield from ("--ro-bind", "/usr", "/usr")
-        for link, target in rootfs.LINKS.items():
+        for link, target in rootfs_spec.LINKS.items():
             yield from ("--symlink", target, link)
         for path in _HOST_PATHS:
             yield from ("--ro-bind-try", path, path)

@@ -20,7 +20,7 @@ from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
 from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.programs import launcher
-from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
+from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:

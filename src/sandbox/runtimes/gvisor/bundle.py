@@ -18,7 +18,7 @@ from sandbox.runtimes import launcher_client
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
-from sandbox.runtimes.rootfs import RootFsSpec, describe_rootfs
+from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
 STATE_DIRECTORY = f"{launcher.STAGING_DIRECTORY}/state"
 BUNDLE_DIRECTORY = f"{launcher.STAGING_DIRECTORY}/bundle"

@@ -15,7 +15,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import MODEL_PORT, PROXY_PORT
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes import bwrap, launcher_client, rootfs
+from sandbox.runtimes import bwrap, launcher_client, rootfs_spec
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.launcher_client import ProgramSpec
 from sandbox.runtimes.limits import seccomp
@@ -94,7 +94,7 @@ class GuestSpec(msgspec.Struct, frozen=True):
 def staged_paths(plan: GuestSpec) -> dict[str, Path]:
     """Return the host paths to stage, keyed by their names below the launcher's staging directory."""
     paths: dict[str, Path] = {name: plan.spec.disk / name for name in DISK_DIRECTORIES}
-    parts = rootfs.describe_rootfs(plan.spec).mounts
+    parts = rootfs_spec.describe_rootfs(plan.spec).mounts
     paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.execute_only_programs})
     paths.update({f"module-{index}": path for index, path in enumerate(plan.components.modules)})
     if plan.spec.image is not None:
@@ -163,9 +163,9 @@ def _host_program_arguments(plan: GuestSpec, root: str) -> Iterator[str]:
 
 def _usr_arguments(root: str) -> Iterator[str]:
     yield from ("--ro-bind", "/usr", f"{root}/usr")
-    for link, target in rootfs.HOST_LINKS.items():
+    for link, target in rootfs_spec.HOST_LINKS.items():
         yield from ("--symlink", target, f"{root}{link}")
-    for path in rootfs.HOST_PATHS:
+    for path in rootfs_spec.HOST_PATHS:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
@@ -204,7 +204,7 @@ def _encode_settings(plan: GuestSpec) -> bytes:
 
 
 def _command_root_arguments(program_spec: ProgramSpec, plan: GuestSpec) -> Iterator[str]:
-    root = rootfs.describe_rootfs(plan.spec)
+    root = rootfs_spec.describe_rootfs(plan.spec)
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
     for mount_path in root.tmpfs_mounts:
@@ -222,7 +222,7 @@ def _command_root_arguments(program_spec: ProgramSpec, plan: GuestSpec) -> Itera
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
 
 
-def _file_arguments(program_spec: ProgramSpec, plan: GuestSpec, root: rootfs.RootFsSpec) -> Iterator[str]:
+def _file_arguments(program_spec: ProgramSpec, plan: GuestSpec, root: rootfs_spec.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
         number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
