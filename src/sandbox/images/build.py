@@ -14,7 +14,7 @@ from sandbox.images.digest import compute_digest
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.oci.importer import import_layers
-from sandbox.images.rootfs import RootFs
+from sandbox.images.rootfs_builder import RootFs
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
 

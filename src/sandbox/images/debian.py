@@ -19,7 +19,7 @@ from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACK
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs import RootFs
+from sandbox.images.rootfs_builder import RootFs
 
 _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"

@@ -16,7 +16,7 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.images.debian import find_sources, install_packages
 from sandbox.images.definition import ImageDefinition, read_shipped
 from sandbox.images.errors import BuildFailedError
-from sandbox.images.rootfs import RootFs
+from sandbox.images.rootfs_builder import RootFs
 
 REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
 needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")

@@ -12,7 +12,7 @@ from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs import RootFs
+from sandbox.images.rootfs_builder import RootFs
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")

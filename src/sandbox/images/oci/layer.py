@@ -8,7 +8,7 @@ from typing import IO, Any, cast
 from sandbox.images.definition import IMAGE_METADATA_BYTES_MAX
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci.tar_stream import TarStream
-from sandbox.images.rootfs import RootFs
+from sandbox.images.rootfs_builder import RootFs
 
 _WHITEOUT = ".wh."
 _OPAQUE_WHITEOUT = ".wh..wh..opq"

@@ -9,14 +9,14 @@ import tracemalloc
 import pytest
 
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
-from sandbox.images import definition, rootfs
+from sandbox.images import definition, rootfs_builder
 from sandbox.images.debian import read_packages
 from sandbox.images.digest import compute_digest
 from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs import RootFs
+from sandbox.images.rootfs_builder import RootFs
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_whiteout_removes_nothing_outside_the_tree(tree, outside, name):
 
 
 def test_image_that_is_too_large_is_rejected_before_it_is_written(tree, monkeypatch):
-    monkeypatch.setattr(rootfs, "IMAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("fits", bytes(1000))))
     with pytest.raises(ImageRefusedError, match="larger"):
         tree.apply(layer(entry("more", b"1")))
@@ -176,21 +176,21 @@ def test_image_that_is_too_large_is_rejected_before_it_is_written(tree, monkeypa
 
 
 def test_image_with_too_many_files_is_rejected(tree, monkeypatch):
-    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 3)
     tree.apply(layer(*(entry(f"file{index}") for index in range(3))))
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry("one-more")))
 
 
 def test_parent_directories_count_as_entries(tree, monkeypatch):
-    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 3)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 3)
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry("a/b/c/d/e")))
     assert len(list(tree.root.rglob("*"))) <= 3
 
 
 def test_shared_parent_directory_counts_once(tree, monkeypatch):
-    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 5)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 5)
     tree.apply(layer(*(entry(f"a/b/{name}") for name in ("one", "two", "three"))))
 
 
@@ -213,7 +213,7 @@ def test_long_paths_are_not_kept_in_memory(tree):
 
 def test_hard_links_count_for_the_image_size(tree, monkeypatch):
     """Each name counts with the full file size, because the digest reads the file once per name."""
-    monkeypatch.setattr(rootfs, "IMAGE_BYTES_MAX", 1000)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("file", bytes(400)), hardlink("same", "file")))
     with pytest.raises(ImageRefusedError, match="larger"):
         tree.apply(layer(hardlink("once-more", "file")))
@@ -221,14 +221,14 @@ def test_hard_links_count_for_the_image_size(tree, monkeypatch):
 
 @pytest.mark.parametrize("whiteout", [".wh.nothing", "place/.wh..wh..opq"])
 def test_image_with_too_many_whiteouts_is_rejected(tree, monkeypatch, whiteout):
-    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 4)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 4)
     tree.apply(layer(directory("place"), *[entry(whiteout)] * 3))
     with pytest.raises(ImageRefusedError, match="files"):
         tree.apply(layer(entry(whiteout)))
 
 
 def test_whiteout_scans_of_a_directory_are_bounded(tree, monkeypatch):
-    monkeypatch.setattr(rootfs, "IMAGE_ENTRIES_MAX", 20)
+    monkeypatch.setattr(rootfs_builder, "IMAGE_ENTRIES_MAX", 20)
     entries, whiteout = [entry(f"place/{number}", b"new") for number in range(8)], entry("place/.wh..wh..opq")
     tree.apply(layer(*entries, whiteout, whiteout))
     assert len(list((tree.root / "place").iterdir())) == 8
