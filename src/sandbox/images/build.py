@@ -14,7 +14,7 @@ from sandbox.images.digest import compute_digest
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.image_store import ImageMetadata, ImageStore
 from sandbox.images.oci.importer import import_layers
-from sandbox.images.rootfs_builder import RootFs
+from sandbox.images.rootfs_builder import RootFsBuilder
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES
 
@@ -37,7 +37,7 @@ class Component:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
-def add_component(name: str, component: Component | None, rootfs: RootFs, mtime: float) -> None:
+def add_component(name: str, component: Component | None, rootfs: RootFsBuilder, mtime: float) -> None:
     """Copy the component into an image. Raises BuildFailedError, OSError."""
     if component is None or not component.paths:
         raise BuildFailedError(f"The profile needs {name!r}, which is not installed; run sandbox setup.")
@@ -62,7 +62,7 @@ def _files(source: Path, inside: str) -> Iterator[tuple[Path, str]]:
             yield Path(directory, name), f"{directory_inside}/{name}"
 
 
-def _copy_entry(path: Path, inside: str, rootfs: RootFs, mtime: float) -> None:
+def _copy_entry(path: Path, inside: str, rootfs: RootFsBuilder, mtime: float) -> None:
     status = path.lstat()
     if stat.S_ISLNK(status.st_mode):
         rootfs.add_link(inside, str(path.readlink()))
@@ -72,7 +72,7 @@ def _copy_entry(path: Path, inside: str, rootfs: RootFs, mtime: float) -> None:
         rootfs.add_file(inside, content, status.st_size, is_executable=is_executable, mtime=mtime)
 
 
-InstallPackages = Callable[[ImageDefinition, RootFs, Path], None]
+InstallPackages = Callable[[ImageDefinition, RootFsBuilder, Path], None]
 
 
 def build_image(
@@ -112,17 +112,17 @@ def import_image(store: ImageStore, archive: Path, minimum_tier: str = "") -> Im
         return _install_image(store, part, tree, f"OCI image {digest}", minimum_tier, {})
 
 
-def _create_rootfs(build_directory: Path) -> RootFs:
+def _create_rootfs(build_directory: Path) -> RootFsBuilder:
     root = build_directory / "root"
     root.mkdir()
     root.chmod(0o755)
-    return RootFs(root)
+    return RootFsBuilder(root)
 
 
 def _install_image(
     store: ImageStore,
     build_directory: Path,
-    rootfs: RootFs,
+    rootfs: RootFsBuilder,
     source: str,
     minimum_tier: str,
     versions: Mapping[str, str],
@@ -142,7 +142,7 @@ def _install_image(
     return store.install(build_directory, metadata)
 
 
-def finalize(rootfs: RootFs) -> None:
+def finalize(rootfs: RootFsBuilder) -> None:
     """Create the paths that runtimes mount over, and remove private files.
 
     Raises ImageRefusedError if no agent could start in this tree.

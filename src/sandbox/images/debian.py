@@ -19,7 +19,7 @@ from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACK
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_builder import RootFs
+from sandbox.images.rootfs_builder import RootFsBuilder
 
 _PROGRAM = "/usr/bin/mmdebstrap"
 _APT_CONFIG = "/usr/bin/apt-config"
@@ -41,7 +41,9 @@ _PACKAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]*", re.ASCII)
 _PACKAGE_VERSION = re.compile(r"[A-Za-z0-9.+:~-]+", re.ASCII)
 
 
-def install_packages(definition: ImageDefinition, rootfs: RootFs, scratch: Path, program: str = _PROGRAM) -> None:
+def install_packages(
+    definition: ImageDefinition, rootfs: RootFsBuilder, scratch: Path, program: str = _PROGRAM
+) -> None:
     """Install the packages into the root file system. Raises BuildFailedError, ImageRefusedError, OSError.
 
     scratch: a private directory for mmdebstrap's temporary files.
@@ -118,7 +120,7 @@ def _environment(definition: ImageDefinition, scratch: Path) -> dict[str, str]:
     }
 
 
-def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[bytes], rootfs: RootFs) -> None:
+def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[bytes], rootfs: RootFsBuilder) -> None:
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, cwd="/"
     )
@@ -149,7 +151,7 @@ def _last_log_lines(log: IO[bytes]) -> str:
     return " · ".join(line.strip() for line in lines[-6:] if line.strip())
 
 
-def read_packages(rootfs: RootFs) -> dict[str, str]:
+def read_packages(rootfs: RootFsBuilder) -> dict[str, str]:
     """Return the names and versions of the packages in the image's dpkg database. Invalid entries are omitted.
 
     Raises ImageRefusedError if they are larger than IMAGE_PACKAGES_BYTES_MAX.

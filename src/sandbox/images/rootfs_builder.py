@@ -26,7 +26,7 @@ _CHUNK_BYTES = 1024 * 1024
 _NAME_BYTES_MAX = 255  # limit of common file systems
 
 
-class RootFs:
+class RootFsBuilder:
     """A root file system under construction. Its files are readable by everybody and belong to this process's user."""
 
     def __init__(self, root: Path) -> None:

@@ -16,7 +16,7 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.images.debian import find_sources, install_packages
 from sandbox.images.definition import ImageDefinition, read_shipped
 from sandbox.images.errors import BuildFailedError
-from sandbox.images.rootfs_builder import RootFs
+from sandbox.images.rootfs_builder import RootFsBuilder
 
 REQUESTED = os.environ.get("SANDBOX_TEST_BUILDS")
 needs_packages = pytest.mark.skipif(not REQUESTED, reason="set SANDBOX_TEST_BUILDS=1 to build images of real packages")
@@ -70,7 +70,9 @@ def run(program, tmp_path):
     scratch.mkdir()
     root = tmp_path / "root"
     root.mkdir()
-    install_packages(ImageDefinition("x", read_shipped("basic").date, ("git", "curl")), RootFs(root), scratch, program)
+    install_packages(
+        ImageDefinition("x", read_shipped("basic").date, ("git", "curl")), RootFsBuilder(root), scratch, program
+    )
     return root
 
 

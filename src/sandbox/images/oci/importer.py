@@ -12,7 +12,7 @@ from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci.archive import DIGEST, OciArchive, open_archive, uncompressed
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_builder import RootFs
+from sandbox.images.rootfs_builder import RootFsBuilder
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -65,7 +65,7 @@ class _Layer:
     diff_id: str
 
 
-def import_layers(path: Path, rootfs: RootFs, scratch: Path) -> str:
+def import_layers(path: Path, rootfs: RootFsBuilder, scratch: Path) -> str:
     """Apply the layers of an archive. Returns the digest of the image's configuration.
 
     Every digest is verified. Raises ImageRefusedError, OSError.

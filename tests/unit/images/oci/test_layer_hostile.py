@@ -16,7 +16,7 @@ from sandbox.images.errors import ImageRefusedError
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
-from sandbox.images.rootfs_builder import RootFs
+from sandbox.images.rootfs_builder import RootFsBuilder
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def outside(tmp_path):
 
 @pytest.fixture
 def tree(tmp_path, outside):
-    """A RootFs with an `apply` method for layers. After the test, nothing outside the tree may have changed."""
+    """A RootFsBuilder with an `apply` method for layers. After the test, nothing outside the tree may have changed."""
     root = tmp_path / "root"
     root.mkdir()
-    tree = RootFs(root)
+    tree = RootFsBuilder(root)
     tree.apply = lambda *layers: [apply(tree, data) for data in layers]
     yield tree
     assert {path.name for path in outside.iterdir()} == {"file"}
