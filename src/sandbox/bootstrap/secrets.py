@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.bootstrap.settings.schema import SecretsSection
-from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.auth import TokenStore
 from sandbox.interfaces.gateway import ModelUpstream

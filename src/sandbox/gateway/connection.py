@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from sandbox.gateway import limits
 from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
-from sandbox.gateway.model.dialer import UpstreamDialer, UpstreamUnreachableError
-from sandbox.gateway.model.protocol import ModelProtocol
+from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
+from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.protocol import Effects, Phase, SansIOProtocol
 from sandbox.gateway.transport import FIRST_READ_BYTES, READ_BYTES, Stream
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle

@@ -7,9 +7,9 @@ import h11
 import msgspec
 
 from sandbox.gateway.limits import HEAD_BYTES_MAX
-from sandbox.gateway.model.dialer import Upstream
-from sandbox.gateway.model.key_redactor import KeyRedactor
-from sandbox.gateway.model.request_policy import Headers, connection_header_names, select_headers
+from sandbox.gateway.model_api.dialer import Upstream
+from sandbox.gateway.model_api.key_redactor import KeyRedactor
+from sandbox.gateway.model_api.request_policy import Headers, connection_header_names, select_headers
 from sandbox.interfaces.gateway import ModelDialect
 
 _HOP_BY_HOP = frozenset(

@@ -25,10 +25,10 @@ from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model.dialer import Upstream, UpstreamDialer, parse_upstream
-from sandbox.gateway.model.protocol import ModelProtocol
-from sandbox.gateway.model.request_gate import ModelRequestGate
-from sandbox.gateway.model.request_policy import ModelPolicy
+from sandbox.gateway.model_api.dialer import Upstream, UpstreamDialer, parse_upstream
+from sandbox.gateway.model_api.protocol import ModelProtocol
+from sandbox.gateway.model_api.request_gate import ModelRequestGate
+from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.transport import FullSizeBufferLimit, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners

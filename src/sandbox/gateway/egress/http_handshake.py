@@ -7,7 +7,7 @@ import h11
 from sandbox.gateway import http_messages
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel, denial_message, normalize_host
 from sandbox.gateway.http_messages import HostPort, parse_authority
-from sandbox.gateway.model.request_policy import connection_header_names
+from sandbox.gateway.model_api.request_policy import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
 

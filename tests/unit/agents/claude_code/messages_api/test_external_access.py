@@ -14,7 +14,7 @@ from sandbox.agents.claude_code.messages_api.external_access import (
     external_access_reason,
     unknown_fee_reason,
 )
-from sandbox.gateway.model.request_policy import Rejected
+from sandbox.gateway.model_api.request_policy import Rejected
 
 CLIENT_TOOLS = [
     *("custom", "bash_20250124", "computer_20251124", "memory_20250818", "text_editor_20250728"),

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sandbox.gateway import limits
-from sandbox.gateway.model.key_redactor import KeyRedactor
+from sandbox.gateway.model_api.key_redactor import KeyRedactor
 from sandbox.gateway.transport import (
     Address,
     ConnectionRateLimiter,

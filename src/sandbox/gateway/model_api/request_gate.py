@@ -11,7 +11,7 @@ import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.dialer import Upstream
+from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
 

@@ -6,9 +6,9 @@ from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUFFERED_BYTES_MAX
-from sandbox.gateway.model.dialer import parse_upstream
-from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
-from sandbox.gateway.model.request_policy import Rejected
+from sandbox.gateway.model_api.dialer import parse_upstream
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
+from sandbox.gateway.model_api.request_policy import Rejected
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import Usage

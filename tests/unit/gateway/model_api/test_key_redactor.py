@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandbox.gateway.model.key_redactor import BodyRedactor, KeyRedactor
+from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor
 
 KEY = b"sk-ant-the-servers-own"
 MASKED = b"*" * len(KEY)

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager, closing, suppress
 
 from doubles.served_gateway import run, served_gateway, wait_until
-from sandbox.gateway.model import request_gate
+from sandbox.gateway.model_api import request_gate
 
 MEBIBYTE = 1024 * 1024
 BODY = b'{"model":"m","a":"%s"}' % (b"x" * (8 * MEBIBYTE))

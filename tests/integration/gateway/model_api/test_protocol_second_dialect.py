@@ -11,7 +11,7 @@ import pytest
 from doubles.responses_api import ResponsesApi
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
-from sandbox.gateway.model.dialer import parse_upstream
+from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream, UsageMeter
 from sandbox.model.events import EgressDenied, ErrorReported, Usage

@@ -9,10 +9,10 @@ from sandbox.agents.claude_code.messages_api import external_access
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.external_access import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model.dialer import parse_upstream
-from sandbox.gateway.model.protocol import ModelProtocol
-from sandbox.gateway.model.request_gate import ModelRequestGate
-from sandbox.gateway.model.request_policy import ModelPolicy
+from sandbox.gateway.model_api.dialer import parse_upstream
+from sandbox.gateway.model_api.protocol import ModelProtocol
+from sandbox.gateway.model_api.request_gate import ModelRequestGate
+from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied

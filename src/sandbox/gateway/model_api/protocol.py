@@ -14,10 +14,10 @@ import msgspec
 from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
-from sandbox.gateway.model.dialer import Upstream
-from sandbox.gateway.model.key_redactor import BodyRedactor
-from sandbox.gateway.model.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
-from sandbox.gateway.model.request_policy import Allowed, ModelPolicy, too_large
+from sandbox.gateway.model_api.dialer import Upstream
+from sandbox.gateway.model_api.key_redactor import BodyRedactor
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
+from sandbox.gateway.model_api.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
 from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway import limits
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model.dialer import parse_upstream
-from sandbox.gateway.model.protocol import ModelProtocol
-from sandbox.gateway.model.request_gate import ModelRequestGate
-from sandbox.gateway.model.request_policy import ModelPolicy
+from sandbox.gateway.model_api.dialer import parse_upstream
+from sandbox.gateway.model_api.protocol import ModelProtocol
+from sandbox.gateway.model_api.request_gate import ModelRequestGate
+from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.protocol import Effects, Phase
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRules
