@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api import external_access
+from sandbox.agents.claude_code.messages_api import request_checks
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.agents.claude_code.messages_api.external_access import MODEL_STRING_CHARACTERS_MAX
+from sandbox.agents.claude_code.messages_api.request_checks import MODEL_STRING_CHARACTERS_MAX
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.protocol import ModelProtocol
@@ -368,7 +368,7 @@ def test_invalid_body_is_rejected(body):
 
 
 def test_body_with_too_many_json_values_is_rejected(monkeypatch):
-    monkeypatch.setattr(external_access, "REQUEST_JSON_VALUES_MAX", 1000)
+    monkeypatch.setattr(request_checks, "REQUEST_JSON_VALUES_MAX", 1000)
     assert ScriptedGateway(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
     assert ScriptedGateway(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from sandbox.agents.claude_code.messages_api import external_access, pricing, usage_meter
+from sandbox.agents.claude_code.messages_api import pricing, request_checks, usage_meter
 from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 
@@ -96,11 +96,11 @@ class MessagesApi:
 
     def decode_request(self, body: bytes | bytearray) -> dict[str, Any] | Rejected:
         """Decode the body, or reject it."""
-        return external_access.decode_body(body)
+        return request_checks.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return a part of the request that has external access, as the subject of a sentence, or None."""
-        return external_access.external_access_reason(request, sanitize)
+        return request_checks.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return why the cost of the request cannot be bounded and what to do instead, or None."""

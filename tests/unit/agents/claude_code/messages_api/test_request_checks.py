@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api import external_access
-from sandbox.agents.claude_code.messages_api.external_access import (
+from sandbox.agents.claude_code.messages_api import request_checks
+from sandbox.agents.claude_code.messages_api.request_checks import (
     additional_models,
     decode_body,
     external_access_reason,
@@ -241,7 +241,7 @@ def test_request_must_be_an_object_with_a_string_model():
 
 
 def test_request_with_too_many_json_values_is_rejected(monkeypatch):
-    monkeypatch.setattr(external_access, "REQUEST_JSON_VALUES_MAX", 10)
+    monkeypatch.setattr(request_checks, "REQUEST_JSON_VALUES_MAX", 10)
     # The limit counts opening brackets, colons and commas: here one brace, one colon, one bracket and `count` commas.
     for count, is_read in ((7, True), (8, False)):
         body = b'{"a":[%s]}' % b",".join([b"1"] * (count + 1))
