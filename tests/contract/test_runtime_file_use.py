@@ -15,7 +15,7 @@ from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until,
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes import launcher_client
-from sandbox.runtimes.limits.blocked_threads import count_host_open_files
+from sandbox.runtimes.limits.blocked_syscalls import count_host_open_files
 from sandbox.runtimes.limits.epoll_usage import count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 

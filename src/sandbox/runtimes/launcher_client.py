@@ -15,7 +15,7 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
-from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
+from sandbox.runtimes.limits.blocked_syscalls import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter

@@ -17,7 +17,7 @@ from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySa
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
-from sandbox.runtimes.limits.blocked_threads import SyscallBufferMeter
+from sandbox.runtimes.limits.blocked_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs

@@ -20,7 +20,7 @@ from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import kernel_usage
-from sandbox.runtimes.limits.blocked_threads import BlockedThreadInterrupter, SyscallBufferMeter
+from sandbox.runtimes.limits.blocked_syscalls import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage

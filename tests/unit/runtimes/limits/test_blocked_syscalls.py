@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import CALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.blocked_threads import (
+from sandbox.runtimes.limits.blocked_syscalls import (
     BlockedThreadInterrupter,
     SyscallBufferMeter,
     count_host_open_files,
