@@ -17,7 +17,7 @@ from typing import IO
 
 import msgspec
 
-from sandbox.bootstrap.administration import check_data_dir, rebuild_index
+from sandbox.bootstrap.admin_operations import check_data_dir, rebuild_index
 from sandbox.bootstrap.backup.create import BACKUP_VERSION, MANIFEST_NAME, TOKENS_NAME, BackupEntry, BackupManifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.private_directory import private_umask

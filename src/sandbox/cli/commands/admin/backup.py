@@ -32,7 +32,7 @@ def backup(file: Path, **options: Any) -> None:
     included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.administration import require_data_dir
+    from sandbox.bootstrap.admin_operations import require_data_dir
     from sandbox.bootstrap.backup.create import create_backup
 
     require_data_dir(data_dir)

@@ -38,7 +38,7 @@ def check(*, deep: bool, **options: Any) -> None:
     consistent, otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.administration import check_data_dir
+    from sandbox.bootstrap.admin_operations import check_data_dir
 
     tasks_count, discrepancies = check_data_dir(data_dir, deep=deep)
     if current_options().format == "json":

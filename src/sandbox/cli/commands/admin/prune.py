@@ -94,7 +94,7 @@ def prune(
 
 def _prune_offline(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
     settings = load_configuration(options).settings
-    from sandbox.bootstrap.administration import prune_data_dir
+    from sandbox.bootstrap.admin_operations import prune_data_dir
     from sandbox.interfaces.tasks import Retention
     from sandbox.model.wire.events import format_timestamp
 

@@ -26,7 +26,7 @@ def rebuild(**options: Any) -> None:
     The old index is kept as index.sqlite.before. Exit code: 0 if all journals were indexed, otherwise 1.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
-    from sandbox.bootstrap.administration import rebuild_index
+    from sandbox.bootstrap.admin_operations import rebuild_index
 
     result = rebuild_index(data_dir)
     if current_options().format == "json":
