@@ -13,7 +13,7 @@ from sandbox.demo.example_repository import FILES, git_environment
 
 
 def start(*arguments):
-    command = [sys.executable, "-m", "sandbox.demo.playground", *arguments]
+    command = [sys.executable, "-m", "sandbox.demo.standalone_servers", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

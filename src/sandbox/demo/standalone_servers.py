@@ -1,4 +1,4 @@
-"""Serves the demo's repository and model for use with any server: `python -m sandbox.demo.playground`."""
+"""Serves the demo's repository and model for use with any server: `python -m sandbox.demo.standalone_servers`."""
 
 from __future__ import annotations
 
