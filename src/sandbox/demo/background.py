@@ -41,7 +41,7 @@ _POLL_SECONDS = 0.1
 _LOG_BYTES_MAX = 2000
 
 PORTS = {"port": 8122, "ws_port": 8121, "git_port": DEFAULT_PORT}
-"""The default ports, those of `sandbox serve` and of the playground; 0 means any free port."""
+"""The default ports, those of `sandbox serve` and of `standalone_servers`; 0 means any free port."""
 
 
 def demo_directory() -> Path:

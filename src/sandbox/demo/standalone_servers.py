@@ -17,7 +17,7 @@ from sandbox.demo.scripted_model import ScriptedModel
 MODEL_PORT = 8131
 
 
-async def serve_playground(directory: Path, *, git_port: int, model_port: int) -> None:
+async def serve_demo(directory: Path, *, git_port: int, model_port: int) -> None:
     """Serve the repository and the model until SIGTERM or SIGINT. Raises OSError if a port is in use."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -37,10 +37,10 @@ def main() -> int:
     parser.add_argument("--git-port", type=int, default=DEFAULT_PORT, help="0 means any free port")
     parser.add_argument("--model-port", type=int, default=MODEL_PORT, help="0 means any free port")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="sandbox-playground-") as directory:
+    with tempfile.TemporaryDirectory(prefix="sandbox-demo-") as directory:
         make_example_repository(Path(directory))
         try:
-            asyncio.run(serve_playground(Path(directory), git_port=options.git_port, model_port=options.model_port))
+            asyncio.run(serve_demo(Path(directory), git_port=options.git_port, model_port=options.model_port))
         except OSError as error:
             sys.stderr.write(f"{error.strerror}; choose other ports with --git-port and --model-port.\n")
             return 1

@@ -1,4 +1,4 @@
-"""The playground serves the demo's repository and model to a separately started server."""
+"""The standalone servers serve the demo's repository and model to a separately started server."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ def start(*arguments):
 
 
 @pytest.fixture
-def playground():
+def servers():
     process = start("--git-port", "0", "--model-port", "0")
     with process:
         lines = [process.stdout.readline() for _ in range(3)]
@@ -27,8 +27,8 @@ def playground():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_playground_serves_repository_and_model_until_a_signal(playground, tmp_path, number):
-    process, urls = playground
+def test_repository_and_model_are_served_until_a_signal(servers, tmp_path, number):
+    process, urls = servers
     clone = ["git", "clone", "--quiet", urls["Repository"], str(tmp_path / "clone")]
     subprocess.run(clone, env=git_environment(), check=True, timeout=60)
     assert {path.name for path in (tmp_path / "clone").iterdir()} == {*FILES, ".git"}
