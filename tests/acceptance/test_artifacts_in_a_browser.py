@@ -192,9 +192,11 @@ def test_same_origin_page_cannot_load_responses_as_code(deployment, browser):
     page = open_attack_page(browser, origin)
     assert page.evaluate(ATTACKS, ADDRESSES) == {}
     # Control: the dashboard's own assets load, which shows that the test detects a successful load.
-    loaded = page.evaluate(ATTACKS, ["/assets/plain.js", "/assets/dashboard.css", "/assets/icon.svg"])
-    assert {"module", "import"} <= set(loaded["/assets/plain.js"])
-    assert set(loaded["/assets/plain.js"]).isdisjoint({"worker", "module_worker", "shared_worker", "service_worker"})
+    loaded = page.evaluate(ATTACKS, ["/assets/untrusted_text.js", "/assets/dashboard.css", "/assets/icon.svg"])
+    assert {"module", "import"} <= set(loaded["/assets/untrusted_text.js"])
+    assert set(loaded["/assets/untrusted_text.js"]).isdisjoint(
+        {"worker", "module_worker", "shared_worker", "service_worker"}
+    )
     assert {"style", "css"} <= set(loaded["/assets/dashboard.css"])
     assert loaded["/assets/icon.svg"] == ["image"]
 

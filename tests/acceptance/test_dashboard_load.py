@@ -14,7 +14,7 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
 """A busy machine renders these pages in one to three seconds; without the tested limits it takes 11 s to minutes."""
-VISIBLE = "async (text) => (await import('/assets/plain.js')).visible(text)"
+VISIBLE = "async (text) => (await import('/assets/untrusted_text.js')).visible(text)"
 RENDERED = """async (text) => {
     const { markdown } = await import("/assets/markdown.js");
     const began = performance.now();

@@ -44,7 +44,7 @@ TESTED_CODES = sorted(
 def escape_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the script, with the suffix that makes Node load it as a module."""
     module = tmp_path_factory.mktemp("assets") / "plain.mjs"
-    module.write_bytes((ASSETS / "plain.js").read_bytes())
+    module.write_bytes((ASSETS / "untrusted_text.js").read_bytes())
     return module
 
 

@@ -3,7 +3,7 @@
 
 import { markdown } from "/assets/markdown.js";
 import { h, request, size } from "/assets/page.js";
-import { appendText } from "/assets/plain.js";
+import { appendText } from "/assets/untrusted_text.js";
 
 const BYTES_MAX = 256 * 1024;
 const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);

@@ -1,8 +1,8 @@
 // The dialog that asks for a change: it submits a new task that continues an ended one. It contains the line comments
 // and a text field.
 import { $, h, request, toast } from "/assets/page.js";
-import { visibleName } from "/assets/plain.js";
 import { COMMENT_CHARACTERS_MAX } from "/assets/review_store.js";
+import { visibleName } from "/assets/untrusted_text.js";
 
 export class ChangeDialog {
   onChange = () => {};

@@ -2,7 +2,7 @@
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
 import { clock, h, money, span } from "/assets/page.js";
-import { appendText, elementLimit, splitText, visible } from "/assets/plain.js";
+import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
 const LABEL_MAX = 2000;
 const BRIEF_MAX = 300;

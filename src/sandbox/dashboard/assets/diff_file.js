@@ -2,9 +2,9 @@
 import { fillText, LineStyle, rowElement } from "/assets/diff_lines.js";
 import { h } from "/assets/page.js";
 import { kindOf, noteOf, rowsOf, sideTexts, splitRows } from "/assets/patch.js";
-import { elementLimit, visibleName } from "/assets/plain.js";
-import { pause } from "/assets/slices.js";
 import { highlight, languageOf } from "/assets/syntax.js";
+import { pause } from "/assets/time_slices.js";
+import { elementLimit, visibleName } from "/assets/untrusted_text.js";
 
 const BLOCK_ROWS = 50;
 const BLOCK_ELEMENTS_MAX = 4000;

@@ -1,7 +1,7 @@
 // The lines of a diff as table rows: numbers, text with syntax colors, and marks of changed words.
 import { h } from "/assets/page.js";
-import { appendEscaped, elementLimit, visible } from "/assets/plain.js";
 import { STYLES } from "/assets/syntax.js";
+import { appendEscaped, elementLimit, visible } from "/assets/untrusted_text.js";
 import { wordDiff } from "/assets/word_diff.js";
 
 export const LINE_CHARACTERS_MAX = 5000;

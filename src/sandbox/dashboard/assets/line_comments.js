@@ -1,8 +1,8 @@
 // Comments on lines, which become a prompt that asks for a change.
 import { $, h, toast } from "/assets/page.js";
 import { rowsOf } from "/assets/patch.js";
-import { visible, visibleName } from "/assets/plain.js";
 import { COMMENT_CHARACTERS_MAX, COMMENTS_MAX } from "/assets/review_store.js";
+import { visible, visibleName } from "/assets/untrusted_text.js";
 
 const QUOTE_CHARACTERS_MAX = 300;
 

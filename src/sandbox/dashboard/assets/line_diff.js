@@ -1,6 +1,6 @@
 // The line-by-line diff of two texts, for edits in the conversation.
 import { h } from "/assets/page.js";
-import { appendText, elementLimit, visibleName } from "/assets/plain.js";
+import { appendText, elementLimit, visibleName } from "/assets/untrusted_text.js";
 
 export const COMPARISONS_MAX = 400_000;
 const CONTEXT_LINES = 3;

@@ -1,7 +1,7 @@
 // Renders Markdown as elements, not as HTML text: anything else, including HTML tags, is shown literally.
 import MarkdownIt from "/assets/markdown-it.min.js";
 import { h } from "/assets/page.js";
-import { splitText, TEXT_LENGTH_MAX, visible } from "/assets/plain.js";
+import { splitText, TEXT_LENGTH_MAX, visible } from "/assets/untrusted_text.js";
 
 const LENGTH_MAX = 200_000;
 const ELEMENTS_MAX = 3000;

@@ -1,7 +1,7 @@
 // The top of a task's page: the agent's final message, its current activity, and the size of the patch.
 import { markdown } from "/assets/markdown.js";
 import { $, clock, count, h, longSpan, request } from "/assets/page.js";
-import { visible } from "/assets/plain.js";
+import { visible } from "/assets/untrusted_text.js";
 
 const ACTIVITY_MAX = 200;
 const CALLS_MAX = 100;

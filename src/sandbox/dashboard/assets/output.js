@@ -2,7 +2,7 @@
 import { LineHeights } from "/assets/line_heights.js";
 import { describe, jsonElement } from "/assets/output_line.js";
 import { $, clock, h, money, span } from "/assets/page.js";
-import { appendText, withoutColors } from "/assets/plain.js";
+import { appendText, withoutColors } from "/assets/untrusted_text.js";
 
 const LINE_HEIGHT = 20;
 const LINES_MAX = 200_000;

@@ -1,6 +1,6 @@
 // What a line of output shows: its level, and folded JSON. Computed for lines in view only.
 import { h } from "/assets/page.js";
-import { appendText, elementLimit, withoutColors } from "/assets/plain.js";
+import { appendText, elementLimit, withoutColors } from "/assets/untrusted_text.js";
 
 const JSON_MAX = 50_000;
 const PREVIEW_MAX = 240;

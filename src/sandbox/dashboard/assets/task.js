@@ -7,7 +7,7 @@ import { follow } from "/assets/event_stream.js";
 import { Metrics } from "/assets/metrics.js";
 import { Outcome } from "/assets/outcome.js";
 import { Output } from "/assets/output.js";
-import { Refusals } from "/assets/refusals.js";
+import { Refusals } from "/assets/refused_connections.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
 const { task, api, events, after, format, patch } = $("task-data").dataset;

@@ -1,6 +1,6 @@
 // Refused connections of the sandbox, by host.
 import { $, clock, h } from "/assets/page.js";
-import { visible } from "/assets/plain.js";
+import { visible } from "/assets/untrusted_text.js";
 
 const HOSTS_MAX = 500;
 const PORTS = new Set([80, 443]); // the ports that an allowed host without a port includes
