@@ -43,7 +43,7 @@ TESTED_CODES = sorted(
 @pytest.fixture(scope="module")
 def escape_module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the script, with the suffix that makes Node load it as a module."""
-    module = tmp_path_factory.mktemp("assets") / "plain.mjs"
+    module = tmp_path_factory.mktemp("assets") / "untrusted_text.mjs"
     module.write_bytes((ASSETS / "untrusted_text.js").read_bytes())
     return module
 

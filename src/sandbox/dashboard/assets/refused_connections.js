@@ -6,7 +6,7 @@ const HOSTS_MAX = 500;
 const PORTS = new Set([80, 443]); // the ports that an allowed host without a port includes
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 
-export class Refusals {
+export class RefusedConnections {
   #hosts = new Map();
   #eventCount = 0;
   #reportedCount = 0;

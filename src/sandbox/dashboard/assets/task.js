@@ -7,7 +7,7 @@ import { follow } from "/assets/event_stream.js";
 import { Metrics } from "/assets/metrics.js";
 import { Outcome } from "/assets/outcome.js";
 import { Output } from "/assets/output.js";
-import { Refusals } from "/assets/refused_connections.js";
+import { RefusedConnections } from "/assets/refused_connections.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
 const { task, api, events, after, format, patch } = $("task-data").dataset;
@@ -19,10 +19,10 @@ const DRAW_MILLISECONDS = 100;
 const conversation = new Conversation();
 const output = new Output(format === "terminal");
 const metrics = new Metrics();
-const refusals = new Refusals();
+const refusedConnections = new RefusedConnections();
 const changes = new Changes(`${api}/artifacts`, patch);
 const outcome = new Outcome(`${api}/artifacts`, patch);
-const views = [conversation, output, metrics, refusals, outcome];
+const views = [conversation, output, metrics, refusedConnections, outcome];
 
 // The selected view is in the URL's fragment.
 const tabs = [...document.querySelectorAll('[role="tab"]')];
@@ -158,7 +158,7 @@ function redraw() {
     updateJump();
   } else if (selected === "output") output.show();
   else if (selected === "metrics") metrics.show();
-  refusals.show();
+  refusedConnections.show();
   outcome.show(finalState());
   $("tally-output").textContent = output.count ? count(output.count) : "";
   if (hasMore) draw(0);
