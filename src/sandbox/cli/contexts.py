@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sandbox.model.errors import SandboxError
-from sandbox.model.fixed_limits import DEFAULT_SERVER
+from sandbox.model.server_address import DEFAULT_SERVER
 
 DEFAULT_NAME = "default"
 """The name of the context that always exists: the default server, without a token."""

@@ -15,7 +15,7 @@ import click
 from sandbox.cli.lazy_group import GlobalOption, gc_frozen
 from sandbox.cli.output.console import is_color_enabled
 from sandbox.cli.output.text import escape_text
-from sandbox.model.fixed_limits import DEFAULT_SERVER
+from sandbox.model.server_address import DEFAULT_SERVER
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

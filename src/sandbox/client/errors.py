@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from sandbox.client.response_types import ExistingTask, FieldError
 from sandbox.model.errors import SandboxError
-from sandbox.model.fixed_limits import DEFAULT_SERVER
+from sandbox.model.server_address import DEFAULT_SERVER
 
 
 class ClientError(SandboxError):

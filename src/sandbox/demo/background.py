@@ -34,13 +34,14 @@ from sandbox.demo.walkthrough import (
     start_server,
 )
 from sandbox.model.errors import SandboxError
+from sandbox.model.server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 
 START_TIMEOUT_SECONDS = 90.0
 STOP_TIMEOUT_SECONDS = 90.0
 _POLL_SECONDS = 0.1
 _LOG_BYTES_MAX = 2000
 
-PORTS = {"port": 8122, "ws_port": 8121, "git_port": DEFAULT_PORT}
+PORTS = {"port": DEFAULT_API_PORT, "ws_port": DEFAULT_WEBSOCKET_PORT, "git_port": DEFAULT_PORT}
 """The default ports, those of `sandbox serve` and of `standalone_servers`; 0 means any free port."""
 
 

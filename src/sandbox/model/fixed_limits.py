@@ -457,6 +457,3 @@ TERMINAL_INPUT_SECONDS = 30.0
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 """Maximum size of output queued for one client of the agent's terminal. Beyond it, the client is disconnected."""
-
-
-DEFAULT_SERVER = "http://localhost:8122"

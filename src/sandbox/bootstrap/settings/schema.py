@@ -35,6 +35,7 @@ from sandbox.model.manifest.field_formats import (
     parse_byte_size,
     parse_duration,
 )
+from sandbox.model.server_address import DEFAULT_API_PORT, DEFAULT_WEBSOCKET_PORT
 
 if TYPE_CHECKING:
     from sandbox.interfaces.tasks import Retention
@@ -140,8 +141,8 @@ class ServerSection:
 
     __pydantic_config__ = _FORBID_EXTRA
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[Port, Description("Port of the API; 0 for any free one.")] = 8122
-    ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free one.")] = 8121
+    port: Annotated[Port, Description("Port of the API; 0 for any free one.")] = DEFAULT_API_PORT
+    ws_port: Annotated[Port, Description("Port of the WebSocket; 0 for any free one.")] = DEFAULT_WEBSOCKET_PORT
     data_dir: Annotated[DirectoryPath, Description("Directory where tasks are stored.")] = field(
         default_factory=default_data_dir
     )

@@ -14,7 +14,7 @@ from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, server_option, token_option
 from sandbox.cli.output.console import print_message
-from sandbox.model.fixed_limits import DEFAULT_SERVER
+from sandbox.model.server_address import DEFAULT_SERVER
 
 TOKEN_BYTES_MAX = 16 * 1024
 NAME_CHARACTERS_MAX = 64
