@@ -70,7 +70,7 @@ JSON_TYPES = {
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
     "sandbox.api.cursor:Bookmark": "sandbox.api.request_parsing:PageCursor",
 }
-ADDED_STATUS_FIELDS = {"repository", "branch", "diff", "duration_seconds", "parent", "continues"}
+ADDED_STATUS_FIELDS = {"repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain"}
 EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task"}
 """Types with additional fields or events. The new version reads what the old one writes, not the other way round."""
 
@@ -233,6 +233,7 @@ def status_without_texts(deployment, name):
     """The status without the text of its isolation, and without the fields that old servers do not have."""
     status = deployment.status(name)
     del status["vm"]["isolates"]
+    status["progress"].pop("current_subject", None)
     return {key: status[key] for key in status if key not in ADDED_STATUS_FIELDS}
 
 

@@ -31,6 +31,9 @@ _PLAIN = {
     inspect.StrType: "text",
 }
 
+_CHECKSUM = f"sha256:{'5a' * 32}"
+"""New versions accept no other text in a field with this name."""
+
 
 def encoded_samples(names, kind):
     """Encoded samples of each `module:Type`; names separated by `|` are a union."""
@@ -102,9 +105,13 @@ def _manifests():
 def _records(info):
     """One record for each sample of the field that has the most samples."""
     added = {name for kind, name in _ADDED_FIELDS if kind == info.cls.__name__}
-    fields = {field.name: _samples(field.type) for field in info.fields if field.name not in added}
+    fields = {field.name: _field_samples(field) for field in info.fields if field.name not in added}
     count = max((len(values) for values in fields.values()), default=1)
     return [info.cls(**{name: values[n % len(values)] for name, values in fields.items()}) for n in range(count)]
+
+
+def _field_samples(field):
+    return [_CHECKSUM] if field.name == "checksum" else _samples(field.type)
 
 
 if __name__ == "__main__":
