@@ -123,7 +123,7 @@ def time_status_requests(deployment, names):
 
 
 def seconds_to_follow_again(deployment, names):
-    """Return the seconds from `kill -9` until the server responds, and until it has new output of every task."""
+    """Return the seconds from `kill -9` until the server responds, and until it has new output from every task."""
     deployment.server.stop(signal.SIGKILL)
     begin = time.monotonic()
     responded = start_timed_server(deployment)

@@ -4,7 +4,7 @@ A task has 1,000 events per second (for SECONDS, default 60) in a real journal: 
 agent's messages, tool calls and their results, some refused connections and metrics. Chromium shows the page of the
 task, first the conversation, then the output. Prints the page's long tasks (as defined by the browser: periods in which
 the page does not respond), its memory, and whether the page received all events. Then PAGES (default 200) clients
-follow the task in the same way as a page. Prints the growth of the server's memory. Before both, Chromium opens the
+follow the task in the way that a page does. Prints the growth of the server's memory. Before both, Chromium opens the
 Changes tab for a patch with 151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first
 paint, the first lines, and the long tasks.
 """
@@ -194,7 +194,7 @@ def serve_one_task(parent: Connection) -> None:
 
 
 async def serve_and_record(data_dir: Path, parent: Connection) -> None:
-    """Handle orders: a number of seconds for which to record events, "memory" to report the memory, None to stop."""
+    """Handle orders: a number of seconds for which to record events, "memory" to report its memory, None to stop."""
     from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents

@@ -111,7 +111,7 @@ class Watch:
 
 
 def run_ordinary_task(deployment, task_id):
-    """Run a task; return the seconds until its sandbox runs, and until it is completed."""
+    """Run a task; return the seconds until its sandbox is running, and until the task is completed."""
     began = time.monotonic()
     deployment.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
     wait_until(

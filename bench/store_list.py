@@ -43,7 +43,7 @@ VOCABULARY = ["".join(TEXTS.choices(LETTERS, k=TEXTS.randrange(2, 12))) for _ in
 
 
 def prompt(number: int) -> str:
-    """A prompt of about 100 words, most of them frequent. Words such as `half` state how many tasks contain them."""
+    """Return a prompt of about 100 words, most of them common. Words such as `half` say how many tasks have them."""
     frequent = ["Fix", "the", "failing", "test,", "and", "explain", "in", "one", "paragraph", "why", "it", "failed."]
     words = [VOCABULARY[int(TEXTS.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
     marks = [word for word, share in (("half", 2), ("tenth", 10), ("thousandth", 1000)) if number % share == 0]

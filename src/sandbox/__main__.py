@@ -1,4 +1,4 @@
-"""`python -m sandbox` is `sandbox`."""
+"""Makes `python -m sandbox` equivalent to the command `sandbox`."""
 
 from sandbox.cli.main import main
 

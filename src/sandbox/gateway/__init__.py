@@ -1,1 +1,1 @@
-"""The gateway: a sandbox's only network access. Only the modules that the docstring of `server` lists use sockets."""
+"""The gateway: a sandbox's only network access. Only the modules listed in the docstring of `server` use sockets."""

@@ -1,4 +1,4 @@
-"""Handlers of connections from the sandbox: they move bytes between sockets and a sans-I/O protocol."""
+"""Handlers for connections from the sandbox, which move bytes between sockets and a sans-I/O protocol."""
 
 import asyncio
 import time
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class PriorityCpuQueues:
     """CPU queues by ascending priority: DNS and other non-model traffic, new model connections, active ones.
 
-    A sandbox can send any amount of data to parse. Therefore the CPU time is limited, and only one connection's data is
-    parsed at a time. Other work of the runner, such as stopping the sandbox, runs in between.
+    A sandbox can send any amount of data for the gateway to parse. CPU time is therefore limited, and the data of only
+    one connection is parsed at a time. The runner's other work, such as stopping the sandbox, runs in between.
     """
 
     def __init__(self, throttle: CpuThrottle) -> None:
@@ -46,11 +46,11 @@ PHASE_TIMEOUT_SECONDS = {
     Phase.IDLE: limits.KEEP_ALIVE_SECONDS,
     Phase.CLOSING: limits.LINGER_SECONDS,
 }
-"""Timeout of a client connection in each phase, in seconds."""
+"""Timeout for a client connection in each phase, in seconds."""
 
 
 class ConnectionHandler:
-    """Runs one connection from the sandbox through its protocol. Received data waits for its turn in `queue`."""
+    """Passes the data of one connection from the sandbox to a protocol. Received data waits for its turn in `queue`."""
 
     def __init__(self, protocol: SansIOProtocol, client: Stream, queues: PriorityCpuQueues, queue: CpuQueue) -> None:
         self._protocol = protocol
@@ -99,7 +99,7 @@ class ConnectionHandler:
 class ModelConnection(ConnectionHandler):
     """A client connection to the model's listener. Its upstream connection is reused for the client's next request.
 
-    The connection gets the priority `model` when a request has been forwarded and loses it when a request is rejected.
+    The connection gets the priority `model` once a request has been forwarded, and loses it when a request is rejected.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class ModelConnection(ConnectionHandler):
             resume = self._model_protocol.resume
         except TimeoutError:
             resume = self._model_protocol.hold_timed_out
-        effects = await self._run_queued(resume)  # queued, because all held requests are released at the same time
+        effects = await self._run_queued(resume)  # queued, because all held requests are released at once
         self._hold_task = None
         await self._apply(effects)
 

@@ -35,7 +35,7 @@ class SyntheticIps:
         return self._addresses[name]
 
     def name_of(self, address: str) -> str | None:
-        """Return the name of an address; None if unassigned. Redaction requires the spelling of the query."""
+        """Return the name of an address, spelled as in the query (for redaction); None if unassigned."""
         return self._names.get(IPv4Address(address))
 
 
@@ -53,7 +53,7 @@ AddressLookup = Callable[[str], IPv4Address | None]
 
 
 class DnsResponse(msgspec.Struct, frozen=True):
-    """The response to a DNS message. message: None if nothing is sent. denied_name: None if no name was denied."""
+    """The response to a DNS message. message: None if no response is sent. denied_name: None if no name was denied."""
 
     message: bytes | None
     denied_name: str | None = None
@@ -65,7 +65,7 @@ def respond(query: bytes, resolve: AddressLookup) -> DnsResponse:
         return DnsResponse(None)
     flags = int.from_bytes(query[2:4])
     if flags & _RESPONSE:
-        return DnsResponse(None)  # responding to a response could make two resolvers loop forever
+        return DnsResponse(None)  # if responses got responses, two resolvers could loop forever
     if flags & _OPCODE:
         return DnsResponse(_encode_response(query, flags, _NOTIMP))
     question = _parse_question(query) if int.from_bytes(query[4:6]) == 1 else None
@@ -97,7 +97,7 @@ def _encode_record(address: IPv4Address) -> bytes:
 
 
 def _parse_question(query: bytes) -> tuple[str, int] | None:
-    """Return the name of the only question and the offset after it, or None if the question is malformed."""
+    """Return the name in the only question and the offset after the question, or None if the question is malformed."""
     labels: list[str] = []
     offset = _HEADER_BYTES
     while offset < len(query):
@@ -125,7 +125,7 @@ class DnsResponder:
         self._reporter = reporter
 
     def respond(self, query: bytes) -> bytes | None:
-        """Return the response message, or None if the query gets none."""
+        """Return the response message, or None if there must be no response."""
         response = respond(query, self._synthetic_ips.address_of)
         if response.denied_name is not None:
             reason = self._policy.name_deny_reason(response.denied_name)

@@ -17,7 +17,7 @@ from sandbox.model.printable import escape_character, replace_unprintable
 
 
 class EventReporter:
-    """Reports all usage. Limits the rate of reported errors, and the rate and number of reported denials.
+    """Reports all usage, but limits the rate of reported errors, and the rate and number of reported denials.
 
     monotonic: returns seconds.
     redact: removes the values of secrets from text.
@@ -45,7 +45,7 @@ class EventReporter:
         return printable_host(self._redact(text))
 
     def quote(self, text: str) -> str:
-        """Make an upstream message safe for a report: redact it, escape it as one line, then truncate it."""
+        """Make a message from the upstream safe for a report: redact it, escape it as one line, then truncate it."""
         line = replace_unprintable(" ".join(self._redact(text).split()), escape_character)
         return line if len(line) <= QUOTE_CHARACTERS_MAX else f"{line[:QUOTE_CHARACTERS_MAX]}…"
 
@@ -58,7 +58,7 @@ class EventReporter:
         self._report(BudgetExhausted(message))
 
     def report_key_rejected(self, message: str) -> None:
-        """Report that the model rejected the server's key and no more model requests are forwarded."""
+        """Report that the model rejected the server's key and that no more model requests are forwarded."""
         self._report(KeyRejected(message))
 
     def report_denied(self, host: str, port: int, reason: str) -> None:
@@ -73,7 +73,7 @@ class EventReporter:
         self._denials_in_second += 1
         if self._denials_in_second > DENIALS_PER_SECOND_MAX:
             return
-        # In lower case, because a program may write the value of a secret in a name in any case.
+        # In lower case, because a program may use a secret's value as a name, in any case.
         self._report(EgressDenied(self.sanitize(host.lower()), port, reason))
         self._denials_reported += 1
         if self._denials_reported == DENIALS_REPORTED_MAX:
@@ -103,7 +103,7 @@ class EventReporter:
             )
 
     def flush(self) -> None:
-        """Report the unlisted denials and the number of dropped headers. Call this when the gateway stops."""
+        """Report the number of unlisted denials and of dropped headers. Call this when the gateway stops."""
         self._flush_denials()
         if self._dropped_headers:
             message = f"{self._dropped_headers} headers of model requests were not forwarded in total."

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on both sides of the gateway, with h11: forwarded headers and the gateway's own responses. No I/O."""
+"""HTTP/1.1 on both sides of the gateway, using h11: forwarded headers and the gateway's own responses. No I/O."""
 
 import re
 from collections.abc import Iterable
@@ -42,7 +42,7 @@ _HOST_QUALIFIERS = frozenset(
 """Words of the headers that programs use instead of the Host header, such as `X-Original-Host` and `Base-Url`."""
 
 _FORWARDED_HOST_HEADERS = frozenset({b"forwarded", b"proxy", b"x-forwarded"})
-"""More headers that name a host. CGI programs use `Proxy` as the address of their proxy."""
+"""More headers that name a host. CGI programs use the value of `Proxy` as the address of their proxy."""
 
 _DROPPED_PREFIXES = (b"proxy-", b"x-forwarded-")
 _NON_ALPHANUMERIC = re.compile(rb"[^a-z0-9]")
@@ -61,7 +61,7 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request: with the server's key instead of the task's, and for an uncompressed response.
+    """Build the upstream request, with the server's key instead of the task's, for an uncompressed response.
 
     body: the complete JSON body if known; if None, the client's framing is kept. Returns the request and the names of
     the dropped headers.
@@ -81,7 +81,7 @@ def forwarded_request(
 
 
 def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request:
-    """Build the request to a host other than the model; it is the only one on its connection."""
+    """Build a request to a host other than the model. It is the only request on its connection."""
     dropped = _HOP_BY_HOP | _FORWARDED_HOST_HEADERS | {b"http2-settings", b"content-length"}
     headers = [*_forwarded_headers(request, dropped), *_framing_headers(request.headers)]
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
@@ -105,7 +105,7 @@ def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
 
 
 def has_body(request: h11.Request) -> bool:
-    """Return whether the request announces a body."""
+    """Return whether the request declares a body."""
     return bool(_framing_headers(request.headers))
 
 
@@ -156,7 +156,7 @@ def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[b
 
 
 def _names_host(name: bytes) -> bool:
-    """Return whether a header other than Host names the host of the request, to judge by its words."""
+    """Return whether the words of a header's name suggest that the header, like Host, names the request's host."""
     words = frozenset(name.split(b"-")) - {b""}
     return name != b"host" and bool(words & _HOST_WORDS) and words <= _HOST_WORDS | _HOST_QUALIFIERS
 
@@ -179,7 +179,7 @@ class HostPort(msgspec.Struct, frozen=True):
 
 
 class AbsoluteTarget(msgspec.Struct, frozen=True):
-    """An absolute-form target: scheme, authority, and the path with query to send to the host."""
+    """An absolute-form target: scheme, authority, and the path and query to send to the host."""
 
     scheme: str
     authority: HostPort

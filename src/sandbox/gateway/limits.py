@@ -1,19 +1,19 @@
-"""Limits of the gateway, each with the effect of exceeding it."""
+"""The gateway's limits, each with the effect of exceeding it."""
 
 HEAD_BYTES_MAX = 32 * 1024
-"""Maximum size of the request line and headers; above it: 431 and the connection ends."""
+"""Maximum size of the request line and headers; above it: 431, and the connection ends."""
 
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
-"""Maximum size of a request body, equal to the Messages API's limit; above it: 413 and the connection ends."""
+"""Maximum size of a request body, equal to the Messages API's limit; above it: 413, and the connection ends."""
 
 ERROR_BODY_BYTES_MAX = 8 * 1024
-"""Maximum number of bytes of a response that rejects the server's key; the message of a larger one is not reported."""
+"""Maximum size of a response that rejects the server's key; a larger one is reported without its message."""
 
 QUOTE_CHARACTERS_MAX = 300
-"""Maximum number of characters of that message in a report; the rest is cut."""
+"""Maximum number of characters of such a message in a report; the rest is cut."""
 
 PIPELINED_BYTES_MAX = 64 * 1024
-"""Maximum number of bytes that a client may send while it waits for a response; above it the connection ends."""
+"""Maximum number of bytes that a client may send while waiting for a response; above it the connection ends."""
 
 UPSTREAM_RECEIVE_BYTES_MAX = 1024 * 1024
 """Receive buffer size of one connection to a host or to the model; the kernel allocates the same amount for itself."""
@@ -65,10 +65,10 @@ KEEP_ALIVE_SECONDS = 300.0
 """Maximum time between a response and the next request; above it the connection ends."""
 
 RESPONSE_SECONDS = 900.0
-"""Maximum time without data sent to a client that waits for its response; above it the connection ends."""
+"""Maximum time for which a client waiting for its response gets no data; above it the connection ends."""
 
 CLIENT_STALL_SECONDS = 60.0
-"""Maximum total time that a client may stall a response of a task with a budget.
+"""Maximum total time that a client may stall a response if its task has a budget.
 
 After that, the gateway reads the rest of the response without forwarding it.
 """
@@ -83,22 +83,22 @@ UPSTREAM_SECONDS = 600.0
 """Maximum time between two reads of an incomplete upstream response; above it: 504, or a truncated response."""
 
 UPSTREAM_IDLE_SECONDS = 30.0
-"""How long an idle upstream connection is kept for the same client's next request."""
+"""How long an idle upstream connection is kept open for the same client's next request."""
 
 HOLD_SECONDS = 120.0
-"""Maximum time that a model request waits for the check of `AgentReady`; above it: 503. The hang timeout continues."""
+"""Maximum time that a model request waits for the `AgentReady` check; above it: 503. The hang timeout keeps running."""
 
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
-"""Maximum total size of all model request bodies that wait for a decision or for the upstream; above it: 429."""
+"""Maximum total size of model request bodies waiting for a decision or for the upstream; above it: 429."""
 
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
-"""Maximum number of bytes to wait for until a TLS ClientHello is complete; a longer hello is denied."""
+"""Maximum size of a TLS ClientHello; a longer one is denied."""
 
 UNKNOWN_PROTOCOL_BYTES_MAX = 16 * 1024
 """Number of bytes of other protocols that are searched for TLS and HTTP; the rest passes unread."""
 
 PARTIAL_HELLOS_MAX = 16
-"""Maximum number of incomplete ClientHello candidates at once in other protocols; above it the connection ends."""
+"""Maximum number of simultaneous incomplete ClientHello candidates in other protocols; above it the connection ends."""
 
 TUNNEL_IDLE_SECONDS = 300.0
 """Maximum time without data in either direction between the sandbox and a host; above it the connection ends."""
@@ -116,7 +116,7 @@ ADDRESSES_MAX = 4
 """Maximum number of addresses of one host that are tried, within CONNECT_SECONDS in total."""
 
 MODEL_LOOKUP_SECONDS = 30.0
-"""Interval at which the model's addresses are resolved again. Other hosts with these addresses are denied."""
+"""Interval at which the model's host name is resolved again. Other hosts with its addresses are denied."""
 
 SYNTHETIC_IPS_MAX = 4096
 """Maximum number of names with a synthetic address per sandbox; additional names do not resolve."""
@@ -125,13 +125,13 @@ DNS_DATAGRAM_BYTES_MAX = 2048
 """Maximum size of a DNS query over UDP; longer queries are truncated."""
 
 DENIALS_REPORTED_MAX = 100_000
-"""Maximum number of denials of an attempt that are reported individually.
+"""Maximum number of an attempt's denials that are reported individually.
 
-Additional denials are only counted. This is reported once.
+Additional denials are only counted, which is reported once.
 """
 
 DENIALS_PER_SECOND_MAX = 20
-"""Maximum number of denials per second that are reported individually; one report contains the number of the others."""
+"""Maximum number of denials per second that are reported individually; one report counts the others."""
 
 DROPPED_HEADERS_REPORTED_MAX = 20
 """Maximum number of dropped header names that are reported per attempt; additional ones are only counted."""

@@ -37,7 +37,7 @@ class SansIOProtocol(Protocol):
 
     @property
     def phase(self) -> Phase:
-        """The event that the connection waits for now."""
+        """The event that the connection is waiting for."""
         ...
 
     def client_data_received(self, data: bytes) -> Effects:

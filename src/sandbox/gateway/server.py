@@ -151,7 +151,7 @@ class SocketGateway:
                 accepted = await _accept_connection(listener, slots, queue)
             except OSError as error:  # the peer is already gone, or no file descriptor is left
                 if error.errno == EINVAL:
-                    raise  # the socket no longer listens: no connection will ever arrive
+                    raise  # the socket is no longer listening: no connection will ever arrive
                 await asyncio.sleep(0.1)
                 continue
             task = group.create_task(self._handle_isolated(handle, accepted))
@@ -254,7 +254,7 @@ async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: 
 
 
 def _is_peer_closed(accepted: socket) -> bool:
-    """Return whether the peer closed the connection before it sent anything."""
+    """Return whether the peer closed the connection before sending anything."""
     try:
         return not accepted.recv(1, MSG_PEEK)
     except BlockingIOError:

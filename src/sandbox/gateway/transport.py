@@ -100,7 +100,7 @@ class Stream:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._abort_on_timeout)
 
     def clear_timeout(self) -> None:
-        """Cancel the timeout for a period in which nothing reads from the connection."""
+        """Cancel the timeout while nothing is reading from the connection."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -139,7 +139,7 @@ def limit_buffers(connection: socket) -> None:
 class FullSizeBufferLimit:
     """Limits how many connections to one side (hosts, model or sandbox) have full-size buffers.
 
-    A connection above the limit gets reduced buffers permanently.
+    A connection above the limit gets smaller buffers and keeps them.
     """
 
     def __init__(self) -> None:

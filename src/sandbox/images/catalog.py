@@ -16,7 +16,7 @@ from sandbox.model.tier import is_strong_enough
 class ProfileEntry:
     """A profile's current state.
 
-    metadata: the metadata of its current image, None if there is no image. problem: why the image cannot be used.
+    metadata: the metadata of its current image; None if there is no image. problem: why the image cannot be used.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ProfileCatalog:
         return ProfileEntry(name, definition is not None, description, tier, metadata)
 
     def entries(self) -> list[ProfileEntry]:
-        """Return all profiles, except those that are removed during the call."""
+        """Return all profiles, except any that are removed during the call."""
         entries = []
         for name in self.names():
             with suppress(ProfileNotFoundError):

@@ -1,6 +1,6 @@
 """Installs packages of the machine's distribution into a root file system, and reads its package database.
 
-mmdebstrap installs them. Sources, keys, proxy and certificates are those of this machine's apt, because the machine's
+mmdebstrap installs them. It uses the sources, keys, proxy and certificates of this machine's apt, because the machine's
 operator decides where packages come from. None of them is copied into the image.
 """
 

@@ -32,7 +32,7 @@ IMAGE_METADATA_BYTES_MAX = 4 * 1024**2
 """Maximum size of an index, manifest or configuration in an archive, and of a tar header with its extensions."""
 
 IMAGE_PACKAGES_BYTES_MAX = 2 * 1024**2
-"""Maximum size of the names and versions of an image's packages, which are read at each submission of a task."""
+"""Maximum size of the names and versions of an image's packages, which are read each time a task is submitted."""
 
 IMAGE_LINKS_MAX = 40
 """Maximum number of symbolic links that are followed to resolve one path, as in the kernel."""
@@ -44,7 +44,7 @@ DEFINITION_BYTES_MAX = 64 * 1024
 """Maximum size of a profile's definition file."""
 
 BUILD_SECONDS = 1800.0
-"""Time limit of mmdebstrap, after which it is killed."""
+"""Time limit for mmdebstrap, after which it is killed."""
 
 SYNC_SECONDS = 300.0
 """Time limit for flushing an image to disk before it becomes current."""

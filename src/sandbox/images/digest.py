@@ -15,8 +15,8 @@ _CHUNK_BYTES = 1024 * 1024
 class TreeDigest:
     """Identifies the content of an image.
 
-    digest: SHA-256 of a tar of the tree, with sorted names and without owners. size_bytes: total size of all regular
-    files. entries: number of files, directories and links.
+    digest: SHA-256 of a tar of the tree, in which names are sorted and owners omitted. size_bytes: total size of all
+    regular files. entries: number of files, directories and links.
     """
 
     digest: str
@@ -41,7 +41,7 @@ def compute_digest(root: Path) -> TreeDigest:
 
 def _walk(path: str, name: str) -> Iterator[tuple[str, str]]:
     yield path, name
-    # Read only names: scandir's entries contain whole paths, in total up to several gigabytes.
+    # Read only names: scandir's entries contain whole paths, which can total several gigabytes.
     for child in map(os.fsdecode, sorted(os.listdir(os.fsencode(path)))):  # noqa: PTH208
         if stat.S_ISDIR(os.lstat(f"{path}/{child}").st_mode):
             yield from _walk(f"{path}/{child}", f"{name}/{child}")

@@ -16,7 +16,7 @@ class InvalidProfileError(SandboxError):
 
 
 class ProfileBusyError(SandboxError):
-    """An image of the profile is being built or removed, or a task uses it."""
+    """An image of the profile is being built or removed, or is in use by a task."""
 
     code = "profile_busy"
     retryable = True

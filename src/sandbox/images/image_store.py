@@ -137,7 +137,7 @@ class ImageStore:
         return metadata
 
     def _replace(self, final: Path, built: Path, backup: Path) -> None:
-        """Replace an image. If killed between the two renames, the process leaves no image until the next build."""
+        """Replace an image. If this is interrupted between the two renames, there is no image until the next build."""
         if final.exists():
             with _try_lock(final, fcntl.LOCK_EX) as is_free:
                 if not is_free:
@@ -196,7 +196,7 @@ class ImageStore:
         try:
             current = self._current_name()
         except ImageUnusableError:
-            return  # any image may be the current one
+            return  # any of the images may be the current one
         for image in [image for image in self._images() if image.name != current]:
             with _try_lock(image, fcntl.LOCK_EX) as is_free:
                 if is_free:
@@ -217,7 +217,7 @@ class ImageStore:
 
 @contextmanager
 def _try_lock(directory: Path, operation: int) -> Iterator[bool]:
-    """Try to lock a directory for the duration of the block, without waiting. Yields whether the lock was acquired."""
+    """Try to lock a directory for the duration of the block, without waiting. Yields whether this succeeded."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:

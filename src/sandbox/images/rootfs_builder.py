@@ -1,7 +1,7 @@
 """Writes an image's files without ever leaving the image's directory.
 
-The content may come from hostile archives. Paths are resolved from the image's root, link by link as in the sandbox, so
-a link to /etc refers to the image's own /etc. No other process may write to the directory at the same time.
+The files may come from hostile archives. Paths are resolved from the image's root, link by link as in the sandbox, so a
+link to /etc refers to the image's own /etc. No other process may write to the directory at the same time.
 """
 
 import os
@@ -23,7 +23,7 @@ from sandbox.images.definition import (
 from sandbox.images.errors import ImageRefusedError
 
 _CHUNK_BYTES = 1024 * 1024
-_NAME_BYTES_MAX = 255  # limit of common file systems
+_NAME_BYTES_MAX = 255  # the limit in common file systems
 
 
 class RootFsBuilder:
@@ -35,10 +35,10 @@ class RootFsBuilder:
         self._entries = 0
         self._whiteout_entries = 0
         self._added_in_layer: set[int] = set()
-        """Hashes of paths, because a million paths may take several gigabytes."""
+        """Hashes of paths, because a million paths could take up several gigabytes."""
 
     def start_layer(self) -> None:
-        """Start a layer. Whiteouts do not apply to files of the same layer."""
+        """Start a layer. Its whiteouts do not apply to files of the same layer."""
         self._added_in_layer.clear()
 
     def add_directory(self, name: str) -> None:
@@ -95,14 +95,14 @@ class RootFsBuilder:
             _remove(path)
 
     def apply_whiteout(self, name: str) -> None:
-        """Remove the entry of earlier layers that has this name. Raises ImageRefusedError."""
+        """Remove the entry with this name if an earlier layer created it. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and path != str(self.root):
             self._remove_earlier(path)
 
     def apply_opaque_whiteout(self, name: str) -> None:
-        """Remove entries of earlier layers in this directory. Raises ImageRefusedError."""
+        """Remove the entries in this directory that earlier layers created. Raises ImageRefusedError."""
         self._count_entry()
         path = self.find(name)
         if path is not None and _is_directory(path):
@@ -219,7 +219,7 @@ class RootFsBuilder:
 
 
 def split_path(name: str) -> list[str]:
-    """Split a path in the image; a leading slash is ignored. Raises ImageRefusedError if it could leave the tree."""
+    """Split a path in the image, ignoring a leading slash. Raises ImageRefusedError if it could leave the tree."""
     if "\0" in name or len(os.fsencode(name)) > IMAGE_PATH_BYTES_MAX:
         raise ImageRefusedError(f"The image has a path that is too long or invalid: {name[:200]!r}")
     parts = [segment for segment in name.split("/") if segment not in {"", "."}]

@@ -1,4 +1,4 @@
-"""The coding agent: how to start it, parse its output and judge its exit."""
+"""The coding agent: how to start it, how to parse its output and how to interpret its exit."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     programs: as in SandboxSpec.
     git_author: name of the author of commits in the sandbox.
     home_files: contents, by path relative to the home directory; written before the agent starts.
-    is_checked_when_ready: model requests wait until the agent's `AgentReady` has found no failure.
-    model_variables: names of environment variables for access to the model; users' shells do not get these variables.
+    is_checked_when_ready: model requests wait until `AgentReady.find_failure` has found no failure.
+    model_variables: names of the environment variables that give access to the model; users' shells do not get them.
     """
 
     command: Command
@@ -51,7 +51,7 @@ class AgentReady(msgspec.Struct, frozen=True):
     """The agent is initialized and has sent no model request yet. A subclass contains what the agent reported."""
 
     def find_failure(self, manifest: Manifest, redact: Callable[[str], str]) -> Failure | None:
-        """Return the failure if the agent lacks something that the manifest requests, such as a tool; else None.
+        """Return the failure if the agent lacks something that the manifest requests, such as a tool; otherwise None.
 
         redact: the redaction that was already applied to the agent's output.
         """
@@ -59,7 +59,7 @@ class AgentReady(msgspec.Struct, frozen=True):
 
 
 class ApiRetry(msgspec.Struct, frozen=True):
-    """The agent reported that it retries a model request."""
+    """The agent reported that it is retrying a model request."""
 
     message: str
 
@@ -85,7 +85,7 @@ class OutputParser(Protocol):
         ...
 
     def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
-        """Judge the exit: success only for exit code 0 and a last result with `is_error: false`."""
+        """Interpret the exit: it is a success only with exit code 0 and a last result with `is_error: false`."""
         ...
 
 
@@ -114,7 +114,7 @@ class AgentDriver(Protocol):
         resumes: bool = False,
         session: bytes | None = None,
     ) -> AgentLaunchSpec:
-        """Return how to start the agent. `secrets` (values by name) become environment variables of the agent.
+        """Return how to start the agent. `secrets` (values by name) become the agent's environment variables.
 
         resumes: the agent continues the session with this id, which its home directory contains.
         session: the content of the session with this id, from `read_session`; the agent continues it with the prompt.
@@ -122,7 +122,7 @@ class AgentDriver(Protocol):
         ...
 
     def has_session(self, home: Path, session_id: str) -> bool:
-        """Whether a home directory (a host path, written by an agent) contains a session that can be resumed."""
+        """Return whether a home directory (a host path, written by an agent) contains a session that can be resumed."""
         ...
 
     def read_session(self, home: Path, session_id: str, bytes_max: int) -> bytes | None:
@@ -134,11 +134,11 @@ class AgentDriver(Protocol):
         ...
 
     def create_parser(self, session_id: str) -> OutputParser:
-        """Create a parser for the output of one run of the agent."""
+        """Create a parser for the output of one agent run."""
         ...
 
     def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
-        """Return why a terminal session failed, judged by its exit status alone; None if it succeeded."""
+        """Return why a terminal session failed, based only on its exit status; None if it succeeded."""
         ...
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
@@ -155,7 +155,7 @@ class ManifestTemplate(msgspec.Struct, frozen=True):
 
 
 class Agent(AgentSchema, Protocol):
-    """One kind of agent: everything that the server, the runner and the command line need to offer it.
+    """One kind of agent: everything that the server, the runner and the command line need to support it.
 
     An instance holds no resources. Attributes and methods import only what they need.
     """

@@ -22,11 +22,11 @@ class Principal:
 
 
 class TokenStore(Protocol):
-    """The current tokens of a server. No method raises an error or waits long for a disk."""
+    """The current tokens of a server. No method raises an error, and none waits long for a disk."""
 
     @property
     def has_tokens(self) -> bool:
-        """Whether tokens were ever configured, even if all of them are revoked, expired or unreadable."""
+        """Whether tokens were ever configured, even if all of them are now revoked, expired or unreadable."""
         ...
 
     def authenticate(self, token: str | None) -> Principal | None:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """`now` is for display, `monotonic` for every time limit."""
+    """`now` is for display, and `monotonic` is for time limits."""
 
     def now(self) -> datetime:
         """Return the UTC wall clock time, with time zone."""

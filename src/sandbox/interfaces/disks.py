@@ -1,4 +1,4 @@
-"""The disk of an attempt: workspace, home and /tmp together, with a size limit."""
+"""The disk of an attempt: its workspace, home and /tmp, with one size limit for all three."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class DiskUsage(msgspec.Struct, frozen=True):
 
 
 class Disk(Protocol):
-    """Makes the `AttemptLayout.disk` of one attempt a directory with a size limit, for the lifetime of this process."""
+    """Provides one attempt's `AttemptLayout.disk`, a directory with a size limit, for the lifetime of this process."""
 
     @property
     def enforces_size(self) -> bool:
@@ -60,7 +60,7 @@ class DiskReserve(Protocol):
 
     @property
     def is_allocated(self) -> bool:
-        """Whether the reserve exists and can be released. Raises OSError."""
+        """Return whether the reserve exists and can be released. Raises OSError."""
         ...
 
     def allocate(self) -> None:

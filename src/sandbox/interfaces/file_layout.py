@@ -9,12 +9,12 @@ import msgspec
 
 
 def tasks_root(data_dir: Path) -> Path:
-    """The directory with one directory per task, named by the task's id."""
+    """Return the directory that contains one directory per task, named after the task's id."""
     return data_dir / "tasks"
 
 
 def pruned_root(data_dir: Path) -> Path:
-    """The directory with the files of pruned tasks that the janitor has not deleted yet."""
+    """Return the directory for the files of pruned tasks, until the janitor deletes the files."""
     return data_dir / "pruned"
 
 
@@ -27,12 +27,12 @@ def new_attempt_id() -> str:
 
 
 def runner_socket(run_dir: Path, attempt_id: str) -> Path:
-    """The control socket of an attempt's runner."""
+    """Return the control socket of an attempt's runner."""
     return run_dir / f"{attempt_id}.sock"
 
 
 def probe_directory(run_dir: Path, probe_id: str) -> Path:
-    """The directory of a probe, whose id has the format of an attempt id."""
+    """Return the directory of a probe, whose id has the format of an attempt id."""
     return run_dir / f"probe-{probe_id}"
 
 
@@ -49,20 +49,20 @@ class TaskLayout(msgspec.Struct, frozen=True):
 
     @property
     def artifacts(self) -> Path:
-        """The directory with one file per artifact, named by the artifact."""
+        """The directory that contains one file per artifact, named after the artifact."""
         return self.root / "artifacts"
 
     @property
     def attempts_root(self) -> Path:
-        """The directory with one directory per attempt, named by the attempt's id."""
+        """The directory that contains one directory per attempt, named after the attempt's id."""
         return self.root / "attempts"
 
     def attempt(self, attempt_id: str) -> "AttemptLayout":
-        """The paths of one attempt."""
+        """Return the paths of one attempt."""
         return AttemptLayout(self.attempts_root / attempt_id)
 
     def attempts(self) -> Iterator["AttemptLayout"]:
-        """The paths of all attempts, unordered."""
+        """Return the paths of all attempts, unordered."""
         attempts = self.attempts_root
         return (self.attempt(path.name) for path in (attempts.iterdir() if attempts.is_dir() else ()))
 
@@ -74,7 +74,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def handle(self) -> Path:
-        """The sandbox's handle, written before anything of the sandbox is created."""
+        """The sandbox's handle, written before any part of the sandbox is created."""
         return self.root / "handle.json"
 
     @property
@@ -84,7 +84,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def debug_session_lock(self) -> Path:
-        """Lock on a preserved disk, held by the runner of a debug session or by a release."""
+        """Lock on a preserved disk, held by the runner of a debug session or while the disk is released."""
         return self.root / "visit.lock"
 
     @property

@@ -23,7 +23,7 @@ class ModelUpstream(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Budget(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Limits of the model's cost; None means no limit. tokens: input (including cached) and output together.
+    """Limits on the model's cost; None means no limit. tokens: input (including cached) plus output.
 
     spent_usd, spent_tokens: already spent by earlier gateways of the same task.
     """
@@ -139,7 +139,7 @@ class UsageMeter(Protocol):
         ...
 
     def partial_usage(self) -> Usage | None:
-        """Return the usage so far if it can be computed cheaply before the body is complete, else None."""
+        """Return the usage so far, or None if it cannot be computed cheaply before the body is complete."""
         ...
 
     @property
@@ -163,7 +163,7 @@ class UsageMeter(Protocol):
 class ModelDialect(Protocol):
     """One model API. All requests come from a sandbox and are untrusted.
 
-    `sanitize` makes untrusted text safe to report.
+    `sanitize` makes untrusted text safe for reports.
     """
 
     @property
@@ -173,7 +173,7 @@ class ModelDialect(Protocol):
 
     @property
     def endpoints(self) -> Mapping[bytes, bool]:
-        """The paths of POST requests to forward. The value of each path is whether its response uses tokens."""
+        """The paths of POST requests to forward. Each path maps to whether its response uses tokens."""
         ...
 
     @property
@@ -192,7 +192,7 @@ class ModelDialect(Protocol):
         ...
 
     def is_forwarded(self, header_name: bytes) -> bool:
-        """Whether the request header with this lower-case name is forwarded.
+        """Return whether the request header with this lower-case name is forwarded.
 
         Headers that describe the body are always forwarded.
         """
@@ -219,11 +219,11 @@ class ModelDialect(Protocol):
         ...
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return which part of the request accesses external resources, as the start of a sentence, or None."""
+        """Return the part of the request that accesses external resources, as the start of a sentence, or None."""
         ...
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return why the cost of the request cannot be bounded and what to do instead, or None."""
+        """Return why no bound on the request's cost can be computed and what to do instead, or None."""
         ...
 
     def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:

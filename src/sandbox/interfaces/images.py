@@ -43,7 +43,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class ImageUnusableError(SandboxError):
-    """The profile's image is missing, damaged or from a different version of Sandbox, or needs a stronger tier."""
+    """The profile's image is missing, damaged or from a different version of Sandbox, or it needs a stronger tier."""
 
     code = "image_unusable"
 
@@ -52,7 +52,7 @@ class ProfileCatalog(Protocol):
     """The profiles of a host."""
 
     def list_profiles(self) -> Mapping[str, str]:
-        """Return each profile's name and minimum tier (empty for any). Reads the current profiles at each call."""
+        """Return each profile's name and minimum tier (empty for any). Reads the current profiles on each call."""
         ...
 
     def find_image(self, profile: str, tier: str) -> Image | None:

@@ -27,7 +27,7 @@ class Liveness(Enum):
 
 
 class JournalBusyError(SandboxError):
-    """Another process holds the journal's lock, or may hold it, so its writer may be alive."""
+    """Another process holds, or may hold, the journal's lock, so the journal's writer may be alive."""
 
     code = "journal_busy"
     retryable = True
@@ -51,7 +51,7 @@ class RecordBatch(msgspec.Struct, frozen=True):
 
 
 class JournalWriter(Protocol):
-    """The only writer of a journal. It holds the lock; the kernel releases the lock when the process dies."""
+    """The only writer of a journal. It holds the journal's lock, which the kernel releases when the process dies."""
 
     @property
     def last_seq(self) -> int:
@@ -100,7 +100,7 @@ class Recorder(Protocol):
 
 
 class ReplayState(msgspec.Struct, frozen=True):
-    """A task folded from its journal up to a byte offset."""
+    """A task computed from its journal up to a byte offset."""
 
     task: Task | None
     offset: int
@@ -136,7 +136,7 @@ class Journals(Protocol):
         ...
 
     def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
-        """Fold a journal from `state` (None: its start) to its current end.
+        """Compute a task from its journal, from `state` (None: the start of the journal) to the current end.
 
         Raises JournalDamagedError, FileNotFoundError.
         """
@@ -188,7 +188,7 @@ class Journals(Protocol):
         ...
 
     def liveness(self, task_id: str) -> Liveness:
-        """Whether a writer holds the lock now; FREE if the journal has no lock file. Raises OSError."""
+        """Return whether a writer holds the lock now; FREE if the journal has no lock file. Raises OSError."""
         ...
 
     def task_ids(self) -> Sequence[str]:
@@ -197,7 +197,7 @@ class Journals(Protocol):
 
 
 class TaskReplicas(Protocol):
-    """Copies of journals and artifacts whose writers have another data directory.
+    """Copies of journals and artifacts that are written in other data directories.
 
     A placement whose runners are on other hosts uses it to copy journals and artifacts to the server's data directory,
     and to copy the records that precede an attempt to the data directories of those hosts. Repeating a call has no

@@ -68,7 +68,7 @@ class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
 
     attempt_id: the attempt whose disk is preserved.
     image: as in `RunAttempt`.
-    secrets: values by name, to redact them in the output of the shells.
+    secrets: values by name, to redact them in the shells' output.
     """
 
     task_id: str
@@ -82,7 +82,7 @@ class DebugSession(msgspec.Struct, frozen=True, tag="debug_session"):
 
 
 Order = RunAttempt | FinishAttempt | DebugSession
-"""What the server requests from a runner. The placement adds the settings of the host that the runner runs on."""
+"""What the server requests from a runner. The placement adds the settings of the runner's host."""
 
 
 def _describe(order: Order) -> str:
@@ -99,13 +99,13 @@ class RunnerUnreachableError(SandboxError):
 class RunnerNotStartedError(OSError):
     """No runner was started, or it did not read its order, because of a temporary problem of its host.
 
-    The host lacks disk space, processes, memory or descriptors or is too busy, or the new runner was killed. The task
-    is not the cause.
+    Either the host is too busy or out of disk space, processes, memory or descriptors, or the new runner was killed.
+    The task is not the cause.
     """
 
 
 class HostUnreachableError(OSError):
-    """A host does not respond, or no placement of this server has it. The state of its attempts is unknown."""
+    """A host does not respond, or it belongs to no placement of this server. The state of its attempts is unknown."""
 
     def __init__(self, host: str) -> None:
         super().__init__(f"the host {host} does not respond")
@@ -154,8 +154,9 @@ class RunnerHandle(Protocol):
     """The runner or finisher of one attempt, alive or dead, wherever it runs.
 
     A task has one journal for all its attempts, and one lock. `liveness` and `kill` apply to the holder of this lock:
-    if another attempt was launched since, this is the runner of that attempt. The other methods apply to this attempt
-    only. A request to a host that does not respond fails, but may still be carried out when the host responds again.
+    if another attempt has been launched since, this is the runner of that attempt. The other methods apply to this
+    attempt only. A request to a host that does not respond fails, but may still be carried out when the host responds
+    again.
     """
 
     @property
@@ -164,7 +165,7 @@ class RunnerHandle(Protocol):
         ...
 
     def liveness(self) -> Liveness:
-        """Whether a runner holds the lock of the task's journal now. Does not wait for other hosts. Raises OSError.
+        """Return whether a runner holds the task journal's lock now. Does not wait for other hosts. Raises OSError.
 
         FREE only after the server's data directory has every record that the runner wrote, and also if no runner was
         ever started. UNKNOWN while the host does not respond, and until it has responded after a launch.
@@ -190,7 +191,7 @@ class RunnerHandle(Protocol):
     async def kill(self) -> bool:
         """Kill (SIGKILL) the runner that holds the lock of the task's journal; the kernel then releases the lock.
 
-        Return whether there was such a runner. Other holders of the lock, such as a server, are not killed. Raises
+        Return whether there was such a runner. Does not kill other holders of the lock, such as a server. Raises
         OSError; HostUnreachableError if the host does not respond within 5 s.
         """
         ...
@@ -240,7 +241,7 @@ class AttemptLocation(NamedTuple):
 
 
 class Leftover(NamedTuple):
-    """An attempt that has files besides its log, or anything else on its host.
+    """An attempt that still has files besides its log, or anything else, on its host.
 
     kinds: the kinds of the sources that found leftovers of the attempt (`LeftoverSource.kind`).
     has_handle: whether it has a handle, so a part of its sandbox may exist.
@@ -266,24 +267,24 @@ class LeftoverScan(NamedTuple):
 class AttemptFiles(Protocol):
     """The files of attempts, and the leftovers of killed processes, on the hosts of one placement.
 
-    Every method raises OSError; HostUnreachableError if the host does not respond within 5 s. Methods that are not
-    coroutines block.
+    Every method can raise OSError, and HostUnreachableError if the host does not respond within 5 s. Methods that are
+    not coroutines block.
     """
 
     def has_disk(self, location: AttemptLocation) -> bool:
-        """Whether the attempt's disk exists."""
+        """Return whether the attempt's disk exists."""
         ...
 
     def is_preserved(self, location: AttemptLocation) -> bool:
-        """Whether the attempt has a disk or a handle."""
+        """Return whether the attempt has a disk or a handle."""
         ...
 
     def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
-        """Whether the agent that wrote the attempt's files had exactly these secret values."""
+        """Return whether the agent that wrote the attempt's files had exactly these secret values."""
         ...
 
     def has_handle(self, task_id: str) -> bool:
-        """Whether any attempt of the task has a handle.
+        """Return whether any attempt of the task has a handle.
 
         A part of that attempt's sandbox may exist, and only the handle identifies it.
         """
@@ -344,7 +345,7 @@ class Host(Protocol):
 
     @property
     def capacity(self) -> Resources:
-        """The resources that all tasks together may reserve. Constant while the server runs."""
+        """The total resources that tasks may reserve. Constant while the server runs."""
         ...
 
     @property
@@ -355,7 +356,7 @@ class Host(Protocol):
     def blocked_reason(self) -> str | None:
         """Return why no attempt can start now (human-readable), for example because the host does not respond.
 
-        Does not check the free memory, the runtimes, and the disk of the server's data directory. Does not block.
+        Does not check the free memory, the runtimes, or the disk of the server's data directory. Does not block.
         """
         ...
 

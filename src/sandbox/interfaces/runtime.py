@@ -37,7 +37,7 @@ FIRST_EXTRA_DESCRIPTOR = 3
 
 
 class ConfinementLostError(OSError):
-    """The confinement and its programs were killed from outside."""
+    """The confinement and its programs were killed from the outside."""
 
 
 class Confinement(Protocol):
@@ -57,15 +57,15 @@ class Confinement(Protocol):
 
     @property
     def memory_bytes(self) -> int | None:
-        """The memory limit of all programs in the confinement together; None means no limit."""
+        """The total memory limit for all programs in the confinement; None means no limit."""
         ...
 
     def was_oom_killed(self) -> bool:
-        """Whether the kernel killed a program in the confinement because of the memory limit."""
+        """Return whether the kernel killed a program in the confinement because of the memory limit."""
         ...
 
     async def run(self, command: ConfinedCommand) -> int:
-        """Return the exit code, 128+n after signal n. Cancellation kills the program and all its descendants.
+        """Return the exit code, which is 128+n after signal n. Cancellation kills the program and all its descendants.
 
         Raises OSError, or ConfinementLostError if the confinement is gone.
         """
@@ -108,7 +108,7 @@ HANDLE_VERSION = 1
 
 
 class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Enough data to end a sandbox from another process; stored before anything of the sandbox is created.
+    """Enough data to end a sandbox from another process; stored before any part of the sandbox is created.
 
     details: runtime-specific: kernel uid, cgroup directories, process ids with start times.
     """
@@ -120,7 +120,7 @@ class SandboxHandle(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 TRANSPARENT_PORTS = (443, 80)
-"""Ports at which programs without proxy support can reach hosts, in every sandbox."""
+"""Ports on which programs without proxy support can reach hosts, in every sandbox."""
 
 
 DEFAULT_GIT_AUTHOR = "Sandbox"
@@ -134,9 +134,9 @@ class SandboxSpec(msgspec.Struct, frozen=True):
         /tmp. The runtime makes the sandbox's kernel uid its owner; `destroy` makes the caller its owner again.
     programs: absolute paths in the sandbox, by host file; executable, and not readable if the runtime supports that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
-    transparent_ports: ports at which programs without proxy support reach the gateway; at most 100, without duplicates.
+    transparent_ports: ports on which programs without proxy support reach the gateway; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.
-    git_author: name of the author of commits, unless the repository or the user's settings have another one.
+    git_author: name of the author of commits, unless the repository or the user's settings specify another one.
     """
 
     attempt_id: str
@@ -152,7 +152,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
 
 class ConfinementSpec(msgspec.Struct, frozen=True):
-    """Resources and directories of host programs that run for an attempt.
+    """Resources and directories for host programs that run on behalf of an attempt.
 
     directories: writable; the confinement's uid becomes their owner.
     read_only: readable; only files that all users may read are accessible.
@@ -196,7 +196,7 @@ class Stats(msgspec.Struct, frozen=True):
 
 
 class Listeners(msgspec.Struct, frozen=True):
-    """Listening sockets in the sandbox's own network namespace; nothing else listens there.
+    """Listening sockets in the sandbox's own network namespace, which has no others.
 
     model, proxy: TCP on 127.0.0.1, ports as in `interfaces.file_layout`.
     dns_udp, dns_tcp: port 53 on every address.
@@ -290,8 +290,8 @@ class Sandbox(Protocol):
     async def wait(self) -> ExitStatus:
         """Wait until the command has ended; return how it ended. Can be called several times.
 
-        Waits up to 10 s longer for all processes in the sandbox to end. Processes that still exist after that have
-        received SIGKILL and execute no further instructions; `destroy` reports them.
+        Once the command has ended, waits up to 10 s for all other processes in the sandbox to end. Processes that still
+        exist after that have received SIGKILL and execute no further instructions; `destroy` reports them.
         """
         ...
 
@@ -302,8 +302,8 @@ class Sandbox(Protocol):
     async def wait_for_violation(self) -> str:
         """Wait until the sandbox exceeds a limit that the kernel does not enforce; return why it must end.
 
-        The reason is human-readable: the sandbox has too many sockets, open files or locks, it uses too much memory of
-        the host's kernel, or these cannot be counted within 5 s. Uses a bounded share of CPU time. Raises OSError.
+        The reason is human-readable: the sandbox has too many sockets, open files or locks, it uses too much of the
+        host kernel's memory, or these cannot be counted within 5 s. Uses a bounded share of CPU time. Raises OSError.
         """
         ...
 
@@ -347,9 +347,9 @@ class Runtime(Protocol):
     async def destroy(self, handle: SandboxHandle, disk: Path | None) -> None:
         """Remove every part of the sandbox. Idempotent. Works from any process, even after a crash or a reboot.
 
-        On return, no process, mount, namespace or cgroup of the sandbox exists, and `disk` belongs to the caller. Pass
-        None for `disk` if the disk is removed next; this saves changing the owner of every file. Raises AttemptError
-        (sandbox_lost) if a part cannot be removed within 10 s.
+        On return, none of the sandbox's processes, mounts, namespaces and cgroups exist, and `disk` belongs to the
+        caller. Pass None for `disk` if the disk is removed next; this saves changing the owner of every file. Raises
+        AttemptError (sandbox_lost) if a part cannot be removed within 10 s.
         """
         ...
 

@@ -49,7 +49,7 @@ class Redactor(Protocol):
         ...
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
-        """Whether the concatenation of the chunks contains a secret value."""
+        """Return whether the concatenation of the chunks contains a secret value."""
         ...
 
     def stream(self) -> StreamRedactor:

@@ -133,7 +133,7 @@ class Store(Protocol):
         ...
 
     def delete(self, task_id: str) -> None:
-        """Remove a task from the index; does nothing if it is not there."""
+        """Remove a task from the index; does nothing if the index does not contain it."""
         ...
 
     def outdated_task_ids(self) -> Sequence[str]:
@@ -149,7 +149,7 @@ class Store(Protocol):
         ...
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """Return all tasks in a state that is not final, oldest first, without those whose row is damaged."""
+        """Return all tasks in a state that is not final, oldest first, except those whose row is damaged."""
         ...
 
     def query(self, query: TaskQuery) -> TaskPage:
@@ -157,7 +157,7 @@ class Store(Protocol):
         ...
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the first characters of the prompts of these tasks, by id: at most `length`, or a few less."""
+        """Return the first characters of the prompts of these tasks, by id: at most `length` each, or a few fewer."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

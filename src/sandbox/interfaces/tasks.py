@@ -1,4 +1,4 @@
-"""The services that the server offers to its API and dashboard."""
+"""The services that the server provides to its API and dashboard."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Retention:
 
     older_than_seconds: maximum time since a task's end.
     keep: maximum number of tasks.
-    max_bytes: maximum disk usage of all finished tasks together.
+    max_bytes: maximum total disk usage of all finished tasks.
     """
 
     older_than_seconds: float | None = None
@@ -63,7 +63,7 @@ class TaskFinishedError(SandboxError):
 
 
 class InsufficientResourcesError(SandboxError):
-    """The task alone requests more than this host's capacity."""
+    """The task requests more than this host's total capacity."""
 
     code = "insufficient_resources"
 
@@ -183,7 +183,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A durable cancel request. task: the task before the request. message: human-readable."""
+    """A durable cancel request. task: the task as it was before the request. message: human-readable."""
 
     task: Task
     at: datetime
@@ -254,7 +254,7 @@ class LoadSample:
     """The load of the server and its host at one moment.
 
     cpu_percent: usage of all CPUs since the previous sample; None for the first sample.
-    running: unfinished tasks that do not wait.
+    running: unfinished tasks that are not waiting.
     """
 
     at: datetime
@@ -271,7 +271,7 @@ class LoadSample:
 
 @dataclass(frozen=True, slots=True)
 class DrainStatus:
-    """Progress of a drain. since: None if the server is not draining. running: unfinished tasks that do not wait."""
+    """Progress of a drain. since: None if there is no drain. running: unfinished tasks that are not waiting."""
 
     since: datetime | None
     running: int
@@ -297,7 +297,7 @@ class Submissions(Protocol):
     ) -> Submission:
         """Accept a task; it is durable on return. The same key and body within 24 h return the same task.
 
-        inheritance: it is copied, so the new task does not depend on the earlier one.
+        inheritance: what to copy from an earlier task. Afterwards, the new task does not depend on that task.
         rerun_of: id of the task that the new one runs again.
 
         Raises IdempotencyKeyReusedError, DuplicateTaskError, InsufficientResourcesError, UnavailableError.
@@ -305,7 +305,7 @@ class Submissions(Protocol):
         ...
 
     async def check_acceptance(self, manifest: Manifest) -> None:
-        """Check whether `submit` would accept the task now. Raises like `submit`, and changes nothing."""
+        """Check whether `submit` would accept the task now. Raises the same errors as `submit`, and changes nothing."""
         ...
 
 
@@ -321,7 +321,7 @@ class DerivedTaskPlanner(Protocol):
         ...
 
     async def continuation_refusal(self, task: Task) -> str | None:
-        """Return why `plan_continuation` refuses this ended task; None if it does not."""
+        """Return why `plan_continuation` refuses this finished task; None if it accepts the task."""
         ...
 
 
@@ -389,7 +389,7 @@ class TaskArtifacts(Protocol):
         ...
 
     async def find_artifact(self, task_id: str, name: str) -> StoredArtifact:
-        """Return the artifact with this name, or else with this path. Raises ArtifactNotFoundError."""
+        """Return the artifact with this name, or if there is none, with this path. Raises ArtifactNotFoundError."""
         ...
 
 
@@ -401,7 +401,7 @@ class TaskSandboxes(Protocol):
         ...
 
     async def has_preserved_sandbox(self, task: Task) -> bool:
-        """Whether the task has a preserved sandbox that `release` would remove."""
+        """Return whether the task has a preserved sandbox that `release` would remove."""
         ...
 
     async def preserved_sandboxes(self, tasks: Sequence[Task]) -> Set[str]:
@@ -450,7 +450,7 @@ class ServerLoad(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TaskServices:
-    """All services that the server offers to its API and dashboard."""
+    """All services that the server provides to its API and dashboard."""
 
     submissions: Submissions
     tasks: TaskQueries

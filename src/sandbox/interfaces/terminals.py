@@ -21,7 +21,7 @@ class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
 
 
 class WriteAccessFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "types"}):
-    """Whether input of this client is accepted from now on. Only one client at a time may write."""
+    """Whether input from this client is accepted from now on. Only one client at a time may write."""
 
     may_write: bool
 
@@ -29,8 +29,8 @@ class WriteAccessFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_wri
 class EndFrame(msgspec.Struct, frozen=True, tag="ended"):
     """The last frame.
 
-    exit_code: exit code of the terminal's process; None if the process still runs or its exit code is unknown.
-    message: why the connection ended (human-readable), if the reason is not the exit of the process.
+    exit_code: exit code of the terminal's process; None if the process is still running or its exit code is unknown.
+    message: why the connection ended (human-readable), if it ended for a reason other than the exit of the process.
     """
 
     exit_code: int | None = None
@@ -68,7 +68,7 @@ class TerminalConnection(Protocol):
         ...
 
     async def send(self, frame: ClientFrame) -> None:
-        """Send input or a window size. Waits while the runner accepts no data; does nothing on a closed connection."""
+        """Send input or a window size. Waits until the runner accepts the data; does nothing on a closed connection."""
         ...
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from sandbox.model.manifest.schema import Repository
 
 
 class SkippedFile(msgspec.Struct, frozen=True):
-    """A file that matched but was not collected, and the human-readable reason."""
+    """A file that matched a pattern but was not collected, and the human-readable reason."""
 
     path: str
     reason: str
@@ -67,7 +67,7 @@ class Workspaces(Protocol):
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write a tar of the files that the agent created or changed to `target`, for a patch that lacks them.
+        """Write a tar to `target`, with the files that the agent created or changed, for a patch that lacks them.
 
         Returns why the tar lacks some files (human-readable), or None if it contains all of them. Raises AttemptError
         (collect_failed).

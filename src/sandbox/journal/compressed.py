@@ -1,8 +1,8 @@
 """Compressed journals of finished tasks: gzip files with random access.
 
 A file is a series of gzip members. Each member contains whole records of about MEMBER_BYTES in total. The extra field
-of a member's header contains its first record number and its compressed and uncompressed size. A reader skips from
-header to header and decompresses only one member. `zcat` and `zgrep` ignore the extra field.
+of a member's header contains the member's first record number and its compressed and uncompressed sizes. A reader skips
+from header to header and decompresses only one member. `zcat` and `zgrep` ignore the extra field.
 """
 
 import os

@@ -96,7 +96,7 @@ class FileJournals:
                 return decode_batch(records, offset, packed.lines(offset, bytes_max))
 
     def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
-        """Fold a journal to its current end; see `Journals.replay`."""
+        """Compute a task from its journal; see `Journals.replay`."""
         replay_state = state or ReplayState(None, 0)
         while (batch := self.read(task_id, replay_state.offset)).records:
             task = replay_state.task
@@ -195,7 +195,7 @@ def _has_journal(records: Path) -> bool:
 
 
 def _measure_accepted(records: Path) -> JournalEnd:
-    """Return the end of an accepted task's journal. Its record 1 was flushed: if it is missing, the journal is damaged.
+    """Return the end of an accepted task's journal. Record 1 was flushed, so if it is missing, the journal is damaged.
 
     Raises JournalDamagedError, FileNotFoundError.
     """

@@ -1,6 +1,7 @@
 """The journal lock, which makes its holder the only writer: `flock` on an open file description.
 
-A process that inherits the descriptor also holds the lock. The kernel releases it when the last copy is closed.
+A process that inherits the descriptor also holds the lock. The kernel releases the lock when the last copy of the
+descriptor is closed.
 """
 
 import errno
@@ -61,7 +62,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 
 def _lock(lock_fd: int, path: Path) -> None:
-    """Lock the file. Tries a few times, because `is_locked` in another process may hold the lock briefly."""
+    """Lock the file. Tries several times, because `is_locked` in another process may hold the lock briefly."""
     for _ in range(_LOCK_ATTEMPTS):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return

@@ -115,7 +115,7 @@ def read_batch(records: Path, offset: int, bytes_max: int) -> RecordBatch:
 
 
 def decode_batch(records: Path, offset: int, texts: Iterable[bytes]) -> RecordBatch:
-    """Decode the lines that start at `offset`, up to the first incomplete one; `records` is named in errors.
+    """Decode the lines that start at `offset`, up to the first incomplete one; errors name the file `records`.
 
     Raises JournalDamagedError.
     """

@@ -1,4 +1,4 @@
-r"""Format of a journal line: `<crc32 of the JSON, 8 hex digits> <JSON>\n`, suitable for grep and jq."""
+r"""Format of a journal line, suitable for grep and jq: `<crc32 of the JSON, 8 hex digits> <JSON>\n`."""
 
 import re
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ RECORD_VERSION = 1
 
 _UTC_OFFSET = timedelta(0)
 _YEAR_MIN, _YEAR_MAX = 1970, 9000
-"""The range of years for which sums with ages and lifetimes are valid times too."""
+"""The range of years in which a time plus or minus an age or a lifetime is still a valid time."""
 
 _CHECKSUM_BYTES = 9
 _RECORD_START = re.compile(rb'[0-9a-f]{8} \{"seq":')

@@ -83,7 +83,7 @@ class FileTaskReplicas:
             replace_durably(part, directory / artifact.name)
 
     def _lock(self, records: Path) -> int:
-        """Acquire the lock of the copy, which is first created if it is missing. Raises JournalBusyError, OSError."""
+        """Acquire the lock of the copy, after creating the copy if it is missing. Raises JournalBusyError, OSError."""
         if records.exists():
             return lock.acquire(records.with_name("lock"), create=True)
         lock_fd = create_directories(records.parent)

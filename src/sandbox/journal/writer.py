@@ -90,7 +90,7 @@ class FileJournalWriter:
         """Yield the descriptor of the lock for a process that inherits it and continues the journal.
 
         This writer then rejects records, and it cannot be handed over again, unless the block raises OSError. Raises
-        JournalBusyError if it was handed over before: two processes that inherit the lock would both write.
+        JournalBusyError if it was already handed over: two processes that inherit the lock would both write.
         """
         self._check_not_handed_over()
         self._is_handed_over = True
@@ -135,7 +135,7 @@ class FileJournalWriter:
         try:
             _write_all(self._records_fd, line)
             if durable:
-                # A flush of another thread does not count: it may have started before this write.
+                # A flush by another thread does not count: it may have started before this write.
                 self._flush(len(line))
             else:
                 self._is_dirty = True
@@ -174,7 +174,7 @@ _DURABLE_EVENTS = (
     *(e.AttemptStarted, e.AgentStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded, e.FollowUpSkipped),
     *(e.CancelRequested, e.ArtifactCollected, e.Usage),
 )
-"""Events that are flushed before `record` returns although they change no state."""
+"""Events that are flushed before `record` returns, although they do not change the state."""
 
 
 class JournalRecorder:

@@ -52,7 +52,7 @@ _TRANSIENT_ERRNOS = DISK_FULL_ERRNOS | {errno.EIO}
 
 
 def transient_disk_error(error: Exception) -> OSError | None:
-    """Return the cause of an exception if it is a disk error that may be temporary: full, over quota, I/O error."""
+    """Return the cause of an exception if it is a disk error that may be temporary: no space, over quota, I/O error."""
     for cause in (error, error.__cause__):
         if isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRNOS:
             return cause

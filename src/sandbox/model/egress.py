@@ -12,7 +12,7 @@ from sandbox.model.manifest.schema import Vm
 
 DEFAULT_PORTS = (443, 80)
 TRANSPARENT_PORTS_MAX = 64
-"""Maximum number of ports at which programs without proxy support can reach hosts; other ports require the proxy."""
+"""Maximum number of ports on which programs without proxy support can reach hosts; other ports require the proxy."""
 
 _SSH_PORT = 22
 _GATEWAY_PORTS = frozenset({53, 3128, 8123})
@@ -29,7 +29,7 @@ class EgressRule(msgspec.Struct, frozen=True):
     ports: tuple[int, ...] = DEFAULT_PORTS
 
     def allows(self, host: str, port: int) -> bool:
-        """Return whether `host` (any case, with or without a final dot) may be reached at `port`."""
+        """Return whether `host` (any case, with or without a final dot) may be reached on `port`."""
         return port in self.ports and self.matches_host(host)
 
     def matches_host(self, host: str) -> bool:
@@ -43,7 +43,7 @@ class EgressRule(msgspec.Struct, frozen=True):
 class EgressRules(msgspec.Struct, frozen=True, omit_defaults=True):
     """All egress rules of a task. Without rules, only the model can be reached.
 
-    is_unrestricted: every public name is allowed, at every port.
+    is_unrestricted: every public name is allowed, on every port.
     is_outbound: the manifest has `network_mode: outbound`, even if it lists no hosts.
     """
 
@@ -79,7 +79,7 @@ def egress_rules(vm: Vm) -> EgressRules:
 
 
 def transparent_ports(rules: EgressRules) -> tuple[int, ...]:
-    """Return the ports at which programs without proxy support reach the gateway: 80, 443 and those of the rules."""
+    """Return the ports on which programs without proxy support reach the gateway: 80, 443 and those in the rules."""
     requested = {_SSH_PORT} if rules.is_unrestricted else {port for rule in rules.rules for port in rule.ports}
     further = sorted(requested - _GATEWAY_PORTS - set(DEFAULT_PORTS))
     return (*DEFAULT_PORTS, *further)[:TRANSPARENT_PORTS_MAX]

@@ -18,7 +18,7 @@ class SandboxError(Exception):
 
 
 def error_reason(error: BaseException) -> str:
-    """Return the error's text, or a fixed text for a timeout, whose exception has no text."""
+    """Return the error's text; for a timeout, whose exception has no text, a fixed one."""
     return str(error) or "the operation timed out"
 
 

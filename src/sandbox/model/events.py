@@ -16,7 +16,7 @@ ArtifactName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.{1,2}\Z)[^/\x00]+\Z"
 """A valid file name within one directory. Checked when a journal is read."""
 
 Checksum = Annotated[str, msgspec.Meta(pattern=r"\Asha256:[0-9a-f]{1,64}\Z")]
-"""A SHA-256 checksum, which is part of response headers. Checked when a journal is read."""
+"""A SHA-256 checksum, which is sent in response headers. Checked when a journal is read."""
 
 
 GENERATED_DIRECTORY = ".sandbox"
@@ -53,7 +53,7 @@ class Artifact(msgspec.Struct, frozen=True):
 
 
 class DiffStatistics(msgspec.Struct, frozen=True):
-    """The size of a patch: changed files, and added and deleted lines. A binary file has no lines."""
+    """The size of a patch: changed files, and added and deleted lines. Binary files count as having no lines."""
 
     files: int
     additions: int
@@ -90,7 +90,7 @@ class Artifacts(tuple[Artifact, ...]):
 
 
 Stream = Literal["stdout", "stderr", "transcript"]
-"""`transcript` contains the agent's raw events if `stdout` is rendered from them. Clients get only the artifact."""
+"""`transcript` has the agent's raw events if `stdout` is rendered from them. Clients get it only as an artifact."""
 
 AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
 """Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
@@ -128,7 +128,7 @@ class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def files(self) -> tuple[Artifact, ...]:
-        """All files that were taken over."""
+        """All files that were taken over from the parent."""
         return (*self.patches, *(file for file in (self.conversation, self.session) if file is not None))
 
 
@@ -215,7 +215,7 @@ class Output(_EventBase, frozen=True, tag="output"):
 
     @classmethod
     def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False, parsed: bool = False) -> Output:
-        """Keep `data` exactly: as text if it is UTF-8 and JSON escaping at most doubles it, else as base64."""
+        """Keep `data` exactly: as text if it is UTF-8 and JSON escaping at most doubles it, otherwise as base64."""
         if _escape_overhead_bytes(data) > len(data):
             return cls(stream, base64=data, continued=continued, parsed=parsed)
         try:
@@ -320,7 +320,7 @@ ConversationEvent = AgentMessage | ToolCallStarted | ToolResult | AgentResult
 
 
 class ToolCall(_EventBase, frozen=True, tag="tool_call"):
-    """A tool call of the agent finished."""
+    """A tool call by the agent finished."""
 
     tool: str
     tool_use_id: str
@@ -346,8 +346,8 @@ class Progress(_EventBase, frozen=True, tag="progress"):
     """A snapshot of a task's counters, recorded by the runner. Readers use the latest one.
 
     `input_tokens` includes cached tokens. `cost_usd` sums the requests that have a price. `egress_denied` counts all
-    refusals of the gateway, including those without an event. `conversation_bytes` is the size of the task's
-    conversation events; clients do not see it. `current_subject` is what the call of `current_tool` is about; it is
+    refusals by the gateway, including those without an event. `conversation_bytes` is the size of the task's
+    conversation events; clients do not see it. `current_subject` is what the call to `current_tool` is about; it is
     untrusted, printable and at most SUBJECT_LENGTH_MAX characters long.
     """
 
@@ -409,7 +409,7 @@ class CancelRequested(_EventBase, frozen=True, tag="cancel_requested"):
 
 
 class AttemptFailed(_EventBase, frozen=True, tag="attempt_failed"):
-    """A reason to end the attempt; the first one recorded becomes the task's failure."""
+    """A reason to end the attempt. The first one that is recorded becomes the task's failure."""
 
     failure: Failure
 
@@ -431,7 +431,7 @@ class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
 
 
 class FollowUpSkipped(_EventBase, frozen=True, tag="follow_up_forgone"):
-    """A possible follow-up of a failed attempt is skipped.
+    """A possible follow-up to a failed attempt is skipped.
 
     reason: human-readable.
     """
@@ -462,7 +462,7 @@ class ArtifactCollected(_EventBase, frozen=True, tag="artifact_collected"):
 
 
 class TaskFinished(_EventBase, frozen=True, tag="task_finished"):
-    """The task is done and torn down; the final state follows from earlier records."""
+    """The task is done and torn down. Earlier records determine the final state."""
 
 
 Event = (

@@ -75,12 +75,12 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
             msgspec.structs.force_setattr(self, "message", public)
 
     def message_for(self, *, is_operator: bool) -> str:
-        """Return the message for an operator or for everybody else."""
+        """Return the message for operators or the one for everyone else."""
         return (is_operator and self.detail) or self.message
 
 
 class AttemptError(SandboxError):
-    """A step of an attempt failed; becomes the task's `Failure`."""
+    """A step of an attempt failed. The error becomes the task's `Failure`."""
 
     def __init__(self, code: FailureCode, message: str, *, is_transient: bool = False) -> None:
         super().__init__(message)

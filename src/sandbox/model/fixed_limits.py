@@ -40,11 +40,11 @@ PARSED_LINE_BYTES_MAX = 16 * 1024 * 1024
 """Maximum length of a line of output that the runner parses. A longer line is not buffered and yields no event."""
 
 OUTPUT_BYTES_MAX = 1024**3
-"""Maximum size of the recorded output of a task; additional output is dropped, and a `gap` event reports it."""
+"""Maximum size of a task's recorded output; additional output is dropped, and a `gap` event reports it."""
 
 OUTPUT_BYTES_PER_SECOND = 8 * 1024 * 1024
 OUTPUT_BURST_BYTES = 64 * 1024 * 1024
-"""Sustained rate and burst of output. Beyond them the agent's writes block; nothing is lost."""
+"""Sustained rate and burst size of output. Beyond them, the agent's writes block; nothing is lost."""
 
 RUNNER_CPU_CORES = 0.2
 """Average number of CPU cores for the work that a sandbox causes in its runner. Work beyond this is delayed.
@@ -53,7 +53,7 @@ Model requests are delayed last.
 """
 
 RUNNER_CPU_BURST_SECONDS = 2.0
-"""CPU seconds that a runner can use in one burst after it was idle."""
+"""CPU seconds that a runner can use in one burst after it has been idle."""
 
 RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
 """Maximum debt of the runner's CPU budget, in CPU seconds, however much work the runner does."""
@@ -62,10 +62,10 @@ OUTPUT_SYNC_SECONDS = 0.2
 """Interval at which recorded output is flushed to disk."""
 
 PROGRESS_INTERVAL_SECONDS = 1.0
-"""Minimum interval of progress snapshots that are caused only by output bytes."""
+"""Minimum interval between progress snapshots if only output bytes have changed."""
 
 TOOL_CALL_EVENTS_MAX = 100_000
-"""Maximum number of tool calls and retries of one agent that are recorded as events.
+"""Maximum number of one agent's tool calls and retries that are recorded as events.
 
 Additional ones are only counted, and a `gap` event reports this.
 """
@@ -80,7 +80,7 @@ Additional characters are cut and counted.
 """
 
 OPEN_TOOL_CALLS_MAX = 1000
-"""Maximum number of concurrent tool calls of one agent that are timed; others are counted without a duration."""
+"""Maximum number of an agent's concurrent tool calls that are timed; others are counted without a duration."""
 
 SANDBOX_START_SECONDS = 60.0
 """Time limit for the agent's start in its sandbox; after that, the attempt ends with `provision_failed`."""
@@ -92,7 +92,7 @@ DEBUG_SESSION_END_SECONDS = 10.0
 """Time limit for ending a debug session when its preserved sandbox is released; then the release is refused."""
 
 DISK_COMMAND_SECONDS = 60.0
-"""Time limit of one command that creates, checks, mounts, unmounts or measures a disk, and of one open-file scan."""
+"""Time limit for one command that creates, checks, mounts, unmounts or measures a disk, and for one open-file scan."""
 
 DISK_RELEASE_SECONDS = 10.0
 """Time limit for all processes to release a task's disk.
@@ -102,16 +102,17 @@ After that, the running attempt ends with `sandbox_lost`, and a new attempt with
 
 DISK_CHECK_SECONDS = 2.0
 DISK_CHECK_SECONDS_MAX = 60.0
-"""Interval of disk usage checks: the minimum, and the maximum if a check takes a long time."""
+"""Interval between disk usage checks: the minimum, and the maximum if a check takes a long time."""
 
 DISK_CHECK_FAILURES_MAX = 3
-"""Consecutive failed usage checks of a disk without an enforced size; then the attempt ends with `sandbox_lost`."""
+"""Number of consecutive failed usage checks of a disk without an enforced size after which the attempt ends with
+`sandbox_lost`."""
 
 KERNEL_USAGE_CHECK_SECONDS = 0.1
-"""Interval of checks of kernel objects that are not charged to a sandbox's control group."""
+"""Interval between checks of kernel objects that are not charged to a sandbox's control group."""
 
 FILE_USAGE_CHECK_SECONDS = 0.5
-"""Interval of checks of a sandbox's open files."""
+"""Interval between checks of a sandbox's open files."""
 
 SOCKETS_MAX = 8192
 """Maximum number of sockets of a sandbox, of all kinds, including unaccepted connections.
@@ -122,7 +123,7 @@ No control group is charged for their memory.
 UDP_SOCKETS_ON_PORT_MAX = 256
 """Maximum number of UDP sockets of one sandbox that share a port.
 
-With 8000 of them, one datagram of 128 segments to a broadcast address occupies a processor in the kernel for 0.5 s.
+With 8000 of them, one datagram of 128 segments to a broadcast address keeps a processor busy in the kernel for 0.5 s.
 """
 
 FREE_SLAB_BYTES_MAX = 1024 * 1024 * 1024
@@ -144,7 +145,7 @@ When a process ends, the kernel removes its links without interruption: 0.14 s f
 CACHED_EXTENTS_MAX = 6 * 1024 * 1024
 """Maximum number of extents and holes of one sandbox's files that the kernel has cached, of 40 uncharged bytes each.
 
-When a file is truncated, the kernel removes those of the file without interruption: 0.09 s for each million.
+When a file is truncated, the kernel removes the file's extents and holes without interruption: 0.09 s per million.
 """
 
 OOM_KILLS_MAX = 1000
@@ -169,13 +170,13 @@ Whenever any program on the machine closes such a file, the kernel walks all its
 """
 
 OPEN_FILES_OF_SANDBOX_MAX = 131072
-"""Maximum number of file descriptors of all processes of one sandbox together."""
+"""Maximum total number of file descriptors of all processes of one sandbox."""
 
 EPOLL_ENTRIES_MAX = 32768
 """Maximum number of epoll entries of one sandbox. An event wakes all entries of its file: 4 ms for this many."""
 
 OPEN_FILES_GROWTH_MAX = 24576
-"""Growth in the machine's number of open files after which a sandbox's waiting threads are interrupted.
+"""Growth in the number of open files on the machine after which a sandbox's waiting threads are interrupted.
 
 A waiting system call keeps its file open even without a descriptor. The value is above OPEN_DIRECTORIES_MAX plus the
 files that can be in transit over sockets.
@@ -189,7 +190,7 @@ SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Bounds of the total size of one sandbox's TCP and UDP socket buffers: an eighth of vm.memory, within these bounds."""
 
 RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
-"""Unread data that TCP and UDP sockets may contain in addition to the limit of their buffers.
+"""Unread data that TCP and UDP sockets may contain in addition to the limit on their buffers.
 
 The kernel accepts 20 KiB for each of SOCKETS_MAX sockets.
 """
@@ -198,14 +199,14 @@ SECRET_SCAN_SECONDS_MIN = 5.0
 """Minimum time for the secret scan of collected files, even if its share of `collect_timeout` is less."""
 
 GIT_KILLED_GRACE_SECONDS = 1.0
-"""Delay before a clone with a possibly killed git is reported as failed, because the runner may be killed as well."""
+"""Delay before a clone is reported as failed if git may have been killed, because the runner may be killed as well."""
 
 METADATA_SECONDS = 10.0
 """Time limit for storing the metadata of a task whose collection did not finish."""
 
 OUTPUT_DRAIN_SECONDS = 5.0
 OUTPUT_DRAIN_SECONDS_MAX = 60.0
-"""Time limits for draining the pipes after all processes have ended: without new data, and in total."""
+"""Time limits for draining the pipes after all processes have ended: the time without new data, and the total time."""
 
 CONTROL_SECONDS = 5.0
 """Time limit for one request on a runner's control socket."""
@@ -231,31 +232,31 @@ UNFINISHED_TASKS_MAX = 5_000
 """Maximum number of unfinished tasks; another submission gets 503. A waiting task uses two file descriptors."""
 
 UNFINISHED_MANIFEST_BYTES_MAX = 128 * 1024 * 1024
-"""Maximum size of the manifests of all unfinished tasks together; another submission gets 503.
+"""Maximum total size of the manifests of all unfinished tasks; another submission gets 503.
 
 In memory, they use up to four times as much.
 """
 
 QUEUE_OVERTAKES_MAX = 10
-"""Maximum number of younger tasks that can start ahead of a task that waits for more capacity.
+"""Maximum number of younger tasks that can start ahead of a task that is waiting for more capacity.
 
 After that, younger tasks wait until this task has started.
 """
 
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
-"""Memory that must be available on the host before a task that requests at least this much starts."""
+"""Memory that must be available on the host before a task that requests at least this much can start."""
 
 MEMORY_CHECK_SECONDS = 1.0
-"""Interval of checks of the host's available memory while tasks wait."""
+"""Interval between checks of the host's available memory while tasks are waiting."""
 
 MEASUREMENT_CACHE_SECONDS = 600.0
 """How long the next caller can use a disk measurement that finished while no caller was waiting."""
 
 JANITOR_INTERVAL_SECONDS = 300.0
-"""Interval of the janitor, which removes expired preserved sandboxes and leftovers of crashes."""
+"""Interval at which the janitor removes expired preserved sandboxes and leftovers of crashes."""
 
 PERIODIC_JOB_SECONDS = 240.0
-"""Time limit of one periodic job per run. Then the next job runs, and the next run continues the work."""
+"""Time limit for one run of a periodic job. Then the next job runs, and the next run continues the work."""
 
 CLOCK_TRUST_SECONDS = 3600.0
 """How long the wall clock must run without a jump before data with at least this retention is removed by age."""
@@ -273,10 +274,10 @@ PROBE_BACKOFF_SECONDS_MAX = 300.0
 """Maximum pause between probes."""
 
 PROBE_JITTER = 0.25
-"""Maximum fraction of the pause between probes by which the pause is randomly shortened."""
+"""Maximum fraction by which the pause between probes is randomly shortened."""
 
 JOURNAL_COMPRESSION_DELAY_SECONDS = 3600.0
-"""Time from a task's end until its journal is compressed."""
+"""Time between a task's end and the compression of its journal."""
 
 IDEMPOTENCY_SECONDS = 24 * 3600.0
 """How long an idempotency key is remembered; after that, the same key creates a new task."""
@@ -291,10 +292,10 @@ SUBJECT_LENGTH_MAX = 200
 """Maximum length of `Progress.current_subject`."""
 
 CHAIN_PATCHES_MAX = 100
-"""Maximum number of patches that a task takes over from the earlier tasks of its chain; another task gets 409."""
+"""Maximum number of patches that a task takes over from the earlier tasks of its chain; a task with more gets 409."""
 
 CHAIN_BYTES_MAX = 512 * 1024 * 1024
-"""Maximum total size of these patches; another task of the chain gets 409."""
+"""Maximum total size of these patches; a task that would exceed it gets 409."""
 
 SESSION_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of an agent's session that is kept. A task that continues a larger one gets the conversation as text."""
@@ -312,7 +313,7 @@ The tar of changed files has a separate limit, half as large. The patch and the 
 """
 
 SHUTDOWN_SECONDS = 2.0
-"""Maximum time from SIGTERM to the exit of the server, even with open event streams."""
+"""Maximum time between SIGTERM and the server's exit, even with open event streams."""
 
 LAUNCH_SHUTDOWN_SECONDS = 0.5
 """How long a stopping server waits for launches in progress; then it cancels pending secret lookups."""
@@ -321,10 +322,10 @@ FOLLOW_POLL_SECONDS = 0.02
 """Poll interval of a busy journal; an idle one is polled ten times less often."""
 
 RUNNER_SILENCE_SECONDS = 60.0
-"""How long a runner may write nothing before it is pinged, and the interval of pings."""
+"""How long a runner may write nothing before it is pinged, and the interval between pings."""
 
 RUNNER_PINGS_MAX = 5
-"""Consecutive unanswered pings of a silent runner; then it is killed, and a finisher takes over."""
+"""Number of consecutive unanswered pings after which a silent runner is killed and a finisher takes over."""
 
 LAUNCH_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
@@ -335,7 +336,7 @@ fast, but after a reboot, the finishers of all lost tasks may read at the same t
 """
 
 INDEX_INTERVAL_SECONDS = 1.0
-"""Maximum delay of the index behind the journal of a running task."""
+"""Maximum time by which the index lags behind the journal of a running task."""
 
 LOSS_CHECK_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
@@ -347,10 +348,10 @@ The kinds are launchers and tailers. Additional scans wait.
 """
 
 RETRY_SECONDS = 1.0
-"""Pause before the server retries after an error of the host, such as a full disk or a process limit."""
+"""Pause before the server retries after an error on the host, such as a full disk or a process limit."""
 
 UNSTARTED_ATTEMPTS_MAX = 3
-"""Maximum number of consecutive attempts whose agent never started because of a lost machine or a failed clone.
+"""Maximum number of consecutive attempts in which the agent never started because of a lost machine or a failed clone.
 
 After that, the task fails.
 """
@@ -367,7 +368,7 @@ FINISHERS_MAX = 4
 
 FINISHER_BACKOFF_SECONDS = 4.0
 FINISHER_BACKOFF_FACTOR = 8
-"""Time from the start of a finisher that died to the start of the next one, multiplied by the factor each time."""
+"""Time between the start of a finisher that died and the start of the next one, multiplied by the factor each time."""
 
 SUBSCRIBER_EVENTS_MAX = 10_000
 SUBSCRIBER_BYTES_MAX = 16 * 1024**2
@@ -387,22 +388,22 @@ FOLLOW_BATCH_BYTES = 256 * 1024
 
 NEW_TASKS_FREE_PERCENT = 5.0
 NEW_TASKS_FREE_BYTES = 4 * 1024**3
-"""First watermark: with less free space in the data directory's file system, tasks wait and the server is not ready."""
+"""First watermark: if the data directory's file system has less free space, tasks wait and the server is not ready."""
 
 OUTPUT_FREE_PERCENT = 2.0
 OUTPUT_FREE_BYTES = 1024**3
-"""Second watermark: with less free space, runners drop output, and a `gap` event reports it."""
+"""Second watermark: if there is less free space, runners drop output, and a `gap` event reports it."""
 
 WATERMARK_HYSTERESIS_FACTOR = 1.25
 """A watermark counts as recovered once this multiple of it is free."""
 
 DISK_SPACE_CHECK_SECONDS = 1.0
-"""Interval of free-space checks, of the server and of each runner."""
+"""Interval between free-space checks by the server and by each runner."""
 
 RUNNER_RESERVE_BYTES = 4 * 1024**2
 """Disk space that each runner reserves for the end of its task.
 
-Enough for a result of 256 KiB (1.5 MiB if each character is escaped), a thousand artifacts of 1 KiB each, and a
+It is enough for a result of 256 KiB (1.5 MiB if each character is escaped), a thousand artifacts of 1 KiB each, and a
 thousand refusals in the metadata. The rest is for the file system's overhead.
 """
 
@@ -428,9 +429,9 @@ REDACTION_HOLD_SECONDS = 0.2
 """How long complete lines are held back if their end may be the start of a secret value."""
 
 METRICS_INTERVAL_SECONDS = 5.0
-"""Longest interval between resource usage samples of a sandbox."""
+"""Longest interval between samples of a sandbox's resource usage."""
 METRICS_INTERVAL_SECONDS_MIN = 0.5
-"""Interval of the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
+"""Interval between the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
 
 LOAD_SAMPLE_SECONDS = 15.0
 """Interval at which the server samples its load and that of its host."""
@@ -438,7 +439,7 @@ LOAD_SAMPLES_MAX = 2880
 """Maximum number of these samples in memory, enough for 12 hours."""
 
 TERMINALS_MAX = 32
-"""Maximum number of terminal clients of one task, shells and read-only viewers together; more get 409."""
+"""Maximum number of terminal clients of one task, including shells and read-only viewers; more get 409."""
 
 DEBUG_SESSION_IDLE_SECONDS = 2.0
 """How long the sandbox of a debug session waits without a client before it ends."""
@@ -450,7 +451,7 @@ DEBUG_SESSION_START_SECONDS = 60.0
 """Time limit for the start of a debug shell; after that, the request gets 503."""
 
 TERMINAL_REPLAY_BYTES = 64 * 1024
-"""Maximum size of recent terminal output of the agent that is replayed to clients that connect later."""
+"""Maximum size of the agent's recent terminal output that is replayed to clients that connect later."""
 
 TERMINAL_INPUT_SECONDS = 30.0
 """How long the input of a terminal client may wait; then it is dropped, so the client can disconnect."""

@@ -1,4 +1,4 @@
-"""Formats sizes, durations costs and states for people. The command line and the dashboard use the same formats."""
+"""Formats sizes, durations, costs and states for people. The command line and the dashboard use the same formats."""
 
 from sandbox.model.task_state import TaskState
 

@@ -7,7 +7,7 @@ from sandbox.model.manifest.schema import Vm
 
 
 class Resources(msgspec.Struct, frozen=True):
-    """CPUs, memory and disk, in total or of one task."""
+    """CPUs, memory and disk, in total or for one task."""
 
     cpus: int
     memory_bytes: int
@@ -22,7 +22,7 @@ class Resources(msgspec.Struct, frozen=True):
         return cls(vm.cpus, vm.memory_bytes, vm.disk_bytes)
 
     def fits_in(self, available: "Resources") -> bool:
-        """Whether all resources are available."""
+        """Return whether all resources are available."""
         return (
             self.cpus <= available.cpus
             and self.memory_bytes <= available.memory_bytes

@@ -1,4 +1,4 @@
-"""Retry policy: whether another attempt follows a failed one."""
+"""Retry policy: whether a failed attempt is followed by another one."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ RETRYABLE_CODES = LOST_CODES | {
     FailureCode.OUT_OF_MEMORY,
     FailureCode.PROCESS_LIMIT,
 }
-"""Failures of an agent that `lifecycle.retries` covers. An exceeded limit of the task is not one of them."""
+"""Failures of an agent that `lifecycle.retries` covers. Exceeding one of the task's limits is not one of them."""
 
 
 def next_follow_up(task: Task) -> FollowUp | None:
     """Return the follow-up of the current attempt, judged by the events so far.
 
-    Returns None while the attempt runs, and if no other attempt follows. If the agent had not started, the attempt is
-    run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is resumed if
-    the manifest allows it. Otherwise the agent is retried if the manifest allows retries.
+    Returns None while the attempt is running, and if no other attempt follows. If the agent had not started, the
+    attempt is run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is
+    resumed if the manifest allows it. Otherwise the agent is retried if the manifest allows retries.
     """
     attempt, failure = task.attempt, task.failure
     if attempt is None or failure is None or task.cancel is not None or attempt.follow_up is not None:
@@ -82,7 +82,7 @@ def _count_follow_ups(task: Task, kind: FollowUp) -> int:
 
 
 def _count_unstarted_attempts(task: Task) -> int:
-    """Count consecutive earlier attempts, up to the current one, whose agent did not start.
+    """Count the consecutive attempts, up to the current one, whose agent did not start.
 
     Attempts of earlier versions have no recorded follow-up. They had a follow-up only if they ended while cloning.
     """

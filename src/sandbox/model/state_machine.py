@@ -194,7 +194,7 @@ def _attempt_failed(task: Task, event: e.AttemptFailed) -> _HandlerResult:
 
 
 def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
-    """Move the failure to the attempt. The task has no failure until its last attempt fails."""
+    """Move the failure from the task to the attempt. The task has no failure until its last attempt fails."""
     follow_up, attempt = next_follow_up(task), task.attempt
     if follow_up is None or attempt is None or task.failure is None:
         raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
@@ -224,14 +224,14 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
 
 
 def failure_event(task: Task, failure: Failure) -> e.AgentExited | e.AttemptFailed:
-    """Return the event that records a failure: `AgentExited` if the agent is running, else `AttemptFailed`."""
+    """Return the event that records a failure: `AgentExited` if the agent is running, otherwise `AttemptFailed`."""
     if task.attempt_state is TaskState.RUNNING:
         return e.AgentExited(None, None, failure)
     return e.AttemptFailed(failure)
 
 
 def will_be_followed_up(task: Task, event: e.AgentExited) -> bool:
-    """Return whether another attempt would follow this exit of the agent. Raises IllegalEventError."""
+    """Return whether another attempt would follow if the agent exited in this way. Raises IllegalEventError."""
     return next_follow_up(advance(task, event, seq=task.last_seq + 1, at=task.state_changed_at).task) is not None
 
 

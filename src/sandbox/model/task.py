@@ -35,7 +35,7 @@ class StateHistoryEntry(msgspec.Struct, frozen=True):
 class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     """One attempt of a task; its id names the sandbox, the directory and the cgroup.
 
-    boot_id: id of the host's boot at the start; empty in journals of versions that did not record it.
+    boot_id: id of the host's boot when the attempt started; empty in journals of versions that did not record it.
     resumes: the attempt continues with the previous attempt's disk.
     failure, exit_code, ended_at, follow_up: set once the attempt was torn down for the next one. For the last attempt,
         the task's own fields apply.
@@ -64,7 +64,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Model usage over all attempts. input_tokens includes cached tokens."""
+    """Model usage across all attempts. input_tokens includes cached tokens."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -72,7 +72,7 @@ class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AgentStartTime(msgspec.Struct, frozen=True):
-    """When the first agent started, by the monotonic clock of the host's boot `boot_id`."""
+    """When the first agent started, by the monotonic clock of the boot with the id `boot_id`."""
 
     monotonic_seconds: float
     boot_id: str
@@ -132,7 +132,7 @@ class Task(
 
     @property
     def started_at(self) -> datetime | None:
-        """When the agent started to work."""
+        """When the agent started working."""
         return next((entry.at for entry in self.history if entry.state is TaskState.RUNNING), None)
 
     @property
@@ -148,7 +148,7 @@ class Task(
 
     @property
     def attempt_state(self) -> TaskState:
-        """The state of the current attempt, which may be behind the state that an earlier attempt reached."""
+        """The state of the current attempt. An earlier attempt may have reached a later state."""
         attempt = self.attempt
         if attempt is None:
             return TaskState.PENDING
@@ -198,7 +198,7 @@ class Task(
 
     @property
     def is_collected(self) -> bool:
-        """Whether collection has ended, complete or not. The runner that collected may have died since."""
+        """Whether collection has ended, complete or not. The runner that did it may have died since."""
         return any(artifact.name == METADATA_NAME for artifact in self.artifacts)
 
     @property

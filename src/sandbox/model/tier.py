@@ -14,7 +14,7 @@ TIER_DESCRIPTIONS = {
 def is_strong_enough(tier: str, minimum: str) -> bool:
     """Return whether a runtime of this tier satisfies a minimum tier.
 
-    An empty minimum accepts every tier; an unknown one accepts no tier.
+    An empty minimum accepts every tier; an unknown minimum accepts none.
     """
     if not minimum:
         return True

@@ -1,1 +1,1 @@
-"""Building blocks of several layers: files, concurrency, shares of CPU and of clients, fingerprints, log context."""
+"""Building blocks for several layers: files, concurrency, CPU and client shares, fingerprints, log context."""

@@ -1,4 +1,4 @@
-"""Fair shares of the event loop, the threads and the memory for responses. No client of the API delays the others."""
+"""Fair shares of the event loop, of threads and of memory for responses, so no client of the API delays the others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Parameters = ParamSpec("_Parameters")
 
 
 class MemoryShare:
-    """The memory of one client's responses, over all of its connections. Reservations are granted in FIFO order."""
+    """The memory for one client's responses, across all of its connections. Reservations are granted in FIFO order."""
 
     def __init__(self, bytes_max: int | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.reserved_bytes = 0
@@ -45,7 +45,7 @@ class MemoryShare:
 
     @contextmanager
     def forced_reservation(self, size_bytes: int) -> Iterator[None]:
-        """Reserve memory that is already in use for the duration of the context, even above the maximum."""
+        """For the duration of the context, reserve memory that is already in use, even above the maximum."""
         self.force_reserve(size_bytes)
         try:
             yield
@@ -125,7 +125,7 @@ class MemoryShare:
 
 
 class FairShare:
-    """One client's share of the event loop, over all of its connections. Messages are admitted in FIFO order."""
+    """One client's share of the event loop, across all of its connections. Messages are admitted in FIFO order."""
 
     def __init__(self) -> None:
         self._messages_left = MESSAGES_PER_TURN_MAX
@@ -222,7 +222,7 @@ async def thread_slot() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def history_slot() -> AsyncIterator[None]:
-    """Wait until no other stream of the current share reads a task's history. Then make others wait for the block."""
+    """Wait until no other stream of the current share reads a task's history. Others then wait for this block."""
     share = _SHARE.get()
     if share is None:
         yield

@@ -48,8 +48,8 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
 async def run_until_first_complete(*coroutines: Coroutine[Any, Any, T]) -> T:
     """Run the coroutines until one completes; return its result or raise its exception.
 
-    The others are cancelled and have ended on return. If several complete at once, the first of them in the order of
-    the arguments counts.
+    The others are cancelled and have ended on return. If several complete at once, the one that comes first in the
+    arguments counts.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:

@@ -8,7 +8,7 @@ from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORE
 
 
 class CpuBudget:
-    """A token bucket of CPU time: it refills over time, and all work of the process consumes it. Starts full.
+    """A token bucket of CPU time: it refills over time, and all work in the process drains it. Starts full.
 
     Work with a higher priority may continue while the budget is in debt. Other work waits until the debt is paid.
     """
@@ -26,7 +26,7 @@ class CpuBudget:
         self._monotonic, self._cpu_seconds = monotonic, cpu_seconds
 
     def wait_seconds(self, debt_seconds: float = 0.0) -> float:
-        """Return after how many seconds work that is allowed this much debt may continue; 0 if it may continue now."""
+        """Return the seconds until work that is allowed this much debt may continue; 0 if it may continue now."""
         return max(0.0, -debt_seconds - self._balance_seconds) / RUNNER_CPU_CORES
 
 

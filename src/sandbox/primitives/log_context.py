@@ -1,4 +1,4 @@
-"""Context variables with the request, token, task and attempt of the current work. Every log line contains them."""
+"""Context variables for the request, token, task and attempt of the current work. Every log line contains them."""
 
 from contextvars import ContextVar
 

@@ -18,7 +18,7 @@ from sandbox.runner.steps.provision import ProvisionedSandbox
 class GatewayEvents:
     """Records the events that a gateway reports.
 
-    The gateway cannot handle a recording error, so `raise_error` raises it in a job of the runner.
+    The gateway cannot handle a recording error, so `raise_error` raises it in one of the runner's jobs.
     """
 
     def __init__(self, record: Callable[[Event], object], progress: ProgressTracker) -> None:
@@ -36,7 +36,7 @@ class GatewayEvents:
             self._progress.add_usage(event)
 
     async def raise_error(self) -> Never:
-        """Wait for an event that could not be recorded, and raise its error."""
+        """Wait until an event cannot be recorded, and raise the error."""
         raise await self._errors.get()
 
 

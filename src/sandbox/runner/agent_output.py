@@ -27,7 +27,7 @@ _RECORD_OVERHEAD_BYTES = 128
 def earlier_output_bytes(task: Task) -> int:
     """Return the output quota that earlier attempts used.
 
-    No counter exists for output records alone, so all records count.
+    No counter covers only output records, so all records count.
     """
     return task.progress.output_bytes + task.last_seq * _RECORD_OVERHEAD_BYTES
 
@@ -112,7 +112,7 @@ class LineJoiner:
         self._size_bytes = 0
 
     def feed(self, piece: bytes, continued: bool) -> bytes | None:
-        """Return the line that the piece completes; None within a line, and at the end of a line over the limit."""
+        """Return the line that this piece completes; None within a line, and at the end of a line over the limit."""
         self._size_bytes += len(piece)
         if self._size_bytes <= self._line_bytes_max:
             self._parts.append(piece)

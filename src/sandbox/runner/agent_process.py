@@ -129,9 +129,9 @@ class SandboxKiller:
 async def drain_output(
     readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue, record: Callable[[Event], object]
 ) -> None:
-    """Let the output readers of an agent that has ended finish; record a gap if they cannot.
+    """Let the output readers finish after the agent has ended; record a gap if they cannot.
 
-    Raises the error of a reader that failed.
+    If a reader failed, raises its error.
     """
     missing = await _wait_for_output(readers, output, queue)
     done, late = await asyncio.wait(readers, timeout=0)
@@ -147,8 +147,8 @@ async def drain_output(
 async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue) -> str:
     """Drain the output pipes; return the reason if draining stopped early.
 
-    A stall of the host counts as one check, so output that is ready after the stall is not lost. Output that waits for
-    the CPU budget does not count as silence.
+    If the host stalls, that counts as one check, so output that is ready afterwards is not lost. Output that is waiting
+    for the CPU budget does not count as silence.
     """
     check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
     silent_checks = 0

@@ -1,4 +1,4 @@
-"""One attempt, from the check of its order to its final record."""
+"""One attempt, from checking its order to writing its final record."""
 
 import asyncio
 import logging
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class StaleOrderError(SandboxError):
-    """The order belongs to an attempt that is over, or that another runner has started."""
+    """The order is for an attempt that is over, or that another runner has already started."""
 
     code = "internal_error"
 
@@ -193,7 +193,7 @@ class AttemptFinalizer:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _record_last_result(self) -> None:
-        """Render the agent's last result and record it as stdout, unless stdout is recorded already or not rendered.
+        """Render the agent's last result and record it as stdout, unless stdout is already recorded or is not rendered.
 
         Only the agent can render its result. Raises OSError.
         """
@@ -225,7 +225,7 @@ class AttemptFinalizer:
 
 
 class AttemptStoppedError(Exception):
-    """The attempt was asked to stop; the reason is in the journal."""
+    """The attempt was asked to stop; the journal contains the reason."""
 
 
 class AttemptRunner(msgspec.Struct, frozen=True):
@@ -334,7 +334,7 @@ class AttemptFinisher(msgspec.Struct, frozen=True):
             _log.warning("The remains of the sandbox cannot be removed: %s", error_reason(error))
 
     def _loss_failure(self) -> Failure:
-        """Return `host_lost` if the host has rebooted since the attempt started, else `runner_lost`."""
+        """Return `host_lost` if the host has rebooted since the attempt started, otherwise `runner_lost`."""
         attempt = self.attempt.task.attempt
         is_other_boot = attempt is not None and attempt.boot_id not in ("", self.boot_id)
         code, message = (

@@ -158,7 +158,7 @@ class HostDiskSpace:
 
 
 class StopSignal:
-    """Set by effects of recorded events, awaited by the running step."""
+    """Set by the effects of recorded events, and awaited by the running step."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -244,7 +244,7 @@ class AttemptRecorder:
         return True
 
     def record_once(self, event: e.AttemptFailed | e.ErrorReported, subject: str = "") -> None:
-        """Record an event unless an equal one was recorded before, because a retry finds the same problems again.
+        """Record an event unless an equal one was already recorded, because a retry finds the same problems again.
 
         subject: what the event is about, if its fields do not include that.
         """

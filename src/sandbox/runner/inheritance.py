@@ -72,7 +72,7 @@ def add_conversation(attempt: AttemptContext) -> Manifest:
 
 
 def _check(path: Path, artifact: Artifact, code: FailureCode) -> None:
-    """Require that the file has its recorded checksum."""
+    """Require that the file has the recorded checksum."""
     digest = hashlib.sha256()
     try:
         for chunk in _read(path):

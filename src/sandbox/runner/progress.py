@@ -55,8 +55,8 @@ def _current(call: _Call | None) -> dict[str, str | None]:
 class ProgressTracker:
     """Counts events and records a snapshot when one is due.
 
-    A change of tool, turn or usage is due after URGENT_INTERVAL_SECONDS; other changes, such as output bytes, after
-    PROGRESS_INTERVAL_SECONDS.
+    A snapshot is due URGENT_INTERVAL_SECONDS after the last one if the tool, turn or usage has changed, and
+    PROGRESS_INTERVAL_SECONDS after the last one if only other counters have changed, such as output bytes.
 
     baseline: the counters of earlier attempts, from which counting continues.
     records_conversation: whether to record conversation events too.
@@ -134,13 +134,13 @@ class ProgressTracker:
             self._record_snapshot(monotonic)
 
     def close(self) -> None:
-        """Record the last snapshot, without an open tool."""
+        """Record the last snapshot, in which no tool is running."""
         self._open_tools.clear()
         self._update(**_current(None))
         self._record_snapshot(float("inf"))
 
     def _record_bounded(self, event: Event) -> None:
-        """Record an event, up to a limit: the agent can cause any number of events, even while output is dropped."""
+        """Record an event, up to a limit: an agent can cause any number of events, even while its output is dropped."""
         self._bounded_event_count += 1
         if self._bounded_event_count <= TOOL_CALL_EVENTS_MAX:
             self._record(event)
@@ -174,7 +174,7 @@ class ProgressTracker:
 
 
 def remaining_seconds(task: Task, clock: Clock) -> float:
-    """Return the seconds left of `lifecycle.timeout`, which counts from the first agent's start.
+    """Return the seconds left of `lifecycle.timeout`, which runs from the first agent's start.
 
     The time is measured by the monotonic clock, or by the wall clock after a reboot.
     """

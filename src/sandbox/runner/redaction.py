@@ -57,7 +57,7 @@ def _redact_value(value: Any, redaction: Redactor) -> Any:
 class DeadlineRedactor:
     """Implements `interfaces.secrets.Redactor`. Data that is not scanned in time counts as containing a secret.
 
-    seconds: time limit for all scans together, without the time spent waiting for chunks.
+    seconds: total time limit for all scans, excluding the time spent waiting for chunks.
     monotonic: returns seconds.
     """
 

@@ -1,4 +1,4 @@
-"""Detects exhausted resources of a sandbox, and attributes failures of the agent to them."""
+"""Detects a sandbox's exhausted resources, and attributes failures of the agent to them."""
 
 import asyncio
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class ExhaustionDetector:
         self._reported: dict[FailureCode, str] = {}
 
     def update(self, stats: Stats) -> None:
-        """Report the resources that the current counters show as exhausted."""
+        """Report the resources that are exhausted according to the current counters."""
         if stats.oom_kills:
             message = f"A process was killed because vm.memory ({self._vm.memory}) was used up; raise it."
             self._report(FailureCode.OUT_OF_MEMORY, message)
@@ -83,8 +83,8 @@ class ExhaustionDetector:
     def explain_failure(self, outcome: AgentOutcome, agent_name: str) -> Failure | None:
         """Attribute the agent's failure to an exhausted resource if that is the likely cause.
 
-        A disk counts only if it is still full. If the agent reported an error, its message must name the resource's
-        error, because the shortage may have ended before the failure. agent_name: for the message.
+        A disk counts only if it is still full. If the agent reported an error, its message must name the error of that
+        resource, because the shortage may have ended before the failure. agent_name: for the message.
         """
         failure, result = outcome.failure, outcome.result
         if failure is None or failure.code not in _UNEXPLAINED_CODES:

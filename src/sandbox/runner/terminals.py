@@ -81,7 +81,7 @@ class TerminalClient:
         self._input_timer = _InputTimer()
 
     def send(self, frame: RunnerFrame) -> None:
-        """Send without waiting. A client with too large a backlog is disconnected; it can reconnect."""
+        """Send without waiting. A client whose backlog is too large is disconnected; it can reconnect."""
         if self._writer.is_closing():
             return
         self._writer.write(encode_frame(frame))
@@ -107,7 +107,7 @@ class TerminalClient:
 
 
 class SharedTerminal:
-    """The agent's terminal. Only the first client may type; when it leaves, the next one may."""
+    """The agent's terminal. Only the first client may type; when it leaves, the next client may."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
@@ -216,7 +216,7 @@ class TerminalServer:
             client.send(EndFrame(message=message))
 
     async def wait_until_idle(self, seconds: float) -> None:
-        """Return after no client has been connected for this long."""
+        """Return once no client has been connected for this long."""
         while True:
             self._changed.clear()
             try:
@@ -271,7 +271,7 @@ class TerminalServer:
                 await self._serve_shell(self._terminals, order, client)
 
     async def _serve_shell(self, terminals: SandboxTerminals, order: OpenTerminal, client: TerminalClient) -> None:
-        """Serve a new shell; it is hung up when the client leaves."""
+        """Serve a new shell, which is hung up when the client leaves."""
         try:
             terminal = await terminals.open_shell(order.term, client.size)
         except AttemptError as error:

@@ -206,7 +206,7 @@ class BaseRuntime:
     ) -> None:
         """Stop the launcher and the confined programs.
 
-        remaining: processes that existed before the confinement and do not end on SIGKILL. `destroy` reports them.
+        remaining: processes that existed before the confinement and that SIGKILL does not end. `destroy` reports them.
         """
         if launcher is not None:
             await launcher.end()
@@ -272,7 +272,7 @@ class BaseRuntime:
         host_processes.reap_orphans(_uid_of(handle))
 
     def _find_processes(self, handle: SandboxHandle, group: ControlGroup) -> Set[int]:
-        """Return the sandbox's processes, by control group if there is one, else by kernel uid or marker."""
+        """Return the sandbox's processes, found by control group if there is one, otherwise by kernel uid or marker."""
         if group.directories:
             return group.process_ids()
         uid = _uid_of(handle)

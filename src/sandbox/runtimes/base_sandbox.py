@@ -1,4 +1,4 @@
-"""Base class of sandboxes that the launcher execs, from `ready` to their end."""
+"""Base class for sandboxes that the launcher execs, from the launcher's `ready` to the sandbox's end."""
 
 import asyncio
 import signal
@@ -106,8 +106,8 @@ class BaseSandbox(ABC):
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories. Takes no lock that programs inside can hold for long.
 
-        This implementation counts nothing: only with a shared kernel can programs inside block `detailed_file_usage` by
-        their locks.
+        This implementation counts nothing: only programs that share the host's kernel can block `detailed_file_usage`
+        with their locks.
         """
         return FileUsage()
 
@@ -137,7 +137,7 @@ class BaseSandbox(ABC):
         self.listeners.close()
 
     def _track_terminal(self, terminal: ExecTerminal) -> ExecTerminal:
-        """Register the terminal to be closed with the sandbox."""
+        """Register the terminal, so that it is closed together with the sandbox."""
         self._terminals = [one for one in self._terminals if not one.has_ended] + [terminal]
         return terminal
 

@@ -47,7 +47,7 @@ class ConfinedPrograms:
         self._spec = spec
 
     def was_oom_killed(self) -> bool:
-        """Return whether the kernel killed a process since this confinement started.
+        """Return whether the kernel has killed a process since this confinement started.
 
         The control group may have belonged to a sandbox before; earlier kills in it do not count.
         """

@@ -106,11 +106,11 @@ class PtyMaster(asyncio.ReadTransport):
         return self._descriptor >= 0
 
     def pause_reading(self) -> None:
-        """Stop reading; called by the StreamReader when its buffer is full."""
+        """Stop reading. The StreamReader calls this when its buffer is full."""
         self._loop.remove_reader(self._descriptor)
 
     def resume_reading(self) -> None:
-        """Resume reading; called by the StreamReader when its buffer has space."""
+        """Resume reading. The StreamReader calls this when its buffer has space."""
         if self._descriptor >= 0:
             self._loop.add_reader(self._descriptor, self._read)
 

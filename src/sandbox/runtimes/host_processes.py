@@ -1,4 +1,4 @@
-"""Finds, signals and reaps processes of this machine, through /proc. Zombies are treated as gone."""
+"""Finds, signals and reaps processes on this machine, through /proc. Zombies are treated as gone."""
 
 import asyncio
 import os
@@ -15,10 +15,10 @@ from sandbox.model.errors import DECODE_ERRORS
 
 
 def find_by_uid(uid: int) -> list[int]:
-    """Return the living processes that have the uid as real, effective, saved or file system uid.
+    """Return the living processes whose real, effective, saved or file system uid is this uid.
 
-    One system call shows whether any process has it as real uid. If none does, no process has it in another role
-    either: a process with a reserved uid can only change to another reserved uid.
+    One system call shows whether it is the real uid of any process. If it is not, no process has it in another role: a
+    process with a reserved uid can only change to another reserved uid.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
@@ -159,7 +159,7 @@ class SandboxLeftovers:
 
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Destroy the sandbox, using its handle on disk or a recovered one. The caller then owns the disk."""
-        # Use a separate event loop: scanning all processes of the machine would block the server's event loop.
+        # Use a separate event loop: scanning all processes on the machine would block the server's event loop.
         await asyncio.to_thread(lambda: asyncio.run(self._destroy(attempt_id, layout)))
 
     async def _destroy(self, attempt_id: str, layout: AttemptLayout) -> None:

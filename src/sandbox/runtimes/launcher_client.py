@@ -303,7 +303,7 @@ async def wait_readable(descriptor: int) -> None:
 
 
 async def wait_for_exit(pidfd: int) -> bool:
-    """Return whether a killed process ends within KILL_SECONDS."""
+    """Wait for a killed process. Return whether it ended within KILL_SECONDS."""
     try:
         async with asyncio.timeout(KILL_SECONDS):
             await wait_readable(pidfd)

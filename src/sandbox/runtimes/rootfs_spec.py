@@ -1,4 +1,4 @@
-"""Describes a sandbox's root file system: an image or the host's /usr, and an /etc without information on the host."""
+"""A sandbox's root file system: an image or the host's /usr, and an /etc without information about the host."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath

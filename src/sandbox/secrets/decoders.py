@@ -32,8 +32,8 @@ class DecodedLayer:
     def __init__(self, data: bytes, source: DecodedLayer | None = None) -> None:
         self.data = data
         self.source = source
-        self._token_starts, self._token_ends = array("L"), array("L")  # of tokens, in the layer below
-        self._decoded_starts, self._decoded_ends = array("L"), array("L")  # of their decoded text, in this layer
+        self._token_starts, self._token_ends = array("L"), array("L")  # token spans in the layer below
+        self._decoded_starts, self._decoded_ends = array("L"), array("L")  # spans of their decoded text in this layer
 
     def decode(self, find_tokens: FindTokens) -> DecodedLayer | None:
         """Decode the tokens of this layer and return the next layer, or None if there are no tokens."""
@@ -165,7 +165,7 @@ def _strip_terminal_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds
 
 
 def align_cut(layers: list[DecodedLayer], position: int) -> int:
-    """Move a position in layer 0 back to where a cut splits no token in any layer."""
+    """Move a position in layer 0 back to where a cut does not split a token in any layer."""
     while (moved := _move_back(layers, position)) < position:
         position = moved
     return position

@@ -175,7 +175,7 @@ _INCOMPLETE_CHARACTERS = (rb"[\xc2-\xf4]", rb"[\xe0-\xf4][\x80-\xbf]", rb"[\xf0-
 """Patterns that match the first bytes of a character in UTF-8, by length."""
 
 _NOT_IN_CHARACTER = b"".join(rb"(?<!%b.)" % start for start in _INCOMPLETE_CHARACTERS)
-"""The byte before this pattern is no part of a character in UTF-8 that started earlier."""
+"""The byte before this pattern is not part of a UTF-8 character that started earlier."""
 
 _PARTIAL_CHARACTER = re.compile(b"|".join(rb"%b\Z" % start for start in _INCOMPLETE_CHARACTERS))
 

@@ -1,4 +1,4 @@
-"""Limits of secrets and of their redaction. `docs/limits.md` lists them."""
+"""Limits for secrets and their redaction. `docs/limits.md` lists them."""
 
 SECRET_BYTES_MAX = 64 * 1024
 """Maximum size of one value. A task with a larger value fails with `secret_unavailable`."""

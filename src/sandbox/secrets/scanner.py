@@ -27,7 +27,7 @@ class PatternMatch(NamedTuple):
 
 
 def _words(text: bytes, first: int = 0) -> memoryview[int]:
-    """Return the words from position `first` on."""
+    """Return the words starting at position `first`."""
     return memoryview(text)[first : len(text) - (len(text) - first) % _WORD_BYTES].cast("I")
 
 
@@ -81,7 +81,7 @@ class MultiPatternSearch:
                         yield PatternMatch(start, start + len(pattern.normalized), pattern.name)
 
     def may_continue(self, text: bytes) -> bool:
-        """Return whether the last byte may be inside a pattern. A quick check that is False for most ends of lines."""
+        """Return whether the last byte may be inside a pattern. A quick check that returns False at most line ends."""
         return not text or text[-1] in self._inner_bytes
 
     def find_partial_matches(self, text: bytes, bytes_min: int) -> Iterator[int]:
@@ -124,7 +124,7 @@ class Scanner:
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
         span_limit = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
         self.span_bytes_max = span_limit if longest else 0
-        """A value spread over more bytes, by escapes or bytes in between, is not found."""
+        """A value that escapes or other bytes in between spread over more than this many bytes is not found."""
 
     def find(self, layers: list[DecodedLayer]) -> list[Span]:
         """Return the spans of values, in order."""

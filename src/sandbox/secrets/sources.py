@@ -166,7 +166,7 @@ class SecretResolver:
 
 
 def _validated(secret: Secret, value: str) -> str:
-    """Return the value if it can be an environment variable and be redacted; else raise SecretUnavailableError."""
+    """Return the value if it can be an environment variable and be redacted; if not, raise SecretUnavailableError."""
     if not value:
         raise unavailable_error(secret, "the value is empty; set one.")
     if "\0" in value:

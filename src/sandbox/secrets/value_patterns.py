@@ -1,4 +1,4 @@
-"""Builds the search patterns: a value in each encoding that is not decoded before the search."""
+"""Builds the search patterns: each value in every encoding that is not decoded before the search."""
 
 import base64
 import html

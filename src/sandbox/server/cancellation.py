@@ -20,7 +20,7 @@ _STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:
-    """Retries until the cancel request is on disk or CANCEL_SECONDS have passed. The last attempt may take longer."""
+    """Retries until the cancel request is on disk or CANCEL_SECONDS have passed. The last retry may take longer."""
 
     def __init__(self, journals: Journals, clock: Clock) -> None:
         self._journals = journals

@@ -81,7 +81,7 @@ class DerivedTaskPlanner:
 
 
 def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
-    """Return what a task that continues this one takes over, without the conversation.
+    """Return what a task that continues this one takes over, except the conversation.
 
     Raises TaskNotContinuableError.
     """

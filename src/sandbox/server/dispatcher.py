@@ -73,7 +73,7 @@ class Drain:
 
 
 class StartConditions:
-    """Determines what keeps tasks from starting, apart from reserved resources.
+    """Determines what prevents tasks from starting, apart from reserved resources.
 
     Each call of `blockers` measures the free disk space again.
 
@@ -97,7 +97,7 @@ class StartConditions:
         self._missing_keys = missing_keys
 
     def refusals(self) -> Iterator[str]:
-        """Yield the reasons why the server neither accepts nor starts tasks, as sentences, most important first."""
+        """Yield the reasons why the server is not accepting or starting tasks, as sentences, most important first."""
         if self._drain.since is not None:
             yield DRAINING_REASON
         if (reason := self._host.blocked_reason) is not None:
@@ -106,7 +106,7 @@ class StartConditions:
             yield _missing_key_reason(self._key_settings.values())
 
     def blockers(self) -> Iterator[str]:
-        """Yield the reasons why the server starts no tasks: first the refusals, then a shortage of disk space."""
+        """Yield the reasons why the server is not starting tasks: first the refusals, then a shortage of disk space."""
         yield from self.refusals()
         if (shortage := self._disk_monitor.check()) is not None:
             yield shortage
@@ -160,12 +160,12 @@ class Dispatcher:
 
     @property
     def is_closing(self) -> bool:
-        """Whether `close` was called. Then no task is launched, so none may be accepted."""
+        """Whether `close` was called. If so, no task is launched, so none may be accepted."""
         return self._closing.is_set()
 
     @property
     def waiting_count(self) -> int:
-        """Number of tasks that wait for their launch."""
+        """Number of tasks that are waiting to be launched."""
         return self._scheduler.waiting_count
 
     @property
@@ -190,7 +190,7 @@ class Dispatcher:
         return self._unfinished_task_limit.reserved(manifest)
 
     def add(self, tracked: TrackedTask) -> None:
-        """Queue a task that waits for its launch, or reserve the resources of one that was launched."""
+        """Queue a task that is waiting to be launched, or reserve the resources of a task that was already launched."""
         task = tracked.task
         self._unfinished_task_limit.add(task.id, task.manifest)
         if isinstance(tracked.owner, ServerOwned):
@@ -211,7 +211,7 @@ class Dispatcher:
         self.dispatch()
 
     def dispatch(self) -> None:
-        """Launch the tasks that fit. While tasks wait, run again later, because freed memory causes no event."""
+        """Launch the tasks that fit. While tasks are waiting, run again later, because freed memory causes no event."""
         if self._next_dispatch is not None:
             self._next_dispatch.cancel()
         if self._closing.is_set() or self._scheduler.is_queue_empty:
@@ -231,7 +231,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Stop launching tasks. Wait up to LAUNCH_SHUTDOWN_SECONDS for the running launches.
 
-        Then cancel launches that still wait for secrets; they have recorded nothing yet.
+        Then cancel launches that are still waiting for secrets; they have recorded nothing yet.
         """
         self._closing.set()
         if self._next_dispatch is not None:
@@ -251,7 +251,7 @@ class Dispatcher:
         return next(self._conditions.blockers(), None)
 
     def _launch_admitted(self) -> Mapping[str, str]:
-        """Launch the admitted tasks; return the reasons why the others wait."""
+        """Launch the admitted tasks; return the reasons why the others are waiting."""
         available_bytes = self._memory_available_bytes()
         while (task_id := self._scheduler.admit_next(available_bytes)) is not None:
             tracked = self._tracked_tasks[task_id]

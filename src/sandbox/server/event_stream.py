@@ -36,7 +36,7 @@ _CHARACTER_BYTES = 4
 class Broadcast:
     """Live events of all tasks.
 
-    Never waits for a subscriber: a slow one gets a `gap` event per task instead of the events it missed.
+    Never waits for a subscriber: a slow one gets one `gap` event per task in place of the events that it missed.
     """
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ class EventStream:
         tracked = self._load_tracked(task_id)
         async for event in self._replay_range(tracked, None, tracked.offset, after):
             yield event
-            del event  # a stream that waits for memory must not hold any
+            del event  # a stream that is waiting for memory must not hold any
         if tracked.task.state.is_final:
             yield end_event(tracked.task)
 
@@ -192,7 +192,7 @@ class EventStream:
     async def _replay_range(
         self, tracked: TrackedTask, offset: int | None, end: int, after: int
     ) -> AsyncIterator[WireEvent]:
-        """Yield the readable events of a range. With offset None the range starts after `after`."""
+        """Yield the readable events of a range. If the offset is None, the range starts after `after`."""
         task_id = tracked.task.id
         try:
             begin = await self._find_offset(task_id, after + 1) if offset is None else offset
@@ -248,5 +248,5 @@ class EventStream:
 
 
 def _converted_bytes(event: WireEvent) -> int:
-    """Return how many bytes of memory the conversation converted from output uses: a second copy of its texts."""
+    """Return how many bytes of memory a conversation converted from output uses: it is a second copy of the texts."""
     return _CHARACTER_BYTES * converted_size_bytes(event)

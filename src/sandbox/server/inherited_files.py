@@ -95,7 +95,7 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
 
 
 def _has_empty_journal(journals: Journals, task_id: str) -> bool:
-    """Whether the journal exists and has no record. A missing or damaged journal may belong to an accepted task."""
+    """Return whether the journal exists without a record. A missing or damaged one may belong to an accepted task."""
     try:
         return journals.replay(task_id).task is None
     except (SandboxError, OSError):

@@ -20,7 +20,7 @@ from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask, TrackedTasks
 
 _POLL_SLOWDOWN_MAX = 10
-"""The pause between two reads of a silent journal grows by up to this factor."""
+"""The pause between reads of a silent journal grows by up to this factor."""
 _UNKNOWN_WRITER_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
@@ -38,7 +38,7 @@ class JournalTailer:
     """Follows each unfinished task. The index is never ahead of the journal and at most a second behind.
 
     tracked_tasks: the tasks that are followed; other components only read this mapping.
-    dispatcher: queues tasks that wait, and frees the resources of tasks that have ended.
+    dispatcher: queues tasks that are waiting, and frees the resources of tasks that have ended.
     recovery: continues tasks whose journal no process holds, and checks runners that record nothing.
     """
 
@@ -77,7 +77,7 @@ class JournalTailer:
         await asyncio.gather(*self._asyncio_tasks.values(), return_exceptions=True)
 
     async def _run(self, tracked: TrackedTask) -> None:
-        """Follow a task. Retry after every error: a task that is not followed would never end for its users."""
+        """Follow a task. Retry after every error: to its users, a task that is not followed would never end."""
         bind_task(tracked.task.id)
         while not tracked.task.state.is_final:
             try:
@@ -165,7 +165,7 @@ class JournalTailer:
             self._broadcast.publish(event)
 
     async def _check_writer(self, tracked: TrackedTask) -> None:
-        """Check whether a silent writer is alive. Only a FREE lock proves that no process writes."""
+        """Check whether a silent writer is alive. Only a FREE lock proves that no process is writing."""
         owner = tracked.owner
         if isinstance(owner, ServerOwned):
             return
@@ -204,7 +204,7 @@ class TaskTracker:
         self._dispatcher.dispatch()
 
     def dispatch(self) -> None:
-        """Launch the tasks that fit now, because resources of the host became free."""
+        """Launch the tasks that fit now that resources of the host have become free."""
         self._dispatcher.dispatch()
 
     async def close(self) -> None:

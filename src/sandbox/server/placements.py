@@ -26,7 +26,7 @@ from sandbox.server.probed_host import ProbedHost
 
 
 def resumes_disk(task: Task) -> bool:
-    """Whether the task's next attempt takes over the disk of its last one."""
+    """Return whether the task's next attempt takes over the disk of its last one."""
     previous = task.attempt
     return previous is not None and previous.follow_up is not None and previous.transfers_disk(previous.follow_up)
 
@@ -116,7 +116,7 @@ class UnreachableRunner:
         return Liveness.UNKNOWN
 
     async def is_responsive(self) -> bool:
-        """Return True, because only a proven lack of response counts."""
+        """Return True, because only a proven lack of response counts as unresponsive."""
         return True
 
     async def cancel(self, order: CancelAttempt) -> Reply:

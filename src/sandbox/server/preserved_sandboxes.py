@@ -45,7 +45,7 @@ class PreservedFiles:
         self._find_files = find_files
 
     def is_preserved(self, task: Task) -> bool:
-        """Whether files of the task's sandbox are still preserved."""
+        """Return whether files of the task's sandbox are still preserved."""
         location = self.locate_disk(task)
         return location is not None and self._find_files(location).is_preserved(location)
 
@@ -80,12 +80,12 @@ class PreservedFiles:
         )
 
     def has_same_secrets(self, task: Task, secrets: Mapping[str, str]) -> bool:
-        """Whether the agent that wrote the preserved files had exactly these secret values. True without secrets."""
+        """Return whether the agent that wrote the files had exactly these secret values. True without secrets."""
         location = self.locate_disk(task)
         return not secrets or (location is not None and self._find_files(location).has_same_secrets(location, secrets))
 
     def has_handle(self, task: Task) -> bool:
-        """Whether a handle of the task exists: only it identifies the parts of a sandbox that may remain on a host."""
+        """Return whether a handle of the task exists. Only a handle identifies the remaining parts of a sandbox."""
         attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
         locations = {one.placement: one for one in (locate(task, attempt) for attempt in attempts)}
         return any(self._find_files(one).has_handle(task.id) for one in locations.values())
@@ -258,7 +258,7 @@ class DebugSessions:
         raise UnavailableError(f"{problem}; see the runner's log on the server's host.")
 
     async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
-        """Start the session's runner. Raises TerminalRefusedError if a retry cannot help, else UnavailableError."""
+        """Start the session's runner. Raises UnavailableError if a retry may help, otherwise TerminalRefusedError."""
         location = await self._preserved_sandboxes.locate(task)
         host = self._placements.host_of(location)
         if (blocked_reason := host.blocked_reason) is not None:

@@ -17,7 +17,7 @@ _BATCH_SIZE = 200
 
 
 def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Index tasks that the store lacks or another version indexed. Returns the same as `index_journals`."""
+    """Index the tasks that the store lacks or that another version indexed. Returns the same as `index_journals`."""
     unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
     return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 
@@ -92,7 +92,7 @@ def _track(journals: Journals, placements: Placements, clock: Clock, indexed: In
 
 
 def _acquire(journals: Journals, clock: Clock, indexed: IndexedTask) -> TrackedTask:
-    """Acquire the journal of a pending task, if it is free and the task still waits."""
+    """Acquire the journal of a pending task, if it is free and the task is still waiting."""
     try:
         writer = journals.open(indexed.task.id)
     except (SandboxError, OSError):

@@ -27,7 +27,7 @@ class RunnerLauncher:
     """Records an attempt and starts its runner, which takes over the journal.
 
     upstreams: the model API of each kind of agent that the server offers; None without a key for that API.
-    may_follow_redirects: returns whether git may follow redirects to other hosts; called at each launch.
+    may_follow_redirects: returns whether git may follow redirects to other hosts; called for each launch.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class RunnerLauncher:
         try:
             return RunnerOwned(await self._placements.launch(order, started.host, recorder.writer))
         except RunnerNotStartedError as error:
-            # The lock is free now. As soon as a finisher can be started, it ends this attempt; another attempt may
-            # follow.
+            # The lock is free now. As soon as a finisher can be started, the finisher ends this attempt; another
+            # attempt may follow.
             _log.warning("The runner of task %s could not be started: %s", recorder.task.id, error)
             return Orphaned()
         except OSError as error:

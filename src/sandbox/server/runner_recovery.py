@@ -67,7 +67,7 @@ class RunnerRecovery:
         await self._watchdog.check(tracked)
 
     async def recover(self, tracked: TrackedTask) -> bool:
-        """Recover a task whose journal no process holds. Return whether the task now waits for its launch.
+        """Recover a task whose journal no process holds. Return whether the task is now waiting to be launched.
 
         This is the case if the journal was in use at the server's start and the server has now acquired it. Raises
         OSError, JournalDamagedError.
@@ -98,7 +98,7 @@ class RunnerRecovery:
     async def _recover_started(self, tracked: TrackedTask) -> None:
         """Start a finisher for a dead runner, or start the next attempt.
 
-        A finisher that dies is followed by another one, after an increasing pause. After the last one the server
+        If a finisher dies, another one is started, after a pause that grows each time. If the last one dies, the server
         finalizes the task itself, as it does for a task that ends before its first attempt.
         """
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
@@ -169,7 +169,7 @@ class _Silence:
 
 
 class RunnerWatchdog:
-    """Pings silent runners. A lock proves that its holder is alive, not that it works.
+    """Pings silent runners. A lock proves that its holder is alive, not that the holder is working.
 
     A runner's death ends its sandbox and frees its lock, so a finisher can take over.
     """

@@ -16,7 +16,7 @@ from sandbox.model.resources import Resources
 
 
 class UnfinishedTaskLimit:
-    """Limits the number of unfinished tasks and the size of their manifests, which the server keeps in memory."""
+    """Limits the number of unfinished tasks and the total size of their manifests, which the server keeps in memory."""
 
     def __init__(self, tasks_max: int) -> None:
         self._tasks_max = tasks_max
@@ -95,7 +95,7 @@ class Scheduler:
 
     @property
     def is_queue_empty(self) -> bool:
-        """Whether no task waits."""
+        """Whether no task is waiting."""
         return not self._queue
 
     @property
@@ -137,7 +137,7 @@ class Scheduler:
         self._reservations[task_id] = requested
 
     def has_reservation(self, task_id: str) -> bool:
-        """Whether the task has a reservation."""
+        """Return whether the task has a reservation."""
         return task_id in self._reservations
 
     def remove(self, task_id: str) -> None:
@@ -179,7 +179,7 @@ class Scheduler:
         return dict.fromkeys(self._queue, f"Waiting: {reason}")
 
     def waiting_messages(self, memory_available_bytes: int | None = None) -> dict[str, str]:
-        """Return what each waiting task waits for."""
+        """Return what each waiting task is waiting for."""
         free, waiting_messages, position = self.free, {}, 0
         for task_id, waiting in self._queue.items():
             if waiting.blocked_reason is not None:

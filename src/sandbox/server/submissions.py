@@ -98,7 +98,7 @@ class SubmissionLog:
         return TrackedTask(self._index(recorder.task), ServerOwned(recorder)), submission
 
     def _index(self, task: Task) -> IndexedTask:
-        """Index a task that is already accepted. A failure is only logged, and the index is updated later."""
+        """Index a task that is already accepted. A failure is only logged, because the index is updated later."""
         indexed = IndexedTask(task, 0)
         try:
             indexed = IndexedTask(task, self._journals.replay(task.id).offset)

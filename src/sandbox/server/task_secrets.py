@@ -16,7 +16,7 @@ LookUpSecrets = Callable[[Sequence[Secret]], Awaitable[Mapping[str, str]]]
 
 
 class TaskSecrets:
-    """Resolves secrets in their sources, which may be external and slow."""
+    """Resolves secrets from their sources, which may be external and slow."""
 
     def __init__(self, look_up: LookUpSecrets) -> None:
         self._look_up = look_up
@@ -43,7 +43,7 @@ class TaskSecrets:
             return Failure(FailureCode.SECRET_UNAVAILABLE, error.message, detail=detail)
 
     async def resolve_for_launch(self, task: Task) -> Mapping[str, str] | Failure:
-        """Like `resolve_for_attempt`; `cancel_lookups` cancels the caller while it waits here."""
+        """Like `resolve_for_attempt`, but `cancel_lookups` cancels a caller that is waiting here."""
         launch = asyncio.current_task()
         assert launch is not None
         self._launches.add(launch)
@@ -53,6 +53,6 @@ class TaskSecrets:
             self._launches.discard(launch)
 
     def cancel_lookups(self) -> None:
-        """Cancel the callers that wait in `resolve_for_launch`."""
+        """Cancel the callers that are waiting in `resolve_for_launch`."""
         for launch in self._launches:
             launch.cancel()

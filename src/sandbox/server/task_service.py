@@ -94,7 +94,7 @@ class TaskQueries:
         return tracked.snapshot
 
     def _with_status_message(self, task: Task) -> Task:
-        """Add the reason why a task waits, which the index does not contain."""
+        """Add the reason why a task is waiting, which the index does not contain."""
         tracked = self._tracked_tasks.get(task.id)
         return tracked.with_status_message(task) if tracked is not None else task
 

@@ -76,7 +76,7 @@ class FinisherHistory:
         self._count = 0
 
     def is_backoff_over(self, monotonic: float) -> bool:
-        """Whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
+        """Return whether the pause after the last finisher's launch is over, so the cause of its death may have passed.
 
         Always true before the first finisher and after the last one.
         """
@@ -89,7 +89,7 @@ class FinisherHistory:
 class TrackedTask:
     """A task, the offset up to which its journal was read, and an event for waiters.
 
-    status_message: the reason why the task waits or is blocked; empty if neither.
+    status_message: the reason why the task is waiting or blocked; empty if neither.
     published_seq: the last record that this server published to subscribers of all tasks; 0 for none.
     """
 
@@ -120,7 +120,7 @@ class TrackedTask:
         self.wake()
 
     def writer_liveness(self, journals: Journals) -> Liveness:
-        """Whether the journal has a live writer. Raises OSError if this host cannot determine it."""
+        """Return whether the journal has a live writer. Raises OSError if this host cannot determine it."""
         match self._owner:
             case ServerOwned():
                 return Liveness.HELD
@@ -166,7 +166,7 @@ class TrackedTask:
         changed_event.set()
 
     def has_been_idle(self, seconds: float, monotonic: float) -> bool:
-        """Whether nothing has been recorded for this long, counted from the first call in this server process."""
+        """Return whether nothing has been recorded for this long since the first call in this server process."""
         if self._idle_since is None or self._idle_since[0] != self.task.last_seq:
             self._idle_since = (self.task.last_seq, monotonic)
         return monotonic - self._idle_since[1] >= seconds

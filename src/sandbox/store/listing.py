@@ -110,7 +110,7 @@ def state_term(state: str) -> str:
 
 
 def content_digest(task: Task) -> bytes:
-    """Return a digest of everything that determines the terms of a task."""
+    """Return a digest of everything that determines a task's terms."""
     manifest = task.manifest
     texts = (manifest.metadata.name, manifest.metadata.labels, task.id, manifest.repository.url, manifest.agent.prompt)
     parents = (task.parent.task_id,) if task.parent is not None else ()
@@ -230,7 +230,7 @@ class PageReader:
     def _read_window(
         self, connection: sqlite3.Connection, factor: int, count: int
     ) -> list[tuple[str, int | str | None]] | None:
-        """Read the next tasks in order and keep those that the search finds; None if they do not fill the page."""
+        """Read the next tasks in order and return those that the search finds; None if they do not fill the page."""
         first, last = self._query.offset, self._query.offset + self._query.limit + 1
         window = last * factor
         statement = self._format("next_positions", [*self._page_filters, *self._cursor_filters])

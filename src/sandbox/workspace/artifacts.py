@@ -42,7 +42,7 @@ class ArtifactNames:
         self._next_number: dict[str, int] = {}
 
     def allocate(self, path: bytes) -> str:
-        """Return the base name if it is free, else the path with `__` for `/`, else that with a number."""
+        """Return the base name if it is free, otherwise the path with `__` for `/`, if necessary with a number."""
         base = _truncate(printable_path(path.rpartition(b"/")[2]))
         whole = _truncate(printable_path(path).replace("/", "__"))
         name = base if base not in self._used_names else whole
@@ -55,8 +55,8 @@ class ArtifactNames:
 
 
 def _truncate(name: str) -> str:
-    """Cut long names at the start, so the last part and the suffix remain."""
-    return _suffix_bytes(printable_path(_suffix_bytes(name).encode()))  # the new start may be a combining mark
+    """Cut long names at the start, to keep the last part and the suffix."""
+    return _suffix_bytes(printable_path(_suffix_bytes(name).encode()))  # the name may now start with a combining mark
 
 
 def _suffix_bytes(name: str) -> str:
@@ -108,7 +108,7 @@ _TYPES = {
 
 
 def content_type(name: str) -> str:
-    """Return the content type by the name's suffix; application/octet-stream if it is unknown."""
+    """Return the content type for the name's suffix; application/octet-stream if the suffix is unknown."""
     stem, _, suffix = name.rpartition(".")
     return _TYPES.get(suffix.lower(), "application/octet-stream") if stem else "application/octet-stream"
 
@@ -228,7 +228,7 @@ def _find_matches(workspace: Path, patterns: Sequence[str], stop: StopFlag) -> t
 
 
 def _count_within_limits(paths: Sequence[bytes]) -> int:
-    """Return how many paths, counted from the first, are within the limits."""
+    """Return how many paths, starting with the first, are within the limits."""
     lengths = accumulate(_printable_bytes(path) for path in paths[:ARTIFACTS_MAX])
     return sum(1 for _ in takewhile(lambda length: length <= ARTIFACT_PATHS_BYTES_MAX, lengths))
 

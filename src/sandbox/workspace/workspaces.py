@@ -1,4 +1,4 @@
-"""Implements `Workspaces` with git and files of the host."""
+"""Implements `Workspaces` with the host's git and files."""
 
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -1,1 +1,1 @@
-"""Connections to hosts other than the model API."""
+"""Connections from the sandbox to hosts other than the model API."""

@@ -38,7 +38,7 @@ class ClientHello(msgspec.Struct, frozen=True):
 
 
 class ServerNames(msgspec.Struct, frozen=True):
-    """The server names in a ClientHello. The flags have the same meaning as in `ClientHello`."""
+    """The server names in a ClientHello. The flags mean the same as in `ClientHello`."""
 
     names: tuple[str, ...] = ()
     has_encrypted_name: bool = False
@@ -46,11 +46,11 @@ class ServerNames(msgspec.Struct, frozen=True):
 
 
 class _TruncatedError(Exception):
-    """A length field points past the end."""
+    """A length field points past the end of the data."""
 
 
 def parse_client_hello(data: bytes) -> ClientHello:
-    """Parse the first bytes of a connection. Never raises. An incomplete result may change with more bytes."""
+    """Parse the first bytes of a connection. Never raises. An incomplete result may change as more bytes arrive."""
     message = bytearray()
     offset = 0
     while len(data) >= offset + 5:

@@ -14,7 +14,7 @@ from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
 class EgressConnection:
     """One egress connection.
 
-    handshake: decides whether the connection is allowed, or is the decision itself if it was already made.
+    handshake: decides whether the connection is allowed; if that is already decided, the decision itself.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class EgressConnection:
         # The timeout includes the wait for connections queued before this one.
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
         self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
-        host, port = tunnel.host.lower(), tunnel.port  # as in reports of denials
+        host, port = tunnel.host.lower(), tunnel.port  # as in denial reports
         try:
             return await self._dialer.dial(host, port)
         except AddressDeniedError as error:

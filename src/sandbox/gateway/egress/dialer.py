@@ -71,14 +71,14 @@ class HostUnreachableError(Exception):
 
 
 def is_dialable(address: Address) -> bool:
-    """Return whether this is a public address of another machine. Only tests use a different policy."""
+    """Return whether this is the public address of another machine. Only tests use a different policy."""
     return is_global(address) and not _is_local_address(address)
 
 
 class PublicDialer:
     """Dials hosts by name, but never the model's host. Names are resolved by the system, including /etc/hosts.
 
-    model_addresses: all known addresses of the model; this class and `UpstreamDialer` extend the set.
+    model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to the set.
     """
 
     def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
@@ -110,7 +110,7 @@ class PublicDialer:
     async def _refresh_model_addresses(self) -> None:
         """Update the model's addresses; old ones stay denied.
 
-        While none is known, every dial fails, because no host can be distinguished from the model.
+        While none are known, every dial fails, because no host can be distinguished from the model.
         """
         now = asyncio.get_running_loop().time()
         if now - self._model_resolved_at < limits.MODEL_LOOKUP_SECONDS:
@@ -155,7 +155,7 @@ def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
 
 
 def _is_local_address(address: Address) -> bool:
-    """Return whether the address belongs to this machine: whether a socket can bind to it. True if that is unknown."""
+    """Return whether the address belongs to this machine, that is, whether a socket can bind to it. True if unknown."""
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -1,4 +1,4 @@
-"""Egress policy: which hosts a sandbox may reach, and the types of a handshake and its result. No I/O."""
+"""Egress policy: which hosts a sandbox may reach. Also defines handshakes and their results. No I/O."""
 
 import re
 from collections.abc import Callable
@@ -74,7 +74,7 @@ class Denial(msgspec.Struct, frozen=True):
 
 
 class StreamFilter(Protocol):
-    """Inspects the data from the client to the host as long as the protocol requires it."""
+    """Inspects the data that the client sends to the host, for as long as the protocol requires."""
 
     @property
     def is_done(self) -> bool:
@@ -88,7 +88,7 @@ class StreamFilter(Protocol):
 
     @property
     def is_searching(self) -> bool:
-        """Whether the data forwarded so far may end in the middle of a line that will be denied."""
+        """Whether the data forwarded so far may end in the middle of a line that is about to be denied."""
         ...
 
     def start(self) -> bytes | Denial:

@@ -1,4 +1,4 @@
-"""Detects TLS and HTTP by the first bytes. Forwards other protocols unless TLS or HTTP follows in their data.
+"""Detects TLS and HTTP from the first bytes. Forwards other protocols unless TLS or HTTP follows in their data.
 
 Lenient servers skip or accept bytes that a strict parser treats as another protocol: NUL, unusual white space, a PROXY
 header, an alert. Therefore the first bytes are searched while they are forwarded: a request line is denied before its
@@ -44,7 +44,7 @@ _HOST_LINE = re.compile(rb"%s*host%s*:(.*)" % (_NON_PRINTABLE, _NON_PRINTABLE), 
 
 
 class HttpRequestSearch:
-    """Searches for an HTTP request in the data of a client connected to `name` at `port`. line_end: matches a line end.
+    """Searches for an HTTP request in the data of a client connected to `name` on `port`. line_end: matches a line end.
 
     is_possible_request: the first line has two words, or a later one has an HTTP version. Some servers treat a line of
     two words as a request without a version (HTTP/0.9), respond to it, and read another request.
@@ -154,7 +154,7 @@ class UnknownProtocolFilter:
 
     @property
     def is_searching(self) -> bool:
-        """Whether more bytes will be searched. Those received so far are forwarded."""
+        """Whether more bytes will be searched. The bytes received so far are forwarded."""
         return not self.is_passthrough
 
     def host_data_received(self) -> None:
@@ -188,9 +188,9 @@ class UnknownProtocolFilter:
 
 _TLS_RECORD = b"\x16"
 _TLS_PREFIX = b"\x16\x03"
-_LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as a space (RFC 9112 §3)
+_LENIENT_SPACE = rb"[ \t\v\f]"  # characters that lenient servers treat as spaces (RFC 9112 §3)
 _LEADING_SPACE = rb"[ \t\v\f\r\n]*"
-_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # bytes of a text line; no line end is awaited after any other byte
+_TEXT = rb"[^\x00-\x08\x0a\x0e-\x1f\x7f]"  # bytes of a text line; no line end is expected after any other byte
 _PARTIAL_FIRST_LINE = re.compile(rb"%s(%s+(%s%s*)?)?" % (_LEADING_SPACE, _TOKEN, _LENIENT_SPACE, _TEXT))
 _REQUEST_LINE = re.compile(rb"%s%s+%s[^\n]*[ \t\v\f\r]HTTP/" % (_LEADING_SPACE, _TOKEN, _LENIENT_SPACE), re.IGNORECASE)
 _HTTP_2_PREFACE = b"PRI * HTTP/2"

@@ -66,7 +66,7 @@ class HelloRetryFilter:
 
     A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might then serve the site that the second hello
     names. All data after the second hello is encrypted. Early data, which the client sends before the server has
-    responded, may occur between the two hellos.
+    responded, may arrive between the two hellos.
     """
 
     is_done = False
@@ -116,7 +116,7 @@ class HelloRetryFilter:
         return output
 
     def host_data_received(self) -> None:
-        """Do nothing: the search for a second hello does not depend on the responses of the host."""
+        """Do nothing: the search for a second hello does not depend on the host's responses."""
 
     def _read_skippable(self) -> bytes:
         """Remove and return the received bytes of skippable records. The last record may be incomplete."""

@@ -48,7 +48,7 @@ class Upstream(msgspec.Struct, frozen=True):
 
     @property
     def address(self) -> str:
-        """The host, and the port unless it is the default, for messages."""
+        """The host, with the port unless it is the default, for messages."""
         return self.authority.decode()
 
 

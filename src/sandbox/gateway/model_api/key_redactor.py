@@ -1,4 +1,4 @@
-"""Redacts the server's key from responses of the model API, which may repeat the headers of a request."""
+"""Redacts the server's key in responses from the model API, which may repeat a request's headers."""
 
 import re
 
@@ -33,7 +33,7 @@ class KeyRedactor:
         return self._spellings.sub(lambda match: b"*" * len(match[0]), text)
 
     def find_unfinished(self, text: bytes) -> int:
-        """Return the position from which the end of `text` may be the start of the key, or the length of `text`."""
+        """Return the position in `text` from which the rest may be the start of the key, or the length of `text`."""
         if not self._key:
             return len(text)
         first = max(0, len(text) - _ESCAPE_BYTES_MAX * len(self._key) + 1)
@@ -77,13 +77,13 @@ class BodyRedactor:
         return clean[:end]
 
     def flush(self) -> bytes:
-        """Return the bytes held back, at the end of the body."""
+        """Return the bytes held back. Call this at the end of the body."""
         held, self._pending = self._pending, b""
         return held
 
 
 def _start_pattern(key: bytes) -> bytes:
-    """Return a pattern of the positions where the key may start, to find most other positions without Python code.
+    """Return a pattern for the positions where the key may start. It rules out most positions without Python code.
 
     A plain first character is followed by the second one, which may be escaped, or by the end of the text.
     """

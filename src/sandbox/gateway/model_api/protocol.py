@@ -1,7 +1,7 @@
 """One connection to the model listener: checks each request, replaces its key and forwards both bodies.
 
 Pipelined requests get no response; the connection ends after the current response. A client that closes its side before
-its response is complete is treated as gone: its upstream request is aborted too. With a budget, the response is read to
+its response is complete is treated as gone, so its upstream request is aborted. With a budget, the response is read to
 its end instead, because its cost is reported there. In that case, a client that does not read its response for too long
 is also treated as gone.
 """
@@ -72,7 +72,7 @@ class InflightRequest(msgspec.Struct):
         return usage
 
     def _upper_bound(self, reported: Usage | None, *, is_abandoned: bool) -> Usage | None:
-        """Return the maximum usage of a request whose actual usage is unknown but required, or None.
+        """Return the maximum usage of a request if its actual usage is required but unknown, otherwise None.
 
         The result is None if usage was reported, the request was rejected or not sent, or no response started. An
         abandoned or timed-out request counts even without a response, because the model may have produced output.
@@ -95,7 +95,7 @@ _NEEDS_MORE = (h11.NEED_DATA, h11.PAUSED)
 
 
 class _PendingRequest(msgspec.Struct):
-    """A well-formed, authenticated request that waits for its body or for the end of a hold."""
+    """A well-formed, authenticated request that is waiting for its body or for the end of a hold."""
 
     request: h11.Request
     allowed: Allowed
@@ -133,7 +133,7 @@ class ModelProtocol:
 
     @property
     def phase(self) -> Phase:
-        """The event that the client connection waits for."""
+        """The event that the client connection is waiting for."""
         if self._is_closed or self._is_client_gone:
             return Phase.CLOSING
         if self._client_side.their_state is h11.SEND_BODY:
@@ -223,7 +223,7 @@ class ModelProtocol:
         return effects
 
     def upstream_connected(self) -> Effects | None:
-        """Return None if the request may be sent now, or the effects of its denial.
+        """Return None if the request may be sent now, otherwise the effects of denying it.
 
         The budget may have been reached while the request waited for a connection.
         """
@@ -246,7 +246,7 @@ class ModelProtocol:
         return effects
 
     def upstream_timed_out(self) -> Effects:
-        """Handle an upstream that did not start or continue its response in time."""
+        """Handle an upstream that did not start its response, or did not continue it, in time."""
         if self._inflight is not None:
             self._inflight.has_timed_out = True
         return self.upstream_failed(504, "The model did not respond in time.")
@@ -440,7 +440,7 @@ class ModelProtocol:
             self._finish_cycle(effects)
 
     def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
-        """Send an error if the response has not started; otherwise close, so the client sees a truncated response."""
+        """Send an error if the response has not started; otherwise, close, so the client sees a truncated response."""
         if self._inflight is not None and self._inflight.key_rejection is not None:
             self._finish_key_rejection(effects, self._inflight.key_rejection)
             return
@@ -451,7 +451,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """Send a local response instead of the upstream's, of which the client has not received anything yet."""
+        """Send a local response in place of the upstream's, none of which the client has received yet."""
         if self._is_client_gone:
             self._close(effects)
             return
@@ -488,7 +488,7 @@ class ModelProtocol:
     def _finish_cycle(self, effects: Effects, *, has_next_request: bool = False) -> None:
         """Start the next cycle if the request was read and its response was sent; otherwise close the connection.
 
-        has_next_request: bytes after this request may be the next one.
+        has_next_request: the bytes after this request may be the next request.
         """
         side = self._client_side
         is_done = side.our_state is h11.DONE and side.their_state is h11.DONE

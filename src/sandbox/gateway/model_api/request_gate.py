@@ -1,7 +1,7 @@
 """Decides when a model request may be forwarded.
 
-Requests are held until the agent has been checked. They are denied if they make the model's servers access external
-resources, if the budget is spent, or if the server's key was rejected.
+Requests are held until the agent has been checked. They are denied if they would make the model's servers access
+external resources, if the budget is spent, or if the server's key was rejected.
 """
 
 import math
@@ -16,11 +16,11 @@ from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDia
 from sandbox.model.events import Usage
 
 TOKENS_MAX = 10**15
-"""Maximum plausible value of a token count of one request; a higher count is invalid."""
+"""Maximum plausible token count of one request; a higher count is invalid."""
 
 
 def valid_usage(usage: Usage | None) -> Usage | None:
-    """Return the usage, or None if it would lower the total cost or could not be read from the journal."""
+    """Return the usage, or None if it is invalid: it could lower the total cost or make the journal unreadable."""
     if usage is None:
         return None
     counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)
@@ -41,7 +41,7 @@ class ApprovedRequest(msgspec.Struct, frozen=True):
 
 
 class ModelRequestGate:
-    """Approves or rejects the model requests of a gateway. `release` clears `is_holding` permanently."""
+    """Approves or rejects a gateway's model requests. `release` clears `is_holding` permanently."""
 
     def __init__(self, rules: GatewayRules, reporter: EventReporter, dialect: ModelDialect) -> None:
         self._dialect = dialect
@@ -83,7 +83,7 @@ class ModelRequestGate:
         self._buffered_bytes -= byte_count
 
     def check(self) -> Rejected | None:
-        """Return a rejection of the next request for a reason other than its body, or None."""
+        """Return a rejection if the next request must be rejected whatever its body is, otherwise None."""
         if self._key_rejection is not None:
             return self._key_rejection
         exhausted_reason = self._spending.exhausted_reason()
@@ -107,7 +107,7 @@ class ModelRequestGate:
         return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
     def is_key_rejection(self, status: int) -> bool:
-        """Whether the status of a response means that the upstream rejected the server's key.
+        """Return whether the status of a response means that the upstream rejected the server's key.
 
         403 may refer to the requested resource, so it counts as a rejected key only until the key has been accepted
         once.
@@ -119,7 +119,7 @@ class ModelRequestGate:
         """Report that the key was rejected; return the response to send instead of the upstream's.
 
         body: the upstream's response. Its message is only in the report, because the sandbox must not receive details
-        about the account of the server's key.
+        about the account that the server's key belongs to.
         """
         problem, todo = f"The model at {upstream.address} rejected the server's key ({status})", "check the key"
         if self._key_rejection is None:
@@ -156,7 +156,7 @@ class ModelRequestGate:
 
 
 class Spending:
-    """Total cost of all responses, compared with the budget. Reports once when the budget is reached."""
+    """The total cost of all responses, compared with the budget. Reports once that the budget is reached."""
 
     def __init__(self, budget: Budget, reporter: EventReporter) -> None:
         self._budget = budget

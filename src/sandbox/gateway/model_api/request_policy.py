@@ -70,7 +70,7 @@ def _content_length(request: h11.Request) -> int:
 
 
 def too_large() -> Rejected:
-    """Return the rejection of a body that exceeds the size limit."""
+    """Return the rejection for a body that exceeds the size limit."""
     limit = REQUEST_BODY_BYTES_MAX // 1024**2
     return Rejected(413, f"The request's body is over {limit} MiB.")
 
@@ -106,7 +106,7 @@ def connection_header_names(message: h11.Request | h11.Response) -> set[bytes]:
 
 @cache
 def _expected_headers(credential_headers: frozenset[bytes], body_headers: frozenset[bytes]) -> frozenset[bytes]:
-    """Return the headers that are neither forwarded as they are nor reported as dropped."""
+    """Return the headers that are neither forwarded unchanged nor reported as dropped."""
     return (_CONNECTION_HEADERS | credential_headers | _BODY_HEADERS) - body_headers
 
 

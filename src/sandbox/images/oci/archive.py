@@ -87,7 +87,7 @@ class OciArchive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[OciArchive]:
-    """Open an archive. Raises OSError or ImageRefusedError, including errors that occur while the block reads it."""
+    """Open an archive. Raises OSError or ImageRefusedError, also for errors while the block reads the archive."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
             raise ImageRefusedError(
@@ -99,7 +99,7 @@ def open_archive(path: Path) -> Iterator[OciArchive]:
 
 
 def _is_uncompressed_tar(file: BinaryIO) -> bool:
-    """Check the format before `tarfile` opens the archive, because `tarfile` would read a header of any size."""
+    """Check the format before `tarfile` opens the archive, because `tarfile` would read a header of unlimited size."""
     file.seek(257)
     magic = file.read(5)
     file.seek(0)

@@ -1,4 +1,4 @@
-"""Imports images of other tools: OCI archives (`skopeo copy … oci-archive:`) and the output of `docker save`."""
+"""Imports images made by other tools: OCI archives (`skopeo copy … oci-archive:`) and the output of `docker save`."""
 
 import os
 from collections.abc import Sequence

@@ -19,8 +19,8 @@ _GLOBAL_HEADERS_MAX = 100
 def apply_layer(stream: TarStream, rootfs: RootFsBuilder) -> str:
     """Apply a layer. Returns the digest of the stream.
 
-    Owners and permissions are normalized: files are readable by everybody and writable by their owner, without setuid
-    bits and capabilities.
+    Owners and permissions are normalized: files are readable by everybody and writable by their owner, and have no
+    setuid bits or capabilities.
     Devices and pipes are skipped, because the runtime creates /dev. Raises ImageRefusedError, or OSError if the disk is
     full.
     """

@@ -1,4 +1,4 @@
-"""Streams for reading a tar: forward only, hashed and limited in size."""
+"""Streams for reading a tar. They only read forward, and they are hashed and limited in size."""
 
 import hashlib
 from typing import BinaryIO, Protocol
@@ -18,7 +18,7 @@ class ByteSource(Protocol):
 
 
 class ByteBudget:
-    """The number of bytes that may still be read from several streams together."""
+    """The total number of bytes that may still be read from several streams."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_left = bytes_max
@@ -31,7 +31,7 @@ class ByteBudget:
 
 
 class HeaderLimit:
-    """Limits how much `tarfile` can read before it returns an entry, to IMAGE_METADATA_BYTES_MAX.
+    """Lets `tarfile` read at most IMAGE_METADATA_BYTES_MAX before it returns an entry.
 
     Without this limit, an untrusted tar could contain a header or a sparse-file map of any size.
     """

@@ -171,7 +171,7 @@ class _DocumentBuilder:
         self._document.errors.append(FieldError.at(path, rule, message, location))
 
     def _count(self, *, values: int = 0, characters: int = 0) -> None:
-        """Update the counts and enforce limits. Only aliases can yield more characters than the body has bytes."""
+        """Update the counts and enforce the limits. Only aliases can yield more characters than the body has bytes."""
         self._value_count += values
         self._character_count += characters
         if self._value_count > fixed_limits.MANIFEST_VALUES_MAX:

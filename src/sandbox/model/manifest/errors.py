@@ -26,7 +26,7 @@ class SourceLocation(msgspec.Struct, frozen=True):
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One error that the author of the manifest has to fix.
+    """An error that the author of the manifest has to fix.
 
     field: the path, such as `secrets[0].name`; empty for the document as a whole.
     line, column: counted from 1; null for JSON.
@@ -48,7 +48,7 @@ class FieldError(msgspec.Struct, frozen=True):
 class InvalidManifestError(SandboxError):
     """The manifest is invalid.
 
-    errors: the listed errors; for YAML, in the order of the text.
+    errors: the errors, up to MANIFEST_ERRORS_MAX; for YAML, in the order of the text.
     """
 
     code = "invalid_manifest"

@@ -38,7 +38,7 @@ class Format:
     json_schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Make pydantic run the check. pydantic is imported here because only validation needs it."""
+        """Make pydantic run the check. pydantic is imported here, because only validation needs it."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: str) -> str:
@@ -144,7 +144,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443", "ssh": "22"}
 def repository_location(url: str) -> str:
     """Return the location of a repository, in lower case and without `.git`: `github.com/org/repo`.
 
-    The location is the same for each URL of the repository, whatever the protocol and the user. A part of a URL is
+    All URLs of a repository have the same location, regardless of the protocol and the user. A part of a URL is
     converted in the same way: `Org/repo.git` becomes `org/repo`.
     """
     if match := _SCHEME_AND_USER.match(url):

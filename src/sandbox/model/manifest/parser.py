@@ -28,7 +28,7 @@ _SUGGESTION_NAME_LENGTH_MAX = 64
 
 
 def _without_nulls(data: Any, kind: Any) -> Any:
-    """Remove the fields of records whose value is null, because null means absent."""
+    """Remove null fields from records, because null means absent."""
     if _is_dataclass_type(kind) and isinstance(data, dict):
         kinds = _field_types(kind)
         return {
@@ -128,7 +128,7 @@ def _unknown_field_message(failure: _Failure) -> str:
 
 
 def _closest_field(path: FieldPath, manifest_type: Any) -> str | None:
-    """Return the known field whose name resembles an unknown one, or None."""
+    """Return the known field whose name resembles that of an unknown field, or None."""
     name, dataclass_type = str(path[-1]), _type_at(path[:-1], manifest_type)
     if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_dataclass_type(dataclass_type):
         return None
@@ -215,7 +215,8 @@ def parse_manifest(
 ) -> Manifest:
     """Parse a manifest from a request body and fill in all defaults.
 
-    agents: the agents whose section a manifest can have, by key; at least one. A manifest has exactly one section.
+    agents: the agents that a manifest can have a section for, by the key of the section; at least one. A manifest has
+    exactly one of these sections.
     profiles: profile names and why each one is unusable (empty if it is usable); None accepts any name.
     clone_hosts: hosts that repositories may be cloned from; None allows any.
 
@@ -267,7 +268,7 @@ def _to_plain_data(record: Any) -> Any:
 
 
 def _probable_kind(data: Mapping[str, Any], agents: Mapping[str, AgentSchema]) -> str:
-    """Return the agent whose key is misspelled in a manifest without an agent section, else the first agent."""
+    """Return the agent whose key is misspelled in a manifest without an agent section; if none is, the first agent."""
     names = [key for key in data if len(key) <= _SUGGESTION_NAME_LENGTH_MAX]
     return next((close for name in names for close in get_close_matches(name, agents, n=1)), next(iter(agents)))
 

@@ -1,4 +1,4 @@
-"""Rules across the fields of a manifest, and checks of what the server offers."""
+"""Rules that involve several fields of a manifest, and checks against what the server offers."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class AgentSchema(Protocol):
         ...
 
     def has_price(self, model: str) -> bool:
-        """Return whether the price of a model is known, which `lifecycle.budget_usd` requires."""
+        """Return whether the price of a model is known, as `lifecycle.budget_usd` requires."""
         ...
 
 
@@ -127,7 +127,7 @@ def _duplicate_secrets(data: dict[str, Any]) -> Iterator[RuleViolation]:
 
 
 def _reserved_secrets(data: dict[str, Any], agent: AgentSchema) -> Iterator[RuleViolation]:
-    """Yield the secrets that, as environment variables of the agent, would redirect it or load code into it."""
+    """Yield the secrets that would, as environment variables, redirect the agent or load code into it."""
     for index, secret in enumerate(as_list(data.get("secrets"))):
         name = as_text(as_mapping(secret).get("name"))
         if name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIX) or agent.is_reserved_variable(name):
@@ -152,15 +152,15 @@ def _resume_without_headless(data: dict[str, Any], section: dict[str, Any]) -> I
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """Return the value if it is a mapping, else an empty mapping."""
+    """Return the value if it is a mapping, otherwise an empty mapping."""
     return value if isinstance(value, dict) else {}
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return the value if it is a list, else an empty list."""
+    """Return the value if it is a list, otherwise an empty list."""
     return value if isinstance(value, list) else []
 
 
 def as_text(value: Any) -> str:
-    """Return the value if it is a string, else an empty string."""
+    """Return the value if it is a string, otherwise an empty string."""
     return value if isinstance(value, str) else ""

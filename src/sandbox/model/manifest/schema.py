@@ -38,10 +38,10 @@ FORBID_EXTRA = {"extra": "forbid"}
 """pydantic's settings for the records of a manifest."""
 
 HEADLESS_DEFAULT = True
-"""The value of `headless` for an agent whose section has no such field."""
+"""The value of `headless` if an agent's section has no such field."""
 
 RENDERED_FORMATS = frozenset({"json", "text"})
-"""The output formats that are rendered from the agent's last result. Any other one is the agent's own stdout."""
+"""The output formats that are rendered from the agent's last result. Any other format is the agent's own stdout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class _CommonSettings(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class AgentSection:
-    """The section of the agent: the kind is its key in the manifest and selects the agent's driver.
+    """The agent's section. Its key in the manifest is the kind of the agent, which selects the agent's driver.
 
     settings: the validated section with its defaults, as plain data. The properties are the fields that Sandbox itself
     reads; only the driver reads the others. The constructor raises msgspec.ValidationError if one of these fields has a
@@ -147,7 +147,7 @@ class Vm:
     memory: Annotated[str, BYTE_SIZE] = "8G"
     """Memory, such as `8G`."""
     disk: Annotated[str, BYTE_SIZE] = "40G"
-    """Disk space of workspace, home and /tmp together, such as `40G`."""
+    """Total disk space for workspace, home and /tmp, such as `40G`."""
     network_mode: Literal["isolated", "outbound", "full"] = "isolated"
     """`isolated`: the model only. `outbound`: also `allowed_hosts`. `full`: any public name."""
     allowed_hosts: Annotated[tuple[Annotated[str, ALLOWED_HOST], ...], MaxLen(256)] = ()
@@ -183,7 +183,7 @@ class Lifecycle:
 
     __pydantic_config__ = FORBID_EXTRA
     timeout: Annotated[str, DURATION] = "24h"
-    """How long the agent may run, in all attempts together, such as `90s`, `15m` or `24h`."""
+    """How long the agent may run, in total across all attempts, such as `90s`, `15m` or `24h`."""
     failure_action: Literal["destroy", "preserve"] = "destroy"
     """Whether the files of a failed task's sandbox are kept."""
     artifact_patterns: Annotated[tuple[Annotated[str, PATTERN], ...], MaxLen(256)] = ()
@@ -197,9 +197,9 @@ class Lifecycle:
     collect_timeout: Annotated[str, DURATION] = "10m"
     """Time limit for collecting artifacts."""
     budget_usd: Annotated[float, Ge(0), Le(1_000_000)] | None = None
-    """Maximum cost of all attempts together, in USD; only with a model whose price is known."""
+    """Maximum total cost of all attempts, in USD; only with a model whose price is known."""
     budget_tokens: Annotated[int, Ge(1), Le(10**15)] | None = None
-    """Maximum number of tokens of all attempts together."""
+    """Maximum total number of tokens of all attempts."""
     retries: Annotated[int, Ge(0), Le(100)] = 0
     """Maximum number of times that a failed agent is run again from a fresh workspace."""
     resume: bool = False

@@ -70,7 +70,7 @@ def read_yaml(text: str) -> Node | None:
 
 
 def _reject_invalid(error: yaml.MarkedYAMLError, last_quoted: yaml.ScalarEvent | None) -> NoReturn:
-    """Report a syntax error. If a quote is not closed, report the quote: the error is detected many lines later."""
+    """Report a syntax error. If a quote is not closed, report the quote, because the parser fails many lines later."""
     problem_mark = error.problem_mark or error.context_mark
     if error.context == _IN_QUOTES:
         reject("is not valid YAML: this quote is not closed", location=_location(error.context_mark))

@@ -143,9 +143,9 @@ class ProgressBody(TypedDict):
     tool_calls: int
     """Number of tool calls."""
     current_tool: str | None
-    """The tool that runs now."""
+    """The tool that is running."""
     current_subject: str | None
-    """What the call of this tool is about, such as a command or a path; null if unknown."""
+    """What the call to this tool is about, such as a command or a path; null if unknown."""
     last_activity_at: Timestamp | None
     """When the agent last did something."""
     turns: int
@@ -170,7 +170,7 @@ class AttemptBody(TypedDict):
     started_at: Timestamp | None
     """When the attempt started."""
     ended_at: Timestamp | None
-    """When the attempt ended; null while it runs."""
+    """When the attempt ended; null while it is running."""
     resumes: bool
     """Whether the attempt continues with the disk of the previous attempt."""
     exit_code: int | None
@@ -226,7 +226,7 @@ class TaskItemBody(TypedDict):
     attempts: list[AttemptBody]
     """Every attempt, oldest first."""
     progress: ProgressBody
-    """Counters of the work so far, of all attempts together."""
+    """Counters of the work so far, across all attempts."""
     repository: str
     """URL of the repository, without credentials."""
     branch: str
@@ -254,7 +254,7 @@ class ChainBody(TypedDict):
     """Totals of a chain: the tasks that a task continues, the task itself, and the tasks that continue it."""
 
     tasks: int
-    """Number of tasks. Tasks that were removed are not counted; at most 100 are."""
+    """Number of tasks, at most 100. Tasks that were removed are not counted."""
     cost_usd: float
     """Cost in USD of these tasks."""
     duration_seconds: float
@@ -267,7 +267,7 @@ class TaskBody(TaskItemBody):
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
     chain: ChainBody | None
-    """Totals of the chain; null if the task continues no task, and no task continues it."""
+    """Totals of the chain; null if the task neither continues another task nor is continued by one."""
 
 
 class TaskListBody(TypedDict):
@@ -433,7 +433,7 @@ class OccupancyBody(TypedDict):
     disk_promised_bytes: int
     """Disk space that is reserved, in bytes."""
     waiting: int
-    """Number of tasks that wait for resources."""
+    """Number of tasks that are waiting for resources."""
 
 
 class DiskBody(TypedDict):
@@ -482,7 +482,7 @@ class DrainBody(TypedDict):
     since: Timestamp | None
     """When the drain started; null if the server is not draining."""
     running: int
-    """Number of tasks that still run."""
+    """Number of tasks that are still running."""
     waiting: int
     """Number of tasks that start once the drain is undone."""
 
@@ -517,7 +517,7 @@ class ProblemExtensions(TypedDict, total=False):
     """The members of an error response that only some errors have."""
 
     existing_task: ExistingTaskBody | None
-    """The task that has the id already, for `duplicate_task_id`."""
+    """The task that already has the id, for `duplicate_task_id`."""
     task_state: State | None
     """State of the task, for `task_already_terminal` and `task_not_ended`."""
     requested_cpus: int | None

@@ -1,4 +1,4 @@
-"""The files of attempts on this machine, and what killed processes leave behind: sandboxes, disks, sockets, probes.
+"""The files of attempts on this machine, and what killed processes left behind: sandboxes, disks, sockets, probes.
 
 A probe is a sandbox without a task that tests what the host supports.
 """
@@ -174,7 +174,7 @@ class LocalAttemptFiles:
         self._remove = remove
 
     def has_disk(self, location: AttemptLocation) -> bool:
-        """Whether the disk exists, as a directory or as an image. Implements `AttemptFiles.has_disk`."""
+        """Return whether the disk exists, as a directory or as an image. Implements `AttemptFiles.has_disk`."""
         return has_disk(self._layout(location))
 
     def is_preserved(self, location: AttemptLocation) -> bool:
@@ -186,14 +186,14 @@ class LocalAttemptFiles:
         return matches_fingerprint(self._layout(location).secret_fingerprint, secrets)
 
     def has_handle(self, task_id: str) -> bool:
-        """Whether any attempt has a handle. Implements `AttemptFiles.has_handle`."""
+        """Return whether any attempt has a handle. Implements `AttemptFiles.has_handle`."""
         return any(layout.handle.exists() for layout in TaskLayout(self._data_dir, task_id).attempts())
 
     async def scan(self) -> LeftoverScan:
         """Scan the host, then the directories. Implements `AttemptFiles.scan`.
 
-        This order ensures that no leftover of a new attempt looks unowned: an attempt's directory is created before
-        anything else.
+        This order ensures that no leftover of a new attempt looks unowned: an attempt's directory is the first thing
+        that is created.
         """
         found = {
             source.kind: frozenset(await asyncio.to_thread(source.attempt_ids)) for source in self._leftover_sources
@@ -215,7 +215,7 @@ class LocalAttemptFiles:
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
         """Clean up leftovers of all kinds, even those that the scan did not find. Implements `AttemptFiles.clean_up`.
 
-        For example, a handle alone may be enough to end a sandbox.
+        For example, some parts of a sandbox can be identified only by its handle.
         """
         layout = self._layout(leftover.location)
         for source in self._leftover_sources:
@@ -245,12 +245,12 @@ class LocalAttemptFiles:
 
 
 def has_disk(layout: AttemptLayout) -> bool:
-    """Whether an attempt has a disk, as a directory or as an image."""
+    """Return whether an attempt has a disk, as a directory or as an image."""
     return layout.disk.exists() or layout.disk_image.exists()
 
 
 def has_preserved_files(layout: AttemptLayout) -> bool:
-    """Whether an attempt has a disk or a handle."""
+    """Return whether an attempt has a disk or a handle."""
     return layout.handle.exists() or has_disk(layout)
 
 

@@ -34,7 +34,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
 
     def agent_program(self, kind: str) -> str:
-        """Return the path of this agent's executable; empty if this host has none."""
+        """Return the path of this agent's executable; empty if this host does not have one."""
         return self.agent_programs.get(kind) or self.agent_programs.get("", "")
 
 
@@ -58,7 +58,8 @@ class LegacyLaunchMessage(
 ):
     """The message of earlier versions: one record for all orders and for the host's settings.
 
-    A server of such a version starts runners of this version if the installation is upgraded while the server runs.
+    A server of such a version starts runners of this version if the installation is upgraded while the server is
+    running.
     """
 
     task_id: str

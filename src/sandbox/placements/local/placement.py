@@ -32,7 +32,7 @@ from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 from sandbox.placements.local.runner_client import RunnerSocket
 
 RUNNER_MODULE = "sandbox.bootstrap.runner"
-"""The program of a runner. It must be an argument of the placement's command: it marks a process as a runner."""
+"""The program of a runner. It must be an argument of the placement's command, because it identifies runners."""
 
 ORDER_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
@@ -51,12 +51,12 @@ class JournalLocks(Protocol):
     def hand_over(self, writer: JournalWriter) -> contextlib.AbstractContextManager[int]:
         """Yield the descriptor of a writer's lock. A process that inherits it also holds the lock, and is the writer.
 
-        Raises JournalBusyError if this writer was handed over before. A block that raises OSError does not count.
+        Raises JournalBusyError if this writer was already handed over. A block that raises OSError does not count.
         """
         ...
 
     def liveness(self, task_id: str) -> Liveness:
-        """Whether a process holds the lock now. Raises OSError."""
+        """Return whether a process holds the lock now. Raises OSError."""
         ...
 
     def lock_path(self, task_id: str) -> Path:
@@ -102,7 +102,7 @@ class LocalPlacement:
         locks: JournalLocks,
         files: LocalAttemptFiles,
     ) -> None:
-        """host_settings: returns the current settings of runners; called at each launch."""
+        """host_settings: returns the current settings for runners; called for each launch."""
         self.host = host
         self.files = files
         self._program = program
@@ -216,7 +216,7 @@ def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
 
 
 def _reap(loop: asyncio.AbstractEventLoop, pidfd: int) -> None:
-    """Reap the ended process, which would otherwise remain a zombie."""
+    """Reap the process after it has ended; otherwise it would remain a zombie."""
     loop.remove_reader(pidfd)
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED)

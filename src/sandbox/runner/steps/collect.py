@@ -244,7 +244,7 @@ class CollectStep(msgspec.Struct, frozen=True):
             await self._collect_changed_files(artifacts, base_commit, patch.incomplete_reason)
 
     async def _collect_chain_patch(self, artifacts: ArtifactRecorder) -> None:
-        """Store the changes of the whole chain as one patch, if the task continues another one."""
+        """If the task continues another one, store the changes of the whole chain as one patch."""
         parent = self.attempt.task.parent
         if parent is None:
             return
@@ -268,7 +268,7 @@ class CollectStep(msgspec.Struct, frozen=True):
             return PatchResult(incomplete_reason=reason)
 
     async def _collect_changed_files(self, artifacts: ArtifactRecorder, base_commit: str, reason: str) -> None:
-        """Store the files that the patch lacks. The task does not fail if some of them cannot be stored."""
+        """Store the files that the patch lacks. The task does not fail if some of these files cannot be stored."""
         name = self._tar_name
         root, part, seconds = self.attempt.layout.root, artifacts.part(name), self._seconds(_CHANGED_FILES_SHARE)
         try:
@@ -367,7 +367,7 @@ class CollectStep(msgspec.Struct, frozen=True):
                 yield record.event.data
 
     def _has_space_for_transcript(self) -> bool:
-        """Return whether the disk has space for the transcript: a large one must not fill the disk and then fail.
+        """Return whether the disk has space for the transcript: storing it must not fill the disk and then fail.
 
         The transcript is no longer than the journal, so reading the journal is rarely necessary.
         """
@@ -412,7 +412,7 @@ def _redacted_names(names: Collection[str]) -> Iterator[str]:
 
 
 def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Event) -> None:
-    """Write the file; remove it if it cannot be written completely, or if the caller no longer waits."""
+    """Write the file; remove it if it cannot be written completely, or if the caller is no longer waiting."""
     with remove_on_failure(part), part.open("wb") as file:
         for chunk in chunks:
             if abandoned.is_set():
@@ -421,7 +421,7 @@ def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Even
 
 
 def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
-    """Rename the file unless the caller no longer waits; return its SHA-256 in hex and its size."""
+    """Rename the file unless the caller is no longer waiting; return its SHA-256 in hex and its size."""
     with remove_on_failure(part):
         with part.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()

@@ -93,7 +93,7 @@ class ProvisionedSandbox(msgspec.Struct, frozen=True):
 
 
 class ProvisionStep(msgspec.Struct, frozen=True):
-    """Creates the sandbox of an attempt. driver: prepares the command and the files of the agent."""
+    """Creates the sandbox of an attempt. driver: prepares the agent's command and files."""
 
     attempt: AttemptContext
     driver: AgentDriver

@@ -156,7 +156,7 @@ class RunStep(msgspec.Struct, frozen=True):
         parser = self.driver.create_parser(provisioned.launch_spec.session_id)
 
         def is_busy() -> bool:
-            """Whether a silent agent is waiting for the model, or has clients on its terminal."""
+            """Return whether a silent agent is waiting for the model, or has clients on its terminal."""
             return bool(gateway.requests_in_flight) or terminals.has_agent_clients
 
         time_limit = TimeLimit(manifest.lifecycle, self.clock, is_busy)
@@ -195,19 +195,19 @@ class _OutputHandler(msgspec.Struct, frozen=True):
     clock: Clock
 
     def count_output(self, byte_count: int) -> None:
-        """Count output as activity and as progress."""
+        """Count the output, which is both activity and progress."""
         self.time_limit.count_activity()
         self.progress.add_output(byte_count)
 
     def handle_event(self, event: AgentEvent) -> None:
-        """Record what an event of the agent means."""
+        """Record the consequences of an event from the agent."""
         if isinstance(event, AgentReady):
             self._check_ready(event)
         else:
             self.progress.handle_agent_event(event, self.clock.monotonic())
 
     def _check_ready(self, ready: AgentReady) -> None:
-        """Release model requests if the agent has the requested tools and MCP servers; else fail the attempt."""
+        """Release model requests if the agent has the requested tools and MCP servers; otherwise, fail the attempt."""
         redaction = self.attempt.redaction
         redact = redaction.redact_text if redaction is not None else str
         failure = ready.find_failure(self.attempt.task.manifest, redact)
@@ -263,7 +263,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         return ended
 
     async def record_exit(self, exit_: ExitStatus) -> None:
-        """Record the agent's outcome, after everything else that it caused."""
+        """Record the agent's outcome, after everything else that the agent caused."""
         self.progress.set_denied_count(self.gateway.denied_count)
         self.progress.close()
         self.exhaustion.update(await self.provisioned.sandbox.stats())

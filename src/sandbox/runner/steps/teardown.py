@@ -1,4 +1,4 @@
-"""Teardown step: removes everything of the attempt except its journal, its artifacts and the runner's log."""
+"""Teardown step: removes everything that belongs to the attempt except its journal, artifacts and runner's log."""
 
 import asyncio
 from collections.abc import Collection
@@ -39,7 +39,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
             )
 
     async def run_for_follow_up(self, handle: SandboxHandle | None, *, keeps_disk: bool) -> None:
-        """Like `run`, but before a follow-up attempt, and raises on failure.
+        """Like `run`, but for use before a follow-up attempt, and raises on failure.
 
         The next attempt must not start while parts of this one are alive. A disk that is kept for the next agent must
         be intact. Raises AttemptError (sandbox_lost, disk_full), OSError, TimeoutError.
@@ -64,7 +64,7 @@ class TeardownStep(msgspec.Struct, frozen=True):
     async def _destroy_and_remove(
         self, handle: SandboxHandle | None, preserved: Collection[Path], *, keeps_disk: bool = False
     ) -> None:
-        """Remove the handle last: while it exists, another process can finish the teardown."""
+        """Remove the handle last: as long as it exists, another process can finish the teardown."""
         files = self.attempt.layout
         await destroy_earlier_sandboxes(self.attempt, self.runtime)
         if handle is not None:

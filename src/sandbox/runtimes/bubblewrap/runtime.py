@@ -62,7 +62,7 @@ def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
 
 
 def _explain_failure(reason: str) -> str:
-    """Return the reason, preceded by a remedy if a setting of the host forbids user namespaces."""
+    """Return the reason, preceded by a remedy if one of the host's settings forbids user namespaces."""
     reason = reason.removesuffix(".")
     for name, failing_value, remedy in _SYSCTLS:
         setting = Path("/proc/sys", name)
@@ -85,7 +85,7 @@ class BubblewrapDriver:
         return kernel_uid
 
     def host_threads_max(self, processes_max: int) -> int:
-        """Return the same number: processes inside are processes of the host."""
+        """Return the same number: a process in the sandbox is a process of the host."""
         return processes_max
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:

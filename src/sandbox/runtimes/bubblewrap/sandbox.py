@@ -40,7 +40,7 @@ def staged_entries(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
 
 
 def build_program_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ProgramSpec:
-    """Build the argv and descriptors that start one sandbox.
+    """Build the argv and the descriptors for starting one sandbox.
 
     status_fd: descriptor for bubblewrap's reports; ownership passes to the result. Raises AttemptError
     (provision_failed) for NUL characters.
@@ -101,7 +101,7 @@ def _disk_arguments() -> Iterator[str]:
 
 
 def _file_arguments(program_spec: ProgramSpec, root: RootFsSpec) -> Iterator[str]:
-    """Write the synthetic files. An image is read-only, so they are mounted over the image's files."""
+    """Write the synthetic files. They are mounted over the image's files, because an image is read-only."""
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
         number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))

@@ -104,7 +104,7 @@ def _rlimits(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
 
 
 def _kernel_mounts(spec: SandboxSpec) -> Iterator[Mapping[str, Any]]:
-    """Yield the mounts that gVisor's kernel provides. They expose no data of the host."""
+    """Yield the mounts that gVisor's kernel provides. They do not expose any of the host's data."""
     yield {"destination": "/proc", "type": "proc", "source": "proc"}
     yield {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]}
     yield {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}

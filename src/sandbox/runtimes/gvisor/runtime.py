@@ -85,11 +85,11 @@ class GvisorDriver:
         return program
 
     def files_uid(self, kernel_uid: int) -> int:
-        """Return the uid that is mapped to 1000 inside."""
+        """Return the uid that is mapped to 1000 in the sandbox."""
         return kernel_uid + FILES_UIDS_OFFSET
 
     def host_threads_max(self, processes_max: int) -> int:
-        """Return a limit higher than gVisor's own process limit, in case gVisor does not enforce it."""
+        """Return a limit higher than gVisor's own process limit, in case gVisor does not enforce its limit."""
         return processes_max * _THREADS_PER_PROCESS + _GVISOR_KERNEL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:

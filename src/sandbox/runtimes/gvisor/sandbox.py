@@ -77,7 +77,7 @@ _START_SECONDS = 30.0
 _POLL_SECONDS = 0.002
 _MEMORY_CHECK_SECONDS = 0.5
 _DESCRIPTORS_PER_DIRECTORY = 2
-"""Number of host descriptors for each directory that is open inside: one to look up entries, one to list them."""
+"""Number of host descriptors for each directory open in the sandbox: one to look up entries, one to list them."""
 
 _RUNSC_FAILED = 128
 """Exit code of a failed runsc. A command can exit with the same code, but then the log contains no error."""

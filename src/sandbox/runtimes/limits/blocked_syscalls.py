@@ -1,8 +1,8 @@
-"""Interrupts threads that wait in a system call, and measures the buffers of their calls.
+"""Interrupts threads that are waiting in a system call, and measures the buffers of their calls.
 
-A system call keeps a file open until it returns, even if another thread closes the descriptor meanwhile. Such a file is
-in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them with the
-same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
+A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
+file is in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them
+with the same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
 
 A call may also use a buffer that is not charged to any control group. A program that reads a setting in /proc/sys or
 sends a netlink request determines the size of this buffer. It can make the call wait by a page fault in its own memory.
@@ -23,7 +23,7 @@ _INTERRUPT_SECONDS = 0.02
 """Time for interrupted threads to leave their system calls before the machine's objects are counted again."""
 
 _INTERVAL_SECONDS = 0.5
-"""Interval between two counts of the machine's objects."""
+"""Interval at which the machine's objects are counted."""
 
 _OPEN_FILES = Path("/proc/sys/fs/file-nr")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,9 +55,9 @@ def count_host_open_files(path: Path = _OPEN_FILES) -> int | None:
 
 
 class BlockedThreadInterrupter:
-    """Interrupts a sandbox's blocked threads, which may hide kernel objects, when the machine has many more of them.
+    """Interrupts a sandbox's blocked threads, which may hide kernel objects, when the number of objects has grown.
 
-    count_all: counts these objects on the whole machine. growth_max: the growth above which threads are interrupted.
+    count_all: counts the objects on the whole machine. growth_max: the growth above which threads are interrupted.
     """
 
     def __init__(
@@ -112,8 +112,8 @@ def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
 def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
     """Return an upper bound on the bytes that reads of /proc/sys and netlink requests hold in kernel buffers.
 
-    The call of a runnable thread is not visible, so the thread counts if its process has a file in /proc/sys or a
-    netlink socket open. Returns 0 if there are too few threads to exceed the limit.
+    A runnable thread's call is not visible, so the thread counts if its process has a file in /proc/sys or a netlink
+    socket open. Returns 0 if there are too few threads to exceed the limit.
     """
     request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]

@@ -52,7 +52,7 @@ _FEW_SOCKETS = 64
 Each queue can hold at most 1 MiB and 4096 half-open connections.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
-"""Minimum number of sandboxes that can together exhaust all buffers; then datagrams of the others are dropped."""
+"""Minimum number of sandboxes that can together exhaust all buffers; then the datagrams of the others are dropped."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -99,14 +99,14 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return frozenset(int(pid) for listing in listings for pid in listing.split())
 
     def kill(self) -> None:
-        """Send SIGKILL to every process once. Without `cgroup.kill`, a process that is being forked may be missed."""
+        """Send SIGKILL to every process once. Without `cgroup.kill`, this may miss a process that is being forked."""
         if self._write("cgroup.kill", 1):
             return
         for pid in self.process_ids():
             host_processes.send_signal(pid, signal.SIGKILL, self._contains)
 
     def was_oom_killed(self) -> bool:
-        """Return whether the kernel killed a process of the group because the group's memory was exhausted."""
+        """Return whether the kernel killed a process in the group because the group's memory was exhausted."""
         return bool(self.oom_kills())
 
     def oom_kills(self) -> int:
@@ -188,7 +188,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
-        """Free objects that only the group's blocked threads keep open, if the machine's number of them has grown."""
+        """Free the objects that only the group's blocked threads keep open, if the machine has many more objects."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 
@@ -310,7 +310,7 @@ def _limit_socket_buffers(directory: Path, buffer_bytes: int) -> None:
 
 
 def _total_socket_buffer_bytes() -> int:
-    """Return the limit for all sandboxes together: half of the memory that TCP may use without pressure.
+    """Return the total limit for all sandboxes: half of the memory that TCP may use without pressure.
 
     Only the initial network namespace has tcp_mem; in a container the kernel's default is used.
     """
@@ -327,7 +327,7 @@ def _fair_socket_buffer_bytes(memory_bytes: int) -> int:
 
 
 def _is_socket_accounting_disabled() -> bool:
-    """Return whether the machine was booted with cgroup.memory=nosocket, which v2 honors."""
+    """Return whether the machine was booted with cgroup.memory=nosocket, which applies to v2."""
     options = re.findall(r"cgroup\.memory=(\S+)", _read(_KERNEL_COMMAND_LINE))
     return any("nosocket" in one.split(",") for one in options)
 

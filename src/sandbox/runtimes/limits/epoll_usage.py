@@ -1,9 +1,9 @@
 """Counts the entries of a sandbox's epoll instances.
 
-An event on a file wakes all epoll entries of the file in one go, with interrupts disabled, which takes about 0.12 µs
-for each. If a timer causes the event, this happens in an interrupt, which is not charged to any control group. There
-can be more entries than descriptors, because each pair of an epoll instance and a descriptor is an entry. The kernel's
-limit (`fs.epoll.max_user_watches`) is in the millions.
+An event on a file wakes all of the file's epoll entries at once, with interrupts disabled, which takes about 0.12 µs
+for each entry. If a timer causes the event, this happens in an interrupt, which is not charged to any control group.
+There can be more entries than descriptors, because each pair of an epoll instance and a descriptor is an entry. The
+kernel's limit (`fs.epoll.max_user_watches`) is in the millions.
 """
 
 import ctypes

@@ -35,7 +35,7 @@ _HASH_MULTIPLIER = 2_654_435_761
 
 
 class KernelUidPool:
-    """Allocates uids from a range. For root only: an ordinary user has a single uid."""
+    """Allocates uids from a range. Only for root, because an ordinary user has a single uid."""
 
     def __init__(self, uid_range: range, directory: Path = LOCK_DIRECTORY) -> None:
         self._range = uid_range
@@ -134,7 +134,7 @@ class KernelUidPool:
         return True
 
     def _retire_if_files_in_transit(self, uid: int) -> bool:
-        """Retire a uid with files in transit, so that later claims try it last. Returns whether it is retired."""
+        """Retire a uid that has files in transit, so that later claims try it last. Returns whether it is retired."""
         marker = self._retired_marker(uid)
         if _has_files_in_transit(uid):
             marker.touch()

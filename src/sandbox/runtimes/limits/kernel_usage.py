@@ -31,7 +31,7 @@ _MACHINE_LOCKS_MIN = 1024
 """While the machine has fewer locks, a sandbox's locks are not counted, because counting takes a long time."""
 
 _SAMPLE_SIZE_MAX = 4096
-"""Maximum number of open files to inspect; a larger set is sampled at random each time."""
+"""Maximum number of open files to inspect; a larger set is randomly sampled each time."""
 
 _LOCK_COUNT_SECONDS = 2.0
 """Maximum CPU time of one count of locks. A count usually takes 0.2 s.
@@ -239,7 +239,7 @@ class SocketUsage(msgspec.Struct, frozen=True):
 
     received_bytes: bytes in receive queues. half_open: number of connections in SYN_RECV, which belong to the listener.
     udp_sockets_on_port: number of UDP sockets on the port that has the most. The kernel copies a broadcast to all of
-    them in one go.
+    them without interruption.
     """
 
     received_bytes: int = 0

@@ -31,13 +31,13 @@ class KernelUsage(msgspec.Struct, frozen=True):
     A value is None if the host does not count it.
     sockets: number of sockets of all kinds and in all states.
     buffer_bytes: memory of the buffers of TCP and UDP sockets.
-    buffer_bytes_max: the limit of buffer_bytes if the kernel does not enforce one.
+    buffer_bytes_max: the limit on buffer_bytes if the kernel does not enforce one.
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
-    received_bytes_max: the limit of received_bytes.
+    received_bytes_max: the limit on received_bytes.
     unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
-    reclaimable_free_slab_bytes_max: the limit of reclaimable_free_slab_bytes.
+    reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
     mapping_link_bytes: memory of the links between anonymous mappings of a process and its ancestors.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     call_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
@@ -187,7 +187,7 @@ async def wait_for_violation(
 ) -> str:
     """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
 
-    Measuring one kind may take long and must not delay the others.
+    Measuring one kind may take a long time and must not delay the others.
     """
     return await run_until_first_complete(
         _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS),

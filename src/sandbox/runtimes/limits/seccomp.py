@@ -165,7 +165,7 @@ FIOASYNC succeeds without effect, because nginx requires it.
 _IDLE_POLICIES = (5, 0x40000005)
 """SCHED_IDLE, also with SCHED_RESET_ON_FORK.
 
-A low-priority program does not run while other programs of the sandbox are busy. If it holds a kernel lock during that
+A low-priority program does not run while other programs in the sandbox are busy. If it holds a kernel lock during that
 time, the whole machine waits. Therefore, priorities are never lowered. sched_setattr is denied, because its policy
 argument is in memory, which a filter cannot read.
 """
@@ -185,9 +185,9 @@ _NOTIFICATION_PIPE = 0x80
 """O_NOTIFICATION_PIPE: a pipe for key events with up to 64 KiB of pages that are not charged to any control group."""
 
 _RLIMIT_CORE = 4
-"""The limit of core dumps, which is one byte.
+"""The core dump limit, which is one byte.
 
-If the machine's core_pattern is a pipe, the kernel starts its program as root of the host for each crash, with the
+If the machine's core_pattern is a pipe, the kernel starts its program as the host's root for each crash, with the
 memory of the crashed process as input. Only a limit of one byte prevents that: zero and all other limits do not.
 """
 
@@ -240,7 +240,7 @@ _ARG0, _ARG1, _ARG2, _ARG3, _ARG4, _ARG5 = range(_ARGS_OFFSET, _ARGS_OFFSET + 48
 class Architecture(msgspec.Struct, frozen=True):
     """System call numbers of one architecture. `audit`: its AUDIT_ARCH value.
 
-    io_setup: absent, because its contexts count towards a limit of the whole machine (fs.aio-max-nr). splice, vmsplice,
+    io_setup: absent, because its contexts count toward a machine-wide limit (fs.aio-max-nr). splice, vmsplice,
     sendfile: refused, because the pages that they put into a pipe or socket belong to the host or are not charged to
     any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
     """
@@ -418,7 +418,7 @@ def _ignore_priority_changes(architecture: Architecture) -> list[bytes]:
 
 
 def _ignore_core_limit_changes(architecture: Architecture) -> list[bytes]:
-    """Let changes of the limit of core dumps succeed without effect. Refuse a change that also reads the old limit."""
+    """Let changes to the core dump limit succeed without effect. Refuse a change that also reads the old limit."""
     change = [
         *_skip_if_null(_ARG3, [_return_errno(errno.EPERM)]),
         _return_errno(0),
@@ -449,7 +449,7 @@ def _refuse_filters(architecture: Architecture) -> list[bytes]:
 
 
 def assemble_socket_filter(machine: str) -> bytes:
-    """Assemble only the rules for the use of sockets and extents, for kernels of sandboxes that use those of the host.
+    """Assemble only the rules for sockets and extents, for sandboxes whose kernel uses the host's sockets and extents.
 
     Raises KeyError for an unknown architecture.
     """
@@ -532,7 +532,7 @@ def _refuse_unknown_process_options(call: int) -> list[bytes]:
 
 
 def _restrict_sockets(call: int) -> list[bytes]:
-    """Allow only ALLOWED_FAMILIES with their types and protocols. Others make the kernel load modules."""
+    """Allow only ALLOWED_FAMILIES with their types and protocols. Others would make the kernel load modules."""
     only_route = [_load(_ARG2), *_refuse_unless_in((0,), errno.EPROTONOSUPPORT)]
     return _for_call(
         call,

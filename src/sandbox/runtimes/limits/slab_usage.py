@@ -3,7 +3,7 @@
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
-The origin of free objects is not visible, and neither is that of links between anonymous mappings. These are charged,
+The kernel does not show which sandbox caused free objects, or links between anonymous mappings. The links are charged,
 but the kernel removes them without interruption. Growth is therefore attributed to each sandbox in proportion to its
 peak charge, relative to the charges of the other sandboxes.
 """
@@ -23,10 +23,10 @@ _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
 _MAPPING_LINKS = "anon_vma_chain"
 _INTERVAL_SECONDS = 1.0
-"""Interval between two reads of the machine's slab statistics. Each read takes a few milliseconds."""
+"""Interval at which the machine's slab statistics are read. Each read takes a few milliseconds."""
 
 _PEAK_CHARGE_FACTOR = 16
-"""Limit of the attributed bytes, as a multiple of the sandbox's peak charge.
+"""Limit on the attributed bytes, as a multiple of the sandbox's peak charge.
 
 A sandbox that was never charged for 1/16 of its limit has not exceeded the limit: others caused the growth.
 """
@@ -85,7 +85,7 @@ def is_reclaimable(name: str, flags: Path) -> bool:
 
 
 class _Growth:
-    """The growth of one kind of slab memory since the first measurement, as far as it is attributed to one sandbox."""
+    """One sandbox's share of the growth in one kind of slab memory since the first measurement."""
 
     def __init__(self, first: int) -> None:
         self._first = self._last = first

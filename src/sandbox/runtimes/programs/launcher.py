@@ -111,14 +111,14 @@ def enter_namespaces(as_root: bool) -> None:
 def mount_unmasked_proc() -> None:
     """Mount a complete /proc over the host's.
 
-    In a container, other mounts cover some files of the host's /proc. A user namespace may mount its own /proc only if
+    In a container, other mounts cover some files in the host's /proc. A user namespace may mount its own /proc only if
     an uncovered one is visible (mount_namespaces(7), "locked" mounts).
     """
     _mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def limit_kernel_objects() -> None:
-    """Limit the memory of sockets in this network namespace that no control group counts, and message queues.
+    """Limit message queues, and the memory of this network namespace's sockets that no control group counts.
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings only for the whole machine.
     """
@@ -438,7 +438,7 @@ def exec_program(argv_file: int, descriptors: list[int]) -> None:
     program, *argv = os.pread(argv_file, os.fstat(argv_file).st_size, 0).split(b"\0")
     for target, number in enumerate(descriptors, FIRST_DESCRIPTOR):
         os.dup2(number, target)
-    # pid 1 inside keeps this environment readable in /proc, so it must not reveal anything about the host.
+    # pid 1 inside keeps this environment readable in /proc, so the environment must not reveal anything about the host.
     os.execve(program, argv, {"PATH": "/usr/bin:/bin"})  # noqa: S606
 
 

@@ -9,13 +9,13 @@ _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 OPEN_FILES_SOFT_MAX = 4096
 OPEN_FILES_MAX = 16384
-"""Soft and hard limit of open files in one process. The machine's limit for all processes is fs.file-max."""
+"""Soft and hard limit on open files in one process. The machine's limit for all processes is fs.file-max."""
 
 SIGNALS_MAX = 8192
 MESSAGE_QUEUE_BYTES_MAX = 819200
 """Limits on pending timers and signals, and on bytes in POSIX message queues.
 
-As root, they apply to each sandbox; as an ordinary user, to all processes of the user together.
+If the server runs as root, they apply to each sandbox; otherwise, to the total of all processes of the user.
 """
 
 _LIMITS = (

@@ -58,7 +58,7 @@ class Channel(asyncio.Protocol):
             self._transport.write(frames.pack(kind, number, body))
 
     def abort(self) -> None:
-        """Close the channel immediately. Also ends a channel that was never opened."""
+        """Close the channel immediately. This also ends a channel that was never opened."""
         if self._transport is not None:
             self._transport.abort()
         else:
@@ -257,7 +257,7 @@ class QemuTerminal:
             self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
 
     def finish(self, exit_: ExitStatus) -> None:
-        """End the terminal because the guest has ended."""
+        """End the terminal, because the guest has ended."""
         self._stream.finish()
         self._finish_write()
         if not self._exit.done():

@@ -18,13 +18,13 @@ KERNEL = "/boot/vmlinuz"
 
 _MEBIBYTE = 1024 * 1024
 GUEST_OVERHEAD_BYTES = 160 * _MEBIBYTE
-"""Memory of the guest in addition to the command's: its kernel, its agent, the content of tmpfs."""
+"""Memory of the guest in addition to the command's: the kernel, the guest agent, and the content of tmpfs."""
 
 JAIL_OVERHEAD_BYTES = GUEST_OVERHEAD_BYTES + 384 * _MEBIBYTE
-"""Memory of the host in addition to the command's: GUEST_OVERHEAD_BYTES, QEMU with its translation cache, virtiofsd."""
+"""Host memory in addition to the command's: GUEST_OVERHEAD_BYTES, QEMU with its translation cache, and virtiofsd."""
 
 JAIL_THREADS = 160
-"""Maximum number of threads of QEMU and virtiofsd together."""
+"""Maximum total number of threads of QEMU and virtiofsd."""
 
 _TB_CACHE_MEBIBYTES = 128
 _CACHED_FILES_MAX = 500_000

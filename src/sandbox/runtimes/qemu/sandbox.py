@@ -329,7 +329,7 @@ class QemuSandbox:
 
 
 def merge_stats(host_stats: Stats, guest_stats: tuple[int, ...], spec: SandboxSpec) -> Stats:
-    """Combine the host's statistics with the guest's, limited to the memory and processes that the guest can have."""
+    """Combine the host's statistics with the guest's, which are capped at the memory and processes of the guest."""
     memory, processes, oom_kills, fork_failures = guest_stats
     return Stats(
         cpu_seconds=host_stats.cpu_seconds,

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class JournalCompressor:
-    """Compresses journals JOURNAL_COMPRESSION_DELAY_SECONDS after the task's end: recent tasks are read most."""
+    """Compresses journals JOURNAL_COMPRESSION_DELAY_SECONDS after the task's end, as recent tasks are read most."""
 
     def __init__(self, journals: Journals, store: Store, clock: Clock) -> None:
         self._journals = journals
@@ -28,9 +28,10 @@ class JournalCompressor:
         self._damaged: set[str] = set()
 
     async def sweep(self) -> None:
-        """Compress all due journals, oldest end first. A disk error in one journal does not stop the others.
+        """Compress all due journals, in the order in which the tasks ended.
 
-        A journal in use is left for the next run. Raises StoreError; OSError at the end if some failed.
+        A disk error in one journal does not stop the others. A journal in use is left for the next run. Raises
+        StoreError, and OSError at the end if some failed.
         """
         failures: list[str] = []
         await self._sweep(failures)

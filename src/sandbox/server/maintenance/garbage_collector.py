@@ -1,9 +1,9 @@
 """Removes leftovers of crashed attempts that are over.
 
 An attempt belongs to this server if it has a directory in the server's data directory, or in that of its placement: the
-directory is created before anything else of the attempt, and its log stays. An attempt is over if its task has ended
-and no process holds the journal's lock, which the garbage collector holds while it removes leftovers. So an attempt
-that is being planned, run or finished is never disturbed, however long ago it started.
+directory is created before any other part of the attempt, and the log in it is kept. An attempt is over if its task has
+ended and no process holds the journal's lock, which the garbage collector holds while it removes leftovers. So an
+attempt that is being planned, run or finished is never disturbed, however long ago it started.
 """
 
 import asyncio
@@ -117,7 +117,7 @@ class GarbageCollector:
         _log.info("Removed the leftovers of attempt %s: %s", leftover.location.attempt_id, kinds)
 
     def _has_preserved_disk(self, task: Task, leftover: Leftover) -> bool:
-        """Whether the attempt has the disk of a preserved sandbox. Blocks. Raises OSError."""
+        """Return whether the attempt has the disk of a preserved sandbox. Blocks. Raises OSError."""
         location = self._preserved_sandboxes.locate_disk(task)
         is_same = location is not None and location.attempt_id == leftover.location.attempt_id
         return is_same and self._preserved_sandboxes.is_preserved(task)

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PeriodicJob:
-    """A job of the janitor. It may be cancelled at any await, and must then do the rest in its next run.
+    """A job of the janitor. It may be cancelled at any await, and must then do the rest of the work in its next run.
 
     name: what the job removes or changes, for operators.
     remedy: what operators can do if it fails.
@@ -54,10 +54,10 @@ class Janitor:
 
 
 class ClockCheck:
-    """Trusts a wall clock after CLOCK_TRUST_SECONDS without an observed jump.
+    """Trusts the wall clock once it has not jumped for CLOCK_TRUST_SECONDS.
 
-    A host may boot with its clock months ahead until a time server corrects it. The clock is not checked for data that
-    is kept for less than CLOCK_TRUST_SECONDS.
+    A host may boot with its clock months ahead, until a time server corrects the clock. The clock is not checked for
+    data that is kept for less than CLOCK_TRUST_SECONDS.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -65,7 +65,7 @@ class ClockCheck:
         self._reset()
 
     def is_trusted(self, age_seconds: float) -> bool:
-        """Whether data older than this by the wall clock may be removed. Detects clock jumps since the last call."""
+        """Return whether data older than this, by the wall clock, may be removed. Detects clock jumps between calls."""
         steady_seconds = self._clock.monotonic() - self._steady_since_monotonic
         passed_seconds = (self._clock.now() - self._steady_since).total_seconds()
         if abs(passed_seconds - steady_seconds) > CLOCK_JUMP_SECONDS:

@@ -1,7 +1,8 @@
 """Removes finished tasks that exceed the retention limits: first from the index, then from the disk.
 
-If a task is not in the index but its journal still exists, the next start of a server restores the task. Once a rename
-has moved its directory out of `tasks/`, the task is gone permanently, and the remaining files only use disk space.
+If a task is not in the index but its journal still exists, the server restores the task the next time it starts. Once a
+rename has moved its directory out of `tasks/`, the task is gone permanently, and the remaining files only use disk
+space.
 """
 
 import asyncio
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 
 class SingleFlight(Generic[T]):
-    """Runs one measurement at a time; concurrent callers share its result.
+    """Runs one measurement at a time; concurrent callers share the result.
 
     monotonic: returns seconds.
     """
@@ -65,7 +66,7 @@ class SingleFlight(Generic[T]):
         self._ended_at = self._monotonic()
 
     def _is_stale(self, running: "asyncio.Task[T]") -> bool:
-        """Whether the measurement failed, or ended long ago, without a waiting caller."""
+        """Return whether the measurement failed, or ended too long ago."""
         if not running.done():
             return False
         has_failed = running.cancelled() or running.exception() is not None
@@ -92,7 +93,7 @@ class PruneSelector:
         self._total_bytes = total_bytes
 
     def should_prune(self, finished_at: datetime) -> bool:
-        """Whether the next task must be removed."""
+        """Return whether the next task must be removed."""
         bounds = self._retention
         seconds, keep, max_bytes = bounds.older_than_seconds, bounds.keep, bounds.max_bytes
         is_too_old = seconds is not None and self._now - finished_at > timedelta(seconds=seconds)
@@ -237,7 +238,7 @@ class Pruner:
         )
 
     def _is_preserved(self, task: Task, skipped: _Skipped) -> bool:
-        """Whether the task has preserved files. If that is unknown, the task is kept and added to `skipped`."""
+        """Return whether the task has preserved files. If that is unknown, the task is kept and added to `skipped`."""
         try:
             return self._preserved_files.is_preserved(task)
         except OSError as error:

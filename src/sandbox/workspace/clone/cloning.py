@@ -167,7 +167,7 @@ class ConfinedClone:
     async def _over_http(self, confinement: Confinement, remote: CloneRemote) -> AsyncIterator["GitInputs"]:
         """Provide a relay to the remote's host and a credential helper."""
         if remote.address is None or confinement.proxy_listener is None:
-            # git reports the unsupported protocol itself.
+            # git itself reports the unsupported protocol.
             yield (), {}, ()
             return
         credentials = CredentialHelper(self._url, self._user_settings, self._variables, self._variables["PATH"])
@@ -213,7 +213,7 @@ async def _running_in_background(work: Coroutine[Any, Any, None]) -> AsyncIterat
 
 
 async def _close_when_done(work: Coroutine[Any, Any, None], *files: IO[bytes]) -> None:
-    """Close the files when `work` ends, so that the other ends of the pipes get EOF."""
+    """Close the files when `work` ends, so that the other ends of the pipes receive EOF."""
     try:
         await work
     finally:

@@ -171,7 +171,7 @@ async def _read_address(reader: asyncio.StreamReader) -> HostPort:
 
 
 def _unmap_nat64(host: str) -> IPv4Address | IPv6Address:
-    """Return the IPv4 address in a NAT64 address, else the address itself."""
+    """Return the IPv4 address in a NAT64 address; return any other address unchanged."""
     address = ip_address(host)
     return IPv4Address(address.packed[-4:]) if address in _NAT64_PREFIX else address
 

@@ -19,7 +19,7 @@ _END_OF_ARCHIVE = b"\0" * 2 * tarfile.BLOCKSIZE
 
 
 class ChangedFilesTar:
-    """Writes a tar of new and changed files and links, without owners and times. Deleted files are not in it.
+    """Writes a tar of new and changed files and links, without owners and times. The tar does not show deleted files.
 
     skipped_count: number of files that would have exceeded `bytes_max`.
     """

@@ -1,9 +1,9 @@
 """Evaluates ignore rules: the base commit's `.gitignore` files, interpreted by git itself.
 
-git runs in a directory of the host that contains those files and nothing else from the agent or the repository.
-Therefore no `.gitignore` of the agent, no `info/exclude` and no excludes of a user apply. So a file that only the
-agent's edited rules ignore is in the patch. A file that the base commit's rules ignore is not, even if the edited rules
-no longer ignore it. The edited `.gitignore` is in the patch.
+git runs in a directory on the host that contains those files and nothing else from the agent or the repository.
+Therefore, the agent's `.gitignore` files, `info/exclude` and the excludes of users do not apply. So a file that only
+the agent's edited rules ignore is in the patch. A file that the base commit's rules ignore is not, even if the edited
+rules no longer ignore it. The edited `.gitignore` is in the patch.
 """
 
 import os

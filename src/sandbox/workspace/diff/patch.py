@@ -1,8 +1,8 @@
-"""Writes the patch of the agent's changes with the host's git and the host's own repository.
+"""Writes the patch of the agent's changes, using the host's git and the host's own repository.
 
-git never accesses the workspace. Python code finds the differences between workspace and base commit and writes them to
-git as a new tree; git compares the two trees. So no configuration, attribute, hook or filter of the agent takes effect,
-and the bytes in the patch are the bytes in the files.
+git never accesses the workspace. Python code finds the differences between the workspace and the base commit and passes
+them to git as a new tree; git compares the two trees. So none of the agent's configuration, attributes, hooks or
+filters take effect, and the bytes in the patch are the bytes in the files.
 """
 
 import asyncio
@@ -82,9 +82,9 @@ def _too_large_reason(too_large: Sequence[bytes]) -> str | None:
 
 
 class FastImportWriter:
-    """Writes one commit for `git fast-import`. Contents go through the pipe: git never opens a file of the agent.
+    """Writes one commit for `git fast-import`. Contents go through the pipe: git never opens the agent's files.
 
-    too_large: paths whose content exceeded the limit of a patch; the commit has their previous content. is_changed:
+    too_large: paths whose content exceeded the limit on patches; the commit has their previous content. is_changed:
     whether the commit differs from the base commit; if not, nothing was written. has_replaced_link: whether a directory
     is where the base commit has a symbolic link. contains_secret: whether some content contains a secret. The patch
     cannot be checked later: it may be compressed or split into lines.
@@ -230,7 +230,7 @@ _MEASURE_SECONDS = 20.0
 
 
 async def _measure_diff(git: Git, repository: Path, base_commit: str, renames: str) -> DiffStatistics | None:
-    """Return the size of the patch; None if git fails or is too slow, because the patch is complete without it."""
+    """Return the size of the patch; None if git fails or is too slow: the patch is complete without its size."""
     try:
         async with asyncio.timeout(_MEASURE_SECONDS):
             output = await git.run(

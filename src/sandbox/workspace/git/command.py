@@ -159,7 +159,7 @@ class GitError(Exception):
 
 
 class Git:
-    """Runs git with a clean environment plus given settings and variables."""
+    """Runs git with a clean environment, to which the given settings and variables are added."""
 
     def __init__(
         self,

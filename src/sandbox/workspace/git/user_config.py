@@ -1,4 +1,4 @@
-"""Reads those settings of the server user's git configuration that are needed to access repositories."""
+"""Reads the settings in the server user's git configuration that are needed to access repositories."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -131,7 +131,7 @@ def _create_cgroup(memory: str, processes: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Write with a single system call, as kernel files require."""
+    """Write the data with a single system call, as kernel files require."""
     file = os.open(path, os.O_WRONLY)
     try:
         os.write(file, text.encode())

@@ -1,4 +1,4 @@
-"""Output and input of commands: descriptors that are read as long as the host accepts data."""
+"""Output and input of commands: descriptors that are read for as long as the host accepts data."""
 
 import _socket
 import os
