@@ -35,8 +35,8 @@ from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.garbage_collector import GarbageCollector
 from sandbox.server.maintenance.janitor import ClockCheck, Janitor, PeriodicJob
+from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import PreservationExpiry, Pruner
 from sandbox.server.placements import Placements
@@ -167,7 +167,7 @@ def create_maintenance_jobs(
     clock_check = ClockCheck(clock)
     expiry = PreservationExpiry(store, preserved, clock, time_to_live_seconds)
     all_files = [placement.files for placement in placements]
-    garbage_collector = GarbageCollector(journals, store, preserved, all_files)
+    leftover_remover = LeftoverRemover(journals, store, preserved, all_files)
     probes = ProbeCleanup(run_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     compressor = JournalCompressor(journals, store, clock)
 
@@ -188,7 +188,7 @@ def create_maintenance_jobs(
         PeriodicJob("preserved sandboxes", expire, "Check the index and the disk of the data directory."),
         PeriodicJob(
             "leftovers of crashed attempts",
-            garbage_collector.sweep,
+            leftover_remover.sweep,
             "See 'Clean up after a crash' in docs/operations.md.",
         ),
         PeriodicJob("journals of finished tasks", compressor.sweep, "Free up space on the disk of the data directory."),

@@ -8,7 +8,7 @@ escapes, carriage returns and zero-width characters.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sandbox.secrets.decoders import decode_layers
+from sandbox.secrets.decoded_layers import decode_layers
 from sandbox.secrets.limits import REDACTED_CHARACTERS_MIN, RESCAN_BYTES_MAX
 from sandbox.secrets.scanner import Scanner, replace_spans
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import filterfalse
 from typing import NamedTuple
 
-from sandbox.secrets.decoders import DecodedLayer, Normalizer, align_cut
+from sandbox.secrets.decoded_layers import DecodedLayer, Normalizer, align_cut
 from sandbox.secrets.escapes import before_backslashes, find_partial_escape
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX, REDACTED_SPREAD_BYTES_MAX
 from sandbox.secrets.value_patterns import SecretPattern, make_patterns

@@ -10,7 +10,13 @@ from string import whitespace
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes
 
-from sandbox.secrets.decoders import ENCODED_NORMALIZER, EXACT_NORMALIZER, TEXT_NORMALIZER, Normalizer, decode_layers
+from sandbox.secrets.decoded_layers import (
+    ENCODED_NORMALIZER,
+    EXACT_NORMALIZER,
+    TEXT_NORMALIZER,
+    Normalizer,
+    decode_layers,
+)
 from sandbox.secrets.escapes import find_partial_escape
 from sandbox.secrets.limits import (
     REDACTED_CHARACTERS_MIN,

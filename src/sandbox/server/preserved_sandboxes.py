@@ -108,7 +108,7 @@ class PreservedSandboxes(PreservedFiles):
         lock = self._locks.lock_for(task.id)
         try:
             # One deadline covers the whole request. Otherwise the waits of queued requests would add up and delay
-            # expiry and garbage collection.
+            # expiry and the removal of leftovers.
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:

@@ -14,7 +14,7 @@ from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.artifacts import collect
 from sandbox.workspace.cancellable_thread import run_in_thread
 from sandbox.workspace.clone.relay import DialPolicy
-from sandbox.workspace.clone.staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
+from sandbox.workspace.clone.workspace_staging import REPOSITORY_BYTES_MAX, WorkspaceStaging
 from sandbox.workspace.diff.changed_files_archive import write_changed_files
 from sandbox.workspace.diff.ignore_rules import create_rules_directory
 from sandbox.workspace.diff.patch import write_patch

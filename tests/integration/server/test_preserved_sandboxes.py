@@ -17,7 +17,7 @@ from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
-from sandbox.server.maintenance.garbage_collector import GarbageCollector
+from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.pruning import PreservationExpiry
 from sandbox.server.preserved_sandboxes import PreservedFiles
 from sandbox.server.task_secrets import TaskSecrets
@@ -99,7 +99,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             assert await service.has_preserved_sandbox(task)
             assert service.preserved_sandboxes.find_preserved([task]) == {"task-1"}
             files = [components.runners.files]
-            await GarbageCollector(components.journals, components.store, service.preserved_sandboxes, files).sweep()
+            await LeftoverRemover(components.journals, components.store, service.preserved_sandboxes, files).sweep()
             assert preserved.workspace.exists()
             monkeypatch.setattr(components.runners, "start_session", start_session)
             monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
@@ -253,7 +253,7 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
 
 
 async def test_many_releases_during_a_debug_session_wait_in_parallel(components, monkeypatch):
-    """Otherwise garbage collection and expiry of all tasks would wait for each release in turn."""
+    """Otherwise the removal of leftovers and the expiry of all tasks would wait for each release in turn."""
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")

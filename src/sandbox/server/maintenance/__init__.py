@@ -1,1 +1,1 @@
-"""Periodic work: garbage collection, pruning, compression, integrity."""
+"""Periodic work: removal of leftovers, pruning, compression, integrity."""

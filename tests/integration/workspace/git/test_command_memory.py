@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.limits.cgroups import find_hierarchies
-from sandbox.workspace.clone import staging
+from sandbox.workspace.clone import workspace_staging
 from sandbox.workspace.git import command
 
 MEMORY_BYTES_MAX = 24 * 1024**2
@@ -81,7 +81,7 @@ def test_ordinary_changes_fit_into_little_memory(low_memory_harness):
 
 
 def test_total_path_length_of_a_commit_is_limited(harness, monkeypatch):
-    monkeypatch.setattr(staging, "PATHS_BYTES_MAX", 160)
+    monkeypatch.setattr(workspace_staging, "PATHS_BYTES_MAX", 160)
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(2)})
     harness.stage()
     harness.upstream.commit({f"{'directory/' * 3}{number}": b"" for number in range(4)})

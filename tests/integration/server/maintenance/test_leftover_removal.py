@@ -1,4 +1,4 @@
-"""The garbage collector removes leftovers of attempts and keeps everything else. The leftovers are simulated."""
+"""The leftover remover removes leftovers of attempts and keeps everything else. The leftovers are simulated."""
 
 import asyncio
 import errno
@@ -18,9 +18,9 @@ from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, ProbeCleanup, probe_lock
-from sandbox.server.maintenance.garbage_collector import (
-    GarbageCollectionError,
-    GarbageCollector,
+from sandbox.server.maintenance.leftover_removal import (
+    LeftoverRemovalError,
+    LeftoverRemover,
 )
 from sandbox.store.sqlite import SqliteStore
 
@@ -51,14 +51,14 @@ def components(tmp_path):
         instance.runners.kill(task_id)
 
 
-def garbage_collector(components, service, *kinds):
+def leftover_remover(components, service, *kinds):
     return collector_with(components, service, kinds)
 
 
 def collector_with(components, service, kinds, **changes):
     found = LocalAttemptFiles(components.data_dir, kinds, remove_trees)
     arguments = {"journals": components.journals, "store": components.store, **changes}
-    return GarbageCollector(**arguments, preserved_sandboxes=service.preserved_sandboxes, all_files=[found])
+    return LeftoverRemover(**arguments, preserved_sandboxes=service.preserved_sandboxes, all_files=[found])
 
 
 async def start(components, service, task_id, **sections):
@@ -89,7 +89,7 @@ async def test_leftovers_of_an_ended_attempt_are_removed(components):
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts.add(files.root.name)
             await end(components, service, "task-1", *TO_END)
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             return names(files), leftovers.attempts
 
     assert (await scenario()) == (["runner.log"], set())
@@ -101,7 +101,7 @@ async def test_running_and_foreign_sandboxes_are_kept(components):
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts |= {files.root.name, "of-another-server"}
             before = names(files)
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             components.runners.record("task-1", *TO_END)
             return before == names(files), len(leftovers.attempts)
 
@@ -118,10 +118,10 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
                 recorder.record(event)
             await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
             before = names(files)
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             while_locked = (before == names(files), len(leftovers.attempts))
             components.runners.kill("task-1")
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             return while_locked, names(files), leftovers.attempts
 
     assert (await scenario()) == ((True, 1), ["runner.log"], set())
@@ -170,13 +170,13 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
     async with components.server() as service:
         files = await start(components, service, "task-1")
         await end(components, service, "task-1", *TO_END)
-        collector = GarbageCollector(
+        collector = LeftoverRemover(
             components.journals,
             components.store,
             service.preserved_sandboxes,
             [UnreachableFiles(), components.runners.files],
         )
-        with pytest.raises(GarbageCollectionError, match="the host far:one does not respond"):
+        with pytest.raises(LeftoverRemovalError, match="the host far:one does not respond"):
             await collector.sweep()
         assert names(files) == ["runner.log"]
 
@@ -202,8 +202,8 @@ async def test_unreadable_directory_does_not_block_other_tasks(components, monke
             for task_id in ("task-1", "task-2"):
                 await end(components, service, task_id, *TO_END)
             monkeypatch.setattr("os.listdir", failing_listdir)
-            with pytest.raises(GarbageCollectionError, match="attempts of task task-1"):
-                await garbage_collector(components, service, leftovers, sockets).sweep()
+            with pytest.raises(LeftoverRemovalError, match="attempts of task task-1"):
+                await leftover_remover(components, service, leftovers, sockets).sweep()
             monkeypatch.undo()
             return names(files), leftovers.attempts, sockets.attempts
 
@@ -221,8 +221,8 @@ async def test_lock_that_cannot_be_opened_does_not_block_other_tasks(components)
             lock = TaskLayout(components.data_dir, "task-1").root / "journal" / "lock"
             lock.unlink()
             lock.mkdir()
-            with pytest.raises(GarbageCollectionError, match="lock of task task-1"):
-                await garbage_collector(components, service, leftovers).sweep()
+            with pytest.raises(LeftoverRemovalError, match="lock of task task-1"):
+                await leftover_remover(components, service, leftovers).sweep()
             return names(files), leftovers.attempts == {broken.root.name}
 
     assert (await scenario()) == (["runner.log"], True)
@@ -237,8 +237,8 @@ async def test_damaged_index_row_does_not_block_other_tasks(components):
             with closing(sqlite3.connect(components.data_dir / "index.sqlite")) as connection, connection:
                 connection.execute("UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
             before = names(damaged)
-            with pytest.raises(GarbageCollectionError, match="task task-1: The index of tasks is damaged"):
-                await garbage_collector(components, service, FakeLeftovers()).sweep()
+            with pytest.raises(LeftoverRemovalError, match="task task-1: The index of tasks is damaged"):
+                await leftover_remover(components, service, FakeLeftovers()).sweep()
             return names(files), names(damaged) == before
 
     assert (await scenario()) == (["runner.log"], True)
@@ -252,7 +252,7 @@ async def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components
             components.runners.launch_error = OSError("no more processes")
             components.runners.kill("task-1")
             before = names(files)
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             return before == names(files), len(leftovers.attempts)
 
     assert (await scenario()) == (True, 1)
@@ -267,9 +267,9 @@ async def test_preserved_files_are_kept_and_a_dead_session_is_removed(components
             leftovers.attempts.add(files.root.name)
             task = await service.status("task-1")
             async with service.preserved_sandboxes.try_lock(task):
-                await garbage_collector(components, service, leftovers).sweep()
+                await leftover_remover(components, service, leftovers).sweep()
                 during_session = len(leftovers.attempts)
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             return during_session, leftovers.attempts, files.workspace.is_dir(), files.handle.exists()
 
     assert (await scenario()) == (1, set(), True, False)
@@ -285,11 +285,11 @@ async def test_failing_removal_is_reported_and_retried(components):
                 await end(components, service, task_id, *TO_END)
                 all_files.append(files)
             leftovers.stuck = {all_files[0].root.name}
-            with pytest.raises(GarbageCollectionError, match="task a: It does not end"):
-                await garbage_collector(components, service, leftovers).sweep()
+            with pytest.raises(LeftoverRemovalError, match="task a: It does not end"):
+                await leftover_remover(components, service, leftovers).sweep()
             first = [path.handle.exists() for path in all_files]
             leftovers.stuck = set()
-            await garbage_collector(components, service, leftovers).sweep()
+            await leftover_remover(components, service, leftovers).sweep()
             return first, [names(path) for path in all_files]
 
     assert (await scenario()) == ([True, False], [["runner.log"], ["runner.log"]])
@@ -300,7 +300,7 @@ async def test_exclusive_leftovers_without_a_directory_are_removed(components):
         async with components.server() as service:
             sockets, sandboxes = FakeLeftovers(is_exclusive=True), FakeLeftovers()
             sockets.attempts, sandboxes.attempts = {"aaaaaaaaaaaa"}, {"aaaaaaaaaaaa"}
-            await garbage_collector(components, service, sandboxes, sockets).sweep()
+            await leftover_remover(components, service, sandboxes, sockets).sweep()
             return sockets.attempts, sandboxes.attempts
 
     assert (await scenario()) == (set(), {"aaaaaaaaaaaa"})
@@ -341,8 +341,8 @@ async def test_failing_removal_of_exclusive_leftovers_does_not_block_others(comp
 
     async def scenario():
         async with components.server() as service:
-            with pytest.raises(GarbageCollectionError, match="nobody7: It does not end"):
-                await garbage_collector(components, service, leftovers).sweep()
+            with pytest.raises(LeftoverRemovalError, match="nobody7: It does not end"):
+                await leftover_remover(components, service, leftovers).sweep()
 
     await scenario()
     assert leftovers.attempts == {"nobody7"}

@@ -2,7 +2,7 @@
 
 An attempt belongs to this server if it has a directory in the server's data directory, or in that of its placement: the
 directory is created before any other part of the attempt, and the log in it is kept. An attempt is over if its task has
-ended and no process holds the journal's lock, which the garbage collector holds while it removes leftovers. So an
+ended and no process holds the journal's lock, which the leftover remover holds while it removes leftovers. So an
 attempt that is being planned, run or finished is never disturbed, however long ago it started.
 """
 
@@ -23,13 +23,13 @@ from sandbox.server.preserved_sandboxes import PreservedSandboxes
 _log = logging.getLogger(__name__)
 
 
-class GarbageCollectionError(SandboxError):
+class LeftoverRemovalError(SandboxError):
     """Some leftovers could not be removed."""
 
     code = "internal_error"
 
 
-class GarbageCollector:
+class LeftoverRemover:
     """Removes leftovers. all_files: the attempt files of each placement."""
 
     def __init__(
@@ -45,7 +45,7 @@ class GarbageCollector:
         self._all_files = all_files
 
     async def sweep(self) -> None:
-        """Scan everything once. A failure does not stop the rest; raises GarbageCollectionError at the end."""
+        """Scan everything once. A failure does not stop the rest; raises LeftoverRemovalError at the end."""
         failures = []
         for files in self._all_files:
             try:
@@ -53,7 +53,7 @@ class GarbageCollector:
             except OSError as error:
                 failures.append(error_reason(error))
         if failures:
-            raise GarbageCollectionError("; ".join(failures))
+            raise LeftoverRemovalError("; ".join(failures))
 
     async def _sweep_placement(self, files: AttemptFiles) -> list[str]:
         """Return failures. Raises OSError if nothing could be scanned."""

@@ -16,7 +16,7 @@ from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.model.failure import AttemptError
 from sandbox.model.manifest.schema import Repository
 from sandbox.workspace.cancellable_thread import StopFlag
-from sandbox.workspace.clone.cloning import CREDENTIAL_REQUESTS_MAX, CredentialHelper
+from sandbox.workspace.clone.confined_clone import CREDENTIAL_REQUESTS_MAX, CredentialHelper
 from sandbox.workspace.clone.relay import DialPolicy, HostPort, SocksProxy
 from sandbox.workspace.clone.remote import SETTINGS_FILES_MAX, resolve_remote
 from sandbox.workspace.git.command import pipe

@@ -22,7 +22,7 @@ from sandbox.model.fixed_limits import GIT_KILLED_GRACE_SECONDS
 from sandbox.model.manifest.schema import Repository
 from sandbox.model.printable import escape_character, replace_unprintable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
-from sandbox.workspace.clone.cloning import ConfinedClone, redirect_settings
+from sandbox.workspace.clone.confined_clone import ConfinedClone, redirect_settings
 from sandbox.workspace.clone.relay import DialPolicy
 from sandbox.workspace.clone.remote import DEFAULT_SSH_COMMAND
 from sandbox.workspace.diff.base_tree import BaseTreeEntry, ls_tree_arguments, parse_ls_tree
