@@ -114,11 +114,11 @@ def _configure(app: Starlette, context: AppContext) -> None:
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    """Raise 404. Starlette closes an unmatched WebSocket instead, without this error response."""
+    """Raise 404. By default, Starlette closes an unmatched WebSocket without this error response."""
     raise HTTPException(404)
 
 
 def schema_text(agents: Mapping[str, Agent]) -> str:
-    """Return the schema as JSON with sorted keys and one value per line, so that diffs are readable."""
+    """Return the schema as JSON with sorted keys and one value per line, which keeps diffs readable."""
     schema = create_api_schema_app(__version__, agents).openapi()
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

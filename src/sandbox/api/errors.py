@@ -104,7 +104,7 @@ def add_error_handlers(app: Starlette) -> None:
 
 
 def status_of(error: SandboxError) -> int:
-    """Return the HTTP status for this error; 500 if it has none."""
+    """Return the HTTP status for this error; 500 by default."""
     return next((_ERROR_RESPONSES[kind][0] for kind in type(error).__mro__ if kind in _ERROR_RESPONSES), 500)
 
 
@@ -129,7 +129,7 @@ def _problem_handler(status: int, get_extensions: _Extensions) -> Callable[..., 
 
 
 def retry_after_header(seconds: int | None) -> dict[str, str]:
-    """Return the Retry-After header of a 429 or 503. None means DEFAULT_RETRY_AFTER_SECONDS."""
+    """Return the Retry-After header for a 429 or 503 response. None means DEFAULT_RETRY_AFTER_SECONDS."""
     return {"retry-after": str(seconds or DEFAULT_RETRY_AFTER_SECONDS)}
 
 

@@ -84,7 +84,7 @@ def _json_responses(endpoint: Callable[..., Any], status: int) -> Responses:
 
 
 def json_response(body: type, **extra: Any) -> dict[str, Any]:
-    """Describe a response with this body, a class in `model/wire/`, by the class's docstring."""
+    """Describe a response by the docstring of its body's class, which is in `model/wire/`."""
     content = {"application/json": {"schema": component_ref(body.__name__)}}
     return {"description": inspect.getdoc(body), "content": content, **extra}
 
@@ -99,7 +99,7 @@ def problem_responses(*statuses: int) -> Responses:
 
 
 def raw_content(description: str, **media_types: dict[str, Any]) -> dict[str, Any]:
-    """Describe a response that is not one JSON value, by the schema of each media type."""
+    """Describe a response that is not a single JSON value by the schema of each media type."""
     return {"description": description, "content": _content(media_types)}
 
 

@@ -55,12 +55,12 @@ register_url_convertor("rest", _AnyPathConvertor())
 
 
 def is_public(path: str) -> bool:
-    """Whether the path is accessible without a token: probes, the sign-in page and its assets."""
+    """Return whether the path is accessible without a token: probes, the sign-in page and its assets."""
     return path in PUBLIC_PATHS or path == SIGN_IN or path.startswith(ASSETS)
 
 
 def is_page_asset(path: str) -> bool:
-    """Whether the path serves scripts, style sheets and images of the server's own pages."""
+    """Return whether the path serves scripts, style sheets or images of the server's own pages."""
     return path.startswith((ASSETS, f"{DOCS}/"))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLIENTS_MAX = 10_000
-"""Maximum number of buckets. Above it, the least recently used one is dropped; its client then gets a full one."""
+"""Maximum number of buckets. Beyond that, the least recently used bucket is dropped, and its client gets a full one."""
 
 _IPV6_NETWORK_BITS = 64
 
@@ -29,7 +29,10 @@ class RateLimiter:
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
     def acquire(self, client: str) -> int:
-        """Count one request. Return 0 if it is allowed, else the number of seconds to wait before retrying."""
+        """Count one request.
+
+        Return 0 if it is allowed; otherwise, return the number of seconds to wait before retrying.
+        """
         if self._per_minute == 0:
             return 0
         now, rate = self._monotonic(), self._per_minute / 60

@@ -37,7 +37,10 @@ _REASON_PHRASES = {
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }
-"""Reason phrases of RFC 9110. Python has them since 3.13; responses and schema must not depend on Python's version."""
+"""Reason phrases of RFC 9110.
+
+Only Python 3.13 and later have them; responses and schema must not depend on the version.
+"""
 
 
 def reason_phrase(status: int) -> str:

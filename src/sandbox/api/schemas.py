@@ -114,7 +114,7 @@ def _with_enum_refs(schema: Any) -> Any:
 
 
 def _with_discriminators(schema: Any, components: Mapping[str, Any]) -> Any:
-    """Describe each choice between objects with a `type` as OpenAPI does, so that generated types are tagged unions."""
+    """Describe each choice between objects with a `type` as OpenAPI does, so generated types are tagged unions."""
     if isinstance(schema, list):
         return [_with_discriminators(each, components) for each in schema]
     if not isinstance(schema, dict):
@@ -186,7 +186,7 @@ def _property_docs(kind: Any) -> dict[str, str]:
 
 @cache
 def _docs_in_module(name: str) -> dict[str, dict[str, str]]:
-    """Return the strings below the annotated names of each class of a module."""
+    """Return the strings below the annotated names of each class in a module."""
     nodes = ast.parse(inspect.getsource(sys.modules[name])).body
     return {node.name: dict(_docs_in_class(node)) for node in nodes if isinstance(node, ast.ClassDef)}
 

@@ -108,7 +108,7 @@ def _vm_body(task: Task) -> VmBody:
 
 
 def _patch_digest(patch: str | None) -> str | None:
-    """Return the digest that replaces the patch, which can be half a megabyte long."""
+    """Return a digest to show instead of the patch, because a patch can be half a megabyte long."""
     if patch is None:
         return None
     try:
@@ -119,7 +119,7 @@ def _patch_digest(patch: str | None) -> str | None:
 
 
 def definition_body(manifest: Manifest) -> DefinitionBody:
-    """Return the manifest with defaults filled in; secrets by name only."""
+    """Return the manifest with defaults filled in, and with secrets by name only."""
     definition: dict[str, Any] = {
         "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},
         manifest.agent.kind: dict(manifest.agent.settings),

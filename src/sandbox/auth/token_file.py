@@ -1,4 +1,4 @@
-"""The token file of a server. A change replaces the whole file, and a running server reads the new one."""
+"""The token file of a server. Every change replaces the whole file, and a running server reads the new file."""
 
 import base64
 import fcntl
@@ -76,7 +76,7 @@ NAME_CHARACTERS_MAX = 64
 """Maximum length of a token's name; a longer one is rejected."""
 
 LOCK_SECONDS = 5.0
-"""How long a change waits for a concurrent change before it fails."""
+"""How long a change waits for a concurrent change to finish before it fails."""
 
 _LOCK_POLL_SECONDS = 0.02
 _log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ class DataDirNotFoundError(SandboxError):
 
 @dataclass(frozen=True, slots=True)
 class RebuildResult:
-    """The result of a rebuild. skipped: why a task is not in the new index, by task id."""
+    """The result of a rebuild. skipped: why tasks are missing from the new index, keyed by task id."""
 
     tasks_count: int
     skipped: Mapping[str, str]
@@ -132,7 +132,7 @@ def prune_data_dir(data_dir: Path, retention: Retention, *, dry_run: bool) -> Se
 
 
 def _make_file_finder(data_dir: Path) -> FindFiles:
-    """Return a function that finds the files of attempts on this host. Only a server reaches other hosts."""
+    """Return a function that finds the files of attempts on this host. Only a server can reach other hosts."""
     local = LocalAttemptFiles(data_dir, (), remove_trees)
 
     def find_files(location: AttemptLocation) -> LocalAttemptFiles:
@@ -180,5 +180,5 @@ def _remove_database(file: Path) -> None:
 
 
 def _sidecar_files(file: Path) -> tuple[Path, ...]:
-    """Return the files that SQLite keeps next to a database. They would damage any other database."""
+    """Return the files that SQLite keeps next to a database. They would damage a different database in its place."""
     return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

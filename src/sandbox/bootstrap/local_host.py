@@ -43,7 +43,7 @@ _USER_RUNTIME_ROOT = Path("/run/user")
 
 
 def measure_capacity(data_dir: Path, factors: CapacitySection) -> Resources:
-    """Return the capacity for tasks: CPUs of this process, memory, and the data directory's disk.
+    """Return the capacity for tasks: the CPUs that this process may use, memory, and the data directory's disk.
 
     Each is multiplied by its overcommit factor.
     """
@@ -85,8 +85,8 @@ def measure_host_load() -> HostLoad:
 def choose_run_dir(data_dir: Path) -> Path:
     """Return a short, private directory for sockets, one per data directory.
 
-    A Unix socket's path has at most 107 bytes. The name is derived from the data directory's inode, not from its path,
-    so a server finds its live runners even if it is started with another path to the same directory.
+    A Unix socket's path can have at most 107 bytes. The name is derived from the data directory's inode, not from its
+    path, so a server finds its live runners even if it is started with another path to the same directory.
     """
     status = data_dir.stat()
     name = hashlib.sha256(f"{status.st_dev}:{status.st_ino}".encode()).hexdigest()[:12]
@@ -107,7 +107,7 @@ def _run_dir_candidates() -> Sequence[Path]:
 
 
 class RunnerAgents(NamedTuple):
-    """The agents by the key of their manifest section, and the command of a runner that has the same agents.
+    """The agents, keyed by their manifest section, and the command that starts a runner with the same agents.
 
     One of the command's arguments is RUNNER_MODULE, which marks a process as a runner.
     """
@@ -119,7 +119,7 @@ class RunnerAgents(NamedTuple):
 class PlacementContext(NamedTuple):
     """What a server passes to its placements.
 
-    data_dir, run_dir: the directories of this process, which holds the locks of both.
+    data_dir, run_dir: the directories of this process, which holds the locks on both.
     replicas: fills `data_dir` with what runners on other hosts write.
     """
 
@@ -131,7 +131,7 @@ class PlacementContext(NamedTuple):
 
     @property
     def agents(self) -> Mapping[str, Agent]:
-        """The agents by the key of their manifest section."""
+        """The agents, keyed by their manifest section."""
         return self.runner_agents.agents
 
 
@@ -155,7 +155,7 @@ async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
 class LocalHost:
     """Implements `interfaces.placement.Host`, and stores the settings of the host's runners.
 
-    agent_programs: path of each agent's executable, by the key of its manifest section.
+    agent_programs: path of each agent's executable, keyed by the agent's manifest section.
     """
 
     def __init__(self, context: PlacementContext, agent_programs: Mapping[str, str]) -> None:
@@ -195,15 +195,15 @@ class LocalHost:
         return ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_final)
 
     def runner_settings(self) -> HostSettings:
-        """Return the settings of the last probe. Call it after `probe`."""
+        """Return the settings from the last probe. Must be called after `probe`."""
         assert self._host_settings is not None
         return self._host_settings
 
 
 def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:
-    """Create the sources, in the order in which their leftovers are removed."""
+    """Create the leftover sources, in the order in which leftovers are removed."""
     return (
-        # Every runtime can end the sandboxes of all runtimes. This one needs no installed program for that.
+        # Every runtime can end the sandboxes of all runtimes. This runtime can do so without an installed program.
         SandboxLeftovers(make_runtime("bubblewrap", run_dir)),
         DiskLeftovers(data_dir),
         SocketLeftovers(run_dir),
@@ -211,7 +211,7 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
 
 
 async def create_local_placement(context: PlacementContext) -> LocalPlacement:
-    """Install the agents, and create the placement of this host, which starts no runner before `host.probe`."""
+    """Install the agents and create this host's placement. The host must be probed before a runner starts."""
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}

@@ -62,7 +62,7 @@ class LogFormatter(logging.Formatter):
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one line; in text format a traceback follows on additional lines."""
+        """Format one line. In text format, a traceback follows on additional lines."""
         fields = {name: value for name, value in self._collect_fields(record).items() if value is not None}
         return self._render(
             {

@@ -14,7 +14,7 @@ from sandbox.runtimes.nodejs import PACKAGE_FILES, npm_packages_source, packages
 
 OS_RELEASE = Path("/etc/os-release")
 PACKAGES = {"git": "git", "bwrap": "bubblewrap", "curl": "curl", "mkfs.ext4": "e2fsprogs"}
-"""Required packages by the program that they contain. The names are the same in all supported distributions."""
+"""Required packages, keyed by the program that they contain. All supported distributions use the same names."""
 
 _PACKAGE_MANAGERS = {
     "debian": (("apt-get", "update"), ("apt-get", "install", "-y", "--no-install-recommends")),
@@ -22,7 +22,7 @@ _PACKAGE_MANAGERS = {
     "arch": (("pacman", "-S", "--needed", "--noconfirm"),),
     "suse": (("zypper", "--non-interactive", "install"),),
 }
-"""Commands by distribution family. The packages are appended to the last command."""
+"""Install commands by distribution family. The package names are appended to the last command."""
 
 _GVISOR_FAMILY = "debian"
 """The only family whose repositories contain `runsc`."""
@@ -43,7 +43,7 @@ class SetupError(Exception):
 
 @dataclass(frozen=True)
 class SetupPlan:
-    """The missing packages, and the commands that install them; none for an unknown distribution.
+    """The missing packages and the commands that install them; no commands for an unknown distribution.
 
     optional: commands for packages that improve isolation and may be unavailable.
     """

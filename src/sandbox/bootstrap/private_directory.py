@@ -12,7 +12,7 @@ from pathlib import Path
 from sandbox.model.errors import SandboxError
 
 _SERVER_FILES = frozenset({"server.lock", "index.sqlite", "tokens.json", "profiles"})
-"""A data directory contains one of these once a server, a restore, `sandbox token` or `sandbox profile` has used it."""
+"""Every data directory used by a server, a restore, `sandbox token` or `sandbox profile` contains one of these."""
 
 _FILE_SYSTEM_FILES = frozenset({"lost+found"})
 
@@ -48,7 +48,7 @@ def make_data_dir(directory: Path) -> Path:
 
 
 def check_usable_data_dir(directory: Path) -> None:
-    """Check that a server may use this data directory; changes nothing. Raises UnsafeDirectoryError, OSError.
+    """Check that a server may use this data directory. Changes nothing. Raises UnsafeDirectoryError, OSError.
 
     A directory that others can access is rejected if it is sticky (as /tmp is), or if it contains files but no server's
     data. The server makes an accepted directory private.
@@ -68,7 +68,7 @@ def check_usable_data_dir(directory: Path) -> None:
 
 
 def check_owner(directory: Path) -> None:
-    """Check that this user owns a data directory: its owner could not use files that another user creates in it.
+    """Check that this user owns a data directory: the owner could not use files that another user creates in it.
 
     Raises UnsafeDirectoryError, OSError.
     """

@@ -79,7 +79,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     confine: confines host programs; None means that the runtime confines them.
     boot_id: the host's current boot.
     throttle: limits the CPU usage of all work that a sandbox causes in its runner.
-    redaction: removes the values of the task's secrets; None without secrets.
+    redaction: removes the values of the task's secrets; None if it has none.
     """
 
     data_dir: Path
@@ -132,7 +132,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
 
 
 def _read_message() -> LaunchMessage:
-    """Read the launch message from standard input. Exits if the server died while it sent the message."""
+    """Read the launch message from standard input. Exits if the server died while sending the message."""
     try:
         return decode_launch_message(sys.stdin.buffer.read())
     except msgspec.ValidationError:
@@ -190,7 +190,7 @@ async def _finish_attempt(
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
-            terminals = TerminalServer(None, parts.throttle.queue())  # refuses every client: there is no sandbox
+            terminals = TerminalServer(None, parts.throttle.queue())  # rejects every client: there is no sandbox
             await stack.enter_async_context(_control_socket(host, attempt, terminals))
         except (OSError, UnsafeDirectoryError) as error:
             _log.warning(
@@ -270,7 +270,7 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space, not counting a released reserve: that space is for the task's end, not for output."""
+        """Measure the free space, not counting a released reserve: that space is for finishing the task, not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
@@ -340,7 +340,7 @@ def _build_finalizer(
 
 
 def choose_disk(order: Order, host: HostSettings) -> Disk:
-    """Choose the kind of disk: what an earlier process of the task used or, for a new disk, what the host supports."""
+    """Choose the kind of disk: the one that an earlier process of the task used or, for a new disk, one that the host supports."""
     layout = TaskLayout(Path(host.data_dir), order.task_id)
     if isinstance(order, RunAttempt) and not order.resumes:
         is_loop = host.disk_kind == "loop"
@@ -350,7 +350,10 @@ def choose_disk(order: Order, host: HostSettings) -> Disk:
 
 
 def _make_redactor(secrets: Mapping[str, str]) -> Redactor | None:
-    """Return a redactor; None without secrets. Redaction is imported only if needed: most tasks have no secrets."""
+    """Return a redactor; None if there are no secrets.
+
+    Redaction is imported only if needed: most tasks have no secrets.
+    """
     if not secrets:
         return None
     from sandbox.secrets.redactor import SecretRedactor

@@ -26,8 +26,8 @@ class UnknownRuntimeError(SandboxError):
 def make_runtime(name: str, run_dir: Path, *, excludes_emulation: bool = False) -> Runtime:
     """Create the runtime with this name. Raises UnknownRuntimeError.
 
-    excludes_emulation: for automatic choice, which never selects emulation. Booting an emulated guest just to probe it
-        would take seconds.
+    excludes_emulation: set for the automatic choice, which never selects emulation. Booting an emulated guest just to
+    probe it would take seconds.
     """
     maker = _MAKERS.get(name)
     if maker is None:
@@ -79,8 +79,8 @@ class RuntimeChoice(msgspec.Struct, frozen=True):
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     """Probe and choose a runtime. `auto` selects the strongest that works and is not explicit-only.
 
-    A name selects that runtime, even if it does not work; no other runtime is probed, because a probe creates
-    sandboxes. Raises UnknownRuntimeError.
+    A name selects the runtime with this name, even if it does not work. No other runtime is probed, because a probe
+    creates sandboxes. Raises UnknownRuntimeError.
     """
     runtimes = (
         [make_runtime(name, run_dir, excludes_emulation=True) for name in _MAKERS]
@@ -103,7 +103,7 @@ def select_strongest(probes: Sequence[RuntimeProbe]) -> RuntimeChoice:
 
 
 def describe_failure(choice: RuntimeChoice) -> str | None:
-    """Return why no sandbox can be created, and what to do; None if sandboxes can be created."""
+    """Return why no sandbox can be created and what to do about it; None if sandboxes can be created."""
     if choice.chosen.is_available:
         return None
     if len(choice.probes) == 1:
@@ -115,7 +115,7 @@ def describe_failure(choice: RuntimeChoice) -> str | None:
 
 
 def image_components() -> Mapping[str, Component]:
-    """Return the components, by the names that profile definitions use."""
+    """Return the components, keyed by the names that profile definitions use."""
     try:
         version = nodejs.node_version()
     except (OSError, SubprocessError):

@@ -64,7 +64,7 @@ def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) ->
 
 
 def read_upstream(agent: Agent, environment: Mapping[str, str]) -> ModelUpstream | None:
-    """Return the base URL of the agent's model API and its key; None without a key.
+    """Return the base URL and the key of the agent's model API; None if there is no key.
 
     Raises ConfigurationError if the gateway cannot use them.
     """

@@ -62,7 +62,7 @@ CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
 
 
 class PlacementRegistry(NamedTuple):
-    """The placements other than that of the server's own host, by the prefix of their host names.
+    """The placements other than that of the server's own host, keyed by the prefix of their host names.
 
     selected: the name of the placement that runs new attempts; empty for the server's own host.
     """
@@ -221,9 +221,7 @@ def _print_text(text: str) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit on open files, which is 1024 by default.
-
-    A waiting task needs two descriptors, and a streaming client needs one.
+    """Raise the limit on open files, which is 1024 by default. A waiting task needs two descriptors; a streaming client needs one.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:

@@ -54,7 +54,7 @@ from sandbox.store.sqlite import SqliteStore
 _log = logging.getLogger(__name__)
 
 _TASK_SHARE = 4
-"""At most one unfinished task is accepted for this many file descriptors of the server; a waiting one uses two."""
+"""The server accepts at most one unfinished task per this many of its file descriptors; a waiting task uses two."""
 
 
 class TaskServer:
@@ -139,7 +139,7 @@ def unfinished_tasks_max() -> int:
 
 
 def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
-    """Convert a recorded line with the task's agent. Implements `ConvertLine`."""
+    """Convert a recorded line, using the task's agent. Implements `ConvertLine`."""
     agent = agents.get(manifest.agent.kind)
     return None if agent is None else agent.convert_recorded_line(manifest, line)
 
@@ -147,7 +147,7 @@ def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) 
 def _recover(
     data_dir: Path, journals: Journals, store: Store, placements: Placements, clock: Clock
 ) -> list[TrackedTask]:
-    """Remove what a dead server copied for a task that it had not accepted; return the unfinished tasks."""
+    """Remove the files of tasks that a dead server had not yet accepted; return the unfinished tasks."""
     discard_unrecorded(data_dir, journals, store)
     return recover(journals, store, placements, clock)
 

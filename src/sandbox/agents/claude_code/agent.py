@@ -64,13 +64,13 @@ class ClaudeCode:
         return binary_version(find_binary())
 
     def install(self, data_dir: Path) -> Path:
-        """Return the path of the binary's copy that sandboxes run; create the copy if it does not exist."""
+        """Return the path of the copy of the binary that sandboxes run; create the copy if it does not exist."""
         from sandbox.agents.claude_code.binary_install import install_binary
 
         return install_binary(data_dir)
 
     def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
-        """Return the base URL and the key of the Messages API, or None if there is no key.
+        """Return the base URL and the key for the Messages API, or None if there is no key.
 
         An API key takes precedence over a token.
         """
@@ -87,7 +87,7 @@ class ClaudeCode:
         return convert_recorded_line(manifest, line)
 
     def create_dialect(self) -> ModelDialect:
-        """Create the dialect of the Messages API."""
+        """Create the Messages API dialect."""
         from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 
         return MessagesApi()

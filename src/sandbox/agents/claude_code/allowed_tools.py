@@ -57,7 +57,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool with a redacted value in its name may match. Compares the text before the value and `*`."""
+    """Return whether a tool with a redacted value in its name may match, based on the text before the value and `*`."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (
@@ -66,7 +66,7 @@ def _may_match_redacted(tool: str, pattern: str) -> bool:
 
 
 def _server_name_in_tools(server: str) -> str:
-    """Return the server's name as it appears in its tool names."""
+    """Return the server's name as it appears in the names of its tools."""
     return "".join(_replace_special_characters(server))
 
 
@@ -94,5 +94,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Return the options that deny every action that needs permission, without ending the run."""
+    """Return the options that deny every action that needs permission, but let the run continue."""
     return ("--permission-mode", "dontAsk")

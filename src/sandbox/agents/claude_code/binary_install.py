@@ -34,7 +34,7 @@ def find_binary() -> Path:
 
 
 def binary_version(binary: Path) -> str:
-    """Return the version from the file next to the bundled binary, such as `2.1.332`; `unknown` without that file."""
+    """Return the version from the file next to the bundled binary, such as `2.1.332`; `unknown` if there is none."""
     try:
         words = binary.with_name("claude.version").read_text().split()
     except OSError:
@@ -46,8 +46,8 @@ def install_binary(data_dir: Path, source: Path | None = None) -> Path:
     """Return the path of the execute-only copy below `data_dir`; create the copy if it does not exist.
 
     The kernel makes a process non-dumpable if its user cannot read its program. Therefore, processes that the agent
-    starts cannot open the agent's stdout to forge a result, trace the agent or read its environment, although they have
-    the same uid. This requires that the launcher has dropped CAP_DAC_OVERRIDE when it executes the copy.
+    starts cannot trace the agent, read its environment, or open its stdout to forge a result, although they run with
+    the same uid. For this to work, the launcher must have dropped CAP_DAC_OVERRIDE before it executes the copy.
 
     Raises BinaryMissingError, or OSError if the copy cannot be written.
     """

@@ -39,7 +39,7 @@ _LEADING_WHITE_SPACE = re.compile(r"[\s\ufeff]*")
 
 
 def escape_commands(prompt: str, command_prefixes: tuple[str, ...]) -> str:
-    """Prefix the prompt if it starts with a command prefix, even after white space."""
+    """Prepend PLAIN_TEXT_PREFIX to a prompt that starts with a command prefix, even after white space."""
     begin = _LEADING_WHITE_SPACE.match(prompt)
     return PLAIN_TEXT_PREFIX + prompt if begin and prompt.startswith(command_prefixes, begin.end()) else prompt
 
@@ -78,7 +78,7 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
 
 
 def interactive_variables() -> Mapping[str, str]:
-    """Return the environment variables that interactive sessions get in addition to those of every agent."""
+    """Return the environment variables that interactive sessions get in addition to those that every agent gets."""
     return {
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
@@ -98,7 +98,10 @@ def _exceeds_argument_limit(prompt: str) -> bool:
 
 
 MCP_CONNECT_SECONDS = 60
-"""How long Claude Code waits for MCP servers to connect. A cold `npx` on a busy machine exceeds the default of 30 s."""
+"""How long Claude Code waits for MCP servers to connect.
+
+On a busy machine, a first `npx` run takes longer than the default of 30 s.
+"""
 
 
 def encode_mcp_config(config: McpConfig) -> bytes:
@@ -124,12 +127,12 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def session_file(directory: str, session_id: str) -> str:
-    """Return the path of a session's file below the home directory. directory: where Claude Code is started."""
+    """Return the path of a session's file below the home directory. directory: where Claude Code starts."""
     return f".claude/projects/{re.sub('[^A-Za-z0-9]', '-', directory)}/{session_id}.jsonl"
 
 
 def has_session_file(home: Path, session_id: str) -> bool:
-    """Return whether the session's file exists and is regular. Opens only directories and follows no links."""
+    """Return whether the session's file exists and is regular. Opens only directories, and does not follow links."""
     try:
         with _open_projects(home) as projects:
             return any(_has_file(projects, name, f"{session_id}.jsonl") for name in _project_names(projects))
@@ -140,7 +143,7 @@ def has_session_file(home: Path, session_id: str) -> bool:
 def read_session_file(home: Path, session_id: str, bytes_max: int) -> bytes | None:
     """Return the content of the session's file; None if it is missing, empty or larger than `bytes_max`.
 
-    Follows no links. The file may be any regular file that the agent put there.
+    Does not follow links. The file may be any regular file that the agent put there.
     """
     try:
         with _open_projects(home) as projects:
@@ -195,7 +198,7 @@ def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes:
-    """Render the result as one line of JSON (`json`) or as its text (`text`); empty for any other format."""
+    """Render the result as one line of JSON (`json`) or as its text (`text`); return "" for any other format."""
     if result is None:
         return b""
     match output_format:
@@ -231,10 +234,10 @@ RESUME_PROMPT = (
     b"You were interrupted: the machine lost your sandbox, and every process in it ended. The files of the workspace "
     b"have not changed since then, but your last action may be incomplete. Check the current state, and continue."
 )
-"""Prompt of an agent that resumes its session."""
+"""Prompt for an agent that resumes its session."""
 
 _SETTINGS = '{"skipWebFetchPreflight":true,"skipDangerousModePermissionPrompt":true}'
-"""By default, WebFetch first checks each host with an Anthropic service. Here, the gateway decides which are allowed.
+"""By default, WebFetch asks an Anthropic service about each host. Here, the gateway decides which hosts are allowed.
 
 The manifest decides whether permission checks are skipped, so Claude Code must not ask for confirmation.
 """
@@ -258,9 +261,9 @@ class ClaudeCodeDriver:
         resumes: bool = False,
         session: bytes | None = None,
     ) -> AgentLaunchSpec:
-        """Build the command, the environment and the files.
+        """Build the agent's command, environment and files.
 
-        secrets: environment variables of the agent and of all programs that it starts.
+        secrets: environment variables for the agent and for all programs that it starts.
 
         The repository is not read: the agent reads CLAUDE.md itself, inside the sandbox. resumes, session: see
         `AgentDriver.prepare`.
@@ -334,21 +337,21 @@ def _working_directory(subpath: str | None) -> str:
 
 
 def _instruction_directories(directory: str) -> Iterator[str]:
-    """Yield the workspace and each directory down to the start directory: the CLAUDE.md in each of them applies."""
+    """Yield the workspace and each directory down to the start directory: the CLAUDE.md files in all of them apply."""
     inside = PurePosixPath(directory).relative_to(SANDBOX_WORKSPACE).parts
     for depth in range(len(inside) + 1):
         yield str(PurePosixPath(SANDBOX_WORKSPACE, *inside[:depth]))
 
 
 def _headless_options(claude: Claude) -> tuple[str, ...]:
-    """Return the additional options of headless runs."""
+    """Return the additional options for headless runs."""
     turns = () if claude.max_turns is None else ("--max-turns", str(claude.max_turns))
     return ("--output-format", "stream-json", "--verbose", *turns)
 
 
 def _common_options(claude: Claude, directory: str, session: tuple[str, str]) -> tuple[str, ...]:
     # `--strict-mcp-config` and an empty `--setting-sources` disable the settings, hooks, skills and MCP servers of the
-    # repository and of the home directory. Otherwise, any program in the sandbox could write such a file and redirect
+    # repository and of the home directory. Otherwise, any program in the sandbox could write such a file to redirect
     # the agent to another model. `--add-dir`, together with CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD, enables
     # CLAUDE.md files and rules.
     servers = () if claude.mcp_config is None else ("--mcp-config", f"{SANDBOX_HOME}/{_MCP_FILE}")

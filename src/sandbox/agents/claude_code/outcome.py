@@ -27,7 +27,7 @@ def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_t
     """Return the failure, or None for success: exit code 0 and a last result with `is_error: false`."""
     if exit_.code == 0 and result is not None and result.get("is_error") is False:
         return None
-    # An error that the agent reports takes precedence, because the OOM kill may have happened long before it.
+    # An error that the agent reports takes precedence, because the OOM kill may have happened long before.
     if exit_.was_oom_killed and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:

@@ -37,7 +37,7 @@ from sandbox.model.fixed_limits import CONVERSATION_TEXT_CHARACTERS_MAX, OUTPUT_
 from sandbox.model.manifest.schema import Manifest
 
 OPEN_CALLS_MAX = 10_000
-"""Maximum number of unanswered tool calls that are tracked. Above it, the oldest one is dropped."""
+"""Maximum number of unanswered tool calls that are tracked. Beyond that, the oldest call is dropped."""
 
 INIT_TOOLS_MAX = 10_000
 """Maximum number of the agent's tools that are checked: each is compared with every pattern of `allowed_tools`."""
@@ -140,8 +140,8 @@ class ClaudeOutputParser:
 def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:
     """Convert a line that an earlier version recorded; see `interfaces.agent.ConvertLine`.
 
-    A line of OUTPUT_LINE_BYTES_MAX or more may be truncated. Such a line yields no events, nor does a line with too
-    many values.
+    A line of OUTPUT_LINE_BYTES_MAX or more may be truncated. Such a line yields no events, and neither does a line with
+    too many values.
     """
     if manifest.agent.is_interactive or not line.startswith(b"{"):
         return None
@@ -160,7 +160,7 @@ def _retry_message(retry: ApiRetryEvent) -> str:
 
 
 class _TextBudget:
-    """Truncates several texts to a total length, and counts the omitted characters."""
+    """Truncates texts so that their total length stays within a limit, and counts the omitted characters."""
 
     def __init__(self) -> None:
         self._left = CONVERSATION_TEXT_CHARACTERS_MAX

@@ -29,18 +29,18 @@ class McpServer:
     command: str | None = None
     """Program inside the sandbox."""
     args: tuple[str, ...] = ()
-    """Arguments of the program. `${NAME}` is replaced by the secret of that name."""
+    """Arguments to the program. `${NAME}` is replaced by the secret of that name."""
     env: dict[str, str] = field(default_factory=dict)
-    """Environment variables of the program."""
+    """Environment variables for the program."""
     url: str | None = None
-    """URL of a server."""
+    """URL of the server."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Headers of requests to the URL."""
+    """Headers for requests to the URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class McpConfig:
-    """The MCP servers of the agent, by name."""
+    """The agent's MCP servers, by name."""
 
     __pydantic_config__ = FORBID_EXTRA
     mcpServers: dict[str, McpServer]  # noqa: N815  (the name that Claude Code's own files use)
@@ -65,13 +65,13 @@ class Claude:
     allowed_tools: Annotated[tuple[Annotated[str, Len(1, 256), VISIBLE], ...], MaxLen(256)] | None = None
     """Tools and rules that the agent may use. Absent: all. Empty: none."""
     mcp_config: McpConfig | None = None
-    """MCP servers of the agent."""
+    """The agent's MCP servers."""
     max_turns: Annotated[int, Ge(1), Le(1_000_000)] | None = None
-    """Maximum number of the model's turns."""
+    """Maximum number of model turns."""
 
 
 def claude_section(manifest: Manifest) -> Claude:
-    """Return the section of a manifest whose agent is Claude Code. Absent fields get their default values."""
+    """Return the section of a manifest whose agent is Claude Code, with defaults for absent fields."""
     return msgspec.convert(manifest.agent.settings, Claude)
 
 

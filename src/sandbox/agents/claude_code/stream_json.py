@@ -16,10 +16,10 @@ TEXT_CHARACTERS_MAX = 256
 """Maximum length of names, ids and words from the agent; longer ones are truncated."""
 
 RESULT_BYTES_MAX = 256 * 1024
-"""Maximum size of a complete result event. From a larger one, only short fields and the start of its text are kept."""
+"""Maximum size of a complete result event. Larger events keep only their short fields and the start of their text."""
 
 LONG_LINE_VALUES_MAX = 500_000
-"""Maximum number of values in a line, or in a part of a line, that is longer than OUTPUT_LINE_BYTES_MAX.
+"""Maximum number of values in a line that is longer than OUTPUT_LINE_BYTES_MAX, or in a part of such a line.
 
 Commas and brackets in strings count too. A line of OUTPUT_LINE_BYTES_MAX can contain the same number of values, so
 decoding a longer line takes no more time or memory.
@@ -34,7 +34,7 @@ _ABSENT = msgspec.Raw(b"null")
 _INDENTED_VALUES_MAX = 1000
 _INDENTED_BRACKETS_MAX = 200
 _INDENTATION_FACTOR_MAX = 8
-"""JSON is indented for display up to this number of values, number of brackets and factor by which it grows.
+"""JSON is indented for display unless it exceeds one of these limits for values, brackets and growth.
 
 The size of indented JSON is quadratic in its depth.
 """
@@ -194,7 +194,7 @@ def read_number(value: msgspec.Raw) -> float | None:
 
 
 def to_text(value: msgspec.Raw) -> str:
-    """Return a string unchanged, null as an empty string, other values as JSON, indented unless that makes it large."""
+    """Return a string unchanged, null as "", and any other value as JSON, which is indented unless that is too long."""
     text = read_string(value)
     if text is not None:
         return text
@@ -254,5 +254,5 @@ def _bound_depth(value: Any, depth: int) -> Any:
     if isinstance(value, list):
         return [_bound_depth(item, depth - 1) for item in value] if depth else None
     if isinstance(value, int) and value.bit_length() > _INTEGER_BITS_MAX:
-        return None  # larger than the integers that the JSON parsers of clients represent exactly
+        return None  # larger than the integers that clients' JSON parsers can represent exactly
     return value

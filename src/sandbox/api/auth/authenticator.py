@@ -30,7 +30,7 @@ BEARER_PROTOCOL = "sandbox.bearer."
 """Prefix of a token sent as a WebSocket subprotocol: pages cannot set headers on a WebSocket."""
 
 STREAM_PROTOCOL = "sandbox.v1"
-"""The negotiated subprotocol. The server must select one that the browser offered, other than the token."""
+"""The negotiated subprotocol. The server must select a subprotocol that the browser offered, but not the token."""
 
 _CREDENTIALS_CHARACTERS_MAX = 512
 _SESSION_COOKIE = re.compile(rf"(?:^|;)[ \t]*{SESSION_COOKIE}[ \t]*=([^;]*)")
@@ -47,7 +47,7 @@ class Credentials:
 def extract_credentials(connection: HTTPConnection) -> Credentials | None:
     """Return the credentials of a request; a token takes precedence over a cookie.
 
-    Values above the length limit are truncated and therefore invalid.
+    Values that exceed the length limit are truncated and therefore invalid.
     """
     token = _bearer_token(connection.headers.get("authorization", "")) or _subprotocol_token(
         connection.scope.get("subprotocols", ())
@@ -65,7 +65,7 @@ def session_cookie(connection: HTTPConnection) -> str | None:
 
 
 def strip_token_protocol(protocols: Iterable[str]) -> list[str]:
-    """Return the subprotocols without the token."""
+    """Return the offered subprotocols, except the token."""
     return [protocol for protocol in protocols if not protocol.startswith(BEARER_PROTOCOL)]
 
 
@@ -87,7 +87,7 @@ _ASSET_DESTINATIONS = _DATA_DESTINATIONS | {"script", "style", "image", "worker"
 
 
 def check_host(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
-    """Return why a request with these headers is denied, or None.
+    """Return why a request with these headers is denied, or None if it is allowed.
 
     names: this server's host names.
     ports: the ports on which this server listens.
@@ -98,7 +98,10 @@ def check_host(host: str | None, origin: str | None, *, names: Collection[str], 
 
 
 def check_origin(host: str | None, origin: str | None, *, names: Collection[str], ports: Collection[int]) -> str | None:
-    """Return why a request from this origin is denied, or None. Non-browser clients send no `Origin`."""
+    """Return why a request from this origin is denied, or None if it is allowed.
+
+    Non-browser clients send no `Origin`.
+    """
     if origin is None or origin.lower() in {f"http://{host}".lower(), f"https://{host}".lower()}:
         return None
     parsed = _parse_origin(origin, names)
@@ -108,7 +111,10 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
 
 
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
-    """Return why a request without `Origin` from a page of another site is denied, or None. Links are allowed."""
+    """Return why a request without `Origin` is denied, or None.
+
+    Denies requests from other sites' pages, except for links.
+    """
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None
     is_link = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest", "document") == "document"
@@ -169,8 +175,8 @@ class Denied:
 class Caller:
     """The caller of an allowed request.
 
-    principal: None for a request without valid credentials to a public path.
-    credentials: the valid credentials of the request; None if there were none or the server requires no token.
+    principal: None for a request to a public path without valid credentials.
+    credentials: the valid credentials of the request; None if it has none or the server requires no token.
     """
 
     principal: Principal | None
@@ -235,12 +241,12 @@ class Authenticator:
                 del self._requests_in_progress[name]
 
     def share_of(self, principal: Principal | None) -> FairShare:
-        """Return the caller's share of the event loop. All anonymous callers together have one share."""
+        """Return the caller's share of the event loop. All anonymous callers share one."""
         return self._shares.of(principal.id if principal else "-")
 
     @contextmanager
     def count_all_tasks_stream(self, caller: Caller) -> Iterator[None]:
-        """Count a stream of all tasks while it is open. Raises TooManyStreamsError."""
+        """Count an all-task stream while it is open. Raises TooManyStreamsError."""
         name = caller.principal.id if caller.principal else "-"
         if self._all_tasks_streams[name] >= STREAMS_OF_ALL_MAX:
             raise TooManyStreamsError(STREAMS_OF_ALL_MAX)
@@ -253,7 +259,7 @@ class Authenticator:
                 del self._all_tasks_streams[name]
 
     def is_still_valid(self, caller: Caller) -> bool:
-        """Whether the caller's credentials are still valid and still have the same role."""
+        """Return whether the caller's credentials are still valid and still have the same role."""
         if caller.principal is None:
             return True
         if caller.credentials is None:
@@ -309,7 +315,7 @@ def _authorize(connection: HTTPConnection, caller: Caller, *, has_invalid_creden
 
 
 def _requires_operator(connection: HTTPConnection) -> bool:
-    """Whether the request requires the operator role. All requests do, except those known to be read-only."""
+    """Return whether the request requires the operator role. All requests do, except those known to be read-only."""
     path = connection.scope["path"]
     if connection.scope["type"] == "websocket":
         return bool(path != paths.STREAM)

@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 SESSION_COOKIE = "sandbox_session"
 SESSION_SECONDS = 12 * 3600
-"""Lifetime of a session; afterwards the browser must present the token again."""
+"""Lifetime of a session; after that, the browser must present the token again."""
 
 SESSIONS_MAX = 1000
 """Maximum number of open sessions; opening another one closes the oldest."""
 
 SESSIONS_PER_TOKEN_MAX = 20
-"""Maximum number of open sessions per token; opening another one closes that token's oldest session. So a token
-cannot close the sessions of other tokens."""
+"""Maximum number of open sessions per token; opening another one closes that token's oldest session.
+
+This way, a token cannot close the sessions of other tokens.
+"""
 
 _SECRET_BYTES = 32
 
@@ -36,7 +38,7 @@ class SessionStore:
         self._sessions: OrderedDict[str, _Session] = OrderedDict()
 
     def open(self, principal_id: str) -> str:
-        """Open a session; return the cookie's value."""
+        """Open a session; return the value of its cookie."""
         own = [digest for digest, session in self._sessions.items() if session.principal_id == principal_id]
         if len(own) >= SESSIONS_PER_TOKEN_MAX:
             del self._sessions[own[0]]

@@ -21,7 +21,7 @@ CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 """Maximum total size of a body's chunk extensions; their content is ignored."""
 
 FIELDS_MAX = 128
-"""Maximum number of fields in a header or trailer, and of values in list fields: even short ones are slow to parse."""
+"""Maximum number of fields in a header or trailer, and of values in list fields: parsing even short ones is slow."""
 
 PARTS_PER_READ_MAX = 24
 """Maximum number of parts (heads, chunk-size lines, chunks, line ends) that are passed on at once."""
@@ -286,7 +286,7 @@ def _parse_field(line: bytes) -> tuple[bytes, bytes]:
 
 
 def _is_list_field(name: bytes) -> bool:
-    """Whether this field has a list of values that is parsed before the client is authenticated."""
+    """Return whether this field contains a list of values that is parsed before the client is authenticated."""
     return name in {b"connection", b"upgrade"} or name.startswith(b"sec-websocket-")
 
 
@@ -299,7 +299,7 @@ def _list_values(fields: _Fields, name: bytes) -> set[bytes]:
 
 
 def _body_framing(fields: _Fields, *, is_http_1_0: bool) -> tuple[int, bool]:
-    """Return the length of the body, and whether it is chunked (RFC 9112 §6.1 to §6.3). Raises _FramingError."""
+    """Return the length of the body and whether it is chunked (RFC 9112 §6.1 to §6.3). Raises _FramingError."""
     lengths, codings = _field_values(fields, b"content-length"), _field_values(fields, b"transfer-encoding")
     if lengths and codings:
         raise _FramingError("The request has both Content-Length and Transfer-Encoding.")

@@ -28,7 +28,7 @@ _DESCRIPTORS_SHARE = 8
 """Divisor of the file descriptor limit: on each port, unauthenticated connections may use 1/8 of the descriptors."""
 
 STALL_TIMEOUT_SECONDS = 600.0
-"""A client that reads no pending data for this long is disconnected."""
+"""A client that does not read pending data for this long is disconnected."""
 
 HEAD_TIMEOUT_SECONDS = 30.0
 """A client is disconnected if its request head is incomplete this long after connecting or after its last response."""
@@ -40,7 +40,7 @@ _REJECTION_BYTES = 16 * 1024
 """Bytes charged to the share of rejections for the response to a malformed request."""
 
 _FRAMES_BYTES = 256
-"""Number of bytes of WebSocket frames that are parsed at once; a client's shortest frame has 6 bytes."""
+"""Number of bytes of WebSocket frames that are parsed at once; the shortest frame that a client sends has 6 bytes."""
 
 _FRAGMENTS_MAX = 64
 """Maximum number of unjoined fragments of a WebSocket message, because even an empty fragment uses memory."""
@@ -60,7 +60,8 @@ _log = logging.getLogger(__name__)
 class UnauthenticatedConnections:
     """Connections that may be closed, ordered by when they were accepted or last got a response.
 
-    Those without an authenticated request in progress are limited, because each uses a file descriptor.
+    The number of connections without an authenticated request in progress is limited, because each uses a file
+    descriptor.
     """
 
     def __init__(self, limit: int) -> None:
@@ -141,7 +142,7 @@ class _Flow(FlowControl):
 class HttpProtocol(_BackpressureMixin, H11Protocol):
     """An HTTP connection. A malformed request gets an error response in the format of the API.
 
-    The head timer is needed because uvicorn waits for a request head without limit: the first byte cancels its
+    The head timer is needed because uvicorn waits indefinitely for a request head: the first byte cancels its
     keep-alive timer.
     """
 
@@ -160,7 +161,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     @property
     def is_authenticated(self) -> bool:
-        """Whether a request of an authenticated caller, or of any caller of a server without tokens, is in progress."""
+        """Whether a request by an authenticated caller (any caller if the server has no tokens) is in progress."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         caller = self.scope.get("state", {}).get("caller")
@@ -183,7 +184,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
         self._update_head_timer()
 
     def handle_events(self) -> None:
-        """Handle received data. The rest of a body with many chunks is read as fast as the client's share allows."""
+        """Handle received data. If a body has many chunks, the rest is read as fast as the client's share allows."""
         super().handle_events()
         self.flow.is_held = self.conn.is_paused
         if self.conn.is_paused and self._body_reader is None:
@@ -226,7 +227,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_SECONDS, self._on_head_timeout)
 
     def _on_head_timeout(self) -> None:
-        """Close the connection. If a response is still being sent, wait; STALL_TIMEOUT_SECONDS limits the wait."""
+        """Close the connection. If a response is still being sent, wait for it, but at most STALL_TIMEOUT_SECONDS."""
         self._head_timer = None
         if self.transport.get_write_buffer_size():
             self._update_head_timer()
@@ -328,7 +329,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         self._changed.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the parser after the connection is closed."""
+        """Stop the parser after the connection is closed."""
         super().connection_lost(exc)
         self._unparsed.clear()
         self._changed.set()
@@ -351,7 +352,7 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
         """Send the pong now, or once the client reads again."""
         if self.writable.is_set():
             super().handle_ping()
-        elif pongs := self.conn.data_to_send():  # the pongs to all pings that arrived in one read
+        elif pongs := self.conn.data_to_send():  # the pongs for all pings that arrived in one read
             self._pending_pong = pongs[-1]
 
     def resume_writing(self) -> None:

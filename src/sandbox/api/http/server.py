@@ -16,10 +16,10 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import SHUTDOWN_SECONDS
 
 GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
-"""Time that responses in progress may take after the streams have ended; then they are aborted."""
+"""How long responses in progress may take after the streams have ended before they are aborted."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
-"""Maximum size of a WebSocket client's message; above it the connection is closed."""
+"""Maximum size of a WebSocket client's message; a larger message closes the connection."""
 
 UNREAD_BYTES_MAX = 32 * 1024
 """Bytes of unread requests that the kernel buffers per connection; the kernel doubles the value for overhead."""
@@ -65,7 +65,7 @@ async def serve(
 
 @contextmanager
 def set_on_signals(event: asyncio.Event) -> Iterator[None]:
-    """Set the event on SIGTERM and SIGINT; needs a running loop."""
+    """Set the event on SIGTERM and SIGINT. Requires a running event loop."""
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
     for number in signals:
@@ -150,7 +150,7 @@ class UnprotectedAddressError(SandboxError):
 
 
 def is_externally_reachable(sockets: Sequence[socket.socket]) -> bool:
-    """Whether one of the bound sockets is reachable from another machine."""
+    """Return whether one of the bound sockets is reachable from another machine."""
     addresses = (bound.getsockname()[0].partition("%")[0] for bound in sockets)
     return not all(ip_address(address).is_loopback for address in addresses)
 
@@ -172,7 +172,7 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
 def listen(sockets: Sequence[socket.socket], key: str = "port") -> None:
     """Start accepting connections. The kernel refused earlier connections, so their requests had no effect.
 
-    Only listening reserves the port: with SO_REUSEADDR another server can bind to it until then. Raises AddressError.
+    Only listening reserves the port: with SO_REUSEADDR, another server can bind to it until then. Raises AddressError.
     """
     for bound in sockets:
         try:
@@ -190,7 +190,10 @@ def _address_error(host: str, port: int, key: str, cause: OSError) -> AddressErr
 
 
 def _bind_all(hosts: tuple[str, ...], port: int) -> list[socket.socket]:
-    """Bind a socket for each host. With port 0 the first one selects a free port, and the others use the same port."""
+    """Bind a socket for each host.
+
+    With port 0, the first socket selects a free port, and the others use the same one.
+    """
     bound: list[socket.socket] = []
     try:
         for host in hosts:

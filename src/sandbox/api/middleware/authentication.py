@@ -41,12 +41,15 @@ _log = logging.getLogger(__name__)
 class CredentialsRevokedError(OSError):
     """The caller's credentials are no longer valid.
 
-    An OSError, like the one that servers raise for a closed connection.
+    An OSError, like the error that servers raise for a closed connection.
     """
 
 
 class AuthenticationMiddleware:
-    """Passes requests on, or rejects them with 401, 403 or 429. `get_caller` returns the caller of a passed request."""
+    """Passes requests on, or rejects them with 401, 403 or 429.
+
+    `get_caller` returns the caller of a request that was passed on.
+    """
 
     def __init__(self, app: ASGIApp, authenticator: Authenticator) -> None:
         self._app = app
@@ -59,7 +62,7 @@ class AuthenticationMiddleware:
             return
         connection = HTTPConnection(scope)
         result = self._authenticator.authenticate(connection)
-        # Always set: with keep-alive the context var may hold the previous request's token.
+        # Always set the context variable: with keep-alive, it may still hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
         share = self._authenticator.share_of(result.principal)
         client_fairness.set_current_share(share)
@@ -143,7 +146,7 @@ def _is_page_request(connection: HTTPConnection) -> bool:
 
 
 def accepts_html(connection: HTTPConnection) -> bool:
-    """Whether the client accepts HTML. A browser that requests a page does; a program that requests data does not."""
+    """Return whether the client accepts HTML. Browsers that request a page do; programs that request data do not."""
     return "text/html" in connection.headers.get("accept", "").lower()
 
 
@@ -157,7 +160,7 @@ def get_caller(connection: HTTPConnection) -> Caller:
 def require_valid_credentials(connection: HTTPConnection, authenticator: Authenticator) -> None:
     """Check the caller's credentials again before a change is made.
 
-    They may have been revoked while the request body arrived. Raises CredentialsRevokedError.
+    They may have been revoked while the request body was arriving. Raises CredentialsRevokedError.
     """
     if not authenticator.is_still_valid(get_caller(connection)):
         raise CredentialsRevokedError

@@ -1,4 +1,4 @@
-"""Metrics and access log of every response, including rejections."""
+"""Metrics and access log for every response, including rejections."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class MetricsMiddleware:
 
 
 def _log_response(scope: Scope, status: int, seconds: float) -> None:
-    """Log a response. Successful requests of probes and polling pages are logged at debug level only."""
+    """Log a response. Successful requests from probes and polling pages are logged only at debug level."""
     path, client = scope["path"], scope.get("client")
     is_polled = path in _POLLED_PATHS or path.startswith(paths.ASSETS) or "hx-request" in Headers(scope=scope)
     is_routine = status < 400 and is_polled

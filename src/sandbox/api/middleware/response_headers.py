@@ -13,7 +13,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CONTENT_SECURITY_POLICY = (
     "script-src 'none'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The default policy of responses. It stops their content from executing, wherever it is displayed."""
+"""The default policy for responses. It prevents their content from executing, wherever it is displayed."""
 _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.response.start"}
 
 
@@ -25,7 +25,7 @@ def get_request_id(connection: HTTPConnection) -> str:
 
 
 def is_head_request(scope: Scope) -> bool:
-    """Whether the client sent HEAD; routes see GET."""
+    """Return whether the client sent HEAD; routes see GET."""
     return bool(scope.get("state", {}).get("wants_head_only"))
 
 
@@ -45,7 +45,8 @@ class ResponseHeadersMiddleware:
         if _REQUEST_ID.fullmatch(request_id_header):
             state["request_id"] = request_id_header
         identity = get_request_id(HTTPConnection(scope))
-        # Never reset: the server runs each request in a separate context and logs errors in the same context.
+        # Never reset the variable: the server runs each request in a separate context, and logs its errors in that
+        # context.
         REQUEST_ID.set(identity)
         if scope.get("method") == "HEAD":
             state["wants_head_only"] = True

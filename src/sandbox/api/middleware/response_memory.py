@@ -32,7 +32,10 @@ class ResponseRefusedError(OSError):
 
 
 async def respond_within_memory(app: ASGIApp, scope: Scope, receive: Receive, send: Send, memory: MemoryShare) -> None:
-    """Call the app and send its response at the rate of the current share, or a 429 if `memory` is exhausted."""
+    """Call the app and send its response at the rate of the current share.
+
+    If `memory` is exhausted, send a 429 instead.
+    """
     response = _CountedResponse(scope, receive, send, memory)
     if not await memory.try_reserve(0):
         await response.refuse()

@@ -100,7 +100,7 @@ async def _submit(
         require_valid_credentials(request, context.authenticator)
         inheritance = planned.inheritance
         if inheritance is not None and manifest.agent.is_interactive:
-            # It cannot be detected whether an interactive session was resumed.
+            # There is no way to detect whether an interactive session was resumed.
             parent = msgspec.structs.replace(inheritance.parent, session_id=None, session=None)
             inheritance = replace(inheritance, parent=parent)
         rerun_of = task_id if kind is RerunRequest else None

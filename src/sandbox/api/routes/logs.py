@@ -64,7 +64,7 @@ class LogEncoder:
     is_following: bool
 
     def includes(self, event: WireEvent) -> bool:
-        """Whether the event passes the filter."""
+        """Return whether the event passes the filter."""
         if self.is_following and event["type"] in {"gap", "end"}:
             return True
         if self.stream == "conversation":

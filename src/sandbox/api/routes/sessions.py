@@ -50,5 +50,5 @@ async def close_session(request: Request, context: ContextDep) -> Response:
 
 
 def _is_encrypted(request: Request) -> bool:
-    """Whether the browser's connection is encrypted. If a proxy terminates TLS, the scheme is in the Origin header."""
+    """Return whether the browser's connection is encrypted. If a proxy terminates TLS, `Origin` contains the scheme."""
     return request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")

@@ -46,10 +46,10 @@ _IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCI
 
 
 def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
-    """Return the idempotency key and the digest of the body, or None without a key. Raises InvalidParameterError.
+    """Return the idempotency key and the digest of the body, or None if there is no key. Raises InvalidParameterError.
 
-    If the path names a task, the digest also covers the path, because the same body has another meaning for another
-    task.
+    If the path names a task, the digest also covers the path, because the same body means something different for
+    another task.
     """
     keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
     if not keys:

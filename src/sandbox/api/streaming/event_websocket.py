@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StreamRequest:
-    """The parameters of a stream; without a task id it covers all tasks."""
+    """The parameters of a stream. Without a task id, the stream covers all tasks."""
 
     task_id: str | None
     types: frozenset[str]

@@ -18,7 +18,7 @@ from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import MemoryShare
 
 Messages = Sequence[bytes]
-"""Messages to send together; empty if all events were filtered out."""
+"""Messages to send together; empty if no event passed the filter."""
 
 
 class Encoder(Protocol):

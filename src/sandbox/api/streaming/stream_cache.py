@@ -119,7 +119,7 @@ class StreamBuffer:
             await self.changed.wait()
 
     def covers(self, after: int) -> bool:
-        """Whether all events after `after` are or will be in the buffer."""
+        """Return whether all events after `after` are or will be in the buffer."""
         may_follow = not self.is_finished or after < self._last_seq
         return may_follow and self._oldest_seq is not None and after >= self._oldest_seq
 

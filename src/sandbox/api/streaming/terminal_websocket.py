@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 class _ResizeMessage(msgspec.Struct, forbid_unknown_fields=True, tag="resize", tag_field="type"):
-    """A new window size in characters. A client may send no other text message."""
+    """A new window size in characters. Clients must not send any other text message."""
 
     rows: int
     columns: int

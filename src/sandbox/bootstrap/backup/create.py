@@ -149,7 +149,7 @@ def _write_backup(data_dir: Path, backup: BackupWriter) -> BackupManifest:
 
 
 def _add_task(backup: BackupWriter, journals: FileJournals, layout: TaskLayout) -> None:
-    """Add a task, unless it was already removed. Raises OSError if the backup cannot be written."""
+    """Add a task, unless it has already been removed. Raises OSError if the backup cannot be written."""
     with ExitStack() as stack:
         try:
             # While the lock is held, by a runner or here, the task is neither removed nor compressed.
@@ -178,7 +178,7 @@ def _open_journal(stack: ExitStack, layout: TaskLayout) -> tuple[str, _HashingRe
 def _inspect_journal(
     backup: BackupWriter, journals: FileJournals, layout: TaskLayout, name: str, file: _HashingReader
 ) -> tuple[int, tuple[Artifact, ...]]:
-    """Return how many bytes of the journal file belong in the backup, and the artifacts that the journal records."""
+    """Return how many bytes of the journal file belong in the backup, and which artifacts the journal records."""
     size_bytes = os.fstat(file.fileno()).st_size
     try:
         replay_state = journals.replay(layout.task_id)

@@ -92,13 +92,13 @@ def _check_data_dir(settings: ServerSettings) -> list[Finding]:
 
 
 def _nearest_existing(directory: Path) -> Path:
-    """Return the directory if it exists, else its nearest existing parent."""
+    """Return the directory if it exists, otherwise its nearest existing parent."""
     return next(path for path in (directory, *directory.parents) if path.exists())
 
 
 @contextmanager
 def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
-    """Yield the directory in which a server would run its probes; a temporary one if there is no data directory."""
+    """Yield the directory in which a server would run its probes, or a temporary one if there is no data directory."""
     with ExitStack() as stack:
         data_dir = settings.server.data_dir.absolute()
         if not data_dir.is_dir():
@@ -162,7 +162,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
-    """Check for control groups that do not belong to this data directory; the janitor removes those that do."""
+    """Check for leftover control groups of other data directories; the janitor removes those of this one."""
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
     own_attempts = {path.name for path in tasks.glob("*/attempts/*")}

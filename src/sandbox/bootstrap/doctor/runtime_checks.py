@@ -24,7 +24,7 @@ _UNLIMITED = 2**63 - 1
 
 
 def check_open_files(probe: RuntimeProbe) -> list[Finding]:
-    """Report if one sandbox can open so many files that other processes cannot open any."""
+    """Report whether one sandbox can open so many files that other processes cannot open any."""
     machine = _read_sysctl("fs/file-max")
     if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
@@ -40,7 +40,7 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 
 
 def check_preemption(probe: RuntimeProbe) -> list[Finding]:
-    """Report if one system call of a sandbox can occupy a processor of the host until it ends."""
+    """Report whether a single system call by a sandbox can occupy a host CPU until the call ends."""
     if not probe.is_available or probe.tier != "namespaces" or _preemption_mode() not in ("none", "voluntary"):
         return []
     message = (
@@ -54,7 +54,7 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
 def _preemption_mode() -> str | None:
     """Return the kernel's preemption mode: none, voluntary, lazy or full; None if it cannot be determined.
 
-    The mode is the parameter `preempt` of the kernel, or the default of its configuration.
+    The mode comes from the kernel parameter `preempt`, or else from the kernel's configuration.
     """
     parameters = re.findall(r"(?:^|\s)preempt=(\w+)", _KERNEL_COMMAND_LINE.read_text(errors="replace"))
     if parameters:
@@ -75,7 +75,7 @@ def _open_files_per_task(probe: RuntimeProbe) -> int:
     """Return how many files one task can have open.
 
     A mapped file remains open after its descriptor is closed, but no longer counts towards process limits. In a tier
-    with a separate kernel, one host process holds the open files of all processes inside.
+    with a separate kernel, one host process holds the open files of all processes in the sandbox.
     """
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))

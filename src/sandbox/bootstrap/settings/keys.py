@@ -39,7 +39,7 @@ class SettingKey:
 
     @property
     def option(self) -> str | None:
-        """The command-line option, None if there is none. Only the server section has options."""
+        """The command-line option, or None. Only the server section has options."""
         is_option = self.section == (_ROOT_SECTION,) and self.value_type is not tuple
         return "--" + self.name.replace("_", "-") if is_option else None
 

@@ -122,9 +122,7 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return pairs of origin and value that override the file, lowest precedence first.
-
-    An empty variable counts as unset.
+    """Return (origin, value) pairs that override the file, lowest precedence first. An empty variable counts as unset.
     """
     overrides = []
     if environment.get(key.variable):
@@ -197,7 +195,7 @@ def _adapter() -> TypeAdapter[ServerSettings]:
 
 
 def _find_conflicts(data: dict[str, Any], origins: Mapping[str, str]) -> list[str]:
-    """Return the conflicts between values: both listeners on the same port."""
+    """Return conflicts between values: the two listeners must not use the same port."""
     section = data.get("server", {})
     if not isinstance(section, dict):
         return []

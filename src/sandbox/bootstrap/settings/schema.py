@@ -83,7 +83,7 @@ class _NotEmpty:
     """Rejects empty text, for example from an unset shell variable: as a path it would mean the current directory."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """Make pydantic run the check. It is imported here because only validation needs it."""
+        """Make pydantic run the check. pydantic is imported here because only validation needs it."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def check(value: Any) -> Any:
@@ -250,7 +250,7 @@ class PreserveSection:
 
 @dataclass(frozen=True, kw_only=True)
 class RetentionSection:
-    """Retention of finished tasks. Those that ended first are removed first."""
+    """Retention of finished tasks. The tasks that ended first are removed first."""
 
     __pydantic_config__ = _FORBID_EXTRA
     older_than: Annotated[

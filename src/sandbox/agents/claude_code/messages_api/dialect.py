@@ -38,7 +38,7 @@ _FORWARDED = frozenset(
     }
 )
 _FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
-"""Prefixes of the headers with which Claude Code and its SDK describe themselves."""
+"""Prefixes of the headers with which Claude Code and its SDK identify themselves."""
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -99,15 +99,20 @@ class MessagesApi:
         return request_checks.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return a part of the request that has external access, as the subject of a sentence, or None."""
+<<<<<<< HEAD
+        """Name a part of the request that has external access, as the subject of a sentence; None if there is none."""
         return request_checks.external_access_reason(request, sanitize)
+=======
+        """Name a part of the request that has external access, as the subject of a sentence; None if there is none."""
+        return external_access.external_access_reason(request, sanitize)
+>>>>>>> 45dab4e0 (docstrings: reword texts of agents, api, auth and bootstrap)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Return why the cost of the request cannot be bounded and what to do instead, or None."""
+        """Return why the cost of the request cannot be bounded and what to do instead; None if it can be bounded."""
         return pricing.unpriced_reason(request, sanitize)
 
     def estimate_cost_bound(self, request: dict[str, Any], byte_count: int) -> CostBound:
-        """Estimate the upper bound of the cost from a decoded request and the length of its body."""
+        """Estimate an upper bound on the cost from a decoded request and the length of its body."""
         return pricing.estimate_cost_bound(request, byte_count)
 
     def create_meter(self, content_type: bytes) -> UsageMeter:

@@ -29,7 +29,10 @@ SINGLE_REGION_FACTOR = 1.1
 
 
 class Price(msgspec.Struct, frozen=True):
-    """USD per million tokens. `long_context`: price of all tokens if the prompt exceeds `long_context_above` tokens."""
+    """USD per million tokens.
+
+    `long_context`: price for all tokens if the prompt exceeds `long_context_above` tokens.
+    """
 
     input: float
     output: float
@@ -126,7 +129,7 @@ _INPUT_BYTES_PER_TOKEN = 3
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
-    """Estimate the upper bound of a request's cost from its body, which is untrusted, and the length of the body."""
+    """Estimate an upper bound on a request's cost from its untrusted body and the length of the body."""
     output_tokens = document.get("max_tokens")
     if not isinstance(output_tokens, int) or not 0 < output_tokens < OUTPUT_TOKENS_MAX:
         output_tokens = OUTPUT_TOKENS_MAX

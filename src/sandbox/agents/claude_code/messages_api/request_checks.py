@@ -14,7 +14,10 @@ from sandbox.interfaces.gateway import Rejected
 from sandbox.model.errors import DECODE_ERRORS
 
 REQUEST_JSON_VALUES_MAX = 500_000
-"""Maximum number of commas, colons and opening brackets in a body; above it: 413. Limits the memory for decoding."""
+"""Maximum number of commas, colons and opening brackets in a body; more are rejected with 413.
+
+Limits the memory for decoding.
+"""
 
 MODEL_STRING_CHARACTERS_MAX = 256
 """Maximum length of a model name, tool type or source type; a longer one is rejected, and its text is not reported."""
@@ -59,7 +62,7 @@ _STRUCTURAL_BYTES = (b",", b":", b"[", b"{")
 
 
 def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
-    """Decode the body, or reject it. A body that needs much memory for its length is rejected before decoding."""
+    """Decode the body, or reject it. A body that would need too much memory is rejected before it is decoded."""
     if sum(map(body.count, _STRUCTURAL_BYTES)) > REQUEST_JSON_VALUES_MAX:
         return Rejected(
             413,
@@ -75,7 +78,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return a part of the request that has external access, as the subject of a sentence, or None.
+    """Name a part of the request that has external access, as the subject of a sentence; None if there is none.
 
     sanitize: makes untrusted text safe to report.
     """
@@ -88,7 +91,7 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
 
 
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Return a part of the request that may incur an unknown fee in addition to tokens, or None.
+    """Name a part of the request that may incur an unknown fee in addition to tokens; None if there is none.
 
     The result and `sanitize` are as in `external_access_reason`.
     """
@@ -108,10 +111,10 @@ def additional_models(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _tool_deny_reason(context: str, value: Any, allowed: re.Pattern[str], sanitize: Callable[[str], str]) -> str | None:
-    """Return why a value is denied as a tool or as an object that may contain one, or None."""
+    """Return why a value is denied as a tool or as an object that may contain one; None if it is allowed."""
     if not isinstance(value, dict):
         return "A tool of unknown shape"
-    # Some servers accept `Tools` for `tools`; the API itself accepts only lower case.
+    # Some servers accept `Tools` as well as `tools`; the API itself accepts only lower case.
     if any(_FIELD.fullmatch(key) is None for key in value):
         return "An unknown field name"
     kind = value.get("type") or "custom"
@@ -176,7 +179,7 @@ def _opaque_fields(context: str, json_object: dict[str, Any]) -> frozenset[str]:
 
 
 def _child_context(parent: str, key: str) -> str:
-    """Return the context of this key's values: inside a tool always `_INSIDE_TOOL_CONTEXT`, otherwise the key."""
+    """Return the context of this key's values: `_INSIDE_TOOL_CONTEXT` anywhere inside a tool, otherwise the key."""
     is_in_tool = parent in _TOOL_CONTEXTS or parent == _INSIDE_TOOL_CONTEXT
     return _INSIDE_TOOL_CONTEXT if is_in_tool and key not in _TOOL_CONTEXTS | {"tool", "source", "fallbacks"} else key
 

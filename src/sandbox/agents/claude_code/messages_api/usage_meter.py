@@ -17,14 +17,14 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
 SSE_LINE_BYTES_MAX = 1024 * 1024
-"""Maximum length of an event stream's line that is searched for usage; longer lines pass unread."""
+"""Maximum length of an event stream line that is searched for usage; longer lines pass through unread."""
 
 JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
-"""Maximum size of a non-streaming response that is searched for usage; larger ones pass unread."""
+"""Maximum size of a non-streaming response that is searched for usage; larger ones pass through unread."""
 
 _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
-"""Minimum size of a delta event's line, without its text."""
+"""Minimum size of a delta event's line, not counting its text."""
 
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Types of iterations that are at least partly included in the response's total counts.
@@ -117,11 +117,11 @@ class StreamMeter:
 
     @property
     def has_started(self) -> bool:
-        """Whether the stream contains anything but pings and errors, even in another format than the API's."""
+        """Whether the stream contains anything but pings and errors, even in a format other than the API's."""
         return self._has_content or not _is_readable(bytes(self._line))
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return the upper bound: a token has at least one byte, so the received bytes limit the output tokens.
+        """Return an upper bound: a token has at least one byte, so the received bytes limit the output tokens.
 
         This holds only for text in the API's format: compressed text, for example, may have more tokens than bytes.
         """
@@ -232,7 +232,7 @@ class JsonMeter:
         return self.usage() is not None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return the upper bound for the full output: the received bytes do not show how much of it is missing."""
+        """Return an upper bound for the full output: the received bytes do not show how much of it is missing."""
         return _Tally().upper_bound(cost_bound, cost_bound.output_tokens_max)
 
 
