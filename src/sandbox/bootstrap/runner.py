@@ -270,7 +270,7 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space, not counting a released reserve: that space is for finishing the task, not for output."""
+        """Measure the free space, not counting a released reserve: it is for the task's end, not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 
@@ -340,7 +340,7 @@ def _build_finalizer(
 
 
 def choose_disk(order: Order, host: HostSettings) -> Disk:
-    """Choose the kind of disk: the one that an earlier process of the task used or, for a new disk, one that the host supports."""
+    """Choose the kind of disk: the kind that the task already uses or, for a new disk, the one the host supports."""
     layout = TaskLayout(Path(host.data_dir), order.task_id)
     if isinstance(order, RunAttempt) and not order.resumes:
         is_loop = host.disk_kind == "loop"

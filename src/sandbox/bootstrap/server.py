@@ -221,7 +221,9 @@ def _print_text(text: str) -> None:
 
 
 def _raise_descriptor_limit() -> None:
-    """Raise the limit on open files, which is 1024 by default. A waiting task needs two descriptors; a streaming client needs one.
+    """Raise the limit on open files, which is 1024 by default.
+
+    A waiting task needs two descriptors; a streaming client needs one.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY:

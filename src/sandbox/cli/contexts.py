@@ -107,7 +107,7 @@ class ContextFile:
         self.path = path
 
     def load(self) -> Contexts:
-        """Read the contexts; none if there is no file. Raises ContextError or OSError."""
+        """Read the contexts. There are none if the file does not exist. Raises ContextError or OSError."""
         try:
             # O_NONBLOCK: a named pipe is rejected below, and opening it must not wait for a writer.
             with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
@@ -137,7 +137,7 @@ class ContextFile:
 
         from sandbox.primitives.files import remove_on_failure, replace_durably
 
-        target = Path(os.path.realpath(self.path))  # keep a symbolic link, such as one into a dotfiles repository
+        target = Path(os.path.realpath(self.path))  # keep symbolic links, such as one into a dotfiles repository
         descriptor, name = mkstemp(prefix=".contexts-", dir=target.parent)  # with mode 0600
         new = Path(name)
         with remove_on_failure(new):
@@ -185,7 +185,7 @@ def _decode_context(name: str, value: Any) -> Context:
 
 @dataclass(frozen=True)
 class Selection:
-    """The selection made by the command line and the environment. An empty string is the same as None."""
+    """The selection made on the command line and in the environment. An empty string is the same as None."""
 
     server: str | None = None
     token: str | None = None
@@ -216,7 +216,7 @@ def select_context(options: Selection, variables: Selection, file: ContextFile) 
 
 
 def _stored_token(server: str, file: ContextFile) -> str:
-    """Return the stored token for this server: that of the current context, or else the only one; otherwise empty."""
+    """Return the stored token for this server: that of the current context, or the only one, or an empty string."""
     try:
         contexts = file.load()
     except (ContextError, OSError):
@@ -228,7 +228,7 @@ def _stored_token(server: str, file: ContextFile) -> str:
 
     try:
         url = validate_base_url(server)
-    except InvalidParameterError:  # the client reports it
+    except InvalidParameterError:  # the client will report it
         return ""
     # `sandbox login` has stored normalized URLs.
     tokens = {name: context.token for name, context in contexts.by_name.items() if context.server == url}

@@ -106,7 +106,7 @@ class RootGroup(LazyGroup):
     ) -> click.Context:
         """Create the context and handle output errors: click prints `--help` and `--version` here.
 
-        Click itself cannot find the width of the terminal, because the standard streams were replaced.
+        Click itself cannot find the width of the terminal, because the standard streams have been replaced.
         """
         width = terminal_width(sys.stdout)
         if width is not None:

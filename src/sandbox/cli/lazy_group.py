@@ -146,7 +146,7 @@ _SIMILARITY_MIN = 0.7
 
 
 def _suggest(name: str, ctx: click.Context) -> list[str]:
-    """Return the paths of the commands that the user probably means; those of the same group first."""
+    """Return the paths of the commands that the user probably means; those in the same group come first."""
     root = ctx.find_root()
     paths = list(_paths(root.command, root.command_path))
     inner = [path for path in paths if path.rpartition(" ")[0] == ctx.command_path]

@@ -33,7 +33,7 @@ class ManifestFile:
 
         is_stdin = file.name in {"<stdin>", "-", 0}  # 0: stdin was closed
         name = "<stdin>" if is_stdin else str(file.name)
-        # one byte above the limit, to detect a manifest that is too large
+        # read one byte beyond the limit to detect a manifest that is too large
         return cls(name, file.read(BODY_BYTES_MAX + 1))
 
     @property

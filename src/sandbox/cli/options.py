@@ -128,7 +128,7 @@ def _stored_option(*names: str, **attributes: Any) -> Callable[[_Decorated], _De
 
 
 COMPLETION_TIMEOUT_SECONDS = 2.0
-"""Time limit for one completion in the shell."""
+"""Time limit for one shell completion."""
 
 COMPLETIONS_MAX = 100
 
@@ -163,7 +163,7 @@ def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete
     except (SandboxError, OSError):
         return []  # a shell completion cannot report errors
     described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
-    # Do not offer ids with unprintable characters, because such characters must not get into a command line.
+    # Do not offer ids with unprintable characters, because such characters must not be inserted into a command line.
     candidates = [
         task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
     ]

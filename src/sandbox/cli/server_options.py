@@ -49,7 +49,7 @@ def _with_options(command: _Decorated, selected: list[SettingKey]) -> _Decorated
 
 
 def _option(key: SettingKey) -> Callable[[_Decorated], _Decorated]:
-    # The option has no type and no default: `load` converts and completes the values of all sources in one place.
+    # The option has no type and no default: `load` converts the values from all sources and adds defaults in one place.
     help_text = f"{key.description}  [env var: {key.variable}; default: {key.default_text}]"
     return click.option(str(key.option), key.name, metavar=_METAVARS.get(key.value_type, "TEXT"), help=help_text)
 

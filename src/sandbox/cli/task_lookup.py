@@ -1,6 +1,6 @@
 """Finds the task of a command's TASK_ID argument, which is an id or the beginning of a generated id.
 
-An id that a user chose must be complete: `fix-1` must not become `fix-10` when the task `fix-1` was removed.
+An id that a user chose must be complete: `fix-1` must not become `fix-10` after the task `fix-1` has been removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NAME_CELLS_MAX = 60
 
 
 def find_task_id(connect: Callable[[], Client], text: str) -> str:
-    """Return `text` if it is the id of a task, else the only generated id that begins with `text`.
+    """Return `text` if it is the id of a task, otherwise the only generated id that begins with `text`.
 
     Returns `text` itself if there is no such task: the server then reports the error. Exits with an error if several
     ids begin with `text`. Raises ClientError.
@@ -56,7 +56,10 @@ def _is_prefix(text: str) -> bool:
 
 
 def _find_by_prefix(client: Client, prefix: str) -> str:
-    """Search for the prefix's words, because the API searches words. Other tasks' prompts may contain these words."""
+    """Search for the words in the prefix, because the API searches by word.
+
+    Other tasks' prompts may contain these words.
+    """
     found: list[TaskSummary] = []
     cursor = None
     for _ in range(_PAGES_MAX):

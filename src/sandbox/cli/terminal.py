@@ -1,8 +1,8 @@
 """Connects the local terminal to a terminal in a sandbox and copies raw input and output.
 
 Programs in the sandbox can send every control sequence that the local terminal supports: they can set its title, its
-colors and, if that is enabled, the clipboard. The user accepts this by opening a terminal. When the connection ends,
-all modes that a program may have enabled are reset.
+colors and, if the terminal allows that, the clipboard. The user accepts this by opening a terminal. When the connection
+ends, all modes that a program may have enabled are reset.
 """
 
 from __future__ import annotations

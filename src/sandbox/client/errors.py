@@ -17,7 +17,7 @@ class ClientError(SandboxError):
 
     code: the API's stable code, or one of the client's (`unreachable`, `unexpected_answer`, `checksum_mismatch`,
     `artifact_too_large`).
-    status: the HTTP status, None without a response.
+    status: the HTTP status; None if there was no response.
     request_id: the request's id in the server's log.
     details: the API's details, usually a list of field errors.
     retry_after_seconds: when to retry, according to the server.
@@ -107,7 +107,7 @@ class InvalidParameterError(InvalidRequestError):
 
 
 class BadRequestError(InvalidRequestError):
-    """The request is not valid HTTP for this path."""
+    """The request is not a valid HTTP request for this path."""
 
     code = "bad_request"
 
@@ -147,7 +147,7 @@ class ArtifactContainsSecretError(AccessError):
 
 
 class NotFoundError(ClientError):
-    """The path, or the preserved sandbox, does not exist."""
+    """The path or the preserved sandbox does not exist."""
 
     code = "not_found"
 
@@ -266,7 +266,7 @@ class ServerError(ClientError):
 
 
 class InternalServerError(ServerError):
-    """An internal error of the server."""
+    """An internal server error."""
 
     code = "internal_error"
 
@@ -298,7 +298,7 @@ class ChecksumError(ClientError):
 
 
 class ArtifactTooLargeError(ClientError):
-    """An artifact exceeds the size limit for reading into memory."""
+    """The artifact exceeds the size limit for reading into memory."""
 
     code = "artifact_too_large"
 

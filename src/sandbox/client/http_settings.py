@@ -37,26 +37,29 @@ ResponseT = TypeVar("ResponseT")
 
 @dataclass(frozen=True)
 class Connection:
-    """A server's base URL and token. timeout_seconds: the timeout of each response, and of each read of a stream."""
+    """A server's base URL and token. timeout_seconds: the timeout for each response, and for each read of a stream."""
 
     server: str
     token: str | None
     timeout_seconds: float
 
     def client_arguments(self) -> dict[str, Any]:
-        """Return the arguments of an httpx2 client."""
+        """Return the arguments for an httpx2 client."""
         import httpx2
 
         return {
             "base_url": self.server,
             "headers": authorization_header(self.token),
             "timeout": httpx2.Timeout(self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
-            "trust_env": False,  # a proxy variable must not affect a server on this machine
+            "trust_env": False,  # a proxy variable must not affect requests to a server on this machine
             "verify": _ssl_context(self.server),
         }
 
     def request_arguments(self, call: Request[Any]) -> dict[str, Any]:
-        """Return the httpx2 arguments of one request. Raises InvalidParameterError for a header that cannot be sent."""
+        """Return the httpx2 arguments for one request.
+
+        Raises InvalidParameterError for a header that cannot be sent.
+        """
         import httpx2
 
         for name, value in call.headers.items():
@@ -129,7 +132,7 @@ def resolve_connection(server: str | None, token: str | None, timeout_seconds: f
 
 
 def authorization_header(token: str | None) -> dict[str, str]:
-    """Return the Authorization header; empty without a token.
+    """Return the Authorization header; empty if there is no token.
 
     Raises InvalidParameterError, whose message does not contain the token.
     """

@@ -27,7 +27,10 @@ Manifest = Mapping[str, Any] | str | bytes | Path
 """A manifest as data, as YAML or JSON text, or as the path of a file."""
 
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
-"""Size limit of a decompressed JSON response. Parsed, it takes up to 35 times as much. A status is far smaller."""
+"""Size limit of a decompressed JSON response.
+
+A parsed response takes up to 35 times as much memory. A status is far smaller.
+"""
 
 LIST_BYTES_MAX = 512 * 1024 * 1024
 """Size limit of a decompressed JSON list. The largest possible page of the task list is half this size."""
@@ -36,13 +39,13 @@ PAGE_TASKS_MAX = 1000
 """Page size for listing all tasks."""
 
 PRUNE_TIMEOUT_SECONDS = 600.0
-"""Timeout for the removal of finished tasks."""
+"""Timeout for removing finished tasks."""
 
 RELEASE_TIMEOUT_SECONDS = 90.0
-"""Timeout for the removal of a preserved sandbox, which waits for its shells to end."""
+"""Timeout for removing a preserved sandbox, which waits for the sandbox's shells to end."""
 
 WAIT_RESPONSE_TIMEOUT_SECONDS = 15.0
-"""Additional time that the client waits for the response after the timeout of a long poll."""
+"""How much longer than a long poll's own timeout the client waits for the response."""
 
 _TASK_KEYS = ("id", "state")
 
@@ -73,7 +76,7 @@ class StreamBody:
 
 
 class TaskFilters(TypedDict, total=False):
-    """Filters of a list of tasks; see `Client.tasks`."""
+    """Filters for a list of tasks; see `Client.tasks`."""
 
     states: Iterable[str]
     labels: Mapping[str, str] | None

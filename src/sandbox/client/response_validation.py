@@ -30,7 +30,7 @@ def parse_object(text: bytes | str) -> ResponseDict | None:
 
 
 def matches_schema(value: Any, kind: Any) -> bool:
-    """Whether the present values have the types that `kind` (a TypedDict or a type used in one) requires.
+    """Return whether the present values have the types that `kind` (a TypedDict or a type used in one) requires.
 
     Missing keys are accepted, because an older server omits them. Additional keys, other values of a Literal and
     objects with another `type` are accepted, because a newer server may send them.

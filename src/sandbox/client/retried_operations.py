@@ -23,7 +23,7 @@ DELAYS_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0)
 """Delays between retries: about 30 s in total, which covers a restart of the server."""
 
 RETRY_AFTER_SECONDS_MAX = 10.0
-"""Limit of the delay that a server may request with Retry-After."""
+"""Maximum delay that a server may request with Retry-After."""
 
 
 class Backoff:
@@ -52,13 +52,13 @@ LONG_POLL_SECONDS = 60.0
 """Maximum time that one request waits for the task's end; longer waits use several requests."""
 
 LONG_POLL_PAUSE_SECONDS = 0.1
-"""Delay before the next long poll: a server that shuts down responds immediately."""
+"""Delay before the next long poll: a server that is shutting down responds immediately."""
 
 RESUBMIT_SECONDS = 60.0
-"""Maximum time to retry a submission whose response was lost."""
+"""How long to retry a submission whose response was lost."""
 
 STREAM_IDLE_TIMEOUT_SECONDS = 45.0
-"""A stream without data for this long is dead: the server sends a keep-alive every 15 s."""
+"""A stream that sends no data for this long is considered dead: the server sends a keep-alive every 15 s."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class SseParser:
                 yield parse_event(data)
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
-        # Split bytes, not text: str.splitlines also splits at U+2028 and others, which do not end a line here.
+        # Split bytes, not text: str.splitlines also splits at U+2028 and other characters that do not end a line here.
         self._pending += chunk
         if b"\n" in chunk:
             *whole, rest = bytes(self._pending).split(b"\n")

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
 OPEN_TIMEOUT_SECONDS = 90.0
-"""Time to open a terminal. For a preserved task, the server first creates a sandbox, which takes up to a minute."""
+"""Time limit for opening a terminal.
+
+For a preserved task, the server first creates a sandbox, which takes up to a minute.
+"""
 
 CLOSE_TIMEOUT_SECONDS = 2.0
 
@@ -81,7 +84,10 @@ class Terminal:
 
 @asynccontextmanager
 async def open_terminal(server: str, token: str | None, task_id: str, **parameters: Any) -> AsyncIterator[Terminal]:
-    """Open a terminal. parameters: query parameters of docs/websocket.md. Raises subclasses of ClientError."""
+    """Open a terminal.
+
+    parameters: query parameters described in docs/websocket.md. Raises subclasses of ClientError.
+    """
     import httpx2
     import websockets
     from websockets.asyncio.client import connect

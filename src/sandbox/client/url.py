@@ -18,7 +18,7 @@ _LOOPBACK = re.compile(
 def validate_base_url(address: str) -> str:
     """Return the normalized base URL: ASCII, no trailing slash. Raises InvalidParameterError.
 
-    For an address of this machine, the scheme may be omitted: `localhost:8122`. Any other address needs one, so that no
+    For an address on this machine, the scheme may be omitted: `localhost:8122`. Any other address needs one, so that no
     token is sent unencrypted by mistake.
     """
     import httpx2
@@ -30,7 +30,7 @@ def validate_base_url(address: str) -> str:
     try:
         url = httpx2.URL(full_address)
         is_address = url.scheme in {"http", "https"} and bool(url.host) and urlsplit(full_address).port != 0
-        # As for a connection: encoding and decoding raise an error if the host name has an invalid label.
+        # Convert the host name as a connection would, which raises an error if a label is invalid.
         url.raw_host.decode().encode("idna")
         url.raw_host.decode("idna")
     except (httpx2.InvalidURL, ValueError):

@@ -1,4 +1,4 @@
-"""Describes the failure of a task for people: what happened, why, and what to do."""
+"""Describes a task's failure for people: what happened, why, and what to do."""
 
 from dataclasses import dataclass
 
@@ -44,11 +44,11 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
-"""Messages that contain one of these texts already say what to do, and often more precisely."""
+"""Messages that contain one of these texts already say what to do, often more precisely."""
 
 
 def describe_failure(failure: FailureBody) -> FailureNotice:
-    """Return the notice for a failure. Unknown codes of other versions get a general title."""
+    """Return the notice for a failure. Unknown codes from other versions get a general title."""
     title, remedy = _NOTICES.get(failure["code"], ("The task failed", ""))
     message = failure["message"]
     if any(mark in message for mark in _REMEDY_MARKS):

@@ -69,7 +69,7 @@ def _endpoint(path: str, handler: _PageHandler, context: AppContext) -> Callable
 
 
 def _show_missing_pages(default: ASGIApp) -> ASGIApp:
-    """Return an app that shows browsers a page for unknown paths, except for those of the API."""
+    """Return an app that shows browsers an error page for unknown paths, except for the API's paths."""
 
     async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope["path"].startswith(_API_ROOT) and accepts_html(Request(scope)):

@@ -89,7 +89,7 @@ def _environment() -> Environment:
 
 
 _ASSET_SECURITY_POLICY = "default-src 'none'; script-src 'self'"
-"""Applies to a worker: it can import the server's scripts, and has no network."""
+"""The policy that applies to a worker, which can import the server's scripts but has no network access."""
 
 _ASSET_MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",

@@ -46,7 +46,7 @@ PORTS = {"port": DEFAULT_API_PORT, "ws_port": DEFAULT_WEBSOCKET_PORT, "git_port"
 
 
 def demo_directory() -> Path:
-    """Return the directory of the demo's files."""
+    """Return the directory that contains the demo's files."""
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "sandbox" / "demo"
 
@@ -106,7 +106,7 @@ def stop_background() -> bool:
             shutil.rmtree(demo_directory(), ignore_errors=True)  # leftovers of a crash
             return False
         process_id = lock.read()
-        if not process_id:  # the process that holds the lock has not written its id yet
+        if not process_id:  # the process that holds the lock has not yet written its id
             return False
         os.kill(int(process_id), signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
@@ -175,7 +175,7 @@ def _serve_locked(directory: Path, ports: Mapping[str, int]) -> None:
 def _announce(**fields: Any) -> None:
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
-    with Path(os.devnull).open("wb") as null:  # the reader, the command that started this process, exits
+    with Path(os.devnull).open("wb") as null:  # the reader is the command that started this process, which exits
         os.dup2(null.fileno(), sys.stdout.fileno())
 
 

@@ -36,7 +36,10 @@ def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> H
 
 
 async def git_response(root: Path, path: str, query: str, request: Request) -> Response:
-    """Return the response of `git http-backend` for a repository below `root`. It permits reading and writing."""
+    """Return the response of `git http-backend` for a repository below `root`.
+
+    The program permits reading and writing.
+    """
     headers, body = request.headers, await request.body()
     environment = git_environment() | {
         "GIT_PROJECT_ROOT": str(root),

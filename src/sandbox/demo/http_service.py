@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 KEEP_ALIVE_SECONDS = 24 * 60 * 60
-"""Idle timeout of a connection: longer than any demo, so no connection closes while a client sends a request on it."""
+"""Idle timeout of a connection: longer than any demo, so none closes while a client is sending a request."""
 
 
 class HttpService:
@@ -75,7 +75,7 @@ class HttpService:
 
     async def serve_until_signalled(self) -> None:
         """Print the URL as one JSON line and serve until SIGTERM or SIGINT."""
-        gc.freeze()  # modules live until the process ends; never scan them for garbage, even at exit
+        gc.freeze()  # modules live until the process ends, so never scan them for garbage, even at exit
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

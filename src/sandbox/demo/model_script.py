@@ -27,8 +27,8 @@ Block = Text | ToolUse
 class Fault(msgspec.Struct, frozen=True):
     """A fault that affects `times` consecutive requests.
 
-    kind: `error` sends an error response with `status`, `hang` sends no response, `cut` aborts the stream halfway
-        through.
+    kind: `error` sends an error response with `status`, `hang` sends no response, and `cut` aborts the stream halfway
+    through.
     """
 
     kind: Literal["error", "hang", "cut"] = "error"
@@ -40,7 +40,8 @@ class Fault(msgspec.Struct, frozen=True):
 class Turn(msgspec.Struct, frozen=True):
     """One response of the model. The requests for this turn first get its `faults` in order, one fault per request.
 
-    stop_reason: such as `refusal`. If it is empty, the content determines the stop reason: `tool_use` or `end_turn`.
+    stop_reason: for example `refusal`. If it is empty, the content determines the stop reason: `tool_use` or
+    `end_turn`.
     delay_seconds: delay before the first byte.
     block_delay_seconds: delay before each block.
     """

@@ -1,4 +1,4 @@
-"""Server that implements the Anthropic Messages API from a script: `python -m sandbox.demo.scripted_model`.
+"""Server that implements the Anthropic Messages API by following a script: `python -m sandbox.demo.scripted_model`.
 
 The number of assistant messages in a request determines the turn, so a retried request gets the same response. Each
 fault applies to a fixed number of requests, so enough retries succeed.
@@ -109,7 +109,7 @@ def _block_events(index: int, block: Block, message_id: str) -> bytes:
 
 
 class RecordedRequest(msgspec.Struct, frozen=True):
-    """A received request. path: includes the query. headers: the names are in lower case."""
+    """A received request. path: includes the query. headers: names are in lower case."""
 
     method: str
     path: str

@@ -31,7 +31,7 @@ START_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 5.0
 
 CANCEL_TIMEOUT_SECONDS = 20.0
-"""Time for the task to end when the user interrupts the demo."""
+"""How long the task may take to end when the user interrupts the demo."""
 
 _MODEL_VARIABLES = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN")
 _PATCH_LINES_MAX = 200
@@ -95,7 +95,7 @@ def has_model_key() -> bool:
 
 @contextlib.contextmanager
 def scripted_model_variables() -> Iterator[dict[str, str]]:
-    """Start the scripted model; yield the environment variables with which a server uses it."""
+    """Start the scripted model; yield the environment variables that make a server use it."""
     with start_module("sandbox.demo.scripted_model", "--port", "0") as model:
         yield {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
 
@@ -165,8 +165,8 @@ def start_server(
     data_dir: Path, model: Mapping[str, str], *, port: int = 0, ws_port: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Start a server, by default on free ports. model: environment variables that configure its model."""
-    # Ignore the user's server configuration. Log only errors, so that log lines do not mix with the demo's output.
-    # Errors of the task are in its status.
+    # Ignore the user's server configuration. Log only errors, so that log lines do not mix with the demo's output. The
+    # task's errors are in its status.
     model = {"SANDBOX_CONFIG": os.devnull, "SANDBOX_LOG_LEVEL": "error", "SANDBOX_LOG_FORMAT": "text", **model}
     arguments = (
         "serve",

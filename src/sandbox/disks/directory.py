@@ -22,7 +22,7 @@ _libc = ctypes.CDLL(None)
 
 
 class DeletedFiles(msgspec.Struct, frozen=True):
-    """Size and number of deleted files that are still open."""
+    """The number and total size of deleted files that are still open."""
 
     size_bytes: int
     file_count: int
@@ -47,7 +47,7 @@ def measure_deleted_files(device: int) -> DeletedFiles:
 def _open_files() -> Iterator[os.stat_result]:
     for pid in _descendants(os.getpid()):
         if _shares_files(pid, _parent_pid(pid)):
-            continue  # for example, all processes in which gVisor runs programs
+            continue  # for example, the processes in which gVisor runs programs share one table
         with suppress(OSError), os.scandir(f"/proc/{pid}/fd") as entries:
             for entry in entries:
                 with suppress(OSError):  # closed in the meantime
@@ -64,7 +64,7 @@ def _descendants(ancestor: int) -> list[int]:
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     children: dict[int, list[int]] = {}
     for pid in pids:
-        if pid == ancestor:  # otherwise, pids that are reused during the walk could form a cycle
+        if pid == ancestor:  # otherwise, pids that are reused during this scan could form a cycle
             continue
         children.setdefault(_parent_pid(pid), []).append(pid)
     found = [*children.get(ancestor, ())]
@@ -83,7 +83,7 @@ def _parent_pid(pid: int) -> int:
 
 
 _BYTES_PER_FILE = 4096
-"""Bytes of disk size per allowed file. Limits empty files, which use an inode but no block."""
+"""One file is allowed per this many bytes of disk size. This limits empty files, which use an inode but no block."""
 
 _MEASURE_FAILED = "The disk usage cannot be measured"
 

@@ -1,4 +1,4 @@
-"""Measures the disk space of the host's file system and reserves a part of it."""
+"""Measures the disk space of the host's file system and reserves part of it."""
 
 import os
 from pathlib import Path
@@ -47,7 +47,7 @@ class ReserveFile:
             raise
 
     def release(self) -> bool:
-        """Remove the file. Returns whether it was removed."""
+        """Remove the file; return whether it was removed."""
         try:
             self._path.unlink()
         except OSError:

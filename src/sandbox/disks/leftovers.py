@@ -29,7 +29,7 @@ class DiskLeftovers:
         self._data_dir = data_dir
 
     def attempt_ids(self) -> Collection[str]:
-        """Return the attempts whose disk image is attached to a loop device."""
+        """Return the attempts whose disk images are attached to loop devices."""
         images = [Path(file) for _, file in list_devices()]
         roots = [(image.parent, tasks_root(self._data_dir) / image.parts[-4]) for image in images if _is_disk(image)]
         return {root.name for root, task in roots if (task / "attempts" / root.name).exists()}

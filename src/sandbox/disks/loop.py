@@ -82,7 +82,7 @@ def _is_same(file: str, image: Path) -> bool:
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
 """No journal: after a power loss, fsck repairs as much as possible, and the disk is used only to collect files."""
 _OPTIONS = "loop,nosuid,nodev,noatime,discard,errors=remount-ro"
-_FULL_BELOW_BYTES = 2 * 1024 * 1024  # a large write that fails because the disk is full can leave this much space free
+_FULL_BELOW_BYTES = 2 * 1024 * 1024  # when a large write fails on a full disk, this much space can remain free
 _POLL_SECONDS = 0.01
 _REPAIRED = frozenset({0, 1})  # e2fsck(8): 1 is "errors corrected"
 
@@ -132,8 +132,8 @@ class LoopDisk:
     async def verify(self) -> None:
         """Flush the disk and raise the first write error.
 
-        The kernel caches an agent's writes in memory. No process in the sandbox gets an error if the host cannot store
-        them.
+        The kernel caches an agent's writes in memory. If the host cannot store them, no process in the sandbox gets an
+        error.
         """
         if self._disk_fd >= 0:
             await asyncio.to_thread(self._sync, self._disk_fd)
@@ -141,9 +141,9 @@ class LoopDisk:
             raise self._sync_error
 
     async def close(self) -> None:
-        """Unmount the disk when no process uses it any longer.
+        """Unmount the disk once no process uses it any longer.
 
-        After DISK_RELEASE_SECONDS, unmount it lazily. A process that still uses the disk then only keeps its blocks
+        After DISK_RELEASE_SECONDS, unmount it lazily: a process that still uses the disk then merely keeps its blocks
         allocated.
         """
         if self._disk_fd >= 0:

@@ -11,7 +11,7 @@ from sandbox.model.fixed_limits import KILL_SECONDS
 _PATH = "/usr/bin:/bin"
 
 AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
-"""Prefix that runs a command as root of a user namespace, so that file modes set by agents do not prevent access."""
+"""Prefix that runs a command as root in a user namespace, so that file modes set by agents do not prevent access."""
 
 
 async def remove_trees(paths: Sequence[Path]) -> None:

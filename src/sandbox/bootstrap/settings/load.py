@@ -122,7 +122,9 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
 
 
 def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return (origin, value) pairs that override the file, lowest precedence first. An empty variable counts as unset.
+    """Return (origin, value) pairs that override the file, lowest precedence first.
+
+    An empty variable counts as unset.
     """
     overrides = []
     if environment.get(key.variable):

@@ -80,7 +80,10 @@ class ApplyPrompt:
             self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
-        """Whether to stage the patch. It is not staged if the user has other changes, which keeps the two separate."""
+        """Return whether to stage the patch.
+
+        It is not staged if the user has other changes, which keeps the two separate.
+        """
         return not (self.has_local_changes or self.checkout.count_changed())
 
     def _apply_command(self, task_id: str) -> str:
@@ -93,7 +96,10 @@ class ApplyPrompt:
         return head
 
     def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
-        """Return why a requested patch is not applied, or None. A different commit or branch requires confirmation."""
+        """Return why a requested patch is not applied; None if it is.
+
+        A different commit or branch requires confirmation.
+        """
         if not has_diff:
             return "Error: The patch contains nothing that git can apply."
         if (head := self.checkout.head()) != expected:

@@ -29,7 +29,7 @@ _FETCH_OPTIONS = (
     *("--no-tags", "--no-prune", "--no-write-fetch-head", "--no-recurse-submodules", "--no-auto-maintenance"),
     *("--quiet", "--refmap="),
 )
-"""Options that make a fetch change nothing except the objects."""
+"""Options with which a fetch changes nothing except the object database."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class NewBranch:
     def push(self, commit: str) -> tuple[str, str | None]:
         """Push the branch and make it track the new remote branch. Delete the branch if that fails.
 
-        A branch that exists on the remote is never changed. Return the remote, and the address that opens a pull
-        request, if it is known.
+        A branch that exists on the remote is never changed. Return the remote and, if it is known, the URL that opens a
+        pull request.
         """
-        lease = f"--force-with-lease={self._ref}:"  # the empty value requires that the remote branch does not exist
+        lease = f"--force-with-lease={self._ref}:"  # an empty value requires that the remote branch does not exist
         try:
             remote = self.remote or push_remote(self.checkout)
             pushed = self.checkout.run_as_user(
@@ -150,7 +150,7 @@ class NewBranch:
 
 
 def push_remote(checkout: Checkout) -> str:
-    """Return the remote to which new branches are pushed: `remote.pushDefault`, else `origin`, else the only one."""
+    """Return the remote for pushing new branches: `remote.pushDefault`, otherwise `origin`, otherwise the only one."""
     names = (checkout.git_output("remote") or "").splitlines()
     for name in (checkout.git_output("config", "--get", "remote.pushDefault"), "origin"):
         if name in names:
@@ -163,7 +163,7 @@ def push_remote(checkout: Checkout) -> str:
 
 
 def _remote_of(checkout: Checkout, repository: str) -> str | None:
-    """Return the remote for this repository, even if its URL has a different protocol."""
+    """Return the remote for this repository, even if the remote's URL uses a different protocol."""
     location = repository_location(repository)
     for name in (checkout.git_output("remote") or "").splitlines():
         url = checkout.git_output("remote", "get-url", name)
@@ -177,7 +177,7 @@ _SSH_HOSTS = {"ssh.github.com:443": "github.com", "altssh.gitlab.com:443": "gitl
 
 
 def pull_request_url(remote_url: str, branch: str) -> str | None:
-    """Return the address that opens a pull request for a branch on GitHub or GitLab; None for another host."""
+    """Return the URL that opens a pull request for a branch on GitHub or GitLab; None for any other host."""
     host, _, path = repository_location(remote_url).partition("/")
     if not remote_url.startswith("http"):
         host = _SSH_HOSTS.get(host, host.partition(":")[0])

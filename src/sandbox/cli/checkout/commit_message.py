@@ -10,7 +10,7 @@ from sandbox.cli.output.text import escape_text
 
 SUBJECT_CHARACTERS_MAX = 72
 BODY_CELLS_MAX = 72
-"""Width of the body. Code and words that are longer are not wrapped."""
+"""Width of the body. Code, and words that exceed the width, are not wrapped."""
 
 BODY_LINES_MAX = 60
 BODY_CHARACTERS_MAX = 8000
@@ -38,18 +38,18 @@ _REBASE_INSTRUCTION = re.compile(r"\A((fixup|squash|amend)! ?)+")
 _CI_INSTRUCTION = re.compile(
     r"\[\s*((?:skip|no)(?:[\s_-]+\w+){1,3}|\w+(?:[\s_-]+\w+){0,2}[\s_-]+skip)\s*\]|\*{3}(no_ci)\*{3}", re.IGNORECASE
 )
-"""Texts such as `[skip ci]`, for which CI services ignore a commit."""
+"""Texts such as `[skip ci]`, that make CI services ignore a commit."""
 
 _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release|pipelines?)(?![a-z])", re.IGNORECASE)
-"""Words by which an instruction differs from the text of a link in Markdown."""
+"""Words that distinguish an instruction from the text of a Markdown link."""
 
 
 def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:
     """Return a subject, a wrapped body and the trailer `Sandbox-Task`.
 
-    The subject is the first line of the message that is not a heading; without one, it is the task's name. The trailer
-    is in a separate last paragraph, so that no line of the message is read as a trailer. No line is an instruction for
-    git or for a CI service, and no line signs the commit off.
+    The subject is the first line of the message that is not a heading; if there is none, it is the task's name. The
+    trailer is in a separate last paragraph, so that no line of the message is read as a trailer. No line is an
+    instruction for git or for a CI service, and no line signs the commit off.
     """
     lines = [escape_text(line.rstrip()) for line in final_message[:BODY_CHARACTERS_MAX].splitlines()]
     is_cut = len(final_message) > BODY_CHARACTERS_MAX
@@ -81,7 +81,7 @@ def _escape_ci_instruction(match: re.Match[str]) -> str:
 
 
 def _plain(line: str) -> str:
-    """Return a line as a subject: without Markdown, and with single spaces."""
+    """Convert a line to a subject: without Markdown, and with single spaces."""
     text = " ".join(_MARKERS.sub("", line.strip(), count=1).split())
     return text.replace("**", "").replace("`", "").strip() or text
 

@@ -26,7 +26,7 @@ class _FileState(NamedTuple):
 class FileBackup:
     """Backup of some paths in a checkout: a copy of each file in `copies`, and a list of the paths without a file.
 
-    replaced: directory for other files that a restore finds at these paths.
+    replaced: directory for files that a restore finds at these paths and that are not from the backup.
     was_interrupted: a signal was received and is deferred until the context ends.
     """
 
@@ -52,14 +52,14 @@ class FileBackup:
     def restore(self) -> list[str]:
         """Restore as many paths as possible; return the others, whose copies are kept.
 
-        Other files at these paths, for example new changes of the user, are moved to `replaced` and never lost.
+        Other files at these paths, such as the user's new changes, are moved to `replaced`, so they are never lost.
         """
         failed = []
         for path in self._absent:
             if _file_state(self._root, path) and not self._move(self._root, self.replaced, path):
                 failed.append(path)
         for directory in self._new_directories:
-            with suppress(OSError):  # it does not exist, or it contains a file of another process
+            with suppress(OSError):  # it does not exist, or it contains another process's file
                 directory.rmdir()
         for path, before in self._states.items():
             now = _file_state(self._root, path)
@@ -72,7 +72,7 @@ class FileBackup:
         return failed
 
     def _move(self, source: Path, target: Path, path: str) -> bool:
-        """Move a file; return whether that succeeded. Renames if possible, which needs no disk space."""
+        """Move a file; return whether that succeeded. Renames it if possible, because that needs no disk space."""
         try:
             (target / path).parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -123,7 +123,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Whether git would write this path: in the checkout, not in `.git`, and not below a symlink outside `paths`."""
+    """Return whether git would write this path: in the checkout, not in `.git`, not below a symlink outside `paths`."""
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False

@@ -41,7 +41,7 @@ class Origin:
 def find_origin(checkout: Checkout, remote: str | None) -> Origin:
     """Determine the origin without network access. Exits with an error if local information is insufficient.
 
-    remote: the remote's name; None uses the current branch's upstream, else `origin`, else the only remote.
+    remote: the remote's name; None uses the current branch's upstream, otherwise `origin`, otherwise the only remote.
     """
     head = checkout.commit()
     if head is None:
@@ -120,7 +120,7 @@ def _find_pushed_base(checkout: Checkout, remote: str, head: str) -> tuple[str, 
 
 
 def _upstream_branch(checkout: Checkout, remote: str) -> str | None:
-    """Return the current branch's upstream on this remote, or else the name of the current branch."""
+    """Return the current branch's upstream on this remote; if there is none, return the current branch's name."""
     branch = checkout.branch()
     if branch and checkout.git_output("config", "--get", f"branch.{branch}.remote") == remote:
         merged = checkout.git_output("config", "--get", f"branch.{branch}.merge")
@@ -134,7 +134,10 @@ def _fail(sentence: str, advice: str) -> NoReturn:
 
 LISTED_FILES_MAX = 10
 CHANGED_BYTES_MAX = 256 * 1024**2
-"""Maximum total size of the changed files. It exceeds the patch's limit: a large file may have a small change."""
+"""Maximum total size of the changed files.
+
+It exceeds the patch's limit, because the change to a large file may be small.
+"""
 
 _TOO_LARGE_HINT = "  Commit and push it, or exclude large files: .gitignore"
 

@@ -44,7 +44,7 @@ def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> Non
 
 
 def applied_message(files: int, *, is_staged: bool) -> str:
-    """Describe how many files were changed, and how to view the changes."""
+    """Describe how many files changed, and how to view the changes."""
     if is_staged:
         return f"Applied to {pluralize(files, 'file')} and staged. See the changes with: git diff --cached"
     return f"Applied to {pluralize(files, 'file')}, on top of your changes. See them with: git status"
@@ -79,7 +79,7 @@ def fetch_patch(
     entries = _patch_entries(client, task_id, path)
     has_ended = not entries and client.status(task_id)["state"] in FINAL_STATES
     if has_ended:
-        entries = _patch_entries(client, task_id, path)  # the task may have ended with a patch after the listing
+        entries = _patch_entries(client, task_id, path)  # the patch may have been stored in the meantime
     if not entries:
         escaped = escape_text(task_id)
         if has_ended:

@@ -26,7 +26,7 @@ After this time, git is terminated and the files are restored.
 """
 
 TERMINATE_GRACE_SECONDS = 10.0
-"""Time for git to release its locks after SIGTERM."""
+"""How long git may take to release its locks after SIGTERM."""
 
 _PATCH_REJECTED = 1
 """Exit code of git for a patch that does not apply; no file has been written."""
@@ -40,7 +40,7 @@ _DIFF_OPTIONS = (
     *("--binary", "--full-index", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
     *("--no-relative", "--src-prefix=a/", "--dst-prefix=b/", "--submodule=short", "--ignore-submodules=none"),
 )
-"""Options that make a diff independent of the user's configuration."""
+"""Options that make diffs independent of the user's configuration."""
 
 _SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 """Prevents programs configured in the checkout's git directory from running: the directory may be untrusted."""
@@ -114,7 +114,7 @@ class Checkout:
         return output if output and not completed.returncode else None
 
     def count_changed(self, *, untracked: bool = False) -> int:
-        """Count the files with uncommitted changes: either the tracked or the untracked ones."""
+        """Count the files with uncommitted changes: either tracked or untracked files."""
         untracked_option = f"--untracked-files={'all' if untracked else 'no'}"
         entries = self._list_entries("status", "--porcelain", "--no-renames", untracked_option)
         return sum(entry.startswith(b"??") for entry in entries) if untracked else len(entries)
@@ -137,7 +137,7 @@ class Checkout:
         return {path: (self.root / path).lstat().st_size for path in paths if os.path.lexists(self.root / path)}
 
     def changed_submodules(self) -> list[str]:
-        """Return the submodules with uncommitted changes inside."""
+        """Return the submodules that contain uncommitted changes."""
         lines = self._list_entries(
             "status", "--porcelain=v2", "--no-renames", "--untracked-files=no", "--ignore-submodules=none"
         )

@@ -23,7 +23,7 @@ _name_argument = click.argument("name", shell_complete=complete_context)
     ),
 )
 def context() -> None:
-    """Choose between the servers that you logged in to.
+    """Choose between the servers that you have logged in to.
 
     A context is a server and its token, stored by sandbox login. Commands use the current one. The options --context,
     --server and --token, and then the variables SANDBOX_CONTEXT, SANDBOX_SERVER and SANDBOX_TOKEN, override it.

@@ -33,7 +33,7 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
         raise click.UsageError("--stop cannot be combined with other options.")
     if chosen and not is_kept:
         raise click.UsageError("Ports can only be chosen with --keep.")
-    # Import by name: the demo package belongs to a layer above the CLI, which therefore must not import it statically.
+    # Import by name: the demo package is in a layer above the CLI, so the CLI must not import it statically.
     if stops:
         if not import_module("sandbox.demo.background").stop_background():
             fail("Error: No servers of a demo are running.", ExitCode.NOT_FOUND)

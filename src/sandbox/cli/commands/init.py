@@ -186,7 +186,7 @@ def _require_valid(text: str) -> None:
     try:
         ManifestFile("manifest", text.encode()).parse()
     except InvalidManifestError as error:
-        # Omit line numbers: they refer to text that was not written to a file.
+        # Omit line numbers: they refer to text that has not been written to a file.
         field_errors = [
             {**field_error, "line": None, "column": None} for field_error in field_error_details(error.errors)
         ]

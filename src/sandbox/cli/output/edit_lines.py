@@ -11,7 +11,7 @@ from sandbox.cli.output.formatting import pluralize
 
 _CONTEXT_LINES = 1
 _COMPARED_LINES_MAX = 200
-"""Larger texts are not compared line by line: the time of a comparison grows with the square of the number of lines."""
+"""Larger texts are not compared line by line: comparison time grows with the square of the number of lines."""
 
 _MARKS = {"removed": "-", "added": "+", "context": " "}
 
@@ -28,7 +28,7 @@ def edit_lines(
 ) -> list[EditLine]:
     """Return the diffs of a tool call's edits, at most `lines_max` lines and a note.
 
-    summary: the text that is shown with the tool; a path that equals the summary is not repeated. is_cut: parts of the
+    summary: the text shown with the tool; a path that equals the summary is not repeated. is_cut: whether parts of the
     texts were not recorded.
     """
     lines = list(islice(_diffs(edits, summary), lines_max + 1))
@@ -64,7 +64,7 @@ def _diff(old: list[str], new: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _changed_range(old: list[str], new: list[str]) -> tuple[int, int, int]:
-    """Return the range of lines that differ, without equal lines at the beginning and at the end."""
+    """Return the range of lines that differ, without the equal lines at its beginning and end."""
     shorter = min(len(old), len(new))
     start = next((at for at in range(shorter) if old[at] != new[at]), shorter)
     same = next((at for at in range(shorter - start) if old[-1 - at] != new[-1 - at]), shorter - start)

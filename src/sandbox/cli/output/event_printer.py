@@ -144,7 +144,7 @@ class EventPrinter:
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
-        """Forget the open tool calls: those of the previous agent never get an end event."""
+        """Forget the open tool calls: those by the previous agent never get an end event."""
         self._open_calls.clear()
         start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
         self._layout.print_lines(
@@ -185,7 +185,7 @@ class EventPrinter:
             self._print_message(event, str(event.get("text")))
 
     def _on_agent_result(self, event: Mapping[str, Any]) -> None:
-        """Print the final text if there was no message, for example because the result is the agent's only event."""
+        """Print the final text if there was no message, for example if the result is the agent's only event."""
         if not self._last_message:
             self._print_message(event, str(event.get("text")))
 
@@ -251,7 +251,7 @@ class EventPrinter:
 
 
 def _is_json_object(line: str) -> bool:
-    """Whether a line looks like a JSON object, as in an agent's event stream."""
+    """Return whether a line looks like a JSON object, as in an agent's event stream."""
     return line.startswith('{"') and line.rstrip().endswith("}")
 
 
@@ -275,7 +275,7 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
 
 PENDING_POLL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
-"""Timeout of a poll. The status line is not updated during a poll, and without a response it shows the old reason."""
+"""Timeout of a poll. The status line is not updated during a poll; if there is no response, it keeps the old reason."""
 
 
 class PendingReasonPoller:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def parse_timestamp(timestamp: str | None) -> datetime | None:
-    """Parse the API's time (RFC 3339) to local time; return None for an empty or invalid one."""
+    """Convert a time from the API (RFC 3339) to local time; return None for an empty or invalid one."""
     try:
         at = datetime.fromisoformat(timestamp) if timestamp else None
         return at and (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone()
@@ -29,7 +29,7 @@ def format_time(timestamp: str | None) -> str:
 
 
 def format_date(timestamp: str | None) -> str:
-    """Format the local date: `2026-01-29`; empty without a time."""
+    """Format the local date: `2026-01-29`; empty if there is no time."""
     at = parse_timestamp(timestamp)
     return at.strftime("%Y-%m-%d") if at else ""
 
@@ -59,7 +59,7 @@ def format_age(timestamp: str | None, now: datetime) -> str:
 def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
     """Return a task's state; on a terminal, `failed, preserved` or `failed, released`, as in the dashboard.
 
-    Without a terminal, the state is unchanged, because scripts read it. An older server sends no `sandbox_kept` in
+    Without a terminal, the state is unchanged, because scripts read it. Older servers do not send `sandbox_kept` in
     lists.
     """
     state = str(task["state"])
@@ -78,7 +78,10 @@ def current_activity(progress: Progress) -> str:
 
 
 def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
-    """Describe how a task ended and what to do next. has_reason: include the reason; false if it was printed before."""
+    """Describe how a task ended and what to do next.
+
+    has_reason: whether to include the reason; false if it has already been printed.
+    """
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
     lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
     if isinstance(error, Mapping):

@@ -22,7 +22,7 @@ class LogLine(NamedTuple):
 
 
 def parse_line(line: bytes) -> LogLine:
-    """Split a line into its parts; all of an unrecognized line is content."""
+    """Split a line into its parts; the whole text of an unrecognized line is content."""
     match = _LINE.fullmatch(line)
     return LogLine(match[1], match[2], match[3]) if match else LogLine(b"", b"", line)
 

@@ -17,7 +17,7 @@ SHRUNK_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
 
 ONLY_SHRUNK_CELLS_MIN = 8
-"""The same for the most important column, if all others that can be truncated are omitted."""
+"""The same for the most important column, once all other columns that can be truncated have been omitted."""
 
 UNBOUNDED_CELLS = 100_000
 
@@ -33,14 +33,14 @@ def print_table(
     """Print rows with headings.
 
     has_border: draw a border.
-    shrinkable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. Without a
-    terminal, no column is truncated.
+    shrinkable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. If the
+    output is not a terminal, no column is truncated.
     """
     kept_columns = columns
     if console.is_terminal:
         kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
     omitted_columns, columns = [name for name in columns if name not in kept_columns], kept_columns
-    console.width = UNBOUNDED_CELLS  # at the terminal's width Rich would truncate every column, including ids
+    console.width = UNBOUNDED_CELLS  # at the terminal's width, Rich would truncate every column, even ids
     if has_border:
         _print_bordered(console, columns, rows)
     else:

@@ -63,7 +63,7 @@ def wrap_text(text: str, width_cells: int | None, hanging: str = "") -> list[str
 
 
 def _wrap_units(text: str) -> Iterator[str]:
-    """Split at possible line ends: words with their leading spaces, and characters of double width."""
+    """Split at possible line breaks: words with their leading spaces, and double-width characters."""
     from rich.cells import cell_len
 
     for word in _WORD.findall(text):

@@ -69,7 +69,7 @@ export class Chart {
     }).observe(this.element);
   }
 
-  // at: milliseconds or a timestamp. Above the limit, the smaller of two neighboring points is dropped.
+  // at: milliseconds or a timestamp. Beyond the limit, the smaller of two neighboring points is dropped.
   add(at, value) {
     if (value == null || !Number.isFinite(value)) return;
     this.#sum += value;
@@ -174,7 +174,7 @@ export class Chart {
     });
   }
 
-  // The points between gaps.
+  // The runs of points between gaps.
   #parts(points) {
     const parts = [];
     for (const point of points) {
@@ -221,7 +221,7 @@ export class Chart {
   }
 }
 
-// The highest of every `count` neighboring points, and the last point.
+// The highest of each `count` neighboring points, and the last point.
 function peaks(points, count) {
   if (count <= 1) return points;
   const result = [];

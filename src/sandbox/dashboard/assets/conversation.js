@@ -11,7 +11,7 @@ const STEPS_SHOWN_MAX = 100;
 const DEPTH_MAX = 5;
 const BUDGET_MILLISECONDS = 10;
 
-// Approximate memory of an entry without its texts.
+// Approximate memory that an entry uses in addition to its texts.
 const ENTRY_CHARACTERS = 200;
 
 export class Conversation {
@@ -24,7 +24,7 @@ export class Conversation {
   #withNewSteps = new Set();
 
   handle(frame) {
-    // Events converted from the output of an earlier version have no time of their own.
+    // Events converted from an earlier version's output have no timestamp, so use that of the output.
     for (const event of frame.conversation ?? []) this.handle({ ...event, timestamp: frame.timestamp });
     HANDLERS[frame.type]?.(this, frame);
   }
@@ -74,7 +74,7 @@ export class Conversation {
     entry.exitCode = frame.exit_code;
     this.#addSize(entry, entry.output.length - before);
     this.#stale.add(entry);
-    // The steps of a subagent that has ended are folded, unless the user has opened them.
+    // Fold the steps of a subagent that has ended, unless the user has opened them.
     if (entry.steps && !entry.isToggled) entry.steps.details.open = false;
   }
 
@@ -145,7 +145,7 @@ export class Conversation {
     for (const step of entry.steps?.list.entries ?? []) this.#forget(step);
   }
 
-  // The list of a subagent's steps, which is created with the first one.
+  // The list of a subagent's steps, which is created with the first step.
   #stepsOf(entry) {
     if (entry.steps) return entry.steps.list;
     const list = h("ol", { class: "talk" });
@@ -169,7 +169,7 @@ export class Conversation {
     this.#withNewSteps.add(entry);
   }
 
-  // Create elements for one time slice, if the steps are visible; continue after a pause.
+  // If the steps are visible, create elements during one time slice; continue after a pause.
   #showSteps(entry) {
     if (!entry.element || !entry.steps?.details.open) return;
     entry.steps.list.show(performance.now() + BUDGET_MILLISECONDS, true);
@@ -182,7 +182,7 @@ export class Conversation {
     return element;
   }
 
-  // Render an entry again after it got a result or a duration.
+  // Render an entry again after it has received a result or a duration.
   #rerender(entry) {
     if (!entry.element) return;
     const before = entry.element.firstElementChild;
@@ -197,7 +197,7 @@ export class Conversation {
     return this.#list.hasMore || this.#stale.size > 0;
   }
 
-  // Create elements for one time slice. keepsEnd: the user follows the end of the conversation.
+  // Create elements during one time slice. keepsEnd: the user is following the end of the conversation.
   show(keepsEnd) {
     const deadline = performance.now() + BUDGET_MILLISECONDS;
     $("talk-empty").hidden = this.#list.total > 0;

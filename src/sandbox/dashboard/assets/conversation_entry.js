@@ -147,7 +147,7 @@ function outputElements(output) {
   return [first, more, last];
 }
 
-// An agent may report an error with the reason "success".
+// An agent can report an error whose reason is "success".
 const endLabel = (reason) => (reason === "success" ? "Ended with an error" : `Ended: ${visible(label(reason))}`);
 
 function resultElement({ event, isRepeated }) {

@@ -40,7 +40,7 @@ const lastResponses = new Map();
 let pressed = null;
 document.addEventListener("pointerdown", (event) => (pressed = event.button === 0 ? event.target : null));
 document.addEventListener("pointermove", (event) => event.buttons === 0 && (pressed = null));
-// The pointerup event may be missing after a context menu, a drag or a change of windows.
+// There may be no pointerup event after a context menu, a drag or a switch to another window.
 for (const kind of ["pointerup", "pointercancel", "contextmenu", "dragend", "blur", "visibilitychange"])
   window.addEventListener(kind, () => (pressed = null));
 document.addEventListener("htmx:beforeSwap", (event) => {
@@ -76,7 +76,7 @@ const COMMANDS = {
     `curl -X POST ${location.origin}/api/v1/tasks -H 'Content-Type: application/yaml' --data-binary @- <<'MANIFEST'\n${manifest}MANIFEST\n`,
 };
 
-// A copied command does not name the server if it is the client's default.
+// Omit the server from a copied command if it is the client's default server.
 const DEFAULT_SERVERS = new Set(["http://localhost:8122", "http://127.0.0.1:8122"]);
 const command = (text) =>
   DEFAULT_SERVERS.has(location.origin) ? `sandbox ${text}` : `sandbox ${text} --server ${location.origin}`;

@@ -9,7 +9,7 @@ export class Cursor {
     Object.assign(this, { container, changes });
   }
 
-  // The keys, as the sheet of shortcuts shows them. `run` returns false if the tab is not shown.
+  // The keys, as shown on the sheet of shortcuts. `run` returns false if the tab is not shown.
   get shortcuts() {
     const when = (act) => () => {
       if (this.container.hidden || !this.changes.views.length) return false;
@@ -58,7 +58,7 @@ export class Cursor {
     const { current } = this;
     const isAtTop = Math.abs(current.element.getBoundingClientRect().top - topOf(current)) < 2;
     const isChosen = current === this.#view || isAtTop;
-    // Above the first file, and within a file, the first step leads to the start of the current file.
+    // Above the first file, and inside any file, the first step goes to the start of the current file.
     const begin = current.element.getBoundingClientRect().top;
     const isHere = !isChosen && (step > 0 ? begin > topOf(current) : begin < topOf(current));
     this.goTo(isHere ? current : this.changes.views[current.at + step]);
@@ -78,7 +78,7 @@ export class Cursor {
     }
   }
 
-  // Where a search for the next change begins: at the current change, otherwise at the top of the screen.
+  // Where the search for the next change begins: at the current change or, if there is none, at the top of the screen.
   #place(step) {
     if (this.#row?.element.isConnected && isOnScreen(this.#row.element)) return this.#row;
     const view = this.current;
@@ -113,7 +113,7 @@ export class Cursor {
     if (row?.element.isConnected) this.changes.comments.openAt(row.view, row.element);
   }
 
-  // Keep the position of the file on the screen while the heights of files change.
+  // Keep the file at its position on the screen while the heights of files change.
   keepPlace(change, view = this.changes.views.length ? this.current : null) {
     const top = view && Math.max(view.element.getBoundingClientRect().top, topOf(view));
     change();

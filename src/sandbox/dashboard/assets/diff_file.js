@@ -112,7 +112,7 @@ export class FileView {
     this.element.classList.toggle("viewed", this.isViewed);
   }
 
-  // Show the lines again, in the other layout or with other comments.
+  // Show the lines again, in a different layout or with different comments.
   redraw() {
     for (const block of this.#blocks) observer.unobserve(block.element);
     this.#blocks = [];
@@ -192,7 +192,7 @@ export class FileView {
     return this.items.flatMap((item, at) => (isChange(item) && !(at && isChange(this.items[at - 1])) ? [at] : []));
   }
 
-  // The element of an item, which is rendered if necessary.
+  // The element of an item; renders it if necessary.
   elementOf(at) {
     this.open();
     this.#createBlocks();

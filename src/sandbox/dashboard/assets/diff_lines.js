@@ -1,4 +1,4 @@
-// The lines of a diff as table rows: numbers, text with syntax colors, and marks of changed words.
+// The lines of a diff as table rows: line numbers, text with syntax colors, and marks on changed words.
 import { h } from "/assets/page.js";
 import { STYLES } from "/assets/syntax.js";
 import { appendEscaped, elementLimit, visible } from "/assets/untrusted_text.js";

@@ -11,7 +11,8 @@ export class EntryList {
   #byElement = new WeakMap();
   #isLoading = false;
 
-  // list: the element for the entries; earlier: the element for what precedes them; render: creates an entry's element.
+  // list: the element for the entries; earlier: the element for the entries that precede them; render: creates an
+  // entry's element.
   constructor(list, earlier, render, shownMax) {
     this.list = list;
     this.earlier = earlier;
@@ -126,7 +127,7 @@ export class EntryList {
   #prepend(entries) {
     this.#isLoading = false;
     const root = document.documentElement;
-    root.style.overflowAnchor = "none"; // the browser would move the window too
+    root.style.overflowAnchor = "none"; // otherwise, the browser would also scroll the window
     const height = root.scrollHeight;
     this.list.prepend(...entries.map((entry) => entry.element).filter(Boolean));
     window.scrollBy(0, root.scrollHeight - height);

@@ -45,7 +45,7 @@ export function follow(url, after, onFrames, onConnection) {
     source = null;
   }
 
-  // Browsers limit the connections to one server, so close the connection of a hidden page.
+  // Browsers limit the number of connections to a server, so close the connection of a hidden page.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
   window.addEventListener("online", open);
   window.addEventListener("pagehide", close);

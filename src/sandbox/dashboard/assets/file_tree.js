@@ -92,7 +92,8 @@ export class FileTree {
   }
 }
 
-// Hostile paths can have very many directories. Below this depth, directories are shown as part of the file's name.
+// A hostile path can have a huge number of directories. Below this depth, directories are shown as part of the file's
+// name.
 const DEPTH_MAX = 30;
 
 // A directory is a map of names to directories and files, in the order of the patch.

@@ -8,7 +8,7 @@ const QUOTE_CHARACTERS_MAX = 300;
 
 export class LineComments {
   onChange = () => {};
-  #drafts = new Map(); // texts that are being written, by place
+  #drafts = new Map(); // texts that the user is writing, keyed by position
   #files = new Map();
 
   constructor(store) {
@@ -125,7 +125,7 @@ export class LineComments {
     this.onChange();
   }
 
-  // The comments as parts of a prompt: each with the file, the line and its text.
+  // The comments as parts of a prompt: each with its position, the quoted line and the comment's text.
   texts() {
     return this.store.comments.map((comment) => {
       const quote = this.#quote(comment);

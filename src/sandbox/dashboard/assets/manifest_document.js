@@ -1,8 +1,8 @@
-// Reads and changes single values of a manifest in YAML. The rest of the text, with its comments, stays as it is.
+// Reads and changes single values of a manifest in YAML. The rest of the text, with its comments, stays unchanged.
 import { isAlias, isMap, isScalar, isSeq, LineCounter, parseDocument, stringify, visit } from "/assets/yaml.bundle.js";
 
 const TEXT_LENGTH_MAX = 100_000;
-// The parser compares each key with all others; this module uses a set.
+// The parser compares each key with all others; this module finds duplicates with a set instead.
 const PARSING = { uniqueKeys: false, prettyErrors: false };
 const DEPTH_MAX = 64;
 const TOO_DEEP = "The YAML is nested too deeply for the form.";
@@ -70,7 +70,7 @@ export class ManifestDocument {
     });
   }
 
-  // Return the document's text with another value. A string, number, list or mapping; undefined removes the value.
+  // Return the document's text with this value: a string, number, list or mapping; undefined removes the value.
   set(path, value) {
     if (value === undefined && !this.#pair(path)) return this.text;
     const wanted = parseDocument(this.text, PARSING);
@@ -80,7 +80,7 @@ export class ManifestDocument {
       const text = edit.call(this, path, value);
       if (text !== null && hasContent(text, expected)) return text;
     }
-    return wanted.toString(FORMAT); // normalizes spaces; comments are kept
+    return wanted.toString(FORMAT); // normalizes spaces, but keeps comments
   }
 
   #node(path) {
@@ -131,7 +131,8 @@ export class ManifestDocument {
     return this.#splice(start, end, rendered(value, indent, type) + tail);
   }
 
-  // Replace the entries of a list that differ. One changed value in one entry keeps the rest of the entry.
+  // Replace only the entries of a list that differ. If one value of a single entry has changed, replace only this
+  // value.
   #relisted(path, values) {
     const list = this.#node(path);
     if (!Array.isArray(values) || !isSeq(list) || !list.items.length || !values.length) return null;
@@ -255,7 +256,7 @@ function remove(yaml, path) {
   if (isMap(node) && node.items.length === 0) remove(yaml, parent);
 }
 
-// The entries from start to end are replaced by the added ones; those before and after them stay.
+// The added entries replace those from start to end; the entries before and after them stay.
 function listChange(items, values, yaml) {
   const now = items.map((item) => JSON.stringify(item.toJS(yaml)));
   const next = values.map((value) => JSON.stringify(value));

@@ -1,4 +1,4 @@
-// The form for a manifest: shows values of the YAML, and writes what the user changes into the YAML.
+// The form for a manifest: shows values from the YAML, and writes the user's changes back to it.
 import { ManifestDocument, toNumber } from "/assets/manifest_document.js";
 import { $, h } from "/assets/page.js";
 
@@ -71,7 +71,7 @@ export class ManifestForm {
     this.#showSummary();
   }
 
-  // Show which advanced values are set, next to the heading of the closed part.
+  // Next to the heading of the closed part, show which advanced values are set.
   #showSummary() {
     const fields = this.fields.filter(
       (field) => field.closest("details") && field.value && !("required" in field.dataset),
@@ -184,7 +184,7 @@ export class ManifestForm {
     $("form-others").textContent = others.length ? `Only in the YAML: ${list}` : "";
   }
 
-  // The fields of the YAML that the form does not have.
+  // The fields in the YAML that the form does not have.
   #otherPaths(sections) {
     const known = this.fields.map((field) => this.#path(field).join("."));
     const secrets = this.#readSecrets() === null ? ["secrets"] : [];

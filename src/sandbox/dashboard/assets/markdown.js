@@ -10,7 +10,7 @@ const DEPTH_MAX = 120; // the parser nests blocks 100 levels deep, and emphasis 
 const parser = new MarkdownIt({ html: false, linkify: true });
 parser.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 parser.validateLink = () => true; // linkElement decides
-parser.normalizeLinkText = (url) => url; // show escapes in addresses as they are written
+parser.normalizeLinkText = (url) => url; // show escapes in URLs as they were written
 // The original rule, except that long text is neither parsed nor formatted.
 parser.core.ruler.at("inline", ({ tokens, md, env }) => {
   for (const { type, content, children } of tokens)
@@ -60,7 +60,7 @@ class Renderer {
       else if (token.type === "hardbreak") this.#append(this.#elementsLeft > 0 ? this.#create("br") : "\n");
       else if (token.type === "image") this.#append(this.#linkElement(token.attrGet("src"), token.content));
       else if (token.nesting !== 0) this.#renderToken(token);
-      else this.#append(visible(token === tokens[0] ? this.#withCheckbox(token.content) : token.content)); // has decoded entities
+      else this.#append(visible(token === tokens[0] ? this.#withCheckbox(token.content) : token.content)); // entities are already decoded
     }
     this.parents.length = depth;
   }
@@ -76,7 +76,7 @@ class Renderer {
   }
 
   #element(token) {
-    if (token.hidden) return null; // the paragraphs of a tight list
+    if (token.hidden) return null; // paragraphs in a tight list
     if (token.type === "link_open") return this.#linkElement(token.attrGet("href"), "");
     if (!TAGS.has(token.tag)) return null;
     if (token.type === "heading_open") {

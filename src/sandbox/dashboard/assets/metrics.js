@@ -2,7 +2,7 @@
 import { Chart } from "/assets/chart.js";
 import { $, count, h, money, size } from "/assets/page.js";
 
-// Three intervals of the runner's samples.
+// Three times the runner's sampling interval.
 const GAP_MILLISECONDS = 16_000;
 
 const percent = (value) => `${value.toFixed(value > 0 && value < 1 ? 1 : 0)} %`;
@@ -68,7 +68,7 @@ export class Metrics {
     for (const chart of charts) chart.draw(begin, end);
   }
 
-  // Charts keep their order, no matter when their first values arrive.
+  // Charts keep their order, regardless of when their first values arrive.
   #insert(chart) {
     const order = Object.values(this.charts);
     const next = order.slice(order.indexOf(chart) + 1).find((each) => each.element.isConnected);

@@ -15,7 +15,7 @@ export class Outcome {
   #shown = null;
   #diff = null;
 
-  // patchName: the artifact whose size is counted if the server has not recorded it.
+  // patchName: the artifact to measure if the server has not recorded its size.
   constructor(artifactsUrl, patchName) {
     this.artifactsUrl = artifactsUrl;
     this.patchName = patchName;
@@ -79,7 +79,7 @@ export class Outcome {
     element.title = `Since ${clock(at)}`;
   }
 
-  // The text of the agent's result. If there is none, its last message.
+  // Show the text of the agent's result or, if there is none, the agent's last message.
   #showMessage(finalState) {
     const text = this.#result?.text || (finalState === "completed" ? null : this.#message);
     if (!text || this.#shown === text || isInFailure(text)) return;

@@ -181,7 +181,7 @@ export class Output {
     else if (clientWidth > 0) this.#measureAgain();
   }
 
-  // Estimate all heights again; the line at the top of the box stays there.
+  // Estimate all heights again, and keep the line at the top of the box in place.
   #measureAgain() {
     this.#width = this.#box.clientWidth;
     this.#columns = this.#measureColumns();
@@ -237,7 +237,7 @@ export class Output {
     return this.#filtered[at] ?? this.#prompt;
   }
 
-  // Rows can be higher than estimated, so that others come into view: draw again.
+  // The actual heights can move other rows into view: draw again.
   #draw(isForced = false) {
     if (!this.#box.clientHeight) return;
     for (let layout = 0; layout < LAYOUTS_MAX; layout++) if (!this.#drawOnce(isForced && layout === 0)) return;

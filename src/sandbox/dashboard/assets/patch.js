@@ -124,7 +124,7 @@ function pathOf(line) {
 
 const ESCAPES = { a: 7, b: 8, t: 9, n: 10, v: 11, f: 12, r: 13 };
 
-// Git quotes a path with control characters, quotes or backslashes like a string in C.
+// Git quotes a path that contains control characters, quotes or backslashes like a C string.
 function unquote(path) {
   const quoted = /^"(.*)"$/s.exec(path);
   if (!quoted) return path;

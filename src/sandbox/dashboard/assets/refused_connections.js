@@ -3,7 +3,7 @@ import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const HOSTS_MAX = 500;
-const PORTS = new Set([80, 443]); // the ports that an allowed host without a port includes
+const PORTS = new Set([80, 443]); // the ports that an allowed host covers if it has no port
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 
 export class RefusedConnections {

@@ -8,7 +8,7 @@ export const COMMENT_CHARACTERS_MAX = 5000;
 export class ReviewStore {
   viewed = new Set();
   comments = []; // { path, side, line, text }
-  request = ""; // what the reader asks for in general
+  request = ""; // the reader's general request
   #key;
 
   constructor(task) {
@@ -65,7 +65,7 @@ function removeOldest() {
 
 const digests = new WeakMap();
 
-// A digest of a file's changes, so that a viewed mark does not apply to other changes of the same path.
+// A digest of a file's changes, so that a mark as viewed does not apply to other changes to the same path.
 function digestOf(file) {
   if (!digests.has(file)) {
     const hash = new Hash();
@@ -79,7 +79,7 @@ function digestOf(file) {
   return digests.get(file);
 }
 
-// Two multiplicative hashes of 32 bits. `crypto.subtle` does not exist on a page that was loaded over plain HTTP.
+// Two 32-bit multiplicative hashes, because `crypto.subtle` does not exist on a page that was loaded over plain HTTP.
 class Hash {
   #first = 0xdeadbeef;
   #second = 0x41c6ce57;

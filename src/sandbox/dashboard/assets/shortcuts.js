@@ -10,8 +10,8 @@ let prefixTimer = 0;
 let sheet = null;
 
 // Add keys to a group of the sheet: [{ keys, label, run }]. keys: characters or names of keys as in KeyboardEvent.key, such
-// as "j" or "Escape"; two of them, separated by a space, are pressed one after the other. `run` receives the event. If
-// it returns false, the shortcut does not currently apply, and the browser handles the key.
+// as "j" or "Escape"; two keys separated by a space are pressed one after the other. `run` receives the event. If it
+// returns false, the shortcut does not currently apply, and the browser handles the key.
 export function registerShortcuts(group, shortcuts) {
   groups.set(group, [...(groups.get(group) ?? []), ...shortcuts]);
 }

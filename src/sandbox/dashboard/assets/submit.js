@@ -102,7 +102,7 @@ function saveDraft() {
         JSON.stringify({ text: editor.text, touched: [...form.touched], isNamed: form.isNamed, isComplete }),
       );
   } catch {
-    // The storage is full or not permitted.
+    // The storage is full or not allowed.
   }
 }
 

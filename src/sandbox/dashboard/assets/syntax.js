@@ -3,7 +3,7 @@
 const CHARACTERS_MAX = 300_000;
 const LINE_CHARACTERS_MAX = 20_000;
 const REPLY_MILLISECONDS_MAX = 4000;
-const SLOW_MAX = 3; // after so many slow texts, later ones are shown without colors
+const SLOW_MAX = 3; // after this many slow texts, further texts are shown without colors
 
 export const STYLES = ["", "s-c", "s-s", "s-k", "s-n", "s-f", "s-v"];
 

@@ -78,7 +78,7 @@ window.addEventListener("hashchange", () => {
   if (location.hash) $("views").scrollIntoView();
 });
 
-// The link also works if the URL already has this fragment.
+// Make the link work even if the URL already has this fragment.
 document.addEventListener("click", (event) => {
   if (!event.target.closest('a[href="#changes"]')) return;
   event.preventDefault();
@@ -164,7 +164,7 @@ function redraw() {
   if (hasMore) draw(0);
 }
 
-// The bar with the name, the state and the main actions, while the head is outside the window.
+// The bar with the name, the state and the main actions, which is shown while the head is out of view.
 function showHead() {
   outcome.redraw(finalState());
   $("head-details").open = areDetailsOpen;
@@ -296,7 +296,7 @@ document.addEventListener("htmx:afterSwap", (event) => {
   const isOver = hasEnded() && "refresh" in $("head").dataset;
   if (isOver) delete $("head").dataset.refresh;
   showHead();
-  // A page that followed the conversation shows the outcome.
+  // If the page was following the conversation, show the outcome.
   if (isOver && isFollowing && selected === "conversation") {
     isFollowing = false;
     window.scrollTo(0, 0);

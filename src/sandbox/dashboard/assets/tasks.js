@@ -41,7 +41,7 @@ function keepRows(isRefreshed) {
   firstRows = [...(body?.rows ?? [])];
 }
 
-// A table for rows after the first ones.
+// A table for the rows after the initial ones.
 function newTable(body) {
   const table = body.closest("table").cloneNode(true);
   table.tHead.classList.add("unseen");
@@ -135,7 +135,7 @@ $("bulk-clear")?.addEventListener("click", () => {
 keepRows(false);
 restoreSelection();
 
-// Focus the row before or after the one with focus; without one, the first or the last.
+// Focus the row before or after the one with focus; if no row has it, the first or the last.
 function moveRow(step) {
   const links = [...document.querySelectorAll("#list .row-link")];
   const at = links.indexOf(document.activeElement.closest("tr")?.querySelector(".row-link"));

@@ -1,8 +1,8 @@
 // The words in which two lines differ, as ranges of both texts.
 
 const LENGTH_MAX = 2000;
-const TOKENS_MAX = 160; // the time grows with its square
-// Lines that have less in common are shown without marks: the marks would cover nearly everything.
+const TOKENS_MAX = 160; // the time grows with the square of this number
+// Lines that have less in common than this are shown without marks, which would cover nearly everything.
 const COMMON_MIN = 0.4;
 
 const WORDS = /[\p{L}\p{N}_]+|\s+|./gsu;

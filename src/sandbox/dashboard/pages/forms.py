@@ -79,7 +79,7 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
 
 
 def _allow_host(manifest: Manifest, host: str) -> Manifest:
-    """Return the manifest with a host added to those that the sandbox may reach."""
+    """Return the manifest with this host added to the hosts that the sandbox may reach."""
     hosts = dict.fromkeys((*manifest.vm.allowed_hosts, host))
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 

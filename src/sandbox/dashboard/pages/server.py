@@ -1,4 +1,4 @@
-"""The pages about the server: its health, load, runtimes and throughput, and the API reference."""
+"""The pages about the server: the API reference, and the server's health, load, runtimes and throughput."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "sty
 
 @dataclass(frozen=True, slots=True)
 class HourStats:
-    """Tasks that ended within one hour. percent_of_busiest: their number relative to the busiest hour's."""
+    """Tasks that ended within one hour. percent_of_busiest: their number as a percentage of the busiest hour's."""
 
     starts_at: datetime
     completed_count: int
@@ -88,7 +88,7 @@ def _milliseconds(sample: LoadSample) -> int:
 
 
 async def _finished_tasks(tasks: TaskQueries) -> tuple[list[Task], bool]:
-    """Return the tasks that ended within the last day, up to one page, and whether there were more."""
+    """Return the tasks that ended within the last day, up to one page, and whether there are more."""
     query = TaskQuery(FINAL_STATES, sort="state_changed_at", limit=STATS_TASKS_MAX)
     since = datetime.now(UTC) - timedelta(hours=_HOURS)
     page = await tasks.query(query)

@@ -27,7 +27,7 @@ from sandbox.model.wire.events import WireEvent, error_fields, wire_size_bytes
 from sandbox.primitives import client_fairness
 
 PAGE_EVENTS_MAX = 200_000
-"""If there are more events, the page shows only the latest ones; the log contains all events."""
+"""If there are more events, the page shows only the latest ones; the log contains all of them."""
 
 _CHILDREN_SHOWN = 3
 _BATCH_BYTES = 64 * 1024
@@ -115,7 +115,7 @@ def state_entries(task: Task) -> Sequence[StateEntry]:
 
 
 def _work_duration(task: Task) -> timedelta | None:
-    """Return the time from the agent's first start to the end, as in the list; None if the task has not ended."""
+    """Return the time from the agent's first start to the task's end, as in the list; None before the end."""
     if task.finished_at is None:
         return None
     seconds = task.duration_seconds(task.finished_at)
@@ -152,7 +152,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
 
 
 async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
-    """Encode an ended task's events in large messages: one message costs the page as much as a hundred events."""
+    """Encode an ended task's events in large messages: one message costs the page as much time as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0
     try:

@@ -249,7 +249,7 @@ def _default_order(params: Mapping[str, str]) -> str:
 
 
 def _filters(request: Request, query: TaskQuery) -> list[tuple[str, str]]:
-    """Return the parameters that filter the list, with texts to show."""
+    """Return the parameters that filter the list, each with the text to show."""
     labels = [(f"label.{key}", f"{key}={value}") for key, value in query.labels.items()]
     texts = {
         "q": query.search and f"“{query.search}”",
@@ -332,7 +332,7 @@ def _parse_period(text: str) -> timedelta:
 
 
 def _repository_query(request: Request, url: str) -> str:
-    """Return the query string with this repository as filter."""
+    """Return the query string with this repository as a filter."""
     return _query_with(request, repository=url)
 
 

@@ -109,13 +109,13 @@ class TaskTools:
         task_id: _TaskId,
         prompt: Annotated[str, Field(description="What to change, as a message to the same agent.")],
     ) -> str:
-        """Submit a task that continues an ended one: from its changes and its conversation. Returns the new task's id
-        immediately. The earlier task does not change; the new task's diff contains only the new changes."""
+        """Submit a task that continues an ended one, starting from its changes and its conversation. Returns the new
+        task's id immediately. The earlier task does not change; the new task's diff contains only the new changes."""
         async with self._client() as client:
             return await tools.continue_task(client, task_id, prompt)
 
     async def status(self, task_id: _TaskId, wait_seconds: _Wait = 0) -> str:
-        """Get the state of a task, its counters, cost and error. The task has ended if the state is completed, failed,
+        """Get a task's state, counters, cost and error. The task has ended if the state is completed, failed,
         failed_preserved or cancelled."""
         async with self._client() as client:
             return await tools.status(client, task_id, wait_seconds)

@@ -1,4 +1,4 @@
-"""Implementation of the MCP tools. Results are limited in size, because an agent reads them completely."""
+"""Implementation of the MCP tools. Results are limited in size, because an agent reads all of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> st
         async for line in log_lines:
             kept_lines.append(_truncate(line.decode(errors="replace").rstrip("\n"), LINE_CHARACTERS_MAX))
             kept_characters += len(kept_lines[-1]) + 1
-            # The server's limit counts events, and a single event of a terminal can have thousands of lines.
+            # The server's limit counts events, but a single event from a terminal can have thousands of lines.
             while kept_characters > RESPONSE_CHARACTERS_MAX or len(kept_lines) > lines:
                 kept_characters -= len(kept_lines.popleft()) + 1
                 omitted_count += 1
@@ -96,7 +96,7 @@ async def diff(client: AsyncClient, task_id: str, offset: int) -> str:
     entry = await _find_artifact(client, task_id, path)
     has_ended = entry is None and (await client.status(task_id))["state"] in FINAL_STATES
     if has_ended:
-        entry = await _find_artifact(client, task_id, path)  # the task may have ended with a patch after the listing
+        entry = await _find_artifact(client, task_id, path)  # the patch may have been stored in the meantime
     if entry is None:
         ended = "The task ended without a patch; see its status for the reason."
         message = ended if has_ended else "There is no patch yet; it is created when the agent has ended."

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 CONVERSATION_LINES_MAX = 50
-"""Number of lines at the end of the conversation that are searched for the agent's final message."""
+"""How many lines at the end of the conversation are searched for the agent's final message."""
 
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -137,7 +137,7 @@ def _new_branch(
 
 
 def _suggest_chain(client: Client, task_id: str) -> None:
-    """Print how to apply the changes of a whole chain, if the task continues another one."""
+    """If the task continues another one, print how to apply the changes of the whole chain."""
     if has_chain_patch(client, task_id):
         message = "The patch does not contain the changes of the earlier tasks that this one continues."
         click.echo(f"{message}\n  Apply all: sandbox task apply {escape_text(task_id)} --chain", err=True)

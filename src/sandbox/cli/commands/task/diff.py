@@ -27,7 +27,7 @@ _FALSE_VALUES = {"false", "no", "off", "0"}
 
 
 def show_paged(lines: Iterable[str]) -> None:
-    """Show lines on the terminal with git's pager for diffs: GIT_PAGER, pager.diff, core.pager, PAGER, else less."""
+    """Show lines on the terminal with git's pager for diffs: GIT_PAGER, pager.diff, core.pager, PAGER, or `less`."""
     pager = find_pager()
     if pager is None:
         for line in lines:

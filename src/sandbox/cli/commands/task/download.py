@@ -73,7 +73,7 @@ def download(
 
 
 def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Artifact]:
-    """Return the requested artifacts: all, or the one with this name, else with this path."""
+    """Return the requested artifacts: all, or the one with this name or (if no name matches) with this path."""
     listed = client.artifacts(task_id)["artifacts"]
     if name is None:
         return listed or _list_again(client, task_id)
@@ -86,7 +86,7 @@ def _select_artifacts(client: Client, task_id: str, name: str | None) -> list[Ar
 
 
 def _list_again(client: Client, task_id: str) -> list[Artifact]:
-    """List the artifacts again after the task's end; exit with an error if there are still none."""
+    """List the artifacts again after the task has ended; exit with an error if there are still none."""
     has_ended = client.status(task_id)["state"] in FINAL_STATES
     if has_ended and (listed := client.artifacts(task_id)["artifacts"]):
         return listed
@@ -108,7 +108,7 @@ def _targets(
         targets = [(entry, directory / _file_name(entry["name"])) for entry in entries]
         directory.mkdir(parents=True, exist_ok=True)
         return targets
-    own_name = _file_name(name)  # as given by the user: an artifact found by its path may have any name
+    own_name = _file_name(name)  # as given by the user: an artifact that is found by its path may have any name
     target = Path(output) if output else Path(own_name)
     return [(entries[0], target / own_name if target.is_dir() else target)]
 

@@ -46,7 +46,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     for state in states:
         if state not in set(TaskState):
             raise click.BadParameter(f"{state!r} is not a state; the states are {', '.join(TaskState)}")
-    # A user who looks for failed tasks does not know which of them have a preserved sandbox.
+    # Users who look for failed tasks do not know which of them have a preserved sandbox.
     preserved = [TaskState.FAILED_PRESERVED] if TaskState.FAILED in states else []
     return list(dict.fromkeys([*states, *preserved]))
 

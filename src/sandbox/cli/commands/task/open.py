@@ -39,7 +39,7 @@ def open_task(task_id: str, prints_only: bool) -> None:
 
 
 def _has_browser() -> bool:
-    """Whether a browser can open without taking over the terminal, as a text browser would."""
+    """Return whether a browser can open without taking over the terminal, as a text browser would."""
     has_display = sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     return has_display or bool(os.environ.get("BROWSER"))
 

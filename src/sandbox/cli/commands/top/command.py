@@ -41,7 +41,7 @@ def top() -> None:
     try:
         run_top(options)
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # no message: ^C is a normal way to quit
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None  # print no message: ^C is a normal way to quit
 
 
 def _print_once(options: CliOptions) -> None:

@@ -207,7 +207,7 @@ _GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def _unique_id_characters(tasks: Sequence[TaskSummary]) -> int:
-    """Return how many characters of generated ids to show, so that they stay unique among these tasks."""
+    """Return how many characters of generated ids to show so that the ids stay unique among these tasks."""
     ids = {task["id"] for task in tasks}
     lengths = range(SHORT_ID_CHARACTERS, max(map(len, ids), default=0))
     return next((length for length in lengths if len({one[:length] for one in ids}) == len(ids)), max(map(len, ids)))
