@@ -45,7 +45,7 @@ class Client:
 
     server: base URL such as `http://localhost:8122`; None uses SANDBOX_SERVER.
     token: bearer token; None uses SANDBOX_TOKEN.
-    timeout_seconds: the timeout of each response, and of each read of a stream.
+    timeout_seconds: the timeout for each response, and for each read of a stream.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Client:
     def check(self, manifest: Manifest, content_type: str | None = None) -> Checked:
         """Validate a manifest and return it with defaults filled in, without submitting it.
 
-        Raises InvalidManifestError with all errors of the manifest.
+        Raises InvalidManifestError with all errors in the manifest.
         """
         return self._request(requests.check(manifest, content_type))
 
@@ -126,7 +126,7 @@ class Client:
         cursor: str | None = None,
         **filters: Unpack[TaskFilters],
     ) -> TaskPage:
-        """Return a page of tasks, in the server's default order unless `sort` and `order` are set.
+        """Return a page of tasks, in the server's default order unless `sort` or `order` is set.
 
         filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
         for each of these words, its name, id, prompt or repository contains a word that begins with it. `repository`:
@@ -296,7 +296,7 @@ class Client:
 
 
 def _read_body(response: httpx2.Response, bytes_max: int) -> bytes:
-    """Return the body. Reading stops above `bytes_max`, and the truncated body is not a complete JSON document."""
+    """Return the body. Reading stops beyond `bytes_max`; a body truncated there is not a complete JSON document."""
     body = bytearray()
     for chunk in response.iter_bytes():
         body += chunk
