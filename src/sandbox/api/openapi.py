@@ -65,7 +65,7 @@ def create_router(tag: str) -> APIRouter:
 
 @contextmanager
 def _without_pydantic_v1() -> Iterator[None]:
-    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; this API has no pydantic v1 models."""
+    """Stop FastAPI from importing pydantic.v1, which takes 30 ms; this API does not use pydantic v1 models."""
     name = "pydantic.v1"
     if name in sys.modules:
         yield
@@ -110,7 +110,7 @@ def with_item_schemas(response: dict[str, Any], **media_types: dict[str, Any]) -
 
 
 def request_body(description: str, *, required: bool, **media_types: dict[str, Any]) -> dict[str, Any]:
-    """Describe a body that the route reads itself, by the schema of each media type."""
+    """Describe a body that the route itself reads, by the schema of each media type."""
     return {"requestBody": {"description": description, "required": required, "content": _content(media_types)}}
 
 
@@ -120,7 +120,7 @@ def _content(media_types: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def declare_parameters(*parameters: dict[str, Any]) -> dict[str, Any]:
-    """Describe parameters that the route reads itself."""
+    """Describe parameters that the route itself reads."""
     return {"parameters": list(parameters)}
 
 

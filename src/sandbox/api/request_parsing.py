@@ -85,7 +85,7 @@ def _declared_names(route: APIRoute) -> list[str]:
 
 
 def _declared_patterns(route: APIRoute) -> list[str]:
-    """Return the name patterns of the parameters that the route reads itself; header parameters have none."""
+    """Return name patterns for the parameters that the route itself reads; header parameters have none."""
     parameters = (route.openapi_extra or {}).get("parameters", ())
     return [pattern for parameter in parameters for pattern in parameter["schema"].get("patternProperties", {})]
 

@@ -12,7 +12,7 @@ class ApiSettings:
 
     version: the server's version.
     ports: the ports on which the server listens.
-    agents: the agents by the key of their section in a manifest.
+    agents: the agents, keyed by their manifest section.
     host_names: host names for clients, in addition to the loopback names.
     requires_token: require a token even if none exists.
     requests_per_minute: limit per client; 0 means unlimited.

@@ -45,7 +45,7 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Principal(self.id, self.name, self.role)
 
     def is_valid(self, now: datetime) -> bool:
-        """Return whether the token has not expired at `now`."""
+        """Return whether the token is still valid at `now`."""
         return self.expires_at is None or now < self.expires_at
 
 
@@ -171,7 +171,10 @@ class TokenFile:
         return [record for record in self.list() if record.is_valid(now)]
 
     def revoke(self, token_id: str) -> TokenRecord:
-        """Revoke a token and end the sessions opened with it. Raises TokenNotFoundError and the errors of `list`."""
+        """Revoke a token and end the sessions opened with it.
+
+        Raises TokenNotFoundError, and the same errors as `list`.
+        """
         with self._change_lock():
             records = self.list()
             found = next((record for record in records if record.id == token_id), None)

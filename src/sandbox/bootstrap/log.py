@@ -39,7 +39,7 @@ _EXTRA_FIELDS = (
 
 
 def configure_logging(log_format: str, level: str, redact: Callable[[str], str] = str) -> None:
-    """Log messages of at least `level`, and warnings and errors of libraries, to stderr. Can be called repeatedly.
+    """Log messages at `level` or above, and warnings and errors from libraries, to stderr. Can be called repeatedly.
 
     redact: removes secret values from any text.
     """

@@ -42,7 +42,7 @@ def make_private_directory(directory: Path) -> Path:
 
 
 def make_data_dir(directory: Path) -> Path:
-    """Create a private data directory for a server. Raises the errors of `check_usable_data_dir`."""
+    """Create a private data directory for a server. Raises the same errors as `check_usable_data_dir`."""
     check_usable_data_dir(directory)
     return make_private_directory(directory)
 

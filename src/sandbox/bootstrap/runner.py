@@ -1,6 +1,6 @@
 """Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`. Reads its order from standard input.
 
-Imports few modules of the server, to start fast and use little memory.
+Imports only a few server modules, so that it starts fast and uses little memory.
 """
 
 import gc
@@ -143,7 +143,7 @@ def _read_message() -> LaunchMessage:
 
 
 def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
-    """Return a timeout that allows reading the whole journal: a busy host must not cause the loss of a task's work."""
+    """Return a timeout that allows reading the whole journal: a busy host must not cause a task's work to be lost."""
     return math.ceil(LAUNCH_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
 
 
@@ -309,7 +309,7 @@ def build_runner(
     gateways: GatewayFactory,
     terminals: TerminalServer,
 ) -> AttemptRunner:
-    """Connect the steps of an attempt with their components."""
+    """Connect an attempt's steps to their components."""
     confine = _choose_confine(attempt, parts)
     source = ResumedWorkspace(attempt) if attempt.resumes else ClonedWorkspace(attempt, parts.workspaces, confine)
     return AttemptRunner(
@@ -322,7 +322,7 @@ def build_runner(
 
 
 def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
-    """Connect the finisher of an attempt with its components. agent: None if this version does not have it."""
+    """Connect an attempt's finisher to its components. agent: None if this version does not have it."""
     finalizer = _build_finalizer(attempt, parts, agent, _choose_confine(attempt, parts))
     return AttemptFinisher(attempt, parts.runtime, parts.boot_id, finalizer)
 

@@ -1,4 +1,4 @@
-"""Contexts: named servers with their tokens, stored in a private file of the user, and the selection of one of them."""
+"""Contexts: named servers with their tokens, stored in the user's private file, and the selection of a context."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ _SYNONYMS = {
     **dict.fromkeys(("describe", "get", "inspect", "show", "view"), ("status", "show")),
     **dict.fromkeys(("create", "start"), ("submit", "create")),
 }
-"""Maps command names of similar programs to the names used here."""
+"""Maps command names from similar programs to the names used here."""
 
 _SIMILARITY_MIN = 0.7
 """With difflib's default, `release` would be suggested for `delete`."""

@@ -20,7 +20,7 @@ ROOT_ENTRIES = {
     "task": ("sandbox.cli.main:task", "Submit, watch and cancel tasks, and download their results."),
     "top": ("sandbox.cli.commands.top.command:top", "Watch all tasks on one screen."),
     "login": ("sandbox.cli.commands.login:login", "Log in to a server and store it as a context."),
-    "context": ("sandbox.cli.commands.context:context", "Choose between the servers that you logged in to."),
+    "context": ("sandbox.cli.commands.context:context", "Choose between the servers that you have logged in to."),
     "serve": ("sandbox.cli.commands.serve:serve", "Run the server."),
     "setup": ("sandbox.cli.commands.setup:setup", "Install missing software on this machine."),
     "doctor": ("sandbox.cli.commands.doctor:doctor", "Check this machine and suggest fixes."),

@@ -354,7 +354,7 @@ _FAMILY_BY_STATUS: dict[int, type[ClientError]] = {
 
 
 def error_from_response(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:
-    """Convert an error response of `server` to an exception. retry_after: the value of its Retry-After header."""
+    """Convert an error response from `server` to an exception. retry_after: the value of its Retry-After header."""
     try:
         response = json.loads(body)
         code, message = str(response["error"]), str(response["message"])

@@ -178,7 +178,7 @@ def release(task_id: str) -> Request[Release]:
 
 
 def artifacts(task_id: str) -> Request[ArtifactList]:
-    """List the artifacts of a task."""
+    """List a task's artifacts."""
     path = task_path(task_id, "artifacts")
     return Request("GET", path, ArtifactList, ("artifacts",), response_bytes_max=LIST_BYTES_MAX)
 
@@ -197,7 +197,7 @@ def logs(task_id: str, **filters: str | int | None) -> Request[StreamBody]:
 
 
 def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Request[StreamBody]:
-    """Follow the events of a task."""
+    """Follow a task's events."""
     headers = {"Accept": "text/event-stream"}
     if filters.get("after") is not None:
         headers["Last-Event-ID"] = str(filters["after"])

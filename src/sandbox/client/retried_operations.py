@@ -87,7 +87,10 @@ class Operation(Generic[ResponseT]):
         self._advance(lambda: self._steps.send(response))
 
     def throw(self, error: ClientError) -> None:
-        """Continue with the error of the executed step. Raises the error if the operation does not handle it."""
+        """Continue with the error that the executed step raised.
+
+        Raises the error if the operation does not handle it.
+        """
         self._advance(lambda: self._steps.throw(error))
 
     def _advance(self, get_step: Callable[[], Request[Any] | Sleep]) -> None:

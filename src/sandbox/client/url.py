@@ -53,7 +53,7 @@ def task_page_url(server: str, task_id: str) -> str:
 
 
 def task_path(task_id: str, *rest: str) -> str:
-    """Return the path of a task or of a part of it. Raises InvalidParameterError or TaskNotFoundError."""
+    """Return the path of a task, or of a part of a task. Raises InvalidParameterError or TaskNotFoundError."""
     if not task_id:
         raise InvalidParameterError("The id of a task must not be empty.")
     if "/" in task_id:  # a proxy may decode an encoded slash, and `a/vm` is a different path than `a`

@@ -38,7 +38,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One response of the model. The requests for this turn first get its `faults` in order, one fault per request.
+    """One response of the model. Requests for this turn first get the turn's `faults` in order, one fault per request.
 
     stop_reason: for example `refusal`. If it is empty, the content determines the stop reason: `tool_use` or
     `end_turn`.

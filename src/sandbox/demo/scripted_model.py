@@ -1,7 +1,7 @@
 """Server that implements the Anthropic Messages API by following a script: `python -m sandbox.demo.scripted_model`.
 
 The number of assistant messages in a request determines the turn, so a retried request gets the same response. Each
-fault applies to a fixed number of requests, so enough retries succeed.
+fault applies to a fixed number of requests, so a request succeeds after enough retries.
 """
 
 from __future__ import annotations

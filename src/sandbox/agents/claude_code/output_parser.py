@@ -78,7 +78,7 @@ class ClaudeOutputParser:
         self._result_line: bytes | None = None
 
     def parse_line(self, line: bytes) -> Sequence[AgentEvent] | None:
-        """Return the events of one line of stdout; None if the line is not an event of this session."""
+        """Return the events in one line of stdout; None if the line is not an event from this session."""
         event = read_event(line)
         if event is None and not line.endswith(b"\n"):
             self._result_line = None  # stdout ended in the middle of a line, so output followed the last result
@@ -174,7 +174,7 @@ class _TextBudget:
 
 
 def _convert_event(event: StreamEvent, line: bytes) -> Iterator[ConversationEvent]:
-    """Yield the conversation events of one stream event, regardless of earlier events."""
+    """Yield the conversation events in one stream event, regardless of earlier events."""
     match event.type:
         case "assistant":
             for block in read_blocks(read_message(event)):

@@ -49,7 +49,7 @@ class McpConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Claude:
-    """Prompt and settings of Claude Code."""
+    """Prompt and settings for Claude Code."""
 
     __pydantic_config__ = FORBID_EXTRA
     prompt: Annotated[str, PROMPT]

@@ -51,7 +51,7 @@ class StreamEvent(msgspec.Struct):
 
 
 class Message(msgspec.Struct):
-    """A message of the conversation. `content` may be a plain string, which contains no tool call."""
+    """A message in the conversation. `content` may be a plain string, which contains no tool call."""
 
     id: str = ""
     model: str = ""
@@ -132,12 +132,12 @@ def read_event(line: bytes) -> StreamEvent | None:
 
 
 def read_message(event: StreamEvent) -> Message:
-    """Decode the message of an event; empty if it has none."""
+    """Decode the message in an event; empty if there is none."""
     return _decode_if_sparse(_MESSAGE, event.message) or Message()
 
 
 def read_blocks(message: Message) -> list[ContentBlock]:
-    """Decode the valid blocks of a message."""
+    """Decode the valid blocks in a message."""
     if isinstance(message.content, str):
         return []
     return [block for raw in message.content if (block := _decode(_BLOCK, raw)) is not None]

@@ -189,7 +189,7 @@ class Caller:
 
 
 class Authenticator:
-    """Authenticates all requests of one server, on both ports."""
+    """Authenticates all requests to one server, on both of its ports."""
 
     def __init__(
         self, token_store: TokenStore, settings: ApiSettings, monotonic: Callable[[], float] = time.monotonic

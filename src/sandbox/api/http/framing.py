@@ -188,7 +188,7 @@ class RequestFraming:
             self._buffer.clear()
 
     def _discard(self) -> None:
-        """Ignore everything after the last request of a connection."""
+        """Ignore everything after the last request on a connection."""
         self._buffer.clear()
 
     def _consume_body(self) -> bytes | None:
@@ -222,7 +222,7 @@ class RequestFraming:
 
 
 class FramedConnection(h11.Connection):
-    """An h11 connection with strict framing. `next_event` raises the error of a rejected request."""
+    """An h11 connection with strict framing. `next_event` raises an error for a rejected request."""
 
     def __init__(self) -> None:
         super().__init__(h11.SERVER, HEAD_BYTES_MAX)

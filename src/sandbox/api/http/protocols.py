@@ -37,7 +37,7 @@ _PARTS_BYTES = 28 * 1024
 """Bytes charged to a client's share for a few parts of a request body, regardless of their length."""
 
 _REJECTION_BYTES = 16 * 1024
-"""Bytes charged to the share of rejections for the response to a malformed request."""
+"""Bytes charged to the share for rejections, for each response to a malformed request."""
 
 _FRAMES_BYTES = 256
 """Number of bytes of WebSocket frames that are parsed at once; the shortest frame that a client sends has 6 bytes."""
@@ -69,7 +69,7 @@ class UnauthenticatedConnections:
         self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
 
     def add(self, connection: "HttpProtocol") -> None:
-        """Add a new connection, or move one to the end after its response; close the oldest ones above the limit.
+        """Add a new connection, or move one to the end after its response; close the oldest ones beyond the limit.
 
         Connections with an authenticated request in progress are not closed, only removed.
         """
@@ -161,7 +161,7 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 
     @property
     def is_authenticated(self) -> bool:
-        """Whether a request by an authenticated caller (any caller if the server has no tokens) is in progress."""
+        """Whether a request from an authenticated caller (any caller if there are no tokens) is in progress."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         caller = self.scope.get("state", {}).get("caller")

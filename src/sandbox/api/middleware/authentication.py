@@ -85,7 +85,7 @@ class AuthenticationMiddleware:
 
 
 class _CheckedChannel:
-    """Forwards the messages of one connection.
+    """Forwards the messages on one connection.
 
     Once the credentials are revoked, the app gets the same messages and errors as after a disconnection.
     """

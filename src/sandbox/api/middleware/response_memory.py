@@ -18,7 +18,7 @@ PIECE_BYTES = 64 * 1024
 """A body is sent in pieces of this size, so its memory is counted until the client has read most of it."""
 
 _SOCKET_BYTES = 2 * PIECE_BYTES
-"""Bytes that a connection buffers for its client: up to one piece above the high-water mark."""
+"""Bytes that a connection buffers for its client: up to one piece more than the high-water mark."""
 
 _SMALL_BYTES = 4 * 1024
 """Responses up to this size are never refused: the change that they report has already taken effect."""
@@ -56,7 +56,7 @@ class _CountedResponse:
         self._close = scope["state"].get("abort", _close_nothing)
 
     async def send(self, message: Message) -> None:
-        """Send a message of the response."""
+        """Send one message of the response."""
         if message["type"] == "http.response.start" and "content-length" in Headers(raw=message["headers"]):
             self._head = message
         elif message["type"] not in _CONTENT:

@@ -53,9 +53,9 @@ _Formatter = Callable[[WireEvent], bytes]
 
 @dataclass(frozen=True, slots=True)
 class LogEncoder:
-    """Filters and formats events. When following, `gap` and `end` events pass every filter.
+    """Filters and formats events. In a followed log, `gap` and `end` events pass every filter.
 
-    since: a timestamp in the format of events; empty for all.
+    since: a timestamp in the format that events use; empty for all events.
     """
 
     stream: LogStream
@@ -137,7 +137,7 @@ async def get_logs(
     task_id: paths.TaskId,
     query: Annotated[LogQuery, Query()],
 ) -> Response:
-    """Get the agent's output and the events of the task, ordered by `seq`."""
+    """Get the agent's output and the task's events, ordered by `seq`."""
     task = await context.services.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
     encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)

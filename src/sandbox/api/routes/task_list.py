@@ -144,7 +144,7 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
 
 
 async def query_page(tasks: TaskQueries, query: TaskQuery, params: QueryParams) -> TaskPage:
-    """Return the requested page. The page is empty if the query requires two values of one label."""
+    """Return the requested page. The page is empty if the query requires two values for one label."""
     return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
 
 

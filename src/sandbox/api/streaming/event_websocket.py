@@ -49,7 +49,7 @@ class StreamRequest:
 
 @dataclass(frozen=True, slots=True)
 class WebSocketEncoder:
-    """Encodes each event of the selected types as one message."""
+    """Encodes each event that has a selected type as one message."""
 
     types: frozenset[str]
 

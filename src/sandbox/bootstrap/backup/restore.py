@@ -69,10 +69,11 @@ class RestoreResult:
 
 
 def restore(source: Path, data_dir: Path) -> RestoreResult:
-    """Restore `data_dir`, which must be missing or empty, from a backup. The restore is complete or changes nothing.
+    """Restore `data_dir`, which must be missing or empty, from a backup.
 
-    Tasks that had started end as `host_lost`; the next server starts the others. Raises BackupUnusableError,
-    DataDirNotEmptyError, RestoreTargetUnusableError, StoreUnusableError, StoreError, OSError.
+    The restore either completes or changes nothing. Tasks that had started end as `host_lost`; the next server starts
+    the others. Raises BackupUnusableError, DataDirNotEmptyError, RestoreTargetUnusableError, StoreUnusableError,
+    StoreError, OSError.
     """
     _check_target(data_dir)
     _check_regular_file(source)

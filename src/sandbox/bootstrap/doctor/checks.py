@@ -32,7 +32,7 @@ from sandbox.runtimes.nodejs import node_version, pinned_packages
 
 
 def check_images(settings: ServerSettings) -> list[Finding]:
-    """Check the images. A damaged image affects only tasks with its profile."""
+    """Check the images. A damaged image affects only tasks that use its profile."""
     catalog = ProfileCatalog(settings.server.data_dir.absolute())
     findings = []
     for entry in catalog.entries():
@@ -162,7 +162,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_leftovers(settings: ServerSettings) -> list[Finding]:
-    """Check for leftover control groups of other data directories; the janitor removes those of this one."""
+    """Check for leftover control groups from other data directories; the janitor removes those from this one."""
     hierarchies = find_hierarchies()
     tasks = tasks_root(settings.server.data_dir.absolute())
     own_attempts = {path.name for path in tasks.glob("*/attempts/*")}

@@ -137,7 +137,7 @@ def _user_directory(variable: str, default: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSection:
-    """Address and data directory of the server, and runtime of the sandboxes."""
+    """The server's address and data directory, and the runtime of sandboxes."""
 
     __pydantic_config__ = _FORBID_EXTRA
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"
@@ -221,7 +221,7 @@ class VaultSection:
 
 @dataclass(frozen=True, kw_only=True)
 class SecretsSection:
-    """Sources of the secrets of tasks."""
+    """Sources of task secrets."""
 
     __pydantic_config__ = _FORBID_EXTRA
     directory: Annotated[DirectoryPath, Description("Directory of secrets with `source: file`.")] | None = None

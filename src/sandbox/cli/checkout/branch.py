@@ -1,6 +1,6 @@
 """Commits a task's changes to a new branch of the checkout, without using the working tree, and pushes the branch.
 
-No file of the patch is written to the working tree, so none can run as a hook or a filter.
+No file from the patch is written to the working tree, so none can run as a hook or a filter.
 """
 
 from __future__ import annotations

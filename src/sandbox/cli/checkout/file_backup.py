@@ -24,7 +24,7 @@ class _FileState(NamedTuple):
 
 
 class FileBackup:
-    """Backup of some paths in a checkout: a copy of each file in `copies`, and a list of the paths without a file.
+    """Backup of paths in a checkout: a copy of each file, stored in `copies`, and a list of the paths without a file.
 
     replaced: directory for files that a restore finds at these paths and that are not from the backup.
     was_interrupted: a signal was received and is deferred until the context ends.

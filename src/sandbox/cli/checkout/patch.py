@@ -73,7 +73,7 @@ def fetch_patch(
 ) -> None:
     """Download and verify the task's patch to the file `target`. Exits with an error if there is none.
 
-    is_chain: download the patch that includes the changes of all tasks in the chain that this task continues.
+    is_chain: download the patch that includes the changes from all tasks in the chain that this task continues.
     """
     path = _CHAIN_PATCH.format(task_id) if is_chain else f".sandbox/{task_id}.patch"
     entries = _patch_entries(client, task_id, path)
@@ -92,7 +92,7 @@ def fetch_patch(
 
 
 def has_chain_patch(client: Client, task_id: str) -> bool:
-    """Return whether the task has a patch that includes the changes of the tasks it continues."""
+    """Return whether the task has a patch that includes the changes from the tasks it continues."""
     return bool(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id)))
 
 

@@ -87,7 +87,7 @@ def _print_toml(configuration: Configuration, selected: Iterable[SettingKey], *,
             click.echo(f"{'' if section is None else chr(10)}[{'.'.join(key.section)}]")
             section = key.section
         value = _to_json_value(configuration.value(key))
-        # TOML has no null: the key is omitted.
+        # TOML has no null, so omit the key.
         line = f"# {key.name} is not set" if value is None else f"{key.name} = {_toml_value(value)}"
         click.echo(escape_text(f"{line}  # {configuration.origins[key.path]}" if shows_origin else line))
 
@@ -99,5 +99,5 @@ def _to_json_value(value: Any) -> Any:
 
 
 def _toml_value(value: Any) -> str:
-    """Return the value as TOML. Its syntax for strings, numbers and lists of strings is the same as that of JSON."""
+    """Return the value as TOML. For strings, numbers and lists of strings, the syntax is the same as in JSON."""
     return json.dumps(value, ensure_ascii=False)

@@ -33,7 +33,7 @@ _CUT_CHARACTERS_MAX = 20_000
 class EventLayout:
     """Prints lines with the time of their event.
 
-    The date is printed before a line if it differs from that of the previous line, or from today for the first line.
+    A line is preceded by its date if the date differs from the previous line's or, for the first line, from today's.
     """
 
     def __init__(self, console: Console, today: date | None = None) -> None:
@@ -132,5 +132,5 @@ class EventLayout:
 
 
 def one_line(text: str) -> str:
-    """Put the text on one line and escape it."""
+    """Put the text on a single line and escape it."""
     return escape_text(" ".join(text.split()))

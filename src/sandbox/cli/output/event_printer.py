@@ -1,4 +1,4 @@
-"""Prints a task's events as they arrive: states, messages of the agent, tool calls, the end."""
+"""Prints a task's events as they arrive: states, the agent's messages, tool calls, the end."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class EventPrinter:
 
     @property
     def totals(self) -> list[str]:
-        """Tool calls, tokens and cost so far, without those that are zero."""
+        """Tool calls, tokens and cost so far, omitting those that are zero."""
         parts = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
         if self.input_tokens or self.output_tokens:
             parts.append(f"{self.input_tokens:,} tokens in, {self.output_tokens:,} out")
@@ -144,7 +144,7 @@ class EventPrinter:
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
-        """Forget the open tool calls: those by the previous agent never get an end event."""
+        """Forget the open tool calls: the previous agent's calls never get an end event."""
         self._open_calls.clear()
         start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
         self._layout.print_lines(

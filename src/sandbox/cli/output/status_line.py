@@ -25,7 +25,7 @@ class TaskActivity(Protocol):
 
     @property
     def totals(self) -> Sequence[str]:
-        """Tool calls, tokens and cost so far, in this order, without those that are zero."""
+        """Tool calls, tokens and cost so far, in this order, omitting those that are zero."""
 
 
 class StatusLine:
@@ -50,7 +50,7 @@ class StatusLine:
         return Text.assemble((f"{spinner} ", "cyan"), activity_text, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
     def _suffix(self, elapsed: str, wanted_cells: int) -> str:
-        """Return duration and totals, or duration and cost if less than half of the width would be left."""
+        """Return duration and totals, or only duration and cost if less than half of the width would be left."""
         tails = [
             "  " + " · ".join([elapsed, *figures]) for figures in (self._activity.totals, self._activity.totals[-1:])
         ]

@@ -124,7 +124,7 @@ def _work_duration(task: Task) -> timedelta | None:
 
 @dataclass(frozen=True, slots=True)
 class PageEncoder:
-    """Encodes all events of a batch as one message: a page can handle only about a thousand messages per second."""
+    """Encodes all events in a batch as one message: a page can handle only about a thousand messages per second."""
 
     def encode(self, events: Sequence[WireEvent]) -> Messages:
         """Encode the events as one JSON array, with the last seq as its id."""

@@ -88,7 +88,7 @@ class MessagesApi:
         return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
 
     def decode_error(self, body: bytes) -> str:
-        """Return the message of an error response; empty if there is none."""
+        """Return the message in an error response; empty if there is none."""
         try:
             return msgspec.json.decode(body, type=_ErrorBody).error.message
         except DECODE_ERRORS:
@@ -99,13 +99,8 @@ class MessagesApi:
         return request_checks.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-<<<<<<< HEAD
         """Name a part of the request that has external access, as the subject of a sentence; None if there is none."""
         return request_checks.external_access_reason(request, sanitize)
-=======
-        """Name a part of the request that has external access, as the subject of a sentence; None if there is none."""
-        return external_access.external_access_reason(request, sanitize)
->>>>>>> 45dab4e0 (docstrings: reword texts of agents, api, auth and bootstrap)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
         """Return why the cost of the request cannot be bounded and what to do instead; None if it can be bounded."""

@@ -1,7 +1,7 @@
 """Model prices: Anthropic's public list prices for its own API, standard speed, without batch discount.
 
-Source: the pricing page of Anthropic's documentation and its announcements of price changes, as of PRICES_DATE. A model
-that is not listed has no price; the price of a similar model is never used.
+Source: the pricing page in Anthropic's documentation and Anthropic's announcements of price changes, as of PRICES_DATE.
+A model that is not listed has no price; the price of a similar model is never used.
 """
 
 import re

@@ -108,7 +108,7 @@ class StreamMeter:
             self._append(other)
 
     def usage(self) -> Usage | None:
-        """Return the counts of the latest `message_delta` merged over those of `message_start`."""
+        """Return the counts from the latest `message_delta`, merged over those from `message_start`."""
         return self._tally.usage()
 
     def partial_usage(self) -> Usage | None:
@@ -298,7 +298,7 @@ class _Tally:
 
 
 def _remainder(total: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:
-    """Subtract the parts from the whole, per count, with a minimum of 0."""
+    """Subtract the parts from the whole, count by count, with a minimum of 0."""
     counts = zip(astuple(total), *(astuple(tokens) for _, tokens in parts), strict=True)
     return TokenCounts(*(max(0, first - sum(others)) for first, *others in counts))
 

@@ -126,7 +126,7 @@ class TaskTools:
             return await tools.logs(client, task_id, stream, lines)
 
     async def diff(self, task_id: _TaskId, offset: _Offset = 0) -> str:
-        """Get the changes of an ended task, as a patch for git apply."""
+        """Get an ended task's changes, as a patch for git apply."""
         async with self._client() as client:
             return await tools.diff(client, task_id, offset)
 
@@ -136,7 +136,7 @@ class TaskTools:
         name: Annotated[str | None, Field(description="The artifact to read; without it, all are listed.")] = None,
         offset: _Offset = 0,
     ) -> str:
-        """List the stored files of a task, or read the text of one of them."""
+        """List a task's stored files, or read the text of one file."""
         async with self._client() as client:
             return await tools.artifacts(client, task_id, name, offset)
 

@@ -58,7 +58,7 @@ class TopView:
     """View model of the screen. The selection stays on its task when other tasks appear or disappear.
 
     filter: which tasks to fetch.
-    search_input: the search that the user is typing, as bytes of the terminal; None if no search is open.
+    search_input: the search that the user is typing, as bytes from the terminal; None if no search is open.
     task_to_cancel: the task whose cancellation the user must confirm.
     notice: a message until the next key.
     """
