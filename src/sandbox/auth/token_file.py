@@ -215,7 +215,10 @@ class TokenFile:
 
     @contextmanager
     def _change_lock(self) -> Iterator[None]:
-        """Hold the lock that serializes changes by several processes. It is separate from the data directory's lock."""
+        """Hold the lock that serializes changes by several processes.
+
+        This lock is separate from the data directory's lock.
+        """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(self.path.with_suffix(".lock"), flags, 0o600)
         try:

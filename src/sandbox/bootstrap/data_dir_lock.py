@@ -29,7 +29,7 @@ def lock_data_dir(data_dir: Path) -> Iterator[None]:
     """Lock a data directory exclusively; the lock ends with the process.
 
     The directory itself is locked, regardless of its path. A program that removes old temporary files could remove a
-    lock file, but not this lock. The file `server.lock` identifies the holder and the directory. A copy of a data
+    lock file, but not this lock. The `server.lock` file identifies the holder and the directory. A copy of a data
     directory is rejected: it contains the same attempts as the original, so a server on the copy would end the running
     ones. Raises DataDirBusyError, UnsafeDirectoryError if another user owns the directory, OSError.
     """

@@ -122,7 +122,7 @@ class ContextFile:
 
     @contextmanager
     def changing(self) -> Iterator[ContextFile]:
-        """Hold the lock of the file, so that concurrent changes are not lost. Raises OSError."""
+        """Lock the file while the context is active, so that concurrent changes are not lost. Raises OSError."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -157,7 +157,7 @@ def interrupt_hint(task_id: str) -> Iterator[None]:
 
 @contextmanager
 def unprinted_hint(message: str) -> Iterator[None]:
-    """If the result cannot be printed, print a message about what was created: repeating the command creates more."""
+    """If the result cannot be printed, say what was created: repeating the command would create another one."""
     try:
         yield
     except OSError:

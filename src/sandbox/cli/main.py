@@ -1,4 +1,4 @@
-"""The command `sandbox` with its groups. Commands are imported when they run."""
+"""The `sandbox` command with its groups. Commands are imported when they run."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def print_submitted(submitted: Submitted, server: str, *, is_watched: bool) -> N
 
 
 def wait_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options --wait (`waits`) and --follow (`follows`) to a command that submits a task."""
+    """Add the --wait (`waits`) and --follow (`follows`) options to a command that submits a task."""
     wait = click.option(
         "--wait",
         "-w",

@@ -57,7 +57,7 @@ def git_environment() -> dict[str, str]:
 
 
 def make_example_repository(directory: Path) -> Path:
-    """Create the bare repository `example.git` with the branch `main` in `directory`; return its path.
+    """Create the bare repository `example.git`, with a `main` branch, in `directory`; return its path.
 
     Raises OSError, or subprocess.SubprocessError if git fails.
     """

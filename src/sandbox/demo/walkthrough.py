@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sandbox.client import Client
 
 _COMMAND_DIRECTORY = Path(sys.executable).parent
-"""The directory that contains the command `sandbox` and its Python interpreter."""
+"""The directory that contains the `sandbox` command and its Python interpreter."""
 
 START_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 5.0

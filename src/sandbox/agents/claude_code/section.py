@@ -1,4 +1,4 @@
-"""The section `claude` of a manifest: its fields, and the rules that span several fields."""
+"""The `claude` section of a manifest: its fields, and the rules that span several fields."""
 
 from __future__ import annotations
 

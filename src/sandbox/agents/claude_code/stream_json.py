@@ -156,7 +156,7 @@ def read_retry(line: bytes) -> ApiRetryEvent:
 def read_result(line: bytes) -> dict[str, Any] | None:
     """Decode a result event; None for any other line.
 
-    The size, the depth and the integers of the returned event are limited, so that every encoder accepts it.
+    The size, depth and integers of the returned event are limited, so every encoder accepts it.
     """
     result = _decode_if_sparse(_RESULT, line)
     if result is None:

@@ -150,7 +150,7 @@ def download_content_type(content_type: str) -> str:
 def content_disposition(name: str) -> str:
     """Return a Content-Disposition (RFC 6266) with an ASCII fallback for old clients.
 
-    Escapes `name`, so that it cannot end the header or its quoted string.
+    Escapes `name`, so it cannot end the header or its quoted string.
     """
     plain = re.sub(r"[^A-Za-z0-9 ._+=@,-]", "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"

@@ -123,7 +123,7 @@ async def get_asset(name: str) -> Response:
 
 
 def _asset_directory() -> Path:
-    """Return the directory of Swagger UI in the package fastapi-offline, without importing the package."""
+    """Return the directory of Swagger UI in the fastapi-offline package, without importing the package."""
     spec = find_spec("fastapi_offline")
     if spec is None or not spec.submodule_search_locations:
         raise HTTPException(404)

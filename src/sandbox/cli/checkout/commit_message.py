@@ -45,7 +45,7 @@ _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release
 
 
 def build_commit_message(final_message: str, task_name: str, task_id: str) -> str:
-    """Return a subject, a wrapped body and the trailer `Sandbox-Task`.
+    """Return a subject, a wrapped body and the `Sandbox-Task` trailer.
 
     The subject is the first line of the message that is not a heading; if there is none, it is the task's name. The
     trailer is in a separate last paragraph, so that no line of the message is read as a trailer. No line is an

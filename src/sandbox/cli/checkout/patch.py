@@ -51,7 +51,7 @@ def applied_message(files: int, *, is_staged: bool) -> str:
 
 
 CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
-"""Help text of the option --chain."""
+"""Help text for the --chain option."""
 
 REMARKS_MAX = 50
 """Maximum number of remarks to print; a server writes fewer."""

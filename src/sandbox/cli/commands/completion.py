@@ -1,4 +1,4 @@
-"""The command `sandbox completion`."""
+"""The `sandbox completion` command."""
 
 from __future__ import annotations
 

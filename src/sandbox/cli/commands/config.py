@@ -1,4 +1,4 @@
-"""The commands `sandbox config …`."""
+"""The `sandbox config …` commands."""
 
 from __future__ import annotations
 

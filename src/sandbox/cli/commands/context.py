@@ -1,4 +1,4 @@
-"""The commands `sandbox context …`."""
+"""The `sandbox context …` commands."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ _name_argument = click.argument("name", shell_complete=complete_context)
 def context() -> None:
     """Choose between the servers that you have logged in to.
 
-    A context is a server and its token, stored by sandbox login. Commands use the current one. The options --context,
-    --server and --token, and then the variables SANDBOX_CONTEXT, SANDBOX_SERVER and SANDBOX_TOKEN, override it.
+    A context is a server and its token, stored by sandbox login. Commands use the current one. It is overridden by the
+    --context, --server and --token options, and then by the SANDBOX_CONTEXT, SANDBOX_SERVER and SANDBOX_TOKEN
+    variables.
     """
 
 

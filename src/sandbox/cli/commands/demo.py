@@ -1,4 +1,4 @@
-"""The command `sandbox demo`."""
+"""The `sandbox demo` command."""
 
 from __future__ import annotations
 

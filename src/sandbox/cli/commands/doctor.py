@@ -1,4 +1,4 @@
-"""The command `sandbox doctor`."""
+"""The `sandbox doctor` command."""
 
 from __future__ import annotations
 

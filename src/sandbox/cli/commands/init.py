@@ -1,4 +1,4 @@
-"""The command `sandbox init`."""
+"""The `sandbox init` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox login`."""
+"""The `sandbox login` command."""
 
 from __future__ import annotations
 

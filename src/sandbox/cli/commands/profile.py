@@ -1,4 +1,4 @@
-"""The commands `sandbox profile …`."""
+"""The `sandbox profile …` commands."""
 
 from __future__ import annotations
 

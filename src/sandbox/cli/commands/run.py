@@ -1,4 +1,4 @@
-"""The command `sandbox run`."""
+"""The `sandbox run` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox serve`."""
+"""The `sandbox serve` command."""
 
 from __future__ import annotations
 

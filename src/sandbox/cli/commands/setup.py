@@ -1,4 +1,4 @@
-"""The command `sandbox setup`."""
+"""The `sandbox setup` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands `sandbox token …`."""
+"""The `sandbox token …` commands."""
 
 from __future__ import annotations
 

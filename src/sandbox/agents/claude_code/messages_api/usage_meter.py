@@ -100,7 +100,7 @@ class StreamMeter:
         self.is_complete = False
 
     def feed(self, data: bytes) -> None:
-        """Process the next bytes of the body, split anywhere."""
+        """Process the next bytes of the body, which may be split anywhere."""
         first, *others = data.split(b"\n")
         self._append(first)
         for other in others:
@@ -172,7 +172,7 @@ class StreamMeter:
 
 _SSE_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _FREE_EVENTS = ("ping", "error")
-"""Events that may precede a response, and that a stream contains instead of a response."""
+"""Events that may precede a response, or that a stream may contain instead of one."""
 
 
 def _is_readable(line: bytes) -> bool:
@@ -202,7 +202,7 @@ class JsonMeter:
         self._is_too_long = False
 
     def feed(self, data: bytes) -> None:
-        """Process the next bytes of the body, split anywhere."""
+        """Process the next bytes of the body, which may be split anywhere."""
         if self._is_too_long or len(self._body) + len(data) > JSON_BODY_BYTES_MAX:
             self._is_too_long = True
             self._body.clear()

@@ -1,1 +1,1 @@
-"""The commands `sandbox admin …`, for operators of a server."""
+"""The `sandbox admin …` commands, for operators of a server."""

@@ -1,4 +1,4 @@
-"""The commands `sandbox admin backup` and `sandbox admin restore`."""
+"""The `sandbox admin backup` and `sandbox admin restore` commands."""
 
 from __future__ import annotations
 

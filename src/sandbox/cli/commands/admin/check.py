@@ -1,4 +1,4 @@
-"""The command `sandbox admin check`."""
+"""The `sandbox admin check` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox admin drain`."""
+"""The `sandbox admin drain` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox admin prune`."""
+"""The `sandbox admin prune` command."""
 
 from __future__ import annotations
 

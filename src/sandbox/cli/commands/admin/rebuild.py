@@ -1,4 +1,4 @@
-"""The command `sandbox admin rebuild`."""
+"""The `sandbox admin rebuild` command."""
 
 from __future__ import annotations
 

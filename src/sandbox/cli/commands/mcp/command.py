@@ -1,4 +1,4 @@
-"""The command `sandbox mcp`."""
+"""The `sandbox mcp` command."""
 
 from __future__ import annotations
 

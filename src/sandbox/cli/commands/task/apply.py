@@ -1,4 +1,4 @@
-"""The command `sandbox task apply`."""
+"""The `sandbox task apply` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task artifacts`."""
+"""The `sandbox task artifacts` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task attach`."""
+"""The `sandbox task attach` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task cancel`."""
+"""The `sandbox task cancel` command."""
 
 from __future__ import annotations
 

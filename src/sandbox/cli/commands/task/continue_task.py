@@ -1,4 +1,4 @@
-"""The command `sandbox task continue`."""
+"""The `sandbox task continue` command."""
 
 from __future__ import annotations
 

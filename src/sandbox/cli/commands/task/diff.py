@@ -1,4 +1,4 @@
-"""The command `sandbox task diff`."""
+"""The `sandbox task diff` command."""
 
 from __future__ import annotations
 

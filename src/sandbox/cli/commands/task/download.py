@@ -1,4 +1,4 @@
-"""The command `sandbox task download`."""
+"""The `sandbox task download` command."""
 
 from __future__ import annotations
 

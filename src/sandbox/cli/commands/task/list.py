@@ -1,4 +1,4 @@
-"""The command `sandbox task list`."""
+"""The `sandbox task list` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task logs`."""
+"""The `sandbox task logs` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task open`."""
+"""The `sandbox task open` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task release`."""
+"""The `sandbox task release` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task rerun`."""
+"""The `sandbox task rerun` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task shell`."""
+"""The `sandbox task shell` command."""
 
 from __future__ import annotations
 

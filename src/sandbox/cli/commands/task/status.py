@@ -1,4 +1,4 @@
-"""The command `sandbox task status`."""
+"""The `sandbox task status` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task submit`."""
+"""The `sandbox task submit` command."""
 
 from __future__ import annotations
 

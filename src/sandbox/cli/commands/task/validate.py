@@ -1,4 +1,4 @@
-"""The command `sandbox task validate`."""
+"""The `sandbox task validate` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox task wait`."""
+"""The `sandbox task wait` command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `sandbox top`."""
+"""The `sandbox top` command."""
 
 from __future__ import annotations
 
