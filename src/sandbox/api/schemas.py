@@ -95,7 +95,7 @@ class _SchemaGenerator(GenerateJsonSchema):
 
 
 def _schema_of(kind: Any) -> dict[str, Any]:
-    """Return the schema of a type. Objects in it accept no undeclared keys."""
+    """Return the schema of a type. Objects in it do not accept undeclared keys."""
     adapter = TypeAdapter(kind, config=ConfigDict(extra="forbid"))
     return adapter.json_schema(mode="serialization", ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
 

@@ -180,5 +180,5 @@ def _remove_database(file: Path) -> None:
 
 
 def _sidecar_files(file: Path) -> tuple[Path, ...]:
-    """Return the files that SQLite keeps next to a database. They would damage a different database in its place."""
+    """Return the files that SQLite keeps next to a database. They would damage another database at the same path."""
     return tuple(file.with_name(f"{file.name}-{kind}") for kind in ("wal", "shm"))

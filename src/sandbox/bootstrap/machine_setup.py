@@ -83,7 +83,7 @@ def plan_for_this_machine() -> SetupPlan:
 
 
 def run_command(command: tuple[str, ...]) -> bool:
-    """Run a command of a plan with the terminal's input and output; return whether it succeeded."""
+    """Run a command from a plan with the terminal's input and output; return whether it succeeded."""
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     environment = {"PATH": _PATH, "LANG": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **proxies}
     try:
@@ -98,7 +98,7 @@ def are_npm_packages_installed() -> bool:
 
 
 def install_npm_packages() -> None:
-    """Install the npm packages of the lock file for sandboxes. Raises SetupError, OSError."""
+    """Install the npm packages from the lock file for sandboxes. Raises SetupError, OSError."""
     target = packages_directory()
     part = target.with_name(f"{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)

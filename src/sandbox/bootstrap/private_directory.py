@@ -50,8 +50,8 @@ def make_data_dir(directory: Path) -> Path:
 def check_usable_data_dir(directory: Path) -> None:
     """Check that a server may use this data directory. Changes nothing. Raises UnsafeDirectoryError, OSError.
 
-    A directory that others can access is rejected if it is sticky (as /tmp is), or if it contains files but no server's
-    data. The server makes an accepted directory private.
+    A directory that others can access is rejected if it is sticky (as /tmp is), or if it contains files but no data
+    from a server. The server makes an accepted directory private.
     """
     try:
         check_owner(directory)

@@ -101,7 +101,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
 def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
     """Carry out the order: run an attempt, finish one whose runner died, or run a debug session.
 
-    get_agents: returns the agents by the key of their manifest section; the server must have the same agents.
+    get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
     signal.alarm(int(LAUNCH_SECONDS))

@@ -77,7 +77,7 @@ class RuntimeChoice(msgspec.Struct, frozen=True):
 
 
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
-    """Probe and choose a runtime. `auto` selects the strongest that works and is not explicit-only.
+    """Probe and choose a runtime. `auto` selects the strongest runtime that works and is not explicit-only.
 
     A name selects the runtime with this name, even if it does not work. No other runtime is probed, because a probe
     creates sandboxes. Raises UnknownRuntimeError.

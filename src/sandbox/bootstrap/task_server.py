@@ -133,7 +133,7 @@ class TaskServer:
 
 
 def unfinished_tasks_max() -> int:
-    """Return how many unfinished tasks this process can keep, given its limit on file descriptors."""
+    """Return how many unfinished tasks this process can track, given its limit on file descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return UNFINISHED_TASKS_MAX if soft == resource.RLIM_INFINITY else min(UNFINISHED_TASKS_MAX, soft // _TASK_SHARE)
 

@@ -1,4 +1,4 @@
-"""Error handling of commands: a message, a remedy and an exit code."""
+"""Error handling for commands: a message, a remedy and an exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of commands that run on the server's machine: command line, environment and `sandbox.toml`."""
+"""Options for commands that run on the server's machine: command line, environment and `sandbox.toml`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the task of a command's TASK_ID argument, which is an id or the beginning of a generated id.
+"""Finds the task for a command's TASK_ID argument, which is an id or the beginning of a generated id.
 
 An id that a user chose must be complete: `fix-1` must not become `fix-10` after the task `fix-1` has been removed.
 """

@@ -1,4 +1,4 @@
-"""Python client of the REST API. The command line uses only this client to reach the server."""
+"""Python client for the REST API. The command line uses only this client to reach the server."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -40,7 +40,7 @@ ResponseT = TypeVar("ResponseT")
 
 
 class AsyncClient:
-    """Client of one Sandbox server; an asynchronous context manager. Every method may raise subclasses of ClientError.
+    """Client for one Sandbox server; an asynchronous context manager. Every method may raise subclasses of ClientError.
 
     To stop iterating `events` or `logs` early, close the iterator with `contextlib.aclosing`.
 
@@ -223,7 +223,7 @@ class AsyncClient:
         tail: int | None = None,
         after: int | None = None,
     ) -> AsyncGenerator[Event, None]:
-        """Iterate over a task's events until it ends. Starts at the beginning unless `since`, `tail` or `after` is set.
+        """Iterate over a task's events until the task ends. Starts at the beginning unless `since`, `tail` or `after` is set.
 
         Resumes a broken connection for a limited time, without gaps or duplicates.
         """

@@ -41,7 +41,7 @@ ResponseT = TypeVar("ResponseT")
 
 
 class Client:
-    """Client of one Sandbox server; a context manager. Every method may raise subclasses of ClientError.
+    """Client for one Sandbox server; a context manager. Every method may raise subclasses of ClientError.
 
     server: base URL such as `http://localhost:8122`; None uses SANDBOX_SERVER.
     token: bearer token; None uses SANDBOX_TOKEN.
@@ -219,7 +219,7 @@ class Client:
         tail: int | None = None,
         after: int | None = None,
     ) -> Iterator[Event]:
-        """Iterate over a task's events until it ends. Starts at the beginning unless `since`, `tail` or `after` is set.
+        """Iterate over a task's events until the task ends. Starts at the beginning unless `since`, `tail` or `after` is set.
 
         Resumes a broken connection for a limited time, without gaps or duplicates.
         """

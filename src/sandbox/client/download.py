@@ -22,7 +22,7 @@ class Download:
     A device or pipe cannot be replaced atomically, so it is written only after all bytes have been verified. Every
     method may raise OSError.
 
-    checksum: hexadecimal SHA-256, with or without the prefix `sha256:`.
+    checksum: hexadecimal SHA-256, with or without the `sha256:` prefix.
     """
 
     def __init__(self, target: Path, checksum: str) -> None:

@@ -71,7 +71,7 @@ class UnreachableError(ClientError):
 
 
 class InvalidManifestError(ClientError):
-    """The manifest is invalid; `field_errors` lists all errors with field, rule, message, line and column."""
+    """The manifest is invalid; `field_errors` lists all errors, each with field, rule, message, line and column."""
 
     code = "invalid_manifest"
 
@@ -129,7 +129,7 @@ class AccessError(ClientError):
 
 
 class UnauthorizedError(AccessError):
-    """The server requires a token, and none or an invalid one was sent."""
+    """The server requires a token, but the request contained none or an invalid one."""
 
     code = "unauthorized"
 
@@ -250,7 +250,7 @@ class InsufficientResourcesError(ClientError):
 
     @property
     def requested_memory(self) -> str | None:
-        """Memory that the manifest requests, in its format: `8G`."""
+        """Memory that the manifest requests, in the manifest's format: `8G`."""
         return self._text("requested_memory")
 
     @property

@@ -84,7 +84,7 @@ class Connection:
             raise unexpected_response_error(self.server, response.status_code)
 
     def parse_response(self, call: Request[ResponseT], status: int, body: bytes) -> ResponseT:
-        """Parse the JSON object of a response. Raises UnexpectedResponseError if it does not match the request."""
+        """Parse the JSON object in a response. Raises UnexpectedResponseError if it does not match the request."""
         response = parse_object(body)
         if (
             response is None

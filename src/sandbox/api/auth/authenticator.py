@@ -1,8 +1,8 @@
 """Authenticates and authorizes requests, and rejects requests that pages of other sites have forged.
 
 A server without tokens listens on a loopback address, and any client that reaches the port is the operator. Therefore,
-requests from such pages are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such a page cannot
-forge a request that contains a token. But it can trigger a request with a session cookie, so `Origin` and
+requests from such pages are detected by `Host`, `Origin` and `Sec-Fetch-Site`. On a server with tokens, such a page
+cannot forge a request that contains a token. But it can trigger a request with a session cookie, so `Origin` and
 `Sec-Fetch-Site` are still checked.
 """
 
@@ -111,7 +111,9 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
 
 
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
-    """Return why a request without `Origin` is denied, or None. Denies requests from other sites' pages, except links.
+    """Return why a request without `Origin` is denied, or None.
+
+    Denies requests from pages of other sites, but not links.
     """
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None

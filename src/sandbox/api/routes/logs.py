@@ -215,7 +215,7 @@ def _choose_format(request: Request) -> tuple[str, _Formatter]:
 
 
 class _TextFormatter:
-    """Formats events as lines. Joins the parts of a split line unless another event is between them."""
+    """Formats events as lines. Joins the parts of a split line unless another event comes between them."""
 
     def __init__(self) -> None:
         self._open_source = ""

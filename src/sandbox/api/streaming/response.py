@@ -96,7 +96,7 @@ class Prefetcher:
     async def next_batch(self, idle_seconds: float | None = None) -> list[bytes] | None:
         """Return all buffered messages: an empty list after `idle_seconds` without messages, None at the end.
 
-        Raises the exception of the source.
+        Raises the source's exception.
         """
         self._memory.release(self._taken_bytes)  # the caller has sent the previous messages
         self._taken_bytes = 0
@@ -154,7 +154,7 @@ _NO_TRACKER = nullcontext()
 class EventStreamResponse(Response):
     """Sends messages in batches until the source ends, the client disconnects or `stop_event` is set.
 
-    keep_alive: sent after KEEP_ALIVE_SECONDS without a message; empty for none.
+    keep_alive: sent after KEEP_ALIVE_SECONDS without a message; nothing is sent if it is empty.
     tracker: context manager that is active while the body is sent.
     """
 

@@ -21,7 +21,7 @@ CACHED_ENCODERS_MAX = 8
 
 
 class Batch:
-    """Consecutive events after `after`, with cached results of encoders.
+    """Consecutive events after `after`, with the cached results of their encoders.
 
     Clients choose their encoders, so a batch caches the results of at most CACHED_ENCODERS_MAX encoders.
     """

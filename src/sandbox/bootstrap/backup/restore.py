@@ -249,7 +249,7 @@ class _BoundedReader(io.BufferedReader):
     """A file that rejects excessive reads and seeks.
 
     `tarfile` trusts the headers of a hostile archive: it reads a header of any claimed length into memory, and seeks to
-    any claimed position of the next header.
+    any position claimed for the next header.
     """
 
     def read(self, size: int | None = -1) -> bytes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check. message: what was found; remedy: how to fix the problem, or empty.
+    """The result of one check. message: what was found; remedy: how to fix the problem; may be empty.
 
     is_needed: whether a failed check means that no task can run; otherwise tasks run, but with weaker guarantees.
     """

@@ -1,4 +1,4 @@
-"""Commits a task's changes to a new branch of the checkout, without using the working tree, and pushes the branch.
+"""Commits a task's changes to a new branch in the checkout, without using the working tree, and pushes the branch.
 
 No file from the patch is written to the working tree, so none can run as a hook or a filter.
 """

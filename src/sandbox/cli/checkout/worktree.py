@@ -173,7 +173,7 @@ class Checkout:
         index_path = self.root / (self.git_output("rev-parse", "--git-path", "index") or "")
         if not index_path.is_file():
             return False
-        shutil.copy2(index_path, target)  # with its mtime, which git uses to detect changed files
+        shutil.copy2(index_path, target)  # keep its mtime, which git uses to detect changed files
         return True
 
     def require_clean(self) -> None:
@@ -209,7 +209,7 @@ class Checkout:
     def _patched_paths(self, patch: Path) -> set[str]:
         """Return all paths that a patch writes or removes.
 
-        Only the reversed patch has the old names of renamed files.
+        Only the reversed patch contains the old names of renamed files.
         """
         completed_runs = [self._git_apply("--numstat", "-z", *back, patch=patch) for back in ([], ["--reverse"])]
         for one in completed_runs:

@@ -48,7 +48,7 @@ def show_paged(lines: Iterable[str]) -> None:
 
 
 def find_pager() -> str | None:
-    """Return the pager's command line; None if git would use none."""
+    """Return the pager's command line; None if git would not use a pager."""
     configured = _git_output("config", "--get", "pager.diff")
     if configured is not None and configured.lower() in _FALSE_VALUES:
         return None

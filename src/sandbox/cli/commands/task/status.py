@@ -133,7 +133,7 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
 
 
 def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield rows only if there are several attempts. Older servers send no attempts."""
+    """Yield rows only if there are several attempts. Older servers do not send attempts."""
     attempts = task.get("attempts", [])
     for attempt in attempts if len(attempts) > 1 else []:
         error = attempt["error"]
