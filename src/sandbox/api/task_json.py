@@ -61,7 +61,7 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
 
 @dataclass(frozen=True, slots=True)
 class ChainTotals:
-    """Sums over the tasks of a chain."""
+    """Totals across all tasks in a chain."""
 
     tasks: int
     cost_usd: float

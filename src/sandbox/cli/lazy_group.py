@@ -33,7 +33,7 @@ def gc_frozen() -> Iterator[None]:
 
 
 class GlobalOption(click.Option):
-    """An option that many commands have. The help of the root group describes it; other commands only list it."""
+    """An option that many commands have. The root group's help describes it; other commands only list it."""
 
     @property
     def usage(self) -> str:
@@ -43,7 +43,7 @@ class GlobalOption(click.Option):
         return names if self.is_flag else f"{names} {value}"
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the entry in the list of options; None if the command only lists the option."""
+        """Return the entry for the list of options; None if the command only lists the option."""
         describes = getattr(ctx.command, "describes_global_options", True)
         return super().get_help_record(ctx) if describes else None
 
@@ -64,7 +64,7 @@ class HelpfulCommand(click.Command):
 
 
 def _fill(parts: Sequence[str], width: int) -> Iterator[str]:
-    """Join parts to lines of at most this width. Parts are not broken."""
+    """Join parts into lines of at most this width. Parts are not broken."""
     line = ""
     for part in parts:
         if line and len(line) + 2 + len(part) > width:

@@ -225,7 +225,8 @@ class AsyncClient:
     ) -> AsyncGenerator[Event, None]:
         """Iterate over a task's events until the task ends.
 
-        Starts at the beginning unless `since`, `tail` or `after` is set. Resumes a broken connection for a limited time, without gaps or duplicates.
+        Starts at the beginning unless `since`, `tail` or `after` is set. Resumes a broken connection for a
+        limited time, without gaps or duplicates.
         """
         await self.status(task_id)  # not retried: an unreachable server or a wrong id fails immediately
         stream_state = ResumableStream(task_id, stream, since=since, tail=tail, after=after)

@@ -121,7 +121,7 @@ def _asset_files() -> dict[str, Path]:
 
 
 def current_activity(task: Task) -> str:
-    """Return the tool that runs now and what its call is about, as on the task's page."""
+    """Return the running tool and the subject of its call, as on the task's page."""
     progress = task.progress
     return escape_name(" ".join(part for part in (progress.current_tool, progress.current_subject) if part))
 
@@ -183,7 +183,7 @@ def short_repository(url: str) -> str:
 
 
 def short_id(task_id: str) -> str:
-    """Return the id of a task; of a long one, such as a UUID, the beginning."""
+    """Return a task's id, or only the beginning of a long id such as a UUID."""
     return task_id if len(task_id) <= _ID_LENGTH_MAX else task_id[:8]
 
 

@@ -72,7 +72,10 @@ def pluralize(number: int, noun: str) -> str:
 
 
 def current_activity(progress: Progress) -> str:
-    """Return the tool that runs now and what its call is about; empty if none runs. Older servers send no subject."""
+    """Return the running tool and the subject of its call; empty if none is running.
+
+    Older servers do not send subjects.
+    """
     parts = (progress["current_tool"], progress.get("current_subject"))
     return escape_name(" ".join(part for part in parts if part)) if parts[0] else ""
 

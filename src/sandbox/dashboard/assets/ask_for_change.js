@@ -18,7 +18,7 @@ export class ChangeDialog {
     return Boolean($("task-data")?.dataset.mayChange) && !this.refusalReason;
   }
 
-  // Why the task cannot be continued, if it cannot. The page may have replaced its head since the last call.
+  // Why the task cannot be continued; empty if it can. The page may have replaced its head since the last call.
   get refusalReason() {
     return document.querySelector("#head [data-refusal]")?.dataset.refusal ?? "";
   }

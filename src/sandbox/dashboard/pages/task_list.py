@@ -82,7 +82,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What distinguishes a task from others with the same name: how it was created, and a text.
+    """What distinguishes a task from others with the same name: how the task was created, and a text.
 
     mark: the symbol of the relation. Both are empty for a task that was submitted with a manifest.
     """
@@ -112,7 +112,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     is_first_page = query.cursor is None and query.offset == 0
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
-    # The page is queried last: a task that ends in between is found twice, not missed.
+    # Query the page last, so that a task that ends in between is found twice rather than missed.
     unfinished = await _query_unfinished(request, tasks, query) if is_divided and is_first_page else None
     page = await query_page(tasks, query, request.query_params)
     sections = _unfinished_sections(request, unfinished, page) if unfinished else []
@@ -166,7 +166,7 @@ def _make_section(
 def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks that share their name with another one.
 
-    A task that continues or reruns another one has its name too, even if that task is not among these.
+    A task that continues or reruns another one also shares its name, even if the other task is not among these.
     """
     unique = {task.id: task for task in tasks}.values()
     names = Counter(task.manifest.metadata.name for task in unique)
@@ -174,14 +174,17 @@ def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:
 
 
 def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, Hint]:
-    """Return what distinguishes tasks with the same name, by id. prompts: the beginnings of their prompts, by id."""
+    """Return what distinguishes tasks with the same name, by task id.
+
+    prompts: the beginnings of their prompts, by task id.
+    """
     words = {task.id: _first_words(prompts.get(task.id, ""), task.manifest.metadata.name) for task in tasks}
     relations = {task.id: _RERUN if task.rerun_of else _CONTINUED if task.parent else ("", "") for task in tasks}
     keys = {task.id: (task.manifest.metadata.name, relations[task.id], words[task.id]) for task in tasks}
     counts = Counter(keys.values())
     hints = {}
     for task_id, key in keys.items():
-        # The id comes before the words, which are cut in a narrow window.
+        # The id comes before the words, which are truncated in a narrow window.
         shown_id = f"id {short_id(task_id)}" if counts[key] > 1 or not words[task_id] else ""
         hints[task_id] = Hint(*relations[task_id], " · ".join(filter(None, (shown_id, words[task_id]))))
     return hints

@@ -117,7 +117,7 @@ class StreamMeter:
 
     @property
     def has_started(self) -> bool:
-        """Whether the stream contains anything but pings and errors, even in a format other than the API's."""
+        """Whether the stream contains anything except pings and errors, even in a format other than the API's."""
         return self._has_content or not _is_readable(bytes(self._line))
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
