@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.1
 _LOG_BYTES_MAX = 2000
 
 PORTS = {"port": DEFAULT_API_PORT, "ws_port": DEFAULT_WEBSOCKET_PORT, "git_port": DEFAULT_PORT}
-"""The default ports, which `sandbox serve` and the git server use too; 0 means any free port."""
+"""The default ports, which `sandbox serve` and the git server also use; 0 means any free port."""
 
 
 def demo_directory() -> Path:
