@@ -105,7 +105,7 @@ def test_server_does_not_depend_on_the_host_that_runs_attempts(root: Path):
     assert HOST_DETAILS.search((root / "src/sandbox/placements/local/placement.py").read_text())
 
 
-def test_server_represents_the_writer_of_a_journal_as_its_owner(root: Path):
+def test_server_has_a_type_for_each_owner_of_a_journal(root: Path):
     """The writer is a `JournalOwner` of `server.tracked_task`, not an optional recorder."""
     sources = {name: path.read_text() for name, path in module_names(root).items() if name.startswith("server.")}
     assert [

@@ -312,5 +312,5 @@ def test_received_events_differing_from_the_journal_are_reported(received):
     assert list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): received}))
 
 
-def test_complete_received_events_pass():
+def test_events_that_were_received_completely_pass():
     assert not list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): list(WIRE_EVENTS)}))

@@ -147,7 +147,7 @@ async def drain_output(
 async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: AgentOutput, queue: CpuQueue) -> str:
     """Drain the output pipes; return the reason if draining stopped early.
 
-    If the host stalls, that counts as one check, so output that is ready afterwards is not lost. Output that is waiting
+    A stall of the host counts as a single check, so output that is ready afterwards is not lost. Output that is waiting
     for the CPU budget does not count as silence.
     """
     check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS

@@ -1,4 +1,4 @@
-"""uvicorn protocols with limits for clients that do not read or do not finish their requests."""
+"""uvicorn protocols with limits for clients that do not read responses or do not finish their requests."""
 
 import asyncio
 import logging

@@ -112,7 +112,7 @@ async def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, 
 
 @pytest.mark.parametrize("value", [BASE[:8], "task-1.p", "transcript"])
 async def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, value):
-    """Any value of eight characters can be a secret, even a commit id or a word of a task's name."""
+    """Any value of eight characters can be a secret, even a commit id or a word in a task's name."""
     base_commits = []
     harness = make_harness(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
     workspaces = harness.parts.workspaces
