@@ -188,8 +188,8 @@ _ATTRIBUTES_BYTES = 120
 def _redirect_to_gateway(group: str, ports: Sequence[int], target: str) -> None:
     """Redirect connections by the group's processes to `target`, where the gateway listens.
 
-    Only connections to `ports` on 127.0.0.1 are redirected. A small BPF program in the guest's kernel changes the address
-    when a process connects. Raises OSError.
+    Only connections to `ports` on 127.0.0.1 are redirected. A small BPF program in the guest's kernel changes the
+    address when a process connects. Raises OSError.
     """
     program = assemble_redirection(ports, target)
     instructions, licence = ctypes.create_string_buffer(program), ctypes.create_string_buffer(b"GPL")
