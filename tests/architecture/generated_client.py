@@ -1,8 +1,8 @@
-"""Generates the synchronous client from the asynchronous client. When run as a program, this module writes the file.
+"""Generates the synchronous client from the asynchronous client. When run as a script, this module writes the file.
 
-Generated source gives type checkers and editors the exact types and docstrings of both clients, which a common base
-class cannot provide. This module imports nothing from the project, so it can also repair a client that cannot be
-imported.
+Because the source is generated, type checkers and editors see the exact types and docstrings of both clients, which a
+common base class could not provide. This module imports nothing from the project, so it can regenerate a client that
+cannot be imported.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Generates parts of the documentation from the code. When run as a program, this module writes the files."""
+"""Generates parts of the documentation from the code. When run as a script, this module writes the files."""
 
 import inspect
 import json
@@ -134,7 +134,7 @@ def _names(option: click.Option, context: click.Context) -> str:
 
 
 def _option_purpose(option: click.Option) -> str:
-    """Return the help text of an option, with the range that click shows."""
+    """Return the help text of an option, including the range that click displays."""
     description = (option.help or "").removesuffix(".")
     if isinstance(option.type, click.IntRange) and option.type.min:
         minimum, maximum = option.type.min, option.type.max
@@ -144,7 +144,7 @@ def _option_purpose(option: click.Option) -> str:
 
 
 def _methods() -> Iterator[str]:
-    """Yield a table of the client's methods, each with the first paragraph of its docstring."""
+    """Yield a table of the client's methods. Each description is the first paragraph of the method's docstring."""
     yield "| method | returns | description |\n| --- | --- | --- |"
     for name, method in vars(Client).items():
         if callable(method) and name[0] != "_" and name != "close":

@@ -1,4 +1,4 @@
-"""script/audit reports known vulnerabilities, and never reports success when it could not check."""
+"""script/audit reports known vulnerabilities, and never reports success if it could not check for them."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Limits use the monotonic clock. Modules that read the wall clock are listed with reasons."""
+"""Time limits use the monotonic clock. Each module that reads the wall clock is listed with a reason."""
 
 import ast
 from pathlib import Path

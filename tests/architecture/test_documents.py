@@ -18,7 +18,7 @@ from sandbox.model.manifest.schema import declare_manifest
 
 
 def rows(document: Path) -> list[list[str]]:
-    """The rows of all tables, without their header rows."""
+    """Return the rows of all tables, without the header rows."""
     cells = [
         [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for line in document.read_text().splitlines()
@@ -29,7 +29,7 @@ def rows(document: Path) -> list[list[str]]:
 
 
 def codes_in(tree: ast.AST) -> Iterator[str]:
-    """Error codes in a module: from error classes, calls, responses and events."""
+    """Yield the error codes in a module: those in error classes, calls, responses and events."""
     for node in ast.walk(tree):
         match node:
             case ast.ClassDef(body=body):
@@ -69,7 +69,7 @@ MANIFEST = declare_manifest({agent.kind: agent.section for agent in registered_a
 
 
 def fields(record: Any = MANIFEST, path: str = "") -> Iterator[tuple[str, str]]:
-    """Each field of the manifest with its documented default."""
+    """Yield each field of the manifest with its documented default."""
     hints = typing.get_type_hints(record)
     for field in dataclasses.fields(record):
         field_type = hints[field.name]

@@ -34,16 +34,16 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def statements(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.stmt]:
-    """The body without its docstring."""
+    """Return the statements of the body, without its docstring."""
     return function.body[1:] if ast.get_docstring(function) is not None else function.body
 
 
 def is_declaration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether the function has no logic. Its body is `...`, one returned expression, or field assignments.
+    """Return whether the function has no logic: its body is `...`, one returned expression, or field assignments.
 
     An expression may choose between two values, and may call a built-in function or a method of the record. It must not
-    contain a loop or an `await`. Only a constructor may have several statements: field assignments, and a call to the
-    base class with the message.
+    contain a loop or an `await`. Only a constructor may have several statements: field assignments, and a call that
+    passes the message to the base class.
     """
     body = statements(function)
     if any(isinstance(node, (*_EXPRESSIONS, *_COMPREHENSIONS)) for each in body for node in ast.walk(each)):
@@ -54,7 +54,7 @@ def is_declaration(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
 
 
 def functions(tree: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Functions by qualified name."""
+    """Yield each function with its qualified name."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, _FUNCTIONS):
             yield f"{prefix}.{node.name}", node
@@ -95,7 +95,7 @@ def test_interfaces_import_only_what_declarations_need(trees: dict[Path, ast.Mod
 
 
 def test_interfaces_use_no_implementation(trees: dict[Path, ast.Module]):
-    """Interfaces exchange records of the model. Implementations are passed in."""
+    """Interfaces exchange records from the model. Implementations are passed to them."""
     used = {name for tree in interface_trees(trees).values() for name in imported_modules(tree)}
     assert {
         name for name in used if name.startswith("sandbox.") and name.split(".")[1] not in {"interfaces", "model"}

@@ -1,4 +1,4 @@
-"""Links and anchors of the documentation are valid, all pages are listed, and the tutorial's commands parse."""
+"""Links and anchors in the documentation are valid, every page is listed, and the tutorial's commands parse."""
 
 import re
 import shlex
@@ -22,12 +22,12 @@ LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 
 
 def prose(text: str) -> str:
-    """A page without its code blocks."""
+    """Return the page without code blocks and inline code."""
     return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub makes for the headings of a page."""
+    """Return the anchors that GitHub generates for the headings of a page."""
     counts: Counter[str] = Counter()
     slugs = set()
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):
@@ -39,7 +39,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(page: Path) -> list[str]:
-    """The relative links of a page whose file or heading does not exist."""
+    """Return the relative links on a page that point to a missing file or heading."""
     invalid = []
     for link in LINK.findall(prose(page.read_text())):
         name, _, anchor = unquote(link).partition("#")
@@ -79,7 +79,7 @@ SOURCES = re.compile(r"\]\((\.\./src/sandbox/[^)]+\.py)\)(?:,| \|) (`[\w.]+`(?:(
 
 
 def missing_symbols(page: Path) -> list[str]:
-    """The symbols that a page names after a link to a module, but that the module does not define."""
+    """Return the symbols that a page names after a link to a module but that the module does not define."""
     return [
         f"{module}: {name}"
         for module, names in SOURCES.findall(page.read_text())
@@ -112,7 +112,7 @@ def test_index_and_site_list_each_page(root: Path):
 
 
 def commands(text: str) -> list[list[str]]:
-    """The arguments of each `sandbox` command in the shell blocks of a page, including pipes and `$(…)`."""
+    """Return the arguments of each `sandbox` command in a page's shell blocks, including those in pipes and `$(…)`."""
     blocks = [body for language, body in FENCE.findall(text) if language in {"sh", "bash", "console"}]
     calls = []
     for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
@@ -134,7 +134,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def parse_error(words: list[str]) -> str | None:
-    """The error that the CLI reports when it parses these arguments, or None."""
+    """Return the error that the CLI reports for these arguments, or None if they are valid."""
     command: click.Command | None = command_line
     rest = list(words)
     while isinstance(command, click.Group):

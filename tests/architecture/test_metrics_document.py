@@ -1,4 +1,4 @@
-"""`docs/metrics.md` lists exactly the metrics of the server."""
+"""`docs/metrics.md` lists exactly the metrics that the server exports."""
 
 import re
 from pathlib import Path

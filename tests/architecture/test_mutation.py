@@ -1,4 +1,4 @@
-"""`script/mutate` makes mutants of all kinds, reports survivors, and leaves no files or processes."""
+"""`script/mutate` creates mutants of every kind, reports survivors, and leaves no files or processes."""
 
 import os
 import signal
@@ -153,7 +153,7 @@ def test_count_down():
 
 
 class Project:
-    """A checkout with one module, where the script can be run."""
+    """A checkout with one module, in which the script can run."""
 
     def __init__(self, directory: Path, root: Path) -> None:
         self.checkout, self.temporary, self.child_pids = (directory / name for name in ("checkout", "tmp", "pids"))

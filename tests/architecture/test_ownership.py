@@ -1,4 +1,4 @@
-"""Objects own their state: what they need is passed to their constructor, and nothing is assigned to them later."""
+"""Objects own their state: dependencies are passed to constructors, and other code does not assign attributes later."""
 
 import ast
 import re
@@ -63,7 +63,7 @@ def module_name(path: Path) -> str:
 
 
 def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
-    """The nodes of a scope, without those of nested functions."""
+    """Yield the nodes of a scope, excluding those of nested functions."""
     for node in ast.iter_child_nodes(scope):
         if not isinstance(node, _FUNCTIONS):
             yield node
@@ -71,7 +71,7 @@ def own_nodes(scope: ast.AST) -> Iterator[ast.AST]:
 
 
 def constructed_names(scope: ast.AST) -> set[str]:
-    """Names that are assigned the result of a call: objects that the function has just created."""
+    """Return the names that are assigned the result of a call, because such objects belong to the function."""
     names = set()
     for node in own_nodes(scope):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
@@ -81,7 +81,7 @@ def constructed_names(scope: ast.AST) -> set[str]:
 
 
 def declared_attributes(tree: ast.Module) -> set[str]:
-    """Attributes that the module's private classes declare. Their objects are part of the module's state."""
+    """Return the attributes declared by the module's private classes, whose objects are part of the module's state."""
     names = set()
     for class_ in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name.startswith("_")):
         for node in ast.walk(class_):
@@ -93,7 +93,7 @@ def declared_attributes(tree: ast.Module) -> set[str]:
 
 
 def outside_assignments(tree: ast.Module) -> Iterator[str]:
-    """Attributes that are assigned to an object that neither the assigning function nor its module owns."""
+    """Yield attributes that are assigned on an object owned by neither the assigning function nor its module."""
     declared = declared_attributes(tree)
     for scope in (tree, *(node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS))):
         owners = {"self", "cls"} | constructed_names(scope)
@@ -108,7 +108,7 @@ def outside_assignments(tree: ast.Module) -> Iterator[str]:
 
 
 def callback_attributes(class_: ast.ClassDef) -> Iterator[str]:
-    """Public attributes that hold a function and are not set from the constructor's arguments."""
+    """Yield public attributes that hold a function but are not set from a constructor argument."""
     for node in ast.walk(class_):
         if isinstance(node, ast.AnnAssign) and "Callable[" in ast.unparse(node.annotation):
             target, value = node.target, node.value
@@ -134,7 +134,7 @@ def public_methods(class_: ast.ClassDef) -> set[str]:
 
 
 def record_uses(tree: ast.Module) -> Iterator[str]:
-    """Attributes that are read through a dependency container, and declarations of such containers."""
+    """Yield attributes that are read through a dependency container, and the names of such containers."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and _RECORD_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
             yield ast.unparse(node)
@@ -166,8 +166,7 @@ def test_callbacks_are_passed_to_constructors(trees: dict[Path, ast.Module]):
 def test_components_are_not_accessed_through_a_dependency_container(trees: dict[Path, ast.Module]):
     """Each object gets exactly the components that it uses, with two exceptions.
 
-    The composition root of the runner groups its components. Routes and pages receive the server's services as one
-    object.
+    The runner's composition root groups its components. Routes and pages receive the server's services as one object.
     """
     found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in record_uses(tree)}
     assert found == {"bootstrap.runner: RunnerParts", "interfaces.tasks: TaskServices"}

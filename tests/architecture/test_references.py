@@ -1,4 +1,4 @@
-"""The reference pages of REST, WebSocket and the command line match the code."""
+"""The reference pages for REST, WebSocket and the command line match the code."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_generated_references_are_current(root: Path, name: str):
 
 
 def rows(document: Path) -> dict[str, list[str]]:
-    """The rows of all tables by their first cell."""
+    """Return the rows of all tables by their first cell."""
     lines = [line for line in document.read_text().splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return {row[0].split()[0].strip("`,"): row for row in cells}

@@ -1,4 +1,4 @@
-"""Scripts have help, and repeated setup is fast with any python3 on PATH."""
+"""Scripts have a help text, and a repeated setup is fast with any python3 on PATH."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def test_help_prints_a_description_and_changes_nothing(name: str, tmp_path: Path
 
 
 class Checkout:
-    """A checkout for the real setup script. All system packages are already installed."""
+    """A checkout in which to run the real setup script, with all system packages already installed."""
 
     def __init__(self, directory: Path) -> None:
         self.root = directory / "checkout"
@@ -53,9 +53,9 @@ class Checkout:
     def set_up(
         self, *options: str, before_path: tuple[Path, ...] = (), index: str = "https://pypi.example/simple"
     ) -> tuple[str, list[str]]:
-        """Run the setup; return its output and the calls of uv.
+        """Run the setup; return its output and the calls to uv.
 
-        If `index` is empty, the setup reads pip's configuration.
+        If `index` is empty, the setup reads the index URL from pip's configuration.
         """
         self.calls.write_text("")
         base_python = Path(sys.base_prefix) / "bin" / "python3"
@@ -121,7 +121,7 @@ def test_repeated_setup_remains_a_development_setup(checkout: Checkout):
 
 
 def kernel_image(payload: bytes) -> bytes:
-    """An x86 kernel image. Its header has the offset of the payload. The unpacked length follows the payload."""
+    """Build an x86 kernel image whose header contains the payload's offset. The unpacked length follows the payload."""
     head = bytearray(3 * 512)
     head[0x1F1] = 2
     struct.pack_into("<II", head, 0x248, 7, len(payload) + 4)

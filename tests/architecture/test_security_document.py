@@ -1,4 +1,4 @@
-"""docs/security.md shows the declared outcome of each attack. Outcomes that were not asserted are never written."""
+"""docs/security.md shows the declared outcome of each attack. An outcome that no test asserted is never written."""
 
 import re
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_links_on_the_security_page_are_valid(root: Path, document: str):
 
 
 def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
-    """The declared verdict of each row."""
+    """Return the declared verdicts of each row."""
     declared = {
         kind: {attack.name: Verdict(attack.expected_outcome(runtime_tier), "") for attack in ATTACKS[kind]}
         for kind in ATTACKS

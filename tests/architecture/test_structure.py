@@ -1,4 +1,4 @@
-"""The layout that ARCHITECTURE.md describes: layers, sizes of packages and modules, names, tests that mirror src."""
+"""The code follows ARCHITECTURE.md: layers, package and module sizes, names, and tests that mirror src."""
 
 import ast
 import re
@@ -42,7 +42,7 @@ def line_count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def module_names(root: Path) -> dict[str, Path]:
-    """Modules by dotted name below `sandbox`, packages without `.__init__`."""
+    """Return the modules by dotted name below `sandbox`. Packages have no `.__init__` suffix."""
     package = root / "src" / "sandbox"
     return {
         ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."): path
@@ -51,11 +51,11 @@ def module_names(root: Path) -> dict[str, Path]:
 
 
 def imports(name: str, known: dict[str, Path]) -> Iterator[str]:
-    """Modules of the package that the module `name` imports, including imports in functions and for type checkers."""
+    """Yield the package's modules that `name` imports, including imports in functions and for type checkers."""
     for node in ast.walk(ast.parse(known[name].read_text())):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").startswith("sandbox")):
             parent = (node.module or "").removeprefix("sandbox").lstrip(".")
-            if node.level:  # relative: programs in a guest have no package `sandbox`
+            if node.level:  # a relative import: programs in a guest have no package `sandbox`
                 parent = f"{name.rpartition('.')[0]}.{parent}".rstrip(".")
             for alias in node.names:
                 imported = f"{parent}.{alias.name}".lstrip(".")
@@ -106,7 +106,7 @@ def test_server_does_not_depend_on_the_host_that_runs_attempts(root: Path):
 
 
 def test_server_has_a_type_for_each_owner_of_a_journal(root: Path):
-    """The writer is a `JournalOwner` of `server.tracked_task`, not an optional recorder."""
+    """The writer is represented by a `JournalOwner` from `server.tracked_task`, not by an optional recorder."""
     sources = {name: path.read_text() for name, path in module_names(root).items() if name.startswith("server.")}
     assert [
         name for name, source in sources.items() if re.search(r"recorder is (not )?None|Recorder \| None", source)
@@ -127,7 +127,7 @@ def test_there_are_no_import_cycles(root: Path):
         for name in known
     }
     assert all(target in imports(name, known) for name, target in DEFERRED_IMPORTS)
-    # Remove modules without imports until only cycles are left.
+    # Repeatedly remove modules that import none of the remaining ones, until only cycles are left.
     while leaves := [name for name, targets in graph.items() if not targets & graph.keys()]:
         for name in leaves:
             del graph[name]
@@ -142,7 +142,8 @@ def test_modules_are_not_too_long(modules: list[Path]):
 def test_number_of_modules_does_not_grow(root: Path):
     """A new module needs its own concept; otherwise its code belongs in the module that uses it.
 
-    A new agent, runtime or placement is one: raise MODULES_MAX by its modules. Modules of commands are not counted.
+    A new agent, runtime or placement is such a concept: raise MODULES_MAX by the number of its modules. Command modules
+    are not counted.
     """
     names = [
         name
@@ -191,7 +192,7 @@ def test_each_module_has_a_docstring(trees: dict[Path, ast.Module]):
 
 
 def broken_sentences(tree: ast.Module) -> Iterator[str]:
-    """Docstring paragraphs that continue a sentence from the previous paragraph."""
+    """Yield docstring paragraphs that continue a sentence from the previous paragraph."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             yield from re.findall(r"[^.:!?)`\s]\s*\n[ \t]*\n\s*([a-z].*)", node.value.value)
@@ -225,13 +226,13 @@ def test_unit_and_integration_tests_are_named_after_a_module(root: Path):
             package = ".".join(path.parent.relative_to(tests).parts)
             topic = path.stem.removeprefix("test_")
             names = [topic[:end] for end in range(1, len(topic) + 1) if end == len(topic) or topic[end] == "_"]
-            # In a package of commands, a test may cover the whole package.
+            # In a command package, one test module may cover the whole package.
             if not any(f"{package}.{name}" in known for name in names) and topic != "commands":
                 misplaced.append(str(path.relative_to(root)))
     assert misplaced == []
 
 
-# A runner must not load libraries that only the server needs: they cost every task memory and startup time.
+# A runner must not load libraries that only the server needs: they would cost every task memory and startup time.
 SERVER_LIBRARIES = (
     "pydantic",
     "fastapi",
@@ -264,9 +265,10 @@ def test_model_does_not_load_a_schema_library():
     assert loaded_libraries(*(f"sandbox.model.{name}" for name in names)) == "[]"
 
 
-# Code that only one agent needs is in the agent's package. These modules name an agent for other reasons. Some terms
-# are not in the list because they name no agent: the failure codes `mcp_failed` and `tool_unknown` are public, and MCP
-# is an open protocol; `headless` and `output_format` are fields that every agent's section may have.
+# Code that only one agent needs belongs in that agent's package. The modules below name an agent for other reasons. The
+# test does not search for some terms, because they do not identify an agent: the failure codes `mcp_failed` and
+# `tool_unknown` are public, and MCP is an open protocol; `headless` and `output_format` are fields that every agent's
+# section may have.
 MODULES_THAT_NAME_AN_AGENT = {
     "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
     "cli/main.py": "the summary in the help: what Sandbox does today",

@@ -1,4 +1,4 @@
-"""Tracked files contain no machine paths and no package indexes."""
+"""Tracked files contain no machine-specific paths and no package index hosts."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 # The agent's home is a path inside sandboxes, not on a machine; `me` and `user` are placeholders. `/root` itself is
 # allowed: tests check that sandboxes cannot see it.
 MACHINE_PATH = re.compile(r"/home/(?!agent\b|me\b|user\b)[a-z][\w-]*/|/root/\.\w+/|/Users/\w+/")
-# Split, so that this line does not match.
+# The names are split so that this line does not match.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "registry." + "npmjs.org", "deb." + "debian.org"]
 
 VENDORED_ASSETS = {
@@ -22,7 +22,7 @@ VENDORED_ASSETS = {
 
 @pytest.fixture(scope="module")
 def tracked(root: Path) -> dict[Path, str]:
-    """The tracked text files. Skips the test outside a git checkout."""
+    """The tracked text files. Outside a git checkout, the test is skipped."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, timeout=30, check=False)
     if listing.returncode != 0:
         pytest.skip("not a git checkout")

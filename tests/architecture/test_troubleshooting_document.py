@@ -1,4 +1,4 @@
-"""Each symptom of docs/troubleshooting.md is a message of the product."""
+"""Each symptom in docs/troubleshooting.md is one of the product's messages."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ VARIABLE = "\0"
 
 
 def texts_in(tree: ast.AST) -> Iterator[str]:
-    """The text of each string and f-string of a module."""
+    """Yield the text of each string and f-string in a module."""
     for node in ast.walk(tree):
         match node:
             case ast.JoinedStr(values=values):
@@ -24,7 +24,7 @@ def texts_in(tree: ast.AST) -> Iterator[str]:
 
 
 def missing_fragments(message: str, texts: list[str]) -> list[str]:
-    """The parts of a quoted message, split at `…`, that no text of the product contains."""
+    """Return the parts of a quoted message, split at `…`, that appear in none of the product's texts."""
     fragments = [fragment.strip(" ().;:") for fragment in message.split("…")]
     return [one for one in fragments if len(one) > 3 and not any(one in text for text in texts)]
 

@@ -1,4 +1,4 @@
-"""Fixtures of the suites that run on every runtime."""
+"""Fixtures for the test suites that run on every runtime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,9 +38,9 @@ def _is_deselected(item: pytest.Item) -> bool:
 
 @pytest.fixture(params=RUNTIMES)
 def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
-    """Each runtime. The test is skipped if the runtime does not work here."""
+    """Each runtime in turn. The test is skipped if the runtime does not work on this machine."""
     if request.param == "qemu":
-        require_qemu_components()  # a probe boots another guest
+        require_qemu_components()  # a probe would boot another guest
         record_slow_kvm(tmp_path / "run")
     else:
         require_runtime(request.param, tmp_path / "probe")
@@ -49,7 +49,7 @@ def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
 
 @pytest.fixture
 def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
-    """The limits that apply here. A guest kernel enforces its own limits."""
+    """The limits that are enforced on this machine. A guest kernel enforces its own limits."""
     if runtime.name == "qemu":
         return frozenset({"memory", "processes"})
     return require_runtime(runtime.name, tmp_path / "probe").limits
@@ -57,7 +57,7 @@ def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """A directory whose parent directory only the owner can enter."""
+    """A directory inside a directory that only its owner can enter."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     disk = private / "disk"

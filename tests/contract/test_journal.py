@@ -1,4 +1,4 @@
-"""The contract of a journal between its writer and its readers."""
+"""The contract between the writer and the readers of a journal."""
 
 import contextlib
 import os
@@ -198,7 +198,7 @@ def test_descriptors_are_not_inheritable(journals):
 
 @contextlib.contextmanager
 def file_size_limit(size_bytes):
-    """Limit file sizes. The kernel writes the part of the data that fits, and then fails, as on a full disk."""
+    """Limit file sizes. A write stores the data that fits and then fails, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:

@@ -1,4 +1,4 @@
-"""A journal has one writer at a time, even if writers are processes that hand it over, crash or are killed."""
+"""A journal has one writer at a time, even if the writers are processes that hand it over, crash or are killed."""
 
 import contextlib
 import errno
@@ -65,7 +65,7 @@ def journals(tmp_path):
 
 @contextlib.contextmanager
 def process(code, *arguments, pass_fds=()):
-    """A child process that prints lines. It is killed after the test."""
+    """Start a child process that prints lines, and kill it at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         stdin=subprocess.PIPE,
@@ -254,7 +254,7 @@ def test_record_appended_during_a_flush_is_flushed_next(journals, monkeypatch):
 
 
 def test_durable_record_is_flushed_despite_a_concurrent_flush(journals, monkeypatch):
-    """The other flush may have started before the record was written."""
+    """The concurrent flush may have started before the record was written."""
     flushed = []
     with closing(journals.open("task-1")) as writer:
         writer.append(e.ErrorReported("second", ""), at=datetime.now(UTC))
@@ -272,9 +272,9 @@ def test_durable_record_is_flushed_despite_a_concurrent_flush(journals, monkeypa
 
 
 class FailingPageCache:
-    """Simulates the kernel's page cache: data of a failed flush counts as written, and the error is reported once.
+    """Simulates the kernel's page cache: after a failed flush, data counts as written, and the error is reported once.
 
-    refusals: how many flushes fail.
+    refusals: the number of flushes that fail.
     """
 
     def __init__(self, monkeypatch, refusals):
@@ -308,7 +308,7 @@ class FailingPageCache:
 def test_durable_record_is_stored_despite_a_failed_concurrent_flush(
     journals, tmp_path, monkeypatch, concurrent_flushes
 ):
-    """The second concurrent flush succeeds, but started before the record was written."""
+    """The second concurrent flush succeeds, but it started before the record was written."""
     records = tmp_path / "tasks" / "task-1" / "journal" / "records"
     with closing(journals.open("task-1")) as writer:
         writer.sync()

@@ -1,6 +1,6 @@
-"""The contract of placements and of the handles of their runners, with real runners.
+"""The contract of placements and their runner handles, tested with real runners.
 
-Runners run on the server's host (`LocalPlacement`) or at a worker with a separate data directory (`WorkerPlacement`).
+Runners run on the server's host (`LocalPlacement`) or on a worker with a separate data directory (`WorkerPlacement`).
 """
 
 import asyncio
@@ -85,7 +85,7 @@ async def server(host, repository_url):
 
 @pytest.fixture
 def task_id(host):
-    """The id of a task whose runners are killed after the test."""
+    """The id of a task. The task's runners are killed after the test."""
     task_id = f"task-{next(task_numbers)}"
     yield task_id
     kill_runners(host, task_id)
@@ -111,7 +111,7 @@ async def end(server, handle):
 
 
 async def until_reply(handle):
-    """The reply to a cancel request of a runner that may not listen yet."""
+    """Request cancellation until the runner is listening, and return its reply."""
     deadline = time.monotonic() + placed_servers.SECONDS
     while True:
         try:
@@ -164,7 +164,7 @@ async def test_files_of_an_attempt_exist_before_its_runner(server, task_id):
 
 
 async def test_lock_is_not_free_between_launch_and_end(server, task_id):
-    """Also while the server's writer is open, and after it is closed."""
+    """The lock is also held while the server's writer is open, and after the writer is closed."""
     recorder, location = server.submit(task_id)
     handle = await server.placement.launch(server.order(location), recorder.writer)
     seen = {handle.liveness()}
@@ -245,14 +245,14 @@ async def test_cancelled_launch_leaves_at_most_one_runner(server, task_id):
 
 
 async def check_one_runner(server, task_id):
-    """Wait for the runner, and check that there is no other; return its pid."""
+    """Wait for the runner, check that there is no other, and return its pid."""
     await until(lambda: server.runner_pid(task_id), "the runner")
     [runner] = find_runners(server.host.host_data_dir, task_id)
     return runner
 
 
 async def check_settled(server, location):
-    """A launch without a known result has either started one runner or none, once its host responds."""
+    """Check that a launch with an unknown result has started either one runner or none, once its host responds."""
     handle = server.placement.find_runner(location)
     await until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
     if handle.liveness() is Liveness.HELD:
@@ -266,7 +266,7 @@ async def check_settled(server, location):
 
 
 async def test_attempt_whose_runner_was_never_started_is_free(server, task_id):
-    """The server may have died between `AttemptStarted` and the launch."""
+    """The server may have died after it recorded `AttemptStarted` and before the launch."""
     recorder, location = server.submit(task_id)
     recorder.writer.close()
     handle = server.placement.find_runner(location)
@@ -340,7 +340,7 @@ async def until_listening(handle):
 
 
 async def check_finisher(server, location, *, is_cancelled=False):
-    """A finisher ends the attempt of a runner that died."""
+    """Check that a finisher ends the attempt of a runner that died."""
     finisher = await server.finish(location)
     await until_liveness(finisher, Liveness.FREE)
     task = server.task(location.task_id)
@@ -351,7 +351,7 @@ async def check_finisher(server, location, *, is_cancelled=False):
         assert task.attempt.failure.code is FailureCode.RUNNER_LOST
 
 
-# A server that follows the runners of an earlier one.
+# A server that follows the runners of an earlier server.
 
 
 async def test_runner_survives_a_server_that_closes(host, repository_url, task_id):
@@ -426,7 +426,7 @@ async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id)
 
 
 async def check_unreachable(handle, *, is_responsive=True):
-    """Requests fail in time, and nothing is concluded about the runner."""
+    """Check that requests fail in time, and that they allow no conclusion about the runner."""
     requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL)
     with bounded():
         response, *errors = await asyncio.gather(*requests, return_exceptions=True)
@@ -473,7 +473,7 @@ async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
 
 
 async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(server, task_id):
-    """`liveness` and `kill` concern the task's journal; requests concern the attempt."""
+    """`liveness` and `kill` apply to the task's journal; requests apply to the attempt."""
     location, handle = await server.launch(task_id)
     await until_liveness(handle, Liveness.HELD)
     other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))
@@ -544,7 +544,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
 
 
 async def open_shell(server, location):
-    """Open a shell in a session that may not listen yet."""
+    """Open a shell as soon as the debug session is listening."""
     async with asyncio.timeout(placed_servers.SECONDS):
         while True:
             with contextlib.suppress(RunnerUnreachableError):
@@ -617,7 +617,7 @@ async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved)
     assert not files.has_same_secrets(preserved, {"NAME": "other"})
 
 
-# Hosts that do not respond. The server's own host always does.
+# Hosts that do not respond. The server's own host always responds.
 
 
 on_remote_host = pytest.mark.parametrize("host", ["worker"], indirect=True)
@@ -625,14 +625,14 @@ on_remote_host = pytest.mark.parametrize("host", ["worker"], indirect=True)
 
 @pytest.fixture
 def remote(host):
-    """A host that can be stopped; it responds again after the test."""
+    """A host that the test can stop. It is resumed after the test."""
     yield host
     host.resume()
 
 
 @pytest.fixture
 async def silent(remote, server, task_id):
-    """The location and the handle of a runner whose host has just stopped to respond."""
+    """The location and the handle of a runner whose host has just stopped responding."""
     location, handle = await server.launch(task_id)
     await until_listening(handle)
     await until_liveness(handle, Liveness.HELD)
@@ -658,7 +658,7 @@ async def test_nothing_is_concluded_about_a_runner_on_a_silent_host(remote, serv
 
 @on_remote_host
 async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, task_id):
-    """They may still be carried out later: the host may have received them."""
+    """The requests may still be carried out later, because the host may have received them."""
     location, handle = silent
     _, killed = await asyncio.gather(check_unreachable(handle), handle.kill(), return_exceptions=True)
     assert isinstance(killed, HostUnreachableError)
@@ -718,7 +718,7 @@ async def test_runner_survives_the_restart_of_its_worker(remote, server, task_id
 @on_remote_host
 @pytest.mark.parametrize("delay_seconds", [0, 0.005, 0.02])
 async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, server, task_id, delay_seconds):
-    """The state is known again once the host responds."""
+    """The runner's state is known again once the host responds."""
     recorder, location = server.submit(task_id)
 
     def kill_worker():
@@ -735,7 +735,7 @@ async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, serv
 
 @contextlib.contextmanager
 def on_request(server, method, act):
-    """Call `act` before the server sends a request with this method."""
+    """Call `act` before each request that the server sends with this method."""
     client = server.placement._worker
     call = client.call
 

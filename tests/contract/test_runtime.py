@@ -397,7 +397,7 @@ def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, 
     result = run_shell(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
     if runtime.name == "gvisor":
         # All memory of the sandbox belongs to gVisor's kernel. Either the whole sandbox is killed and the reason is
-        # reported, or the child is killed and the command ends before that is detected.
+        # reported, or the child is killed and the command ends before the kill is detected.
         assert (result.code, result.was_oom_killed) in {(128 + signal.SIGKILL, True), (0, False)}
     else:
         assert (result.output, result.code, result.was_oom_killed) == ("137\n", 0, False)
@@ -476,7 +476,7 @@ async def test_listeners_close_with_the_sandbox(runtime: Runtime, disk: Path):
 
 
 class HostState(msgspec.Struct, frozen=True):
-    """Resources of this process and the machine that a sandbox could leak."""
+    """Resources that a sandbox could leak in this process or on this machine."""
 
     descriptors: int
     children: list[int]
@@ -490,7 +490,7 @@ class HostState(msgspec.Struct, frozen=True):
 
 
 def processes_of(handle: SandboxHandle) -> list[int]:
-    """Running processes with the marker or uid of this attempt, found without the runtime's records."""
+    """Return the running processes with the marker or uid of this attempt, found without the runtime's records."""
     pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""The usage of a directory disk includes deleted files that the sandbox has open."""
+"""The usage of a directory disk includes deleted files that the sandbox still has open."""
 
 import asyncio
 from pathlib import Path
@@ -13,7 +13,7 @@ _CLOSED = "exec 3>/tmp/large; head -c 5000000 /dev/zero >&3; rm /tmp/large; exec
 
 
 def is_full_during(runtime: Runtime, files: AttemptLayout, script: str) -> bool:
-    """Whether a disk of 4 MiB is full while the script runs."""
+    """Return whether a 4 MiB disk is full while the script is running."""
 
     async def scenario() -> bool:
         attempt_disk = DirectoryDisk(files)

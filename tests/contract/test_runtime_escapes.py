@@ -84,7 +84,7 @@ def test_owner_of_a_very_deep_tree_is_restored(runtime: Runtime, disk: Path):
         assert os.stat("file", dir_fd=directory).st_uid == os.fstat(directory).st_uid == os.getuid()
         os.close(directory)
     finally:
-        # Not shutil.rmtree: like pytest's cleanup, it is recursive, and would fail at this depth.
+        # Not shutil.rmtree: like pytest's cleanup, it is recursive and would fail at this depth.
         subprocess.run(["/usr/bin/rm", "-rf", str(disk)], check=True, timeout=30)
 
 
@@ -199,7 +199,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
 
 
 def _attempt(calls: str) -> str:
-    """A program that prints, for each expression, the name of its error, or `works`."""
+    """Return a program that prints `works` or the name of the error for each call."""
     return f"""
 import ctypes, errno, os, socket, fcntl, signal
 libc = ctypes.CDLL(None, use_errno=True)
@@ -250,7 +250,7 @@ attempt("setgroups", lambda: os.setgroups([0]))
     permitted = {name: results.pop(name) for name in ("own_uid", "own_directory", "fork_and_wait")}
     assert set(permitted.values()) == {"works"}
     if has_own_kernel(runtime):
-        # These calls affect only the sandbox's kernel, see test_root_in_a_user_namespace_cannot_change_the_host.
+        # These calls affect only the sandbox's kernel; see test_root_in_a_user_namespace_cannot_change_the_host.
         own_kernel_calls = {"unshare_user", "unshare_net", "clone_user", "chroot", "ptrace", "keyctl"}
         assert "works" not in {outcome for name, outcome in results.items() if name not in own_kernel_calls}, results
         return

@@ -1,4 +1,4 @@
-"""A sandbox's open files and locks in the host's kernel are limited, and ordinary use works."""
+"""A sandbox's open files and locks in the host's kernel are limited, but ordinary use works."""
 
 import asyncio
 import fcntl
@@ -45,7 +45,7 @@ def lock_often(name, count):
 
 
 def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
-    """The output lines of a program that succeeded."""
+    """Run a program that must succeed, and return its output lines."""
     result = run_python(runtime, disk, _PRELUDE + source)
     assert (result.code, result.errors) == (0, ""), result
     return result.output.splitlines()
@@ -74,7 +74,7 @@ def measure_with_own_kernel(
 
 
 def measure(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, CommandResult]:
-    """The file usage after the program has printed `held`, and the program's result."""
+    """Return the file usage after the program has printed `held`, and the program's result."""
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
     if "memory" not in limits:
@@ -139,7 +139,7 @@ report("held"); time.sleep(600)
 
 
 def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    """If any process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on it."""
+    """Whenever a process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on that file."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_violation()
@@ -316,7 +316,7 @@ def test_threads_cannot_unshare_open_files(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _FILES_OF_ONE_THREAD) == ["EPERM", "EINVAL done", "thread"]
 
 
-# Pages that no control group is charged for
+# Pages that are charged to no control group
 
 
 _ZERO_COPY = """
@@ -414,7 +414,7 @@ print(all(open(f"/proc/{name}").read() for name in ("filesystems", "mounts", "me
 
 
 def test_proc_lists_no_file_systems_of_the_host(runtime: Runtime, disk: Path):
-    """`/proc/fs/ext4/*/es_shrinker_info` walks all cached inodes of the disk with a spinlock held."""
+    """Reading `/proc/fs/ext4/*/es_shrinker_info` walks all cached inodes of the disk while a spinlock is held."""
     if has_own_kernel(runtime):
         pytest.skip("/proc belongs to the sandbox's kernel")
     result = run_python(runtime, disk, _HOST_DRIVERS)
@@ -567,7 +567,7 @@ async def _count_freed(
 ) -> int:
     """Count the objects of blocked threads that the kernel frees when the sandbox's usage is measured.
 
-    Stops when more than `enough` have been freed.
+    Stop when more than `enough` have been freed.
     """
     async with ready_sandbox(runtime, disk, processes_max=512) as sandbox:
         program = ["/usr/bin/python3", "-c", _PRELUDE + source]

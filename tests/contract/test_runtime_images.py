@@ -1,4 +1,4 @@
-"""An image is the root file system of a sandbox: complete, read-only, without the host's /usr."""
+"""An image is the root file system of a sandbox: complete, read-only and without the host's /usr."""
 
 import asyncio
 import io
@@ -33,7 +33,7 @@ def image(tmp_path_factory):
 
 @pytest.fixture
 def run_line(runtime, disk, image, tmp_path):
-    """Runs a shell line in a sandbox with the image, and returns stdout and stderr."""
+    """A function that runs a shell line in a sandbox with the image, and returns stdout and stderr."""
     program = tmp_path / "program"
     program.write_bytes(b"#!/bin/sh\necho brought\n")
     program.chmod(0o755)

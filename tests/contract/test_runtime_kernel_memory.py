@@ -1,4 +1,4 @@
-"""The kernel memory that a sandbox uses in addition to its programs' memory is limited."""
+"""The kernel memory that a sandbox uses beyond the memory of its programs is limited."""
 
 import asyncio
 import os
@@ -52,14 +52,14 @@ def fill_send_buffer(connection):
 
 
 def run_lines(runtime: Runtime, disk: Path, source: str) -> list[str]:
-    """The output lines of a program that succeeded."""
+    """Run a program that must succeed, and return its output lines."""
     result = run_python(runtime, disk, _PRELUDE + source)
     assert (result.code, result.errors) == (0, ""), result
     return result.output.splitlines()
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> tuple[KernelUsage, CommandResult]:
-    """The usage of kernel resources after the program has printed `held`, and the program's result."""
+    """Return the usage of kernel resources after the program has printed `held`, and the program's result."""
 
     async def scenario() -> tuple[KernelUsage, CommandResult]:
         async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:

@@ -1,4 +1,4 @@
-"""The time for which one system call can occupy the kernel without preemption is limited."""
+"""The time that one system call can spend in the kernel without preemption is limited."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,7 @@ time.sleep(600)
 
 
 def measure(runtime: Runtime, disk: Path, source: str) -> KernelUsage:
-    """The usage of kernel resources after the program has printed `held`."""
+    """Return the usage of kernel resources after the program has printed `held`."""
 
     async def scenario() -> KernelUsage:
         async with ready_sandbox(runtime, disk) as sandbox:

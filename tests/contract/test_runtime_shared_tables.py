@@ -128,7 +128,7 @@ def test_connections_leave_no_entries_in_the_tcp_metrics_table(runtime: Runtime,
 
 
 async def _count_metrics_after(runtime: Runtime, disk: Path, source: str) -> int:
-    """The TCP metrics of the sandbox's network namespace after the program has printed `held`."""
+    """Count the TCP metrics of the sandbox's network namespace after the program has printed `held`."""
     attempt_id = new_attempt_id()
     handle = runtime.prepare(attempt_id)
     try:
@@ -147,7 +147,7 @@ _GENERIC, _GET_FAMILY, _GET_METRICS, _DUMP, _ERROR, _DONE = 16, 3, 1, 0x301, 2, 
 
 
 def _count_tcp_metrics() -> int:
-    """The entries of this network namespace in the machine's table of TCP metrics (as `ip tcp_metrics show`)."""
+    """Count this network namespace's entries in the machine's table of TCP metrics (as in `ip tcp_metrics show`)."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _GENERIC) as netlink:
         name = b"tcp_metrics\0"
         request = struct.pack("=BBHHH", _GET_FAMILY, 1, 0, 4 + len(name), 2) + name

@@ -1,4 +1,4 @@
-"""The contract of terminals: an additional command in a sandbox with the same confinement."""
+"""The contract of terminals: each is an additional command in a sandbox, with the same confinement."""
 
 import asyncio
 import os
@@ -38,7 +38,7 @@ async def sandbox_with_running_command(
 
 
 async def open_shell(sandbox: Sandbox, *argv: str) -> Terminal:
-    """A shell at its prompt, or another command."""
+    """Open a terminal with a shell that shows its prompt, or with another command."""
     command = Command(argv or ["/bin/bash", "--norc", "--noprofile"], ENVIRONMENT, "/workspace")
     terminal = await sandbox.open_terminal(command, SIZE)
     if not argv:
@@ -52,13 +52,13 @@ async def wait_exit(terminal: Terminal) -> ExitStatus:
 
 
 async def read_output(terminal: Terminal) -> str:
-    """The complete output of a terminal."""
+    """Return the complete output of a terminal."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         return (await terminal.output.read()).decode(errors="replace").replace("\r\n", "\n")
 
 
 def process_resources() -> tuple[list[str], int]:
-    """The children and the number of descriptors of this process."""
+    """Return the children of this process and the number of its open descriptors."""
     children = [pid for listing in Path("/proc/self/task").glob("*/children") for pid in listing.read_text().split()]
     return children, len(list(Path("/proc/self/fd").iterdir()))
 
@@ -266,7 +266,7 @@ async def test_terminal_has_the_confinement_of_the_command(runtime: Runtime, dis
         terminal_output = await read_output(terminal)
         assert "NoNewPrivs" in terminal_output or runtime.name == "gvisor"
         assert "CapEff:\t0000000000000000" in terminal_output
-        # gVisor renumbers the user namespace at each query.
+        # gVisor renumbers the user namespace on each query.
         outputs = (terminal_output, command_output)
         if runtime.name == "gvisor":
             outputs = tuple(re.sub(r"user:\[\d+\]", "user", lines) for lines in outputs)
@@ -308,7 +308,7 @@ async def test_terminal_has_no_more_privileges_than_the_command(runtime: Runtime
         assert (results.pop("size"), results.pop("session"), results.pop("parent")) == ("works", "True", "True")
         assert results.pop("sti") in {"EPERM", "EIO", "ENOTTY"}
         if has_own_kernel(runtime):
-            results.pop("unshare")  # allowed by that kernel, as for the command
+            results.pop("unshare")  # the sandbox's kernel allows it, as for the command
         assert results
         assert not [name for name, outcome in results.items() if outcome == "works"], results
 

@@ -46,7 +46,7 @@ def task(
     prompt="Fix it",
     url="https://git.example.org/repo.git",
 ):
-    """A task whose history matches these times."""
+    """Create a task whose history matches these times."""
     history = [StateHistoryEntry(TaskState.PENDING, at(created))]
     if started is not None:
         history.append(StateHistoryEntry(TaskState.RUNNING, at(started)))
@@ -232,7 +232,7 @@ SORTS = ["created_at", "started_at", "state_changed_at", "name"]
 
 
 def list_all_ids(store, **filters):
-    """All ids, page by page, until there is no next cursor."""
+    """Return all ids, page by page, until there is no next cursor."""
     collected, page = [], store.query(TaskQuery(**filters))
     while True:
         collected += ids(page)

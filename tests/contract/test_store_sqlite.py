@@ -508,7 +508,7 @@ def execute(path, statement, *values):
 
 
 def remove_column_types(path):
-    """Remove STRICT and NOT NULL from the table, to store the invalid values that a damaged file may contain."""
+    """Remove STRICT and NOT NULL from the table, so that it accepts the invalid values of a damaged file."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA writable_schema = ON")
     relaxed = "replace(replace(sql, ') STRICT', ')'), 'NOT NULL', '')"
@@ -550,7 +550,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
         assert [item.task.id for item in store.unfinished()] == ["b"]
         assert store.count_by_state()[TaskState.PENDING] == (1 if column == "state" else 2)
         page = store.query(TaskQuery())
-        is_listed = column != "task"  # lists contain neither artifacts nor prompts and patches
+        is_listed = column != "task"  # lists contain no artifacts, prompts or patches
         assert {task.id for task in page.tasks} == ({"a", "b"} if is_listed else {"b"})
         assert [*page.damaged] == ([] if is_listed else ["a"])
         assert all("sandbox admin rebuild" in reason for reason in page.damaged.values())
@@ -611,7 +611,7 @@ def test_row_with_the_content_of_another_task_is_outdated(path):
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_it(path, order):
-    """Otherwise a query for the oldest tasks would end at this row."""
+    """Otherwise, a query for the oldest tasks would end at this row."""
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 5)
     for item in (known, IndexedTask(submitted("b"), 5)):

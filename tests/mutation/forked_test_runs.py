@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass
 class Outcome:
-    """The outcome of a run. failed: the first failed test, or why the run ended early; empty if all passed."""
+    """The outcome of a run. failed: the first failed test, or why the run ended early; empty if all tests passed."""
 
     failed: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class CheckoutCopy:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def run(self, job: Callable[[], Outcome], *, wall_seconds: float, cpu_seconds: float) -> Outcome:
-        """Run the job in a fork. On return, the fork and its descendants have ended, and their files are removed."""
+        """Run the job in a fork. On return, the fork and its descendants have ended and their files are gone."""
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -109,7 +109,7 @@ class CheckoutCopy:
 
 
 def _read_all(reader: int, deadline: float) -> bytes | None:
-    """Read until end of file. Returns None after the deadline."""
+    """Read until the end of the file; return None if the deadline passes first."""
     data = b""
     while select.select([reader], [], [], max(0.0, deadline - time.monotonic()))[0]:
         chunk = os.read(reader, 1 << 16)
@@ -125,7 +125,7 @@ def adopt_orphans() -> None:
 
 
 def end_children() -> None:
-    """Kill and reap all descendants. Their orphans are adopted, and killed in the next iteration."""
+    """Kill and reap all descendants. Orphans of a killed process are adopted, and killed in the next iteration."""
     own_pid = os.getpid()
     while True:
         with contextlib.suppress(ChildProcessError):
@@ -147,7 +147,7 @@ def _children(task: Path) -> Iterator[int]:
 
 
 def collect_libraries(files: list[str], root: Path) -> Outcome:
-    """Collect the tests of these files. Returns the imported modules that are outside the copy."""
+    """Collect the tests in these files, and return the imported modules that are outside the copy."""
     code = pytest.main([*_OPTIONS, "--collect-only", *files])
     module_files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
     outside = [name for name, file in module_files.items() if file and not Path(file).is_relative_to(root)]
@@ -164,9 +164,9 @@ def preload(modules: list[str]) -> None:
 
 
 def run_tests(files: list[str], wanted: list[str] | None, seed: int, measured: list[Path]) -> Outcome:
-    """Run tests of these files until the first failure.
+    """Run tests from these files until the first failure.
 
-    wanted: the tests in the order to run; None runs all. measured: files whose covered lines are recorded per test.
+    wanted: the tests to run, in order; None runs all tests. measured: files whose covered lines are recorded per test.
     """
     plugin = _ResultPlugin(wanted, measured)
     code = pytest.main([*_OPTIONS, f"--hypothesis-seed={seed}", "-x", *files], plugins=[plugin])

@@ -71,7 +71,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def equivalents_of(
     checkout: Path, mutants_by_file: dict[str, list[Mutant]]
 ) -> tuple[dict[tuple[str, str, str, str, int], str], list[tuple[str, str, str, str, int]]]:
-    """The reasons why mutants are equivalent, by key, and the keys that no longer exist."""
+    """Return why each listed mutant is equivalent, by key, and the listed keys that no longer exist."""
     listed = tomllib.loads((checkout / MUTATION_DIRECTORY / "equivalents.toml").read_text()).get("equivalent", [])
     reasons = {
         (entry["file"], entry.get("scope", ""), entry["original"], entry["mutated"], entry.get("occurrence", 1)): entry[
@@ -173,7 +173,7 @@ def _show(mutant: Mutant, test_count: int) -> None:
 
 
 def list_test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
-    """The listed files, and the test files in the listed directories."""
+    """Return the listed files, and the test files in the listed directories."""
     paths = set()
     for test_path in {test_path for test_paths in targets.values() for test_path in test_paths}:
         path = checkout / "tests" / test_path
@@ -184,7 +184,7 @@ def list_test_files(checkout: Path, targets: dict[str, list[str]]) -> list[str]:
 
 
 class Baseline:
-    """The result of the tests with the unchanged source: the duration of each test, and the lines that it runs."""
+    """The results of the tests with the unchanged source: the duration of each test, and the lines that it covers."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -203,7 +203,7 @@ class Baseline:
                     self._imported.add((file, line))
 
     def tests_for(self, mutant: Mutant, test_paths: list[str]) -> list[str]:
-        """The tests that run the mutant's lines, then the other tests of their files, which may share a fixture.
+        """Return the tests that run the mutant's lines, then the other tests in their files, which may share a fixture.
 
         Each group is sorted by duration. If the code runs while its module or a test module is imported, the second
         group contains all other tests of the target.

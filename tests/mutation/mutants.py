@@ -46,10 +46,10 @@ Span = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one file.
+    """One change to one file.
 
     file: relative to the source root. original, mutated: the changed lines. scope: the class or function around them.
-    occurrence: counts equal changes in this scope. is_imported: the code runs when the module is imported.
+    occurrence: the position among equal changes in this scope. is_imported: the code runs when the module is imported.
     """
 
     file: str
@@ -70,7 +70,7 @@ class Mutant:
 
 
 def mutants_of(path: Path, root: Path) -> list[Mutant]:
-    """All mutants of a file, in the order of its lines."""
+    """Return all mutants of a file, in the order of its lines."""
     source = path.read_text()
     candidates = _Finder(source, str(path.relative_to(root))).mutants()
     unique = {mutant.source: mutant for mutant in candidates if mutant.source != source}
@@ -132,7 +132,7 @@ def _normalize_whitespace(text: bytes) -> str:
 
 
 def _children(node: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
-    """The children of a node that are mutated, and whether each is in the body of a function, class or lambda."""
+    """Yield the children of a node that are mutated, and whether each is in the body of a function, class or lambda."""
     match node:
         case ast.Import() | ast.ImportFrom() | ast.JoinedStr() | ast.Expr(value=ast.Constant()):
             return
@@ -160,7 +160,7 @@ def _defaults(arguments: ast.arguments) -> list[ast.expr]:
 
 
 def _is_type(node: ast.expr) -> bool:
-    """Whether an expression is a type: its name is capitalized, or it is a built-in type with brackets."""
+    """Return whether an expression is a type: its name is capitalized, or it is a built-in type with brackets."""
     match node:
         case ast.BinOp(op=ast.BitOr(), left=left, right=right):
             return _is_type(left) and (_is_type(right) or _is_none(right))

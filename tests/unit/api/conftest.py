@@ -30,7 +30,7 @@ def _schema() -> dict[str, Any]:
 
 
 class Api:
-    """The API on top of `tasks`."""
+    """An API that serves `tasks`."""
 
     def __init__(self, tasks: FakeTasks, access: TokenStore | None = None, **settings: Any) -> None:
         self.tasks = tasks
@@ -106,7 +106,7 @@ def tasks() -> FakeTasks:
 
 @pytest.fixture
 def api_with_tokens(tasks: FakeTasks) -> Callable[..., Api]:
-    """Return a function that creates an API with tokens. Settings are those of `ApiSettings`."""
+    """Return a function that creates an API with tokens. It accepts the settings of `ApiSettings`."""
 
     def make(access: TokenStore, **settings: Any) -> Api:
         return Api(tasks, access, **settings)

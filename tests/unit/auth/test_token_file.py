@@ -1,4 +1,4 @@
-"""Tokens are shown once. Stored records do not grant access."""
+"""Tokens are shown only once. The stored records cannot be used to gain access."""
 
 from datetime import UTC, datetime, timedelta
 

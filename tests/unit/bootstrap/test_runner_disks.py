@@ -27,7 +27,7 @@ def test_new_attempt_uses_the_disk_kind_of_the_host(tmp_path, kind):
 @pytest.mark.parametrize("kind", DISKS)
 @pytest.mark.parametrize("original_kind", DISKS)
 def test_old_attempt_keeps_its_disk_kind(tmp_path, kind, original_kind, order):
-    """After a restart, the host may lack loop devices or root rights, so its settings may name another kind."""
+    """After a restart, the host may lack loop devices or root privileges, so its settings may name another kind."""
     layout = TaskLayout(tmp_path, "task-1").attempt("abcdefghijkl")
     (layout.disk / "workspace").mkdir(parents=True)
     if original_kind == "loop":

@@ -1,4 +1,4 @@
-"""Selection of the runtime of a server."""
+"""Selection of a server's runtime."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The limits of a server that depend on its process."""
+"""Server limits that depend on the server's process."""
 
 import resource
 

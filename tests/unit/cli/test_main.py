@@ -77,7 +77,7 @@ def test_every_command_module_is_listed_in_its_group():
 
 @pytest.fixture
 def probe_options(monkeypatch, tmp_path):
-    """Return a function that runs a command and returns server, token, format and color of its common options."""
+    """Return a function that runs a command and returns the server, token, format and color from its common options."""
     results = {}
 
     @click.command()

@@ -1,4 +1,4 @@
-"""A download results in a complete, verified file or in no file."""
+"""A download produces either a complete, verified file or no file."""
 
 import hashlib
 import os

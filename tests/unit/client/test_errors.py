@@ -45,7 +45,7 @@ def test_code_maps_to_its_exception_class(status, code, error, family):
 
 
 def documented_codes(section: str) -> list[str]:
-    """The codes in a section of docs/errors.md."""
+    """Return the codes in a section of docs/errors.md."""
     text = (Path(__file__).parents[3] / "docs" / "errors.md").read_text().split(f"## {section}\n")[1].split("\n## ")[0]
     return re.findall(r"^\| `(\w+)`", text, re.MULTILINE)
 

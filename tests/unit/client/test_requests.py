@@ -39,7 +39,7 @@ ARGUMENTS = {
 
 
 def json_requests():
-    """Each request with a JSON response."""
+    """Yield each request that has a JSON response."""
     for function in vars(requests).values():
         if str(getattr(function, "__annotations__", {}).get("return", "")).startswith("Request["):
             parameters = inspect.signature(function).parameters.values()

@@ -1,4 +1,4 @@
-"""The client returns the bodies that the API declares. The client exports their types under its own names."""
+"""The client returns the bodies that the API declares, and exports their types under client-specific names."""
 
 from typing import is_typeddict
 

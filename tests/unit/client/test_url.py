@@ -1,4 +1,4 @@
-"""Names are encoded as one URL path segment."""
+"""Each name is encoded as one URL path segment."""
 
 import pytest
 

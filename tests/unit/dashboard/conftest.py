@@ -1,4 +1,4 @@
-"""Requests for dashboard pages without a socket."""
+"""Requests for dashboard pages, made without a socket."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,4 @@
-"""Routes of the dashboard, and its protection against other sites."""
+"""Routes of the dashboard, and its protection against requests from other sites."""
 
 import asyncio
 import contextlib

@@ -55,7 +55,7 @@ def escape_by_scripts(module: Path, texts: list[str]) -> list[tuple[str, str]]:
 
 
 def replace_symbols(text: str) -> str:
-    """Scripts show the 33 ASCII control characters as symbols. Replace the symbols with the form that templates use."""
+    """Replace the symbols that scripts show for the 33 ASCII control characters with the form that templates use."""
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
 
 

@@ -15,7 +15,7 @@ A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
 
 
 def respond_isolated(message: bytes) -> DnsResponse:
-    """The response when no name is allowed."""
+    """Return the response if no name is allowed."""
     return dns.respond(message, lambda _: None)
 
 

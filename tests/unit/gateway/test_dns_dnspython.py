@@ -18,7 +18,7 @@ QUERIES = 5000
 
 
 def name_read_by_dnspython(query: bytes) -> tuple[bytes, ...] | None:
-    """The labels of the only question of a query, or None if the message is malformed or not a query."""
+    """Return the labels of a query's only question, or None if the message is malformed or has no such question."""
     with suppress(dns.exception.DNSException):
         message = dns.message.from_wire(query, ignore_trailing=True, question_only=True)
         if len(message.question) == 1:
@@ -27,7 +27,7 @@ def name_read_by_dnspython(query: bytes) -> tuple[bytes, ...] | None:
 
 
 def name_read_by_gateway(query: bytes) -> str | None:
-    """The name that the gateway looks up, or None if it rejects the query."""
+    """Return the name that the gateway looks up, or None if it rejects the query."""
     names = []
 
     def resolve(name: str) -> IPv4Address | None:

@@ -1,4 +1,4 @@
-"""The connection rate limiter first allows a burst of connections, and then a fixed rate in order of arrival."""
+"""The connection rate limiter allows an initial burst, then admits connections at a fixed rate in order of arrival."""
 
 import asyncio
 

@@ -96,7 +96,7 @@ def test_bit_flips_and_truncation_are_detected(journals, directory):
     for position in positions:
         replace(file, data[:position] + bytes([data[position] ^ 1 << rng.randrange(8)]) + data[position + 1 :])
         try:
-            # The padding bits of a member's last byte are ignored.
+            # A change to the padding bits of a member's last byte has no effect.
             assert read_all(journals) == expected
         except JournalDamagedError:
             damage_count += 1
@@ -107,14 +107,14 @@ def test_bit_flips_and_truncation_are_detected(journals, directory):
             records, _ = read_all(journals)
         except JournalDamagedError:
             continue
-        # Truncated between two members, the journal is valid, but it ends before the offset in the index.
+        # A journal that is truncated between two members is valid, but it ends before the offset in the index.
         assert records == expected[0][: len(records)]
         with pytest.raises(JournalDamagedError):
             journals.read("t", expected[1])
 
 
 def replace(file, data):
-    """Replace the file and clear the cache. The cache key, the mtime, is too coarse to detect the change."""
+    """Replace the file and clear the cache. The mtime in the cache key is too coarse to detect the change."""
     file.write_bytes(data)
     compressed_module._read_members.cache_clear()
 
@@ -175,9 +175,9 @@ def test_damaged_or_busy_journal_is_not_compressed(journals, directory):
 
 
 def test_journal_without_its_last_record_is_not_compressed_and_remains_writable(journals, directory):
-    """This happens if an old journal was restored, or the disk lost the last records.
+    """This happens if an old journal was restored or if the disk lost the last records.
 
-    Clients may already have received the last records.
+    Clients may already have received those records.
     """
     lines = (directory / "records").read_bytes().splitlines(keepends=True)
     for remaining in (lines[:-1], []):

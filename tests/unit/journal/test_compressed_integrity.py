@@ -30,7 +30,7 @@ HEADER_BYTES, CRC_BYTES, TRAILER_BYTES = 32, 2, 8
 
 @pytest.fixture
 def journals(tmp_path, monkeypatch):
-    """The journal of a finished task, in several members."""
+    """The journal of a finished task, split into several members."""
     monkeypatch.setattr(compressed_module, "MEMBER_BYTES", MEMBER_BYTES)
     journals = FileJournals(tmp_path)
     writer = journals.create("t")
@@ -184,7 +184,7 @@ def test_compression_leaves_no_descriptor_open(journals):
 
 
 def members(data: bytes) -> list[tuple[tuple, bytes]]:
-    """Header and content of each member, parsed independently of the writer."""
+    """Return the header and content of each member, parsed independently of the writer."""
     result = []
     while data:
         *header, seq, size, member_size = struct.unpack_from(HEADER, data)
@@ -208,7 +208,7 @@ def test_each_member_header_has_the_first_seq_and_the_size_of_the_member(journal
 
 
 def chunk_line_sizes(*sizes: int) -> list[list[int]]:
-    """The byte count of each line of each chunk."""
+    """Return the byte count of each line in each chunk."""
     lines = [b"%d" % (number % 10) * size for number, size in enumerate(sizes)]
     chunks = list(compressed_module._in_chunks(lines))
     assert b"".join(chunks) == b"".join(lines)
@@ -246,7 +246,7 @@ def member(
     trailer: bytes = b"",
     body: bytes | None = None,
 ) -> bytes:
-    """A valid member, except for the given fields."""
+    """Build a member that is valid except for the given fields."""
     compressor = zlib.compressobj(wbits=-15)
     body = compressor.compress(content) + compressor.flush() if body is None else body
     declared_size = member_size or HEADER_BYTES + CRC_BYTES + len(body) + TRAILER_BYTES

@@ -1,4 +1,4 @@
-"""The offset of every record is found after truncation, replacement and damage."""
+"""The offset of every record can be found after truncation, replacement and damage."""
 
 import tempfile
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ scan_limits = st.sampled_from([1, 100, 1000, 64 * 1024])
 
 @contextmanager
 def journals_with(line_sizes):
-    """Journals with a new writer for every seven records, as after runner crashes."""
+    """Create journals with a new writer for every seven records, as after runner crashes."""
     with tempfile.TemporaryDirectory() as directory:
         journals = FileJournals(Path(directory))
         write(journals, line_sizes)

@@ -1,4 +1,4 @@
-"""Copies of journals and artifacts are exact and can be repeated. Records of a replaced writer are rejected."""
+"""Copying journals and artifacts is exact and repeatable. Records of a replaced writer are rejected."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ def append(writer, *texts):
 
 @pytest.fixture
 def original(tmp_path):
-    """The journal of three records; its copy is in `tmp_path / "copy"`."""
+    """A journal with three records; its copy is in `tmp_path / "copy"`."""
     writer = FileJournals(tmp_path / "original").create("task-1")
     append(writer, b"one\n", b"two\n", b"three\n")
     writer.close()

@@ -25,7 +25,7 @@ def error_event(byte_count: int = 10) -> e.ErrorReported:
 
 
 class RecordedSyscalls:
-    """Records writes, rewrites, truncations and flushes. `fail` makes the next call of that name fail.
+    """Records writes, rewrites, truncations and flushes. `fail` makes the next call with that name fail.
 
     `write_bytes_max` limits the bytes accepted per write.
     """

@@ -1,4 +1,4 @@
-"""Egress rules of a manifest's network fields."""
+"""Egress rules derived from a manifest's network fields."""
 
 import pytest
 

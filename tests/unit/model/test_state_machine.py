@@ -233,7 +233,7 @@ def test_collecting_artifacts_does_not_change_earlier_tasks():
 
 
 class ComparisonCountingStr(str):
-    """A name that counts its comparisons."""
+    """A name that counts how often it is compared."""
 
     __slots__ = ()
     compared = 0
@@ -667,7 +667,7 @@ def test_usage_is_summed_over_attempts():
 
 
 def test_lost_agent_has_final_usage_and_no_current_tool():
-    """A runner may die after it reports a request and before it adds the request to its progress."""
+    """A runner may die after it reports a request but before it adds the request to its progress."""
     progress = e.Progress(turns=2, current_tool="Bash", input_tokens=60, output_tokens=10, cost_usd=0.1)
     used = e.Usage("m", 100, 20, 0, 0, 0.25)
     counted = final_task(*TO_RUNNING, used, progress, AGENT_LOST).progress

@@ -77,7 +77,7 @@ def at(second: int) -> datetime:
 
 
 def test_task_starts_when_its_first_agent_starts():
-    """`lifecycle.timeout` counts from the start of the first agent."""
+    """`lifecycle.timeout` is measured from the start of the first agent."""
     first = AgentStartTime(50.0, "boot-1")
     task = final_task(*running(), retries=2)
     assert task.agent_start_time == first

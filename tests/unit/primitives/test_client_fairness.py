@@ -1,4 +1,4 @@
-"""Each client gets a fair share of each turn of the event loop. Its streams take their turns in order."""
+"""Each client gets a fair share of each turn of the event loop. A client's streams take turns in order."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ async def acquire_repeatedly(share, count, taken, size_bytes=100):
 
 
 async def totals_per_turn(taken, count):
-    """The total taken after each of the next `count` turns of the loop."""
+    """Return the total taken after each of the next `count` turns of the loop."""
     totals = []
     for _ in range(count):
         await asyncio.sleep(0)

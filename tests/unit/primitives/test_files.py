@@ -1,4 +1,4 @@
-"""Opening of files that the agent made inaccessible, and durable writing of files. A failure leaks no descriptor."""
+"""Files that the agent made inaccessible can be opened, and files are written durably. Failures leak no descriptors."""
 
 import errno
 import os

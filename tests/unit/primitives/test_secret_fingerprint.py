@@ -1,4 +1,4 @@
-"""Fingerprints identify a set of secret values and do not reveal them."""
+"""Fingerprints identify a set of secret values without revealing them."""
 
 from sandbox.primitives.secret_fingerprint import make_fingerprint, matches_fingerprint
 

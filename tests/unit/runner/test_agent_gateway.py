@@ -1,4 +1,4 @@
-"""The reports of a gateway are recorded. If an event cannot be recorded, a job of the runner raises the error."""
+"""A gateway's reports are recorded. If an event cannot be recorded, one of the runner's jobs raises the error."""
 
 import asyncio
 from datetime import UTC, datetime

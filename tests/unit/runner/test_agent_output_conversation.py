@@ -30,7 +30,7 @@ def say(text, **options):
 
 
 def process(chunks, secrets=None, *, marks_parsed=True):
-    """The events that are recorded when the agent writes these chunks."""
+    """Return the events that are recorded when the agent writes these chunks."""
     events = []
     redaction = SecretRedactor(secrets) if secrets else None
     record = events.append if redaction is None else lambda event: events.append(redact_event(event, redaction))

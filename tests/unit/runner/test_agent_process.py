@@ -12,7 +12,7 @@ from sandbox.runner.attempt_recorder import StopSignal
 
 
 class Sandbox:
-    """A sandbox that also acts as its agent. It exits when it is killed, or terminated if `exits_on_term` is set."""
+    """A sandbox that also acts as its agent. It exits when killed, or when terminated if `exits_on_term` is set."""
 
     def __init__(self, *, exits_on_term=False, exits_on_kill=True):
         self.exits_on_term, self.exits_on_kill = exits_on_term, exits_on_kill

@@ -1,4 +1,4 @@
-"""A task's limits apply to the total of all its attempts."""
+"""A task's limits apply to the total across all its attempts."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The time of a secret scan is limited for any input."""
+"""The duration of a secret scan is limited for any input."""
 
 import pytest
 

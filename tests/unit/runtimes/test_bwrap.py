@@ -61,7 +61,7 @@ def guest(word=""):
 
 
 async def start(program, word=""):
-    """The argv of bubblewrap, the arguments in its file, and the descriptors."""
+    """Return the argv of bubblewrap and the arguments in its file, and close the descriptors."""
     if program is confined_program:
         argv, descriptors = await confined_program(word)
     else:

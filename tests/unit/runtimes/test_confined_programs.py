@@ -1,4 +1,4 @@
-"""A confinement runs in the control group that was used by the attempt's sandbox."""
+"""A confinement runs in the control group that the attempt's sandbox used."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from sandbox.workspace.git.command import Git, GitError
 
 
 class FakeLaunch:
-    """A program that writes an error to stderr and exits. Afterwards, the kernel has counted this many OOM kills."""
+    """A program that writes an error to stderr and exits. Afterwards, the kernel's count of OOM kills is `kills`."""
 
     def __init__(self, events: Path, kills: int) -> None:
         self._events = events

@@ -64,7 +64,7 @@ ENCODINGS: list[Callable[[str], str]] = [
 
 @pytest.mark.parametrize("encode", ENCODINGS)
 def test_value_with_any_encoded_invisible_character_is_redacted(redactor: SecretRedactor, encode: Callable[[str], str]):
-    """Each character is on a separate line. Most encodings are tested only with every seventh character."""
+    """Each character is on a separate line. Most encodings are tested with only every seventh character."""
     step = 1 if encode is plain else 7
     codes_tested = INVISIBLES[::step]
     for codes in (codes_tested[start : start + 200] for start in range(0, len(codes_tested), 200)):

@@ -1,4 +1,4 @@
-"""Output of a runner does not contain a secret's value in any encoding."""
+"""A runner's output does not contain a secret's value in any encoding."""
 
 import base64
 import json
@@ -47,7 +47,7 @@ def test_no_part_of_an_encoded_value_remains(case: tuple[str, list[list[bytes]]]
         redacted = redactor.redact(b"<<" + b"".join(letters) + b">>")
         remainder = redacted.replace(b"[REDACTED:S]", b"\0\0")
         assert b"[REDACTED:S]" in redacted
-        # The base64 remainder before and after a value is shorter than eight characters.
+        # The base64 remainders before and after a value are each shorter than eight characters.
         windows = {b"".join(letters[start : start + 8]) for start in range(len(letters) - 7)}
         assert [window for window in windows if window in remainder] == []
 

@@ -1,4 +1,4 @@
-"""Similar patterns are indexed by words that only few patterns share. Each pattern is found at any position."""
+"""Similar patterns are indexed by words that only a few patterns share. Each pattern is found at any position."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The content and the limits of the earlier conversation as text."""
+"""The content and the limits of the text form of an earlier conversation."""
 
 from datetime import UTC, datetime
 

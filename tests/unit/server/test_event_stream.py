@@ -59,12 +59,12 @@ event_lists = st.lists(
 
 
 def message_line(text):
-    """A line of the agent's own event stream."""
+    """Return a line of the agent's own event stream."""
     return json.dumps({"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}}).encode() + b"\n"
 
 
 class StreamedJournal:
-    """A task's journal, and the servers that stream the journal one after the other."""
+    """A task's journal, and the servers that stream it one after another."""
 
     def __init__(self, data_dir, **parts):
         self.journals, self.store = FileJournals(data_dir), MemoryStore()
@@ -216,7 +216,7 @@ def test_resuming_client_receives_all_later_events(before, during, resumptions, 
             await asyncio.sleep(0)
         all_events = await streamed.replay(0)
         for (_, after), following in followers.items():
-            # A client with a position past the end receives the last event.
+            # A client whose position is past the end receives the last event.
             assert await asyncio.wait_for(following, 10) == (events_after(all_events, after) or all_events[-1:])
 
     with streamed_journal() as streamed:

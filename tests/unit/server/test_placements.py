@@ -1,4 +1,4 @@
-"""The host of an attempt selects its placement. The state of a host without a placement is unknown, never free."""
+"""An attempt's host determines its placement. If a host has no placement, its runners are unknown, never free."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Failed runtimes are probed again after increasing pauses."""
+"""Failed runtimes are probed again at increasing intervals."""
 
 import asyncio
 from types import SimpleNamespace

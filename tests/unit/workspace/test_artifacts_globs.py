@@ -91,7 +91,7 @@ def test_matching_a_hostile_pattern_is_fast(pattern):
 
 
 def reference(parts, names):
-    """A slow reference implementation of the rules."""
+    """Match the names with a slow reference implementation of the rules."""
     if not parts:
         return not names
     if parts[0] == "**":

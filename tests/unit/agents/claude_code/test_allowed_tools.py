@@ -1,4 +1,4 @@
-"""`claude.allowed_tools` and `claude.skip_permissions` as command line options."""
+"""`claude.allowed_tools` and `claude.skip_permissions` as command-line options."""
 
 import time
 

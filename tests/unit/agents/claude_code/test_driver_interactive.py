@@ -1,4 +1,4 @@
-"""Interactive sessions: command line, preset dialogs, outcome."""
+"""Interactive sessions: command line, dialogs answered in advance, and outcome."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""The agent's init message, compared with the manifest."""
+"""The agent's init message is compared with the manifest."""
 
 import json
 

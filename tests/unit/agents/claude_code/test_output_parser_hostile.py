@@ -277,7 +277,7 @@ def test_result_with_large_denials_keeps_short_fields():
 
 @pytest.mark.parametrize("values", ["1," * 1_000_000, "{}," * 1_000_000, "[[[1]]]," * 200_000], ids=str.__len__)
 def test_line_with_too_many_values_is_not_parsed(values):
-    """Parsing it would take a minute and half a gigabyte."""
+    """Parsing the line would take a minute and half a gigabyte of memory."""
     values = values[:-1].encode()
     assert read_result(b'{"type":"result","is_error":false,"x":[%s]}\n' % values) is None
     message = b'{"type":"user","session_id":"%s","message":{"content":[%s]}}\n' % (SESSION.encode(), values)

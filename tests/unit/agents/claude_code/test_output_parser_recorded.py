@@ -18,7 +18,7 @@ SESSION_ID = "00000000-0000-4000-8000-0000000000aa"
 
 
 def replay(name, *, lines=None, exit_code=None):
-    """The events and the outcome of a recording, or of some of its lines."""
+    """Return the events and the outcome of a recording, or of some of its lines."""
     parser = ClaudeOutputParser(SESSION_ID)
     lines = recorded(name) if lines is None else lines
     events = [event for line in lines for event in parser.parse_line(line) or ()]
@@ -31,7 +31,7 @@ def recorded(name):
 
 
 def summarize(events):
-    """A short form of the events after the first: `turn`, `Bash(`, `)` for success, `!)` for an error, `retry`."""
+    """Abbreviate the events after the first: `turn`, `Bash(`, `)` for success, `!)` for an error, `retry`."""
     symbols = {TurnStarted: lambda e: "turn", ApiRetry: lambda e: "retry", ToolCallStarted: lambda e: f"{e.tool}("}
     symbols[ToolFinished] = lambda e: "!)" if e.is_error else ")"
     ready, *later = events
@@ -134,7 +134,7 @@ def test_bad_exit_overrides_the_result():
 
 
 def conversation(name):
-    """The conversation events of a recording."""
+    """Return the conversation events of a recording."""
     types = AgentMessage | ToolCallStarted | ToolResult | AgentResult
     return [event for event in replay(name)[0] if isinstance(event, types)]
 

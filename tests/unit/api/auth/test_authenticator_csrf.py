@@ -1,4 +1,4 @@
-"""Requests that a browser sends for another site are denied.
+"""Requests that a browser sends on behalf of another site are denied.
 
 Requests from programs and the server's own pages are allowed.
 """
@@ -57,7 +57,7 @@ def test_foreign_origin_is_denied(origin):
 
 
 def fetch_metadata(site, mode, **headers):
-    """The fetch metadata headers of a browser."""
+    """Return the fetch metadata headers of a browser."""
     return {"sec-fetch-site": site, "sec-fetch-mode": mode, **headers}
 
 

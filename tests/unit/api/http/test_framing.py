@@ -17,7 +17,7 @@ HANDSHAKE = b"GET /s HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnec
 
 
 def feed(framing: RequestFraming, data: bytes) -> bytes:
-    """Feed the data. Return everything that is passed on."""
+    """Feed the data to `framing`, and return everything that it passes on."""
     passed = framing.feed(data)
     while framing.has_more or framing.is_paused:
         passed += framing.feed(b"")

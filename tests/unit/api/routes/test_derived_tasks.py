@@ -1,4 +1,4 @@
-"""Tasks that are created from an earlier one."""
+"""Tasks that are created from an earlier task."""
 
 import json
 from contextlib import asynccontextmanager

@@ -79,5 +79,5 @@ def test_encoded_slash_in_an_id_does_not_match_another_route(api, tasks, path):
     assert tasks.preserved == {"task-001"}
     assert api.get("/api/v1/tasks/task-001%2Fwait").json()["error"] == "task_not_found"
     assert api.get("/api/v1/tasks%2Ftask-001").json()["error"] == "not_found"
-    # The control: an encoded letter is decoded.
+    # For comparison, an encoded letter is decoded.
     assert api.delete("/api/v1/tasks/t%61sk-001/vm").status_code == 200

@@ -1,4 +1,4 @@
-"""`sandbox doctor` reports when one task can use the machine's whole open-file limit."""
+"""`sandbox doctor` reports if one task can exhaust the machine's open-file limit."""
 
 import resource
 

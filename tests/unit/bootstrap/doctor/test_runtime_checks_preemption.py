@@ -1,4 +1,4 @@
-"""`sandbox doctor` reports a kernel on which one system call of a sandbox can occupy a processor."""
+"""`sandbox doctor` reports a kernel on which one system call from a sandbox can monopolize a processor."""
 
 import gzip
 

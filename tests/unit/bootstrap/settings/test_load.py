@@ -1,4 +1,4 @@
-"""Settings come from options, the environment, `sandbox.toml` and defaults, in this order. Each error is reported."""
+"""Settings come from options, the environment, `sandbox.toml` and defaults, in this order. Every error is reported."""
 
 from pathlib import Path
 

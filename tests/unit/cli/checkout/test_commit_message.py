@@ -19,7 +19,7 @@ def build(text: str, name: str = "Fix bug #42") -> str:
 
 
 def trailers(message: str) -> list[str]:
-    """The trailers as git reads them."""
+    """Return the trailers as git reads them."""
     completed = subprocess.run(
         ["git", "interpret-trailers", "--parse"], input=message.encode(), capture_output=True, check=True, timeout=60
     )
@@ -141,7 +141,7 @@ def test_message_survives_an_email(tmp_path, body):
 
 
 def send_by_email(directory, message):
-    """Commit a change with this message, and apply it elsewhere with `git am`; return author, message and files."""
+    """Commit a change with this message, and apply it elsewhere with `git am`; return the author, message and files."""
     bare = directory / "repo.git"
     make_repository(bare, {"count.txt": "0\n"})
     for name in ("sender", "receiver"):

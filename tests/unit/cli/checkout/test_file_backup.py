@@ -1,4 +1,4 @@
-"""Backup of files while git writes them."""
+"""Files are backed up while git writes to them."""
 
 import signal
 

@@ -13,7 +13,7 @@ COMPLETE = SetupPlan((), ())
 
 
 class Machine:
-    """Records the commands that run. failing: commands that fail."""
+    """Records the commands that are run. failing: the commands that fail."""
 
     def __init__(self):
         self.plan, self.failing, self.commands = MISSING, set(), []

@@ -177,7 +177,7 @@ def test_open_tool_calls_are_bounded():
 
 
 def call(content: str, *, is_error: bool = False) -> list[dict]:
-    """The events of a tool call from start to end."""
+    """Return the events of a tool call from start to end."""
     return [
         tool_call_started("t", summary="make"),
         tool_result("t", content, is_error=is_error),
@@ -199,7 +199,7 @@ def test_full_detail_truncates_tool_results():
 
 
 def edit_call(new: str, *, is_error: bool = False) -> list[dict]:
-    """The events of an edit from start to end."""
+    """Return the events of an edit from start to end."""
     edits = [{"path": "a.py", "old": "one\ntwo\n", "new": new}]
     return [
         tool_call_started("t", "Edit", summary="a.py", edits=edits),

@@ -27,19 +27,19 @@ def test_log_lines_become_events():
 
 
 def log(*contents):
-    """A text log with one line for each item: a line of stdout, or an agent's message for None."""
+    """Return a text log with one line for each item: a line of stdout, or an agent's message for None."""
     message = json.dumps({"type": "agent_message", "task_id": "t", "seq": 7, "timestamp": TIME, "text": "Done."})
     lines = [f"[EVENT] {message}" if content is None else f"[STDOUT] {content}" for content in contents]
     return [f"[{TIME}] {line}\n".encode() for line in lines]
 
 
 def marked(*contents):
-    """The events of the log with these contents, after `mark_parsed`."""
+    """Return the events of the log with these contents, after `mark_parsed`."""
     return list(mark_parsed(parse_log_events(log(*contents), "t")))
 
 
 def parsed(*contents):
-    """For each line of stdout in the log, whether it is marked as parsed."""
+    """Return, for each line of stdout in the log, whether it is marked as parsed."""
     return [event["parsed"] for event in marked(*contents) if event["type"] == "output"]
 
 

@@ -1,4 +1,4 @@
-"""Wrapping of text to a window. Text that a user may copy is not split."""
+"""Wrapping of text to the window width. Text that a user may copy is not split."""
 
 import io
 

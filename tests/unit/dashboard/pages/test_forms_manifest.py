@@ -1,4 +1,4 @@
-"""The manifests that the submit form and the task's pages contain."""
+"""The manifests in the submit form and on a task's pages."""
 
 import asyncio
 import html

@@ -79,7 +79,7 @@ def test_filter_links_lead_to_existing_pages(pages_with_tasks):
 
 
 def sections(page):
-    """The ids of the tasks below each heading."""
+    """Return the ids of the tasks below each heading."""
     parts = re.split(r"<h2[^>]*>([^<]+)", page.text)
     names = [name.strip() for name in parts[1::2]]
     return dict(zip(names, (re.findall(r'id="task-([^"]+)"', part) for part in parts[2::2]), strict=True))
@@ -226,7 +226,7 @@ def test_empty_list_shows_how_to_submit(pages):
 
 
 def hints(page):
-    """The text that distinguishes a row from others with its name, by id."""
+    """Return, by task id, the text that distinguishes a row from others with the same name."""
     rows = re.findall(r'id="task-([^"]+)"(.*?)</td>', page.text, re.DOTALL)
     found = {task_id: re.search(r'class="hint muted" title="([^"]*)"', row) for task_id, row in rows}
     return {task_id: html.unescape(hint[1]) for task_id, hint in found.items() if hint}

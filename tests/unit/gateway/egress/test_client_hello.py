@@ -10,7 +10,7 @@ from sandbox.gateway.egress.client_hello import ClientHello, parse_client_hello
 
 
 def client_hello(server_name: str | None) -> bytes:
-    """The first flight of a real TLS client."""
+    """Return the first flight of a real TLS client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""A ClientHello is parsed as RFC 8446 and RFC 6066 define it. No server may read another name from the same bytes."""
+"""A ClientHello is parsed as defined in RFC 8446 and 6066. No server may read a different name from the same bytes."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def server_names(*names: tuple[int, bytes]) -> tuple[int, bytes]:
 def message(
     *extensions: tuple[int, bytes], session: bytes = b"", ciphers: bytes = b"\x13\1", more: bytes = b""
 ) -> bytes:
-    """A handshake message; `more` follows the extensions."""
+    """Build a handshake message; `more` follows the extensions."""
     encoded = b"".join(kind.to_bytes(2) + vector(2, content) for kind, content in extensions)
     body = (
         b"\3\3" + b"\xaa" * 32 + vector(1, session) + vector(2, ciphers) + vector(1, b"\0") + vector(2, encoded) + more
@@ -176,7 +176,7 @@ def test_empty_record_is_rejected():
 
 @pytest.mark.parametrize("trailing", [b"\0", b"\0\0", b"\0\0\0\1"])
 def test_truncated_extensions_have_no_server_name(trailing):
-    """The length of the extensions includes a further extension, which is truncated."""
+    """The declared length of the extensions includes another extension, which is truncated."""
     original = message(server_names((0, NAME)))
     body = original[4:]
     at = 2 + 32 + 1 + 4 + 2

@@ -26,7 +26,7 @@ def client_hello(server_name: str) -> bytes:
 
 
 def names_read_by_openssl(data: bytes) -> list[str]:
-    """The server name for which OpenSSL selects a certificate; empty if OpenSSL rejects the data earlier."""
+    """Return the server name for which OpenSSL selects a certificate; empty if OpenSSL rejects the data earlier."""
     names: list[str] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sni_callback = lambda _, name, __: names.append(name) if name is not None else None

@@ -1,4 +1,4 @@
-"""The dialer connects only to public addresses, even if a name resolves to others."""
+"""The dialer connects only to public addresses, even if a name resolves to non-public addresses."""
 
 from ipaddress import ip_address
 

@@ -9,7 +9,7 @@ from sandbox.model.egress import EgressRule, EgressRules
 
 MODEL = "api.anthropic.com"
 LISTED = EgressRules((EgressRule("files.example.org"), EgressRule("*.example.net"), EgressRule("8.8.4.4")))
-# The gateway sets allows_ip_addresses for the proxy of every task, independent of the task's rules.
+# The gateway sets allows_ip_addresses for the proxy of every task, regardless of the task's rules.
 ALLOW_LIST = EgressPolicy(LISTED, MODEL, allows_ip_addresses=True)
 FULL = EgressPolicy(EgressRules(is_unrestricted=True), MODEL, allows_ip_addresses=True)
 FULL_DIRECT = EgressPolicy(EgressRules(is_unrestricted=True), MODEL)

@@ -1,4 +1,4 @@
-"""A tunnel forwards nothing before its handshake is complete. Then a stream filter inspects the data."""
+"""A tunnel forwards nothing until its handshake is complete. After that, a stream filter inspects the data."""
 
 import pytest
 

@@ -17,7 +17,7 @@ REQUEST_TO_ANOTHER = f"GET / HTTP/1.1\r\nHost: {OTHER}\r\n\r\n".encode()
 
 
 def hello_for(*names: str, trailing: bytes = b"") -> bytes:
-    """A ClientHello with these server names; `trailing` is in the same record."""
+    """Build a ClientHello with these server names; `trailing` is in the same record."""
     entries = b"".join(b"\0" + len(name).to_bytes(2) + name.encode() for name in names)
     extension = b"\0\x0a\0\4\0\2\0\x1d"
     if names:
@@ -40,7 +40,7 @@ def create_stream_filter() -> StreamFilter:
 
 
 def feed(stream_filter: StreamFilter, data: bytes, step: int) -> tuple[bytes, Denial | None]:
-    """The data forwarded to the host, and the denial that ends the stream."""
+    """Return the data forwarded to the host, and the denial that ends the stream, if any."""
     forwarded = bytearray()
     for piece in [*(data[begin : begin + step] for begin in range(0, len(data), step)), b""]:
         result = stream_filter.client_data_received(piece)
@@ -51,7 +51,7 @@ def feed(stream_filter: StreamFilter, data: bytes, step: int) -> tuple[bytes, De
 
 
 def records(hello: bytes, size: int, version: bytes = b"\3\1", between: bytes = b"") -> bytes:
-    """`hello`, split into TLS records of `size` bytes."""
+    """Split `hello` into TLS records of `size` bytes."""
     body = hello[5:]
     pieces = [body[begin : begin + size] for begin in range(0, len(body), size)]
     return between.join(b"\x16" + version + len(piece).to_bytes(2) + piece for piece in pieces)

@@ -21,7 +21,7 @@ def create_handshake(host: str = HOST, port: int = 8080) -> SniffingHandshake:
 
 
 def forwarded_data(outcome) -> bytes:
-    """The data forwarded to the host immediately."""
+    """Return the data that is forwarded to the host immediately."""
     assert isinstance(outcome, Tunnel), outcome
     forwarded = outcome.stream_filter.start()
     assert isinstance(forwarded, bytes)

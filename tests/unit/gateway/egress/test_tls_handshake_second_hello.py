@@ -1,4 +1,4 @@
-"""A TLS server may request a second ClientHello. It is denied unless it names the same server as the first one."""
+"""A TLS server may request a second ClientHello. It is denied unless it names the same server as the first."""
 
 import ssl
 from contextlib import suppress
@@ -108,7 +108,7 @@ def test_buffered_data_is_forwarded_when_the_client_ends():
 
 
 def early_data_hello(name: str) -> bytes:
-    """A ClientHello that announces early data."""
+    """Build a ClientHello that announces early data."""
     return client_hello(name, extra_extensions=b"\0\x2a\0\0")
 
 

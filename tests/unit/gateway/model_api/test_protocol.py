@@ -80,7 +80,7 @@ def create_protocol(
     key: str = SERVER_KEY,
     is_unrestricted: bool = False,
 ) -> tuple[ModelProtocol, RecordedEvents]:
-    """With `is_unrestricted`, request bodies are forwarded unread."""
+    """Create a protocol. With `is_unrestricted`, it forwards request bodies unread."""
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if uses_auth_token else ModelUpstream(base_url, api_key=key)
     policy, reporter = ModelPolicy(DIALECT, TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
@@ -94,7 +94,7 @@ def head_of(data: bytes | bytearray) -> tuple[str, dict[str, str]]:
 
 
 def error_of(effects: Effects) -> tuple[int, str, str]:
-    """Status, type and message of an error response of the Messages API."""
+    """Return the status, type and message of an error response from the Messages API."""
     head, _, body = bytes(effects.to_client).partition(b"\r\n\r\n")
     error = json.loads(body)
     assert set(error) == {"type", "error"}

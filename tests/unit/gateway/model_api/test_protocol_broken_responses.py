@@ -1,4 +1,4 @@
-"""With a budget, a response that ends before it reports its usage is charged at its upper bound."""
+"""Under a budget, a response that ends before it reports its usage is charged at its upper bound."""
 
 import json
 

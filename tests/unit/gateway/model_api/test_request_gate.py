@@ -44,7 +44,7 @@ def rejection_message(gate: ModelRequestGate) -> str:
     return rejection.message
 
 
-# Spending of earlier attempts
+# Spending by earlier attempts
 
 
 @pytest.mark.parametrize(

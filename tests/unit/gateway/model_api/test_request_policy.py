@@ -27,7 +27,7 @@ URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.exa
 
 
 class ScriptedGateway:
-    """Model requests of one gateway to a scripted upstream."""
+    """A gateway that sends model requests to a scripted upstream."""
 
     def __init__(self, rules: GatewayRules, redact=str, key: str = SERVER_KEY) -> None:
         self.events: list = []
@@ -40,7 +40,7 @@ class ScriptedGateway:
         return ModelProtocol(DIALECT, ModelPolicy(DIALECT, TASK_KEY, 8123), self._gate, upstream, self._reporter, 8123)
 
     def send(self, body: Any, *headers: str, target: str = "/v1/messages?beta=true") -> tuple[int | None, str, bytes]:
-        """Status and message of a rejection, and the forwarded request."""
+        """Send a request; return the status and message of its rejection, and the forwarded request."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         lines = (f"POST {target} HTTP/1.1", "Host: 127.0.0.1:8123", f"X-Api-Key: {TASK_KEY}", *headers)
         head = "\r\n".join((*lines, f"Content-Length: {len(data)}")).encode() + b"\r\n\r\n"
@@ -514,7 +514,7 @@ def test_tools_with_known_fees_are_forwarded_with_a_usd_budget(name):
 
 
 def client_responses(gateway: ScriptedGateway, *statuses: int, body: bytes = b"{}") -> list[tuple[int, str]]:
-    """The responses that the client receives when the upstream responds to successive requests with these statuses."""
+    """Return the client's responses if the upstream responds to successive requests with these statuses."""
     responses = []
     for status in statuses:
         protocol = gateway.connect()

@@ -1,6 +1,6 @@
 """Import of archives from `skopeo` and `docker save`.
 
-Damaged and hostile archives, and archives of other architectures, are rejected.
+Damaged and hostile archives, and archives for other architectures, are rejected.
 """
 
 import json
@@ -200,7 +200,7 @@ def test_decompressor_that_does_not_exit_is_rejected(unpack, tmp_path, monkeypat
 
 
 def test_xz_data_with_a_large_dictionary_in_a_zstd_layer_is_rejected(unpack, tmp_path, monkeypatch):
-    """The zstd program also reads xz, to which its own memory limit does not apply."""
+    """The zstd program also reads xz data, but does not apply its memory limit to that data."""
     xz_filter = {
         "id": lzma.FILTER_LZMA2, "dict_size": 1 << 30, "mode": lzma.MODE_FAST, "mf": lzma.MF_HC3, "nice_len": 4,
     }  # fmt: skip
@@ -248,7 +248,7 @@ def test_huge_header_is_rejected_without_being_read(unpack, tmp_path):
 
 
 def test_self_referencing_member_is_rejected(unpack, tmp_path, monkeypatch):
-    """Because of its negative size, the member is followed by itself."""
+    """Because the member's size is negative, the next member is the same member again."""
     monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
     first = bytearray(tarfile.TarInfo("index.json").tobuf())
     back = bytearray(first)

@@ -212,7 +212,7 @@ def test_long_paths_are_not_kept_in_memory(tree):
 
 
 def test_hard_links_count_for_the_image_size(tree, monkeypatch):
-    """Each name counts with the full file size, because the digest reads the file once per name."""
+    """Each name counts as the full file size, because the digest reads the file once per name."""
     monkeypatch.setattr(rootfs_builder, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("file", bytes(400)), hardlink("same", "file")))
     with pytest.raises(ImageRefusedError, match="larger"):
@@ -264,7 +264,7 @@ def test_tree_that_is_too_deep_is_rejected(tree):
 
 
 def sparse(numbers):
-    """A sparse file whose map has this many numbers."""
+    """Build a sparse file whose map has this many numbers."""
     content = b"%d\n" % (numbers // 2) + b"0\n" * numbers
     content += bytes(-len(content) % 512)
     tar_entry = entry("file", content)

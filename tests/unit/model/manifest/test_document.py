@@ -307,7 +307,7 @@ YAML_PIECES = st.lists(
 
 
 def parse_or_reject(body: bytes, *, is_json: bool) -> None:
-    """Any exception other than InvalidManifestError fails the test."""
+    """Parse the body. Any exception other than InvalidManifestError fails the test."""
     try:
         manifest = parse_manifest(body, is_json=is_json)
     except InvalidManifestError as error:

@@ -1,4 +1,4 @@
-"""`repository.patch` must be base64 of limited size."""
+"""`repository.patch` must be base64 data of limited size."""
 
 import base64
 

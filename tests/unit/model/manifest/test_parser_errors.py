@@ -1,4 +1,4 @@
-"""An invalid manifest is rejected with the field, the rule, and what to change."""
+"""The error for an invalid manifest names the field, the rule and the necessary change."""
 
 import copy
 import json
@@ -221,7 +221,7 @@ COMPLETE: dict[str, Any] = {
 
 
 def value_paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every nested value."""
+    """Yield the path of every nested value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in inner:
         yield (*path, key)

@@ -1,4 +1,4 @@
-"""A manifest must name an offered profile that the server's runtime is strong enough for."""
+"""A manifest must name a profile that the server offers and for which the server's runtime is strong enough."""
 
 import json
 
@@ -11,7 +11,7 @@ WEAK = "requires a runtime of tier vm or stronger; this server's runtime has tie
 
 
 def parse(vm, **parts):
-    """The profile of a manifest with this `vm`."""
+    """Return the profile of a manifest with this `vm`."""
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -24,7 +24,7 @@ def parse(vm, **parts):
 
 
 def single_error(vm, profiles):
-    """The only error of a manifest with this `vm`."""
+    """Return the only error of a manifest with this `vm`."""
     with pytest.raises(InvalidManifestError) as caught:
         parse(vm, profiles=profiles)
     (error,) = caught.value.errors

@@ -52,7 +52,7 @@ def decode(text):
 
 
 def without_new_fields(new, old):
-    """The fields of `new` that `old` has too, in the order of `new`."""
+    """Return the fields of `new` that `old` also has, in the order of `new`."""
     if not isinstance(new, dict):
         return new
     return {name: without_new_fields(value, old[name]) for name, value in new.items() if name in old}
@@ -72,7 +72,7 @@ def test_new_fields_have_their_defaults_in_a_manifest_of_an_earlier_version():
 
 
 def common_fields():
-    """The fields that the manifests of all agents have, with their defaults, except for constant fields."""
+    """Yield the fields that the manifests of all agents share, with their defaults, except for constant fields."""
     for each in dataclasses.fields(CommonFields):
         if each.name not in ("version", "kind"):
             yield each.name, each.default_factory() if callable(each.default_factory) else each.default

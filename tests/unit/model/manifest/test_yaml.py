@@ -1,4 +1,4 @@
-"""Data that is written as YAML is read back unchanged."""
+"""Data written as YAML is read back unchanged."""
 
 import pytest
 from hypothesis import example, given

@@ -23,7 +23,7 @@ def test_template_is_unchanged_by_parsing_and_writing(template):
 
 
 def test_section_that_this_version_cannot_read_is_written_unchanged():
-    """A newer version may have written it."""
+    """A newer version may have written the section."""
     manifest = parse_manifest(MANIFEST_TEMPLATES[0].text.encode(), is_json=False)
     settings = {**manifest.agent.settings, "output_format": "new", "max_turns": "many"}
     text = manifest_yaml(manifest.replace(agent=AgentSection("claude", settings)))

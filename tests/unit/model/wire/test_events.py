@@ -1,4 +1,4 @@
-"""Wire events of journal records, and the log stream of each."""
+"""Wire events for journal records, and the log stream of each event."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
@@ -136,7 +136,7 @@ DECLARED = TypeAdapter(event_bodies.Event, config=ConfigDict(extra="forbid", str
 
 
 def wire_events():
-    """All kinds of wire events."""
+    """Yield wire events of every kind."""
     for event in EXAMPLES:
         yield to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
     conversation = [event for event in EXAMPLES if isinstance(event, e.ConversationEvent)]

@@ -1,4 +1,4 @@
-"""A runner reads launch messages of this version and of earlier versions, which sent one untagged record."""
+"""A runner reads launch messages from this version and from earlier versions, which sent one untagged record."""
 
 import msgspec
 import pytest
@@ -78,7 +78,7 @@ def test_agent_program_is_found_by_kind():
 
 
 def test_omitted_fields_in_a_message_of_an_earlier_version_have_their_defaults():
-    """Earlier versions omitted all fields that have their default value."""
+    """Earlier versions omitted every field that had its default value."""
     message = b'{"task_id":"task-1","attempt_id":"abcdefghijkl","data_dir":"/d","run_dir":"/r","runtime":"qemu"}'
     decoded = decode_launch_message(message)
     order = RunAttempt(*IDS, records_conversation=False)  # the server would reject a journal with such events

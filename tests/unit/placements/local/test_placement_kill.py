@@ -8,7 +8,7 @@ _FDINFO_WITH_LOCK = "pos:\t0\nflags:\t02\nlock:\t1: FLOCK  ADVISORY  WRITE 123 0
 
 
 def process_with(proc_directory: Path, file: Path, info: str) -> Path:
-    """A directory like /proc/PID, for a process that has the file open as descriptor 3."""
+    """Create a directory like /proc/PID for a process that has the file open as descriptor 3."""
     (proc_directory / "fd").mkdir(parents=True)
     (proc_directory / "fdinfo").mkdir()
     (proc_directory / "fd/3").symlink_to(file)

@@ -1,4 +1,4 @@
-"""The agent's files are written to its home, and replace files of an earlier agent."""
+"""The agent's files are written to its home, and replace the files of an earlier agent."""
 
 import os
 from pathlib import Path

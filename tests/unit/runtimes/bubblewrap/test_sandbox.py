@@ -14,7 +14,7 @@ SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, progra
 
 
 def _arguments(command: Command, spec: SandboxSpec = SPEC) -> tuple[list[str], list[str]]:
-    """The argv of bubblewrap, and the arguments passed through the file."""
+    """Return the argv of bubblewrap, and the arguments that are passed through the file."""
     payload = build_program_spec("/usr/bin/bwrap", spec, command, os.open("/dev/null", os.O_WRONLY))
     try:
         number = int(payload.argv[payload.argv.index("--args") + 1])

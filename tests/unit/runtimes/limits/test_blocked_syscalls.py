@@ -1,4 +1,4 @@
-"""Threads of a sandbox are interrupted when the machine's number of open objects is far above its lowest count.
+"""Threads of a sandbox are interrupted when the number of open objects on the machine is far above its lowest count.
 
 Buffers of blocked system calls are counted when the kernel's memory use has grown.
 """

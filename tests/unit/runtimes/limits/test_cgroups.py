@@ -36,7 +36,7 @@ def _own_cgroup(folder: Path, line: str) -> Path:
 
 
 def _unified(folder: Path) -> tuple[Path, ControlGroup]:
-    """A version 2 tree whose group already has its files."""
+    """Create a version 2 tree whose group already has its files."""
     root = folder / "unified"
     group = root / "sandbox" / "attempt"
     group.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Epoll entries of a sandbox are counted while the machine has enough of them to exceed the limit."""
+"""A sandbox's epoll entries are counted only while the machine has enough entries to exceed the limit."""
 
 import os
 import select
@@ -23,7 +23,7 @@ eventpoll_epi       1334   1440    128   32    1 : tunables    0    0    0 : sla
 
 
 class FakeEpollUsage:
-    """Epoll entries of the whole machine, set by the test."""
+    """The epoll entry count of the whole machine, set by the test."""
 
     def __init__(self, entries: int | None = 0) -> None:
         self.entries = entries

@@ -1,4 +1,4 @@
-"""Queued socket data of a network namespace, parsed from netlink responses."""
+"""Queued socket data in a network namespace, parsed from netlink responses."""
 
 import errno
 import socket
@@ -23,7 +23,7 @@ def message(kind: int, body: bytes, sequence: int) -> bytes:
 
 
 def socket_response(state: int, received: int | None, sequence: int, port: int = 0) -> bytes:
-    """The response for one socket. A half-open socket has no memory attribute."""
+    """Build the response for one socket. A half-open socket has no memory attribute."""
     memory = b"" if received is None else attribute(MEMORY, struct.pack("=9I", received, 212992, *[5] * 7))
     return message(
         20,
@@ -38,7 +38,7 @@ def end(sequence: int, number: int = 0) -> bytes:
 
 @contextmanager
 def socket_counter(responses: Sequence[bytes]) -> Iterator[SocketCounter]:
-    """A counter whose kernel end has already sent these responses."""
+    """Create a counter whose kernel end has already sent these responses."""
     local, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with kernel:
         for response in responses:

@@ -12,7 +12,7 @@ async def watch(sandbox):
 
 
 class ScriptedSandbox:
-    """A sandbox with scripted kernel usage. The last values are repeated."""
+    """A sandbox with scripted kernel usage. The last usage is repeated."""
 
     def __init__(self, *usages, files=FileUsage(), open_files=FileUsage(), delay_seconds=0.0):  # noqa: B008
         self.usages = list(usages)

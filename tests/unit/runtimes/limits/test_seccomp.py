@@ -44,7 +44,7 @@ all_architectures = pytest.mark.parametrize("architecture", seccomp.ARCHITECTURE
 def evaluate(
     architecture: str, number: int, *arguments: int, audit: int | None = None, code: bytes | None = None
 ) -> int:
-    """The kernel's decision: ALLOW, KILL, an errno or IGNORED. `code` replaces the sandbox filter."""
+    """Return the kernel's decision: ALLOW, KILL, an errno or IGNORED. `code` replaces the sandbox filter."""
     padded = [*arguments, 0, 0, 0, 0, 0, 0][:6]
     data = struct.pack("=IIQ6Q", number & 0xFFFFFFFF, AUDIT[architecture] if audit is None else audit, 0, *padded)
     program = list(struct.iter_unpack("=HBBI", seccomp.assemble_filter(architecture) if code is None else code))

@@ -12,7 +12,7 @@ import pytest
 from doubles.bpf_interpreter import ALLOW, KILL, decide, errno_of
 from sandbox.runtimes.limits import seccomp
 
-# Name: number on x86_64 and on aarch64; None if the architecture lacks the call.
+# Name: numbers on x86_64 and on aarch64; None if the architecture lacks the call.
 DENIED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "syslog": (103, 116), "uselib": (134, None), "ustat": (136, None), "sysfs": (139, None),
     "vhangup": (153, 58), "pivot_root": (155, 41), "_sysctl": (156, None), "adjtimex": (159, 171),
@@ -126,7 +126,7 @@ def call_number(architecture: str, numbers: tuple[int | None, int | None]) -> in
 
 
 def rows(*tables: dict[str, tuple[int | None, int | None]]) -> list[tuple[str, str, int]]:
-    """Architecture, name and number of each call, for the architectures that have the call."""
+    """Return the architecture, name and number of each call, for the architectures that have the call."""
     numbered = [
         (architecture, name, call_number(architecture, numbers))
         for architecture in AUDIT

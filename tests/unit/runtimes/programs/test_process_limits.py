@@ -1,4 +1,4 @@
-"""Process limits of a sandbox do not depend on the process limits of the server."""
+"""A sandbox's process limits do not depend on the server's process limits."""
 
 import resource
 

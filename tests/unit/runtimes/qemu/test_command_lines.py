@@ -178,7 +178,7 @@ def test_string_lists_round_trip_with_trailing_bytes():
 
 
 def received_frames(*chunks: bytes, request_count: int = 0) -> list[tuple[bytes, int, bytes]]:
-    """The frames that a channel receives when the guest sends these chunks, after `request_count` requests."""
+    """Return the frames that a channel receives when the guest sends these chunks after `request_count` requests."""
     received: list[tuple[bytes, int, bytes]] = []
 
     async def run() -> None:
@@ -232,7 +232,7 @@ def test_responses_and_output_are_unlimited():
 
 
 def reads_and_frames(piece: bytes) -> tuple[int, int]:
-    """The numbers of reads and frames in one second, while a guest sends `piece` continuously."""
+    """Return the numbers of reads and frames in one second while a guest sends `piece` continuously."""
     frame_count = 0
 
     async def run() -> int:

@@ -1,4 +1,4 @@
-"""Data is removed by an age of an hour or more only after the wall clock has run for an hour without a jump."""
+"""Age limits of an hour or more are applied only after the wall clock has run for an hour without a jump."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -19,7 +19,7 @@ GIB = 1024**3
 @pytest.fixture
 def sample(tmp_path: Path) -> Callable[..., list[LoadSample]]:
     def sample(*loads: dict[str, int], tasks: int = 0, running: int = 0) -> list[LoadSample]:
-        """Take a sample for each load, after submitting `tasks` tasks of which `running` run."""
+        """Take a sample for each load, after submitting `tasks` tasks, of which `running` are running."""
 
         async def take() -> list[LoadSample]:
             components = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))

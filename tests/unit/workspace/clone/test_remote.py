@@ -1,4 +1,4 @@
-"""The destination of a confined clone, and the user settings that are passed to it."""
+"""The destination of a confined clone, and the user settings that are passed to the clone."""
 
 from pathlib import Path
 

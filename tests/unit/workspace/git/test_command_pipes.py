@@ -30,7 +30,7 @@ def start(directory, reader, writer):
 
 
 async def ends_in_time(work, writer):
-    """Whether the work ends in time. Closes the pipe afterwards, so that a failed test does not hang."""
+    """Return whether the work ends in time. Close the pipe afterwards, so that a failed test does not hang."""
     done, _ = await asyncio.wait([work], timeout=3)
     writer.close()
     await asyncio.wait([work])

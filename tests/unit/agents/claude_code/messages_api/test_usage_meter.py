@@ -93,7 +93,7 @@ def json_usage(model: str, *iterations: dict, **counts: int) -> Usage | None:
 
 
 def test_input_after_an_advisor_response_is_counted():
-    """The top-level usage has the input of the first iteration only, and the output of all."""
+    """The top-level usage includes the input of only the first iteration, but the output of all iterations."""
     usage = json_usage(
         "claude-sonnet-4-5",
         {"type": "message", "input_tokens": 400, "output_tokens": 90},

@@ -1,4 +1,4 @@
-"""The upper bound of a truncated response: one token per received byte, at most the requested maximum."""
+"""The upper bound on a truncated response's usage: one token per received byte, up to the requested maximum."""
 
 import json
 
@@ -33,7 +33,7 @@ def delta(**usage: object) -> bytes:
 
 
 def text(byte_count: int) -> bytes:
-    """A line of `byte_count` bytes."""
+    """Return a line of `byte_count` bytes, followed by a newline."""
     return (b'data: {"type":"content_block_delta"' + b"x" * byte_count)[:byte_count] + b"\n"
 
 
@@ -47,7 +47,7 @@ def stream_meter_fed(*pieces: bytes) -> StreamMeter:
 def output_tokens_bound(
     *pieces: bytes, first_line: bytes = start(input_tokens=10, output_tokens=1), bound: CostBound = REQUEST_BOUND
 ) -> int:
-    """Output tokens of a response truncated after these pieces, without the tokens of its first line."""
+    """Return the output token bound for a response truncated after these pieces, excluding its first line."""
     first_line_tokens = max(0, len(first_line) - 1 - EVENT_OVERHEAD_BYTES)
     return (
         stream_meter_fed(first_line, *pieces).upper_bound(bound, is_fully_received=True).output_tokens
@@ -205,7 +205,7 @@ def test_stream_of_pings_and_errors_has_not_started(pieces):
     ],
 )
 def test_stream_without_a_readable_start_has_started_and_is_bounded(pieces, output):
-    """The response used tokens, although the gateway cannot read which model it is from."""
+    """The response used tokens, although the gateway cannot determine which model sent it."""
     meter = stream_meter_fed(*pieces)
     assert (meter.has_started, meter.usage()) == (True, None)
     usage = meter.upper_bound(REQUEST_BOUND, is_fully_received=True)

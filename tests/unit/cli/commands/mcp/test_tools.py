@@ -1,4 +1,4 @@
-"""Output of the MCP tools is bounded and contains no secrets."""
+"""The output of the MCP tools is bounded and contains no secrets."""
 
 import asyncio
 import json
