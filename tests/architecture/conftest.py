@@ -16,7 +16,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def modules() -> list[Path]:
-    """Every module of the project."""
+    """Every module in the project."""
     return sorted((ROOT / "src").rglob("*.py"))
 
 

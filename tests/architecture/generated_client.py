@@ -30,10 +30,10 @@ REPLACEMENTS = (
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\ba(close|iter_bytes)\b", r"\1"),
 )
-"""Patterns and what replaces them, in this order."""
+"""Patterns and their replacements, applied in this order."""
 
 SIMPLIFICATIONS = "I,UP028"
-"""Rules of ruff whose fixes are applied: the order of imports, and `yield from`, which coroutines do not have."""
+"""The ruff rules whose fixes are applied: import order, and `yield from`, which asynchronous generators cannot use."""
 
 
 def generated_client() -> str:

@@ -60,7 +60,7 @@ def _operations(schema: dict[str, Any]) -> Iterator[str]:
 
 
 def _body(body: dict[str, Any], components: dict[str, Any]) -> str:
-    """Describe a request body in Markdown, with its fields if it is a plain object."""
+    """Describe a request body in Markdown, including its fields if it is a plain object."""
     media_types = ", ".join(f"`{media_type}`" for media_type in body["content"])
     models = [media["schema"].get("$ref", "").rpartition("/")[2] for media in body["content"].values()]
     fields = [f"`{name}`" for model in models if model for name in components[model]["properties"]]

@@ -13,20 +13,20 @@ FUNCTIONS = {
     "terminals.encode_frame": "a runner and its clients, which are different packages, must use the same format",
     "terminals.read_frame": "a runner and its clients, which are different packages, must use the same format",
 }
-"""Functions with logic, and why each is declared here."""
+"""Functions with logic, and the reason why each is in `interfaces/`."""
 
 IMPORTS = {
     "file_layout: base64": "the ids that name an attempt's files are created where their format is defined",
     "file_layout: os": "the ids that name an attempt's files are created where their format is defined",
     "terminals: struct": "the format of the frames",
 }
-"""Imports of the standard library that only logic needs, and why."""
+"""Imports from the standard library that only logic needs, and the reason for each."""
 
 DECLARATION_MODULES = {
     "__future__", "asyncio", "collections.abc", "contextlib", "dataclasses", "datetime", "enum", "pathlib", "socket",
     "typing",
 }  # fmt: skip
-"""Modules of the standard library whose types and decorators a declaration needs."""
+"""Standard library modules whose types and decorators declarations need."""
 
 _EXPRESSIONS = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

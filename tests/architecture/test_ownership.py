@@ -11,7 +11,7 @@ WIDE_CLASSES = {
     "client.client.Client": "one method per operation of the API",
     "client.async_client.AsyncClient": "one method per operation of the API",
 }
-"""Classes with more public methods, and why."""
+"""Classes with more public methods than the limit, and the reason for each."""
 
 OUTSIDE_ASSIGNMENTS = {
     "api.app: app.router.default": "Starlette has no parameter for it",
@@ -52,7 +52,7 @@ OUTSIDE_ASSIGNMENTS = {
     "server.journal_tailer: tracked.status_message": "the module that delays a task gives the reason",
     "server.runner_recovery: tracked.status_message": "the module that delays a task gives the reason",
 }
-"""Assignments to attributes of objects of another module or of a public class, by module, and why each is needed."""
+"""Attributes assigned on objects that belong to another module or to a public class, and the reason for each."""
 
 _RECORD_NAME = re.compile("_?([a-z]+_)*dependencies")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)

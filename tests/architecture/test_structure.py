@@ -24,7 +24,7 @@ FRAGMENTS = {
     "dashboard.failure_notice": "texts for people, without requests and templates",
     "runner.time_limit": "the timeouts of an agent, apart from its exhausted resources",
 }
-"""Short modules with a single importer, and why each is a module."""
+"""Short modules with a single importer, and the reason why each is a separate module."""
 
 COMMAND_PACKAGE = "cli.commands"
 """One module per command, however short; the command line imports them by name when a command runs."""
@@ -116,7 +116,7 @@ def test_server_has_a_type_for_each_owner_of_a_journal(root: Path):
 DEFERRED_IMPORTS = {
     ("api.openapi", "api.schemas"): "only the schema needs pydantic",
 }
-"""Imports in functions that would be cycles at the top of the module."""
+"""Imports inside functions that would cause cycles at the top of the module."""
 
 
 def test_there_are_no_import_cycles(root: Path):

@@ -18,7 +18,7 @@ RUNTIMES: dict[str, Callable[[Path], Runtime]] = {
 }
 
 _QEMU_SAMPLE = {"test_kill_ends_detached_processes"}
-"""The tests that run on QEMU by default. A test of tests/integration/runtimes covers the rest in one guest."""
+"""The tests that run on QEMU by default. A test in tests/integration/runtimes covers the rest in one guest."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -51,9 +51,9 @@ from sandbox.primitives.secret_fingerprint import make_fingerprint
 from sandbox.server.placements import Placements
 
 BOUND_SECONDS = CONTROL_SECONDS + 3
-"""The limit of a request to a runner or to a host, and time for a busy machine."""
+"""The time limit for a request to a runner or a host, plus a margin for a busy machine."""
 LARGE_SECRETS = {"LARGE": "k" * 300_000}
-"""Makes an order larger than a pipe, so that a launch waits for the runner to read it."""
+"""Makes an order larger than a pipe's buffer, so that a launch waits until the runner reads the order."""
 SHELL = OpenTerminal(24, 80)
 task_numbers = itertools.count(1)
 
@@ -143,7 +143,7 @@ async def test_launch_passes_on_records_that_are_not_flushed(server, task_id):
 
 
 async def test_files_of_an_attempt_exist_before_its_runner(server, task_id):
-    """A runner that is killed immediately has a log, and its journal names its attempt."""
+    """Even a runner that is killed immediately has a log, and its journal names its attempt."""
     recorder, location = server.submit(task_id)
     found = []
 
@@ -779,7 +779,7 @@ async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id
 async def test_rejected_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await until_listening(handle)
-    writer = server.journals.open(task_id)  # another writer continues the server's copy
+    writer = server.journals.open(task_id)  # another writer appends to the server's copy
     writer.append(ErrorReported("test", "Not on the host."), at=SystemClock().now(), durable=True)
     writer.close()
     assert (await until_reply(handle)).done

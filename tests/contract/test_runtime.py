@@ -1,4 +1,4 @@
-"""The contract of every runtime: commands, signals, limits, removal."""
+"""The contract of every runtime: commands, signals, limits and removal."""
 
 import asyncio
 import contextlib

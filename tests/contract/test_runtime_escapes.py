@@ -316,7 +316,7 @@ for name, family, kind in (("unix", 1, 1), ("inet", 2, 1), ("inet6", 10, 2), ("r
 
 
 def test_crash_starts_no_core_dump_program_of_the_host(runtime: Runtime, disk: Path):
-    # If core_pattern is a pipe, the kernel starts its program as root unless the limit is exactly one byte.
+    # If core_pattern names a program, the kernel runs it as root unless the limit is exactly one byte.
     source = """
 import os, resource
 core = resource.RLIMIT_CORE

@@ -641,8 +641,10 @@ print("closed", file=sys.stderr, flush=True)
 time.sleep(600)
 """
 )
-"""The output is full when the program passes a connection and closes its own descriptor of the connection. Its last
-descriptor is then in the output. The connection has unsent data, so closing that one waits for 30 s.
+"""The program fills the output, passes a connection to it and closes its own descriptor.
+
+The last descriptor of the connection is then in the output. Because the connection has unsent data, closing that
+descriptor takes 30 s.
 """
 
 

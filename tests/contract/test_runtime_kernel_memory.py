@@ -600,7 +600,7 @@ def test_links_between_mappings_are_limited(
     assert exceeds or not violation
 
 
-# Buffers of calls in progress
+# Buffers of system calls in progress
 
 
 _CALLS = """

@@ -224,7 +224,7 @@ class _ResultPlugin:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
-        """Record the lines of each measured file with the tests that ran them."""
+        """Record which tests ran each line of each measured file."""
         if not self._measured:
             return
         self._coverage.stop()

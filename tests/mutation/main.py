@@ -29,7 +29,7 @@ SOURCES = Path("src") / "sandbox"
 BASELINE_SECONDS = 1800
 CPU_SECONDS, CPU_FACTOR = 8, 4
 WALL_SECONDS, WALL_FACTOR = 30, 5
-"""A mutant counts as killed if its tests take longer than these seconds plus the factor times their normal duration."""
+"""A mutant counts as killed if its tests take longer than this many seconds plus the factor times their usual time."""
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
@@ -192,7 +192,7 @@ class Baseline:
         self._imported: set[tuple[str, int]] = set()
 
     def add(self, outcome: Outcome) -> None:
-        """Add the outcome of some of the tests."""
+        """Add the outcome of a run of some of the tests."""
         if outcome.failed:
             raise SystemExit(f"The tests do not pass with the unchanged source: {outcome.failed}")
         self.seconds |= outcome.seconds

@@ -41,7 +41,7 @@ _PROSE = re.compile(r"\w\W* \W*\w")
 _EMPTY = {ast.Tuple: "()", ast.List: "[]", ast.Dict: "{}", ast.Set: "set()"}
 
 Span = tuple[int, int, int, int]
-"""Line and column in UTF-8 bytes of start and end."""
+"""Line and column of the start and of the end. Columns are in UTF-8 bytes."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _signs(node: ast.UnaryOp) -> Iterator[Change]:
 
 
 def _operations(node: ast.BinOp) -> Iterator[Change]:
-    """Reduce `a | b` to one operand; replace an arithmetic operator with another one."""
+    """Reduce `a | b` to one operand; replace an arithmetic operator with another."""
     if isinstance(node.op, ast.BitOr):
         yield "operand", _span(node), f"({ast.unparse(node.left)})"
         yield "operand", _span(node), f"({ast.unparse(node.right)})"
@@ -254,7 +254,7 @@ def _other_constants(value: object) -> Iterator[str]:
 
 
 def _elements(node: ast.Dict | ast.Set | ast.Tuple | ast.List) -> Iterator[Change]:
-    """Remove one element, without changing the lines of the others."""
+    """Remove one element without changing the lines of the others."""
     if isinstance(node, ast.Tuple | ast.List) and not isinstance(node.ctx, ast.Load):
         return
     if isinstance(node, ast.Dict):

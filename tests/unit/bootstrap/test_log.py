@@ -15,7 +15,7 @@ from sandbox.primitives.log_context import ATTEMPT_ID, REQUEST_ID, TASK_ID, TOKE
 
 @pytest.fixture
 def log(monkeypatch):
-    """Return a function that configures logging and returns a reader of the lines. Restores logging afterwards."""
+    """Return a function that configures logging and returns a reader of the lines. Restore logging afterwards."""
     root, package_logger, stream = logging.getLogger(), logging.getLogger("sandbox"), io.StringIO()
     handlers, levels = root.handlers[:], (root.level, package_logger.level)
 

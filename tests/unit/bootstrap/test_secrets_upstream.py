@@ -1,4 +1,4 @@
-"""The upstream model API comes from the server's environment. Invalid values stop the server at startup."""
+"""The upstream model API comes from the server's environment. Invalid values prevent the server from starting."""
 
 import pytest
 

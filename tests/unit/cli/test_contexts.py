@@ -1,4 +1,4 @@
-"""The file with the contexts, and the selection of the server and the token."""
+"""The contexts file, and the selection of the server and the token."""
 
 import json
 import os

@@ -23,13 +23,13 @@ COMMANDS = dict(commands())
 
 
 def examples(command: click.Command) -> list[str]:
-    """Return the lines of the section `Examples` in the help."""
+    """Return the lines of the `Examples` section in the help."""
     help_text = command.get_help(click.Context(command))
     return [line.strip() for line in help_text.partition("\n  Examples:\n")[2].splitlines()]
 
 
 def arguments(example: str) -> list[str]:
-    """Return the arguments of `sandbox` in a shell command: without redirections, pipes and other commands."""
+    """Return the arguments of `sandbox` in a shell command: without redirections, pipes or other commands."""
     lexer = shlex.shlex(example, posix=True, punctuation_chars="|<>")
     lexer.whitespace_split = True
     words = list(lexer)
@@ -39,7 +39,7 @@ def arguments(example: str) -> list[str]:
 
 
 def parse(words: list[str]) -> str:
-    """Parse a command line, as click does before it runs the command; return the full name of the command."""
+    """Parse a command line as click does before it runs the command, and return the full name of the command."""
     with ExitStack() as stack:
         ctx = main.root.make_context("sandbox", words)
         names = ["sandbox"]

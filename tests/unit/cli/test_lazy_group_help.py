@@ -1,4 +1,4 @@
-"""The help of each command ends with one short list of the global options."""
+"""The help for each command ends with a short list of the global options."""
 
 import re
 

@@ -26,7 +26,7 @@ DEPRECATED_NAMES = {
     "UnexpectedAnswerError": "UnexpectedResponseError",
     "Usage": "UsageEvent",
 }
-"""Names that an earlier version exported."""
+"""Names that earlier versions exported."""
 
 
 def test_every_event_is_exported_under_the_name_of_its_class():

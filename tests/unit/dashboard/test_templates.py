@@ -32,12 +32,12 @@ TEXTS = [
     "报告 تقرير रिपोर्ट e\u0301",
     "می‌خواهم",
 ]
-"""Cases that depend on the surrounding characters."""
+"""Texts in which the treatment of a character depends on its neighbors."""
 
 TESTED_CODES = sorted(
     {*range(0x3400), *range(0xF900, 0x20000), *range(0xE0000, 0xE1001), *range(0, sys.maxunicode, 97), sys.maxunicode}
 )
-"""All characters, except that ideographs, Hangul, surrogates, private and unassigned characters are sampled."""
+"""All characters, but only a sample of ideographs, Hangul, surrogates, and private and unassigned characters."""
 
 
 @pytest.fixture(scope="module")

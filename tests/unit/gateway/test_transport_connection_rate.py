@@ -9,7 +9,7 @@ from sandbox.gateway.transport import ConnectionRateLimiter
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that advances on sleep."""
+    """A clock that advances only during sleeps."""
     now = [100.0]
     original_sleep = asyncio.sleep
 

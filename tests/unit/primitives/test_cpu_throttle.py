@@ -37,7 +37,7 @@ async def test_work_within_the_budget_does_not_wait(harness):
 
 
 async def test_cpu_time_used_before_the_start_is_not_debt(harness):
-    """Before the throttle is started, the same process may have relayed a large clone."""
+    """The same process may have relayed a large clone before the throttle was started."""
     harness.used = 100.0
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):

@@ -11,7 +11,7 @@ MIB = 1024 * 1024
 
 
 class Clock:
-    """A clock that advances on sleep."""
+    """A clock that advances only during sleeps."""
 
     def __init__(self, monkeypatch):
         self.now_seconds = 0.0

@@ -1,4 +1,4 @@
-"""An agent is terminated, then killed after a grace period; its exit is awaited for a limited time."""
+"""An agent is terminated, then killed after a grace period. The wait for its exit is limited."""
 
 import asyncio
 

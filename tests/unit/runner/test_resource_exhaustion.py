@@ -18,7 +18,7 @@ NORMAL_STATS = Stats(1.0, 1, 1)
 
 
 class ScriptedDisk:
-    """A disk with a scripted usage."""
+    """A disk with scripted usage."""
 
     enforces_size = True
 

@@ -24,7 +24,7 @@ class FakeLaunch:
 
 
 class FakeGroup:
-    """Returns these usages in order, and then repeats the last usage. If a usage is an exception, it is raised."""
+    """Returns these usages in order, and then repeats the last one. A usage that is an exception is raised instead."""
 
     def __init__(self, *usages: KernelUsage | Exception) -> None:
         self._usages = list(usages)

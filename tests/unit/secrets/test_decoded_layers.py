@@ -1,4 +1,4 @@
-"""A plain value is found even if its bytes, or the bytes around it, look like an encoding."""
+"""A plain value is found even if its bytes or the surrounding bytes look like an encoding."""
 
 import html
 import json

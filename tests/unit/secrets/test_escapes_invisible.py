@@ -1,4 +1,4 @@
-"""A value with invisible characters between its characters is found."""
+"""A value is found even if there are invisible characters between its characters."""
 
 import base64
 import json

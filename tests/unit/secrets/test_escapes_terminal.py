@@ -1,4 +1,4 @@
-"""A value is found if it contains terminal strings (titles, links) or shell quotes, even within other encodings."""
+"""A value is found even if terminal strings (titles, links) or shell quotes interrupt it, also in other encodings."""
 
 import json
 from collections.abc import Callable
@@ -145,7 +145,7 @@ ABORTED_ESCAPES = [
     "\x9b1\x18",
     "\x9d0;x\x1a",
 ]
-"""A terminal discards an escape that CAN, SUB or another escape aborts, and prints the text after it."""
+"""A terminal discards an escape that is aborted by CAN, SUB or another escape, and prints the text that follows."""
 
 
 @pytest.mark.parametrize("encode", ENCODINGS)

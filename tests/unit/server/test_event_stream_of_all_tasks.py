@@ -1,4 +1,4 @@
-"""A slow subscriber receives gaps in place of the events that it missed."""
+"""A slow subscriber receives gaps instead of the events that it missed."""
 
 import asyncio
 

@@ -21,7 +21,7 @@ ORDER = FinishAttempt("task-1", "a" * 12)
 
 
 class NamedPlacement:
-    """A placement that returns its name."""
+    """A placement whose methods return its name."""
 
     def __init__(self, name):
         self.name, self.files = name, f"files of {name}"

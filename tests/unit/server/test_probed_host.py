@@ -22,7 +22,7 @@ AVAILABLE = structs.replace(UNAVAILABLE, failure=None)
 
 
 class SleepClock(SystemClock):
-    """A clock that advances only on sleep."""
+    """A clock that advances only during sleeps."""
 
     seconds = 0.0
 

@@ -11,7 +11,7 @@ from sandbox.agents.claude_code.binary_install import BinaryMissingError, find_b
 
 @pytest.fixture
 def source(tmp_path):
-    """A fake binary, with the files that the wheel contains."""
+    """A fake binary with its version file, as in the wheel."""
     path = tmp_path / "wheel" / "claude"
     path.parent.mkdir()
     path.write_bytes(b"#!/bin/true\n" * 1000)

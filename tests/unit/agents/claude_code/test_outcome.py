@@ -1,4 +1,4 @@
-"""Failure codes and messages of runs."""
+"""Failure codes and messages for failed runs."""
 
 import pytest
 

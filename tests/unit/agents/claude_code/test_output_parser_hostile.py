@@ -1,4 +1,4 @@
-"""Hostile output in place of stream-json: the parser continues, and forged output does not become a success."""
+"""Hostile output instead of stream-json: the parser continues, and forged output is not treated as success."""
 
 import json
 

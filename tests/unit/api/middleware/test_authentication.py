@@ -1,4 +1,4 @@
-"""If tokens exist, a request needs a valid token whose role allows it."""
+"""If tokens exist, a request needs a valid token whose role allows the request."""
 
 import pytest
 

@@ -145,10 +145,7 @@ def test_tail_counts_lines_after_filtering(api):
 
 @pytest.fixture
 def replay_positions(api, tasks):
-    """Add a task with a lot of output, little of it on stderr.
-
-    Return a list that records the positions at which replays start.
-    """
+    """Add a task with a lot of output, little of it on stderr. Return a list that records where replays start."""
     outputs = [e.Output.from_bytes("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
     tasks.add("task-003", *TO_RUNNING, *outputs)
     replay_positions, replay = [], tasks.replay

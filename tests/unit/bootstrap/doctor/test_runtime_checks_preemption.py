@@ -19,7 +19,7 @@ LAZY = "# CONFIG_PREEMPT_NONE is not set\nCONFIG_PREEMPT_LAZY=y\n"
 
 @pytest.fixture
 def set_kernel(tmp_path, monkeypatch):
-    """Return a function that sets the command line and the configuration (None: not readable) of the kernel."""
+    """Return a function that sets the kernel's command line and configuration (None: not readable)."""
     command_line, config = tmp_path / "cmdline", tmp_path / "config.gz"
     monkeypatch.setattr(runtime_checks, "_KERNEL_COMMAND_LINE", command_line)
     monkeypatch.setattr(runtime_checks, "_KERNEL_CONFIG", config)

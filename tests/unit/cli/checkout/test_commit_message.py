@@ -1,4 +1,4 @@
-"""The message of a commit with a task's changes: subject, wrapped body, trailer; hostile texts are escaped."""
+"""The message of a commit with a task's changes: subject, wrapped body and trailer. Hostile text is escaped."""
 
 import subprocess
 

@@ -1,4 +1,4 @@
-"""`sandbox serve`, `sandbox doctor` and `sandbox demo` pass on their options and results."""
+"""`sandbox serve`, `sandbox doctor` and `sandbox demo` pass on their options and report the results."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Small diffs of the agent's edits: context, bounds, hostile texts."""
+"""Small diffs of the agent's edits: context, bounds and hostile text."""
 
 import time
 

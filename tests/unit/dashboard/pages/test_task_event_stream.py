@@ -1,4 +1,4 @@
-"""A page follows a task's events, and resumes after the last event that it received."""
+"""A page follows a task's events, and resumes after the last event that the page received."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The gateway reads the server name of a TLS ClientHello."""
+"""The gateway reads the server name from a TLS ClientHello."""
 
 import ssl
 

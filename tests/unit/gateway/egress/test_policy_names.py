@@ -1,4 +1,4 @@
-"""An allow-list admits host names only: IP addresses and malformed names are denied on every path."""
+"""An allow-list admits only host names: IP addresses and malformed names are denied on every path."""
 
 import pytest
 

@@ -280,7 +280,7 @@ def test_buffered_bodies_share_a_byte_limit():
     assert gate.reserve_bytes(BUFFERED_BYTES_MAX) is None
 
 
-# Token counts of a dialect
+# Token counting by a dialect
 
 TOKENS_MAX = 10**15
 COUNTS = ("input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens")

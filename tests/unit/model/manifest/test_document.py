@@ -1,4 +1,4 @@
-"""Manifest text is untrusted: the parser enforces limits, locates errors, and raises one exception type."""
+"""Manifest text is untrusted: the parser enforces limits, reports where errors are, and raises one exception type."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""The OCI configuration and the arguments for runsc."""
+"""The OCI configuration and the arguments that are passed to runsc."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A sandbox must end if it uses too many resources of the host's kernel, or if the usage cannot be measured."""
+"""A sandbox must end if it uses too many of the host kernel's resources, or if the usage cannot be measured."""
 
 import asyncio
 

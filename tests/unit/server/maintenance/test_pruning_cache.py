@@ -1,4 +1,4 @@
-"""A measurement that finishes after its caller's timeout is cached for later callers."""
+"""A measurement that finishes after its caller timed out is cached for later callers."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Git and a thread connected by a pipe both end, even if git fails early."""
+"""When git and a thread are connected by a pipe, both end, even if git fails early."""
 
 import asyncio
 import errno

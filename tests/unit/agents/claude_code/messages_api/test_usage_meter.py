@@ -1,4 +1,4 @@
-"""The gateway meters the cost of a response while it streams. Fragmentation does not change the result."""
+"""The gateway meters the cost of a response while it streams. Splitting the stream does not change the result."""
 
 import itertools
 import json

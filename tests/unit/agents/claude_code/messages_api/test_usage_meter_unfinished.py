@@ -15,7 +15,7 @@ from sandbox.model.events import Usage
 
 MODEL = "claude-haiku-4-5"
 EVENT_OVERHEAD_BYTES = 80
-"""The number of bytes in an event line that are not its text."""
+"""The number of bytes in an event line that are not part of its text."""
 
 REQUEST_BOUND = CostBound("claude-opus-4-1", 500, 64_000, is_streamed=True)
 

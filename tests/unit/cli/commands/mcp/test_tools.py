@@ -59,7 +59,7 @@ async def test_long_log_is_reduced_to_its_last_lines_and_each_line_is_truncated(
 
 
 async def test_terminal_log_is_truncated_while_it_is_received():
-    """One event of a terminal can have thousands of lines, so the server may return more lines than requested."""
+    """One terminal event can contain thousands of lines, so the server may return more lines than requested."""
     lines = [f"[{number}]\n".encode() for number in range(200_000)]
     begun_at = time.process_time()
     output_lines = (await tools.logs(FakeClient(lines, lines_per_event=200), "t", "stdout", 1000)).split("\n")

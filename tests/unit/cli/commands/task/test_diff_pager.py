@@ -1,4 +1,4 @@
-"""The pager of a diff follows git's rules, checked with real git."""
+"""The pager for a diff is selected by git's rules, as checked with real git."""
 
 import pytest
 
