@@ -22,7 +22,7 @@ COMMANDS = dict(commands())
 
 
 def listed(help_text):
-    """Return the lines of the list of global options."""
+    """Return the lines that list the global options."""
     return re.split(r"\n\n", help_text.partition(HEADING)[2])[0].splitlines()
 
 

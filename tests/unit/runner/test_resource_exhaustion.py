@@ -1,4 +1,4 @@
-"""Resource exhaustion is reported once. It is reported as the reason for an agent failure that has no other reason."""
+"""Resource exhaustion is reported once, and becomes the reason for an agent failure that has no other reason."""
 
 import asyncio
 

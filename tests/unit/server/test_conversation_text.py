@@ -1,4 +1,4 @@
-"""The content and the limits of the text form of an earlier conversation."""
+"""The text form of an earlier conversation: content and limits."""
 
 from datetime import UTC, datetime
 

@@ -1,4 +1,4 @@
-"""An attempt's host determines its placement. If a host has no placement, its runners are unknown, never free."""
+"""An attempt's host determines its placement. Without a placement, the runner's state is unknown, never free."""
 
 from types import SimpleNamespace
 

@@ -147,7 +147,7 @@ def test_mapping_links_above_the_limit_are_a_violation():
 
 
 class FakeDisk:
-    """The fake statistics of the machine and of an ext4 disk, which has the device number of /proc."""
+    """Fake statistics of the machine and of an ext4 disk that has the device number of /proc."""
 
     def __init__(self, directory: Path) -> None:
         self.slabs, self.devices, self.statistics = (directory / name for name in ("slabs", "devices", "ext4"))

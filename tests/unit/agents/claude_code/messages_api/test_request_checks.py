@@ -114,7 +114,7 @@ def test_schema_is_not_inspected_but_other_tool_fields_are():
     assert access_reason(tools=[{"name": "x", "schema": tool_shaped_schema}]) == "The tool WEB_FETCH_20250910"
     assert access_reason(tools=[{"name": "x", "source": {"type": "url"}}]) == "A source of type URL"
     assert access_reason(tools=[{"name": "x", "tool": {"type": "custom"}}]) == "A change of tools of unknown type"
-    # Data fields of a fallback are still treated as data if the fallback is inside a tool.
+    # Data fields of a fallback are treated as data even if the fallback is inside a tool.
     assert (
         access_reason(tools=[{"name": "x", "fallbacks": [{"model": "m", "metadata": {"type": "url", "Tools": 1}}]}])
         is None

@@ -1,4 +1,4 @@
-"""The pager for a diff is selected by git's rules, as checked with real git."""
+"""The pager for a diff follows git's rules, as checked with real git."""
 
 import pytest
 
