@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# An example may take a long time on a slow machine, so it has no deadline: only the timeout of the test applies.
+# An example may take a long time on a slow machine, so it has no deadline: only the test's timeout applies.
 settings.register_profile("sandbox", deadline=None, print_blob=True)
 settings.load_profile("sandbox")
 

@@ -24,7 +24,7 @@ def pytest_runtest_makereport(item):
 
 @pytest.fixture
 def deployment(tmp_path):
-    """A deployment on which nothing has been started yet."""
+    """A deployment in which nothing has been started yet."""
     deploy = Deployment(tmp_path)
     yield deploy
     deploy.close()

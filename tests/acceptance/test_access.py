@@ -20,7 +20,7 @@ CONFIGURATION = '[git]\nallowed_hosts = ["github.com"]\n'
 
 
 def command_line(deployment):
-    """Runs the command line on the server's machine."""
+    """Run the command line on the server's machine."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -143,7 +143,7 @@ def deployment(tmp_path_factory):
 
 @contextmanager
 def proxied(base_url):
-    """A proxy that does not forward fetch metadata, which browsers omit for plain HTTP to another machine."""
+    """A proxy that drops fetch metadata. (Browsers do not send it over plain HTTP to another machine.)"""
 
     class ProxyHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):

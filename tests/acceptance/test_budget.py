@@ -8,14 +8,14 @@ from doubles.live_server import bash, reply
 
 
 def with_cost(turn):
-    """Return the turn with a usage of 2000 tokens, which costs 0.018 USD at Sonnet 4.5 prices."""
+    """Return a turn that uses 2000 tokens and so costs 0.018 USD at Sonnet 4.5 prices."""
     from msgspec.structs import replace
 
     return replace(turn, input_tokens=1000, output_tokens=1000)
 
 
 def message_requests(deployment):
-    """Message requests that reached the model."""
+    """Return the message requests that reached the model."""
     posts = [request for request in deployment.model_requests() if request["method"] == "POST"]
     return [request for request in posts if request["path"].partition("?")[0] == "/v1/messages"]
 

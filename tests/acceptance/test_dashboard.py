@@ -58,7 +58,7 @@ def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, brows
     deployment = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Submit your first task").click()
-    page.wait_for_url("**/submit")  # and until its scripts run, which handle the tabs
+    page.wait_for_url("**/submit")  # and for its scripts, which handle the tabs
     page.get_by_role("tab", name="YAML").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))
@@ -111,7 +111,7 @@ def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, brows
 
 
 def check_outcome(page):
-    """The page of an ended task begins with the agent's final message, the size of the patch and the next steps."""
+    """Check that an ended task's page begins with the agent's final message, the patch size and the next steps."""
     page.get_by_role("region", name="Final message").get_by_text("the greeting is polite now.").wait_for()
     page.locator(".figures dd", has_text="+4 −1 in 2 files").wait_for()
     assert page.locator("#fact-cost").inner_text().startswith("$")
@@ -167,7 +167,7 @@ def check_stream_closes_while_hidden(page, deployment):
 
 
 def check_head_is_requested_until_it_arrives(page, refused):
-    """The page retries the failed header request, and updates the header only after the open menu is closed."""
+    """Check that the page retries the failed header request, and updates the header once the menu is closed."""
     page.get_by_text("More", exact=True).click()
     refused.clear()
     wait_until(lambda: page.wait_for_timeout(100) or refused, 30, "a request for the header")

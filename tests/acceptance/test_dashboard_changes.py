@@ -36,7 +36,7 @@ AFTER = {
 
 
 def make_patch(directory, before, after, executable=()):
-    """A patch between two trees, as Sandbox creates it."""
+    """Return the patch between two trees, as Sandbox creates it."""
 
     def git(*arguments):
         options = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "core.quotePath=false")
@@ -57,7 +57,7 @@ def make_patch(directory, before, after, executable=()):
 
 
 def large_patch():
-    """A patch of FILE_COUNT files with FILE_LINES changed lines each."""
+    """Return a patch of FILE_COUNT files with FILE_LINES changed lines each."""
     half = FILE_LINES // 2
     lines = [f"-    value_{at} = compute(old, {at})\n+    value_{at} = compute(new, {at})\n" for at in range(half)]
     return "".join(
@@ -266,7 +266,7 @@ def test_hostile_patch_and_comments_are_shown_as_text(base_url, browser):
 
 
 def open_request(page):
-    """The dialog that asks for a change."""
+    """Open and return the dialog that asks for a change."""
     page.locator("#continue").click()
     return page.get_by_role("dialog", name="Ask for a change")
 
@@ -363,7 +363,7 @@ def test_review_begins_at_the_changes(base_url, browser):
 
 
 def open_plain_page(base_url, browser):
-    """A page on this origin without scripts, for testing a single JavaScript module."""
+    """Open a page on this origin without scripts, for testing a single JavaScript module."""
     url = f"{base_url}/plain"
     plain = "<!doctype html><title>Plain</title>"
     return browser.open(
@@ -464,7 +464,7 @@ def test_hostile_source_is_highlighted_within_a_time_limit(base_url, browser):
     ]
     slow, spans = page.evaluate(run, [["javascript", "python", "markdown", "cpp", "xml"], texts])
     assert slow == []
-    assert spans in ([4, 5, 4, 7, 12, 1], [])  # without colors after several slow texts
+    assert spans in ([4, 5, 4, 7, 12, 1], [])  # no colors once highlighting several texts was slow
 
 
 def test_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):

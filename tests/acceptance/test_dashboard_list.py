@@ -1,6 +1,6 @@
 """The list of tasks in a real browser: search, filters, rows, loading on scroll, and cancelling several tasks.
 
-It has the actions of single tasks that only stored tasks show.
+It also tests the actions on a task's page that need stored tasks.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -313,7 +313,7 @@ def test_menu_of_a_task_stays_in_the_window_of_a_phone(base_url, browser):
     ],
 )
 def test_copied_command_has_the_server_unless_it_is_the_default(list_server, browser, origin, option):
-    """No request leaves the browser: each one is answered with the response of the real server."""
+    """No request reaches `origin`: the route handler answers each one with the real server's response."""
     address = list_server.server.ready_message["http"]
 
     def answer(route):

@@ -241,7 +241,7 @@ def test_failing_view_does_not_block_other_views(base_url, browser):
 
 
 def open_plain_page(base_url, browser):
-    """A page on this origin without scripts, for testing a single JavaScript module."""
+    """Open a page on this origin without scripts, for testing a single JavaScript module."""
     url = f"{base_url}/plain"
     plain = "<!doctype html><title>Plain</title>"
     return browser.open(

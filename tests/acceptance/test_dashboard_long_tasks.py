@@ -97,7 +97,7 @@ MESSAGES = [agent_message(f"entry {number}.") for number in range(400)]
 
 
 def wait_for_value(page, expression):
-    """The pages' content security policy forbids Playwright's own `wait_for_function`."""
+    """Replace Playwright's `wait_for_function`, which the pages' content security policy forbids."""
     wait_until(lambda: page.wait_for_timeout(50) or page.evaluate(expression), 30, expression)
 
 
@@ -231,7 +231,7 @@ def test_texts_of_a_subagent_are_nested_and_folded(open_task):
     assert page.locator(".tool-brief").all_inner_texts() == ["look around", "ls"]
     stream.send(tool_call_started("v", parent="unknown", summary="orphan"), tool_result("t", "Looked."))
     page.get_by_text("orphan").wait_for()
-    wait_for_value(page, "!document.querySelector('.steps').open")  # folded, as the subagent has ended
+    wait_for_value(page, "!document.querySelector('.steps').open")  # folded, because the subagent has ended
     assert page.locator("#talk > .nested").count() == 1
     stream.send(agent_message("late", parent="t"))
     steps.get_by_text("5 steps of the subagent").click()

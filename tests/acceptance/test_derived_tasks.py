@@ -1,4 +1,4 @@
-"""A chain of tasks that continue each other, and tasks that are run again."""
+"""A chain of tasks, each of which continues the previous one, and tasks that are run again."""
 
 import json
 import signal
@@ -35,7 +35,7 @@ def checkout(deployment, directory, *patches):
 
 
 def newest_messages(deployment):
-    """The conversation in the newest request to the model, as JSON."""
+    """Return the conversation in the newest request to the model, as JSON."""
     bodies = [json.loads(one["body"]) for one in deployment.model_requests() if one["method"] == "POST"]
     return json.dumps(bodies[-1]["messages"])
 

@@ -73,7 +73,7 @@ def check_drain(deployment):
 
 
 def check_undo_drain(deployment, since):
-    """The server keeps draining after a restart, until the drain is undone."""
+    """Check that the server keeps draining after a restart, until the drain is undone."""
     assert deployment.http.get("/api/v1/health").json()["draining_since"] == since
     assert deployment.http.get("/api/v1/health/ready").status_code == 503
     assert admin(deployment, "drain", "--undo").returncode == 0

@@ -170,7 +170,7 @@ MODES = {"outbound": (OUTBOUND, OUTBOUND_ATTEMPTS), "full": (FULL, FULL_ATTEMPTS
 
 @pytest.fixture(scope="module")
 def egress_setup(tmp_path_factory):
-    """A server with a fake internet whose names resolve to one host; yields both and the host's request log."""
+    """A server, and a fake internet whose names resolve to one host. Yields both, and the host's request log."""
     directory = tmp_path_factory.mktemp("egress")
     certificate, record = directory / "host.pem", directory / "host.ndjson"
     addresses = {"addresses": [HOST_ADDRESS, SERVICES_ADDRESS], "own_addresses": [OWN_ADDRESS]}

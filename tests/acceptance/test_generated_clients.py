@@ -1,4 +1,4 @@
-"""Clients that common tools generate from `openapi.json` submit, follow and download with the real server."""
+"""Clients that common tools generate from `openapi.json` submit tasks to the real server and get their results."""
 
 import importlib
 import json

@@ -50,7 +50,7 @@ def test_idempotency_keys_and_preserved_sandboxes_survive_a_restart(deployment):
 
 
 def check_secret_handling(deployment):
-    """A secret reaches the agent but is not stored in any file of the server."""
+    """Check that a secret reaches the agent but is not stored in any file of the server."""
     deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}])
     assert deployment.wait()["error"]["code"] == "agent_failed", deployment.diagnostics()
     [result] = deployment.tool_results()

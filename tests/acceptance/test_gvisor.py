@@ -1,7 +1,8 @@
-"""Tasks from start to end in gVisor, and one in the default runtime if this runtime has a separate kernel.
+"""Tasks from start to end in gVisor, and one in the default runtime if that runtime has a separate kernel.
 
-tests/contract covers memory limits and the death of the creator for each runtime, tests/chaos a killed runner, and
-test_limit_errors.py the reported limits. A timeout ends the agent in the same way as a cancellation, and is not tested.
+Other tests cover the rest: tests/contract the memory limits of each runtime and the death of a sandbox's creator,
+tests/chaos a killed runner, test_limit_errors.py the reported limits. Timeouts are not tested, since a timeout ends the
+agent in the same way as a cancellation.
 """
 
 import json

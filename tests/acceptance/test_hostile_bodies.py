@@ -25,7 +25,7 @@ MINIMAL_JSON = json.dumps(MINIMAL).encode()
 
 
 def bomb(levels, width):
-    """YAML aliases that expand to `width ** levels` values."""
+    """Return YAML aliases that expand to `width ** levels` values."""
     lines = ["a0: &a0 [" + ", ".join(["x"] * width) + "]"]
     for level in range(1, levels):
         lines.append(f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * width) + "]")

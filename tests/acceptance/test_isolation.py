@@ -201,7 +201,7 @@ def kernel_uids(name, data_dir):
 
 
 def processes_with(needle):
-    """Pids of all processes on the machine that have the string in their environment or argument list."""
+    """Return the pids of all processes on the machine that have the string in their environment or argument list."""
     found = set()
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():

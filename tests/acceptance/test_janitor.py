@@ -34,7 +34,7 @@ def command_lines():
 
 
 def runner_pids(data_dir, task_id=""):
-    """Pids of the runners that hold journal locks in this data directory, or the lock of the given task."""
+    """Return the pids of the runners that hold journal locks in this data directory, or the lock of the given task."""
     root, found = str(data_dir / "tasks" / task_id), set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -136,7 +136,7 @@ def make_directory(path):
 
 
 def attempt_leftovers(layout):
-    """The processes, control groups and files of one attempt."""
+    """Return the processes, control groups and files of one attempt."""
     data_dir, attempt_id = layout.root.parents[3], layout.root.name
     marked = {one for one in processes(data_dir) if f"sandbox:{attempt_id}" in one[1]}
     return marked, {one for kind in (cgroups, files) for one in kind(data_dir) if attempt_id in one}

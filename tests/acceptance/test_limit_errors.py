@@ -43,13 +43,13 @@ RESPONSE_SECONDS = 1.0
 
 
 def pause(seconds):
-    """A command that waits, since Claude Code does not run a plain `sleep`."""
+    """Return a command that waits without a plain `sleep`, which Claude Code does not run."""
     return f"python3 -c 'import time; time.sleep({seconds})'"
 
 
 @pytest.fixture
 def has_disk_limit(tmp_path):
-    """Whether disk limits are enforced on this machine."""
+    """Return whether disk limits are enforced on this machine."""
     return asyncio.run(loop_unavailable_reason(tmp_path)) is None
 
 
@@ -61,7 +61,7 @@ def errors(deployment):
 
 
 def check_full_disk_is_reported(deployment, first, second, size):
-    """The agent got ENOSPC and continued, and the full disk is reported."""
+    """Check that the agent got ENOSPC and continued, and that the full disk is reported."""
     assert "No space left on device" in first
     assert second.endswith("again")
     assert f"vm.disk is {size}" in errors(deployment)["disk_full"]
@@ -69,13 +69,13 @@ def check_full_disk_is_reported(deployment, first, second, size):
 
 
 def check_reported_after_the_first_call(events):
-    """The disk is reported as full only after the first tool call, whose file fits on the disk."""
+    """Check that the disk is reported as full only after the first tool call, whose file fits on the disk."""
     kinds = [event["error"] if event["type"] == "error" else event["type"] for event in events]
     assert kinds.index("tool_call") < kinds.index("disk_full")
 
 
 def check_completed_or_out_of_memory(deployment):
-    """If the OOM killer kills the tool, the task completes; if it kills the agent, the task fails."""
+    """Check that the task completes if the OOM killer kills the tool, and fails if it kills the agent."""
     status = deployment.wait(seconds=110)
     assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", deployment.diagnostics()
 

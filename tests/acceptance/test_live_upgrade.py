@@ -164,7 +164,7 @@ def test_new_server_takes_over_tasks_of_the_old_version(deployment, old_version,
 
 
 def cli_environment(deployment):
-    """Environment of the command line, for both versions."""
+    """Return the environment of the command line, for both versions."""
     ready = deployment.server.ready_message if deployment.server is not None else {"http": ""}
     return {
         "PATH": os.environ["PATH"], "HOME": str(deployment.home), "SANDBOX_DATA_DIR": str(deployment.data_dir),
@@ -211,7 +211,7 @@ def submit(deployment, name, **claude):
 
 
 def finished_tasks(deployment):
-    """Everything that a server reports about finished tasks, except the text that describes their isolation."""
+    """Return everything that a server reports about finished tasks, except the text that describes their isolation."""
     return {
         name: (
             status_without_texts(deployment, name),
@@ -225,12 +225,12 @@ def finished_tasks(deployment):
 
 
 def without_additions(events):
-    """Events without the fields that the new server adds to the output of old runners."""
+    """Return the events without the fields that the new server adds to the output of old runners."""
     return [{key: event[key] for key in event if key not in {"parsed", "conversation"}} for event in events]
 
 
 def status_without_texts(deployment, name):
-    """The status without the text of its isolation, and without the fields that old servers do not have."""
+    """Return the status without the description of the isolation and the fields that old servers do not have."""
     status = deployment.status(name)
     del status["vm"]["isolates"]
     status["progress"].pop("current_subject", None)

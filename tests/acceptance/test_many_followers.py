@@ -19,14 +19,14 @@ LINES_PER_TURN = 1000
 
 
 def busy_turn(number):
-    """A turn with text blocks. Claude Code prints a line for each block, up to a thousand lines per second."""
+    """Return a turn with text blocks. Claude Code prints a line per block, up to a thousand lines per second."""
     first = number * LINES_PER_TURN
     lines = (Text(f"This is line {n} of what the agent says.") for n in range(first, first + LINES_PER_TURN))
     return Turn((*lines, *bash("true").content), block_delay_seconds=0.0005)
 
 
 def line_numbers(deployment):
-    """The line numbers in the agent's messages."""
+    """Return the line numbers in the agent's messages."""
     messages = (json.loads(event["data"]) for event in deployment.wire_events() if event.get("stream") == "stdout")
     texts = (json.dumps(message["message"]["content"]) for message in messages if message["type"] == "assistant")
     return [int(number) for text in texts for number in re.findall(r"This is line (\d+) ", text)]

@@ -120,7 +120,7 @@ async def check_status_and_cancel(tool, deployment):
 
 
 async def check_errors(tool):
-    """Tool errors have the API's code and message."""
+    """Check that tool errors have the API's code and message."""
     message = await tool.error("submit", manifest={**MANIFEST, "vm": {"cpus": "many"}, "extra": 1})
     assert "invalid_manifest: " in message
     assert "vm.cpus: must be a whole number" in message

@@ -10,7 +10,7 @@ FETCH = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt
 
 
 def offered_tool_types(deployment):
-    """The types of the tools in all requests that reached the model."""
+    """Return the types of the tools in all requests that reached the model."""
     bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return {tool.get("type") for body in bodies for tool in body.get("tools", ())}
 
@@ -36,7 +36,7 @@ curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_K
 
 
 def count_messages_with(deployment, block):
-    """Number of messages with this content block in all requests that reached the model."""
+    """Return the number of messages with this content block in all requests that reached the model."""
     bodies = [json.loads(request["body"]) for request in deployment.model_requests() if request["method"] == "POST"]
     return sum(block in message["content"] for body in bodies for message in body["messages"])
 

@@ -66,7 +66,7 @@ def build(deployment, name, archive, *options):
 
 
 def rejection_message(deployment, profile):
-    """The error message for a profile that is not offered."""
+    """Return the error message for a profile that is not offered."""
     response = deployment.http.post("/api/v1/tasks", json={**MANIFEST, "vm": {"profile": profile}})
     assert response.status_code == 400
     (detail,) = response.json()["details"]

@@ -90,7 +90,7 @@ def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy)
 
 
 def check_errors(server):
-    """Errors have their type and details. The server must have one completed task, task-1."""
+    """Check the types and details of errors. The server must have one completed task, task-1."""
     with Client(server) as client:
         manifest = MANIFEST.replace("metadata: {", 'metadata: {id: "task-1", ')
         with pytest.raises(DuplicateTaskIdError) as duplicate:

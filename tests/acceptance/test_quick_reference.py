@@ -186,7 +186,7 @@ SCRIPTS = {
 
 
 def has_fields(*fields):
-    """A check that the output is JSON with these fields."""
+    """Return a function that checks that the output is JSON with these fields."""
     return lambda output: set(fields) <= json.loads(output).keys()
 
 
@@ -207,7 +207,7 @@ class User:
         }
 
     def with_ports(self, text):
-        """The text with the documented ports replaced by the ports of this server."""
+        """Return the text with the documented ports replaced by the ports of this server."""
         for documented_port, port in self._ports.items():
             text = text.replace(f"localhost:{documented_port}", f"localhost:{port}")
         return text
@@ -227,7 +227,7 @@ class User:
         )  # fmt: skip
 
     def shell(self, lines, seconds=60):
-        """Run lines of the reference in a shell, which waits for background jobs started by an unquoted &."""
+        """Run lines of the reference in a shell, and wait for the background jobs that an unquoted & starts."""
         return self.run("bash", "-c", f"{self.with_ports(lines)}\nwait", seconds=seconds)
 
     def write(self, manifest, task_id=None, **fields):

@@ -54,7 +54,7 @@ def check_shutdown_with_an_open_stream(deployment):
 
 
 def check_task_is_complete(deployment):
-    """The task has the output of exactly one agent, although three servers have followed the task."""
+    """Check that the task has the output of exactly one agent, although three servers have followed it."""
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     assert deployment.states() == STATES
     assert deployment.tool_results()[1].strip() == "30"

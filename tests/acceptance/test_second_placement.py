@@ -56,7 +56,7 @@ class WorkerDeployment(Deployment):
         return TerminalUser(*SHELL, server=self.server.ready_message["http"])
 
     def files_below(self, data_dir):
-        """Relative paths of the files in the task's directory."""
+        """Return the relative paths of the files in the task's directory."""
         root = data_dir / "tasks" / "task-1"
         return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
 
@@ -101,7 +101,7 @@ def test_task_survives_a_server_restart_and_an_unresponsive_worker(deploy):
 
 
 def check_silence(deployment):
-    """While the worker does not respond, the server makes no decision about its runner."""
+    """Check that the server makes no decision about the runner while the worker does not respond."""
     deployment.worker.send_signal(signal.SIGSTOP)
     message = "The runner's host does not respond; the task's current state is unknown."
     wait_until(lambda: deployment.status()["state_message"] == message, 30, description="the message")
@@ -114,7 +114,7 @@ def check_silence(deployment):
 
 
 def check_copy(deployment):
-    """The server has a copy of the journal and the artifacts, and no other files of the attempt."""
+    """Check that the server has a copy of the journal and the artifacts, and no other files of the attempt."""
     patch = deployment.artifact("task-1.patch")
     assert b"+made\n" in patch
     assert b"+from-the-user\n" in patch

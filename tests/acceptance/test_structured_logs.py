@@ -54,7 +54,7 @@ def test_log_lines_are_json_with_request_and_task_ids(json_log_deployment):
 
 
 def _check_runner_log(deployment, task_id):
-    """The runner's log has the same format, and no log contains a secret."""
+    """Check that the runner's log has the same format, and that no log contains a secret."""
     (path,) = deployment.data_dir.glob(f"tasks/{task_id}/attempts/*/runner.log")
     log_lines = wait_until(
         lambda: [line for line in lines(path) if line["message"] == "The attempt has ended"] and lines(path)

@@ -90,7 +90,7 @@ def check_states(events):
 
 
 def check_status(status):
-    """The status is complete, with defaults filled in."""
+    """Check that the status is complete, with defaults filled in."""
     assert (status["exit_code"], status["error"]) == (0, None)
     assert (status["progress"]["tool_calls"], status["progress"]["turns"]) == (3, 4)
     assert status["progress"]["input_tokens"] >= 4000
@@ -102,7 +102,7 @@ def check_status(status):
 
 
 def check_patch_applies(deployment, patch, directory):
-    """The patch applies to the base commit and reproduces the tree."""
+    """Check that the patch applies to the base commit and reproduces the tree."""
     (directory / "the.patch").write_bytes(patch)
     git("clone", "-q", str(deployment.repositories / "repo.git"), "checkout", cwd=directory)
     checkout = directory / "checkout"
@@ -123,7 +123,7 @@ def check_patch_applies(deployment, patch, directory):
 
 
 def check_server_key_is_hidden(deployment, task_id):
-    """The server's key reaches the model but not the agent."""
+    """Check that the server's key reaches the model but not the agent."""
     requests = [request for request in deployment.model_requests() if request["path"].startswith("/v1/messages")]
     assert {request["headers"].get("x-api-key") for request in requests} == {SERVER_KEY}
     environment = deployment.tool_results()[2]

@@ -45,7 +45,7 @@ def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_p
     comment = (tmp_path / "result" / "comment.md").read_text()
     assert comment.startswith("**Sandbox: task `")
     assert "2 turns · 1 tool calls · 2,000 tokens in, 100 out · $0.00" in comment
-    assert "\n`````diff\ndiff --git a/a.txt b/a.txt" in comment  # one more backtick than in the patch
+    assert "\n`````diff\ndiff --git a/a.txt b/a.txt" in comment  # one more backtick than in the patch's own fence
     assert "\n````\nDone.\n```\n@everyone\n````\n" in comment
     task = json.loads((tmp_path / "result" / "task.json").read_text())
     assert (task["name"], task["labels"]) == ("A title", {"pr": "7"})

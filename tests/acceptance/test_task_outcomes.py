@@ -71,7 +71,7 @@ def test_exit_code_zero_after_an_interrupt_is_a_failure(deploy_leak_checked):
 
 
 def transcript(deployment):
-    """Claude Code's events of the finished task."""
+    """Return Claude Code's events from the finished task."""
     deployment.wait()
     return [json.loads(line) for line in deployment.artifact("transcript.ndjson").splitlines()]
 

@@ -200,7 +200,7 @@ def kill_session_runner(deployment):
 
 
 def processes_with_open_file(file):
-    """Processes that have the file open."""
+    """Return the processes that have the file open."""
     found = set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):

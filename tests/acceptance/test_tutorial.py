@@ -95,7 +95,7 @@ def user(tmp_path):
 @pytest.mark.timeout(300)
 def test_tutorial_commands_produce_the_documented_output(user):
     clone, run, proof, files = blocks(section("A task from a checkout"), "sh")
-    user.type(clone, is_success=False)  # its last command is the failing test
+    user.type(clone, is_success=False)  # the last command of the block is the failing test
     user.type("cd ~/sandbox-tutorial")
     output = user.type(run, stdin_text="y\n")
     assert "Applied to 2 files and staged." in output

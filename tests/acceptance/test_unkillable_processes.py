@@ -1,4 +1,4 @@
-"""A process that SIGKILL does not end delays a task by only a few seconds.
+"""A process that survives SIGKILL delays a task by only a few seconds.
 
 The tests freeze processes with cgroup v1; a frozen process does not react to SIGKILL.
 """

@@ -46,7 +46,7 @@ def journal_records(deployment, task_id):
 
 
 def check_conversation(deployment):
-    """The conversation, which the old runner did not record, is converted from its output."""
+    """Check that the conversation, which the old runner did not record, is converted from its output."""
     events = [event for output in deployment.wire_events("whole") for event in output.get("conversation", ())]
     calls = [event for event in events if event["type"] == "tool_call_started"]
     results = [event["tool_use_id"] for event in events if event["type"] == "tool_result"]

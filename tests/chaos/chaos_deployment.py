@@ -80,6 +80,6 @@ class ChaosDeployment(Deployment):
         return journal_file.state_of(self.records(task_id))
 
     def agent_starts(self, task_id):
-        """Number of agents that announced the start of this task to the model."""
+        """Return the number of agents that announced the start of this task to the model."""
         message = json.dumps(f"begin {task_id}")
         return sum(message in request["body"] for request in self.model_requests())

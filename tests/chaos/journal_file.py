@@ -6,7 +6,7 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def read_records(data_dir, task_id):
-    """Complete lines as JSON; a partly written line is ignored."""
+    """Return the complete lines as JSON; a partly written line is ignored."""
     try:
         text = (data_dir / "tasks" / task_id / "journal" / "records").read_bytes()
     except FileNotFoundError:
@@ -19,7 +19,7 @@ def state_of(records):
 
 
 def latest_attempt_id(records):
-    """The id of the latest attempt; None before the first attempt."""
+    """Return the id of the latest attempt; None before the first attempt."""
     events = (record["event"] for record in reversed(records))
     return next((event["attempt_id"] for event in events if event["type"] == "attempt_started"), None)
 

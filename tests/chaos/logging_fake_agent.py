@@ -64,7 +64,7 @@ emit(type="result", subtype="success", is_error=False, result="Done.")
 
 
 def program(script=f"/workspace/{SCRIPT}"):
-    """An ELF file for x86-64 that executes `/usr/bin/python3 SCRIPT` and passes on its arguments."""
+    """Return an ELF file for x86-64 that executes `/usr/bin/python3 SCRIPT` and passes on its arguments."""
     code = b"".join(
         (
             b"\x48\x8b\x14\x24",  # mov rdx, [rsp]: the argument count

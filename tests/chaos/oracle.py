@@ -110,7 +110,7 @@ class TaskEvidence:
         return (KILLED, "agent_failed") in codes
 
     def has_event(self, kind):
-        """Whether the journal has an event of this type."""
+        """Return whether the journal has an event of this type."""
         return any(record["event"]["type"] == kind for record in self.records)
 
 
@@ -198,7 +198,7 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
 
 
 def _allowed_ends(task: TaskEvidence) -> set:
-    """If the agent dies first and its death is recorded before the runner is killed, only that outcome is allowed."""
+    """Return the allowed ends: only a failed agent if its death was recorded before the runner was killed."""
     recorded_agent_kill = task.target == "all" and task.state_at_kill == "completing" and task.agent_was_killed
     return (
         {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_corrected_state_at_kill(task), set())
@@ -206,7 +206,7 @@ def _allowed_ends(task: TaskEvidence) -> set:
 
 
 def _corrected_state_at_kill(task: TaskEvidence) -> str:
-    """A runner that outlives its sandbox may record the agent's start before it notices that both have ended."""
+    """Return the state at the kill, corrected by what the runner recorded after the end of its sandbox."""
     recorded_start = task.target == "sandbox" and task.state_at_kill == "ready" and task.has_event("agent_started")
     recorded_sandbox_loss = task.target == "all" and task.state_at_kill == "completing" and task.lost_sandbox
     return "running" if recorded_sandbox_loss or (recorded_start and task.end != COMPLETED) else task.state_at_kill

@@ -12,7 +12,7 @@ STEP_SECONDS = 0.002
 
 
 def members_of(attempt_id):
-    """Processes of the sandbox, oldest first."""
+    """Return the processes of the sandbox, oldest first."""
     root = Path("/sys/fs/cgroup")
     groups = (*root.glob(f"*/sandbox*/{attempt_id}"), *root.glob(f"sandbox*/{attempt_id}"))
     pids = set()
@@ -23,7 +23,7 @@ def members_of(attempt_id):
 
 
 def init_of(attempt_id):
-    """Host pid of the sandbox's pid 1; None if the sandbox has its own kernel."""
+    """Return the host pid of the sandbox's pid 1; None if the sandbox has its own kernel."""
     for pid in members_of(attempt_id):
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{pid}/status").read_text()
@@ -85,7 +85,7 @@ def step(pid):
 
 
 def _stat(pid):
-    """The fields of proc(5) after the name; empty if the process has ended."""
+    """Return the fields of /proc/PID/stat after the name; empty if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:

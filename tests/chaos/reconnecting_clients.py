@@ -20,7 +20,7 @@ class Client:
 
     @staticmethod
     def is_delivered(event):
-        """Whether clients of this kind receive the event. By default: output and log events."""
+        """Return whether clients of this kind receive the event. By default: output and log events."""
         return log_stream_of(event) is not None
 
     def __init__(self, deployment, task_id):
@@ -87,7 +87,7 @@ class WebSocketClient(Client):
 
 
 class CliClient(Client):
-    """`sandbox task logs --follow` reconnects by itself and is started once."""
+    """`sandbox task logs --follow` reconnects by itself, so it is started only once."""
 
     async def follow(self):
         process = await asyncio.create_subprocess_exec(

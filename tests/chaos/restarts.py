@@ -90,7 +90,7 @@ def _compare(deployment, number, client):
 
 
 def _expected_events(deployment, task_id, is_delivered):
-    """The journal's events that a client of this kind receives."""
+    """Return the journal's events that a client of this kind receives."""
     journals, offset, events = FileJournals(deployment.data_dir), 0, []
     while (batch := journals.read(task_id, offset)).records:
         events += [

@@ -64,7 +64,7 @@ def run_round(directory, runtime, chosen_pairs, seed):
 
 
 def target_state_pairs(*targets):
-    """All pairs of these targets and their states; `each` means all targets of a single task."""
+    """Return all pairs of these targets and their states; `each` means all targets of a single task."""
     own = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
     named = [one for target in targets for one in (own if target == "each" else (target,))]
     return {
@@ -73,7 +73,7 @@ def target_state_pairs(*targets):
 
 
 def pick_pairs(rng, *targets):
-    """One random pair of these targets per state."""
+    """Return one random pair of these targets per state."""
     by_state = {}
     for target, state in sorted(target_state_pairs(*targets)):
         by_state.setdefault(state, []).append(target)

@@ -1,4 +1,4 @@
-"""Brings a task into a state and keeps it there without hooks in the product, by slowing its environment.
+"""Brings a task into a state and keeps it there without hooks in the product, by slowing down its environment.
 
 A relay pauses the clone. The runner is stopped and resumed for two milliseconds at a time until its journal shows the
 state, and then for a random number of further steps. For a long state, waiting is sufficient.
@@ -62,12 +62,12 @@ class StateDriver:
         raise AssertionError(f"no task was held in {state}: {self._deployment.diagnostics(self.missed_task_ids[-1])}")
 
     def _reach_pending(self, task_id, _):
-        """The task waits for capacity, or was just acknowledged."""
+        """The task is waiting for capacity, or has just been acknowledged."""
         self._deployment.submit_order(task_id, cpus=ALL_CPUS)
         return HeldTask(task_id)
 
     def _reach_staging(self, task_id, steps):
-        """The runner has started and has not received the last byte of its clone."""
+        """The runner has started but has not yet received the last byte of its clone."""
         relay, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
         self._deployment.submit_order(task_id, url=url)
         held = HeldTask(task_id, relay=relay)
@@ -83,7 +83,7 @@ class StateDriver:
         return self._step_into("ready", task_id, steps // 4)
 
     def _reach_running(self, task_id, steps):
-        """The agent prints lines."""
+        """The agent is printing lines."""
         lines = LONG_LINES if self._is_endless else SHORT_LINES
         self._deployment.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
@@ -91,7 +91,7 @@ class StateDriver:
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _reach_completing(self, task_id, steps):
-        """The runner stores many artifacts."""
+        """The runner is storing many artifacts."""
         self._deployment.submit_order(task_id, lines=20, files=150, pause_seconds=0.02)
         self._await_state(task_id, "running")
         held = HeldTask(task_id, runner=self._find_runner(task_id))

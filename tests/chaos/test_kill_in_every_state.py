@@ -20,12 +20,12 @@ pytestmark = [
 
 
 def one_target_per_state(rng):
-    """One kill target per state, and in addition a kill of everything while an agent runs."""
+    """Return one kill target per state, and also a kill of everything while an agent is running."""
     return {*pick_pairs(rng, "server", "each", "all"), ("all", "running")}
 
 
 def gvisor_pairs(rng):
-    """Kills whose outcome depends on gVisor.
+    """Return the kills whose outcome depends on gVisor.
 
     These are kills of a sandbox, and of a runner whose sandbox another process must end.
     """

@@ -67,7 +67,7 @@ def lost_sandbox(lines):
 
 
 def killed_agent(lines, exit_code=137, target="all", state_at_kill="completing", code="agent_failed"):
-    """All processes are killed, the agent first. The runner recorded the agent's death before it was killed itself."""
+    """All processes are killed, the agent first. The runner had recorded the agent's death before it was killed."""
     task = task_evidence(lines, target=target, state_at_kill=state_at_kill, end="failed", code=code)
     exited = next(entry["event"] for entry in task.records if entry["event"]["type"] == "agent_exited")
     exited |= {"exit_code": exit_code, "failure": {"code": "agent_failed"}}

@@ -1,4 +1,4 @@
-"""A runner is found by its lock while it closes files; otherwise a round continues before the runner has ended."""
+"""A runner that is closing files is still found by its lock; otherwise a round would not wait for its end."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from doubles import runners
 
 @pytest.mark.parametrize(("target", "is_open"), [("lock", True), ("other", False)])
 def test_closed_descriptors_do_not_hide_an_open_lock(tmp_path, target, is_open):
-    """A descriptor that was closed after it was listed is like a dangling link."""
+    """A descriptor that was closed after it was listed looks like a dangling link."""
     for name in ("lock", "other"):
         (tmp_path / name).touch()
     descriptors = tmp_path / "fd"

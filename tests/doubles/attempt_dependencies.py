@@ -35,8 +35,8 @@ BOOT_ID = "this-boot"
 class Script:
     """The scripted behavior of an attempt's agent, sandbox and gateway.
 
-    runs_until_signal: the agent runs until it gets a signal. ignores_term, survives_kill: SIGTERM or SIGKILL does not
-    end the agent.
+    runs_until_signal: the agent runs until it gets a signal. ignores_term: SIGTERM does not end the agent.
+    survives_kill: SIGKILL does not end the agent.
     events_when_serving: the events that the gateway reports when it starts to serve.
     The gateway sets `rules`, `report_to_runner` (the callback that receives its events) and `redact` (the function that
     redacts names) when it is created, and `is_gateway_serving` when it starts to serve.
@@ -336,7 +336,7 @@ class AttemptHarness:
         self.terminals = TerminalServer(self.parts.redaction, self.parts.throttle.queue())
 
     def make_recorder(self, task):
-        """Return the recorder of another runner, which continues with this task."""
+        """Return the recorder of another runner that continues this task."""
         return create_recorder(self.parts, self.writer, task)
 
     async def run(self, attempt=None):

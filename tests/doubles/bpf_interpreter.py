@@ -7,7 +7,7 @@ _INSTRUCTIONS_MAX = 4096
 
 
 def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """The action for a call, with the action's data. Fails for a program that the kernel would reject."""
+    """Return the action for a call, with the action's data. Fail if the kernel would reject the program."""
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=IIQ6Q", number, audit, 0, *padded)
     instructions = list(struct.iter_unpack("=HBBI", program))
@@ -39,5 +39,5 @@ def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...
 
 
 def errno_of(action: int) -> int | None:
-    """The errno that the action returns to the caller; None for any other kind of action."""
+    """Return the errno that the action returns to the caller; None for any other kind of action."""
     return action & 0xFFFF if action & 0xFFFF0000 == ERRNO else None

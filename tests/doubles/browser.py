@@ -119,7 +119,7 @@ class Browser:
         return page
 
     def requests_to(self, path):
-        """The requests for this path, in order."""
+        """Return the requests for this path, in order."""
         return [request for request in self.requests if request.url.partition("?")[0].endswith(path)]
 
     def ignore_errors(self, *parts):
@@ -135,7 +135,7 @@ class Browser:
 
 
 def accessibility_violations(page):
-    """Accessibility violations in any layout: findings of axe, and horizontal overflow.
+    """Return the accessibility violations in any layout: findings of axe, and horizontal overflow.
 
     Leaves the page in the first layout.
     """

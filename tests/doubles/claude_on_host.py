@@ -44,7 +44,7 @@ class ClaudeOnHost:
         return self.directory / "workspace"
 
     def host_path(self, text):
-        """Replace a path in a sandbox by the path on the host."""
+        """Replace a sandbox path with the path on the host."""
         for sandbox_path, host_location in (
             (SANDBOX_WORKSPACE, self.workspace),
             (SANDBOX_HOME, self.directory / "home"),
@@ -54,7 +54,7 @@ class ClaudeOnHost:
         return text
 
     def anonymize(self, data):
-        """Replace host paths in the output of a run by paths in a sandbox."""
+        """Replace host paths in the output of a run with sandbox paths."""
         names = [
             (self.workspace, SANDBOX_WORKSPACE),
             (self.directory / "home", SANDBOX_HOME),

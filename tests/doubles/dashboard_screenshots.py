@@ -92,7 +92,7 @@ def main(directory: Path) -> None:
 
 
 def run_tasks(deployment):
-    """Six tasks: two completed, one failed, one cancelled, one running and one pending."""
+    """Run six tasks: two are completed, one failed, one cancelled, one running and one pending at the end."""
     make_repository(deployment.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
     deployment.start_git()
     deployment.start_model(*TURNS)

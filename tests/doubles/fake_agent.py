@@ -29,12 +29,12 @@ RESULT = {
 
 
 def make_fake_agent(directory: Path, timed_lines: Iterable[tuple[str, float]]) -> Path:
-    """An agent that prints each line, waits for the line's number of seconds, and finally reports success."""
+    """Make an agent that prints each line, waits for the line's number of seconds, and finally reports success."""
     return _install(directory, _program([(json.dumps(INIT), 0.0), *timed_lines, (json.dumps(RESULT), 0.0)]))
 
 
 def make_python_fake_agent(directory: Path, program: str) -> Path:
-    """An agent that runs the Python program at this path in the sandbox, with Claude Code's arguments."""
+    """Make an agent that runs the Python program at this path in the sandbox, with Claude Code's arguments."""
     words = (b"/usr/bin/python3\0", program.encode() + b"\0")
     size = len(_exec_python(0, 0)) + len(_exit())
     python = _BASE + _HEADER_BYTES + size
@@ -68,7 +68,7 @@ def _program(timed_lines: Iterable[tuple[str, float]]) -> bytes:
 
 
 def _elf(code: bytes, data: bytes) -> bytes:
-    """An ELF file of one segment: header, code, data."""
+    """Return an ELF file of one segment: header, code, data."""
     total = _HEADER_BYTES + len(code) + len(data)
     identity = b"\x7fELF\x02\x01\x01" + bytes(9)
     header = struct.pack("<16sHHIQQQIHHHHHH", identity, 2, 62, 1, _BASE + _HEADER_BYTES, 64, 0, 0, 64, 56, 1, 0, 0, 0)

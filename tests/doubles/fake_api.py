@@ -89,7 +89,7 @@ class FakeApi:
         self.responses[method, path] = list(responses)
 
     def requests_to(self, method: str, path: str) -> list[ApiRequest]:
-        """The requests for one path."""
+        """Return the requests for one path."""
         return [request for request in self.requests if (request.method, request.path) == (method, path)]
 
     def _next(self, request: ApiRequest) -> ApiResponse:

@@ -35,12 +35,12 @@ class FakeEventStream:
 
 
 def output(data, *, stream="stdout", continued=False):
-    """An output event for a line that is not part of the conversation."""
+    """Return an output event for a line that is not part of the conversation."""
     return {"type": "output", "stream": stream, "data": data, "continued": continued, "parsed": False}
 
 
 def agent_message(text, *, kind="text", parent=None):
-    """An agent_message event: a piece of the conversation."""
+    """Return an agent_message event: a piece of the conversation."""
     return {
         "type": "agent_message",
         "text": text,

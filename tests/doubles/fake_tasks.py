@@ -71,7 +71,7 @@ class _Entry:
 
 
 class FakeTasks:
-    """Implements every service of the server. `failure`, when set, is raised by every call of `submit` and `cancel`."""
+    """Implements every service of the server. `failure`, when set, is raised by every call to `submit` and `cancel`."""
 
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}

@@ -81,7 +81,7 @@ class FaultHarness:
         return self.deployment.status(task_id).get("state")
 
     def check(self, status):
-        """A failure has a reason, and the journal is complete and has the same final state."""
+        """Check that a failure has a reason, and that the journal is complete and has the same final state."""
         assert status["state"] in TERMINAL
         if status["state"] != "completed":
             assert status["error"]["code"], status
@@ -93,7 +93,7 @@ class FaultHarness:
         self.final_statuses[status["id"]] = status
 
     def check_all(self):
-        """A restarted server reports the same statuses, and no leftovers remain."""
+        """Check that a restarted server reports the same statuses, and that no leftovers remain."""
         wait_until(lambda: not self.leftovers(), 20, f"no leftovers: {self.leftovers()}")
         self.deployment.server.stop(9)
         self.deployment.start_server(**self.environment)
@@ -109,7 +109,7 @@ class FaultHarness:
         assert result.returncode == 0, result.stdout + result.stderr
 
     def leftovers(self):
-        """Leftovers of tasks, except for runner logs, which may report faults."""
+        """Return the leftovers of tasks, except for runner logs, which may report faults."""
         found = find_leftovers(self.deployment.data_dir)
         found["files"] = {path for path in found.get("files", ()) if not path.endswith("runner.log")}
         return {kind: items for kind, items in found.items() if items}

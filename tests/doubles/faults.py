@@ -70,7 +70,7 @@ def injected_fault(pid, fault, log):
 
 
 def _is_traced(pid, tracer):
-    """Whether every thread of the process is traced."""
+    """Return whether every thread of the process is traced."""
     tracer_line = f"TracerPid:\t{tracer}\n"
     return all(tracer_line in (thread / "status").read_text() for thread in Path(f"/proc/{pid}/task").iterdir())
 
@@ -115,5 +115,5 @@ def _run(*command):
 
 
 def failed_calls(hits):
-    """The failed calls with their first arguments."""
+    """Return the failed calls with their first arguments."""
     return sorted({re.sub(r"^\d+ +(\w+)\((.*?)[,)].*", r"\1 \2", line) for line in hits})

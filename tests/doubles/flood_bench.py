@@ -75,7 +75,7 @@ def send_model_request(connection: HTTPConnection) -> None:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Total CPU time of a process."""
+    """Return the total CPU time of a process."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

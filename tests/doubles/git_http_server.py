@@ -21,8 +21,9 @@ class GitHttpServer:
 
     url: the base URL, with a trailing slash, while it is serving.
     credentials: "user:password" that every request must contain (HTTP Basic).
-    status: if set, the status of every response; git is not called. redirect: if set, every request is redirected
-    below this URL. requests: the received requests, as "GET /path".
+    status: if set, the status of every response; git is not called.
+    redirect: if set, every request is redirected to a path below this URL.
+    requests: the received requests, as "GET /path".
     """
 
     def __init__(self, root: Path) -> None:

@@ -41,7 +41,7 @@ def hardlink(name, target):
 
 
 def layer(*entries):
-    """A tar of these entries, in this order."""
+    """Return a tar of these entries, in this order."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for info, content in entries:
@@ -76,7 +76,7 @@ def save(path, members):
 
 
 def oci_members(layers, *, compression="", architecture=ARCHITECTURE, platform=None):
-    """Members of an archive as written by `skopeo copy … oci-archive:`."""
+    """Return the members of an archive as written by `skopeo copy … oci-archive:`."""
     blobs = [COMPRESSORS[compression](blob) for blob in layers]
     config = configuration(layers, architecture)
     kind = "application/vnd.oci.image"
@@ -101,7 +101,7 @@ def oci_archive(path, *layers, **options):
 
 
 def docker_members(layers):
-    """Members of a legacy `docker save` archive; a repeated layer is a link."""
+    """Return the members of a legacy `docker save` archive; a repeated layer is a link."""
     config = configuration(layers)
     members, names, names_by_layer = {f"{digest(config)[7:]}.json": config}, [], {}
     for index, blob in enumerate(layers):
@@ -118,9 +118,9 @@ def docker_archive(path, *layers):
 
 
 def minimal_root(*, is_truncated=False):
-    """A layer with some of the machine's programs and their libraries, sufficient for Claude Code.
+    """Return a layer with some of the machine's programs and their libraries, sufficient for Claude Code.
 
-    is_truncated: truncate the files, for an image that is not started.
+    is_truncated: truncate the files, for an image that is never started.
     """
     links = {name: f"usr/{name}" for name in ("bin", "lib", "lib64", "sbin")}
     files = {}

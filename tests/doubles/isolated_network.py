@@ -74,7 +74,7 @@ class IsolatedNetwork:
             holder.wait()
 
     def can_reach(self, address, port):
-        """Whether a process in the server's namespace can connect to the address.
+        """Return whether a process in the server's namespace can connect to the address.
 
         Tests use it to check that the veth pair works.
         """

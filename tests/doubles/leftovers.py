@@ -27,12 +27,12 @@ def host_process():
 
 
 def attempt_ids(data_dir):
-    """Ids of all attempts in the data directory; their runner logs are kept."""
+    """Return the ids of all attempts in the data directory; their runner logs are kept."""
     return {path.name for path in Path(data_dir).glob("tasks/*/attempts/*")}
 
 
 def processes(data_dir):
-    """Processes other than the server in an attempt's cgroup, or with an attempt id or data directory as argument."""
+    """Return processes, except the server, in an attempt's cgroup or with its id or the data directory as argument."""
     ids = attempt_ids(data_dir)
     pattern = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
     found = set()
@@ -51,14 +51,14 @@ def processes(data_dir):
 
 
 def mounts(data_dir):
-    """Mounts of this namespace whose entries contain the data directory or an attempt id."""
+    """Return the mounts of this namespace whose entries contain the data directory or an attempt id."""
     names = {str(data_dir), *attempt_ids(data_dir)}
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return {line for line in lines if any(name in line for name in names)}
 
 
 def cgroups(data_dir):
-    """Control groups of attempts in any hierarchy."""
+    """Return the control groups of attempts in any hierarchy."""
     root = Path("/sys/fs/cgroup")
     parents = (*root.glob("*/sandbox*"), *root.glob("sandbox*"), *root.glob("*/*/sandbox*"))
     ids = attempt_ids(data_dir)
@@ -66,7 +66,7 @@ def cgroups(data_dir):
 
 
 def loop_devices(data_dir):
-    """Files in the data directory that back loop devices."""
+    """Return the files in the data directory that back loop devices."""
     found = set()
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
@@ -77,13 +77,13 @@ def loop_devices(data_dir):
 
 
 def sockets(data_dir):
-    """Sockets of runners."""
+    """Return the sockets of runners."""
     ids = attempt_ids(data_dir)
     return {str(path) for path in Path("/run/sandbox").glob("*/*.sock") if path.stem in ids}
 
 
 def files(data_dir):
-    """Files of attempts, except runner logs without warnings."""
+    """Return the files of attempts, except runner logs without warnings."""
     return {
         str(path)
         for path in Path(data_dir).glob("tasks/*/attempts/*/*")
@@ -92,7 +92,7 @@ def files(data_dir):
 
 
 def has_warnings(log):
-    """Whether the log has a line above INFO."""
+    """Return whether the log has a line above INFO."""
     return any("Z INFO " not in line for line in log.read_text().splitlines())
 
 
@@ -100,10 +100,10 @@ _KINDS = (processes, mounts, cgroups, loop_devices, sockets, files)
 
 
 def find_leftovers(data_dir):
-    """The leftovers by kind; empty if there are none."""
+    """Return the leftovers by kind; empty if there are none."""
     return {kind.__name__: found for kind in _KINDS if (found := kind(data_dir))}
 
 
 def is_clean(data_dir):
-    """Whether there are no leftovers; suitable for polling, since processes are checked last."""
+    """Return whether there are no leftovers. Suitable for polling, since processes are checked last."""
     return not any(kind(data_dir) for kind in reversed(_KINDS))

@@ -33,12 +33,12 @@ START_SECONDS = 90
 
 
 def bash(command):
-    """A turn in which the model runs a shell command."""
+    """Return a turn in which the model runs a shell command."""
     return Turn((Text("Working."), ToolUse("Bash", {"command": command, "description": "work"})))
 
 
 def python(source):
-    """A turn in which the model runs a Python program, whose source needs no shell quoting."""
+    """Return a turn in which the model runs a Python program, whose source needs no shell quoting."""
     encoded = base64.b64encode(source.encode()).decode()
     return bash(f"echo {encoded} | base64 -d | python3 -I -")
 
@@ -120,7 +120,7 @@ def make_repository(bare, files, *, branch="main"):
 
 @lru_cache(maxsize=64)
 def _repository_template(branch, files):
-    """A template repository to copy, and its commit.
+    """Return a template repository to copy, and its commit.
 
     It is created once per process, since the same files give the same commit.
     """
@@ -145,7 +145,7 @@ def _directory_of_this_process(prefix):
 
 @cache
 def _installed_agent():
-    """The agent as installed by a server; shared by all servers of this process."""
+    """Return the agent as installed by a server. All servers of this process share it."""
     return install_binary(_directory_of_this_process("agent-"))
 
 
@@ -218,7 +218,10 @@ class Deployment:
             self.model.send_signal(signal.SIGCONT)
 
     def start_server(self, *, ports=(0, 0), python=None, **environment):
-        """ports: of the REST and WebSocket APIs; 0 for any. python: the interpreter of another version of Sandbox."""
+        """Start the server.
+
+        ports: of the REST and WebSocket APIs; 0 for any. python: the interpreter of another version of Sandbox.
+        """
         if not self.prefix and not (self.data_dir / "agent").exists():
             preinstall_agent(self.data_dir)
         port, ws_port = map(str, ports)
@@ -303,7 +306,7 @@ class Deployment:
         return self.http.get(f"/api/v1/tasks/{task_id}/logs?stream={stream}").text
 
     def wire_events(self, task_id="task-1"):
-        """All events of a finished task, from the event stream."""
+        """Return all events of a finished task, from the event stream."""
         text = self.http.get(f"/api/v1/tasks/{task_id}/logs?follow=true").text
         return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
 
@@ -311,7 +314,7 @@ class Deployment:
         return [event["new_state"] for event in self.wire_events(task_id) if event["type"] == "state_change"]
 
     def tool_results(self):
-        """Results of the agent's tool calls as sent to the model, in order."""
+        """Return the results of the agent's tool calls as sent to the model, in order."""
         requests = [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
         bodies = [json.loads(request["body"]) for request in requests if request["method"] == "POST"]
         longest = max(bodies, key=lambda body: len(body.get("messages", ())))
@@ -330,13 +333,13 @@ class Deployment:
         return [json.loads(line) for line in self.model_requests_file.read_text().splitlines()]
 
     def diagnostics(self, task_id="task-1"):
-        """Logs for the message of a failed assertion."""
+        """Return the logs for the message of a failed assertion."""
         logs = "".join(path.read_text(errors="replace")[-2000:] for path in self.directory.glob("*.log"))
         runner_logs = "".join(path.read_text() for path in self.data_dir.glob("tasks/*/attempts/*/runner.log"))
         return f"{self.logs(task_id)[-4000:]}\n{runner_logs}\n{logs}"
 
     def is_pristine(self):
-        """Whether nothing has been prepared or started yet, and programs may be forked."""
+        """Return whether nothing has been prepared or started yet, and programs may be forked."""
         return self.forks and not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
 
     def close(self):
@@ -371,6 +374,6 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def _text(content):
-    """The tool's output, without Claude Code's additions for the model."""
+    """Return the tool's output, without Claude Code's additions for the model."""
     text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
     return text.partition("<system-reminder>")[0].rstrip()

@@ -31,12 +31,12 @@ to_builtins = partial(msgspec.to_builtins, enc_hook=encode_manifest)
 
 
 def claude(prompt="Do it.", **settings):
-    """A manifest's section for Claude Code."""
+    """Return a manifest's section for Claude Code."""
     return AgentSection("claude", msgspec.json.decode(msgspec.json.encode(Claude(prompt=prompt, **settings))))
 
 
 def manifest(task_id="task-1", *, name="A task", **parts):
-    """The minimal manifest, with additional parts such as `vm` and `lifecycle`, given as dictionaries."""
+    """Return the minimal manifest, with additional parts such as `vm` and `lifecycle`, given as dictionaries."""
     return Manifest(
         metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
         repository=Repository(**{"url": "https://example.org/r.git", "branch": "main", **parts.get("repository", {})}),

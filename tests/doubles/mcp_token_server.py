@@ -27,7 +27,7 @@ def result_of(request, text):
 
 
 def respond(message, text):
-    """The response to a message as JSON; empty for a notification."""
+    """Return the response to a message as JSON; empty for a notification."""
     request = json.loads(message)
     if "id" not in request:
         return ""

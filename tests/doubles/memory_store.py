@@ -45,7 +45,7 @@ class MemoryStore:
             self._tasks.pop(task_id, None)
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """Always empty, since all tasks were stored by the current version."""
+        """Return an empty result, since all tasks were stored by the current version."""
         return ()
 
     def load(self, task_id: str) -> IndexedTask | None:
@@ -53,7 +53,7 @@ class MemoryStore:
         return self._tasks.get(task_id)
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """All tasks in a state that is not final, oldest first."""
+        """Return all tasks in a state that is not final, oldest first."""
         candidates = [indexed for indexed in self._all() if not indexed.task.state.is_final]
         return sorted(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
@@ -94,7 +94,7 @@ class MemoryStore:
         return {state: states.count(state) for state in TaskState}
 
     def task_ids(self) -> frozenset[str]:
-        """The ids of all tasks."""
+        """Return the ids of all tasks."""
         return frozenset(indexed.task.id for indexed in self._all())
 
     def close(self) -> None:

@@ -41,7 +41,7 @@ PACKAGE = Path(worker_placement.__file__).parent
 
 
 class LocalHost:
-    """A host that is also the host of its servers."""
+    """A host on which its servers run too."""
 
     kind = "local"
 
@@ -96,7 +96,7 @@ class WorkerHost:
         self.worker = Process(start, log=self.directory / "worker.log")
 
     def stop(self):
-        """Make the host silent, as a host is behind a broken network: connections get no response."""
+        """Make the host silent, like a host behind a broken network: connections get no response."""
         self.worker.send_signal(signal.SIGSTOP)
 
     def resume(self):
@@ -142,7 +142,7 @@ class PlacedServer:
         return RunAttempt(location.task_id, location.attempt_id, **fields)
 
     async def launch_recorded(self, recorder, location, **fields):
-        """Launch an attempt that is recorded; return its handle."""
+        """Launch an attempt that is already recorded; return its handle."""
         try:
             return await self.placement.launch(self.order(location, **fields), recorder.writer)
         finally:
@@ -173,11 +173,11 @@ class PlacedServer:
         return AttemptLocation(task_id, attempt.id, attempt.host)
 
     def events(self, task_id):
-        """The events in the server's data directory."""
+        """Return the events in the server's data directory."""
         return [record.event for record in self.journals.read(task_id).records]
 
     def events_on_host(self, task_id):
-        """The events in the data directory of the attempt's host."""
+        """Return the events in the data directory of the attempt's host."""
         return [record.event for record in FileJournals(self.host.host_data_dir).read(task_id).records]
 
     def task(self, task_id):

@@ -50,13 +50,13 @@ class ReconnectingClient:
         return self._rng.choices(PAUSES_SECONDS, PAUSE_WEIGHTS)[0] if self._rng else 0
 
     def _lifetime_bytes(self):
-        """The first connection is short, so that every client reconnects at least once."""
+        """Return how many bytes to read. The first connection is short, so that every client reconnects."""
         if self._rng is None:
             return None
         return int(10 ** self._rng.uniform(*self._lifetime_log10 if self.seqs else (0, 3)))
 
     async def _connect(self):
-        """One connection, which may end in the middle of an event."""
+        """Open one connection, which may end in the middle of an event."""
         remaining_bytes = self._lifetime_bytes()
         async with asyncio.timeout(_CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=4 * _READ_BYTES)
@@ -102,5 +102,5 @@ class ReconnectingClient:
 
 
 def make_clients(count, port, task_id, *, seed, **options):
-    """`count` clients. With the same seed, the clients make the same decisions."""
+    """Make `count` clients. With the same seed, the clients make the same decisions."""
     return [ReconnectingClient(port, task_id, rng=random.Random(f"{seed} {n}"), **options) for n in range(count)]

@@ -183,7 +183,7 @@ def as_base64(value: str, before: int, url_safe: bool) -> str:
 
 @st.composite
 def encode_characters(draw: st.DrawFn, value: str) -> list[bytes]:
-    """A random encoding of the value, as a list with one item per character.
+    """Return a random encoding of the value, as a list with one item per character.
 
     If the value is converted to base64 or hex first, there is one item per character of that text.
     """
@@ -204,17 +204,17 @@ def encode_characters(draw: st.DrawFn, value: str) -> list[bytes]:
 
 
 def attack(value: str) -> st.SearchStrategy[bytes]:
-    """The value in a random encoding."""
+    """Return the value in a random encoding."""
     return encode_characters(value).map(b"".join)
 
 
 def with_noise(text: str, seed: int) -> str:
-    """The text with invisible characters after random characters."""
+    """Return the text with invisible characters after random characters."""
     return "".join(characters_with_noise(text, seed))
 
 
 def characters_with_noise(text: str, seed: int) -> list[str]:
-    """The characters of the text, some followed by noise. Escapes in the text get no noise, which could change them."""
+    """Return the characters of the text, some with noise. Escapes get none, because noise could change them."""
     rng = random.Random(seed)
     protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
     return [

@@ -22,12 +22,12 @@ def runner_pid(deployment, task_id="task-1"):
 
 
 def find_runner(data_dir, task_id):
-    """Pid of the runner that has the journal's lock file open; None if there is none."""
+    """Return the pid of the runner that has the journal's lock file open; None if there is none."""
     return next(_list_runners(data_dir, task_id), None)
 
 
 def find_runners(data_dir, task_id):
-    """Pids of all runners that have the journal's lock file open."""
+    """Return the pids of all runners that have the journal's lock file open."""
     return list(_list_runners(data_dir, task_id))
 
 
@@ -57,12 +57,12 @@ def _has_open(directory, file):
 
 
 def read_journal(deployment, task_id="task-1"):
-    """The task's journal as text."""
+    """Return the task's journal as text."""
     return (deployment.data_dir / "tasks" / task_id / "journal" / "records").read_text(errors="replace")
 
 
 def first_process(deployment, task_id="task-1"):
-    """Pid of the oldest process marked with the task's current attempt."""
+    """Return the pid of the oldest process marked with the task's current attempt."""
     attempt_marker = f"sandbox:{deployment.status(task_id)['attempts'][-1]['id']}\0".encode()
     candidates = []
     for directory in Path("/proc").iterdir():

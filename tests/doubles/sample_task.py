@@ -26,7 +26,7 @@ COMMIT = "python3 -m pytest -q && git add -A && git commit -q -m 'Fix the empty 
 
 
 def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
-    """Events from submission to `end`, numbered from 1."""
+    """Return the events from submission to `end`, numbered from 1."""
     events: list[dict[str, Any]] = []
 
     def add(event_type: str, **fields: Any) -> None:
@@ -100,7 +100,7 @@ def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
 
 
 def task_status(state: str, task_id: str = TASK_ID, **changes: Any) -> dict[str, Any]:
-    """The task as returned by `GET /tasks/{id}`."""
+    """Return the task as returned by `GET /tasks/{id}`."""
     return {
         "id": task_id,
         "name": "Fix bug #42",

@@ -23,17 +23,17 @@ class CommandResult:
 
 
 def new_attempt_id() -> str:
-    """A random id of 12 base32 characters."""
+    """Return a random id of 12 base32 characters."""
     return base64.b32encode(os.urandom(10)).decode().lower()[:12]
 
 
 def has_own_kernel(runtime: Runtime) -> bool:
-    """Whether sandboxes of this runtime have their own kernel, which handles their system calls."""
+    """Return whether sandboxes of this runtime have their own kernel, which handles their system calls."""
     return runtime.tier != "namespaces"
 
 
 def sandbox_spec(disk: Path, attempt_id: str, **changes: object) -> SandboxSpec:
-    """The specification of a small sandbox."""
+    """Return the specification of a small sandbox."""
     defaults: dict[str, object] = {
         "cpus": 2,
         "memory_bytes": 512 * MEBIBYTE,
@@ -70,7 +70,7 @@ async def run_in(
 
 
 def decode_result(exit_: ExitStatus, output: bytes, errors: bytes) -> CommandResult:
-    """The result with decoded output."""
+    """Return the result with decoded output."""
     return CommandResult(exit_.code, output.decode(), errors.decode(), exit_.was_oom_killed)
 
 

@@ -5,9 +5,9 @@ import schemathesis
 
 @schemathesis.hook
 def filter_case(_, case):
-    """A submission has three body formats.
+    """Return whether to send a generated request.
 
-    Test one format with all boundary values, and each format with random values.
+    A submission has three body formats. One format is tested with all boundary values, each one with random values.
     """
     return not (_is_boundary_of_a_body(case) and (case.media_type == "application/yaml" or _is_wrapped(case.body)))
 

@@ -74,7 +74,7 @@ class Client:
         self.writer.write(head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body)
 
     async def read_response(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of a response, whose body has a length or is chunked."""
+        """Return the status, headers and body of a response. The body has a length or is chunked."""
         head = await self.read_until(b"\r\n\r\n")
         status, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines if line)}

@@ -99,7 +99,7 @@ class SharedDeployment:
 
 
 def _state_of(deployment):
-    """The parts of the deployment's state that a test may have changed."""
+    """Return the parts of the deployment's state that a test may have changed."""
     return (
         (deployment.home / ".gitconfig").read_bytes(),
         {path.name for path in deployment.data_dir.iterdir() if path.name not in {"pruned", "tasks"}},

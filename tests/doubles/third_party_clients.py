@@ -170,7 +170,7 @@ class EventSource:
         return self.page.evaluate(FETCH, f"/api/v1{path}")
 
     def statuses(self, task_id):
-        """Status codes of the requests for the task's events, except for failed connections."""
+        """Return the status codes of the requests for the task's events, except for failed connections."""
         self.page.evaluate("null")  # delivers pending request events
         responses = [request.existing_response for request in self.browser.requests_to(f"/{task_id}/logs")]
         return [response.status for response in responses if response is not None]

@@ -36,13 +36,13 @@ _CHECKSUM = f"sha256:{'5a' * 32}"
 
 
 def encoded_samples(names, kind):
-    """Encoded samples of each `module:Type`; names separated by `|` are a union."""
+    """Return encoded samples of each `module:Type`; names separated by `|` are a union."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
     return {name: [_round_trip(codec, sample, _find(name)) for sample in samples(_find(name))] for name in names}
 
 
 def keeps_all_fields(encoded, names, kind):
-    """Whether the samples (hexadecimal) keep all fields when they are decoded as `module:Type` and encoded again."""
+    """Return whether the samples (hexadecimal) keep all fields when decoded as `module:Type` and encoded again."""
     codec = {"json": msgspec.json, "msgpack": msgspec.msgpack}[kind]
     for sample in map(bytes.fromhex, encoded):
         decoded = codec.decode(sample, type=_find(names), dec_hook=decode_manifest)
@@ -60,7 +60,7 @@ def _contains(extended, original):
 
 
 def samples(type_):
-    """Values of a type that cover every field, union member and enum value."""
+    """Return values of a type that cover every field, union member and enum value."""
     return _samples(inspect.type_info(type_))
 
 
@@ -103,7 +103,7 @@ def _manifests():
 
 
 def _records(info):
-    """One record for each sample of the field that has the most samples."""
+    """Return one record for each sample of the field that has the most samples."""
     added = {name for kind, name in _ADDED_FIELDS if kind == info.cls.__name__}
     fields = {field.name: _field_samples(field) for field in info.fields if field.name not in added}
     count = max((len(values) for values in fields.values()), default=1)

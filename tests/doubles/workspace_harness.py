@@ -51,7 +51,7 @@ def run_git(*arguments: str, directory: Path, stdin: bytes = b"", **variables: s
 
 
 def snapshot(root: Path) -> dict[str, tuple[str, bytes]]:
-    """Kind and content of every file and link, without the top-level `.git`."""
+    """Return the kind and content of every file and link, without the top-level `.git`."""
     found = {}
     for path in root.rglob("*"):
         relative = path.relative_to(root)
@@ -67,7 +67,7 @@ def _kind_and_content(path: Path) -> tuple[str, bytes]:
 
 
 class Upstream:
-    """The upstream repository, with a work tree to commit to it."""
+    """The upstream repository, and a work tree for committing to it."""
 
     def __init__(self, root: Path) -> None:
         self.work = root / "work"
@@ -112,7 +112,7 @@ class Upstream:
 
 
 def descendant_names(pid: int) -> list[bytes]:
-    """Names of all descendant processes."""
+    """Return the names of all descendant processes."""
     names: list[bytes] = []
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
@@ -188,18 +188,18 @@ class WorkspaceHarness:
         return base
 
     def patch(self, base_commit: str) -> bytes:
-        """The patch of the current workspace."""
+        """Return the patch of the current workspace."""
         patch_text, reason = self.patch_and_reason(base_commit)
         assert reason is None
         return patch_text
 
     def patch_and_reason(self, base_commit: str) -> tuple[bytes, str | None]:
-        """The patch, and the reason if it is incomplete."""
+        """Return the patch, and the reason if it is incomplete."""
         patch_text, result = self.patch_and_result(base_commit, lambda _: False)
         return patch_text, result.incomplete_reason
 
     def patch_and_result(self, base_commit: str, find_secret: FindSecret) -> tuple[bytes, PatchResult]:
-        """The patch, and the result of its creation."""
+        """Return the patch, and the result of creating it."""
         target = self.root / "task.patch"
         creation = self.workspaces.patch(self.attempt_dir, base_commit, target, self.confine, find_secret)
         result = asyncio.run(creation)

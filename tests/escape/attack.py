@@ -63,7 +63,7 @@ class Attack:
         assert self.refused_by, f"{self.name}: missing refused_by"
 
     def expected_outcome(self, runtime):
-        """The outcome expected with this runtime."""
+        """Return the outcome expected with this runtime."""
         return Outcome.INSIDE if runtime in self.inside else Outcome.REFUSED
 
 

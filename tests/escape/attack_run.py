@@ -193,7 +193,7 @@ class AttackRun:
         return Evidence(self._watch.changes(), frozenset(self._missing), frozenset(packets), tuple(self._watch.samples))
 
     def _missing_paths(self):
-        """The attacks' paths that do not exist in the server's file system while a sandbox is running."""
+        """Return the attacks' paths that do not exist in the server's file system while a sandbox is running."""
         root = f"/proc/{self.deployment.server.ready_message['pid']}/root"
         paths = {path for attacks in self.attacks.values() for attack in attacks for path in attack.host_paths}
         return {path for path in paths if not os.path.lexists(root + self._settings.get(path, path))}
@@ -271,7 +271,7 @@ class AttackRun:
         make_repository(self.deployment.repositories / f"{name}.git", {**files, **programs})
 
     def _sandbox_attacks_arguments(self, *kinds_and_concurrencies):
-        """Arguments of sandbox_attacks.py: attacks file, results file, concurrency and seconds."""
+        """Return the arguments of sandbox_attacks.py: attacks file, results file, concurrency and seconds."""
         seconds = ATTACK_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_SECONDS
         return [
             f"{kind}.json .{kind}.json {concurrency} {seconds}"
@@ -279,7 +279,7 @@ class AttackRun:
         ]
 
     def _attack_settings(self):
-        """Variables available to the attacks' code."""
+        """Return the variables that the attacks' code can use."""
         return {
             "HOST": HOST,
             "PUBLIC": PUBLIC_ADDRESS,

@@ -134,9 +134,9 @@ _PER_RUNTIME = {
 
 
 def gateway_attack_names():
-    """Names of the attacks whose outcome does not depend on the runtime.
+    """Return the names of the attacks whose outcome does not depend on the runtime.
 
-    The gateway runs on the host, and these attacks connect to the gateway in the same ways as other attacks.
+    The gateway runs on the host, and these attacks reach it in the same ways as other attacks do.
     """
     attacks = (*_by_unusual_address(), *_by_name(), *_through_the_proxy(), *_through_transparent_ports())
     return {attack.name for attack in attacks} - _PER_RUNTIME

@@ -61,7 +61,7 @@ def read_process(pid):
 
 
 def _stat(directory):
-    """The fields of stat after the name, starting with the state."""
+    """Return the fields of stat after the name, starting with the state."""
     return _read(directory / "stat").rpartition(") ")[2].split()
 
 
@@ -98,7 +98,7 @@ def _is_terminal(name, directory_fd):
 
 
 def mount_table(pid):
-    """The lines of a process's mount table; empty if it has ended."""
+    """Return the lines of a process's mount table; empty if the process has ended."""
     try:
         return Path("/proc", str(pid), "mountinfo").read_text().splitlines()
     except OSError:
@@ -106,7 +106,7 @@ def mount_table(pid):
 
 
 def mount_namespaces():
-    """`{namespace: pid of a process in it}` for all namespaces of the machine."""
+    """Return `{namespace: pid of a process in it}` for all namespaces of the machine."""
     namespaces = {}
     for directory in Path("/proc").iterdir():
         if directory.name.isdigit():
@@ -118,12 +118,12 @@ def mount_namespaces():
 
 
 def read_etc(root):
-    """The security-relevant files of /etc, by name."""
+    """Return the security-relevant files of /etc, by name."""
     return {name: (root / "etc" / name).read_bytes() for name in ETC if (root / "etc" / name).exists()}
 
 
 def names_below(root):
-    """Paths in the directories where an attack would create files."""
+    """Return the paths in the directories where an attack would create files."""
     found = set()
     for directory in DIRECTORIES:
         try:
@@ -135,18 +135,18 @@ def names_below(root):
 
 
 def read_settings():
-    """Kernel settings of the host, by path."""
+    """Return the kernel settings of the host, by path."""
     return {path: Path(path).read_text() for path in SETTINGS if os.access(path, os.R_OK)}
 
 
 def socket_buffer_bytes():
-    """Buffer memory of all TCP and UDP sockets of the machine, in all network namespaces."""
+    """Return the buffer memory of all TCP and UDP sockets of the machine, in all network namespaces."""
     pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", _read(Path("/proc/net/sockstat")))
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def filter_bytes():
-    """Memory of compiled BPF filters and programs; 0 if the kernel does not report it."""
+    """Return the memory of compiled BPF filters and programs; 0 if the kernel does not report it."""
     try:
         lines = _read(Path("/proc/vmallocinfo")).splitlines()
     except OSError:
@@ -155,21 +155,21 @@ def filter_bytes():
 
 
 def aio_events():
-    """AIO events in use on the whole machine."""
+    """Return the number of AIO events in use on the whole machine."""
     return int(Path("/proc/sys/fs/aio-nr").read_text())
 
 
 def key_count(uid):
-    """Number of kernel keys of a user."""
+    """Return the number of kernel keys of a user."""
     found = re.search(rf"(?m)^\s*{uid}:\s+\d+ (\d+)/", Path("/proc/key-users").read_text())
     return int(found[1]) if found else 0
 
 
 def key_names():
-    """The keys visible to root on the host, as described by the kernel."""
+    """Return the keys visible to root on the host, as described by the kernel."""
     return Path("/proc/keys").read_text().splitlines()
 
 
 def control_groups():
-    """The paths of all control groups."""
+    """Return the paths of all control groups."""
     return [path for path, _, _ in os.walk("/sys/fs/cgroup")]

@@ -67,7 +67,7 @@ class HostWatch:
             self._ready_processes.update(self._sandbox_processes())
 
     def changes(self):
-        """`{observer: changes}` for the observers that have run."""
+        """Return `{observer: changes}` for the observers that have run."""
         if self._failure is not None:
             raise self._failure
         return {name: sorted(found) for name, found in self._changes.items()}

@@ -68,7 +68,7 @@ def print_summary(runtime, outcomes):
 
 
 def version(runtime):
-    """Name and version of the runtime's program."""
+    """Return the name and version of the runtime's program."""
     program = {"bubblewrap": find_bubblewrap(), "gvisor": find_runsc(), "qemu": QEMU}[runtime]
     result = subprocess.run([program, "--version"], check=True, capture_output=True, text=True, timeout=20)
     first = result.stdout.splitlines()[0].partition(" (")[0]

@@ -81,7 +81,7 @@ class Reports:
 
 
 def error_word(error):
-    """The word in the report for an OSError."""
+    """Return the word for an OSError in the report."""
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "closed"
     if isinstance(error, TimeoutError) and error.errno is None:
@@ -124,7 +124,7 @@ class AttackProcess:
                 self.open.remove(fd)
 
     def ended(self):
-        """The report, once the process has ended or timed out."""
+        """Return the report once the process has ended or timed out."""
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         hung = time.monotonic() > self.deadline
         self.read()

@@ -25,7 +25,7 @@ _TITLES = {
 
 
 def names():
-    """`{kind: row names}`, in order."""
+    """Return `{kind: row names}`, in order."""
     return {
         **{kind: [attack.name for attack in attacks] for kind, attacks in ATTACKS.items()},
         "collection": [f"{trap.name}: the host {trap.requirement}" for trap in TRAPS],
@@ -38,7 +38,7 @@ class UnprovenError(Exception):
 
 
 def is_asserted(verdict):
-    """Whether the row has an outcome that may be written."""
+    """Return whether the row has an outcome that may be written."""
     return verdict is not None and verdict.outcome in {*PASSED, Outcome.ESCAPED}
 
 
@@ -85,7 +85,7 @@ class Table:
 
 
 def parse(text):
-    """Parse the table of a document with any rows and runtimes."""
+    """Parse the table of a document, whatever its rows and runtimes."""
     table, kind, runtimes = Table(), None, []
     kinds = {title: kind for kind, title in _TITLES.items()}
     found = _BLOCK.search(text)
@@ -107,6 +107,6 @@ def parse(text):
 
 
 def replace_table(text, table):
-    """The document with its table replaced."""
+    """Return the document with its table replaced."""
     block = "\n".join(table.lines())
     return _BLOCK.sub(lambda found: f"{found[1]}\n{block}\n\n{found[2]}", text)

@@ -24,7 +24,7 @@ def judge_attack(attack, runtime, result, evidence):
 
 
 def _escape_reason(attack, runtime, result, evidence):
-    """Why this is an escape. Host observations take precedence over the report."""
+    """Return why this is an escape, or None. Host observations take precedence over the report."""
     changes = [f"{name}: {change}" for name in attack.unchanged for change in evidence.changes.get(name, ())]
     if changes:
         return f"the host changed: {changes}"
@@ -37,7 +37,7 @@ def _escape_reason(attack, runtime, result, evidence):
 
 
 def _unproven_reason(attack, runtime, result, evidence):
-    """Why the attack is unproven."""
+    """Return why the attack is unproven, or None."""
     if not {"attack", "control"} <= result.keys():
         return f"not run: {result}"
     if result["control"].get("outcome") != "succeeded":

@@ -21,13 +21,13 @@ UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
 DENIED_REQUEST = "no denied request at the allowed host"
 HOST_CHANGE = "no change of host processes, mounts, files, settings, keys, control groups or priorities"
 HOST_OBSERVATIONS = (UNEXPECTED_PACKET, DENIED_REQUEST, HOST_CHANGE)
-"""Rows that are observed on the host, during all attacks together."""
+"""Rows that are observed on the host over all attacks."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def judge(attack_run):
-    """`{kind: {name: Verdict}}` of every row of the table; a row that was not run is unproven."""
+    """Return `{kind: {name: Verdict}}` for every row of the table; a row that was not run is unproven."""
     return {
         **{kind: judge_attacks(kind, attacks, attack_run) for kind, attacks in ATTACKS.items()},
         "collection": _judge_traps(attack_run),
@@ -36,7 +36,7 @@ def judge(attack_run):
 
 
 def judge_attacks(kind, attacks, attack_run):
-    """`{name: Verdict}`."""
+    """Return `{name: Verdict}` for the attacks of one kind."""
     results = attack_run.results.get(kind, {})
     return {
         entry.name: judge_attack(entry, attack_run.runtime, results.get(entry.name, {}), attack_run.evidence)
@@ -64,7 +64,7 @@ def _judge_host_observations(attack_run):
 
 
 def judge_watch(evidence):
-    """Every observer must have run, and no observer may have found a change."""
+    """Check that every observer has run and that none has found a change."""
     changes = [f"{name}: {change}" for name, found in evidence.changes.items() for change in found]
     unwatched = set(OBSERVERS) - evidence.changes.keys()
     if unwatched and not changes:
@@ -96,7 +96,7 @@ class CollectedOutput:
         self.paths = {path for _, path in artifacts}
 
     def passes(self, trap):
-        """Whether the host handled the trap as required, and delivered the ordinary files."""
+        """Return whether the host handled the trap as required and delivered the ordinary files."""
         is_patched = b"+changed\n" in self.patch and "out/plain.txt" in self.paths
         return is_patched and not self.has_executed and self._is_handled(trap)
 

@@ -98,6 +98,6 @@ class ScriptedAgent:
 
 
 def all_agents() -> Mapping[str, Agent]:
-    """Sandbox's own agents and the scripted agent, as if the registry had an entry for the scripted agent."""
+    """Return Sandbox's own agents and the scripted agent, as if the registry had an entry for it."""
     second = ScriptedAgent()
     return {**registered_agents(), second.kind: second}

@@ -232,7 +232,7 @@ class WorkerRunnerHandle(RunnerClient):
         return self._placement.liveness(self._task_id)
 
     async def is_responsive(self):
-        """The worker pings the runner: only then is a silent host distinguished from a silent runner."""
+        """Let the worker ping the runner, so that a silent host can be distinguished from a silent runner."""
         try:
             return await self._call("is_responsive", timeout=CONTROL_SECONDS + 1)
         except HostUnreachableError:

@@ -1,4 +1,4 @@
-"""The server logs errors and tokens under the request id of the response."""
+"""The server logs errors and token ids together with the request id of the response."""
 
 import asyncio
 import logging

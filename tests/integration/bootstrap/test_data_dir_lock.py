@@ -67,7 +67,7 @@ def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
         with lock_data_dir(directory):
             pass
     shutil.copytree(copy, tmp_path / "on another disk", copy_function=shutil.copy2)
-    (copy / "server.lock").unlink()  # as if the directory had been moved to the other disk
+    (copy / "server.lock").unlink()  # as if the directory had been moved to the other disk, not copied
     with lock_data_dir(tmp_path / "on another disk"):
         pass
 

@@ -69,7 +69,7 @@ def start_cli(environment, tmp_path):
 
 
 class Terminal:
-    """Both ends of a pseudo-terminal, and the output that was read so far."""
+    """Both ends of a pseudo-terminal, and the output that has been read so far."""
 
     def __init__(self) -> None:
         self.parent_fd, self.child_fd = pty.openpty()

@@ -36,7 +36,7 @@ def environment(tmp_path, monkeypatch):
 
 
 def processes_with(directory: Path) -> list[int]:
-    """The processes whose arguments or environment contain the directory, except this one."""
+    """Return the processes whose arguments or environment contain the directory, except this one."""
     pids = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:

@@ -20,14 +20,14 @@ async def writes_to_an_unreadable_directory(directory):
     unreadable = layout.disk / "workspace" / "unreadable"
     unreadable.mkdir(parents=True)
     (unreadable / "large").write_bytes(b"x" * 5 * MIB)
-    # Without read permission for the directory, the agent can still write to it by name.
+    # Without read permission for the directory, the agent can still write to a file in it whose name it has.
     unreadable.chmod(0o300)
     assert (await disk.usage()).is_full
 
 
 @contextmanager
 def held_by_children(path, size_bytes, *, unlinks, children=1):
-    """Create a file of this size that child processes have open, as the child processes of a runner do."""
+    """Create a file of this size and keep it open in child processes, as a runner's child processes do."""
     path.write_bytes(b"x" * size_bytes)
     command = ["sh", "-c", 'exec 3< "$1" && echo && cat', "holder", path]
     holders = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(children)]

@@ -194,7 +194,7 @@ def is_alive(process_id):
 
 
 def test_commands_of_a_killed_process_are_killed(loop_works, layout, tmp_path):
-    """Otherwise a running fsck could change a file system that the next process has mounted."""
+    """An fsck that outlived its process could change a file system that the next process has mounted."""
     started = tmp_path / "started"
     run_in_child(dies_during_a_command, layout, started, exit_code=-signal.SIGKILL)
     process_id = int(started.read_text())

@@ -271,7 +271,7 @@ async def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
 
 
 def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
-    """A dead runner's attempt whose sandbox cannot be destroyed."""
+    """Return a dead runner's attempt whose sandbox cannot be destroyed."""
     harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)

@@ -147,7 +147,7 @@ class ClaudeCodeLines(ScriptedAgent):
 
 
 async def shown_results(harness):
-    """The types of the events that show the agent's result to clients, including converted events."""
+    """Return the types of the events that show the agent's result to clients, including converted events."""
     replayed = harness.journals.replay("task-1")
     tracked = {"task-1": TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned())}
     stream = EventStream(tracked, harness.journals, MemoryStore(), Broadcast(), convert_recorded_line)
@@ -204,7 +204,7 @@ async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harnes
 
 
 async def test_partially_removed_workspace_produces_no_patch(make_harness):
-    """Otherwise the patch would show the removed files as deleted by the agent."""
+    """A patch would show the removed files as deleted by the agent."""
     harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
 
     async def fail_removal(paths):
@@ -344,7 +344,7 @@ def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
 
 
 def test_timeout_before_resume_preserves_the_work(make_harness):
-    """This happens if the machine was down for longer than `lifecycle.timeout`."""
+    """A timeout before the resume means that the machine was down for longer than `lifecycle.timeout`."""
     harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s"})
     kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
     asyncio.run(harness.finish())
@@ -491,7 +491,7 @@ class MountedDisk(DirectoryDisk):
         await super().open(size_bytes)
 
     async def verify(self):
-        """Collection and handover start with this call."""
+        """Check that the content is visible: collection and handover start with this call."""
         assert (self._layout.workspace / "edited.txt").exists()
 
     async def close(self):

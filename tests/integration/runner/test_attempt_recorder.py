@@ -202,7 +202,7 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
 
 
 async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
-    """Otherwise the next attempt would receive a budget that was already spent."""
+    """If the usage were lost, the next attempt would get a budget that was already spent."""
     monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 300)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)

@@ -96,7 +96,7 @@ async def test_first_client_types_and_the_next_takes_over(tmp_path):
 
 
 async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
-    """Otherwise an agent that reads no input would count as attended forever, and no other client could type."""
+    """If the client could not disconnect, an agent that reads no input would stay attended; no one else could type."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.1)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         started = asyncio.Event()
@@ -119,7 +119,7 @@ async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
 
 
 async def test_client_with_many_unread_inputs_can_disconnect(tmp_path, monkeypatch):
-    """The time limit applies to all inputs together, even if the program sometimes reads one of them."""
+    """The time limit applies to the total time for all inputs, even if the program sometimes reads one of them."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.2)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         attempts = 0
@@ -227,7 +227,7 @@ class RunningShell(RecordingTerminal):
 
 
 async def test_refused_terminals_start_no_shell(tmp_path):
-    """Otherwise a client that keeps retrying would fill the sandbox with processes."""
+    """If each refused terminal started a shell, a client that keeps retrying would fill the sandbox with processes."""
     shell = OpenTerminal(24, 80)
     async with serve_terminal(tmp_path, is_headless=True) as (terminals, _, connect):
         sandbox = SandboxWithShells()

@@ -1,4 +1,4 @@
-"""Changing a disk's owner affects every file on it and nothing outside, and uses bounded memory."""
+"""Changing a disk's owner affects every file on the disk and nothing outside it, and uses bounded memory."""
 
 import os
 import tempfile

@@ -294,7 +294,7 @@ async def test_inherited_files_need_no_disk_space_and_outlive_the_parent(compone
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM])
 async def test_inherited_files_that_cannot_be_linked_are_copied(components, monkeypatch, number):
-    """A file may have at most 65,000 links on ext4, and some file systems have no links."""
+    """A file may have at most 65,000 links on ext4, and some file systems do not support links."""
 
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))

@@ -164,7 +164,7 @@ async def test_release_interrupted_before_image_removal_can_be_completed(compone
 
 
 async def test_sandbox_cannot_be_locked_during_its_release(components):
-    """Otherwise a sandbox could use a partially removed disk or create a disk that is never removed."""
+    """A sandbox locked during its release could use a partially removed disk, or create one that is never removed."""
 
     async def scenario():
         async with components.server() as service:
@@ -253,7 +253,7 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
 
 
 async def test_many_releases_during_a_debug_session_wait_in_parallel(components, monkeypatch):
-    """Otherwise the removal of leftovers and the expiry of all tasks would wait for each release in turn."""
+    """If the releases waited in turn, the removal of leftovers and the expiry of all tasks would be delayed."""
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")
@@ -269,7 +269,7 @@ async def test_many_releases_during_a_debug_session_wait_in_parallel(components,
 
 
 async def test_clients_that_wait_for_a_session_share_its_polls(components, monkeypatch):
-    """Otherwise hundreds of waiting clients would keep the event loop busy, and other users would wait."""
+    """If each client polled separately, hundreds of waiting clients would keep the event loop busy."""
     connects, has_started = [], asyncio.Event()
 
     async def open_terminal(attempt_id, order):

@@ -346,7 +346,7 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
 
 
 def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
-    """This can happen after a power loss: the offset matches the journal, but the task matches an earlier journal."""
+    """After a power loss, the offset can match the journal while the task matches an earlier journal."""
 
     async def before():
         async with components.server() as service:

@@ -48,7 +48,7 @@ async def test_waiting_task_fails_without_a_runner(components):
 
 
 async def start_on_a_server_with_the_agent(components, *events):
-    """Start a task of the other agent. The runner records these events and dies, and then the server ends."""
+    """Start a task of the other agent. The runner records these events and dies, and then the server stops."""
     components.agent_kinds = ["claude", "other"]
     async with components.server() as service:
         await service.submit(task_of_other_agent(lifecycle={"retries": 1}))
@@ -100,7 +100,8 @@ async def test_only_tasks_whose_agent_has_a_model_key_are_accepted(components):
 
 
 async def test_waiting_task_without_a_model_key_gets_no_runner_and_delays_no_other_task(components):
-    ample_space, components.space = components.space, DiskSpace(GIB, 1000 * GIB)  # enough to accept tasks, not to start
+    # Enough space to accept tasks, but not to start them.
+    ample_space, components.space = components.space, DiskSpace(GIB, 1000 * GIB)
     components.agent_kinds = ["claude", "other"]
     async with components.server() as service:
         await service.submit(task_of_other_agent())

@@ -197,7 +197,7 @@ async def test_admitted_but_delayed_task_does_not_start_during_a_drain(component
 
 
 async def test_cancelled_delayed_task_ends_during_a_drain(components, monkeypatch):
-    """Only the end of the task still has to be recorded; nothing starts."""
+    """A drain does not block the end of the task, because recording the end starts nothing."""
     monkeypatch.setattr("sandbox.server.dispatcher.RETRY_SECONDS", 0.05)
     append, is_full = FileJournalWriter.append, [True]
 

@@ -405,7 +405,7 @@ async def test_follow_all_streams_every_task(components):
 
 
 def test_index_ahead_of_its_journal_is_reloaded(components):
-    """This can happen after a power loss: the journal lost its last records, but the index did not."""
+    """After a power loss, the journal may have lost its last records while the index has them."""
 
     async def before():
         async with components.server() as service:

@@ -466,7 +466,7 @@ def test_pending_tasks_keep_their_order_across_a_restart(components):
 
 
 def test_running_task_keeps_its_resources_before_an_older_pending_one(components):
-    """This happens if the wall clock is set back between the two submissions."""
+    """The pending task is older if the wall clock is set back between the two submissions."""
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
     async def before():

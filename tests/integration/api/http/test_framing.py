@@ -40,7 +40,7 @@ on_both_ports = pytest.mark.parametrize("port_name", ["port", "stream_port"])
 
 
 async def exchange(port: int, *payloads: bytes) -> bytes:
-    """Send bytes and read the responses until the server closes."""
+    """Send bytes and read the responses until the server closes the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     response = b""
     try:
@@ -49,7 +49,7 @@ async def exchange(port: int, *payloads: bytes) -> bytes:
             await asyncio.sleep(0.05 if len(payloads) > 1 else 0)
         while chunk := await asyncio.wait_for(reader.read(65536), 4):
             response += chunk
-    except ConnectionError:  # the server closed with unread input
+    except ConnectionError:  # the server closed the connection with unread input
         pass
     finally:
         writer.close()

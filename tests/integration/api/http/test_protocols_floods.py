@@ -34,7 +34,7 @@ claude: {prompt: Work.}
 
 
 class CallsPerTurn:
-    """Counts the calls of a method: the total, and the maximum in one iteration of the event loop."""
+    """Counts the calls to a method: the total, and the maximum in one iteration of the event loop."""
 
     def __init__(self, monkeypatch, owner, name):
         self.total = self.maximum = self._count_in_turn = 0

@@ -26,7 +26,7 @@ async def exchange(port: int, payload: bytes) -> bytes:
     try:
         while chunk := await asyncio.wait_for(reader.read(65536), 10):
             response += chunk
-    except ConnectionResetError:  # the server closed with unread input
+    except ConnectionResetError:  # the server closed the connection with unread input
         pass
     finally:
         writer.close()

@@ -1,4 +1,4 @@
-"""A client that does not read uses bounded time and memory of the server and does not affect other clients."""
+"""A client that does not read uses a bounded amount of server time and memory, and does not affect other clients."""
 
 import asyncio
 import json

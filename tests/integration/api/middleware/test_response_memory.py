@@ -1,4 +1,4 @@
-"""Unread responses of a token use a bounded part of the server's memory; clients that read receive everything."""
+"""The unread responses for one token use a bounded part of the server's memory; clients that read get everything."""
 
 import asyncio
 import hashlib

@@ -38,7 +38,7 @@ class FakeConnection:
 
 
 def serve_terminal(api, connection, task_id="task-001"):
-    """Add a task with this terminal connection; return a list that collects the orders to open it."""
+    """Add a task with this terminal connection; return a list that collects the orders to open the terminal."""
     api.tasks.add(task_id, *TO_RUNNING)
     orders = []
 

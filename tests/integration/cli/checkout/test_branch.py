@@ -56,7 +56,7 @@ def base(bare):
 
 
 def make_patch(bare, tmp_path, files: dict[str, str], start: str = "main") -> bytes:
-    """The patch of a task that wrote these files on a commit of the remote."""
+    """Return the patch of a task that wrote these files on top of a commit of the remote."""
     work = tmp_path / "work of the agent"
     git("clone", "-q", str(bare), str(work), cwd=tmp_path)
     git("checkout", "-q", start, cwd=work)
@@ -100,7 +100,7 @@ def apply(run_cli, checkout):
 
 
 def everything(directory) -> tuple[object, ...]:
-    """Everything that a failed command must not change: files, index, references, reflogs and configuration."""
+    """Return everything that a failed command must not change: files, index, references, reflogs and configuration."""
     logs = {path: path.read_bytes() for path in (directory / ".git" / "logs").rglob("*") if path.is_file()}
     return (
         git("status", "--porcelain=v2", "--branch", cwd=directory),
@@ -312,7 +312,7 @@ def test_task_with_an_unpublished_base_cannot_become_a_branch(apply, serve_task,
 
 @pytest.fixture
 def chain_task(api, serve_task, bare, tmp_path, base):
-    """A task that continues another one, whose own patch does not apply to a checkout without the earlier changes."""
+    """A continuation whose own patch does not apply to a checkout without the changes of the earlier task."""
     patch = b"diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-first\n+first and second\n"
     serve_task(patch, "1234567890" * 4)
     repository = {"url": "https://example.org/x.git", "branch": "main", "commit": base}

@@ -132,7 +132,7 @@ def test_error_codes_are_not_redacted(make_harness):
 
 @pytest.mark.parametrize("step", ["read_records", "replace_durably"], ids=["writing", "flushing"])
 async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
-    """Otherwise, one task would occupy the space that other tasks free, until its collection times out."""
+    """If the file remained, one task would occupy the space that other tasks free, until its collection times out."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
     harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
     part, original, refused, leftovers = (
@@ -224,7 +224,7 @@ async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness
 
 
 async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(make_harness, slow_secret_scan):
-    """The time limit applies to all artifacts together: none of these artifacts alone exceeds the limit."""
+    """The time limit applies to the total for all artifacts; no single artifact exceeds the limit."""
     names = [f"{letter}.md" for letter in "abcdef"]
     harness = make_harness(
         Script(collected=dict.fromkeys(names, b"slow " * 4)),

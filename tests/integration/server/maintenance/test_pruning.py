@@ -197,7 +197,7 @@ def test_task_that_cannot_be_moved_is_kept(stored, components):
 
 
 async def test_directory_for_pruned_tasks_is_created_early(stored, components):
-    """Later, a full file system could prevent the creation of the directory."""
+    """If the directory were created only when it is needed, a full file system could prevent its creation."""
     async with components.server() as service:
         service.pruner.prepare()
         service.pruner.prepare()
@@ -330,7 +330,7 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
 
 @pytest.mark.parametrize("retention_limits", PRUNE_ALL)
 def test_task_of_an_unreachable_host_is_kept_and_does_not_block_others(stored, components, retention_limits):
-    """That host may still have part of the task's sandbox."""
+    """An unreachable host may still have part of the task's sandbox."""
     stored.finish("elsewhere", attempt_id="c" * 12, host="gone:far")
     stored.index("elsewhere")
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*elsewhere: the host gone:far does not"):

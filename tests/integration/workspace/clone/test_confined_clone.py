@@ -38,7 +38,7 @@ def credential_helper(tmp_path):
 
 
 def request_credentials(url, credential_helper, *requests, secrets=None):
-    """Send credential requests as the confinement does; return the responses. secrets: gets the returned passwords."""
+    """Send credential requests like the confinement; return the responses. secrets: receives the returned passwords."""
 
     async def scenario():
         credentials = CredentialHelper(url, [("credential.helper", str(credential_helper))], {}, os.environ["PATH"])

@@ -1,4 +1,4 @@
-"""Creating a patch of hostile files runs no program, follows no link and reads nothing outside the workspace."""
+"""Creating a patch from hostile files runs no program, follows no link and reads nothing outside the workspace."""
 
 import asyncio
 import contextlib
@@ -129,7 +129,7 @@ def test_special_files_are_excluded(staged):
 
 
 def test_pipe_in_an_unchanged_tree_is_not_a_change(staged):
-    """Otherwise the user could not see that the agent changed nothing."""
+    """If the pipe counted as a change, the user could not see that the agent changed nothing."""
     os.mkfifo(staged.workspace / "pipe")
 
     assert staged.patch(staged.base) == b""

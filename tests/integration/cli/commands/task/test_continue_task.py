@@ -56,6 +56,6 @@ def test_status_shows_the_totals_of_the_chain(run_cli, api):
     chain = {"tasks": 3, "cost_usd": 1.25, "duration_seconds": 185.4}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed", parent="earlier", chain=chain)))
     assert "Chain       3 tasks · $1.25 · 3 min 5 s\n" in run_cli("task", "status", TASK_ID).stdout.decode()
-    for task in (task_status("completed", chain=None), task_status("completed")):  # also of an older server
+    for task in (task_status("completed", chain=None), task_status("completed")):  # an older server omits `chain`
         api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
         assert "Chain" not in run_cli("task", "status", TASK_ID).stdout.decode()
