@@ -94,7 +94,7 @@ def hostile_events():
 
 
 def malformed_events():
-    """Lines with values of unexpected types, or nested too deeply, followed by ordinary output."""
+    """Lines whose values have unexpected types or are nested too deeply, followed by ordinary output."""
     hostile_input = {"toString": 1, "valueOf": 1}
     uses = [{"type": "tool_use", "id": name, "name": name, "input": {}} for name in ("deep", "odd")]
     yield assistant(*uses, {"type": "tool_use", "id": "poison", "name": hostile_input, "input": hostile_input})

@@ -1,4 +1,4 @@
-"""A failed attempt is followed by another attempt (again, retry or resume) if another attempt is allowed."""
+"""A failed attempt is followed by another one (`again`, `retry` or `resume`) if another one is allowed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A second agent, which uses another model API than Claude Code: from its manifest section to the patch."""
+"""A second agent, with a different model API from Claude Code's, is tested from its manifest section to the patch."""
 
 import contextlib
 import http.server
@@ -38,7 +38,7 @@ CALL = {
 
 
 class ResponsesModel:
-    """A model with the interface of the Responses API. It sends a function call, then a message, each for 0.005 USD."""
+    """A model with the Responses API. It sends a function call and then a message; each response costs 0.005 USD."""
 
     def __init__(self):
         self.requests = []

@@ -1,4 +1,4 @@
-"""The CI script for pull requests, with the real server, writes the comment, the patch and the cost."""
+"""The CI script for pull requests, run with the real server, writes the comment, the patch and the cost."""
 
 import json
 import os

@@ -14,7 +14,7 @@ END_SECONDS = 120
 
 
 class ChaosDeployment(Deployment):
-    """Use as a context manager. acknowledged: ids of the tasks that got a 202."""
+    """The deployment, as a context manager. acknowledged: ids of the tasks that got a 202."""
 
     def __init__(self, directory, runtime="bubblewrap"):
         super().__init__(directory)

@@ -1,4 +1,4 @@
-"""Collects the evidence for the oracle: by HTTP, from files on disk, and with git."""
+"""Collects the evidence for the oracle: over HTTP, from files on disk, and with git."""
 
 import shutil
 import subprocess

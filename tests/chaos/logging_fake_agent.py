@@ -1,7 +1,8 @@
 """A fake agent that executes the order in its prompt (JSON), and logs everything it prints to a file.
 
-It is installed at the path of the Claude Code copy that sandboxes run. That copy can be executed but not read, so it
-must be a native program: a few instructions that execute Python with a script from the repository.
+The fake agent is installed at the path of the Claude Code copy that sandboxes run. Sandboxes can execute the file at
+this path but not read it, so the fake agent must be a native program: a few instructions that execute Python with a
+script from the repository.
 """
 
 import struct

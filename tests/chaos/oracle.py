@@ -125,7 +125,7 @@ class Evidence:
 
 
 class Violation(NamedTuple):
-    """A violated guarantee; task: None if it concerns the whole round."""
+    """A violated guarantee. task: None if the violation concerns the whole round."""
 
     task: TaskEvidence | None
     message: str

@@ -21,8 +21,11 @@ END_SECONDS = 120
 
 @dataclass
 class RestartResult:
-    """killed: the number of restarts after SIGKILL instead of SIGTERM. connections: the number of connections of each
-    client, except for command-line clients."""
+    """The outcome of repeated restarts.
+
+    killed: the number of restarts after SIGKILL instead of SIGTERM.
+    connections: the number of connections of each client, except for command-line clients.
+    """
 
     restarts: int
     killed: int

@@ -30,7 +30,7 @@ SHARED = ("server", "all")
 
 @dataclass
 class RoundResult:
-    """ends: the number of tasks with each (kill target, state at the kill, end)."""
+    """The outcome of one round. ends: the number of tasks with each (kill target, state at the kill, end)."""
 
     ends: Counter
     violations: list
@@ -166,7 +166,7 @@ def _kill_server(deployment):
 
 
 def _kill_everything(deployment, held, rng):
-    """Kill in random order, without time for recovery, until no process is left."""
+    """Kill all processes in random order, without giving any of them time to recover."""
     pids = {deployment.server.pid, *(task.runner for task in held if task.runner)}
     pids |= {find_runner(deployment.data_dir, task_id) for task_id in list(deployment.submitted)} - {None}
     pids |= {pid for pid, _ in task_processes(deployment.data_dir)}

@@ -13,7 +13,10 @@ TOKEN = "hvs.the-token-of-the-server"
 
 
 class FakeVault(ThreadingHTTPServer):
-    """`secrets`: fields by path below the mount. Paths in `denied` get a 403; `status` overrides everything."""
+    """A fake Vault. `secrets`: fields by path below the mount.
+
+    Paths in `denied` get a 403; `status` overrides everything.
+    """
 
     daemon_threads = True
 

@@ -49,8 +49,9 @@ class FloodBench:
 
 @contextlib.contextmanager
 def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodBench]:
-    """After the block, `final_report` contains the gateway's report. spent_seconds: CPU budget used before the start.
+    """Run a gateway and its upstream hosts. After the block, `final_report` contains the gateway's report.
 
+    spent_seconds: CPU budget used before the start.
     factor: multiplies the counted CPU time, so the limit is reached even on a busy machine.
     """
     with contextlib.ExitStack() as stack:

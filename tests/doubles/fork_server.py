@@ -57,7 +57,7 @@ def serve():
         watch(pidfd, lambda: report_exit(pidfd, channel))
 
     def report_exit(pidfd, channel):
-        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)  # keeps the pid until the parent has read this
+        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)  # reserves the pid until the parent has read it
         forget(pidfd)
         _send(channel, status.si_status << 8 if status.si_code == os.CLD_EXITED else status.si_status)
         watch(channel, lambda: (forget(channel), os.waitpid(status.si_pid, 0)))

@@ -1,6 +1,7 @@
-"""Servers that use one placement each, for the contract of `Placement`: with real runners, here or at a worker.
+"""Servers for the contract tests of `Placement`. Each uses one placement, with real runners here or at a worker.
 
-As a program: launches an attempt and waits to be killed. Arguments: kind, directory, repository URL, task id.
+Run as a program, the module launches an attempt and waits to be killed. Its arguments are the kind, the directory, the
+repository URL and the task id.
 """
 
 import asyncio

@@ -14,7 +14,10 @@ _RESET_SEPARATELY = {"home", "git", "data"}
 
 
 class SharedDeployment:
-    """make_directory: returns a new directory per deployment. environment: variables of its server."""
+    """The holder of the shared deployment.
+
+    make_directory: returns a new directory for each deployment. environment: variables of the deployment's server.
+    """
 
     def __init__(self, make_directory, runtime, environment):
         self._make_directory, self._runtime, self._environment = make_directory, runtime, environment

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Trap(NamedTuple):
-    """requirement: the host's required behavior; checked_text: the path or text to look for in the host's results."""
+    """A trap. requirement: the host's required behavior; checked_text: the path or text to look for in its results."""
 
     name: str
     requirement: str

@@ -1,7 +1,7 @@
 """Attacks on privileges: other users, namespaces, mounts, kernel interfaces; each with its control.
 
-A sandbox with its own kernel may allow some of these attacks, which are declared `inside`. The names of the objects
-that these attacks create contain MARKER.
+A sandbox with its own kernel may allow some of the attacks; those are declared `inside`. The names of the objects that
+the attacks create contain MARKER.
 """
 
 from escape.attack import DENIED, Attack

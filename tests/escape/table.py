@@ -43,7 +43,7 @@ def is_asserted(verdict):
 
 
 class Table:
-    """outcomes: `{(kind, row): {runtime: outcome}}`; runs: `{runtime: (date, versions)}`."""
+    """The table. outcomes: `{(kind, row): {runtime: outcome}}`; runs: `{runtime: (date, versions)}`."""
 
     def __init__(self, outcomes=None, runs=None):
         self.outcomes, self.runs = outcomes or {}, runs or {}

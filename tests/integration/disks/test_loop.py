@@ -36,7 +36,7 @@ def loop_works(tmp_path):
 
 
 def run_in_child(scenario, *arguments, exit_code=0):
-    """Run the scenario and its assertions in a process with a separate mount namespace, as a runner has."""
+    """Run the scenario and its assertions in a process with its own mount namespace, like a runner's."""
     child = FORKSERVER.Process(target=_run_with_private_mounts, args=(scenario, *arguments))
     child.start()
     child.join(CHILD_SECONDS)

@@ -1,4 +1,4 @@
-"""If the disk, a helper task or the sandbox fails, the attempt always ends and no agent runs unsupervised."""
+"""If the disk, a helper task or the sandbox fails, the attempt still ends and no agent runs unsupervised."""
 
 import asyncio
 import errno

@@ -63,7 +63,7 @@ def run_probe(directory, binary):
 
 
 def readable_copy(binary):
-    """Return the wheel's binary in a directory that every uid can access. The 400 MB are copied only if necessary."""
+    """Return the wheel's binary in a directory that every uid can access. Copy its 400 MB only if necessary."""
     source = find_binary()
     try:
         if source.stat().st_mode & 0o005 == 0o005:
