@@ -23,7 +23,7 @@ class Page(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def page_url():
-    """URL of a test page."""
+    """The URL of a test page."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"

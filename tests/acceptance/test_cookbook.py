@@ -85,7 +85,7 @@ def deployment(tmp_path_factory):
 
 
 class Result:
-    """A finished task of the cookbook."""
+    """A finished task from the cookbook."""
 
     def __init__(self, deployment, task_id, status):
         self.task_id, self.status = task_id, status

@@ -31,7 +31,7 @@ PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
 
 @pytest.fixture
 def dashboard_url(browser):
-    """Returns a dashboard's URL. Fails after the test if there were console errors or requests to other hosts."""
+    """Returns a dashboard's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     base_urls = []
 
     def dashboard_url(deployment):

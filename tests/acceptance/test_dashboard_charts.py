@@ -36,7 +36,7 @@ def server_url(tmp_path_factory):
 
 @pytest.fixture
 def base_url(server_url, browser):
-    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
+    """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     yield server_url
     others = [request.url for request in browser.requests if not request.url.startswith(server_url)]
     assert (browser.console_errors, others) == ([], [])

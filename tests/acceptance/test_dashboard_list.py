@@ -62,7 +62,7 @@ def list_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(list_server, browser):
-    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
+    """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     address = list_server.server.ready_message["http"]
     yield address
     others = [request.url for request in browser.requests if not request.url.startswith(address)]

@@ -167,7 +167,7 @@ def loaded_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(loaded_server, browser):
-    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
+    """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     address = loaded_server.server.ready_message["http"]
     yield address
     assert (

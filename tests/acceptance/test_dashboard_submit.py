@@ -32,7 +32,7 @@ HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 
 @pytest.fixture(scope="module")
 def submit_server(tmp_path_factory):
-    """A server with completed tasks of two repositories. New tasks cannot complete."""
+    """A server with completed tasks for two repositories. New tasks cannot complete."""
     deployment = Deployment(tmp_path_factory.mktemp("submit"))
     try:
         tasks = StoredTasks(deployment.data_dir)
@@ -51,7 +51,7 @@ def submit_server(tmp_path_factory):
 
 @pytest.fixture
 def base_url(submit_server, browser):
-    """The server's URL. Fails after the test if there were console errors or requests to other hosts."""
+    """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     address = submit_server.server.ready_message["http"]
     yield address
     browser.ignore_errors("status of 400")  # the result of a validation

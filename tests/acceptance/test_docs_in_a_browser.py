@@ -16,7 +16,7 @@ OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-
 
 @pytest.fixture
 def docs(deploy, browser):
-    """URL of the API documentation. Fails after the test if there were console errors or requests to other hosts."""
+    """The API documentation's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     base_url = deploy(reply()).server.ready_message["http"]
     yield f"{base_url}/docs"
     assert [request.url for request in browser.requests if not request.url.startswith(f"{base_url}/")] == []

@@ -1,8 +1,8 @@
 """The current server can use the data directories of earlier versions.
 
-Each file in `recorded/` contains the data directory of a server, copied while the server was running. The file's name
-has the commit from which the server was built. The task `whole` is finished. The task `cut-off` was running, and ends
-as lost because its runner no longer exists.
+Each file in `recorded/` contains the data directory of a server, copied while the server was running. The file is
+named after the commit from which the server was built. The task `whole` is finished. The task `cut-off` was running,
+and ends as lost because its runner no longer exists.
 """
 
 import hashlib

@@ -84,7 +84,7 @@ class Chromium:
 
 
 class Browser:
-    """Collects requests and errors of all its pages; each page has separate cookies and storage.
+    """Collects the requests and errors of all its pages. Each page has its own cookies and storage.
 
     requests: all Playwright requests. console_errors: console errors and warnings, and exceptions.
     """

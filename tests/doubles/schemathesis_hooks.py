@@ -7,7 +7,8 @@ import schemathesis
 def filter_case(_, case):
     """Return whether to send a generated request.
 
-    A submission has three body formats. One format is tested with all boundary values, each one with random values.
+    A submission has three body formats. One format is tested with all boundary values, and
+    every format with random values.
     """
     return not (_is_boundary_of_a_body(case) and (case.media_type == "application/yaml" or _is_wrapped(case.body)))
 

@@ -27,7 +27,7 @@ START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
 class StoredTasks:
-    """Writes tasks, with creation times one minute apart, to `data_dir`. `index` adds them to the index, as a server does."""
+    """Writes tasks to `data_dir`, with creation times one minute apart. `index` updates the index as a server does."""
 
     def __init__(self, data_dir):
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -155,7 +155,7 @@ class Curl:
 class EventSource:
     def __init__(self, http, browser=None):
         self.browser = browser
-        self.page = browser.open(f"{http}/api/health")  # a page of the server without scripts
+        self.page = browser.open(f"{http}/api/health")  # a server page without scripts
 
     def submit(self, manifest=MANIFEST):
         return self.page.evaluate(SUBMIT, ["/api/v1/tasks", manifest])

@@ -31,7 +31,7 @@ _CLONE_FILES = 0x400
 
 @contextmanager
 def hold_open(path: Path, flags: int) -> Iterator[None]:
-    """Run a process and its children, which have an unlinked file open many times."""
+    """Run a process and children that have the same unlinked file open many times."""
     path.write_bytes(b"x" * 8192)
     command = [sys.executable, "-c", _HOLDER, str(path), str(_FILES), str(_CHILDREN), str(flags)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
@@ -42,7 +42,7 @@ def hold_open(path: Path, flags: int) -> Iterator[None]:
 
 
 def count_inspected_files() -> int:
-    """Return the number of inspected open files of descendants."""
+    """Return how many open files of descendants are inspected."""
     return sum(1 for _ in directory._open_files())
 
 

@@ -158,7 +158,7 @@ async def shown_results(harness):
 
 
 def end_without_the_retry(make_harness, *, is_cancelled, **parts):
-    """Run a failing attempt of Claude Code, and end the task without the pending retry."""
+    """Run an attempt in which Claude Code fails, and end the task without the pending retry."""
     script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, **parts)
     harness.agent = ClaudeCodeLines(script)

@@ -45,7 +45,7 @@ class FillingDisk:
 
 
 class SilentTerminal:
-    """A terminal without output that ends when it is hung up."""
+    """A terminal that prints nothing and ends when it is hung up."""
 
     def __init__(self):
         self.output, self._over = asyncio.StreamReader(), asyncio.Event()

@@ -71,7 +71,7 @@ def test_stopped_runner_is_killed_and_its_lock_released(journals, process, modul
 
 
 def test_processes_other_than_the_runner_of_the_task_are_not_killed(journals, process, tmp_path):
-    """Not killed: another task's runner, a process that only opened the file, a lock holder that is no runner, the caller."""
+    """The runner of another task, a process that only opened the file, another lock holder and the caller survive."""
     journals.create("task-2").close()
     lock = tmp_path / "tasks" / "task-1" / "journal" / "lock"
     observer = process(f"import time; file = open({str(lock)!r}); time.sleep(600)", RUNNER)

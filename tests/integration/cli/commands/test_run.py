@@ -393,7 +393,7 @@ def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, run_cli
 
 @pytest.fixture
 def switched_branch(api, completed_task, checkout):
-    """Another branch is checked out while the task runs."""
+    """The user checks out another branch while the task is running."""
 
     def switch(_):
         git("checkout", "-q", "-b", "other", cwd=checkout)

@@ -201,7 +201,7 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
     ],
 )
 def test_terminal_shows_whether_the_sandbox_is_preserved(api, run_cli, on_terminal, terminal, status, shown):
-    """Without a terminal, the state is printed unchanged. Responses of an earlier server have no `sandbox_kept`."""
+    """Without a terminal, the state is printed unchanged. Responses from earlier servers have no `sandbox_kept`."""
     task = task_status("failed_preserved")
     del task["sandbox_kept"]
     page = {"tasks": [{**task, **status}], "total_count": 1, "limit": 100, "offset": 0, "has_more": False}
