@@ -25,7 +25,7 @@ from doubles.runners import find_runner
 BURST_TASKS = 3
 BURST_SECONDS = 0.25
 SHARED = ("server", "all")
-"""Kill targets that affect all tasks; every other one belongs to a single task."""
+"""Kill targets that affect all tasks. Every other target belongs to a single task."""
 
 
 @dataclass

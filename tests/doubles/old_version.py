@@ -13,7 +13,7 @@ from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import LOCK_DIRECTORY
 
 REPLACED_MODULES = {"httpx": "httpx2"}
-"""Dependencies of old versions that are no longer installed, and compatible ones that are."""
+"""Dependencies of old versions that are no longer installed, and compatible replacements that are."""
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -191,7 +191,7 @@ OBSERVERS = {
     "compiled filters": HostWatch._compiled_filters,
     "scores": HostWatch._oom_scores,
 }
-"""The observers by the names that the declarations of attacks use."""
+"""The observers, by the names that attack declarations use."""
 
 SANDBOX_OBSERVERS = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
 """Observers that need a running sandbox."""

@@ -26,7 +26,7 @@ from sandbox.model.events import ArtifactCollected
 
 CHUNK_BYTES = 2**18
 MESSAGE_BYTES_MAX = 2**28
-"""Limit of a message from the server. A launch contains the secrets of a task and its records."""
+"""The size limit for a message from the server. A launch contains the secrets of a task and its records."""
 
 
 class RpcMethods:

@@ -21,7 +21,7 @@ CPU_TIME_FACTOR = 4
 """Multiplies the counted CPU time, so that even a busy machine reaches the limit."""
 EVENTS_PER_SECOND_MAX = 25
 SLACK_CPU_SECONDS = 0.3
-"""CPU time for data that is read ahead and discarded, for timers, and for the requests of the test."""
+"""CPU time for data that is read ahead and discarded, for timers, and for the test's requests."""
 
 FLOODS = (
     "denied DNS names over UDP",

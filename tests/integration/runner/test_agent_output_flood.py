@@ -9,7 +9,7 @@ from sandbox.runner.attempt_context import read_records
 
 LINES = 5000
 LINES_PER_LOOP_ITERATION_MAX = 250
-"""The maximum of both streams together, with a margin."""
+"""The maximum for the total of both streams, with a margin."""
 
 
 async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
