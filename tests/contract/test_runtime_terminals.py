@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -372,3 +373,89 @@ async def test_processes_of_a_terminal_count_towards_the_limit(runtime: Runtime,
         terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
         await read_until(terminal.output, b"fork")
         assert has_own_kernel(runtime) or (await sandbox.stats()).processes
+
+
+# Programs that get too little CPU time cannot block the runner
+
+
+_STARVE = """
+import ctypes, mmap, os, signal, threading, time, tty
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def starve(doublings):
+    "Use up the CPU time of the sandbox as soon as the file `prepared` exists."
+    if os.fork(): return
+    while not os.path.exists("/workspace/prepared"): time.sleep(0.1)
+    for _ in range(doublings): os.fork()
+    while True: pass
+"""
+
+_MANY_WRITERS = (
+    _STARVE
+    + """
+def write():
+    try:
+        while True: os.write(1, bytes(65536))
+    except OSError: time.sleep(600)
+starve(7)
+tty.setraw(0)
+threading.stack_size(65536)
+for _ in range(200): threading.Thread(target=write).start()
+open("/workspace/prepared", "w").close()
+"""
+)
+
+_LOCKED_MEMORY = (
+    _STARVE
+    + """
+starve(8)
+size, libc = 1 << 30, ctypes.CDLL(None)
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(15)  # MADV_NOHUGEPAGE
+for place in range(0, size, 4096): memory[place] = 1
+address = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+open("/workspace/prepared", "w").close()
+while True:
+    for protection in (1, 3): libc.mprotect(address, ctypes.c_size_t(size), protection)
+"""
+)
+
+
+@asynccontextmanager
+async def starved_sandbox(
+    runtime: Runtime, disk: Path, limits: frozenset[str], source: str = ""
+) -> AsyncIterator[Sandbox]:
+    if has_own_kernel(runtime):
+        pytest.skip("the sandbox has its own kernel")
+    if not {"cpus", "memory"} <= limits:
+        pytest.skip("no control group limits CPU time")
+    async with ready_sandbox(runtime, disk, cpus=1, processes_max=512, memory_bytes=3 * 1024**3) as sandbox:
+        argv = ["/usr/bin/python3", "-c", source] if source else ["/bin/sleep", "300"]
+        await sandbox.start(Command(argv, ENVIRONMENT, "/workspace"))
+        yield sandbox
+
+
+async def wait_for_processes(sandbox: Sandbox, count: int) -> None:
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        while ((await sandbox.stats()).processes or 0) < count:
+            await asyncio.sleep(0.1)
+
+
+async def test_hang_up_does_not_wait_for_writers_without_cpu_time(runtime: Runtime, disk: Path, limits: frozenset[str]):
+    async with starved_sandbox(runtime, disk, limits) as sandbox:
+        terminal = await open_shell(sandbox, "/usr/bin/python3", "-c", _MANY_WRITERS)
+        await wait_for_processes(sandbox, 2**7 + 200)
+        started_at = time.monotonic()
+        await terminal.hang_up()
+        assert time.monotonic() - started_at < 2
+
+
+async def test_signal_does_not_wait_for_memory_locks_of_the_command(
+    runtime: Runtime, disk: Path, limits: frozenset[str]
+):
+    async with starved_sandbox(runtime, disk, limits, _LOCKED_MEMORY) as sandbox:
+        await wait_for_processes(sandbox, 2**8)
+        for _ in range(20):
+            started_at = time.monotonic()
+            await sandbox.signal(signal.SIGCONT)
+            assert time.monotonic() - started_at < 2
+            await asyncio.sleep(0.3)

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -132,13 +133,17 @@ class PtyMaster(asyncio.ReadTransport):
                 fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
 
     def close(self) -> None:
-        """Close the master, which hangs up processes on the slave side. Idempotent."""
+        """Close the master, which hangs up processes on the slave side. Idempotent.
+
+        A thread closes the descriptor: the kernel waits until all threads that are reading or writing the slave have
+        left the terminal's code. If their sandbox has too little CPU time, this takes long.
+        """
         if self._descriptor < 0:
             return
         self._loop.remove_reader(self._descriptor)
         self._loop.remove_writer(self._descriptor)
         self._set_writable()
-        os.close(self._descriptor)
+        threading.Thread(target=os.close, args=[self._descriptor], name="hang-up", daemon=True).start()
         self._descriptor = -1
         self.output.feed_eof()
 

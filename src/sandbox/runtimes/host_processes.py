@@ -13,6 +13,10 @@ from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.runtime import Runtime, SandboxHandle
 from sandbox.model.errors import DECODE_ERRORS
 
+_FLAGS_FIELD = 6
+"""Index of a process's flags among the fields of /proc/PID/stat that follow the name."""
+_PF_FORKNOEXEC = 0x40
+
 
 def find_by_uid(uid: int) -> list[int]:
     """Return the living processes whose real, effective, saved or file system uid is this uid.
@@ -55,12 +59,12 @@ def read_namespace_pid(pid: int) -> int | None:
 def find_first_command(init_pid: int) -> int | None:
     """Return the host's pid of the first process that a pid namespace's init started, from its exec to its end.
 
-    Before the exec, the process is a copy of init with init's arguments. A signal before the exec would break the
-    creation of the sandbox instead of reaching the command.
+    Before the exec, the process is a copy of init. A signal before the exec would break the creation of the sandbox
+    instead of reaching the command.
     """
     children = map(int, _read(init_pid, f"task/{init_pid}/children").split())
     first = next((pid for pid in children if read_namespace_pid(pid) == 2), None)
-    return None if first is None or _read(first, "cmdline") == _read(init_pid, "cmdline") else first
+    return first if first is not None and _has_executed(first) else None
 
 
 @contextmanager
@@ -126,6 +130,16 @@ def _is_real_uid_in_use(uid: int) -> bool:
 
 def _list_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
+
+
+def _has_executed(pid: int) -> bool:
+    """Return whether the process has executed a program since it was forked.
+
+    The arguments would also show this. To read them, the kernel waits for a lock (mmap_lock) that a program can hold as
+    long as the program has too little CPU time.
+    """
+    fields = _read(pid, "stat").rpartition(b")")[2].split()
+    return len(fields) > _FLAGS_FIELD and not int(fields[_FLAGS_FIELD]) & _PF_FORKNOEXEC
 
 
 def _read(pid: int, name: str) -> bytes:
