@@ -211,11 +211,8 @@ class JsonMeter:
 
     def usage(self) -> Usage | None:
         """Return the usage; None until the document is complete."""
-        try:
-            message = _message_decoder.decode(self._body)
-        except DECODE_ERRORS:
-            return None
-        if message.usage is None:
+        message = self._decode()
+        if message is None or message.usage is None:
             return None
         tally = _Tally()
         tally.set_model(message.model)
@@ -228,8 +225,15 @@ class JsonMeter:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the document is complete."""
-        return self.usage() is not None
+        """Whether the document is complete and reports its output tokens."""
+        message = self._decode()
+        return message is not None and message.usage is not None and message.usage.output_tokens is not None
+
+    def _decode(self) -> _Message | None:
+        try:
+            return _message_decoder.decode(self._body)
+        except DECODE_ERRORS:
+            return None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """Return an upper bound for the full output: the received bytes do not show how much of it is missing."""

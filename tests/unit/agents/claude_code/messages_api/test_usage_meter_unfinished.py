@@ -277,10 +277,12 @@ def json_meter_fed(body: bytes) -> JsonMeter:
 COMPLETE_RESPONSE = json.dumps({"model": MODEL, "usage": {"input_tokens": 10, "output_tokens": 2}}).encode()
 
 
-def test_json_response_is_complete_when_it_parses():
+def test_json_response_is_complete_when_it_parses_and_reports_output():
     assert json_meter_fed(COMPLETE_RESPONSE).is_complete
     assert not json_meter_fed(COMPLETE_RESPONSE[:-1]).is_complete
     assert not json_meter_fed(b'{"model": "m"}').is_complete
+    for usage in (b"{}", b'{"input_tokens": 10}', b'{"output_tokens": null}'):
+        assert not json_meter_fed(b'{"model": "m", "usage": %b}' % usage).is_complete
     for meter in (json_meter_fed(b""), json_meter_fed(COMPLETE_RESPONSE)):
         assert meter.has_started
         assert meter.partial_usage() is None
