@@ -329,6 +329,47 @@ def test_sparse_files_are_copied_and_allocated(runtime: Runtime, disk: Path):
     assert (ended.output.split(), ended.errors) == ([str(1 << 20)], "")
 
 
+_UNEXAMINED_REQUESTS = """
+import ctypes, errno, os, select, socket
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(file, request):
+    buffer = ctypes.create_string_buffer(4096)
+    return libc.ioctl(file, ctypes.c_ulong(request), buffer) >= 0 or errno.errorcode[ctypes.get_errno()]
+file, directory = os.open("file", os.O_RDWR | os.O_CREAT), os.open(".", os.O_RDONLY)
+maps = os.open("/proc/self/maps", os.O_RDONLY)
+# FS_IOC_FSSETXATTR, FS_IOC_SETVERSION, FICLONE, FS_IOC_ENABLE_VERITY
+print(*(attempt(file, one) for one in (0x401C5820, 0x40087602, 0x40049409, 0x40806685)))
+print(attempt(directory, 0x5000940E))  # BTRFS_IOC_SUBVOL_CREATE
+print(attempt(maps, 0xC0686611), attempt(select.epoll().fileno(), 0x80088A02))  # PROCMAP_QUERY, EPIOCGPARAMS
+print(attempt(socket.socket().fileno(), 0x8946))  # SIOCETHTOOL
+"""
+
+_PROGRAMS_WITH_REQUESTS = """
+set -e
+script -qec 'stty rows 30 cols 90; stty size; stty -echo; stty sane; tty > /dev/null' /dev/null
+python3 -c '
+import array, fcntl, os, socket
+os.set_blocking(0, False); os.set_inheritable(1, True)
+print(socket.if_nameindex()[0][1], fcntl.ioctl(socket.socket(), 0x8913, b"lo" + bytes(38))[:2].decode())
+inner, outer = os.pipe(); os.write(outer, b"hello")
+size = array.array("i", [0]); fcntl.ioctl(inner, 0x541B, size); print(size[0])
+'
+echo hello > one; cp --reflink=auto one two; cmp one two; cp -a one three
+git init -q copied; tar -cf archive one; tar -xOf archive one
+"""
+
+
+def test_ioctl_requests_that_are_not_examined_fail_as_on_a_kernel_without_them(runtime: Runtime, disk: Path):
+    if runtime.name == "gvisor":
+        pytest.skip("gVisor's kernel handles the requests")
+    assert run_python(runtime, disk, _UNEXAMINED_REQUESTS).output.split() == ["ENOTTY"] * 8
+
+
+def test_programs_make_the_requests_that_they_need(runtime: Runtime, disk: Path):
+    ended = run_shell(runtime, disk, _PROGRAMS_WITH_REQUESTS)
+    assert (ended.output.split(), ended.errors) == (["30", "90", "lo", "lo", "5", "hello"], "")
+
+
 _MESSAGE_QUEUES = """
 import ctypes, errno
 libc = ctypes.CDLL(None, use_errno=True)

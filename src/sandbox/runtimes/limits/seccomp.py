@@ -6,11 +6,12 @@ sandboxes fail with EPERM. Calls for which programs have a fallback fail with EN
 
 import errno
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from sandbox.model.fixed_limits import SOCKETS_MAX
+from sandbox.runtimes.limits import allowed_arguments
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
@@ -24,63 +25,8 @@ ALLOWED_INTERNET_PROTOCOLS = (0, 6, 17)
 MSG_MORE, SPLICE_F_MORE = 0x8000, 0x4
 """Flags that hold back a datagram: up to 64 KiB per socket, not charged to a control group. TCP_CORK is for streams."""
 
-_SOL_SOCKET = 1
-_SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
-
-IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {
-    _SOL_SOCKET: (7, 8), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_UDP: (104,), _SOL_IPV6: (25,),
-}  # fmt: skip
-"""Options by level that succeed without effect.
-
-SO_SNDBUF: the kernel handles all messages of one netlink request without interruption, and the buffer limits the size
-of a request: 0.9 s for 8 MiB. SO_RCVBUF: each connection that nobody accepts inherits the listener's size. IP_RECVERR,
-IPV6_RECVERR: no control group counts the error queue, and the C library requires them for DNS. TCP_DEFER_ACCEPT: a
-connection stays half-open for hours if its peer disappears silently. UDP_GRO: its first and last socket make the kernel
-change its own code, which interrupts every processor of the machine; a program then gets each datagram separately.
-"""
-
-ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
-    # REUSEADDR TYPE ERROR DONTROUTE BROADCAST KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
-    # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
-    # MAX_PACING_RATE INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
-    _SOL_SOCKET: frozenset({
-        2, 3, 4, 5, 6, 9, 10, 11, 12, 13, 15, 16, 19, 20, 21, 25, 29, 34, 35, 40, 42, 47, 49,
-        63, 64, 66, 67, 76,
-    }),
-    # TOS TTL RECVOPTS RETOPTS PKTINFO MTU_DISCOVER RECVTTL RECVTOS FREEBIND RECVORIGDSTADDR CHECKSUM
-    # BIND_ADDRESS_NO_PORT RECVFRAGSIZE RECVERR_RFC4884 MULTICAST_IF MULTICAST_TTL MULTICAST_LOOP ADD_MEMBERSHIP
-    # DROP_MEMBERSHIP MULTICAST_ALL UNICAST_IF LOCAL_PORT_RANGE
-    _SOL_IP: frozenset({
-        1, 2, 6, 7, 8, 10, 12, 13, 15, 20, 23, 24, 25, 26, 32, 33, 34, 35, 36, 49, 50, 51,
-    }),
-    # NODELAY MAXSEG CORK KEEPIDLE KEEPINTVL KEEPCNT SYNCNT LINGER2 WINDOW_CLAMP QUICKACK CONGESTION
-    # THIN_LINEAR_TIMEOUTS THIN_DUPACK USER_TIMEOUT FASTOPEN NOTSENT_LOWAT FASTOPEN_CONNECT FASTOPEN_NO_COOKIE INQ
-    _SOL_TCP: frozenset({1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 13, 16, 17, 18, 23, 25, 30, 34, 36}),
-    # SEGMENT
-    _SOL_UDP: frozenset({103}),
-    # 2292PKTINFO 2292HOPLIMIT FLOWINFO UNICAST_HOPS MULTICAST_IF MULTICAST_HOPS MULTICAST_LOOP DROP_MEMBERSHIP
-    # MTU_DISCOVER MTU V6ONLY MULTICAST_ALL RECVERR_RFC4884 FLOWINFO_SEND RECVPKTINFO RECVHOPLIMIT RECVPATHMTU
-    # DONTFRAG RECVTCLASS TCLASS AUTOFLOWLABEL ADDR_PREFERENCES RECVORIGDSTADDR UNICAST_IF FREEBIND
-    _SOL_IPV6: frozenset({
-        2, 8, 11, 16, 17, 18, 19, 21, 23, 24, 26, 29, 31, 33, 49, 51, 60, 62, 66, 67, 70, 72, 74, 76, 78,
-    }),
-    # ADD_MEMBERSHIP DROP_MEMBERSHIP PKTINFO NO_ENOBUFS CAP_ACK EXT_ACK GET_STRICT_CHK
-    _SOL_NETLINK: frozenset({1, 2, 3, 5, 10, 11, 12}),
-}  # fmt: skip
-"""Allowed options by level.
-
-Among those that are not allowed:
-- filters (SO_ATTACH_FILTER and similar), UDP_CORK, flow labels, SO_RESERVE_MEM, SO_RCVLOWAT, TCP_ULP, TCP_MD5SIG and
-  TCP_REPAIR
-- IPv6 and source-specific multicast memberships, which have no limit per socket
-- SO_TIMESTAMPING, which queues sent data
-- SO_ZEROCOPY, after which received data is in pages that TCP_ZEROCOPY_RECEIVE can map
-- IP_MINTTL and IPV6_MINHOPCOUNT: a socket that drops replies leaves the peer's connection half-open for hours
-"""
-
-TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = _SOL_TCP, 35
+TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = 6, 35
 """A getsockopt option that maps pages of received data into the program. They are not charged to any control group."""
-
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _AND = 0x54
@@ -96,27 +42,11 @@ _SIGN_BIT = 0x80000000
 _SYSCALL_NUMBER_MAX = 462
 """The highest system call number that the filter allows (mseal). Higher ones fail with ENOSYS."""
 
-_DENIED_IOCTLS = (
-    0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
-    0x5423,  # TIOCSETD: loads a module of the host for another line discipline
-    0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
-    0x8980, 0x8981,  # SIOCADDDLCI, SIOCDELDLCI: the same, before Linux 5.11
-    0x89A0, 0x89A1, 0x89A2, 0x89A3,  # SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF, SIOCBRDELIF: the same
-)  # fmt: skip
-_UNKNOWN_IOCTLS = (
-    0xC0606610, 0xC0C0583B,  # PAGEMAP_SCAN, FS_IOC_GETFSMAP
-    0x40086602, 0x40046602, 0xC020660B,  # FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FIEMAP
-    0x6609, 0x660C, 0xC028660F,  # EXT4_IOC_MIGRATE, EXT4_IOC_ALLOC_DA_BLKS, EXT4_IOC_MOVE_EXT
-    0x6612, 0x6628, 0xC020662A,  # EXT4_IOC_PRECACHE_EXTENTS, EXT4_IOC_CLEAR_ES_CACHE, EXT4_IOC_GET_ES_CACHE
-)  # fmt: skip
-"""Requests that walk all page tables, all extents of a file or all blocks of its file system without interruption.
-
-A walk of ten million extents takes 4 to 9 s. Without the flag for extents, which FS_IOC_SETFLAGS removes, FIEMAP
-inspects each block of a hole: 0.4 s for each 8 MiB of disk space. Kernels without the request return the same error.
-"""
-
 _DATA_SEARCHES = (3, 4)
-"""SEEK_DATA, SEEK_HOLE: the same for the next data or hole. Programs that copy sparse files read the holes instead."""
+"""SEEK_DATA, SEEK_HOLE: they walk all extents of a file, without interruption, to find the next data or hole.
+
+Programs that copy sparse files read the holes instead.
+"""
 
 _FALLOCATE_MODES, _PUNCH_HOLE, _FALLOCATE_BYTES_MAX = 0x13, 0x2, 1 << 30
 """FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, and the maximum size of one allocation.
@@ -153,13 +83,12 @@ memfd_create fails with EINVAL, as with unknown flags: Chromium calls it with al
 _OFD_LOCKS = (36, 37, 38)
 """F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW: locks that no process owns, so they cannot be attributed to a sandbox."""
 
-_SET_FLAGS, _ASYNC, _SET_ASYNC = 4, 0x2000, 0x5452
+_SET_FLAGS, _ASYNC = 4, 0x2000
 _SIGNALLING_COMMANDS = (1024, 1026)
-"""F_SETFL, O_ASYNC, FIOASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
+"""F_SETFL, O_ASYNC; F_SETLEASE, F_NOTIFY: signals for events on files.
 
 For one event, the kernel signals every process of the owner's group for each open file at once. The time is charged to
 the cause of the event: a process of the host that reads a directory of /usr, or, for terminals, a kernel thread.
-FIOASYNC succeeds without effect, because nginx requires it.
 """
 
 _IDLE_POLICIES = (5, 0x40000005)
@@ -329,12 +258,18 @@ _AARCH64 = Architecture(
 ARCHITECTURES = {"x86_64": _X86_64, "aarch64": _AARCH64}
 
 
-def assemble_filter(machine: str, *, allows_filters: bool = False, polled_files_max: int = POLLED_FILES_MAX) -> bytes:
+def assemble_filter(
+    machine: str,
+    *,
+    allows_filters: bool = False,
+    allows_kvm: bool = False,
+    polled_files_max: int = POLLED_FILES_MAX,
+) -> bytes:
     """Assemble the seccomp filter for a machine as named by `os.uname`.
 
     allows_filters: whether programs can install additional filters. QEMU and virtiofsd do so; a guest has its own
-    kernel. polled_files_max: maximum number of files in one call of poll or select. Raises KeyError for an unknown
-    architecture.
+    kernel. allows_kvm: whether programs can use /dev/kvm. polled_files_max: maximum number of files in one call of
+    poll or select. Raises KeyError for an unknown architecture.
     """
     architecture = ARCHITECTURES[machine]
     program = [
@@ -366,8 +301,7 @@ def assemble_filter(machine: str, *, allows_filters: bool = False, polled_files_
         *_restrict_sockets(architecture.socket),
         *_restrict_sockets(architecture.socketpair),
         *_restrict_socket_use(architecture),
-        *_refuse_values(architecture.ioctl, _ARG1, _DENIED_IOCTLS, errno.EPERM),
-        *_refuse_values(architecture.ioctl, _ARG1, _UNKNOWN_IOCTLS, errno.ENOTTY),
+        *_restrict_requests(architecture.ioctl, allows_kvm=allows_kvm),
         *_refuse_extent_walks(architecture),
         *_for_call(architecture.personality, [_load(_ARG0), *_refuse_unless_in(_ALLOWED_PERSONALITIES, errno.EPERM)]),
         _return(_ALLOW),
@@ -399,11 +333,22 @@ def _refuse_extent_walks(architecture: Architecture) -> list[bytes]:
     ]
 
 
+def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
+    """Allow only the listed ioctl requests. Others fail as on a kernel without them."""
+    mask, kvm_type = allowed_arguments.REQUEST_TYPE_MASK, allowed_arguments.KVM_REQUEST_TYPE
+    kvm = [_instruction(_AND, mask), *_refuse_unless_in((kvm_type,), errno.ENOTTY)]
+    rules = [
+        *_skip_unless_in(allowed_arguments.DENIED_REQUESTS, [_return_errno(errno.EPERM)]),
+        *_skip_unless_in(allowed_arguments.IGNORED_REQUESTS, [_return_errno(0)]),
+    ]
+    others = kvm if allows_kvm else [_return_errno(errno.ENOTTY)]
+    return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(allowed_arguments.ALLOWED_REQUESTS, others)])
+
+
 def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
     with_signals = [_load(_ARG2), _instruction(_JUMP_SET, _ASYNC, 0, 1), _return_errno(errno.EINVAL)]
     return [
         *_for_call(architecture.fcntl, [_load(_ARG1), *_skip_unless_in((_SET_FLAGS,), with_signals)]),
-        *_refuse_values(architecture.ioctl, _ARG1, (_SET_ASYNC,), 0),
     ]
 
 
@@ -571,8 +516,8 @@ def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
 def _restrict_socket_options(call: int) -> list[bytes]:
     """Let ignored options succeed without effect, and report unlisted levels and options as unsupported."""
     levels: list[bytes] = []
-    for level, options in ALLOWED_OPTIONS.items():
-        ignored = IGNORED_OPTIONS.get(level, ())
+    for level, options in allowed_arguments.ALLOWED_OPTIONS.items():
+        ignored = allowed_arguments.IGNORED_OPTIONS.get(level, ())
         rules = [_load(_ARG2), *(_skip_unless_in(ignored, [_return_errno(0)]) if ignored else ())]
         rules += [*_refuse_unless_in(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
         levels += _skip_unless_in((level,), rules)
@@ -586,8 +531,14 @@ def _refuse_zerocopy_receive(call: int) -> list[bytes]:
 
 def _refuse_unless_in(values: Sequence[int], error: int) -> list[bytes]:
     """Refuse unless the accumulator is one of `values`."""
-    checks = [_instruction(_JUMP_EQUAL, one, len(values) - index, 0) for index, one in enumerate(values)]
-    return [*checks, _return_errno(error)]
+    return _skip_if_in(values, [_return_errno(error)])
+
+
+def _skip_if_in(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:
+    """Run `body` unless the accumulator is one of `values`."""
+    last = len(values) - 1
+    checks = [_instruction(_JUMP_EQUAL, one, last - index + len(body), 0) for index, one in enumerate(values)]
+    return [*checks, *body]
 
 
 def _skip_unless_in(values: Sequence[int], body: Sequence[bytes]) -> list[bytes]:

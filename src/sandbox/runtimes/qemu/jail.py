@@ -142,7 +142,10 @@ def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) ->
     machine = os.uname().machine
     guest_filter = seccomp.assemble_filter(machine, allows_filters=True)
     jail_filter = seccomp.assemble_filter(
-        machine, allows_filters=True, polled_files_max=seccomp.POLLED_FILES_OF_QEMU_MAX
+        machine,
+        allows_filters=True,
+        allows_kvm=plan.accelerator is command_lines.Accelerator.KVM,
+        polled_files_max=seccomp.POLLED_FILES_OF_QEMU_MAX,
     )
     yield from bwrap.isolation_arguments(plan.spec.attempt_id)
     yield from ("--json-status-fd", status)
