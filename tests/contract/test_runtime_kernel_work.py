@@ -7,7 +7,7 @@ import pytest
 
 from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
 from sandbox.interfaces.runtime import Command, Runtime
-from sandbox.model.fixed_limits import UDP_SOCKETS_ON_PORT_MAX
+from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 _BOUND_SOCKETS = """
@@ -327,6 +327,22 @@ def test_length_of_one_allocation_is_limited(runtime: Runtime, disk: Path):
 def test_sparse_files_are_copied_and_allocated(runtime: Runtime, disk: Path):
     ended = run_shell(runtime, disk, _SPARSE_FILES)
     assert (ended.output.split(), ended.errors) == ([str(1 << 20)], "")
+
+
+_SHARED_MEMORY_FILES = """
+import os
+shared = os.statvfs("/dev/shm")
+print(shared.f_files, shared.f_blocks * shared.f_frsize >> 20, oct(os.stat("/dev/shm").st_mode))
+with open("/dev/shm/block", "wb") as block: block.write(b"hello")
+print(open("/dev/shm/block").read())
+"""
+
+
+def test_number_of_files_in_shared_memory_is_limited(runtime: Runtime, disk: Path):
+    if runtime.name != "bubblewrap":
+        pytest.skip("the file system belongs to the sandbox's kernel")
+    ended = run_python(runtime, disk, _SHARED_MEMORY_FILES)
+    assert ended.output.split() == [str(SHARED_MEMORY_FILES_MAX), "256", "0o41777", "hello"], ended
 
 
 _UNEXAMINED_REQUESTS = """

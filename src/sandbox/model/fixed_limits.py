@@ -458,3 +458,9 @@ TERMINAL_INPUT_SECONDS = 30.0
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 """Maximum size of output queued for one client of the agent's terminal. Beyond it, the client is disconnected."""
+
+SHARED_MEMORY_FILES_MAX = 262_144
+"""Maximum number of files and directories in /dev/shm, with bubblewrap.
+
+One read of a directory there lists all of its files without interruption: 0.6 s for 2 million.
+"""

@@ -12,6 +12,7 @@ import msgspec
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
 from sandbox.runtimes import bwrap, host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
@@ -22,6 +23,8 @@ from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
+_SHARED_MEMORY = "shared-memory"
+
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
     """Return the disk's directories, keyed by their names below the launcher's staging directory."""
@@ -29,7 +32,7 @@ def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
 
 
 def staged_entries(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
-    """Yield entries for the launcher to stage: the host's files that are read-only inside."""
+    """Yield entries for the launcher to stage: the host's files that are read-only inside, and /dev/shm."""
     root = describe_rootfs(spec)
     if root.image is not None:
         yield ("overlay", "image", str(root.image))
@@ -37,6 +40,8 @@ def staged_entries(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
         yield ("overlay", f"host{path}", path)
     for index, program in enumerate(root.mounts):
         yield ("overlay", f"program-{index}", str(program))
+    size = f"size={spec.memory_bytes // 2},nr_inodes={SHARED_MEMORY_FILES_MAX}"
+    yield ("memory", _SHARED_MEMORY, f"mode=1777,{size}")
 
 
 def build_program_spec(program: str, spec: SandboxSpec, command: Command, status_fd: int) -> ProgramSpec:
@@ -61,7 +66,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Comm
     yield from bwrap.seccomp_arguments(program_spec)
     root = describe_rootfs(spec)
     yield from _root_arguments(root)
-    yield from _system_arguments(spec)
+    yield from _system_arguments()
     yield from _disk_arguments()
     yield from _file_arguments(program_spec, root)
     for index, sandbox_path in enumerate(root.mounts.values()):
@@ -86,13 +91,12 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
         yield from ("--ro-bind-try", f"{launcher.STAGING_DIRECTORY}/host{path}", path)
 
 
-def _system_arguments(spec: SandboxSpec) -> Iterator[str]:
+def _system_arguments() -> Iterator[str]:
     # Uid 0 could write to /proc/sys even without capabilities. Although the uid is never 0, /proc/sys is read-only.
     yield from bwrap.PROC_ARGUMENTS
     # pid 1 is bubblewrap with the agent's uid. A process that can write its memory can forge the command's exit code.
     yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC_ARGUMENTS)
-    yield from (*bwrap.DEVICE_ARGUMENTS, "--size", str(spec.memory_bytes // 2))
-    yield from ("--perms", "1777", "--tmpfs", "/dev/shm")  # noqa: S108
+    yield from (*bwrap.DEVICE_ARGUMENTS, "--bind", f"{launcher.STAGING_DIRECTORY}/{_SHARED_MEMORY}", "/dev/shm")  # noqa: S108
 
 
 def _disk_arguments() -> Iterator[str]:

@@ -183,7 +183,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     - `file`: its text; mounted over the file if it already exists
     - `directory`
     - `own`: a directory owned by the kernel uid
-    - `memory`: an empty tmpfs, mounted over existing files
+    - `memory`: an empty tmpfs, mounted over existing files; its mount options, or nothing for a small one
     """
     # Open the paths first, because the mount at STAGING_DIRECTORY hides the host's files below it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
@@ -210,7 +210,7 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
         if kind == "own" and kernel_uid is not None:
             os.chown(target, kernel_uid, kernel_uid)
         if kind == "memory":
-            _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+            _mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV, value or "mode=0755,size=1m")
     for descriptor in (*sources.values(), *parent_fds.values()):
         os.close(descriptor)
 
