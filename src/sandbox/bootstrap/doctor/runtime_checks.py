@@ -44,7 +44,7 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available or probe.tier != "namespaces" or _preemption_mode() not in ("none", "voluntary"):
         return []
     message = (
-        f"one system call of a task on {probe.runtime} can occupy a processor for up to a second, "
+        f"one system call of a task on {probe.runtime} can occupy a processor for many seconds, "
         "because the kernel does not interrupt system calls"
     )
     remedy = "Start the kernel with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
