@@ -289,20 +289,54 @@ def test_typed_text_survives_a_reload(base_url, browser):
     assert page.get_by_label("Prompt", exact=True).input_value() == ""
 
 
-def test_template_keeps_the_chosen_repository_and_can_be_undone(base_url, browser):
+def test_template_changes_only_its_settings_and_can_be_undone(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     page.get_by_role("button", name="org/app@main").click()
     page.get_by_label("Prompt", exact=True).fill("Mine")
+    open_advanced(page)
+    page.get_by_label("Labels", exact=True).fill("team=web")
+    page.get_by_label("CPUs", exact=True).fill("3")
     before = yaml_of(page)
-    page.get_by_role("button", name="Security audit").click()
-    assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
-    assert "allowed_tools" in yaml_of(page)
-    summary = page.locator("#advanced-summary")
-    assert summary.inner_text() == "Timeout 8h, Access isolated, Files to keep security-report.md"
-    page.get_by_role("button", name="Undo the template").click()
-    assert yaml_of(page) == before
-    assert summary.inner_text().startswith("name, limits")
-    assert page.get_by_label("Prompt", exact=True).input_value() == "Mine"
+    for template in ("Security audit", "Within a budget", "Bug fix with GitHub", "Large machine"):
+        page.get_by_role("button", name=template).click()
+        assert page.get_by_label("Prompt", exact=True).input_value() == "Mine"
+        assert page.locator("#name").input_value() == "Mine"
+        assert page.get_by_label("Labels", exact=True).input_value() == "team=web"
+        assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
+        assert page.get_by_label("CPUs", exact=True).input_value() == ("16" if template == "Large machine" else "3")
+        page.get_by_text("This manifest is valid.").wait_for()
+        page.get_by_role("button", name="Undo the template").click()
+        assert yaml_of(page) == before
+    # Templates can be combined; Minimal removes all settings.
+    page.get_by_role("button", name="Bug fix with GitHub").click()
+    page.get_by_role("button", name="Large machine").click()
+    assert page.get_by_label("CPUs", exact=True).input_value() == "16"
+    assert page.get_by_label("Variable of secret 1", exact=True).input_value() == "GITHUB_TOKEN"
+    page.get_by_role("button", name="Minimal").click()
+    page.get_by_text("This manifest is valid.").wait_for()
+    assert [name in yaml_of(page) for name in ("cpus", "secrets", "mcp_config")] == [False] * 3
+    assert [text in yaml_of(page) for text in ("Mine", "team: web", "org/app.git")] == [True] * 3
+
+
+def test_prompt_of_a_template_is_only_a_placeholder(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_role("button", name="org/app@main").click()
+    prompt = page.get_by_label("Prompt", exact=True)
+    for template, example in (
+        ("Security audit", "Audit this"),
+        ("Minimal", "Describe the work"),
+        ("Bug fix", "Fix the"),
+    ):
+        page.get_by_role("button", name=template).click()
+        assert prompt.input_value() == ""
+        assert prompt.get_attribute("placeholder").startswith(example)
+        page.get_by_text("Describe the task and choose a repository.").wait_for()
+    page.get_by_role("button", name="Submit task").click()
+    page.locator("#panel-form .field-error").first.wait_for()
+    assert "/submit" in page.url
+    prompt.fill("Now it is described")
+    assert page.locator("#name").input_value() == "Now it is described"
+    page.get_by_text("This manifest is valid.").wait_for()
 
 
 def test_run_again_fills_the_form_with_the_manifest_of_the_task(base_url, browser):
@@ -310,6 +344,7 @@ def test_run_again_fills_the_form_with_the_manifest_of_the_task(base_url, browse
     page.get_by_text("This manifest is valid.").wait_for()
     assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
     assert page.get_by_label("Prompt", exact=True).input_value()
+    assert page.locator("[data-pattern]").count() == 0, "a template would change a manifest that is complete"
     name = page.locator("#name").input_value()
     page.get_by_label("Prompt", exact=True).fill("Another prompt")
     assert (name, page.locator("#name").input_value()) == (name, name)

@@ -147,7 +147,10 @@ class AgentDriver(Protocol):
 
 
 class ManifestTemplate(msgspec.Struct, frozen=True):
-    """A complete manifest to start from, as YAML. summary: when to use it."""
+    """A complete manifest to start from, as YAML. summary: what it sets.
+
+    The submit form keeps the user's prompt, name, labels and repository, and shows the template's prompt as an example.
+    """
 
     name: str
     summary: str

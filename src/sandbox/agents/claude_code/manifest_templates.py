@@ -19,8 +19,6 @@ version: "1"
 kind: Task
 metadata:
   name: "Fix bug #42"
-  labels:
-    team: "platform"
 repository:
   url: "https://github.com/org/app.git"
   branch: "main"
@@ -40,8 +38,6 @@ secrets:
   - name: "GITHUB_TOKEN"
     source: "env"
     key: "GITHUB_TOKEN"
-lifecycle:
-  artifact_patterns: ["*.patch"]
 """
 
 _AUDIT = """\
@@ -103,11 +99,17 @@ lifecycle:
 """
 
 MANIFEST_TEMPLATES = (
-    ManifestTemplate("Minimal", "The required fields only.", _MINIMAL),
+    ManifestTemplate("Minimal", "The required fields only: removes all other settings.", _MINIMAL),
     ManifestTemplate(
-        "Bug fix with GitHub", "Reads the issue with GitHub's MCP server; allows api.github.com only.", _BUG_FIX
+        "Bug fix with GitHub",
+        "Adds GitHub's MCP server and the secret GITHUB_TOKEN; allows api.github.com only.",
+        _BUG_FIX,
     ),
-    ManifestTemplate("Security audit", "No network access; the result is a report.", _AUDIT),
-    ManifestTemplate("Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk.", _LARGE),
-    ManifestTemplate("Within a budget", "Ends at $2.50; a failure preserves the sandbox.", _BUDGET),
+    ManifestTemplate("Security audit", "No network access, 8 hours, four tools; keeps security-report.md.", _AUDIT),
+    ManifestTemplate(
+        "Large machine", "16 CPUs, 32 GiB of memory, 100 GiB of disk, 24 hours, the profile agentic-dev.", _LARGE
+    ),
+    ManifestTemplate(
+        "Within a budget", "Ends at $2.50, after 30 turns or after 1 hour; a failure preserves the sandbox.", _BUDGET
+    ),
 )

@@ -31,6 +31,11 @@ export class ManifestDocument {
     return isMap(node) ? node.items.map((pair) => pair.key.value) : [];
   }
 
+  // Return the value: a string, number, list or mapping; undefined if there is none.
+  value(path) {
+    return this.#node(path)?.toJS(this.yaml);
+  }
+
   // Return the text of the value, "" if there is none, or null if it is not a single value.
   readText(path) {
     const node = this.#node(path);

@@ -186,24 +186,60 @@ async function submit() {
   }
 }
 
-// A template does not change the repository if one is already selected.
-function applyTemplate(template) {
+// A template sets its settings and keeps all other values. Its prompt is only a placeholder. A template for another agent,
+// or without settings, replaces the manifest except what describes the task.
+function applyTemplate(text) {
   const before = editor.text;
-  let manifest = new ManifestDocument(template);
-  for (const path of ["repository.url", "repository.branch"]) {
-    if (form.manifest.problem || !form.value("repository.url")) break;
-    manifest = new ManifestDocument(manifest.set(path.split("."), form.value(path)));
-  }
-  form.isNamed = false;
+  const prompt = $("prompt");
+  const { placeholder } = prompt;
+  const template = new ManifestDocument(text);
+  const agent = template.keys().find((key) => page.dataset.agents.split(" ").includes(key));
+  const settings = settingsOf(template, agent);
+  const isCombined = !form.manifest.problem && form.agent === agent && settings.length > 0;
+  const changes = isCombined ? settings : describedTask(agent);
+  let manifest = isCombined ? form.manifest : template;
+  for (const [path, value] of changes) manifest = new ManifestDocument(manifest.set(path, value));
   isComplete = false;
   replaceText(manifest.text);
+  prompt.placeholder = template.readText([agent, "prompt"]) || placeholder;
   const undo = $("undo");
   undo.hidden = before === initialText;
   undo.onclick = () => {
     undo.hidden = true;
+    prompt.placeholder = placeholder;
     replaceText(before);
   };
-  if (selectedTab() === "form") $("prompt").focus();
+  if (selectedTab() === "form") prompt.focus();
+}
+
+// The paths and values that a template sets. Its secrets are added to those that the manifest has.
+function settingsOf(template, agent) {
+  const paths = [agent, "vm", "lifecycle"].flatMap((section) => template.keys([section]).map((key) => [section, key]));
+  const settings = paths
+    .filter(([section, key]) => section !== agent || key !== "prompt")
+    .map((path) => [path, template.value(path)]);
+  const added = template.value(["secrets"]) ?? [];
+  if (!added.length || form.manifest.problem) return settings;
+  const kept = form.manifest.value(["secrets"]);
+  const isOther = ({ name }) => !added.some((secret) => secret.name === name);
+  return [
+    ...settings,
+    [["secrets"], [...(Array.isArray(kept) ? kept.filter((each) => each && isOther(each)) : []), ...added]],
+  ];
+}
+
+// What describes the task in the current manifest: prompt, name, labels and repository.
+function describedTask(agent) {
+  const { manifest } = form;
+  const read = (path) => (manifest.problem ? "" : (manifest.readText(path) ?? ""));
+  const labels = manifest.problem ? {} : (manifest.readMap(["metadata", "labels"]) ?? {});
+  return [
+    [["metadata", "name"], read(["metadata", "name"])],
+    [["metadata", "labels"], Object.keys(labels).length ? labels : undefined],
+    [["repository", "url"], read(["repository", "url"])],
+    [["repository", "branch"], read(["repository", "branch"]) || "main"],
+    [[agent, "prompt"], form.agent ? read([form.agent, "prompt"]) : ""],
+  ];
 }
 
 editor.sheet.addEventListener("input", () => {
