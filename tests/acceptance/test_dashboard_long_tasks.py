@@ -6,10 +6,18 @@ from doubles.browser import accessibility_violations
 from doubles.fake_event_stream import FakeEventStream, agent_message, output, tool_call_started, tool_result
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
+from sandbox.model.failure import Failure, FailureCode
 
 LINES_PER_EVENT = 1000
 BLOCKED_MILLISECONDS_MAX = 2000
 """On an idle machine the longest task takes under 100 ms."""
+SPENT = "lifecycle.budget_usd (0.5 USD) is spent; no more model requests are forwarded. Raise the budget."
+FAILURES = {
+    "spent": SPENT,
+    "refused-model": "The model could not be used; check claude.model.",
+    "refusal": "The model refused: I will not  do this; change claude.prompt.",
+    "other-failure": "Claude Code exited with code 1.",
+}
 WATCH = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
@@ -25,6 +33,8 @@ def base_url(tmp_path_factory):
     tasks.finish("patched", artifacts=[("patched.patch", b"diff --git a/a b/a\nnew file mode 100644\nindex 0..e\n")])
     tasks.finish("session", claude={"headless": False})
     tasks.finish("large", lines=2000)
+    for task_id, message in FAILURES.items():
+        tasks.fail(task_id, Failure(FailureCode.AGENT_FAILED, message), lines=0, artifacts=())
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
     deployment.start_server()
@@ -163,6 +173,42 @@ def test_refused_host_can_be_allowed_in_a_new_run(open_task):
     page.get_by_text("adds hooks.example.com to the hosts that the new task may reach").wait_for()
     page.get_by_text("This manifest is valid.").wait_for()
     assert page.get_by_label("Allowed hosts").input_value() == "hooks.example.com"
+
+
+MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z", "host": "model", "port": 80}
+
+
+@pytest.mark.parametrize(
+    ("task_id", "message", "reason", "is_shown"),
+    [
+        ("spent", f"Failed to authenticate. API Error: 403 {SPENT}", SPENT, False),
+        ("refused-model", "API Error: 403 The model x has no price.", "The model x has no price.", False),
+        ("refusal", "I will not\ndo this.", SPENT, False),
+        ("spent", f"I fixed {'many files and ' * 20}then: {SPENT}", SPENT, True),
+        ("other-failure", "The tests fail.", SPENT, True),
+    ],
+)
+def test_last_message_that_repeats_a_refusal_is_not_shown(open_task, task_id, message, reason, is_shown):
+    page, stream = open_task(task_id)
+    stream.send({**MODEL_REFUSAL, "reason": reason}, agent_message(message), {**MODEL_REFUSAL, "reason": reason})
+    page.locator(".says").wait_for()
+    stream.send({"type": "end", "state": "failed", "exit_code": 1, "error": {"message": FAILURES[task_id]}})
+    wait_until(
+        lambda: page.locator(".aside").count() == (0 if task_id == "spent" else 2), 30, "no aside with the failure"
+    )
+    page.wait_for_timeout(300)
+    assert page.locator("#outcome").is_visible() == is_shown
+
+
+def test_refusals_of_the_model_gateway_are_no_refused_connections(open_task):
+    page, stream = open_task("chat#network")
+    denied = {**MODEL_REFUSAL, "host": "example.com", "port": 443, "reason": "vm.allowed_hosts does not list it."}
+    stream.send({**MODEL_REFUSAL, "reason": SPENT}, {**MODEL_REFUSAL, "reason": SPENT}, denied)
+    counters = dict.fromkeys(("cost_usd", "input_tokens", "output_tokens", "turns", "tool_calls"), 0)
+    stream.send({"type": "progress", "progress": {**counters, "egress_denied": 3}})
+    wait_until(lambda: page.locator("#tally-network").inner_text() == "1 refused", 30, "the refused connection")
+    assert page.locator(".refused tbody tr").all_inner_texts()[0].startswith("example.com:443")
+    assert page.locator(".refused tbody tr").count() == 1
 
 
 def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_task):

@@ -2,6 +2,7 @@
 import { entryContent, entryElement, isDone, withOmitted } from "/assets/conversation_entry.js";
 import { EntryList } from "/assets/entry_list.js";
 import { $, h } from "/assets/page.js";
+import { isModelRefusal } from "/assets/refused_connections.js";
 
 const ENTRIES_MAX = 10_000;
 const STEPS_MAX = 2000;
@@ -97,11 +98,11 @@ export class Conversation {
   }
 
   // The top of the page shows the task's failure.
-  removeError(message) {
-    const entry = this.#list.entries.findLast((each) => each.error === message);
-    if (!entry) return;
-    this.#characters -= entry.characters;
-    this.#list.remove(entry);
+  removeErrors(message) {
+    for (const entry of this.#list.entries.filter((each) => each.error === message)) {
+      this.#characters -= entry.characters;
+      this.#list.remove(entry);
+    }
   }
 
   #add(entry, parentId = null) {
@@ -218,11 +219,14 @@ const HANDLERS = {
   tool_result: (conversation, frame) => conversation.addToolResult(frame),
   tool_call: (conversation, frame) => conversation.addDuration(frame),
   agent_result: (conversation, frame) => conversation.addResult(frame),
-  egress_denied: (conversation, { timestamp, host, port, reason }) =>
-    conversation.addAside(timestamp, `Refused: ${host}:${port} — ${reason}`, "warns"),
+  egress_denied(conversation, frame) {
+    const { timestamp, host, port, reason } = frame;
+    if (isModelRefusal(frame)) conversation.addAside(timestamp, `Model request refused: ${reason}`, "warns", reason);
+    else conversation.addAside(timestamp, `Refused: ${host}:${port} — ${reason}`, "warns");
+  },
   error: (conversation, { timestamp, error, message }) =>
     conversation.addAside(timestamp, `${error}: ${message}`, "errs", message),
   gap: (conversation, { timestamp, reason }) =>
     conversation.addAside(timestamp, `Some entries are missing: ${reason}`, "warns"),
-  end: (conversation, { error }) => error && conversation.removeError(error.message),
+  end: (conversation, { error }) => error && conversation.removeErrors(error.message),
 };

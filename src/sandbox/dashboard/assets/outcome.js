@@ -1,15 +1,19 @@
 // The top of a task's page: the agent's final message, its current activity, and the size of the patch.
 import { markdown } from "/assets/markdown.js";
 import { $, clock, count, h, longSpan, request } from "/assets/page.js";
+import { isModelRefusal } from "/assets/refused_connections.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const ACTIVITY_MAX = 200;
 const CALLS_MAX = 100;
 const PATCH_BYTES_MAX = 3 * 1024 * 1024;
+const REFUSALS_MAX = 100;
+const WORDS_AROUND_MAX = 160; // an agent adds words of its own to the reason of a refusal
 
 export class Outcome {
   #message = null;
   #result = null;
+  #refusals = new Set(); // the model gateway's reasons
   #calls = new Map();
   #activity = null;
   #shown = null;
@@ -28,6 +32,7 @@ export class Outcome {
     if (frame.type === "agent_result") this.#result = frame;
     else if (frame.type === "attempt") this.#startAttempt();
     else if (frame.type === "agent_message") this.#addMessage(frame);
+    else if (isModelRefusal(frame)) this.#addRefusal(frame.reason);
     else if (frame.type === "tool_call_started") {
       this.#setActivity(frame.timestamp, `${frame.tool} ${frame.summary}`);
       this.#calls.set(frame.tool_use_id, this.#activity);
@@ -42,6 +47,10 @@ export class Outcome {
     this.#result = null;
     this.#activity = null;
     this.#calls.clear();
+  }
+
+  #addRefusal(reason) {
+    if (this.#refusals.size < REFUSALS_MAX) this.#refusals.add(reason);
   }
 
   #addMessage({ kind, text, parent_tool_use_id, timestamp }) {
@@ -82,7 +91,7 @@ export class Outcome {
   // Show the text of the agent's result or, if there is none, the agent's last message.
   #showMessage(finalState) {
     const text = this.#result?.text || (finalState === "completed" ? null : this.#message);
-    if (!text || this.#shown === text || isInFailure(text)) return;
+    if (!text || this.#shown === text || this.#isRepeated(text)) return;
     this.#shown = text;
     const isFinal = Boolean(this.#result?.text) && !this.#result.is_error;
     $("outcome-title").textContent = isFinal ? "Final message" : "Last message";
@@ -90,6 +99,15 @@ export class Outcome {
     $("outcome-text").replaceChildren(markdown(omitted ? `${text}\n\n… and ${omitted} more characters` : text));
     $("outcome").hidden = false;
     this.#measure();
+  }
+
+  // Whether the message has only a reason that the notice at the top of the page shows, or one of the model gateway.
+  #isRepeated(text) {
+    const failure = plain($("failure-message")?.textContent ?? "");
+    if (!failure) return false;
+    const message = plain(text);
+    const repeats = (reason) => message.includes(reason) && message.length - reason.length <= WORDS_AROUND_MAX;
+    return failure.includes(message) || [failure, ...[...this.#refusals].map(plain)].some(repeats);
   }
 
   #measure() {
@@ -120,10 +138,8 @@ export class Outcome {
   }
 }
 
-// Whether the notice at the top of the page already contains the message.
-function isInFailure(text) {
-  return $("failure-message")?.textContent.includes(text.trim()) ?? false;
-}
+// On one line, without the final period.
+const plain = (text) => visible(text).replace(/\s+/g, " ").trim().replace(/\.+$/, "");
 
 function diffParts({ files, additions, deletions }) {
   return [

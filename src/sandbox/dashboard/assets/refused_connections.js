@@ -6,14 +6,19 @@ const HOSTS_MAX = 500;
 const PORTS = new Set([80, 443]); // the ports that an allowed host covers if it has no port
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 
+// The model gateway refused a request, for example because the budget is spent. No connection was refused.
+export const isModelRefusal = ({ type, host }) => type === "egress_denied" && host === "model";
+
 export class RefusedConnections {
   #hosts = new Map();
   #eventCount = 0;
+  #modelRefusalCount = 0;
   #reportedCount = 0;
   #isStale = false;
 
   handle(frame) {
     if (frame.type === "progress") this.#reportedCount = Math.max(this.#reportedCount, frame.progress.egress_denied);
+    else if (isModelRefusal(frame)) this.#modelRefusalCount++;
     else if (frame.type === "egress_denied") {
       this.#eventCount++;
       const key = `${frame.host}:${frame.port} ${frame.reason}`;
@@ -34,7 +39,7 @@ export class RefusedConnections {
   }
 
   get total() {
-    return Math.max(this.#eventCount, this.#reportedCount);
+    return Math.max(this.#eventCount, this.#reportedCount - this.#modelRefusalCount);
   }
 
   show() {
