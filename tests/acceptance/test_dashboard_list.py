@@ -17,6 +17,7 @@ from sandbox.model.failure import Failure, FailureCode
 FINISHED_COUNT = 1000
 FAILED = "failed-task"
 REASON = "The model's provider refused the request: overloaded. Submit the task again later."
+LONG_NAME = "Repair the export of reports after 12 pages"
 BLOCKED_MILLISECONDS_MAX = 2000
 """A busy machine needs 200 ms for a page of 50 rows; without content-visibility and pages, 1,000 rows need seconds."""
 ROWS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
@@ -33,6 +34,10 @@ def store_tasks(data_dir):
     tasks.fail("chain-1", failure, claude={"prompt": "Translate it to French."}, **chain)
     tasks.fail("chain-2", failure, claude={"prompt": "Now to Welsh."}, parent=Parent("chain-1", "0" * 40, ()), **chain)
     tasks.fail("chain-3", failure, claude={"prompt": "Translate it to French."}, rerun_of="chain-1", **chain)
+    spent = Failure(FailureCode.BUDGET_EXCEEDED, "lifecycle.budget_usd (0.5 USD) is spent. Raise the budget.")
+    for task_id, name in (("long-name", LONG_NAME), ("short-name", "Repair the export")):
+        kept = {"failure_action": "preserve"}
+        tasks.fail(task_id, spent, name=name, labels=labels, lifecycle=kept, **options)
     for number in range(FINISHED_COUNT):
         url = f"https://github.com/org/{('web', 'app')[number % 2]}.git"
         tasks.finish(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
@@ -207,6 +212,28 @@ def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
             assert row.get_by_text(text, exact=False).first.is_visible(), (width, text)
 
 
+def test_labels_give_way_to_a_long_name(base_url, browser):
+    page = browser.open(f"{base_url}/?q=repair", width=1440)
+    for task_id, is_shown in (("long-name", False), ("short-name", True)):
+        row = page.locator("tr", has=page.locator(f"#task-{task_id}"))
+        name = row.locator(".row-link")
+        assert name.evaluate("(link) => link.scrollWidth <= link.clientWidth"), task_id
+        box, shown = row.locator(".first-label").bounding_box(), row.locator(".first-label > .label").bounding_box()
+        assert (shown["y"] < box["y"] + box["height"]) == is_shown
+        assert row.get_by_role("button", name="+2 more labels").is_visible()
+
+
+@pytest.mark.parametrize("width", [1440, 1280, 390])
+def test_reason_starts_with_what_happened_and_the_state_is_not_cut(base_url, browser, width):
+    page = browser.open(f"{base_url}/?q=repair", width=width)
+    row = page.locator("tr", has=page.locator("#task-short-name"))
+    assert row.locator(".reason").inner_text().startswith("The budget is used up. lifecycle.budget_usd")
+    pill = row.locator(".pill")
+    assert pill.inner_text() == "failed, released"
+    pill.evaluate("(pill) => { pill.lastChild.data = 'failed, preserved'; }")
+    assert row.locator(".c-state").evaluate("(cell) => cell.scrollWidth <= cell.clientWidth")
+
+
 def test_list_has_no_accessibility_violations(base_url, browser):
     page = browser.open(base_url)
     page.locator("#filter").click()
@@ -236,7 +263,7 @@ def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser,
 def test_first_label_is_visible_and_all_open_on_hover_and_focus(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=translate", width=width)
     row = page.locator("tr", has=page.locator("#task-chain-2"))
-    first, everything = row.locator(".name-line > .label"), row.locator(".all-labels")
+    first, everything = row.locator(".first-label > .label"), row.locator(".all-labels")
     assert first.inner_text() == "team=docs-and-examples"
     assert first.bounding_box()["width"] > 60
     assert not everything.is_visible()

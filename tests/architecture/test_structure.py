@@ -21,7 +21,6 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 FRAGMENTS = {
     "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
-    "dashboard.failure_notice": "texts for people, without requests and templates",
     "runner.time_limit": "the timeouts of an agent, apart from its exhausted resources",
 }
 """Short modules with a single importer, and the reason why each is a separate module."""

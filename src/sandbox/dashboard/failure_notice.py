@@ -15,6 +15,12 @@ class FailureNotice:
     remedy: str
     code: str
 
+    @property
+    def summary(self) -> str:
+        """The title and the message, for one line of a list. A title that only says that the task failed is omitted."""
+        is_general = self.code == FailureCode.AGENT_FAILED or self.code not in _NOTICES
+        return self.message if is_general else f"{self.title}. {self.message}"
+
 
 _AGAIN = "Run the task again."
 _NOTICES: dict[str, tuple[str, str]] = {

@@ -29,3 +29,15 @@ def test_remedy_that_the_message_contains_is_not_repeated(message):
 def test_code_of_another_version_has_a_general_title():
     notice = describe_failure({"code": "new_code", "message": "It broke."})
     assert (notice.title, notice.remedy, notice.code) == ("The task failed", "", "new_code")
+
+
+@pytest.mark.parametrize(
+    ("code", "summary"),
+    [
+        ("budget_exceeded", "The budget is used up. It broke."),
+        ("agent_failed", "It broke."),
+        ("new_code", "It broke."),
+    ],
+)
+def test_summary_starts_with_a_title_that_says_more_than_failed(code, summary):
+    assert describe_failure({"code": code, "message": "It broke."}).summary == summary

@@ -1,6 +1,7 @@
 // Charts of the sandbox's resource usage and of the requests to the model.
 import { Chart } from "/assets/chart.js";
 import { $, count, h, money, size } from "/assets/page.js";
+import { isModelRefusal } from "/assets/refused_connections.js";
 
 // Three times the runner's sampling interval.
 const GAP_MILLISECONDS = 16_000;
@@ -48,7 +49,7 @@ export class Metrics {
       cost.add(frame.timestamp, frame.cost_usd);
       tokensIn.add(frame.timestamp, frame.input_tokens + frame.cache_read_tokens + frame.cache_write_tokens);
       tokensOut.add(frame.timestamp, frame.output_tokens);
-    } else if (frame.type === "egress_denied") refused.add(frame.timestamp, 1);
+    } else if (frame.type === "egress_denied" && !isModelRefusal(frame)) refused.add(frame.timestamp, 1);
     else if (frame.type !== "end") return;
     this.#isStale = true;
   }

@@ -21,6 +21,7 @@ from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parsing import encode_cursor, reject_repeated_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
+from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
@@ -128,10 +129,15 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
         "hints": distinguishing_hints(alike, prompts),
-        "failure": partial(error_fields, is_operator=get_caller(request).is_operator),
+        "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
     }
     return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
+
+
+def _failure_notice(task: Task, *, is_operator: bool) -> FailureNotice | None:
+    error = error_fields(task, is_operator=is_operator)
+    return describe_failure(error) if error else None
 
 
 async def _query_unfinished(request: Request, tasks: TaskQueries, query: TaskQuery) -> tuple[TaskPage, TaskPage]:
