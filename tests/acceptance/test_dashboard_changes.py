@@ -283,6 +283,23 @@ RECORD_COPIES = """Object.defineProperty(navigator, "clipboard", {
 });"""
 
 
+def test_comment_without_a_current_change_is_on_the_first_change_of_the_file(base_url, browser):
+    page = open_changes(browser, base_url)
+    for key in ("j", "j", "m"):
+        page.keyboard.press(key)
+    assert current_file(page) == "binary.bin"
+    page.get_by_text("This file has no lines to comment on.").wait_for()
+    assert page.locator(".comment-form").count() == 0
+    page.keyboard.press("j")
+    page.keyboard.press("m")
+    page.keyboard.type("jv?m")
+    text = file_of(page, "deleted.txt").get_by_role("textbox", name="Comment on line 1")
+    assert text.input_value() == "jv?m"
+    assert current_file(page) == "deleted.txt"
+    page.keyboard.press("Escape")
+    page.locator(".comment-form").wait_for(state="detached")
+
+
 def test_comments_become_a_prompt(base_url, browser):
     page = open_changes(browser, base_url, "same", before=RECORD_COPIES)
     dialog = open_request(page)

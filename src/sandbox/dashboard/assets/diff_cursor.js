@@ -1,4 +1,5 @@
 // Moves between files and changes with the keyboard.
+import { toast } from "/assets/page.js";
 
 export class Cursor {
   #view = null;
@@ -108,9 +109,17 @@ export class Cursor {
     this.goTo(isViewed ? (this.changes.views[view.at + 1] ?? view) : view);
   }
 
+  // Without a current change, the comment is on the first one of the current file.
   #comment() {
-    const row = this.#row;
-    if (row?.element.isConnected) this.changes.comments.openAt(row.view, row.element);
+    if (!this.#row?.element.isConnected) {
+      const view = this.current;
+      const [at] = view.changeStarts();
+      if (at === undefined) return toast("This file has no lines to comment on.");
+      view.setOpen(true);
+      this.#setCurrent(view);
+      this.#setRow({ view, at, element: view.elementOf(at) });
+    }
+    this.changes.comments.openAt(this.#row.view, this.#row.element);
   }
 
   // Keep the file at its position on the screen while the heights of files change.
