@@ -6,6 +6,7 @@ from doubles.browser import accessibility_violations
 from doubles.fake_event_stream import FakeEventStream, agent_message, output, tool_call_started, tool_result
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
+from sandbox.model.events import Parent
 from sandbox.model.failure import Failure, FailureCode
 
 LINES_PER_EVENT = 1000
@@ -33,6 +34,8 @@ def base_url(tmp_path_factory):
     tasks.finish("patched", artifacts=[("patched.patch", b"diff --git a/a b/a\nnew file mode 100644\nindex 0..e\n")])
     tasks.finish("session", claude={"headless": False})
     tasks.finish("large", lines=2000)
+    tasks.finish("resumed", parent=Parent("chat", "0" * 40, (), session_id="a"))
+    tasks.finish("continued", parent=Parent("chat", "0" * 40, ()))
     for task_id, message in FAILURES.items():
         tasks.fail(task_id, Failure(FailureCode.AGENT_FAILED, message), lines=0, artifacts=())
     tasks.index()
@@ -173,6 +176,18 @@ def test_refused_host_can_be_allowed_in_a_new_run(open_task):
     page.get_by_text("adds hooks.example.com to the hosts that the new task may reach").wait_for()
     page.get_by_text("This manifest is valid.").wait_for()
     assert page.get_by_label("Allowed hosts").input_value() == "hooks.example.com"
+
+
+@pytest.mark.parametrize(("task_id", "is_shown"), [("chat", True), ("continued", True), ("resumed", False)])
+def test_result_of_a_resumed_session_has_no_cost(open_task, task_id, is_shown):
+    """The agent counts the cost of the whole session."""
+    page, stream = open_task(task_id)
+    result = {"text": "Done.", "is_error": False, "reason": "success", "turns": 2, "duration_ms": 5}
+    stream.send({"type": "agent_result", "cost_usd": 0.0406, "omitted_characters": 0, **result})
+    facts = page.locator(".result .muted")
+    facts.wait_for()
+    assert facts.inner_text().startswith("2 turns ·")
+    assert ("$0.0406 as counted by the agent" in facts.inner_text()) == is_shown
 
 
 MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z", "host": "model", "port": 80}

@@ -1,7 +1,7 @@
 // Elements of the entries of the conversation.
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
-import { clock, h, money, span } from "/assets/page.js";
+import { $, clock, h, money, span } from "/assets/page.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
 const LABEL_MAX = 2000;
@@ -154,7 +154,8 @@ function resultElement({ event, isRepeated }) {
   const facts = [
     event.turns !== null && `${event.turns} ${event.turns === 1 ? "turn" : "turns"}`,
     event.duration_ms !== null && span(event.duration_ms),
-    event.cost_usd !== null && `${money(event.cost_usd)} as counted by the agent`,
+    // An agent that resumed a session counts the cost of the earlier tasks too.
+    event.cost_usd !== null && !$("task-data").dataset.resumes && `${money(event.cost_usd)} as counted by the agent`,
   ].filter(Boolean);
   const container = h(
     "div",
