@@ -276,6 +276,54 @@ def test_form_does_not_change_yaml_that_it_cannot_show(base_url, browser, text, 
     assert "prompt: Once more" in yaml_of(page)
 
 
+@pytest.mark.parametrize(
+    ("typed", "url"),
+    [
+        ("org/web", "https://github.com/org/web.git"),  # of a recent task
+        ("acme/shop.js", "https://github.com/acme/shop.js"),
+        ("https://example.org/acme/shop", "https://example.org/acme/shop"),
+    ],
+)
+def test_short_name_of_a_repository_becomes_its_url(base_url, browser, typed, url):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_label("Prompt", exact=True).fill("Fix the login")
+    field = page.get_by_label("Repository", exact=True)
+    field.focus()
+    page.keyboard.type(typed)
+    assert field.input_value() == typed, "the text stays while the user types"
+    page.get_by_text("This manifest is valid.").wait_for()
+    assert f'url: "{url}"' in yaml_of(page)
+    field.blur()
+    assert field.input_value() == url
+
+
+def test_empty_repository_is_reported_once(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_label("Prompt", exact=True).fill("Fix the login")
+    page.get_by_role("button", name="Submit task").click()
+    page.get_by_text("1 error", exact=True).wait_for()
+    assert page.locator(".field-error").all_inner_texts() == ["Choose a repository."]
+    assert page.locator("#errors li").count() == 0
+    page.get_by_role("tab", name="YAML").click()
+    items = page.locator("#errors li").all_inner_texts()
+    assert len(items) == 1
+    assert items[0].startswith("repository.url")
+    assert "line " in items[0]
+    page.get_by_role("tab", name="Form").click()
+    page.get_by_label("Repository", exact=True).fill("no repository")
+    page.locator(".field-error", has_text="must be https://").wait_for()
+
+
+def test_error_in_the_closed_part_of_the_form_is_listed(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, QUICK_REFERENCE_AUDIT.replace('"8h"', '"8x"'))
+    page.locator("#errors li", has_text="lifecycle.timeout").wait_for()
+    assert "line" not in page.locator("#errors li").inner_text()
+    open_advanced(page)
+    page.locator("#errors li").wait_for(state="detached")
+    assert page.locator(".field-error").count() == 1
+
+
 def test_typed_text_survives_a_reload(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     page.get_by_label("Prompt", exact=True).fill("Typed for long")

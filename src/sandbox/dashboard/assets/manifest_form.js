@@ -8,14 +8,24 @@ const SECRET_SOURCES = ["env", "file", "vault"];
 const NAME = ["metadata", "name"];
 const NAME_LENGTH_MAX = 72;
 const OTHERS_MAX = 12;
+const GITHUB_NAME = /^[a-z\d][a-z\d-]*\/(?!\.+$)[\w.-]+$/i;
+const TYPED_KINDS = ["lines", "labels", "repository"]; // their text may differ from the YAML while the user types
 
 const linesOf = (text) => text.split("\n").flatMap((line) => line.trim() || []);
+
+// Convert OWNER/NAME to the URL of a recent repository with this name, otherwise to a URL of GitHub.
+function repositoryUrl(text) {
+  const name = text.trim();
+  const recent = [...$("repositories").options].find((option) => option.textContent === name);
+  return recent?.value ?? (GITHUB_NAME.test(name) ? `https://github.com/${name}` : text);
+}
 
 // For each kind of field, `read` returns the value as text, or null if the form cannot show it. `value` converts the
 // text for the YAML.
 const KINDS = {
   text: { read: (manifest, path) => manifest.readText(path), value: (text) => text },
   number: { read: (manifest, path) => manifest.readText(path), value: toNumber },
+  repository: { read: (manifest, path) => manifest.readText(path), value: repositoryUrl },
   lines: { read: (manifest, path) => manifest.readList(path)?.join("\n") ?? null, value: linesOf },
   labels: {
     read: (manifest, path) => {
@@ -104,6 +114,11 @@ export class ManifestForm {
     return element !== null && element !== undefined && !element.value && !this.touched.has(element.dataset.path);
   }
 
+  // Whether the error is about a field in the closed part of the form.
+  isFolded(name) {
+    return Boolean(this.#elementOf(name)?.closest("details:not([open])"));
+  }
+
   // Show these errors at their fields; those of untouched fields only if `all`. Return the errors without a field.
   showErrors(errors, all) {
     const messages = new Map();
@@ -111,7 +126,8 @@ export class ManifestForm {
     for (const error of errors) {
       const element = this.#elementOf(error.field);
       if (!element) others.push(error);
-      else if ((all || !this.isUntouched(error.field)) && !messages.has(element)) messages.set(element, error.message);
+      else if ((all || !this.isUntouched(error.field)) && !messages.has(element))
+        messages.set(element, (!element.value && element.dataset.empty) || error.message);
     }
     for (const field of this.#elements()) this.#showError(field, messages.get(field));
     return others;
@@ -161,10 +177,10 @@ export class ManifestForm {
     if (text !== null && isListed && field.value !== text && !this.#isBeingTyped(field, text)) field.value = text;
   }
 
-  // Lines are trimmed in the YAML, but not while the user types them.
+  // Lines are trimmed in the YAML, and repositories are URLs, but not while the user types them.
   #isBeingTyped(field, text) {
     const kind = field.dataset.kind ?? "text";
-    if (document.activeElement !== field || (kind !== "lines" && kind !== "labels")) return false;
+    if (document.activeElement !== field || !TYPED_KINDS.includes(kind)) return false;
     return JSON.stringify(KINDS[kind].value(field.value)) === JSON.stringify(KINDS[kind].value(text));
   }
 
@@ -195,6 +211,7 @@ export class ManifestForm {
 
   #touch(field) {
     if (field.value) this.touched.add(field.dataset.path);
+    if (field.dataset.kind === "repository") this.#showField(field);
   }
 
   #write(field) {

@@ -49,20 +49,23 @@ function showVerdict(text, style) {
   verdict.className = `verdict ${style}`;
 }
 
-// Show errors at the fields of the form, at the lines of the YAML, and as a list.
+// Show errors at the fields of the form or, as a list, with the lines of the YAML. The list next to the form has only
+// errors without a visible field.
 function showResult() {
   const isForm = selectedTab() === "form";
   const others = form.showErrors(errors, isComplete);
   const isHidden = (error) => isForm && !isComplete && form.isUntouched(error.field);
   const shown = errors.filter((error) => !isHidden(error));
   $("errors").replaceChildren(
-    ...shown.filter((error) => !isForm || isComplete || others.includes(error)).map(errorItem),
+    ...shown
+      .filter((error) => !isForm || others.includes(error) || form.isFolded(error.field))
+      .map((error) => errorItem(error, !isForm)),
   );
   editor.mark(errors.map((error) => error.line).filter(Boolean));
   return shown.length;
 }
 
-function errorItem(error) {
+function errorItem(error, withLine) {
   return h(
     "li",
     {},
@@ -71,7 +74,7 @@ function errorItem(error) {
       { type: "button", onclick: () => goTo(error) },
       h("span", { class: "mono" }, error.field || "manifest"),
       h("span", {}, error.message),
-      error.line ? h("span", { class: "end" }, `line ${error.line}`) : null,
+      withLine && error.line ? h("span", { class: "end" }, `line ${error.line}`) : null,
     ),
   );
 }
@@ -277,6 +280,7 @@ $("discard").addEventListener("click", () => {
   isComplete = form.isNamed;
   replaceText(initialText);
 });
+$("advanced").addEventListener("toggle", showResult);
 addEventListener("hashchange", showTab);
 addEventListener("pagehide", saveDraft);
 
