@@ -297,6 +297,17 @@ def test_short_name_of_a_repository_becomes_its_url(base_url, browser, typed, ur
     assert field.input_value() == url
 
 
+def test_empty_form_has_no_error_for_the_name_and_focuses_the_prompt(base_url, browser):
+    """The name comes from the prompt."""
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_label("Repository", exact=True).focus()
+    page.get_by_role("button", name="Submit task").click()
+    page.get_by_text("2 errors", exact=True).wait_for()
+    wait_until(lambda: page.evaluate("document.activeElement.id") == "prompt", 20, "the focus in the prompt")
+    assert page.locator("#advanced").get_attribute("open") is None
+    assert page.locator("#errors li").count() == 0
+
+
 def test_empty_repository_is_reported_once(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     page.get_by_label("Prompt", exact=True).fill("Fix the login")

@@ -133,6 +133,16 @@ export class ManifestForm {
     return others;
   }
 
+  // The error whose field comes first in the form.
+  firstOf(errors) {
+    const elements = this.#elements();
+    const place = ({ field }) => {
+      const at = elements.indexOf(this.#elementOf(field));
+      return at < 0 ? elements.length : at;
+    };
+    return errors.toSorted((one, other) => place(one) - place(other))[0];
+  }
+
   // Focus the field of this error. Return whether there is one.
   goTo(name) {
     const element = this.#elementOf(name);

@@ -85,8 +85,11 @@ function goTo({ field, line, column }) {
   editor.goTo(line, column);
 }
 
+// The name of a task without a prompt is empty until the user describes the task.
+const isNameDerived = () => !form.isNamed && !form.value("metadata.name") && !form.value("agent.prompt");
+
 function handleResult(error) {
-  errors = error?.details ?? [];
+  errors = (error?.details ?? []).filter(({ field }) => field !== "metadata.name" || !isNameDerived());
   const shownCount = showResult();
   if (!error) showVerdict("This manifest is valid.", "good");
   else if (!errors.length) showVerdict(error.message, "ill");
@@ -183,7 +186,7 @@ async function submit() {
     saveDraft();
     if (error.status) handleResult(error);
     else showVerdict("The server does not respond. Your text is not lost; try again.", "ill");
-    if (errors.length && error.details) goTo(errors[0]);
+    if (errors.length && error.details) goTo(selectedTab() === "form" ? form.firstOf(errors) : errors[0]);
     else toast(error.message);
     button.disabled = false;
   }
