@@ -1,7 +1,12 @@
-"""The API documentation page in a browser without internet access."""
+"""The API documentation page, and the documentation site, in a browser without internet access."""
 
+import functools
 import json
+import os
 import re
+import subprocess
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -9,9 +14,79 @@ import pytest
 from doubles.browser import HEIGHT, accessibility_violations
 from doubles.live_server import reply
 
-SCHEMA = Path(__file__).parents[2] / "openapi.json"
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "openapi.json"
+SITE_BUILDER = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandbox-docs" / "venv" / "bin" / "zensical"
+)
 OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
   (part) => one.querySelector(part).innerText))"""
+RESULTS = """() => {
+  const results = (root) => [...root.querySelectorAll("*")].flatMap((one) => [
+    ...(one.shadowRoot ? results(one.shadowRoot) : []),
+    ...(one.matches("a[href*='?h=']") ? [new URL(one.href)] : []),
+  ]);
+  return results(document).map((url) => url.pathname.slice(1) + url.hash);
+}"""
+COPY_BUTTON_COLORS = """(button) => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const code = button.closest("pre").querySelector("code");
+  canvas.fillStyle = getComputedStyle(code).backgroundColor;
+  canvas.fillRect(0, 0, 1, 1);
+  const background = [...canvas.getImageData(0, 0, 1, 1).data];
+  canvas.fillStyle = getComputedStyle(button).color;
+  canvas.fillRect(0, 0, 1, 1);
+  return [background, [...canvas.getImageData(0, 0, 1, 1).data]];
+}"""
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files without a log."""
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """URL of the documentation site, built from this repository."""
+    if not SITE_BUILDER.exists():
+        pytest.skip("the tools for the documentation site are not installed; script/docs installs them")
+    directory = tmp_path_factory.mktemp("docs") / "site"
+    environment = {**os.environ, "PIP_NO_INDEX": "1"}
+    subprocess.run([ROOT / "script/docs", directory], env=environment, check=True, capture_output=True, timeout=300)
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=directory)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def search(site, browser):
+    """Returns the headings that the search of the site finds, the best one first."""
+
+    def find(words):
+        page = browser.open(f"{site}/docs/index.html")
+        page.get_by_role("button", name="Search").first.click()
+        page.get_by_role("combobox", name="Search").fill(words)
+        page.wait_for_function(f"({RESULTS})().length > 0")
+        return page.evaluate(RESULTS)
+
+    return find
+
+
+def contrast(first, second):
+    """The contrast of two colors, as WCAG defines it."""
+    lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def luminance(color):
+    parts = [part / 255 for part in color[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.fixture
@@ -58,3 +133,40 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     assert is_blocked
     assert any("Content Security Policy" in console_error for console_error in browser.console_errors)
     browser.ignore_errors("Content Security Policy", "127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("words", "best"),
+    [
+        ("retry failed task", "docs/manifest.html#retry-a-failed-task"),
+        ("private repository", "docs/installation.html#private-repositories"),
+        ("why did my task fail", "docs/troubleshooting.html#why-did-my-task-fail"),
+        ("webhook", "docs/rest.html#webhooks"),
+        ("cost", "docs/run.html#find-what-a-task-cost"),
+        ("resume", "docs/manifest.html#resume-an-interrupted-agent"),
+        ("continue a task", "docs/rest.html#continue-a-task"),
+    ],
+)
+def test_search_of_the_site_finds_the_page_for_users_first(search, words, best):
+    assert search(words)[0] == best
+
+
+@pytest.mark.parametrize("words", ["flock", "benchmark"])
+def test_search_of_the_site_leaves_out_decisions_changes_and_pages_for_developers(search, words):
+    pages = {result.partition("#")[0] for result in search(words)}
+    assert not [page for page in pages if re.search(r"/adr/|CHANGELOG|benchmarks|chaos|code-tour|recipes", page)]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_copy_buttons_of_the_site_have_contrast(site, browser, scheme):
+    page = browser.open(f"{site}/docs/run.html", scheme=scheme)
+    button = page.locator(".md-code__button").first
+    button.wait_for()
+    assert contrast(*button.evaluate(COPY_BUTTON_COLORS)) >= 3
+
+
+@pytest.mark.parametrize("name", ["cli", "rest"])
+def test_site_is_accessible(site, browser, name):
+    page = browser.open(f"{site}/docs/{name}.html")
+    page.locator(".md-code__button").first.wait_for()
+    assert "landmark-unique" not in [rule for *_, rule, _ in accessibility_violations(page)]
