@@ -1,6 +1,7 @@
 """docs/limits.md states the values that the code enforces."""
 
 import importlib
+import math
 import re
 from pathlib import Path
 
@@ -122,6 +123,28 @@ ROWS = [
     ("Server", "Terminals of a sandbox", "model.fixed_limits.TERMINALS_MAX"),
 ]
 
+DASHBOARD_SECTION = "Dashboard"
+DASHBOARD_ROWS = {
+    "Entries of a conversation": "conversation.js:ENTRIES_MAX",
+    "Characters of a conversation": "conversation.js:CHARACTERS_MAX",
+    "Steps of a subagent": "conversation.js:STEPS_MAX",
+    "Characters of a message": "markdown.js:LENGTH_MAX",
+    "Elements of a message": "markdown.js:ELEMENTS_MAX",
+    "Nesting depth of a message": "markdown.js:DEPTH_MAX",
+    "Characters of a paragraph": "untrusted_text.js:TEXT_LENGTH_MAX",
+    "Lines of output": "output.js:LINES_MAX",
+    "Characters of output": "output.js:CHARACTERS_MAX",
+    "Characters of JSON in a line of output": "output_line.js:JSON_MAX",
+    "Patch": "changes.js:BYTES_MAX",
+    "Files of a patch": "changes.js:FILES_SHOWN_MAX",
+    "Characters of a line of a patch": "diff_lines.js:LINE_CHARACTERS_MAX",
+    "Lines of a file that is expanded at first": "diff_file.js:LINES_OPENED_MAX",
+    "Characters of a highlighted file": "syntax.js:CHARACTERS_MAX",
+    "Characters of a line of a highlighted file": "syntax.js:LINE_CHARACTERS_MAX",
+    "Highlighting of a file": "syntax.js:REPLY_MILLISECONDS_MAX",
+}
+"""Limits of the dashboard, with the script and the constant."""
+
 
 def format_value(name: str, value: float) -> str:
     if "_BYTES" in name:
@@ -153,7 +176,8 @@ def documented(root: Path) -> dict[tuple[str, str], str]:
 
 
 def test_each_row_of_the_page_has_a_constant(root: Path):
-    assert list(documented(root)) == [(section, limit) for section, limit, _ in ROWS]
+    dashboard_rows = [(DASHBOARD_SECTION, limit) for limit in DASHBOARD_ROWS]
+    assert list(documented(root)) == [*((section, limit) for section, limit, _ in ROWS), *dashboard_rows]
 
 
 @pytest.mark.parametrize(("section", "limit", "constant"), ROWS)
@@ -161,3 +185,14 @@ def test_page_states_the_value_of_the_constant(root: Path, section: str, limit: 
     module, _, name = constant.rpartition(".")
     value = getattr(importlib.import_module(f"sandbox.{module}"), name)
     assert documented(root)[section, limit] == format_value(name, value)
+
+
+@pytest.mark.parametrize(("limit", "constant"), DASHBOARD_ROWS.items())
+def test_page_states_the_value_of_the_constant_of_the_dashboard(root: Path, limit: str, constant: str):
+    script, _, name = constant.partition(":")
+    text = (root / "src" / "sandbox" / "dashboard" / "assets" / script).read_text()
+    (factors,) = re.findall(rf"^(?:export )?const {name} = ([\d_* ]+);", text, re.MULTILINE)
+    value = math.prod(int(factor) for factor in factors.split("*"))
+    if name.endswith("_MILLISECONDS_MAX"):
+        name, value = name.replace("_MILLISECONDS", "_SECONDS"), value // 1000
+    assert documented(root)[DASHBOARD_SECTION, limit] == format_value(f"_{name}", value)
