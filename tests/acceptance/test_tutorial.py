@@ -37,6 +37,7 @@ class TutorialUser:
             "SANDBOX_SERVER": server,
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "COLUMNS": "200",  # documented lines are not wrapped
+            "PAGER": "cat",
         }
 
     def type(self, text, stdin_text="", is_success=True):
@@ -101,6 +102,16 @@ def test_tutorial_commands_produce_the_documented_output(user):
     assert "Applied to 2 files and staged." in output
     assert "OK" in user.type(proof)
     assert "transcript.ndjson" in user.type(files)
+
+    ask, show, commit = blocks(section("Ask for a change"), "sh")
+    user.type(ask)
+    output = user.type(show)
+    assert "+++ b/test_negative_prices.py" in output
+    assert "test_small_baskets.py" not in output.partition("sandbox task status")[0]
+    assert re.search(r"^Cost +\$\d", output, re.MULTILINE)
+    output = user.type(commit)
+    assert re.search(r"test_negative_prices.py +\|", output)
+    assert re.search(r"test_small_baskets.py +\|", output)
 
     user.write("greeting.yaml", *blocks(section("A secret"), "yaml"))
     (expected,) = blocks(section("A secret"), "")

@@ -90,7 +90,10 @@ class Script(msgspec.Struct, frozen=True):
         return turns[index] if index < len(turns) else END_OF_SCRIPT
 
 
-END_OF_SCRIPT = Turn((Text("The script is over."),), output_tokens=5)
+END_OF_SCRIPT = Turn(
+    (Text("This is the demo's scripted model. For other prompts, start the demo with your API key."),),
+    output_tokens=20,
+)
 
 
 def load_script(path: Path) -> Script:

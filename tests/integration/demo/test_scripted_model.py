@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 import pytest
 
-from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
+from sandbox.demo.model_script import END_OF_SCRIPT, Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 
 READ_TURN = Turn((Text("I look."), ToolUse("Read", {"file_path": "a.txt"})), input_tokens=7, output_tokens=3)
@@ -52,7 +52,7 @@ def test_repeated_request_returns_the_same_turn():
         return [texts(response)[0] async for response in send(client, model)]
 
     script = Script((READ_TURN, DONE))
-    assert exchange(script, collect) == ["I look.", "Done.", "I look.", "Done.", "The script is over."]
+    assert exchange(script, collect) == ["I look.", "Done.", "I look.", "Done.", END_OF_SCRIPT.content[0].text]
 
 
 def test_streamed_turn_has_the_events_of_the_api():

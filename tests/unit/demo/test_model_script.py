@@ -22,8 +22,24 @@ def run_tests(project):
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=30, check=False)
 
 
-def calls():
-    return [block for turn in example_script().turns for block in turn.content if isinstance(block, ToolUse)]
+TASK_TURNS = 6
+"""The turns of the first task. The others are for a task that continues it."""
+
+
+def calls(turns):
+    return [block for turn in turns for block in turn.content if isinstance(block, ToolUse)]
+
+
+def edit(project, turns):
+    for call in calls(turns):
+        if call.name == "Edit":
+            path = project / call.input["file_path"]
+            assert path.read_text().count(call.input["old_string"]) == 1
+            path.write_text(path.read_text().replace(call.input["old_string"], call.input["new_string"]))
+        elif call.name == "Write":
+            path = project / call.input["file_path"]
+            assert not path.exists()
+            path.write_text(call.input["content"])
 
 
 def test_bug_makes_a_test_fail(project):
@@ -33,21 +49,28 @@ def test_bug_makes_a_test_fail(project):
 
 
 def test_scripted_edits_make_all_tests_pass(project):
-    for call in calls():
-        if call.name == "Edit":
-            path = project / call.input["file_path"]
-            assert path.read_text().count(call.input["old_string"]) == 1
-            path.write_text(path.read_text().replace(call.input["old_string"], call.input["new_string"]))
-        elif call.name == "Write":
-            (project / call.input["file_path"]).write_text(call.input["content"])
+    edit(project, example_script().turns[:TASK_TURNS])
     result = run_tests(project)
     assert result.returncode == 0, result.stderr
     assert "Ran 3 tests" in result.stderr
 
 
-def test_script_is_short_and_fast():
-    assert [call.name for call in calls()] == ["Bash", "Read", "Edit", "Write", "Bash"]
+def test_continuation_changes_the_code_and_all_tests_pass(project):
     turns = example_script().turns
+    edit(project, turns[:TASK_TURNS])
+    before = (project / "basket.py").read_text()
+    edit(project, turns[TASK_TURNS:])
+    assert (project / "basket.py").read_text() != before
+    result = run_tests(project)
+    assert result.returncode == 0, result.stderr
+    assert "Ran 4 tests" in result.stderr
+    assert turns[-1].effective_stop_reason == "end_turn"
+    assert "scripted model" in turns[-1].content[0].text
+
+
+def test_script_is_short_and_fast():
+    turns = example_script().turns[:TASK_TURNS]
+    assert [call.name for call in calls(turns)] == ["Bash", "Read", "Edit", "Write", "Bash"]
     assert sum(turn.delay_seconds + turn.block_delay_seconds * (len(turn.content) + 2) for turn in turns) < 5
     assert turns[-1].effective_stop_reason == "end_turn"
 
