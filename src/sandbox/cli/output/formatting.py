@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.text import escape_name, escape_text
 from sandbox.model.formatting import format_duration, format_state
+from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
     from sandbox.client.response_types import Progress
@@ -46,6 +48,12 @@ def format_elapsed(first: str | None, last: str | None) -> str:
     return format_duration((end - begin).total_seconds()) if begin and end else ""
 
 
+def task_duration(task: Mapping[str, Any]) -> str:
+    """Format how long the agent worked; empty if it never started. Older servers send no duration."""
+    seconds = task.get("duration_seconds")
+    return "" if seconds is None else format_duration(seconds)
+
+
 def format_age(timestamp: str | None, now: datetime) -> str:
     """Format an age in one unit: `42 s`, `12 min`, `3 h`, `4 d`."""
     at = parse_timestamp(timestamp)
@@ -78,6 +86,58 @@ def current_activity(progress: Progress) -> str:
     """
     parts = (progress["current_tool"], progress.get("current_subject"))
     return escape_name(" ".join(part for part in parts if part)) if parts[0] else ""
+
+
+GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+SHORT_ID_CHARACTERS = 8
+
+_FIELD = re.compile(r"\b([a-z]+)\.([a-z_]+)\b")
+
+
+def format_changes(task: Mapping[str, Any]) -> str:
+    """Format the number of changed lines: `+16 −4`; empty if the size of the patch is unknown or no file changed."""
+    diff = task.get("diff")
+    return f"+{diff['additions']:,} −{diff['deletions']:,}" if diff and diff["files"] else ""
+
+
+def next_commands(task: Mapping[str, Any], width_cells: int | None = None) -> list[tuple[str, str]]:
+    """Return the commands that are useful now, each with a label.
+
+    width_cells: width into which each command should fit; if one does not fit, generated ids are shortened.
+    """
+    task_id = escape_text(str(task["id"]))
+    commands = [(label, f"sandbox task {verb} ", rest) for label, verb, rest in _next_commands(task)]
+    longest = max(len(start) + len(task_id) + len(rest) for _, start, rest in commands)
+    if width_cells is not None and longest > width_cells and GENERATED_ID.fullmatch(task_id):
+        task_id = task_id[:SHORT_ID_CHARACTERS]
+    return [(label, f"{start}{task_id}{rest}") for label, start, rest in commands]
+
+
+def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return label, subcommand and further arguments of each command."""
+    has_changes = bool(format_changes(task))
+    if task["state"] not in FINAL_STATES:
+        return [("Watch", "status", " --watch"), ("Cancel", "cancel", "")]
+    commands = [("Diff", "diff", "") if has_changes else ("Logs", "logs", "")]
+    is_completed = task["state"] == TaskState.COMPLETED
+    if has_changes and is_completed:
+        commands.append(("Apply", "apply", " --chain" if task.get("parent") is not None else ""))
+    if has_changes or is_completed:
+        commands.append(("Continue", "continue", ' "…"'))
+    if not is_completed:
+        field = _named_field(task)
+        commands.append(("Rerun", "rerun", f" --set {field}=…" if field else ""))
+    return commands
+
+
+def _named_field(task: Mapping[str, Any]) -> str:
+    """Return the field of the manifest that the error message names, such as `vm.memory`; empty if there is none."""
+    message = str((task.get("error") or {}).get("message"))
+    definition = task.get("definition") or {}
+    for section, field in _FIELD.findall(message):
+        if field in (definition.get(section) or {}):
+            return f"{section}.{field}"
+    return ""
 
 
 def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:

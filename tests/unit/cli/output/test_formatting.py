@@ -34,3 +34,39 @@ def test_invalid_time_is_formatted_as_placeholder():
         formatting.format_datetime(None),
         formatting.format_elapsed(None, "x"),
     ) == ("--:--:--", "-", "")
+
+
+TASK = {"id": "3f2c1d7e-2222-4222-8222-abcdefabcdef", "state": "failed", "error": None, "diff": None}
+DIFF = {"files": 1, "additions": 16, "deletions": 4}
+
+
+def error(message):
+    return {"error": {"code": "x", "message": message}, "definition": {"vm": {"memory": "2G"}, "claude": {}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "commands"),
+    [
+        ({"state": "running"}, ["status ID --watch", "cancel ID"]),
+        ({"state": "completed", "diff": DIFF}, ["diff ID", "apply ID", 'continue ID "…"']),
+        ({"state": "completed", "diff": DIFF, "parent": "a"}, ["diff ID", "apply ID --chain", 'continue ID "…"']),
+        ({"state": "completed", "diff": {**DIFF, "files": 0}}, ["logs ID", 'continue ID "…"']),
+        ({}, ["logs ID", "rerun ID"]),
+        ({"diff": DIFF}, ["diff ID", 'continue ID "…"', "rerun ID"]),
+        (error("Raise vm.memory."), ["logs ID", "rerun ID --set vm.memory=…"]),
+        (error("https://vm.example.com/x.git and vm.unknown, claude.model"), ["logs ID", "rerun ID"]),
+    ],
+)
+def test_next_commands_depend_on_the_outcome(changes, commands):
+    task = {**TASK, **changes}
+    expected = [f"sandbox task {command.replace('ID', task['id'])}" for command in commands]
+    assert [command for _, command in formatting.next_commands(task)] == expected
+
+
+def test_generated_ids_are_shortened_if_a_command_does_not_fit():
+    task = {**TASK, "diff": DIFF}
+    longest = len(f'sandbox task continue {TASK["id"]} "…"')
+    assert formatting.next_commands(task, longest) == formatting.next_commands(task)
+    assert formatting.next_commands(task, longest - 1)[0] == ("Diff", "sandbox task diff 3f2c1d7e")
+    chosen = formatting.next_commands({**task, "id": "x" * 60}, 40)
+    assert chosen[0] == ("Diff", f"sandbox task diff {'x' * 60}")

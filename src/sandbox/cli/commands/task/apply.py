@@ -29,16 +29,13 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.log_parser import parse_log_events
+from sandbox.cli.output.log_parser import final_message
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
 
 if TYPE_CHECKING:
     from sandbox.client import Client
     from sandbox.client.response_types import Task
-
-CONVERSATION_LINES_MAX = 50
-"""How many lines at the end of the conversation are searched for the agent's final message."""
 
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -164,7 +161,7 @@ def _apply_to_branch(
     created: dict[str, Any] | None = None
     if changed:
         base = _fetch_base(branch, task, status["definition"].get("repository", {}))
-        message = build_commit_message(_final_message(client, task.id), status["name"], task.id)
+        message = build_commit_message(final_message(client, task.id), status["name"], task.id)
         commit = branch.commit(base, task.patch, message)
         pushed_to, url = branch.push(commit) if pushes else (None, None)
         created = {"name": branch.name, "commit": commit, "pushed_to": pushed_to, "pull_request_url": url}
@@ -184,16 +181,6 @@ def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -
         fail(f"{message}\n{other} --beside-changes", ExitCode.CONFLICT)
     branch.fetch_missing(task.base, str(repository.get("url", "")), str(repository.get("branch", "")))
     return task.base
-
-
-def _final_message(client: Client, task_id: str) -> str:
-    """Return the agent's final message; empty if there is none."""
-    text = ""
-    lines = client.logs(task_id, stream="conversation", tail=CONVERSATION_LINES_MAX)
-    for event in parse_log_events(lines, task_id):
-        if event["type"] == "agent_result":
-            text = "" if event.get("is_error") else str(event.get("text") or "")
-    return text
 
 
 def _branch_message(branch: NewBranch, created: Mapping[str, Any]) -> str:

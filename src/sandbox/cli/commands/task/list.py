@@ -13,11 +13,11 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, pluralize, state_text
+from sandbox.cli.output.formatting import format_age, pluralize, state_text, task_duration
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_lookup import find_task_id
-from sandbox.model.formatting import format_cost, format_duration
+from sandbox.model.formatting import format_cost
 from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _row(task: TaskSummary, *, is_terminal: bool) -> list[Text]:
         format_age(task["created_at"], datetime.now(UTC)),
         task["name"],
         _short_repository(task),
-        _duration(task),
+        task_duration(task),
         _cost(task),
         labels,
     )
@@ -154,11 +154,6 @@ def _row(task: TaskSummary, *, is_terminal: bool) -> list[Text]:
 def _short_repository(task: TaskSummary) -> str:
     """Return the last two parts of the repository's URL; empty if the server does not send the URL."""
     return "/".join(re.split("[/:]+", task.get("repository", "").rstrip("/").removesuffix(".git"))[-2:])
-
-
-def _duration(task: TaskSummary) -> str:
-    seconds = task.get("duration_seconds")
-    return "" if seconds is None else format_duration(seconds)
 
 
 def _cost(task: TaskSummary) -> str:

@@ -13,9 +13,18 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import current_activity, format_datetime, format_elapsed, pluralize, state_text
+from sandbox.cli.output.formatting import (
+    current_activity,
+    format_changes,
+    format_datetime,
+    format_elapsed,
+    next_commands,
+    pluralize,
+    state_text,
+    task_duration,
+)
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import parse_log_events
+from sandbox.cli.output.log_parser import final_message, parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
 from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
@@ -31,7 +40,11 @@ if TYPE_CHECKING:
 _STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Continues", "Rerun of", "Created"})
 """Rows that do not change while a task is watched."""
 
+_OUTCOME_ROWS = ("State", "Error", "Cost")
+"""Rows that a terminal shows first, together with those of `_outcome_rows`."""
+
 _LABEL_CELLS = 12
+_MESSAGE_LINES_MAX = 10
 
 
 @command(
@@ -44,11 +57,14 @@ _LABEL_CELLS = 12
 @click.option("--watch", "-w", "watches", is_flag=True, help="Show events until the task ends.")
 @common_options
 def status(task_id: str, watches: bool) -> None:
-    """Show a task."""
+    """Show a task.
+
+    On a terminal, the outcome and the next commands come first.
+    """
     options = current_options()
     with options.connect() as client:
         if not watches:
-            _show(client.status(task_id), options)
+            _show(client, client.status(task_id), options)
             return
         with interrupt_hint(task_id):
             _watch(client, task_id, options)
@@ -60,7 +76,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         return
     task = client.status(task_id)
     if task["state"] in FINAL_STATES:
-        _show(task, options)
+        _show(client, task, options)
         return
     console = stdout_console(has_color=options.has_color)
     _print_rows(((label, value) for label, value in _rows(task, is_terminal=True) if label in _STATIC_ROWS), console)
@@ -86,12 +102,58 @@ def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, 
             yield event
 
 
-def _show(task: Task, options: CliOptions) -> None:
+def _show(client: Client, task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
     console = stdout_console(has_color=options.has_color)
-    _print_rows(_rows(task, is_terminal=console.is_terminal), console, STATE_STYLES.get(task["state"], ""))
+    state_style = STATE_STYLES.get(task["state"], "")
+    rows = list(_rows(task, is_terminal=console.is_terminal))
+    if not console.is_terminal:
+        _print_rows(rows, console, state_style)
+        return
+    message = _final_message(client, task)
+    _print_rows(_outcome_rows(task, dict(rows), message, options.server, console.width), console, state_style)
+    console.print()
+    # The outcome shows the duration.
+    details = [(label, value.partition("  after ")[0]) for label, value in rows if label not in _OUTCOME_ROWS]
+    _print_rows([row for row in details if row[0] != "Release it"], console)
+
+
+def _final_message(client: Client, task: Task) -> str:
+    """Return the agent's final message; empty if the task has not ended or the server does not send the message."""
+    from sandbox.client import ClientError
+
+    if task["state"] not in FINAL_STATES:
+        return ""
+    try:
+        return final_message(client, task["id"])
+    except ClientError:
+        return ""
+
+
+def _outcome_rows(
+    task: Task, rows: Mapping[str, str], message: str, server: str, width: int
+) -> Iterator[tuple[str, str]]:
+    """Yield the outcome, the dashboard's address and the next commands. rows: the rows without a terminal."""
+    from sandbox.client.url import task_page_url
+
+    yield "State", rows["State"]
+    if "Error" in rows:
+        yield "Error", rows["Error"]
+    if (diff := task.get("diff")) and diff["files"]:
+        yield "Changes", f"{format_changes(task)} in {pluralize(diff['files'], 'file')}"
+    if message.strip():
+        yield "Message", message
+    if "Cost" in rows:
+        yield "Cost", rows["Cost"]
+    if duration := task_duration(task):
+        yield "Duration", duration
+    yield "Dashboard", task_page_url(server, task["id"])
+    yield from next_commands(task, width - _LABEL_CELLS)
+    if task.get("sandbox_kept"):
+        yield "Shell", f"sandbox task shell {task['id']}"
+        yield "Release it", f"sandbox task release {task['id']}"
 
 
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
@@ -100,9 +162,16 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
     width_left = console.width - _LABEL_CELLS if console.is_terminal else None
     for label, value in rows:
         style = state_style if label == "State" else ""
-        for number, line in enumerate(wrap_text(value, width_left)):
+        lines = _message_lines(value, width_left) if label == "Message" else wrap_text(value, width_left)
+        for number, line in enumerate(lines):
             label_text = label if number == 0 else ""
             console.print(Text.assemble((f"{label_text:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
+
+
+def _message_lines(message: str, width_left: int | None) -> list[str]:
+    """Return the beginning of the agent's final message."""
+    lines = [line for part in message.splitlines() if part.strip() for line in wrap_text(part, width_left)]
+    return lines if len(lines) <= _MESSAGE_LINES_MAX else [*lines[: _MESSAGE_LINES_MAX - 1], "…"]
 
 
 def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:

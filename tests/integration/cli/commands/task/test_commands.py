@@ -174,6 +174,63 @@ def test_status_shows_the_task(run_cli, api):
     assert json.loads(run_cli("task", "status", TASK_ID, "--format", "json").stdout) == task_status("failed")
 
 
+DIFF = {"files": 2, "additions": 1016, "deletions": 4}
+
+
+def log_with_result(text):
+    event = {"type": "agent_result", "task_id": TASK_ID, "seq": 1, "timestamp": "t", "is_error": False, "text": text}
+    return ApiResponse(200, [f"[t] [EVENT] {json.dumps(event)}\n".encode()])
+
+
+def show_on_terminal(on_terminal, terminal, *arguments):
+    terminal.resize(100)
+    text = terminal.read_to_end(on_terminal(*arguments, "--no-color")).decode()
+    return text.replace("\r", "").splitlines()
+
+
+def test_status_on_a_terminal_begins_with_the_outcome(api, on_terminal, terminal):
+    task = task_status("completed", diff=DIFF, duration_seconds=125.0)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
+    message = "\n".join(["Fixed \x1b[31m.", "", *map(str, range(20))])
+    api.on("GET", f"/tasks/{TASK_ID}/logs", log_with_result(message))
+    lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
+    assert lines[: lines.index("")] == [
+        "State       completed  Claude Code is working",
+        "Changes     +1,016 −4 in 2 files",
+        r"Message     Fixed \x1b[31m.",
+        *[f"{'':12}{number}" for number in range(8)],
+        f"{'':12}…",
+        "Cost        $0.0895",
+        "Duration    2 min 5 s",
+        f"Dashboard   {api.url}/tasks/{TASK_ID}",
+        f"Diff        sandbox task diff {TASK_ID}",
+        f"Apply       sandbox task apply {TASK_ID}",
+        f'Continue    sandbox task continue {TASK_ID} "…"',
+    ]
+    details = lines[lines.index("") + 1 :]
+    assert details[:2] == ["Task        fix-42", "Name        Fix bug #42"]
+    assert not [line for line in details if line.startswith(("State", "Cost"))]
+
+
+def test_status_of_a_failed_task_suggests_to_set_the_field_that_the_message_names(api, on_terminal, terminal):
+    error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it."}
+    changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}}
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", **changes)))
+    lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)  # the server has no log of the task
+    assert lines[:3] == [
+        "State       failed, preserved  Claude Code is working",
+        "Error       x.com: vm.memory (2G) was used up; raise it. (out_of_memory)",
+        "Changes     +1,016 −4 in 2 files",
+    ]
+    assert lines[lines.index("") - 5 : lines.index("")] == [
+        f"Diff        sandbox task diff {TASK_ID}",
+        f'Continue    sandbox task continue {TASK_ID} "…"',
+        f"Rerun       sandbox task rerun {TASK_ID} --set vm.memory=…",
+        f"Shell       sandbox task shell {TASK_ID}",
+        f"Release it  sandbox task release {TASK_ID}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("runtime", "tier", "expected"),
     [("gvisor", "gvisor", "gvisor · agentic-dev"), ("qemu", "vm", "qemu · vm · agentic-dev")],
