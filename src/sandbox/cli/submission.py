@@ -15,7 +15,7 @@ from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.cli.overrides import Override, OverrideError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
         print_json(status)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:
-        fail(outcome_summary(status, has_reason=not should_follow), code)
+        fail(outcome_summary(status, has_reason=not should_follow, width_cells=terminal_width(sys.stderr)), code)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
     return status

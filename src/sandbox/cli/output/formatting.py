@@ -140,10 +140,11 @@ def _named_field(task: Mapping[str, Any]) -> str:
     return ""
 
 
-def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> str:
+def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True, width_cells: int | None = None) -> str:
     """Describe how a task ended and what to do next.
 
-    has_reason: whether to include the reason; false if it has already been printed.
+    has_reason: whether to include the reason; false if it has already been printed. width_cells: the width of the
+    terminal, on which all commands that are useful now are listed.
     """
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
     lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
@@ -151,7 +152,7 @@ def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> st
         if has_reason:
             reason = escape_text(f"{error.get('message')} ({error.get('code')})")
             lines = [f"{lines[0].removesuffix('.')}: {reason}"]
-        lines.append(f"  See what happened: sandbox task logs {task_id}")
+        lines += _failure_commands(status, width_cells)
     if status.get("sandbox_kept"):
         lines += [
             "  Its sandbox is preserved.",
@@ -159,6 +160,13 @@ def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True) -> st
             f"  Remove it:         sandbox task release {task_id}",
         ]
     return "\n".join(lines)
+
+
+def _failure_commands(status: Mapping[str, Any], width_cells: int | None) -> list[str]:
+    if width_cells is None:
+        return [f"  See what happened: sandbox task logs {escape_text(str(status['id']))}"]
+    commands = next_commands(status, width_cells - len(f"  {'':<18} "))
+    return [f"  {label + ':':<18} {command}" for label, command in commands]
 
 
 _OUTCOMES = {

@@ -142,7 +142,9 @@ def test_submission_fits_the_window(api_with_long_texts, screen, width):
 def test_failure_of_an_awaited_task_fits_the_window(api_with_long_texts, screen, width):
     api_with_long_texts.on("GET", f"/tasks/{UUID}/wait", json_response(task(**FAILED)))
     lines = screen("task", "submit", "task.yaml", "--wait", width=width, codes=(1,))
-    assert f"  See what happened: sandbox task logs {UUID}" in lines
+    shown_id = UUID[:8] if width == 80 else UUID
+    assert f"  Logs:              sandbox task logs {shown_id}" in lines
+    assert f"  Rerun:             sandbox task rerun {shown_id} --set repository.branch=…" in lines
     assert f"Task {UUID} failed: {REASON} (clone_failed)" in " ".join(" ".join(lines).split())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
@@ -10,7 +12,7 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES
 
@@ -42,4 +44,4 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:
-        fail(outcome_summary(status), code)
+        fail(outcome_summary(status, width_cells=terminal_width(sys.stderr)), code)

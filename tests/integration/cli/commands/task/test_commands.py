@@ -231,6 +231,20 @@ def test_status_of_a_failed_task_suggests_to_set_the_field_that_the_message_name
     ]
 
 
+def test_followed_failure_on_a_terminal_suggests_the_next_commands(task, api, manifest, on_terminal, terminal):
+    error = {"code": "timeout", "message": "The agent was still working after 1h; raise lifecycle.timeout."}
+    failed = task_status("failed", error=error, diff=DIFF, definition={"lifecycle": {"timeout": "1h"}})
+    for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
+        api.on("GET", path, json_response(failed))
+    lines = show_on_terminal(on_terminal, terminal, "task", "submit", manifest, "--follow")
+    assert lines[-4].endswith("Task fix-42 failed.")  # after control sequences
+    assert lines[-3:] == [
+        "  Diff:              sandbox task diff fix-42",
+        '  Continue:          sandbox task continue fix-42 "…"',
+        "  Rerun:             sandbox task rerun fix-42 --set lifecycle.timeout=…",
+    ]
+
+
 @pytest.mark.parametrize(
     ("runtime", "tier", "expected"),
     [("gvisor", "gvisor", "gvisor · agentic-dev"), ("qemu", "vm", "qemu · vm · agentic-dev")],
