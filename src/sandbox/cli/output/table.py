@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 SHRUNK_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
 
-ONLY_SHRUNK_CELLS_MIN = 8
-"""The same for the most important column, once all other columns that can be truncated have been omitted."""
+ONLY_SHRUNK_CELLS_MIN = 6
+"""The same for the most important column, once all others that can be truncated have been omitted or are compact."""
 
 UNBOUNDED_CELLS = 100_000
 
@@ -29,16 +29,20 @@ def print_table(
     *,
     has_border: bool,
     shrinkable: Sequence[str],
+    compact: Sequence[str] = (),
 ) -> None:
     """Print rows with headings.
 
     has_border: draw a border.
     shrinkable: columns that are truncated, and then omitted, if the terminal is too narrow, in this order. If the
-    output is not a terminal, no column is truncated.
+    output is not a terminal, no column is truncated. On a terminal, those without any value are omitted.
+    compact: columns among them that are never truncated, and omitted only if the most important column is at its
+    minimum.
     """
     kept_columns = columns
     if console.is_terminal:
-        kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border)
+        columns, rows = _drop_empty(columns, rows, shrinkable)
+        kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border, compact=compact)
     omitted_columns, columns = [name for name in columns if name not in kept_columns], kept_columns
     console.width = UNBOUNDED_CELLS  # at the terminal's width, Rich would truncate every column, even ids
     if has_border:
@@ -57,11 +61,13 @@ def fit_table(
     width: int,
     *,
     has_border: bool = False,
+    compact: Sequence[str] = (),
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
     """Return the columns that fit, and their cells, truncated where necessary."""
-    kept_columns = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border)
-    rows = [[cell for name, cell in zip(columns, row, strict=True) if name in kept_columns] for row in rows]
-    _shrink(kept_columns, rows, shrinkable, width - _border_cells(kept_columns, has_border=has_border))
+    kept_columns = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border, compact=compact)
+    rows = _select(kept_columns, columns, rows)
+    truncated = [name for name in shrinkable if name not in compact]
+    _shrink(kept_columns, rows, truncated, width - _border_cells(kept_columns, has_border=has_border))
     return kept_columns, rows
 
 
@@ -88,6 +94,19 @@ def cell(text: str, style: str = "") -> Text:
     return Text(escape_name(text.replace("\t", " ")), style)
 
 
+def _select(kept_columns: Sequence[str], columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[list[Text]]:
+    return [[cell for name, cell in zip(columns, row, strict=True) if name in kept_columns] for row in rows]
+
+
+def _drop_empty(
+    columns: Sequence[str], rows: Sequence[Sequence[Text]], optional: Sequence[str]
+) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
+    kept_columns = [
+        name for at, name in enumerate(columns) if name not in optional or any(row[at].plain for row in rows)
+    ]
+    return kept_columns, _select(kept_columns, columns, rows)
+
+
 def _print_bordered(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> None:
     from rich.table import Table
 
@@ -108,16 +127,24 @@ def _border_cells(columns: Sequence[str], *, has_border: bool) -> int:
 
 
 def _fitting_columns(
-    columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int, *, has_border: bool
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    shrinkable: Sequence[str],
+    width: int,
+    *,
+    has_border: bool,
+    compact: Sequence[str],
 ) -> list[str]:
     """Return the columns that fit once all shrinkable columns are truncated."""
     widths = dict(zip(columns, _widths(columns, rows), strict=True))
     fixed_columns = [name for name in columns if name not in shrinkable]
     kept_columns = fixed_columns
-    for name in reversed(shrinkable):
+    truncated = [name for name in shrinkable if name not in compact]
+    for name in reversed([name for name in shrinkable if name in columns]):
         candidate = [*kept_columns, name]
-        cells_min = ONLY_SHRUNK_CELLS_MIN if kept_columns == fixed_columns else SHRUNK_CELLS_MIN
-        needed = sum(min(widths[column], cells_min) if column in shrinkable else widths[column] for column in candidate)
+        is_compact = kept_columns == fixed_columns or name in compact
+        cells_min = ONLY_SHRUNK_CELLS_MIN if is_compact else SHRUNK_CELLS_MIN
+        needed = sum(min(widths[column], cells_min) if column in truncated else widths[column] for column in candidate)
         if needed + _border_cells(candidate, has_border=has_border) <= width:
             kept_columns = candidate
     return [name for name in columns if name in kept_columns]

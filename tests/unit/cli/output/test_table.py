@@ -57,10 +57,36 @@ def test_column_is_kept_if_dropping_it_does_not_help():
     rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
     print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
     assert console.file.getvalue().splitlines()[-1] == f"{ID}  nnnnnnnnnnn…"
-    console = Console(file=io.StringIO(), width=45, force_terminal=True, color_system=None)
-    rows = [[Text(ID), Text("12 min"), Text("n" * 30)]]
+    console = Console(file=io.StringIO(), width=43, force_terminal=True, color_system=None)
+    rows = [[Text(ID), Text("3 h"), Text("n" * 30)]]
     print_table(console, ("ID", "AGE", "NAME"), rows, has_border=False, shrinkable=("AGE", "NAME"))
-    assert console.file.getvalue().splitlines()[-1] == f"{ID}  12 min"
+    assert console.file.getvalue().splitlines()[-1] == f"{ID}  3 h"
+
+
+def print_tasks(width: int, *, is_terminal: bool = True, labels: str = "") -> list[str]:
+    console = Console(file=io.StringIO(), width=width, force_terminal=is_terminal, color_system=None)
+    rows = [[Text(ID), Text("12 min"), Text("n" * 30), Text("+1 −2"), Text("$0.0895"), Text(labels)]]
+    columns, shrinkable = (
+        ("ID", "AGE", "NAME", "CHANGES", "COST", "LABELS"),
+        ("LABELS", "CHANGES", "COST", "AGE", "NAME"),
+    )
+    print_table(console, columns, rows, has_border=False, shrinkable=shrinkable, compact=("AGE", "COST"))
+    return console.file.getvalue().splitlines()
+
+
+def test_name_is_truncated_before_compact_columns_are_omitted():
+    assert print_tasks(61)[1] == f"{ID}  12 min  nnnnn…  $0.0895"
+    assert print_tasks(60)[1] == f"{ID}  12 min  {'n' * 13}…"
+    assert print_tasks(83)[1] == f"{ID}  12 min  {'n' * 27}…  $0.0895"  # CHANGES would leave 19 cells for the name
+    assert print_tasks(84)[1] == f"{ID}  12 min  {'n' * 19}…  +1 −2    $0.0895"
+
+
+def test_column_without_values_is_omitted_silently(capsys):
+    assert "LABELS" not in print_tasks(140)[0]
+    assert "LABELS" not in print_tasks(90)[0]
+    assert capsys.readouterr().err == ""
+    assert "LABELS" in print_tasks(140, labels="a=b")[0]
+    assert "LABELS" in print_tasks(90, is_terminal=False)[0]
 
 
 def test_id_is_not_truncated_in_a_window_that_is_too_narrow():

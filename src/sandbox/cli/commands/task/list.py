@@ -13,7 +13,7 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, pluralize, state_text, task_duration
+from sandbox.cli.output.formatting import format_age, format_changes, pluralize, state_text, task_duration
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_lookup import find_task_id
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import TaskPage, TaskSummary
 
 PAGE_TASKS_MAX = 1000
+_COLUMNS = ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS")
+_TERMINAL_COLUMNS = (
+    *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES"),
+    *("DURATION", "COST", "LABELS", "REASON"),
+)
 SORTS = ("created_at", "started_at", "state_changed_at", "name")
 
 
@@ -103,7 +108,10 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
 @click.option("--sort", type=click.Choice(SORTS), help="Sort key. Times: latest first; names: from A to Z.")
 @common_options
 def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: Any) -> None:
-    """List tasks, newest first."""
+    """List tasks, newest first.
+
+    On a terminal, ↻ marks a rerun, and ↳ marks a task that continues another one.
+    """
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
     options = current_options()
@@ -117,12 +125,15 @@ def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: 
         return
     if page["tasks"]:
         console = stdout_console(has_color=options.has_color)
+        columns = _TERMINAL_COLUMNS if console.is_terminal else _COLUMNS
+        rows = [_cells(task, is_terminal=console.is_terminal) for task in page["tasks"]]
         print_table(
             console,
-            ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS"),
-            [_row(task, is_terminal=console.is_terminal) for task in page["tasks"]],
+            columns,
+            [[row[name] for name in columns] for row in rows],
             has_border=options.format == "table",
-            shrinkable=("LABELS", "COST", "DURATION", "REPOSITORY", "AGE", "NAME"),
+            shrinkable=("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME"),
+            compact=("COST", "AGE"),
         )
     _print_omitted_count(page, is_filtered=any(filters.values()))
 
@@ -137,18 +148,26 @@ def _all_pages(client: Client, query: dict[str, Any]) -> TaskPage:
     return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
 
 
-def _row(task: TaskSummary, *, is_terminal: bool) -> list[Text]:
-    labels = ",".join(f"{key}={value}" for key, value in task["labels"].items())
-    state = cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], ""))
-    after = (
-        format_age(task["created_at"], datetime.now(UTC)),
-        task["name"],
-        _short_repository(task),
-        task_duration(task),
-        _cost(task),
-        labels,
-    )
-    return [cell(task["id"]), state, *map(cell, after)]
+def _cells(task: TaskSummary, *, is_terminal: bool) -> dict[str, Text]:
+    """Return the cells of a task, by column."""
+    mark = _relation_mark(task) if is_terminal else ""
+    return {
+        "ID": cell(task["id"]),
+        "STATE": cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
+        "AGE": cell(format_age(task["created_at"], datetime.now(UTC))),
+        "NAME": cell(f"{mark} {task['name']}" if mark else task["name"]),
+        "REPOSITORY": cell(_short_repository(task)),
+        "CHANGES": cell(format_changes(task)),
+        "DURATION": cell(task_duration(task)),
+        "COST": cell(_cost(task)),
+        "LABELS": cell(",".join(f"{key}={value}" for key, value in task["labels"].items())),
+        "REASON": cell(task["error"]["message"] if task["error"] else ""),
+    }
+
+
+def _relation_mark(task: TaskSummary) -> str:
+    """Return the symbol of a rerun or of a continuation, as in the dashboard. Older servers send neither relation."""
+    return "↳" if task.get("parent") is not None else "↻" if task.get("rerun_of") is not None else ""
 
 
 def _short_repository(task: TaskSummary) -> str:

@@ -404,6 +404,42 @@ def test_list_shows_repository_duration_and_cost(run_cli, api, url):
     assert last.startswith("older")
 
 
+def test_list_on_a_terminal_shows_changes_reasons_and_relations(api, run_cli, on_terminal, terminal):
+    changed = {"diff": DIFF, "duration_seconds": 125.0, "repository": "https://git.example.org/org/app.git"}
+    tasks = [
+        task_status("completed", "first", labels={}, **changed),
+        task_status("failed", "again", labels={}, rerun_of="first"),
+        task_status("running", "next", labels={}, parent="first"),
+    ]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 3}))
+    piped = run_cli("task", "list").stdout.decode()
+    assert piped.splitlines()[0].split() == [
+        *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS")
+    ]
+    assert not [text for text in ("↻", "↳", "−4", "exited") if text in piped]
+    terminal.resize(140)
+    text = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
+    heading, *lines = text.replace("\r", "").splitlines()
+    assert heading.split() == ["ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES", "DURATION", "COST", "REASON"]
+    assert "  Fix bug #42  " in lines[0]
+    assert "  org/app     +1,016 −4  2 min 5 s  $0.0895" in lines[0]
+    assert "  ↻ Fix bug #42  " in lines[1]
+    assert lines[1].endswith("Claude Code exited with 1.")
+    assert "  ↳ Fix bug #42  " in lines[2]
+
+
+def test_list_in_a_narrow_window_shows_ids_age_and_cost(api, on_terminal, terminal):
+    task_id = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
+    api.on("GET", "/tasks", json_response({"tasks": [task_status("failed_preserved", task_id)], "total_count": 1}))
+    terminal.resize(80)
+    text = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
+    heading, line = text.replace("\r", "").splitlines()[:2]
+    assert heading.split() == ["ID", "STATE", "AGE", "NAME", "COST"]
+    assert line.startswith(task_id)
+    assert line.endswith("$0.0895")
+    assert "  Fix" in line
+
+
 LOG = b'[2026-01-29T10:10:15.123Z] [STDOUT] {"raw": "\x1b[31m\xff"}\n[2026-01-29T10:10:15.124Z] [STDERR] oh [x] y\n'
 
 
