@@ -13,7 +13,7 @@ from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, fiel
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import outcome_summary
+from sandbox.cli.output.formatting import outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.cli.overrides import Override, OverrideError
@@ -73,7 +73,7 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
     existing = error.existing_task
     if existing is None:
         raise error
-    task_id, state = escape_text(existing["id"]), escape_text(existing["state"])
+    task_id, state = escape_text(existing["id"]), escape_text(state_text(existing, is_terminal=sys.stderr.isatty()))
     message = f"Error: Task {task_id} already exists and is {state}.\n  Show it:        sandbox task status {task_id}"
     fail(f"{message}\n  Use another id: add --id ID", ExitCode.CONFLICT)
 

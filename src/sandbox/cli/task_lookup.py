@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.text import escape_name, escape_text, terminal_width
 
 if TYPE_CHECKING:
@@ -83,10 +83,11 @@ def _begins_with(task_id: str, prefix: str) -> bool:
 def _fail_ambiguous(prefix: str, found: Sequence[TaskSummary], *, is_complete: bool) -> NoReturn:
     shown = found[:CANDIDATES_MAX]
     count = f"{len(found)} tasks" if is_complete else f"At least {len(found)} tasks"
-    id_width, state_width = (max(len(task[field]) for task in shown) for field in ("id", "state"))
+    states = [state_text(task, is_terminal=sys.stderr.isatty()) for task in shown]
+    id_width, state_width = max(len(task["id"]) for task in shown), max(map(len, states))
     lines = [f"Error: {count} have an id that begins with {prefix!r}. Give more characters of one of them:"]
-    for task in shown:
-        start = f"  {escape_text(task['id']):<{id_width}}  {escape_text(task['state']):<{state_width}}  "
+    for task, state in zip(shown, states, strict=True):
+        start = f"  {escape_text(task['id']):<{id_width}}  {escape_text(state):<{state_width}}  "
         width = max((terminal_width(sys.stderr) or sys.maxsize) - len(start), 0)
         lines.append(start + _shorten(escape_name(task["name"]), min(width, _NAME_CELLS_MAX)))
     if omitted := len(found) - len(shown):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.formatting import format_date, format_time, pluralize
 from sandbox.cli.output.text import escape_text
+from sandbox.model.formatting import format_state
+from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +25,10 @@ STATE_STYLES = {
     "failed_preserved": "bold red",
     "cancelled": "bold yellow",
 }
+
+_TERMINAL_STATE_CELLS = max(len(format_state(state)) for state in TaskState)
+_STATE_CELLS = 13
+"""Width of the state column without a terminal. Scripts may rely on it."""
 
 _EDIT_STYLES = {"removed": "red", "added": "green", "context": "dim", "path": "bold", "note": "dim italic"}
 
@@ -44,10 +50,11 @@ class EventLayout:
         """Print a new state and its message, wrapped in a separate column."""
         from rich.text import Text
 
-        style = STATE_STYLES.get(state, "bold")
-        line = Text.assemble((self._time_column(event), "dim"), (f"{escape_text(state):<13} ", style))
+        style, is_terminal = STATE_STYLES.get(state, "bold"), self._console.is_terminal
+        shown, width = (format_state(state), _TERMINAL_STATE_CELLS) if is_terminal else (state, _STATE_CELLS)
+        line = Text.assemble((self._time_column(event), "dim"), (f"{escape_text(shown):<{width}} ", style))
         indent, message_text = line.cell_len, Text(one_line(message))
-        wraps = self._console.is_terminal and bool(message)
+        wraps = is_terminal and bool(message)
         first, *others = (
             message_text.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [message_text]
         )

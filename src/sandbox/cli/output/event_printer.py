@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sandbox.cli.output.edit_lines import EditLine, edit_lines
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
 from sandbox.cli.output.formatting import format_elapsed, pluralize
-from sandbox.model.formatting import format_cost, format_duration
+from sandbox.model.formatting import format_cost, format_duration, format_state
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ class EventPrinter:
         self._open_calls: dict[str, _OpenCall] = {}
         self._shows_edits = detail.shows_activity and (console.is_terminal or not detail.needs_terminal)
         self._results: dict[str, str] = {}
-        self._first_at: str | None = None
+        self._started_at: str | None = None
         self._last_error = ""
 
     @property
@@ -119,7 +119,8 @@ class EventPrinter:
         call = next(iter(self._open_calls.values()), None)
         if call is not None:
             return one_line(f"{call.tool}  {call.summary}")
-        return one_line(f"{self.state}  {self._pending_reason()}" if self.state == "pending" else self.state)
+        state = format_state(self.state)
+        return one_line(f"{state}  {self._pending_reason()}" if state == "pending" else state)
 
     @property
     def totals(self) -> list[str]:
@@ -133,13 +134,14 @@ class EventPrinter:
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Handle one event; ignore unknown types."""
-        self._first_at = self._first_at or event.get("timestamp")
         handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
             handler(event)
 
     def _on_state_change(self, event: Mapping[str, Any]) -> None:
         self.state = str(event.get("new_state"))
+        if self.state == "running":
+            self._started_at = self._started_at or event.get("timestamp")
         message = str(event.get("state_message") or "")
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
@@ -244,7 +246,7 @@ class EventPrinter:
     def _on_end(self, event: Mapping[str, Any]) -> None:
         self.final_state = str(event.get("state"))
         self._open_calls.clear()
-        elapsed = format_elapsed(self._first_at, event.get("timestamp"))
+        elapsed = format_elapsed(self._started_at, event.get("timestamp"))  # the task's `duration_seconds`
         summary = " · ".join(part for part in (elapsed, *self.totals) if part)
         if summary:
             self._layout.print_lines(event, summary, "dim", lines_max=NOTICE_LINES_MAX)

@@ -64,7 +64,7 @@ def test_sample_bug_fix_is_printed():
         "  Fixed: an empty input now gives an empty list. All 128 tests pass.",
         "completing    Collecting artifacts",
         "completed     Claude Code finished its work",
-        "  39 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895",
+        "  35 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895",
     ]
 
 
@@ -239,7 +239,29 @@ def test_states_detail_prints_states_and_totals():
     assert [line.split()[0] for line in lines[:-2]] == [
         "pending", "staging", "provisioning", "ready", "running", "Refused", "completing",
     ]  # fmt: skip
-    assert lines[-1].strip() == "39 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
+    assert lines[-1].strip() == "35 s · 4 tool calls · 26,911 tokens in, 590 out · $0.0895"
+
+
+def state_change(state: str, at: str) -> dict:
+    return {"type": "state_change", "new_state": state, "timestamp": at}
+
+
+def test_duration_begins_when_the_agent_starts():
+    """As in the task's `duration_seconds`. A log that begins later has no duration."""
+    end = {"type": "end", "state": "completed", "timestamp": "2026-01-29T10:10:09.300Z"}
+    events = [state_change("pending", NOW), state_change("running", "2026-01-29T10:10:02.000Z")]
+    again = state_change("running", "2026-01-29T10:10:05.000Z")  # the second attempt
+    assert strip_times(print_to_text([*events, again, end]))[-1] == "  7.3 s"
+    assert strip_times(print_to_text([events[0], end]))[1:] == []
+
+
+def test_states_on_a_terminal_are_formatted_as_in_the_dashboard():
+    events = [{**state_change(state, NOW), "state_message": "m"} for state in ("running", "failed_preserved")]
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, _environ={})
+    print_events(events, console, is_live=False)
+    lines = console.file.getvalue().splitlines()[-2:]
+    assert [line[10:] for line in lines] == ["running           m", "failed, preserved m"]
+    assert strip_times(print_to_text(events)) == ["running       m", "failed_preserved m"]
 
 
 def test_plain_text_output_is_printed():

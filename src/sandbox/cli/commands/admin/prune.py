@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ import click
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
 from sandbox.cli.options import current_options, output_options, server_options
-from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
@@ -85,7 +86,8 @@ def prune(
         return
     for task in result["tasks"]:
         size = format_size(task["size_bytes"])
-        click.echo(escape_text(f"{task['id']}  {task['state']}  {task['finished_at']}  {size}"))
+        state = state_text(task, is_terminal=sys.stdout.isatty())
+        click.echo(escape_text(f"{task['id']}  {state}  {task['finished_at']}  {size}"))
     verb, size = "Would remove" if dry_run else "Removed", format_size(result["total_size_bytes"])
     is_bounded = any(bound is not None for bound in bounds.values())
     advice = "" if result["total_count"] or is_bounded else " Choose tasks with --older-than, --keep or --max-bytes."

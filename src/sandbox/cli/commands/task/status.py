@@ -192,7 +192,7 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
     if task["started_at"]:
         yield "Started", format_datetime(task["started_at"])
     if task["finished_at"]:
-        elapsed = format_elapsed(task["started_at"], task["finished_at"])
+        elapsed = task_duration(task) or format_elapsed(task["started_at"], task["finished_at"])
         yield "Finished", format_datetime(task["finished_at"]) + (f"  after {elapsed}" if elapsed else "")
     if task["vm_name"] and task["vm"]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]

@@ -10,7 +10,7 @@ from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hi
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
-from sandbox.cli.output.formatting import outcome_summary
+from sandbox.cli.output.formatting import outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.model.formatting import format_duration
@@ -38,7 +38,7 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
     if options.format == "json":
         print_json(status)
     else:
-        click.echo(escape_text(status["state"]))
+        click.echo(escape_text(state_text(status, is_terminal=sys.stdout.isatty())))
     if status["state"] not in FINAL_STATES:
         message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it continues."
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)

@@ -12,9 +12,16 @@ from rich.text import Text
 
 from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import current_activity, format_age, format_elapsed, pluralize, state_text
+from sandbox.cli.output.formatting import (
+    current_activity,
+    format_age,
+    format_elapsed,
+    pluralize,
+    state_text,
+    task_duration,
+)
 from sandbox.cli.output.table import cell, fit_table, plain_lines
-from sandbox.model.formatting import format_cost, format_duration, format_size
+from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
@@ -233,7 +240,7 @@ def task_row(
 
 def _current_activity(task: TaskSummary) -> str:
     if task["state"] in FINAL_STATES:
-        elapsed = format_elapsed(task["started_at"], task["finished_at"])
+        elapsed = task_duration(task) or format_elapsed(task["started_at"], task["finished_at"])
         return task["error"]["code"] if task["error"] else f"took {elapsed}" if elapsed else ""
     return current_activity(task["progress"]) or task["state_message"]
 
@@ -252,7 +259,7 @@ def _counts_line(snapshot: Snapshot) -> Text:
     for state in TaskState:
         number = health["tasks"].get(state, 0)
         if number:
-            parts.append(Text(f"{number:,} {state}", STATE_STYLES.get(state, "")))
+            parts.append(Text(f"{number:,} {format_state(state)}", STATE_STYLES.get(state, "")))
     if not health["ready"]:
         parts.append(Text(one_line(f"Not accepting tasks: {' '.join(health['reasons'])}"), "yellow"))
     return Text(" · ").join(parts)

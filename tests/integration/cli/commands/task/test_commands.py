@@ -315,7 +315,7 @@ def test_watch_that_starts_late_prints_all_states_once(run_cli, api):
         "Refused",
         "completing",
         "completed",
-        "39",
+        "35",
     ]
     assert "4 tool calls · 26,911 tokens in, 590 out" in output
     assert requested_after == [5]  # an earlier position, so that the running tool call is included
@@ -344,6 +344,11 @@ def test_wait_prints_the_final_state(run_cli, task, state, code):
     task(state)
     result = run_cli("task", "wait", TASK_ID, "--timeout", "1s")
     assert (result.returncode, result.stdout) == (code, f"{state}\n".encode())
+
+
+def test_wait_on_a_terminal_formats_the_state_as_in_the_dashboard(task, on_terminal, terminal):
+    task("failed_preserved")
+    assert show_on_terminal(on_terminal, terminal, "task", "wait", TASK_ID)[0] == "failed, preserved"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--format", "table"]])
