@@ -171,8 +171,15 @@ def _relation_mark(task: TaskSummary) -> str:
 
 
 def _short_repository(task: TaskSummary) -> str:
-    """Return the last two parts of the repository's URL; empty if the server does not send the URL."""
-    return "/".join(re.split("[/:]+", task.get("repository", "").rstrip("/").removesuffix(".git"))[-2:])
+    """Return the last two parts of the path, or host and path if the path is shorter: names that `--repo` finds.
+
+    Empty if the server does not send the URL.
+    """
+    url = task.get("repository", "")
+    location = re.sub("^([a-z]+://)?([^/@]*@)?", "", url, flags=re.IGNORECASE).rstrip("/").removesuffix(".git")
+    host, _, path = location.partition("/" if "://" in url else ":")
+    parts = [part for part in path.split("/") if part]
+    return "/".join(parts[-2:] if len(parts) > 1 else [host, *parts])
 
 
 def _cost(task: TaskSummary) -> str:

@@ -9,6 +9,7 @@ from doubles.fake_api import ApiResponse, error_response, json_response, sse_res
 from doubles.manifests import parse_manifest
 from doubles.sample_task import TASK_ID, task_events, task_status
 from sandbox.cli.manifest_file import field_error_details
+from sandbox.model.manifest.field_formats import repository_names
 from sandbox.model.manifest.parser import InvalidManifestError
 
 MANIFEST = b"""\
@@ -396,8 +397,19 @@ def test_list_sends_searches(run_cli, api):
     assert run_cli("task", "list", "--since", "2h").returncode == 0
 
 
-@pytest.mark.parametrize("url", ["https://git.example.org/org/app.git", "git@git.example.org:org/app"])
-def test_list_shows_repository_duration_and_cost(run_cli, api, url):
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://git.example.org/org/app.git", "org/app"),
+        ("git@git.example.org:org/app", "org/app"),
+        ("ssh://git@git.example.org:22/group/org/app.git/", "org/app"),
+        ("http://127.0.0.1:18130/example", "127.0.0.1:18130/example"),
+        ("git@git.example.org:app.git", "git.example.org/app"),
+        ("HTTPS://git.example.org/App.git", "git.example.org/App"),
+    ],
+)
+def test_list_shows_repository_duration_and_cost(run_cli, api, url, shown):
+    assert shown.lower() in repository_names(url)  # so that --repo finds the task
     known = task_status("completed")
     known |= {"repository": url, "branch": "main", "duration_seconds": 125.0}
     known["progress"] = {**known["progress"], "cost_usd": 1.25}
@@ -405,7 +417,7 @@ def test_list_shows_repository_duration_and_cost(run_cli, api, url):
     api.on("GET", "/tasks", json_response({"tasks": [known, older], "total_count": 2}))
     heading, line, last = run_cli("task", "list").stdout.decode().splitlines()
     assert heading.split()[4:7] == ["REPOSITORY", "DURATION", "COST"]
-    assert [text.strip() for text in line.split("  ") if text][4:7] == ["org/app", "2 min 5 s", "$1.25"]
+    assert [text.strip() for text in line.split("  ") if text][4:7] == [shown, "2 min 5 s", "$1.25"]
     assert last.startswith("older")
 
 
