@@ -23,7 +23,7 @@ from sandbox.cli.checkout.patch import (
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout, Head
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.options import CliOptions
-from sandbox.cli.output.console import stderr_console
+from sandbox.cli.output.console import confirm, stderr_console
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_text
 
@@ -143,7 +143,7 @@ def _confirm_apply(patch: Path, options: CliOptions) -> bool:
     if more := sum(1 for _ in lines):
         click.echo(f"… {pluralize(more, 'more line')}", err=True)
     try:
-        return click.confirm("Apply this to the checkout?", default=None, err=True)
+        return confirm("Apply this to the checkout?")
     except click.Abort:  # ^C, or the terminal was closed: the task itself has succeeded
         click.echo("", err=True)
         return False

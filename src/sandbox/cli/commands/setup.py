@@ -11,6 +11,7 @@ import click
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
+from sandbox.cli.output.console import confirm
 from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _is_accepted(plan: SetupPlan, commands: tuple[tuple[str, ...], ...]) -> bool
     click.echo(f"Missing system packages: {', '.join(names)}", err=True)
     for arguments in commands:
         click.echo(f"  {shlex.join(arguments)}")
-    return sys.stdin.isatty() and sys.stdout.isatty() and click.confirm("Run these commands?", err=True)
+    return sys.stdin.isatty() and sys.stdout.isatty() and confirm("Run these commands?", default=False)
 
 
 def _unknown_distribution(plan: SetupPlan) -> str:

@@ -57,6 +57,20 @@ def _console(stream: TextIO, *, has_color: bool) -> Console:
     )
 
 
+def confirm(question: str, *, default: bool | None = None) -> bool:
+    """Ask on stderr until the answer is yes or no. default: the answer of an empty line; None asks again."""
+    hint = {None: "y/n", True: "Y/n", False: "y/N"}[default]
+    while True:
+        answer = click.prompt(f"{question} [{hint}]", default="", show_default=False, err=True).strip().lower()
+        if answer in {"y", "yes"}:
+            return True
+        if answer in {"n", "no"}:
+            return False
+        if not answer and default is not None:
+            return default
+        click.echo("Type y or n.", err=True)
+
+
 def print_message(text: str) -> None:
     """Print a message on stderr, wrapped to the width of the terminal."""
     click.echo("\n".join(wrap_text(text, terminal_width(sys.stderr), "  ")), err=True)

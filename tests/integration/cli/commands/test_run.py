@@ -427,6 +427,8 @@ def test_prompt_warns_about_another_branch(switched_branch, on_terminal, termina
     process = on_terminal("run", "Say goodbye.", "--directory", str(checkout))
     output = terminal.read_until(b"[y/n]:")
     assert b"when the task started, and" in output
+    terminal.type(b"\n")
+    terminal.read_until(b"Type y or n.")
     terminal.type(b"y\n")
     terminal.read_to_end(process)
     assert (process.returncode, (checkout / "new.txt").exists()) == (0, True)

@@ -124,12 +124,24 @@ def test_terminal_output_is_colored_unless_disabled(api, on_terminal, terminal):
 
 
 def test_cancel_prompts_on_a_terminal_and_can_be_declined(api, on_terminal, terminal):
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running")))
     process = on_terminal("task", "cancel", TASK_ID)
     terminal.read_until(b"[y/N]")
-    terminal.type(b"n\n")
+    terminal.type(b"what\n")
+    terminal.read_until(b"Type y or n.")
+    terminal.type(b"\n")
     terminal.read_until(b"The task was not cancelled.")
     assert process.wait(30) == 130
-    assert api.requests == []
+    assert [request.method for request in api.requests] == ["GET"]
+
+
+def test_cancel_of_an_ended_task_does_not_prompt(api, on_terminal, terminal):
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
+    process = on_terminal("task", "cancel", TASK_ID)
+    output = terminal.read_to_end(process)
+    assert b"The task had already ended. Task fix-42 completed." in output
+    assert (process.returncode, b"[y/N]" in output) == (4, False)
+    assert [request.method for request in api.requests] == ["GET"]
 
 
 def test_interrupted_watch_keeps_the_task_running(api, endless_task, on_terminal, terminal):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -11,9 +11,11 @@ from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.text import escape_text
+from sandbox.cli.output.text import escape_text, terminal_width
+from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -37,10 +39,9 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     The results so far are kept.
     """
     options = current_options()
-    should_confirm = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-    if should_confirm and not click.confirm(f"Cancel task {escape_text(task_id)}?", err=True):
-        fail("The task was not cancelled.", ExitCode.INTERRUPTED)
     with options.connect() as client:
+        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+            _confirm(client.status(task_id))
         response = client.cancel(task_id, reason=reason, force=force)
         if sys.stderr.isatty():
             click.echo(f"{escape_text(response['message'])}", err=True)
@@ -48,9 +49,22 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
     if options.format == "json":
         print_json(response)
     if status["state"] != "cancelled":
-        fail(f"The task had already ended. {outcome_summary(status)}", ExitCode.CONFLICT)
+        _fail_ended(status)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
+
+
+def _confirm(status: Task) -> None:
+    """Ask whether to cancel the task, unless it has ended. Exits if it should not or cannot be cancelled."""
+    if status["state"] in FINAL_STATES:
+        _fail_ended(status)
+    if not confirm(f"Cancel task {escape_text(status['id'])}?", default=False):
+        fail("The task was not cancelled.", ExitCode.INTERRUPTED)
+
+
+def _fail_ended(status: Task) -> NoReturn:
+    summary = outcome_summary(status, width_cells=terminal_width(sys.stderr))
+    fail(f"The task had already ended. {summary}", ExitCode.CONFLICT)
 
 
 def _wait_for_end(client: Client, task_id: str) -> Task:
