@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def doctor(**server_options: Any) -> None:
     """Check this machine and suggest fixes.
 
+    On a terminal, problems come first.
+
     Exit code: 0 if tasks can run on this machine, otherwise 1.
     """
     settings = load_configuration(server_options).settings
@@ -57,6 +59,8 @@ def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
     from rich.text import Text
 
     console = stdout_console(has_color=has_color)
+    if console.is_terminal:  # problems first
+        findings = sorted(findings, key=lambda finding: (finding.ok, not finding.is_needed))
     width = max((len(finding.name) for finding in findings), default=0)
     width_left = console.width - width - 5 if console.is_terminal else None
     previous_name = None

@@ -1,5 +1,6 @@
 """`sandbox serve`, `sandbox doctor` and `sandbox demo` pass on their options and report the results."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
@@ -129,6 +131,29 @@ def test_doctor_prints_a_warning_and_succeeds(bootstrap):
     result = invoke("doctor")
     assert result.exit_code == 0
     assert result.stdout.startswith("! cgroups")
+
+
+def test_doctor_prints_problems_first_on_a_terminal(bootstrap, monkeypatch):
+    import sandbox.cli.commands.doctor as command
+
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, _environ={})
+    monkeypatch.setattr(command, "stdout_console", lambda *, has_color: console)
+    bootstrap.findings = [OK, WEAK, BROKEN, Finding("gap", True, "one"), Finding("gap", True, "two")]
+    invoke("doctor")
+    assert [line.strip() for line in console.file.getvalue().splitlines()] == [
+        "✗ namespaces  user namespaces are switched off",
+        "→ Switch them on with sysctl …",
+        "! cgroups     not writable; limits do not hold",
+        "→ Run as root",
+        "✓ bubblewrap  version 0.11",
+        "✓ gap         one",
+        "✓             two",
+    ]
+
+
+def test_doctor_keeps_its_order_without_a_terminal(bootstrap):
+    bootstrap.findings = [OK, BROKEN]
+    assert invoke("doctor").stdout.startswith("✓ bubblewrap")
 
 
 def test_repeated_finding_name_is_printed_once(bootstrap):

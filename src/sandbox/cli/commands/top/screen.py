@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import select
+import signal
 import sys
 import termios
+import threading
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -39,6 +42,10 @@ _KEYS = {
     b"q": "leave", b"Q": "leave", b"": "leave",
 }  # fmt: skip
 _KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
+_ENTER_KEYS = {b"\r", b"\n"}
+_RETURN_KEYS = {b"q", b"Q", b"\x1b"}
+"""Keys that return from the events of a task."""
+
 _READ_BYTES = 1024
 _MOVES = {"up": -1, "down": 1, "page up": -PAGE_LINES, "page down": PAGE_LINES}
 
@@ -145,14 +152,41 @@ class _KeyHandler:
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
-    """Print the task's events from the first one until ^C, or until enter is pressed after the task's end."""
-    console.print(f"Task {escape_text(task_id)}; press ^C to return.\n", style="bold")
-    with suppress(KeyboardInterrupt):
+    """Print the task's events from the first one until a key returns to the screen. Enter returns after the end."""
+    console.print(f"Task {escape_text(task_id)}; press q to return.\n", style="bold")
+    keys = set(_RETURN_KEYS)
+    with suppress(KeyboardInterrupt), _cbreak_mode(), _interrupting_keys(keys) as reader:
         with options.connect() as client:
             reason = PendingReasonPoller(options, task_id)
             print_events(client.events(task_id), console, pending_reason=reason)
+        keys |= _ENTER_KEYS
         console.print("\nPress enter to return.", style="dim", end="")
-        sys.stdin.readline()
+        reader.join()
+
+
+@contextmanager
+def _interrupting_keys(keys: Set[bytes]) -> Iterator[threading.Thread]:
+    """Read keys in a thread, until one of `keys`: it interrupts the main thread like ^C, even during a request."""
+    descriptor, (stop_reader, stop_writer) = sys.stdin.fileno(), os.pipe()
+
+    def read() -> None:
+        while descriptor in select.select([descriptor, stop_reader], [], [])[0]:
+            typed = b""
+            with suppress(OSError):  # the terminal was closed
+                typed = os.read(descriptor, _READ_BYTES)
+            if not typed or not keys.isdisjoint(_KEY.findall(typed)):
+                signal.pthread_kill(main_thread, signal.SIGINT)
+                return
+
+    main_thread = threading.get_ident()
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        os.close(stop_writer)  # wakes the thread
+        thread.join()
+        os.close(stop_reader)
 
 
 @contextmanager

@@ -1,7 +1,10 @@
 """`sandbox top` with and without a terminal."""
 
+import fcntl
 import json
+import sys
 import termios
+import threading
 
 import pytest
 
@@ -55,6 +58,44 @@ def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal
     assert process.returncode == 0
     assert b"\x1b[?1049l" in last  # leaves the alternate screen and restores the terminal attributes
     assert termios.tcgetattr(terminal.child_fd) == before
+
+
+@pytest.mark.parametrize("key", [b"q", b"\x1b"])
+def test_key_leaves_the_events_of_a_running_task_without_echo(api_with_tasks, on_terminal, terminal, key):
+    released = threading.Event()
+
+    def events():
+        yield from task_events()[:5]
+        released.wait(60)
+
+    api_with_tasks.on("GET", f"/tasks/{TASK_ID}/logs", lambda request: sse_response(events()))
+    terminal.resize(80, 24)
+    before = termios.tcgetattr(terminal.child_fd)
+    process = on_terminal("top", "--no-color")
+    try:
+        terminal.read_until("▸ fix-42".encode())
+        terminal.type(b"\r")
+        terminal.read_until(b"running           Claude Code is working")
+        terminal.output = b""
+        terminal.type(b"x\n\x1b[B" + b"zzz")  # no other key returns
+        wait_until(lambda: pending_input(terminal) == 0)
+        terminal.type(key)
+        output = terminal.read_until("▸ fix-42".encode())
+        assert b"zzz" not in output
+        terminal.type(b"q")
+        terminal.read_to_end(process)
+    finally:
+        released.set()
+    assert process.returncode == 0
+    assert b"Traceback" not in terminal.output
+    assert termios.tcgetattr(terminal.child_fd) == before
+
+
+def pending_input(terminal):
+    """Return the number of bytes that were typed and not yet read."""
+    count = bytearray(4)
+    fcntl.ioctl(terminal.child_fd, termios.FIONREAD, count)
+    return int.from_bytes(count, sys.byteorder)
 
 
 def queries(api):
