@@ -43,7 +43,7 @@ class TutorialUser:
     def type(self, text, stdin_text="", is_success=True):
         """Run a block of commands in a terminal with `stdin_text` as input; return the output of the terminal."""
         lines = self.with_address(text) + '\npwd > "$HOME/here"\n'
-        terminal = ["script", "-qec", f"bash -exc {shlex.quote(lines)}", "/dev/null"]
+        terminal = ["script", "-qec", f"stty columns 200; bash -exc {shlex.quote(lines)}", "/dev/null"]
         result = subprocess.run(
             terminal,
             cwd=self._directory,
