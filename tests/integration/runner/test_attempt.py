@@ -277,7 +277,7 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
         harness.recorder.record(event)
     harness.recorder.record(exit_event)
     if metadata:
-        artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "0" * 64)
+        artifact = Artifact(METADATA_NAME, f".sandbox/{METADATA_NAME}", 2, "application/json", "sha256:" + "0" * 64)
         harness.recorder.record(ArtifactCollected(artifact))
     harness.attempt.layout.workspace.mkdir(parents=True)
     write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))
