@@ -442,7 +442,7 @@ def test_long_lines_are_wrapped_and_the_search_finds_their_position(open_task):
     page.get_by_role("searchbox").press("Escape")
     page.locator("#lines").focus()
     page.keyboard.press("w")
-    assert page.locator(".line").first.bounding_box()["height"] == 20
+    wait_for_value(page, "document.querySelector('.line')?.getBoundingClientRect().height === 20")
     assert box.evaluate("box => box.scrollWidth > box.clientWidth")
     page.reload()
     page.locator(".line").first.wait_for()
