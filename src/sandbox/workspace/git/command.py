@@ -267,10 +267,12 @@ async def capture_output(target: IO[bytes] | None = None) -> AsyncIterator[tuple
         try:
             yield write_end, lambda: bytes(captured)
         finally:
-            # A background process of ssh may hold the pipe long after git has exited, so the wait has a limit.
-            await asyncio.wait([task], timeout=_DRAIN_SECONDS)
-            task.cancel()
-            transport.close()
+            try:
+                # A background process of ssh may hold the pipe long after git has exited, so the wait has a limit.
+                await asyncio.wait([task], timeout=_DRAIN_SECONDS)
+            finally:
+                task.cancel()
+                transport.close()
 
 
 async def _read_tail(reader: asyncio.StreamReader, tail: bytearray) -> None:

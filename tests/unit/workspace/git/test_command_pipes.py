@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.workspace.git.command import Git, pipe, run_with_thread
+from sandbox.workspace.git.command import Git, capture_output, pipe, run_with_thread
 
 
 class EndlessGit:
@@ -59,3 +59,31 @@ async def test_descriptor_exhaustion_ends_git_and_the_thread_with_emfile(tmp_pat
         work = start(tmp_path, reader, writer)
         assert await ends_in_time(work, writer)
         assert work.exception().errno == errno.EMFILE
+
+
+async def test_cancel_while_the_rest_of_the_output_is_read_closes_the_transport():
+    """A background process holds the write end, so the end of the output does not arrive."""
+    loop, transports = asyncio.get_running_loop(), []
+    connect = loop.connect_read_pipe
+
+    async def record(*arguments):
+        connected = await connect(*arguments)
+        transports.append(connected[0])
+        return connected
+
+    loop.connect_read_pipe = record
+    background = []
+
+    async def capture():
+        async with capture_output() as (writer, _output):
+            background.append(os.dup(writer.fileno()))
+
+    work = asyncio.ensure_future(capture())
+    while not background:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    work.cancel()
+    await asyncio.wait([work])
+    os.close(background[0])
+    assert work.cancelled()
+    assert [transport.is_closing() for transport in transports] == [True]
