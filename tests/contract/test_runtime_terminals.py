@@ -336,7 +336,7 @@ done | tr '\0' '\n' | sort -u > /tmp/seen; echo done; sleep 300
         visible = await read_output(await open_shell(sandbox, "/bin/cat", "/tmp/seen"))
         assert "TERM=dumb" in visible
         checkout = str(Path(__file__).parents[2])
-        for secret in ("server-secret-value", str(disk), "site-packages", "exec_command", "SANDBOX", checkout):
+        for secret in ("server-secret-value", str(disk), "site-packages", "namespace_exec", "SANDBOX", checkout):
             assert secret not in visible, secret
 
 

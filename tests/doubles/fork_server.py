@@ -25,7 +25,7 @@ IMPORTED_LATE = (
     "anyio._backends._asyncio",
     "concurrent.futures.thread",
 )
-SANDBOX_PROGRAMS = {"exec_command", "runsc_exec"}
+SANDBOX_PROGRAMS = {"namespace_exec", "runsc_exec"}
 
 
 def serve():

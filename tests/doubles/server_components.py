@@ -46,10 +46,10 @@ from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.probed_host import ProbedHost
-from sandbox.server.recovery import recover
 from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
+from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes

@@ -1,4 +1,4 @@
-"""Runs additional commands in a namespace sandbox, each on its own pty. Client of programs/exec_command.py."""
+"""Runs additional commands in a namespace sandbox, each on its own pty. Client of programs/namespace_exec.py."""
 
 import asyncio
 import fcntl
@@ -25,7 +25,7 @@ _REAP_SECONDS = 2.0
 _POLL_SECONDS = 0.002
 _CHUNK_BYTES = 64 * 1024
 _OUTPUT_BUFFER_BYTES = 256 * 1024
-_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import exec_command; exec_command.main(sys.argv[1:])"
+_EXEC_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import namespace_exec; namespace_exec.main(sys.argv[1:])"
 
 
 class ExecTerminal:
@@ -174,7 +174,7 @@ class PtyMaster(asyncio.ReadTransport):
 
 
 class ExecProcess:
-    """One process that runs programs/exec_command.py or programs/runsc_exec.py."""
+    """One process that runs programs/namespace_exec.py or programs/runsc_exec.py."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         self.pid = process.pid

@@ -18,7 +18,7 @@ import struct
 import sys
 
 # Imported from this directory, not as modules of the package.
-exec_command = __import__("exec_command")
+namespace_exec = __import__("namespace_exec")
 launcher = __import__("launcher")
 process_limits = __import__("process_limits")
 
@@ -56,12 +56,12 @@ def exec_runsc(argv: list[bytes], pty: int, files: list[int]) -> None:
 
 def run_on_pty(control: _socket.socket, argv: list[bytes], files: list[int], size: tuple[int, int]) -> None:
     """Start runsc, send the pty's master to the runner, wait for runsc and report its exit status."""
-    pty_master, pty_peer = exec_command.open_pty(*size)
+    pty_master, pty_peer = namespace_exec.open_pty(*size)
     parent_socket, child_socket = _socket.socketpair()
     child = os.fork()
     if child == 0:
         parent_socket.close()
-        exec_command.wait_for_parent(child_socket)
+        namespace_exec.wait_for_parent(child_socket)
         exec_runsc(argv, pty_peer, files)
     child_socket.close()
     if parent_socket.recv(5) != b"ready":
@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> None:
     try:
         launcher.set_parent_death_signal(parent)
         process_limits.apply_process_limits(limits_open_files=False)
-        runsc, words_file, *files = exec_command.receive_descriptors(control)
-        words = exec_command.read_file(words_file).split(b"\0")
+        runsc, words_file, *files = namespace_exec.receive_descriptors(control)
+        words = namespace_exec.read_file(words_file).split(b"\0")
         enter_sandbox(runsc, parent)
         if files:
             run_on_pty(control, words, files, (rows, columns))
