@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import errno
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from doubles.child_processes import FORKSERVER
+from sandbox.disks import loop
 from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout
@@ -294,6 +296,179 @@ async def test_missing_directory_disk_is_an_error(layout):
 
     with pytest.raises(OSError, match="disk usage cannot be measured"):
         await scenario()
+
+
+FREE_CHUNK_BYTES = 8192
+PREALLOCATIONS = re.compile(r"^ext4_prealloc_space +(\d+)", re.MULTILINE)
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+
+
+def count_preallocations():
+    return int(PREALLOCATIONS.search(Path("/proc/slabinfo").read_text())[1])
+
+
+def punch_holes(file, size_bytes):
+    """Free every other FREE_CHUNK_BYTES of the file."""
+    fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+    for start in range(0, size_bytes, 2 * FREE_CHUNK_BYTES):
+        mode, bounds = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, map(ctypes.c_long, (start, FREE_CHUNK_BYTES))
+        assert fallocate(file, mode, *bounds) == 0
+
+
+def fill_with_fragments(directory, size_bytes):
+    """Leave at most FREE_CHUNK_BYTES of contiguous space; return the descriptor of the file between."""
+    file = os.open(directory / "fragments", os.O_WRONLY | os.O_CREAT)
+    for _ in range(size_bytes // MIB):
+        os.write(file, b"x" * MIB)
+    os.fsync(file)
+    punch_holes(file, size_bytes)
+    return file
+
+
+async def preallocates(disk, layout, count):
+    """Write single blocks far apart, to a file that stays open; return the number of preallocations that remain."""
+    await disk.open(64 * MIB)
+    os.close(fill_with_fragments(layout.disk, 52 * MIB))
+    before = count_preallocations()
+    file = os.open(layout.disk / "sparse", os.O_WRONLY | os.O_CREAT)
+    os.ftruncate(file, 2**40)
+    for number in range(count):
+        os.pwrite(file, b"y", number * 64 * 1024)
+    os.fsync(file)
+    preallocations = count_preallocations() - before
+    os.close(file)
+    await disk.close()
+    return preallocations
+
+
+async def shares_preallocations(disk, layout):
+    assert await preallocates(disk, layout, 2000) < 500
+
+
+async def preallocates_for_each_file(disk, layout):
+    loop.share_preallocations = lambda _: None
+    assert await preallocates(disk, layout, 2000) > 1500
+
+
+def test_open_file_has_few_preallocations(loop_works, layout):
+    """The kernel charges preallocations to no control group, and removes those of a file without interruption."""
+    run_in_child(shares_preallocations, layout)
+
+
+def test_kernel_preallocates_blocks_for_an_open_file_by_default(loop_works, layout):
+    """The control of `test_open_file_has_few_preallocations`."""
+    run_in_child(preallocates_for_each_file, layout)
+
+
+async def stores_large_files(disk, layout):
+    await disk.open(256 * MIB)
+    contents = {f"file-{number}": os.urandom(MIB) * 40 for number in range(2)}
+    files = {name: (layout.disk / name).open("wb") for name in contents}
+    for start in range(0, 40 * MIB, MIB):
+        for name, file in files.items():
+            file.write(contents[name][start : start + MIB])
+            file.flush()
+            os.fsync(file.fileno())
+    for file in files.values():
+        file.close()
+    await disk.verify()
+    await disk.close()
+    await disk.open(256 * MIB)
+    assert {name: (layout.disk / name).read_bytes() for name in contents} == contents
+    await disk.close()
+
+
+def test_large_files_are_stored_with_shared_preallocations(loop_works, layout):
+    run_in_child(stores_large_files, layout)
+
+
+async def opens_with_read_only_settings(disk, layout, settings):
+    loop._EXT4_SETTINGS = settings
+    assert not loop.shares_preallocations()
+    await disk.open(32 * MIB)
+    await disk.close()
+
+
+def test_disk_works_if_its_settings_cannot_be_changed(loop_works, layout, tmp_path):
+    run_in_child(opens_with_read_only_settings, layout, tmp_path / "absent")
+
+
+def count_discards(image):
+    """Return the discards since the device exists: earlier disks may have used it."""
+    (device,) = loop.find_devices(image)
+    return int((device / "stat").read_text().split()[11])
+
+
+async def truncates_without_discards(disk, layout):
+    await disk.open(64 * MIB)
+    before = count_discards(layout.disk_image)
+    file = fill_with_fragments(layout.disk, 48 * MIB)
+    os.ftruncate(file, 0)
+    os.close(file)
+    (layout.disk / "fragments").unlink()
+    await disk.verify()
+    assert count_discards(layout.disk_image) == before
+
+
+def test_removal_of_a_fragmented_file_discards_no_blocks(loop_works, layout):
+    """Discarding 150,000 extents takes longer than a killed process may take to end."""
+    run_in_child(truncates_without_discards, layout)
+
+
+def allocated_bytes(image):
+    return image.stat().st_blocks * 512
+
+
+async def returns_space(disk, layout):
+    loop._UNUSED_BYTES_MAX = 16 * MIB
+    await disk.open(128 * MIB)
+    (layout.disk / "kept").write_bytes(b"kept" * MIB)
+    (layout.disk / "removed").write_bytes(b"x" * 64 * MIB)
+    await disk.verify()
+    (layout.disk / "removed").unlink()
+    assert allocated_bytes(layout.disk_image) > 64 * MIB
+    usage = await disk.usage()
+    assert allocated_bytes(layout.disk_image) - usage.used_bytes < 16 * MIB
+    await disk.close()
+    await disk.open(128 * MIB)
+    assert (layout.disk / "kept").read_bytes() == b"kept" * MIB
+    await disk.close()
+
+
+def test_space_of_removed_files_returns_to_the_host(loop_works, layout):
+    run_in_child(returns_space, layout)
+
+
+async def keeps_a_little_unused_space(disk, layout):
+    await disk.open(64 * MIB)
+    (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
+    await disk.verify()
+    (layout.disk / "removed").unlink()
+    before = count_discards(layout.disk_image)
+    await disk.usage()
+    assert count_discards(layout.disk_image) == before
+    await disk.close()
+
+
+def test_little_unused_space_is_not_returned(loop_works, layout):
+    run_in_child(keeps_a_little_unused_space, layout)
+
+
+async def survives_a_host_without_holes(disk, layout):
+    loop._UNUSED_BYTES_MAX, loop._TRIM = 0, 0  # no file system supports this request
+    await disk.open(64 * MIB)
+    (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
+    await disk.verify()
+    (layout.disk / "removed").unlink()
+    descriptors = [*Path("/proc/self/fd").iterdir()]
+    for _ in range(3):
+        assert not (await disk.usage()).is_full
+    assert [*Path("/proc/self/fd").iterdir()] == descriptors
+    await disk.close()
+
+
+def test_usage_is_measured_even_if_the_host_cannot_punch_holes(loop_works, layout):
+    run_in_child(survives_a_host_without_holes, layout)
 
 
 def test_unshare_error_is_raised(monkeypatch):

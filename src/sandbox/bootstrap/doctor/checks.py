@@ -18,7 +18,7 @@ from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.secrets import read_upstream
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
-from sandbox.disks.loop import loop_unavailable_reason
+from sandbox.disks.loop import loop_unavailable_reason, shares_preallocations
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
@@ -145,11 +145,21 @@ def _check_capacity(settings: ServerSettings) -> list[Finding]:
     return [Finding("capacity", False, message, remedy, is_needed=False)]
 
 
+_UNLIMITED_PREALLOCATIONS = Finding(
+    "limits",
+    False,
+    "a task's files can use kernel memory for preallocated blocks without a limit, because /sys is read-only",
+    "Mount /sys writable.",
+    is_needed=False,
+)
+
+
 def _check_disks(settings: ServerSettings) -> list[Finding]:
     with _probe_dir(settings) as run_dir:
         reason = asyncio.run(loop_unavailable_reason(run_dir))
     if reason is None:
-        return [Finding("disks", True, "each task has a separate file system of size vm.disk")]
+        found = [Finding("disks", True, "each task has a separate file system of size vm.disk")]
+        return found if shares_preallocations() else [*found, _UNLIMITED_PREALLOCATIONS]
     message = (
         f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_SECONDS:.0f} s, and a task "
         "that exceeds vm.disk is ended"

@@ -1,0 +1,35 @@
+"""`sandbox doctor` reports what the disks of tasks limit."""
+
+import pytest
+
+from sandbox.bootstrap.doctor import checks
+from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
+
+
+@pytest.fixture
+def check_disks(monkeypatch, tmp_path):
+    """Return a function that runs the check with these properties of the host."""
+
+    def run(reason, *, shares_preallocations):
+        async def find_reason(_):
+            return reason
+
+        monkeypatch.setattr(checks, "loop_unavailable_reason", find_reason)
+        monkeypatch.setattr(checks, "shares_preallocations", lambda: shares_preallocations)
+        monkeypatch.setattr(checks, "choose_run_dir", lambda _: tmp_path)
+        findings = checks._check_disks(ServerSettings(server=ServerSection(data_dir=tmp_path)))
+        return [(finding.name, finding.ok, finding.is_needed) for finding in findings]
+
+    return run
+
+
+def test_read_only_settings_of_file_systems_are_reported(check_disks):
+    assert check_disks(None, shares_preallocations=False) == [("disks", True, True), ("limits", False, False)]
+
+
+def test_nothing_is_reported_if_disks_limit_everything(check_disks):
+    assert check_disks(None, shares_preallocations=True) == [("disks", True, True)]
+
+
+def test_missing_loop_devices_are_reported_alone(check_disks):
+    assert check_disks("only root can mount", shares_preallocations=False) == [("disks", False, False)]
