@@ -12,7 +12,7 @@ import msgspec
 
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.model.events import Event, Gap
-from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAIN_SECONDS_MAX, TERM_GRACE_SECONDS
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.cpu_throttle import CpuQueue
@@ -121,9 +121,7 @@ class SandboxKiller:
     async def _fail_after_kill(self) -> NoReturn:
         await self._killed.wait()
         await asyncio.sleep(KILL_SECONDS)
-        raise AttemptError(
-            FailureCode.SANDBOX_LOST, "Processes of the sandbox could not be killed; check the machine's log."
-        )
+        raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)
 
 
 async def drain_output(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
-from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes import disk_ownership, host_processes
 from sandbox.runtimes.bwrap import require_bwrap
@@ -265,9 +265,7 @@ class BaseRuntime:
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
         while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
-                raise AttemptError(
-                    FailureCode.SANDBOX_LOST, "Processes of the sandbox do not end after SIGKILL; restart the machine."
-                )
+                raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)
             await asyncio.sleep(_POLL_SECONDS)
         host_processes.reap_orphans(_uid_of(handle))
 

@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
-from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
@@ -125,9 +125,7 @@ class BaseSandbox(ABC):
             async with asyncio.timeout(KILL_SECONDS):
                 await self.wait()
         except TimeoutError:
-            raise AttemptError(
-                FailureCode.SANDBOX_LOST, "The sandbox's processes do not end; restart the machine."
-            ) from None
+            raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
         for terminal in self._terminals:
             await terminal.hang_up()
             await terminal.wait()

@@ -84,6 +84,7 @@ async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch)
     await scenario()
     assert harness.task.state is TaskState.CANCELLED
     assert harness.task.failure.code == "sandbox_lost"
+    assert "the kernel was still executing their system calls" in harness.task.failure.message
 
 
 async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):

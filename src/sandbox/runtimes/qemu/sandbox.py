@@ -22,7 +22,7 @@ from sandbox.interfaces.runtime import (
     TerminalSize,
 )
 from sandbox.model.errors import DECODE_ERRORS
-from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes.launcher_client import (
     LauncherProcess,
@@ -195,9 +195,7 @@ class QemuSandbox:
             async with asyncio.timeout(KILL_SECONDS):
                 await self.wait()
         except TimeoutError:
-            raise AttemptError(
-                FailureCode.SANDBOX_LOST, "The guest's processes do not end; restart the machine."
-            ) from None
+            raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
         for one in (self._channel, self._console, self._stderr, self._report_transport):
             if one is not None:
                 one.abort()
