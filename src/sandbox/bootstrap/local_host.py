@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from sandbox.bootstrap.clock import read_boot_id
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
@@ -166,6 +168,8 @@ class LocalHost:
         self._context = context
         self._agent_programs = dict(agent_programs)
         self._host_settings: HostSettings | None = None
+        self._working_result: ProbeResult | None = None
+        """The result of the first probe in which a runtime worked."""
 
     def blocked_reason(self) -> None:
         """Return None: runners share this host and the data directory's disk, which the server checks itself."""
@@ -175,7 +179,9 @@ class LocalHost:
         return read_memory_available_bytes()
 
     async def probe(self) -> ProbeResult:
-        """Probe the host. Raises OSError, TimeoutError."""
+        """Implements `Host.probe`. The settings of runners do not change once a runtime has worked."""
+        if self._working_result is not None:
+            return await self._probe_again(self._working_result)
         run_dir, settings = self._context.run_dir, self._context.settings
         async with probe_lock_async(run_dir):
             choice = await choose_runtime(settings.server.runtime, run_dir)
@@ -192,7 +198,18 @@ class LocalHost:
             output_watermark=settings.disk.output,
         )
         is_final = all(probe.is_final for probe in choice.probes)
-        return ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_final)
+        result = ProbeResult(choice.probes, choice.chosen.runtime, choice.tier, describe_failure(choice), is_final)
+        if result.failure is None:
+            self._working_result = result
+        return result
+
+    async def _probe_again(self, working: ProbeResult) -> ProbeResult:
+        run_dir, settings = self._context.run_dir, self._context.settings
+        async with probe_lock_async(run_dir):
+            runtime = make_runtime(working.runtime, run_dir, excludes_emulation=settings.server.runtime == AUTO)
+            probe = await runtime.probe()
+        probes = [probe if other.runtime == probe.runtime else other for other in working.probes]
+        return replace(working, probes=probes, failure=describe_failure(RuntimeChoice(probe, [probe])))
 
     def runner_settings(self) -> HostSettings:
         """Return the settings from the last probe. Must be called after `probe`."""

@@ -365,7 +365,10 @@ class Host(Protocol):
         ...
 
     async def probe(self) -> ProbeResult:
-        """Probe the runtimes. Raises OSError, TimeoutError."""
+        """Probe the runtimes. Once one has worked, only probe it again: it is used until the server ends.
+
+        Raises OSError, TimeoutError.
+        """
         ...
 
 

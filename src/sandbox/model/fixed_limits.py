@@ -273,6 +273,9 @@ PROBE_BACKOFF_SECONDS = 5.0
 PROBE_BACKOFF_SECONDS_MAX = 300.0
 """Maximum pause between probes."""
 
+PROBE_INTERVAL_SECONDS = 30.0
+"""Minimum interval between probes of a working runtime, which follow tasks whose sandbox could not be created."""
+
 PROBE_JITTER = 0.25
 """Maximum fraction by which the pause between probes is randomly shortened."""
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
+from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import (
     LAUNCH_SHUTDOWN_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
@@ -129,6 +130,7 @@ def _missing_key_reason(settings: Iterable[str]) -> str:
     return f"No model key is set: set {' or '.join(settings)} and restart the server."
 
 
+_PROVISION_FAILURES = frozenset({FailureCode.PROVISION_FAILED, FailureCode.PROVISION_TIMEOUT})
 _STARTING_STATES = frozenset({TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY})
 
 
@@ -200,7 +202,12 @@ class Dispatcher:
             self._scheduler.reserve(task.id, Resources.requested_by(task.manifest.vm))
 
     def finish(self, tracked: TrackedTask) -> None:
-        """Free the resources of a task that has ended, and launch the next ones."""
+        """Free the resources of a task that has ended, and launch the next ones.
+
+        If no sandbox could be created for the task, the runtime is probed again.
+        """
+        if tracked.task.failure is not None and tracked.task.failure.code in _PROVISION_FAILURES:
+            self._host.recheck()
         self._unfinished_task_limit.remove(tracked.task.id)
         self._scheduler.remove(tracked.task.id)
         self.dispatch()

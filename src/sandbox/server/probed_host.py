@@ -1,4 +1,4 @@
-"""Probes the runtimes when a server starts, and repeats the probes with backoff while none works."""
+"""Probes the runtimes when a server starts, with backoff while none works, and again on request."""
 
 import asyncio
 import logging
@@ -10,7 +10,12 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.placement import Host, HostIdentity, ProbeResult
 from sandbox.model.errors import error_reason
-from sandbox.model.fixed_limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
+from sandbox.model.fixed_limits import (
+    PROBE_BACKOFF_SECONDS,
+    PROBE_BACKOFF_SECONDS_MAX,
+    PROBE_INTERVAL_SECONDS,
+    PROBE_JITTER,
+)
 from sandbox.model.resources import Resources
 from sandbox.model.wire.events import format_timestamp
 
@@ -21,10 +26,11 @@ _RANDOM = SystemRandom()
 class ProbedHost:
     """A host, and what it can run according to the last probe.
 
-    A working runtime is used until the server ends, so a task's tier never changes.
+    A runtime that has worked is used until the server ends, so a task's tier never changes. `recheck` detects that it
+    no longer works.
 
-    The pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX, and is shortened at random
-    by up to PROBE_JITTER.
+    While no runtime works, the pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX,
+    and is shortened at random by up to PROBE_JITTER.
     """
 
     def __init__(self, initial_result: ProbeResult, host: Host, clock: Clock) -> None:
@@ -33,6 +39,8 @@ class ProbedHost:
         self._clock = clock
         self._pause_seconds = PROBE_BACKOFF_SECONDS
         self._due_at: float | None = None
+        self._probed_at = clock.monotonic()
+        self._recheck_requested = asyncio.Event()
         self._schedule_next()
 
     @property
@@ -69,41 +77,77 @@ class ProbedHost:
 
     @property
     def next_probe_at(self) -> datetime | None:
-        """When the next probe starts; None during a probe or if none is planned."""
-        due_at = self._due_at
-        return None if due_at is None else self._clock.now() + timedelta(seconds=due_at - self._clock.monotonic())
+        """When the next probe starts; None during a probe, if none is planned, or while a runtime works."""
+        seconds = self._seconds_until_probe
+        return None if seconds is None else self._clock.now() + timedelta(seconds=seconds)
 
     @property
     def retry_after_seconds(self) -> int | None:
-        """Whole seconds until the next probe; None if none is planned."""
-        due_at = self._due_at
-        return None if due_at is None else max(1, math.ceil(due_at - self._clock.monotonic()))
+        """Whole seconds until the next probe; None if none is planned, or while a runtime works."""
+        seconds = self._seconds_until_probe
+        return None if seconds is None else max(1, math.ceil(seconds))
+
+    @property
+    def _seconds_until_probe(self) -> float | None:
+        due_at = None if self.result.failure is None else self._due_at
+        return None if due_at is None else due_at - self._clock.monotonic()
 
     def find_image(self, profile: str) -> Image | None:
         """Return the host's image of a profile, None for the host's own /usr. Raises ImageUnusableError."""
         return self.images.find_image(profile, self.result.tier)
 
+    def recheck(self) -> None:
+        """Probe a working runtime again, because a sandbox could not be created.
+
+        Probes start at least PROBE_INTERVAL_SECONDS apart, because a task itself may be the cause.
+        """
+        if self.result.failure is None and self._due_at is None:
+            self._due_at = max(self._clock.monotonic(), self._probed_at + PROBE_INTERVAL_SECONDS)
+            self._recheck_requested.set()
+
     async def run(self) -> None:
-        """Probe until a runtime works or none ever can. Never raises for a failed probe."""
-        while self._due_at is not None:
-            await asyncio.sleep(self._due_at - self._clock.monotonic())
-            self._due_at = None
-            try:
-                self.result = await self._host.probe()
-            except Exception as error:
-                _log.warning("The runtimes could not be probed: %s", error_reason(error))
-            self._schedule_next()
-            self._log_result()
+        """Probe while no runtime works, and after `recheck`, until cancelled. Never raises for a failed probe."""
+        while True:
+            self._recheck_requested.clear()
+            if self._due_at is None:
+                await self._recheck_requested.wait()
+            else:
+                await asyncio.sleep(self._due_at - self._clock.monotonic())
+                self._due_at = None
+                has_worked = self.result.failure is None
+                self.result = await (self._probe_twice() if has_worked else self._probe())
+                self._probed_at = self._clock.monotonic()
+                self._schedule_next()
+                self._log_result(has_worked=has_worked)
+
+    async def _probe_twice(self) -> ProbeResult:
+        """Return a failure only if two probes fail, because the machine may be busy."""
+        result = await self._probe()
+        if result.failure is None:
+            return result
+        await asyncio.sleep(PROBE_BACKOFF_SECONDS)
+        return await self._probe()
+
+    async def _probe(self) -> ProbeResult:
+        """Return the result of a probe, or the last result if the probe was not possible."""
+        try:
+            return await self._host.probe()
+        except Exception as error:
+            _log.warning("The runtimes could not be probed: %s", error_reason(error))
+            return self.result
 
     def _schedule_next(self) -> None:
-        if self.result.failure is None or self.result.is_final:
+        if self.result.failure is None:
+            self._pause_seconds = PROBE_BACKOFF_SECONDS
+            return
+        if self.result.is_final:
             return
         pause = self._pause_seconds * _RANDOM.uniform(1 - PROBE_JITTER, 1)
         self._due_at = self._clock.monotonic() + pause
         self._pause_seconds = min(self._pause_seconds * 2, PROBE_BACKOFF_SECONDS_MAX)
 
-    def _log_result(self) -> None:
-        if self.result.failure is None:
-            _log.info("The runtime %s works now, and the server accepts tasks.", self.result.runtime)
-        else:
+    def _log_result(self, *, has_worked: bool) -> None:
+        if self.result.failure is not None:
             _log.warning("The server does not accept tasks. %s", self._failure_reason)
+        elif not has_worked:
+            _log.info("The runtime %s works now, and the server accepts tasks.", self.result.runtime)

@@ -1,4 +1,4 @@
-"""Failed runtimes are probed again at increasing intervals."""
+"""Failed runtimes are probed again at increasing intervals; a working one is probed again on demand."""
 
 import asyncio
 from types import SimpleNamespace
@@ -9,7 +9,12 @@ from msgspec import structs
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.model.fixed_limits import PROBE_BACKOFF_SECONDS, PROBE_BACKOFF_SECONDS_MAX, PROBE_JITTER
+from sandbox.model.fixed_limits import (
+    PROBE_BACKOFF_SECONDS,
+    PROBE_BACKOFF_SECONDS_MAX,
+    PROBE_INTERVAL_SECONDS,
+    PROBE_JITTER,
+)
 from sandbox.server.probed_host import ProbedHost
 
 UNAVAILABLE = ProbeResult(
@@ -19,6 +24,8 @@ UNAVAILABLE = ProbeResult(
     "It does not work.",
 )
 AVAILABLE = structs.replace(UNAVAILABLE, failure=None)
+YIELD = asyncio.sleep
+"""The real function, before the fixture `clock` replaces it."""
 
 
 class SleepClock(SystemClock):
@@ -47,7 +54,18 @@ def host_with(probe, problem=None):
     return SimpleNamespace(probe=probe, blocked_reason=lambda: problem)
 
 
-def run(clock, first, *later):
+async def run_until_idle(host):
+    """Run the host until it waits for a request."""
+    running = asyncio.create_task(host.run())
+    for _ in range(5):
+        await YIELD(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+def run(clock, first, *later, rechecks=0):
+    """Run a host with these probe results; request `rechecks`, each when the host is idle."""
     results = iter(later)
 
     async def probe():
@@ -56,8 +74,14 @@ def run(clock, first, *later):
             raise result
         return result
 
+    async def scenario():
+        await run_until_idle(host)
+        for _ in range(rechecks):
+            host.recheck()
+            await run_until_idle(host)
+
     host = ProbedHost(first, host_with(probe), clock)
-    asyncio.run(host.run())
+    asyncio.run(scenario())
     assert next(results, None) is None
     return host
 
@@ -65,6 +89,53 @@ def run(clock, first, *later):
 def test_working_runtime_is_not_probed_again(clock):
     assert run(clock, AVAILABLE).blocked_reason is None
     assert clock.slept == []
+
+
+def test_runtime_that_failed_later_blocks_tasks_until_it_works(clock, caplog):
+    caplog.set_level("INFO")
+    host = run(clock, AVAILABLE, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, AVAILABLE, rechecks=1)
+    assert (host.result, host.blocked_reason, host.next_probe_at) == (AVAILABLE, None, None)
+    assert clock.slept[:2] == [PROBE_INTERVAL_SECONDS, PROBE_BACKOFF_SECONDS]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
+    assert "No sandbox can be created; the next probe is at 20" in caplog.text
+
+
+async def test_runtime_that_failed_later_is_reported(clock):
+    reports, results = [], iter([UNAVAILABLE, UNAVAILABLE, AVAILABLE])
+
+    async def probe():
+        reports.append(host.result.failure)
+        return next(results)
+
+    host = ProbedHost(AVAILABLE, host_with(probe), clock)
+    host.recheck()
+    await run_until_idle(host)
+    assert reports == [None, None, "It does not work."]
+
+
+def test_working_runtime_stays_available_after_a_recheck(clock, caplog):
+    host = run(clock, AVAILABLE, AVAILABLE, UNAVAILABLE, AVAILABLE, OSError("busy"), rechecks=3)
+    assert (host.result, host.blocked_reason) == (AVAILABLE, None)
+    assert "does not accept tasks" not in caplog.text
+
+
+def test_rechecks_of_a_working_runtime_are_rare(clock):
+    run(clock, AVAILABLE, *[AVAILABLE] * 5, rechecks=5)
+    assert clock.slept == [PROBE_INTERVAL_SECONDS] * 5
+
+
+async def test_requested_recheck_is_not_announced_while_the_runtime_works(clock):
+    host = ProbedHost(AVAILABLE, host_with(None), clock)
+    host.recheck()
+    host.recheck()
+    assert (host.next_probe_at, host.retry_after_seconds, host.blocked_reason) == (None, None, None)
+
+
+def test_failed_runtime_is_not_probed_earlier_on_request(clock):
+    host = ProbedHost(UNAVAILABLE, host_with(None), clock)
+    before = host.retry_after_seconds
+    host.recheck()
+    assert host.retry_after_seconds == before
 
 
 def test_final_failure_is_not_probed_again(clock):
@@ -100,7 +171,7 @@ async def test_blocked_reason_names_the_next_probe_or_the_probe_in_progress(cloc
     host = ProbedHost(UNAVAILABLE, host_with(probe), clock)
     assert 1 <= host.retry_after_seconds <= PROBE_BACKOFF_SECONDS
     assert "the next probe is at 20" in host.blocked_reason
-    await host.run()
+    await run_until_idle(host)
     assert reports == [("No sandbox can be created; a probe is running. It does not work.", None)]
 
 
