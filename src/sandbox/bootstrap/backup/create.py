@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
@@ -29,6 +30,9 @@ from sandbox.model.events import Artifact
 from sandbox.model.fixed_limits import BACKUP_MANIFEST_BYTES_MAX
 from sandbox.model.wire.events import format_timestamp
 from sandbox.primitives.files import fsync_path
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 MANIFEST_NAME = "manifest.json"
 TOKENS_NAME = "tokens.json"
@@ -96,6 +100,36 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
         part.unlink(missing_ok=True)
     fsync_path(target.parent)
     return manifest
+
+
+def stream_backup(data_dir: Path, stream: BinaryIO) -> tuple[BackupManifest, int]:
+    """Write a backup to a stream. Return its manifest and its size in bytes.
+
+    The manifest is the last member, so `restore` detects a backup that breaks off. Raises BackupTooLargeError, OSError.
+    """
+    output = _CountingWriter(stream)
+    with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        manifest = _write_backup(data_dir, BackupWriter(tar))
+    stream.flush()
+    return manifest, output.tell()
+
+
+class _CountingWriter(io.BufferedIOBase):
+    """Writes to a stream that need not be seekable, and counts the bytes, because tarfile asks for the position."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._size_bytes = 0
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        self._stream.write(data)
+        written_bytes = memoryview(data).nbytes
+        self._size_bytes += written_bytes
+        return written_bytes
+
+    def tell(self) -> int:
+        return self._size_bytes
 
 
 def _create_part(part: Path, target: Path) -> int:

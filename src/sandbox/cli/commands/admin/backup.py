@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ from sandbox.cli.output.text import escape_text
 from sandbox.cli.server_options import data_dir_options, load_configuration
 
 
-@command(epilog=help_examples("sandbox admin backup sandbox.tar"))
-@click.argument("file", type=click.Path(path_type=Path))
+@command(
+    epilog=help_examples(
+        "sandbox admin backup sandbox.tar",
+        "sandbox admin backup - | ssh backup.example.com 'cat > sandbox.tar'",
+    )
+)
+@click.argument("file", type=click.Path(allow_dash=True))
 @data_dir_options
 @output_options("text", "json")
-def backup(file: Path, **options: Any) -> None:
-    """Back up tasks and tokens to a file.
+def backup(file: str, **options: Any) -> None:
+    """Back up tasks and tokens to a file, or to standard output if FILE is `-`.
 
     Works while a server is running. The backup of each task ends with its last complete record. Damaged data is copied
     unchanged and reported (exit code 1). Preserved sandboxes, images and the workspaces of running tasks are not
@@ -33,17 +39,24 @@ def backup(file: Path, **options: Any) -> None:
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.admin_operations import require_data_dir
-    from sandbox.bootstrap.backup.create import create_backup
+    from sandbox.bootstrap.backup.create import create_backup, stream_backup
 
+    is_stdout = file == "-"
+    if is_stdout:
+        _check_stdout()
     require_data_dir(data_dir)
-    manifest = create_backup(data_dir, file.absolute())
-    tasks_count = len({name.split("/")[1] for name in manifest.files if name.startswith("tasks/")})
-    size_bytes = file.stat().st_size
-    if current_options().format == "json":
-        print_json({"file": str(file), "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
+    if is_stdout:
+        manifest, size_bytes = stream_backup(data_dir, sys.stdout.buffer)
     else:
-        _print_remarks(manifest.remarks)
-    message = f"{escape_text(str(file))} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
+        manifest = create_backup(data_dir, Path(file).absolute())
+        size_bytes = Path(file).stat().st_size
+    tasks_count = len({name.split("/")[1] for name in manifest.files if name.startswith("tasks/")})
+    if current_options().format == "json":
+        print_json({"file": file, "tasks": tasks_count, "size_bytes": size_bytes, "remarks": manifest.remarks})
+    else:
+        _print_remarks(manifest.remarks, to_stderr=is_stdout)
+    target = "The backup" if is_stdout else escape_text(file)
+    message = f"{target} has {pluralize(tasks_count, 'task')}, {size_bytes} bytes"
     if manifest.remarks:
         fail(f"{message}; {pluralize(len(manifest.remarks), 'problem')} found.", ExitCode.TASK_FAILED)
     click.echo(f"{message}.", err=True)
@@ -77,6 +90,14 @@ def restore(file: Path, **options: Any) -> None:
     click.echo(f"{message}.\nIf no server uses the old directory, start one on the new one:\n  {command}", err=True)
 
 
-def _print_remarks(remarks: Any) -> None:
+def _check_stdout() -> None:
+    """Refuse to write a backup to a terminal, or to mix it with a report."""
+    if current_options().format == "json":
+        raise click.UsageError("--format json reports on standard output, to which - writes the backup; choose a file.")
+    if sys.stdout.isatty():
+        raise click.UsageError("A backup is not written to a terminal; redirect the output, or choose a file.")
+
+
+def _print_remarks(remarks: Any, *, to_stderr: bool = False) -> None:
     for remark in remarks:
-        click.echo(escape_text(remark))
+        click.echo(escape_text(remark), err=to_stderr)

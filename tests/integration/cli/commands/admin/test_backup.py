@@ -404,3 +404,50 @@ def test_huge_header_does_not_fill_memory(restore, tmp_path):
     result = restore(tmp_path / "bomb.tar")
     assert result.returncode == 10
     assert b"header" in result.stderr
+
+
+def test_backup_to_standard_output_is_restored(run_cli, restore, stored, tmp_path):
+    result = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir))
+    assert result.returncode == 0
+    assert result.stderr.decode() == f"The backup has 5 tasks, {len(result.stdout)} bytes.\n"
+    assert not (tmp_path / "-").exists()
+    (tmp_path / "backup.tar").write_bytes(result.stdout)
+    restored = restore(tmp_path / "backup.tar", "-f", "json")
+    assert restored.returncode == 0
+    assert json.loads(restored.stdout)["tasks_count"] == 5
+
+
+def test_file_named_like_standard_output_is_backed_up_with_its_directory(run_cli, stored, tmp_path):
+    result = run_cli("admin", "backup", "./-", "--data-dir", str(stored.data_dir))
+    assert (result.returncode, result.stdout) == (0, b"")
+    assert tarfile.is_tarfile(tmp_path / "-")
+
+
+def test_interrupted_backup_to_standard_output_is_refused_by_restore(run_cli, restore, stored, tmp_path):
+    content = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir)).stdout
+    (tmp_path / "backup.tar").write_bytes(content[: len(content) // 2])
+    assert restore(tmp_path / "backup.tar").returncode != 0
+    assert not (tmp_path / "new").exists()
+
+
+def test_remarks_do_not_mix_with_a_backup_on_standard_output(run_cli, restore, stored, tmp_path):
+    (stored.data_dir / "tasks" / "done" / "artifacts" / "notes.txt").unlink()
+    result = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir))
+    assert result.returncode == 1
+    assert b"Task done: artifact 'notes.txt' is missing" in result.stderr
+    assert b"1 problem found" in result.stderr
+    (tmp_path / "backup.tar").write_bytes(result.stdout)
+    assert b"Task done" in restore(tmp_path / "backup.tar").stdout
+
+
+def test_report_as_json_needs_a_backup_file(run_cli, stored):
+    result = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir), "-f", "json")
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"choose a file" in result.stderr
+
+
+def test_backup_is_not_written_to_a_terminal(start_cli, terminal, stored):
+    streams = {"stdout": terminal.child_fd, "stderr": terminal.child_fd}
+    process = start_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir), **streams)
+    assert b"not written to a terminal" in terminal.read_to_end(process)
+    assert process.returncode == 2
