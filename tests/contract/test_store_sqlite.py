@@ -553,7 +553,7 @@ def test_damaged_row_is_reported_and_outdated(path, caplog, column, value):
         is_listed = column != "task"  # lists contain no artifacts, prompts or patches
         assert {task.id for task in page.tasks} == ({"a", "b"} if is_listed else {"b"})
         assert [*page.damaged] == ([] if is_listed else ["a"])
-        assert all("sandbox admin rebuild" in reason for reason in page.damaged.values())
+        assert all("sandbox admin rebuild" in error.message for error in page.damaged.values())
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
     assert "sandbox admin rebuild" in messages[0]

@@ -28,13 +28,16 @@ class StoreError(SandboxError):
 
 
 class IndexDamagedError(StoreError):
-    """The index row of a task is unreadable; the task's journal still has the data."""
+    """The index row of a task is unreadable; the task's journal still has the data.
+
+    remedy: what an operator can do, for messages.
+    """
+
+    remedy = "start the server again, or stop it and run: sandbox admin rebuild"
 
     def __init__(self, reason: object) -> None:
-        super().__init__(
-            f"The index of tasks is damaged ({reason}); start the server again, "
-            "or stop it and run: sandbox admin rebuild"
-        )
+        super().__init__(f"The index of tasks is damaged ({reason}); {self.remedy}")
+        self.reason = str(reason)
 
 
 class InvalidCursorError(SandboxError):
@@ -103,13 +106,13 @@ class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
     tasks: without artifacts, prompt and patch, which no list shows.
-    damaged: task ids of unreadable rows of the page, with the reason. They are not in `tasks`.
+    damaged: task ids of unreadable rows of the page, with the error. They are not in `tasks`.
     """
 
     tasks: Sequence[Task]
     total_count: int
     next_cursor: Cursor | None = None
-    damaged: Mapping[str, str] = field(default_factory=dict)
+    damaged: Mapping[str, IndexDamagedError] = field(default_factory=dict)
 
 
 class Store(Protocol):

@@ -154,7 +154,7 @@ class SqliteStore:
                 tasks.append(_to_listed(row, query))
             except IndexDamagedError as error:
                 self._log_once(row.id, error)
-                damaged[row.id] = error.message
+                damaged[row.id] = error
         has_more = bool(rows) and len(found) > query.limit
         return TaskPage(tasks, total, _cursor_after(rows[-1], query) if has_more else None, damaged)
 

@@ -77,7 +77,7 @@ _PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
-_Skipped = dict[str, str]
+_Skipped = dict[str, OSError | IndexDamagedError]
 """Why tasks could not be examined, by task id. Such tasks are kept."""
 _log = logging.getLogger(__name__)
 
@@ -157,9 +157,13 @@ class Pruner:
         reasons = []
         if skipped:
             details = "; ".join(
-                f"{task_id}: {reason}" for task_id, reason in list(skipped.items())[:_REASONS_SHOWN_MAX]
+                f"{task_id}: {_describe_skip(error)}" for task_id, error in list(skipped.items())[:_REASONS_SHOWN_MAX]
             )
-            reasons.append(f"Kept, because they could not be checked: {len(skipped)} ({details}); check the disk.")
+            remedies = dict.fromkeys(
+                error.remedy if isinstance(error, IndexDamagedError) else "check the disk" for error in skipped.values()
+            )
+            advice = "; ".join(remedies)
+            reasons.append(f"Kept, because they could not be checked: {len(skipped)} ({details}); {advice}.")
         if failure:
             directory = pruned_root(self._data_dir)
             rest = f"Removed tasks still use disk space in {directory}: {failure}"
@@ -182,7 +186,7 @@ class Pruner:
                 if await asyncio.to_thread(self._detach, task):
                     pruned.append(task)
             except (OSError, IndexDamagedError) as error:
-                skipped[task.id] = error_reason(error)
+                skipped[task.id] = error
         if pruned:
             size_bytes = sum(task.size_bytes for task in pruned)
             _log.info("Removed expired tasks: %d, with %d bytes in total", len(pruned), size_bytes)
@@ -242,7 +246,7 @@ class Pruner:
         try:
             return self._preserved_files.is_preserved(task)
         except OSError as error:
-            skipped[task.id] = error_reason(error)
+            skipped[task.id] = error
             return True
 
     def _measure_sizes(self) -> tuple[Sequence[PrunedTask], _Skipped]:
@@ -324,6 +328,12 @@ class Pruner:
             except OSError as error:
                 failure = error_reason(error)
         return failure
+
+
+def _describe_skip(error: OSError | IndexDamagedError) -> str:
+    if isinstance(error, IndexDamagedError):
+        return f"its entry in the index is damaged ({error.reason})"
+    return error_reason(error)
 
 
 def disk_usage_bytes(directory: Path) -> int:
