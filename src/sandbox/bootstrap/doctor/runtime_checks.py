@@ -14,7 +14,7 @@ from sandbox.bootstrap.runtime import AUTO, choose_runtime, make_runtime
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.fixed_limits import SANDBOX_PROCESSES_MAX
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
-from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX
+from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX, OPEN_FILES_MAX
 
 _SYSCTL_ROOT = Path("/proc/sys")
 _KERNEL_COMMAND_LINE = Path("/proc/cmdline")
@@ -80,7 +80,7 @@ def _open_files_per_task(probe: RuntimeProbe) -> int:
     if probe.tier == "namespaces":
         return SANDBOX_PROCESSES_MAX * (OPEN_FILES_MAX + _read_sysctl("vm/max_map_count"))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _UNLIMITED if hard == resource.RLIM_INFINITY else hard
+    return HOST_PROGRAM_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, HOST_PROGRAM_FILES_MAX)
 
 
 def _read_sysctl(name: str) -> int:

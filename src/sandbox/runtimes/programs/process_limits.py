@@ -11,6 +11,13 @@ OPEN_FILES_SOFT_MAX = 4096
 OPEN_FILES_MAX = 16384
 """Soft and hard limit on open files in one process. The machine's limit for all processes is fs.file-max."""
 
+HOST_PROGRAM_FILES_MAX = 1024 * 1024
+"""Maximum number of open files of a host program that runs a separate kernel, such as QEMU.
+
+Without it, the host's limit applies, which can be a billion. To list a descriptor table, the kernel walks all of its
+entries, including unused ones: the table is as large as the highest descriptor that the program has used.
+"""
+
 SIGNALS_MAX = 8192
 MESSAGE_QUEUE_BYTES_MAX = 819200
 """Limits on pending timers and signals, and on bytes in POSIX message queues.
@@ -34,6 +41,8 @@ def apply_process_limits(*, limits_open_files: bool) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     if limits_open_files:
         limit_open_files()
+    else:
+        limit_host_program_files()
     lower_limits()
     with open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
         file.write("500")
@@ -47,6 +56,15 @@ def limit_open_files() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = OPEN_FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES_MAX)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit, OPEN_FILES_SOFT_MAX), limit))
+
+
+def limit_host_program_files() -> None:
+    """Limit open files for this process and its descendants to HOST_PROGRAM_FILES_MAX. Lower limits are kept."""
+    soft, hard = (
+        HOST_PROGRAM_FILES_MAX if limit == resource.RLIM_INFINITY else min(limit, HOST_PROGRAM_FILES_MAX)
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def lower_limits() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from sandbox.bootstrap.doctor import runtime_checks
 from sandbox.interfaces.runtime import RuntimeProbe
+from sandbox.runtimes.programs.process_limits import HOST_PROGRAM_FILES_MAX
 
 SYSTEMD_FILE_MAX, SMALL_FILE_MAX = 2**63 - 1, 800_000
 NAMESPACES = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10)
@@ -52,3 +53,11 @@ def test_nothing_is_reported_without_a_limit_or_without_a_sandbox(set_file_max):
     assert not runtime_checks.check_open_files(
         RuntimeProbe("bubblewrap", is_available=False, tier="namespaces", strength=10, remedy="no")
     )
+
+
+def test_unlimited_files_of_the_server_do_not_apply_to_gvisor(set_file_max, monkeypatch):
+    set_file_max(2 * HOST_PROGRAM_FILES_MAX)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert not runtime_checks.check_open_files(GVISOR)
+    set_file_max(HOST_PROGRAM_FILES_MAX)
+    assert runtime_checks.check_open_files(GVISOR)

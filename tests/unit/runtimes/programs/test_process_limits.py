@@ -24,3 +24,25 @@ def test_lower_existing_limit_is_not_raised(monkeypatch: pytest.MonkeyPatch, har
     monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
     process_limits.lower_limits()
     assert limits[resource.RLIMIT_SIGPENDING] == (expected, expected)
+
+
+@pytest.mark.parametrize(
+    ("host_limits", "expected"),
+    [
+        ((1024, 4096), (1024, 4096)),
+        ((1024, resource.RLIM_INFINITY), (1024, process_limits.HOST_PROGRAM_FILES_MAX)),
+        ((10**9, 10**9), (process_limits.HOST_PROGRAM_FILES_MAX, process_limits.HOST_PROGRAM_FILES_MAX)),
+        (
+            (resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+            (process_limits.HOST_PROGRAM_FILES_MAX, process_limits.HOST_PROGRAM_FILES_MAX),
+        ),
+    ],
+)
+def test_open_files_of_host_programs_are_limited(
+    monkeypatch: pytest.MonkeyPatch, host_limits: tuple[int, int], expected: tuple[int, int]
+):
+    limits: dict[int, tuple[int, int]] = {}
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: host_limits)
+    monkeypatch.setattr(resource, "setrlimit", limits.__setitem__)
+    process_limits.limit_host_program_files()
+    assert limits == {resource.RLIMIT_NOFILE: expected}
