@@ -6,6 +6,7 @@ import fcntl
 import os
 import struct
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -96,7 +97,8 @@ _UNUSED_BYTES_MAX = 1024 * 1024 * 1024
 """While the image has at most this much more than the file system uses, the space of removed files is not returned."""
 
 _TRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
-_TRIM_STEP_BYTES = 4 * 1024 * 1024 * 1024
+_TRIM_STEP_BYTES = 1024 * 1024 * 1024
+_TRIM_SECONDS = 0.5
 _TRIMMED_EXTENT_BYTES_MIN = 1024 * 1024
 """Shorter free extents are not returned to the host: each one costs a call, and there can be millions."""
 
@@ -120,8 +122,11 @@ class LoopDisk:
         self._disk_fd = -1
         """Stays open while the disk is mounted: the kernel reports each write error once to this descriptor."""
 
+        self._disk_fd_lock = threading.Lock()
         self._sync_error: OSError | None = None
         self._can_trim = True
+        self._trimmed_until = 0
+        """Where the next trim starts, in bytes of the file system."""
 
     async def open(self, size_bytes: int) -> None:
         """Create the file system, or check an existing one, and mount it."""
@@ -143,7 +148,7 @@ class LoopDisk:
             ) from error
 
     async def usage(self) -> DiskUsage:
-        """Return the usage that statvfs(3) reports. Before, return the space of removed files to the host."""
+        """Return the usage that statvfs(3) reports. Also return some space of removed files to the host."""
         found = os.statvfs(self._directory)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
@@ -169,9 +174,10 @@ class LoopDisk:
         After DISK_RELEASE_SECONDS, unmount it lazily: a process that still uses the disk then merely keeps its blocks
         allocated.
         """
-        if self._disk_fd >= 0:
-            os.close(self._disk_fd)
-            self._disk_fd = -1
+        with self._disk_fd_lock:
+            if self._disk_fd >= 0:
+                os.close(self._disk_fd)
+                self._disk_fd = -1
         deadline = time.monotonic() + DISK_RELEASE_SECONDS
         while self._directory.is_mount():
             try:
@@ -188,17 +194,25 @@ class LoopDisk:
         """Punch holes into the image where the file system has free space, if there is much of it."""
         if not self._can_trim or self._disk_fd < 0:
             return
-        image_bytes = self._image.stat().st_blocks * _DISK_BLOCK_BYTES
-        if image_bytes - usage.used_bytes > _UNUSED_BYTES_MAX:
-            await asyncio.to_thread(self._trim, os.dup(self._disk_fd), usage.total_bytes)
+        image = self._image.stat()
+        if image.st_blocks * _DISK_BLOCK_BYTES - usage.used_bytes > _UNUSED_BYTES_MAX:
+            await asyncio.to_thread(self._trim, image.st_size)
 
-    def _trim(self, disk_fd: int, size_bytes: int) -> None:
-        """Trim the file system in steps, so that `close` does not wait long. Closes disk_fd."""
+    def _trim(self, size_bytes: int) -> None:
+        """Trim for _TRIM_SECONDS; the next call continues. `close` waits for the current step."""
+        with self._disk_fd_lock:
+            if self._disk_fd < 0:
+                return
+            disk_fd = os.dup(self._disk_fd)
+        deadline = time.monotonic() + _TRIM_SECONDS
         try:
-            for start in range(0, size_bytes, _TRIM_STEP_BYTES):
-                if self._disk_fd < 0:
+            for _ in range(0, size_bytes, _TRIM_STEP_BYTES):
+                if self._disk_fd < 0 or time.monotonic() > deadline:
                     return
-                fcntl.ioctl(disk_fd, _TRIM, struct.pack("=QQQ", start, _TRIM_STEP_BYTES, _TRIMMED_EXTENT_BYTES_MIN))
+                bounds = (self._trimmed_until, _TRIM_STEP_BYTES, _TRIMMED_EXTENT_BYTES_MIN)
+                fcntl.ioctl(disk_fd, _TRIM, struct.pack("=QQQ", *bounds))
+                following = self._trimmed_until + _TRIM_STEP_BYTES
+                self._trimmed_until = following if following < size_bytes else 0
         except OSError:
             self._can_trim = False  # the host's file system cannot punch holes
         finally:

@@ -419,24 +419,45 @@ def allocated_bytes(image):
     return image.stat().st_blocks * 512
 
 
-async def returns_space(disk, layout):
-    loop._UNUSED_BYTES_MAX = 16 * MIB
+async def returns_space(disk, layout, trim_seconds):
+    loop._UNUSED_BYTES_MAX, loop._TRIM_STEP_BYTES, loop._TRIM_SECONDS = 16 * MIB, 32 * MIB, trim_seconds
     await disk.open(128 * MIB)
     (layout.disk / "kept").write_bytes(b"kept" * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 64 * MIB)
     await disk.verify()
     (layout.disk / "removed").unlink()
     assert allocated_bytes(layout.disk_image) > 64 * MIB
-    usage = await disk.usage()
-    assert allocated_bytes(layout.disk_image) - usage.used_bytes < 16 * MIB
+    async with asyncio.timeout(CHILD_SECONDS):
+        while allocated_bytes(layout.disk_image) - (await disk.usage()).used_bytes > 16 * MIB:
+            await asyncio.sleep(0.01)
     await disk.close()
     await disk.open(128 * MIB)
     assert (layout.disk / "kept").read_bytes() == b"kept" * MIB
     await disk.close()
 
 
-def test_space_of_removed_files_returns_to_the_host(loop_works, layout):
-    run_in_child(returns_space, layout)
+@pytest.mark.parametrize("trim_seconds", [1e-6, 60])
+def test_space_of_removed_files_returns_to_the_host(loop_works, layout, trim_seconds):
+    """With a tiny time limit, each measurement trims a single step."""
+    run_in_child(returns_space, layout, trim_seconds)
+
+
+async def closes_while_trimming(disk, layout):
+    loop._UNUSED_BYTES_MAX = 0
+    await disk.open(64 * MIB)
+    (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
+    await disk.verify()
+    (layout.disk / "removed").unlink()
+    measurement = asyncio.create_task(disk.usage())
+    await asyncio.sleep(0)
+    measurement.cancel()
+    await disk.close()
+    assert not layout.disk.is_mount()
+
+
+def test_disk_can_be_closed_while_it_is_trimmed(loop_works, layout):
+    run_in_child(closes_while_trimming, layout)
+    assert str(layout.disk_image) not in loop_files()
 
 
 async def keeps_a_little_unused_space(disk, layout):
