@@ -17,7 +17,7 @@ ROWS = [
     ("Manifests", "Prompt", "model.manifest.field_formats.PROMPT_BYTES_MAX"),
     ("Manifests", "`repository.patch`", "model.manifest.field_formats.GIT_PATCH_BYTES_MAX"),
     ("Manifests", "A duration in a manifest", "model.manifest.field_formats.DURATION_SECONDS_MAX"),
-    ("Manifests", "Errors listed for one manifest", "model.fixed_limits.MANIFEST_ERRORS_MAX"),
+    ("Manifests", "Errors listed for one manifest or request", "model.fixed_limits.INPUT_ERRORS_MAX"),
     ("Output and journal", "One line of output", "model.fixed_limits.OUTPUT_LINE_BYTES_MAX"),
     ("Output and journal", "One line of the agent's output that is parsed", "model.fixed_limits.PARSED_LINE_BYTES_MAX"),
     ("Output and journal", "Output of a task", "model.fixed_limits.OUTPUT_BYTES_MAX"),

@@ -1,5 +1,6 @@
 """The reference pages for REST, WebSocket and the command line match the code."""
 
+import json
 import re
 from pathlib import Path
 from typing import get_args
@@ -7,15 +8,24 @@ from typing import get_args
 import click
 import pytest
 
-from architecture.generated_reference import COMMON_OPTIONS, commands, generated
+from architecture.generated_reference import COMMON_OPTIONS, EXAMPLES_FILE, commands, generated
 from sandbox.cli.errors import ExitCode
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import log_stream_of
 
 
-@pytest.mark.parametrize("name", ["openapi.json", "docs/rest.md", "docs/cli.md", "docs/python-client.md"])
+@pytest.mark.parametrize(
+    "name", [EXAMPLES_FILE, "openapi.json", "docs/rest.md", "docs/cli.md", "docs/python-client.md"]
+)
 def test_generated_references_are_current(root: Path, name: str):
     assert (root / name).read_text() == generated()[name], "run script/reference"
+
+
+def test_the_error_in_the_reference_is_a_response_of_the_server(root: Path):
+    blocks = re.findall(r"```json\n(.*?)```", (root / "docs" / "rest.md").read_text(), re.DOTALL)
+    errors = [json.loads(block) for block in blocks if block.startswith('{\n  "error"')]
+    recorded = json.loads((root / EXAMPLES_FILE).read_text())["errors"]
+    assert errors == [recorded["invalid_parameter"]]
 
 
 def rows(document: Path) -> dict[str, list[str]]:

@@ -71,12 +71,16 @@ class _Entry:
 
 
 class FakeTasks:
-    """Implements every service of the server. `failure`, when set, is raised by every call to `submit` and `cancel`."""
+    """Implements every service of the server. `failure`, when set, is raised by every call to `submit` and `cancel`.
+
+    event_interval: the time between two events of a task.
+    """
 
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}
         self.subscribers: list[asyncio.Queue[WireEvent]] = []
         self.failure: Exception | None = None
+        self.event_interval = timedelta(milliseconds=1)
         self.queries: list[TaskQuery] = []
         self.open_followers = 0
         self.inheritances: dict[str, Inheritance] = {}
@@ -113,7 +117,7 @@ class FakeTasks:
     def _apply(self, task_id: str, event: e.Event) -> None:
         entry = self.entries.get(task_id)
         seq = entry.task.last_seq + 1 if entry else 1
-        at = BEGINNING + timedelta(milliseconds=123 + seq)
+        at = BEGINNING + timedelta(milliseconds=123) + seq * self.event_interval
         result = advance(entry.task if entry else None, event, seq=seq, at=at)
         wire_event = to_wire_event(task_id, e.Record(seq, 1, at, event, result.transition))
         if entry is None:

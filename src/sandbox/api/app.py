@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from sandbox import __version__
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.errors import add_error_handlers
@@ -62,12 +61,13 @@ def _decode_segments(path: bytes) -> str:
 
 
 class _Api(FastAPI):
-    def __init__(self, agents: Mapping[str, Agent], **settings: Any) -> None:
+    def __init__(self, agents: Mapping[str, Agent], examples: Mapping[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         self._agents = agents
+        self._examples = examples
 
     def openapi(self) -> dict[str, Any]:
-        return build_schema(self, self._agents)
+        return build_schema(self, self._agents, self._examples)
 
 
 def create_app(context: AppContext) -> FastAPI:
@@ -84,10 +84,13 @@ def create_stream_app(context: AppContext) -> Starlette:
     return stream_app
 
 
-def create_api_schema_app(version: str, agents: Mapping[str, Agent]) -> FastAPI:
-    """Create an app with all routes and no context."""
+def create_api_schema_app(
+    version: str, agents: Mapping[str, Agent], examples: Mapping[str, Any] | None = None
+) -> FastAPI:
+    """Create an app with all routes and no context. examples: by default, the recorded examples."""
     app = _Api(
         agents,
+        examples,
         title="Sandbox",
         version=version,
         description="Runs coding agents as tasks that people can trust.",
@@ -118,7 +121,6 @@ async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
     raise HTTPException(404)
 
 
-def schema_text(agents: Mapping[str, Agent]) -> str:
+def schema_text(schema: Mapping[str, Any]) -> str:
     """Return the schema as JSON with sorted keys and one value per line, which keeps diffs readable."""
-    schema = create_api_schema_app(__version__, agents).openapi()
     return json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

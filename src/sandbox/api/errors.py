@@ -3,8 +3,10 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
@@ -13,7 +15,7 @@ from starlette.routing import Route, WebSocketRoute
 
 from sandbox.api import paths
 from sandbox.api.responses import problem_response
-from sandbox.interfaces.store import DuplicateTaskError, InvalidCursorError, StoreError
+from sandbox.interfaces.store import DuplicateTaskError, StoreError
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     IdempotencyKeyReusedError,
@@ -26,22 +28,19 @@ from sandbox.interfaces.tasks import (
     UnavailableError,
 )
 from sandbox.interfaces.terminals import TerminalRefusedError
-from sandbox.model.errors import SandboxError
-from sandbox.model.manifest.errors import InvalidManifestError
+from sandbox.model.errors import (
+    FieldError,
+    InvalidInputError,
+    InvalidManifestError,
+    InvalidParameterError,
+    RequestPart,
+    SandboxError,
+)
+from sandbox.model.manifest.validation import describe_violation
 from sandbox.model.wire.bodies import FieldErrorBody, ProblemExtensions
 from sandbox.model.wire.events import format_timestamp
 
 DEFAULT_RETRY_AFTER_SECONDS = 5
-
-
-class InvalidParameterError(SandboxError):
-    """A query parameter, a header or a body field has an invalid value."""
-
-    code = "invalid_parameter"
-
-    def __init__(self, field: str, message: str, *, rule: str = "format") -> None:
-        super().__init__(f"{field} {message}.")
-        self.details = [_detail(field, rule, message)]
 
 
 class SecretArtifactError(SandboxError):
@@ -76,6 +75,11 @@ class RequestTimeoutError(SandboxError):
 
     code = "request_timeout"
     retryable = True
+
+    @classmethod
+    def after(cls, seconds: float) -> "RequestTimeoutError":
+        """Create the error for a body that did not arrive within this time."""
+        return cls(f"The body did not arrive within {seconds:.0f} s; send it again.")
 
 
 class RangeNotSatisfiableError(SandboxError):
@@ -134,14 +138,7 @@ def retry_after_header(seconds: int | None) -> dict[str, str]:
 
 
 def _details(error: SandboxError) -> list[FieldErrorBody] | None:
-    match error:
-        case InvalidManifestError():
-            return [_detail(each.field, each.rule, each.message, each.line, each.column) for each in error.errors]
-        case InvalidParameterError():
-            return error.details
-        case InvalidCursorError():
-            return [_detail("cursor", "format", error.message)]
-    return None
+    return [msgspec.to_builtins(each) for each in error.errors] if isinstance(error, InvalidInputError) else None
 
 
 def _no_extensions(_: SandboxError) -> ProblemExtensions:
@@ -176,7 +173,6 @@ def _byte_size(size_bytes: int) -> str:
 _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     InvalidManifestError: (400, _no_extensions),
     InvalidParameterError: (400, _no_extensions),
-    InvalidCursorError: (400, _no_extensions),
     SecretArtifactError: (403, _no_extensions),
     TaskNotFoundError: (404, _no_extensions),
     ArtifactNotFoundError: (404, _no_extensions),
@@ -195,29 +191,30 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     InsufficientResourcesError: (507, _resources),
 }
 
-_RULE_BY_ERROR_TYPE = {
-    "missing": "required",
-    "enum": "enum",
-    "literal_error": "enum",
-    "extra_forbidden": "unknown_field",
+
+STATUS_BY_CODE: dict[str, int] = {
+    "internal_error": 500,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "rate_limit_exceeded": 429,
+    "response_memory_exceeded": 429,
+    RangeNotSatisfiableError.code: 416,
+    **{error_class.code: status for error_class, (status, _) in _ERROR_RESPONSES.items()},
 }
-_RANGE_ERROR_TYPES = ("greater_than", "less_than", "finite_number", "too_long", "too_short", "int_parsing_size")
+"""The status of each error code that an operation may return."""
 
 
 async def _invalid_parameters(connection: HTTPConnection, error: RequestValidationError) -> Response:
-    details = [_parameter_detail(methods) for methods in error.errors()]
-    message = "; ".join(f"{detail['field']}: {detail['message']}" for detail in details) + "."
-    return problem_response(connection, 400, "invalid_parameter", message, details=details)
+    invalid = InvalidParameterError([parameter_error(each) for each in error.errors()])
+    return problem_response(connection, 400, invalid.code, invalid.message, details=_details(invalid))
 
 
-def _parameter_detail(error: dict[str, Any]) -> FieldErrorBody:
-    kind: str = error["type"]
-    rule = _RULE_BY_ERROR_TYPE.get(kind) or ("range" if any(mark in kind for mark in _RANGE_ERROR_TYPES) else "type")
-    return _detail(".".join(str(part) for part in error["loc"][1:]), rule, error["msg"])
-
-
-def _detail(field: str, rule: str, message: str, line: int | None = None, column: int | None = None) -> FieldErrorBody:
-    return {"field": field, "rule": rule, "message": message, "line": line, "column": column}
+def parameter_error(error: ErrorDetails, part: RequestPart | None = None) -> FieldError:
+    """Describe an error that pydantic found in a parameter. part: by default, the first element of its location."""
+    path = error["loc"] if part else error["loc"][1:]
+    violation = describe_violation(error)
+    source: Any = part or error["loc"][0]
+    return FieldError.at(path, violation.rule, violation.message, part=source, suggestion=violation.suggestion)
 
 
 async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSatisfiableError) -> Response:

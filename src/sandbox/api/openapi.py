@@ -1,12 +1,15 @@
 """Describes routes for the OpenAPI schema, and builds the schema."""
 
 import inspect
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast, get_args, get_origin
 
+import msgspec
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.dependencies.utils import get_typed_return_annotation
 from fastapi.openapi.utils import get_openapi
@@ -14,8 +17,9 @@ from fastapi.routing import APIRoute
 
 from sandbox.api import paths
 from sandbox.api.auth.sessions import SESSION_COOKIE
+from sandbox.api.errors import STATUS_BY_CODE
 from sandbox.api.middleware.metrics import set_api_route
-from sandbox.api.request_parsing import reject_unknown_query_params
+from sandbox.api.request_parsing import reject_unknown_params
 from sandbox.api.responses import JsonResponse, reason_phrase
 from sandbox.model.manifest.rules import AgentSchema
 
@@ -59,7 +63,7 @@ class ApiRoute(APIRoute):
 
 def create_router(tag: str) -> APIRouter:
     """Create a router for routes with this tag. They accept only the query parameters that they declare."""
-    dependencies = [Depends(set_api_route), Depends(reject_unknown_query_params)]
+    dependencies = [Depends(set_api_route), Depends(reject_unknown_params)]
     return APIRouter(route_class=ApiRoute, tags=[tag], dependencies=dependencies)
 
 
@@ -89,12 +93,28 @@ def json_response(body: type, **extra: Any) -> dict[str, Any]:
     return {"description": inspect.getdoc(body), "content": content, **extra}
 
 
-def problem_responses(*statuses: int) -> Responses:
-    """Describe the error responses of an operation: these statuses and those that every operation may return."""
+_PROBLEM = "application/problem+json"
+COMMON_ERROR_CODES = (
+    *("invalid_parameter", "unauthorized", "forbidden"),
+    *("rate_limit_exceeded", "response_memory_exceeded", "internal_error"),
+)
+"""The codes of errors that every operation may return. Operations that need no token do not return `unauthorized`."""
+
+
+def problem_responses(*codes: str) -> Responses:
+    """Describe the error responses of an operation: these codes and those that every operation may return."""
+    codes_by_status: dict[int, list[str]] = {}
+    for code in (*codes, *COMMON_ERROR_CODES):
+        codes_by_status.setdefault(STATUS_BY_CODE[code], []).append(code)
+    return {status: _problem_response(status, codes_by_status[status]) for status in codes_by_status}
+
+
+def _problem_response(status: int, codes: Sequence[str]) -> dict[str, Any]:
+    """Describe an error response by its codes. `build_schema` adds an example of each code."""
     return {
-        status: _response(reason_phrase(status), "application/problem+json", component_ref("ProblemBody"))
-        | ({"headers": _RETRY_AFTER} if status in {429, 503} else {})
-        for status in (*statuses, 400, 401, 403, 429, 500)
+        "description": f"{reason_phrase(status)}: {' or '.join(f'`{code}`' for code in codes)}",
+        "content": {_PROBLEM: {"schema": component_ref("ProblemBody")}},
+        **({"headers": _RETRY_AFTER} if status in {429, 503} else {}),
     }
 
 
@@ -130,18 +150,66 @@ def header_parameter(name: str, description: str, schema: dict[str, Any] | None 
     return {"name": name, "in": "header", "required": False, "description": description, "schema": value}
 
 
-def build_schema(app: FastAPI, agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
-    """Build the schema once per app."""
+def recorded_examples() -> dict[str, Any]:
+    """Return the requests and responses that `script/reference` recorded: by operation, and errors by code."""
+    examples: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("examples.json").read_bytes())
+    return examples
+
+
+def build_schema(
+    app: FastAPI, agents: Mapping[str, AgentSchema], examples: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Build the schema once per app. examples: by default, those of `recorded_examples`."""
     if app.openapi_schema is None:
         from sandbox.api.schemas import component_schemas
 
         schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         _remove_unused(schema)
         schema["components"]["schemas"] |= component_schemas(agents)
+        _add_examples(schema, recorded_examples() if examples is None else examples)
         schema["tags"] = [{"name": name, "description": description} for name, description in TAGS.items()]
         _add_security(schema)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _add_examples(schema: dict[str, Any], examples: Mapping[str, Any]) -> None:
+    """Add the recorded requests and responses to their operations, and the recorded errors as components."""
+    schema["components"]["examples"] = {code: {"value": body} for code, body in examples["errors"].items()}
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            if operation["operationId"] in examples["operations"]:
+                _add_operation_example(operation, examples["operations"][operation["operationId"]])
+            for response in operation["responses"].values():
+                codes = set(error_codes(response)) & examples["errors"].keys()
+                if codes:
+                    references = {code: {"$ref": f"#/components/examples/{code}"} for code in sorted(codes)}
+                    response["content"][_PROBLEM]["examples"] = references
+
+
+def error_codes(response: Mapping[str, Any]) -> list[str]:
+    """Return the error codes in the description of a response."""
+    return re.findall("`([a-z_]+)`", response["description"]) if _PROBLEM in response.get("content", {}) else []
+
+
+def _add_operation_example(operation: dict[str, Any], example: Mapping[str, Any]) -> None:
+    request, response = example["request"], example["response"]
+    values = {**request["query"], **request["path_params"], **request["headers"]}
+    for parameter in operation.get("parameters", ()):
+        if parameter["name"] in values:
+            parameter["example"] = _typed_value(values[parameter["name"]], parameter["schema"])
+    if request["body"] is not None:
+        for media_type in operation["requestBody"]["content"].values():
+            media_type["example"] = request["body"]
+    described = operation["responses"][str(response["status"])]
+    if response["media_type"] in described.get("content", {}):
+        described["content"][response["media_type"]]["example"] = response["body"]
+
+
+def _typed_value(text: str, schema: Mapping[str, Any]) -> Any:
+    """Return the value of a parameter as its schema declares it."""
+    kinds = {schema.get("type"), *(each.get("type") for each in schema.get("anyOf", ()))}
+    return msgspec.json.decode(text) if kinds & {"integer", "number", "boolean"} else text
 
 
 def _add_security(schema: dict[str, Any]) -> None:
@@ -165,15 +233,14 @@ def _add_security(schema: dict[str, Any]) -> None:
             operation["responses"].pop("401", None)
 
 
-def _response(description: str, media_type: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {"description": description, "content": {media_type: {"schema": schema}}}
-
-
 def _remove_unused(schema: dict[str, Any]) -> None:
-    """Remove FastAPI's own validation error response, which this API never sends."""
+    """Remove FastAPI's own validation error response, which this API never sends, and empty defaults."""
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
     for operations in schema["paths"].values():
         for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["schema"].get("default") == "":  # the same as an absent parameter
+                    del parameter["schema"]["default"]
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                 del operation["responses"]["422"]

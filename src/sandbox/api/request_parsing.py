@@ -1,87 +1,146 @@
-"""Parsing and strict validation of query parameters, page cursors and request bodies."""
+"""Parsing and strict validation of parameters, page cursors and request bodies."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
-import json
 import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import datetime
-from difflib import get_close_matches
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
-from fastapi.dependencies.utils import get_flat_params
+from fastapi.dependencies.utils import get_flat_params, request_params_to_args
 from fastapi.routing import APIRoute
-from pydantic.config import JsonDict
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
 from starlette.datastructures import QueryParams
 from starlette.requests import HTTPConnection, Request
 
-from sandbox.api.errors import InvalidParameterError, PayloadTooLargeError, RequestTimeoutError
+from sandbox.api.errors import PayloadTooLargeError, RequestTimeoutError, parameter_error
 from sandbox.interfaces.store import Cursor, Order, Sort, TaskQuery
 from sandbox.model import fixed_limits
-from sandbox.model.errors import DECODE_ERRORS
-from sandbox.model.manifest.field_formats import VISIBLE
-from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
+from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError, RequestPart, closest_name
+from sandbox.model.manifest.field_formats import Format
 from sandbox.primitives import client_fairness
 
 SEQ_MAX = 2**63 - 1
 _SEQ_DIGITS_MAX = len(str(SEQ_MAX))
 
 
-def parse_seq(text: str, field: str) -> int | None:
-    """Parse an event's seq; return None for empty text. Raises InvalidParameterError."""
-    if not text:
-        return None
+def _check_seq(text: str) -> str | None:
     is_number = text.isascii() and text.isdecimal() and len(text) <= _SEQ_DIGITS_MAX
-    if not is_number or int(text) > SEQ_MAX:
-        raise InvalidParameterError(field, f"must be the seq of an event, a whole number from 0 to {SEQ_MAX}")
-    return int(text)
+    if text and (not is_number or int(text) > SEQ_MAX):
+        return f"must be the seq of an event, a whole number from 0 to {SEQ_MAX}"
+    return None
 
 
-TIME_SCHEMA: JsonDict = {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]}
-"""A time, or an empty string."""
+SEQ = Format("seq", _check_seq, {"pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"})
+"""The seq of an event, or empty text."""
+
+
+def parse_seq(text: str) -> int | None:
+    """Parse text that has the format `SEQ`; return None for empty text."""
+    return int(text) if text else None
+
+
+def check_format(text: str, expected: Format, name: str, part: RequestPart) -> str:
+    """Return the value of a parameter if it has the format. Raises InvalidParameterError."""
+    message = expected.find_error(text)
+    if message is not None:
+        raise InvalidParameterError([FieldError.at((name,), "format", message, part=part)])
+    return text
+
 
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 
-def parse_time(text: str, field: str) -> datetime | None:
-    """Parse a time (RFC 3339); return None for empty text. Raises InvalidParameterError."""
+def _check_time(text: str) -> str | None:
+    try:
+        parse_time(text)
+    except (ValueError, OverflowError):
+        return "must be a time such as 2026-01-29T10:10:15Z"
+    return None
+
+
+TIME = Format("time", _check_time, {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]})
+"""A time that can be converted to UTC (RFC 3339), or empty text."""
+
+
+def parse_time(text: str) -> datetime | None:
+    """Parse text that has the format `TIME`; return None for empty text."""
     if not text:
         return None
     match = _RFC_3339.fullmatch(text)
-    try:
-        if match is None:
-            raise invalid_time(field)
-        # A plus sign that was not escaped in a URL arrives as a space.
-        return datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}")
-    except ValueError:
-        raise invalid_time(field) from None
+    if match is None:
+        raise ValueError(text)
+    # A plus sign that was not escaped in a URL arrives as a space.
+    return datetime.fromisoformat(f"{match[1]}T{match[2]}{match[3].upper().replace(' ', '+')}").astimezone(UTC)
 
 
-def invalid_time(field: str) -> InvalidParameterError:
-    """Return the error for text that is not a time, or is a time that cannot be converted to UTC."""
-    return InvalidParameterError(field, "must be a time such as 2026-01-29T10:10:15Z")
+@dataclass(frozen=True)
+class CommaSeparated:
+    """The format of text with names that are separated by commas."""
+
+    names: tuple[str, ...]
+
+    def parse(self, text: str) -> frozenset[str]:
+        """Return the names in the text."""
+        return frozenset(name.strip() for name in text.split(",")) - {""}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        """Make pydantic run the check."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        """Describe the names as a pattern."""
+        name = f"({'|'.join(self.names)})"
+        return {**handler(schema), "pattern": f"^({name}(,{name})*)?$"}
+
+    def _check(self, text: str) -> str:
+        unknown = sorted(self.parse(text) - {*self.names})
+        if unknown:
+            context = {
+                "message": f"must be one of {', '.join(self.names)}",
+                "suggestion": closest_name(unknown[0], self.names),
+            }
+            raise PydanticCustomError("enum", "{message}", context)
+        return text
 
 
 ECHOED_NAME_LENGTH_MAX = 64
 
 
-async def reject_unknown_query_params(connection: HTTPConnection) -> None:
-    """Reject query parameters that the route does not declare. Raises InvalidParameterError."""
-    if not connection.query_params:
-        return
+async def reject_unknown_params(connection: HTTPConnection) -> None:
+    """Reject query parameters that the route does not declare, and repeated parameters.
+
+    Raises InvalidParameterError, which also has the errors in the values: FastAPI validates them only after this check.
+    """
     route = connection.scope["route"]
     assert isinstance(route, APIRoute)
-    reject_unknown_params(connection.query_params, known=_declared_names(route), patterns=_declared_patterns(route))
+    names = _declared_names(route)
+    errors = [
+        *(_name_errors(connection.query_params, names, _declared_patterns(route))),
+        *(_repeated(name, "header") for name in _header_names(route) if len(connection.headers.getlist(name)) > 1),
+    ]
+    if errors:
+        raise InvalidParameterError([*errors, *_value_errors(connection, route)])
 
 
 def _declared_names(route: APIRoute) -> list[str]:
-    """Return the parameter names. Reads them from the route, because building the schema of all routes takes 0.1 s."""
-    return [field.alias for field in get_flat_params(route.dependant) if field.alias not in route.param_convertors]
+    """Return the names of query parameters.
+
+    Reads them from the route, because building the schema of all routes takes 0.1 s.
+    """
+    others = {*route.param_convertors, *_header_names(route)}
+    return [field.alias for field in get_flat_params(route.dependant) if field.alias not in others]
+
+
+def _header_names(route: APIRoute) -> list[str]:
+    return [field.alias for field in route.dependant.header_params]
 
 
 def _declared_patterns(route: APIRoute) -> list[str]:
@@ -90,35 +149,66 @@ def _declared_patterns(route: APIRoute) -> list[str]:
     return [pattern for parameter in parameters for pattern in parameter["schema"].get("patternProperties", {})]
 
 
-def reject_repeated_params(params: QueryParams, known: Collection[str]) -> None:
-    """Raise InvalidParameterError for the first known name that occurs more than once."""
+def _value_errors(connection: HTTPConnection, route: APIRoute) -> list[FieldError]:
+    dependant = route.dependant
+    _, query_errors = request_params_to_args(dependant.query_params, connection.query_params)
+    _, header_errors = request_params_to_args(dependant.header_params, connection.headers)
+    return [parameter_error(error) for error in (*query_errors, *header_errors)]
+
+
+def _name_errors(params: QueryParams, known: Collection[str], patterns: Collection[str] = ()) -> Iterable[FieldError]:
     for name in params:
-        if name in known and len(params.getlist(name)) > 1:
-            raise InvalidParameterError(name, "is given more than once; give it once")
+        if name in known:
+            if len(params.getlist(name)) > 1:
+                yield _repeated(name, "query")
+        elif not any(re.search(pattern, name) for pattern in patterns):
+            yield _unknown(name, known, patterns)
 
 
-def reject_unknown_params(params: QueryParams, *, known: Collection[str], patterns: Collection[str] = ()) -> None:
-    """Raise InvalidParameterError for the first name that is unknown and matches no pattern, or is repeated."""
-    reject_repeated_params(params, known)
-    for name in params:
-        if name not in known and not any(re.search(pattern, name) for pattern in patterns):
-            raise InvalidParameterError(
-                name[:ECHOED_NAME_LENGTH_MAX], _unknown_param_message(name, known, patterns), rule="unknown_field"
-            )
+def _repeated(name: str, part: RequestPart) -> FieldError:
+    return FieldError.at((name,), "format", "is given more than once; give it once", part=part)
 
 
-def _unknown_param_message(name: str, known: Collection[str], patterns: Collection[str]) -> str:
-    close = get_close_matches(name[:ECHOED_NAME_LENGTH_MAX], known, n=1)
-    suggestion = f" (did you mean {close[0]}?)" if close else ""
+def _unknown(name: str, known: Collection[str], patterns: Collection[str]) -> FieldError:
+    suggestion = closest_name(name, known)
     families = [pattern.strip("^").replace("\\", "") + "*" for pattern in patterns]
-    return f"is unknown{suggestion}; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
+    listed = f"; valid parameters: {', '.join(sorted([*known, *families])) or 'none'}"
+    message = f"is an unknown parameter{'' if suggestion else listed}"
+    path = (name[:ECHOED_NAME_LENGTH_MAX],)
+    return FieldError.at(path, "unknown_field", message, part="query", suggestion=suggestion)
+
+
+ParamsT = TypeVar("ParamsT", bound=BaseModel)
+
+
+def parse_query_params(
+    params: QueryParams,
+    kind: type[ParamsT],
+    *,
+    defaults: Mapping[str, str] | None = None,
+    ignores_unknown: bool = False,
+) -> ParamsT:
+    """Parse the query parameters of a WebSocket or a page. Raises InvalidParameterError with all errors.
+
+    defaults: values of absent parameters, instead of those of the model.
+    """
+    known = kind.model_fields
+    named = {name: value for name, value in params.items() if name in known}
+    errors = [each for each in _name_errors(params, known) if each.rule != "unknown_field" or not ignores_unknown]
+    try:
+        parsed = kind.model_validate({**(defaults or {}), **named})
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise InvalidParameterError([*errors, *(parameter_error(each, "query") for each in details)]) from None
+    if errors:
+        raise InvalidParameterError(errors)
+    return parsed
 
 
 CURSOR_LENGTH_MAX = 2048
 
 CURSOR_PATTERN = rf"^[A-Za-z0-9_-]{{1,{CURSOR_LENGTH_MAX}}}$"
 _CURSOR_VERSION = 1
-_CURSOR_ADVICE = "must be the next_cursor of an earlier response; omit it to start at the beginning"
 
 
 class PageCursor(msgspec.Struct, frozen=True, array_like=True):
@@ -144,17 +234,25 @@ def encode_cursor(cursor: Cursor | None, query: TaskQuery) -> str | None:
     return base64.urlsafe_b64encode(msgspec.json.encode(page_cursor)).rstrip(b"=").decode()
 
 
-def decode_cursor(text: str) -> PageCursor:
-    """Decode a cursor made by `encode_cursor`. Raises InvalidParameterError."""
-    if not re.fullmatch(CURSOR_PATTERN.strip("^$"), text):
-        raise InvalidParameterError("cursor", _CURSOR_ADVICE)
+def _check_cursor(text: str) -> str | None:
     try:
-        page_cursor = msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
-    except (binascii.Error, ValueError, RecursionError):
-        raise InvalidParameterError("cursor", _CURSOR_ADVICE) from None
-    if page_cursor.version != _CURSOR_VERSION or (page_cursor.value is None and page_cursor.sort != "started_at"):
-        raise InvalidParameterError("cursor", _CURSOR_ADVICE)
-    return page_cursor
+        is_valid = re.fullmatch(CURSOR_PATTERN.strip("^$"), text) is not None and _is_consistent(decode_cursor(text))
+    except (binascii.Error, ValueError, *DECODE_ERRORS):
+        is_valid = False
+    return None if is_valid else "must be the next_cursor of an earlier response; omit it to start at the beginning"
+
+
+def _is_consistent(cursor: PageCursor) -> bool:
+    return cursor.version == _CURSOR_VERSION and (cursor.value is not None or cursor.sort == "started_at")
+
+
+CURSOR = Format("cursor", _check_cursor, {"maxLength": CURSOR_LENGTH_MAX, "pattern": CURSOR_PATTERN})
+"""A cursor that `encode_cursor` returned."""
+
+
+def decode_cursor(text: str) -> PageCursor:
+    """Decode text that has the format `CURSOR`."""
+    return msgspec.json.decode(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), type=PageCursor)
 
 
 BODY_TIMEOUT_SECONDS = 30.0
@@ -187,9 +285,7 @@ async def read_body(request: Request) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             return await _read_bounded(request)
     except TimeoutError:
-        raise RequestTimeoutError(
-            f"The body did not arrive within {BODY_TIMEOUT_SECONDS:.0f} s; send it again."
-        ) from None
+        raise RequestTimeoutError.after(BODY_TIMEOUT_SECONDS) from None
 
 
 async def _read_bounded(request: Request) -> bytes:
@@ -209,43 +305,3 @@ def has_json_body(request: Request) -> bool:
     """Return whether the client declares a JSON body; everything else is parsed as YAML."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     return kind == "application/json" or kind.endswith("+json")
-
-
-async def read_cancel_request(request: Request, defaults: CancelRequest) -> CancelRequest:
-    """Read the cancellation from the body; `defaults` (from the query) fill missing fields.
-
-    Raises InvalidParameterError.
-    """
-    body = await read_body(request)
-    if not body.strip():
-        return _validated(defaults)
-    try:
-        fields: Any = msgspec.json.decode(body)
-        cancel_request = msgspec.convert({**msgspec.structs.asdict(defaults), **fields}, CancelRequest)
-    except (TypeError, *DECODE_ERRORS) as error:
-        allowed = json.dumps({"reason": "…", "force": False}, ensure_ascii=False)
-        raise InvalidParameterError("body", f"must be a JSON object such as {allowed} ({error})", rule="type") from None
-    return _validated(cancel_request)
-
-
-RequestT = TypeVar("RequestT")
-
-
-def decode_json_body(body: bytes, kind: type[RequestT], example: str) -> RequestT:
-    """Decode a JSON object; an empty body is treated as an empty object. Raises InvalidParameterError.
-
-    example: a valid body, for the message.
-    """
-    try:
-        return msgspec.json.decode(body if body.strip() else b"{}", type=kind)
-    except DECODE_ERRORS as error:
-        message = f"must be a JSON object such as {example} ({error})"
-        raise InvalidParameterError("body", message, rule="type") from None
-
-
-def _validated(cancel_request: CancelRequest) -> CancelRequest:
-    reason = cancel_request.reason
-    if len(reason) > REASON_LENGTH_MAX or VISIBLE.find_error(reason) is not None:
-        allowed = f"one line of at most {REASON_LENGTH_MAX} characters, without control characters"
-        raise InvalidParameterError("reason", f"must be {allowed}")
-    return cancel_request

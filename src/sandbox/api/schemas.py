@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, get_args, get_type_hints, is_typeddict
 
-import msgspec
 from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
@@ -66,12 +65,11 @@ def _definition_schema(declared: dict[str, Any], agents: Collection[str]) -> dic
 
 
 def _request_schema(kind: Any) -> dict[str, Any]:
-    """Return the schema of a request's JSON body."""
-    hints = get_type_hints(kind, include_extras=True)
-    properties = {name: _schema_of(hint) for name, hint in hints.items()}
-    required = [field.name for field in msgspec.structs.fields(kind) if field.required]
-    schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return _describe(schema | ({"required": required} if required else {}), kind)
+    """Return the schema of a request's JSON body. It has no defaults: generators treat such a field as required."""
+    schema = TypeAdapter(kind).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+    for each in schema["properties"].values():
+        each.pop("default", None)
+    return schema
 
 
 class _SchemaGenerator(GenerateJsonSchema):

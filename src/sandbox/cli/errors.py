@@ -186,7 +186,17 @@ def _fail_with_exception(error: Exception) -> NoReturn:
         fail(
             "\n".join(map(escape_text, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR
         )
-    fail(f"Error: {escape_text(error.message)}", _exit_code(error))
+    fail("\n".join([*_field_error_lines(error), f"Error: {escape_text(error.message)}"]), _exit_code(error))
+
+
+def _field_error_lines(error: SandboxError) -> list[str]:
+    """Format each error in a request: `query.sort: must be one of …`. The message of a single error contains it."""
+    from sandbox.client import ClientError
+
+    field_errors = error.field_errors if isinstance(error, ClientError) else []
+    if len(field_errors) < 2:
+        return []
+    return [escape_text(f"{each.get('location')}: {each.get('message')}") for each in field_errors]
 
 
 def _exit_code(error: SandboxError) -> ExitCode:

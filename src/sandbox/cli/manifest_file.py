@@ -13,8 +13,8 @@ from sandbox.cli.output.text import escape_text
 
 if TYPE_CHECKING:
     from sandbox.cli.overrides import Override
+    from sandbox.model.errors import FieldError
     from sandbox.model.manifest.document import Document
-    from sandbox.model.manifest.errors import FieldError
     from sandbox.model.manifest.schema import Manifest
 
 
@@ -54,7 +54,7 @@ class ManifestFile:
     def with_overrides(self, overrides: Sequence[Override]) -> OverriddenManifest:
         """Apply overrides. Raises the model's InvalidManifestError if the manifest cannot be parsed."""
         from sandbox.agents import registered_agents
-        from sandbox.model.manifest.errors import InvalidManifestError
+        from sandbox.model.errors import InvalidManifestError
         from sandbox.model.manifest.parser import read_document
 
         document = read_document(self.body, agents=registered_agents(), is_json=self.is_json)
@@ -71,8 +71,8 @@ class OverriddenManifest:
     content_type = "application/json"
 
     def __init__(self, document: Document, overrides: Sequence[Override]) -> None:
+        from sandbox.model.errors import field_name
         from sandbox.model.manifest.document import write_json
-        from sandbox.model.manifest.errors import field_name
 
         self.body = write_json(document.data)
         self._overridden = {field_name(override.path): override.text for override in overrides}
@@ -117,8 +117,9 @@ def fail_with_field_errors(file_name: str, message: str, field_errors: object) -
 
 def field_error_details(field_errors: Iterable[FieldError]) -> list[dict[str, Any]]:
     """Convert the model's errors to the form of the API's `details`."""
-    fields = ("field", "rule", "message", "line", "column")
-    return [{field: getattr(field_error, field) for field in fields} for field_error in field_errors]
+    import msgspec
+
+    return [msgspec.to_builtins(field_error) for field_error in field_errors]
 
 
 def _field_error_line(file_name: str, field_error: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def read_prompt(prompt: str) -> str:
 def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[Override]) -> Submitted:
     """Submit a task. If the manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
-    from sandbox.model.manifest.errors import InvalidManifestError
+    from sandbox.model.errors import InvalidManifestError
 
     changed = None
     try:
@@ -56,7 +56,7 @@ def submit_manifest(client: Client, manifest: ManifestFile, overrides: Sequence[
 def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Sequence[Override] = ()) -> Submitted:
     """Submit a task created from an earlier one. If the new manifest is invalid, prints its errors and exits."""
     from sandbox import client as api
-    from sandbox.model.manifest.errors import field_name
+    from sandbox.model.errors import field_name
 
     try:
         return submit()

@@ -19,7 +19,7 @@ class ClientError(SandboxError):
     `artifact_too_large`).
     status: the HTTP status; None if there was no response.
     request_id: the request's id in the server's log.
-    details: the API's details, usually a list of field errors.
+    details: the API's details; see `field_errors`.
     retry_after_seconds: when to retry, according to the server.
     body: the complete response body.
     """
@@ -40,6 +40,12 @@ class ClientError(SandboxError):
         self.details: Any = self.body.get("details")
         self.request_id = self._text("request_id")
         self.retry_after_seconds = retry_after_seconds
+
+    @property
+    def field_errors(self) -> list[FieldError]:
+        """Every error in the request, for an invalid manifest, body or parameter; otherwise empty."""
+        listed = self.details if isinstance(self.details, list) else []
+        return [cast("FieldError", entry) for entry in listed if isinstance(entry, dict)]
 
     @property
     def told(self) -> dict[str, Any]:
@@ -71,15 +77,9 @@ class UnreachableError(ClientError):
 
 
 class InvalidManifestError(ClientError):
-    """The manifest is invalid; `field_errors` lists all errors, each with field, rule, message, line and column."""
+    """The manifest is invalid; `field_errors` lists all errors in the order of the manifest."""
 
     code = "invalid_manifest"
-
-    @property
-    def field_errors(self) -> list[FieldError]:
-        """All errors, in the order of the manifest."""
-        listed = self.details if isinstance(self.details, list) else []
-        return [cast("FieldError", entry) for entry in listed if isinstance(entry, dict)]
 
     @property
     def mistakes(self) -> list[FieldError]:
@@ -101,7 +101,7 @@ class InvalidRequestError(ClientError):
 
 
 class InvalidParameterError(InvalidRequestError):
-    """A parameter, or the server's base URL, is invalid."""
+    """Parameters or fields of the body are invalid, which `field_errors` lists, or the server's base URL is."""
 
     code = "invalid_parameter"
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, Protocol
 
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import FieldError, InvalidParameterError, SandboxError
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 
@@ -40,13 +40,12 @@ class IndexDamagedError(StoreError):
         self.reason = str(reason)
 
 
-class InvalidCursorError(SandboxError):
+class InvalidCursorError(InvalidParameterError):
     """The cursor does not match the list's sort order."""
 
-    code = "invalid_parameter"
-
     def __init__(self) -> None:
-        super().__init__("This cursor belongs to a list in a different order; start without one.")
+        message = "belongs to a list in a different order; start without a cursor"
+        super().__init__([FieldError.at(("cursor",), "format", message, part="query")])
 
 
 @dataclass(frozen=True, slots=True)

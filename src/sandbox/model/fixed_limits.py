@@ -30,8 +30,8 @@ REPOSITORY_FILTER_CHARACTERS_MAX = 2048
 TASK_ID_CHARACTERS_MAX = 128
 """Maximum length of the id of a task."""
 
-MANIFEST_ERRORS_MAX = 100
-"""Maximum number of errors of a manifest that are listed; additional ones are only counted."""
+INPUT_ERRORS_MAX = 100
+"""Maximum number of errors of a manifest or a request that are listed; additional ones are only counted."""
 
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """Maximum length of a line of output that is recorded whole; a longer one is split and marked."""

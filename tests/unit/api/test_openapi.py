@@ -4,9 +4,10 @@ import json
 import re
 
 import pytest
+from jsonschema import Draft202012Validator
 from starlette.requests import HTTPConnection
 
-from sandbox.api.openapi import TAGS
+from sandbox.api.openapi import TAGS, error_codes
 from sandbox.api.responses import problem_response
 
 
@@ -72,8 +73,10 @@ def test_operations_document_their_errors_as_problems(api):
 def test_problem_title_matches_the_schema(api, status, name):
     connection = HTTPConnection({"type": "http", "path": "/", "headers": []})
     assert json.loads(problem_response(connection, status, "some_code", "Some message.").body)["title"] == name
-    documented = [operation["responses"] for paths in api.schema["paths"].values() for operation in paths.values()]
-    assert {responses[str(status)]["description"] for responses in documented if str(status) in responses} == {name}
+    documented = [operation["responses"] for operation in operations(api.schema)]
+    described = [responses[str(status)]["description"] for responses in documented if str(status) in responses]
+    assert described
+    assert {description.partition(":")[0] for description in described} == {name}
 
 
 def test_manually_parsed_parameters_are_documented(api):
@@ -84,3 +87,46 @@ def test_manually_parsed_parameters_are_documented(api):
     assert {("header", "Last-Event-ID"), ("query", "after")} <= names("/api/v1/tasks/{task_id}/logs")
     artifact = names("/api/v1/tasks/{task_id}/artifacts/{name}")
     assert {("header", "Range"), ("header", "If-None-Match")} <= artifact
+
+
+def test_every_operation_has_an_example_of_its_request_and_response(api):
+    for operation in operations(api.schema):
+        name = operation["operationId"]
+        assert operation["summary"], name
+        for media_type in operation.get("requestBody", {}).get("content", {}).values():
+            assert "example" in media_type or not operation["requestBody"]["required"], name
+            if "example" in media_type:
+                validator(api, media_type["schema"]).validate(media_type["example"])
+        required = [each for each in operation.get("parameters", ()) if each["required"]]
+        assert all("example" in each for each in required), name
+        for parameter in operation.get("parameters", ()):
+            if "example" in parameter:
+                validator(api, parameter["schema"]).validate(parameter["example"])
+        examples = [
+            (media_type["schema"], media_type["example"])
+            for status, response in operation["responses"].items()
+            for media_type in response.get("content", {}).values()
+            if int(status) < 300 and "example" in media_type
+        ]
+        assert len(examples) == (name != "close_session"), name
+        for schema, example in examples:
+            validator(api, schema).validate(example)
+
+
+def test_every_documented_error_has_an_example_with_its_code_and_status(api):
+    examples = api.schema["components"]["examples"]
+    documented = set()
+    for operation in operations(api.schema):
+        for status, response in operation["responses"].items():
+            documented |= set(error_codes(response))
+            for code in response.get("content", {}).get("application/problem+json", {}).get("examples", {}):
+                body = examples[code]["value"]
+                assert (body["error"], str(body["status"])) == (code, status)
+    assert documented - examples.keys() == {"response_memory_exceeded"}
+    assert examples.keys() <= documented
+    for example in examples.values():
+        validator(api, {"$ref": "#/components/schemas/ProblemBody"}).validate(example["value"])
+
+
+def validator(api, schema):
+    return Draft202012Validator({**schema, "components": api.schema["components"]})

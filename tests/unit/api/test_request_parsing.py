@@ -6,16 +6,16 @@ import pytest
 @pytest.mark.parametrize(
     ("path", "field", "advice"),
     [
-        ("/api/v1/tasks?states=running", "states", "did you mean state?"),
+        ("/api/v1/tasks?states=running", "states", "did you mean 'state'?"),
         (
             "/api/v1/tasks?label=team%3Da",
             "label",
             "parameters: created_after, created_before, cursor, label.*, limit, offset, order, parent, q, repository,",
         ),
-        ("/api/v1/tasks?labels.team=a", "labels.team", "is unknown"),
+        ("/api/v1/tasks?labels.team=a", "labels.team", "is an unknown parameter"),
         ("/api/v1/tasks/task-001?follow=true", "follow", "valid parameters: none"),
-        ("/api/v1/tasks/task-001/wait?time_out=5", "time_out", "did you mean timeout?"),
-        ("/api/v1/tasks/task-001/logs?Follow=true", "Follow", "did you mean follow?"),
+        ("/api/v1/tasks/task-001/wait?time_out=5", "time_out", "did you mean 'timeout'?"),
+        ("/api/v1/tasks/task-001/logs?Follow=true", "Follow", "did you mean 'follow'?"),
         ("/api/v1/tasks/task-001/artifacts?limit=1", "limit", "valid parameters: none"),
         ("/api/v1/tasks/task-001/artifacts/a/b?x=1", "x", "valid parameters: none"),
         ("/api/v1/health?verbose=1", "verbose", "valid parameters: none"),
@@ -60,7 +60,7 @@ def test_operations_accept_exactly_the_documented_parameters(api, tasks):
             ]
             detail = api(method.upper(), f"{url}?0=1").json()["details"][0]
             valid = ", ".join(sorted(names)) or "none"
-            assert (detail["field"], detail["message"]) == ("0", f"is unknown; valid parameters: {valid}")
+            assert (detail["field"], detail["message"]) == ("0", f"is an unknown parameter; valid parameters: {valid}")
 
 
 def test_request_does_not_generate_the_schema(api):

@@ -10,8 +10,8 @@ from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.api.schemas import component_schemas
+from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
-from sandbox.model.manifest.errors import InvalidManifestError
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies, event_bodies
 

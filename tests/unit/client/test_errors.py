@@ -91,7 +91,9 @@ def test_error_fields_become_attributes():
     raised = error_from_response(SERVER, 507, error_body("insufficient_resources", **amounts))
     assert {name: getattr(raised, name) for name in amounts} == amounts
     field_error = {"field": "vm.cpus", "rule": "range", "message": "must be …", "line": 4, "column": 9}
-    assert error_from_response(SERVER, 400, error_body("invalid_manifest", [field_error])).field_errors == [field_error]
+    for code in ("invalid_manifest", "invalid_parameter"):
+        assert error_from_response(SERVER, 400, error_body(code, [field_error])).field_errors == [field_error]
+    assert error_from_response(SERVER, 404, error_body("task_not_found")).field_errors == []
     error = error_from_response(SERVER, 503, error_body("service_unavailable", request_id="r-1"), "5")
     assert error.request_id == "r-1"
     assert error.body == json.loads(error_body("service_unavailable", request_id="r-1"))

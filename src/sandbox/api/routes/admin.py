@@ -21,7 +21,7 @@ async def get_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     return _drain_response(await context.services.administration.drain_status())
 
 
-@router.post(paths.DRAIN, responses=problem_responses(503))
+@router.post(paths.DRAIN, responses=problem_responses("service_unavailable"))
 async def begin_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Stop accepting new tasks and starting pending ones until the drain is undone, even after a restart.
 
@@ -30,7 +30,7 @@ async def begin_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     return _drain_response(await context.services.administration.drain())
 
 
-@router.delete(paths.DRAIN, responses=problem_responses(503))
+@router.delete(paths.DRAIN, responses=problem_responses("service_unavailable"))
 async def undo_drain(context: ContextDep) -> JsonResponse[DrainBody]:
     """Accept and start tasks again."""
     return _drain_response(await context.services.administration.undo_drain())
@@ -52,7 +52,7 @@ _COUNT_MAX = 10_000_000
 _BYTES_MAX = 2**60
 
 
-@router.post(paths.PRUNE, responses=problem_responses(503))
+@router.post(paths.PRUNE, responses=problem_responses("service_unavailable"))
 async def prune_tasks(
     context: ContextDep,
     older_than_seconds: Annotated[

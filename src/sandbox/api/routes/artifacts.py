@@ -53,7 +53,7 @@ _MEDIA_TYPES = {kind.replace("/", "_"): _BYTES for kind in (_OCTET_STREAM, "text
 router = create_router("Artifacts")
 
 
-@router.get(paths.ARTIFACTS, responses=problem_responses(404, 503))
+@router.get(paths.ARTIFACTS, responses=problem_responses("task_not_found", "service_unavailable"))
 async def list_artifacts(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ArtifactListBody]:
     """List the artifacts of a task."""
     async with client_fairness.thread_slot():
@@ -88,7 +88,13 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> ArtifactBody:
         200: raw_content("The content, as `text/plain`, a raster image or `application/octet-stream`", **_MEDIA_TYPES),
         206: raw_content("The requested range", **_MEDIA_TYPES),
         304: {"description": "Not modified"},
-        **problem_responses(404, 416, 503),
+        **problem_responses(
+            "task_not_found",
+            "artifact_not_found",
+            "artifact_contains_secret",
+            "range_not_satisfiable",
+            "service_unavailable",
+        ),
     },
     openapi_extra=declare_parameters(
         header_parameter("Range", "One range of bytes"),

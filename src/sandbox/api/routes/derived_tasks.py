@@ -11,49 +11,45 @@ from fastapi import Request
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import require_valid_credentials
 from sandbox.api.openapi import (
     Responses,
     component_ref,
     create_router,
-    declare_parameters,
     json_response,
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, decode_json_body, read_body
+from sandbox.api.request_parsing import body_memory, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.tasks import (
-    IDEMPOTENCY_KEY_PARAMETER,
+    SUBMISSION_ERROR_CODES,
     SUBMITTED_HEADERS,
-    read_idempotency,
+    IdempotencyKey,
+    make_idempotency,
     submitted_response,
 )
 from sandbox.interfaces.tasks import DerivedTaskPlan
 from sandbox.model import fixed_limits
+from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
 from sandbox.model.manifest.document import read_json, to_document, write_json
-from sandbox.model.manifest.overrides import Override, OverrideError, apply_overrides, parse_override
-from sandbox.model.manifest.parser import validate_document
+from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
+from sandbox.model.manifest.parser import parse_record, validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.wire.bodies import SubmittedBody
-from sandbox.model.wire.requests import OVERRIDES_MAX, ContinueRequest, RerunRequest
+from sandbox.model.wire.requests import ContinueRequest, RerunRequest
 from sandbox.primitives import client_fairness
 
-_RERUN_EXAMPLE = '{"overrides": ["vm.cpus=16"], "prompt": "…"}'
 _RERUN_BODY = request_body(
     "Changes to the manifest. Without a body, the task is rerun as it was submitted.",
     required=False,
     application_json=component_ref(RerunRequest.__name__),
 )
-_CONTINUE_EXAMPLE = '{"prompt": "…"}'
 _CONTINUE_BODY = request_body(
     "The prompt, and changes to the manifest.", required=True, application_json=component_ref(ContinueRequest.__name__)
 )
-_RESPONSES: Responses = {
-    202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
-    **problem_responses(404, 408, 409, 413, 422, 503, 507),
-}
+_SUBMITTED: Responses = {202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS)}
+_RERUN_ERROR_CODES = ("task_not_found", *SUBMISSION_ERROR_CODES)
 
 RequestT = TypeVar("RequestT", RerunRequest, ContinueRequest)
 PlanDerivedTask = Callable[[str], Awaitable[DerivedTaskPlan]]
@@ -64,37 +60,46 @@ router = create_router("Tasks")
 @router.post(
     paths.RERUN,
     status_code=202,
-    responses=_RESPONSES,
-    openapi_extra=_RERUN_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
+    responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES),
+    openapi_extra=_RERUN_BODY,
 )
-async def rerun_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
+async def rerun_task(
+    request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
+) -> JsonResponse[SubmittedBody]:
     """Submit a new task with the manifest of this task. This task may be in any state and does not change."""
     plan = context.services.derived_tasks.plan_rerun
-    return await _submit(request, context, task_id, plan, RerunRequest, _RERUN_EXAMPLE)
+    return await _submit(request, context, task_id, plan, RerunRequest, idempotency_key)
 
 
 @router.post(
     paths.CONTINUE,
     status_code=202,
-    responses=_RESPONSES,
-    openapi_extra=_CONTINUE_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
+    responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
+    openapi_extra=_CONTINUE_BODY,
 )
-async def continue_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[SubmittedBody]:
+async def continue_task(
+    request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
+) -> JsonResponse[SubmittedBody]:
     """Submit a new task that starts from the result of this task. This task must have ended, and does not change."""
     plan = context.services.derived_tasks.plan_continuation
-    return await _submit(request, context, task_id, plan, ContinueRequest, _CONTINUE_EXAMPLE)
+    return await _submit(request, context, task_id, plan, ContinueRequest, idempotency_key)
 
 
 async def _submit(
-    request: Request, context: AppContext, task_id: str, plan: PlanDerivedTask, kind: type[RequestT], example: str
+    request: Request,
+    context: AppContext,
+    task_id: str,
+    plan: PlanDerivedTask,
+    kind: type[RequestT],
+    idempotency_key: str,
 ) -> JsonResponse[SubmittedBody]:
     async with body_memory(request, additional_bytes=fixed_limits.BODY_BYTES_MAX):  # the manifest of the earlier task
         content = await read_body(request)
-        idempotency = read_idempotency(request, content)
+        idempotency = make_idempotency(request, idempotency_key, content)
         submissions = context.services.submissions
         if idempotency is not None and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
-        changes = decode_json_body(content, kind, example)
+        changes = parse_record(content, kind)
         planned = await plan(task_id)
         manifest = await client_fairness.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)
@@ -116,43 +121,56 @@ def _change_manifest(
     manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
     """
     earlier = planned.manifest
-    overrides = _parse_overrides(changes.overrides)
     data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(earlier, enc_hook=encode_manifest))
     del data["metadata"]["id"]
     if changes.prompt is not None:
         data[earlier.agent.kind]["prompt"] = changes.prompt
-    try:
-        apply_overrides(data, overrides)
-    except OverrideError as error:
-        raise InvalidParameterError("overrides", str(error)) from None
+    overrides = _apply_overrides(data, changes.overrides)
     profiles = context.settings.profiles
-    manifest = validate_document(
-        to_document(read_json(write_json(data).decode())),
-        agents=context.settings.agents,
-        profiles=None if profiles is None else profiles(),
-        clone_hosts=context.authenticator.clone_hosts(),
-    )
+    try:
+        manifest = validate_document(
+            to_document(read_json(write_json(data).decode())),
+            agents=context.settings.agents,
+            profiles=None if profiles is None else profiles(),
+            clone_hosts=context.authenticator.clone_hosts(),
+        )
+    except InvalidManifestError as error:
+        raise InvalidManifestError([_locate(each, overrides) for each in error.errors]) from None
     if planned.inheritance is not None:
         _check_same_work(earlier, manifest)
     return manifest
 
 
+def _locate(error: FieldError, overrides: Sequence[Override]) -> FieldError:
+    """Return the error with the location of the last override that set the field, if any."""
+    for index, override in reversed([*enumerate(overrides)]):
+        name = field_name(override.path)
+        if error.field == name or error.field.startswith((f"{name}.", f"{name}[")):
+            return msgspec.structs.replace(error, location=f"body.overrides[{index}]")
+    return msgspec.structs.replace(error, location="body")
+
+
 def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:
     """Raise InvalidParameterError if the new task could not continue the work of the earlier one."""
+    messages = []
     if manifest.repository != earlier.repository:
-        message = "must not change repository: the task starts from the work of an earlier task"
-        raise InvalidParameterError("overrides", message)
+        messages.append("must not change repository: the task starts from the work of an earlier task")
     if manifest.agent.kind != earlier.agent.kind:
-        raise InvalidParameterError("overrides", f"must not change the agent, which is {earlier.agent.kind}")
+        messages.append(f"must not change the agent, which is {earlier.agent.kind}")
+    if messages:
+        raise InvalidParameterError([FieldError.at(("overrides",), "format", message) for message in messages])
 
 
-def _parse_overrides(texts: Sequence[str]) -> list[Override]:
-    if len(texts) > OVERRIDES_MAX:
-        raise InvalidParameterError("overrides", f"can have at most {OVERRIDES_MAX} entries", rule="range")
-    parsed = []
+def _apply_overrides(data: dict[str, Any], texts: Sequence[str]) -> list[Override]:
+    """Apply the overrides in order. Raises InvalidParameterError with all errors."""
+    overrides, errors = [], []
     for index, text in enumerate(texts):
         try:
-            parsed.append(parse_override(text))
+            override = parse_override(text)
+            override.apply(data)
+            overrides.append(override)
         except OverrideError as error:
-            raise InvalidParameterError(f"overrides[{index}]", str(error)) from None
-    return parsed
+            errors.append(FieldError.at(("overrides", index), "format", str(error)))
+    if errors:
+        raise InvalidParameterError(errors)
+    return overrides

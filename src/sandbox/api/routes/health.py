@@ -55,7 +55,7 @@ async def get_health(context: ContextDep) -> JsonResponse[HealthBody]:
     return JsonResponse(body)
 
 
-@router.get(paths.READINESS, responses=problem_responses(503))
+@router.get(paths.READINESS, responses=problem_responses("service_unavailable"))
 async def get_readiness(request: Request, context: ContextDep) -> JsonResponse[ReadyBody] | Response:
     """Readiness probe: check whether the server can accept and run tasks. Returns 503 if it cannot."""
     health = await context.services.administration.health()
@@ -105,7 +105,7 @@ def _runtime_body(probe: RuntimeProbe) -> RuntimeBody:
     response_class=Response,
     responses={
         200: raw_content("Metrics in the Prometheus text format", text_plain={"type": "string"}),
-        **problem_responses(503),
+        **problem_responses("service_unavailable"),
     },
 )
 async def get_metrics(context: ContextDep) -> Response:

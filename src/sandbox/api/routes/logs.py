@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
-from fastapi import Query, Request
+from fastapi import Header, Query, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -15,13 +15,11 @@ from sandbox.api.app_context import ContextDep
 from sandbox.api.openapi import (
     component_ref,
     create_router,
-    declare_parameters,
-    header_parameter,
     problem_responses,
     raw_content,
     with_item_schemas,
 )
-from sandbox.api.request_parsing import SEQ_MAX, TIME_SCHEMA, invalid_time, parse_seq, parse_time
+from sandbox.api.request_parsing import SEQ, SEQ_MAX, TIME, parse_seq, parse_time
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
@@ -92,11 +90,17 @@ class LogQuery(BaseModel):
     """Query parameters of the logs."""
 
     stream: LogStream = Field("all", description="Stream to return")
-    since: str = Field("", description="Earliest time, inclusive (RFC 3339)", json_schema_extra=TIME_SCHEMA)
+    since: Annotated[str, TIME] = Field("", description="Earliest time, inclusive (RFC 3339)")
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Number of last lines, after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")
     follow: bool = Field(default=False, description="Stream until the task has ended")
 
+
+_LastEventId = Annotated[
+    str,
+    SEQ,
+    Header(alias="Last-Event-ID", description="Continue after this seq; `after` in the query takes precedence"),
+]
 
 _TEXT_SCHEMA = {"type": "string"}
 _LOG_SCHEMAS = {"text_plain": _TEXT_SCHEMA, "text_event_stream": {}, "application_x_ndjson": _TEXT_SCHEMA}
@@ -121,28 +125,22 @@ router = create_router("Logs")
             application_x_ndjson=_EVENT_SCHEMA,
         ),
         204: {"description": "The client already has the last event"},
-        **problem_responses(404, 503),
+        **problem_responses("task_not_found", "service_unavailable"),
     },
-    openapi_extra=declare_parameters(
-        header_parameter(
-            "Last-Event-ID",
-            "Continue after this seq; `after` in the query takes precedence",
-            {"type": "string", "pattern": "^([0-9]{0,18}|[0-8][0-9]{18})$"},
-        )
-    ),
 )
 async def get_logs(
     request: Request,
     context: ContextDep,
     task_id: paths.TaskId,
     query: Annotated[LogQuery, Query()],
+    last_event_id: _LastEventId = "",
 ) -> Response:
     """Get the agent's output and the task's events, ordered by `seq`."""
     task = await context.services.tasks.status(task_id)
     media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
-    encoder = LogEncoder(query.stream, _normalize_time(query.since), form, query.follow)
-    last_event_id = parse_seq(request.headers.get("last-event-id", "").strip(), "Last-Event-ID")
-    resumed = last_event_id if query.follow else None
+    since = parse_time(query.since)
+    encoder = LogEncoder(query.stream, "" if since is None else format_timestamp(since), form, query.follow)
+    resumed = parse_seq(last_event_id) if query.follow else None
     if task.state.is_final and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
     position = query.after if query.after is not None else resumed
@@ -158,15 +156,6 @@ async def get_logs(
         keep_alive=SSE_KEEP_ALIVE if media_type == _SSE else b"",
         tracker=context.metrics.track_stream("logs"),
     )
-
-
-def _normalize_time(since: str) -> str:
-    """Convert to the timestamp format of events, which sorts as text. Raises InvalidParameterError."""
-    at = parse_time(since, "since")
-    try:
-        return "" if at is None else format_timestamp(at)
-    except OverflowError:
-        raise invalid_time("since") from None
 
 
 async def _find_tail_start(events: TaskEvents, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:

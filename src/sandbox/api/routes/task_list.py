@@ -10,21 +10,14 @@ from starlette.datastructures import QueryParams
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import create_router, declare_parameters, problem_responses
-from sandbox.api.request_parsing import (
-    CURSOR_LENGTH_MAX,
-    CURSOR_PATTERN,
-    TIME_SCHEMA,
-    decode_cursor,
-    encode_cursor,
-    parse_time,
-)
+from sandbox.api.request_parsing import CURSOR, TIME, CommaSeparated, decode_cursor, encode_cursor, parse_time
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
 from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import TaskQueries
+from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.bodies import TaskListBody
@@ -44,17 +37,13 @@ _LABEL_PARAMETER = {
     "explode": True,
     "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
 }
-_STATE_ALTERNATIVES = "|".join(TaskState)
+_STATES = CommaSeparated(tuple(TaskState))
 
 
 class ListQuery(BaseModel):
     """Query parameters of the task list."""
 
-    state: str = Field(
-        "",
-        description="States, separated by commas",
-        json_schema_extra={"pattern": f"^(({_STATE_ALTERNATIVES})(,({_STATE_ALTERNATIVES}))*)?$"},
-    )
+    state: Annotated[str, _STATES] = Field("", description="States, separated by commas")
     q: str = Field(
         "",
         max_length=SEARCH_CHARACTERS_MAX,
@@ -71,30 +60,27 @@ class ListQuery(BaseModel):
     parent: str = Field(
         "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that continue the task with this id"
     )
-    created_after: str = Field(
-        "", description="Only tasks submitted at this time (RFC 3339) or later", json_schema_extra=TIME_SCHEMA
-    )
-    created_before: str = Field(
-        "", description="Only tasks submitted before this time (RFC 3339)", json_schema_extra=TIME_SCHEMA
-    )
+    created_after: Annotated[str, TIME] = Field("", description="Only tasks submitted at this time (RFC 3339) or later")
+    created_before: Annotated[str, TIME] = Field("", description="Only tasks submitted before this time (RFC 3339)")
     sort: Sort = Field("created_at", description="Field to sort by")
     order: Order = Field("desc", description="Ascending or descending")
     limit: int = Field(100, ge=1, le=LIMIT_MAX, description="Maximum number of tasks")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="Number of tasks to skip")
-    cursor: str | None = Field(
+    cursor: Annotated[str, CURSOR] | None = Field(
         None,
         description=(
             "`next_cursor` of the previous page, for paging that neither skips nor repeats tasks; it includes "
             "sort and order, and cannot be combined with offset"
         ),
-        json_schema_extra={"maxLength": CURSOR_LENGTH_MAX, "pattern": CURSOR_PATTERN},
     )
 
 
 router = create_router("Tasks")
 
 
-@router.get(paths.TASKS, responses=problem_responses(503), openapi_extra=declare_parameters(_LABEL_PARAMETER))
+@router.get(
+    paths.TASKS, responses=problem_responses("service_unavailable"), openapi_extra=declare_parameters(_LABEL_PARAMETER)
+)
 async def list_tasks(
     request: Request, context: ContextDep, query: Annotated[ListQuery, Query()]
 ) -> JsonResponse[TaskListBody]:
@@ -128,7 +114,7 @@ def _list_response(
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     """Build the query from the parameters. Raises InvalidParameterError."""
     query = TaskQuery(
-        _parse_states(list_query.state),
+        frozenset(map(TaskState, _STATES.parse(list_query.state))),
         _parse_labels(params) or {},
         list_query.sort,
         list_query.order,
@@ -137,8 +123,8 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
         search=list_query.q,
         repository=list_query.repository,
         parent=list_query.parent,
-        created_after=parse_time(list_query.created_after, "created_after"),
-        created_before=parse_time(list_query.created_before, "created_before"),
+        created_after=parse_time(list_query.created_after),
+        created_before=parse_time(list_query.created_before),
     )
     return query if list_query.cursor is None else _apply_cursor(query, list_query.cursor, params)
 
@@ -150,12 +136,14 @@ async def query_page(tasks: TaskQueries, query: TaskQuery, params: QueryParams) 
 
 def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery:
     """Return the query that continues after the cursor, with the cursor's sort order."""
-    if query.offset:
-        raise InvalidParameterError("offset", "cannot be combined with cursor")
     page_cursor = decode_cursor(text)
+    messages = {"offset": "cannot be combined with cursor"} if query.offset else {}
     for name, value in (("sort", page_cursor.sort), ("order", page_cursor.order)):
         if params.get(name, value) != value:
-            raise InvalidParameterError(name, f"must be {value}, as in the cursor, or omitted")
+            messages[name] = f"must be {value}, as in the cursor, or omitted"
+    if messages:
+        errors = [FieldError.at((name,), "format", message, part="query") for name, message in messages.items()]
+        raise InvalidParameterError(errors)
     return replace(query, sort=page_cursor.sort, order=page_cursor.order, cursor=page_cursor.cursor)
 
 
@@ -166,11 +154,3 @@ def _parse_labels(params: QueryParams) -> dict[str, str] | None:
         if name.startswith(_LABEL_PREFIX) and labels.setdefault(name.removeprefix(_LABEL_PREFIX), value) != value:
             return None
     return labels
-
-
-def _parse_states(text: str) -> frozenset[TaskState]:
-    names = {name.strip() for name in text.split(",")} - {""}
-    unknown = names - set(TaskState)
-    if unknown:
-        raise InvalidParameterError("state", f"must be one of {', '.join(TaskState)}", rule="enum")
-    return frozenset(TaskState(name) for name in names)

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Annotated
 
-from fastapi import Query, Request
+from fastapi import Header, Query, Request
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
 from sandbox.api.openapi import (
     component_ref,
     create_router,
-    declare_parameters,
-    header_parameter,
     json_response,
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, has_json_body, read_body, read_cancel_request
+from sandbox.api.request_parsing import body_memory, has_json_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body
 from sandbox.interfaces.tasks import Submission, TaskNotFoundError
+from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
-from sandbox.model.manifest.field_formats import VISIBLE
-from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest
+from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
+from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest, parse_record
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
@@ -42,28 +39,41 @@ IDEMPOTENCY_KEY_HEADER = "Idempotency-Key"
 IDEMPOTENCY_KEY_LENGTH_MAX = 255
 IDEMPOTENCY_KEY_PATTERN = rf"^[!-~]{{1,{IDEMPOTENCY_KEY_LENGTH_MAX}}}$"
 
-_IDEMPOTENCY_KEY_REGEX = re.compile(IDEMPOTENCY_KEY_PATTERN.strip("^$"), re.ASCII)
+_IDEMPOTENCY_KEY = pattern_format(
+    "idempotency_key",
+    IDEMPOTENCY_KEY_PATTERN.strip("^$"),
+    f"must be one key of 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters",
+)
+IdempotencyKey = Annotated[
+    str,
+    _IDEMPOTENCY_KEY,
+    Header(
+        alias=IDEMPOTENCY_KEY_HEADER,
+        description="Requests with the same key and body within 24 hours return the same task, which is submitted "
+        "only once; 1 to 255 visible ASCII characters",
+    ),
+]
 
 
-def read_idempotency(request: Request, body: bytes) -> Idempotency | None:
-    """Return the idempotency key and the digest of the body, or None if there is no key. Raises InvalidParameterError.
+def make_idempotency(request: Request, key: str, body: bytes) -> Idempotency | None:
+    """Return the idempotency key and the digest of the body, or None if there is no key.
 
     If the path names a task, the digest also covers the path, because the same body means something different for
     another task.
     """
-    keys = request.headers.getlist(IDEMPOTENCY_KEY_HEADER)
-    if not keys:
+    if not key:
         return None
-    if len(keys) > 1 or not _IDEMPOTENCY_KEY_REGEX.fullmatch(keys[0]):
-        message = f"must be one key of 1 to {IDEMPOTENCY_KEY_LENGTH_MAX} visible ASCII characters"
-        raise InvalidParameterError(IDEMPOTENCY_KEY_HEADER, message)
     content = body if request.url.path == paths.TASKS else request.url.path.encode() + b"\n" + body
-    return Idempotency(keys[0], hashlib.sha256(content).hexdigest())
+    return Idempotency(key, hashlib.sha256(content).hexdigest())
 
 
 REPLAYED_HEADER = "Idempotent-Replayed"
 WAIT_SECONDS_MAX = 600
 
+SUBMISSION_ERROR_CODES = (
+    *("invalid_manifest", "request_timeout", "duplicate_task_id", "payload_too_large"),
+    *("idempotency_key_reused", "service_unavailable", "insufficient_resources"),
+)
 SUBMITTED_HEADERS = {
     "Location": {"description": "URL of the task", "required": True, "schema": {"type": "string"}},
     REPLAYED_HEADER: {
@@ -82,17 +92,13 @@ _MANIFEST_BODY = request_body(
     application_yaml=_MANIFEST,
     application_json={"anyOf": [_MANIFEST, *_WRAPPED_MANIFEST_SCHEMAS]},
 )
-IDEMPOTENCY_KEY_PARAMETER = header_parameter(
-    IDEMPOTENCY_KEY_HEADER,
-    "Requests with the same key and body within 24 hours return the same task, which is submitted only once",
-    {"type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_LENGTH_MAX, "pattern": IDEMPOTENCY_KEY_PATTERN},
-)
 _DryRun = Annotated[bool, Query(description="Validate the manifest without submitting it")]
 _Reason = Annotated[
     str,
+    VISIBLE,
     Query(
+        max_length=REASON_LENGTH_MAX,
         description=f"Stored with the task; one line of at most {REASON_LENGTH_MAX} characters",
-        json_schema_extra={"maxLength": REASON_LENGTH_MAX, **VISIBLE.json_schema},
     ),
 ]
 _Force = Annotated[bool, Query(description="Do not wait for the agent to exit on its own")]
@@ -115,21 +121,27 @@ router = create_router("Tasks")
     responses={
         202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
         200: json_response(DryRunBody),
-        **problem_responses(408, 409, 413, 422, 503, 507),
+        **problem_responses(*SUBMISSION_ERROR_CODES),
     },
-    openapi_extra=_MANIFEST_BODY | declare_parameters(IDEMPOTENCY_KEY_PARAMETER),
+    openapi_extra=_MANIFEST_BODY,
 )
 async def submit_task(
-    request: Request, context: ContextDep, dry_run: _DryRun = False, rerun_of: _RerunOf = ""
+    request: Request,
+    context: ContextDep,
+    dry_run: _DryRun = False,
+    rerun_of: _RerunOf = "",
+    idempotency_key: IdempotencyKey = "",
 ) -> _Submitted:
     """Submit a task. The task is durable once the response is sent."""
     async with body_memory(request):
-        return await _submit(request, context, dry_run=dry_run, rerun_of=rerun_of)
+        return await _submit(request, context, idempotency_key, dry_run=dry_run, rerun_of=rerun_of)
 
 
-async def _submit(request: Request, context: AppContext, *, dry_run: bool, rerun_of: str) -> _Submitted:
+async def _submit(
+    request: Request, context: AppContext, idempotency_key: str, *, dry_run: bool, rerun_of: str
+) -> _Submitted:
     content = await read_body(request)
-    idempotency = read_idempotency(request, content)
+    idempotency = make_idempotency(request, idempotency_key, content)
     submissions = context.services.submissions
     if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
@@ -150,7 +162,8 @@ async def _find_origin(context: AppContext, task_id: str) -> str:
     try:
         return (await context.services.tasks.status(task_id)).id
     except TaskNotFoundError:
-        raise InvalidParameterError("rerun_of", "is not the id of a task") from None
+        error = FieldError.at(("rerun_of",), "format", "is not the id of a task", part="query")
+        raise InvalidParameterError([error]) from None
 
 
 def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
@@ -181,7 +194,7 @@ def _parse_submission(body: bytes, request: Request, context: ContextDep) -> Man
     )
 
 
-@router.get(paths.TASK, responses=problem_responses(404, 503))
+@router.get(paths.TASK, responses=problem_responses("task_not_found", "service_unavailable"))
 async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId) -> JsonResponse[TaskBody]:
     """Get the status of a task."""
     return JsonResponse(await _current_task_body(request, context, await context.services.tasks.status(task_id)))
@@ -192,7 +205,7 @@ async def _current_task_body(request: Request, context: AppContext, task: Task) 
     return await task_body(services.tasks, services.sandboxes, task, is_operator=get_caller(request).is_operator)
 
 
-@router.get(paths.WAIT, responses=problem_responses(404, 503))
+@router.get(paths.WAIT, responses=problem_responses("task_not_found", "service_unavailable"))
 async def wait_for_task(
     request: Request,
     context: ContextDep,
@@ -209,13 +222,20 @@ async def wait_for_task(
     return JsonResponse(await _current_task_body(request, context, task))
 
 
-@router.delete(paths.TASK, responses=problem_responses(404, 408, 409, 413, 503), openapi_extra=_CANCEL_BODY)
+@router.delete(
+    paths.TASK,
+    responses=problem_responses(
+        "task_not_found", "request_timeout", "task_already_terminal", "payload_too_large", "service_unavailable"
+    ),
+    openapi_extra=_CANCEL_BODY,
+)
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse[CancelledBody]:
     """Cancel a task. May be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
-        cancel_request = await read_cancel_request(request, CancelRequest(reason, force))
+        content = await read_body(request)
+        cancel_request = parse_record(content, CancelRequest, {"reason": reason, "force": force})
     require_valid_credentials(request, context.authenticator)
     cancellation = await context.services.cancellation.cancel(
         task_id, reason=cancel_request.reason, force=cancel_request.force
@@ -231,7 +251,7 @@ async def cancel_task(
     return JsonResponse(body)
 
 
-@router.delete(paths.VM, responses=problem_responses(404, 503))
+@router.delete(paths.VM, responses=problem_responses("task_not_found", "not_found", "service_unavailable"))
 async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ReleasedBody]:
     """Remove the preserved sandbox of a task and free its disk space."""
     await context.services.sandboxes.release(task_id)

@@ -4,18 +4,20 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
+from pydantic import BaseModel
 from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.metrics import set_route
-from sandbox.api.request_parsing import parse_seq, reject_unknown_params
+from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
 from sandbox.api.streaming.response import Messages, Prefetcher, encode_each, wait_for_disconnect
+from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent
 from sandbox.primitives.log_context import TASK_ID
@@ -23,9 +25,18 @@ from sandbox.primitives.log_context import TASK_ID
 EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
 """Event types that the stream sends."""
 
+_TYPES = CommaSeparated(tuple(sorted(EVENT_TYPES)))
 _UNFILTERED_TYPES = frozenset({"gap", "end"})
 _NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
 _log = logging.getLogger(__name__)
+
+
+class _StreamQuery(BaseModel):
+    """Query parameters of the event stream."""
+
+    task_id: str = ""
+    filter: Annotated[str, _TYPES] = ""
+    after: Annotated[str, SEQ] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +50,13 @@ class StreamRequest:
     @classmethod
     def parse(cls, query: QueryParams) -> "StreamRequest":
         """Parse the query parameters. Raises InvalidParameterError."""
-        reject_unknown_params(query, known=("task_id", "filter", "after"))
-        task_id = query.get("task_id") or None
-        after = parse_seq(query.get("after", ""), "after")
-        if after is not None and task_id is None:
-            raise InvalidParameterError("after", "requires task_id, because seq is per task")
-        return cls(task_id, _parse_types(query.get("filter", "")), after)
+        params = parse_query_params(query, _StreamQuery)
+        after = parse_seq(params.after)
+        if after is not None and not params.task_id:
+            message = "requires task_id, because seq is per task"
+            raise InvalidParameterError([FieldError.at(("after",), "format", message, part="query")])
+        names = _TYPES.parse(params.filter)
+        return cls(params.task_id or None, names | _UNFILTERED_TYPES if names else EVENT_TYPES, after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +118,3 @@ async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:
 async def _send_batch(websocket: WebSocket, batch: Messages) -> None:
     for message in batch:
         await websocket.send_text(message.decode())
-
-
-def _parse_types(text: str) -> frozenset[str]:
-    names = frozenset(name.strip() for name in text.split(",")) - {""}
-    if names - EVENT_TYPES:
-        raise InvalidParameterError("filter", f"must be one of {', '.join(sorted(EVENT_TYPES))}", rule="enum")
-    return names | _UNFILTERED_TYPES if names else EVENT_TYPES

@@ -2,17 +2,17 @@
 
 import json
 import logging
-import re
+from typing import Annotated, Literal
 
 import msgspec
+from pydantic import BaseModel, Field
 from starlette.datastructures import QueryParams
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.metrics import set_route
-from sandbox.api.request_parsing import reject_unknown_params
+from sandbox.api.request_parsing import parse_query_params
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.terminals import (
     EndFrame,
@@ -22,14 +22,25 @@ from sandbox.interfaces.terminals import (
     TerminalConnection,
     WriteAccessFrame,
 )
-from sandbox.model.errors import DECODE_ERRORS
+from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError
+from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.log_context import TASK_ID
 
 _NORMAL, _GOING_AWAY, _POLICY_VIOLATION = 1000, 1001, 1008
-_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}", re.ASCII)
+_TERM = pattern_format("term", "[A-Za-z0-9][A-Za-z0-9.+_-]{0,63}", "must be a terminal type, such as xterm-256color")
 _SIZE_MAX = 1000
 _log = logging.getLogger(__name__)
+
+
+class _TerminalQuery(BaseModel):
+    """Query parameters of a terminal."""
+
+    of: Literal["shell", "agent"] = "shell"
+    watch: Literal["true", "false"] = "false"
+    rows: int = Field(24, ge=1, le=_SIZE_MAX)
+    columns: int = Field(80, ge=1, le=_SIZE_MAX)
+    term: Annotated[str, _TERM] = "xterm-256color"
 
 
 class _ResizeMessage(msgspec.Struct, forbid_unknown_fields=True, tag="resize", tag_field="type"):
@@ -61,23 +72,14 @@ async def serve_terminal(websocket: WebSocket) -> None:
 
 def parse_open_terminal(query: QueryParams) -> OpenTerminal:
     """Parse the query parameters. Raises InvalidParameterError."""
-    reject_unknown_params(query, known=("of", "watch", "rows", "columns", "term"))
-    target, watch, term = query.get("of", "shell"), query.get("watch", "false"), query.get("term", "xterm-256color")
-    if target not in {"shell", "agent"}:
-        raise InvalidParameterError("of", "must be shell or agent", rule="enum")
-    if watch not in {"true", "false"} or (watch == "true" and target == "shell"):
-        raise InvalidParameterError("watch", "must be true or false, and true only with of=agent", rule="enum")
-    if not _TERM.fullmatch(term):
-        raise InvalidParameterError("term", "must be a terminal type, such as xterm-256color")
-    rows, columns = (_parse_dimension(query, name, default) for name, default in (("rows", 24), ("columns", 80)))
-    return OpenTerminal(rows, columns, is_agent_terminal=target == "agent", is_read_only=watch == "true", term=term)
-
-
-def _parse_dimension(query: QueryParams, name: str, default: int) -> int:
-    text = query.get(name, str(default))
-    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and 1 <= int(text) <= _SIZE_MAX):
-        raise InvalidParameterError(name, f"must be a number from 1 to {_SIZE_MAX}", rule="range")
-    return int(text)
+    params = parse_query_params(query, _TerminalQuery)
+    is_agent_terminal, is_read_only = params.of == "agent", params.watch == "true"
+    if is_read_only and not is_agent_terminal:
+        message = "can be true only with of=agent"
+        raise InvalidParameterError([FieldError.at(("watch",), "format", message, part="query")])
+    return OpenTerminal(
+        params.rows, params.columns, is_agent_terminal=is_agent_terminal, is_read_only=is_read_only, term=params.term
+    )
 
 
 async def _serve(websocket: WebSocket, context: AppContext, connection: TerminalConnection) -> None:

@@ -181,7 +181,7 @@ def _parse_patterns(value: str) -> list[str]:
 
 
 def _require_valid(text: str) -> None:
-    from sandbox.model.manifest.errors import InvalidManifestError
+    from sandbox.model.errors import InvalidManifestError
 
     try:
         ManifestFile("manifest", text.encode()).parse()

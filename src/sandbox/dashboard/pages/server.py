@@ -10,19 +10,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from sandbox.api.app_context import AppContext
-from sandbox.api.errors import InvalidParameterError
+from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
 from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS
+from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives import client_fairness
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000
-_TIME_DIGITS_MAX = 15
+_MILLISECONDS = pattern_format("milliseconds", "[0-9]{1,15}", "must be a time in milliseconds since 1970")
 _DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
 """Allows the style attributes that Swagger UI sets. Its page shows the schema, but no text written by an agent."""
 
@@ -68,9 +69,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
 
 async def send_load(request: Request, context: AppContext) -> Response:
     """Send the load samples taken after `after` (milliseconds since 1970), oldest first."""
-    after = request.query_params.get("after", "0")
-    if not (after.isascii() and after.isdecimal() and len(after) <= _TIME_DIGITS_MAX):
-        raise InvalidParameterError("after", "must be a time in milliseconds since 1970")
+    after = check_format(request.query_params.get("after", "0"), _MILLISECONDS, "after", "query")
     samples = context.services.load.load_samples()
     body = {
         "interval_seconds": LOAD_SAMPLE_SECONDS,

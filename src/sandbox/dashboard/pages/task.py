@@ -11,7 +11,7 @@ from starlette.responses import Response
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.api.request_parsing import parse_seq
+from sandbox.api.request_parsing import SEQ, check_format, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
 from sandbox.api.task_json import chain_totals
 from sandbox.dashboard.failure_notice import describe_failure
@@ -134,8 +134,9 @@ class PageEncoder:
 async def send_events(request: Request, context: AppContext) -> Response:
     """Send the events after `after` or the Last-Event-ID, then live events until the task's end."""
     task = await context.services.tasks.status(request.path_params["task_id"])
-    resumed = parse_seq(request.headers.get("last-event-id", ""), "Last-Event-ID")
-    after = (parse_seq(request.query_params.get("after", ""), "after") if resumed is None else resumed) or 0
+    resumed = parse_seq(check_format(request.headers.get("last-event-id", ""), SEQ, "Last-Event-ID", "header"))
+    requested = parse_seq(check_format(request.query_params.get("after", ""), SEQ, "after", "query"))
+    after = (requested if resumed is None else resumed) or 0
     is_finished = task.state.is_final
     if is_finished and after > task.last_seq:
         return Response(status_code=204)

@@ -1,6 +1,5 @@
 """The task list page: active, pending and finished tasks, with filters in the query string."""
 
-import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,15 +9,13 @@ from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
 
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.middleware.authentication import accepts_html, get_caller
-from sandbox.api.request_parsing import encode_cursor, reject_repeated_params
+from sandbox.api.request_parsing import check_format, encode_cursor, parse_query_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
@@ -26,6 +23,7 @@ from sandbox.dashboard.templates import render_page, short_id, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
+from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.model.wire.events import error_fields, format_timestamp
@@ -56,6 +54,7 @@ _SORT_LABELS = {
 _DEFAULT_SORT = "state_changed_at"
 """With this order, the most recently finished task comes first in the list of finished tasks."""
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
+_PERIOD = pattern_format("period", "[1-9][0-9]{0,3}[hd]", "must be a period such as 24h or 7d")
 _FORM_PARAMS = frozenset({"label", "since"})
 """Parameters of the page's forms. A redirect converts them to parameters of the API."""
 _PAGE_PARAMS = frozenset({"cursor", "offset"})
@@ -243,14 +242,9 @@ def _api_links(context: AppContext) -> Response:
 
 
 def _parse_list_query(request: Request) -> ListQuery:
-    reject_repeated_params(request.query_params, ListQuery.model_fields)
-    params = {name: value for name, value in request.query_params.items() if name in ListQuery.model_fields}
-    try:
-        defaults = {"limit": _PAGE_ROWS, "sort": _DEFAULT_SORT}
-        return ListQuery.model_validate({**defaults, **params, "order": _default_order(params)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidParameterError(str(first["loc"][0]), first["msg"]) from None
+    params = request.query_params
+    defaults = {"limit": str(_PAGE_ROWS), "sort": _DEFAULT_SORT, "order": _default_order(params)}
+    return parse_query_params(params, ListQuery, defaults=defaults, ignores_unknown=True)
 
 
 def _default_order(params: Mapping[str, str]) -> str:
@@ -334,10 +328,9 @@ def _convert_form(request: Request) -> str:
 
 
 def _parse_period(text: str) -> timedelta:
-    match = re.fullmatch(r"([1-9][0-9]{0,3})([hd])", text, re.ASCII)
-    if match is None:
-        raise InvalidParameterError("since", "must be a period such as 24h or 7d")
-    return timedelta(hours=int(match[1])) if match[2] == "h" else timedelta(days=int(match[1]))
+    period = check_format(text, _PERIOD, "since", "query")
+    count = int(period[:-1])
+    return timedelta(hours=count) if period.endswith("h") else timedelta(days=count)
 
 
 def _repository_query(request: Request, url: str) -> str:

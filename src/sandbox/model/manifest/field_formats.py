@@ -65,7 +65,8 @@ def parse_byte_size(text: str) -> int:
     return int(text[:-1]) * _UNIT_BYTES[text[-1]]
 
 
-def _pattern_format(name: str, pattern: str, message: str) -> Format:
+def pattern_format(name: str, pattern: str, message: str) -> Format:
+    """Return the format of strings that match the pattern as a whole."""
     compiled = re.compile(pattern, re.ASCII)
     return Format(name, lambda value: None if compiled.fullmatch(value) else message, _matching(pattern))
 
@@ -290,7 +291,7 @@ REPOSITORY_URL = Format(
     _matching(f"{_unnamed(_URL)}|{_SCP_URL}", maxLength=_URL_CHARACTERS_MAX),
 )
 BRANCH = Format("branch", _check_branch, _matching(f"[^{_NOT_IN_BRANCH}]+", maxLength=_BRANCH_CHARACTERS_MAX))
-COMMIT = _pattern_format("commit", "[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits")
+COMMIT = pattern_format("commit", "[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadecimal digits")
 SUBPATH = Format("subpath", _check_subpath, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
 PROMPT = Format("prompt", _check_prompt, _matching(r"[^\x00]*[^\s\x00][^\x00]*", maxLength=PROMPT_BYTES_MAX))
 GIT_PATCH = Format("git_patch", _check_git_patch, {"contentEncoding": "base64", "minLength": 1})
@@ -302,6 +303,6 @@ ALLOWED_HOST = Format(
     _check_allowed_host,
     _matching(_unnamed(_ALLOWED_HOST), maxLength=_ALLOWED_HOST_CHARACTERS_MAX),
 )
-ENVIRONMENT_NAME = _pattern_format(
+ENVIRONMENT_NAME = pattern_format(
     "environment_name", "[A-Za-z_][A-Za-z0-9_]{0,127}", "must be an environment variable name"
 )

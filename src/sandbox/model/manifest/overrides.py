@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.model.errors import FieldPath
 from sandbox.model.fixed_limits import MANIFEST_DEPTH_MAX
-
-FieldPath = tuple[str | int, ...]
 
 _PATH_STEP = re.compile(r"(?P<name>(?:[^.\[\]\\]|\\.)+)(?P<indices>(?:\[[0-9]{1,4}\])*)(?:\.(?=.)|\Z)", re.DOTALL)
 
@@ -81,12 +79,6 @@ def parse_override(text: str, source: str = "") -> Override:
     return Override(tuple(path), _parse_scalar(value), source or text, text)
 
 
-def apply_overrides(data: dict[str, Any], overrides: Sequence[Override]) -> None:
-    """Apply the overrides to plain data, in order. Raises OverrideError."""
-    for override in overrides:
-        override.apply(data)
-
-
 _QUOTED_CHARACTERS_MAX = 200
 
 
@@ -96,8 +88,8 @@ def _shorten(text: str) -> str:
 
 def _parse_scalar(text: str) -> Any:
     """Parse an unquoted or quoted YAML scalar; return anything else as plain text."""
+    from sandbox.model.errors import InvalidManifestError
     from sandbox.model.manifest.document import InvalidValue, to_document
-    from sandbox.model.manifest.errors import InvalidManifestError
     from sandbox.model.manifest.yaml import read_yaml, resolve_scalar
 
     value = resolve_scalar(text)

@@ -2,200 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import re
-import types
 from codecs import BOM_UTF8
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
 from functools import cache
-from typing import Any, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, cast
 
 import msgspec
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from sandbox.model import fixed_limits
+from sandbox.model.errors import (
+    FieldError,
+    InvalidManifestError,
+    InvalidParameterError,
+    SourceLocation,
+    closest_name,
+)
 from sandbox.model.manifest.document import Document, Pairs, read_json, reject, to_document
-from sandbox.model.manifest.errors import FieldError, FieldPath, InvalidManifestError, RuleName, SourceLocation
 from sandbox.model.manifest.rules import AgentSchema, RuleViolation, find_violations
 from sandbox.model.manifest.schema import AgentSection, Manifest, declare_manifest
+from sandbox.model.manifest.validation import Validator, without_nulls
 from sandbox.model.manifest.yaml import read_yaml
 
-_SUGGESTION_NAME_LENGTH_MAX = 64
+__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "parse_record", "read_document", "validate_document"]
 
-
-def _without_nulls(data: Any, kind: Any) -> Any:
-    """Remove null fields from records, because null means absent."""
-    if _is_dataclass_type(kind) and isinstance(data, dict):
-        kinds = _field_types(kind)
-        return {
-            name: _without_nulls(value, kinds.get(name))
-            for name, value in data.items()
-            if value is not None or name not in kinds
-        }
-    if isinstance(data, list):
-        return [_without_nulls(item, _item_type(kind)) for item in data] if _item_type(kind) else data
-    if isinstance(data, dict):
-        return (
-            {key: _without_nulls(value, _item_type(kind)) for key, value in data.items()} if _item_type(kind) else data
-        )
-    return data
-
-
-def _is_dataclass_type(kind: Any) -> bool:
-    return isinstance(kind, type) and is_dataclass(kind)
-
-
-@cache
-def _field_types(dataclass_type: Any) -> dict[str, Any]:
-    """Return the type of each field of a record, without bounds and `None`."""
-    hints = get_type_hints(dataclass_type)
-    return {field.name: _strip_optional(hints[field.name]) for field in fields(dataclass_type)}
-
-
-def _strip_optional(kind: Any) -> Any:
-    if get_origin(kind) in {Union, types.UnionType}:
-        return next(member for member in get_args(kind) if member is not type(None))
-    return kind
-
-
-def _item_type(kind: Any) -> Any:
-    """Return the item type of a list or mapping, or None for any other type."""
-    if get_origin(kind) is tuple:
-        return get_args(kind)[0]
-    return get_args(kind)[1] if get_origin(kind) is dict else None
-
-
-class _Validator:
-    """Validates plain data against a manifest type.
-
-    sections: types of the agent sections by key. Each section is required.
-    """
-
-    def __init__(self, sections: Mapping[str, Any]) -> None:
-        self.manifest_type = declare_manifest(sections)
-        self._adapter: TypeAdapter[Any] = TypeAdapter(self.manifest_type)
-
-    def validate(self, data: dict[str, Any]) -> Any:
-        """Return the record of the manifest, or the list of all violations of the schema."""
-        try:
-            return self._adapter.validate_json(json.dumps(data), strict=True)
-        except ValidationError as error:
-            return self._merge_misspelled([self._to_violation(detail) for detail in error.errors(include_url=False)])
-
-    def _merge_misspelled(self, violations: list[RuleViolation]) -> list[RuleViolation]:
-        """Omit the error about a missing field if an unknown field is probably its misspelled name."""
-        parents = {each.path[:-1] for each in violations if each.rule == "required"}
-        unknown = (each.path for each in violations if each.rule == "unknown_field" and each.path[:-1] in parents)
-        misspelled = {(*path[:-1], _closest_field(path, self.manifest_type)) for path in unknown}
-        return [each for each in violations if each.rule != "required" or each.path not in misspelled]
-
-    def _to_violation(self, error: ErrorDetails) -> RuleViolation:
-        path = tuple(part for part in error["loc"] if part != "[key]")
-        for pattern, rule, format_message in _MESSAGES:
-            if re.fullmatch(pattern, error["type"]):
-                return RuleViolation(path, rule, format_message(_Failure(path, error, self.manifest_type)))
-        return RuleViolation(path, "format", "is not valid")
-
-
-class _Failure(NamedTuple):
-    """A failed check of the value at a path of a manifest."""
-
-    path: FieldPath
-    error: ErrorDetails
-    manifest_type: Any
-
-
-def _type_at(path: FieldPath, manifest_type: Any) -> Any:
-    """Return the declared type of the value at a path."""
-    kind: Any = manifest_type
-    for part in path:
-        kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
-    return kind
-
-
-@cache
-def _validator(sections: tuple[tuple[str, Any], ...]) -> _Validator:
-    return _Validator(dict(sections))
-
-
-def _unknown_field_message(failure: _Failure) -> str:
-    closest = _closest_field(failure.path, failure.manifest_type)
-    return f"is an unknown field; did you mean '{closest}'?" if closest else "is an unknown field"
-
-
-def _closest_field(path: FieldPath, manifest_type: Any) -> str | None:
-    """Return the known field whose name resembles that of an unknown field, or None."""
-    name, dataclass_type = str(path[-1]), _type_at(path[:-1], manifest_type)
-    if len(name) > _SUGGESTION_NAME_LENGTH_MAX or not _is_dataclass_type(dataclass_type):
-        return None
-    return next(iter(get_close_matches(name, sorted(_field_types(dataclass_type)), n=1)), None)
-
-
-def _enum_message(failure: _Failure) -> str:
-    offered = [str(value) for value in get_args(_type_at(failure.path, failure.manifest_type))]
-    return f"must be one of {', '.join(offered)}" if len(offered) > 1 else f'must be "{offered[0]}"'
-
-
-def _format_message(failure: _Failure) -> str:
-    return failure.error["msg"]
-
-
-def _type_message(expected: str) -> Callable[[_Failure], str]:
-    def format_message(failure: _Failure) -> str:
-        value = failure.error["input"]
-        hint = "; put it in quotes" if expected == "text" and isinstance(value, bool | int | float) else ""
-        return f"must be {expected}, not {_describe_type(value)}{hint}"
-
-    return format_message
-
-
-def _describe_type(value: Any) -> str:
-    kinds: dict[type, str] = {
-        bool: str(value).lower(),
-        str: "text",
-        int: "a number",
-        float: "a number with a fraction",
-        list: "a list",
-        dict: "a mapping",
-    }
-    return kinds.get(type(value), "null")
-
-
-def _bound_message(failure: _Failure) -> str:
-    context = failure.error.get("ctx", {})
-    return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
-
-
-def _length_message(failure: _Failure) -> str:
-    error = failure.error
-    context, unit = error.get("ctx", {}), "characters" if error["type"].startswith("string") else "entries"
-    if "max_length" in context:
-        return f"must have at most {context['max_length']} {unit}"
-    return "must not be empty"
-
-
-_MESSAGES: tuple[tuple[str, RuleName, Callable[[_Failure], str]], ...] = (
-    ("missing", "required", lambda _: "is required"),
-    ("unexpected_keyword_argument|extra_forbidden", "unknown_field", _unknown_field_message),
-    ("literal_error", "enum", _enum_message),
-    ("format", "format", _format_message),
-    ("range", "range", _format_message),
-    ("string_type", "type", _type_message("text")),
-    ("int_type|int_from_float", "type", _type_message("a whole number")),
-    ("float_type", "type", _type_message("a number")),
-    ("bool_type", "type", _type_message("true or false")),
-    ("tuple_type|list_type", "type", _type_message("a list")),
-    ("dataclass_type|dict_type", "type", _type_message("a mapping")),
-    ("(greater|less)_than_equal", "range", _bound_message),
-    ("(string_)?too_(short|long)", "range", _length_message),
-)
-
-
-__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "read_document", "validate_document"]
+RecordT = TypeVar("RecordT")
 
 SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The built-in profiles. The empty values mean that each of them is usable."""
@@ -244,8 +75,8 @@ def validate_document(
         if key in agents and (section is not None or (key,) in document.invalid_paths)
     ]
     agent = agents[kinds[0] if kinds else _probable_kind(document.data, agents)]
-    validator = _validator(((agent.kind, agent.section),))
-    data = _without_nulls(document.data, validator.manifest_type)
+    validator = _manifest_validator(((agent.kind, agent.section),))
+    data = without_nulls(document.data, validator.record_type)
     extra_sections = [RuleViolation((key,), "format", f"cannot be given with {kinds[0]}") for key in kinds[1:]]
     for key in kinds[1:]:
         del data[key]
@@ -262,6 +93,37 @@ def validate_document(
     return Manifest.combine(result, AgentSection(agent.kind, _to_plain_data(getattr(result, agent.kind))))
 
 
+@cache
+def _manifest_validator(sections: tuple[tuple[str, Any], ...]) -> Validator[Any]:
+    return Validator(declare_manifest(dict(sections)))
+
+
+@cache
+def _record_validator(record_type: Any) -> Validator[Any]:
+    return Validator(record_type)
+
+
+def parse_record(body: bytes, record_type: type[RecordT], defaults: Mapping[str, Any] | None = None) -> RecordT:
+    """Parse a JSON object into a dataclass with `FORBID_EXTRA`. An empty body is an empty object.
+
+    defaults: values of absent fields. Raises InvalidParameterError with all errors.
+    """
+    try:
+        document = to_document(read_json(_decode_text(body if body.strip() else b"{}")))
+        if not isinstance(document.data, dict):
+            reject("must be a JSON object", rule="type")
+    except InvalidManifestError as error:
+        raise InvalidParameterError(error.errors) from None
+    data = {**(defaults or {}), **document.data}
+    validator: Validator[RecordT] = _record_validator(cast("Hashable", record_type))
+    result = validator.validate(data)
+    violations = result if isinstance(result, list) else []
+    errors = [*document.errors, *_to_field_errors(document, violations, [])]
+    if errors or isinstance(result, list):
+        raise InvalidParameterError(errors)
+    return result
+
+
 def _to_plain_data(record: Any) -> Any:
     """Convert a record to plain data by encoding it as JSON and decoding the JSON."""
     return msgspec.json.decode(msgspec.json.encode(record))
@@ -269,8 +131,7 @@ def _to_plain_data(record: Any) -> Any:
 
 def _probable_kind(data: Mapping[str, Any], agents: Mapping[str, AgentSchema]) -> str:
     """Return the agent whose key is misspelled in a manifest without an agent section; if none is, the first agent."""
-    names = [key for key in data if len(key) <= _SUGGESTION_NAME_LENGTH_MAX]
-    return next((close for name in names for close in get_close_matches(name, agents, n=1)), next(iter(agents)))
+    return next((close for name in data if (close := closest_name(name, agents))), next(iter(agents)))
 
 
 def _missing_section(agents: Mapping[str, AgentSchema]) -> RuleViolation:
@@ -344,11 +205,9 @@ def _to_field_errors(
 
 def _to_field_error(document: Document, violation: RuleViolation) -> FieldError:
     by_key = violation.rule == "unknown_field"
-    location = document.key_location(violation.path) if by_key else document.value_location(violation.path)
-    return FieldError.at(violation.path, violation.rule, violation.message, location)
+    position = document.key_location(violation.path) if by_key else document.value_location(violation.path)
+    return FieldError.at(violation.path, violation.rule, violation.message, position, suggestion=violation.suggestion)
 
 
 def _raise_invalid(errors: list[FieldError]) -> NoReturn:
-    ordered = sorted(errors, key=lambda error: (error.line or 0, error.column or 0))
-    reported = ordered[: fixed_limits.MANIFEST_ERRORS_MAX]
-    raise InvalidManifestError(reported, omitted_count=len(ordered) - len(reported))
+    raise InvalidManifestError(sorted(errors, key=lambda error: (error.line or 0, error.column or 0)))

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from sandbox.model.egress import clone_endpoint, is_clone_allowed
-from sandbox.model.manifest.errors import FieldPath, RuleName
+from sandbox.model.errors import FieldPath, RuleName, closest_name
 from sandbox.model.manifest.schema import HEADLESS_DEFAULT, Vm
 
 _RESERVED_NAMES = frozenset(
@@ -20,11 +20,12 @@ _RESERVED_PREFIX = "LD_"
 
 
 class RuleViolation(NamedTuple):
-    """A violation of a rule by the value at `path`."""
+    """A violation of a rule by the value at `path`. suggestion: what a misspelled name or value resembles."""
 
     path: FieldPath
     rule: RuleName
     message: str
+    suggestion: str | None = None
 
 
 class AgentSchema(Protocol):
@@ -98,8 +99,9 @@ def _unusable_profile(data: dict[str, Any], profiles: Mapping[str, str] | None) 
     if profiles is None or not isinstance(profile, str):
         return
     if profile not in profiles:
-        offered = ", ".join(name for name in sorted(profiles) if not profiles[name])
-        yield RuleViolation(("vm", "profile"), "not_offered", f"must be one of this server's profiles: {offered}")
+        offered = [name for name in sorted(profiles) if not profiles[name]]
+        message = f"must be one of this server's profiles: {', '.join(offered)}"
+        yield RuleViolation(("vm", "profile"), "not_offered", message, closest_name(profile, offered))
     elif profiles[profile]:
         yield RuleViolation(("vm", "profile"), "not_offered", profiles[profile])
 

@@ -16,6 +16,7 @@ import msgspec
 import yaml
 
 from sandbox.model import fixed_limits
+from sandbox.model.errors import SourceLocation
 from sandbox.model.manifest.document import (
     TOO_LARGE,
     InvalidValue,
@@ -26,7 +27,6 @@ from sandbox.model.manifest.document import (
     reject_count,
     reject_depth,
 )
-from sandbox.model.manifest.errors import SourceLocation
 from sandbox.model.manifest.rules import AgentSchema
 from sandbox.model.manifest.schema import Manifest
 

@@ -488,14 +488,18 @@ class DrainBody(TypedDict):
 
 
 class FieldErrorBody(TypedDict):
-    """One error in a request. `field`: the path of the field. `line`, `column`: its position in a YAML manifest."""
+    """One error in a request."""
 
+    location: str
+    """Where the value is in the request, such as `body.vm.memory`, `query.sort` or `header.Idempotency-Key`."""
     field: str
-    """Path of the field, such as `vm.memory`, or name of the parameter."""
+    """Path of the field, such as `vm.memory`, or name of the parameter; empty if the error is about the whole body."""
     rule: str
     """Kind of the rule: `required`, `type`, `enum`, `format`, `range`, `unknown_field` or `not_offered`."""
     message: str
     """Human-readable description of what is expected."""
+    suggestion: str | None
+    """The valid name or value that a misspelled one resembles; null if there is none."""
     line: int | None
     """Line in a YAML manifest, from 1."""
     column: int | None

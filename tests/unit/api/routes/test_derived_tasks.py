@@ -45,7 +45,10 @@ def replace_manifest(task, **changes):
 
 def test_overrides_and_prompt_change_the_new_task_only(api, tasks):
     tasks.add("task-001")
-    body = {"overrides": ["vm.cpus=16", "metadata.id=task-002", "secrets[0].name=A"], "prompt": "Another prompt"}
+    body = {
+        "overrides": ["vm.cpus=8", "vm.cpus=16", "metadata.id=task-002", "secrets[0].name=A"],
+        "prompt": "Another prompt",
+    }
     body["overrides"] += ["secrets[0].source=env", "secrets[0].key='1'"]
     manifest = rerun(api, json=body)
     assert (manifest.vm.cpus, manifest.metadata.id, manifest.agent.prompt) == (16, "task-002", "Another prompt")
@@ -58,18 +61,18 @@ def test_overrides_and_prompt_change_the_new_task_only(api, tasks):
     [
         ({"overrides": ["vm.cpus"]}, "invalid_parameter", "overrides[0]"),
         ({"overrides": ["vm.cpus=1", "=5"]}, "invalid_parameter", "overrides[1]"),
-        ({"overrides": ["secrets[7].name=A"]}, "invalid_parameter", "overrides"),
+        ({"overrides": ["secrets[7].name=A"]}, "invalid_parameter", "overrides[0]"),
         ({"overrides": ["vm.cpus=1"] * 257}, "invalid_parameter", "overrides"),
         ({"overrides": [".".join(["a"] * 400_000) + "=1"]}, "invalid_parameter", "overrides[0]"),
         ({"overrides": ["vm.cpus=many"]}, "invalid_manifest", "vm.cpus"),
         ({"overrides": ["claude=5"]}, "invalid_manifest", "claude"),
         ({"overrides": ["metadata.id=../x"]}, "invalid_manifest", "metadata.id"),
         ({"overrides": ["vm.profile=absent"]}, "invalid_manifest", "vm.profile"),
-        ({"prompt": ""}, "invalid_manifest", "claude.prompt"),
-        ({"prompt": "\0"}, "invalid_manifest", "claude.prompt"),
-        ({"prompt": 5}, "invalid_parameter", "body"),
-        ({"promt": "x"}, "invalid_parameter", "body"),
-        ([], "invalid_parameter", "body"),
+        ({"prompt": ""}, "invalid_parameter", "prompt"),
+        ({"prompt": "\0"}, "invalid_parameter", "prompt"),
+        ({"prompt": 5}, "invalid_parameter", "prompt"),
+        ({"promt": "x"}, "invalid_parameter", "promt"),
+        ([], "invalid_parameter", ""),
     ],
     ids=lambda value: json.dumps(value)[:40],
 )
@@ -185,9 +188,9 @@ def test_interactive_follow_up_task_receives_the_conversation_as_text(api, ended
     [
         ({}, "invalid_parameter"),
         ({"prompt": None}, "invalid_parameter"),
-        ({"prompt": ""}, "invalid_manifest"),
-        ({"prompt": "a\0b"}, "invalid_manifest"),
-        ({"prompt": "x" * 600_000}, "invalid_manifest"),
+        ({"prompt": ""}, "invalid_parameter"),
+        ({"prompt": "a\0b"}, "invalid_parameter"),
+        ({"prompt": "x" * 600_000}, "invalid_parameter"),
         ({"prompt": "x", "overrides": ["repository.branch=other"]}, "invalid_parameter"),
         ({"prompt": "x", "overrides": ["repository.patch=ZGlmZg=="]}, "invalid_parameter"),
         ({"prompt": "x", "parent": "task-009"}, "invalid_parameter"),

@@ -7,10 +7,10 @@ import pytest
 from starlette.datastructures import QueryParams
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.routes import logs
 from sandbox.api.streaming.event_websocket import StreamRequest
 from sandbox.model import events as e
+from sandbox.model.errors import InvalidParameterError
 
 LOGS = "/api/v1/tasks/task-001/logs"
 

@@ -3,9 +3,9 @@
 import pytest
 from starlette.datastructures import QueryParams
 
-from sandbox.api.errors import InvalidParameterError
 from sandbox.api.streaming.terminal_websocket import parse_open_terminal
 from sandbox.interfaces.placement import OpenTerminal
+from sandbox.model.errors import InvalidParameterError
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ def test_open_terminal_is_parsed(query: str, order: OpenTerminal):
 def test_invalid_terminal_parameter_is_rejected(query: str, field: str):
     with pytest.raises(InvalidParameterError) as caught:
         parse_open_terminal(QueryParams(query))
-    assert caught.value.details[0]["field"] == field
+    assert caught.value.errors[0].field == field

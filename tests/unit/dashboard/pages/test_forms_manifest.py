@@ -11,7 +11,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import manifest
 from doubles.manifests import parse_manifest
 from sandbox.dashboard.pages.forms import RECENT_REPOSITORIES_MAX
-from sandbox.model.manifest.errors import InvalidManifestError
+from sandbox.model.errors import InvalidManifestError
 from sandbox.model.manifest.schema import Repository, Secret
 
 

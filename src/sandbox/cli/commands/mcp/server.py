@@ -14,7 +14,7 @@ from pydantic import Field
 from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.cli.commands.mcp import tools
-from sandbox.client import AsyncClient, ClientError, InvalidManifestError
+from sandbox.client import AsyncClient, ClientError
 from sandbox.model.task_state import TaskState
 
 _AGENTS = tuple(registered_agents().values())
@@ -156,12 +156,8 @@ class TaskTools:
         try:
             async with AsyncClient(self._server, self._token) as client:
                 yield client
-        except InvalidManifestError as error:
-            field_errors = [
-                f"{field_error.get('field')}: {field_error.get('message')}" for field_error in error.field_errors
-            ]
-            raise ToolError("\n".join([f"{error.code}: {error.message}", *field_errors])) from error
         except ClientError as error:
-            raise ToolError(f"{error.code}: {error.message}") from error
+            field_errors = [f"{each.get('field')}: {each.get('message')}" for each in error.field_errors]
+            raise ToolError("\n".join([f"{error.code}: {error.message}", *field_errors])) from error
         except tools.ToolFailedError as error:
             raise ToolError(str(error)) from error

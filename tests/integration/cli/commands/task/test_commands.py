@@ -118,6 +118,28 @@ def test_manifest_errors_have_source_positions(run_cli, api, manifest):
     assert result.stderr == b"task.yaml:12:3: vm.memory: must be a size\nError: task.yaml has 1 error.\n"
 
 
+def test_all_errors_of_a_request_are_printed(run_cli, api):
+    details = [
+        {"location": "query.limit", "field": "limit", "rule": "range", "message": "must be at most 1000"},
+        {"location": "query.sort", "field": "sort", "rule": "enum", "message": "must be one of name\x1b[2J"},
+    ]
+    api.on("GET", "/tasks", error_response(400, "invalid_parameter", "The request has 2 errors.", details))
+    result = run_cli("task", "list")
+    assert result.returncode == 2
+    assert result.stderr.decode().splitlines() == [
+        "query.limit: must be at most 1000",
+        "query.sort: must be one of name\\x1b[2J",
+        "Error: The request has 2 errors.",
+    ]
+
+
+def test_a_single_error_of_a_request_is_printed_once(run_cli, api):
+    detail = {"location": "query.limit", "field": "limit", "rule": "range", "message": "must be at most 1000"}
+    message = "The request is invalid: query.limit must be at most 1000."
+    api.on("GET", "/tasks", error_response(400, "invalid_parameter", message, [detail]))
+    assert run_cli("task", "list").stderr.decode().splitlines() == [f"Error: {message}"]
+
+
 def test_validate_accepts_a_byte_order_mark(run_cli, tmp_path):
     data = {"version": "1", "kind": "Task", "metadata": {"name": "n"}, "claude": {"prompt": "p"}}
     data["repository"] = {"url": "https://example.org/r.git", "branch": "main"}

@@ -1,0 +1,196 @@
+"""Validates plain data against dataclasses, and describes each violation of their types, bounds and formats."""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from sandbox.model.errors import FieldPath, RuleName, closest_name
+from sandbox.model.manifest.rules import RuleViolation
+
+RecordT = TypeVar("RecordT")
+
+
+class Validator(Generic[RecordT]):
+    """Validates plain data against a dataclass with `FORBID_EXTRA`."""
+
+    def __init__(self, record_type: type[RecordT]) -> None:
+        self.record_type = record_type
+        self._adapter = TypeAdapter(record_type)
+
+    def validate(self, data: dict[str, Any]) -> RecordT | list[RuleViolation]:
+        """Return the record, or the list of all violations."""
+        try:
+            return self._adapter.validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            violations = [describe_violation(each, self.record_type) for each in error.errors(include_url=False)]
+            return self._merge_misspelled(violations)
+
+    def _merge_misspelled(self, violations: list[RuleViolation]) -> list[RuleViolation]:
+        """Omit the error about a missing field if an unknown field is probably its misspelled name."""
+        misspelled = {(*each.path[:-1], each.suggestion) for each in violations if each.rule == "unknown_field"}
+        return [each for each in violations if each.rule != "required" or each.path not in misspelled]
+
+
+def without_nulls(data: Any, kind: Any) -> Any:
+    """Remove null fields from records, because null means absent."""
+    if _is_dataclass_type(kind) and isinstance(data, dict):
+        kinds = _field_types(kind)
+        return {
+            name: without_nulls(value, kinds.get(name))
+            for name, value in data.items()
+            if value is not None or name not in kinds
+        }
+    if isinstance(data, list):
+        return [without_nulls(item, _item_type(kind)) for item in data] if _item_type(kind) else data
+    if isinstance(data, dict):
+        return (
+            {key: without_nulls(value, _item_type(kind)) for key, value in data.items()} if _item_type(kind) else data
+        )
+    return data
+
+
+def _is_dataclass_type(kind: Any) -> bool:
+    return isinstance(kind, type) and is_dataclass(kind)
+
+
+@cache
+def _field_types(dataclass_type: Any) -> dict[str, Any]:
+    """Return the type of each field of a record, without bounds and `None`."""
+    hints = get_type_hints(dataclass_type)
+    return {field.name: _strip_optional(hints[field.name]) for field in fields(dataclass_type)}
+
+
+def _strip_optional(kind: Any) -> Any:
+    if get_origin(kind) in {Union, types.UnionType}:
+        return next(member for member in get_args(kind) if member is not type(None))
+    return kind
+
+
+def _item_type(kind: Any) -> Any:
+    """Return the item type of a list or mapping, or None for any other type."""
+    if get_origin(kind) is tuple:
+        return get_args(kind)[0]
+    return get_args(kind)[1] if get_origin(kind) is dict else None
+
+
+class _Failure(NamedTuple):
+    """A failed check of the value at a path of a record."""
+
+    path: FieldPath
+    error: ErrorDetails
+    record_type: Any
+
+
+def describe_violation(error: ErrorDetails, record_type: Any = None) -> RuleViolation:
+    """Describe an error that pydantic found. record_type: the dataclass, for suggestions of field names."""
+    path = tuple(part for part in error["loc"] if part != "[key]")
+    failure = _Failure(path, error, record_type)
+    for pattern, rule, format_message in _MESSAGES:
+        if re.fullmatch(pattern, error["type"]):
+            return RuleViolation(path, rule, format_message(failure), _suggestion(failure))
+    return RuleViolation(path, "format", "is not valid")
+
+
+def _suggestion(failure: _Failure) -> str | None:
+    error = failure.error
+    if error["type"] == "literal_error":
+        return closest_name(str(error["input"]), _offered_values(error))
+    if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        return _closest_field(failure.path, failure.record_type)
+    suggestion = error.get("ctx", {}).get("suggestion")
+    return suggestion if isinstance(suggestion, str) else None
+
+
+def _closest_field(path: FieldPath, record_type: Any) -> str | None:
+    """Return the known field whose name resembles that of an unknown field, or None."""
+    dataclass_type = _type_at(path[:-1], record_type)
+    return closest_name(str(path[-1]), _field_types(dataclass_type)) if _is_dataclass_type(dataclass_type) else None
+
+
+def _type_at(path: FieldPath, record_type: Any) -> Any:
+    """Return the declared type of the value at a path."""
+    kind: Any = record_type
+    for part in path:
+        kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
+    return kind
+
+
+def _offered_values(error: ErrorDetails) -> list[str]:
+    """Return the values of a `Literal`, which pydantic formats as `'a', 'b' or 'c'`."""
+    expected = error["ctx"]["expected"]
+    return re.findall("'([^']*)'", expected) or [expected]
+
+
+def _enum_message(failure: _Failure) -> str:
+    offered = _offered_values(failure.error)
+    return f"must be one of {', '.join(offered)}" if len(offered) > 1 else f'must be "{offered[0]}"'
+
+
+def _format_message(failure: _Failure) -> str:
+    return failure.error["msg"]
+
+
+def _type_message(expected: str) -> Callable[[_Failure], str]:
+    def format_message(failure: _Failure) -> str:
+        value = failure.error["input"]
+        hint = "; put it in quotes" if expected == "text" and isinstance(value, bool | int | float) else ""
+        return f"must be {expected}, not {_describe_type(value)}{hint}"
+
+    return format_message
+
+
+def _describe_type(value: Any) -> str:
+    kinds: dict[type, str] = {
+        bool: str(value).lower(),
+        str: "text",
+        int: "a number",
+        float: "a number with a fraction",
+        list: "a list",
+        dict: "a mapping",
+    }
+    return kinds.get(type(value), "null")
+
+
+def _bound_message(failure: _Failure) -> str:
+    context = failure.error.get("ctx", {})
+    return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
+
+
+def _length_message(failure: _Failure) -> str:
+    error = failure.error
+    context, unit = error.get("ctx", {}), "characters" if error["type"].startswith("string") else "entries"
+    if "max_length" in context:
+        return f"must have at most {context['max_length']} {unit}"
+    return "must not be empty"
+
+
+_MESSAGES: tuple[tuple[str, RuleName, Callable[[_Failure], str]], ...] = (
+    ("missing", "required", lambda _: "is required"),
+    ("unexpected_keyword_argument|extra_forbidden", "unknown_field", lambda _: "is an unknown field"),
+    ("literal_error", "enum", _enum_message),
+    ("enum", "enum", _format_message),
+    ("format", "format", _format_message),
+    ("range", "range", _format_message),
+    ("string_type", "type", _type_message("text")),
+    ("int_type|int_from_float", "type", _type_message("a whole number")),
+    ("float_type", "type", _type_message("a number")),
+    ("bool_type", "type", _type_message("true or false")),
+    ("tuple_type|list_type", "type", _type_message("a list")),
+    ("dataclass_type|dict_type", "type", _type_message("a mapping")),
+    ("int_parsing", "type", lambda _: "must be a whole number"),
+    ("float_parsing", "type", lambda _: "must be a number"),
+    ("bool_parsing", "type", lambda _: "must be true or false"),
+    ("int_parsing_size|finite_number", "range", lambda _: "is not a supported number"),
+    ("(greater|less)_than_equal", "range", _bound_message),
+    ("(string_)?too_(short|long)", "range", _length_message),
+)
+"""Patterns of pydantic's error types, each with the rule and the message. Parsing errors are those of parameters."""

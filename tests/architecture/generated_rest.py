@@ -1,0 +1,200 @@
+"""Generates the endpoints and objects of `docs/rest.md` from the schema and the recorded examples."""
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote_plus, urlencode
+
+from sandbox.api.openapi import COMMON_ERROR_CODES, error_codes
+
+SERVER = "http://localhost:8122"
+_EXAMPLE_LINES_MAX = 40
+"""Longer responses are not shown."""
+
+Schema = dict[str, Any]
+
+
+def rest_reference(schema: Schema, examples: Mapping[str, Any]) -> str:
+    """Return the Markdown of all endpoints, and of the objects in their bodies."""
+    page = _Page(schema)
+    endpoints = [line for operation in page.operations() for line in page.endpoint(*operation, examples)]
+    return "\n".join([*endpoints, "## Objects\n", *page.objects()])
+
+
+def cell(text: str) -> str:
+    """Return the text as a cell of a Markdown table."""
+    return re.sub(r"(?<!\\)\|", "\\\\|", " ".join(text.split()))
+
+
+class _Page:
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._components: dict[str, Schema] = schema["components"]["schemas"]
+        self._uses = Counter(model for _, _, operation in self.operations() for model in _response_models(operation))
+        self._linked: list[str] = []
+
+    def operations(self) -> Iterator[tuple[str, str, Schema]]:
+        for path, operations in self._schema["paths"].items():
+            for method, operation in operations.items():
+                yield method.upper(), path, operation
+
+    def endpoint(self, method: str, path: str, operation: Schema, examples: Mapping[str, Any]) -> Iterator[str]:
+        example = examples["operations"][operation["operationId"]]
+        yield f"### {method} {path}\n"
+        yield f"{operation['description']}\n"
+        yield f"```sh\n{_curl(example['request'])}\n```\n"
+        yield from _response_example(example["response"])
+        yield from self._parameters(operation)
+        yield from self._request_body(operation)
+        yield from self._responses(operation)
+        yield f"Errors: {_errors(operation)}.\n"
+
+    def objects(self) -> Iterator[str]:
+        """Yield a table for each linked object; a table may link more objects."""
+        described: set[str] = set()
+        while pending := sorted({*self._linked} - described):
+            for model in pending:
+                described.add(model)
+                component = self._components[model]
+                yield f"### {_title(model)}\n"
+                yield f"{component['description']}\n"
+                yield from self._fields(component)
+
+    def _parameters(self, operation: Schema) -> Iterator[str]:
+        parameters = [each for each in operation.get("parameters", ()) if each["in"] != "path"]
+        if parameters:
+            yield "| parameter | in | type | description |\n| --- | --- | --- | --- |"
+            for each in parameters:
+                yield f"| `{each['name']}` | {each['in']} | {self._type(each['schema'])} | {_purpose(each)} |"
+            yield ""
+
+    def _request_body(self, operation: Schema) -> Iterator[str]:
+        if "requestBody" not in operation:
+            return
+        body = operation["requestBody"]
+        media_types = ", ".join(f"`{media_type}`" for media_type in body["content"])
+        optional = "" if body["required"] else "; optional"
+        models = {media["schema"].get("$ref", "").rpartition("/")[2] for media in body["content"].values()} - {""}
+        if models == {"Manifest"}:
+            yield f"Body ({media_types}{optional}): {body['description']} See [manifest](manifest.md).\n"
+            return
+        yield f"Body ({media_types}{optional}): {body['description']}\n"
+        for model in sorted(models):
+            yield from self._fields(self._components[model])
+
+    def _responses(self, operation: Schema) -> Iterator[str]:
+        for status, response in sorted(operation["responses"].items()):
+            if int(status) >= 400:
+                continue
+            media_types = ", ".join(f"`{media_type}`" for media_type in response.get("content", ()))
+            described = response["description"].removesuffix(".")
+            suffix = f" ({media_types})" if media_types else ""
+            model = _model(response)
+            if model is not None and self._uses[model] > 1:
+                yield f"Response {status}{suffix}: {described}. Fields: {self._link(model)}.\n"
+                continue
+            yield f"Response {status}{suffix}: {described}.\n"
+            if model is not None:
+                yield from self._fields(self._components[model])
+
+    def _fields(self, component: Schema) -> Iterator[str]:
+        if "enum" in component:
+            yield f"One of {_values(component['enum'])}.\n"
+            return
+        yield "| field | type | meaning |\n| --- | --- | --- |"
+        required = component.get("required", ())
+        for name, each in component.get("properties", {}).items():
+            optional = "" if name in required else "; optional"
+            yield f"| `{name}` | {self._type(each)}{optional} | {cell(each.get('description', ''))} |"
+        yield ""
+
+    def _type(self, schema: Schema) -> str:
+        if "$ref" in schema:
+            return self._link(schema["$ref"].rpartition("/")[2])
+        alternatives = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+        if any("$ref" in each or "type" in each for each in alternatives):
+            return " or ".join(dict.fromkeys(self._type(each) for each in alternatives))
+        if "const" in schema:
+            return f"`{json.dumps(schema['const'])}`"
+        if "enum" in schema:
+            return "string"
+        kind = schema.get("type", "any")
+        if kind == "array":
+            return f"list of {self._type(schema['items'])}"
+        if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+            return f"object, values: {self._type(schema['additionalProperties'])}"
+        return "time" if schema.get("format") == "date-time" else str(kind)
+
+    def _link(self, model: str) -> str:
+        if not model.endswith("Body") and "enum" not in self._components[model]:
+            return "[object](manifest.md)"
+        self._linked.append(model)
+        return f"[{_title(model)}](#{_title(model).lower()})"
+
+
+def _response_models(operation: Schema) -> set[str]:
+    models = {_model(response) for status, response in operation["responses"].items() if int(status) < 400}
+    return {model for model in models if model is not None}
+
+
+def _model(response: Schema) -> str | None:
+    reference = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref", "")
+    return reference.rpartition("/")[2] or None
+
+
+def _title(model: str) -> str:
+    return model.removesuffix("Body")
+
+
+def _errors(operation: Schema) -> str:
+    codes = {
+        code: status for status, response in sorted(operation["responses"].items()) for code in error_codes(response)
+    }
+    specific = [f"{status} `{code}`" for code, status in codes.items() if code not in COMMON_ERROR_CODES]
+    return ", ".join(
+        [*specific, "and those of [every request](#errors)"] if specific else ["those of [every request](#errors)"]
+    )
+
+
+def _purpose(parameter: Schema) -> str:
+    schema = parameter["schema"]
+    values = schema.get("enum") or schema.get("items", {}).get("enum")
+    parts = [parameter.get("description") or schema.get("description", "")]
+    if values:
+        parts.append("one of " + _values(values))
+    bounds = [str(schema[bound]) for bound in ("minimum", "maximum") if bound in schema]
+    if bounds:
+        parts.append(" to ".join(bounds) if len(bounds) == 2 else f"from {bounds[0]}")
+    if "maxLength" in schema:
+        parts.append(f"at most {schema['maxLength']} characters")
+    if schema.get("default") is not None:
+        parts.append(f"default `{json.dumps(schema['default']).strip(chr(34))}`")
+    return cell("; ".join(part for part in parts if part))
+
+
+def _values(values: list[str]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
+
+
+def _curl(request: Mapping[str, Any]) -> str:
+    """Return the command that sends a request."""
+    path = request["path"].format(**{name: quote_plus(value) for name, value in request["path_params"].items()})
+    url, query = f"{SERVER}{path}", request["query"]
+    method = [] if request["method"] == "GET" else [f"-X {request['method']}"]
+    if query:
+        url += f"?{urlencode(query, safe=',')}"
+    options = [f"-H {shlex.quote(f'{name}: {value}')}" for name, value in request["headers"].items()]
+    if request["body"] is not None:
+        options += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(request['body'], indent=2))}"]
+    return " \\\n  ".join([" ".join(["curl", *method, shlex.quote(url)]), *options])
+
+
+def _response_example(response: Mapping[str, Any]) -> Iterator[str]:
+    body = response["body"]
+    is_json = response["media_type"] == "application/json"
+    text = json.dumps(body, indent=2, ensure_ascii=False) if is_json else str(body).rstrip()
+    if text and len(text.splitlines()) <= _EXAMPLE_LINES_MAX:
+        yield f"```{'json' if is_json else ''}\n{text}\n```\n"
