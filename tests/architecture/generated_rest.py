@@ -14,6 +14,8 @@ SERVER = "http://localhost:8122"
 _EXAMPLE_LINES_MAX = 40
 """Longer responses are not shown."""
 
+_PROBLEM = "ProblemBody"
+
 Schema = dict[str, Any]
 
 
@@ -34,7 +36,7 @@ class _Page:
         self._schema = schema
         self._components: dict[str, Schema] = schema["components"]["schemas"]
         self._uses = Counter(model for _, _, operation in self.operations() for model in _response_models(operation))
-        self._linked: list[str] = []
+        self._linked = [_PROBLEM]
 
     def operations(self) -> Iterator[tuple[str, str, Schema]]:
         for path, operations in self._schema["paths"].items():
@@ -53,15 +55,15 @@ class _Page:
         yield f"Errors: {_errors(operation)}.\n"
 
     def objects(self) -> Iterator[str]:
-        """Yield a table for each linked object; a table may link more objects."""
-        described: set[str] = set()
-        while pending := sorted({*self._linked} - described):
+        """Yield a table for each linked object, sorted by name; a table may link more objects."""
+        tables: dict[str, list[str]] = {}
+        while pending := {*self._linked} - tables.keys():
             for model in pending:
-                described.add(model)
-                component = self._components[model]
-                yield f"### {_title(model)}\n"
-                yield f"{component['description']}\n"
-                yield from self._fields(component)
+                tables[model] = list(self._fields(self._components[model]))
+        for model in sorted(tables):
+            yield f"### {_title(model)}\n"
+            yield f"{self._components[model]['description']}\n"
+            yield from tables[model]
 
     def _parameters(self, operation: Schema) -> Iterator[str]:
         parameters = [each for each in operation.get("parameters", ()) if each["in"] != "path"]

@@ -269,6 +269,7 @@ def test_model_does_not_load_a_schema_library():
 # `tool_unknown` are public, and MCP is an open protocol; `headless` and `output_format` are fields that every agent's
 # section may have.
 MODULES_THAT_NAME_AN_AGENT = {
+    "api/examples.json": "recorded requests and responses for the documentation",
     "cli/commands/mcp/command.py": "how to add Sandbox's MCP server to a user's own agent",
     "cli/main.py": "the summary in the help: what Sandbox does today",
     "demo/example_repository.py": "a file of the example repository",

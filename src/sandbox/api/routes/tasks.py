@@ -96,10 +96,7 @@ _DryRun = Annotated[bool, Query(description="Validate the manifest without submi
 _Reason = Annotated[
     str,
     VISIBLE,
-    Query(
-        max_length=REASON_LENGTH_MAX,
-        description=f"Stored with the task; one line of at most {REASON_LENGTH_MAX} characters",
-    ),
+    Query(max_length=REASON_LENGTH_MAX, description="Why the task is cancelled; stored with the task; one line"),
 ]
 _Force = Annotated[bool, Query(description="Do not wait for the agent to exit on its own")]
 _CANCEL_BODY = request_body(

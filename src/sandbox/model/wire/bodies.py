@@ -161,7 +161,7 @@ class ProgressBody(TypedDict):
 
 
 class AttemptBody(TypedDict):
-    """One attempt to run the task. followed_by: why another attempt followed."""
+    """One attempt to run the task."""
 
     number: int
     """Position among the attempts, from 1."""
@@ -262,7 +262,7 @@ class ChainBody(TypedDict):
 
 
 class TaskBody(TaskItemBody):
-    """A task. sandbox_kept: the task failed, and its sandbox is preserved until it is released or expires."""
+    """The status of a task."""
 
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
@@ -392,7 +392,7 @@ class ReadyBody(TypedDict):
 
 
 class RuntimeBody(TypedDict):
-    """Capabilities of a runtime on this host. `mend`: how to fix the runtime if it does not work."""
+    """Capabilities of a runtime on this host."""
 
     name: str
     """Name of the runtime."""
@@ -446,7 +446,7 @@ class DiskBody(TypedDict):
 
 
 class HealthBody(TypedDict):
-    """Health of the server. `next_probe_at`: when the runtimes are probed again; null if no probe is planned."""
+    """Health of the server."""
 
     status: Literal["ok", "degraded"]
     """`ok` if the server accepts and runs tasks."""
