@@ -623,6 +623,16 @@ def test_tasks_are_filtered_by_the_task_that_they_continue(store):
     assert find(store, parent="a") == ["c"]
 
 
+def test_search_distinguishes_failed_tasks_with_and_without_a_sandbox(store):
+    for state in TaskState:
+        store.insert(IndexedTask(task(state.value, state, prompt="alpha preserved failed"), 1))
+
+    for state in TaskState:
+        assert find(store, "alpha", states=frozenset({state})) == [state.value]
+    both = frozenset({TaskState.FAILED, TaskState.FAILED_PRESERVED})
+    assert find(store, "alpha", states=both) == ["failed", "failed_preserved"]
+
+
 def test_tasks_are_filtered_by_creation_time(store):
     for number in range(5):
         store.insert(IndexedTask(task(f"t{number}", created=number), 1))

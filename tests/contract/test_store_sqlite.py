@@ -308,6 +308,27 @@ def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monke
     store.close()
 
 
+def test_tasks_of_an_index_with_split_states_are_found_by_their_state(path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sandbox.store.sqlite.state_term", lambda state: f"\ue002{state}")
+        store = SqliteStore(path)
+        store.insert(IndexedTask(preserved("a", prompt="alpha"), 1))
+        store.close()
+    execute(path, "PRAGMA user_version = 9")
+
+    store = SqliteStore(path)
+    found = TaskQuery(search="alpha", states=frozenset({TaskState.FAILED_PRESERVED}))
+    assert [task.id for task in store.query(found).tasks] == ["a"]
+    assert store.query(TaskQuery(search="alpha", states=frozenset({TaskState.FAILED}))).total_count == 0
+    store.delete("a")
+    assert store.query(found).total_count == 0
+    store.close()
+
+
+def preserved(task_id, **values):
+    return msgspec.structs.replace(submitted(task_id, **values), state=TaskState.FAILED_PRESERVED)
+
+
 def without_parent(task):
     return msgspec.structs.replace(task, parent=None)
 

@@ -105,8 +105,8 @@ def task_terms(task: Task) -> str:
 
 
 def state_term(state: str) -> str:
-    """Return the term of a state."""
-    return _STATE_MARK + state
+    """Return the term of a state. It has no `_`, at which the index splits a term into two."""
+    return _STATE_MARK + state.replace("_", "")
 
 
 def content_digest(task: Task) -> bytes:
