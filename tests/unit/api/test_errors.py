@@ -116,10 +116,14 @@ def test_all_errors_of_a_json_body_are_listed(api, tasks, path, body, expected):
 
 def test_an_error_in_a_changed_manifest_has_the_location_of_its_override(api, tasks):
     tasks.add("task-001")
-    body = {"overrides": ["vm.cpus=many", "vm.cpus=few", "vm={memry: 8G}", "claude.modl=x"]}
+    body = {"overrides": ["vm.cpus=many", "vm.cpus=few", "vm={memry: 8G}", "claude.modl=x", "clade.model=x"]}
     response = api.post("/api/v1/tasks/task-001/rerun", json=body)
     locations = {(each["location"], each["field"]) for each in response.json()["details"]}
-    assert locations == {("body.overrides[2]", "vm"), ("body.overrides[3]", "claude.modl")}
+    assert locations == {
+        ("body.overrides[2]", "vm"),
+        ("body.overrides[3]", "claude.modl"),
+        ("body.overrides[4]", "clade"),
+    }
 
 
 def test_cancel_lists_the_errors_of_its_body(api, tasks):

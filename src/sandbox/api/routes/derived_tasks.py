@@ -142,12 +142,16 @@ def _change_manifest(
 
 
 def _locate(error: FieldError, overrides: Sequence[Override]) -> FieldError:
-    """Return the error with the location of the last override that set the field, if any."""
+    """Return the error with the location of the last override that set the field, or a part of it, if any."""
     for index, override in reversed([*enumerate(overrides)]):
         name = field_name(override.path)
-        if error.field == name or error.field.startswith((f"{name}.", f"{name}[")):
+        if _contains(name, error.field) or _contains(error.field, name):
             return msgspec.structs.replace(error, location=f"body.overrides[{index}]")
     return msgspec.structs.replace(error, location="body")
+
+
+def _contains(outer: str, inner: str) -> bool:
+    return inner == outer or inner.startswith((f"{outer}.", f"{outer}["))
 
 
 def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:

@@ -103,7 +103,8 @@ def describe_violation(error: ErrorDetails, record_type: Any = None) -> RuleViol
 def _suggestion(failure: _Failure) -> str | None:
     error = failure.error
     if error["type"] == "literal_error":
-        return closest_name(str(error["input"]), _offered_values(error))
+        offered = _offered_values(error)
+        return closest_name(str(error["input"]), offered) if len(offered) > 1 else None
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         return _closest_field(failure.path, failure.record_type)
     suggestion = error.get("ctx", {}).get("suggestion")
