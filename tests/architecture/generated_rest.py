@@ -162,7 +162,8 @@ def _errors(operation: Schema) -> str:
 
 
 def _purpose(parameter: Schema) -> str:
-    schema = parameter["schema"]
+    declared = parameter["schema"]
+    schema = {**next((each for each in declared.get("anyOf", ()) if "type" in each), {}), **declared}
     values = schema.get("enum") or schema.get("items", {}).get("enum")
     parts = [parameter.get("description") or schema.get("description", "")]
     if values:

@@ -5,8 +5,6 @@ from typing import Any
 
 import msgspec
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
-from pydantic_core import ErrorDetails
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection
@@ -29,14 +27,11 @@ from sandbox.interfaces.tasks import (
 )
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import (
-    FieldError,
     InvalidInputError,
     InvalidManifestError,
     InvalidParameterError,
-    RequestPart,
     SandboxError,
 )
-from sandbox.model.manifest.validation import describe_violation
 from sandbox.model.wire.bodies import FieldErrorBody, ProblemExtensions
 from sandbox.model.wire.events import format_timestamp
 
@@ -98,7 +93,6 @@ def add_error_handlers(app: Starlette) -> None:
         app.add_exception_handler(error_class, _problem_handler(status, get_extensions))
     handlers: dict[type[Exception], Callable[..., Any]] = {
         RangeNotSatisfiableError: _range_not_satisfiable,
-        RequestValidationError: _invalid_parameters,
         HTTPException: _http_error,
         ClientDisconnect: _client_disconnected,
         Exception: _internal_error,
@@ -202,19 +196,6 @@ STATUS_BY_CODE: dict[str, int] = {
     **{error_class.code: status for error_class, (status, _) in _ERROR_RESPONSES.items()},
 }
 """The status of each error code that an operation may return."""
-
-
-async def _invalid_parameters(connection: HTTPConnection, error: RequestValidationError) -> Response:
-    invalid = InvalidParameterError([parameter_error(each) for each in error.errors()])
-    return problem_response(connection, 400, invalid.code, invalid.message, details=_details(invalid))
-
-
-def parameter_error(error: ErrorDetails, part: RequestPart | None = None) -> FieldError:
-    """Describe an error that pydantic found in a parameter. part: by default, the first element of its location."""
-    path = error["loc"] if part else error["loc"][1:]
-    violation = describe_violation(error)
-    source: Any = part or error["loc"][0]
-    return FieldError.at(path, violation.rule, violation.message, part=source, suggestion=violation.suggestion)
 
 
 async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSatisfiableError) -> Response:

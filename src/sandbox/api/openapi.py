@@ -19,7 +19,7 @@ from sandbox.api import paths
 from sandbox.api.auth.sessions import SESSION_COOKIE
 from sandbox.api.errors import STATUS_BY_CODE
 from sandbox.api.middleware.metrics import set_api_route
-from sandbox.api.request_parsing import reject_unknown_params
+from sandbox.api.request_parsing import check_params
 from sandbox.api.responses import JsonResponse, reason_phrase
 from sandbox.model.manifest.rules import AgentSchema
 
@@ -51,19 +51,27 @@ def component_ref(model: str) -> dict[str, str]:
 class ApiRoute(APIRoute):
     """A route of the API. The name of its function is the operation id, and its return type describes the response.
 
+    The first sentence of the function's docstring is the summary.
+
     A function that returns `JsonResponse[TaskBody]` responds with the component `TaskBody`, described by its docstring.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         responses = _json_responses(endpoint, options["status_code"] or 200) | (options["responses"] or {})
-        options |= {"responses": responses, "response_model": None, "operation_id": endpoint.__name__}
+        summary = re.split(r"[.:;](?:\s|$)", inspect.getdoc(endpoint) or "")[0]
+        options |= {
+            "responses": responses,
+            "response_model": None,
+            "operation_id": endpoint.__name__,
+            "summary": summary,
+        }
         with _without_pydantic_v1():
             super().__init__(path, endpoint, **options)
 
 
 def create_router(tag: str) -> APIRouter:
-    """Create a router for routes with this tag. They accept only the query parameters that they declare."""
-    dependencies = [Depends(set_api_route), Depends(reject_unknown_params)]
+    """Create a router for routes with this tag. They accept only the parameters that they declare."""
+    dependencies = [Depends(set_api_route), Depends(check_params)]
     return APIRouter(route_class=ApiRoute, tags=[tag], dependencies=dependencies)
 
 

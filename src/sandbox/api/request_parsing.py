@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,15 +16,24 @@ import msgspec
 from fastapi.dependencies.utils import get_flat_params, request_params_to_args
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from starlette.datastructures import QueryParams
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import Request
 
-from sandbox.api.errors import PayloadTooLargeError, RequestTimeoutError, parameter_error
+from sandbox.api.errors import PayloadTooLargeError, RequestTimeoutError
 from sandbox.interfaces.store import Cursor, Order, Sort, TaskQuery
 from sandbox.model import fixed_limits
-from sandbox.model.errors import DECODE_ERRORS, FieldError, InvalidParameterError, RequestPart, closest_name
+from sandbox.model.errors import (
+    DECODE_ERRORS,
+    FieldError,
+    FieldPath,
+    InvalidInputError,
+    InvalidParameterError,
+    RequestPart,
+    closest_name,
+)
 from sandbox.model.manifest.field_formats import Format
+from sandbox.model.manifest.validation import describe_violation
 from sandbox.primitives import client_fairness
 
 SEQ_MAX = 2**63 - 1
@@ -114,20 +123,64 @@ class CommaSeparated:
 ECHOED_NAME_LENGTH_MAX = 64
 
 
-async def reject_unknown_params(connection: HTTPConnection) -> None:
-    """Reject query parameters that the route does not declare, and repeated parameters.
+BodyParser = Callable[[bytes, Request], object]
+"""Parses a body. Raises InvalidInputError."""
 
-    Raises InvalidParameterError, which also has the errors in the values: FastAPI validates them only after this check.
-    """
-    route = connection.scope["route"]
+EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
+
+
+def parses_body(parse: BodyParser) -> Callable[[EndpointT], EndpointT]:
+    """Mark a route that reads a body. A response about invalid parameters then lists the errors of the body too."""
+
+    def mark(endpoint: EndpointT) -> EndpointT:
+        vars(endpoint)["parse_body"] = parse
+        return endpoint
+
+    return mark
+
+
+async def check_params(request: Request) -> None:
+    """Check the parameters of a request before the route runs. Raises InvalidParameterError with all errors."""
+    route = request.scope["route"]
     assert isinstance(route, APIRoute)
-    names = _declared_names(route)
-    errors = [
-        *(_name_errors(connection.query_params, names, _declared_patterns(route))),
-        *(_repeated(name, "header") for name in _header_names(route) if len(connection.headers.getlist(name)) > 1),
-    ]
-    if errors:
-        raise InvalidParameterError([*errors, *_value_errors(connection, route)])
+    if errors := [*_all_name_errors(request, route), *_value_errors(request, route)]:
+        raise InvalidParameterError([*errors, *await _body_errors(request, vars(route.endpoint).get("parse_body"))])
+
+
+def _all_name_errors(request: Request, route: APIRoute) -> Iterator[FieldError]:
+    if request.query_params:
+        yield from _name_errors(request.query_params, _declared_names(route), _declared_patterns(route))
+    for name in _header_names(route):
+        if len(request.headers.getlist(name)) > 1:
+            yield _repeated(name, "header")
+
+
+def _value_errors(request: Request, route: APIRoute) -> Iterator[FieldError]:
+    dependant = route.dependant
+    for fields, values in (
+        (dependant.path_params, request.path_params),
+        (dependant.query_params, request.query_params),
+        (dependant.header_params, request.headers),
+    ):
+        _, errors = request_params_to_args(fields, values)
+        yield from (_value_error(error, error["loc"][1:], error["loc"][0]) for error in errors)
+
+
+def _value_error(error: ErrorDetails, path: FieldPath, part: Any) -> FieldError:
+    violation = describe_violation(error)
+    return FieldError.at(path, violation.rule, violation.message, part=part, suggestion=violation.suggestion)
+
+
+async def _body_errors(request: Request, parse_body: BodyParser | None) -> Sequence[FieldError]:
+    if parse_body is None:
+        return ()
+    async with body_memory(request):
+        content = await read_body(request)
+        try:
+            await client_fairness.to_thread(parse_body, content, request)
+        except InvalidInputError as error:
+            return error.errors
+    return ()
 
 
 def _declared_names(route: APIRoute) -> list[str]:
@@ -147,13 +200,6 @@ def _declared_patterns(route: APIRoute) -> list[str]:
     """Return name patterns for the parameters that the route itself reads; header parameters have none."""
     parameters = (route.openapi_extra or {}).get("parameters", ())
     return [pattern for parameter in parameters for pattern in parameter["schema"].get("patternProperties", {})]
-
-
-def _value_errors(connection: HTTPConnection, route: APIRoute) -> list[FieldError]:
-    dependant = route.dependant
-    _, query_errors = request_params_to_args(dependant.query_params, connection.query_params)
-    _, header_errors = request_params_to_args(dependant.header_params, connection.headers)
-    return [parameter_error(error) for error in (*query_errors, *header_errors)]
 
 
 def _name_errors(params: QueryParams, known: Collection[str], patterns: Collection[str] = ()) -> Iterable[FieldError]:
@@ -199,7 +245,9 @@ def parse_query_params(
         parsed = kind.model_validate({**(defaults or {}), **named})
     except ValidationError as error:
         details = error.errors(include_url=False)
-        raise InvalidParameterError([*errors, *(parameter_error(each, "query") for each in details)]) from None
+        raise InvalidParameterError(
+            [*errors, *(_value_error(each, each["loc"], "query") for each in details)]
+        ) from None
     if errors:
         raise InvalidParameterError(errors)
     return parsed

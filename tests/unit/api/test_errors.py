@@ -69,11 +69,32 @@ def test_errors_in_headers_and_parameters_are_listed_together(api, tasks):
     assert api.get("/api/v1/tasks/task-001/logs?tail=1", headers={"Last-Event-ID": "1"}).status_code == 200
 
 
-def test_repeated_header_is_listed(api, tasks):
+def test_errors_in_headers_parameters_and_the_manifest_are_listed_together(api, tasks):
     headers = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
-    response = api.post("/api/v1/tasks?dry_run=maybe", headers=headers, content=MANIFEST)
-    assert located(response) == {("query.dry_run", "type", None), ("header.Idempotency-Key", "format", None)}
+    response = api.post("/api/v1/tasks?dry_run=maybe", headers=headers, content=MANIFEST.replace("memry: 8G, ", ""))
+    assert located(response) == {
+        ("query.dry_run", "type", None),
+        ("header.Idempotency-Key", "format", None),
+        ("body.vm.cpus", "type", None),
+        ("body.vm.network_mode", "enum", "isolated"),
+    }
     assert tasks.entries == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "locations"),
+    [
+        ("DELETE", "task-001", b'{"reson": "x"}', {"query.x", "body.reson"}),
+        ("POST", "task-001/rerun", b'{"prompt": ""}', {"query.x", "body.prompt"}),
+        ("POST", "task-001/continue", b"{", {"query.x", "body"}),
+        ("POST", "task-001/continue", b'{"prompt": "Go on."}', {"query.x"}),
+    ],
+)
+def test_errors_in_parameters_and_a_json_body_are_listed_together(api, tasks, method, path, body, locations):
+    tasks.add("task-001", *TO_RUNNING)
+    response = api(method, f"/api/v1/tasks/{path}?x=1", content=body)
+    assert {location for location, _, _ in located(response)} == locations
+    assert tasks.cancels == []
 
 
 def test_all_errors_of_a_manifest_have_locations_and_suggestions(api):

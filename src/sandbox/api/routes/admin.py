@@ -62,7 +62,7 @@ async def prune_tasks(
         int | None, Query(ge=1, le=_COUNT_MAX, description="Number of tasks to keep; the oldest are removed")
     ] = None,
     max_bytes: Annotated[
-        int | None, Query(ge=0, le=_BYTES_MAX, description="Disk space that all finished tasks may use")
+        int | None, Query(ge=0, le=_BYTES_MAX, description="Disk space that all finished tasks may use, in bytes")
     ] = None,
     *,
     dry_run: Annotated[bool, Query(description="Only list what would be removed")] = False,

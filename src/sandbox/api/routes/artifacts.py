@@ -97,7 +97,7 @@ def _artifact_body(task_id: str, stored: StoredArtifact) -> ArtifactBody:
         ),
     },
     openapi_extra=declare_parameters(
-        header_parameter("Range", "One range of bytes"),
+        header_parameter("Range", "One range of bytes, such as `bytes=0-1023`"),
         header_parameter("If-Range", "ETag of the artifact that the range refers to"),
         header_parameter("If-None-Match", "ETags of the client's cached copies"),
     ),

@@ -20,7 +20,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, read_body
+from sandbox.api.request_parsing import body_memory, parses_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.tasks import (
     SUBMISSION_ERROR_CODES,
@@ -63,6 +63,7 @@ router = create_router("Tasks")
     responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES),
     openapi_extra=_RERUN_BODY,
 )
+@parses_body(lambda content, _: parse_record(content, RerunRequest))
 async def rerun_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
 ) -> JsonResponse[SubmittedBody]:
@@ -77,6 +78,7 @@ async def rerun_task(
     responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
     openapi_extra=_CONTINUE_BODY,
 )
+@parses_body(lambda content, _: parse_record(content, ContinueRequest))
 async def continue_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
 ) -> JsonResponse[SubmittedBody]:

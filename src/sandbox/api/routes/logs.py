@@ -92,7 +92,7 @@ class LogQuery(BaseModel):
     stream: LogStream = Field("all", description="Stream to return")
     since: Annotated[str, TIME] = Field("", description="Earliest time, inclusive (RFC 3339)")
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Number of last lines, after filtering; 0 for all")
-    after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater seq")
+    after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater `seq`")
     follow: bool = Field(default=False, description="Stream until the task has ended")
 
 

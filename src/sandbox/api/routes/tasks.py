@@ -17,7 +17,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, has_json_body, read_body
+from sandbox.api.request_parsing import body_memory, has_json_body, parses_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, task_body
@@ -122,6 +122,7 @@ router = create_router("Tasks")
     },
     openapi_extra=_MANIFEST_BODY,
 )
+@parses_body(lambda content, request: _parse_submission(content, request, request.app.state.context))
 async def submit_task(
     request: Request,
     context: ContextDep,
@@ -226,6 +227,7 @@ async def wait_for_task(
     ),
     openapi_extra=_CANCEL_BODY,
 )
+@parses_body(lambda content, _: parse_record(content, CancelRequest))
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse[CancelledBody]:
