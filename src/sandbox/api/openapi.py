@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast, get_args, get_origin
@@ -171,7 +172,8 @@ def build_schema(
     if app.openapi_schema is None:
         from sandbox.api.schemas import component_schemas
 
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        described = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schema = deepcopy(described)  # it has dicts of the routes, which all apps share
         _remove_unused(schema)
         schema["components"]["schemas"] |= component_schemas(agents)
         _add_examples(schema, recorded_examples() if examples is None else examples)
@@ -205,7 +207,11 @@ def _add_operation_example(operation: dict[str, Any], example: Mapping[str, Any]
     values = {**request["query"], **request["path_params"], **request["headers"]}
     for parameter in operation.get("parameters", ()):
         if parameter["name"] in values:
-            parameter["example"] = _typed_value(values[parameter["name"]], parameter["schema"])
+            value = _typed_value(values[parameter["name"]], parameter["schema"])
+            if parameter["required"]:
+                parameter["example"] = value
+            else:  # Swagger UI sends the `example` of an optional parameter too
+                parameter["schema"]["examples"] = [value]
     if request["body"] is not None:
         for media_type in operation["requestBody"]["content"].values():
             media_type["example"] = request["body"]

@@ -7,6 +7,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.requests import HTTPConnection
 
+from sandbox.agents import registered_agents
+from sandbox.api.app import create_api_schema_app
 from sandbox.api.openapi import TAGS, error_codes
 from sandbox.api.responses import problem_response
 
@@ -100,8 +102,8 @@ def test_every_operation_has_an_example_of_its_request_and_response(api):
         required = [each for each in operation.get("parameters", ()) if each["required"]]
         assert all("example" in each for each in required), name
         for parameter in operation.get("parameters", ()):
-            if "example" in parameter:
-                validator(api, parameter["schema"]).validate(parameter["example"])
+            for example in [*parameter["schema"].get("examples", ()), *filter(None, [parameter.get("example")])]:
+                validator(api, parameter["schema"]).validate(example)
         examples = [
             (media_type["schema"], media_type["example"])
             for status, response in operation["responses"].items()
@@ -111,6 +113,13 @@ def test_every_operation_has_an_example_of_its_request_and_response(api):
         assert len(examples) == (name != "close_session"), name
         for schema, example in examples:
             validator(api, schema).validate(example)
+
+
+def test_an_app_without_examples_has_none_of_another_app(api):
+    agents, without = registered_agents(), {"operations": {}, "errors": {}}
+    assert create_api_schema_app("0", agents).openapi()["components"]["examples"]
+    schema = create_api_schema_app("0", agents, without).openapi()
+    assert not [name for name in ("example", "examples") if f'"{name}":' in json.dumps(schema["paths"])]
 
 
 def test_every_documented_error_has_an_example_with_its_code_and_status(api):
