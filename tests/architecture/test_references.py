@@ -2,13 +2,17 @@
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import pytest
 
 from architecture.generated_reference import COMMON_OPTIONS, EXAMPLES_FILE, commands, generated
+from architecture.generated_rest import SERVER
+from doubles.fake_api import PREFIX, FakeApi
 from sandbox.cli.errors import ExitCode
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import log_stream_of
@@ -26,6 +30,30 @@ def test_the_error_in_the_reference_is_a_response_of_the_server(root: Path):
     errors = [json.loads(block) for block in blocks if block.startswith('{\n  "error"')]
     recorded = json.loads((root / EXAMPLES_FILE).read_text())["errors"]
     assert errors == [recorded["invalid_parameter"]]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="install curl")
+def test_the_commands_in_the_reference_send_the_recorded_requests(root: Path):
+    text = (root / "docs" / "rest.md").read_text().partition("## Endpoints")[2]
+    commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    examples = json.loads((root / EXAMPLES_FILE).read_text())["operations"].values()
+    with FakeApi().running() as api:
+        for command in commands:
+            script = f"{command.strip().replace(SERVER, api.url)} --silent --max-time 20 --noproxy '*'"
+            subprocess.run(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL, timeout=30, check=True)
+    sent = [
+        (each.method, each.path, {name: values[0] for name, values in each.query.items()}, each.body)
+        for each in api.requests
+    ]
+    assert sorted(map(repr, sent)) == sorted(repr(_expected_request(each["request"])) for each in examples)
+    keys = [each.headers.get("idempotency-key") for each in api.requests]
+    assert [key for key in keys if key] == ["build-4711"]
+
+
+def _expected_request(request: dict[str, Any]) -> tuple[str, str, dict[str, str], bytes]:
+    path = request["path"].format(**request["path_params"]).removeprefix(PREFIX)
+    body = b"" if request["body"] is None else json.dumps(request["body"], indent=2).encode()
+    return request["method"], path, request["query"], body
 
 
 def rows(document: Path) -> dict[str, list[str]]:

@@ -196,7 +196,9 @@ def _field_error_lines(error: SandboxError) -> list[str]:
     field_errors = error.field_errors if isinstance(error, ClientError) else []
     if len(field_errors) < 2:
         return []
-    return [escape_text(f"{each.get('location')}: {each.get('message')}") for each in field_errors]
+    # A server of an earlier version sends no location.
+    located = [(each.get("location") or each.get("field"), each.get("message")) for each in field_errors]
+    return [escape_text(f"{location}: {message}") for location, message in located]
 
 
 def _exit_code(error: SandboxError) -> ExitCode:

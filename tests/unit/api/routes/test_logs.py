@@ -244,6 +244,17 @@ def test_largest_seq_is_accepted_and_a_larger_one_rejected(api):
         StreamRequest.parse(QueryParams({"task_id": "task-001", "after": str(2**63)}))
 
 
+def test_all_invalid_parameters_of_an_event_stream_are_listed():
+    with pytest.raises(InvalidParameterError) as caught:
+        StreamRequest.parse(QueryParams({"filter": "output,toolcall", "after": "x", "taskid": "task-001"}))
+    assert [(error.location, error.suggestion) for error in caught.value.errors] == [
+        ("query.taskid", "task_id"),
+        ("query.filter", "tool_call"),
+        ("query.after", None),
+    ]
+    assert StreamRequest.parse(QueryParams({"filter": "output,tool_call"})).types >= {"output", "tool_call", "end"}
+
+
 @pytest.mark.parametrize("event_id", ["x", "-1", "9" * 5000, "9" * 19])
 def test_invalid_last_event_id_is_rejected(api, event_id):
     response = api.get(f"{LOGS}?follow=true", headers={"last-event-id": event_id})

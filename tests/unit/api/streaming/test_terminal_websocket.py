@@ -40,3 +40,15 @@ def test_invalid_terminal_parameter_is_rejected(query: str, field: str):
     with pytest.raises(InvalidParameterError) as caught:
         parse_open_terminal(QueryParams(query))
     assert caught.value.errors[0].field == field
+
+
+def test_all_invalid_terminal_parameters_are_listed():
+    with pytest.raises(InvalidParameterError) as caught:
+        parse_open_terminal(QueryParams("of=shel&row=1&columns=0&term=&columns=0"))
+    assert [(error.location, error.suggestion) for error in caught.value.errors] == [
+        ("query.row", "rows"),
+        ("query.columns", None),
+        ("query.of", "shell"),
+        ("query.columns", None),
+        ("query.term", None),
+    ]
