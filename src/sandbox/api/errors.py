@@ -31,6 +31,8 @@ from sandbox.model.errors import (
     InvalidManifestError,
     InvalidParameterError,
     SandboxError,
+    closest_name,
+    with_suggestion,
 )
 from sandbox.model.wire.bodies import FieldErrorBody, ProblemExtensions
 from sandbox.model.wire.events import format_timestamp
@@ -214,13 +216,27 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
     return problem_response(connection, error.status_code, "bad_request", str(error.detail), headers=error.headers)
 
 
+_PATH_LENGTH_MAX = 256
+_NO_ENDPOINT = "No such endpoint; /openapi.json lists all endpoints."
+
+
 def _not_found_message(connection: HTTPConnection) -> str:
     routes, path = connection.app.routes, connection.scope["path"]
     if any(isinstance(route, WebSocketRoute) and route.path_regex.match(path) for route in routes):
         return "This is a WebSocket endpoint; connect with ws:// (wss:// behind TLS)."
     if isinstance(connection.app, FastAPI):
-        return "No such endpoint; /openapi.json lists all endpoints."
+        suggestion = _closest_path(routes, path) if path.isprintable() and len(path) <= _PATH_LENGTH_MAX else None
+        return with_suggestion("No such endpoint", suggestion) if suggestion else _NO_ENDPOINT
     return f"No such endpoint; this port serves the WebSockets {paths.STREAM} and {paths.TERMINAL}."
+
+
+def _closest_path(routes: Sequence[Any], path: str) -> str | None:
+    """Return a path that exists and differs by a slash at the end, or resembles the path and has no parameters."""
+    endpoints = [route for route in routes if isinstance(route, Route)]
+    without_slash = path.rstrip("/")
+    if without_slash != path and any(route.path_regex.match(without_slash) for route in endpoints):
+        return without_slash
+    return closest_name(path, {route.path for route in endpoints if not route.param_convertors})
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:

@@ -163,3 +163,22 @@ def test_number_of_listed_errors_is_limited(api):
     problem = api.get(f"/api/v1/tasks?{query}").json()
     assert len(problem["details"]) == INPUT_ERRORS_MAX
     assert problem["message"] == "The request has 150 errors; the first 100 are listed."
+
+
+@pytest.mark.parametrize(
+    ("path", "suggestion"),
+    [
+        ("/api/v1/task", "/api/v1/tasks"),
+        ("/api/v1/tasks/", "/api/v1/tasks"),
+        ("/api/v1/tasks/task-001/", "/api/v1/tasks/task-001"),
+        ("/api/v1/healthz", "/api/v1/health"),
+        ("/v2/things", None),
+        ("/api/v1/tasks/a%1b%5b2J/", None),
+        (f"/api/v1/tasks/{'a' * 300}/", None),
+    ],
+)
+def test_unknown_path_is_compared_with_the_endpoints(api, path, suggestion):
+    problem = api.get(path).json()
+    assert problem["error"] == "not_found"
+    advice = f"; did you mean '{suggestion}'?" if suggestion else "; /openapi.json lists all endpoints."
+    assert problem["message"] == f"No such endpoint{advice}"
