@@ -14,6 +14,7 @@ _SERVER_NAME_EXTENSION = 0
 _EARLY_DATA_EXTENSION = 42
 _ENCRYPTED_HELLO_EXTENSION = 0xFE0D
 _HOST_NAME = 0
+_HEADER_BYTES = 5
 _RECORD_BYTES_MAX = 16384 + 256
 
 
@@ -45,8 +46,8 @@ class ServerNames(msgspec.Struct, frozen=True):
     has_early_data: bool = False
 
 
-class _TruncatedError(Exception):
-    """A length field points past the end of the data."""
+class _LengthError(Exception):
+    """A length field points past the end of the data, or data follows where none is allowed."""
 
 
 def parse_client_hello(data: bytes) -> ClientHello:
@@ -80,8 +81,22 @@ def parse_client_hello(data: bytes) -> ClientHello:
     )
 
 
+def join_records(data: bytes) -> bytes:
+    """Return the records of one complete ClientHello as a single record.
+
+    The message, which both sides hash, does not change. Some load balancers ignore record boundaries: they parse the
+    header of the second record as part of the message, and may therefore read a different server name.
+    """
+    message, offset = bytearray(), 0
+    while offset < len(data):
+        end = offset + _HEADER_BYTES + int.from_bytes(data[offset + 3 : offset + 5])
+        message += data[offset + _HEADER_BYTES : end]
+        offset = end
+    return data[:3] + len(message).to_bytes(2) + message
+
+
 def parse_server_names(body: bytes) -> ServerNames | None:
-    """Return the names in the body of a ClientHello, or None if a length field points past its end."""
+    """Return the names in the body of a ClientHello, or None if a length field does not match the data."""
     names, has_encrypted_name, has_early_data = [], False, False
     try:
         for kind, content in _extensions(body):
@@ -89,7 +104,7 @@ def parse_server_names(body: bytes) -> ServerNames | None:
                 names += _host_names(content)
             has_encrypted_name |= kind == _ENCRYPTED_HELLO_EXTENSION
             has_early_data |= kind == _EARLY_DATA_EXTENSION
-    except _TruncatedError:
+    except _LengthError:
         return None
     return ServerNames(tuple(names), has_encrypted_name, has_early_data)
 
@@ -109,18 +124,18 @@ def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
     reader.read_vector(1)
     reader.read_vector(2)
     reader.read_vector(1)
-    extensions = _Reader(reader.read_vector(2))
+    extensions = _Reader(reader.read_last_vector())
     while extensions.remaining:
         yield extensions.read_integer(2), extensions.read_vector(2)
 
 
 def _host_names(content: bytes) -> list[str]:
-    names, found = _Reader(_Reader(content).read_vector(2)), []
+    """Return the host name, or all entries if there are several: some servers read the first, whatever its type."""
+    names, entries = _Reader(_Reader(content).read_last_vector()), []
     while names.remaining:
-        kind, name = names.read_integer(1), names.read_vector(2)
-        if kind == _HOST_NAME and name:
-            found.append(name.decode("ascii", errors="replace"))
-    return found
+        entries.append((names.read_integer(1), names.read_vector(2)))
+    found = entries if len(entries) > 1 else [entry for entry in entries if entry[0] == _HOST_NAME and entry[1]]
+    return [name.decode("ascii", errors="replace") for _, name in found]
 
 
 class _Reader:
@@ -134,7 +149,7 @@ class _Reader:
 
     def read(self, count: int) -> bytes:
         if count > self.remaining:
-            raise _TruncatedError
+            raise _LengthError
         self._offset += count
         return self._data[self._offset - count : self._offset]
 
@@ -143,6 +158,13 @@ class _Reader:
 
     def read_vector(self, size: int) -> bytes:
         return self.read(self.read_integer(size))
+
+    def read_last_vector(self) -> bytes:
+        """Return a vector with a length of two bytes, after which no data may follow."""
+        vector = self.read_vector(2)
+        if self.remaining:
+            raise _LengthError
+        return vector
 
 
 _HELLO_START = re.compile(rb"\x16(?=[\x00-\x0f].[\x00-\x40].\x01)", re.DOTALL)
@@ -153,7 +175,6 @@ _RECORD_HEADER = re.compile(rb"[\x14-\x16][\x00-\x0f].[\x00-\x40].", re.DOTALL)
 Lenient servers check the version only in the hello, where its first byte is 3.
 """
 
-_HEADER_BYTES = 5
 _HANDSHAKE = 22
 _BODY_BYTES_MIN = 39
 _BODY_BYTES_MAX = 0x2FFFF

@@ -121,6 +121,7 @@ _PROXY_V2_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _NONSTANDARD_TLS = re.compile(
     rb"\x15[\x00-\x0f].\x00\x02[\x01\x02]"  # an alert
     rb"|\x14[\x00-\x0f].\x00\x01\x01"  # a ChangeCipherSpec
+    rb"|\x16[^\x03].[\x00-\x40].\x01[\x00-\x02]..\x03"  # a ClientHello in a record of another version
     rb"|[\x80-\xff].\x01(\x03[\x00-\x04]|\x00\x02)",  # an SSL 2 hello, which has no server name
     re.DOTALL,
 )

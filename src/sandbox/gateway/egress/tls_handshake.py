@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sandbox.gateway.egress.client_hello import ClientHello, parse_client_hello
+from sandbox.gateway.egress.client_hello import ClientHello, join_records, parse_client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel, is_address, normalize_host
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 
@@ -45,6 +45,9 @@ class TlsHandshake:
             return f"{self._address} is not assigned to a host name."
         if not hello.is_complete:
             return f"the connection to {self._name} starts with an incomplete TLS ClientHello."
+        if hello.byte_count > CLIENT_HELLO_BYTES_MAX:
+            limit = CLIENT_HELLO_BYTES_MAX // 1024
+            return f"the TLS ClientHello of the connection to {self._name} is larger than {limit} KiB."
         if requested is None and not is_address(self._name):
             return f"the connection to {self._name} does not start with a TLS handshake that names the server (SNI)."
         if requested is not None and normalize_host(requested) != normalize_host(self._name):
@@ -64,6 +67,7 @@ _HEADER_BYTES = 5
 class HelloRetryFilter:
     """Forwards everything except a second ClientHello that names a different server.
 
+    The first ClientHello is forwarded in one record.
     A TLS 1.3 server may request a second hello (RFC 8446 §4.1.4) and might then serve the site that the second hello
     names. All data after the second hello is encrypted. Early data, which the client sends before the server has
     responded, may arrive between the two hellos.
@@ -75,7 +79,8 @@ class HelloRetryFilter:
     def __init__(
         self, received: bytes, first_hello: ClientHello, check: Callable[[ClientHello], Denial | None]
     ) -> None:
-        self._first_hello_bytes = received[: first_hello.byte_count]
+        hello_bytes = received[: first_hello.byte_count]
+        self._first_hello_bytes = hello_bytes if first_hello.server_name is None else join_records(hello_bytes)
         self._pending = received[first_hello.byte_count :]
         self._skippable_records = (
             _IGNORABLE_RECORDS | {_APPLICATION_DATA_RECORD} if first_hello.has_early_data else _IGNORABLE_RECORDS

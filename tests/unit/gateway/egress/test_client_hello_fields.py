@@ -77,10 +77,12 @@ def test_two_server_names_are_ambiguous(extensions):
 
 
 @pytest.mark.parametrize("kind", [1, 2, 255])
-def test_name_of_another_type_is_ignored(kind):
-    assert read(server_names((kind, NAME))).server_name is None
-    assert read(server_names((kind, OTHER), (0, NAME))).server_name == "files.example.org"
-    assert read(server_names((0, NAME), (kind, OTHER))).server_name == "files.example.org"
+def test_name_of_another_type_is_ambiguous(kind):
+    """nginx and HAProxy read only the first entry. If it has another type or is empty, they select a default server."""
+    for names in ([(kind, NAME)], [(kind, OTHER), (0, NAME)], [(0, NAME), (kind, OTHER)]):
+        assert read(server_names(*names)).server_name is None
+    for names in ([(0, b""), (0, NAME)], [(0, NAME), (0, b"")], [(kind, b""), (0, NAME)]):
+        assert read(server_names(*names)).server_name is None
 
 
 @pytest.mark.parametrize("extensions", [[], [server_names()], [server_names((0, b""))], [(ALPN, b"\0\3\2h2")]])
@@ -185,9 +187,10 @@ def test_truncated_extensions_have_no_server_name(trailing):
     assert parse_client_hello(data) == ClientHello(True, byte_count=len(data))
 
 
-def test_bytes_after_the_extensions_are_not_parsed():
-    assert read(server_names((0, NAME)), more=b"\0\0\0\1").server_name == "files.example.org"
-    assert read(more=server_names((0, NAME))[1]).server_name is None
+@pytest.mark.parametrize("more", [b"\0", b"\0\0\0\1", b"\0\0" + vector(2, server_names((0, OTHER))[1])])
+def test_hello_with_bytes_after_the_extensions_has_no_server_name(more):
+    assert read(server_names((0, NAME)), more=more).server_name is None
+    assert read(more=more).server_name is None
 
 
 def test_truncated_name_list_has_no_server_name():
@@ -196,9 +199,10 @@ def test_truncated_name_list_has_no_server_name():
         assert read((0, cut)).server_name is None
 
 
-def test_bytes_after_the_name_list_are_not_parsed():
+def test_hello_with_bytes_after_the_name_list_has_no_server_name():
     _, content = server_names((0, NAME))
-    assert read((0, content + content[2:])).server_name == "files.example.org"
+    for more in (b"\0", content[2:], content):
+        assert read((0, content + more)).server_name is None
 
 
 # Other data and nonstandard records

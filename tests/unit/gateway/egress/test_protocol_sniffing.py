@@ -141,6 +141,8 @@ TLS_ATTACKS = {
     "in records of another version": records(HELLO_TO_ANOTHER, 10_000, b"\0\1"),
     "in small records of another version": records(HELLO_TO_ANOTHER, 1, b"\x0f\xff"),
     "in small records": records(HELLO_TO_ANOTHER, 1),
+    "for the allowed host in a record of another version": records(HELLO, 10_000, b"\4\1"),
+    "for the allowed host in two records of another version": records(HELLO, 60, b"\x0f\1"),
     "SSL 2 hello for TLS 1.2": b"\x80\x2e\1\3\1\0\x15\0\0\0\x10" + bytes(40),
     "SSL 2 hello": b"\x80\x2e\1\0\2\0\x15\0\0\0\x10" + bytes(40),
     "PostgreSQL": SSL_REQUEST + HELLO_TO_ANOTHER,
@@ -172,6 +174,7 @@ LEGITIMATE = {
     "memcached": b"version\r\nget /key\r\nset k 0 900 5\r\nhello\r\n",
     "MongoDB": b"\x22\1\0\0\1\0\0\0\0\0\0\0\xdd\7\0\0\0\0\0\0\0" + bytes(260),
     "MongoDB, 278 bytes": b"\x16\1\0\0\1\0\0\0\0\0\0\0\xdd\7\0\0\0\0\0\0\0" + bytes(257),
+    "MongoDB, 278 bytes, request 257": b"\x16\1\0\0\1\1\0\0\0\0\0\0\xdd\7\0\0\0\0\0\0\0" + bytes(257),
     "Kafka": b"\0\0\0\x16\0\x12\0\3\0\1\0\1\0\0\5kafka",
     "git": b"0033git-upload-pack /project.git\0host=db.example.org\0"
     + b"0032want 7d1665144a3a975c05f1f43902ddaf084e784dbe\n",
