@@ -112,6 +112,9 @@ LOOKUP_SECONDS = 5.0
 LOOKUPS_MAX = 8
 """Maximum number of concurrent name lookups; additional ones wait within LOOKUP_SECONDS."""
 
+RESOLVED_ADDRESSES_MAX = 64
+"""Maximum number of addresses of one host that are checked; the system's order decides which ones."""
+
 ADDRESSES_MAX = 4
 """Maximum number of addresses of one host that are tried, within CONNECT_SECONDS in total."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
+from itertools import islice
 
 from sandbox.gateway import limits
 from sandbox.gateway.transport import Address, ConnectionRateLimiter, FullSizeBufferLimit, Stream, unmap_ipv4
@@ -145,7 +146,9 @@ async def _connect(host: str, port: int, addresses: list[Address]) -> Stream:
 
 
 def _resolve(host: str) -> set[str]:
-    return {str(info[4][0]) for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    """Return the addresses of a host. Those beyond the limit are ignored, because checking thousands takes long."""
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return set(islice(dict.fromkeys(str(info[4][0]) for info in found), limits.RESOLVED_ADDRESSES_MAX))
 
 
 def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:
