@@ -387,6 +387,8 @@ OVERLONG_STRINGS = {
     "model": {"model": OVERLONG},
     "tool": request(tools=[{"type": OVERLONG, "name": "x"}]),
     "source": request(message({"type": "image", "source": {"type": OVERLONG, "url": "x"}})),
+    "block": request(message({"type": OVERLONG})),
+    "field": request(message({"type": "text", OVERLONG: "x"})),
 }
 
 
@@ -403,7 +405,15 @@ def test_overlong_string_is_rejected_before_redaction(name, target):
     status, reason, _ = gateway.send(OVERLONG_STRINGS[name], target=target)
     assert status in (400, 403)
     assert OVERLONG[:10] not in reason
-    assert max(map(len, inspected)) < MODEL_STRING_CHARACTERS_MAX
+    assert max(map(len, inspected), default=0) < MODEL_STRING_CHARACTERS_MAX
+
+
+def test_long_names_in_data_and_strings_of_the_maximum_length_are_forwarded():
+    text = {"type": "text", "text": OVERLONG, OVERLONG[1:]: "x"}
+    call = {"type": "tool_use", "id": "t", "name": "x", "input": {OVERLONG: {"type": OVERLONG}}}
+    tools = [{"name": "x", "input_schema": {"type": "object", "properties": {OVERLONG: {"type": OVERLONG}}}}]
+    body = request(message(text, {"type": OVERLONG[1:]}, call), tools=tools)
+    assert ScriptedGateway(ISOLATED).send(body)[0] is None
 
 
 def test_string_of_the_maximum_length_is_reported():

@@ -20,7 +20,7 @@ Limits the memory for decoding.
 """
 
 MODEL_STRING_CHARACTERS_MAX = 256
-"""Maximum length of a model name, tool type or source type; a longer one is rejected, and its text is not reported."""
+"""Maximum length of a model name, type or field name; a longer one is rejected, and its text is not reported."""
 
 _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
     r"custom|(advisor|bash|computer|memory|text_editor|tool_search_tool(_[a-z0-9]+)?)_[0-9]{8}"
@@ -30,8 +30,9 @@ _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
 """`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost tokens or a known fee that responses report."""
 
-_SERVER_TOOLS = re.compile(r"mcp_toolset|.*_[0-9]{8}.*", re.DOTALL)
-"""Types that mark an object as a server-side tool wherever it occurs."""
+_MCP_TOOLSET = "mcp_toolset"
+_DATE = re.compile(r"_[0-9]{8}")
+"""In a type, marks an object as a server-side tool wherever it occurs."""
 
 _TOOL_CONTEXTS = frozenset({"tools", "definition"})
 _INSIDE_TOOL_CONTEXT = "(part of a tool)"
@@ -45,8 +46,9 @@ _TOOL_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _SELF_CONTAINED_SERVER_TOOLS = re.compile(r"advisor|tool_search_tool(_[a-z0-9]+)?")
 """Server-side tools that only use data from the request."""
 
-_FIELD = re.compile(r"[a-z0-9_]+")
-_EXTERNAL_REFERENCES = re.compile(r"mcp_servers|container(_id)?|(.*_)?(url|uri|file_ids?)", re.DOTALL)
+_FIELD = re.compile(rf"[a-z0-9_]{{1,{MODEL_STRING_CHARACTERS_MAX}}}")
+_EXTERNAL_REFERENCES = frozenset({"mcp_servers", "container", "container_id", "url", "uri", "file_id", "file_ids"})
+_EXTERNAL_REFERENCE_SUFFIXES = ("_url", "_uri", "_file_id", "_file_ids")
 """Fields that refer to something outside the request: a URL, or a file or container on the model's servers."""
 
 _REQUEST_CONTEXTS = frozenset({"", "fallbacks"})
@@ -139,8 +141,12 @@ def _access_deny_reason(context: str, json_object: dict[str, Any], sanitize: Cal
         return "A source of unknown shape"
     if context == "source" and not (_is_short_string(kind) and kind in _INLINE_SOURCES):
         return f"A source of type {sanitize(kind)}" if _is_short_string(kind) else "A source of unknown type"
-    reference_keys = (key for key, value in json_object.items() if value and _EXTERNAL_REFERENCES.fullmatch(key))
+    reference_keys = (key for key, value in json_object.items() if value and _is_external_reference(key))
     return next((f"'{sanitize(key)}'" for key in reference_keys), None)
+
+
+def _is_external_reference(field: str) -> bool:
+    return field in _EXTERNAL_REFERENCES or field.endswith(_EXTERNAL_REFERENCE_SUFFIXES)
 
 
 def _is_self_contained_call(call: dict[str, Any]) -> bool:
@@ -174,7 +180,7 @@ def _opaque_fields(context: str, json_object: dict[str, Any]) -> frozenset[str]:
     if context in _REQUEST_CONTEXTS:
         return _REQUEST_DATA
     if context in _TOOL_CONTEXTS:
-        return _TOOL_DATA | {"configs"} if json_object.get("type") == "mcp_toolset" else _TOOL_DATA
+        return _TOOL_DATA | {"configs"} if json_object.get("type") == _MCP_TOOLSET else _TOOL_DATA
     return _CALL_DATA if json_object.get("type") in _TOOL_CALLS else frozenset()
 
 
@@ -187,7 +193,9 @@ def _child_context(parent: str, key: str) -> str:
 def _is_tool(context: str, json_object: dict[str, Any]) -> bool:
     kind = json_object.get("type")
     is_typed_part = context == _INSIDE_TOOL_CONTEXT and bool(kind)
-    is_server_tool = isinstance(kind, str) and _SERVER_TOOLS.fullmatch(kind) is not None
+    is_server_tool = isinstance(kind, str) and (
+        kind == _MCP_TOOLSET or len(kind) > MODEL_STRING_CHARACTERS_MAX or _DATE.search(kind) is not None
+    )
     return context in _TOOL_CONTEXTS or is_typed_part or is_server_tool
 
 

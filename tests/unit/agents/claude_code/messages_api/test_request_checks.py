@@ -1,6 +1,7 @@
 """Requests can use tools that run in the client. Such tools are matched by their exact type, anywhere in the body."""
 
 import json
+import time
 
 import pytest
 
@@ -139,10 +140,42 @@ def test_tool_of_unknown_shape_is_external_access(position, shape):
 
 
 def test_type_of_unknown_shape_is_external_access():
-    for kind in (["custom"], {"a": 1}, 7, True, f"{LONGEST_STRING}x"):
+    for kind in (["custom"], {"a": 1}, 7, True):
         assert access_reason(tools=tool(kind)) == "A tool of unknown type"
         assert access_reason(content={"source": {"type": kind}}) == "A source of unknown type"
     assert access_reason(tools=tool(LONGEST_STRING)) == f"The tool {LONGEST_STRING.upper()}"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": tool(f"{LONGEST_STRING}x")},
+        {"content": {"source": {"type": f"{LONGEST_STRING}x"}}},
+        {"content": [{"type": f"{LONGEST_STRING}x"}]},
+    ],
+)
+def test_type_that_is_too_long_may_be_a_tool(fields):
+    assert access_reason(**fields) == unknown_fee(**fields) == "A tool of unknown type"
+
+
+def test_length_of_a_field_name_is_limited():
+    assert access_reason(**{f"{LONGEST_STRING}x": 1}) == "An unknown field name"
+    assert access_reason(content=[{"type": "text", f"{LONGEST_STRING}x": 1}]) == "An unknown field name"
+    assert access_reason(content=[{"type": LONGEST_STRING, LONGEST_STRING: 1}]) is None
+
+
+def test_cost_of_a_check_hardly_depends_on_the_characters_of_names():
+    """A body of 32 MiB in which each underscore is compared with the names of references would take a second."""
+
+    def cpu_seconds(character: str) -> float:
+        item = {character * 250: 1, "type": character * 250}
+        content = [item] * 10_000
+        started_at = time.thread_time()
+        assert access_reason(content=content) is None
+        return time.thread_time() - started_at
+
+    pairs = [(cpu_seconds("_"), cpu_seconds("a")) for _ in range(5)]
+    assert min(underscores for underscores, _ in pairs) < 3 * min(letters for _, letters in pairs)
 
 
 @pytest.mark.parametrize("kind", ["tool_reference", "tool_definition"])
