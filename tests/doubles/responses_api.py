@@ -17,6 +17,7 @@ USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
 """The prices of an input token and of an output token."""
 
 _OUTPUT_TOKENS_MAX = 100_000
+_STORED_DATA_FIELDS = frozenset({"previous_response_id", "conversation", "prompt", "file_id"})
 
 
 class ResponsesApi:
@@ -53,6 +54,8 @@ class ResponsesApi:
             request = None
         if not isinstance(request, dict) or not isinstance(request.get("model"), str):
             return Rejected(400, "The request's body must be a JSON object that names a model.")
+        if (field := _stored_data_field(request)) is not None:
+            return Rejected(403, f"The field {field} refers to data that other tasks may have stored.")
         return request
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
@@ -75,6 +78,22 @@ class ResponsesApi:
 
     def create_meter(self, content_type: bytes) -> UsageMeter:
         return _Meter(is_stream=content_type.startswith(b"text/event-stream"))
+
+
+def _stored_data_field(value: object) -> str | None:
+    """Return a field that refers to data on the model's servers, which store the data of all tasks for one key."""
+    pending = [value]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, dict):
+            if one.get("type") == "item_reference":
+                return "id"
+            if found := _STORED_DATA_FIELDS & one.keys():
+                return min(found)
+            pending += [item for name, item in one.items() if name != "tools"]
+        elif isinstance(one, list):
+            pending += one
+    return None
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]

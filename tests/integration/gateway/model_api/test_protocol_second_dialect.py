@@ -14,6 +14,7 @@ from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, 
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.server import SocketGateways
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream, UsageMeter
+from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
 BODY = json.dumps({"model": "scripted-1", "input": "Say hello."}).encode()
@@ -159,6 +160,43 @@ def test_denied_requests_are_not_forwarded(request_fields, rules, message):
             status, _, body = await client.read_response()
             assert (status, upstream.requests) == (403, [])
             assert message in json.loads(body)["error"]["message"]
+
+    run(scenario)
+
+
+STORED_DATA = {
+    "earlier response": {"previous_response_id": "resp_1"},
+    "conversation": {"conversation": "conv_1"},
+    "prompt": {"prompt": {"id": "pmpt_1"}},
+    "item": {"input": [{"type": "item_reference", "id": "msg_1"}]},
+    "file": {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file_1"}]}]},
+}
+
+
+@pytest.mark.parametrize("is_unrestricted", [False, True])
+@pytest.mark.parametrize("name", STORED_DATA)
+def test_reference_to_stored_data_is_rejected(name, is_unrestricted):
+    async def scenario():
+        rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=Budget(usd=1))
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, rules) as served:
+            client = await served.connect()
+            send(client, json.dumps({"model": "scripted-1", **STORED_DATA[name]}).encode())
+            status, _, body = await client.read_response()
+            assert (status, upstream.requests) == (403, [])
+            assert "other tasks may have stored" in json.loads(body)["error"]["message"]
+
+    run(scenario)
+
+
+def test_names_of_stored_data_in_tools_and_text_are_forwarded():
+    async def scenario():
+        tools = [{"type": "function", "parameters": {"properties": {"file_id": {"type": "string"}}}}]
+        body = {"model": "scripted-1", "input": "file_id and previous_response_id", "tools": tools}
+        async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url) as served:
+            client = await served.connect()
+            send(client, json.dumps(body).encode())
+            assert (await client.read_response())[0] == 200
+            assert json.loads(upstream.requests[0].body) == body
 
     run(scenario)
 
