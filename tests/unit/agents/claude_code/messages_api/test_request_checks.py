@@ -282,3 +282,11 @@ def test_request_with_too_many_json_values_is_rejected(monkeypatch):
         assert rejection.status == 413
         assert isinstance(decode_body(b'{"a":"%s"}' % (sign * 8)), dict)
     assert isinstance(decode_body(b'{"a":"%s"}' % (b"}]." * 100)), dict)
+
+
+@pytest.mark.parametrize("field", ["url", "uri", "file_id", "file_ids"])
+def test_field_that_ends_with_the_word_of_a_reference_is_external_access(field):
+    for name in (field, f"_{field}", f"source_{field}"):
+        assert access_reason(content=[{"type": "text", name: "x"}]) == f"'{name.upper()}'"
+    for name in (f"x{field}", f"{field}_x"):
+        assert access_reason(content=[{"type": "text", name: "x"}]) is None
