@@ -47,13 +47,18 @@ _NOT_GLOBAL_V6 = [
 ]
 
 
+_ISATAP_IDENTIFIERS = (0x00005EFE, 0x02005EFE)
+"""First half of the interface identifier of an ISATAP address, which embeds an arbitrary IPv4 address (RFC 5214)."""
+
+
 def is_global(address: Address) -> bool:
     """Return whether this is a global unicast address of a public host, judged by the address alone."""
     address = unmap_ipv4(address)
     if isinstance(address, IPv4Address):
         return not any(address in block for block in _NOT_GLOBAL_V4)
     is_global_v6 = address.scope_id is None and address in _GLOBAL_V6
-    return is_global_v6 and not any(address in block for block in _NOT_GLOBAL_V6)
+    is_isatap = int(address) >> 32 & 0xFFFFFFFF in _ISATAP_IDENTIFIERS
+    return is_global_v6 and not is_isatap and not any(address in block for block in _NOT_GLOBAL_V6)
 
 
 AddressPolicy = Callable[[Address], bool]
