@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
-from itertools import compress
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, compress, islice
 
 from sandbox.secrets.escapes import (
+    ESCAPE_FIRST_BYTES,
     EscapeToken,
+    add_terminal_escapes,
     before_backslashes,
     before_character,
     find_escapes,
@@ -25,6 +27,15 @@ from sandbox.secrets.limits import REDACTED_LAYERS_MAX
 FindTokens = Callable[[bytes], Iterator[EscapeToken]]
 """Finds escapes of certain kinds in the bytes of a layer."""
 
+_FORKS: tuple[tuple[Callable[[bytes], bool], FindTokens], ...] = (
+    (may_contain_variable_length_escapes, find_variable_length_escapes),
+    (may_contain_consecutive_escapes, find_isolated_escapes),
+)
+"""Other ways of decoding escapes, each with a quick check whether it may differ from `find_escapes`."""
+
+_FORMS_MAX = 64
+"""Maximum number of forms of a value; only an unusual value has more than a few."""
+
 
 class DecodedLayer:
     """The original bytes (layer 0), or the bytes of the layer below with their escape tokens decoded."""
@@ -34,13 +45,42 @@ class DecodedLayer:
         self.source = source
         self._token_starts, self._token_ends = array("L"), array("L")  # token spans in the layer below
         self._decoded_starts, self._decoded_ends = array("L"), array("L")  # spans of their decoded text in this layer
+        self._has_escapes = False
+        self._invisible_characters: list[EscapeToken] = []
 
     def decode(self, find_tokens: FindTokens) -> DecodedLayer | None:
         """Decode the tokens of this layer and return the next layer, or None if there are no tokens."""
+        layer = self._replace(find_tokens(self.data))
+        if layer is not None and find_tokens is not find_terminal_escapes:
+            self._remember_kinds(layer._token_starts, layer._token_ends)
+        return layer
+
+    def remove_invisible_text(self) -> DecodedLayer | None:
+        """Return the next layer with all escapes but without invisible characters and terminal escapes.
+
+        Returns None if this layer has no escapes or no invisible text. Call `decode` first.
+        """
+        if not self._has_escapes:
+            return None
+        if self._invisible_characters:
+            return self._replace(add_terminal_escapes(self.data, self._invisible_characters))
+        # The layers above are also decoded without terminal escapes.
+        return self._replace(find_terminal_escapes(self.data)) if self.source is None else None
+
+    def _remember_kinds(self, starts: array[int], ends: array[int]) -> None:
+        first_bytes = {self.data[start] for start in starts}
+        self._has_escapes |= not first_bytes.isdisjoint(ESCAPE_FIRST_BYTES)
+        if self._has_escapes and not self._invisible_characters and not first_bytes <= ESCAPE_FIRST_BYTES:
+            spans = zip(starts, ends, strict=True)
+            self._invisible_characters = [
+                (start, end, b"") for start, end in spans if self.data[start] not in ESCAPE_FIRST_BYTES
+            ]
+
+    def _replace(self, tokens: Iterable[EscapeToken]) -> DecodedLayer | None:
         layer = DecodedLayer(b"", self)
         pieces: list[bytes] = []
         copied = length = 0
-        for start, end, decoded in find_tokens(self.data):
+        for start, end, decoded in tokens:
             pieces += (self.data[copied:start], decoded)
             length += start - copied
             layer._token_starts.append(start)
@@ -92,31 +132,50 @@ class DecodedLayer:
         return self._token_ends[token] + distance, self._token_ends[token] + distance + 1
 
 
-def decode_layers(data: bytes) -> list[DecodedLayer]:
+def decode_layers(data: bytes, *, keeps_escapes: bool = True) -> list[DecodedLayer]:
     """Return all layers, each after the one below it. The original bytes are first.
+
+    keeps_escapes: whether values may contain text that looks like an escape.
 
     The layers fork where the bytes can be decoded in different ways:
     - At terminal escapes, which may be removed or left unchanged. An escape character within a value consumes the
       character after it.
-    - At a terminal escape in the original bytes that ends with a backslash, which also consumes the character after it.
+    - At terminal escapes in the original bytes, if decoding escapes first could change them or the text around them.
     - At escapes whose length differs between languages.
     - At escapes that continue with an escaped character.
+    - At invisible characters next to text that may be an escape or a part of a value, if `keeps_escapes`.
     """
     layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
-    first: list[DecodedLayer] = []
-    if (
-        len(layers) > 1
-        and may_contain_nested_escapes(data)
-        and (decoded_layer := layers[0].decode(find_terminal_escapes)) is not None
-    ):
-        first += _strip_terminal_escapes(decoded_layer, find_escapes, REDACTED_LAYERS_MAX)
-    return [
+    layers = [
         *layers,
-        *first,
+        *(_layers_above_original_terminal_escapes(layers[0]) if len(layers) > 1 else ()),
         *_terminal_escape_layers(layers[1:] or layers, find_escapes, REDACTED_LAYERS_MAX),
-        *_forked_layers(layers, may_contain_variable_length_escapes, find_variable_length_escapes),
-        *_forked_layers(layers, may_contain_consecutive_escapes, find_isolated_escapes),
+        *chain.from_iterable(_forked_layers(layers, *fork) for fork in _FORKS),
     ]
+    others = (layer.remove_invisible_text() for layer in layers) if keeps_escapes else ()
+    return [*layers, *filter(None, others)]
+
+
+def decoded_forms(data: bytes) -> list[bytes]:
+    """Return the data and the texts that result from decoding it, in any order and with any choice at the forks.
+
+    The text around a value determines how the value is decoded.
+    """
+    forms = {data: None}
+    newest = [data]
+    while newest and len(forms) < _FORMS_MAX:
+        decoded = chain.from_iterable(map(_decode_in_each_way, newest))
+        newest = [form for form in dict.fromkeys(decoded) if form not in forms]
+        forms.update(dict.fromkeys(newest))
+    return list(forms)
+
+
+def _decode_in_each_way(data: bytes) -> Iterator[bytes]:
+    """Yield what each way of decoding makes of the data, if it changes the data."""
+    layer = DecodedLayer(data)
+    finders = [find_escapes, find_terminal_escapes, *(find for may_differ, find in _FORKS if may_differ(data))]
+    decoded_layers = [*(layer.decode(find_tokens) for find_tokens in finders), layer.remove_invisible_text()]
+    yield from (decoded_layer.data for decoded_layer in filter(None, decoded_layers))
 
 
 def _decode_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds: int) -> list[DecodedLayer]:
@@ -141,6 +200,17 @@ def _forked_layers(
             yield from others
             yield from _terminal_escape_layers(others, find_tokens, rounds)
             return
+
+
+def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[DecodedLayer]:
+    """Yield the layers above the original bytes without terminal escapes, if one may contain an escape."""
+    stripped = original.decode(find_terminal_escapes) if may_contain_nested_escapes(original.data) else None
+    if stripped is not None:
+        layers = [*_strip_terminal_escapes(stripped, find_escapes, REDACTED_LAYERS_MAX)]
+        yield from layers
+        for may_differ, find_tokens in _FORKS:
+            if any(may_differ(layer.data) for layer in layers):
+                yield from islice(_strip_terminal_escapes(stripped, find_tokens, REDACTED_LAYERS_MAX), 1, None)
 
 
 def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:

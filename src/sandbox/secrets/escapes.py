@@ -4,6 +4,7 @@ import re
 from codecs import utf_8_decode
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from heapq import merge
 from html.entities import html5
 
 from sandbox.model.printable import INVISIBLE_RANGES
@@ -142,7 +143,9 @@ _VARIABLE_LENGTH_SYNTAX = (
 r"""Escapes whose length depends on the language: `\0163` in `echo` and `printf %b`, `\x0073` in C, `\u73` in shells."""
 
 _HAS_VARIABLE_LENGTH_ESCAPE = re.compile(
-    rb"\\(?:0[0-3][0-7]{2}|x0[0-9a-fA-F]{2}|u[0-9a-fA-F]{1,3}(?![0-9a-fA-F])|U[0-9a-fA-F]{1,7}(?![0-9a-fA-F]))"
+    rb"\\(?: 0[0-3][0-7]{2} | x0[0-9a-fA-F]{2}"
+    rb"| (?: x[0-9a-fA-F] | u[0-9a-fA-F]{1,3} | U[0-9a-fA-F]{1,7} ) (?![0-9a-fA-F]) )",
+    re.VERBOSE,
 )
 
 _OPEN_ESCAPES = tuple(
@@ -162,11 +165,11 @@ _ESCAPE_STARTS = (b"\\", b"%", b"&")
 _HAS_CONSECUTIVE_ESCAPES = re.compile(
     rb"""
     (?: \\[0-7]{1,2} (?!\\[0-7]{1,2}(?![0-7]))
-      | \\u[dD][89abAB][0-9a-fA-F]{2} (?!\\u)
-      | &\#[0-9]{1,7} (?!&\#[0-9]{1,7}(?![0-9;]))
-      | &\#[xX][0-9a-fA-F]{1,6} (?!&\#[xX][0-9a-fA-F]{1,6}(?![0-9a-fA-F;]))
-      | &[A-Za-z]{2,6} (?!&[A-Za-z]{2,6}(?![A-Za-z;])) )
-    (?: [\\\x00-\x08\x0b-\x1f\x7f-\xff] | %[0-9a-fA-F%&\\] | &[A-Za-z\#] | '[\\"] )
+      | \\u[dD][89abAB][0-9a-fA-F]{2} (?!\\+u[dD][c-fC-F])
+      | &\#[0-9]++ (?!&\#[0-9]+(?![0-9;]))
+      | &\#[xX][0-9a-fA-F]++ (?!&\#[xX][0-9a-fA-F]+(?![0-9a-fA-F;]))
+      | &[A-Za-z][A-Za-z0-9]{1,5} (?!&[A-Za-z][A-Za-z0-9]{1,5}(?![A-Za-z0-9;])) )
+    (?: [\\%&\x00-\x08\x0b-\x1f\x7f-\xff] | '[\\"] )
     """,
     re.VERBOSE,
 )
@@ -255,6 +258,9 @@ _PARTIAL_ESCAPE = re.compile(
     re.VERBOSE,
 )
 
+ESCAPE_FIRST_BYTES = frozenset(b"\\%&'")
+"""The first bytes of escapes. Invisible characters and terminal escapes start with other bytes."""
+
 EscapeToken = tuple[int, int, bytes]
 """Start, end and decoded text: nothing, a character in UTF-8, or a byte."""
 
@@ -325,6 +331,15 @@ def _find_tokens(data: bytes, escape: re.Pattern[bytes]) -> Iterator[EscapeToken
 def find_terminal_escapes(data: bytes) -> Iterator[EscapeToken]:
     """Yield terminal escapes. Such an escape may consist of a control character and a letter."""
     return ((*found.span(), b"") for found in _TERMINAL_ESCAPE.finditer(data))
+
+
+def add_terminal_escapes(data: bytes, tokens: Iterable[EscapeToken]) -> Iterator[EscapeToken]:
+    """Yield the tokens of the data and its terminal escapes, in order; an earlier or longer one takes precedence."""
+    end = 0
+    for token in merge(find_terminal_escapes(data), tokens, key=lambda token: (token[0], -token[1])):
+        if token[0] >= end:
+            yield token
+            end = token[1]
 
 
 def may_contain_nested_escapes(data: bytes) -> bool:

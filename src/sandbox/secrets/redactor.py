@@ -8,7 +8,6 @@ escapes, carriage returns and zero-width characters.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sandbox.secrets.decoded_layers import decode_layers
 from sandbox.secrets.limits import REDACTED_CHARACTERS_MIN, RESCAN_BYTES_MAX
 from sandbox.secrets.scanner import Scanner, replace_spans
 
@@ -53,7 +52,7 @@ class SecretStreamRedactor:
         """
         released = self._release(is_end=False) if self._unscanned else b""
         if self._started_value is None:
-            self._started_value = self._scanner.find_started_value(decode_layers(self._pending))
+            self._started_value = self._scanner.find_started_value(self._scanner.decode(self._pending))
         end = self._pending.rfind(b"\n", 0, self._started_value) + 1
         flushed = self._pending[self._emitted : end]
         self._emitted = max(self._emitted, end)
@@ -66,7 +65,7 @@ class SecretStreamRedactor:
     def _release(self, *, is_end: bool) -> bytes:
         data = self._pending + self._unscanned
         self._unscanned.clear()
-        layers = decode_layers(data)
+        layers = self._scanner.decode(data)
         safe_length = len(data) if is_end else self._scanner.safe_length(layers)
         spans = [span for span in self._scanner.find(layers) if span.start < safe_length]
         self.has_redacted = self.has_redacted or bool(spans)
@@ -91,7 +90,7 @@ class SecretRedactor:
 
     def redact(self, data: bytes) -> bytes:
         """Return the bytes without values; the same object if there are none."""
-        spans = self._scanner.find(decode_layers(data)) if self._scanner.span_bytes_max else []
+        spans = self._scanner.find(self._scanner.decode(data)) if self._scanner.span_bytes_max else []
         return replace_spans(data, spans) if spans else data
 
     def redact_text(self, text: str) -> str:

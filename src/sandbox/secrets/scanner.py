@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import filterfalse
 from typing import NamedTuple
 
-from sandbox.secrets.decoded_layers import DecodedLayer, Normalizer, align_cut
+from sandbox.secrets.decoded_layers import DecodedLayer, Normalizer, align_cut, decode_layers
 from sandbox.secrets.escapes import before_backslashes, find_partial_escape
 from sandbox.secrets.limits import REDACTED_LAYERS_MAX, REDACTED_SPREAD_BYTES_MAX
-from sandbox.secrets.value_patterns import SecretPattern, make_patterns
+from sandbox.secrets.value_patterns import SecretPattern, make_patterns, may_contain_escapes
 
 _WORD_BYTES = 4
 _CANDIDATE_WORDS_MAX = 16
@@ -121,10 +121,15 @@ class Scanner:
         self._searches: list[tuple[Normalizer, MultiPatternSearch]] = [
             (normalizer, MultiPatternSearch(patterns)) for normalizer, patterns in make_patterns(values) if patterns
         ]
+        self._keeps_escapes = any(map(may_contain_escapes, values.values()))
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
         span_limit = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
         self.span_bytes_max = span_limit if longest else 0
         """A value that escapes or other bytes in between spread over more than this many bytes is not found."""
+
+    def decode(self, data: bytes) -> list[DecodedLayer]:
+        """Decode the layers in which the values are searched for."""
+        return decode_layers(data, keeps_escapes=self._keeps_escapes)
 
     def find(self, layers: list[DecodedLayer]) -> list[Span]:
         """Return the spans of values, in order."""

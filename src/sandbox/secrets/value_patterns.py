@@ -15,7 +15,7 @@ from sandbox.secrets.decoded_layers import (
     EXACT_NORMALIZER,
     TEXT_NORMALIZER,
     Normalizer,
-    decode_layers,
+    decoded_forms,
 )
 from sandbox.secrets.escapes import find_partial_escape
 from sandbox.secrets.limits import (
@@ -70,6 +70,11 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
         yield normalizer, [SecretPattern(*item) for item in patterns.items() if len(item[0]) >= _PATTERN_BYTES_MIN]
 
 
+def may_contain_escapes(value: str) -> bool:
+    """Return whether a part of the value looks like an escape or an invisible character."""
+    return any(len(decoded_forms(data)) > 1 for data in _byte_encodings(value))
+
+
 def _usable_pattern(text: bytes) -> bytes:
     """Normalize a text and strip quotes at its ends (one may end a JSON string); empty if it is too short."""
     normalized = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
@@ -82,8 +87,8 @@ def _survives_normalization(value: str) -> bool:
     A backslash before the value may consume the value's first character. Text that looks like an escape may decode to
     nothing. For example, a backslash and a `b` at the end of a value are in no normalized form.
     """
-    layers = chain.from_iterable(map(decode_layers, _byte_encodings(value)))
-    return all(_usable_pattern(layer.data) and _usable_pattern(layer.data[1:]) for layer in layers)
+    forms = chain.from_iterable(map(decoded_forms, _byte_encodings(value)))
+    return all(_usable_pattern(form) and _usable_pattern(form[1:]) for form in forms)
 
 
 _ESCAPE_PREFIXES = (b"\x1b[", b"\x1b", b"\\", b"%", b"&", b"&#", b"&#x")
@@ -103,19 +108,19 @@ _WINDOWS_1252_CODES = {
 
 
 def _text_variants(value: str) -> Iterator[bytes]:
-    """Yield all layers of the value, of its lower-case form (as host names are shown), and of its long lines."""
+    """Yield all forms of the value, of its lower-case form (as host names are shown), and of its long lines."""
     for data in chain.from_iterable(map(_byte_encodings, (value, value.lower(), *_long_lines(value)))):
-        for layer in decode_layers(data):
-            yield layer.data
-            if layer.data[:1] < b"\x80":  # no escape consumes a part of a character
-                yield layer.data[1:]
-            end = find_partial_escape(layer.data, len(layer.data))
-            if len(layer.data) - end <= _OPEN_ESCAPE_BYTES_MAX:
-                yield layer.data[:end]
+        for form in decoded_forms(data):
+            yield form
+            if form[:1] < b"\x80":  # no escape consumes a part of a character
+                yield form[1:]
+            end = find_partial_escape(form, len(form))
+            if len(form) - end <= _OPEN_ESCAPE_BYTES_MAX:
+                yield form[:end]
             # An invisible sequence may separate a backslash from the character that it escapes.
-            yield layer.data.replace(b"\\", b"")
+            yield form.replace(b"\\", b"")
         for before in _ESCAPE_PREFIXES:
-            yield from (layer.data for layer in decode_layers(before + data)[1:])
+            yield from decoded_forms(before + data)[1:]
     if (numbered := value.translate(_WINDOWS_1252_CODES)) != value:
         yield numbered.encode("utf-8", "surrogatepass")
 

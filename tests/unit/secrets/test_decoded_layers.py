@@ -8,6 +8,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from doubles.redaction_attacks import ESCAPES
+from sandbox.secrets.decoded_layers import decode_layers, decoded_forms
+from sandbox.secrets.escapes import (
+    find_escapes,
+    find_isolated_escapes,
+    find_variable_length_escapes,
+    may_contain_consecutive_escapes,
+    may_contain_variable_length_escapes,
+)
 from sandbox.secrets.redactor import SecretRedactor
 
 ESCAPE_LIKE = [
@@ -152,3 +161,61 @@ def test_html_and_shell_with_another_value_are_unchanged(value: str, encode: Cal
     for other in (value.swapcase(), value.translate(str.maketrans("abnrt", "cdmqs"))):
         data = f"<{encode(other)}>".encode()
         assert redactor.redact(data) is data
+
+
+INCOMPLETE_ESCAPES = [
+    *("\\x2:", "\\u12:", "\\U12:", "\\7:", "\\60123:", "\\x0041:", "\\ud83d:"),
+    *("&#9:", "&#x9:", "&lt:", "%4:"),
+]
+"""Text that only some decoders change, or that is the start of an escape."""
+
+FILLINGS = ["\xad", "\u200b", "\ufe0f", "\x1b[1m", "\x1b]8;;http://x/\x1b\\", "\x1b(B", "\x85"]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+@pytest.mark.parametrize("text", INCOMPLETE_ESCAPES)
+def test_value_like_an_escape_is_found_between_encoded_invisible_characters(text: str, escape: Callable[[str], str]):
+    """The encoding of the whole text selects a decoder that also changes the value."""
+    value, other = f"g00000001{text}k", f"g00000001{text}j"
+    redactor = SecretRedactor({"S": value})
+    for filling in FILLINGS:
+        encoded = "".join(map(escape, [*(letter + filling for letter in value[:9]), *value[9:]]))
+        assert redactor.redact_text(f"<{encoded}>") == "<[REDACTED:S]>", filling
+        similar = "".join(map(escape, [*(letter + filling for letter in other[:9]), *other[9:]]))
+        assert redactor.redact_text(similar) is similar
+
+
+def test_value_like_an_escape_is_found_in_a_stream_of_octal_escapes():
+    value = "00000001\\x2:"
+    spaced = "00\x1b(B00\xad0\x1b]8;;http://x/\x1b\\01\\x2:"
+    data = b"<<" + b"".join(b"\\0%03o" % byte for byte in spaced.encode()) + b">>"
+    redactor = SecretRedactor({"S": value})
+    assert redactor.redact(data) == b"<<[REDACTED:S]>>"
+    for cut in range(1, len(data)):
+        stream = redactor.stream()
+        assert stream.feed(data[:cut]) + stream.feed(data[cut:]) + stream.flush() == b"<<[REDACTED:S]>>"
+
+
+ESCAPE_CHARACTERS = "\\\\\\&&#%xuU{}'\";0123456789abcdefABCDEF "
+ESCAPE_PARTS = ["\\ud83d", "\\ude00", "&lt", "&frac12", "&amp;", "\u200b", "\x00", "\x1b[", "é"]
+texts_with_escapes = st.lists(st.sampled_from([*ESCAPE_CHARACTERS, *ESCAPE_PARTS]), max_size=14).map(
+    lambda pieces: "".join(pieces).encode()
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts_with_escapes)
+def test_quick_checks_for_forks_miss_no_difference(data: bytes):
+    """Otherwise, it would depend on other text in the stream whether an escape is decoded."""
+    if not may_contain_variable_length_escapes(data):
+        assert list(find_variable_length_escapes(data)) == list(find_escapes(data))
+    if not may_contain_consecutive_escapes(data):
+        assert list(find_isolated_escapes(data)) == list(find_escapes(data))
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts_with_escapes)
+def test_forms_of_a_value_include_all_its_layers(data: bytes):
+    forms = decoded_forms(data)
+    assert forms[0] == data
+    assert {layer.data for layer in decode_layers(data)} <= set(forms)
