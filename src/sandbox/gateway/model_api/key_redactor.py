@@ -1,26 +1,32 @@
 """Redacts the server's key in responses from the model API, which may repeat a request's headers."""
 
 import re
+from collections.abc import Iterator
 
 _KEY_BYTES_MIN = 8
 """Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
 
-_SHORT_ESCAPES = b'"/'
+_BACKSLASH = 0x5C
+_SHORT_ESCAPES = b'"/\\'
 """Characters that JSON may escape with only a backslash."""
 
-_ESCAPE_BYTES_MAX = 6
+_BACKSLASHES_MAX = 8
+"""Maximum number of backslashes before an escaped character: each of up to three levels of JSON doubles them."""
+
+_SPELLING_BYTES_MAX = _BACKSLASHES_MAX + len("u0000")
 
 
 class KeyRedactor:
     """Replaces the key with asterisks. Lengths do not change.
 
-    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`). Thread-safe; one redactor serves a gateway.
+    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`), also in nested JSON. Thread-safe; one
+    redactor serves a gateway.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key if len(key) >= _KEY_BYTES_MIN else b""
         self._mask = b"*" * len(self._key)
-        self._spellings = re.compile(b"".join(map(_spelling, self._key)), re.IGNORECASE)
+        self._pattern = re.compile(b"".join(map(_spelling_pattern, self._key)))
         self._starts = re.compile(_start_pattern(self._key))
         self._escapes = [rb"\u00", *(b"\\" + bytes([one]) for one in _SHORT_ESCAPES if one in self._key)]
 
@@ -30,32 +36,29 @@ class KeyRedactor:
             return text
         if b"\\" not in text or not any(escape in text for escape in self._escapes):
             return text.replace(self._key, self._mask)
-        return self._spellings.sub(lambda match: b"*" * len(match[0]), text)
+        return self._pattern.sub(lambda match: b"*" * len(match[0]), text)
 
     def find_unfinished(self, text: bytes) -> int:
         """Return the position in `text` from which the rest may be the start of the key, or the length of `text`."""
         if not self._key:
             return len(text)
-        first = max(0, len(text) - _ESCAPE_BYTES_MAX * len(self._key) + 1)
+        first = max(0, len(text) - _SPELLING_BYTES_MAX * len(self._key) + 1)
         starts = (match.start() for match in self._starts.finditer(text, first))
         return next((at for at in starts if self._may_start(text, at)), len(text))
 
     def _may_start(self, text: bytes, at: int) -> bool:
-        """Return whether the text from offset `at` to the end may be the start of the key, plain or escaped."""
+        """Return whether the text from offset `at` to the end may be the start of the key, plain or escaped.
+
+        A backslash may be a character of the key or the start of an escape, so several positions are possible.
+        """
+        positions = {at}
         for character in self._key:
-            rest = text[at : at + _ESCAPE_BYTES_MAX]
-            if not rest:
+            rests = {position: text[position : position + _SPELLING_BYTES_MAX] for position in positions}
+            if any(_is_unfinished(rest, character) for rest in rests.values()):
                 return True
-            if rest[0] == character:
-                at += 1
-            elif len(rest) > 1 and rest[0] == ord("\\") and rest[1] == character and character in _SHORT_ESCAPES:
-                at += 2
-            elif (escape := _escape(character)).startswith(rest.lower()):
-                if len(rest) < len(escape):
-                    return True
-                at += len(escape)
-            else:
-                return False
+            positions = {
+                position + length for position, rest in rests.items() for length in _spelling_lengths(rest, character)
+            }
         return False
 
 
@@ -88,15 +91,48 @@ def _start_pattern(key: bytes) -> bytes:
     A plain first character is followed by the second one, which may be escaped, or by the end of the text.
     """
     first, second = re.escape(key[:1]), re.escape(key[1:2])
-    return rb'%b(?=%b|\\|\Z)|\\(?=[uU"/]|\Z)' % (first, second)
+    return rb'%b(?=%b|\\|\Z)|\\(?=[u"/\\]|\Z)' % (first, second)
 
 
-def _escape(character: int) -> bytes:
-    return b"\\u%04x" % character
+def _split_backslashes(text: bytes) -> tuple[int, bytes]:
+    """Return the number of backslashes at the start of the text, and the text after them."""
+    rest = text.lstrip(b"\\")
+    return len(text) - len(rest), rest
 
 
-def _spelling(character: int) -> bytes:
+def _is_unfinished(text: bytes, character: int) -> bool:
+    """Return whether the text may be the start of a spelling of the character that continues after the text."""
+    backslashes, rest = _split_backslashes(text)
+    if backslashes > _BACKSLASHES_MAX:
+        return False
+    escape = b"u%04x" % character
+    return not rest or (backslashes > 0 and len(rest) < len(escape) and escape.startswith(_lower_digits(rest)))
+
+
+def _spelling_lengths(text: bytes, character: int) -> Iterator[int]:
+    """Yield the lengths of the spellings of the character with which the text starts."""
+    backslashes, rest = _split_backslashes(text)
+    if character == _BACKSLASH:
+        yield from range(1, min(backslashes, _BACKSLASHES_MAX) + 1)
+    if backslashes > _BACKSLASHES_MAX:
+        return
+    if rest.startswith(bytes([character])) and (not backslashes or character in _SHORT_ESCAPES):
+        yield backslashes + 1
+    escape = b"u%04x" % character
+    if backslashes and _lower_digits(rest[: len(escape)]) == escape:
+        yield backslashes + len(escape)
+
+
+def _lower_digits(escape: bytes) -> bytes:
+    """Return an escape without its backslash, and with its hexadecimal digits in lower case."""
+    return escape[:1] + escape[1:].lower()
+
+
+def _spelling_pattern(character: int) -> bytes:
     """Return a pattern for a character, plain or escaped. Only the hexadecimal digits of an escape ignore case."""
     plain = re.escape(bytes([character]))
-    short = [b"\\\\" + plain] if character in _SHORT_ESCAPES else []
-    return b"(?:(?-i:" + b"|".join([plain, *short]) + b")|(?-i:\\\\u)%04x)" % character
+    if character == _BACKSLASH:
+        plain = rb"\\{1,%d}" % _BACKSLASHES_MAX
+    elif character in _SHORT_ESCAPES:
+        plain = rb"\\{0,%d}%b" % (_BACKSLASHES_MAX, plain)
+    return rb"(?:\\{1,%d}u(?i:%04x)|%b)" % (_BACKSLASHES_MAX, character, plain)

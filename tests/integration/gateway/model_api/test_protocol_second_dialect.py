@@ -285,3 +285,47 @@ def test_credential_that_is_sent_is_redacted():
     text = b"other-key-0123 sent-token-0123"
     assert parse_upstream(settings, TokenDialect()).key_redactor.redact(text) == b"other-key-0123 ***************"
     assert parse_upstream(settings, ResponsesApi()).key_redactor.redact(text) == b"************** sent-token-0123"
+
+
+def in_json(text: bytes) -> bytes:
+    return json.dumps(text.decode())[1:-1].encode()
+
+
+SPELLED_KEY = b"".join(rb"\u%04X" % byte for byte in SERVER_KEY.encode())
+SPELLINGS = {
+    "plain": SERVER_KEY.encode(),
+    "JSON": SPELLED_KEY,
+    "JSON in JSON": in_json(SPELLED_KEY),
+    "JSON in JSON in JSON": in_json(in_json(SPELLED_KEY)),
+}
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+@pytest.mark.parametrize(
+    ("status", "content_type", "body"),
+    [
+        (400, b"application/json", b'{"error": {"message": "Not authorised: Bearer %b."}}'),
+        (200, b"application/json", b'{"model": "scripted-1", "output": [{"text": "%b"}]}'),
+        (200, b"text/event-stream", b'event: error\ndata: {"type": "error", "message": "%b"}\n\n'),
+    ],
+    ids=["error", "response", "stream"],
+)
+def test_key_in_a_response_is_redacted_in_each_spelling(status, content_type, body, spelling, size):
+    async def repeat_key(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+        content = body % spelling
+        head = b"HTTP/1.1 %d A\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % (status, content_type, len(content)))
+        for at in range(0, len(content), size):
+            writer.write(content[at : at + size])
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async def scenario():
+        async with scripted_upstream(repeat_key) as upstream, gateway_for(upstream.base_url) as served:
+            client = await served.connect()
+            send(client)
+            response = await client.read_response()
+            assert (response[0], response[2]) == (status, body % (b"*" * len(spelling)))
+
+    run(scenario)

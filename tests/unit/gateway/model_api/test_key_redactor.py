@@ -46,6 +46,8 @@ SPELLINGS = {
     "special characters": ESCAPED_KEY.replace(b"=", rb"\u003D").replace(b"/", rb"\/"),
     "all characters": b"".join(rb"\u%04x" % character for character in ESCAPED_KEY),
     "mixed": rb"\u0067" + ESCAPED_KEY[1:-1] + rb"\u003d",
+    "JSON in JSON": ESCAPED_KEY.replace(b"=", rb"\\u003D").replace(b"/", rb"\\\/"),
+    "JSON in JSON in JSON": ESCAPED_KEY.replace(b"=", rb"\\\\u003D").replace(b"/", rb"\\\\\\\/"),
 }
 
 
@@ -59,13 +61,38 @@ def test_key_with_json_escapes_is_redacted_regardless_of_chunk_boundaries(spelli
     assert redacted(split(body, 1), ESCAPED_KEY) == expected
 
 
-AWKWARD_KEYS = (b'"quoted"-key', b"/path/key", b"sskssksskssk", b"s]^key-.*", b"s/slash-key")
+KEY_WITH_BACKSLASHES = rb"domain\user\\u\key"
+SPELLINGS_OF_BACKSLASHES = {
+    "Unicode escapes": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\u005C"),
+    "JSON": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\\"),
+    "JSON in JSON": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\\\\"),
+    "Unicode escapes in JSON": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\\u005c"),
+    "plain": KEY_WITH_BACKSLASHES,
+    "mixed": KEY_WITH_BACKSLASHES.replace(b"\\", rb"\u005c", 1).replace(b"user", rb"\u0075ser"),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS_OF_BACKSLASHES.values(), ids=SPELLINGS_OF_BACKSLASHES)
+def test_key_with_backslashes_is_redacted_regardless_of_chunk_boundaries(spelling):
+    before, after = b'{"message": "Not a key: ', rb'\\", "a": "\u005c"}'
+    body = before + spelling + after
+    expected = before + b"*" * len(spelling) + after
+    for at in range(len(body) + 1):
+        assert redacted([body[:at], body[at:]], KEY_WITH_BACKSLASHES) == expected
+    assert redacted(split(body, 1), KEY_WITH_BACKSLASHES) == expected
+    assert redacted(split(body, 1), KEY_WITH_BACKSLASHES[:-1] + b"z") == body
+
+
+AWKWARD_KEYS = (
+    *(b'"quoted"-key', b"/path/key", b"sskssksskssk", b"s]^key-.*", b"s/slash-key"),
+    *(rb"\first-key", rb"s\\key-\x", rb"\u0073\u0073-key", rb"\"/\"/key"),
+)
 
 
 @given(st.sampled_from(AWKWARD_KEYS), st.data(), st.integers(1, 30))
 def test_every_spelling_of_every_key_is_redacted_across_chunk_boundaries(key, data, size):
     spellings = [
-        data.draw(st.sampled_from([bytes([one]), b"\\" + bytes([one]) if one in b'"/' else rb"\u%04X" % one]))
+        data.draw(st.sampled_from([bytes([one]), b"\\" + bytes([one]) if one in b'"/\\' else rb"\u%04X" % one]))
         for one in key
     ]
     spelled = b"".join(spellings)
