@@ -37,7 +37,7 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
         except (OSError, ValueError, TimeoutError):
             pass
         finally:
-            writer.close()
+            await _close(writer)
 
     path.unlink(missing_ok=True)
     server = await asyncio.start_unix_server(handle_connection, path, limit=_LINE_BYTES_MAX)
@@ -47,6 +47,19 @@ async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: Ter
         server.close()
         await terminals.close_all()
         path.unlink(missing_ok=True)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close the connection, and abort it if the client does not read the rest of the output in time.
+
+    Waiting also retrieves the error of a connection that broke. Otherwise, asyncio might log it later.
+    """
+    writer.close()
+    try:
+        async with asyncio.timeout(CONTROL_SECONDS):
+            await writer.wait_closed()
+    except OSError:
+        writer.transport.abort()
 
 
 def _decode_order(line: bytes) -> CancelAttempt | OpenTerminal | Reply:

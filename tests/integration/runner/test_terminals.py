@@ -1,6 +1,7 @@
 """The agent's terminal behind a runner's control socket: one client types, all watch, and no client blocks another."""
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager
 
 import pytest
@@ -263,3 +264,23 @@ def test_terminals_disabled_before_enabling_stay_disabled():
     terminals.enable(SandboxTerminals(RecordingTerminal(), {}, "/"))
     with pytest.raises(TerminalRefusedError, match="is not running"):
         terminals.check(OpenTerminal(24, 80))
+
+
+async def test_client_that_leaves_during_output_causes_no_unhandled_error(tmp_path, monkeypatch):
+    # The garbage collector may finalize a future before the protocol, which would mark its exception as retrieved.
+    monkeypatch.delattr(asyncio.StreamReaderProtocol, "__del__")
+    problems = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context["message"]))
+    async with serve_terminal(tmp_path) as (terminals, terminal, connect):
+        for _ in range(3):
+            clients = [await connect(WATCH) for _ in range(TERMINALS_MAX)]
+            for client in clients:
+                await read_frame(client)
+            closing = asyncio.gather(*(client.close() for client in clients))
+            while terminals.has_agent_clients:
+                terminal.shared.broadcast(b"more")
+                await asyncio.sleep(0)
+            await closing
+        gc.collect()
+        await asyncio.sleep(0)
+    assert problems == []
