@@ -8,8 +8,10 @@ import sys
 from contextlib import asynccontextmanager
 
 import pytest
+from websockets.sync.client import connect
 
 from doubles.live_server import Turn, bash, make_repository, reply
+from doubles.redaction_attacks import ESCAPES, as_base64, with_noise
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.demo.model_script import Text, ToolUse
 
@@ -127,6 +129,55 @@ async def check_errors(tool):
     assert "extra: " in message
     assert "task_not_found: " in await tool.error("status", task_id="nobody")
     assert "less than or equal to 300" in await tool.error("status", task_id="nobody", wait_seconds=99999)
+
+
+SECRET = 'C:\\x2\\7:of/the "customer" & 100%4é'
+ENCODED = [
+    *dict.fromkeys([SECRET, SECRET.lower(), *(escape(SECRET) for escape in ESCAPES)]),
+    *(escape(with_noise(SECRET, 7)) for escape in ESCAPES),
+    *(as_base64(SECRET, before, url_safe=False).replace("\n", "") for before in range(3)),
+    SECRET.encode().hex(),
+]
+WAIT_FOR_FILE = "cat encoded.txt; while [ ! -e /tmp/go ]; do sleep 0.1; done"
+
+
+def assert_redacted(text, expected_count):
+    """Fail if one of the encoded values is in the text, which may be JSON, or if there are too few replacements."""
+    shown = [encoded for encoded in ENCODED if encoded in text or json.dumps(encoded)[1:-1] in text]
+    assert (shown, text.count("[REDACTED:TOKEN]") >= expected_count) == ([], True), text
+
+
+def test_secret_in_any_encoding_is_redacted_in_mcp_results_and_websocket_messages(deploy, tmp_path):
+    lines = "".join(f"<{encoded}>\n" for encoded in ENCODED)
+    deployment = deploy(
+        Turn((Text(lines), ToolUse("Bash", {"command": WAIT_FOR_FILE, "description": lines}))),
+        reply(lines),
+        files={"encoded.txt": lines},
+        environment={"SERVER_TOKEN": SECRET},
+    )
+    secret = {"name": "TOKEN", "source": "env", "key": "SERVER_TOKEN"}
+    deployment.submit(secrets=[secret])
+    deployment.wait_for_state("running")
+    address = f"ws{deployment.server.ready_message['http'][4:]}/api/v1/tasks"
+    with connect(f"{address}/task-1/terminal") as terminal:
+        terminal.send(b"cat encoded.txt; echo that is a''ll; touch /tmp/go\n")
+        shown = b""
+        while b"that is all" not in shown:
+            message = terminal.recv(timeout=30)
+            shown += message if isinstance(message, bytes) else b""
+    assert_redacted(shown.decode(), len(ENCODED))
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    with connect(f"{address}/stream?task_id=task-1&after=0") as events:
+        streamed = "\n".join(events)
+    assert_redacted(streamed, 6 * len(ENCODED))
+
+    async def scenario(tool, session):
+        assert_redacted(await tool("status", task_id="task-1"), len(ENCODED))
+        for stream in ("stdout", "conversation"):
+            assert_redacted(await tool("logs", task_id="task-1", stream=stream, lines=1000), len(ENCODED))
+        assert_redacted(await tool("logs", task_id="task-1", stream="all", lines=1000), len(ENCODED))
+
+    run_scenario(deployment.server.ready_message["http"], tmp_path, scenario)
 
 
 async def test_tool_error_without_a_server_suggests_sandbox_serve():
