@@ -25,7 +25,7 @@ EXPANSION_MAX = 32
 
 @pytest.fixture(scope="module")
 def redactor() -> SecretRedactor:
-    return SecretRedactor({"TOKEN": TOKEN, "OTHER": VALUES[2], "KEY": VALUES[5]})
+    return SecretRedactor({"TOKEN": TOKEN, "OTHER": VALUES[2], "PATH": VALUES[3], "KEY": VALUES[5]})
 
 
 @pytest.fixture(scope="module")
@@ -388,6 +388,8 @@ HOSTILE = {
     "stray bytes": b"a\x85" * 125_000,
     "fillers": "\u3164".encode() * 80_000,
     "lone surrogates": b"\\ud800" * 40_000,
+    "escapes and invisible text": b"\\x41%41 \r\x1b[1m&amp;\xe2\x80\x8b" * 10_000,
+    "nested escapes and titles": b"\x1b]0;\x1b\\%2525\\\\u005cx41\r&amp;amp;\xe2\x80\x8b\\0060" * 6_000,
 }
 
 
