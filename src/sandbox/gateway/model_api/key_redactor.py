@@ -13,6 +13,9 @@ _SHORT_ESCAPES = b'"/\\'
 _BACKSLASHES_MAX = 8
 """Maximum number of backslashes before an escaped character: each of up to three levels of JSON doubles them."""
 
+_START_CHARACTERS = 8
+"""Number of characters at the start of the key that are searched for with a regular expression."""
+
 _SPELLING_BYTES_MAX = _BACKSLASHES_MAX + len("u0000")
 
 
@@ -88,10 +91,12 @@ class BodyRedactor:
 def _start_pattern(key: bytes) -> bytes:
     """Return a pattern for the positions where the key may start. It rules out most positions without Python code.
 
-    A plain first character is followed by the second one, which may be escaped, or by the end of the text.
+    The first few characters of the key match, up to the end of the text.
     """
-    first, second = re.escape(key[:1]), re.escape(key[1:2])
-    return rb'%b(?=%b|\\|\Z)|\\(?=[u"/\\]|\Z)' % (first, second)
+    pattern = b""
+    for character in reversed(key[:_START_CHARACTERS]):
+        pattern = rb"(?:%b%b|%b\Z)" % (_spelling_pattern(character), pattern, _incomplete_pattern(character))
+    return pattern
 
 
 def _split_backslashes(text: bytes) -> tuple[int, bytes]:
@@ -134,5 +139,12 @@ def _spelling_pattern(character: int) -> bytes:
     if character == _BACKSLASH:
         plain = rb"\\{1,%d}" % _BACKSLASHES_MAX
     elif character in _SHORT_ESCAPES:
-        plain = rb"\\{0,%d}%b" % (_BACKSLASHES_MAX, plain)
-    return rb"(?:\\{1,%d}u(?i:%04x)|%b)" % (_BACKSLASHES_MAX, character, plain)
+        plain = rb"\\{0,%d}+%b" % (_BACKSLASHES_MAX, plain)
+    return rb"(?:\\{1,%d}+u(?i:%04x)|%b)" % (_BACKSLASHES_MAX, character, plain)
+
+
+def _incomplete_pattern(character: int) -> bytes:
+    """Return a pattern for the start of an escape of the character; it may be empty."""
+    digits = b"%04x" % character
+    starts = b"|".join(digits[:length] for length in range(3, 0, -1))
+    return rb"(?:\\{1,%d}+(?:u(?i:%b)?)?)?" % (_BACKSLASHES_MAX, starts)
