@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from sandbox.disks.layout import create_home
 from sandbox.disks.loop import CommandFailedError, run_command
 from sandbox.disks.tree_removal import AS_NAMESPACE_ROOT
 from sandbox.interfaces.disks import DiskUsage
@@ -94,12 +95,14 @@ class DirectoryDisk:
     enforces_size = False
 
     def __init__(self, layout: AttemptLayout) -> None:
+        self._layout = layout
         self._directory = layout.disk
         self._size_bytes = 0
 
     async def open(self, size_bytes: int) -> None:
         """Create the directory."""
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_home(self._layout)
         self._size_bytes = size_bytes
 
     async def usage(self) -> DiskUsage:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from sandbox.disks.layout import create_home
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError, FailureCode
@@ -117,6 +118,7 @@ class LoopDisk:
     enforces_size = True
 
     def __init__(self, layout: AttemptLayout) -> None:
+        self._layout = layout
         self._directory = layout.disk
         self._image = layout.disk_image
         self._disk_fd = -1
@@ -142,6 +144,7 @@ class LoopDisk:
             await run_command("mount", "-t", "ext4", "-o", _OPTIONS, str(self._image), str(self._directory))
             self._disk_fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             share_preallocations(self._directory)
+            create_home(self._layout)
         except (CommandFailedError, OSError) as error:
             raise AttemptError(
                 FailureCode.PROVISION_FAILED, f"The task's disk could not be created: {error}."

@@ -94,7 +94,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def disk(self) -> Path:
-        """The directory with the sandbox's `workspace`, `home` and `tmp`."""
+        """The directory with the sandbox's `workspace`, `home/agent` and `tmp`. No agent can write to it directly."""
         return self.root / "disk"
 
     @property
@@ -104,13 +104,13 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def workspace(self) -> Path:
-        """The clone, mounted in the sandbox at SANDBOX_WORKSPACE."""
+        """The clone, SANDBOX_WORKSPACE in the sandbox."""
         return self.disk / "workspace"
 
     @property
     def home(self) -> Path:
-        """The agent's home directory, mounted in the sandbox at SANDBOX_HOME."""
-        return self.disk / "home"
+        """The agent's home directory, SANDBOX_HOME in the sandbox."""
+        return self.disk / "home" / "agent"
 
     @property
     def tmp(self) -> Path:

@@ -30,7 +30,7 @@ def restore_ownership(*paths: str) -> None:
 
 
 def _chown_used_trees(paths: Sequence[str], uid: int, gid: int) -> None:
-    """Chown trees that a sandbox has used. Each tree was a mount, so files in it have no hard links outside.
+    """Chown trees that a sandbox has used. Files in them have hard links only in the other trees of the same disk.
 
     An agent can create millions of directories in a tree. chown(1) handles any number and depth of directories in
     bounded memory and does not follow links. Raises OSError.
@@ -94,14 +94,15 @@ def _reject_hard_link(entry: os.DirEntry[str]) -> None:
         )
 
 
-DISK_DIRECTORIES = {"workspace": SANDBOX_WORKSPACE, "home": SANDBOX_HOME, "tmp": "/tmp"}  # noqa: S108
-"""Directories of an attempt's disk, and where they are mounted in the sandbox."""
+DISK_DIRECTORIES = {path.removeprefix("/"): path for path in (SANDBOX_WORKSPACE, SANDBOX_HOME, "/tmp")}  # noqa: S108
+"""Paths in the sandbox of the directories that belong to the agent, keyed by their paths on the disk."""
 
 
 def create_disk_directories(disk: Path) -> None:
     """Create the missing directories. Raises OSError."""
     for name in DISK_DIRECTORIES:
-        (disk / name).mkdir(exist_ok=True)
+        (disk / name).mkdir(parents=True, exist_ok=True)
+    (disk / SANDBOX_HOME.removeprefix("/")).parent.chmod(0o755)
     (disk / "tmp").chmod(0o1777)
 
 
@@ -117,4 +118,5 @@ def chown_disk(disk: Path, uid: int, *, was_used: bool = False) -> None:
 
 def restore_disk_ownership(disk: Path) -> None:
     """Chown the disk's directories back to this process's user. Raises OSError."""
-    restore_ownership(*(str(disk / name) for name in DISK_DIRECTORIES if (disk / name).exists()))
+    names = (Path(name).parts[0] for name in DISK_DIRECTORIES)  # earlier versions: `home` is the home directory
+    restore_ownership(*(str(disk / name) for name in names if (disk / name).exists()))

@@ -45,12 +45,13 @@ def test_owner_change_of_a_wide_directory_uses_little_memory():
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:  # on a physical disk, the removal can take a minute
         disk = Path(name)
         disk_ownership.create_disk_directories(disk)
-        fill_with_wide_directory(disk / "home")
+        home = disk / "home" / "agent"
+        fill_with_wide_directory(home)
 
         assert peak_bytes(lambda: disk_ownership.chown_disk(disk, UID, was_used=True)) < 2_000_000
-        assert {entry.stat().st_uid for entry in os.scandir(disk / "home")} == {UID}
+        assert {entry.stat().st_uid for entry in os.scandir(home)} == {UID}
         assert peak_bytes(lambda: disk_ownership.restore_disk_ownership(disk)) < 2_000_000
-        assert {entry.stat().st_uid for entry in os.scandir(disk / "home")} == {0}
+        assert {entry.stat().st_uid for entry in os.scandir(home)} == {0}
 
 
 @pytest.mark.parametrize("was_used", [False, True])
@@ -63,7 +64,7 @@ def test_owner_change_affects_every_file_and_follows_no_link(disk, tmp_path, was
     (inner / "file").touch()
     (inner / "link").symlink_to(outside)
     (disk / "tmp" / "dangling").symlink_to("nowhere")
-    inside = [inner, inner.parent, *inner.iterdir(), *(disk / name for name in ("home", "tmp", "tmp/dangling"))]
+    inside = [inner, inner.parent, *inner.iterdir(), *(disk / name for name in ("home/agent", "tmp", "tmp/dangling"))]
 
     disk_ownership.chown_disk(disk, UID, was_used=was_used)
     assert {path.lstat().st_uid for path in inside} == {UID}
@@ -89,8 +90,28 @@ def test_disk_without_directories_is_left_unchanged(tmp_path):
 
 
 def test_link_in_place_of_a_directory_is_refused(disk, tmp_path):
+    (disk / "home" / "agent").rmdir()
+    (disk / "home" / "agent").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="Not a directory"):
+        disk_ownership.chown_disk(disk, UID, was_used=True)
+
+    (disk / "home" / "agent").unlink()
     (disk / "home").rmdir()
     (disk / "home").symlink_to(tmp_path)
-
     with pytest.raises(OSError, match="Not a directory"):
         disk_ownership.restore_disk_ownership(disk)
+
+
+def test_only_the_home_directory_itself_belongs_to_the_agent(disk):
+    disk_ownership.chown_disk(disk, UID)
+    assert [(disk / name).stat().st_uid for name in ("", "home", "home/agent")] == [0, 0, UID]
+    assert (disk / "home").stat().st_mode & 0o777 == 0o755
+
+
+def test_home_of_an_earlier_version_is_restored(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "file").touch()
+    for path in (tmp_path / "home", tmp_path / "home" / "file"):
+        os.chown(path, UID, UID)
+    disk_ownership.restore_disk_ownership(tmp_path)
+    assert {path.stat().st_uid for path in (tmp_path / "home", tmp_path / "home" / "file")} == {0}

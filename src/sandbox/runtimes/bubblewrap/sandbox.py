@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
 from sandbox.runtimes import bwrap, host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
+from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
@@ -23,11 +24,13 @@ from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
-_SHARED_MEMORY = "shared-memory"
+_SHARED_MEMORY, _DISK = "shared-memory", "disk"
 
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
-    """Return the disk's directories, keyed by their names below the launcher's staging directory."""
+    """Return the disk or its directories, keyed by their names below the launcher's staging directory."""
+    if find_disk_root(spec, describe_rootfs(spec)) is not None:
+        return {_DISK: spec.disk}
     return {name: spec.disk / name for name in DISK_DIRECTORIES}
 
 
@@ -65,13 +68,15 @@ def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Comm
     yield from ("--json-status-fd", status)
     yield from bwrap.seccomp_arguments(program_spec)
     root = describe_rootfs(spec)
-    yield from _root_arguments(root)
+    disk_root = find_disk_root(spec, root)
+    yield from _root_arguments(root) if disk_root is None else _disk_root_arguments(root, disk_root)
     yield from _system_arguments()
-    yield from _disk_arguments()
+    if disk_root is None:
+        yield from _disk_arguments()
     yield from _file_arguments(program_spec, root)
     for index, sandbox_path in enumerate(root.mounts.values()):
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/program-{index}", sandbox_path)
-    for target in ("/", *root.tmpfs_mounts):
+    for target in (*root.tmpfs_mounts, *(("/",) if disk_root is None else disk_root.tmpfs_mounts)):
         yield from ("--remount-ro", target)
     yield from ("--chdir", command.directory, "--clearenv")
     for name, value in command.environment.items():
@@ -81,11 +86,24 @@ def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Comm
 def _root_arguments(root: RootFsSpec) -> Iterator[str]:
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", "/")
-    for mount_path in root.tmpfs_mounts:
+    yield from _content_arguments(root, root.tmpfs_mounts, root.links)
+
+
+def _disk_root_arguments(root: RootFsSpec, disk_root: DiskRoot) -> Iterator[str]:
+    """Mount the disk and what covers its root directory. The mount points exist: bubblewrap cannot create them."""
+    yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{_DISK}", "/")
+    for path in disk_root.image_paths:
+        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image{path}", path)
+    links = {link: target for link, target in root.links.items() if link not in disk_root.links}
+    yield from _content_arguments(root, (*disk_root.tmpfs_mounts, *root.tmpfs_mounts), links)
+
+
+def _content_arguments(root: RootFsSpec, tmpfs_mounts: Iterable[str], links: Mapping[str, str]) -> Iterator[str]:
+    for mount_path in tmpfs_mounts:
         yield from ("--perms", "0755", "--tmpfs", mount_path)
     for directory in root.directories:
         yield from ("--perms", "0755", "--dir", directory)
-    for link, target in root.links.items():
+    for link, target in links.items():
         yield from ("--symlink", target, link)
     for path in root.host_paths:
         yield from ("--ro-bind-try", f"{launcher.STAGING_DIRECTORY}/host{path}", path)

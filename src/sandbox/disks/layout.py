@@ -1,0 +1,28 @@
+"""The home directory on a disk: creates it, and moves the one on a disk from an earlier version of Sandbox."""
+
+from contextlib import suppress
+
+from sandbox.interfaces.file_layout import AttemptLayout
+
+_MARKER = "proc"
+"""Every disk has this directory, a mount point. Disks of earlier versions do not: their home directory is `home`.
+
+Agents cannot create the marker, because they have no access to the root of a disk.
+"""
+
+
+def create_home(layout: AttemptLayout) -> None:
+    """Create the home directory of an open disk. Idempotent, also after an interruption. Raises OSError."""
+    marker, parent, new_parent = layout.disk / _MARKER, layout.home.parent, layout.disk / "home.new"
+    if not marker.exists() and parent.exists():
+        with suppress(OSError):
+            (layout.disk / "lost+found").rmdir()  # frees blocks and an inode on a full disk
+        new_parent.mkdir(exist_ok=True)
+        parent.chmod(0o700)  # the owner of a directory needs write permission to move it
+        parent.rename(new_parent / layout.home.name)
+    marker.mkdir(exist_ok=True)
+    if new_parent.exists():
+        new_parent.rename(parent)
+    parent.mkdir(exist_ok=True)
+    parent.chmod(0o755)
+    layout.home.mkdir(mode=0o700, exist_ok=True)

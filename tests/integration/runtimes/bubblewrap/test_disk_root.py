@@ -1,0 +1,170 @@
+"""A disk that is a file system of its own is the root directory of the sandbox."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from doubles.faults import small_file_system
+from doubles.image_archives import directory, entry, layer, minimal_root, symlink
+from doubles.runtimes import require_runtime
+from doubles.sandbox_lifecycle import run_python, run_shell
+from sandbox.images.build import finalize
+from sandbox.images.oci.layer import apply_layer
+from sandbox.images.oci.tar_stream import ByteBudget, TarStream
+from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
+
+DISK_BYTES = 192 << 20
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> BubblewrapRuntime:
+    require_runtime("bubblewrap", tmp_path / "probe")
+    return BubblewrapRuntime(tmp_path / "run")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A mounted file system."""
+    with small_file_system(tmp_path / "disk", DISK_BYTES) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image that has more than the usual directories in / and /home."""
+    root = tmp_path_factory.mktemp("images") / "root"
+    root.mkdir()
+    root.chmod(0o755)
+    tree = RootFsBuilder(root)
+    additions = (
+        entry("file", b"of the root\n"),
+        entry("nix/store", b"of nix\n"),
+        symlink("link", "nix/store"),
+        entry("home/brew/tool", b"of brew\n"),
+        directory("home/agent/hidden"),
+        directory("tmp/hidden"),
+    )
+    for data in (minimal_root(), layer(*additions)):
+        apply_layer(TarStream(io.BytesIO(data), ByteBudget(1 << 32)), tree)
+    finalize(tree)
+    return root
+
+
+_CLIMB = """
+import os, time
+def seconds(top):
+    os.chdir(top)
+    for _ in range(5000):
+        os.mkdir("d"); os.chdir("d")
+    found = []
+    for _ in range(5):
+        start = time.perf_counter(); os.stat("../" * 1300); found.append(time.perf_counter() - start)
+    return min(found)
+print(*(seconds(top) for top in ("/dev/shm", "/workspace", "/home/agent", "/tmp")))
+"""
+
+
+def test_path_with_parents_is_as_fast_in_a_deep_directory_as_on_a_whole_file_system(
+    runtime: BubblewrapRuntime, disk: Path
+):
+    """/dev/shm is a mount of a whole file system, on which the kernel does not check the parents of a directory."""
+    ended = run_python(runtime, disk, _CLIMB)
+    shared_memory, *on_disk = map(float, ended.output.split())
+    assert len(on_disk) == 3
+    assert max(on_disk) < 30 * shared_memory
+
+
+_ORDINARY_USE = """
+import os
+for top in ("/workspace", "/home/agent", "/tmp"):
+    os.makedirs(f"{top}/a/b"); os.chdir(f"{top}/a/b")
+    open("../../file", "w").write("kept")
+    assert os.path.samefile("../..", top) and os.getcwd() == f"{top}/a/b" and os.listdir("../..") >= ["a"]
+os.rename("/tmp/a", "/workspace/moved")
+os.link("/workspace/file", "/home/agent/same")
+print(sorted(os.listdir("/")), os.listdir("/home"), sorted(os.listdir("/workspace")))
+"""
+
+
+def test_directories_of_the_agent_are_writable_and_persist(runtime: BubblewrapRuntime, disk: Path):
+    ended = run_python(runtime, disk, _ORDINARY_USE)
+    names = [
+        "bin",
+        "dev",
+        "etc",
+        "home",
+        "lib",
+        "lib64",
+        "opt",
+        "proc",
+        "run",
+        "sbin",
+        "tmp",
+        "usr",
+        "var",
+        "workspace",
+    ]
+    assert (ended.output, ended.errors) == (f"{names} ['agent'] ['a', 'file', 'moved']\n", "")
+    assert (disk / "home/agent/same").read_text() == "kept"
+    again = run_shell(runtime, disk, "cat ~/same /workspace/file", is_disk_reused=True)
+    assert again.output == "keptkept"
+
+
+_INTRUSION = """
+import errno, os
+def attempt(call, *arguments):
+    try: call(*arguments); result = "done"
+    except OSError as error: result = errno.errorcode[error.errno]
+    if result not in ("EACCES", "EPERM", "EROFS", "EBUSY", "EXDEV"): print(result, call.__name__, *arguments)
+for directory in ("/", "/home", "/lost+found", "/etc", "/usr", "/opt", "/run", "/var"):
+    attempt(os.chmod, directory, 0o777)
+    attempt(os.chown, directory, 1000, 1000)
+    attempt(os.utime, directory)
+    attempt(os.setxattr, directory, "user.x", b"x")
+    attempt(os.mkdir, f"{directory}/made")
+    attempt(os.symlink, "x", f"{directory}/made")
+attempt(os.listdir, "/lost+found")
+attempt(os.stat, "/lost+found/secret")
+attempt(os.chdir, "/lost+found")
+attempt(os.link, "/usr/bin/env", "/tmp/env")
+for name in ("workspace", "tmp", "home", "home/agent", "usr", "lost+found", "bin"):
+    attempt(os.rename, f"/{name}", "/workspace/moved" if name == "tmp" else "/tmp/moved")
+    attempt(os.rmdir, f"/{name}") if name != "bin" else attempt(os.unlink, f"/{name}")
+print(os.stat("/").st_uid, oct(os.stat("/").st_mode), sorted(os.listdir("/tmp")))
+"""
+
+
+def test_agent_cannot_change_the_root_directory(runtime: BubblewrapRuntime, disk: Path):
+    """A file system check moves files that it cannot assign to lost+found."""
+    (disk / "lost+found" / "secret").write_text("of another program")
+    ended = run_python(runtime, disk, _INTRUSION)
+    assert (ended.output, ended.errors) == ("65534 0o40755 []\n", "")
+    assert (disk / "lost+found" / "secret").read_text() == "of another program"
+
+
+def test_image_is_complete_on_a_mounted_disk(runtime: BubblewrapRuntime, disk: Path, image: Path):
+    script = "cat /file /link /nix/store /home/brew/tool; ls -d /home/agent/* /tmp/*; echo x >/workspace/written"
+    ended = run_shell(runtime, disk, script, image=image)
+    assert ended.output == "of the root\nof nix\nof nix\nof brew\n"
+    assert (disk / "workspace" / "written").read_text() == "x\n"
+
+
+def test_image_is_read_only_on_a_mounted_disk(runtime: BubblewrapRuntime, disk: Path, image: Path):
+    paths = "/x /file /link /nix/store /nix/x /usr/x /etc/passwd /run/x /home/x /home/brew/tool /var/x /sys/x"
+    ended = run_shell(runtime, disk, f"for p in {paths}; do echo x 2>/dev/null >$p && echo $p; done", image=image)
+    assert ended.output == ""
+    assert (image / "nix" / "store").read_text() == "of nix\n"
+
+
+def test_next_sandbox_on_a_disk_can_have_another_image(runtime: BubblewrapRuntime, disk: Path, image: Path):
+    listing = "ls / /home"
+    host = run_shell(runtime, disk, listing).output
+    other = run_shell(runtime, disk, listing, image=image, is_disk_reused=True).output
+    assert {"nix", "link", "file", "brew"} <= set(other.split())
+    assert run_shell(runtime, disk, listing, is_disk_reused=True).output == host

@@ -1,0 +1,79 @@
+"""The mount points and links in the root directory of a disk."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sandbox.interfaces.runtime import SandboxSpec
+from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root, prepare_disk_root
+from sandbox.runtimes.disk_ownership import create_disk_directories
+from sandbox.runtimes.rootfs_spec import describe_rootfs
+
+ROOT = DiskRoot(
+    tmpfs_mounts=["/etc"],
+    image_paths=[],
+    directories=["/etc", "/usr", "/home/brew"],
+    files=["/file"],
+    links={"/bin": "usr/bin"},
+)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    create_disk_directories(tmp_path)
+    return tmp_path
+
+
+def content(disk: Path) -> dict[str, str]:
+    """Return the kind of each entry in the root directory and in /home; of a link, its target."""
+    kinds = {}
+    for path in (*disk.iterdir(), *(disk / "home").iterdir()):
+        kind = os.readlink(path) if path.is_symlink() else "directory" if path.is_dir() else "file"  # noqa: PTH115
+        kinds[f"/{path.relative_to(disk)}"] = kind
+    return kinds
+
+
+PREPARED = {
+    **dict.fromkeys(("/workspace", "/home", "/home/agent", "/tmp", "/etc", "/usr", "/home/brew"), "directory"),
+    "/file": "file",
+    "/bin": "usr/bin",
+}
+
+
+def test_mount_points_and_links_are_created_once(disk: Path):
+    prepare_disk_root(disk, ROOT)
+    inodes = {path: path.lstat().st_ino for path in disk.iterdir()}
+    prepare_disk_root(disk, ROOT)
+    assert content(disk) == PREPARED
+    assert {path: path.lstat().st_ino for path in disk.iterdir()} == inodes
+
+
+def test_entries_of_an_earlier_sandbox_are_replaced(disk: Path):
+    for name in ("bin", "file", "old", "home/old"):
+        (disk / name).mkdir()
+    (disk / "usr").symlink_to("/")
+    (disk / "etc").touch()
+    (disk / "dangling").symlink_to("nowhere")
+    prepare_disk_root(disk, ROOT)
+    assert content(disk) == PREPARED
+
+
+def test_link_with_another_target_is_replaced(disk: Path):
+    (disk / "bin").symlink_to("elsewhere")
+    prepare_disk_root(disk, ROOT)
+    assert content(disk) == PREPARED
+
+
+def test_files_of_the_agent_and_of_a_file_system_check_are_kept(disk: Path):
+    for name in ("lost+found", "workspace", "home/agent", "tmp"):
+        (disk / name).mkdir(exist_ok=True)
+        (disk / name / "kept").touch()
+    prepare_disk_root(disk, ROOT)
+    assert content(disk) == {**PREPARED, "/lost+found": "directory"}
+    assert all((disk / name / "kept").exists() for name in ("lost+found", "workspace", "home/agent", "tmp"))
+
+
+def test_directory_is_no_root(disk: Path):
+    spec = SandboxSpec("attemptattem", disk, 2, 1 << 30, 64)
+    assert find_disk_root(spec, describe_rootfs(spec)) is None
