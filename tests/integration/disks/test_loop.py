@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -291,7 +292,7 @@ async def test_missing_directory_disk_is_an_error(layout):
     async def scenario():
         disk = DirectoryDisk(layout)
         await disk.open(2 * MIB)
-        layout.disk.rmdir()
+        shutil.rmtree(layout.disk)
         await disk.usage()
 
     with pytest.raises(OSError, match="disk usage cannot be measured"):

@@ -46,7 +46,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry("file", b"of the root\n"),
         entry("nix/store", b"of nix\n"),
         symlink("link", "nix/store"),
-        entry("home/brew/tool", b"of brew\n"),
+        entry("home/user/tool", b"of user\n"),
         directory("home/agent/hidden"),
         directory("tmp/hidden"),
     )
@@ -149,14 +149,14 @@ def test_agent_cannot_change_the_root_directory(runtime: BubblewrapRuntime, disk
 
 
 def test_image_is_complete_on_a_mounted_disk(runtime: BubblewrapRuntime, disk: Path, image: Path):
-    script = "cat /file /link /nix/store /home/brew/tool; ls -d /home/agent/* /tmp/*; echo x >/workspace/written"
+    script = "cat /file /link /nix/store /home/user/tool; ls -d /home/agent/* /tmp/*; echo x >/workspace/written"
     ended = run_shell(runtime, disk, script, image=image)
-    assert ended.output == "of the root\nof nix\nof nix\nof brew\n"
+    assert ended.output == "of the root\nof nix\nof nix\nof user\n"
     assert (disk / "workspace" / "written").read_text() == "x\n"
 
 
 def test_image_is_read_only_on_a_mounted_disk(runtime: BubblewrapRuntime, disk: Path, image: Path):
-    paths = "/x /file /link /nix/store /nix/x /usr/x /etc/passwd /run/x /home/x /home/brew/tool /var/x /sys/x"
+    paths = "/x /file /link /nix/store /nix/x /usr/x /etc/passwd /run/x /home/x /home/user/tool /var/x /sys/x"
     ended = run_shell(runtime, disk, f"for p in {paths}; do echo x 2>/dev/null >$p && echo $p; done", image=image)
     assert ended.output == ""
     assert (image / "nix" / "store").read_text() == "of nix\n"
@@ -166,5 +166,5 @@ def test_next_sandbox_on_a_disk_can_have_another_image(runtime: BubblewrapRuntim
     listing = "ls / /home"
     host = run_shell(runtime, disk, listing).output
     other = run_shell(runtime, disk, listing, image=image, is_disk_reused=True).output
-    assert {"nix", "link", "file", "brew"} <= set(other.split())
+    assert {"nix", "link", "file", "user"} <= set(other.split())
     assert run_shell(runtime, disk, listing, is_disk_reused=True).output == host

@@ -13,7 +13,7 @@ from sandbox.runtimes.rootfs_spec import describe_rootfs
 ROOT = DiskRoot(
     tmpfs_mounts=["/etc"],
     image_paths=[],
-    directories=["/etc", "/usr", "/home/brew"],
+    directories=["/etc", "/usr", "/home/user"],
     files=["/file"],
     links={"/bin": "usr/bin"},
 )
@@ -35,7 +35,7 @@ def content(disk: Path) -> dict[str, str]:
 
 
 PREPARED = {
-    **dict.fromkeys(("/workspace", "/home", "/home/agent", "/tmp", "/etc", "/usr", "/home/brew"), "directory"),
+    **dict.fromkeys(("/workspace", "/home", "/home/agent", "/tmp", "/etc", "/usr", "/home/user"), "directory"),
     "/file": "file",
     "/bin": "usr/bin",
 }
