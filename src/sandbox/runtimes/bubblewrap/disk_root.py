@@ -12,13 +12,14 @@ the agent's directories, links, and empty mount points.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from sandbox.interfaces.runtime import SandboxSpec
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.rootfs_spec import RootFsSpec
+from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
 _PARENTS = ("/", "/home")
 """Directories on the disk that contain directories of the agent."""
@@ -42,16 +43,44 @@ class DiskRoot(msgspec.Struct, frozen=True):
     files: Sequence[str]
     links: Mapping[str, str]
 
+    @property
+    def paths(self) -> Iterator[str]:
+        """The paths of all entries."""
+        return chain(self.directories, self.files, self.links)
 
-def find_disk_root(spec: SandboxSpec, root: RootFsSpec) -> DiskRoot | None:
-    """Describe the root of the disk; None if the disk is not a file system of its own, which only root can mount."""
+
+def prepare_disk_root(spec: SandboxSpec) -> None:
+    """Create the mount points and links on the disk. Does nothing if the disk is only a directory.
+
+    Raises OSError, except for a disk that an earlier sandbox has used: if that disk is full and has an earlier layout,
+    its directories are mounted separately.
+    """
+    root = _describe_disk_root(spec)
+    if root is not None:
+        try:
+            create_entries(spec.disk, root)
+        except OSError:
+            if not spec.is_disk_reused:
+                raise
+
+
+def find_disk_root(spec: SandboxSpec) -> DiskRoot | None:
+    """Describe the root of the disk; None if the disk is only a directory, or was not prepared completely."""
+    root = _describe_disk_root(spec)
+    if root is None or not all(os.path.lexists(_on_disk(spec.disk, path)) for path in root.paths):
+        return None
+    return root
+
+
+def _describe_disk_root(spec: SandboxSpec) -> DiskRoot | None:
     if os.geteuid() != 0 or not os.path.ismount(spec.disk):
         return None
+    root = describe_rootfs(spec)
     return _describe_host_root(root) if root.image is None else _describe_image_root(root, root.image)
 
 
-def prepare_disk_root(disk: Path, root: DiskRoot) -> None:
-    """Create the mount points and links on the disk, and remove those of an earlier sandbox. Raises OSError."""
+def create_entries(disk: Path, root: DiskRoot) -> None:
+    """Create mount points and links, and remove those of an earlier sandbox. Raises OSError."""
     for parent in _PARENTS:
         with os.scandir(_on_disk(disk, parent)) as entries:
             for entry in entries:

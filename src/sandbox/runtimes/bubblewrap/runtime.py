@@ -7,7 +7,7 @@ from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, Sandbox
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
-from sandbox.runtimes.bubblewrap.disk_root import find_disk_root, prepare_disk_root
+from sandbox.runtimes.bubblewrap.disk_root import prepare_disk_root
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_entries, staged_paths
 from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
@@ -15,7 +15,6 @@ from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 from sandbox.runtimes.probe import find_limit_gaps, run_probe
-from sandbox.runtimes.rootfs_spec import describe_rootfs
 
 NAME = "bubblewrap"
 TIER = "namespaces"
@@ -92,9 +91,7 @@ class BubblewrapDriver:
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Start the launcher, which stages the disk, the programs and the system files for bubblewrap."""
-        disk_root = find_disk_root(spec, describe_rootfs(spec))
-        if disk_root is not None:
-            prepare_disk_root(spec.disk, disk_root)
+        prepare_disk_root(spec)
         return start_launcher(
             spec.attempt_id,
             kernel_uid,

@@ -29,7 +29,7 @@ _SHARED_MEMORY, _DISK = "shared-memory", "disk"
 
 def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
     """Return the disk or its directories, keyed by their names below the launcher's staging directory."""
-    if find_disk_root(spec, describe_rootfs(spec)) is not None:
+    if find_disk_root(spec) is not None:
         return {_DISK: spec.disk}
     return {name: spec.disk / name for name in DISK_DIRECTORIES}
 
@@ -68,7 +68,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Comm
     yield from ("--json-status-fd", status)
     yield from bwrap.seccomp_arguments(program_spec)
     root = describe_rootfs(spec)
-    disk_root = find_disk_root(spec, root)
+    disk_root = find_disk_root(spec)
     yield from _root_arguments(root) if disk_root is None else _disk_root_arguments(root, disk_root)
     yield from _system_arguments()
     if disk_root is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.faults import small_file_system
+from doubles.faults import fill_file_system, small_file_system
 from doubles.image_archives import directory, entry, layer, minimal_root, symlink
 from doubles.runtimes import require_runtime
 from doubles.sandbox_lifecycle import run_python, run_shell
@@ -15,7 +15,9 @@ from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.runtimes.disk_ownership import create_disk_directories
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
 
@@ -168,3 +170,27 @@ def test_next_sandbox_on_a_disk_can_have_another_image(runtime: BubblewrapRuntim
     other = run_shell(runtime, disk, listing, image=image, is_disk_reused=True).output
     assert {"nix", "link", "file", "user"} <= set(other.split())
     assert run_shell(runtime, disk, listing, is_disk_reused=True).output == host
+
+
+@pytest.mark.parametrize("is_disk_reused", [False, True])
+def test_full_disk_without_mount_points_is_accepted_only_if_it_was_used_before(
+    runtime: BubblewrapRuntime, disk: Path, is_disk_reused: bool
+):
+    """A preserved disk of an earlier version has no mount points, but must remain accessible even if it is full."""
+    create_disk_directories(disk)
+    (disk / "lost+found").rmdir()
+    (disk / "workspace" / "kept").write_text("kept")
+    fill_file_system(disk / "workspace")
+    script = "cat kept; rm filler && echo x >/tmp/written && cat /tmp/written"
+    if is_disk_reused:
+        assert run_shell(runtime, disk, script, is_disk_reused=True).output == "keptx\n"
+    else:
+        with pytest.raises(AttemptError, match="No space left"):
+            run_shell(runtime, disk, script)
+
+
+def test_full_disk_of_an_earlier_sandbox_keeps_its_root(runtime: BubblewrapRuntime, disk: Path):
+    run_shell(runtime, disk, "true")
+    fill_file_system(disk / "workspace")
+    script = "grep -c workspace /proc/self/mountinfo; rm filler && echo x >written && cat written"
+    assert run_shell(runtime, disk, script, is_disk_reused=True).output == "0\nx\n"

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import SandboxSpec
-from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root, prepare_disk_root
+from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, create_entries, find_disk_root, prepare_disk_root
 from sandbox.runtimes.disk_ownership import create_disk_directories
-from sandbox.runtimes.rootfs_spec import describe_rootfs
 
 ROOT = DiskRoot(
     tmpfs_mounts=["/etc"],
@@ -42,9 +41,9 @@ PREPARED = {
 
 
 def test_mount_points_and_links_are_created_once(disk: Path):
-    prepare_disk_root(disk, ROOT)
+    create_entries(disk, ROOT)
     inodes = {path: path.lstat().st_ino for path in disk.iterdir()}
-    prepare_disk_root(disk, ROOT)
+    create_entries(disk, ROOT)
     assert content(disk) == PREPARED
     assert {path: path.lstat().st_ino for path in disk.iterdir()} == inodes
 
@@ -55,13 +54,13 @@ def test_entries_of_an_earlier_sandbox_are_replaced(disk: Path):
     (disk / "usr").symlink_to("/")
     (disk / "etc").touch()
     (disk / "dangling").symlink_to("nowhere")
-    prepare_disk_root(disk, ROOT)
+    create_entries(disk, ROOT)
     assert content(disk) == PREPARED
 
 
 def test_link_with_another_target_is_replaced(disk: Path):
     (disk / "bin").symlink_to("elsewhere")
-    prepare_disk_root(disk, ROOT)
+    create_entries(disk, ROOT)
     assert content(disk) == PREPARED
 
 
@@ -69,11 +68,14 @@ def test_files_of_the_agent_and_of_a_file_system_check_are_kept(disk: Path):
     for name in ("lost+found", "workspace", "home/agent", "tmp"):
         (disk / name).mkdir(exist_ok=True)
         (disk / name / "kept").touch()
-    prepare_disk_root(disk, ROOT)
+    create_entries(disk, ROOT)
     assert content(disk) == {**PREPARED, "/lost+found": "directory"}
     assert all((disk / name / "kept").exists() for name in ("lost+found", "workspace", "home/agent", "tmp"))
 
 
 def test_directory_is_no_root(disk: Path):
     spec = SandboxSpec("attemptattem", disk, 2, 1 << 30, 64)
-    assert find_disk_root(spec, describe_rootfs(spec)) is None
+    before = content(disk)
+    prepare_disk_root(spec)
+    assert content(disk) == before
+    assert find_disk_root(spec) is None
