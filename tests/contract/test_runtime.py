@@ -107,7 +107,7 @@ def test_workspace_home_and_tmp_are_stored_on_the_disk(runtime: Runtime, disk: P
     result = run_shell(runtime, disk, script)
     assert (result.code, result.output, result.errors) == (0, "beforeagent\nagent\n", "")
     assert (workspace / "given").read_text() == "after\n"
-    names = ["workspace/folder/new", "home/at-home", "tmp/at-tmp", "workspace/link"]
+    names = ["workspace/folder/new", "home/agent/at-home", "tmp/at-tmp", "workspace/link"]
     assert {(disk / name).lstat().st_uid for name in names} == {os.getuid()}
     assert Path("/etc/passwd").stat().st_uid == 0
 
