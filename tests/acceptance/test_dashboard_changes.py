@@ -7,6 +7,7 @@ import pytest
 from doubles.browser import accessibility_violations
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
+from sandbox.model.events import Parent
 
 BLOCKED_MILLISECONDS_MAX = 5000
 """A busy machine renders these pages in one to three seconds; without limits it takes minutes."""
@@ -33,6 +34,12 @@ AFTER = {
     "run.sh": b"echo 1\n",
     "windows.txt": b"one\r\nTWO\r\n",
 }
+CHAIN = (
+    {"a.py": b"one = 1\ntwo = 2\n", "b.py": b"x = 1\n", "c.py": b"c = 1\n"},
+    {"a.py": b"one = 10\ntwo = 2\n", "b.py": b"x = 2\n", "c.py": b"c = 1\n"},
+    {"a.py": b"one = 10\ntwo = 20\n", "b.py": b"x = 2\n", "c.py": b"c = 2\n"},
+)
+"""The repository, the result of a first task, and the result of a task that continues it."""
 
 
 def make_patch(directory, before, after, executable=()):
@@ -77,6 +84,16 @@ def server_url(tmp_path_factory):
     many = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000)).encode()
     for name, patch in {"kinds": every_kind, "same": every_kind, "hostile": hostile, "many": many}.items():
         tasks.finish(name, artifacts=[(f"{name}.patch", patch)])
+    first, second, third = CHAIN
+    patches = {
+        "step.patch": make_patch(tmp_path_factory.mktemp("step"), second, third),
+        "step.chain.patch": make_patch(tmp_path_factory.mktemp("chain"), first, third),
+    }
+    parent = Parent("kinds", "0" * 40, ())
+    tasks.finish("step", parent=parent, artifacts=list(patches.items()))
+    unchanged = [("unchanged.patch", b""), ("unchanged.chain.patch", patches["step.chain.patch"])]
+    tasks.finish("unchanged", parent=parent, artifacts=unchanged)
+    tasks.finish("cut", artifacts=[("cut.patch", b"# truncated: creating it took longer than 1.0 s\n")])
     tasks.finish("large", artifacts=[("large.patch", large_patch().encode())])
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
@@ -366,6 +383,98 @@ def test_comments_are_submitted_as_a_follow_up(base_url, browser):
     assert requests[0][1] == requests[1][1]
     page.goto(f"{base_url}/tasks/same#changes")
     assert open_request(page).get_by_role("textbox", name="What should change").input_value() == ""
+
+
+def changed_files(page):
+    return [head.split("\n")[0] for head in page.locator(".file-head").all_inner_texts()]
+
+
+def select_chain(page):
+    page.get_by_role("button", name="Whole chain").click()
+    file_of(page, "b.py").locator("tr.add").wait_for()
+
+
+def test_changes_of_a_whole_chain_are_reviewed(base_url, browser):
+    page = open_changes(browser, base_url, "step")
+    file_of(page, "c.py").locator("tr.add").wait_for()
+    task, chain = (page.get_by_role("button", name=name) for name in ("This task", "Whole chain"))
+    assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["true", "false"]
+    assert changed_files(page) == ["a.py", "c.py"]
+    file_of(page, "c.py").get_by_role("button", name="Viewed").click()
+
+    select_chain(page)
+    assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["false", "true"]
+    assert chain.evaluate("(it) => it === document.activeElement")
+    page.get_by_text("3 files changed").wait_for()
+    page.get_by_text("1 of 3 viewed").wait_for()  # both patches change c.py in the same way
+    assert changed_files(page) == ["a.py", "b.py", "c.py"]
+    assert page.locator("#tally-changes").inner_text() == "2"
+    assert page.get_by_role("link", name="Download patch").get_attribute("download") == "step.chain.patch"
+    assert accessibility_violations(page) == []
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert current_file(page) == "b.py"
+    page.keyboard.press("v")
+    page.get_by_text("2 of 3 viewed").wait_for()
+    page.keyboard.press("s")
+    page.get_by_text("1 of 2 viewed").wait_for()
+    assert changed_files(page) == ["a.py", "c.py"]
+    page.keyboard.press("s")
+    page.get_by_text("2 of 3 viewed").wait_for()
+
+
+def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
+    page = open_changes(browser, base_url, "step", before=RECORD_COPIES)
+
+    def comment(kind, line, text):
+        file_of(page, "a.py").locator(f"tr.{kind}", has_text=line).locator("td.ln").first.click()
+        page.get_by_role("textbox", name="Comment on line").fill(text)
+        page.keyboard.press("Control+Enter")
+        page.locator(".comment-form").wait_for(state="detached")
+
+    comment("del", "two = 2", "Removed by this task.")
+    comment("add", "two = 20", "Added by this task.")
+    select_chain(page)
+    texts = file_of(page, "a.py").locator(".comment-text")
+    assert texts.all_inner_texts() == ["Added by this task."]
+    comment("del", "one = 1", "Removed by the first task.")
+    comment("add", "one = 10", "Added by the first task.")
+    wanted = "\n\n".join(
+        (
+            "a.py:2 (before the change)\n> two = 2\nRemoved by this task.",
+            "a.py:2\n> two = 20\nAdded by this task.",
+            "a.py:1 (before the first task)\n> one = 1\nRemoved by the first task.",
+            "a.py:1\n> one = 10\nAdded by the first task.",
+        )
+    )
+    assert copied_prompt(page) == wanted
+    page.get_by_role("button", name="This task").click()
+    wait_until(lambda: changed_files(page) == ["a.py", "c.py"], 20, "the changes of this task")
+    file_of(page, "a.py").locator(".comment-row").nth(2).wait_for()
+    assert texts.all_inner_texts() == ["Added by the first task.", "Removed by this task.", "Added by this task."]
+    assert copied_prompt(page) == wanted
+
+
+def test_chain_is_reviewed_if_its_last_task_changed_nothing(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/unchanged#changes")
+    page.get_by_text("The agent changed nothing.").wait_for()
+    page.keyboard.press("s")
+    file_of(page, "b.py").locator("tr.add").wait_for()
+    page.keyboard.press("s")
+    page.get_by_text("The agent changed nothing.").wait_for()
+
+
+def test_task_that_continues_no_other_has_no_switch(base_url, browser):
+    page = open_changes(browser, base_url)
+    assert page.get_by_role("button", name="Whole chain").count() == 0
+    page.keyboard.press("?")
+    page.get_by_text("Mark the file as viewed").wait_for()
+    assert page.get_by_text("Switch between this task and the whole chain").count() == 0
+
+
+def test_incomplete_patch_is_explained(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/cut#changes")
+    page.get_by_text("The patch is incomplete: creating it took longer than 1.0 s. See the artifacts.").wait_for()
 
 
 def test_review_begins_at_the_changes(base_url, browser):

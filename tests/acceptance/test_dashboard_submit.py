@@ -36,8 +36,8 @@ def submit_server(tmp_path_factory):
     deployment = Deployment(tmp_path_factory.mktemp("submit"))
     try:
         tasks = StoredTasks(deployment.data_dir)
-        for number, name in enumerate(["web", "app", "app"]):
-            tasks.finish(f"task-{number}", repository={"url": f"https://github.com/org/{name}.git", "branch": "main"})
+        for number, (name, branch) in enumerate([("web", "main"), ("app", "release-2"), ("app", "main")]):
+            tasks.finish(f"task-{number}", repository={"url": f"https://github.com/org/{name}.git", "branch": branch})
         tasks.index()
         deployment.model_url = "http://127.0.0.1:9"
         (deployment.home / ".gitconfig").write_text(
@@ -95,6 +95,21 @@ def test_task_is_submitted_from_prompt_and_recent_repository(submit_server, base
     assert definition["claude"]["prompt"] == "## Fix the login\n\nIt fails for names with a #."
     page.goto(f"{base_url}/submit")
     assert page.get_by_label("Prompt", exact=True).input_value() == ""
+
+
+def test_branches_of_the_chosen_repository_are_suggested(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+
+    def suggested():
+        return page.locator("#branches option").evaluate_all("all => all.map((one) => one.value)")
+
+    assert suggested() == []
+    page.get_by_role("combobox", name="Repository").fill("org/app")
+    assert suggested() == ["main", "release-2"]
+    page.get_by_role("button", name="org/web@main").click()
+    assert suggested() == ["main"]
+    page.get_by_role("combobox", name="Repository").fill("https://github.com/org/other")
+    assert suggested() == []
 
 
 def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):

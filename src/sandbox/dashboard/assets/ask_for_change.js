@@ -1,5 +1,6 @@
 // The dialog that asks for a change: it submits a new task that continues an ended one. It contains the line comments
 // and a text field.
+import { SIDES } from "/assets/line_comments.js";
 import { $, h, request, toast } from "/assets/page.js";
 import { COMMENT_CHARACTERS_MAX } from "/assets/review_store.js";
 import { visibleName } from "/assets/untrusted_text.js";
@@ -93,7 +94,7 @@ export class ChangeDialog {
           "li",
           {},
           h("span", { class: "mono" }, `${visibleName(comment.path)}:${comment.line}`),
-          comment.side === "old" ? h("span", { class: "muted" }, " before the change") : null,
+          comment.side in SIDES ? h("span", { class: "muted" }, ` ${SIDES[comment.side]}`) : null,
           this.comments.createElement(comment),
         ),
       ),

@@ -1,4 +1,5 @@
-// The patch as a diff: a tree of files, and the files' lines, unified or side by side.
+// The patch as a diff: a tree of files, and the files' lines, unified or side by side. For a task that continues others,
+// the user can switch to the patch of the whole chain.
 import { ChangeDialog } from "/assets/ask_for_change.js";
 import { Cursor, isOnScreen } from "/assets/diff_cursor.js";
 import { FileView } from "/assets/diff_file.js";
@@ -8,6 +9,7 @@ import { $, h, request, size } from "/assets/page.js";
 import { parseInSlices } from "/assets/patch.js";
 import { ReviewStore } from "/assets/review_store.js";
 import { appendInSlices, pause } from "/assets/time_slices.js";
+import { visible } from "/assets/untrusted_text.js";
 
 const BYTES_MAX = 3 * 1024 * 1024;
 const FILES_SHOWN_MAX = 3000;
@@ -17,23 +19,36 @@ const NARROW = window.matchMedia("(max-width: 720px)");
 export class Changes {
   isSplit = false;
   #container = $("panel-changes");
+  #content = h("div");
   #isLoaded = false;
+  #isChain = false;
+  #patch = null; // the artifact of this task
+  #chainPatch = null; // the artifact of the chain
+  #files = new Map(); // parsed patches by name
+  #generation = 0;
   #views = [];
   #isWanted = stored(LAYOUT_KEY) === "split";
 
-  constructor(artifactsUrl, patchName) {
-    this.artifactsUrl = artifactsUrl;
-    this.patchName = patchName;
+  // chainPatchName: the patch of the whole chain; empty if the task continues no other.
+  constructor(artifactsUrl, patchName, chainPatchName = "") {
+    Object.assign(this, { artifactsUrl, patchName, chainPatchName });
     this.store = new ReviewStore(patchName);
     this.comments = new LineComments(this.store);
     this.ask = new ChangeDialog(this.store, this.comments, artifactsUrl.replace(/\/artifacts$/, ""));
     this.cursor = new Cursor(this.#container, this);
+    this.#container.append(this.#content);
     this.#applyWidth();
     followTabs(this.#container);
     NARROW.addEventListener("change", () => {
       this.#applyWidth();
       this.#redraw();
     });
+  }
+
+  get shortcuts() {
+    const run = () => (this.#container.hidden || !this.#chainPatch ? false : this.#setScope(!this.#isChain));
+    const switchKey = { keys: "s", label: "Switch between this task and the whole chain", run };
+    return [...this.cursor.shortcuts, ...(this.chainPatchName ? [switchKey] : [])];
   }
 
   // A narrow window has no space for two columns.
@@ -50,42 +65,110 @@ export class Changes {
     this.#isLoaded = true;
     try {
       const { artifacts } = await (await request(this.artifactsUrl)).json();
-      const patch = artifacts.find((each) => each.name === this.patchName);
-      this.#isLoaded = patch !== undefined;
-      if (!patch)
+      const find = (name) => artifacts.find((each) => each.name === name);
+      this.#patch = find(this.patchName);
+      this.#chainPatch = find(this.chainPatchName);
+      this.#isLoaded = this.#patch !== undefined;
+      if (!this.#patch)
         return this.#showNote(isOver ? "This task has no patch." : "The patch is created when the agent has ended.");
-      if (patch.size_bytes === 0) return this.#showNote("The agent changed nothing.");
-      const url = patch.download_url;
-      const response = await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
-      await this.#draw(await response.text(), url, patch.size_bytes);
+      if (this.#chainPatch) this.#showScopes();
     } catch (error) {
+      this.#isLoaded = false;
+      return this.#showNote(error.message);
+    }
+    await this.#showPatch();
+  }
+
+  #showNote(text) {
+    this.#views = [];
+    this.#content.replaceChildren(h("p", { class: "empty-note muted" }, text));
+  }
+
+  #showScopes() {
+    const option = (label, isChain) =>
+      h("button", { type: "button", "data-chain": isChain, onclick: () => this.#setScope(isChain) }, label);
+    const options = h(
+      "div",
+      { class: "segmented", role: "group", "aria-label": "Changes of" },
+      option("This task", false),
+      option("Whole chain", true),
+    );
+    this.scopeNote = h("span", { class: "muted" });
+    this.scopes = h("div", { class: "scopes" }, options, this.scopeNote);
+    this.#container.replaceChildren(this.scopes, this.#content);
+    this.#markScope();
+  }
+
+  #markScope() {
+    for (const button of this.scopes.querySelectorAll("button"))
+      button.setAttribute("aria-pressed", String("chain" in button.dataset === this.#isChain));
+    this.scopeNote.textContent = this.#isChain ? "This task and the earlier tasks that it continues." : "";
+  }
+
+  // Switch to the other patch, and stay at the same file.
+  async #setScope(isChain) {
+    if (isChain === this.#isChain) return;
+    const path = isOnScreen(this.scopes) || !this.#views.length ? null : this.cursor.current.file.path;
+    this.#isChain = isChain;
+    this.#markScope();
+    await this.#showPatch();
+    const view = this.#views.find(({ file }) => file.path === path);
+    if (view) this.cursor.goTo(view);
+    else if (path !== null) this.#container.scrollIntoView();
+  }
+
+  async #showPatch() {
+    const generation = ++this.#generation;
+    const isCurrent = () => generation === this.#generation;
+    const patch = this.#isChain ? this.#chainPatch : this.#patch;
+    if (patch.size_bytes === 0)
+      return this.#showNote(this.#isChain ? "The tasks of the chain changed nothing." : "The agent changed nothing.");
+    try {
+      const { files, problem } = await this.#load(patch);
+      if (!isCurrent()) return;
+      if (problem) this.#showNote(problem);
+      else await this.#draw(files, patch, isCurrent);
+    } catch (error) {
+      if (!isCurrent()) return;
       this.#isLoaded = false;
       this.#showNote(error.message);
     }
   }
 
-  #showNote(text) {
-    this.#container.replaceChildren(h("p", { class: "empty-note muted" }, text));
+  async #load({ name, download_url }) {
+    if (!this.#files.has(name)) {
+      const response = await request(download_url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
+      const text = await response.text();
+      const [, reason] = /^# truncated: (.*)/.exec(text) ?? [];
+      const problem = reason && `The patch is incomplete: ${visible(reason)}. See the artifacts.`;
+      this.#files.set(name, { files: await parseInSlices(text), problem });
+    }
+    return this.#files.get(name);
   }
 
-  async #draw(text, url, whole) {
-    const files = await parseInSlices(text);
+  async #draw(files, patch, isCurrent) {
     const list = h("div", { class: "files" });
     this.#views = [];
-    this.comments.setFiles(files, this.#views);
-    $("tally-changes").textContent = files.length || "";
+    this.tree = null;
+    this.comments.setViews(this.#views, this.#isChain ? "first" : "old");
+    if (!this.#isChain) $("tally-changes").textContent = files.length || "";
     const review = h("div", { class: "review" }, list);
-    this.#container.replaceChildren(this.#head(files, url), keysElement(), review);
-    if (whole > BYTES_MAX)
+    this.#content.replaceChildren(this.#head(files, patch), keysElement(this.#chainPatch), review);
+    if (patch.size_bytes > BYTES_MAX)
       review.before(
-        h("p", { class: "notice" }, `The patch has ${size(whole)}; only the first ${size(BYTES_MAX)} are shown.`),
+        h(
+          "p",
+          { class: "notice" },
+          `The patch has ${size(patch.size_bytes)}; only the first ${size(BYTES_MAX)} are shown.`,
+        ),
       );
     const create = (file) => {
       const view = new FileView(file, this.#views.length, this);
       this.#views.push(view);
       return view.element;
     };
-    await appendInSlices(list, files.slice(0, FILES_SHOWN_MAX), create);
+    await appendInSlices(list, files.slice(0, FILES_SHOWN_MAX), create, isCurrent);
+    if (!isCurrent()) return;
     const more = files.length - FILES_SHOWN_MAX;
     if (more > 0)
       list.append(h("p", { class: "empty-note muted" }, `and ${more} more; download the patch to see all.`));
@@ -97,7 +180,7 @@ export class Changes {
     );
   }
 
-  #head(files, url) {
+  #head(files, patch) {
     const sum = (key) => files.reduce((total, file) => total + file[key], 0);
     const layout = (label, isSplit) =>
       h(
@@ -129,7 +212,7 @@ export class Changes {
         ),
         this.collapse,
         this.#commentsButton(),
-        h("a", { class: "button", href: url, download: this.patchName }, "Download patch"),
+        h("a", { class: "button", href: patch.download_url, download: patch.name }, "Download patch"),
       ),
     );
   }
@@ -193,9 +276,9 @@ export class Changes {
 
 const KEYS = { "j k": "files", "n p": "changes", v: "viewed", m: "comment on the line" };
 
-function keysElement() {
+function keysElement(hasChain) {
   const element = h("p", { class: "keys" }, "Keys: ");
-  for (const [keys, meaning] of Object.entries(KEYS))
+  for (const [keys, meaning] of Object.entries(hasChain ? { ...KEYS, s: "this task or whole chain" } : KEYS))
     element.append(...keys.split(" ").flatMap((key) => [h("kbd", {}, key), " "]), `${meaning}  `);
   return element;
 }

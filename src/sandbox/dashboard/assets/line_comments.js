@@ -1,30 +1,39 @@
 // Comments on lines, which become a prompt that asks for a change.
 import { $, h, toast } from "/assets/page.js";
-import { rowsOf } from "/assets/patch.js";
 import { COMMENT_CHARACTERS_MAX, COMMENTS_MAX } from "/assets/review_store.js";
 import { visible, visibleName } from "/assets/untrusted_text.js";
 
 const QUOTE_CHARACTERS_MAX = 300;
 
+// What a comment is on: a line of the result has the side "new". A removed line is a line of the commit from which this
+// task started ("old"), or of the commit from which the first task of the chain started ("first").
+export const SIDES = { old: "before the change", first: "before the first task" };
+
 export class LineComments {
   onChange = () => {};
   #drafts = new Map(); // texts that the user is writing, keyed by position
-  #files = new Map();
+  #removedSide = "old";
 
   constructor(store) {
     this.store = store;
     $("panel-changes").addEventListener("click", (event) => this.#click(event));
   }
 
-  setFiles(files, views) {
+  // removedSide: the side of removed lines.
+  setViews(views, removedSide) {
     this.views = views;
-    this.#files = new Map(files.map((file) => [file.path, file]));
+    this.#removedSide = removedSide;
     this.onChange();
+  }
+
+  #placeOf(file, row) {
+    const [side, line] = row.kind === "-" ? [this.#removedSide, row.old] : ["new", row.new];
+    return { path: file.path, side, line, quote: shorten(row.text) };
   }
 
   // The rows below a line: its comments, and the form for another one.
   rowsAt(file, row, isSplit) {
-    const place = placeOf(file, row);
+    const place = this.#placeOf(file, row);
     const comments = this.store.comments.filter((comment) => keyOf(comment) === keyOf(place));
     const rows = comments.map((comment) => commentRow(this.createElement(comment), isSplit));
     if (this.#drafts.has(keyOf(place))) rows.push(this.#formRow(place, isSplit));
@@ -43,7 +52,7 @@ export class LineComments {
     const row = Array.isArray(item) ? ((column < 2 ? item[0] : item[1]) ?? item[0] ?? item[1]) : item;
     if (!row || row.kind === "hunk") return;
     if (this.store.comments.length >= COMMENTS_MAX) return toast(`A task can have at most ${COMMENTS_MAX} comments.`);
-    const place = placeOf(view.file, row);
+    const place = this.#placeOf(view.file, row);
     if (!this.#drafts.has(keyOf(place))) {
       this.#drafts.set(keyOf(place), "");
       let last = element;
@@ -127,26 +136,16 @@ export class LineComments {
 
   // The comments as parts of a prompt: each with its position, the quoted line and the comment's text.
   texts() {
-    return this.store.comments.map((comment) => {
-      const quote = this.#quote(comment);
-      const place = `${comment.path}:${comment.line}${comment.side === "old" ? " (before the change)" : ""}`;
-      return [place, quote === null ? null : `> ${quote}`, comment.text].filter((part) => part !== null).join("\n");
+    return this.store.comments.map(({ path, side, line, quote, text }) => {
+      const place = `${path}:${line}${side in SIDES ? ` (${SIDES[side]})` : ""}`;
+      return [place, typeof quote === "string" ? `> ${quote}` : null, text].filter((part) => part !== null).join("\n");
     });
-  }
-
-  #quote({ path, side, line }) {
-    const file = this.#files.get(path);
-    const row =
-      file && rowsOf(file).find((each) => (side === "old" ? each.kind === "-" && each.old : each.new) === line);
-    if (!row) return null;
-    return row.text.length > QUOTE_CHARACTERS_MAX ? `${row.text.slice(0, QUOTE_CHARACTERS_MAX)}…` : row.text;
   }
 }
 
+const shorten = (text) => (text.length > QUOTE_CHARACTERS_MAX ? `${text.slice(0, QUOTE_CHARACTERS_MAX)}…` : text);
+
 const commentRow = (content, isSplit) =>
   h("tr", { class: "comment-row" }, h("td", { colspan: isSplit ? 4 : 3 }, content));
-
-const placeOf = (file, row) =>
-  row.kind === "-" ? { path: file.path, side: "old", line: row.old } : { path: file.path, side: "new", line: row.new };
 
 const keyOf = ({ path, side, line }) => `${side} ${line} ${path}`;

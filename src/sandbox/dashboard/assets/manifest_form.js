@@ -20,6 +20,14 @@ function repositoryUrl(text) {
   return recent?.value ?? (GITHUB_NAME.test(name) ? `https://github.com/${name}` : text);
 }
 
+const withoutSuffix = (url) => url.toLowerCase().replace(/(\.git)?\/*$/, "");
+
+// The branches of recent tasks with this repository. A branch name contains no spaces.
+function recentBranches(url) {
+  const options = [...$("repositories").options].filter((option) => withoutSuffix(option.value) === withoutSuffix(url));
+  return new Set(options.flatMap((option) => option.dataset.branches.split(" ")));
+}
+
 // For each kind of field, `read` returns the value as text, or null if the form cannot show it. `value` converts the
 // text for the YAML.
 const KINDS = {
@@ -55,6 +63,8 @@ export function nameOf(prompt) {
 }
 
 export class ManifestForm {
+  #suggestedFor; // the repository whose branches are suggested
+
   // agents: the possible keys of the agent section. onchange: called with the new text.
   constructor(panel, agents, onchange) {
     this.fields = [...panel.querySelectorAll("[data-path]")];
@@ -76,9 +86,18 @@ export class ManifestForm {
     const keys = problem ? [] : this.manifest.keys();
     this.agent = keys.find((key) => this.agents.includes(key));
     for (const field of this.fields) this.#showField(field);
+    this.#showBranches();
     this.#showSecrets();
     this.#showNote(keys);
     this.#showSummary();
+  }
+
+  // Suggest the branches of the repository.
+  #showBranches() {
+    const url = this.manifest.problem ? null : this.manifest.readText(["repository", "url"]);
+    if (url === this.#suggestedFor) return;
+    this.#suggestedFor = url;
+    $("branches").replaceChildren(...[...recentBranches(url ?? "")].map((value) => h("option", { value })));
   }
 
   // Next to the heading of the closed part, show which advanced values are set.

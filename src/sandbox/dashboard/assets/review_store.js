@@ -7,7 +7,7 @@ export const COMMENT_CHARACTERS_MAX = 5000;
 
 export class ReviewStore {
   viewed = new Set();
-  comments = []; // { path, side, line, text }
+  comments = []; // { path, side, line, quote, text }
   request = ""; // the reader's general request
   #key;
 

@@ -10,7 +10,7 @@ import { Output } from "/assets/output.js";
 import { RefusedConnections } from "/assets/refused_connections.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
-const { task, api, events, after, format, patch } = $("task-data").dataset;
+const { task, api, events, after, format, patch, chainPatch } = $("task-data").dataset;
 const REFRESH_MILLISECONDS = 1000;
 const BATCH_MILLISECONDS = 8;
 const PENDING_CHARACTERS_MAX = 16_000_000;
@@ -20,7 +20,7 @@ const conversation = new Conversation();
 const output = new Output(format === "terminal");
 const metrics = new Metrics();
 const refusedConnections = new RefusedConnections();
-const changes = new Changes(`${api}/artifacts`, patch);
+const changes = new Changes(`${api}/artifacts`, patch, chainPatch);
 const outcome = new Outcome(`${api}/artifacts`, patch);
 const views = [conversation, output, metrics, refusedConnections, outcome];
 
@@ -389,7 +389,7 @@ registerShortcuts("Task", [
   },
   { keys: "t", label: "Top of the page", run: () => window.scrollTo(0, 0) },
 ]);
-registerShortcuts("Changes", changes.cursor.shortcuts);
+registerShortcuts("Changes", changes.shortcuts);
 registerShortcuts("Output", [
   {
     keys: "/",

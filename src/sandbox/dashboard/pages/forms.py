@@ -20,14 +20,15 @@ from sandbox.primitives import client_fairness
 _RECENT_TASKS = 100
 RECENT_REPOSITORIES_MAX = 10
 RECENT_BRANCHES_MAX = 20
+"""Maximum number of branches for each recent repository."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecentRepository:
-    """A repository of a recent task, and the branch of its latest task. name: the last two parts of the URL's path."""
+    """A repository of recent tasks. branches: of these tasks, latest first; name: the last two parts of its path."""
 
     url: str
-    branch: str
+    branches: Sequence[str]
     name: str
 
 
@@ -71,7 +72,6 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
         again=task,
         allowed=allowed,
         repositories=recent_repositories(recent),
-        branches=list(dict.fromkeys(each.manifest.repository.branch for each in recent))[:RECENT_BRANCHES_MAX],
         profiles=sorted(settings.profiles()) if settings.profiles else [],
         vm=Vm(),
         lifecycle=Lifecycle(),
@@ -98,12 +98,12 @@ def empty_manifest(agents: Mapping[str, Agent]) -> str:
 
 
 def recent_repositories(tasks: Sequence[Task]) -> Sequence[RecentRepository]:
-    """Return the repositories of these tasks, in order, without duplicates."""
-    latest: dict[str, str] = {}
+    """Return the repositories of these tasks and their branches, in order, without duplicates."""
+    branches: dict[str, dict[str, None]] = {}
     for task in tasks:
         repository = task.manifest.repository
-        latest.setdefault(public_repository_url(repository.url), repository.branch)
+        branches.setdefault(public_repository_url(repository.url), {})[repository.branch] = None
     return [
-        RecentRepository(url, branch, short_repository(url))
-        for url, branch in list(latest.items())[:RECENT_REPOSITORIES_MAX]
+        RecentRepository(url, list(names)[:RECENT_BRANCHES_MAX], short_repository(url))
+        for url, names in list(branches.items())[:RECENT_REPOSITORIES_MAX]
     ]

@@ -70,10 +70,19 @@ def test_recent_repositories_are_suggested_once_and_their_number_is_limited(page
         asyncio.run(pages.tasks.submit(manifest(f"task-{number:03}").replace(repository=repository)))
     text = pages.get("/submit").text
     options = text[text.index('id="repositories"') : text.index('id="branches"')]
-    suggested = re.findall(r'<option value="([^"]+)">', options)
+    suggested = re.findall(r'<option value="([^"]+)" data-branches="main">', options)
     assert len(suggested) == len(set(suggested)) == RECENT_REPOSITORIES_MAX
     assert pages.tasks.queries[-1].limit <= 100
     assert re.search(r'data-repository="git@example.org:org/0.git" data-branch="main">org/0@main<', text)
+
+
+def test_branches_of_each_recent_repository_are_suggested(pages):
+    for number, (name, branch) in enumerate([("a", "main"), ("a", "next"), ("b", "stable"), ("a", "main")]):
+        repository = Repository(url=f"https://example.org/{name}.git", branch=branch)
+        asyncio.run(pages.tasks.submit(manifest(f"task-{number:03}").replace(repository=repository)))
+    text = pages.get("/submit").text
+    suggested = re.findall(r'<option value="https://example.org/(.).git" data-branches="([^"]+)">', text)
+    assert suggested == [("a", "main next"), ("b", "stable")]
 
 
 def test_hostile_repository_is_escaped(pages):
