@@ -17,7 +17,7 @@ from sandbox.model.failure import Failure, FailureCode
 FINISHED_COUNT = 1000
 FAILED = "failed-task"
 REASON = "The model's provider refused the request: overloaded. Submit the task again later."
-LONG_NAME = "Repair the export of yearly reports now"
+LONG_NAME = "Repair the export of yearly reports now, and check all the totals once again"
 BLOCKED_MILLISECONDS_MAX = 2000
 """A busy machine needs 200 ms for a page of 50 rows; without content-visibility and pages, 1,000 rows need seconds."""
 ROWS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
@@ -120,14 +120,14 @@ def test_row_opens_its_task_by_click_middle_click_and_keyboard(base_url, browser
         page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, button=button)
 
     with page.context.expect_page() as opened:
-        click(".c-age", "middle")
+        click("td.c-age", "middle")
     opened.value.wait_for_url(f"**/tasks/{FAILED}")
     opened.value.close()
     page.locator(".row-link").focus()
     page.keyboard.press("Enter")
     page.wait_for_url(f"**/tasks/{FAILED}")
     page.go_back()
-    click(".c-now")
+    click("td.c-now")
     page.wait_for_url(f"**/tasks/{FAILED}")
     page.go_back()
     page.locator(".repository").click()

@@ -114,6 +114,22 @@ def wait_for_value(page, expression):
     wait_until(lambda: page.wait_for_timeout(50) or page.evaluate(expression), 30, expression)
 
 
+def test_linked_view_stays_at_the_top_until_the_user_scrolls(open_task):
+    page, stream = open_task("large#output")
+    result = {"is_error": False, "reason": "", "turns": 3, "duration_ms": 5, "cost_usd": None, "omitted_characters": 0}
+    stream.send(*(output(f"line {number}\n") for number in range(200)))
+    page.get_by_text("line 1", exact=True).wait_for()
+    stream.send({"type": "agent_result", "text": "A long message.\n\n" * 20, **result})
+    page.get_by_text("A long message.").first.wait_for()
+    wait_for_value(page, "Math.abs(document.querySelector('.tabs').getBoundingClientRect().top - 44) < 20")
+    page.mouse.wheel(0, -5000)
+    wait_for_value(page, "scrollY === 0")
+    stream.send({"type": "agent_result", "text": "Another message.\n\n" * 30, **result})
+    page.get_by_text("Another message.").first.wait_for()
+    page.wait_for_timeout(300)  # long enough for a scroll that must not happen
+    assert page.evaluate("scrollY") == 0
+
+
 def test_page_of_an_ended_task_opens_at_the_outcome(open_task):
     page, stream = open_task("chat")
     result = {"is_error": False, "reason": "", "turns": 3, "duration_ms": 5, "cost_usd": None, "omitted_characters": 0}

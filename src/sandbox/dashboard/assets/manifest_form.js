@@ -348,7 +348,9 @@ export class ManifestForm {
     }
     if (!text) text = frame.appendChild(h("p", { class: "field-error", "data-of": name }));
     text.id = id;
-    if (text.textContent !== message) text.textContent = message;
+    // The controls of a secret share a row, so the message names its control.
+    const shown = name && field.placeholder ? `${field.placeholder} ${message}` : message;
+    if (text.textContent !== shown) text.textContent = shown;
     field.setAttribute("aria-invalid", "true");
   }
 }

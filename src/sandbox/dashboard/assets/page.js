@@ -13,8 +13,14 @@ export function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+// Parts of a text in backticks become code.
+export function withCode(text) {
+  const parts = text.split(/`([^`\n]+)`/);
+  return parts.map((part, at) => (at % 2 ? h("code", {}, part) : part));
+}
+
 export function toast(text) {
-  const element = h("div", { class: "toast" }, text);
+  const element = h("div", { class: "toast" }, ...withCode(text));
   $("toasts").append(element);
   setTimeout(() => element.remove(), 5000);
 }

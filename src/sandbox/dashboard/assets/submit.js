@@ -2,7 +2,7 @@
 import { ManifestDocument } from "/assets/manifest_document.js";
 import { ManifestEditor } from "/assets/manifest_editor.js";
 import { ManifestForm } from "/assets/manifest_form.js";
-import { $, h, request, toast } from "/assets/page.js";
+import { $, h, request, toast, withCode } from "/assets/page.js";
 
 const PAUSE_MILLISECONDS = 250;
 const TASKS = "/api/v1/tasks";
@@ -45,7 +45,7 @@ function selectTab(name) {
 }
 
 function showVerdict(text, style) {
-  verdict.textContent = text;
+  verdict.replaceChildren(...withCode(text));
   verdict.className = `verdict ${style}`;
 }
 

@@ -213,6 +213,13 @@ $("title-bar-name").addEventListener("click", (event) => {
   $("main").focus({ preventScroll: true });
 });
 
+// After following a link to a view, keep the view at the top of the window while the parts above it are loading, until the
+// user scrolls or types.
+let isPinned = location.hash !== "";
+for (const kind of ["wheel", "touchmove", "pointerdown", "keydown"])
+  window.addEventListener(kind, () => (isPinned = false), { passive: true });
+new ResizeObserver(() => isPinned && $("views").scrollIntoView()).observe($("outcome"));
+
 const isEndSeen = () => window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 120;
 
 // At the top of the page of an ended task, the outcome is more important than the end of the conversation.
@@ -333,7 +340,7 @@ const ACTIONS = {
     const isForced = button.textContent.trim() !== "Cancel";
     const text = isForced
       ? "Stops everything in the sandbox immediately, without the 30 s grace period."
-      : "Asks the agent to stop, and stops it after 30 s. The results so far are kept.";
+      : "Asks the agent to stop, and stops it after 30\u00a0s. The results so far are kept.";
     const confirmed = await confirm(
       isForced ? "Stop now?" : "Cancel this task?",
       text,

@@ -47,6 +47,14 @@ def test_state_shows_whether_a_sandbox_is_still_preserved(pages):
         assert set(re.findall("failed, [a-z]+", pages.get(f"/tasks/{task_id}").text)) == {f"failed, {label}"}
 
 
+def test_cancellation_of_a_running_task_is_only_requested(pages):
+    pages.tasks.add("stops", *TO_RUNNING, e.CancelRequested("it is late"))
+    pages.tasks.add("stopped", *TO_RUNNING, e.CancelRequested("it is late"), *TO_COMPLETED)
+    assert pages.get("/").text.count("Cancellation requested") == 1
+    assert "<strong>Cancellation requested.</strong> Reason: it is late" in pages.get("/tasks/stops").text
+    assert "<strong>Cancelled.</strong> Reason: it is late" in pages.get("/tasks/stopped").text
+
+
 def test_label_form_redirects_to_the_filter_url(pages_with_tasks):
     response = pages_with_tasks.get("/?state=completed&label=team%3Da%26b")
     assert (response.status_code, response.headers["location"]) == (303, "/?state=completed&label.team=a%26b")
