@@ -17,7 +17,7 @@ from sandbox.model.failure import Failure, FailureCode
 FINISHED_COUNT = 1000
 FAILED = "failed-task"
 REASON = "The model's provider refused the request: overloaded. Submit the task again later."
-LONG_NAME = "Repair the export of yearly reports now, and check all the totals once again"
+LONG_NAME = "Repair the export of yearly reports now, and check all of its totals once again"
 BLOCKED_MILLISECONDS_MAX = 2000
 """A busy machine needs 200 ms for a page of 50 rows; without content-visibility and pages, 1,000 rows need seconds."""
 ROWS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"

@@ -118,7 +118,7 @@ def test_linked_view_stays_at_the_top_until_the_user_scrolls(open_task):
     page, stream = open_task("large#output")
     result = {"is_error": False, "reason": "", "turns": 3, "duration_ms": 5, "cost_usd": None, "omitted_characters": 0}
     stream.send(*(output(f"line {number}\n") for number in range(200)))
-    page.get_by_text("line 1", exact=True).wait_for()
+    page.get_by_text("line 199", exact=True).wait_for()
     stream.send({"type": "agent_result", "text": "A long message.\n\n" * 20, **result})
     page.get_by_text("A long message.").first.wait_for()
     wait_for_value(page, "Math.abs(document.querySelector('.tabs').getBoundingClientRect().top - 44) < 20")

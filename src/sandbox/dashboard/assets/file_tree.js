@@ -5,6 +5,7 @@ import { visibleName } from "/assets/untrusted_text.js";
 
 // Directories are initially open if there are at most this many files.
 const FILES_OPENED_MAX = 300;
+const BREAKABLE_CHARACTERS_MAX = 100;
 
 export class FileTree {
   element = h("nav", { class: "file-tree", "aria-label": "Changed files" });
@@ -68,7 +69,7 @@ export class FileTree {
     const link = h(
       "button",
       { type: "button", class: "tree-file", title: visibleName(path), onclick: () => this.select(view) },
-      h("span", { class: "tree-name" }, name),
+      h("span", { class: "tree-name" }, ...breakable(name)),
       plus ? h("span", { class: "plus" }, `+${plus}`) : null,
       minus ? h("span", { class: "minus" }, `−${minus}`) : null,
     );
@@ -91,6 +92,12 @@ export class FileTree {
     this.#links.get(view)?.setAttribute("aria-current", "true");
   }
 }
+
+// Long names break after punctuation rather than within a word.
+const breakable = (name) =>
+  name.length > BREAKABLE_CHARACTERS_MAX
+    ? [name]
+    : name.split(/(?<=[._-])/).flatMap((part, at) => (at ? [h("wbr"), part] : [part]));
 
 // A hostile path can have a huge number of directories. Below this depth, directories are shown as part of the file's
 // name.
