@@ -70,7 +70,9 @@ JSON_TYPES = {
     "sandbox.wiring.backup:BackupManifest": "sandbox.bootstrap.backup.create:BackupManifest",
     "sandbox.api.cursor:Bookmark": "sandbox.api.request_parsing:PageCursor",
 }
-ADDED_STATUS_FIELDS = {"repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain"}
+ADDED_STATUS_FIELDS = {
+    *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
+}
 EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task"}
 """Types with additional fields or events. The new version reads what the old one writes, not the other way round."""
 

@@ -88,7 +88,7 @@ async def check_submit_and_results(tool):
     submitted = json.loads(await tool("submit", manifest=MANIFEST | {"lifecycle": {"artifact_patterns": ["*.*"]}}))
     assert submitted["task_id"] == "mine"
     status = json.loads(await tool("status", task_id="mine", wait_seconds=60))
-    assert (status["state"], status["result"]) == ("completed", "I did it.")
+    assert (status["state"], status["final_message"]) == ("completed", "I did it.")
     assert status["progress"]["cost_usd"] > 0
     assert '"new_state":"completed"' in await tool("logs", task_id="mine", lines=1)
     assert '"type":"result"' in await tool("logs", task_id="mine", stream="stdout")

@@ -152,6 +152,7 @@ def test_second_agent_works_in_its_sandbox_with_its_own_model_api(server, model,
     assert (progress["turns"], progress["tool_calls"]) == (2, 1)
     assert (progress["input_tokens"], progress["output_tokens"], progress["cost_usd"]) == (2000, 2000, 0.01)
     assert status["result"] == {"is_error": False, "result": "It is written."}
+    assert status["final_message"] == "It is written."
     assert json.loads(server.artifact("metadata.json", "second"))["usage"]["model"] == "scripted-1"
     events = [event["type"] for event in server.wire_events("second")]
     assert (events.count("tool_call"), events.count("usage")) == (1, 2)

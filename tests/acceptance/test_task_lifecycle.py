@@ -95,7 +95,7 @@ def check_status(status):
     assert (status["progress"]["tool_calls"], status["progress"]["turns"]) == (3, 4)
     assert status["progress"]["input_tokens"] >= 4000
     assert status["progress"]["cost_usd"] > 0
-    assert status["result"]["result"] == "I did it."
+    assert status["final_message"] == status["result"]["result"] == "I did it."
     assert status["vm"]["runtime"] == "bubblewrap"
     assert status["definition"]["lifecycle"]["timeout"] == "24h"
     assert status["definition"]["vm"]["memory"] == "8G"

@@ -25,6 +25,7 @@ ROWS = [
     ("Output and journal", "Output delay before a flush to disk", "model.fixed_limits.OUTPUT_SYNC_SECONDS"),
     ("Output and journal", "Events of tool calls", "model.fixed_limits.TOOL_CALL_EVENTS_MAX"),
     ("Output and journal", "Text of a conversation event", "model.fixed_limits.CONVERSATION_TEXT_CHARACTERS_MAX"),
+    ("Output and journal", "`final_message` in the status", "model.fixed_limits.FINAL_MESSAGE_CHARACTERS_MAX"),
     ("Output and journal", "Conversation events of a task", "model.fixed_limits.CONVERSATION_BYTES_MAX"),
     ("Sandboxes", "Processes and threads", "model.fixed_limits.SANDBOX_PROCESSES_MAX"),
     ("Sandboxes", "Open files of one process", "runtimes.programs.process_limits.OPEN_FILES_MAX"),

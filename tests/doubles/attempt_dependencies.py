@@ -18,7 +18,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
-from sandbox.model.events import Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
+from sandbox.model.events import AgentMessage, Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
@@ -190,7 +190,10 @@ class ScriptedReady(AgentReady, frozen=True):
 
 
 class ScriptedAgent:
-    """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready."""
+    """Lines `+Tool` and `-Tool` on stdout start and end a tool call; `!` means that the agent is ready.
+
+    A line `<text` is a message. Its text is written backwards, so redaction does not find a secret in the line.
+    """
 
     task_key_prefix = "key-"
 
@@ -232,6 +235,8 @@ class ScriptedAgent:
                 return [ToolCallStarted(tool, tool)]
             case b"-":
                 return [ToolFinished(tool, tool, is_error=False)]
+            case b"<":
+                return [AgentMessage(tool[::-1])]
             case b"!":
                 return [ScriptedReady(self._script.start_check_failure)]
         return None

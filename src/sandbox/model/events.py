@@ -444,11 +444,14 @@ class AgentExited(_EventBase, frozen=True, tag="agent_exited"):
     """The agent process exited. `exit_code` is 128+n after signal n, null if it is unknown.
 
     `failure` is null only if the process exited with 0 and its last result has `is_error: false`.
+    `final_message` is the last message of the main conversation, at most FINAL_MESSAGE_CHARACTERS_MAX characters long;
+    null in journals of earlier versions, if there is no message, and if the runner died before the agent exited.
     """
 
     exit_code: int | None
     result: dict[str, Any] | None = None
     failure: Failure | None = None
+    final_message: str | None = None
 
 
 class ArtifactCollected(_EventBase, frozen=True, tag="artifact_collected"):

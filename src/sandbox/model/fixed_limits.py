@@ -79,6 +79,9 @@ CONVERSATION_TEXT_CHARACTERS_MAX = 100_000
 Additional characters are cut and counted.
 """
 
+FINAL_MESSAGE_CHARACTERS_MAX = 10_000
+"""Maximum length of the agent's last message in the status of a task; a longer message is cut and ends with `…`."""
+
 OPEN_TOOL_CALLS_MAX = 1000
 """Maximum number of an agent's concurrent tool calls that are timed; others are counted without a duration."""
 

@@ -199,7 +199,8 @@ def _attempt_ended(task: Task, _: e.AttemptEnded) -> _HandlerResult:
     if follow_up is None or attempt is None or task.failure is None:
         raise IllegalEventError(f"Task {task.id}: no other attempt follows.")
     ended = msgspec.structs.replace(attempt, failure=task.failure, exit_code=task.exit_code, follow_up=follow_up)
-    changes = {"attempt": ended, "failure": None, "agent_has_exited": False, "exit_code": None, "result": None}
+    changes = {"attempt": ended, "failure": None, "agent_has_exited": False}
+    changes |= dict.fromkeys(("exit_code", "result", "final_message"))
     wait = backoff_seconds(msgspec.structs.replace(task, attempt=ended, failure=None))
     pause = f" in {wait:.15g} s" if wait else ""
     message = f"Attempt {attempt.number} ended with {task.failure.code}; another attempt follows{pause}"
@@ -217,6 +218,7 @@ def _agent_exited(task: Task, event: e.AgentExited) -> _HandlerResult:
         "agent_has_exited": True,
         "exit_code": event.exit_code,
         "result": event.result,
+        "final_message": event.final_message,
         "failure": task.failure or event.failure,
         "progress": task.final_progress,
     }

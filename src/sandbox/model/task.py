@@ -18,6 +18,7 @@ from sandbox.model.events import (
     Progress,
 )
 from sandbox.model.failure import Failure
+from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
@@ -78,6 +79,12 @@ class AgentStartTime(msgspec.Struct, frozen=True):
     boot_id: str
 
 
+def cut_final_message(text: str) -> str:
+    """Return the text, or its beginning and `…` if it is longer than FINAL_MESSAGE_CHARACTERS_MAX."""
+    limit = FINAL_MESSAGE_CHARACTERS_MAX
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 class Task(
     msgspec.Struct,
     frozen=True,
@@ -91,7 +98,7 @@ class Task(
     agent_name: the agent's name for messages; `The agent` until it has started.
     parent: the task that this one continues, if any.
     rerun_of: id of the task that this one runs again, if any.
-    failure, agent_has_exited, exit_code, result, skipped_follow_ups: belong to the current attempt.
+    failure, agent_has_exited, exit_code, result, final_message, skipped_follow_ups: belong to the current attempt.
     diff: the size of the patch; None if there is no complete patch.
     """
 
@@ -119,6 +126,7 @@ class Task(
     diff: DiffStatistics | None = None
     parent: Parent | None = None
     rerun_of: str | None = None
+    final_message: str | None = None
 
     @property
     def created_at(self) -> datetime:

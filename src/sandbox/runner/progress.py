@@ -10,6 +10,8 @@ from sandbox.interfaces.agent import AgentEvent, ApiRetry, ToolFinished, TurnSta
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.gateway import Budget
 from sandbox.model.events import (
+    AgentMessage,
+    AgentResult,
     ConversationEvent,
     ErrorReported,
     Event,
@@ -60,6 +62,7 @@ class ProgressTracker:
 
     baseline: the counters of earlier attempts, from which counting continues.
     records_conversation: whether to record conversation events too.
+    last_message: the agent's last message in the main conversation; empty before the first one.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class ProgressTracker:
         *,
         records_conversation: bool = True,
     ) -> None:
+        self.last_message = ""
         self._record = record
         self._records_conversation = records_conversation
         self._has_recorded_conversation_gap = False
@@ -113,6 +117,8 @@ class ProgressTracker:
         if isinstance(event, _CONVERSATION_TYPES):
             self._record_conversation(event)
         match event:
+            case AgentMessage(text=text, kind="text", parent_tool_use_id=None) | AgentResult(text=text):
+                self.last_message = text if text.strip() else self.last_message
             case ToolCallStarted():
                 if len(self._open_tools) < OPEN_TOOL_CALLS_MAX:
                     self._open_tools[event.tool_use_id] = (_Call.of(event), monotonic)

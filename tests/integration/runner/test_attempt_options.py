@@ -22,6 +22,7 @@ from sandbox.model.events import (
     WorkspacePrepared,
 )
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.secret_fingerprint import make_fingerprint
 from sandbox.runner.steps.collect import ArtifactRecorder
@@ -148,6 +149,29 @@ async def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harn
     assert harness.outputs("stdout") == [b"rendered\n"]
     transcript = harness.attempt.task_layout.artifacts / "transcript.ndjson"
     assert transcript.read_bytes() == b"event one\nevent two\n"
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+async def test_last_message_is_recorded_with_the_exit(make_harness, exit_code):
+    harness = make_harness(Script(stdout=b"<.tsriF\n+Bash\n-Bash\n<.tsaL\nnot a message\n", exit=ExitStatus(exit_code)))
+    await harness.run()
+    assert harness.task.final_message == "Last."
+
+
+async def test_agent_without_a_message_has_no_final_message(make_harness):
+    harness = make_harness(Script())
+    await harness.run()
+    assert (harness.task.state, harness.task.final_message) == (TaskState.COMPLETED, None)
+
+
+async def test_final_message_is_cut_after_secrets_are_redacted(make_harness):
+    text = "x" * (FINAL_MESSAGE_CHARACTERS_MAX - len(VALUE) // 2) + VALUE
+    harness = make_harness(Script(stdout=f"<{text[::-1]}\n".encode()), secrets=SECRETS)
+    await harness.run()
+    message = harness.task.final_message
+    assert (len(message), message[-1]) == (FINAL_MESSAGE_CHARACTERS_MAX, "…")
+    assert message.rstrip("…").lstrip("x")
+    assert not VALUE.startswith(message.rstrip("…").lstrip("x"))
 
 
 @pytest.mark.parametrize("output_format", ["stream-json", "text"])

@@ -41,7 +41,7 @@ ATTEMPT = e.AttemptStarted("abcdefgh2345", "bubblewrap", "here")
 PREPARED = e.WorkspacePrepared("0" * 40)
 CREATED = e.SandboxCreated("sandbox-abcdefgh2345", "namespaces", "host")
 STARTED = e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab", agent="Claude Code")
-SUCCESS = e.AgentExited(0, {"is_error": False})
+SUCCESS = e.AgentExited(0, {"is_error": False}, final_message="It is done.")
 FINISHED = e.TaskFinished()
 ENDED = e.AttemptEnded()
 TO_RUNNING = (SUBMITTED, ATTEMPT, PREPARED, CREATED, STARTED)
@@ -86,7 +86,8 @@ def test_task_records_state_times_and_its_sandbox():
         "host",
         STARTED.session_id,
     )
-    assert (task.exit_code, task.result, task.last_seq) == (0, {"is_error": False}, 7)
+    assert (task.exit_code, task.result, task.final_message) == (0, {"is_error": False}, "It is done.")
+    assert task.last_seq == 7
 
 
 @pytest.mark.parametrize("event_count", range(1, 5))

@@ -169,7 +169,9 @@ def test_resuming_attempt_takes_over_the_disk():
 def test_next_attempt_clears_the_previous_outcome():
     task = final_task(*running(), exited(BROKEN, 7), ENDED, retries=1)
     assert (task.failure, task.exit_code, task.result, task.agent_has_exited) == (None, None, None, False)
-    lost = final_task(*running(), e.AgentExited(3, {"is_error": True}, failure=BROKEN), ENDED, attempt(2), retries=1)
+    failed_exit = e.AgentExited(3, {"is_error": True}, BROKEN, "I failed.")
+    lost = final_task(*running(), failed_exit, ENDED, attempt(2), retries=1)
+    assert lost.final_message is None
     assert (lost.failure, lost.exit_code, lost.result, lost.agent_has_exited) == (None, None, None, False)
 
 

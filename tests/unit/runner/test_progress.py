@@ -129,6 +129,25 @@ def test_conversation_is_recorded_in_order():
     assert events == [*CONVERSATION[:3], ToolCall("Bash", "t", 0), CONVERSATION[3]]
 
 
+def test_last_message_is_the_latest_text_of_the_main_conversation():
+    tracker, _ = create_tracker()
+    assert tracker.last_message == ""
+    others = [
+        AgentMessage("Let me think.", "thinking"),
+        AgentMessage("Subagent.", "text", "t"),
+        AgentMessage("Prompt of a subagent.", "prompt", "t"),
+        AgentMessage("Claude Code 2 started", "notice"),
+        AgentResult(" \n", is_error=True),
+    ]
+    for event, last in (
+        (AgentMessage("One."), "One."),
+        *((other, "One.") for other in others),
+        (CONVERSATION[3], "Done."),
+    ):
+        tracker.handle_agent_event(event, 1.0)
+        assert tracker.last_message == last
+
+
 def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
     events = RecordedEvents()
     tracker = ProgressTracker(

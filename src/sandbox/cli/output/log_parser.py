@@ -5,15 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
-
-if TYPE_CHECKING:
-    from sandbox.client import Client
-
-CONVERSATION_LINES_MAX = 50
-"""How many lines at the end of the conversation are searched for the agent's final message."""
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 
@@ -43,16 +37,6 @@ def parse_log_events(lines: Iterable[bytes], task_id: str) -> Iterator[Mapping[s
             stamp, stream = time[1:-2].decode(errors="replace"), tag[1:-2].decode().lower()
             data = content.decode(errors="replace")
             yield {"type": "output", "task_id": task_id, "timestamp": stamp, "stream": stream, "data": data}
-
-
-def final_message(client: Client, task_id: str) -> str:
-    """Return the agent's final message; empty if there is none."""
-    text = ""
-    lines = client.logs(task_id, stream="conversation", tail=CONVERSATION_LINES_MAX)
-    for event in parse_log_events(lines, task_id):
-        if event["type"] == "agent_result":
-            text = "" if event.get("is_error") else str(event.get("text") or "")
-    return text
 
 
 def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:

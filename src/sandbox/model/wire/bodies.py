@@ -223,6 +223,11 @@ class TaskItemBody(TypedDict):
     """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
     error: FailureBody | None
     """Why the task failed; null while another attempt follows."""
+    final_message: str | None
+    """The agent's last message, redacted; null until the agent has exited, and if there is none.
+
+    A message of more than 10,000 characters is cut and ends with `…`. The logs have the complete message.
+    """
     attempts: list[AttemptBody]
     """Every attempt, oldest first."""
     progress: ProgressBody
@@ -235,8 +240,6 @@ class TaskItemBody(TypedDict):
     """Size of the patch; null until it is stored, and if it is incomplete or its size was not recorded."""
     duration_seconds: float | None
     """Time from the agent's first start to the end of the task, or until now; null if it never started."""
-    result: dict[str, Any] | None
-    """The agent's own report on its run; its keys depend on the agent."""
     parent: str | None
     """Id of the task that this one continues; null for any other task. That task may have been removed."""
     rerun_of: str | None
@@ -266,6 +269,8 @@ class TaskBody(TaskItemBody):
 
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
+    result: dict[str, Any] | None
+    """The agent's own report on its run; its keys depend on the agent. `final_message` does not."""
     chain: ChainBody | None
     """Totals of the chain; null if the task neither continues another task nor is continued by one."""
 

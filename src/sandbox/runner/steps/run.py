@@ -17,6 +17,7 @@ from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metri
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import METRICS_INTERVAL_SECONDS, METRICS_INTERVAL_SECONDS_MIN, SANDBOX_START_SECONDS
 from sandbox.model.state_machine import will_be_followed_up
+from sandbox.model.task import cut_final_message
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
@@ -274,11 +275,18 @@ class _AgentRun(msgspec.Struct, frozen=True):
         else:
             outcome = self.output_parser.outcome(exit_, self.output.stderr_tail)
         failure = self.exhaustion.explain_failure(outcome, self.agent_name)
-        exited = AgentExited(exit_.code, outcome.result, failure)
+        exited = AgentExited(exit_.code, outcome.result, failure, self._final_message())
         if not manifest.agent.is_interactive and not will_be_followed_up(self.attempt.task, exited):
             await self.output.record_rendered_stdout(self.driver.render_output(manifest, outcome.result))
         self.output.close()
         self.attempt.recorder.record(exited)
+
+    def _final_message(self) -> str | None:
+        """Return the agent's last message, which is redacted before it is cut: a part of a secret is not redacted."""
+        redaction, message = self.attempt.redaction, self.progress.last_message
+        if redaction is not None:
+            message = redaction.redact_text(message)
+        return cut_final_message(message) or None
 
     async def _start_agent(self) -> tuple[AgentProcess, Sequence[OutputReader], SharedTerminal | None]:
         """Start the agent. Return its output readers, and its terminal if it has one.

@@ -74,11 +74,8 @@ def serve_task(api, serve_patch, git_server):
     def serve(patch: bytes, base: str | None, repository: Mapping[str, str] = MappingProxyType({})) -> None:
         serve_patch(patch, base)
         cloned = {"url": f"{git_server.url}org/app.git", "branch": "main", **repository}
-        api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed", definition={"repository": cloned})))
-        event = {"type": "agent_result", "text": FINAL_MESSAGE, "is_error": False}
-        event |= {"task_id": TASK_ID, "seq": 9, "timestamp": "2026-01-29T10:10:09.123Z"}
-        line = f"[2026-01-29T10:10:09.123Z] [EVENT] {json.dumps(event)}\n".encode()
-        api.on("GET", f"/tasks/{TASK_ID}/logs", ApiResponse(200, [line], {"Content-Type": "text/plain"}))
+        status = task_status("completed", definition={"repository": cloned}, final_message=FINAL_MESSAGE)
+        api.on("GET", f"/tasks/{TASK_ID}", json_response(status))
 
     return serve
 

@@ -16,14 +16,14 @@ from sandbox.model.task_state import TaskState
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
     "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
-    "duration_seconds", "result", "parent", "rerun_of", "continues", "sandbox_kept",
+    "duration_seconds", "final_message", "parent", "rerun_of", "continues", "sandbox_kept",
 }  # fmt: skip
 
 
 def test_pending_task_has_all_keys_and_defaults(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
-    assert set(status) == KEYS | {"definition", "chain"}
+    assert set(status) == KEYS | {"definition", "result", "chain"}
     assert status["sandbox_kept"] is False
     assert (status["state"], status["labels"]) == ("pending", {"team": "platform"})
     assert (status["started_at"], status["finished_at"], status["exit_code"], status["error"]) == (None,) * 4
@@ -44,6 +44,33 @@ def test_finished_task_has_times_and_result(api, tasks):
     assert status["vm"]["runtime"] == "bubblewrap"
     assert status["vm_name"] == "sandbox-abcdefghijkl"
     assert status["progress"]["turns"] == 3
+
+
+def test_status_and_list_have_the_final_message(api, tasks):
+    tasks.add("task-001", *TO_RUNNING)
+    assert api.get("/api/v1/tasks/task-001").json()["final_message"] is None
+    report = {"is_error": False, "result": "In the agent's own words."}
+    tasks.record("task-001", e.AgentExited(0, report, final_message="It is done."), e.TaskFinished())
+    assert api.get("/api/v1/tasks/task-001").json()["final_message"] == "It is done."
+    [listed] = api.get("/api/v1/tasks").json()["tasks"]
+    assert (listed["final_message"], "result" in listed) == ("It is done.", False)
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ({"result": "I did it."}, "I did it."),
+        ({"result": "x" * 20_000}, "x" * 9_999 + "…"),
+        ({"result": ""}, None),
+        ({"result": {"a": 1}}, None),
+        ({"is_error": True}, None),
+        (None, None),
+    ],
+)
+def test_task_of_an_earlier_version_has_the_message_of_the_agents_report(api, tasks, report, message):
+    tasks.add("task-001", *TO_RUNNING, e.AgentExited(0, report), e.TaskFinished())
+    status = api.get("/api/v1/tasks/task-001").json()
+    assert (status["final_message"], status["result"]) == (message, report)
 
 
 def test_failed_task_has_an_error(api, tasks):

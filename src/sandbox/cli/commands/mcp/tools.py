@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 from sandbox.client import Artifact, AsyncClient
-from sandbox.client.response_types import TaskSummary
 from sandbox.model.task_state import FINAL_STATES
 
 RESPONSE_CHARACTERS_MAX = 40_000
@@ -27,6 +26,7 @@ _STATUS_FIELDS = (
     "finished_at",
     "exit_code",
     "error",
+    "final_message",
     "progress",
     "parent",
     "continues",
@@ -68,10 +68,8 @@ async def continue_task(client: AsyncClient, task_id: str, prompt: str) -> str:
 
 async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
     """Return the task's status once the task has ended or the timeout has expired."""
-    task: TaskSummary = await client.wait(task_id, timeout_seconds=wait_seconds)
-    result = (task["result"] or {}).get("result")
-    fields = {field: value for field, value in task.items() if field in _STATUS_FIELDS}
-    return _json({"task_id": task["id"], **fields, "result": _truncate(result) if isinstance(result, str) else None})
+    task = await client.wait(task_id, timeout_seconds=wait_seconds)
+    return _json({"task_id": task["id"], **{field: value for field, value in task.items() if field in _STATUS_FIELDS}})
 
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
@@ -145,7 +143,7 @@ def _text_page(text: str, offset: int) -> str:
     return text[offset:end] + more
 
 
-def _truncate(text: str, characters_max: int = RESPONSE_CHARACTERS_MAX // 2) -> str:
+def _truncate(text: str, characters_max: int) -> str:
     return text if len(text) <= characters_max else f"{text[:characters_max]} […]"
 
 

@@ -29,7 +29,6 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
-from sandbox.cli.output.log_parser import final_message
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
 
@@ -105,7 +104,7 @@ def apply(
             base = _commit_or_none(status["definition"].get("repository", {}).get("commit"))
         task = _Task(task_id, base, patch)
         if branch is not None and status is not None:
-            _apply_to_branch(client, branch, task, status, options, pushes=branch_options["pushes"])
+            _apply_to_branch(branch, task, status, options, pushes=branch_options["pushes"])
             return
         if status is None and base and base != checkout.commit():
             _suggest_chain(client, task_id)
@@ -152,16 +151,16 @@ def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, 
         click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
 
 
-def _apply_to_branch(
-    client: Client, branch: NewBranch, task: _Task, status: Task, options: CliOptions, *, pushes: bool
-) -> None:
+def _apply_to_branch(branch: NewBranch, task: _Task, status: Task, options: CliOptions, *, pushes: bool) -> None:
     checkout = branch.checkout
     changed = checkout.list_changed_files(task.patch) if task.patch.stat().st_size else []
     head = checkout.commit()
     created: dict[str, Any] | None = None
     if changed:
         base = _fetch_base(branch, task, status["definition"].get("repository", {}))
-        message = build_commit_message(final_message(client, task.id), status["name"], task.id)
+        # The message of a failed agent describes the error. Older servers do not send the message.
+        final_message = "" if status["error"] else status.get("final_message") or ""
+        message = build_commit_message(final_message, status["name"], task.id)
         commit = branch.commit(base, task.patch, message)
         pushed_to, url = branch.push(commit) if pushes else (None, None)
         created = {"name": branch.name, "commit": commit, "pushed_to": pushed_to, "pull_request_url": url}

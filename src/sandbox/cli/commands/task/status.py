@@ -24,7 +24,7 @@ from sandbox.cli.output.formatting import (
     task_duration,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import final_message, parse_log_events
+from sandbox.cli.output.log_parser import parse_log_events
 from sandbox.cli.output.text import escape_name, wrap_text
 from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
@@ -64,7 +64,7 @@ def status(task_id: str, watches: bool) -> None:
     options = current_options()
     with options.connect() as client:
         if not watches:
-            _show(client, client.status(task_id), options)
+            _show(client.status(task_id), options)
             return
         with interrupt_hint(task_id):
             _watch(client, task_id, options)
@@ -76,7 +76,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         return
     task = client.status(task_id)
     if task["state"] in FINAL_STATES:
-        _show(client, task, options)
+        _show(task, options)
         return
     console = stdout_console(has_color=options.has_color)
     _print_rows(((label, value) for label, value in _rows(task, is_terminal=True) if label in _STATIC_ROWS), console)
@@ -102,7 +102,7 @@ def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, 
             yield event
 
 
-def _show(client: Client, task: Task, options: CliOptions) -> None:
+def _show(task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
@@ -112,29 +112,14 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     if not console.is_terminal:
         _print_rows(rows, console, state_style)
         return
-    message = _final_message(client, task)
-    _print_rows(_outcome_rows(task, dict(rows), message, options.server, console.width), console, state_style)
+    _print_rows(_outcome_rows(task, dict(rows), options.server, console.width), console, state_style)
     console.print()
     # The outcome shows the duration.
     details = [(label, value.partition("  after ")[0]) for label, value in rows if label not in _OUTCOME_ROWS]
     _print_rows([row for row in details if row[0] != "Release it"], console)
 
 
-def _final_message(client: Client, task: Task) -> str:
-    """Return the agent's final message; empty if the task has not ended or the server does not send the message."""
-    from sandbox.client import ClientError
-
-    if task["state"] not in FINAL_STATES:
-        return ""
-    try:
-        return final_message(client, task["id"])
-    except ClientError:
-        return ""
-
-
-def _outcome_rows(
-    task: Task, rows: Mapping[str, str], message: str, server: str, width: int
-) -> Iterator[tuple[str, str]]:
+def _outcome_rows(task: Task, rows: Mapping[str, str], server: str, width: int) -> Iterator[tuple[str, str]]:
     """Yield the outcome, the dashboard's address and the next commands. rows: the rows without a terminal."""
     from sandbox.client.url import task_page_url
 
@@ -143,7 +128,8 @@ def _outcome_rows(
         yield "Error", rows["Error"]
     if (diff := task.get("diff")) and diff["files"]:
         yield "Changes", f"{format_changes(task)} in {pluralize(diff['files'], 'file')}"
-    if message.strip():
+    # Older servers do not send the message. The message of a failed agent repeats the error.
+    if (message := task.get("final_message")) and not task["error"]:
         yield "Message", message
     if "Cost" in rows:
         yield "Cost", rows["Cost"]

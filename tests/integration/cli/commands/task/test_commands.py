@@ -200,11 +200,6 @@ def test_status_shows_the_task(run_cli, api):
 DIFF = {"files": 2, "additions": 1016, "deletions": 4}
 
 
-def log_with_result(text):
-    event = {"type": "agent_result", "task_id": TASK_ID, "seq": 1, "timestamp": "t", "is_error": False, "text": text}
-    return ApiResponse(200, [f"[t] [EVENT] {json.dumps(event)}\n".encode()])
-
-
 def show_on_terminal(on_terminal, terminal, *arguments):
     terminal.resize(100)
     text = terminal.read_to_end(on_terminal(*arguments, "--no-color")).decode()
@@ -212,10 +207,9 @@ def show_on_terminal(on_terminal, terminal, *arguments):
 
 
 def test_status_on_a_terminal_begins_with_the_outcome(api, on_terminal, terminal):
-    task = task_status("completed", diff=DIFF, duration_seconds=125.0)
-    api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
     message = "\n".join(["Fixed \x1b[31m.", "", *map(str, range(20))])
-    api.on("GET", f"/tasks/{TASK_ID}/logs", log_with_result(message))
+    task = task_status("completed", diff=DIFF, duration_seconds=125.0, final_message=message)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
     lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
     assert lines[: lines.index("")] == [
         "State       completed  Claude Code is working",
@@ -237,9 +231,9 @@ def test_status_on_a_terminal_begins_with_the_outcome(api, on_terminal, terminal
 
 def test_status_of_a_failed_task_suggests_to_set_the_field_that_the_message_names(api, on_terminal, terminal):
     error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it."}
-    changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}}
+    changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}, "final_message": "API Error"}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", **changes)))
-    lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)  # the server has no log of the task
+    lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
     assert lines[:3] == [
         "State       failed, preserved  Claude Code is working",
         "Error       x.com: vm.memory (2G) was used up; raise it. (out_of_memory)",
