@@ -26,11 +26,9 @@ from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
 
 ROUNDS = 200
-SORTS: tuple[Literal["created_at", "started_at", "state_changed_at", "name"], ...] = (
-    "created_at",
-    "started_at",
-    "state_changed_at",
-    "name",
+SORTS: tuple[Literal["created_at", "started_at", "state_changed_at", "name", "cost"], ...] = (
+    *("created_at", "started_at", "state_changed_at"),
+    *("name", "cost"),
 )
 LIFE = (TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY, TaskState.RUNNING)
 STATES = [TaskState.COMPLETED] * 90 + [TaskState.FAILED] * 8 + [TaskState.CANCELLED] * 2
@@ -71,7 +69,7 @@ def task(number: int) -> Task:
     if state is not history[-1].state:
         history.append(StateHistoryEntry(state, at + timedelta(seconds=500 + number % 997)))
     attempt = Attempt("abcdefghijkl", "bubblewrap", "host", "sandbox-abcdefghijkl", "bubblewrap", "host", "c" * 40, "s")
-    progress = Progress(10_000, 20, None, at, 12, 100_000, 5_000, 0.25)
+    progress = Progress(10_000, 20, None, at, 12, 100_000, 5_000, number % 997 / 1000)
     return Task(f"task-{number:06}", manifest, state, "It is", tuple(history), 500, attempt, progress=progress)
 
 
@@ -86,7 +84,9 @@ def fill(path: Path, count: int) -> SqliteStore:
         store.insert(IndexedTask(each, 1))
         inserts.append(time.thread_time() - begin)
         if number % 10 == 0:
-            began = msgspec.structs.replace(each, history=(*each.history, StateHistoryEntry(each.state, BEGIN)))
+            history = (*each.history, StateHistoryEntry(each.state, BEGIN))
+            progress = msgspec.structs.replace(each.progress, cost_usd=each.progress.cost_usd + 0.1)
+            began = msgspec.structs.replace(each, history=history, progress=progress)
             begin = time.thread_time()
             store.save(IndexedTask(began, 2))
             updates.append(time.thread_time() - begin)
@@ -134,6 +134,8 @@ def measure_searches(store: SqliteStore, count: int) -> None:
         "word of all, by name": TaskQuery(search="fix", sort="name", order="asc"),
         "word of half, by name": TaskQuery(search="half", sort="name", order="asc"),
         "word of half, by start": TaskQuery(search="half", sort="started_at"),
+        "word of all, by cost": TaskQuery(search="fix", sort="cost"),
+        "word of half, by cost": TaskQuery(search="half", sort="cost"),
         "word of half, offset": TaskQuery(search="half", offset=count // 4),
         "repository": TaskQuery(repository="team-3/repository"),
         "repository, failed, label": TaskQuery(failed, {"all": "yes"}, repository="team-3/repository"),
@@ -147,6 +149,24 @@ def measure_searches(store: SqliteStore, count: int) -> None:
         measure(name, partial(store.query, query))
     deep = store.query(TaskQuery(search="half", limit=1, offset=count // 4)).next_cursor
     measure("word of half, cursor deep", lambda: store.query(TaskQuery(search="half", cursor=deep)))
+
+
+def measure_totals(store: SqliteStore, count: int) -> None:
+    """Measure lists with totals, which add up the costs of all tasks that match."""
+    failed, middle = frozenset({TaskState.FAILED}), BEGIN + timedelta(minutes=count // 2)
+    queries = {
+        "totals": TaskQuery(with_totals=True),
+        "totals, by cost": TaskQuery(sort="cost", with_totals=True),
+        "totals, failed": TaskQuery(failed, with_totals=True),
+        "totals, half of the period": TaskQuery(created_after=middle, with_totals=True),
+        "totals, half of the period, failed": TaskQuery(failed, created_after=middle, with_totals=True),
+        "totals, label of a tenth": TaskQuery(labels={"team": "team-4"}, with_totals=True),
+        "totals, word of half": TaskQuery(search="half", with_totals=True),
+        "totals, word of all": TaskQuery(search="fix", with_totals=True),
+        "totals, word of half, period": TaskQuery(search="half", created_after=middle, with_totals=True),
+    }
+    for name, query in queries.items():
+        measure(name, partial(store.query, query))
 
 
 def measure_upgrade(path: Path, count: int) -> None:
@@ -196,6 +216,7 @@ def main() -> None:
         measure("label of a tenth, cursor deep", lambda: store.query(TaskQuery(labels={"team": "team-3"}, cursor=deep)))
         measure("counts by state", store.count_by_state)
         measure_searches(store, count)
+        measure_totals(store, count)
         store.close()
         measure_upgrade(path, count)
 

@@ -59,6 +59,7 @@ def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
     assert status["state"] == "completed", deployment.diagnostics(task_id)
     check_states(events)
     check_status(status)
+    check_list(deployment, status)
     check_patch_applies(deployment, deployment.artifact(f"{task_id}.patch", task_id), tmp_path)
     check_server_key_is_hidden(deployment, task_id)
     lines = [event["data"] for event in events if event["type"] == "output"]
@@ -99,6 +100,15 @@ def check_status(status):
     assert status["vm"]["runtime"] == "bubblewrap"
     assert status["definition"]["lifecycle"]["timeout"] == "24h"
     assert status["definition"]["vm"]["memory"] == "8G"
+
+
+def check_list(deployment, status):
+    """Check that the list with the only task has its cost and its final message."""
+    page = deployment.http.get("/api/v1/tasks?sort=cost&totals=true").json()
+    assert page["totals"] == {"tasks": 1, "cost_usd": status["progress"]["cost_usd"]}
+    assert page["tasks"] == [
+        {key: value for key, value in status.items() if key not in {"definition", "result", "chain"}}
+    ]
 
 
 def check_patch_applies(deployment, patch, directory):

@@ -10,7 +10,15 @@ import pytest
 
 from doubles.manifests import claude
 from doubles.memory_store import MemoryStore
-from sandbox.interfaces.store import Cursor, DuplicateTaskError, IndexedTask, InvalidCursorError, TaskQuery
+from sandbox.interfaces.store import (
+    ChangeCursor,
+    Cursor,
+    DuplicateTaskError,
+    IndexedTask,
+    InvalidCursorError,
+    TaskQuery,
+    TaskTotals,
+)
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
@@ -45,6 +53,7 @@ def task(
     labels=None,
     prompt="Fix it",
     url="https://git.example.org/repo.git",
+    cost=0.0,
 ):
     """Create a task whose history matches these times."""
     history = [StateHistoryEntry(TaskState.PENDING, at(created))]
@@ -57,7 +66,8 @@ def task(
         repository=Repository(url=url, branch="main"),
         agent=claude(prompt=prompt),
     )
-    return Task(task_id, manifest, state, f"is {state}", tuple(history), last_seq=len(history))
+    progress = e.Progress(cost_usd=cost)
+    return Task(task_id, manifest, state, f"is {state}", tuple(history), last_seq=len(history), progress=progress)
 
 
 ARTIFACTS = (Artifact("a.patch", ".sandbox/a.patch", 5, "text/x-diff", "sha256:00"),)
@@ -200,12 +210,15 @@ def test_pages_are_newest_first_by_default(store):
         ("started_at", ["b", "a", "c", "d"]),
         ("state_changed_at", ["d", "a", "c", "b"]),
         ("name", ["b", "d", "a", "c"]),
+        ("cost", ["d", "b", "c", "a"]),
     ],
 )
 def test_tasks_are_sorted_by_each_field_with_unstarted_tasks_last(store, sort, ascending):
-    store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b"), 0))
-    store.insert(IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B"), 0))
-    store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é"), 0))
+    store.insert(IndexedTask(task("a", TaskState.COMPLETED, created=3, started=20, changed=30, name="b", cost=12.5), 0))
+    store.insert(
+        IndexedTask(task("b", TaskState.COMPLETED, created=2, started=10, changed=50, name="B", cost=0.000000002), 0)
+    )
+    store.insert(IndexedTask(task("c", TaskState.CANCELLED, created=1, changed=40, name="é", cost=3.0), 0))
     store.insert(IndexedTask(task("d", created=4, name="a"), 0))
 
     descending = ["a", "b", "d", "c"] if sort == "started_at" else ascending[::-1]
@@ -213,7 +226,7 @@ def test_tasks_are_sorted_by_each_field_with_unstarted_tasks_last(store, sort, a
     assert ids(store.query(TaskQuery(sort=sort, order="desc"))) == descending
 
 
-@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
+@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name", "cost"])
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_of_tasks_with_equal_values_neither_repeat_nor_skip_tasks(store, sort, order):
     for number in [7, 3, 9, 1, 5, 0, 8, 2, 6, 4]:
@@ -228,7 +241,7 @@ def test_pages_of_tasks_with_equal_values_neither_repeat_nor_skip_tasks(store, s
         assert collected == sorted(collected, reverse=order == "desc")
 
 
-SORTS = ["created_at", "started_at", "state_changed_at", "name"]
+SORTS = ["created_at", "started_at", "state_changed_at", "name", "cost"]
 
 
 def list_all_ids(store, **filters):
@@ -246,9 +259,8 @@ def store_with_mixed_tasks(store):
     """Tasks with equal and different values. Some never started."""
     for number in range(12):
         times = {"created": number % 5, "started": number % 4 or None, "changed": 50 + number % 3}
-        new_task = task(
-            f"t{number:02}", TaskState.COMPLETED, **times, name=f"n{number % 2}", labels={"odd": str(number % 2)}
-        )
+        others = {"name": f"n{number % 2}", "labels": {"odd": str(number % 2)}, "cost": number % 3 / 10}
+        new_task = task(f"t{number:02}", TaskState.COMPLETED, **times, **others)
         store.insert(IndexedTask(new_task, 0))
     return store
 
@@ -268,10 +280,10 @@ def test_cursor_pages_are_stable_while_tasks_change(store_with_mixed_tasks, sort
     first = store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order, limit=6))
     unseen = ids(store_with_mixed_tasks.query(TaskQuery(sort=sort, order=order)))[6:]
     for number, name in enumerate(["a-new", "z-new"]):
-        store_with_mixed_tasks.insert(IndexedTask(task(name, created=number * 50, name=name), 0))
+        store_with_mixed_tasks.insert(IndexedTask(task(name, created=number * 50, name=name, cost=number), 0))
     first_id = first.tasks[0].id
     store_with_mixed_tasks.save(
-        IndexedTask(task(first_id, TaskState.FAILED, created=99, started=99, changed=999, name="zzz"), 1)
+        IndexedTask(task(first_id, TaskState.FAILED, created=99, started=99, changed=999, name="zzz", cost=9), 1)
     )
 
     rest = list_all_ids(store_with_mixed_tasks, sort=sort, order=order, limit=2, cursor=first.next_cursor)
@@ -301,6 +313,8 @@ def test_last_page_has_no_cursor_and_offset_is_relative_to_the_cursor(store_with
         ("started_at", ""),
         ("name", None),
         ("name", "\ud800"),
+        ("cost", None),
+        ("cost", "0.5"),
     ],
 )
 def test_cursor_of_another_sort_order_is_rejected(store_with_mixed_tasks, sort, value):
@@ -320,7 +334,9 @@ def test_filters_are_independent_of_the_query_plan(store, monkeypatch, count, so
         labels = {"all": "yes", "half": str(number % 2), "tenth": str(number % 10)}
         started = number if number % 4 else None
         new_task = task(
-            f"t{number:04}", state, created=number % 50, started=started, name=f"n{number % 7}", labels=labels
+            *(f"t{number:04}", state),
+            **{"created": number % 50, "started": started, "name": f"n{number % 7}", "cost": number % 5 / 7},
+            labels=labels,
         )
         store.insert(IndexedTask(new_task, 0))
         if state is not TaskState.RUNNING and number % 2 == 0:
@@ -342,6 +358,99 @@ def test_filters_are_independent_of_the_query_plan(store, monkeypatch, count, so
     label_query = TaskQuery(labels={"half": "0", "tenth": "4"}, limit=1000)
     assert sorted(ids(store.query(label_query))) == [f"t{number:04}" for number in range(4, count, 10)]
     assert store.query(label_query).total_count == len(range(4, count, 10))
+
+
+def test_totals_cover_all_pages_and_only_matching_tasks(store):
+    for number in range(10):
+        state = TaskState.FAILED if number % 2 else TaskState.COMPLETED
+        labels, prompt = {"half": str(number // 5)}, f"alpha word{number}"
+        store.insert(IndexedTask(task(f"t{number}", state, created=number, cost=0.1, labels=labels, prompt=prompt), 1))
+    failed = frozenset({TaskState.FAILED})
+    for filters, totals in (
+        ({}, TaskTotals(10, 1.0)),
+        ({"limit": 3, "offset": 5}, TaskTotals(10, 1.0)),
+        ({"states": failed}, TaskTotals(5, 0.5)),
+        ({"labels": {"half": "0"}}, TaskTotals(5, 0.5)),
+        ({"search": "alpha", "states": failed}, TaskTotals(5, 0.5)),
+        ({"created_after": at(3)}, TaskTotals(7, 0.7)),
+        ({"created_after": at(3), "states": failed}, TaskTotals(4, 0.4)),
+        ({"created_before": at(3), "search": "alpha"}, TaskTotals(3, 0.3)),
+        ({"search": "nowhere"}, TaskTotals(0, 0.0)),
+    ):
+        page = store.query(TaskQuery(**filters, with_totals=True))
+        assert (page.totals, page.total_count) == (totals, totals.tasks), filters
+        assert store.query(TaskQuery(**filters)).totals is None
+
+
+def test_totals_and_order_follow_the_cost_of_a_running_task(store):
+    for task_id, cost in (("a", 0.0), ("b", 0.5)):
+        store.insert(IndexedTask(task(task_id, TaskState.RUNNING, cost=cost), 1))
+    store.save(IndexedTask(task("a", TaskState.RUNNING, cost=0.75), 2))
+    for search in ("", "fix"):
+        page = store.query(TaskQuery(sort="cost", search=search, with_totals=True))
+        assert (ids(page), page.totals) == (["a", "b"], TaskTotals(2, 1.25))
+    store.delete("a")
+    assert store.query(TaskQuery(with_totals=True)).totals == TaskTotals(1, 0.5)
+
+
+@pytest.mark.parametrize("cost", [-1.0, 1e300])
+def test_impossible_costs_of_a_damaged_journal_can_be_sorted(store, cost):
+    store.insert(IndexedTask(task("a", cost=cost), 1))
+    store.insert(IndexedTask(task("b", cost=1.0), 1))
+    assert ids(store.query(TaskQuery(sort="cost"))) == (["b", "a"] if cost < 0 else ["a", "b"])
+
+
+def changed_ids(store, after, limit=100):
+    return [each.task.id for each in store.changed_tasks(after, limit)]
+
+
+def test_changed_tasks_are_in_the_order_of_their_latest_change(store):
+    begin = store.last_change()
+    assert store.changed_tasks(begin, 10) == []
+    for task_id in "abc":
+        store.insert(IndexedTask(task(task_id), 1))
+    assert changed_ids(store, begin) == ["a", "b", "c"]
+    middle = store.last_change()
+    store.save(IndexedTask(task("c", TaskState.RUNNING), 2))
+    store.save_all([IndexedTask(task("a", TaskState.RUNNING), 2), IndexedTask(task("c", TaskState.FAILED), 3)])
+    changed = store.changed_tasks(middle, 10)
+    assert [(each.task.id, each.task.state) for each in changed] == [("a", "running"), ("c", "failed")]
+    assert changed[-1].cursor == store.last_change()
+    assert changed_ids(store, changed[0].cursor) == ["c"]
+    assert changed_ids(store, begin) == ["b", "a", "c"]
+    assert changed_ids(store, begin, limit=2) == ["b", "a"]
+
+
+def test_only_a_change_of_the_state_counts_as_a_change(store):
+    store.insert(IndexedTask(task("a", TaskState.RUNNING), 1))
+    before = store.last_change()
+    store.save(IndexedTask(task("a", TaskState.RUNNING, cost=2.0, name="new", prompt="new"), 2))
+    assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
+
+
+def test_deleted_tasks_do_not_change_and_their_numbers_are_not_used_again(store):
+    store.insert(IndexedTask(task("a"), 1))
+    before = store.last_change()
+    store.delete("a")
+    assert store.changed_tasks(ChangeCursor(before.index_id, 0), 10) == []
+    store.insert(IndexedTask(task("a"), 1))
+    assert changed_ids(store, before) == ["a"]
+
+
+def test_all_tasks_follow_a_position_of_another_index(store):
+    for task_id in "ab":
+        store.insert(IndexedTask(task(task_id), 1))
+    last = store.last_change()
+    for unknown in (ChangeCursor("0", 0), ChangeCursor("0", last.number), ChangeCursor(last.index_id, last.number + 1)):
+        assert changed_ids(store, unknown) == ["a", "b"]
+    assert changed_ids(store, last) == []
+
+
+def test_changed_tasks_have_no_large_fields(store):
+    known = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
+    store.insert(IndexedTask(known, 1))
+    [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
+    assert changed.task == with_texts(msgspec.structs.replace(known, artifacts=()), "", None)
 
 
 def test_cursor_of_a_missing_task_is_valid(store_with_mixed_tasks):
@@ -679,6 +788,7 @@ def test_search_results_match_a_comparison_of_each_task(tmp_path, monkeypatch, p
             labels={"team": rng.choice("xyz")},
             prompt=" ".join(rng.choices(words, k=3)),
             url=f"https://git.example.org/{rng.choice('ab')}/repo",
+            cost=rng.choice([0.0, 0.1, 0.2, 1e-9, 123.456789012]),
         )
         if number % 3 == 0:
             known = continuing(known, rng.choice(["p", "q"]))
@@ -700,6 +810,7 @@ def test_search_results_match_a_comparison_of_each_task(tmp_path, monkeypatch, p
             parent=rng.choice(["", "", "", "p", "none"]),
             created_after=rng.choice([None, None, at(40)]),
             created_before=rng.choice([None, None, at(80)]),
+            with_totals=rng.random() < 0.5,
         )
         while True:
             expected, page = (each.query(query) for each in stores)

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import claude, encode_json
-from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery
+from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
@@ -42,7 +42,22 @@ for number in range(100_000):
     print(number, flush=True)
 """
 
-TO_VERSION_7 = """
+TO_VERSION_10 = """
+DROP INDEX tasks_by_state_change;
+DROP TABLE changes;
+DROP INDEX tasks_by_cost;
+DROP INDEX tasks_by_creation;
+DROP INDEX tasks_by_state;
+CREATE INDEX tasks_by_creation ON tasks (created_at);
+CREATE INDEX tasks_by_state ON tasks (state);
+ALTER TABLE tasks DROP COLUMN change;
+ALTER TABLE tasks DROP COLUMN cost;
+ALTER TABLE searchable DROP COLUMN cost;
+PRAGMA user_version = 10;
+"""
+
+TO_VERSION_7 = f"""
+{TO_VERSION_10}
 DROP TABLE searchable;
 DROP TABLE search;
 DROP INDEX tasks_by_creation;
@@ -212,7 +227,7 @@ def test_new_migration_is_applied_once(path, monkeypatch):
 def test_pages_use_an_index_for_sorting(path):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
-        for sort in ("created_at", "started_at", "state_changed_at", "name"):
+        for sort in ("created_at", "started_at", "state_changed_at", "name", "cost"):
             for order in ("asc", "desc"):
                 page = store._sql["task_page"].format(filters="true", sort=sort, order=order)
                 plan = connection.execute(f"EXPLAIN QUERY PLAN {page}", {"limit": 1, "offset": 0}).fetchall()
@@ -220,7 +235,7 @@ def test_pages_use_an_index_for_sorting(path):
     store.close()
 
 
-@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
+@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name", "cost"])
 def test_pages_of_a_period_use_an_index_for_sorting(path, sort):
     store = SqliteStore(path)
     query = TaskQuery(sort=sort, created_after=datetime(2026, 1, 1, tzinfo=UTC), states=frozenset(TaskState))
@@ -299,7 +314,9 @@ def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monke
         store.insert(IndexedTask(child, 1))
         assert store.query(TaskQuery(parent="first")).total_count == 0
         store.close()
-    execute(path, "PRAGMA user_version = 8")
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{TO_VERSION_10}\nPRAGMA user_version = 8;")
+    connection.close()
 
     store = SqliteStore(path)
     assert [task.id for task in store.query(TaskQuery(search="alpha", parent="first")).tasks] == ["child"]
@@ -314,7 +331,9 @@ def test_tasks_of_an_index_with_split_states_are_found_by_their_state(path, monk
         store = SqliteStore(path)
         store.insert(IndexedTask(preserved("a", prompt="alpha"), 1))
         store.close()
-    execute(path, "PRAGMA user_version = 9")
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{TO_VERSION_10}\nPRAGMA user_version = 9;")
+    connection.close()
 
     store = SqliteStore(path)
     found = TaskQuery(search="alpha", states=frozenset({TaskState.FAILED_PRESERVED}))
@@ -327,6 +346,89 @@ def test_tasks_of_an_index_with_split_states_are_found_by_their_state(path, monk
 
 def preserved(task_id, **values):
     return msgspec.structs.replace(submitted(task_id, **values), state=TaskState.FAILED_PRESERVED)
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b'{"progress": 3}', b'{"progress": {"cost_usd": "x"}}'])
+def test_tasks_of_an_index_without_costs_get_their_costs(path, damage):
+    costs = {"free": 0.0, "cheap": 0.000000003, "dear": 12.5, "damaged": 1.0}
+    store = SqliteStore(path)
+    for task_id, cost_usd in costs.items():
+        progress = e.Progress(cost_usd=cost_usd)
+        store.insert(IndexedTask(msgspec.structs.replace(submitted(task_id, "alpha"), progress=progress), 1))
+    store.close()
+    execute(path, "UPDATE tasks SET task = ? WHERE id = 'damaged'", damage)
+    connection = sqlite3.connect(path)
+    connection.executescript(TO_VERSION_10)
+    connection.close()
+
+    store = SqliteStore(path)
+    for search in ("", "alpha"):
+        page = store.query(TaskQuery(search=search, sort="cost", with_totals=True))
+        assert [task.id for task in page.tasks] == ["dear", "cheap", "free"]
+        assert page.totals == TaskTotals(4, 12.500000003)
+    store.close()
+
+
+def test_changes_continue_after_a_restart_and_an_upgrade(path):
+    store = SqliteStore(path)
+    for task_id in "ab":
+        store.insert(IndexedTask(submitted(task_id), 1))
+    before = store.last_change()
+    store.close()
+    store = SqliteStore(path)
+    assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
+    store.close()
+    connection = sqlite3.connect(path)
+    connection.executescript(TO_VERSION_10)
+    connection.close()
+
+    store = SqliteStore(path)
+    after = store.last_change()
+    assert (after.number, after.index_id != before.index_id) == (2, True)
+    assert [each.task.id for each in store.changed_tasks(before, 10)] == ["a", "b"]
+    store.insert(IndexedTask(submitted("c"), 1))
+    assert [each.task.id for each in store.changed_tasks(after, 10)] == ["c"]
+    store.close()
+
+
+def test_changed_tasks_continue_after_damaged_rows(path):
+    store = SqliteStore(path)
+    begin = store.last_change()
+    for number in range(5):
+        store.insert(IndexedTask(submitted(f"t{number}"), 1))
+    execute(path, "UPDATE tasks SET task = X'7B' WHERE id < 't3'")
+    assert [each.task.id for each in store.changed_tasks(begin, 2)] == ["t3"]
+    execute(path, "UPDATE tasks SET task = X'7B'")
+    assert store.changed_tasks(begin, 2) == []
+    store.close()
+
+
+def test_changed_tasks_are_read_with_an_index(path):
+    store = SqliteStore(path)
+    with store._connections.read_transaction() as connection:
+        plan = connection.execute(
+            f"EXPLAIN QUERY PLAN {store._sql['changed_tasks']}", {"after": 1, "limit": 9}
+        ).fetchall()
+    assert any("USING INDEX tasks_by_state_change" in detail for *_, detail in plan), plan
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        TaskQuery(with_totals=True),
+        TaskQuery(frozenset({TaskState.FAILED}), with_totals=True),
+        TaskQuery(created_after=datetime(2026, 1, 1, tzinfo=UTC), with_totals=True),
+        TaskQuery(frozenset({TaskState.FAILED}), created_after=datetime(2026, 1, 1, tzinfo=UTC), with_totals=True),
+    ],
+)
+def test_totals_read_only_an_index(path, query):
+    store = SqliteStore(path)
+    with store._connections.read_transaction() as connection:
+        page = PageReader(store._sql, query)
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {page._totals_statement()}", page._values).fetchall()
+    assert any("COVERING INDEX" in detail for *_, detail in plan), plan
+    store.close()
 
 
 def without_parent(task):
@@ -649,7 +751,7 @@ def test_row_with_a_wrong_time_is_reported_as_damaged_in_lists_sorted_by_it(path
 
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
-@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name"])
+@pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name", "cost"])
 @pytest.mark.parametrize("position", ["first", "middle", "last", "all"])
 def test_pages_continue_after_damaged_rows(path, sort, order, position):
     store = SqliteStore(path)

@@ -11,7 +11,15 @@ from typing import Any
 from doubles.manifests import parse_manifest
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.store import Cursor, DuplicateTaskError, TaskPage, TaskQuery
+from sandbox.interfaces.store import (
+    ChangeCursor,
+    ChangedTask,
+    Cursor,
+    DuplicateTaskError,
+    TaskPage,
+    TaskQuery,
+    TaskTotals,
+)
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
@@ -208,7 +216,8 @@ class FakeTasks:
         page = found[start : start + query.limit]
         is_last = start + query.limit >= len(found)
         after = None if is_last else Cursor(format_timestamp(page[-1].created_at), page[-1].id)
-        return TaskPage(page, len(found), after)
+        cost_usd = round(sum(task.progress.cost_usd for task in found), 9)
+        return TaskPage(page, len(found), after, totals=TaskTotals(len(found), cost_usd) if query.with_totals else None)
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         task = self._entry(task_id).task

@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import gt, itemgetter, lt
 
-from sandbox.interfaces.store import DuplicateTaskError, IndexedTask, TaskPage, TaskQuery
+from sandbox.interfaces.store import (
+    ChangeCursor,
+    ChangedTask,
+    DuplicateTaskError,
+    IndexedTask,
+    TaskPage,
+    TaskQuery,
+    TaskTotals,
+)
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
@@ -20,6 +28,8 @@ class MemoryStore:
     def __init__(self) -> None:
         self._tasks: dict[str, IndexedTask] = {}
         self._lock = threading.Lock()
+        self._changes: dict[str, int] = {}
+        self._last_change = 0
 
     def insert(self, indexed: IndexedTask) -> None:
         """Add a new task. Raises DuplicateTaskError."""
@@ -27,17 +37,40 @@ class MemoryStore:
             existing = self._tasks.get(indexed.task.id)
             if existing is not None:
                 raise DuplicateTaskError(existing.task)
-            self._tasks[indexed.task.id] = indexed
+            self._save(indexed)
 
     def save(self, indexed: IndexedTask) -> None:
         """Replace or add a task."""
         with self._lock:
-            self._tasks[indexed.task.id] = indexed
+            self._save(indexed)
 
     def save_all(self, indexed: Sequence[IndexedTask]) -> None:
         """Like `save` for many tasks."""
         with self._lock:
-            self._tasks |= {each.task.id: each for each in indexed}
+            for each in indexed:
+                self._save(each)
+
+    def _save(self, indexed: IndexedTask) -> None:
+        known = self._tasks.get(indexed.task.id)
+        if known is None or known.task.state is not indexed.task.state:
+            self._last_change += 1
+            self._changes[indexed.task.id] = self._last_change
+        self._tasks[indexed.task.id] = indexed
+
+    def last_change(self) -> ChangeCursor:
+        """Return the position after the latest change of a state."""
+        return ChangeCursor("memory", self._last_change)
+
+    def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
+        """Return the tasks that changed their state after a position, and the position after each."""
+        is_known = after.index_id == "memory" and after.number <= self._last_change
+        start = after.number if is_known else 0
+        changes = sorted((number, task_id) for task_id, number in self._changes.items() if task_id in self._tasks)
+        return [
+            ChangedTask(ChangeCursor("memory", number), without_large_fields(self._tasks[task_id].task))
+            for number, task_id in changes
+            if number > start
+        ][:limit]
 
     def delete(self, task_id: str) -> None:
         """Remove a task from the index."""
@@ -86,7 +119,13 @@ class MemoryStore:
         end = query.offset + query.limit
         tasks = [without_large_fields(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end
-        return TaskPage(tasks, len(matching), to_cursor(position_of(tasks[-1], query.sort)) if has_more else None)
+        cost_usd = round(sum(task.progress.cost_usd for task in matching), 9)
+        return TaskPage(
+            tasks,
+            len(matching),
+            to_cursor(position_of(tasks[-1], query.sort)) if has_more else None,
+            totals=TaskTotals(len(matching), cost_usd) if query.with_totals else None,
+        )
 
     def count_by_state(self) -> Mapping[TaskState, int]:
         """Count the tasks by state; every state is a key."""

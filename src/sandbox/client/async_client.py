@@ -125,15 +125,18 @@ class AsyncClient:
         sort: str | None = None,
         order: str | None = None,
         cursor: str | None = None,
+        totals: bool = False,
         **filters: Unpack[TaskFilters],
     ) -> TaskPage:
         """Return a page of tasks, in the server's default order unless `sort` or `order` is set.
 
+        totals: also return the number and the cost of the tasks on all pages. Older servers reject the request.
         filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
         for each of these words, its name, id, prompt or repository contains a word that begins with it. `repository`:
         URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive), `created_before`: RFC 3339.
         """
-        return await self._request(requests.tasks(**filters, limit=limit, sort=sort, order=order, cursor=cursor))
+        page = {"limit": limit, "sort": sort, "order": order, "cursor": cursor, "totals": "true" if totals else None}
+        return await self._request(requests.tasks(**filters, **page))
 
     async def all_tasks(self, **filters: Unpack[TaskFilters]) -> AsyncGenerator[TaskSummary, None]:
         """Iterate over all tasks that match the filters (see `tasks`), page by page.

@@ -64,7 +64,23 @@ class Cursor:
     task_id: str
 
 
-Sort = Literal["created_at", "started_at", "state_changed_at", "name"]
+@dataclass(frozen=True, slots=True)
+class ChangeCursor:
+    """A position in the changes of all tasks' states, which the index counts. index_id: the index that counts."""
+
+    index_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedTask:
+    """A task that changed its state. cursor: the position after its latest change. task: without large fields."""
+
+    cursor: ChangeCursor
+    task: Task
+
+
+Sort = Literal["created_at", "started_at", "state_changed_at", "name", "cost"]
 Order = Literal["asc", "desc"]
 
 
@@ -79,6 +95,7 @@ class TaskQuery:
     repository: a URL, or one of `repository_names`, in any case; empty for all.
     parent: the id of the task that the tasks continue; empty for all.
     created_after, created_before: the period in which a task was created (UTC); its end is exclusive.
+    with_totals: whether the page has the totals of all matching tasks.
     """
 
     states: frozenset[TaskState] = frozenset()
@@ -93,6 +110,7 @@ class TaskQuery:
     parent: str = ""
     created_after: datetime | None = None
     created_before: datetime | None = None
+    with_totals: bool = False
 
     @classmethod
     def oldest_first(cls, states: frozenset[TaskState], cursor: Cursor | None) -> "TaskQuery":
@@ -101,17 +119,27 @@ class TaskQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskTotals:
+    """Totals of all tasks that match a query, on all pages. cost_usd: the cost of their model requests so far."""
+
+    tasks: int = 0
+    cost_usd: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
     tasks: without artifacts, prompt and patch, which no list shows.
     damaged: task ids of unreadable rows of the page, with the error. They are not in `tasks`.
+    totals: set if the query requests them. They include unreadable rows.
     """
 
     tasks: Sequence[Task]
     total_count: int
     next_cursor: Cursor | None = None
     damaged: Mapping[str, IndexDamagedError] = field(default_factory=dict)
+    totals: TaskTotals | None = None
 
 
 class Store(Protocol):
@@ -156,6 +184,17 @@ class Store(Protocol):
 
     def query(self, query: TaskQuery) -> TaskPage:
         """Return a page of tasks. Raises InvalidCursorError."""
+        ...
+
+    def last_change(self) -> ChangeCursor:
+        """Return the position after the latest change of a state."""
+        ...
+
+    def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
+        """Return the first of the tasks that changed their state after a position, in the order of their latest change.
+
+        A position of another index is before all changes: then all tasks follow. Empty if no task changed.
+        """
         ...
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:

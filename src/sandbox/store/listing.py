@@ -14,23 +14,27 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery
+from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery, TaskTotals
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
 
 PagePosition = tuple[int | str | None, str]
-"""The value of the sort field (times in microseconds since 1970, UTC) and the task's id."""
+"""The value of the sort field (times in microseconds since 1970, UTC; costs in nanodollars) and the task's id."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _DIGITS_MAX = 18
+_NANODOLLARS = 1_000_000_000
+_COST_USD_MAX = 999_999_999.0
 
 
 def position_of(task: Task, sort: str) -> PagePosition:
     """Return the task's position in the list."""
     if sort == "name":
         return task.manifest.metadata.name, task.id
+    if sort == "cost":
+        return to_nanodollars(task.progress.cost_usd), task.id
     at: datetime | None = getattr(task, sort)
     return None if at is None else to_microseconds(at), task.id
 
@@ -62,6 +66,11 @@ def cursor_position(query: TaskQuery) -> PagePosition | None:
 def to_microseconds(at: datetime) -> int:
     """Convert a time to microseconds since 1970 (UTC), without loss of precision."""
     return (at - _EPOCH) // _MICROSECOND
+
+
+def to_nanodollars(cost_usd: float) -> int:
+    """Convert a cost to nanodollars, without loss of precision. A damaged journal may have an impossible cost."""
+    return round(min(max(cost_usd, 0.0), _COST_USD_MAX) * _NANODOLLARS)
 
 
 def _is_valid_text(text: str) -> bool:
@@ -169,6 +178,13 @@ class ListedRow(NamedTuple):
     encoded: bytes
 
 
+class ListedPage(NamedTuple):
+    """The rows of a page, plus one if more follow, and the totals of all pages."""
+
+    rows: list[ListedRow]
+    totals: TaskTotals
+
+
 class PageReader:
     """Reads the page of one query. The constructor raises InvalidCursorError."""
 
@@ -184,27 +200,28 @@ class PageReader:
         self._page_filters = [*state_filters, *(in_order if self._has_period else [])]
         self._cursor_filters = self._build_cursor_filters()
 
-    def read(self, connection: sqlite3.Connection) -> tuple[list[ListedRow], int]:
-        """Return the rows of the page, plus one if more follow, and the number of rows on all pages."""
+    def read(self, connection: sqlite3.Connection) -> ListedPage:
+        """Return the page. The cost in its totals is 0 unless the query requests it."""
         if len(self._query.labels) > LABELS_MAX:
-            return [], 0
-        count = self._count(connection)
-        if count == 0:
-            return [], 0
-        if self._terms:
-            return self._read_found(connection, count), count
-        return self._read_filtered(connection, count), count
+            return ListedPage([], TaskTotals())
+        count, *costs = connection.execute(self._totals_statement(), self._values).fetchone()
+        totals = TaskTotals(int(count), round(sum(costs) / _NANODOLLARS, 9))
+        if not totals.tasks:
+            return ListedPage([], totals)
+        read = self._read_found if self._terms else self._read_filtered
+        return ListedPage(read(connection, totals.tasks), totals)
 
-    def _count(self, connection: sqlite3.Connection) -> int:
+    def _totals_statement(self) -> str:
+        """Return the statement that counts the matching tasks, and adds up their costs if the query requests that."""
         if self._terms:
+            if self._query.with_totals:
+                return self._format("totals_found", self._period_filters)
             name = "count_found_in_period" if self._has_period else "count_found"
-            statement = self._format(name, self._period_filters)
-        elif self._query.states and not self._has_period:
-            statement = self._format("count_filtered", [self._sql["filter_in_states"]])
-        else:
-            statement = self._format("count_filtered", self._filters)
-        [count] = connection.execute(statement, self._values).fetchone()
-        return int(count)
+            return self._format(name, self._period_filters)
+        name = "totals_filtered" if self._query.with_totals else "count_filtered"
+        if self._query.states and not self._has_period:
+            return self._format(name, [self._sql["filter_in_states"]])
+        return self._format(name, self._filters)
 
     def _read_filtered(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
         """Read a page without a search."""

@@ -2,11 +2,11 @@
 -- Adds a task or replaces its row.
 INSERT INTO tasks (
     id, name, state, created_at, started_at, state_changed_at, idempotency_key, journal_offset, task, fold,
-    artifacts, number
+    artifacts, number, cost, change
 )
 VALUES (
     :id, :name, :state, :created_at, :started_at, :state_changed_at, :idempotency_key, :journal_offset, :task, :fold,
-    :artifacts, :number
+    :artifacts, :number, :cost, :change
 )
 ON CONFLICT (id) DO UPDATE SET
     name = excluded.name,
@@ -19,7 +19,9 @@ ON CONFLICT (id) DO UPDATE SET
     task = excluded.task,
     fold = excluded.fold,
     artifacts = excluded.artifacts,
-    number = excluded.number;
+    number = excluded.number,
+    cost = excluded.cost,
+    change = max(excluded.change, change);
 
 -- name: delete_task
 -- Deletes a task with its texts.
@@ -38,7 +40,7 @@ WHERE prompt != excluded.prompt OR patch IS NOT excluded.patch;
 
 -- name: searchable
 -- The searchable columns of a task that may change.
-SELECT number, content, state, started_at, state_changed_at FROM searchable WHERE id = :id;
+SELECT number, content, state, started_at, state_changed_at, cost FROM searchable WHERE id = :id;
 
 -- name: load_searchable
 -- The number of a task, its indexed state, and the task.
@@ -48,12 +50,14 @@ WHERE searchable.id = :id;
 
 -- name: add_searchable
 -- Makes a task searchable; its terms are added with the new number.
-INSERT INTO searchable (id, content, name, state, created_at, started_at, state_changed_at)
-VALUES (:id, :content, :name, :state, :created_at, :started_at, :state_changed_at);
+INSERT INTO searchable (id, content, name, state, created_at, started_at, state_changed_at, cost)
+VALUES (:id, :content, :name, :state, :created_at, :started_at, :state_changed_at, :cost);
 
 -- name: update_searchable
 -- Updates the searchable columns of a task.
-UPDATE searchable SET state = :state, started_at = :started_at, state_changed_at = :state_changed_at WHERE id = :id;
+UPDATE searchable
+SET state = :state, started_at = :started_at, state_changed_at = :state_changed_at, cost = :cost
+WHERE id = :id;
 
 -- name: delete_searchable
 -- Removes a task from all searches.
@@ -74,6 +78,18 @@ UPDATE tasks SET number = :number WHERE id = :id;
 -- name: unsearchable_ids
 -- The ids of the tasks that are not searchable yet, oldest first.
 SELECT id FROM tasks WHERE number IS NULL ORDER BY created_at, id;
+
+-- name: count_change
+-- Numbers a change of a task's state.
+UPDATE changes SET last = last + 1 RETURNING last;
+
+-- name: last_change
+-- The id of the index, and the number of the latest change.
+SELECT index_id, last FROM changes;
+
+-- name: changed_tasks
+-- The tasks whose state changed after a change, each with its latest change.
+SELECT change, id, task FROM tasks WHERE change > :after ORDER BY change LIMIT :limit;
 
 -- name: load_task
 -- One task.
@@ -160,6 +176,15 @@ SELECT count(*) FROM search WHERE search MATCH :terms;
 -- name: count_found_in_period
 -- The number of tasks that have the terms and were created in a period.
 SELECT count(*) FROM search CROSS JOIN searchable ON number = search.rowid WHERE search MATCH :terms AND {filters};
+
+-- name: totals_filtered
+-- The number of tasks that match the filters, and their cost. `total` returns a float, which cannot overflow.
+SELECT count(*), total(cost) FROM tasks WHERE {filters};
+
+-- name: totals_found
+-- The number of tasks that have the terms and match the filters, and their cost.
+SELECT count(*), total(cost) FROM search CROSS JOIN searchable ON number = search.rowid
+WHERE search MATCH :terms AND {filters};
 
 -- name: filter_none
 -- All tasks.

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from sandbox.interfaces.store import (
+    ChangeCursor,
+    ChangedTask,
     Cursor,
     DuplicateTaskError,
     IndexDamagedError,
@@ -37,6 +39,7 @@ from sandbox.store.listing import (
     task_terms,
     to_cursor,
     to_microseconds,
+    to_nanodollars,
 )
 from sandbox.store.schema import StoreUnusableError, check_current, migrate
 
@@ -147,7 +150,7 @@ class SqliteStore:
         """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
-            found, total = listing.read(connection)
+            found, totals = listing.read(connection)
         rows, tasks, damaged = found[: query.limit], [], {}
         for row in rows:
             try:
@@ -156,7 +159,32 @@ class SqliteStore:
                 self._log_once(row.id, error)
                 damaged[row.id] = error
         has_more = bool(rows) and len(found) > query.limit
-        return TaskPage(tasks, total, _cursor_after(rows[-1], query) if has_more else None, damaged)
+        cursor = _cursor_after(rows[-1], query) if has_more else None
+        return TaskPage(tasks, totals.tasks, cursor, damaged, totals if query.with_totals else None)
+
+    def last_change(self) -> ChangeCursor:
+        """Return the position after the latest change of a state."""
+        return ChangeCursor(*self._fetch_all("last_change")[0])
+
+    def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
+        """Return the tasks that changed their state after a position, and the position after each."""
+        last = self.last_change()
+        is_known = after.index_id == last.index_id and after.number <= last.number
+        position = after.number if is_known else 0
+        changed: list[ChangedTask] = []
+        while not changed:
+            rows = self._fetch_all("changed_tasks", {"after": position, "limit": limit})
+            for number, task_id, encoded in rows:
+                position = number
+                try:
+                    task = without_large_fields(_decode_task(task_id, encoded))
+                except IndexDamagedError as error:
+                    self._log_once(task_id, error)
+                else:
+                    changed.append(ChangedTask(ChangeCursor(last.index_id, number), task))
+            if not rows:
+                break
+        return changed
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
         """Return the first characters of the prompts of these tasks, by id."""
@@ -201,7 +229,10 @@ class SqliteStore:
         else:
             number = known[0]
             self._update_searchable(connection, number, known[2:], row)
-        connection.execute(self._sql["save_task"], {**row, "number": number})
+        change = 0
+        if known is None or known[2] != row["state"]:
+            [[change]] = connection.execute(self._sql["count_change"]).fetchall()
+        connection.execute(self._sql["save_task"], {**row, "number": number, "change": change})
         connection.execute(self._sql["save_texts"], _texts(task))
 
     def _add_searchable(self, connection: sqlite3.Connection, task: Task) -> int:
@@ -215,8 +246,8 @@ class SqliteStore:
     def _update_searchable(
         self, connection: sqlite3.Connection, number: int, known: tuple[object, ...], row: Mapping[str, object]
     ) -> None:
-        """Write what can change while a task exists. known: its recorded state, start and last change."""
-        if known == (row["state"], row["started_at"], row["state_changed_at"]):
+        """Write what can change while a task exists. known: its recorded columns that may change."""
+        if known == (row["state"], row["started_at"], row["state_changed_at"], row["cost"]):
             return
         connection.execute(self._sql["update_searchable"], row)
         if known[0] != row["state"]:
@@ -289,6 +320,7 @@ def _searchable(task: Task) -> dict[str, object]:
         "created_at": to_microseconds(task.created_at),
         "started_at": to_microseconds(task.started_at) if task.started_at else None,
         "state_changed_at": to_microseconds(task.state_changed_at),
+        "cost": to_nanodollars(task.progress.cost_usd),
     }
 
 

@@ -15,7 +15,7 @@ from sandbox.api.openapi import create_router, declare_parameters, problem_respo
 from sandbox.api.request_parsing import CURSOR, TIME, CommaSeparated, decode_cursor, encode_cursor, parse_time
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
-from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery
+from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery, TaskTotals
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
@@ -62,7 +62,7 @@ class ListQuery(BaseModel):
     )
     created_after: Annotated[str, TIME] = Field("", description="Only tasks submitted at this time (RFC 3339) or later")
     created_before: Annotated[str, TIME] = Field("", description="Only tasks submitted before this time (RFC 3339)")
-    sort: Sort = Field("created_at", description="Field to sort by")
+    sort: Sort = Field("created_at", description="Field to sort by; `cost` is `progress.cost_usd`")
     order: Order = Field("desc", description="Ascending or descending")
     limit: int = Field(100, ge=1, le=LIMIT_MAX, description="Maximum number of tasks")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="Number of tasks to skip")
@@ -72,6 +72,9 @@ class ListQuery(BaseModel):
             "`next_cursor` of the previous page, for paging that neither skips nor repeats tasks; it includes "
             "sort and order, and cannot be combined with offset"
         ),
+    )
+    totals: bool = Field(
+        default=False, description="Also return the number and the cost of the tasks on all pages; takes longer"
     )
 
 
@@ -107,6 +110,7 @@ def _list_response(
         "offset": task_query.offset,
         "has_more": page.next_cursor is not None,
         "next_cursor": encode_cursor(page.next_cursor, task_query),
+        "totals": None if page.totals is None else {"tasks": page.totals.tasks, "cost_usd": page.totals.cost_usd},
     }
     return JsonResponse(body)
 
@@ -125,13 +129,16 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
         parent=list_query.parent,
         created_after=parse_time(list_query.created_after),
         created_before=parse_time(list_query.created_before),
+        with_totals=list_query.totals,
     )
     return query if list_query.cursor is None else _apply_cursor(query, list_query.cursor, params)
 
 
 async def query_page(tasks: TaskQueries, query: TaskQuery, params: QueryParams) -> TaskPage:
     """Return the requested page. The page is empty if the query requires two values for one label."""
-    return await tasks.query(query) if _parse_labels(params) is not None else TaskPage((), 0)
+    if _parse_labels(params) is not None:
+        return await tasks.query(query)
+    return TaskPage((), 0, totals=TaskTotals() if query.with_totals else None)
 
 
 def _apply_cursor(query: TaskQuery, text: str, params: QueryParams) -> TaskQuery:

@@ -49,6 +49,7 @@ _SORT_LABELS = {
     "state_changed_at": "Last changed first",
     "created_at": "Newest first",
     "started_at": "Last started first",
+    "cost": "Most expensive first",
     "name": "By name",
 }
 _DEFAULT_SORT = "state_changed_at"

@@ -275,6 +275,15 @@ class TaskBody(TaskItemBody):
     """Totals of the chain; null if the task neither continues another task nor is continued by one."""
 
 
+class TaskTotalsBody(TypedDict):
+    """Totals of all tasks that match the filters, on all pages."""
+
+    tasks: int
+    """Number of tasks."""
+    cost_usd: float
+    """Cost in USD of all model requests of these tasks that have a price."""
+
+
 class TaskListBody(TypedDict):
     """A page of tasks."""
 
@@ -290,6 +299,8 @@ class TaskListBody(TypedDict):
     """Whether another page follows."""
     next_cursor: str | None
     """Value of `cursor` for the next page; null on the last one."""
+    totals: TaskTotalsBody | None
+    """Totals of all pages; null without `totals=true`."""
 
 
 class CancelledBody(TypedDict):

@@ -186,7 +186,7 @@ def test_viewers_cannot_select_tasks(pages_with_tokens):
         assert ('id="pick-works"' in text, 'id="bulk"' in text) == (is_offered, is_offered)
 
 
-@pytest.mark.parametrize("query", ["state=lost", "sort=cost", "limit=0", "cursor=x", "offset=-1", "order=up"])
+@pytest.mark.parametrize("query", ["state=lost", "sort=price", "limit=0", "cursor=x", "offset=-1", "order=up"])
 def test_invalid_filter_is_reported(pages_with_tasks, query):
     response = pages_with_tasks.get(f"/?{query}")
     assert (response.status_code, query.split("=")[0] in response.text) == (400, True)

@@ -32,7 +32,7 @@ _TERMINAL_COLUMNS = (
     *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES"),
     *("DURATION", "COST", "LABELS", "REASON"),
 )
-SORTS = ("created_at", "started_at", "state_changed_at", "name")
+SORTS = ("created_at", "started_at", "state_changed_at", "name", "cost")
 
 
 def _parse_labels(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -61,7 +61,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     epilog=help_examples(
         "sandbox task list --state running,pending",
         'sandbox task list -q "flaky login" --repo org/app --since 7d',
-        "sandbox task list --label team=platform --format json",
+        "sandbox task list --label team=platform --sort cost --totals",
     ),
 )
 @click.option(
@@ -105,9 +105,14 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
 )
 @click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number of tasks [default: 100]")
 @click.option("--all", "takes_all", is_flag=True, help="List all tasks.")
-@click.option("--sort", type=click.Choice(SORTS), help="Sort key. Times: latest first; names: from A to Z.")
+@click.option(
+    "--sort",
+    type=click.Choice(SORTS),
+    help="Sort key. Times: latest first; names: from A to Z; cost: most expensive first.",
+)
+@click.option("--totals", "has_totals", is_flag=True, help="Also show the number and the cost of all matching tasks.")
 @common_options
-def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: Any) -> None:
+def list_tasks(limit: int | None, takes_all: bool, sort: str | None, has_totals: bool, **filters: Any) -> None:
     """List tasks, newest first.
 
     On a terminal, ↻ marks a rerun, and ↳ marks a task that continues another one.
@@ -119,7 +124,8 @@ def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: 
         filters["parent"] = find_task_id(options.connect, filters["parent"])
     query = {**filters, "sort": sort, "order": "asc" if sort == "name" else None}
     with options.connect() as client:
-        page = _all_pages(client, query) if takes_all else client.tasks(limit=limit, **query)
+        first_page = client.tasks(limit=PAGE_TASKS_MAX if takes_all else limit, totals=has_totals, **query)
+        page = _all_pages(client, first_page, query) if takes_all else first_page
     if options.format == "json":
         print_json(page)
         return
@@ -136,16 +142,17 @@ def list_tasks(limit: int | None, takes_all: bool, sort: str | None, **filters: 
             compact=("COST", "AGE"),
         )
     _print_omitted_count(page, is_filtered=any(filters.values()))
+    if totals := page.get("totals"):
+        click.echo(f"Total: {pluralize(totals['tasks'], 'task')}, {format_cost(totals['cost_usd'])}", err=True)
 
 
-def _all_pages(client: Client, query: dict[str, Any]) -> TaskPage:
-    page = client.tasks(limit=PAGE_TASKS_MAX, **query)
-    tasks, cursor = [*page["tasks"]], page["next_cursor"]
+def _all_pages(client: Client, first_page: TaskPage, query: dict[str, Any]) -> TaskPage:
+    page, tasks, cursor = first_page, [*first_page["tasks"]], first_page["next_cursor"]
     while cursor is not None:
         page = client.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **query)
         tasks += page["tasks"]
         cursor = page["next_cursor"] if page["tasks"] else None
-    return {**page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
+    return {**first_page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
 
 
 def _cells(task: TaskSummary, *, is_terminal: bool) -> dict[str, Text]:

@@ -397,6 +397,31 @@ def test_list_of_failed_tasks_includes_those_with_a_preserved_sandbox(run_cli, a
     assert api.requests[0].query == {"state": [sent]}
 
 
+def test_list_shows_totals_of_all_pages(run_cli, api):
+    totals = {"tasks": 1234, "cost_usd": 56.789}
+    page = {"tasks": [task_status("completed")], "total_count": 1234, "next_cursor": None, "totals": totals}
+    api.on("GET", "/tasks", json_response(page))
+    result = run_cli("task", "list", "--sort", "cost", "--totals", "--limit", "1")
+    assert api.requests[0].query == {"limit": ["1"], "sort": ["cost"], "totals": ["true"]}
+    assert result.stderr.decode().splitlines() == [
+        "1 of 1,234 tasks; see more with --limit, or --all.",
+        "Total: 1,234 tasks, $56.79",
+    ]
+    assert json.loads(run_cli("task", "list", "--totals", "--format", "json").stdout) == page
+
+
+def test_totals_are_requested_once_for_all_pages(run_cli, api):
+    totals = {"tasks": 2, "cost_usd": 1.0}
+    pages = [
+        {"tasks": [task_status("completed", "a")], "total_count": 2, "next_cursor": "next", "totals": totals},
+        {"tasks": [task_status("completed", "b")], "total_count": 2, "next_cursor": None, "totals": None},
+    ]
+    api.on("GET", "/tasks", lambda request: json_response(pages["cursor" in request.query]))
+    page = json.loads(run_cli("task", "list", "--all", "--totals", "--format", "json").stdout)
+    assert ([task["id"] for task in page["tasks"]], page["totals"]) == (["a", "b"], totals)
+    assert ["totals" in request.query for request in api.requests] == [True, False]
+
+
 def test_list_sends_searches(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     period = ("--since", "2026-01-29T12:00:00+02:00", "--until", "2026-01-30T00:00:00Z")
