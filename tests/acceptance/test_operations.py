@@ -12,6 +12,63 @@ from doubles.forked_commands import run as forked
 from doubles.live_server import make_repository
 
 
+def check_deletion(deployment):
+    """Delete one task with the command line, while another one is running."""
+    deployment.submit("delete-me")
+    deployment.wait_for_state("running", "delete-me", seconds=60)
+    arguments = ("task", "delete", "delete-me", "--server", deployment.server.ready_message["http"])
+    refused = forked(*arguments, env={"HOME": str(deployment.home)})
+    assert (refused.returncode, b"cancel it, then delete it" in refused.stderr) == (4, True)
+    deployment.http.delete("/api/v1/tasks/delete-me?force=true")
+    deployment.wait("delete-me")
+    deleted = forked(*arguments, env={"HOME": str(deployment.home)})
+    assert (deleted.returncode, deleted.stderr) == (0, b"Task delete-me was deleted.\n")
+    assert not (deployment.data_dir / "tasks" / "delete-me").exists()
+    for response in (
+        deployment.http.get("/api/v1/tasks/delete-me"),
+        deployment.http.delete("/api/v1/tasks/delete-me/data"),
+    ):
+        assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
+
+
+class StateFollower:
+    """A client that follows the states of all tasks and reconnects with the last position."""
+
+    def __init__(self, deployment):
+        self._deployment, self.position, self.states = deployment, "", []
+
+    def read_until(self, task_id, state):
+        """Follow until this task has this state."""
+        headers = {"Last-Event-ID": self.position} if self.position else {}
+        with self._deployment.http.stream("GET", "/api/v1/events", headers=headers) as response:
+            for line in response.iter_lines():
+                if line.startswith("id: "):
+                    self.position = line[4:]
+                elif line.startswith("data: ") and (event := json.loads(line[6:]))["type"] == "state_change":
+                    self.states.append((event["task_id"], event["new_state"]))
+                if (task_id, state) in self.states:
+                    return
+        raise AssertionError("the stream ended")
+
+
+def test_states_of_all_tasks_are_followed_across_a_restart(deployment):
+    follower = StateFollower(deployment)
+    with deployment.http.stream("GET", "/api/v1/events") as response:
+        follower.position = next(response.iter_lines())[4:]
+    deployment.submit("first")
+    follower.read_until("first", "running")
+    deployment.restart_server(signal.SIGKILL)
+    deployment.submit("second")
+    deployment.http.delete("/api/v1/tasks/first?force=true")
+    deployment.wait("first")
+    deployment.wait_for_state("running", "second", seconds=60)
+    follower.states.clear()
+    follower.read_until("second", "running")
+    assert [state for task_id, state in follower.states if task_id == "first"][-1] == "cancelled"
+    deployment.http.delete("/api/v1/tasks/second?force=true")
+    follower.read_until("second", "cancelled")
+
+
 @pytest.fixture
 def admin(deployment):
     """Runs `sandbox admin …` with the server and its data directory."""
@@ -62,6 +119,9 @@ def test_backup_prune_check_and_restore_with_a_running_task(deployment, admin, t
         assert (response.status_code, response.json()["error"]) == (404, "task_not_found")
     assert [task["id"] for task in deployment.http.get("/api/v1/tasks").json()["tasks"]] == ["working"]
     assert deployment.status("working")["state"] == "running"
+    assert admin("check", "--deep") == {"clean": True, "tasks": 1, "findings": []}
+
+    check_deletion(deployment)
     assert admin("check", "--deep") == {"clean": True, "tasks": 1, "findings": []}
 
     new = tmp_path / "new"

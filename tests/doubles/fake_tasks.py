@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class FakeTasks:
     @property
     def services(self) -> TaskServices:
         """The server's services, all implemented by this object."""
-        return TaskServices(self, self, self, self, self, self, self, self, self)
+        return TaskServices(*[self] * len(fields(TaskServices)))
 
     def add(self, task_id: str = "task-001", *events: e.Event, **metadata: Any) -> Task:
         """Add a task with these events."""
@@ -158,7 +158,7 @@ class FakeTasks:
     async def plan_continuation(self, task_id: str) -> DerivedTaskPlan:
         task = self._entry(task_id).task
         if not task.state.is_final:
-            raise TaskNotEndedError(task)
+            raise TaskNotEndedError(task, "continue")
         if task_id not in self.inheritances:
             raise TaskNotContinuableError(task_id, "it ended without a patch", "Submit it again.")
         return DerivedTaskPlan(task.manifest, self.inheritances[task_id])
@@ -237,6 +237,13 @@ class FakeTasks:
         if task_id not in self.preserved:
             raise SandboxNotPreservedError(task)
         self.preserved.remove(task_id)
+
+    async def delete(self, task_id: str) -> str:
+        task = self._entry(task_id).task
+        if not task.state.is_final:
+            raise TaskNotEndedError(task, "delete")
+        del self.entries[task_id]
+        return f"Task {task_id} was deleted."
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         entry = self._entry(task_id)

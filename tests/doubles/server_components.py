@@ -52,7 +52,14 @@ from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
+from sandbox.server.task_service import (
+    Administration,
+    TaskArtifacts,
+    TaskCancellation,
+    TaskDeletion,
+    TaskQueries,
+    TaskSandboxes,
+)
 
 GIB = 1024**3
 TO_RUNNING = (WorkspacePrepared("c" * 40), SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
@@ -211,6 +218,7 @@ class RunningServer:
             Submissions(log, queries, self.tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
+            TaskDeletion(tracked_tasks, queries, preserved, self.pruner),
             events,
             TaskArtifacts(data_dir, queries),
             TaskSandboxes(tracked_tasks, queries, preserved, self.debug_sessions),
@@ -231,7 +239,7 @@ class RunningServer:
         self.status = services.tasks.status
         self.query, self.chain = services.tasks.query, services.tasks.chain
         self.wait = services.tasks.wait
-        self.cancel = services.cancellation.cancel
+        self.cancel, self.delete = services.cancellation.cancel, services.deletion.delete
         self.replay = services.events.replay
         self.follow = services.events.follow
         self.follow_all = services.events.follow_all

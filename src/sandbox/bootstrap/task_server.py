@@ -47,7 +47,14 @@ from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.startup_recovery import recover
 from sandbox.server.submissions import SubmissionLog, Submissions
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.task_service import Administration, TaskArtifacts, TaskCancellation, TaskQueries, TaskSandboxes
+from sandbox.server.task_service import (
+    Administration,
+    TaskArtifacts,
+    TaskCancellation,
+    TaskDeletion,
+    TaskQueries,
+    TaskSandboxes,
+)
 from sandbox.server.tracked_task import TrackedTask
 from sandbox.store.sqlite import SqliteStore
 
@@ -96,6 +103,7 @@ class TaskServer:
             Submissions(SubmissionLog(data_dir, journals, store, clock), queries, tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
+            TaskDeletion(tracked_tasks, queries, preserved, pruner),
             events,
             TaskArtifacts(data_dir, queries),
             TaskSandboxes(tracked_tasks, queries, preserved, DebugSessions(preserved, secrets, placements)),

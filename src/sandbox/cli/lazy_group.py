@@ -134,7 +134,7 @@ class LazyGroup(SuggestingGroup):
 
 _SYNONYMS = {
     **dict.fromkeys(("ls", "ps"), ("list",)),
-    **dict.fromkeys(("delete", "rm"), ("cancel", "remove", "revoke")),
+    **dict.fromkeys(("delete", "rm"), ("delete", "remove", "revoke")),
     **dict.fromkeys(("kill", "stop"), ("cancel",)),
     **dict.fromkeys(("describe", "get", "inspect", "show", "view"), ("status", "show")),
     **dict.fromkeys(("create", "start"), ("submit", "create")),
@@ -142,7 +142,7 @@ _SYNONYMS = {
 """Maps command names from similar programs to the names used here."""
 
 _SIMILARITY_MIN = 0.7
-"""With difflib's default, `release` would be suggested for `delete`."""
+"""With difflib's default of 0.6, commands with another meaning would be suggested."""
 
 
 def _suggest(name: str, ctx: click.Context) -> list[str]:

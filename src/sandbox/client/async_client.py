@@ -20,6 +20,7 @@ from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
     Checked,
+    Deletion,
     Draining,
     Health,
     Pruned,
@@ -170,6 +171,10 @@ class AsyncClient:
     async def release(self, task_id: str) -> Release:
         """Remove the preserved sandbox of a failed task. Raises NotFoundError if there is none."""
         return await self._request(requests.release(task_id))
+
+    async def delete(self, task_id: str) -> Deletion:
+        """Delete a task that has ended, with all its data, also a preserved sandbox. Raises TaskNotEndedError."""
+        return await self._request(requests.delete(task_id))
 
     async def health(self) -> Health:
         """Return the server's health."""

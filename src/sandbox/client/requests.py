@@ -11,6 +11,7 @@ from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
     Checked,
+    Deletion,
     Draining,
     Health,
     Pruned,
@@ -43,6 +44,9 @@ PRUNE_TIMEOUT_SECONDS = 600.0
 
 RELEASE_TIMEOUT_SECONDS = 90.0
 """Timeout for removing a preserved sandbox, which waits for the sandbox's shells to end."""
+
+DELETE_TIMEOUT_SECONDS = 180.0
+"""Timeout for deleting a task, which removes its preserved sandbox first."""
 
 WAIT_RESPONSE_TIMEOUT_SECONDS = 15.0
 """How much longer than a long poll's own timeout the client waits for the response."""
@@ -175,6 +179,11 @@ def cancel(task_id: str, reason: str | None, *, force: bool) -> Request[Cancella
 def release(task_id: str) -> Request[Release]:
     """Remove a preserved sandbox."""
     return Request("DELETE", task_path(task_id, "vm"), Release, ("task_id",), read_seconds=RELEASE_TIMEOUT_SECONDS)
+
+
+def delete(task_id: str) -> Request[Deletion]:
+    """Delete a task that has ended."""
+    return Request("DELETE", task_path(task_id, "data"), Deletion, ("task_id",), read_seconds=DELETE_TIMEOUT_SECONDS)
 
 
 def artifacts(task_id: str) -> Request[ArtifactList]:

@@ -24,6 +24,7 @@ Vm = bodies.VmBody
 
 Cancellation = bodies.CancelledBody
 Release = bodies.ReleasedBody
+Deletion = bodies.DeletedBody
 Artifact = bodies.ArtifactBody
 ArtifactList = bodies.ArtifactListBody
 

@@ -131,12 +131,13 @@ class SandboxNotPreservedError(SandboxError):
 
 
 class TaskNotEndedError(SandboxError):
-    """The task has not ended, so no other task can continue it."""
+    """The task has not ended, so it cannot be continued or deleted."""
 
     code = "task_not_ended"
 
-    def __init__(self, task: Task) -> None:
-        super().__init__(f"Task {task.id} is {task.state}; wait for its end or cancel it, then continue it.")
+    def __init__(self, task: Task, action: str) -> None:
+        """action: what the caller wants to do with the task, such as `continue`."""
+        super().__init__(f"Task {task.id} is {task.state}; wait for its end or cancel it, then {action} it.")
         self.task = task
 
 
@@ -362,6 +363,17 @@ class TaskCancellation(Protocol):
         ...
 
 
+class TaskDeletion(Protocol):
+    """Deletes finished tasks. Raises TaskNotFoundError."""
+
+    async def delete(self, task_id: str) -> str:
+        """Delete a finished task with all its data, also a preserved sandbox; return what happened, human-readable.
+
+        On return, the deletion is durable. Raises TaskNotEndedError, UnavailableError.
+        """
+        ...
+
+
 class TaskEvents(Protocol):
     """Events of tasks. Iterators about one task raise TaskNotFoundError."""
 
@@ -455,6 +467,7 @@ class TaskServices:
     submissions: Submissions
     tasks: TaskQueries
     cancellation: TaskCancellation
+    deletion: TaskDeletion
     events: TaskEvents
     artifacts: TaskArtifacts
     sandboxes: TaskSandboxes

@@ -91,6 +91,10 @@ SANDBOX_START_SECONDS = 60.0
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """Time limit for ending a sandbox and removing its files. After that, an event reports the failure."""
 
+DELETION_WAIT_SECONDS = 10.0
+"""Time limit for a process that still uses a finished task, such as its runner, when the task is deleted; then the
+deletion is refused."""
+
 DEBUG_SESSION_END_SECONDS = 10.0
 """Time limit for ending a debug session when its preserved sandbox is released; then the release is refused."""
 

@@ -50,7 +50,7 @@ class DerivedTaskPlanner:
         """See `interfaces.tasks.DerivedTaskPlanner.plan_continuation`."""
         task = await self._queries.status(task_id)
         if not task.state.is_final:
-            raise TaskNotEndedError(task)
+            raise TaskNotEndedError(task, "continue")
         inheritance = await client_fairness.to_thread(_inherit_files, TaskLayout(self._data_dir, task.id), task)
         conversation = (await self._read_conversation(task)).encode(errors="replace")
         described = _describe(_CONVERSATION_NAME, "text/plain", conversation)

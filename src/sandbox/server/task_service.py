@@ -23,8 +23,10 @@ from sandbox.interfaces.tasks import (
     Health,
     PrunedTask,
     Retention,
+    SandboxNotPreservedError,
     StoredArtifact,
     TaskFinishedError,
+    TaskNotEndedError,
     TaskNotFoundError,
     UnavailableError,
 )
@@ -125,6 +127,40 @@ class TaskCancellation:
             raise UnavailableError(f"Task {task_id} is being accepted; try again.")
         message = await self._canceller.cancel(tracked, CancelAttempt(reason, force))
         return Cancellation(previous, self._clock.now(), message)
+
+
+class TaskDeletion:
+    """Implements `interfaces.tasks.TaskDeletion`."""
+
+    def __init__(
+        self,
+        tracked_tasks: TrackedTasks,
+        queries: TaskQueries,
+        preserved_sandboxes: PreservedSandboxes,
+        pruner: Pruner,
+    ) -> None:
+        self._tracked_tasks = tracked_tasks
+        self._queries = queries
+        self._preserved_sandboxes = preserved_sandboxes
+        self._pruner = pruner
+
+    async def delete(self, task_id: str) -> str:
+        """See `interfaces.tasks.TaskDeletion.delete`."""
+        tracked = self._tracked_tasks.get(task_id)
+        task = tracked.task if tracked is not None else await self._queries.status(task_id)
+        if not task.state.is_final:
+            raise TaskNotEndedError(task, "delete")
+        with contextlib.suppress(SandboxNotPreservedError):
+            await self._preserved_sandboxes.release(task)
+        try:
+            failure = await self._pruner.delete(task)
+        except (OSError, TimeoutError) as error:
+            reason = error_reason(error)
+            raise UnavailableError(f"Task {task_id} could not be deleted: {reason}; try again.") from error
+        if failure:
+            rest = "the server tries every five minutes to remove the rest"
+            return f"Task {task_id} was deleted. Some files still use disk space: {failure}; {rest}."
+        return f"Task {task_id} was deleted."
 
 
 class TaskArtifacts:

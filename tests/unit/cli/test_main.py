@@ -180,11 +180,12 @@ def test_version_is_printed():
         ("task stats", "did you mean sandbox task status?"),
         ("task serve", "did you mean sandbox serve?"),
         ("task ps", "did you mean sandbox task list?"),
-        ("task delete t", "did you mean sandbox task cancel?"),
+        ("task rm t", "did you mean sandbox task delete?"),
+        ("token delete t", "did you mean sandbox token revoke?"),
         ("token creat", "did you mean sandbox token create?"),
         ("profile rm x", "did you mean sandbox profile remove?"),
         ("zzz", "No such command 'zzz'."),
-        ("task delte t", "No such command 'delte'."),
+        ("task delte t", "did you mean sandbox task delete?"),
     ],
 )
 def test_suggestion_of_a_similar_command_has_its_full_name(arguments, message):

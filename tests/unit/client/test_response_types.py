@@ -22,6 +22,7 @@ NAMES = {
     "FileEdit": "FileEditBody",
     "Health": "HealthBody",
     "Links": "LinksBody",
+    "Deletion": "DeletedBody",
     "Metrics": "MetricsBody",
     "Occupancy": "OccupancyBody",
     "Progress": "ProgressBody",

@@ -28,7 +28,7 @@ from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
 from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest, parse_record
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
-from sandbox.model.wire.bodies import CancelledBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
+from sandbox.model.wire.bodies import CancelledBody, DeletedBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.events import format_timestamp
 from sandbox.model.wire.requests import REASON_LENGTH_MAX, CancelRequest
 from sandbox.primitives import client_fairness
@@ -256,4 +256,12 @@ async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonRes
     await context.services.sandboxes.release(task_id)
     message = f"The preserved sandbox of task {task_id} is released."
     body: ReleasedBody = {"success": True, "task_id": task_id, "message": message}
+    return JsonResponse(body)
+
+
+@router.delete(paths.DATA, responses=problem_responses(404, 409, 503))
+async def delete_task(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[DeletedBody]:
+    """Delete a task that has ended, with all its data: journal, artifacts and a preserved sandbox."""
+    message = await context.services.deletion.delete(task_id)
+    body: DeletedBody = {"success": True, "task_id": task_id, "message": message}
     return JsonResponse(body)

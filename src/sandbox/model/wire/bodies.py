@@ -331,6 +331,17 @@ class ReleasedBody(TypedDict):
     """Human-readable confirmation."""
 
 
+class DeletedBody(TypedDict):
+    """The task was deleted. It is gone even after a crash of the server."""
+
+    success: Literal[True]
+    """Always true."""
+    task_id: str
+    """Id of the task, which can be used again."""
+    message: str
+    """Human-readable confirmation."""
+
+
 class PrunedTaskBody(TypedDict):
     """A task that was removed, or would be removed with `dry_run`."""
 

@@ -1,4 +1,4 @@
-"""Removes finished tasks that exceed the retention limits: first from the index, then from the disk.
+"""Removes finished tasks, on request or beyond the retention limits: first from the index, then from the disk.
 
 If a task is not in the index but its journal still exists, the server restores the task the next time it starts. Once a
 rename has moved its directory out of `tasks/`, the task is gone permanently, and the remaining files only use disk
@@ -23,9 +23,19 @@ from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, pruned_root
 from sandbox.interfaces.journal import Journals, Liveness
 from sandbox.interfaces.store import Cursor, IndexDamagedError, IndexedTask, Store, TaskQuery
-from sandbox.interfaces.tasks import PrunedTask, Retention, SandboxNotPreservedError, UnavailableError
+from sandbox.interfaces.tasks import (
+    PrunedTask,
+    Retention,
+    SandboxNotPreservedError,
+    TaskNotFoundError,
+    UnavailableError,
+)
 from sandbox.model.errors import error_reason
-from sandbox.model.fixed_limits import MEASUREMENT_CACHE_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import (
+    DELETION_WAIT_SECONDS,
+    MEASUREMENT_CACHE_SECONDS,
+    SANDBOX_TEARDOWN_SECONDS,
+)
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives.concurrency import run_in_daemon_thread
@@ -77,6 +87,7 @@ _PRESERVED_STATES = frozenset({TaskState.FAILED_PRESERVED})
 _DISK_BLOCK_BYTES = 512
 _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
+_POLL_SECONDS = 0.1
 _Skipped = dict[str, OSError | IndexDamagedError]
 """Why tasks could not be examined, by task id. Such tasks are kept."""
 _log = logging.getLogger(__name__)
@@ -152,6 +163,27 @@ class Pruner:
                 f"Finished tasks removed: {len(pruned)}. {self._describe_incomplete(skipped, failure)}"
             )
         return pruned
+
+    async def delete(self, task: Task) -> str:
+        """Remove one finished task; return why some of its files remain in `pruned/` (empty if none do).
+
+        Waits for a process that still uses the task, such as a runner that is exiting. Raises TaskNotFoundError if the
+        task is already removed, UnavailableError if it is still in use, StoreError, OSError.
+        """
+        pruned = PrunedTask(task.id, task.state, task.state_changed_at, 0)
+        deadline = self._clock.monotonic() + DELETION_WAIT_SECONDS
+        while not await asyncio.to_thread(self._detach, pruned):
+            if await asyncio.to_thread(self._store.load, task.id) is None:
+                raise TaskNotFoundError(task.id)
+            if self._clock.monotonic() > deadline:
+                raise UnavailableError(
+                    f"Task {task.id} is still in use, or parts of its sandbox remain; try again in five minutes, "
+                    "and see the server's log."
+                )
+            await asyncio.sleep(_POLL_SECONDS)
+        _log.info("Deleted task %s", task.id, extra={"task_id": task.id})
+        async with self._lock:
+            return await self._remove_detached()
 
     def _describe_incomplete(self, skipped: _Skipped, failure: str) -> str:
         reasons = []

@@ -135,6 +135,19 @@ def test_cancel_prompts_on_a_terminal_and_can_be_declined(api, on_terminal, term
     assert [request.method for request in api.requests] == ["GET"]
 
 
+@pytest.mark.parametrize(("answer", "code"), [(b"\n", 130), (b"y\n", 0)])
+def test_delete_prompts_on_a_terminal(api, on_terminal, terminal, answer, code):
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
+    response = {"success": True, "task_id": TASK_ID, "message": "It was deleted."}
+    api.on("DELETE", f"/tasks/{TASK_ID}/data", json_response(response))
+    process = on_terminal("task", "delete", TASK_ID)
+    assert b"Delete task fix-42 (Fix bug #42) and all its data?" in terminal.read_until(b"[y/N]")
+    terminal.type(answer)
+    terminal.read_until(b"It was deleted." if code == 0 else b"The task was not deleted.")
+    assert process.wait(30) == code
+    assert [request.method for request in api.requests] == (["GET", "DELETE"] if code == 0 else ["GET"])
+
+
 def test_cancel_of_an_ended_task_does_not_prompt(api, on_terminal, terminal):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed")))
     process = on_terminal("task", "cancel", TASK_ID)

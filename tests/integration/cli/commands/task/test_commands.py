@@ -721,6 +721,20 @@ def test_release_prints_the_message_of_the_server(run_cli, api):
     assert run_cli("task", "release", "other").returncode == 3
 
 
+def test_delete_prints_the_message_of_the_server(run_cli, api):
+    response = {"success": True, "task_id": TASK_ID, "message": "Deleted."}
+    api.on("DELETE", f"/tasks/{TASK_ID}/data", json_response(response))
+    assert run_cli("task", "delete", TASK_ID).stderr == b"Deleted.\n"
+    assert json.loads(run_cli("task", "delete", TASK_ID, "-f", "json").stdout) == response
+    assert run_cli("task", "delete", "other").returncode == 3
+
+
+def test_delete_of_a_task_that_has_not_ended_exits_with_4(run_cli, api):
+    api.on("DELETE", f"/tasks/{TASK_ID}/data", error_response(409, "task_not_ended", "Cancel it, then delete it."))
+    result = run_cli("task", "delete", TASK_ID)
+    assert (result.returncode, b"Cancel it, then delete it." in result.stderr) == (4, True)
+
+
 def test_json_logs_are_lines_of_events(run_cli, api):
     event = {"type": "tool_call", "task_id": TASK_ID, "seq": 3, "timestamp": "t", "tool": "Bash"}
     line = b"[t] [EVENT] " + json.dumps(event).encode() + b"\n"
@@ -829,9 +843,9 @@ def test_malformed_response_is_reported_in_one_message(run_cli, api, manifest, a
     assert b"Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "wait", "cancel", "artifacts", "diff"])
+@pytest.mark.parametrize("command", ["status", "logs", "wait", "cancel", "delete", "artifacts", "diff"])
 def test_invalid_id_is_rejected_before_sending(run_cli, api, command):
-    confirmation = ["-y"] if command == "cancel" else []
+    confirmation = ["-y"] if command in {"cancel", "delete"} else []
     empty = run_cli("task", command, "", *confirmation)
     assert (empty.returncode, empty.stderr) == (2, b"Error: The id of a task must not be empty.\n")
     other = run_cli("task", command, f"{TASK_ID}/vm", *confirmation)

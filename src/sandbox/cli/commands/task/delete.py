@@ -1,0 +1,52 @@
+"""The `sandbox task delete` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
+from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.output.console import confirm
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.model.task_state import FINAL_STATES
+
+if TYPE_CHECKING:
+    from sandbox.client.response_types import Task
+
+
+@command(
+    epilog=help_examples(
+        "sandbox task delete 5e173eb5",
+        "sandbox task delete 5e173eb5 --yes",
+    )
+)
+@task_argument
+@click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
+@common_options
+def delete(task_id: str, yes: bool) -> None:
+    """Delete a task that has ended, with all its data.
+
+    Removes the logs, the artifacts and a preserved sandbox. To remove many tasks, use sandbox admin prune.
+    """
+    options = current_options()
+    with options.connect() as client:
+        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+            _confirm(client.status(task_id))
+        response = client.delete(task_id)
+    if options.format == "json":
+        print_json(response)
+    else:
+        click.echo(escape_text(response["message"]), err=True)
+
+
+def _confirm(status: Task) -> None:
+    """Ask whether to delete the task. The server refuses to delete a task that has not ended."""
+    question = f"Delete task {escape_text(status['id'])} ({escape_name(status['name'])}) and all its data?"
+    if status["state"] in FINAL_STATES and not confirm(question, default=False):
+        fail("The task was not deleted.", ExitCode.INTERRUPTED)
