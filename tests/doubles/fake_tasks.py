@@ -86,6 +86,8 @@ class FakeTasks:
 
     def __init__(self) -> None:
         self.entries: dict[str, _Entry] = {}
+        self.changes: list[str] = []
+        self.state_changed = asyncio.Event()
         self.subscribers: list[asyncio.Queue[WireEvent]] = []
         self.failure: Exception | None = None
         self.event_interval = timedelta(milliseconds=1)
@@ -131,6 +133,10 @@ class FakeTasks:
         if entry is None:
             entry = self.entries[task_id] = _Entry(result.task, [])
         entry.task = result.task
+        if result.transition is not None:
+            self.changes.append(task_id)
+            self.state_changed.set()
+            self.state_changed = asyncio.Event()
         if wire_event is not None:
             entry.events.append(wire_event)
             for subscriber in self.subscribers:
@@ -281,6 +287,24 @@ class FakeTasks:
                     return
                 if changed is entry.changed:
                     await changed.wait()
+        finally:
+            self.open_followers -= 1
+
+    async def follow_states(self, after: ChangeCursor | None) -> AsyncIterator[ChangedTask | ChangeCursor]:
+        is_known = after is not None and after.index_id == "fade"
+        number = len(self.changes) if after is None else after.number if is_known else 0
+        yield ChangeCursor("fade", number)
+        self.open_followers += 1
+        try:
+            while True:
+                state_changed, end = self.state_changed, len(self.changes)
+                latest = {task_id: change for change, task_id in enumerate(self.changes, 1)}
+                for task_id, change in sorted(latest.items(), key=lambda item: item[1]):
+                    if change > number and task_id in self.entries:
+                        yield ChangedTask(ChangeCursor("fade", change), self.entries[task_id].task)
+                number = end
+                if number == len(self.changes):
+                    await state_changed.wait()
         finally:
             self.open_followers -= 1
 

@@ -26,7 +26,7 @@ from sandbox.model.manifest.rules import AgentSchema
 
 TAGS = {
     "Tasks": "Submit, list, watch and cancel tasks.",
-    "Logs": "Output and events of a task, as a download or a live stream.",
+    "Logs": "Output and events of a task, as a download or a live stream, and changes of all tasks' states.",
     "Artifacts": "Results of a task: patch, transcript and files.",
     "Health": "For health probes, load balancers and Prometheus.",
     "Administration": "For operators.",

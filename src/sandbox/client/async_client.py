@@ -252,6 +252,25 @@ class AsyncClient:
             if not stream_state.is_finished:
                 await asyncio.sleep(stream_state.next_delay_seconds(failure))
 
+    async def follow_states(self, *, after: str | None = None) -> AsyncGenerator[tuple[str, Event], None]:
+        """Iterate over changes of all tasks' states, without end: a position and a `state_change` or `end` event.
+
+        A task that changes its state several times at once may have one event, with its latest state. To continue later
+        without gaps, pass the last position as `after`; an event may then be repeated. Without `after`, starts now.
+        Resumes a broken connection for a limited time.
+        """
+        stream_state = retried_operations.StateStream(after)
+        while True:
+            failure = None
+            try:
+                async with self._stream(stream_state.next_request()) as response:
+                    async for chunk in response.aiter_bytes():
+                        for position_and_event in stream_state.feed(chunk):
+                            yield position_and_event
+            except ClientError as error:
+                failure = error
+            await asyncio.sleep(stream_state.next_delay_seconds(failure))
+
     async def artifacts(self, task_id: str) -> ArtifactList:
         """List the task's artifacts."""
         return await self._request(requests.artifacts(task_id))

@@ -21,6 +21,7 @@ from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
     Checked,
+    Deletion,
     Draining,
     Health,
     Pruned,
@@ -124,15 +125,18 @@ class Client:
         sort: str | None = None,
         order: str | None = None,
         cursor: str | None = None,
+        totals: bool = False,
         **filters: Unpack[TaskFilters],
     ) -> TaskPage:
         """Return a page of tasks, in the server's default order unless `sort` or `order` is set.
 
+        totals: also return the number and the cost of the tasks on all pages. Older servers reject the request.
         filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
         for each of these words, its name, id, prompt or repository contains a word that begins with it. `repository`:
         URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive), `created_before`: RFC 3339.
         """
-        return self._request(requests.tasks(**filters, limit=limit, sort=sort, order=order, cursor=cursor))
+        page = {"limit": limit, "sort": sort, "order": order, "cursor": cursor, "totals": "true" if totals else None}
+        return self._request(requests.tasks(**filters, **page))
 
     def all_tasks(self, **filters: Unpack[TaskFilters]) -> Iterator[TaskSummary]:
         """Iterate over all tasks that match the filters (see `tasks`), page by page.
@@ -165,6 +169,10 @@ class Client:
     def release(self, task_id: str) -> Release:
         """Remove the preserved sandbox of a failed task. Raises NotFoundError if there is none."""
         return self._request(requests.release(task_id))
+
+    def delete(self, task_id: str) -> Deletion:
+        """Delete a task that has ended, with all its data, also a preserved sandbox. Raises TaskNotEndedError."""
+        return self._request(requests.delete(task_id))
 
     def health(self) -> Health:
         """Return the server's health."""
@@ -238,6 +246,24 @@ class Client:
                 failure = error
             if not stream_state.is_finished:
                 time.sleep(stream_state.next_delay_seconds(failure))
+
+    def follow_states(self, *, after: str | None = None) -> Iterator[tuple[str, Event]]:
+        """Iterate over changes of all tasks' states, without end: a position and a `state_change` or `end` event.
+
+        A task that changes its state several times at once may have one event, with its latest state. To continue later
+        without gaps, pass the last position as `after`; an event may then be repeated. Without `after`, starts now.
+        Resumes a broken connection for a limited time.
+        """
+        stream_state = retried_operations.StateStream(after)
+        while True:
+            failure = None
+            try:
+                with self._stream(stream_state.next_request()) as response:
+                    for chunk in response.iter_bytes():
+                        yield from stream_state.feed(chunk)
+            except ClientError as error:
+                failure = error
+            time.sleep(stream_state.next_delay_seconds(failure))
 
     def artifacts(self, task_id: str) -> ArtifactList:
         """List the task's artifacts."""

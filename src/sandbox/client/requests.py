@@ -214,6 +214,12 @@ def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Re
     return Request("GET", task_path(task_id, "logs"), StreamBody, (), parameters, headers, read_seconds=read_seconds)
 
 
+def follow_states(read_seconds: float, after: str) -> Request[StreamBody]:
+    """Follow the states of all tasks."""
+    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
+    return Request("GET", "/events", StreamBody, (), headers=headers, read_seconds=read_seconds)
+
+
 def health() -> Request[Health]:
     """Read the server's health."""
     return Request("GET", "/health", Health, ("status",))

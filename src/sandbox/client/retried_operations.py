@@ -135,6 +135,39 @@ def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
     return status
 
 
+class StateStream:
+    """Reads the states of all tasks over successive connections, without gaps. after: the id of an earlier event."""
+
+    def __init__(self, after: str | None) -> None:
+        self._after = after or ""
+        self._has_begun = False
+        self._backoff = Backoff()
+        self._parser = SseParser()
+
+    def next_request(self) -> Request[requests.StreamBody]:
+        """Return the next request."""
+        self._parser = SseParser()
+        return requests.follow_states(STREAM_IDLE_TIMEOUT_SECONDS, self._after)
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, Event]]:
+        """Parse the events completed by these bytes; yield each with the id after which to continue."""
+        self._backoff.reset()
+        self._has_begun = True
+        for event in self._parser.feed(chunk):
+            self._after = self._parser.last_id or self._after
+            yield self._after, event
+        self._after = self._parser.last_id or self._after
+
+    def next_delay_seconds(self, error: ClientError | None = None) -> float:
+        """Return the delay after a lost or closed connection.
+
+        Raises the error once no retry is left, and if the first connection fails.
+        """
+        if error is not None and not self._has_begun:
+            raise error
+        return self._backoff.next_delay_seconds(error or UnreachableError("The server closed the stream."))
+
+
 class ResumableStream:
     """Reads a task's events over successive connections, without gaps or duplicates."""
 

@@ -17,9 +17,14 @@ LINE_BYTES_MAX = 2 * EVENT_BYTES_MAX
 
 
 class SseParser:
-    """Parses the stream of one connection. Skips comments, and an event that is incomplete when the stream ends."""
+    """Parses the stream of one connection. Skips comments, and an event that is incomplete when the stream ends.
+
+    last_id: the latest id, which belongs to the event that was returned last or precedes it; empty if there is none.
+    """
 
     def __init__(self) -> None:
+        self.last_id = ""
+        self._id = ""
         self._pending = bytearray()
         self._data: list[bytes] = []
         self._data_bytes = 0
@@ -34,9 +39,13 @@ class SseParser:
                 self._data.append(line[5:].removeprefix(b" "))
                 self._data_bytes += len(line)
                 _check_size(self._data_bytes)
-            elif not line and self._data:
+            elif line.startswith(b"id:"):
+                self._id = line[3:].decode(errors="replace").strip()
+            elif not line:
+                self.last_id = self._id
                 data, self._data, self._data_bytes = b"\n".join(self._data), [], 0
-                yield parse_event(data)
+                if data:
+                    yield parse_event(data)
 
     def _lines(self, chunk: bytes) -> Iterator[bytes]:
         # Split bytes, not text: str.splitlines also splits at U+2028 and other characters that do not end a line here.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.store import TaskPage, TaskQuery
+from sandbox.interfaces.store import ChangeCursor, ChangedTask, TaskPage, TaskQuery
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency, Parent
@@ -385,6 +385,14 @@ class TaskEvents(Protocol):
         """Yield the events after `after`, then live ones; the last one is `end`.
 
         With `after=None`, yield only live events, preceded by the current state.
+        """
+        ...
+
+    def follow_states(self, after: ChangeCursor | None) -> AsyncIterator[ChangedTask | ChangeCursor]:
+        """Yield the position of the stream, then each task that changed its state after `after`, then live changes.
+
+        With `after=None`, yield only live changes. If a task changes its state several times before the stream reaches
+        it, it is yielded once. If `after` belongs to another index, all tasks are yielded. Raises StoreError.
         """
         ...
 

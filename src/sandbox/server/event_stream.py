@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 
 from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.journal import JournalDamagedError, Journals
-from sandbox.interfaces.store import Store
+from sandbox.interfaces.store import ChangeCursor, ChangedTask, Store
 from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.events import Output, Record
 from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
@@ -26,6 +26,9 @@ from sandbox.primitives import client_fairness
 from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
 
 _CHANGE_WAIT_SECONDS = 60.0
+_CHANGE_BATCH_SECONDS = 0.05
+"""Pause before the index is read again: many tasks may change at the same time."""
+_CHANGED_TASKS_PER_READ = 100
 _DECODED_FACTOR = 5
 """Bytes of memory per byte read: the byte itself, and four bytes per character of text that has a wide character."""
 
@@ -41,6 +44,13 @@ class Broadcast:
 
     def __init__(self) -> None:
         self._subscribers: set[_Subscriber] = set()
+        self.next_state_change = asyncio.Event()
+        """Set and replaced when the index has another change of a task's state."""
+
+    def notify_state_change(self) -> None:
+        """Wake the streams that read changes of states from the index."""
+        event, self.next_state_change = self.next_state_change, asyncio.Event()
+        event.set()
 
     @property
     def has_subscribers(self) -> bool:
@@ -167,6 +177,22 @@ class EventStream:
         async with contextlib.aclosing(self._broadcast.subscribe()) as events:
             async for event in events:
                 yield event
+
+    async def follow_states(self, after: ChangeCursor | None) -> AsyncIterator[ChangedTask | ChangeCursor]:
+        """Yield the position of the stream, then the tasks that change their state. They are read from the index."""
+        position = await client_fairness.to_thread(self._store.last_change) if after is None else after
+        yield position
+        while True:
+            next_change = self._broadcast.next_state_change
+            changed = await client_fairness.to_thread(self._store.changed_tasks, position, _CHANGED_TASKS_PER_READ)
+            for each in changed:
+                position = each.cursor
+                yield each
+            if not changed:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_CHANGE_WAIT_SECONDS):
+                        await next_change.wait()
+                await asyncio.sleep(_CHANGE_BATCH_SECONDS)
 
     async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
         """Wait for new events and return the task to continue with.

@@ -161,6 +161,8 @@ class JournalTailer:
             self._recovery.find_runner(tracked)
 
     def _publish(self, task_id: str, record: e.Record) -> None:
+        if record.transition is not None:
+            self._broadcast.notify_state_change()
         if self._broadcast.has_subscribers and (event := to_wire_event(task_id, record)) is not None:
             self._broadcast.publish(event)
 

@@ -13,6 +13,7 @@ from doubles.sample_task import TASK_ID, task_events, task_status
 from sandbox.client import (
     ArtifactTooLargeError,
     ChecksumError,
+    ForbiddenError,
     InvalidManifestError,
     InvalidParameterError,
     NotFoundError,
@@ -196,6 +197,66 @@ def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
     assert [request.headers.get("last-event-id") for request in requests] == [None, "3", "9", "9"]
     assert [request.query.get("after") for request in requests] == [None, ["3"], ["9"], ["9"]]
     assert [request.query.get("tail") for request in requests] == [["1000"], None, None, None]
+
+
+def state_messages(*messages):
+    """Return a response with messages of the stream of all tasks. Each is an id and a state, or only an id."""
+    chunks = []
+    for identity, state in messages:
+        fields = {"type": "state_change", "task_id": TASK_ID, "seq": 1, "timestamp": "2026-01-29T10:10:15.123Z"}
+        fields |= {"previous_state": None, "new_state": state, "state_message": ""}
+        lines = ([f"id: {identity}"] if identity else []) + ([f"data: {json.dumps(fields)}"] if state else [])
+        chunks.append("\n".join([*lines, "", ""]).encode())
+    return ApiResponse(200, [b"".join(chunks)], {"Content-Type": "text/event-stream"})
+
+
+END_OF_STATES = error_response(403, "forbidden", "The token was removed.")
+
+
+def states_until_error(client, **options):
+    states = []
+
+    def follow():
+        for position, event in client.follow_states(**options):
+            states.append((position, event["new_state"]))
+
+    with pytest.raises(ForbiddenError):
+        follow()
+    return states
+
+
+def test_states_of_all_tasks_are_followed_over_several_connections(api, client):
+    api.on(
+        "GET",
+        "/events",
+        state_messages(("a-1", None), (None, "completed"), ("a-2", "pending"), (None, "failed")),
+        error_response(503, "service_unavailable", "Starting."),
+        state_messages(("a-2", None)),
+        state_messages(("b-0", None), ("b-1", "failed")),
+        END_OF_STATES,
+    )
+    assert states_until_error(client) == [
+        ("a-1", "completed"),
+        ("a-2", "pending"),
+        ("a-2", "failed"),
+        ("b-1", "failed"),
+    ]
+    sent = [request.headers.get("last-event-id") for request in api.requests_to("GET", "/events")]
+    assert sent == [None, "a-2", "a-2", "a-2", "b-1"]
+
+
+def test_states_are_followed_from_a_position(api, client):
+    api.on("GET", "/events", state_messages(("a-7", None)), state_messages(("a-8", "running")), END_OF_STATES)
+    assert states_until_error(client, after="a-7") == [("a-8", "running")]
+    sent = [request.headers.get("last-event-id") for request in api.requests_to("GET", "/events")]
+    assert sent == ["a-7", "a-7", "a-8"]
+
+
+def test_error_of_the_first_connection_is_not_retried(api, client):
+    api.on("GET", "/events", error_response(503, "service_unavailable", "Starting."))
+    with pytest.raises(ServerError):
+        next(client.follow_states())
+    assert len(api.requests_to("GET", "/events")) == 1
 
 
 def test_repeatedly_broken_stream_raises_unreachable(api, client):

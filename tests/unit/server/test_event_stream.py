@@ -302,3 +302,56 @@ async def test_memory_of_converted_output_is_counted():
         return held[-1]
 
     assert await reserved_bytes(is_parsed=False) - await reserved_bytes(is_parsed=True) > 4 * 80_000
+
+
+class FollowedStates:
+    """An event stream of an index in memory, and what its follower received."""
+
+    def __init__(self):
+        self.store, self.broadcast = MemoryStore(), Broadcast()
+        self.stream = EventStream({}, None, self.store, self.broadcast, None)
+
+    def save(self, task_id, state):
+        self.store.save(IndexedTask(Task(task_id, manifest(task_id), state, "Status", (), last_seq=1), 0))
+        self.broadcast.notify_state_change()
+
+    async def next_changes(self, iterator, count):
+        async with asyncio.timeout(10):
+            changed = [await anext(iterator) for _ in range(count)]
+        return [(each.task.id, each.task.state) for each in changed], changed[-1].cursor
+
+
+async def test_states_are_followed_and_resumed_without_gaps():
+    followed = FollowedStates()
+    followed.save("old", TaskState.RUNNING)
+    iterator = followed.stream.follow_states(None)
+    position = await anext(iterator)
+    followed.save("a", TaskState.PENDING)
+    changes, _ = await followed.next_changes(iterator, 1)
+    assert changes == [("a", "pending")]
+    followed.save("a", TaskState.STAGING)
+    followed.save("a", TaskState.FAILED)
+    followed.save("b", TaskState.PENDING)
+    assert (await followed.next_changes(iterator, 2))[0] == [("a", "failed"), ("b", "pending")]
+    await iterator.aclose()
+
+    resumed = followed.stream.follow_states(position)
+    assert await anext(resumed) == position
+    changes, position = await followed.next_changes(resumed, 2)
+    assert changes == [("a", "failed"), ("b", "pending")]
+    waiting = asyncio.ensure_future(anext(resumed))
+    followed.save("old", TaskState.COMPLETED)
+    assert (await asyncio.wait_for(waiting, 10)).task.id == "old"
+
+
+async def test_many_changed_tasks_are_read_in_parts(monkeypatch):
+    monkeypatch.setattr("sandbox.server.event_stream._CHANGED_TASKS_PER_READ", 3)
+    followed = FollowedStates()
+    begin = followed.store.last_change()
+    for number in range(10):
+        followed.save(f"t{number}", TaskState.PENDING)
+    iterator = followed.stream.follow_states(begin)
+    await anext(iterator)
+    changes, cursor = await followed.next_changes(iterator, 10)
+    assert [task_id for task_id, _ in changes] == [f"t{number}" for number in range(10)]
+    assert cursor == followed.store.last_change()

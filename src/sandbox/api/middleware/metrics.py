@@ -77,7 +77,7 @@ class ServerMetrics:
         self._requests.labels(route, known_method, status).inc()
         self._response_seconds.labels(route, known_method).observe(seconds)
 
-    def track_stream(self, kind: Literal["logs", "websocket"]) -> AbstractContextManager[object]:
+    def track_stream(self, kind: Literal["logs", "websocket", "events"]) -> AbstractContextManager[object]:
         """Count an open stream for as long as the context is active."""
         return self._streams.labels(kind).track_inprogress()
 

@@ -1,7 +1,9 @@
-"""Routes for a task's logs: plain text, server-sent events or NDJSON."""
+"""Routes for a task's logs (plain text, server-sent events or NDJSON), and for changes of all tasks' states."""
 
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
+from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import (
     component_ref,
     create_router,
@@ -20,12 +23,22 @@ from sandbox.api.openapi import (
     with_item_schemas,
 )
 from sandbox.api.request_parsing import SEQ, SEQ_MAX, TIME, parse_seq, parse_time
-from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, encode_each
+from sandbox.api.streaming.response import (
+    SSE_KEEP_ALIVE,
+    EventStreamResponse,
+    Messages,
+    close_iterator,
+    encode_each,
+)
+from sandbox.interfaces.store import ChangeCursor, ChangedTask
 from sandbox.interfaces.tasks import TaskEvents
+from sandbox.model.manifest.field_formats import Format
 from sandbox.model.task import Task
 from sandbox.model.wire.events import (
     LogStream,
     WireEvent,
+    current_state_event,
+    end_event,
     extract_conversation,
     format_timestamp,
     log_stream_of,
@@ -158,6 +171,89 @@ async def get_logs(
     )
 
 
+_POSITION_REGEX = re.compile("[0-9a-f]{1,32}-[0-9]{1,18}", re.ASCII)
+
+
+def _check_position(text: str) -> str | None:
+    if text and not _POSITION_REGEX.fullmatch(text):
+        return "must be the id of an earlier event; omit it for changes from now on"
+    return None
+
+
+_POSITION = Format("position", _check_position, {"pattern": f"^({_POSITION_REGEX.pattern})?$"})
+"""The id of an event in the stream of all tasks, or empty text."""
+
+_AfterPosition = Annotated[str, _POSITION, Query(description="Continue after the event with this `id`")]
+_LastPosition = Annotated[
+    str,
+    _POSITION,
+    Header(
+        alias="Last-Event-ID",
+        description="Continue after the event with this `id`; `after` in the query takes precedence",
+    ),
+]
+
+
+@router.get(
+    paths.EVENTS,
+    response_class=Response,
+    responses={
+        200: with_item_schemas(
+            raw_content("The changes, as server-sent events", text_event_stream={}), text_event_stream=_SSE_SCHEMA
+        ),
+        **problem_responses("service_unavailable"),
+    },
+)
+async def get_events(
+    request: Request,
+    context: ContextDep,
+    after: _AfterPosition = "",
+    last_event_id: _LastPosition = "",
+    *,
+    follow: Annotated[bool, Query(description="Stream without end")] = False,
+) -> Response:
+    """Get changes of all tasks' states, as server-sent events.
+
+    Sends `state_change` when a task has changed its state, and then `end` if the task has ended. If a task changes its
+    state several times before the event is sent, only the latest state is sent. The stream begins with the current
+    position as an `id` without an event.
+    """
+    position = _parse_position(after or last_event_id)
+    changes = context.services.events.follow_states(position, is_live=follow)
+    stack = ExitStack()
+    stack.enter_context(context.authenticator.count_all_tasks_stream(get_caller(request)))
+    stack.enter_context(context.metrics.track_stream("events"))
+    return EventStreamResponse(
+        _encode_changes(changes),
+        _SSE,
+        stop_event=context.shutting_down,
+        keep_alive=SSE_KEEP_ALIVE,
+        tracker=stack,
+    )
+
+
+def _parse_position(text: str) -> ChangeCursor | None:
+    """Parse text that has the format `_POSITION`; return None for empty text."""
+    index_id, _, number = text.partition("-")
+    return ChangeCursor(index_id, int(number)) if text else None
+
+
+async def _encode_changes(changes: AsyncIterator[ChangedTask | ChangeCursor]) -> AsyncIterator[Messages]:
+    """Encode each change. Only its last event has an id, so that a client that missed it gets all events again."""
+    try:
+        async for each in changes:
+            if isinstance(each, ChangeCursor):
+                yield [f"id: {each.index_id}-{each.number}\n\n".encode()]
+                continue
+            events: list[WireEvent] = [current_state_event(each.task)]
+            if each.task.state.is_final:
+                events.append(end_event(each.task))
+            position = f"id: {each.cursor.index_id}-{each.cursor.number}\n".encode()
+            yield [*map(_format_sse_event, events[:-1]), position + _format_sse_event(events[-1])]
+    finally:
+        await close_iterator(changes)
+
+
 async def _find_tail_start(events: TaskEvents, task: Task, after: int, lines: int, encoder: LogEncoder) -> int:
     """Return the `after` that selects the last `lines` existing lines, reading only as far back as needed."""
     block_lines = 1 + lines // _TAIL_BLOCKS_MAX
@@ -233,4 +329,8 @@ def _format_ndjson(event: WireEvent) -> bytes:
 
 
 def _format_sse(event: WireEvent) -> bytes:
-    return f"id: {event['seq']}\nevent: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+    return f"id: {event['seq']}\n".encode() + _format_sse_event(event)
+
+
+def _format_sse_event(event: WireEvent) -> bytes:
+    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"

@@ -155,7 +155,7 @@ class EventStreamResponse(Response):
     """Sends messages in batches until the source ends, the client disconnects or `stop_event` is set.
 
     keep_alive: sent after KEEP_ALIVE_SECONDS without a message; nothing is sent if it is empty.
-    tracker: context manager that is active while the body is sent.
+    tracker: context manager that is active while the response is sent.
     """
 
     def __init__(
@@ -178,15 +178,12 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if not is_head_request(scope):
-            await self._stream(receive, send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _stream(self, receive: Receive, send: Send) -> None:
         idle_seconds = KEEP_ALIVE_SECONDS if self._keep_alive else None
         with self._tracker:
-            await self._send_batches(idle_seconds, receive, send)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if not is_head_request(scope):
+                await self._send_batches(idle_seconds, receive, send)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_batches(self, idle_seconds: float | None, receive: Receive, send: Send) -> None:
         async with self._prefetcher as prefetcher:

@@ -26,7 +26,7 @@ class StateChangeEvent(BaseEvent):
     type: Literal["state_change"]
     """Always `state_change`."""
     previous_state: State | None
-    """State before; null for a new task, and if a stream begins with the current state."""
+    """State before; null for a new task, in the stream of all tasks, and if a stream begins with the current state."""
     new_state: State
     """Current state."""
     state_message: str

@@ -713,6 +713,33 @@ def test_submit_retries_a_lost_response_with_the_same_key(run_cli, api, manifest
     assert api.requests[-1].headers["idempotency-key"] not in keys
 
 
+@pytest.fixture
+def state_stream(api):
+    """A stream of all tasks' states with two events, then an error."""
+    first = {"type": "state_change", "task_id": "a\x1b", "seq": 3, "timestamp": "2026-01-29T10:10:15.123Z"}
+    first |= {"previous_state": None, "new_state": "completed", "state_message": "It is done."}
+    end = {"type": "end", "task_id": "a\x1b", "seq": 4, "timestamp": "2026-01-29T10:10:15.123Z"}
+    end |= {"state": "completed", "exit_code": 0, "error": None}
+    text = f"id: c0-1\n\ndata: {json.dumps(first)}\n\nid: c0-2\ndata: {json.dumps(end)}\n\n"
+    streamed = ApiResponse(200, [text.encode()], {"Content-Type": "text/event-stream"})
+    api.on("GET", "/events", streamed, error_response(403, "forbidden", "The token was removed."))
+    return [{**first, "position": "c0-1"}, {**end, "position": "c0-2"}]
+
+
+def test_watch_prints_the_states_of_all_tasks(run_cli, api, state_stream):
+    result = run_cli("task", "watch")
+    _, line = result.stdout.decode().splitlines()  # the first line has the date
+    assert line.split()[-5:] == ["completed", "a\\x1b", "It", "is", "done."]
+    assert (result.returncode, b"The token was removed." in result.stderr) == (5, True)
+
+
+def test_watch_prints_events_with_their_positions_as_json(run_cli, api, state_stream):
+    result = run_cli("task", "watch", "--after", "c0-0", "--format", "json")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == state_stream
+    sent = [request.headers.get("last-event-id") for request in api.requests_to("GET", "/events")]
+    assert sent == ["c0-0", "c0-2"]
+
+
 def test_release_prints_the_message_of_the_server(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Released."}
     api.on("DELETE", f"/tasks/{TASK_ID}/vm", json_response(response))

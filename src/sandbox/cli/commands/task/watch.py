@@ -1,0 +1,37 @@
+"""The `sandbox task watch` command."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.help_examples import help_examples
+from sandbox.cli.lazy_group import command
+from sandbox.cli.options import common_options, current_options
+from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.event_layout import EventLayout
+from sandbox.cli.output.json_output import print_json_lines
+
+
+@command(
+    epilog=help_examples(
+        "sandbox task watch",
+        "sandbox task watch --format json",
+    )
+)
+@click.option("--after", metavar="POSITION", help="Continue after this `position` of an earlier JSON event.")
+@common_options
+def watch(after: str | None) -> None:
+    """Print changes of all tasks' states until interrupted.
+
+    Uses one connection for all tasks. With --format json, each line is an event with its position.
+    """
+    options = current_options()
+    with options.connect() as client:
+        changes = client.follow_states(after=after)
+        if options.format == "json":
+            print_json_lines({**event, "position": position} for position, event in changes)
+            return
+        layout = EventLayout(stdout_console(has_color=options.has_color))
+        for _, event in changes:
+            if event["type"] == "state_change":
+                layout.print_state(event, event["new_state"], f"{event['task_id']}  {event['state_message']}")
