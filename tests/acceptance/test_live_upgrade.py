@@ -73,8 +73,11 @@ JSON_TYPES = {
 ADDED_STATUS_FIELDS = {
     *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
 }
-EXTENDED_TYPES = {"sandbox.model.events:Record", "sandbox.model.task:Task"}
-"""Types with additional fields or events. The new version reads what the old one writes, not the other way round."""
+EXTENDED_TYPES = {
+    *("sandbox.model.events:Record", "sandbox.model.task:Task"),
+    "sandbox.api.request_parsing:PageCursor",
+}
+"""Types with additional fields, events or values. The new version reads what the old one writes, not vice versa."""
 
 MSGPACK_TYPES = {
     "sandbox.contracts.terminals:Shown|sandbox.contracts.terminals:Role|sandbox.contracts.terminals:Ended": (
