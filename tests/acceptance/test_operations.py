@@ -41,7 +41,7 @@ class StateFollower:
     def read_until(self, task_id, state):
         """Follow until this task has this state."""
         headers = {"Last-Event-ID": self.position} if self.position else {}
-        with self._deployment.http.stream("GET", "/api/v1/events", headers=headers) as response:
+        with self._deployment.http.stream("GET", "/api/v1/events?follow=true", headers=headers) as response:
             for line in response.iter_lines():
                 if line.startswith("id: "):
                     self.position = line[4:]
@@ -54,8 +54,7 @@ class StateFollower:
 
 def test_states_of_all_tasks_are_followed_across_a_restart(deployment):
     follower = StateFollower(deployment)
-    with deployment.http.stream("GET", "/api/v1/events") as response:
-        follower.position = next(response.iter_lines())[4:]
+    follower.position = deployment.http.get("/api/v1/events").text.strip().removeprefix("id: ")
     deployment.submit("first")
     follower.read_until("first", "running")
     deployment.restart_server(signal.SIGKILL)

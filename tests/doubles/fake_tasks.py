@@ -290,7 +290,9 @@ class FakeTasks:
         finally:
             self.open_followers -= 1
 
-    async def follow_states(self, after: ChangeCursor | None) -> AsyncIterator[ChangedTask | ChangeCursor]:
+    async def follow_states(
+        self, after: ChangeCursor | None, *, is_live: bool = True
+    ) -> AsyncIterator[ChangedTask | ChangeCursor]:
         is_known = after is not None and after.index_id == "fade"
         number = len(self.changes) if after is None else after.number if is_known else 0
         yield ChangeCursor("fade", number)
@@ -303,6 +305,8 @@ class FakeTasks:
                     if change > number and task_id in self.entries:
                         yield ChangedTask(ChangeCursor("fade", change), self.entries[task_id].task)
                 number = end
+                if number == len(self.changes) and not is_live:
+                    return
                 if number == len(self.changes):
                     await state_changed.wait()
         finally:

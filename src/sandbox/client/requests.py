@@ -217,7 +217,8 @@ def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Re
 def follow_states(read_seconds: float, after: str) -> Request[StreamBody]:
     """Follow the states of all tasks."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
-    return Request("GET", "/events", StreamBody, (), headers=headers, read_seconds=read_seconds)
+    parameters = {"follow": "true"}
+    return Request("GET", "/events", StreamBody, (), parameters, headers, read_seconds=read_seconds)
 
 
 def health() -> Request[Health]:

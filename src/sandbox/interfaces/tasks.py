@@ -388,11 +388,14 @@ class TaskEvents(Protocol):
         """
         ...
 
-    def follow_states(self, after: ChangeCursor | None) -> AsyncIterator[ChangedTask | ChangeCursor]:
+    def follow_states(
+        self, after: ChangeCursor | None, *, is_live: bool = True
+    ) -> AsyncIterator[ChangedTask | ChangeCursor]:
         """Yield the position of the stream, then each task that changed its state after `after`, then live changes.
 
-        With `after=None`, yield only live changes. If a task changes its state several times before the stream reaches
-        it, it is yielded once. If `after` belongs to another index, all tasks are yielded. Raises StoreError.
+        With `after=None`, yield only live changes. Without `is_live`, yield none. A task that changes its state several
+        times before the stream reaches it is yielded once. If `after` belongs to another index, all tasks are yielded.
+        Raises StoreError.
         """
         ...
 

@@ -178,7 +178,9 @@ class EventStream:
             async for event in events:
                 yield event
 
-    async def follow_states(self, after: ChangeCursor | None) -> AsyncIterator[ChangedTask | ChangeCursor]:
+    async def follow_states(
+        self, after: ChangeCursor | None, *, is_live: bool = True
+    ) -> AsyncIterator[ChangedTask | ChangeCursor]:
         """Yield the position of the stream, then the tasks that change their state. They are read from the index."""
         position = await client_fairness.to_thread(self._store.last_change) if after is None else after
         yield position
@@ -189,6 +191,8 @@ class EventStream:
                 position = each.cursor
                 yield each
             if not changed:
+                if not is_live:
+                    return
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_CHANGE_WAIT_SECONDS):
                         await next_change.wait()

@@ -339,6 +339,7 @@ async def test_states_are_followed_and_resumed_without_gaps():
     assert await anext(resumed) == position
     changes, position = await followed.next_changes(resumed, 2)
     assert changes == [("a", "failed"), ("b", "pending")]
+    assert [each async for each in followed.stream.follow_states(position, is_live=False)] == [position]
     waiting = asyncio.ensure_future(anext(resumed))
     followed.save("old", TaskState.COMPLETED)
     assert (await asyncio.wait_for(waiting, 10)).task.id == "old"

@@ -10,7 +10,7 @@ import pytest
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.auth import authenticator
 
-EVENTS = "/api/v1/events"
+EVENTS = "/api/v1/events?follow=true"
 
 
 class Follower:
@@ -70,17 +70,29 @@ async def test_stream_continues_after_a_position(running_api, way):
     async with running_api() as api:
         api.tasks.add("one")
         api.tasks.add("two")
-        options = {"query": "?after=fade-1"} if way == "query" else {"Last-Event-ID": "fade-1"}
+        options = {"query": "&after=fade-1"} if way == "query" else {"Last-Event-ID": "fade-1"}
         async with following(api, **options) as follower:
             assert await follower.next_message() == ("fade-1", None, None)
             assert await follower.next_changes(1) == [("fade-2", "state_change", "two", "pending")]
+
+
+async def test_stream_that_is_not_followed_ends_after_the_changes_so_far(running_api):
+    async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
+        api.tasks.add("one")
+        url = f"{api.http}/api/v1/events"
+        assert (await client.get(url)).text == "id: fade-1\n\n"
+        text = (await client.get(f"{url}?after=fade-0")).text
+        assert text.startswith(
+            'id: fade-0\n\nid: fade-1\nevent: state_change\ndata: {"type":"state_change","task_id":"one"'
+        )
+        assert text.count("\n\n") == 2
 
 
 async def test_unknown_position_sends_the_states_of_all_tasks(running_api):
     async with running_api() as api:
         api.tasks.add("one")
         api.tasks.add("two", *TO_RUNNING)
-        async with following(api, "?after=0-0") as follower:
+        async with following(api, "&after=0-0") as follower:
             await follower.next_message()
             assert await follower.next_changes(2) == [
                 ("fade-1", "state_change", "one", "pending"),
@@ -90,7 +102,7 @@ async def test_unknown_position_sends_the_states_of_all_tasks(running_api):
 
 @pytest.mark.parametrize("text", ["1", "x-1", "fade-", "fade-1-2", "fade--1", "fade-1%00", "fade-" + "1" * 19])
 async def test_invalid_position_is_rejected(running_api, text):
-    async with running_api() as api, following(api, f"?after={text}") as follower:
+    async with running_api() as api, following(api, f"&after={text}") as follower:
         problem = json.loads(await follower.response.aread())
         assert (follower.response.status_code, problem["error"]) == (400, "invalid_parameter")
         assert problem["details"][0]["field"] == "after"
