@@ -80,6 +80,7 @@ EXAMPLES = (
     Example("wait_for_task", "GET", "/api/v1/tasks/{task_id}/wait", _ID, query={"timeout": "60"}),
     Example("cancel_task", "DELETE", "/api/v1/tasks/{task_id}", _ID, query={"reason": "Not needed"}),
     Example("release_sandbox", "DELETE", "/api/v1/tasks/{task_id}/vm", _ID),
+    Example("delete_task", "DELETE", "/api/v1/tasks/{task_id}/data", _ID),
     Example(
         "rerun_task",
         "POST",
@@ -95,6 +96,7 @@ EXAMPLES = (
         body={"prompt": "Add a test for it.", "overrides": [f"metadata.id={TASK}-2"]},
     ),
     Example("get_logs", "GET", "/api/v1/tasks/{task_id}/logs", _ID, query={"stream": "events", "tail": "3"}),
+    Example("get_events", "GET", "/api/v1/events", query={"after": "0-0"}),
     Example("list_artifacts", "GET", "/api/v1/tasks/{task_id}/artifacts", _ID),
     Example(
         "download_artifact",
