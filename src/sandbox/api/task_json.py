@@ -45,7 +45,7 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "vm": _vm_body(task),
         "exit_code": task.exit_code,
         "error": error_fields(task, is_operator=is_operator),
-        "final_message": _final_message(task),
+        "final_message": final_message(task),
         "attempts": attempts_fields(task, is_operator=is_operator),
         "progress": progress_fields(task.progress),
         "repository": public_repository_url(repository.url),
@@ -77,7 +77,7 @@ def chain_totals(chain: Sequence[Task]) -> ChainTotals | None:
     return ChainTotals(len(chain), cost_usd, round(sum(task.duration_seconds(now) or 0.0 for task in chain), 3))
 
 
-def _final_message(task: Task) -> str | None:
+def final_message(task: Task) -> str | None:
     """Return the agent's last message. Journals of earlier versions have it only in the agent's own report."""
     if task.final_message is not None:
         return task.final_message

@@ -18,6 +18,7 @@ from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parsing import check_format, encode_cursor, parse_query_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
+from sandbox.api.task_json import final_message
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
@@ -34,6 +35,9 @@ _ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
 
 _HINT_LENGTH_MAX = 120
+_FINAL_LINE_LENGTH_MAX = 300
+_BLOCK_MARKS = re.compile(r"^(?:#{1,6}|>|[-*+]|\d+\.)\s+")
+_STRONG = re.compile(r"\*\*([^*]+)\*\*")
 _PROMPT_LENGTH_MAX = 500
 
 _ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES and state is not TaskState.PENDING)
@@ -113,6 +117,8 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     is_first_page = query.cursor is None and query.offset == 0
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
+    if is_first_page and _filters(request, query):
+        query = replace(query, with_totals=True)
     # Query the page last, so that a task that ends in between is found twice rather than missed.
     unfinished = await _query_unfinished(request, tasks, query) if is_divided and is_first_page else None
     page = await query_page(tasks, query, request.query_params)
@@ -129,10 +135,21 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
         "hints": distinguishing_hints(alike, prompts),
+        "final_line": final_line,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
     }
     return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
+
+
+def final_line(task: Task) -> str:
+    """Return the first line with words of the agent's final message, without Markdown's marks; empty if there is none.
+
+    Backticks are kept.
+    """
+    lines = (line.strip() for line in (final_message(task) or "").split("\n"))
+    line = next((line for line in lines if any(character.isalnum() for character in line)), "")
+    return _STRONG.sub(r"\1", _BLOCK_MARKS.sub("", line[:_FINAL_LINE_LENGTH_MAX]))
 
 
 def _failure_notice(task: Task, *, is_operator: bool) -> FailureNotice | None:
@@ -142,7 +159,7 @@ def _failure_notice(task: Task, *, is_operator: bool) -> FailureNotice | None:
 
 async def _query_unfinished(request: Request, tasks: TaskQueries, query: TaskQuery) -> tuple[TaskPage, TaskPage]:
     """Return the active and the pending tasks. A task that starts in between is in both pages."""
-    common = replace(query, sort="created_at", order="desc", limit=_ACTIVE_ROWS)
+    common = replace(query, with_totals=False, sort="created_at", order="desc", limit=_ACTIVE_ROWS)
     pending_query = replace(common, states=frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
     pending = await query_page(tasks, pending_query, request.query_params)
     active = await query_page(tasks, replace(common, states=frozenset(_ACTIVE_STATES)), request.query_params)
@@ -209,6 +226,7 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Hea
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
     return {
         "total_count": page.total_count,
+        "total_cost": page.totals.cost_usd if page.totals else 0,
         "next_rows": _query_with(request, cursor=encode_cursor(page.next_cursor, query)) if page.next_cursor else None,
         "next_page": _query_with(request, offset=str(next_offset))
         if page.next_cursor and query.cursor is None and next_offset <= OFFSET_MAX

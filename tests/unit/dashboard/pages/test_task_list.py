@@ -55,6 +55,42 @@ def test_cancellation_of_a_running_task_is_only_requested(pages):
     assert "<strong>Cancelled.</strong> Reason: it is late" in pages.get("/tasks/stopped").text
 
 
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("Done: **all** tests pass.\n\nMore.", "Done: all tests pass."),
+        ("\n---\n## Result of `npm test`\nMore.", "Result of <code>npm test</code>"),
+        ("- first **\n- second", "first **"),
+        ("<b>bold</b>\u202e", "&lt;b&gt;bold&lt;/b&gt;‹U+202E›"),
+        ("word " * 2000, "word " * 60),
+        ("```\n***\n", "Claude Code finished its work"),
+        (None, "Claude Code finished its work"),
+    ],
+)
+def test_completed_task_shows_the_first_line_of_its_final_message(pages, message, shown):
+    exited = e.AgentExited(0, {"is_error": False}, final_message=message)
+    pages.tasks.add("done", *TO_RUNNING, exited, e.TaskFinished())
+    cell = re.search(r'<td class="c-now"><span class="muted[^"]*">(.*?)</span>', pages.get("/").text, re.DOTALL)
+    assert cell is not None
+    assert cell[1] == shown
+
+
+def test_failed_task_shows_its_reason_instead_of_the_final_message(pages):
+    exited = e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed."), final_message="I tried.")
+    pages.tasks.add("failed", *TO_RUNNING, exited, e.TaskFinished())
+    text = pages.get("/").text
+    assert "It failed." in text
+    assert "I tried." not in text
+
+
+def test_filtered_list_shows_its_total_cost(pages_with_tasks):
+    pages_with_tasks.tasks.add("costs", *TO_RUNNING, e.Progress(cost_usd=1.5), *TO_COMPLETED, labels={"team": "a&b"})
+    assert "3 tasks · $1.50" in pages_with_tasks.get("/?label.team=a%26b").text
+    pages_with_tasks.tasks.queries.clear()
+    pages_with_tasks.get("/")
+    assert not any(query.with_totals for query in pages_with_tasks.tasks.queries)
+
+
 def test_label_form_redirects_to_the_filter_url(pages_with_tasks):
     response = pages_with_tasks.get("/?state=completed&label=team%3Da%26b")
     assert (response.status_code, response.headers["location"]) == (303, "/?state=completed&label.team=a%26b")
