@@ -1,5 +1,6 @@
 """The task list page: active, pending and finished tasks, with filters in the query string."""
 
+import re
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
