@@ -23,7 +23,7 @@ from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
-from sandbox.model.manifest.schema import Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repository
 from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.sqlite import SqliteStore
@@ -94,7 +94,15 @@ def test_task_round_trip_is_complete(store):
     store.insert(IndexedTask(complete, 4711))
 
     assert store.load("full") == IndexedTask(complete, 4711)
-    assert store.query(TaskQuery()).tasks == [with_texts(msgspec.structs.replace(complete, artifacts=()), "", None)]
+    assert store.query(TaskQuery()).tasks == [as_listed(msgspec.structs.replace(complete, artifacts=(), result=None))]
+
+
+def as_listed(known):
+    manifest = known.manifest
+    settings = {name: manifest.agent.settings[name] for name in ("model", "headless", "output_format")}
+    agent = AgentSection("claude", {**settings, "prompt": ""})
+    repository = replace(manifest.repository, patch=None)
+    return msgspec.structs.replace(known, manifest=manifest.replace(agent=agent, repository=repository))
 
 
 def with_texts(known, prompt, patch):
@@ -450,7 +458,7 @@ def test_changed_tasks_have_no_large_fields(store):
     known = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
     store.insert(IndexedTask(known, 1))
     [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
-    assert changed.task == with_texts(msgspec.structs.replace(known, artifacts=()), "", None)
+    assert changed.task == as_listed(msgspec.structs.replace(known, artifacts=()))
 
 
 def test_cursor_of_a_missing_task_is_valid(store_with_mixed_tasks):

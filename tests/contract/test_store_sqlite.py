@@ -7,23 +7,24 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
 from doubles.manifests import claude, encode_json
-from sandbox.interfaces.store import IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
+from sandbox.interfaces.store import ChangeCursor, IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.manifest.schema import Manifest, Metadata, Repository
+from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
 from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
-from sandbox.store.sqlite import SqliteStore, without_large_fields
+from sandbox.store.sqlite import SqliteStore, as_listed
 
 INSERT_FOREVER = """
 import sys
@@ -261,7 +262,7 @@ def test_index_of_version_1_is_migrated(path, monkeypatch):
 
     store = SqliteStore(path)
     assert store.load("old") == IndexedTask(task, 7)
-    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [without_large_fields(task)]
+    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [as_listed(task)]
     assert store.find_by_idempotency_key("old", datetime(1970, 1, 1, tzinfo=UTC)) is None
     store.close()
 
@@ -490,7 +491,7 @@ def test_migration_moves_artifacts_out_of_tasks(path, damage):
     assert store.outdated_task_ids() == ["damaged"]
     assert store.load("old") == IndexedTask(task, 7)
     store.delete("damaged")
-    assert store.query(TaskQuery()).tasks == [without_large_fields(task)]
+    assert store.query(TaskQuery()).tasks == [as_listed(task)]
     store.close()
 
 
@@ -514,7 +515,7 @@ def test_prompt_in_a_row_of_an_older_index_is_read(path):
     corrupt(path, "task", encode_json(known.task))
     execute(path, "DELETE FROM texts")
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
-    assert store.query(TaskQuery()).tasks == [without_large_fields(known.task)]
+    assert store.query(TaskQuery()).tasks == [as_listed(known.task)]
     store.save(known)
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     store.close()
@@ -791,3 +792,30 @@ def test_failed_copy_leaves_the_index_unchanged(path):
     with pytest.raises(StoreUnusableError):
         SqliteStore(path)
     assert version(path) == 3
+
+
+def test_listed_tasks_do_not_hold_reports_and_settings_of_agents(path):
+    store = SqliteStore(path)
+    report = {"result": "Done.", "details": [{} for _ in range(60_000)]}
+    servers = {"mcpServers": {"files": {"command": "x" * 100_000}}}
+    for number in range(10):
+        known = submitted(f"t{number}")
+        agent = AgentSection("claude", {**known.manifest.agent.settings, "mcp_config": servers})
+        manifest = known.manifest.replace(agent=agent)
+        store.save(IndexedTask(msgspec.structs.replace(known, manifest=manifest, result=report), 1))
+    begin = store.last_change()
+    tracemalloc.start()
+    try:
+        listed = store.query(TaskQuery()).tasks
+        changed = store.changed_tasks(ChangeCursor("", 0), 100)
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 1024**2
+    assert len(listed) == len(changed) == 10
+    assert {task.final_message for task in listed} == {"Done."}
+    assert {(task.manifest.agent.model, task.result) for task in listed} == {(known.manifest.agent.model, None)}
+    assert changed[-1].cursor == begin
+    loaded = store.load("t0").task
+    assert (loaded.result, loaded.manifest.agent.settings["mcp_config"]) == (report, servers)
+    store.close()

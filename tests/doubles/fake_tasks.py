@@ -13,7 +13,6 @@ from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import (
     ChangeCursor,
-    ChangedTask,
     Cursor,
     DuplicateTaskError,
     TaskPage,
@@ -32,6 +31,7 @@ from sandbox.interfaces.tasks import (
     PrunedTask,
     Retention,
     SandboxNotPreservedError,
+    StateChange,
     StoredArtifact,
     Submission,
     TaskFinishedError,
@@ -292,7 +292,7 @@ class FakeTasks:
 
     async def follow_states(
         self, after: ChangeCursor | None, *, is_live: bool = True
-    ) -> AsyncIterator[ChangedTask | ChangeCursor]:
+    ) -> AsyncIterator[StateChange | ChangeCursor]:
         is_known = after is not None and after.index_id == "fade"
         number = len(self.changes) if after is None else after.number if is_known else 0
         yield ChangeCursor("fade", number)
@@ -303,7 +303,9 @@ class FakeTasks:
                 latest = {task_id: change for change, task_id in enumerate(self.changes, 1)}
                 for task_id, change in sorted(latest.items(), key=lambda item: item[1]):
                     if change > number and task_id in self.entries:
-                        yield ChangedTask(ChangeCursor("fade", change), self.entries[task_id].task)
+                        task = self.entries[task_id].task
+                        final_events = (end_event(task),) if task.state.is_final else ()
+                        yield StateChange(ChangeCursor("fade", change), (current_state_event(task), *final_events))
                 number = end
                 if number == len(self.changes) and not is_live:
                     return

@@ -12,7 +12,7 @@ import msgspec
 from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
-from sandbox.model.task import Task, cut_final_message
+from sandbox.model.task import Task
 from sandbox.model.tier import TIER_DESCRIPTIONS
 from sandbox.model.wire.bodies import ChainBody, DefinitionBody, DiffBody, TaskBody, TaskItemBody, VmBody
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
@@ -45,7 +45,7 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "vm": _vm_body(task),
         "exit_code": task.exit_code,
         "error": error_fields(task, is_operator=is_operator),
-        "final_message": final_message(task),
+        "final_message": task.reported_message,
         "attempts": attempts_fields(task, is_operator=is_operator),
         "progress": progress_fields(task.progress),
         "repository": public_repository_url(repository.url),
@@ -75,14 +75,6 @@ def chain_totals(chain: Sequence[Task]) -> ChainTotals | None:
     now = datetime.now(UTC)
     cost_usd = round(sum(task.progress.cost_usd for task in chain), 9)
     return ChainTotals(len(chain), cost_usd, round(sum(task.duration_seconds(now) or 0.0 for task in chain), 3))
-
-
-def final_message(task: Task) -> str | None:
-    """Return the agent's last message. Journals of earlier versions have it only in the agent's own report."""
-    if task.final_message is not None:
-        return task.final_message
-    reported = (task.result or {}).get("result")
-    return cut_final_message(reported) if reported and isinstance(reported, str) else None
 
 
 def _diff_body(task: Task) -> DiffBody | None:

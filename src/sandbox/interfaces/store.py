@@ -130,7 +130,7 @@ class TaskTotals:
 class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
-    tasks: without artifacts, prompt and patch, which no list shows.
+    tasks: without artifacts, prompt, patch and the agent's own report, which no list shows.
     damaged: task ids of unreadable rows of the page, with the error. They are not in `tasks`.
     totals: set if the query requests them. They include unreadable rows.
     """

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
-from sandbox.interfaces.store import ChangeCursor, ChangedTask, TaskPage, TaskQuery
+from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact, Idempotency, Parent
@@ -374,6 +374,14 @@ class TaskDeletion(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A task changed its state. cursor: the position after its latest change. events: describe the current state."""
+
+    cursor: ChangeCursor
+    events: Sequence[WireEvent]
+
+
 class TaskEvents(Protocol):
     """Events of tasks. Iterators about one task raise TaskNotFoundError."""
 
@@ -390,7 +398,7 @@ class TaskEvents(Protocol):
 
     def follow_states(
         self, after: ChangeCursor | None, *, is_live: bool = True
-    ) -> AsyncIterator[ChangedTask | ChangeCursor]:
+    ) -> AsyncIterator[StateChange | ChangeCursor]:
         """Yield the position of the stream, then each task that changed its state after `after`, then live changes.
 
         With `after=None`, yield only live changes. Without `is_live`, yield none. A task that changes its state several

@@ -129,6 +129,14 @@ class Task(
     final_message: str | None = None
 
     @property
+    def reported_message(self) -> str | None:
+        """The agent's last message. Journals of earlier versions have it only in the agent's own report."""
+        if self.final_message is not None:
+            return self.final_message
+        reported = (self.result or {}).get("result")
+        return cut_final_message(reported) if reported and isinstance(reported, str) else None
+
+    @property
     def created_at(self) -> datetime:
         """When the task was submitted."""
         return self.history[0].at

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from sandbox.interfaces.agent import ConvertLine
 from sandbox.interfaces.journal import JournalDamagedError, Journals
-from sandbox.interfaces.store import ChangeCursor, ChangedTask, Store
-from sandbox.interfaces.tasks import TaskNotFoundError
+from sandbox.interfaces.store import ChangeCursor, Store
+from sandbox.interfaces.tasks import StateChange, TaskNotFoundError
 from sandbox.model.events import Output, Record
 from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
 from sandbox.model.task import Task
@@ -180,13 +180,13 @@ class EventStream:
 
     async def follow_states(
         self, after: ChangeCursor | None, *, is_live: bool = True
-    ) -> AsyncIterator[ChangedTask | ChangeCursor]:
+    ) -> AsyncIterator[StateChange | ChangeCursor]:
         """Yield the position of the stream, then the tasks that change their state. They are read from the index."""
         position = await client_fairness.to_thread(self._store.last_change) if after is None else after
         yield position
         while True:
             next_change = self._broadcast.next_state_change
-            changed = await client_fairness.to_thread(self._store.changed_tasks, position, _CHANGED_TASKS_PER_READ)
+            changed = await client_fairness.to_thread(self._read_changes, position)
             for each in changed:
                 position = each.cursor
                 yield each
@@ -197,6 +197,13 @@ class EventStream:
                     async with asyncio.timeout(_CHANGE_WAIT_SECONDS):
                         await next_change.wait()
                 await asyncio.sleep(_CHANGE_BATCH_SECONDS)
+
+    def _read_changes(self, position: ChangeCursor) -> Sequence[StateChange]:
+        """Return the next changes. While its client is slow, a stream holds only their events and not the tasks."""
+        return [
+            StateChange(each.cursor, (current_state_event(each.task), *_final_events(each.task)))
+            for each in self._store.changed_tasks(position, _CHANGED_TASKS_PER_READ)
+        ]
 
     async def _wait_for_more(self, tracked: TrackedTask) -> TrackedTask:
         """Wait for new events and return the task to continue with.
@@ -275,6 +282,10 @@ class EventStream:
         if isinstance(output, Output) and output.stream != "stderr" and not output.parsed:
             conversation = self._convert_line(task.manifest, output.data)
         return to_wire_event(task.id, record, conversation)
+
+
+def _final_events(task: Task) -> Sequence[WireEvent]:
+    return (end_event(task),) if task.state.is_final else ()
 
 
 def _converted_bytes(event: WireEvent) -> int:

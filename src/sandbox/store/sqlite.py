@@ -73,6 +73,16 @@ def without_large_fields(task: Task) -> Task:
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
 
 
+def as_listed(task: Task) -> Task:
+    """Return the task as in lists: without large fields, the agent's own report and its driver's settings.
+
+    After decoding, a report of 256 KiB uses megabytes of memory.
+    """
+    listed = without_large_fields(task)
+    manifest = listed.manifest.replace(agent=listed.manifest.agent.as_listed())
+    return msgspec.structs.replace(listed, manifest=manifest, result=None, final_message=task.reported_message)
+
+
 class SqliteStore:
     """Implements `Store`. Thread-safe. Changes are on disk when a method returns."""
 
@@ -147,7 +157,7 @@ class SqliteStore:
         return _to_indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`without_large_fields`). Raises InvalidCursorError."""
+        """Return a page of tasks (`as_listed`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
             found, totals = listing.read(connection)
@@ -177,7 +187,7 @@ class SqliteStore:
             for number, task_id, encoded in rows:
                 position = number
                 try:
-                    task = without_large_fields(_decode_task(task_id, encoded))
+                    task = as_listed(_decode_task(task_id, encoded))
                 except IndexDamagedError as error:
                     self._log_once(task_id, error)
                 else:
@@ -338,7 +348,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
-    return without_large_fields(task) if task.manifest.agent.prompt else task
+    return as_listed(task)
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:

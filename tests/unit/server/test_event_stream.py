@@ -4,6 +4,7 @@ import asyncio
 import json
 import tempfile
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES
-from sandbox.model.task import Task
+from sandbox.model.task import StateHistoryEntry, Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
 from sandbox.primitives import client_fairness
 from sandbox.server.event_stream import Broadcast, EventStream
@@ -312,13 +313,15 @@ class FollowedStates:
         self.stream = EventStream({}, None, self.store, self.broadcast, None)
 
     def save(self, task_id, state):
-        self.store.save(IndexedTask(Task(task_id, manifest(task_id), state, "Status", (), last_seq=1), 0))
+        history = (StateHistoryEntry(state, datetime(2026, 1, 29, tzinfo=UTC)),)
+        self.store.save(IndexedTask(Task(task_id, manifest(task_id), state, "Status", history, last_seq=1), 0))
         self.broadcast.notify_state_change()
 
     async def next_changes(self, iterator, count):
         async with asyncio.timeout(10):
             changed = [await anext(iterator) for _ in range(count)]
-        return [(each.task.id, each.task.state) for each in changed], changed[-1].cursor
+        events = [each.events[0] for each in changed]
+        return [(event["task_id"], event["new_state"]) for event in events], changed[-1].cursor
 
 
 async def test_states_are_followed_and_resumed_without_gaps():
@@ -342,7 +345,7 @@ async def test_states_are_followed_and_resumed_without_gaps():
     assert [each async for each in followed.stream.follow_states(position, is_live=False)] == [position]
     waiting = asyncio.ensure_future(anext(resumed))
     followed.save("old", TaskState.COMPLETED)
-    assert (await asyncio.wait_for(waiting, 10)).task.id == "old"
+    assert (await asyncio.wait_for(waiting, 10)).events[0]["task_id"] == "old"
 
 
 async def test_many_changed_tasks_are_read_in_parts(monkeypatch):

@@ -30,15 +30,13 @@ from sandbox.api.streaming.response import (
     close_iterator,
     encode_each,
 )
-from sandbox.interfaces.store import ChangeCursor, ChangedTask
-from sandbox.interfaces.tasks import TaskEvents
+from sandbox.interfaces.store import ChangeCursor
+from sandbox.interfaces.tasks import StateChange, TaskEvents
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.task import Task
 from sandbox.model.wire.events import (
     LogStream,
     WireEvent,
-    current_state_event,
-    end_event,
     extract_conversation,
     format_timestamp,
     log_stream_of,
@@ -238,18 +236,16 @@ def _parse_position(text: str) -> ChangeCursor | None:
     return ChangeCursor(index_id, int(number)) if text else None
 
 
-async def _encode_changes(changes: AsyncIterator[ChangedTask | ChangeCursor]) -> AsyncIterator[Messages]:
+async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[Messages]:
     """Encode each change. Only its last event has an id, so that a client that missed it gets all events again."""
     try:
         async for each in changes:
             if isinstance(each, ChangeCursor):
                 yield [f"id: {each.index_id}-{each.number}\n\n".encode()]
                 continue
-            events: list[WireEvent] = [current_state_event(each.task)]
-            if each.task.state.is_final:
-                events.append(end_event(each.task))
             position = f"id: {each.cursor.index_id}-{each.cursor.number}\n".encode()
-            yield [*map(_format_sse_event, events[:-1]), position + _format_sse_event(events[-1])]
+            *earlier, last = each.events
+            yield [*map(_format_sse_event, earlier), position + _format_sse_event(last)]
     finally:
         await close_iterator(changes)
 

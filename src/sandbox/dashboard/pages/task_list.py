@@ -19,7 +19,6 @@ from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parsing import check_format, encode_cursor, parse_query_params
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
-from sandbox.api.task_json import final_message
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
@@ -148,7 +147,7 @@ def final_line(task: Task) -> str:
 
     Backticks are kept.
     """
-    lines = (line.strip() for line in (final_message(task) or "").split("\n"))
+    lines = (line.strip() for line in (task.reported_message or "").split("\n"))
     line = next((line for line in lines if any(character.isalnum() for character in line)), "")
     return _STRONG.sub(r"\1", _BLOCK_MARKS.sub("", line[:_FINAL_LINE_LENGTH_MAX]))
 
