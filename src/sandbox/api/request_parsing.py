@@ -203,12 +203,16 @@ def _declared_patterns(route: APIRoute) -> list[str]:
 
 
 def _name_errors(params: QueryParams, known: Collection[str], patterns: Collection[str] = ()) -> Iterable[FieldError]:
+    unknown: list[FieldError] = []
     for name in params:
         if name in known:
             if len(params.getlist(name)) > 1:
                 yield _repeated(name, "query")
         elif not any(re.search(pattern, name) for pattern in patterns):
-            yield _unknown(name, known, patterns)
+            # Other errors are only counted, so no suggestion is searched for them.
+            if len(unknown) < fixed_limits.INPUT_ERRORS_MAX:
+                unknown.append(_unknown(name, known, patterns))
+            yield unknown[-1]
 
 
 def _repeated(name: str, part: RequestPart) -> FieldError:

@@ -2,6 +2,10 @@
 
 import pytest
 
+from sandbox.api import request_parsing
+from sandbox.model.errors import closest_name
+from sandbox.model.fixed_limits import INPUT_ERRORS_MAX
+
 
 @pytest.mark.parametrize(
     ("path", "field", "advice"),
@@ -77,3 +81,22 @@ def test_cancel_with_unknown_parameter_cancels_nothing(api, tasks):
 
 def test_label_parameters_are_accepted(api):
     assert api.get("/api/v1/tasks?label.states=a&label.states=a&label.=b&state=running&limit=1").status_code == 200
+
+
+def test_suggestions_are_searched_only_for_listed_errors(api, monkeypatch):
+    searched = []
+
+    def search(name, known):
+        searched.append(name)
+        return closest_name(name, known)
+
+    monkeypatch.setattr(request_parsing, "closest_name", search)
+    names = [f"stat{number}" for number in range(1000)]
+    problem = api.get(f"/api/v1/tasks?{'&'.join(names)}").json()
+    assert problem["message"] == "The request has 1000 errors; the first 100 are listed."
+    assert [(detail["field"], detail["suggestion"]) for detail in problem["details"]] == [
+        (name, "state") for name in names[:INPUT_ERRORS_MAX]
+    ]
+    assert searched == names[:INPUT_ERRORS_MAX]
+    problem = api.get(f"/api/v1/tasks?{'&'.join(names[:3])}").json()
+    assert [detail["suggestion"] for detail in problem["details"]] == ["state"] * 3
