@@ -22,9 +22,9 @@ from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
+from sandbox.primitives.concurrency import KeyedLock
 from sandbox.server.placements import Placements, locate
 from sandbox.server.task_secrets import TaskSecrets
-from sandbox.server.tracked_task import KeyedLock
 
 _POLL_SECONDS = 0.1
 _UNKNOWN_DISK = "the host of the preserved sandbox does not respond"

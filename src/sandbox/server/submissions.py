@@ -25,10 +25,11 @@ from sandbox.model.fixed_limits import IDEMPOTENCY_SECONDS
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.state_machine import IllegalEventError, advance
 from sandbox.model.task import Task
+from sandbox.primitives.concurrency import KeyedLock
 from sandbox.server.dispatcher import Dispatcher, StartConditions
 from sandbox.server.inherited_files import discard_inheritance, store_inheritance
 from sandbox.server.journal_tailer import TaskTracker
-from sandbox.server.tracked_task import KeyedLock, ServerOwned, TrackedTask
+from sandbox.server.tracked_task import ServerOwned, TrackedTask
 
 _log = logging.getLogger(__name__)
 _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."

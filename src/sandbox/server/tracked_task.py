@@ -5,7 +5,6 @@ import contextlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -195,17 +194,3 @@ class TrackedTask:
 
 TrackedTasks = Mapping[str, TrackedTask]
 """The tasks that the tailer follows until it has published their end, by id. Only the tailer adds and removes them."""
-
-
-class KeyedLock:
-    """One lock per name. A lock exists only while a caller holds it or waits for it."""
-
-    def __init__(self) -> None:
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-
-    def lock_for(self, name: str) -> asyncio.Lock:
-        """Return the lock of this name."""
-        lock = self._locks.get(name)
-        if lock is None:
-            lock = self._locks[name] = asyncio.Lock()
-        return lock
