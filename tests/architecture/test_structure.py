@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sandbox.agents import registered_agents
 
-MODULES_MAX = 342
+MODULES_MAX = 349
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
 PACKAGE_MODULES_MAX = 20
@@ -141,8 +141,8 @@ def test_modules_are_not_too_long(modules: list[Path]):
 def test_number_of_modules_does_not_grow(root: Path):
     """A new module needs its own concept; otherwise its code belongs in the module that uses it.
 
-    A new agent, runtime or placement is such a concept: raise MODULES_MAX by the number of its modules. Command modules
-    are not counted.
+    A new agent, runtime, placement or engine is such a concept: raise MODULES_MAX by the number of its modules. Command
+    modules are not counted.
     """
     names = [
         name

@@ -1,0 +1,1 @@
+"""Engines that run workers: Slurm, and local processes."""

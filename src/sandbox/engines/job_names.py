@@ -1,0 +1,19 @@
+"""The check of job names, which become parts of paths and of Slurm's arguments."""
+
+import re
+
+from sandbox.interfaces.engine import JOB_NAME_PATTERN
+
+_JOB_NAME = re.compile(JOB_NAME_PATTERN)
+
+
+def is_job_name(name: str) -> bool:
+    """Return whether this is the name of a job."""
+    return _JOB_NAME.fullmatch(name) is not None
+
+
+def check_job_name(name: str) -> str:
+    """Return the name. Raises ValueError if it is not the name of a job."""
+    if not is_job_name(name):
+        raise ValueError(f"not the name of a job: {name!r}")
+    return name

@@ -1,0 +1,1 @@
+"""Runs workers as processes of this machine, without an engine."""

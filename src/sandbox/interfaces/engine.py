@@ -1,0 +1,142 @@
+"""Engines queue, place, limit and end workers on the hosts of a cluster.
+
+Sandbox submits one job for each attempt. The job runs one process, the worker. A job is identified by its name, which
+contains the attempt id. The ids of an engine are for display only: Slurm reuses them after a crash of its controller.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
+from sandbox.model.errors import SandboxError
+from sandbox.model.resources import Resources
+
+JOB_NAME_PATTERN = f"sandbox-{ATTEMPT_ID_PATTERN}"
+"""The names of jobs. They are also valid names of objects in Kubernetes."""
+
+
+def job_name(attempt_id: str) -> str:
+    """Return the name of the job that runs an attempt."""
+    return f"sandbox-{attempt_id}"
+
+
+class EngineUnavailableError(SandboxError):
+    """The engine does not respond, or it cannot accept jobs now. A request may still take effect later."""
+
+    code = "engine_unavailable"
+    retryable = True
+
+
+class EngineRejectedError(SandboxError):
+    """The engine refuses the job, and would refuse it again: for example, because no host is large enough."""
+
+    code = "engine_rejected"
+
+
+class JobRequest(msgspec.Struct, frozen=True):
+    """A job to submit.
+
+    name: see `job_name`.
+    command: the worker and its arguments. The worker's path is absolute. All users of the cluster can read it.
+    environment: the environment of the worker; an engine may add its own variables. The engine stores it.
+    resources: what the task requests, and what the worker, the runner and the runtime need in addition.
+    time_limit_seconds: the time after which the engine ends the worker, at the earliest.
+    grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `withdraw`, the engine's own settings
+        determine this time.
+    output_file: the file on the host to which the worker's output is appended. Its directory must exist.
+
+    A worker that ends because of SIGTERM must exit with a code other than 0. The exit code 0 does not prove that the
+    worker has ended if the engine ended the job (`JobPhase.UNREACHABLE`).
+    """
+
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str]
+    resources: Resources
+    time_limit_seconds: int
+    grace_seconds: int = 30
+    output_file: str = "/dev/null"
+
+    def __repr__(self) -> str:
+        """Omit the environment, which must not reach logs or tracebacks."""
+        return f"JobRequest({self.name!r})"
+
+
+class JobPhase(StrEnum):
+    """The phase of a job, as far as the engine can tell.
+
+    WAITING: the engine has not started a worker yet. The job waits for resources, or can never run: see the reason.
+    RUNNING: the worker was started, or is being started, suspended or ended.
+    ENDED: no worker of this job runs, and none will be started. Only this phase proves that a worker is dead. Other
+        processes of the job may still run: Slurm kills those that have left the session of the worker only if it uses
+        control groups.
+    UNREACHABLE: the engine gave the job up, but its host has not confirmed that the worker has ended. The worker may
+        still run if the host is cut off from the network. The engine will not start another one.
+    UNKNOWN: the engine has no job with this name: none was submitted, or the engine lost the job in a crash, or the job
+        ended long ago. If no worker has claimed the attempt, the job can be submitted again. Otherwise, UNKNOWN does
+        not show whether the worker is alive.
+    """
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNREACHABLE = "unreachable"
+    UNKNOWN = "unknown"
+
+
+class JobStatus(msgspec.Struct, frozen=True):
+    """The status of a job.
+
+    host: the host on which the engine started the worker; empty if there is none.
+    reason: why the job is in this phase (human-readable); may be empty.
+    job_id: the engine's id of the job, for display.
+    duplicate_ids: the ids of further jobs with the same name, which a crash between two submissions can cause.
+    """
+
+    phase: JobPhase
+    host: str = ""
+    reason: str = ""
+    job_id: str = ""
+    duplicate_ids: tuple[str, ...] = ()
+
+
+Capacity = Sequence[Resources]
+"""The largest hosts of a cluster, whether or not they are available now. None of them has less of everything than
+another one. A job that fits in none of them can never run."""
+
+
+class Engine(Protocol):
+    """Runs workers on the hosts of a cluster.
+
+    Every method takes at most a minute, and raises EngineUnavailableError if the engine does not respond. A cancelled
+    call may still take effect. Engines raise ValueError for names that do not match JOB_NAME_PATTERN.
+    """
+
+    async def submit(self, request: JobRequest) -> None:
+        """Submit a job, unless the engine has a job with this name in any phase. Raises EngineRejectedError.
+
+        If the call fails with EngineUnavailableError, the job may or may not have been submitted: call it again.
+        """
+        ...
+
+    async def withdraw(self, name: str) -> None:
+        """Remove a job that waits; end the worker of a job that runs. Idempotent; does not wait for the end.
+
+        The worker gets SIGTERM first, and SIGKILL after the engine's grace period. Other processes of the job may get
+        both signals too. Does nothing if the engine has no job with this name.
+        """
+        ...
+
+    async def look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
+        """Return the status of every job with one of these names.
+
+        Also withdraws duplicates that have not started.
+        """
+        ...
+
+    async def largest(self) -> Capacity:
+        """Return the largest hosts on which a job could run."""
+        ...

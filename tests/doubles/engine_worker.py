@@ -1,0 +1,65 @@
+"""A worker for tests of engines: records what happens to it in a directory that it shares with the test.
+
+Usage: engine_worker.py DIRECTORY ACTION [ARGUMENT...], with one of these actions:
+
+    exit CODE   exit at once
+    wait        wait for SIGTERM, then exit with 143
+    clean       wait for SIGTERM, then exit with 0
+    stubborn    ignore SIGTERM
+    leave       start another process that survives the worker, then exit with 0
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+BEAT_SECONDS = 0.1
+
+
+class EventFile:
+    """The events of all workers that use the directory, one JSON line for each."""
+
+    def __init__(self, directory):
+        self.path = Path(directory, "events")
+
+    def append(self, **event):
+        with self.path.open("ab", buffering=0) as file:
+            file.write(json.dumps(event).encode() + b"\n")
+
+    def read(self, kind=None):
+        """Return the events of one kind, or all."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        events = [json.loads(line) for line in lines]
+        return [event for event in events if kind in (None, event["kind"])]
+
+
+def main(directory, action, *arguments):
+    worker_id = uuid.uuid4().hex
+    events = EventFile(directory)
+
+    def terminate(*_):
+        events.append(kind="term", worker=worker_id)
+        if action != "stubborn":
+            sys.exit(0 if action == "clean" else 143)
+
+    signal.signal(signal.SIGTERM, terminate)
+    events.append(kind="start", worker=worker_id, arguments=arguments, environment=dict(os.environ))
+    if action == "exit":
+        sys.exit(int(arguments[0]))
+    if action == "leave":
+        subprocess.Popen([sys.executable, "-I", "-S", __file__, directory, "stubborn"], start_new_session=True)
+        while len(events.read("beat")) < 3:
+            time.sleep(BEAT_SECONDS)
+        return
+    while True:
+        events.append(kind="beat", worker=worker_id)
+        time.sleep(BEAT_SECONDS)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,261 @@
+"""Crashes, killed processes, time limits and the queue of the engine that starts local processes."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from doubles.engines import GIB, MIB, Job, ProcessHarness, status_of, until, until_ended, until_phase
+from sandbox.engines.processes import engine as process_engine
+from sandbox.engines.processes.engine import ProcessEngine
+from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
+from sandbox.interfaces.engine import EngineUnavailableError, JobPhase
+from sandbox.model.resources import Resources
+
+
+@pytest.fixture
+def harness(tmp_path):
+    harness = ProcessHarness(tmp_path)
+    try:
+        yield harness
+    finally:
+        harness.close()
+
+
+@pytest.fixture
+def engine(harness):
+    return harness.connect()
+
+
+@pytest.fixture
+def create_job(tmp_path):
+    numbers = itertools.count()
+    return lambda *action, **fields: Job(tmp_path / f"job-{next(numbers)}", *action, **fields)
+
+
+def files_of(harness, job):
+    return harness.directory / job.name
+
+
+def supervisor_pid(harness, job):
+    return json.loads((files_of(harness, job) / "started.json").read_bytes())["pid"]
+
+
+def store(harness, job):
+    """Store a job as a server does that dies before it starts the job."""
+    files_of(harness, job).mkdir(parents=True)
+    stored = process_engine._StoredRequest(1, job.request)
+    (files_of(harness, job) / "request.json").write_bytes(msgspec.json.encode(stored))
+
+
+async def test_job_is_started_by_the_next_server(harness, create_job):
+    job = create_job("wait")
+    store(harness, job)
+    engine = harness.connect()
+    assert (await status_of(engine, job)).phase in {JobPhase.WAITING, JobPhase.RUNNING}
+    await job.until_beats()
+    assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+
+
+async def test_incomplete_request_is_no_job(harness, engine, create_job):
+    job = create_job("wait")
+    files_of(harness, job).mkdir(parents=True)
+    (files_of(harness, job) / "request.part").write_text("{")
+    assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
+    await engine.submit(job.request)
+    await job.until_beats()
+
+
+async def test_job_that_was_started_is_never_started_again(harness, engine, create_job):
+    """A supervisor that is killed between its start and the worker's end leaves a free lock."""
+    job = create_job("exit", "0")
+    await engine.submit(job.request)
+    await until_ended(engine, job)
+    (files_of(harness, job) / "ended.json").unlink()
+    status = await status_of(engine, job)
+    assert status.phase is JobPhase.ENDED
+    assert "restarted" in status.reason
+    await engine.submit(job.request)
+    start_supervisor(files_of(harness, job))
+    assert len(job.starts()) == 1
+
+
+def start_supervisor(directory):
+    command = [sys.executable, "-I", "-m", "sandbox.engines.processes.supervisor", str(directory)]
+    subprocess.run(command, check=True, timeout=30)
+
+
+async def test_concurrent_supervisors_start_one_worker(harness, engine, create_job):
+    job = create_job("wait")
+    store(harness, job)
+    await asyncio.gather(*(asyncio.to_thread(start_supervisor, files_of(harness, job)) for _ in range(6)))
+    await job.until_beats()
+    assert len(job.starts()) == 1
+    await engine.withdraw(job.name)
+    await until_ended(engine, job)
+    assert len(job.starts()) == 1
+
+
+async def test_concurrent_servers_share_the_queue(harness, create_job):
+    jobs = [create_job("wait") for _ in range(4)]
+    engines = [harness.connect() for _ in range(3)]
+    await asyncio.gather(*(engine.submit(job.request) for engine in engines for job in jobs))
+    for job in jobs:
+        await job.until_beats()
+    assert [len(job.starts()) for job in jobs] == [1, 1, 1, 1]
+
+
+async def test_worker_dies_with_its_supervisor(harness, engine, create_job):
+    job = create_job("stubborn")
+    await engine.submit(job.request)
+    await job.until_beats()
+    os.kill(supervisor_pid(harness, job), signal.SIGKILL)
+    status = await until_ended(engine, job)
+    assert "killed together with its supervisor" in status.reason
+    assert not await job.is_alive()
+
+
+async def test_job_has_not_ended_while_its_worker_lives(harness, engine, create_job):
+    """The worker inherits the lock, so a stopped supervisor does not matter."""
+    job = create_job("wait")
+    await engine.submit(job.request)
+    await job.until_beats()
+    pid = supervisor_pid(harness, job)
+    os.kill(pid, signal.SIGSTOP)
+    assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+    await engine.withdraw(job.name)  # continues the supervisor
+    status = await until_ended(engine, job)
+    assert "143" in status.reason
+
+
+async def test_processes_of_an_ended_worker_are_killed(engine, create_job):
+    job = create_job("leave")
+    await engine.submit(job.request)
+    await until_ended(engine, job)
+    assert len(job.starts()) == 2
+    assert not await job.is_alive()
+
+
+@pytest.mark.parametrize(("action", "reason"), [("wait", "143"), ("stubborn", "signal 9")])
+async def test_worker_is_ended_at_its_time_limit(engine, create_job, action, reason):
+    job = create_job(action, time_limit_seconds=2, grace_seconds=1)
+    await engine.submit(job.request)
+    assert reason in (await until_ended(engine, job)).reason
+    assert len(job.events.read("term")) == 1
+    assert not await job.is_alive()
+
+
+async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_job):
+    job, other = create_job("wait"), create_job("wait")
+    await engine.submit(job.request)
+    await engine.submit(other.request)
+    await job.until_beats()
+    await other.until_beats()
+    started = json.loads((files_of(harness, other) / "started.json").read_bytes())
+    for change in ({"start_time": started["start_time"] + 1}, {"boot_id": "another boot"}):
+        (files_of(harness, job) / "started.json").write_text(json.dumps(started | change))
+        await engine.withdraw(job.name)
+    assert await other.is_alive()
+    assert other.events.read("term") == []
+    # The control: with the right start time and boot id, the process is signaled.
+    (files_of(harness, job) / "started.json").write_text(json.dumps(started))
+    await engine.withdraw(job.name)
+    await until_ended(engine, other)
+
+
+async def test_ended_process_is_not_signaled(harness, engine, create_job):
+    job = create_job("exit", "0")
+    await engine.submit(job.request)
+    await until_ended(engine, job)
+    await until(lambda: read_start_time(supervisor_pid(harness, job)) is None)
+    await engine.withdraw(job.name)
+    assert "exited with 0" in (await status_of(engine, job)).reason
+
+
+async def test_jobs_start_in_the_order_of_their_submission(harness, engine, create_job):
+    first = create_job("wait", resources=harness.full)
+    large = create_job("wait", resources=harness.full)
+    small = create_job("wait")
+    for job in (first, large, small):
+        await engine.submit(job.request)
+    assert (await status_of(engine, small)).phase is JobPhase.WAITING
+    await engine.withdraw(large.name)
+    await engine.withdraw(first.name)
+    await until_phase(engine, small, JobPhase.RUNNING)
+    await small.until_beats()
+    assert large.starts() == []
+
+
+async def test_running_jobs_never_exceed_the_capacity(engine, create_job):
+    jobs = [create_job("wait", resources=Resources(2, 100 * MIB, GIB)) for _ in range(5)]
+    for job in jobs:
+        await engine.submit(job.request)
+    statuses = await engine.look_up([job.name for job in jobs])
+    phases = [statuses[job.name].phase for job in jobs]
+    assert phases == [JobPhase.RUNNING] * 2 + [JobPhase.WAITING] * 3
+
+
+async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeypatch):
+    monkeypatch.setattr(process_engine, "ENDED_JOBS_MAX", 2)
+    jobs = [create_job("exit", "0") for _ in range(3)]
+    for job in jobs:
+        await engine.submit(job.request)
+        await until_ended(engine, job)
+    running = create_job("wait")
+    await engine.submit(running.request)
+    await running.until_beats()
+    await status_of(engine, running)
+    statuses = await engine.look_up([job.name for job in (*jobs, running)])
+    assert [statuses[job.name].phase for job in (*jobs, running)] == [
+        *(JobPhase.UNKNOWN, JobPhase.ENDED, JobPhase.ENDED, JobPhase.RUNNING)
+    ]
+    assert not files_of(harness, jobs[0]).exists()
+
+
+async def test_files_are_private(harness, engine, create_job):
+    job = create_job("wait", environment={"TOKEN": "secret"})
+    await engine.submit(job.request)
+    await job.until_beats()
+    assert harness.directory.stat().st_mode & 0o077 == 0
+    assert files_of(harness, job).stat().st_mode & 0o077 == 0
+    arguments = Path(f"/proc/{supervisor_pid(harness, job)}/cmdline").read_bytes()
+    environment = Path(f"/proc/{supervisor_pid(harness, job)}/environ").read_bytes()
+    assert b"secret" not in arguments + environment
+
+
+async def test_unusable_directory_makes_the_engine_unavailable(tmp_path, create_job):
+    (tmp_path / "file").write_text("")
+    engine = ProcessEngine(tmp_path / "file", "this-host", ProcessHarness.full)
+    with pytest.raises(EngineUnavailableError, match="cannot be managed"):
+        await engine.submit(create_job("wait").request)
+
+
+async def test_other_files_are_ignored(harness, engine, create_job):
+    job = create_job("wait")
+    await engine.submit(job.request)
+    (harness.directory / "lost+found").mkdir()
+    (harness.directory / "sandbox-aaaaaaaaaaaa").write_text("")
+    await job.until_beats()
+    assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+
+
+def test_start_time_identifies_a_process():
+    process = subprocess.Popen(["sleep", "100"])
+    try:
+        start_time = read_start_time(process.pid)
+        assert start_time == read_start_time(process.pid)
+        assert start_time is not None
+    finally:
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert read_start_time(process.pid) is None  # a zombie
+        process.wait()
+    assert read_start_time(process.pid) is None
+    assert len(read_boot_id()) == 36
