@@ -1,10 +1,11 @@
 """Fixtures for the test suites that run on every runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from doubles import slurm_cluster
 from doubles.runtimes import RUN_ALL_QEMU_TESTS, record_slow_kvm, require_qemu_components, require_runtime
 from sandbox.interfaces.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
@@ -63,3 +64,12 @@ def disk(tmp_path: Path) -> Path:
     disk = private / "disk"
     disk.mkdir()
     return disk
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[slurm_cluster.SlurmCluster]:
+    """A Slurm cluster of three hosts. The test is skipped if Slurm is not installed."""
+    if (reason := slurm_cluster.missing_requirement()) is not None:
+        pytest.skip(reason)
+    with slurm_cluster.SlurmCluster() as cluster:
+        yield cluster

@@ -1,0 +1,1 @@
+"""Runs workers as batch jobs of Slurm."""

@@ -1,0 +1,130 @@
+"""How a job is submitted to Slurm: the arguments of sbatch, and the script."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Len, MaxLen
+
+from sandbox.engines.job_names import check_job_name
+from sandbox.interfaces.engine import JobRequest
+from sandbox.model.manifest.field_formats import Format
+
+SIGNAL_EARLY_SECONDS = 60
+"""Slurm may send the signal before the time limit up to this much earlier than requested (sbatch(1), --signal)."""
+
+_MIB = 1024**2
+_PARTITION = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
+_EXTRA_NAMES = (
+    *("account", "constraint", "exclude", "exclusive", "gres", "licenses", "nice", "nodelist", "qos", "reservation"),
+    *("tmp", "wckey"),
+)
+_EXTRA_ARGUMENT = re.compile(rf"--(?:{'|'.join(_EXTRA_NAMES)})(?:=[\x21-\x7e]{{1,256}})?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESERVED_VARIABLE = re.compile(r"(?:SLURM|SBATCH|SPANK|_SLURM)_.*|LD_.*")
+
+
+def _find_partition_error(value: str) -> str | None:
+    return None if _PARTITION.fullmatch(value) else "must be the name of a partition, or several separated by commas"
+
+
+def _find_argument_error(value: str) -> str | None:
+    if _EXTRA_ARGUMENT.fullmatch(value):
+        return None
+    return f"must be one of the options {', '.join(f'--{name}' for name in _EXTRA_NAMES)}, as --name=value"
+
+
+def _find_directory_error(value: str) -> str | None:
+    return None if value.startswith("/") and value.isprintable() else "must be an absolute path"
+
+
+PARTITION = Format("partition", _find_partition_error)
+SBATCH_ARGUMENT = Format("sbatch_argument", _find_argument_error)
+ABSOLUTE_PATH = Format("absolute_path", _find_directory_error)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmSettings:
+    """Settings of the engine `slurm`.
+
+    partition: the partition of the jobs; None for the default partition of the cluster.
+    extra_arguments: further arguments of sbatch, from a fixed list of options.
+    commands: the directory of Slurm's commands; None for those on the standard path.
+    configuration: the path of slurm.conf; None for the default path.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (the same for all section classes)
+    partition: Annotated[str, PARTITION] | None = None
+    extra_arguments: Annotated[tuple[Annotated[str, SBATCH_ARGUMENT], ...], MaxLen(32)] = ()
+    commands: Annotated[str, Len(1, 4096), ABSOLUTE_PATH] | None = None
+    configuration: Annotated[str, Len(1, 4096), ABSOLUTE_PATH] | None = None
+
+
+def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
+    """Return the arguments of sbatch, which reads the script from its standard input.
+
+    All users of the cluster can read them, so they contain no secrets. `--dependency=singleton` keeps Slurm from
+    starting a duplicate while another job has this name. `--export=ALL` passes on the environment of sbatch, which is
+    the one of the request. `--export=NONE` would start a login shell on the host to read the user's environment.
+    `--propagate=NONE` keeps the server's resource limits from applying to the worker.
+    """
+    check_job_name(request.name)
+    output = _escape_file_name(request.output_file)
+    return [
+        "--parsable",
+        f"--job-name={request.name}",
+        "--dependency=singleton",
+        "--nodes=1",
+        "--ntasks=1",
+        f"--cpus-per-task={max(1, request.resources.cpus)}",
+        f"--mem={max(1, math.ceil(request.resources.memory_bytes / _MIB))}M",
+        f"--time={_time_limit_minutes(request)}",
+        f"--signal=B:TERM@{request.grace_seconds}",
+        "--no-requeue",
+        "--export=ALL",
+        "--propagate=NONE",
+        "--chdir=/",
+        "--input=/dev/null",
+        f"--output={output}",
+        f"--error={output}",
+        "--open-mode=append",
+        *([f"--partition={settings.partition}"] if settings.partition else []),
+        *settings.extra_arguments,
+    ]
+
+
+def _time_limit_minutes(request: JobRequest) -> int:
+    """Return a limit that allows the worker its whole time, although Slurm may send SIGTERM too early."""
+    return math.ceil((request.time_limit_seconds + request.grace_seconds + SIGNAL_EARLY_SECONDS) / 60)
+
+
+def _escape_file_name(path: str) -> str:
+    """Return a file name in which sbatch replaces nothing. Raises ValueError."""
+    if not Path(path).is_absolute() or not path.isprintable() or "\\" in path:
+        raise ValueError(f"not an absolute path of an output file: {path!r}")
+    return path.replace("%", "%%")
+
+
+def job_script(request: JobRequest) -> str:
+    """Return the script. The worker replaces the shell, so signals to the script reach the worker. Raises ValueError.
+
+    sbatch reads options from comments before the first command only.
+    """
+    if not request.command or not Path(request.command[0]).is_absolute() or "\0" in "".join(request.command):
+        raise ValueError("the worker's command must start with an absolute path and contain no NUL")
+    return f"#!/bin/sh\nexec {shlex.join(request.command)}\n"
+
+
+def sbatch_environment(request: JobRequest) -> Mapping[str, str]:
+    """Return the environment of sbatch, which Slurm passes on to the worker. Raises ValueError.
+
+    Variables that would change the behavior of sbatch are rejected.
+    """
+    for name, value in request.environment.items():
+        if not _VARIABLE.fullmatch(name) or _RESERVED_VARIABLE.fullmatch(name) or "\0" in value:
+            raise ValueError(f"the worker's environment must not contain the variable {name!r}")
+    return request.environment

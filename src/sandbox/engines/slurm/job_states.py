@@ -1,0 +1,196 @@
+"""Parses the output of squeue and sinfo, and determines the phase of a job.
+
+| state in Slurm | phase |
+| --- | --- |
+| PENDING, REQUEUED, REQUEUE_FED, REQUEUE_HOLD, RESV_DEL_HOLD, SPECIAL_EXIT | waiting |
+| RUNNING, CONFIGURING, COMPLETING, SUSPENDED, STOPPED, SIGNALING, RESIZING, STAGE_OUT | running |
+| COMPLETED, FAILED, OUT_OF_MEMORY | ended: the host reported the end of the script |
+| CANCELLED, TIMEOUT, PREEMPTED, DEADLINE | ended if the job has no host, or if its host reported an exit status |
+| the same with the exit status 0 | unreachable |
+| NODE_FAIL, BOOT_FAIL, REVOKED and all others | unreachable |
+
+The controller itself decides on CANCELLED, TIMEOUT and PREEMPTED. While the job's host is connected, the job is
+COMPLETING until the host confirms the end of all processes. If the host does not respond, the job leaves COMPLETING
+once `SlurmdTimeout` has passed, although its processes may still run on a host that is cut off. Only the exit status
+shows the difference: the controller sets it when the host reports how the script ended. The status 0 is also the
+initial value.
+
+Slurm starts a job again despite `--no-requeue` if a host did not respond to the request to start it. That host may have
+started the worker all the same, so the end of such a job is never certain.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from sandbox.interfaces.engine import JOB_NAME_PATTERN, JobPhase, JobStatus
+from sandbox.model.printable import replace_unprintable, replacement_character
+from sandbox.model.resources import Resources
+
+SQUEUE_FORMAT = ",".join(
+    f"{field}:|" for field in ("JobID", "State", "BatchHost", "exit_code", "restartcnt", "Name", "Reason")
+)
+"""The fields of a line of squeue (squeue(1), --Format). No field but the last can contain the separator."""
+
+SINFO_FORMAT = "%c|%m|%d|%P"
+"""The fields of a line of sinfo (sinfo(1), --format): CPUs, memory and disk in MiB, partition."""
+
+UNLIMITED_DISK_BYTES = 2**62
+"""The disk of a host for which the administrator has configured none (`TmpDisk`)."""
+
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
+_RUNNING = frozenset(
+    {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
+)
+_REPORTED_BY_HOST = frozenset({"COMPLETED", "FAILED", "OUT_OF_MEMORY"})
+_DECIDED_BY_CONTROLLER = frozenset({"CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE"})
+
+_NO_HOST = frozenset({"", "n/a", "(null)", "None"})
+_REASON_CHARACTERS_MAX = 200
+_MIB = 1024**2
+
+_LINE = re.compile(
+    rf"(?P<id>\d+)\|(?P<state>[A-Z_?]+)\|(?P<host>[^|\s]*)\|(?P<status>\d+):(?P<signal>\d+)\|(?P<restarts>\d+)\|"
+    rf"(?P<name>{JOB_NAME_PATTERN})\|(?P<reason>.*)\|"
+)
+_HOST_LINE = re.compile(r"(\d+)\+?\|(\d+)\+?\|(\d+)\+?\|([^|]+)")
+
+
+class UnexpectedOutputError(ValueError):
+    """A line of Slurm's output has an unknown format."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(replace_unprintable(line[:100], replacement_character))
+
+
+class SlurmJob(NamedTuple):
+    """One job in the output of squeue. exit_status: exit code and signal of the script; restarts: starts but one."""
+
+    job_id: str
+    state: str
+    host: str
+    exit_status: tuple[int, int]
+    restarts: int
+    name: str
+    reason: str
+
+    @property
+    def was_started(self) -> bool:
+        """Whether a host may have started the worker."""
+        return bool(self.host) or self.restarts > 0
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether Slurm refused the submission. Slurm keeps a record of some jobs that it refused."""
+        return self.state == "FAILED" and not self.was_started
+
+    @property
+    def phase(self) -> JobPhase:
+        """The phase; see the module's table."""
+        if self.state in _WAITING:
+            return JobPhase.WAITING
+        if self.state in _RUNNING:
+            return JobPhase.RUNNING
+        if not self.was_started and self.state in _REPORTED_BY_HOST | _DECIDED_BY_CONTROLLER:
+            return JobPhase.ENDED
+        has_report = self.state in _REPORTED_BY_HOST or (
+            self.state in _DECIDED_BY_CONTROLLER and self.exit_status != (0, 0)
+        )
+        return JobPhase.ENDED if has_report and self.restarts == 0 else JobPhase.UNREACHABLE
+
+    def describe(self) -> str:
+        """Return why the job is in its phase (human-readable)."""
+        if self.phase is JobPhase.WAITING:
+            return f"The job waits in Slurm's queue ({self.reason})."
+        if self.phase is JobPhase.RUNNING:
+            return "" if self.state == "RUNNING" else f"Slurm reports the state {self.state}."
+        code, signal = self.exit_status
+        exit_text = f" with the exit code {code}" if code else f" by the signal {signal}" if signal else ""
+        if self.phase is JobPhase.ENDED:
+            return f"Slurm reports that the job ended{exit_text} ({self.state})."
+        return (
+            f"Slurm reports the state {self.state}, but the host {self.host or '(none)'} has not confirmed that the "
+            "worker ended."
+        )
+
+
+def parse_jobs(output: str) -> Iterator[SlurmJob]:
+    """Yield the jobs in the output of squeue.
+
+    Lines that do not start with an id belong to the reason of the job before them. Raises UnexpectedOutputError.
+    """
+    for line in output.split("\n"):
+        if not re.match(r"\d[^|\s]*\|", line):
+            continue
+        found = _LINE.fullmatch(line) or _LINE.fullmatch(f"{line}|")
+        if found is None:
+            raise UnexpectedOutputError(line)
+        host, reason = found["host"], replace_unprintable(found["reason"], replacement_character)
+        yield SlurmJob(
+            job_id=found["id"],
+            state=found["state"],
+            host="" if host in _NO_HOST else host,
+            exit_status=(int(found["status"]), int(found["signal"])),
+            restarts=int(found["restarts"]),
+            name=found["name"],
+            reason=reason[:_REASON_CHARACTERS_MAX],
+        )
+
+
+def _rank(job: SlurmJob) -> tuple[int, int]:
+    """Return the rank of a job among those with the same name: the first one determines the status.
+
+    A job that was started comes before one that waits, because its worker may have claimed the attempt. A job that was
+    cancelled before it started comes last: it was withdrawn as a duplicate.
+    """
+    if job.phase is JobPhase.ENDED:
+        rank = 2 if job.was_started else 4
+    else:
+        rank = {JobPhase.RUNNING: 0, JobPhase.UNREACHABLE: 1, JobPhase.WAITING: 3}[job.phase]
+    return rank, int(job.job_id)
+
+
+class QueuedJobs(NamedTuple):
+    """The jobs of some names. surplus: jobs that wait although another job has their name, by name."""
+
+    statuses: Mapping[str, JobStatus]
+    surplus: Mapping[str, Sequence[str]]
+
+
+def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
+    """Return the status of each name."""
+    by_name: dict[str, list[SlurmJob]] = {name: [] for name in names}
+    for job in jobs:
+        if job.name in by_name and not job.was_refused:
+            by_name[job.name].append(job)
+    statuses: dict[str, JobStatus] = {}
+    surplus: dict[str, Sequence[str]] = {}
+    for name, found in by_name.items():
+        if not found:
+            statuses[name] = JobStatus(JobPhase.UNKNOWN, reason="Slurm has no job with this name.")
+            continue
+        first, *others = sorted(found, key=_rank)
+        duplicates = [job for job in others if job.was_started or job.phase is not JobPhase.ENDED]
+        statuses[name] = JobStatus(
+            first.phase, first.host, first.describe(), first.job_id, tuple(job.job_id for job in duplicates)
+        )
+        if waiting := [job.job_id for job in others if job.phase is JobPhase.WAITING]:
+            surplus[name] = waiting
+    return QueuedJobs(statuses, surplus)
+
+
+def parse_hosts(output: str, partition: str | None) -> Sequence[Resources]:
+    """Return the largest hosts in the output of sinfo: those that no other host exceeds in everything.
+
+    partition: None for the default partition, which sinfo marks with an asterisk. Raises UnexpectedOutputError.
+    """
+    hosts: set[Resources] = set()
+    for line in filter(None, output.split("\n")):
+        found = _HOST_LINE.fullmatch(line)
+        if found is None:
+            raise UnexpectedOutputError(line)
+        if partition is not None or found[4].endswith("*"):
+            disk_bytes = int(found[3]) * _MIB or UNLIMITED_DISK_BYTES
+            hosts.add(Resources(int(found[1]), int(found[2]) * _MIB, disk_bytes))
+    largest = [host for host in hosts if not any(host != other and host.fits_in(other) for other in hosts)]
+    return sorted(largest, key=lambda host: (host.cpus, host.memory_bytes, host.disk_bytes), reverse=True)

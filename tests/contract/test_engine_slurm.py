@@ -1,0 +1,299 @@
+"""Slurm in trouble: its controller is killed or paused, hosts are killed or cut off, jobs are lost or duplicated."""
+
+import asyncio
+import itertools
+
+import pytest
+
+from doubles.engines import SECONDS, Job, SlurmHarness, status_of, until, until_ended, until_phase
+from sandbox.engines.slurm import engine as slurm_engine
+from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
+
+HOST_LOST_SECONDS = SECONDS
+"""A host that does not respond is DOWN after `SlurmdTimeout` and some failed requests: 20 s on an idle machine."""
+
+
+@pytest.fixture
+def harness(cluster):
+    harness = SlurmHarness(cluster)
+    try:
+        yield harness
+    finally:
+        harness.close()
+
+
+@pytest.fixture
+def engine(harness):
+    return harness.connect()
+
+
+@pytest.fixture
+def create_job(tmp_path):
+    numbers = itertools.count()
+    return lambda *action, **fields: Job(tmp_path / f"job-{next(numbers)}", *action, **fields)
+
+
+@pytest.fixture
+def on_host(harness):
+    """Return an engine whose jobs run on one host."""
+    return lambda host: harness.connect(partition="all", extra_arguments=(f"--nodelist={host}",))
+
+
+def submit_directly(cluster, job, *arguments):
+    """Submit a job as an earlier server did, without a look-up."""
+    return cluster.run(
+        "sbatch", "--parsable", f"--job-name={job.name}", "--dependency=singleton", "--output=/dev/null", *arguments
+    ).strip()
+
+
+async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engine, create_job):
+    job = create_job("wait")
+    await engine.submit(job.request)
+    await job.until_beats()
+    cluster.save_state((await until_phase(engine, job, JobPhase.RUNNING)).job_id)
+    cluster.kill_controller()
+    try:
+        for call in (
+            engine.submit(create_job("wait").request),
+            engine.withdraw(job.name),
+            engine.look_up([job.name]),
+            engine.largest(),
+        ):
+            with pytest.raises(EngineUnavailableError, match="scontrol ping"):
+                await call
+        assert await job.is_alive()
+    finally:
+        cluster.start_controller()
+    assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+    assert len(job.starts()) == 1
+
+
+async def test_paused_controller_is_unavailable_in_bounded_time(cluster, engine, create_job, monkeypatch):
+    monkeypatch.setattr(slurm_engine, "COMMAND_SECONDS", 2.0)
+    job = create_job("wait")
+    cluster.pause_controller()
+    try:
+        for call in (engine.submit(job.request), engine.look_up([job.name]), engine.withdraw(job.name)):
+            async with asyncio.timeout(20):
+                with pytest.raises(EngineUnavailableError, match="no response within 2 s"):
+                    await call
+    finally:
+        cluster.resume_controller()
+        monkeypatch.undo()
+    await engine.submit(job.request)
+    await job.until_beats()
+    assert len(job.starts()) == 1
+
+
+async def lose_job(cluster, harness, create_job, saved_job_id):
+    """Submit a job that waits, and kill the controller before it saves its state. Return the job and its former id.
+
+    The controller saves its state at most every five seconds. On a busy machine, it may save a job in time.
+    """
+    engine = harness.connect()
+    for _ in range(5):
+        job = create_job("wait", resources=harness.full)
+        cluster.save_state(saved_job_id)
+        await engine.submit(job.request)
+        status = await status_of(engine, job)
+        assert status.phase is JobPhase.WAITING
+        cluster.kill_controller()
+        cluster.start_controller()
+        if (await status_of(engine, job)).phase is JobPhase.UNKNOWN:
+            return job, status.job_id
+        await engine.withdraw(job.name)
+    raise AssertionError("the controller lost no job")
+
+
+async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, harness, engine, create_job):
+    blocker = create_job("wait", resources=harness.full)
+    await engine.submit(blocker.request)
+    await blocker.until_beats()
+    lost, lost_id = await lose_job(cluster, harness, create_job, (await status_of(engine, blocker)).job_id)
+    other = create_job("wait", resources=harness.full)
+    assert (await status_of(engine, blocker)).phase is JobPhase.RUNNING
+    # Slurm gives the id of the lost job to another one. Only names identify jobs.
+    await engine.submit(other.request)
+    assert (await status_of(engine, other)).job_id == lost_id
+    await engine.withdraw(lost.name)
+    assert (await status_of(engine, other)).phase is JobPhase.WAITING
+    await engine.submit(lost.request)
+    assert (await status_of(engine, lost)).phase is JobPhase.WAITING
+    await engine.withdraw(blocker.name)
+    await other.until_beats()
+    await engine.withdraw(other.name)
+    await lost.until_beats()
+    assert [len(job.starts()) for job in (blocker, other, lost)] == [1, 1, 1]
+
+
+async def test_job_on_a_killed_host_is_unreachable(cluster, on_host, create_job):
+    job, other = create_job("wait"), create_job("wait")
+    engine = on_host("n2")
+    await engine.submit(job.request)
+    await on_host("n3").submit(other.request)
+    await job.until_beats()
+    await other.until_beats()
+    cluster.kill_host("n2")
+    try:
+        status = await until_phase(engine, job, JobPhase.UNREACHABLE, seconds=HOST_LOST_SECONDS)
+        assert status.host == "n2"
+        assert "has not confirmed" in status.reason
+        assert (await status_of(engine, other)).phase is JobPhase.RUNNING
+    finally:
+        cluster.start_host("n2")
+    assert (await status_of(engine, job)).phase is JobPhase.UNREACHABLE
+    assert len(job.starts()) == 1
+
+
+async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on_host, create_job):
+    """Slurm reports CANCELLED, as for every withdrawn job, although the worker runs."""
+    job, connected = create_job("wait"), create_job("wait")
+    engine = on_host("n2")
+    await engine.submit(job.request)
+    await engine.submit(connected.request)
+    await job.until_beats()
+    await connected.until_beats()
+    await engine.withdraw(connected.name)
+    await until_ended(engine, connected)
+    cluster.cut_off("n2")
+    try:
+        await engine.withdraw(job.name)
+        assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+        status = await until_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED, seconds=HOST_LOST_SECONDS)
+        assert status.phase is JobPhase.UNREACHABLE
+        assert "CANCELLED" in status.reason
+        assert await job.is_alive()
+    finally:
+        cluster.kill_host("n2")
+        cluster.start_host("n2")
+
+
+async def test_controller_that_forgot_a_start_reports_the_end_truthfully(cluster, engine, create_job):
+    """The killed controller had saved that the job waits, or nothing. Slurm ends the worker that nobody expects."""
+    job = create_job("wait")
+    await engine.submit(job.request)
+    await job.until_beats()
+    cluster.kill_controller()
+    cluster.start_controller()
+    status = await status_of(engine, job)
+    if status.phase is not JobPhase.RUNNING:  # the controller forgot the start
+        await until_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
+    await engine.withdraw(job.name)
+    await until_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
+    await until_dead(job)
+    assert len(job.starts()) == 1
+
+
+async def until_dead(job):
+    async def is_dead():
+        return not await job.is_alive()
+
+    await until(is_dead)
+
+
+@pytest.mark.parametrize(("action", "phase"), [("wait", JobPhase.ENDED), ("clean", JobPhase.UNREACHABLE)])
+async def test_exit_code_proves_the_end_of_a_withdrawn_worker(engine, create_job, action, phase):
+    job = create_job(action)
+    await engine.submit(job.request)
+    await job.until_beats()
+    await engine.withdraw(job.name)
+    status = await until_phase(engine, job, JobPhase.ENDED, JobPhase.UNREACHABLE)
+    assert status.phase is phase
+
+
+async def test_waiting_duplicate_is_reported_and_withdrawn(cluster, engine, create_job):
+    job = create_job("wait")
+    await engine.submit(job.request)
+    await job.until_beats()
+    duplicate = submit_directly(cluster, job, "--wrap=exec sleep 100")
+    status = await status_of(engine, job)
+    assert status.phase is JobPhase.RUNNING
+    assert status.duplicate_ids == (duplicate,)
+    assert (await status_of(engine, job)).duplicate_ids == ()
+    assert cluster.run("squeue", "--noheader", "--states=all", f"--jobs={duplicate}", "--format=%T") == "CANCELLED\n"
+    assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+    assert await job.is_alive()
+
+
+async def test_first_of_two_waiting_jobs_is_kept(cluster, harness, engine, create_job):
+    blocker, job = create_job("wait", resources=harness.full), create_job("wait")
+    await engine.submit(blocker.request)
+    await blocker.until_beats()
+    await engine.submit(job.request)
+    duplicate = submit_directly(cluster, job, "--partition=small", "--wrap=exec sleep 100")
+    status = await status_of(engine, job)
+    assert status.phase is JobPhase.WAITING
+    assert status.duplicate_ids == (duplicate,)
+    assert status.job_id != duplicate
+    await engine.withdraw(blocker.name)
+    await job.until_beats()
+    assert (await status_of(engine, job)).job_id == status.job_id
+
+
+async def test_forgotten_job_is_unknown(cluster, engine, create_job):
+    job = create_job("exit", "0")
+    await engine.submit(job.request)
+    await until_ended(engine, job)
+    cluster.write_configuration(min_job_age=2)
+    try:
+        cluster.kill_controller()
+        cluster.start_controller()
+        status = await until_phase(engine, job, JobPhase.UNKNOWN)
+        assert status.reason
+    finally:
+        cluster.write_configuration()
+        cluster.kill_controller()
+        cluster.start_controller()
+
+
+async def test_suspended_job_is_running_and_can_be_withdrawn(cluster, engine, create_job):
+    job = create_job("wait")
+    await engine.submit(job.request)
+    await job.until_beats()
+    cluster.run("scontrol", "suspend", (await status_of(engine, job)).job_id)
+    await until(lambda: "SUSPENDED" in cluster.run("squeue", "--noheader", "--format=%T"))
+    assert (await status_of(engine, job)).phase is JobPhase.RUNNING
+    await engine.withdraw(job.name)
+    await until_ended(engine, job)
+    assert not await job.is_alive()
+
+
+async def test_job_specification_contains_no_values_of_the_environment(cluster, engine, create_job, tmp_path):
+    job = create_job("wait", environment={"TOKEN": "secret-token"})
+    await engine.submit(job.request)
+    await job.until_beats()
+    job_id = (await status_of(engine, job)).job_id
+    script = tmp_path / "script"
+    cluster.run("scontrol", "write", "batch_script", job_id, str(script))
+    assert script.read_text().startswith("#!/bin/sh\nexec ")
+    specification = cluster.run("scontrol", "show", "job", "--details", job_id)
+    assert f"JobName={job.name}" in specification
+    assert "secret-token" not in specification + script.read_text()
+    assert "Requeue=0" in specification
+    assert "TimeLimit=00:12:00" in specification
+    assert "NumCPUs=1" in specification
+    assert "MinMemoryNode=100M" in specification
+
+
+async def test_extra_arguments_select_the_host(on_host, create_job):
+    job = create_job("wait")
+    await on_host("n3").submit(job.request)
+    await job.until_beats()
+    assert (await status_of(on_host("n3"), job)).host == "n3"
+
+
+async def test_largest_hosts_are_those_of_the_partition(harness):
+    (small,) = await harness.connect(partition="small").largest()
+    (large,) = await harness.connect(partition="all").largest()
+    assert (large.cpus, large.memory_bytes) == (small.cpus, 2 * small.memory_bytes)
+    assert await harness.connect(partition=None).largest() == [large]
+    with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
+        await harness.connect(partition="none").largest()
+
+
+async def test_job_for_a_missing_partition_is_rejected(harness, create_job):
+    job = create_job("wait")
+    with pytest.raises(EngineRejectedError, match="Invalid partition name"):
+        await harness.connect(partition="none").submit(job.request)
+    await harness.connect().submit(job.request)
+    await job.until_beats()

@@ -1,0 +1,140 @@
+"""The engines under test, and the jobs that tests submit to them."""
+
+import asyncio
+import contextlib
+import inspect
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from doubles import engine_worker, slurm_cluster
+from sandbox.engines.processes.engine import ProcessEngine
+from sandbox.engines.slurm.batch_job import SlurmSettings
+from sandbox.engines.slurm.engine import SlurmEngine
+from sandbox.interfaces.engine import JobPhase, JobRequest, job_name
+from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.model.resources import Resources
+
+SECONDS = 60.0
+MIB = 1024**2
+GIB = 1024**3
+SMALL = Resources(1, 100 * MIB, GIB)
+
+
+class ProcessHarness:
+    """Runs jobs as processes of this machine. full: the resources of a job that leaves no room for another one."""
+
+    kill_seconds = 1.0
+    full = Resources(4, 1000 * MIB, 10 * GIB)
+
+    def __init__(self, directory):
+        self.directory = directory / "jobs"
+
+    def connect(self):
+        """Return an engine, as a new server creates it."""
+        return ProcessEngine(self.directory, "this-host", self.full)
+
+    def close(self):
+        """Kill the processes of all jobs."""
+        for path in self.directory.glob("*/started.json"):
+            if not (path.parent / "ended.json").exists():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(json.loads(path.read_bytes())["pid"], signal.SIGKILL)
+
+
+class SlurmHarness:
+    """Runs jobs on a Slurm cluster, on its partition of one host."""
+
+    kill_seconds = slurm_cluster.KILL_WAIT_SECONDS
+    full = Resources(slurm_cluster.CPUS, 1000 * MIB, 10 * GIB)
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+
+    def connect(self, partition="small", extra_arguments=()):
+        """Return an engine, as a new server creates it."""
+        return SlurmEngine(
+            SlurmSettings(
+                partition=partition,
+                extra_arguments=extra_arguments,
+                commands=str(self.cluster.commands),
+                configuration=str(self.cluster.configuration),
+            )
+        )
+
+    def close(self):
+        """Cancel all jobs, and wait until they have ended."""
+        self.cluster.run("scancel", "--me")
+        deadline = time.monotonic() + SECONDS
+        while self.cluster.run("squeue", "--noheader").strip():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+class Job:
+    """A job, and what its workers recorded."""
+
+    def __init__(self, directory, *action, **fields):
+        self.directory = Path(directory)
+        self.directory.mkdir()
+        self.name = job_name(new_attempt_id())
+        self.events = engine_worker.EventFile(self.directory)
+        command = (sys.executable, "-I", "-S", engine_worker.__file__, str(self.directory), *action)
+        defaults = {"environment": {}, "resources": SMALL, "time_limit_seconds": 600, "grace_seconds": 1}
+        self.request = JobRequest(self.name, command, **(defaults | fields))
+
+    def starts(self):
+        """Return the ids of the workers that were started."""
+        return [event["worker"] for event in self.events.read("start")]
+
+    async def until_beats(self):
+        """Wait until the worker runs."""
+        await until(lambda: self.events.read("beat"))
+
+    def beats(self):
+        """Return the number of signs of life so far."""
+        return len(self.events.read("beat"))
+
+    async def is_alive(self):
+        """Return whether a worker runs. A worker that is only slow on a busy machine counts as alive."""
+        before = self.beats()
+        deadline = time.monotonic() + 3.0
+        while time.monotonic() < deadline:
+            if self.beats() > before:
+                return True
+            await asyncio.sleep(engine_worker.BEAT_SECONDS)
+        return False
+
+
+async def until(condition, seconds=SECONDS):
+    """Poll until the condition holds, and return its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, "the condition does not hold in time"
+        await asyncio.sleep(0.05)
+
+
+async def status_of(engine, job):
+    return (await engine.look_up([job.name]))[job.name]
+
+
+async def until_phase(engine, job, *phases, seconds=SECONDS):
+    """Wait until the job is in one of the phases; return its status."""
+
+    deadline = time.monotonic() + seconds
+    while (status := await status_of(engine, job)).phase not in phases:
+        assert time.monotonic() < deadline, status
+        await asyncio.sleep(0.05)
+    return status
+
+
+async def until_ended(engine, job):
+    return await until_phase(engine, job, JobPhase.ENDED)

@@ -1,0 +1,323 @@
+"""A real Slurm cluster of three hosts on this machine, in namespaces of its own.
+
+The cluster has network, PID and mount namespaces, and so has each host: a host can be killed as a whole or cut off from
+the network, and no packet leaves the cluster. The commands of Slurm are wrapped in scripts that enter the cluster's
+network. Clusters do not affect each other: the addresses exist in their namespaces only, and the configuration is found
+through `SLURM_CONF`. If the process that started a cluster dies, the kernel kills the cluster.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HOSTS = ("n1", "n2", "n3")
+CPUS = 4
+MEMORY_MIB = 8000
+DISK_MIB = 50_000
+KILL_WAIT_SECONDS = 3
+"""Time between SIGTERM and SIGKILL."""
+READY_SECONDS = 60.0
+
+_PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "scontrol")
+_CLIENTS = _PROGRAMS[2:]
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_CONTROLLER_ADDRESS = "10.77.0.254"
+
+_CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}({controller})
+AuthType=auth/slurm
+CredType=auth/slurm
+AuthInfo=use_client_ids
+SlurmUser=root
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SlurmdParameters=config_overrides
+SlurmdTimeout=6
+MessageTimeout=5
+KillWait={kill_wait}
+MinJobAge={min_job_age}
+ReturnToService=2
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=5
+StateSaveLocation={directory}/state
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdSpoolDir={directory}/spool.%n
+SlurmdPidFile={directory}/%n.pid
+SlurmdLogFile={directory}/%n.log
+{nodes}
+PartitionName=small Nodes=n1 State=UP MaxTime=60
+PartitionName=all Nodes=n1,n2,n3 Default=YES State=UP MaxTime=INFINITE
+"""
+
+
+def missing_requirement():
+    """Return why no cluster can be started here; None if one can."""
+    missing = [name for name in _PROGRAMS if shutil.which(name, path=_PATH) is None]
+    if missing:
+        return f"Slurm is not installed (missing: {', '.join(missing)}); run script/setup --cluster"
+    if os.geteuid() != 0:
+        return "only root can create the namespaces of a Slurm cluster"
+    if subprocess.run(["unshare", "--net", "--pid", "--mount", "--fork", "true"], check=False).returncode != 0:
+        return "this machine does not allow namespaces"
+    return None
+
+
+class SlurmCluster:
+    """A context manager that starts the cluster and stops it.
+
+    commands: the directory with the wrapped commands. configuration: the path for `SLURM_CONF`.
+    """
+
+    def __enter__(self):
+        # A short path: the daemons create Unix sockets below it.
+        self.directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.configuration = self.directory / "slurm.conf"
+        self.commands = self.directory / "bin"
+        try:
+            self._write_files()
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        process = self.__dict__.get("_process")
+        if process is not None:
+            process.stdin.close()
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _write_files(self):
+        for name in ("state", "bin", *(f"spool.{host}" for host in HOSTS)):
+            (self.directory / name).mkdir()
+        key = self.directory / "slurm.key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(1024))
+        (self.directory / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+        self.write_configuration()
+
+    def write_configuration(self, min_job_age=300):
+        """Write slurm.conf; the controller reads it when it starts. min_job_age: how long it remembers ended jobs."""
+        nodes = "\n".join(
+            f"NodeName={host} NodeHostname={socket.gethostname()} NodeAddr={_address(host)} Port={17000 + number} "
+            f"CPUs={CPUS} RealMemory={MEMORY_MIB * (2 if host == 'n3' else 1)} TmpDisk={DISK_MIB}"
+            for number, host in enumerate(HOSTS)
+        )
+        text = _CONFIGURATION.format(
+            host=socket.gethostname(),
+            controller=_CONTROLLER_ADDRESS,
+            kill_wait=KILL_WAIT_SECONDS,
+            min_job_age=min_job_age,
+            directory=self.directory,
+            nodes=nodes,
+        )
+        self.configuration.write_text(text)
+
+    def _start(self):
+        self._process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "--"),
+                *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                *(sys.executable, "-I", __file__, str(self.directory)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"PATH": _PATH, "SLURM_CONF": str(self.configuration)},
+            text=True,
+        )
+        self._read_reply()
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
+        namespaces = f"/proc/{int(children)}/ns"
+        for name in _CLIENTS:
+            script = self.commands / name
+            enter = f"nsenter --net={namespaces}/net --mount={namespaces}/mnt --"
+            script.write_text(f'#!/bin/sh\nexec /usr/bin/{enter} /usr/bin/{name} "$@"\n')
+            script.chmod(0o755)
+
+    def _read_reply(self):
+        reply = self._process.stdout.readline()
+        assert reply == "ok\n", f"the cluster failed: {reply}{self.logs()}"
+
+    def _request(self, *words):
+        self._process.stdin.write(" ".join(words) + "\n")
+        self._process.stdin.flush()
+        self._read_reply()
+
+    def run(self, *command):
+        """Run one of Slurm's commands, and return its output."""
+        environment = {"PATH": _PATH, "SLURM_CONF": str(self.configuration)}
+        program = [str(self.commands / command[0]), *command[1:]]
+        return subprocess.run(program, env=environment, check=True, timeout=30, capture_output=True, text=True).stdout
+
+    def kill_host(self, host):
+        """Kill all processes of a host at once, as a power failure does."""
+        self._request("kill", host)
+
+    def start_host(self, host):
+        """Start a host that was killed, and wait until it runs a job."""
+        self._request("start", host)
+
+    def cut_off(self, host):
+        """Disconnect a host from the network."""
+        self._request("cut", host)
+
+    def reconnect(self, host):
+        """Connect a host to the network again. If it is DOWN, it takes up to a minute until it runs jobs."""
+        self._request("heal", host)
+
+    def kill_controller(self):
+        """Kill the controller (SIGKILL)."""
+        self._request("kill-controller")
+
+    def start_controller(self):
+        """Start the controller, and wait until it responds."""
+        self._request("start-controller")
+
+    def pause_controller(self):
+        """Stop the controller (SIGSTOP): it accepts connections but does not respond."""
+        self._request("signal-controller", "STOP")
+
+    def resume_controller(self):
+        """Continue a stopped controller."""
+        self._request("signal-controller", "CONT")
+
+    def save_state(self, job_id):
+        """Wait until the controller has saved its present state, which contains this job."""
+        mark = secrets.token_hex(8)
+        self.run("scontrol", "update", f"JobId={job_id}", f"Comment={mark}")
+        _wait(lambda: mark.encode() in (self.directory / "state" / "job_state").read_bytes())
+
+    def logs(self):
+        """Return the ends of all logs."""
+        return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.directory.glob("*.log"))
+
+
+def _address(host):
+    return f"10.77.0.{HOSTS.index(host) + 1}"
+
+
+class _Supervisor:
+    """The first process of the cluster's PID namespace: starts the daemons, and kills them when requested."""
+
+    def __init__(self, directory):
+        self._directory = directory
+        self._hosts = {}
+        self._controller = None
+
+    def serve(self):
+        _run("mount", "-t", "tmpfs", "tmpfs", "/run")
+        _run("ip", "link", "add", "bridge0", "type", "bridge")
+        _run("ip", "address", "add", f"{_CONTROLLER_ADDRESS}/24", "dev", "bridge0")
+        for device in ("lo", "bridge0"):
+            _run("ip", "link", "set", device, "up")
+        self._start_controller()
+        for host in HOSTS:
+            self._start_host(host)
+        for host in HOSTS:
+            self._wait_until_ready(host)
+        _reply("ok")
+        for line in sys.stdin:
+            self._execute(*line.split())
+            _reply("ok")
+
+    def _execute(self, verb, argument=""):
+        if verb == "kill":
+            process = self._hosts.pop(argument)
+            process.kill()
+            process.wait()
+        elif verb == "start":
+            self._start_host(argument)
+            self._wait_until_ready(argument)
+        elif verb == "cut":
+            _run("ip", "link", "set", f"to-{argument}", "down")
+        elif verb == "heal":
+            _run("ip", "link", "set", f"to-{argument}", "up")
+        elif verb == "kill-controller":
+            self._controller.kill()
+            self._controller.wait()
+        elif verb == "start-controller":
+            self._start_controller()
+            self._wait_for_controller()
+        elif verb == "signal-controller":
+            self._controller.send_signal(signal.Signals[f"SIG{argument}"])
+        else:
+            raise ValueError(verb)
+
+    def _start_controller(self):
+        with self._log("controller-output") as log:
+            self._controller = subprocess.Popen(["slurmctld", "-D"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def _start_host(self, host):
+        device = f"to-{host}"
+        start = (
+            "mount -t tmpfs tmpfs /run; ip link set lo up; "
+            "until ip link show eth0 2>/dev/null >&2; do sleep 0.01; done; "
+            f"ip address add {_address(host)}/24 dev eth0; ip link set eth0 up; exec slurmd -D -N {host}"
+        )
+        with self._log(f"{host}-output") as log:
+            process = subprocess.Popen(
+                ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-ec", start],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self._hosts[host] = process
+        own = Path("/proc/self/ns/net").readlink()
+        _wait(lambda: Path(f"/proc/{process.pid}/ns/net").readlink() != own)
+        # The device of a killed host disappears with its namespace, a moment later.
+        _wait(lambda: not Path(f"/sys/class/net/{device}").exists())
+        _run("ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
+        _run("ip", "link", "set", device, "master", "bridge0", "up")
+
+    def _log(self, name):
+        return (self._directory / f"{name}.log").open("ab")
+
+    def _wait_for_controller(self):
+        _wait(lambda: _succeeds("scontrol", "ping"))
+
+    def _wait_until_ready(self, host):
+        """Wait until the host runs a job. A node that is idle may not have registered yet."""
+        job = ("sbatch", "--quiet", "--wait", "--output=/dev/null", f"--nodelist={host}", "--wrap=true")
+        _wait(lambda: _succeeds(*job))
+
+
+def _reply(text):
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def _wait(condition):
+    deadline = time.monotonic() + READY_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+
+
+def _run(*command):
+    subprocess.run(command, check=True, timeout=20, stdout=subprocess.DEVNULL)
+
+
+def _succeeds(*command):
+    with contextlib.suppress(subprocess.SubprocessError):
+        return subprocess.run(command, check=False, timeout=READY_SECONDS, capture_output=True).returncode == 0
+    return False
+
+
+if __name__ == "__main__":
+    _Supervisor(Path(sys.argv[1])).serve()

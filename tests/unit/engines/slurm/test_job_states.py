@@ -1,0 +1,182 @@
+"""Phases of Slurm's jobs, and the parsing of squeue and sinfo."""
+
+import pytest
+
+from sandbox.engines.slurm.job_states import (
+    UNLIMITED_DISK_BYTES,
+    UnexpectedOutputError,
+    parse_hosts,
+    parse_jobs,
+    summarize,
+)
+from sandbox.interfaces.engine import JobPhase
+from sandbox.model.resources import Resources
+
+NAME = "sandbox-abcdefghij23"
+OTHER = "sandbox-zzzzzzzzzzzz"
+MIB = 1024**2
+
+# Every string that squeue prints as the state of a job (job_state_string in Slurm's source), with the phase of a job
+# that was started once and whose script has no exit status.
+STATES = {
+    "PENDING": JobPhase.WAITING,
+    "REQUEUED": JobPhase.WAITING,
+    "REQUEUE_FED": JobPhase.WAITING,
+    "REQUEUE_HOLD": JobPhase.WAITING,
+    "RESV_DEL_HOLD": JobPhase.WAITING,
+    "SPECIAL_EXIT": JobPhase.WAITING,
+    "RUNNING": JobPhase.RUNNING,
+    "CONFIGURING": JobPhase.RUNNING,
+    "COMPLETING": JobPhase.RUNNING,
+    "SUSPENDED": JobPhase.RUNNING,
+    "STOPPED": JobPhase.RUNNING,
+    "SIGNALING": JobPhase.RUNNING,
+    "RESIZING": JobPhase.RUNNING,
+    "STAGE_OUT": JobPhase.RUNNING,
+    "COMPLETED": JobPhase.ENDED,
+    "FAILED": JobPhase.ENDED,
+    "OUT_OF_MEMORY": JobPhase.ENDED,
+    "CANCELLED": JobPhase.UNREACHABLE,
+    "TIMEOUT": JobPhase.UNREACHABLE,
+    "PREEMPTED": JobPhase.UNREACHABLE,
+    "DEADLINE": JobPhase.UNREACHABLE,
+    "NODE_FAIL": JobPhase.UNREACHABLE,
+    "BOOT_FAIL": JobPhase.UNREACHABLE,
+    "REVOKED": JobPhase.UNREACHABLE,
+    "?": JobPhase.UNREACHABLE,
+    "A_NEW_STATE": JobPhase.UNREACHABLE,
+}
+
+
+def line(job_id=1, state="RUNNING", host="n1", status="0:0", restarts=0, name=NAME, reason="None"):
+    return f"{job_id}|{state}|{host}|{status}|{restarts}|{name}|{reason}|\n"
+
+
+def status_of(*lines):
+    return summarize([NAME], parse_jobs("".join(lines))).statuses[NAME]
+
+
+@pytest.mark.parametrize(("state", "phase"), STATES.items())
+def test_each_state_has_a_phase(state, phase):
+    assert status_of(line(state=state)).phase is phase
+
+
+@pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE"])
+def test_exit_status_proves_the_end_of_a_job_that_the_controller_ended(state):
+    assert status_of(line(state=state, status="143:0")).phase is JobPhase.ENDED
+    assert status_of(line(state=state, status="0:9")).phase is JobPhase.ENDED
+    assert status_of(line(state=state, status="0:0")).phase is JobPhase.UNREACHABLE
+    assert status_of(line(state=state, status="0:0", host="n/a")).phase is JobPhase.ENDED
+
+
+def test_exit_status_of_a_failed_host_proves_nothing():
+    """Slurm sets the exit status of such a job itself."""
+    assert status_of(line(state="NODE_FAIL", status="0:1")).phase is JobPhase.UNREACHABLE
+    assert status_of(line(state="NODE_FAIL", status="0:1", host="n/a")).phase is JobPhase.UNREACHABLE
+
+
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED"])
+def test_end_of_a_job_that_was_started_twice_is_uncertain(state):
+    assert status_of(line(state=state, status="1:0", restarts=0)).phase is JobPhase.ENDED
+    assert status_of(line(state=state, status="1:0", restarts=1)).phase is JobPhase.UNREACHABLE
+    assert status_of(line(state=state, host="n/a", restarts=1)).phase is JobPhase.UNREACHABLE
+
+
+def test_refused_job_is_unknown():
+    assert status_of(line(state="FAILED", host="n/a", status="0:1")).phase is JobPhase.UNKNOWN
+    assert status_of(line(state="FAILED", host="n1", status="0:1")).phase is JobPhase.ENDED
+
+
+def test_status_has_host_reason_and_id():
+    status = status_of(line(job_id=7, state="PENDING", host="n/a", reason="Resources"))
+    assert (status.host, status.job_id) == ("", "7")
+    assert "Resources" in status.reason
+    assert status_of(line(host="n2")).host == "n2"
+    assert "exit code 7" in status_of(line(state="FAILED", status="7:0")).reason
+    assert "signal 9" in status_of(line(state="CANCELLED", status="0:9")).reason
+    assert "n1 has not confirmed" in status_of(line(state="NODE_FAIL")).reason
+    assert "SUSPENDED" in status_of(line(state="SUSPENDED")).reason
+
+
+def test_reason_is_printable_and_short():
+    assert "\x1b" not in status_of(line(state="PENDING", reason="\x1b[31m")).reason
+    assert len(status_of(line(state="PENDING", reason="x" * 10_000)).reason) < 300
+
+
+@pytest.mark.parametrize("reason", ["", "a|b", "|", "first\nsecond", f"first\n|{NAME}|"])
+def test_reason_may_contain_separators(reason):
+    status = status_of(line(job_id=3, state="PENDING", host="n/a", reason=reason), line(4, name=OTHER))
+    assert (status.phase, status.job_id) == (JobPhase.WAITING, "3")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1|RUNNING",
+        "1|running|n1|0:0|0|sandbox-abcdefghij23|None|",
+        "1|RUNNING|n 1|0:0|0|sandbox-abcdefghij23|None|",
+        "1|RUNNING|n1|0|0|sandbox-abcdefghij23|None|",
+        "1|RUNNING|n1|0:0|0|../../etc|None|",
+        "1_2|RUNNING|n1|0:0|0|sandbox-abcdefghij23|None|",
+    ],
+)
+def test_unknown_format_is_an_error(text):
+    """A job that is not recognized would be UNKNOWN, and would be submitted again."""
+    with pytest.raises(UnexpectedOutputError):
+        list(parse_jobs(f"{line(1)}{text}\n"))
+
+
+def test_text_that_is_not_a_job_is_ignored():
+    assert status_of("slurm_load_jobs: warning\n", "\n", "|||||||\n", line(2)).job_id == "2"
+    assert status_of("\0\x1b\n").phase is JobPhase.UNKNOWN
+
+
+def test_other_names_are_ignored():
+    assert status_of(line(name=OTHER)).phase is JobPhase.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("states", "first", "surplus", "duplicates"),
+    [
+        (["RUNNING", "PENDING"], 1, ["2"], ("2",)),
+        (["PENDING", "RUNNING"], 2, ["1"], ("1",)),
+        (["PENDING", "PENDING", "PENDING"], 1, ["2", "3"], ("2", "3")),
+        (["NODE_FAIL", "PENDING"], 1, ["2"], ("2",)),
+        (["PENDING", "COMPLETED"], 2, ["1"], ("1",)),
+        (["NODE_FAIL", "RUNNING"], 2, [], ("1",)),
+        (["RUNNING", "RUNNING"], 1, [], ("2",)),
+        (["COMPLETED", "RUNNING"], 2, [], ("1",)),
+    ],
+)
+def test_job_that_was_started_determines_the_status_of_duplicates(states, first, surplus, duplicates):
+    lines = [
+        line(number, state, "n/a" if state == "PENDING" else "n1", reason="x") for number, state in enumerate(states, 1)
+    ]
+    for order in (lines, lines[::-1]):
+        queued = summarize([NAME], parse_jobs("".join(order)))
+        assert queued.statuses[NAME].job_id == str(first)
+        assert queued.statuses[NAME].duplicate_ids == duplicates
+        assert list(queued.surplus.get(NAME, [])) == surplus
+
+
+def test_withdrawn_duplicate_is_not_reported():
+    """A job that was cancelled before it started does not hide the one that was kept."""
+    cancelled = line(1, "CANCELLED", "n/a")
+    status = status_of(cancelled, line(2, "PENDING", "n/a"))
+    assert (status.phase, status.job_id, status.duplicate_ids) == (JobPhase.WAITING, "2", ())
+    assert status_of(cancelled).phase is JobPhase.ENDED
+
+
+def test_largest_hosts_are_found():
+    output = "4|8000|50000|p*\n64|4000|50000|p*\n4|8000|40000|p*\n128|999999|0|other\n"
+    expected = [Resources(64, 4000 * MIB, 50_000 * MIB), Resources(4, 8000 * MIB, 50_000 * MIB)]
+    assert parse_hosts(output, None) == expected
+    assert parse_hosts("128|999999|0|other\n", "other") == [Resources(128, 999_999 * MIB, UNLIMITED_DISK_BYTES)]
+    assert parse_hosts("128|999999|0|other\n", None) == []
+    assert parse_hosts("4+|8000+|0+|p*\n", None) == [Resources(4, 8000 * MIB, UNLIMITED_DISK_BYTES)]
+
+
+@pytest.mark.parametrize("output", ["4|8000|p*\n", "x|8000|0|p*\n", "-4|8000|0|p*\n", "4|8000|0|\n"])
+def test_unknown_format_of_hosts_is_an_error(output):
+    with pytest.raises(UnexpectedOutputError):
+        parse_hosts(output, None)
