@@ -68,11 +68,11 @@ class JobRequest(msgspec.Struct, frozen=True):
 class JobPhase(StrEnum):
     """The phase of a job, as far as the engine can tell.
 
-    WAITING: the engine has not started a worker yet. The job waits for resources, or can never run: see the reason.
+    WAITING: the engine has not started a worker yet, or has forgotten the start in a crash of its controller. The job
+        waits for resources, or can never run: see the reason.
     RUNNING: the worker was started, or is being started, suspended or ended.
     ENDED: no worker of this job runs, and none will be started. Only this phase proves that a worker is dead. Other
-        processes of the job may still run: Slurm kills those that have left the session of the worker only if it uses
-        control groups.
+        processes of the job may still run: without control groups, Slurm does not find them once the worker has ended.
     UNREACHABLE: the engine gave the job up, but its host has not confirmed that the worker has ended. The worker may
         still run if the host is cut off from the network. The engine will not start another one.
     UNKNOWN: the engine has no job with this name: none was submitted, or the engine lost the job in a crash, or the job

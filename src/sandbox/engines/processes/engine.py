@@ -145,7 +145,7 @@ class ProcessEngine:
                 deadline = time.monotonic() + _LOCK_SECONDS
                 while not _try_lock(lock_fd):
                     if time.monotonic() > deadline:
-                        raise EngineUnavailableError(f"Another server uses {self._directory}; stop it.")
+                        raise EngineUnavailableError(f"{self._directory} is busy; stop other servers that use it.")
                     time.sleep(_LOCK_POLL_SECONDS)
                 yield
             finally:

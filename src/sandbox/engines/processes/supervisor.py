@@ -24,6 +24,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 _SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
 _KILL_POLL_SECONDS = 0.02
+_KILL_REPEAT_SECONDS = 5.0
 
 
 def read_start_time(pid: int) -> int | None:
@@ -123,7 +124,7 @@ class _Supervisor:
                 continue  # asked again while the grace period runs
             os.kill(worker, number)
             os.kill(worker, signal.SIGCONT)
-            deadline = time.monotonic() + grace_seconds
+            deadline = time.monotonic() + (grace_seconds if number == signal.SIGTERM else _KILL_REPEAT_SECONDS)
             number = signal.SIGKILL
 
 

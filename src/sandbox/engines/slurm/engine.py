@@ -138,8 +138,12 @@ class SlurmEngine:
     async def _withdraw_waiting(self, name: str, job_ids: Collection[str]) -> None:
         """Cancel duplicates. The filters protect jobs that got a reused id, and jobs that have started since."""
         _log.warning("withdrawing duplicates of the job %s: %s", name, ", ".join(job_ids))
-        result = await self._run("scancel", "--me", f"--name={name}", "--state=PENDING", *job_ids)
-        if result.code != 0:  # the job has ended or started, or the next look-up tries again
+        try:
+            result = await self._run("scancel", "--me", f"--name={name}", "--state=PENDING", *job_ids)
+        except EngineUnavailableError as error:
+            _log.warning("%s", error)
+            return
+        if result.code != 0:  # the duplicate has ended or started, or the next look-up tries again
             _log.info("scancel: %s", result.error)
 
     async def largest(self) -> Capacity:

@@ -91,10 +91,8 @@ class SlurmJob(NamedTuple):
             return JobPhase.WAITING
         if self.state in _RUNNING:
             return JobPhase.RUNNING
-        if not self.was_started and self.state in _REPORTED_BY_HOST | _DECIDED_BY_CONTROLLER:
-            return JobPhase.ENDED
         has_report = self.state in _REPORTED_BY_HOST or (
-            self.state in _DECIDED_BY_CONTROLLER and self.exit_status != (0, 0)
+            self.state in _DECIDED_BY_CONTROLLER and (self.exit_status != (0, 0) or not self.was_started)
         )
         return JobPhase.ENDED if has_report and self.restarts == 0 else JobPhase.UNREACHABLE
 

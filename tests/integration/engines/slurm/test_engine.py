@@ -3,9 +3,13 @@
 import asyncio
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from doubles.engines import until
 from sandbox.engines.slurm import engine as slurm_engine
 from sandbox.engines.slurm.batch_job import SlurmSettings
 from sandbox.engines.slurm.engine import SlurmEngine
@@ -167,6 +171,24 @@ async def test_cancelled_call_kills_its_command(engine, slurm, tmp_path):
     assert not os.path.exists(f"/proc/{int(pid_file.read_text())}")  # noqa: PTH110
 
 
+async def test_command_dies_with_the_server(slurm, tmp_path):
+    """A command that outlives its server could submit a job that the next server does not expect."""
+    pid_file = tmp_path / "pid"
+    slurm.define("scancel", f"echo $$ >{pid_file}.part; mv {pid_file}.part {pid_file}; exec sleep 100")
+    script = (
+        "import asyncio; from sandbox.engines.slurm.engine import SlurmEngine, SlurmSettings; "
+        f"asyncio.run(SlurmEngine(SlurmSettings(commands={str(tmp_path)!r})).withdraw({NAME!r}))"
+    )
+    server = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        await until(pid_file.exists)
+    finally:
+        server.kill()
+        server.wait()
+    process = Path(f"/proc/{int(pid_file.read_text())}/stat")
+    await until(lambda: not process.exists() or b") Z" in process.read_bytes())
+
+
 @pytest.mark.parametrize("stream", ["1", "2"])
 async def test_endless_output_is_cut_off(engine, slurm, stream):
     slurm.define("squeue", f"exec yes hostile >&{stream}")
@@ -193,9 +215,12 @@ async def test_duplicates_are_cancelled_by_name_state_and_id(engine, slurm):
     assert slurm.calls[-1] == ["scancel", "--me", f"--name={NAME}", "--state=PENDING", "8"]
 
 
-async def test_duplicate_that_cannot_be_cancelled_does_not_hide_the_status(engine, slurm):
+@pytest.mark.parametrize("is_installed", [True, False])
+async def test_duplicate_that_cannot_be_cancelled_does_not_hide_the_status(engine, slurm, is_installed):
     slurm.define("squeue", f"echo '5|RUNNING|n1|0:0|0|{NAME}|None|'; echo '8|PENDING|n/a|0:0|0|{NAME}|Dependency|'")
     slurm.define("scancel", "exit 1")
+    if not is_installed:
+        (slurm.directory / "scancel").unlink()
     assert (await engine.look_up([NAME]))[NAME].phase is JobPhase.RUNNING
 
 

@@ -1,5 +1,7 @@
 """Phases of Slurm's jobs, and the parsing of squeue and sinfo."""
 
+import re
+
 import pytest
 
 from sandbox.engines.slurm.job_states import (
@@ -69,6 +71,12 @@ def test_exit_status_proves_the_end_of_a_job_that_the_controller_ended(state):
     assert status_of(line(state=state, status="0:0", host="n/a")).phase is JobPhase.ENDED
 
 
+@pytest.mark.parametrize("host", ["", "n/a", "(null)", "None"])
+def test_cancelled_job_without_a_host_has_ended(host):
+    status = status_of(line(state="CANCELLED", host=host))
+    assert (status.phase, status.host) == (JobPhase.ENDED, "")
+
+
 def test_exit_status_of_a_failed_host_proves_nothing():
     """Slurm sets the exit status of such a job itself."""
     assert status_of(line(state="NODE_FAIL", status="0:1")).phase is JobPhase.UNREACHABLE
@@ -92,6 +100,7 @@ def test_status_has_host_reason_and_id():
     assert (status.host, status.job_id) == ("", "7")
     assert "Resources" in status.reason
     assert status_of(line(host="n2")).host == "n2"
+    assert status_of(line(host="n2")).reason == ""
     assert "exit code 7" in status_of(line(state="FAILED", status="7:0")).reason
     assert "signal 9" in status_of(line(state="CANCELLED", status="0:9")).reason
     assert "n1 has not confirmed" in status_of(line(state="NODE_FAIL")).reason
@@ -135,6 +144,11 @@ def test_other_names_are_ignored():
     assert status_of(line(name=OTHER)).phase is JobPhase.UNKNOWN
 
 
+def test_every_name_has_a_status():
+    statuses = summarize([OTHER, NAME], parse_jobs(line(5))).statuses
+    assert [statuses[name].phase for name in (OTHER, NAME)] == [JobPhase.UNKNOWN, JobPhase.RUNNING]
+
+
 @pytest.mark.parametrize(
     ("states", "first", "surplus", "duplicates"),
     [
@@ -144,6 +158,7 @@ def test_other_names_are_ignored():
         (["NODE_FAIL", "PENDING"], 1, ["2"], ("2",)),
         (["PENDING", "COMPLETED"], 2, ["1"], ("1",)),
         (["NODE_FAIL", "RUNNING"], 2, [], ("1",)),
+        (["COMPLETED", "NODE_FAIL"], 2, [], ("1",)),
         (["RUNNING", "RUNNING"], 1, [], ("2",)),
         (["COMPLETED", "RUNNING"], 2, [], ("1",)),
     ],
@@ -178,5 +193,5 @@ def test_largest_hosts_are_found():
 
 @pytest.mark.parametrize("output", ["4|8000|p*\n", "x|8000|0|p*\n", "-4|8000|0|p*\n", "4|8000|0|\n"])
 def test_unknown_format_of_hosts_is_an_error(output):
-    with pytest.raises(UnexpectedOutputError):
+    with pytest.raises(UnexpectedOutputError, match=re.escape(output.strip())):
         parse_hosts(output, None)
