@@ -168,6 +168,24 @@ async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on
         cluster.start_host("n2")
 
 
+async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, on_host, create_job):
+    """Slurm queues a job again if its host did not respond to the request to start it, despite `--no-requeue`."""
+    job = create_job("wait")
+    engine = on_host("n2")
+    cluster.cut_off("n2")
+    try:
+        await engine.submit(job.request)
+        assert (await until_phase(engine, job, JobPhase.RUNNING)).host == "n2"
+        assert (await until_phase(engine, job, JobPhase.WAITING)).host == ""
+        await engine.withdraw(job.name)
+        status = await until_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED)
+        assert status.phase is JobPhase.UNREACHABLE
+        assert "no host has confirmed" in status.reason
+    finally:
+        cluster.kill_host("n2")
+        cluster.start_host("n2")
+
+
 async def test_controller_that_forgot_a_start_reports_the_end_truthfully(cluster, engine, create_job):
     """The killed controller had saved that the job waits, or nothing. Slurm ends the worker that nobody expects."""
     job = create_job("wait")

@@ -232,14 +232,20 @@ class _Supervisor:
             self._wait_until_ready(host)
         _reply("ok")
         for line in sys.stdin:
-            self._execute(*line.split())
-            _reply("ok")
+            try:
+                self._execute(*line.split())
+            except (OSError, subprocess.SubprocessError) as error:
+                _reply(f"error: {error}".replace("\n", " "))
+            else:
+                _reply("ok")
 
     def _execute(self, verb, argument=""):
         if verb == "kill":
             process = self._hosts.pop(argument)
             process.kill()
             process.wait()
+            # The kernel removes the device with its namespace, but later.
+            subprocess.run(["ip", "link", "delete", f"to-{argument}"], check=False, timeout=20, capture_output=True)
         elif verb == "start":
             self._start_host(argument)
             self._wait_until_ready(argument)
@@ -279,8 +285,6 @@ class _Supervisor:
         self._hosts[host] = process
         own = Path("/proc/self/ns/net").readlink()
         _wait(lambda: Path(f"/proc/{process.pid}/ns/net").readlink() != own)
-        # The device of a killed host disappears with its namespace, a moment later.
-        _wait(lambda: not Path(f"/sys/class/net/{device}").exists())
         _run("ip", "link", "add", device, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
         _run("ip", "link", "set", device, "master", "bridge0", "up")
 

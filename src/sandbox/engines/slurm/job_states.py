@@ -106,10 +106,8 @@ class SlurmJob(NamedTuple):
         exit_text = f" with the exit code {code}" if code else f" by the signal {signal}" if signal else ""
         if self.phase is JobPhase.ENDED:
             return f"Slurm reports that the job ended{exit_text} ({self.state})."
-        return (
-            f"Slurm reports the state {self.state}, but the host {self.host or '(none)'} has not confirmed that the "
-            "worker ended."
-        )
+        subject = f"the host {self.host} has not" if self.host else "no host has"
+        return f"Slurm reports the state {self.state}, but {subject} confirmed that the worker ended."
 
 
 def parse_jobs(output: str) -> Iterator[SlurmJob]:

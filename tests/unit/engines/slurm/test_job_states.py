@@ -104,6 +104,7 @@ def test_status_has_host_reason_and_id():
     assert "exit code 7" in status_of(line(state="FAILED", status="7:0")).reason
     assert "signal 9" in status_of(line(state="CANCELLED", status="0:9")).reason
     assert "n1 has not confirmed" in status_of(line(state="NODE_FAIL")).reason
+    assert "no host has confirmed" in status_of(line(state="CANCELLED", host="n/a", restarts=1)).reason
     assert "SUSPENDED" in status_of(line(state="SUSPENDED")).reason
 
 
