@@ -68,10 +68,7 @@ class SlurmHarness:
     def close(self):
         """Cancel all jobs, and wait until they have ended."""
         self.cluster.run("scancel", "--me")
-        deadline = time.monotonic() + SECONDS
-        while self.cluster.run("squeue", "--noheader").strip():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        self.cluster.until_idle()
 
 
 class Job:

@@ -196,6 +196,18 @@ class SlurmCluster:
         """Continue a stopped controller."""
         self._request("signal-controller", "CONT")
 
+    def until_idle(self):
+        """Wait until all hosts respond and run no job. Slurm disables a host whose processes it could not kill."""
+
+        def is_idle():
+            states = dict(line.split() for line in self.run("sinfo", "-hN", "-pall", "-o%N %T").splitlines())
+            for host, state in states.items():
+                if state.startswith(("down", "drain")):
+                    self.run("scontrol", "update", f"NodeName={host}", "State=RESUME")
+            return set(states.values()) == {"idle"}
+
+        _wait(is_idle)
+
     def save_state(self, job_id):
         """Wait until the controller has saved its present state, which contains this job."""
         mark = secrets.token_hex(8)
