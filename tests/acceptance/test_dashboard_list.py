@@ -1,4 +1,4 @@
-"""The list of tasks in a real browser: search, filters, rows, loading on scroll, and cancelling several tasks.
+"""The list of tasks in a real browser: search, filters, rows, loading on scroll, and actions on several tasks.
 
 It also tests the actions on a task's page that need stored tasks.
 """
@@ -30,6 +30,8 @@ def store_tasks(data_dir):
     options = {"lines": 0, "artifacts": ()}
     labels = {"team": "docs-and-examples", "kind": "chore", "area": "web"}
     failure = Failure(FailureCode.AGENT_FAILED, REASON)
+    for task_id in ("old-1", "old-2", "old-3", "old-4", "old-5"):
+        tasks.fail(task_id, failure, name=f"Empty the cache {task_id}", **options)
     chain = {"name": "Translate the guide", "labels": labels, **options}
     tasks.fail("chain-1", failure, claude={"prompt": "Translate it to French."}, **chain)
     tasks.fail("chain-2", failure, claude={"prompt": "Now to Welsh."}, parent=Parent("chain-1", "0" * 40, ()), **chain)
@@ -176,10 +178,11 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
     page.get_by_label("Select Waits 0").check()
     page.get_by_role("button", name="Select all").click()
     assert page.locator("#bulk-count").inner_text() == "3 selected"
+    assert page.get_by_role("button", name="Delete").count() == 0
     page.get_by_label("Select Waits 2").uncheck()
     assert page.locator("#bulk-count").inner_text() == "2 selected"
     assert accessibility_violations(page) == [], "with a selection"
-    page.get_by_role("button", name="Cancel tasks").click()
+    page.get_by_role("button", name="Cancel 2 tasks").click()
     dialog = page.get_by_role("dialog", name="Cancel 2 tasks?")
     assert accessibility_violations(page) == [], "with the dialog"
     dialog.get_by_role("button", name="Back").click()
@@ -187,7 +190,7 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
 
     refusal = {"error": "task_already_terminal", "message": "The task has ended."}
     page.route("**/api/v1/tasks/waits-1", lambda route: route.fulfill(status=409, json=refusal))
-    page.get_by_role("button", name="Cancel tasks").click()
+    page.get_by_role("button", name="Cancel 2 tasks").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel 2 tasks").click()
     page.get_by_role("heading", name="1 task cancelled, 1 not").wait_for()
     results = page.locator("#bulk-tasks li").all_inner_texts()
@@ -202,6 +205,70 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
     assert page.locator("#first-rows .row-link").first.inner_text() == "Waits 0"
     assert page.locator("#bulk-count").inner_text() == "1 selected"
     assert page.get_by_label("Select Waits 1").is_checked()
+
+
+def open_finished(browser, url, **options):
+    """Open a list in which the tasks `old-N` are the last ones, below the first page."""
+    page = browser.open(f"{url}/?q=cache", **options)
+    page.locator(".row-link").first.wait_for()
+    return page
+
+
+def test_selected_finished_tasks_are_deleted_and_each_result_is_reported(list_server, base_url, browser):
+    page = open_finished(browser, base_url)
+    rows = page.evaluate(ROWS)
+    page.get_by_label("Select Empty the cache old-2").check()
+    page.keyboard.press("x")  # has no effect outside a row
+    page.locator(f"#{rows[-1]}").focus()
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Delete 2 tasks").click()
+    dialog = page.get_by_role("dialog", name="Delete 2 tasks?")
+    note = dialog.locator("#bulk-note").inner_text()
+    assert [part in note for part in ("journal", "patch", "preserved sandbox", "cannot undo")] == [True] * 4
+    assert dialog.get_by_role("listitem").all_inner_texts() == ["Empty the cache old-2", "Empty the cache old-1"]
+    assert accessibility_violations(page) == []
+    # Enter does not delete: the button Back has the focus.
+    assert page.evaluate("document.activeElement.id") == "bulk-back"
+    page.keyboard.press("Enter")
+    dialog.wait_for(state="hidden")
+    assert list_server.status("old-1")["state"] == "failed"
+
+    refusal = {"error": "task_not_ended", "message": "The task has not ended."}
+    page.route("**/api/v1/tasks/old-2/data", lambda route: route.fulfill(status=409, json=refusal))
+    page.get_by_role("button", name="Delete 2 tasks").click()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="1 task deleted, 1 not").wait_for()
+    results = [" ".join(text.split()) for text in page.locator("#bulk-tasks li").all_inner_texts()]
+    assert results == ["Empty the cache old-2 The task has not ended.", "Empty the cache old-1 Task old-1 was deleted."]
+    page.keyboard.press("Enter")
+    dialog.wait_for(state="hidden")
+    browser.ignore_errors("status of 409")
+    assert list_server.http.get("/api/v1/tasks/old-1").status_code == 404
+    # The deleted row was the last one. It does not return with a refresh.
+    page.get_by_text("4 tasks", exact=True).wait_for()
+    assert page.evaluate(ROWS) == rows[:-1]
+    assert page.locator("#bulk-count").inner_text() == "1 selected"
+
+
+def test_cancel_and_delete_apply_to_their_own_tasks_on_a_phone(base_url, browser):
+    page = browser.open(f"{base_url}/?sort=name", width=390)
+    page.get_by_label("Select Waits 1").check()
+    page.get_by_label("Select Empty the cache old-3").check()
+    bulk = page.locator("#bulk")
+    assert bulk.get_by_role("button").all_inner_texts() == ["Cancel 1 task", "Delete 1 task", "Select all", "Clear"]
+    box = bulk.bounding_box()
+    assert (box["x"] >= 0, box["x"] + box["width"] <= 390) == (True, True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    bulk.get_by_role("button", name="Delete 1 task").click()
+    dialog = page.get_by_role("dialog", name="Delete 1 task?")
+    assert dialog.get_by_role("listitem").all_inner_texts() == ["Empty the cache old-3"]
+    assert dialog.bounding_box()["width"] <= 390
+    dialog.get_by_role("button", name="Back").click()
+    page.get_by_label("Select Waits 1").uncheck()
+    bulk.get_by_role("button", name="Select all").click()
+    assert page.locator(".c-pick input:checked:not([data-ended])").count() == 0
+    assert page.locator(".c-pick input:checked").count() > 1
 
 
 def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
@@ -315,6 +382,36 @@ def test_dialog_says_why_a_task_with_a_patch_cannot_be_continued(base_url, brows
     assert dialog.get_by_role("button", name="Copy as prompt").is_enabled()
     assert dialog.get_by_role("button", name="Submit task").count() == 0
     assert accessibility_violations(page) == []
+
+
+@pytest.mark.parametrize(("task_id", "width"), [("old-4", 1280), ("old-5", 390)])
+def test_finished_task_is_deleted_from_its_page_after_a_confirmation(list_server, base_url, browser, task_id, width):
+    page = browser.open(f"{base_url}/tasks/{task_id}", width=width)
+    page.evaluate("(id) => localStorage.setItem(`sandbox.review.${id}.patch`, '{}')", task_id)
+    # With the keyboard.
+    page.locator("#copy").focus()
+    page.keyboard.press("Enter")
+    page.locator("#delete").focus()
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog", name="Delete this task?")
+    text = dialog.locator("#ask-text").inner_text()
+    assert text == "This removes the journal (conversation and output). You cannot undo this."
+    assert not dialog.get_by_label("Reason").is_visible()
+    assert accessibility_violations(page) == []
+    page.set_viewport_size({"width": width, "height": 900})
+    page.keyboard.press("Escape")
+    assert list_server.status(task_id)["state"] == "failed"
+
+    page.locator("#copy").click()
+    page.get_by_role("button", name="Delete task").click()
+    dialog.get_by_role("button", name="Delete task").click()
+    page.wait_for_url(f"{base_url}/")
+    page.get_by_text(f"Task {task_id} was deleted.").wait_for()
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('review'))") == []
+    assert list_server.http.get(f"/api/v1/tasks/{task_id}").status_code == 404
+    page.reload()
+    page.locator(".row-link").first.wait_for()
+    assert page.locator(".toast").count() == 0
 
 
 def test_menu_of_a_task_stays_in_the_window_of_a_phone(base_url, browser):

@@ -216,6 +216,8 @@ class FakeTasks:
         found = [entry.task for entry in self.entries.values()]
         found = [task for task in found if not query.states or task.state in query.states]
         found = [task for task in found if query.labels.items() <= task.manifest.metadata.labels.items()]
+        if query.parent:
+            found = [task for task in found if task.parent is not None and task.parent.task_id == query.parent]
         start = query.offset
         if query.cursor is not None:
             start += [task.id for task in found].index(query.cursor.task_id) + 1

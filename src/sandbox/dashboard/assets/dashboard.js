@@ -1,5 +1,5 @@
 // On every page: running clocks, periodic refresh, copying, menus, signing out.
-import { $, banner, longSpan, redirectToSignIn, refresh, request, toast } from "/assets/page.js";
+import { $, banner, longSpan, redirectToSignIn, refresh, request, showStoredToast, toast } from "/assets/page.js";
 import { openShortcutSheet } from "/assets/shortcuts.js";
 
 function tick() {
@@ -18,6 +18,7 @@ function tick() {
 
 tick();
 setInterval(tick, 1000);
+showStoredToast();
 
 // Reload parts with data-refresh (interval in seconds, 2 if empty) while the page is visible.
 const refreshedAt = new Map();

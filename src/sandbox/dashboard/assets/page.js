@@ -25,6 +25,28 @@ export function toast(text) {
   setTimeout(() => element.remove(), 5000);
 }
 
+const NEXT_TOAST = "sandbox.toast";
+
+// Leave the page, and show the text on the next one.
+export function leave(url, text) {
+  try {
+    sessionStorage.setItem(NEXT_TOAST, text);
+  } catch (error) {
+    console.info(`not stored: ${error.message}`);
+  }
+  location.replace(url);
+}
+
+export function showStoredToast() {
+  try {
+    const text = sessionStorage.getItem(NEXT_TOAST);
+    sessionStorage.removeItem(NEXT_TOAST);
+    if (text) toast(text);
+  } catch {
+    // Without storage, there is no text.
+  }
+}
+
 export function banner(text) {
   const element = $("banner");
   element.textContent = text ?? "";

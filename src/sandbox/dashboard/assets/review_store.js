@@ -45,6 +45,14 @@ export class ReviewStore {
   }
 }
 
+export function forgetReview(patchName) {
+  try {
+    localStorage.removeItem(PREFIX + patchName);
+  } catch {
+    // Without storage, there are no notes.
+  }
+}
+
 const isComment = (one) =>
   ["path", "side", "text"].every((name) => typeof one?.[name] === "string") && Number.isInteger(one.line);
 

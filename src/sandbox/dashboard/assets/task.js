@@ -1,5 +1,5 @@
 // The page of one task: distributes its events to the views, and handles the actions.
-import { $, banner, count, h, money, refresh, request, toast } from "/assets/page.js";
+import { $, banner, count, h, leave, money, refresh, request, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
@@ -8,6 +8,7 @@ import { Metrics } from "/assets/metrics.js";
 import { Outcome } from "/assets/outcome.js";
 import { Output } from "/assets/output.js";
 import { RefusedConnections } from "/assets/refused_connections.js";
+import { forgetReview } from "/assets/review_store.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
 const { task, api, events, after, format, patch, chainPatch } = $("task-data").dataset;
@@ -360,6 +361,14 @@ const ACTIONS = {
     const response = await request(`${api}/vm`, { method: "DELETE" });
     toast((await response.json()).message);
     refresh("head");
+  },
+  async delete(button) {
+    const kept = "hasChildren" in button.dataset ? " The tasks that continue this one are kept." : "";
+    const text = `This removes ${button.dataset.removes}. You cannot undo this.${kept}`;
+    if (!(await confirm("Delete this task?", text, "Delete task", false))) return;
+    const response = await request(`${api}/data`, { method: "DELETE" });
+    forgetReview(patch);
+    leave("/", (await response.json()).message);
   },
 };
 

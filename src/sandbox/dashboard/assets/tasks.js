@@ -1,34 +1,75 @@
-// The list of tasks: keeps the selection and the loaded rows when the list is refreshed, and cancels selected tasks.
+// The list of tasks: keeps the selection and the loaded rows when the list is refreshed, and cancels or deletes selected
+// tasks.
 import { $, h, refresh, request } from "/assets/page.js";
+import { forgetReview } from "/assets/review_store.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
 const TASKS = "/api/v1/tasks";
 const REQUESTS_MAX = 4;
 const NAMES_SHOWN_MAX = 50;
 
-const selected = new Map(); // names by id
+const ACTIONS = {
+  cancel: {
+    appliesTo: (task) => !task.hasEnded,
+    verb: "Cancel",
+    running: "Cancelling",
+    done: "cancelled",
+    note: "",
+    async run(id) {
+      await request(`${TASKS}/${encodeURIComponent(id)}`, { method: "DELETE" });
+      return "is being cancelled";
+    },
+  },
+  delete: {
+    appliesTo: (task) => task.hasEnded,
+    verb: "Delete",
+    running: "Deleting",
+    done: "deleted",
+    note:
+      "This removes the journal (conversation and output), the patch, all other artifacts and the preserved sandbox of " +
+      "each task. You cannot undo this.",
+    async run(id) {
+      const response = await request(`${TASKS}/${encodeURIComponent(id)}/data`, { method: "DELETE" });
+      removeRow(id);
+      forgetReview(`${id}.patch`);
+      return (await response.json()).message;
+    },
+  },
+};
 
+const selected = new Map(); // name and hasEnded, by id
+const plural = (count) => `${count} task${count === 1 ? "" : "s"}`;
 const checkboxes = () => [...document.querySelectorAll(".c-pick input")];
+const taskOf = (box) => ({ name: box.dataset.name, hasEnded: "ended" in box.dataset });
+const selectedFor = ({ appliesTo }) => [...selected].filter(([, task]) => appliesTo(task));
 
 function showSelection() {
   const bulk = $("bulk");
   if (!bulk) return;
   bulk.hidden = selected.size === 0;
   $("bulk-count").textContent = `${selected.size} selected`;
+  for (const [name, action] of Object.entries(ACTIONS)) {
+    const count = selectedFor(action).length;
+    $(`bulk-${name}`).hidden = count === 0;
+    $(`bulk-${name}`).textContent = `${action.verb} ${plural(count)}`;
+  }
 }
 
-// Check the boxes of selected tasks again, and deselect those that can no longer be cancelled.
+// Check the boxes of selected tasks again, and deselect tasks that are no longer listed.
 function restoreSelection() {
-  const boxes = checkboxes();
-  const ids = new Set(boxes.map((box) => box.value));
-  for (const id of [...selected.keys()]) if (!ids.has(id)) selected.delete(id);
-  for (const box of boxes) box.checked = selected.has(box.value);
+  const boxes = new Map(checkboxes().map((box) => [box.value, box]));
+  for (const id of [...selected.keys()]) if (!boxes.has(id)) selected.delete(id);
+  for (const [id, box] of boxes) {
+    box.checked = selected.has(id);
+    if (box.checked) selected.set(id, taskOf(box));
+  }
   showSelection();
 }
 
 // The refreshed part contains the first rows. Rows that newer ones push out of it are added below it, so that no row is
 // missing or duplicated.
 let firstRows = [];
+const deleted = new Set(); // the ids of removed rows
 const rowId = (row) => row.querySelector(".row-link").id;
 
 function keepRows(isRefreshed) {
@@ -36,7 +77,8 @@ function keepRows(isRefreshed) {
   const listed = new Set([...document.querySelectorAll("#tasks .row-link")].map((link) => link.id));
   for (const link of document.querySelectorAll("#rest .row-link")) if (listed.has(link.id)) link.closest("tr").remove();
   const end = firstRows.findLastIndex((row) => listed.has(rowId(row))) + 1;
-  const pushedOut = isRefreshed && body && end > 0 ? firstRows.slice(end) : [];
+  const pushedOut =
+    isRefreshed && body && end > 0 ? firstRows.slice(end).filter((row) => !deleted.has(rowId(row))) : [];
   if (pushedOut.length) ($("rest").querySelector("table") ?? newTable(body)).tBodies[0].prepend(...pushedOut);
   firstRows = [...(body?.rows ?? [])];
 }
@@ -54,7 +96,7 @@ function newTable(body) {
 document.addEventListener("change", (event) => {
   const box = event.target.closest(".c-pick input");
   if (!box) return;
-  if (box.checked) selected.set(box.value, box.dataset.name);
+  if (box.checked) selected.set(box.value, taskOf(box));
   else selected.delete(box.value);
   showSelection();
 });
@@ -70,44 +112,57 @@ document.addEventListener("htmx:replacedInHistory", () => {
   $("search-kept").replaceChildren(...params.map(([name, value]) => h("input", { type: "hidden", name, value })));
 });
 
-async function cancelTask(id) {
-  try {
-    await request(`${TASKS}/${encodeURIComponent(id)}`, { method: "DELETE" });
-    return { text: "is being cancelled", isDone: true };
-  } catch (error) {
-    return { text: error.status ? error.message : "The server does not respond.", isDone: false };
-  }
+// Remove the row of a deleted task, also if its part of the list is not refreshed.
+function removeRow(id) {
+  deleted.add(`task-${id}`);
+  for (const box of checkboxes()) if (box.value === id) box.closest("tr").remove();
 }
 
-const plural = (count) => `${count} task${count === 1 ? "" : "s"}`;
+let chosenAction = null;
+let chosenTasks = [];
 
-function openDialog() {
-  const names = [...selected.values()];
+// The dialog applies to the tasks that it lists, even if the selection changes while it is open.
+function openDialog(action) {
+  chosenAction = action;
+  chosenTasks = selectedFor(action);
+  const names = chosenTasks.map(([, { name }]) => name);
   const rest = names.length - NAMES_SHOWN_MAX;
-  $("bulk-title").textContent = `Cancel ${plural(names.length)}?`;
+  $("bulk-title").textContent = `${action.verb} ${plural(names.length)}?`;
+  $("bulk-note").textContent = action.note;
+  $("bulk-note").hidden = !action.note;
   $("bulk-tasks").replaceChildren(
     ...names.slice(0, NAMES_SHOWN_MAX).map((name) => h("li", {}, name)),
     ...(rest > 0 ? [h("li", { class: "muted" }, `and ${rest} more`)] : []),
   );
-  $("bulk-confirm").textContent = `Cancel ${plural(names.length)}`;
+  $("bulk-confirm").textContent = `${action.verb} ${plural(names.length)}`;
   $("bulk-confirm").hidden = false;
   $("bulk-back").textContent = "Back";
   $("bulk-dialog").showModal();
 }
 
-async function cancelSelected() {
-  const tasks = [...selected];
+async function attempt(action, id) {
+  try {
+    return { text: await action.run(id), isDone: true };
+  } catch (error) {
+    return { text: error.status ? error.message : "The server does not respond.", isDone: false };
+  }
+}
+
+async function applyAction() {
+  const [action, tasks] = [chosenAction, chosenTasks];
   $("bulk-confirm").hidden = true;
+  $("bulk-note").hidden = true;
   $("bulk-back").textContent = "Close";
-  $("bulk-title").textContent = `Cancelling ${plural(tasks.length)}…`;
-  const results = tasks.map(([, name]) => ({ name, element: h("span", { class: "muted" }, "…") }));
+  $("bulk-back").focus();
+  $("bulk-title").textContent = `${action.running} ${plural(tasks.length)}…`;
+  const results = tasks.map(([, { name }]) => ({ name, element: h("span", { class: "muted" }, "…") }));
   $("bulk-tasks").replaceChildren(...results.map(({ name, element }) => h("li", {}, h("span", {}, name), element)));
   let next = 0;
   let failedCount = 0;
   const work = async () => {
     while (next < tasks.length) {
       const at = next++;
-      const { text, isDone } = await cancelTask(tasks[at][0]);
+      const { text, isDone } = await attempt(action, tasks[at][0]);
       results[at].element.textContent = text;
       results[at].element.className = isDone ? "muted" : "reason";
       if (isDone) selected.delete(tasks[at][0]);
@@ -115,17 +170,24 @@ async function cancelSelected() {
     }
   };
   await Promise.all(Array.from({ length: REQUESTS_MAX }, work));
-  const done = `${plural(tasks.length - failedCount)} cancelled`;
-  $("bulk-title").textContent = failedCount ? `${done}, ${failedCount} not cancelled` : done;
+  const done = `${plural(tasks.length - failedCount)} ${action.done}`;
+  $("bulk-title").textContent = failedCount ? `${done}, ${failedCount} not ${action.done}` : done;
   restoreSelection();
   refresh("tasks");
+  refresh(document.querySelector(".total-cost")?.id);
 }
 
-$("bulk-cancel")?.addEventListener("click", openDialog);
+for (const [name, action] of Object.entries(ACTIONS))
+  $(`bulk-${name}`)?.addEventListener("click", () => openDialog(action));
 $("bulk-back")?.addEventListener("click", () => $("bulk-dialog").close());
-$("bulk-confirm")?.addEventListener("click", cancelSelected);
+$("bulk-confirm")?.addEventListener("click", applyAction);
+// Select all listed tasks to which the offered actions apply, so that nobody deletes finished tasks unintentionally.
 $("bulk-all")?.addEventListener("click", () => {
-  for (const box of checkboxes()) selected.set(box.value, box.dataset.name);
+  const offered = Object.values(ACTIONS).filter((action) => selectedFor(action).length > 0);
+  for (const box of checkboxes()) {
+    const task = taskOf(box);
+    if (offered.some(({ appliesTo }) => appliesTo(task))) selected.set(box.value, task);
+  }
   restoreSelection();
 });
 $("bulk-clear")?.addEventListener("click", () => {

@@ -63,6 +63,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
     is_operator = get_caller(request).is_operator
     failure = error_fields(task, is_operator=is_operator)
     agents = context.settings.agents
+    is_preserved = await context.services.sandboxes.has_preserved_sandbox(task)
     children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))
     manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
     return await client_fairness.to_thread(
@@ -84,7 +85,8 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         children=children.tasks,
         child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
-        is_preserved=await context.services.sandboxes.has_preserved_sandbox(task),
+        is_preserved=is_preserved,
+        data_description=describe_data(task, is_preserved=is_preserved),
         refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
         chain=chain_totals(await context.services.tasks.chain(task)),
     )
@@ -96,6 +98,19 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
     if patch is None or not task.state.is_final or patch.size_bytes == 0:
         return None
     return None if patch.contains_secret and not is_operator else patch
+
+
+def describe_data(task: Task, *, is_preserved: bool) -> str:
+    """Return what the deletion of an ended task removes: the end of a sentence."""
+    has_patch = any(artifact.name == f"{task.id}.patch" and artifact.size_bytes for artifact in task.artifacts)
+    parts = ["the journal (conversation and output)"]
+    if has_patch:
+        parts.append("the patch")
+    if task.artifacts:
+        parts.append("all other artifacts" if has_patch else "all artifacts")
+    if is_preserved:
+        parts.append("the preserved sandbox")
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def state_entries(task: Task) -> Sequence[StateEntry]:

@@ -4,13 +4,17 @@ import re
 
 import pytest
 
+from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.manifests import manifest
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model import events as e
+from sandbox.model.failure import Failure, FailureCode
 
 PARENT = e.Parent("task-001", "0" * 40, ())
 PATCH = e.Artifact("task-001.patch", ".sandbox/task-001.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
+
+REPORT = e.Artifact("report.md", "report.md", 9, "text/markdown", "sha256:" + "0" * 64)
 
 
 def add_ended(tasks, task_id="task-001", *events, parent=None, rerun_of=None):
@@ -37,6 +41,40 @@ def test_reason_is_on_the_page_if_a_patch_cannot_be_continued(pages):
     text = pages.get("/tasks/task-001").text
     assert 'data-action="continue"' in text
     assert 'data-refusal="Task task-001 cannot be continued: it ended without a patch' in text
+
+
+def test_operators_can_delete_a_task_that_has_ended(pages_with_tokens):
+    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    add_ended(pages.tasks)
+    pages.tasks.add("works", *TO_RUNNING)
+    for name, task_id, is_offered in (("ann", "task-001", True), ("bob", "task-001", False), ("ann", "works", False)):
+        text = pages.get(f"/tasks/{task_id}", authorization=f"Bearer {name}").text
+        assert ('data-action="delete"' in text) == is_offered, (name, task_id)
+
+
+@pytest.mark.parametrize(
+    ("artifacts", "is_preserved", "removed"),
+    [
+        ((), False, "the journal (conversation and output)"),
+        ((REPORT,), False, "the journal (conversation and output) and all artifacts"),
+        ((PATCH, REPORT), False, "the journal (conversation and output), the patch and all other artifacts"),
+        ((), True, "the journal (conversation and output) and the preserved sandbox"),
+    ],
+)
+def test_confirmation_names_what_the_deletion_removes(pages, artifacts, is_preserved, removed):
+    kept = manifest("task-001", lifecycle={"failure_action": "preserve"})
+    pages.tasks._apply("task-001", e.TaskSubmitted("task-001", kept, None))
+    exited = e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed."))
+    pages.tasks.record("task-001", *TO_RUNNING, *map(e.ArtifactCollected, artifacts), exited, e.TaskFinished())
+    pages.tasks.preserved |= {"task-001"} if is_preserved else set()
+    text = pages.get("/tasks/task-001").text
+    assert (f'data-removes="{removed}"' in text, "data-has-children" in text) == (True, False)
+
+
+def test_confirmation_tells_whether_other_tasks_continue_the_task(pages):
+    add_ended(pages.tasks)
+    add_ended(pages.tasks, "task-002", parent=PARENT)
+    assert "data-has-children" in pages.get("/tasks/task-001").text
 
 
 def test_rerun_links_to_its_origin(pages):

@@ -217,9 +217,19 @@ def test_period_redirects_to_the_filter_url(pages):
 def test_viewers_cannot_select_tasks(pages_with_tokens):
     pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
     pages.tasks.add("works", *TO_RUNNING)
+    pages.tasks.add("done", *TO_RUNNING, *TO_COMPLETED)
     for name, is_offered in (("ann", True), ("bob", False)):
         text = pages.get("/", authorization=f"Bearer {name}").text
-        assert ('id="pick-works"' in text, 'id="bulk"' in text) == (is_offered, is_offered)
+        parts = ("pick-works", "pick-done", "bulk", "bulk-delete")
+        assert [f'id="{part}"' in text for part in parts] == [is_offered] * len(parts)
+
+
+def test_rows_tell_which_tasks_have_ended(pages_with_tasks):
+    boxes = re.findall(
+        r'<input type="checkbox" id="pick-([a-z]+)"[^>]*?( data-ended)?(?: aria-label="[^"]*")>',
+        pages_with_tasks.get("/").text,
+    )
+    assert dict(boxes) == {"waits": "", "works": "", "done": " data-ended"}
 
 
 @pytest.mark.parametrize("query", ["state=lost", "sort=price", "limit=0", "cursor=x", "offset=-1", "order=up"])
