@@ -271,6 +271,25 @@ def test_cancel_and_delete_apply_to_their_own_tasks_on_a_phone(base_url, browser
     assert page.locator(".c-pick input:checked").count() > 1
 
 
+def test_total_cost_is_kept_while_the_list_is_refreshed(base_url, browser):
+    page = browser.open(f"{base_url}/?q=login")
+    page.get_by_text("1 task · $1.25").wait_for()
+
+    def targets():
+        page.title()  # receives the events of the browser
+        return [request.headers.get("hx-target", "") for request in browser.requests_to("/")]
+
+    wait_until(lambda: targets().count("tasks") >= 2, 30, "two refreshes")
+    assert page.locator(".filter-chips .muted").inner_text() == "1 task · $1.25"
+    assert not any(target.startswith("total-cost") for target in targets())
+    # The cost is refreshed separately, here more often than usual.
+    page.locator(".total-cost").evaluate("(cost) => { cost.dataset.refresh = 1; cost.firstChild.textContent = ''; }")
+    page.get_by_text("1 task · $1.25").wait_for()
+    page.get_by_role("searchbox", name="Search tasks").fill("export")
+    page.get_by_role("link", name="“export” remove filter").wait_for()
+    assert "$1.25" not in page.locator(".filter-chips").inner_text()
+
+
 def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
     for width in (1440, 1024, 390):
         page = browser.open(f"{base_url}/?q=login", width=width)

@@ -9,6 +9,7 @@ from functools import partial
 from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
+from zlib import crc32
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -117,7 +118,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     is_first_page = query.cursor is None and query.offset == 0
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
-    if is_first_page and _filters(request, query):
+    if is_first_page and _filters(request, query) and not _is_refresh(request):
         query = replace(query, with_totals=True)
     # Query the page last, so that a task that ends in between is found twice rather than missed.
     unfinished = await _query_unfinished(request, tasks, query) if is_divided and is_first_page else None
@@ -140,6 +141,11 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "now": datetime.now(UTC),
     }
     return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
+
+
+def _is_refresh(request: Request) -> bool:
+    """Whether the page requests its list of tasks again, which it does every two seconds."""
+    return request.headers.get("HX-Target") == "tasks"
 
 
 def final_line(task: Task) -> str:
@@ -227,6 +233,8 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Hea
     return {
         "total_count": page.total_count,
         "total_cost": page.totals.cost_usd if page.totals else 0,
+        # The element is kept until the filters change. The id must be a valid CSS identifier.
+        "total_cost_id": f"total-cost-{crc32(_query_with(request).encode()):x}",
         "next_rows": _query_with(request, cursor=encode_cursor(page.next_cursor, query)) if page.next_cursor else None,
         "next_page": _query_with(request, offset=str(next_offset))
         if page.next_cursor and query.cursor is None and next_offset <= OFFSET_MAX

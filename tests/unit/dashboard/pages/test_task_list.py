@@ -85,10 +85,23 @@ def test_failed_task_shows_its_reason_instead_of_the_final_message(pages):
 
 def test_filtered_list_shows_its_total_cost(pages_with_tasks):
     pages_with_tasks.tasks.add("costs", *TO_RUNNING, e.Progress(cost_usd=1.5), *TO_COMPLETED, labels={"team": "a&b"})
-    assert "3 tasks · $1.50" in pages_with_tasks.get("/?label.team=a%26b").text
+    text = pages_with_tasks.get("/?label.team=a%26b").text
+    assert re.search(r'>3 tasks<span class="total-cost" [^\n]*"><span> · \$1\.50</span></span>', text)
     pages_with_tasks.tasks.queries.clear()
     pages_with_tasks.get("/")
     assert not any(query.with_totals for query in pages_with_tasks.tasks.queries)
+
+
+def test_periodic_refresh_of_the_list_does_not_request_totals(pages_with_tasks):
+    pages_with_tasks.tasks.add("costs", *TO_RUNNING, e.Progress(cost_usd=1.5), *TO_COMPLETED, labels={"team": "a&b"})
+    path = "/?label.team=a%26b"
+    (element_id,) = re.findall(r'class="total-cost" id="([^"]+)" hx-preserve="true"', pages_with_tasks.get(path).text)
+    for target, is_requested in (("tasks", False), ("list", True), (element_id, True)):
+        pages_with_tasks.tasks.queries.clear()
+        text = pages_with_tasks.get(path, HX_Target=target).text
+        assert any(query.with_totals for query in pages_with_tasks.tasks.queries) == is_requested
+        assert ("$1.50</span>" in text, f'id="{element_id}"' in text, "3 tasks" in text) == (is_requested, True, True)
+    assert element_id not in pages_with_tasks.get("/?state=completed").text
 
 
 def test_label_form_redirects_to_the_filter_url(pages_with_tasks):
