@@ -345,6 +345,39 @@ def test_number_of_files_in_shared_memory_is_limited(runtime: Runtime, disk: Pat
     assert ended.output.split() == [str(SHARED_MEMORY_FILES_MAX), "256", "0o41777", "hello"], ended
 
 
+_WRITABLE_MOUNTS = """
+import os
+points = {line.split()[4] for line in open("/proc/self/mountinfo")}
+def accepts_files(directory):
+    try: os.mkdir(directory + "/made")
+    except OSError: return False
+    return True
+print(*sorted(filter(accepts_files, points)))
+"""
+
+
+def test_files_can_only_be_created_where_their_number_is_limited(runtime: Runtime, disk: Path):
+    if runtime.name != "bubblewrap":
+        pytest.skip("the file systems belong to the sandbox's kernel")
+    ended = run_python(runtime, disk, _WRITABLE_MOUNTS)
+    assert ended.output.split() == ["/dev/shm", "/home/agent", "/tmp", "/workspace"], ended
+
+
+_DEVICES = """
+import multiprocessing, os
+with open("/dev/null", "w") as null: null.write("x")
+with multiprocessing.Lock(): pass
+controller, terminal = os.openpty()
+os.write(terminal, b"hello")
+print(os.read(controller, 5).decode(), len(open("/dev/urandom", "rb").read(8)), os.readlink("/dev/fd"))
+"""
+
+
+def test_devices_are_usable(runtime: Runtime, disk: Path):
+    ended = run_python(runtime, disk, _DEVICES)
+    assert ended.output.split() == ["hello", "8", "/proc/self/fd"], ended
+
+
 _UNEXAMINED_REQUESTS = """
 import ctypes, errno, os, select, socket
 libc = ctypes.CDLL(None, use_errno=True)

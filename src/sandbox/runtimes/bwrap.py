@@ -12,10 +12,11 @@ from sandbox.runtimes.programs import launcher
 
 _PROGRAMS = (Path("/usr/bin/bwrap"), Path("/usr/local/bin/bwrap"), Path("/bin/bwrap"))
 
-DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts")
+DEVICE_ARGUMENTS = ("--dev", "/dev", "--dev-bind", launcher.DEVPTS_DIRECTORY, "/dev/pts", "--remount-ro", "/dev")
 """Mounts the launcher's devpts over bubblewrap's, which does not limit the number of terminals.
 
-/dev/ptmx then links to the ptmx device of the launcher's devpts.
+/dev/ptmx then links to the ptmx device of the launcher's devpts. /dev is read-only: bubblewrap does not limit the
+number of files in it, and one read of a directory in memory lists all of its files without interruption.
 """
 
 _HIDDEN_PROC_DIRECTORIES = ("/proc/bus", "/proc/driver", "/proc/fs")  # they exist on every kernel
