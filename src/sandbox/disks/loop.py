@@ -103,6 +103,8 @@ _TRIM_SECONDS = 0.5
 _TRIMMED_EXTENT_BYTES_MIN = 1024 * 1024
 """Shorter free extents are not returned to the host: each one costs a call, and there can be millions."""
 
+_FORGET_EXTENTS = 0x6628  # EXT4_IOC_CLEAR_ES_CACHE
+
 _FULL_BELOW_BYTES = 2 * 1024 * 1024  # when a large write fails on a full disk, this much space can remain free
 _POLL_SECONDS = 0.01
 _DISK_BLOCK_BYTES = 512
@@ -151,12 +153,16 @@ class LoopDisk:
             ) from error
 
     async def usage(self) -> DiskUsage:
-        """Return the usage that statvfs(3) reports. Also return some space of removed files to the host."""
+        """Return the usage that statvfs(3) reports.
+
+        Also return some space of removed files to the host, and make the kernel forget the extents of the image.
+        """
         found = os.statvfs(self._directory)
         free_bytes = found.f_bavail * found.f_frsize
         total_bytes = found.f_blocks * found.f_frsize
         is_full = free_bytes < min(_FULL_BELOW_BYTES, total_bytes // 2) or found.f_favail == 0
         usage = DiskUsage(total_bytes - free_bytes, total_bytes, is_full)
+        await asyncio.to_thread(forget_cached_extents, self._image)
         await self._return_space(usage)
         return usage
 
@@ -227,6 +233,21 @@ class LoopDisk:
         if libc.syncfs(disk_fd) != 0:
             number = ctypes.get_errno()
             self._sync_error = OSError(number, os.strerror(number))
+
+
+def forget_cached_extents(image: Path) -> None:
+    """Remove an image's extents from the kernel's cache. Does nothing unless the image is on ext4.
+
+    If a program writes every other block of its disk, the kernel caches an extent and a hole of the image for each of
+    them, in 40 bytes each that no control group is charged for. When the image is removed, the kernel removes them
+    without interruption: ten million of a disk of 40 GiB take more than a second.
+    """
+    with suppress(OSError):
+        image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(image_fd, _FORGET_EXTENTS)
+        finally:
+            os.close(image_fd)
 
 
 def share_preallocations(directory: Path) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -441,6 +443,51 @@ async def returns_space(disk, layout, trim_seconds):
 def test_space_of_removed_files_returns_to_the_host(loop_works, layout, trim_seconds):
     """With a tiny time limit, each measurement trims a single step."""
     run_in_child(returns_space, layout, trim_seconds)
+
+
+_GET_CACHED_EXTENTS = 0xC020662A  # EXT4_IOC_GET_ES_CACHE, see FS_IOC_FIEMAP
+
+
+def count_cached_extents(path):
+    """Return the number of extents and holes of a file that the kernel has cached."""
+    request = bytearray(struct.pack("=QQIIII", 0, (1 << 64) - 1, 0, 0, 0, 0))
+    with path.open("rb") as file:
+        fcntl.ioctl(file, _GET_CACHED_EXTENTS, request)
+    return struct.unpack("=QQIIII", request)[3]
+
+
+async def forgets_the_extents_of_the_image(disk, layout):
+    await disk.open(1024 * MIB)  # with blocks of 4 KiB, the kernel does not fill small gaps with zeros
+    blocks = [os.urandom(4096) for _ in range(2000)]
+    with (layout.disk / "fragmented").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 2 * 4096 * len(blocks))
+        for number, block in enumerate(blocks):
+            os.pwrite(file.fileno(), block, 2 * 4096 * number)
+    await disk.verify()
+    assert count_cached_extents(layout.disk_image) > len(blocks)
+    await disk.usage()
+    assert count_cached_extents(layout.disk_image) < len(blocks)
+    await disk.close()
+    await disk.open(1024 * MIB)
+    content = (layout.disk / "fragmented").read_bytes()
+    assert [content[at : at + 4096] for at in range(0, len(content), 8192)] == blocks
+    await disk.close()
+
+
+def test_cached_extents_of_a_fragmented_image_are_removed(loop_works, layout):
+    try:
+        layout.disk_image.touch()
+        count_cached_extents(layout.disk_image)
+    except OSError:
+        pytest.skip("only ext4 caches extents")
+    finally:
+        layout.disk_image.unlink()
+    run_in_child(forgets_the_extents_of_the_image, layout)
+
+
+def test_extents_of_a_missing_image_are_no_error(layout):
+    loop.forget_cached_extents(layout.disk_image)
+    assert not layout.disk_image.exists()
 
 
 async def closes_while_trimming(disk, layout):
