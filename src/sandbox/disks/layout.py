@@ -21,8 +21,9 @@ def create_home(layout: AttemptLayout) -> None:
         parent.chmod(0o700)  # the owner of a directory needs write permission to move it
         parent.rename(new_parent / layout.home.name)
     marker.mkdir(exist_ok=True)
-    if new_parent.exists():
-        new_parent.rename(parent)
+    if not parent.exists():  # otherwise, a directory `home.new` is a mount point for the entry of an image
+        with suppress(FileNotFoundError):
+            new_parent.rename(parent)
     parent.mkdir(exist_ok=True)
     parent.chmod(0o755)
     layout.home.mkdir(mode=0o700, exist_ok=True)

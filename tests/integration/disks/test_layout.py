@@ -1,6 +1,7 @@
 """The home directory of new disks and of disks from earlier versions."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_interrupted_move_is_completed(layout: AttemptLayout, monkeypatch: pytes
             create_home(layout)
     create_home(layout)
     assert_moved(layout)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("tmp")])
+def test_entry_of_an_image_is_not_taken_for_an_interrupted_move(layout: AttemptLayout, make: Callable[[Path], object]):
+    """The root directory of a disk contains a mount point or a link for each entry of an image's root directory."""
+    create_home(layout)
+    (layout.home / "session").write_text("kept")
+    make(layout.disk / "home.new")
+    create_home(layout)
+    assert (layout.home / "session").read_text() == "kept"
 
 
 def test_link_in_an_earlier_home_is_not_followed(layout: AttemptLayout, tmp_path: Path):
