@@ -16,7 +16,7 @@ from sandbox.disks.layout import create_home
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import DISK_COMMAND_SECONDS, DISK_RELEASE_SECONDS, KILL_SECONDS
+from sandbox.model.fixed_limits import DISK_COMMAND_SECONDS, DISK_FILES_MAX, DISK_RELEASE_SECONDS, KILL_SECONDS
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 """Prefix of a command that must not outlive this process: a leftover e2fsck could modify a disk after it is mounted."""
@@ -85,6 +85,9 @@ def _is_same(file: str, image: Path) -> bool:
 
 _MKFS_COMMAND = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard")
 """No journal: after a power loss, fsck repairs as much as possible, and the disk is used only to collect files."""
+_BYTES_PER_FILE = 16 * 1024
+"""mkfs.ext4 creates an inode for this many bytes of a large disk."""
+
 _OPTIONS = "loop,nosuid,nodev,noatime,errors=remount-ro"
 """Not `discard`: the kernel would punch a hole into the image for each extent of a file that is truncated or removed.
 
@@ -277,7 +280,8 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
     part.unlink(missing_ok=True)
     with part.open("xb") as file:
         file.truncate(size_bytes)
-    await run_command(*_MKFS_COMMAND, str(part))
+    limit = ("-N", str(DISK_FILES_MAX)) if size_bytes > DISK_FILES_MAX * _BYTES_PER_FILE else ()
+    await run_command(*_MKFS_COMMAND, *limit, str(part))
     part.rename(image)
 
 

@@ -101,6 +101,13 @@ DEBUG_SESSION_END_SECONDS = 10.0
 DISK_COMMAND_SECONDS = 60.0
 """Time limit for one command that creates, checks, mounts, unmounts or measures a disk, and for one open-file scan."""
 
+DISK_FILES_MAX = 1_048_576
+"""Maximum number of files and directories on a disk with an enforced size. Smaller disks have one for each 16 KiB.
+
+This also limits the depth of directories. A read in /proc can walk all parents of a directory with a lock that every
+rename on the machine needs: 0.5 s for a million.
+"""
+
 DISK_RELEASE_SECONDS = 10.0
 """Time limit for all processes to release a task's disk.
 

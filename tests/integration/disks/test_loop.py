@@ -21,6 +21,7 @@ from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError
+from sandbox.model.fixed_limits import DISK_FILES_MAX
 
 MIB = 1024 * 1024
 CHILD_SECONDS = 60
@@ -125,6 +126,22 @@ async def runs_out_of_inodes(disk, layout):
 
 def test_disk_without_free_inodes_is_full(loop_works, layout):
     run_in_child(runs_out_of_inodes, layout)
+
+
+GIB = 1024 * MIB
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "files_max"),
+    [(GIB, GIB // 16384), (16 * GIB, DISK_FILES_MAX), (40 * GIB, DISK_FILES_MAX), (1000 * GIB, DISK_FILES_MAX)],
+)
+def test_number_of_files_grows_with_the_disk_up_to_a_limit(tmp_path, size_bytes, files_max):
+    """mkfs.ext4 rounds up, because each group of blocks has a multiple of 16 inodes."""
+    image = tmp_path / "disk.img"
+    asyncio.run(loop.make_file_system(image, size_bytes))
+    with image.open("rb") as file:
+        file.seek(1024)  # the superblock, which starts with the number of inodes
+        assert struct.unpack("<I", file.read(4))[0] == pytest.approx(files_max, rel=0.15)
 
 
 async def dies_with_an_open_file(disk, layout):
