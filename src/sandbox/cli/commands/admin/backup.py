@@ -33,9 +33,9 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 def backup(file: str, **options: Any) -> None:
     """Back up tasks and tokens to a file.
 
-    If FILE is `-`, the backup is written to standard output. Works while a server is running. The backup of each task ends
-    with its last complete record. Damaged data is copied unchanged and reported (exit code 1). Preserved sandboxes,
-    images and the workspaces of running tasks are not included.
+    If FILE is `-`, the backup is written to standard output. Works while a server is running. The backup of each task
+    ends with its last complete record. Damaged data is copied unchanged and reported (exit code 1). Preserved
+    sandboxes, images and the workspaces of running tasks are not included.
     """
     data_dir = load_configuration(options).settings.server.data_dir.absolute()
     from sandbox.bootstrap.admin_operations import require_data_dir
