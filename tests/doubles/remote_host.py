@@ -50,7 +50,7 @@ async def gateway_with_remote_host(handler, monkeypatch, addresses=("8.8.4.4",),
 
     dialed = []
 
-    async def connect(host, _, allowed):
+    async def connect(_connections, host, _, allowed):
         dialed.extend(map(str, allowed))
         return Stream(*await asyncio.open_connection("127.0.0.1", port))
 

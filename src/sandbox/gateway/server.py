@@ -12,7 +12,7 @@ from contextlib import suppress
 from errno import EINVAL
 from functools import partial
 from socket import MSG_PEEK, socket
-from typing import Any
+from typing import Any, NamedTuple
 
 from sandbox.gateway import limits
 from sandbox.gateway.connection import ConnectionHandler, ModelConnection, PriorityCpuQueues
@@ -25,11 +25,12 @@ from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
 from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
 from sandbox.gateway.egress.tls_handshake import TlsHandshake
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.model_api.dialer import Upstream, UpstreamDialer, parse_upstream
+from sandbox.gateway.lease import NetworkLease
+from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
 from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
-from sandbox.gateway.transport import FullSizeBufferLimit, Stream
+from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
@@ -41,6 +42,7 @@ class SocketGateways:
     dialect: the API of the model.
     address_policy: decides which addresses may be dialed for allowed hosts.
     throttle: limits the gateways' CPU time.
+    lease: until when the sandbox may communicate; None without a limit.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class SocketGateways:
         dialect: ModelDialect,
         address_policy: AddressPolicy = is_dialable,
         throttle: CpuThrottle | None = None,
+        lease: NetworkLease | None = None,
     ) -> None:
         self._dialect = dialect
         self._address_policy = address_policy
         self._throttle = throttle or CpuThrottle()
+        self._lease = lease
 
     def create(
         self,
@@ -65,7 +69,19 @@ class SocketGateways:
         reporter = EventReporter(report, time.monotonic, redact)
         queues = PriorityCpuQueues(self._throttle)
         upstream_server = parse_upstream(upstream, self._dialect)
-        return SocketGateway(self._dialect, upstream_server, task_key, reporter, rules, self._address_policy, queues)
+        connections = OutboundConnections(self._lease)
+        model = UpstreamDialer(upstream_server, connections)
+        public = PublicDialer(upstream_server.host, self._address_policy, model.addresses, connections)
+        network = OutboundNetwork(connections, model, public)
+        return SocketGateway(self._dialect, network, task_key, reporter, rules, queues)
+
+
+class OutboundNetwork(NamedTuple):
+    """All ways out of one sandbox."""
+
+    connections: OutboundConnections
+    model: UpstreamDialer
+    public: PublicDialer
 
 
 class SocketGateway:
@@ -74,22 +90,21 @@ class SocketGateway:
     def __init__(
         self,
         dialect: ModelDialect,
-        upstream: Upstream,
+        network: OutboundNetwork,
         task_key: str,
         reporter: EventReporter,
         rules: GatewayRules,
-        address_policy: AddressPolicy,
         queues: PriorityCpuQueues,
     ) -> None:
         self._dialect = dialect
-        self._upstream_dialer = UpstreamDialer(upstream)
+        self._network = network
         self._task_key = task_key
         self._reporter = reporter
-        self._policy = EgressPolicy(rules.egress, upstream.host)
-        self._proxy_policy = EgressPolicy(rules.egress, upstream.host, allows_ip_addresses=True)
+        model_host = network.model.upstream.host
+        self._policy = EgressPolicy(rules.egress, model_host)
+        self._proxy_policy = EgressPolicy(rules.egress, model_host, allows_ip_addresses=True)
         self._synthetic_ips = SyntheticIps(self._policy.allows_host)
         self._dns = DnsResponder(self._policy, self._synthetic_ips, self._reporter)
-        self._public_dialer = PublicDialer(upstream.host, address_policy, self._upstream_dialer.addresses)
         self._request_gate = ModelRequestGate(rules, self._reporter, dialect)
         self._released = asyncio.Event()
         self._model_protocols: set[ModelProtocol] = set()
@@ -132,6 +147,7 @@ class SocketGateway:
                     queue = self._queues.new_model if listener is listeners.model else self._queues.low_priority
                     group.create_task(self._accept_loop(group, listener, handle, slots, queue))
                 group.create_task(self._serve_dns_udp(listeners.dns_udp))
+                group.create_task(self._network.connections.enforce_lease())
         finally:
             for listener in (listeners.dns_udp, *(listener for listener, _, _ in handlers)):
                 listener.close()
@@ -177,12 +193,12 @@ class SocketGateway:
             if _is_peer_closed(accepted):
                 return
             protocol = ModelProtocol(
-                self._dialect, policy, self._request_gate, self._upstream_dialer.upstream, self._reporter, port
+                self._dialect, policy, self._request_gate, self._network.model.upstream, self._reporter, port
             )
             self._model_protocols.add(protocol)
             try:
                 stream = await self._open_stream(accepted)
-                await ModelConnection(protocol, stream, self._queues, self._upstream_dialer, self._released).run()
+                await ModelConnection(protocol, stream, self._queues, self._network.model, self._released).run()
             finally:
                 self._model_protocols.discard(protocol)
                 protocol.connection_lost()
@@ -208,7 +224,7 @@ class SocketGateway:
 
     async def _serve_egress(self, handshake: Handshake | Tunnel | Denial, accepted: socket) -> None:
         stream = await self._open_stream(accepted)
-        await EgressConnection(handshake, stream, self._reporter, self._public_dialer, self._queues).run()
+        await EgressConnection(handshake, stream, self._reporter, self._network.public, self._queues).run()
 
     async def _serve_dns_tcp(self, accepted: socket) -> None:
         stream = await self._open_stream(accepted)

@@ -5,15 +5,21 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address
-from socket import IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from socket import IPPROTO_TCP, SO_LINGER, SO_RCVBUF, SO_SNDBUF, SOCK_STREAM, SOL_SOCKET, TCP_NOTSENT_LOWAT, socket
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
+from sandbox.gateway.lease import LeasedSocket, LeaseExpiredError, NetworkLease
 from sandbox.gateway.limits import (
     FULL_BUFFER_CONNECTIONS_MAX,
     REDUCED_BUFFER_BYTES,
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
 )
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
 
 Address = IPv4Address | IPv6Address
 
@@ -55,13 +61,6 @@ class Stream:
             accepted.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         return cls(*await asyncio.open_connection(sock=accepted, limit=_READ_AHEAD_BYTES))
 
-    @classmethod
-    async def connect(cls, address: str, port: int) -> "Stream":
-        """Connect to an address. Raises OSError."""
-        reader, writer = await asyncio.open_connection(address, port, limit=_READ_AHEAD_BYTES)
-        limit_buffers(writer.get_extra_info("socket"))
-        return cls(reader, writer)
-
     def shrink_buffers(self) -> None:
         """Shrink the kernel's send and receive buffers."""
         with suppress(OSError):  # the peer has already disconnected
@@ -74,6 +73,11 @@ class Stream:
             return await self._reader.read(bytes_max)
         except OSError:
             return b""
+
+    @property
+    def peer_address(self) -> Address:
+        """The peer's address."""
+        return unmap_ipv4(ip_address(self._writer.get_extra_info("peername")[0]))
 
     @property
     def is_closing(self) -> bool:
@@ -134,6 +138,77 @@ def limit_buffers(connection: socket) -> None:
     with suppress(PermissionError):
         connection.setsockopt(SOL_SOCKET, _SO_RCVBUFFORCE, UPSTREAM_RECEIVE_BYTES_MAX)
     connection.setsockopt(IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
+
+
+class OutboundConnections:
+    """Opens connections to the model and to other hosts.
+
+    lease: until when data may be sent; None without a limit.
+    """
+
+    def __init__(self, lease: NetworkLease | None = None) -> None:
+        self._lease = lease
+        self._streams: WeakSet[Stream] = WeakSet()
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether connections may be opened now."""
+        return self._lease is None or self._lease.is_valid
+
+    async def wait_until_allowed(self) -> None:
+        """Wait until connections may be opened."""
+        if self._lease is not None:
+            await self._lease.wait_until_valid()
+
+    async def open(
+        self, host: str, port: int, *, tls: "SSLContext | None" = None, read_ahead_bytes: int = _READ_AHEAD_BYTES
+    ) -> Stream:
+        """Connect to a host by address or name. Raises OSError.
+
+        read_ahead_bytes: half the size of the buffer for data that has not been read yet (asyncio's `limit`).
+        """
+        endpoint: dict[str, Any] = {"host": host, "port": port}
+        if self._lease is not None:
+            endpoint = {"sock": await _connect_leased(host, port, self._lease)}
+        reader, writer = await asyncio.open_connection(
+            **endpoint, ssl=tls, server_hostname=host if tls else None, limit=read_ahead_bytes
+        )
+        limit_buffers(writer.get_extra_info("socket"))
+        stream = Stream(reader, writer)
+        self._streams.add(stream)
+        return stream
+
+    async def enforce_lease(self) -> None:
+        """Reset every connection whenever the lease expires, until cancelled."""
+        if self._lease is None:
+            return
+        while True:
+            await self._lease.wait_until_expired()
+            for stream in list(self._streams):
+                stream.set_reset_on_abort(True)
+                stream.abort()
+            await self._lease.wait_until_valid()
+
+
+async def _connect_leased(host: str, port: int, lease: NetworkLease) -> LeasedSocket:
+    loop = asyncio.get_running_loop()
+    error: OSError = LeaseExpiredError()
+    if lease.is_valid:
+        for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=SOCK_STREAM):
+            connection = LeasedSocket(family, kind, protocol)
+            connection.lease = lease
+            connection.setblocking(False)
+            try:
+                await loop.sock_connect(connection, address)
+            except OSError as failure:
+                error = failure
+                connection.close()
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+    raise error
 
 
 class FullSizeBufferLimit:

@@ -6,7 +6,6 @@ import os
 import socket
 import struct
 from contextlib import asynccontextmanager, suppress
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from sandbox.gateway.limits import (
     UNSENT_BYTES_MAX,
     UPSTREAM_RECEIVE_BYTES_MAX,
 )
+from sandbox.gateway.transport import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -32,7 +32,7 @@ TUNNELS = 64
 async def _connected_streams(serve_client):
     server = await asyncio.start_server(serve_client, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    transport = await dialer._connect("host", port, [ip_address("127.0.0.1")])
+    transport = await OutboundConnections().open("127.0.0.1", port)
     return server, transport, transport._writer.get_extra_info("socket")
 
 

@@ -10,7 +10,15 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from itertools import islice
 
 from sandbox.gateway import limits
-from sandbox.gateway.transport import Address, ConnectionRateLimiter, FullSizeBufferLimit, Stream, unmap_ipv4
+from sandbox.gateway.lease import LEASE_EXPIRED_MESSAGE
+from sandbox.gateway.transport import (
+    Address,
+    ConnectionRateLimiter,
+    FullSizeBufferLimit,
+    OutboundConnections,
+    Stream,
+    unmap_ipv4,
+)
 from sandbox.primitives.concurrency import run_in_daemon_thread
 
 _NOT_GLOBAL_V4 = [
@@ -87,7 +95,14 @@ class PublicDialer:
     model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to the set.
     """
 
-    def __init__(self, model_host: str, address_policy: AddressPolicy, model_addresses: set[Address]) -> None:
+    def __init__(
+        self,
+        model_host: str,
+        address_policy: AddressPolicy,
+        model_addresses: set[Address],
+        connections: OutboundConnections,
+    ) -> None:
+        self._connections = connections
         self._model_host = model_host
         self._model_addresses = model_addresses
         self._model_resolved_at = float("-inf")
@@ -101,6 +116,8 @@ class PublicDialer:
 
         Raises AddressDeniedError or HostUnreachableError.
         """
+        if not self._connections.is_allowed:
+            raise HostUnreachableError(503, LEASE_EXPIRED_MESSAGE)
         addresses = await self._resolve_host(host)
         await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
@@ -109,7 +126,7 @@ class PublicDialer:
         if not allowed:
             raise AddressDeniedError("its name resolves to no public address.")
         await self._rate_limiter.wait()
-        stream = await _connect(host, port, allowed[: limits.ADDRESSES_MAX])
+        stream = await _connect(self._connections, host, port, allowed[: limits.ADDRESSES_MAX])
         self._full_buffer_connections.add(stream)
         return stream
 
@@ -142,11 +159,11 @@ class PublicDialer:
             raise HostUnreachableError(502, f"{host} does not resolve.") from None
 
 
-async def _connect(host: str, port: int, addresses: list[Address]) -> Stream:
+async def _connect(connections: OutboundConnections, host: str, port: int, addresses: list[Address]) -> Stream:
     for address in addresses:
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
-                return await Stream.connect(str(address), port)
+                return await connections.open(str(address), port)
     raise HostUnreachableError(502, f"{host}:{port} does not respond.")
 
 

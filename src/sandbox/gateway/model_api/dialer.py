@@ -2,26 +2,28 @@
 
 import asyncio
 import re
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import msgspec
 
 from sandbox.gateway import limits
+from sandbox.gateway.lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.model_api.key_redactor import KeyRedactor
 from sandbox.gateway.transport import (
     Address,
     ConnectionRateLimiter,
     FullSizeBufferLimit,
+    OutboundConnections,
     Stream,
-    limit_buffers,
-    unmap_ipv4,
 )
 from sandbox.interfaces.gateway import ModelDialect, ModelUpstream
 
 if TYPE_CHECKING:
     from ssl import SSLContext
+
+
+_READ_AHEAD_BYTES = 64 * 1024
 
 
 class Upstream(msgspec.Struct, frozen=True):
@@ -97,8 +99,9 @@ class UpstreamUnreachableError(Exception):
 class UpstreamDialer:
     """Opens connections to the upstream and records the upstream's addresses."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, connections: OutboundConnections) -> None:
         self.upstream = upstream
+        self._connections = connections
         self.addresses: set[Address] = set()
         self._ssl_context: SSLContext | None = None
         self._full_buffer_connections = FullSizeBufferLimit()
@@ -108,13 +111,14 @@ class UpstreamDialer:
 
     async def dial(self) -> Stream:
         """Connect to the upstream. Waits while the connection rate is exceeded. Raises UpstreamUnreachableError."""
+        await self._wait_for_lease()
         await self._rate_limiter.wait()
         upstream = self.upstream
         tls = self._tls_context() if upstream.is_tls else None
         try:
             async with asyncio.timeout(limits.CONNECT_SECONDS):
-                reader, writer = await asyncio.open_connection(
-                    upstream.host, upstream.port, ssl=tls, server_hostname=upstream.host if tls else None
+                stream = await self._connections.open(
+                    upstream.host, upstream.port, tls=tls, read_ahead_bytes=_READ_AHEAD_BYTES
                 )
         except TimeoutError:
             message = (
@@ -127,11 +131,16 @@ class UpstreamDialer:
                 f"The model at {upstream.address} cannot be reached ({reason}); check {upstream.base_url_setting}."
             )
             raise UpstreamUnreachableError(502, message) from None
-        limit_buffers(writer.get_extra_info("socket"))
-        self.addresses.add(unmap_ipv4(ip_address(writer.get_extra_info("peername")[0])))
-        stream = Stream(reader, writer)
+        self.addresses.add(stream.peer_address)
         self._full_buffer_connections.add(stream)
         return stream
+
+    async def _wait_for_lease(self) -> None:
+        try:
+            async with asyncio.timeout(limits.HOLD_SECONDS):
+                await self._connections.wait_until_allowed()
+        except TimeoutError:
+            raise UpstreamUnreachableError(503, LEASE_EXPIRED_MESSAGE) from None
 
     def _tls_context(self) -> "SSLContext":
         if self._ssl_context is None:

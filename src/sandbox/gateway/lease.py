@@ -1,0 +1,101 @@
+"""A lease on the network: without contact to the server, a sandbox may communicate only until a deadline."""
+
+import asyncio
+import math
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+def boot_time() -> float:
+    """Return the seconds since the host booted, including the time in which the host was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+LEASE_EXPIRED_MESSAGE = "This host has lost contact to the server; until it has contact again, the network is off."
+"""The response to requests of the sandbox while the lease is expired."""
+
+_SLEEP_SECONDS_MAX = 1.0
+"""The event loop's clock stops while the host is suspended, so the deadline is compared again after this time."""
+
+_USER_TIMEOUT_MS_MAX = 24 * 60 * 60 * 1000
+"""A longer lease does not need the kernel's help; the option is a 32-bit number."""
+
+
+class LeaseExpiredError(ConnectionError):
+    """The lease has expired, so nothing is sent."""
+
+
+class NetworkLease:
+    """The deadline after which a gateway sends nothing.
+
+    deadline: in seconds of `boot_time`.
+    """
+
+    def __init__(self, deadline: float, clock: Callable[[], float] = boot_time) -> None:
+        self._deadline = deadline
+        self._clock = clock
+        self._renewed = asyncio.Event()
+
+    @property
+    def seconds_left(self) -> float:
+        """The time until the deadline; 0 or less after it."""
+        return self._deadline - self._clock()
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the deadline is in the future."""
+        return self.seconds_left > 0
+
+    def renew(self, deadline: float) -> None:
+        """Extend the lease. An earlier deadline has no effect, because renewals may arrive in any order."""
+        if deadline > self._deadline:
+            self._deadline = deadline
+            self._renewed.set()
+
+    async def wait_until_valid(self) -> None:
+        """Wait until the lease is valid."""
+        while not self.is_valid:
+            self._renewed.clear()
+            await self._renewed.wait()
+
+    async def wait_until_expired(self) -> None:
+        """Wait until the lease is not valid."""
+        while (seconds := self.seconds_left) > 0:  # noqa: ASYNC110
+            await asyncio.sleep(min(seconds, _SLEEP_SECONDS_MAX))
+
+
+class LeasedSocket(socket.socket):
+    """A TCP socket that refuses to connect and to send without a valid lease.
+
+    asyncio sends buffered data long after it was written, for example in a process that was stopped and continued.
+    So the check is here, directly before the system call. Data that the kernel has buffered is discarded at the
+    deadline (TCP_USER_TIMEOUT, tcp(7)), also if this process is stopped.
+    """
+
+    lease: NetworkLease
+
+    def connect(self, address: Any) -> None:
+        """Connect. Raises LeaseExpiredError, OSError."""
+        self._check_lease()
+        super().connect(address)
+
+    def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
+        """Send data. Raises LeaseExpiredError, OSError."""
+        self._check_lease()
+        return super().send(data, flags)
+
+    def sendmsg(self, buffers: "Iterable[ReadableBuffer]", *arguments: Any) -> int:
+        """Send data. Raises LeaseExpiredError, OSError."""
+        self._check_lease()
+        return super().sendmsg(buffers, *arguments)
+
+    def _check_lease(self) -> None:
+        milliseconds = math.ceil(self.lease.seconds_left * 1000)
+        if milliseconds <= 0:
+            raise LeaseExpiredError
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, min(milliseconds, _USER_TIMEOUT_MS_MAX))
