@@ -9,7 +9,7 @@ import pytest
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.egress.dialer import AddressDeniedError, HostUnreachableError, PublicDialer, is_global
 from sandbox.gateway.limits import RESOLVED_ADDRESSES_MAX
-from sandbox.gateway.transport import unmap_ipv4
+from sandbox.gateway.transport import OutboundConnections, unmap_ipv4
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_number_of_checked_addresses_is_limited(monkeypatch, before, is_dialed):
         checked.append(str(address))
         return is_global(address)
 
-    async def connect(_host, _port, allowed):
+    async def connect(_connections, _host, _port, allowed):
         dialed.extend(map(str, allowed))
         raise HostUnreachableError(502, "not connected in this test")
 
@@ -82,7 +82,8 @@ def test_number_of_checked_addresses_is_limited(monkeypatch, before, is_dialed):
 
     async def dial():
         with pytest.raises((HostUnreachableError, AddressDeniedError)):
-            await PublicDialer("model.example.com", is_checked_as_global, set()).dial("files.example.org", 443)
+            public = PublicDialer("model.example.com", is_checked_as_global, set(), OutboundConnections())
+            await public.dial("files.example.org", 443)
 
     asyncio.run(dial())
     assert dialed == ["8.8.4.4"] * is_dialed
