@@ -11,6 +11,9 @@ from sandbox.client.response_types import ExistingTask, FieldError
 from sandbox.model.errors import SandboxError
 from sandbox.model.server_address import DEFAULT_SERVER
 
+_LISTED_ERRORS_MAX = 5
+"""An exception's text lists at most this many of its `field_errors`."""
+
 
 class ClientError(SandboxError):
     """Base class of all client errors.
@@ -41,6 +44,13 @@ class ClientError(SandboxError):
         self.request_id = self._text("request_id")
         self.retry_after_seconds = retry_after_seconds
 
+    def __str__(self) -> str:
+        """Return the message, followed by the first errors of the request."""
+        listed = [f"  {_describe(error)}" for error in self.field_errors]
+        omitted = len(listed) - _LISTED_ERRORS_MAX
+        more = [f"  and {omitted} more"] if omitted > 0 else []
+        return "\n".join([self.message, *listed[:_LISTED_ERRORS_MAX], *more])
+
     @property
     def field_errors(self) -> list[FieldError]:
         """Every error in the request, for an invalid manifest, body or parameter; otherwise empty."""
@@ -60,6 +70,13 @@ class ClientError(SandboxError):
     def _number(self, field: str) -> int | None:
         value = self.body.get(field)
         return value if isinstance(value, int) else None
+
+
+def _describe(error: Mapping[str, Any]) -> str:
+    """Return an error's location and message. An older server has no `location`."""
+    location = error.get("location") or error.get("field")
+    message = error.get("message", "")
+    return f"{location}: {message}" if location else f"{message}"
 
 
 class UnreachableError(ClientError):

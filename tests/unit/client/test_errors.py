@@ -99,6 +99,33 @@ def test_error_fields_become_attributes():
     assert error.body == json.loads(error_body("service_unavailable", request_id="r-1"))
 
 
+def field_errors(count):
+    return [
+        {"location": f"body.vm.{number}", "field": f"vm.{number}", "message": "must be …"} for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("code", ["invalid_manifest", "invalid_parameter"])
+def test_text_of_an_exception_lists_the_first_five_errors(code):
+    listed = [f"  body.vm.{number}: must be …" for number in range(5)]
+    error = error_from_response(SERVER, 400, error_body(code, field_errors(5)))
+    assert str(error).splitlines() == ["Message.", *listed]
+    assert error.message == "Message."
+    error = error_from_response(SERVER, 400, error_body(code, field_errors(7)))
+    assert str(error).splitlines() == ["Message.", *listed, "  and 2 more"]
+
+
+def test_text_of_an_exception_without_field_errors_is_its_message():
+    assert str(error_from_response(SERVER, 404, error_body("task_not_found"))) == "Message."
+    assert str(error_from_response(SERVER, 400, error_body("invalid_manifest", "no list"))) == "Message."
+
+
+def test_text_of_an_exception_accepts_errors_without_a_location():
+    details = [{"field": "vm.cpus", "message": "must be …"}, {"message": "is empty"}, {}]
+    error = error_from_response(SERVER, 400, error_body("invalid_manifest", details))
+    assert str(error).splitlines() == ["Message.", "  vm.cpus: must be …", "  is empty", "  "]
+
+
 def test_malformed_error_fields_are_ignored():
     assert error_from_response(SERVER, 409, error_body("duplicate_task_id", existing_task=3)).existing_task is None
     assert (
