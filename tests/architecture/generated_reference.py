@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES_FILE = "src/sandbox/api/examples.json"
 COMMON_OPTIONS = ("--server", "--token", "--context", "--no-color", "--format", "--help", "--version")
 """Options that docs/cli.md documents once."""
+_SIGNATURE_COLUMNS_MAX = 44
 
 
 def generated() -> dict[str, str]:
@@ -94,22 +95,29 @@ def _option_purpose(option: click.Option) -> str:
 
 
 def _methods() -> Iterator[str]:
-    """Yield a table of the client's methods. Each description is the first paragraph of the method's docstring."""
-    yield "| method | returns | description |\n| --- | --- | --- |"
+    """Yield a section for each of the client's methods. Its text is the first paragraph of the method's docstring."""
     for name, method in vars(Client).items():
         if callable(method) and name[0] != "_" and name != "close":
             _, *parameters = inspect.signature(method).parameters.values()
-            arguments = ", ".join(_argument(each) for each in parameters)
-            purpose = (inspect.getdoc(method) or "").split("\n\n")[0]
-            yield f"| `{name}({arguments})` | `{method.__annotations__['return']}` | {cell(purpose)} |"
-    yield ""
+            arguments = [argument for each in parameters for argument in _arguments(each)]
+            signature = _signature(name, arguments, method.__annotations__["return"])
+            purpose = " ".join((inspect.getdoc(method) or "").split("\n\n")[0].split())
+            yield f"### {name}\n\n```text\n{signature}\n```\n\n{purpose}\n"
 
 
-def _argument(parameter: inspect.Parameter) -> str:
+def _signature(name: str, arguments: list[str], returns: str) -> str:
+    """Return a method's signature, with one argument per line if it is too long for a narrow screen."""
+    one_line = f"{name}({', '.join(arguments)}) -> {returns}"
+    if len(one_line) <= _SIGNATURE_COLUMNS_MAX:
+        return one_line
+    return "\n".join([f"{name}(", *(f"    {argument}," for argument in arguments), f") -> {returns}"])
+
+
+def _arguments(parameter: inspect.Parameter) -> list[str]:
     if parameter.kind is parameter.VAR_KEYWORD:
-        return ", ".join(f"{name}=" for name in TaskFilters.__annotations__)
+        return [f"{name}=" for name in TaskFilters.__annotations__]
     is_required = parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
-    return parameter.name if is_required else f"{parameter.name}="
+    return [parameter.name if is_required else f"{parameter.name}="]
 
 
 def _prose(text: str | None) -> str:
