@@ -40,6 +40,12 @@ COPY_BUTTON_COLORS = """(button) => {
 }"""
 
 
+WIDE_TABLES = """() => [...document.querySelectorAll(".md-typeset table")].filter((table) => {
+  const container = table.closest(".md-typeset__scrollwrap");
+  return Math.max(table.offsetWidth, table.scrollWidth) > container.clientWidth;
+}).map((table) => table.innerText.slice(0, 100))"""
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     """Serves files without a log."""
 
@@ -172,3 +178,24 @@ def test_site_is_accessible(site, browser, name):
     page = browser.open(f"{site}/docs/{name}.html")
     page.locator(".md-code__button").first.wait_for()
     assert "landmark-unique" not in [rule for *_, rule, _ in accessibility_violations(page)]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_tables_of_the_site_fit_into_the_page(site, browser, width):
+    page = browser.open(f"{site}/docs/index.html", width=width)
+    pages = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
+    assert {"cli", "configuration", "errors", "limits", "manifest", "python-client", "rest"} <= {*pages}
+    wide = {}
+    for name in pages:
+        page.goto(f"{site}/docs/{name}.html")
+        wide[name] = page.evaluate(WIDE_TABLES)
+    assert {name: tables for name, tables in wide.items() if tables} == {}
+
+
+def test_narrow_tables_label_their_cells_with_the_column_headings(site, browser):
+    page = browser.open(f"{site}/docs/errors.html", width=390)
+    cell = page.get_by_role("cell", name="No task has this id.")
+    label = "(cell) => getComputedStyle(cell, '::before').content"
+    assert cell.evaluate(label).startswith('"meaning')
+    page.set_viewport_size({"width": 1440, "height": HEIGHT})
+    assert cell.evaluate(label) == "none"
