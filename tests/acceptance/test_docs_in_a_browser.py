@@ -44,6 +44,10 @@ WIDE_TABLES = """() => [...document.querySelectorAll(".md-typeset table")].filte
   const container = table.closest(".md-typeset__scrollwrap");
   return Math.max(table.offsetWidth, table.scrollWidth) > container.clientWidth;
 }).map((table) => table.innerText.slice(0, 100))"""
+MARKED_SECTION = """() => {
+  const marked = document.querySelectorAll(".md-sidebar--secondary .md-nav__link--active[href^='#']");
+  return [...marked].map((link) => link.getAttribute("href"));
+}"""
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
@@ -199,3 +203,10 @@ def test_narrow_tables_label_their_cells_with_the_column_headings(site, browser)
     assert cell.evaluate(label).startswith('"meaning')
     page.set_viewport_size({"width": 1440, "height": HEIGHT})
     assert cell.evaluate(label) == "none"
+
+
+@pytest.mark.parametrize("target", ["rest.html#repeat-a-request-safely", "rest.html#get-the-status"])
+def test_table_of_contents_marks_the_section_of_a_link(site, browser, target):
+    page = browser.open(f"{site}/docs/{target}", width=1440)
+    href = f"#{target.partition('#')[2]}"
+    page.wait_for_function(f"(href) => ({MARKED_SECTION})().join() === href", arg=href)
