@@ -125,6 +125,18 @@ def record_examples() -> dict[str, Any]:
     return {"operations": operations, "errors": {body["error"]: body for body in _error_bodies()}}
 
 
+def record_failed_status() -> dict[str, Any]:
+    """Return the status of a task whose agent failed."""
+    with tempfile.TemporaryDirectory() as directory:
+        tasks = FakeTasks()
+        tasks.event_interval = timedelta(seconds=1.5)
+        _add_task(tasks, Path(directory), *_EVENTS_TO_FAILED)
+        response = Api(tasks).get(f"/api/v1/tasks/{TASK}")
+    assert response.status_code == 200, response.text
+    status: dict[str, Any] = response.json()
+    return status
+
+
 def _record(example: Example) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         tasks = _prepare(example.operation, Path(directory))
@@ -199,11 +211,12 @@ _EVENTS: tuple[e.Event, ...] = (
     e.ArtifactCollected(_PATCH_ARTIFACT, e.DiffStatistics(1, 2, 0)),
     e.TaskFinished(),
 )
-_EVENTS_TO_PRESERVED: tuple[e.Event, ...] = (
+_EVENTS_TO_FAILED: tuple[e.Event, ...] = (
     *_EVENTS_TO_RUNNING,
     e.AgentExited(1, failure=e.Failure("agent_failed", "Claude Code exited with 1.")),
     e.TaskFinished(),
 )
+_EVENTS_TO_PRESERVED = _EVENTS_TO_FAILED
 
 
 def _health() -> Health:

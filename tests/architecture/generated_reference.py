@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from architecture.api_examples import record_examples
+from architecture.api_examples import record_examples, record_failed_status
 from architecture.generated_rest import cell, rest_reference
 from sandbox import __version__
 from sandbox.agents import registered_agents
@@ -31,7 +31,7 @@ def generated() -> dict[str, str]:
     return {
         EXAMPLES_FILE: json.dumps(examples, indent=1, ensure_ascii=False) + "\n",
         "openapi.json": schema_text(schema),
-        "docs/rest.md": _with_block("docs/rest.md", rest_reference(schema, examples)),
+        "docs/rest.md": _with_block("docs/rest.md", rest_reference(schema, examples, record_failed_status())),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
         "docs/python-client.md": _with_block("docs/python-client.md", "\n".join(_methods())),
     }

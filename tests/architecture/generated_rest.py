@@ -9,19 +9,35 @@ from typing import Any
 from urllib.parse import quote_plus, urlencode
 
 from sandbox.api.openapi import COMMON_ERROR_CODES, error_codes
+from sandbox.model.task_state import TaskState
 
 SERVER = "http://localhost:8122"
 _EXAMPLE_LINES_MAX = 40
-"""Longer responses are not shown."""
+"""Longer responses are shown only for some operations."""
+_LONG_EXAMPLES = ("get_task", "list_tasks", "get_health")
+_FAILED_STATUS_FIELDS = (
+    "id",
+    "state",
+    "state_message",
+    "exit_code",
+    "error",
+    "final_message",
+    "attempts",
+    "sandbox_kept",
+)
 
 _PROBLEM = "ProblemBody"
+_JSON_COLUMNS_MAX = 88
 
 Schema = dict[str, Any]
 
 
-def rest_reference(schema: Schema, examples: Mapping[str, Any]) -> str:
-    """Return the Markdown of all endpoints, and of the objects in their bodies."""
-    page = _Page(schema)
+def rest_reference(schema: Schema, examples: Mapping[str, Any], failed_status: Mapping[str, Any]) -> str:
+    """Return the Markdown of all endpoints, and of the objects in their bodies.
+
+    failed_status: the status of a failed task.
+    """
+    page = _Page(schema, failed_status)
     endpoints = [line for operation in page.operations() for line in page.endpoint(*operation, examples)]
     return "\n".join([*endpoints, "## Objects\n", *page.objects()])
 
@@ -32,8 +48,9 @@ def cell(text: str) -> str:
 
 
 class _Page:
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, failed_status: Mapping[str, Any]) -> None:
         self._schema = schema
+        self._failed_status = failed_status
         self._components: dict[str, Schema] = schema["components"]["schemas"]
         self._uses = Counter(model for _, _, operation in self.operations() for model in _response_models(operation))
         self._linked = [_PROBLEM]
@@ -45,10 +62,18 @@ class _Page:
 
     def endpoint(self, method: str, path: str, operation: Schema, examples: Mapping[str, Any]) -> Iterator[str]:
         example = examples["operations"][operation["operationId"]]
-        yield f"### {method} {path}\n"
-        yield f"{operation['description']}\n"
+        title = operation["summary"]
+        description = operation["description"].removeprefix(f"{title}.").strip()
+        yield f"### {title}\n"
+        yield f'<a id="{_anchor(method, path)}"></a>`{method} {path}`\n'
+        if description:
+            yield f"{description}\n"
         yield f"```sh\n{_curl(example['request'])}\n```\n"
-        yield from _response_example(example["response"])
+        yield from _response_example(example["response"], is_shown=operation["operationId"] in _LONG_EXAMPLES)
+        if operation["operationId"] == "get_task":
+            shortened = {name: self._failed_status[name] for name in _FAILED_STATUS_FIELDS}
+            yield "The status of a failed task, shortened:\n"
+            yield f"```json\n{_json_lines(shortened)}\n```\n"
         yield from self._parameters(operation)
         yield from self._request_body(operation)
         yield from self._responses(operation)
@@ -105,6 +130,9 @@ class _Page:
     def _fields(self, component: Schema) -> Iterator[str]:
         if "enum" in component:
             yield f"One of {_values(component['enum'])}.\n"
+            if component["enum"] == list(TaskState):
+                final = [state for state in component["enum"] if TaskState(state).is_final]
+                yield f"A task in one of the states {_values(final)} has ended. These states are final.\n"
             return
         yield "| field | type | meaning |\n| --- | --- | --- |"
         required = component.get("required", ())
@@ -195,9 +223,30 @@ def _curl(request: Mapping[str, Any]) -> str:
     return " \\\n  ".join([" ".join(["curl", *method, shlex.quote(url)]), *options])
 
 
-def _response_example(response: Mapping[str, Any]) -> Iterator[str]:
+def _anchor(method: str, path: str) -> str:
+    """Return the id for links to an endpoint."""
+    return re.sub(r"[^\w\- ]", "", f"{method} {path}".lower()).replace(" ", "-")
+
+
+def _json_lines(body: Any, indent: int = 0) -> str:
+    """Return JSON in which objects and lists that fit into one line are not broken."""
+    one_line = json.dumps(body, ensure_ascii=False)
+    if not isinstance(body, dict | list) or len(one_line) + indent <= _JSON_COLUMNS_MAX:
+        return one_line
+    names = [f"{json.dumps(name)}: " for name in body] if isinstance(body, dict) else [""] * len(body)
+    values = body.values() if isinstance(body, dict) else body
+    lines = [
+        " " * (indent + 2) + name + _json_lines(value, indent + 2) for name, value in zip(names, values, strict=True)
+    ]
+    start, end = "{}" if isinstance(body, dict) else "[]"
+    return "\n".join([start, ",\n".join(lines), " " * indent + end])
+
+
+def _response_example(response: Mapping[str, Any], *, is_shown: bool) -> Iterator[str]:
     body = response["body"]
     is_json = response["media_type"] == "application/json"
     text = json.dumps(body, indent=2, ensure_ascii=False) if is_json else str(body).rstrip()
-    if text and len(text.splitlines()) <= _EXAMPLE_LINES_MAX:
+    if is_shown:
+        text = _json_lines(body)
+    if text and (is_shown or len(text.splitlines()) <= _EXAMPLE_LINES_MAX):
         yield f"```{'json' if is_json else ''}\n{text}\n```\n"

@@ -27,9 +27,9 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub generates for the headings of a page."""
+    """Return the anchors of a page: its own, and those that GitHub generates for its headings."""
     counts: Counter[str] = Counter()
-    slugs = set()
+    slugs = set(re.findall(r'<a id="([^"]+)"></a>', prose(text)))
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):
         visible = re.sub(r"\]\([^)]*\)", "]", heading)
         slug = re.sub(r"[^\w\- ]", "", visible.lower()).replace(" ", "-")

@@ -48,6 +48,7 @@ from sandbox.model.state_machine import advance
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import WireEvent, current_state_event, end_event, format_timestamp, to_wire_event
+from sandbox.server.cancellation import STOPPING_MESSAGE
 
 BEGINNING = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 
@@ -234,7 +235,7 @@ class FakeTasks:
         if self.failure is not None:
             raise self.failure
         self.cancels.append((task_id, reason, force))
-        return Cancellation(task, BEGINNING, f"Task {task_id} is being cancelled.")
+        return Cancellation(task, BEGINNING, STOPPING_MESSAGE)
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         self.pruned_by = (retention, dry_run)

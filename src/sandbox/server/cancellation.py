@@ -16,7 +16,7 @@ from sandbox.server.journal_replayer import JournalReplayer, ReplaySlot
 from sandbox.server.tracked_task import Orphaned, ServerOwned, TrackedTask
 
 _NOT_STARTED_MESSAGE = "The task was cancelled before it started."
-_STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
+STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:
@@ -69,7 +69,7 @@ class Canceller:
             raise OSError(reply.message)
         if not reply.done:
             return None
-        return reply.message or _STOPPING_MESSAGE
+        return reply.message or STOPPING_MESSAGE
 
     async def _record_cancel(
         self, tracked: TrackedTask, cancel_requested: CancelRequested, deadline: float
@@ -133,4 +133,4 @@ def _describe_outcome(task: Task) -> str:
     """Describe the effect of a cancel request that was just recorded."""
     if task.cancel is None:
         return CANCEL_TOO_LATE
-    return _NOT_STARTED_MESSAGE if task.attempt is None else _STOPPING_MESSAGE
+    return _NOT_STARTED_MESSAGE if task.attempt is None else STOPPING_MESSAGE

@@ -214,7 +214,7 @@ def test_cancel_returns_previous_and_new_state(api, tasks):
         "task_id": "task-001",
         "previous_state": "running",
         "new_state": "cancelled",
-        "message": "Task task-001 is being cancelled.",
+        "message": "The task is being stopped; its results so far are stored.",
         "cancelled_at": "2026-01-29T10:10:15.000Z",
     }
 
