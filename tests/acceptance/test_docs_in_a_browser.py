@@ -157,6 +157,7 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
         ("cost", "docs/run.html#find-what-a-task-cost"),
         ("resume", "docs/manifest.html#resume-an-interrupted-agent"),
         ("continue a task", "docs/rest.html#continue-a-task"),
+        ("clone_failed", "docs/errors.html#why-tasks-fail"),
     ],
 )
 def test_search_of_the_site_finds_the_page_for_users_first(search, words, best):

@@ -59,6 +59,15 @@ def test_each_error_is_listed(root: Path, trees: dict[Path, ast.Module]):
     assert used - listed == set()
 
 
+def test_each_error_has_an_anchor(root: Path):
+    page = (root / "docs" / "errors.md").read_text()
+    codes = re.findall(r"^\| `(\w+)`", page, re.MULTILINE)
+    anchors = re.findall(r"^\| `\w+` \| <a id=\"([\w-]+)\"></a>", page, re.MULTILINE)
+    assert [anchor.partition("-")[0] for anchor in anchors] == codes
+    assert len(set(anchors)) == len(anchors)
+    assert set(codes) <= set(anchors)
+
+
 def test_each_failure_code_has_advice(root: Path):
     section = (root / "docs" / "errors.md").read_text().split("## Why tasks fail")[1].split("\n## ")[0]
     documented = dict(re.findall(r"^\| `(\w+)` \| [^|]+\. \| ([^|]+)\. \|$", section, re.MULTILINE))
