@@ -157,7 +157,7 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
         ("cost", "docs/run.html#find-what-a-task-cost"),
         ("resume", "docs/manifest.html#resume-an-interrupted-agent"),
         ("continue a task", "docs/rest.html#continue-a-task"),
-        ("clone_failed", "docs/errors.html#why-tasks-fail"),
+        ("clone_failed", "docs/errors.html#clone_failed"),
     ],
 )
 def test_search_of_the_site_finds_the_page_for_users_first(search, words, best):
@@ -211,3 +211,11 @@ def test_table_of_contents_marks_the_section_of_a_link(site, browser, target):
     page = browser.open(f"{site}/docs/{target}", width=1440)
     href = f"#{target.partition('#')[2]}"
     page.wait_for_function(f"(href) => ({MARKED_SECTION})().join() === href", arg=href)
+
+
+def test_a_link_to_an_endpoint_shows_its_title(site, browser):
+    page = browser.open(f"{site}/docs/rest.html#delete-apiv1taskstask_id", width=1440)
+    page.wait_for_function(f"() => ({MARKED_SECTION})().join() === '#cancel-a-task_1'")
+    header = page.locator(".md-header").bounding_box()
+    title = page.locator("h3", has_text="Cancel a task").bounding_box()
+    assert header["y"] + header["height"] <= title["y"] < HEIGHT / 2
