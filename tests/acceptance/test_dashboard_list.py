@@ -339,9 +339,13 @@ def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser,
     hints = [" ".join(text.split()) for text in page.locator(".hint").all_inner_texts()]
     texts = dict(zip(page.evaluate(ROWS), hints, strict=True))
     assert (texts["task-chain-2"], texts["task-chain-3"]) == (
-        "↳ Continued: Now to Welsh.",
-        "↻ Rerun: Translate it to French.",
+        "Now to Welsh.",
+        "Translate it to French.",
     )
+    for task_id, mark in (("chain-2", "↳"), ("chain-3", "↻")):
+        link, name = page.locator(f"#relation-{task_id}"), page.locator(f"#task-{task_id}")
+        assert link.inner_text().startswith(mark)
+        assert abs(link.bounding_box()["y"] - name.bounding_box()["y"]) < 6
     assert page.locator(".row-link").first.bounding_box()["width"] > 70
 
 

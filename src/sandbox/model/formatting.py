@@ -1,9 +1,37 @@
 """Formats sizes, durations, costs and states for people. The command line and the dashboard use the same formats."""
 
+import re
+
+from sandbox.model.printable import INVISIBLE
 from sandbox.model.task_state import TaskState
 
+NAME_CHARACTERS_MAX = 120
+"""Maximum length of a name that is made from a prompt."""
+
+_LINE_MARKS = re.compile(r"^[#*>\-\s]+|[:\s]+$")
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
+
+
+def name_from_prompt(prompt: str) -> str:
+    """Return the default name of a task: the prompt's first line, cut at a word. The dashboard's form does the same."""
+    line = _first_line(prompt)
+    if len(line) <= NAME_CHARACTERS_MAX:
+        return line
+    cut, space, _ = line[:NAME_CHARACTERS_MAX].rpartition(" ")
+    return (cut if space else line[: NAME_CHARACTERS_MAX - 1]) + "…"
+
+
+def is_name_from_prompt(name: str, prompt: str) -> bool:
+    """Return whether the name is the prompt's first line, or its beginning with an ellipsis."""
+    line, beginning = _first_line(prompt), name.removesuffix("…")
+    return name == line or (beginning not in {name, ""} and line.startswith(beginning))
+
+
+def _first_line(prompt: str) -> str:
+    """Return the first line with text, without Markdown's marks and with single spaces."""
+    line = next((line for line in prompt.split("\n") if line.strip()), "")
+    return " ".join(INVISIBLE.sub(" ", _LINE_MARKS.sub("", line)).split())
 
 
 def format_size(size_bytes: int) -> str:

@@ -2,7 +2,13 @@
 
 import pytest
 
-from sandbox.model.formatting import format_cost, format_duration, format_size
+from sandbox.model.formatting import (
+    format_cost,
+    format_duration,
+    format_size,
+    is_name_from_prompt,
+    name_from_prompt,
+)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +55,26 @@ def test_size_is_formatted_with_a_binary_unit(size_bytes: int, formatted: str):
 )
 def test_cost_is_formatted_in_dollars(usd: float, formatted: str):
     assert format_cost(usd) == formatted
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("Fix the login", "Fix the login"),
+        ("\n  ## Fix:\tthe\u200b login :\nBe quick.", "Fix: the login"),
+        ("word " * 40, "word " * 23 + "word…"),
+        ("x" * 200, "x" * 119 + "…"),
+        ("x" * 120, "x" * 120),
+        (" \n", ""),
+    ],
+)
+def test_name_is_the_first_line_of_the_prompt_cut_at_a_word(prompt: str, name: str):
+    assert name_from_prompt(prompt) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "is_from_prompt"),
+    [("Fix the login", True), ("Fix the l…", True), ("Fix", False), ("…", False), ("", False), ("Other…", False)],
+)
+def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
+    assert is_name_from_prompt(name, "# Fix the login:\nBe quick.") is is_from_prompt

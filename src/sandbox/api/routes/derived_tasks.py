@@ -32,6 +32,7 @@ from sandbox.api.routes.tasks import (
 from sandbox.interfaces.tasks import DerivedTaskPlan
 from sandbox.model import fixed_limits
 from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParameterError, field_name
+from sandbox.model.formatting import is_name_from_prompt, name_from_prompt
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
 from sandbox.model.manifest.parser import parse_record, validate_document
@@ -119,7 +120,8 @@ def _change_manifest(
 ) -> Manifest:
     """Return the manifest of the new task, validated like a submitted manifest.
 
-    It has the defaults that were filled in when the earlier task was submitted. Secrets are references in every
+    A name that was made from the earlier prompt is replaced by one from the new prompt. The manifest has the defaults
+    that were filled in when the earlier task was submitted. Secrets are references in every
     manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
     """
     earlier = planned.manifest
@@ -127,6 +129,9 @@ def _change_manifest(
     del data["metadata"]["id"]
     if changes.prompt is not None:
         data[earlier.agent.kind]["prompt"] = changes.prompt
+        name = name_from_prompt(changes.prompt)
+        if name and is_name_from_prompt(earlier.metadata.name, earlier.agent.prompt):
+            data["metadata"]["name"] = name
     overrides = _apply_overrides(data, changes.overrides)
     profiles = context.settings.profiles
     try:

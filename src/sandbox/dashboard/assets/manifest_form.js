@@ -6,7 +6,7 @@ const COMMON_SECTIONS = ["version", "kind", "metadata", "repository", "vm", "sec
 const SECRET_FIELDS = ["name", "source", "key"];
 const SECRET_SOURCES = ["env", "file", "vault"];
 const NAME = ["metadata", "name"];
-const NAME_LENGTH_MAX = 72;
+const NAME_LENGTH_MAX = 120;
 const OTHERS_MAX = 12;
 const GITHUB_NAME = /^[a-z\d][a-z\d-]*\/(?!\.+$)[\w.-]+$/i;
 const TYPED_KINDS = ["lines", "labels", "repository"]; // their text may differ from the YAML while the user types
@@ -55,11 +55,14 @@ const KINDS = {
   },
 };
 
+// The name of a task with this prompt. The server does the same for a task that continues another one.
 export function nameOf(prompt) {
   const line = linesOf(prompt)[0] ?? "";
   const name = line.replace(/^[#*>\-\s]+|[:\s]+$/g, "").replace(/[\p{C}\s]+/gu, " ");
   const characters = Array.from(name);
-  return characters.length > NAME_LENGTH_MAX ? `${characters.slice(0, NAME_LENGTH_MAX - 1).join("")}…` : name;
+  if (characters.length <= NAME_LENGTH_MAX) return name;
+  const space = characters.lastIndexOf(" ", NAME_LENGTH_MAX - 1);
+  return `${characters.slice(0, space < 0 ? NAME_LENGTH_MAX - 1 : space).join("")}…`;
 }
 
 export class ManifestForm {

@@ -25,6 +25,7 @@ from sandbox.dashboard.templates import render_page, short_id, short_repository
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
+from sandbox.model.formatting import is_name_from_prompt
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -84,22 +85,6 @@ class Section:
     tasks: Sequence[Task]
     count: int
     query: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """What distinguishes a task from others with the same name: how the task was created, and a text.
-
-    mark: the symbol of the relation. Both are empty for a task that was submitted with a manifest.
-    """
-
-    mark: str
-    relation: str
-    text: str
-
-
-_RERUN = ("↻", "Rerun: ")
-_CONTINUED = ("↳", "Continued: ")
 
 
 async def show_tasks(request: Request, context: AppContext) -> Response:
@@ -202,27 +187,32 @@ def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in unique if task.parent or task.rerun_of or names[task.manifest.metadata.name] > 1]
 
 
-def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, Hint]:
-    """Return what distinguishes tasks with the same name, by task id.
+def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, str]:
+    """Return the text that distinguishes tasks with the same name, by task id, in addition to their relations.
 
     prompts: the beginnings of their prompts, by task id.
     """
     words = {task.id: _first_words(prompts.get(task.id, ""), task.manifest.metadata.name) for task in tasks}
-    relations = {task.id: _RERUN if task.rerun_of else _CONTINUED if task.parent else ("", "") for task in tasks}
-    keys = {task.id: (task.manifest.metadata.name, relations[task.id], words[task.id]) for task in tasks}
+    names = Counter(task.manifest.metadata.name for task in tasks)
+    keys = {
+        task.id: (task.manifest.metadata.name, bool(task.rerun_of), bool(task.parent), words[task.id]) for task in tasks
+    }
     counts = Counter(keys.values())
     hints = {}
     for task_id, key in keys.items():
+        is_ambiguous = counts[key] > 1 or (not words[task_id] and names[key[0]] > 1)
         # The id comes before the words, which are truncated in a narrow window.
-        shown_id = f"id {short_id(task_id)}" if counts[key] > 1 or not words[task_id] else ""
-        hints[task_id] = Hint(*relations[task_id], " · ".join(filter(None, (shown_id, words[task_id]))))
+        shown_id = f"id {short_id(task_id)}" if is_ambiguous else ""
+        if text := " · ".join(filter(None, (shown_id, words[task_id]))):
+            hints[task_id] = text
     return hints
 
 
 def _first_words(prompt: str, name: str) -> str:
     """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
     line = prompt.strip().split("\n", 1)[0]
-    return "" if line.startswith(name) else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
+    is_repeated = line.startswith(name) or is_name_from_prompt(name, prompt)
+    return "" if is_repeated else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
 
 
 def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -164,6 +165,25 @@ def test_continue_submits_a_task_with_the_parent(api, ended):
         assert (status["parent"], status["continues"]) == ("task-001", "session")
     assert new.rerun_of is None
     assert api.get("/api/v1/tasks/task-001").json()["parent"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "new_name"),
+    [
+        ("Fix the login", [], "Now the tests"),
+        ("Fix…", [], "Now the tests"),
+        ("login-fix", [], "login-fix"),
+        ("Fix the login", ["metadata.name=mine"], "mine"),
+    ],
+)
+def test_name_from_the_earlier_prompt_becomes_one_from_the_new_prompt(api, ended, name, overrides, new_name):
+    entry = ended.entries["task-001"]
+    agent = entry.task.manifest.agent.with_prompt("# Fix the login\nBe quick.")
+    metadata = replace(entry.task.manifest.metadata, name=name)
+    entry.task = replace_manifest(entry.task, agent=agent, metadata=metadata)
+    body = {"prompt": "Now the tests:\nall of them", "overrides": ["metadata.id=task-002", *overrides]}
+    assert api.post(CONTINUE, json=body).status_code == 202
+    assert ended.entries["task-002"].task.manifest.metadata.name == new_name
 
 
 def test_status_of_a_chain_has_its_totals(api, ended):

@@ -313,9 +313,21 @@ def test_rows_with_the_same_name_are_distinguished(pages):
     add_named(pages.tasks, "other", "Update the docs", "Update them.")
     assert hints(pages.get("/")) == {
         "first": "Fix it & test it.",
-        "second": "Continued: Now the docs.",
-        "third": "Rerun: Fix it & test it.",
+        "second": "Now the docs.",
+        "third": "Fix it & test it.",
     }
+    text = pages.get("/").text
+    for task_id, title in (("second", "Continues first"), ("third", "Rerun of first")):
+        assert f'id="relation-{task_id}" href="/tasks/first" title="{title}"' in text
+    assert text.count('class="relation"') == 2
+
+
+def test_hint_does_not_repeat_the_name(pages):
+    add_named(pages.tasks, "first", "Fix the login", "Fix the login")
+    add_named(pages.tasks, "second", "Now the…", "## Now the docs", parent="first")
+    assert hints(pages.get("/")) == {}
+    assert 'id="to-parent" href="/tasks/first"' in pages.get("/tasks/second").text
+    assert 'id="to-parent"' not in pages.get("/tasks/first").text
 
 
 def test_rows_with_the_same_prompt_have_their_ids(pages):
@@ -324,8 +336,8 @@ def test_rows_with_the_same_prompt_have_their_ids(pages):
         add_named(pages.tasks, task_id, "Fix the login", "Fix it.", rerun_of="first")
     assert hints(pages.get("/")) == {
         "first": "Fix it.",
-        "second": "Rerun: id second · Fix it.",
-        "third": "Rerun: id third · Fix it.",
+        "second": "id second · Fix it.",
+        "third": "id third · Fix it.",
     }
 
 
@@ -335,7 +347,7 @@ def test_prompt_that_repeats_the_name_is_no_hint(pages):
     add_named(pages.tasks, "second", "Fix the login", "Fix the login")
     assert hints(pages.get("/")) == {"1a59f2d4-2f3c-4c9e-8f0a-5b9c8d7e6f5a": "id 1a59f2d4", "second": "id second"}
     add_named(pages.tasks, "third", "Other", "x " * 500, rerun_of="removed")
-    assert hints(pages.get("/"))["third"].startswith("Rerun: x x x")
+    assert hints(pages.get("/"))["third"].startswith("x x x")
     assert len(hints(pages.get("/"))["third"]) < 150
 
 
