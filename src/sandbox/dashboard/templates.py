@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
+from sandbox.model.formatting import format_cost, format_duration, format_size, format_state, short_repository
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.task import Task
@@ -174,12 +174,6 @@ def escape_text(text: str) -> str:
 
 def _code_point(character: str) -> str:
     return f"‹U+{ord(character):04X}›"
-
-
-def short_repository(url: str) -> str:
-    """Return the last two parts of a repository's path, such as `org/repo`."""
-    parts = url.rstrip("/").removesuffix(".git").replace(":", "/").split("/")
-    return "/".join(part for part in parts[-2:] if part)
 
 
 def short_id(task_id: str) -> str:

@@ -8,9 +8,18 @@ from sandbox.model.task_state import TaskState
 NAME_CHARACTERS_MAX = 120
 """Maximum length of a name that is made from a prompt."""
 
+_SCHEME_AND_USER = re.compile("^([a-z]+://)?([^/@]*@)?", re.IGNORECASE)
 _LINE_MARKS = re.compile(r"^[#*>\-\s]+|[:\s]+$")
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
+
+
+def short_repository(url: str) -> str:
+    """Return the last two parts of the path, or host and path if the path is shorter: names that the filter finds."""
+    location = _SCHEME_AND_USER.sub("", url).rstrip("/").removesuffix(".git")
+    host, _, path = location.partition("/" if "://" in url else ":")
+    parts = [part for part in path.split("/") if part]
+    return "/".join(parts[-2:] if len(parts) > 1 else [host, *parts])
 
 
 def name_from_prompt(prompt: str) -> str:

@@ -8,6 +8,7 @@ from sandbox.model.formatting import (
     format_size,
     is_name_from_prompt,
     name_from_prompt,
+    short_repository,
 )
 
 
@@ -78,3 +79,20 @@ def test_name_is_the_first_line_of_the_prompt_cut_at_a_word(prompt: str, name: s
 )
 def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
     assert is_name_from_prompt(name, "# Fix the login:\nBe quick.") is is_from_prompt
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://github.com/org/repo.git", "org/repo"),
+        ("https://host/a/b/c/", "b/c"),
+        ("http://127.0.0.1:9430/example.git", "127.0.0.1:9430/example"),
+        ("ssh://git@host:22/example", "host:22/example"),
+        ("git@github.com:org/repo.git", "org/repo"),
+        ("git@host:example", "host/example"),
+        ("org/repo", "org/repo"),
+        ("", ""),
+    ],
+)
+def test_short_name_of_a_repository_has_the_host_if_the_path_has_one_part(url: str, name: str):
+    assert short_repository(url) == name

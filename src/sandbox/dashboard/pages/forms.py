@@ -8,9 +8,10 @@ from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.dashboard.templates import render_page, short_repository
+from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
+from sandbox.model.formatting import short_repository
 from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository_url
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml

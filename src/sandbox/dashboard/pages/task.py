@@ -15,9 +15,10 @@ from sandbox.api.request_parsing import SEQ, check_format, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
 from sandbox.api.task_json import chain_totals
 from sandbox.dashboard.failure_notice import describe_failure
-from sandbox.dashboard.templates import render_page, short_repository
+from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.events import Artifact
+from sandbox.model.formatting import short_repository
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task

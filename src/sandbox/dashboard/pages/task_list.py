@@ -21,11 +21,11 @@ from sandbox.api.request_parsing import check_format, encode_cursor, parse_query
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
-from sandbox.dashboard.templates import render_page, short_id, short_repository
+from sandbox.dashboard.templates import render_page, short_id
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
-from sandbox.model.formatting import is_name_from_prompt
+from sandbox.model.formatting import is_name_from_prompt, short_repository
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState

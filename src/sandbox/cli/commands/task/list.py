@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from sandbox.cli.output.formatting import format_age, format_changes, pluralize,
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_lookup import find_task_id
-from sandbox.model.formatting import format_cost
+from sandbox.model.formatting import format_cost, short_repository
 from sandbox.model.task_state import TaskState
 
 if TYPE_CHECKING:
@@ -178,15 +177,8 @@ def _relation_mark(task: TaskSummary) -> str:
 
 
 def _short_repository(task: TaskSummary) -> str:
-    """Return the last two parts of the path, or host and path if the path is shorter: names that `--repo` finds.
-
-    Empty if the server does not send the URL.
-    """
-    url = task.get("repository", "")
-    location = re.sub("^([a-z]+://)?([^/@]*@)?", "", url, flags=re.IGNORECASE).rstrip("/").removesuffix(".git")
-    host, _, path = location.partition("/" if "://" in url else ":")
-    parts = [part for part in path.split("/") if part]
-    return "/".join(parts[-2:] if len(parts) > 1 else [host, *parts])
+    """Return the short name of the repository; empty if the server does not send the URL."""
+    return short_repository(task.get("repository", ""))
 
 
 def _cost(task: TaskSummary) -> str:
