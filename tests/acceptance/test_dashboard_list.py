@@ -313,7 +313,7 @@ def test_labels_give_way_to_a_long_name(base_url, browser):
 def test_reason_starts_with_what_happened_and_the_state_is_not_cut(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=repair", width=width)
     row = page.locator("tr", has=page.locator("#task-short-name"))
-    assert row.locator(".reason").inner_text().startswith("The budget is used up. lifecycle.budget_usd")
+    assert row.locator(".reason").inner_text().startswith("lifecycle.budget_usd")
     pill = row.locator(".pill")
     assert pill.inner_text() == "failed, released"
     pill.evaluate("(pill) => { pill.lastChild.data = 'failed, preserved'; }")

@@ -1,5 +1,6 @@
 """Describes a task's failure for people: what happened, why, and what to do."""
 
+import re
 from dataclasses import dataclass
 
 from sandbox.model.failure import FailureCode
@@ -17,11 +18,14 @@ class FailureNotice:
 
     @property
     def summary(self) -> str:
-        """The title and the message, for one line of a list. A title that only says that the task failed is omitted."""
-        is_general = self.code == FailureCode.AGENT_FAILED or self.code not in _NOTICES
-        return self.message if is_general else f"{self.title}. {self.message}"
+        """The message for one line of a list, without a beginning that repeats the repository's URL."""
+        if self.code != FailureCode.CLONE_FAILED:
+            return self.message
+        text = _CLONE_PREFIX.sub("", self.message)
+        return text[:1].upper() + text[1:]
 
 
+_CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 _AGAIN = "Run the task again."
 _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.AGENT_FAILED: ("The agent failed", "Read the end of the conversation and the output."),

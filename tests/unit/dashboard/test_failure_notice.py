@@ -32,12 +32,15 @@ def test_code_of_another_version_has_a_general_title():
 
 
 @pytest.mark.parametrize(
-    ("code", "summary"),
+    ("code", "message", "summary"),
     [
-        ("budget_exceeded", "The budget is used up. It broke."),
-        ("agent_failed", "It broke."),
-        ("new_code", "It broke."),
+        ("budget_exceeded", "lifecycle.budget_usd is spent.", "lifecycle.budget_usd is spent."),
+        ("clone_failed", "Cannot clone https://host/x.git: the branch is missing.", "The branch is missing."),
+        ("clone_failed", "Cannot clone https://host/x.git: ", "Cannot clone https://host/x.git: "),
+        ("clone_failed", "The patch does not apply.", "The patch does not apply."),
+        ("agent_failed", "Cannot clone https://host/x.git: no.", "Cannot clone https://host/x.git: no."),
+        ("new_code", "It broke.", "It broke."),
     ],
 )
-def test_summary_starts_with_a_title_that_says_more_than_failed(code, summary):
-    assert describe_failure({"code": code, "message": "It broke."}).summary == summary
+def test_summary_starts_with_the_cause(code, message, summary):
+    assert describe_failure({"code": code, "message": message}).summary == summary
