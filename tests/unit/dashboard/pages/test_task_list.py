@@ -35,6 +35,25 @@ def test_task_list_is_filtered_by_states_and_labels(pages_with_tasks):
     assert "No tasks match these filters" in pages_with_tasks.get("/?state=failed").text
 
 
+@pytest.mark.parametrize(
+    ("states", "shown", "selected"),
+    [
+        ("failed", {"kept", "removed"}, "Failed"),
+        ("failed,failed_preserved", {"kept", "removed"}, "Failed"),
+        ("failed_preserved", {"kept"}, None),
+    ],
+)
+def test_filter_for_failed_tasks_includes_those_with_a_preserved_sandbox(pages, states, shown, selected):
+    failure = Failure(FailureCode.AGENT_FAILED, "It failed.")
+    for task_id, action in (("kept", "preserve"), ("removed", "destroy")):
+        asyncio.run(pages.tasks.submit(manifest(task_id, lifecycle={"failure_action": action})))
+        pages.tasks.record(task_id, *TO_RUNNING, e.AgentExited(1, None, failure), e.TaskFinished())
+    page = pages.get(f"/?state={states}")
+    assert set(rows(page)) == shown
+    found = re.search(r'id="group-[^"]*" href="[^"]*" aria-current="true">(\w+)', page.text)
+    assert (found and found[1]) == selected
+
+
 def test_state_shows_whether_a_sandbox_is_still_preserved(pages):
     tasks, failure = pages.tasks, Failure(FailureCode.AGENT_FAILED, "It failed.")
     for task_id in ("kept", "released"):
