@@ -335,7 +335,7 @@ def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser,
     page = browser.open(f"{base_url}/?q=translate", width=width)
     for text in ("Now to", "Translate it"):
         assert page.locator(".hint", has_text=text).first.is_visible()
-        assert page.locator(".hint", has_text=text).first.bounding_box()["width"] > 90
+        assert page.locator(".hint", has_text=text).first.bounding_box()["width"] > 80
     hints = [" ".join(text.split()) for text in page.locator(".hint").all_inner_texts()]
     texts = dict(zip(page.evaluate(ROWS), hints, strict=True))
     assert (texts["task-chain-2"], texts["task-chain-3"]) == (
