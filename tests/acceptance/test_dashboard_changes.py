@@ -317,6 +317,19 @@ def test_comment_without_a_current_change_is_on_the_first_change_of_the_file(bas
     page.locator(".comment-form").wait_for(state="detached")
 
 
+def test_comment_on_a_replaced_line_is_on_the_added_line(base_url, browser):
+    page = open_changes(browser, base_url)
+    app = file_of(page, "app.py")
+    for _ in range(30):
+        page.keyboard.press("n")
+        if app.locator("tr.current.del + tr.add, tr.current.del + tr.del").count():
+            break
+    assert app.locator("tr.current.del").count() == 1
+    page.keyboard.press("m")
+    app.locator("tr.add + .comment-row .comment-form").wait_for()
+    assert app.locator("tr.del + .comment-row").count() == 0
+
+
 def test_comments_become_a_prompt(base_url, browser):
     page = open_changes(browser, base_url, "same", before=RECORD_COPIES)
     dialog = open_request(page)

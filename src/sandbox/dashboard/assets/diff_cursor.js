@@ -119,7 +119,9 @@ export class Cursor {
       this.#setCurrent(view);
       this.#setRow({ view, at, element: view.elementOf(at) });
     }
-    this.changes.comments.openAt(this.#row.view, this.#row.element);
+    const { view, at } = this.#row;
+    const line = view.commentedLineOf(at);
+    this.changes.comments.openAt(view, line === at ? this.#row.element : view.elementOf(line));
   }
 
   // Keep the file at its position on the screen while the heights of files change.

@@ -192,6 +192,13 @@ export class FileView {
     return this.items.flatMap((item, at) => (isChange(item) && !(at && isChange(this.items[at - 1])) ? [at] : []));
   }
 
+  // The line for a comment on the change at this item: the added line, if the change replaces removed lines.
+  commentedLineOf(at) {
+    let next = at;
+    while (this.items[next]?.kind === "-") next++;
+    return this.items[next]?.kind === "+" ? next : at;
+  }
+
   // The element of an item; renders it if necessary.
   elementOf(at) {
     this.open();
