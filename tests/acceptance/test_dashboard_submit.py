@@ -437,3 +437,21 @@ def test_form_has_no_accessibility_violations(base_url, browser):
     assert accessibility_violations(page) == [], "YAML"
     page.keyboard.press("ArrowLeft")
     assert page.evaluate("document.activeElement.id") == "tab-form"
+
+
+def test_link_to_a_setting_opens_its_field(base_url, browser):
+    page = browser.open(f"{base_url}/submit?from=task-1&field=lifecycle.timeout")
+    wait_until(lambda: page.evaluate("document.activeElement.id") == "timeout", 30, "the focused field")
+    assert page.locator("#advanced").get_attribute("open") is not None
+    page.goto(f"{base_url}/submit?from=task-1&field=repository.branch")
+    wait_until(lambda: page.evaluate("document.activeElement.id") == "branch", 30, "the focused field")
+    assert page.locator("#advanced").get_attribute("open") is None
+    page.goto(f"{base_url}/submit?from=task-1&field=unknown%22")
+    page.locator("#verdict.good").wait_for()
+    assert page.evaluate("document.activeElement.id") == ""
+
+
+def test_name_of_a_long_prompt_is_cut_at_a_word(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.get_by_label("Prompt", exact=True).fill("word " * 40)
+    wait_until(lambda: page.locator("#name").input_value() == "word " * 23 + "word…", 30, "the name")

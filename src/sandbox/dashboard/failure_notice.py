@@ -9,12 +9,21 @@ from sandbox.model.wire.bodies import FailureBody
 
 @dataclass(frozen=True, slots=True)
 class FailureNotice:
-    """A failure. title: what happened; remedy: what to do, empty if the message already says it."""
+    """A failure. title: what happened; remedy: what to do, empty if the message already says it.
+
+    setting: the field of the manifest whose change would prevent the failure; None if there is no such field.
+    """
 
     title: str
     message: str
     remedy: str
     code: str
+    setting: str | None = None
+
+    @property
+    def change(self) -> str:
+        """The change of the setting, as in "Run again with more memory"; empty without a setting."""
+        return _CHANGES.get(self.setting or "", "")
 
     @property
     def summary(self) -> str:
@@ -53,6 +62,25 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TIMEOUT: ("The agent ran out of time", "Raise lifecycle.timeout, or reduce the task."),
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
+_CHANGES = {
+    "lifecycle.budget_tokens": "a larger budget",
+    "lifecycle.budget_usd": "a larger budget",
+    "lifecycle.timeout": "more time",
+    "repository.branch": "another branch",
+    "repository.url": "another URL",
+    "vm.disk": "a larger disk",
+    "vm.memory": "more memory",
+}
+_SETTING = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, _CHANGES)) + r")(?!\w|\.\w)")
+_CODES_WITH_SETTING = {
+    FailureCode.BUDGET_EXCEEDED,
+    FailureCode.CLONE_FAILED,
+    FailureCode.DISK_FULL,
+    FailureCode.OUT_OF_MEMORY,
+    FailureCode.TIMEOUT,
+}
+"""Failures whose messages come from Sandbox and name a setting last, or whose remedies name one."""
+
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
 """Messages that contain one of these texts already say what to do, often more precisely."""
 
@@ -61,6 +89,8 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     """Return the notice for a failure. Unknown codes from other versions get a general title."""
     title, remedy = _NOTICES.get(failure["code"], ("The task failed", ""))
     message = failure["message"]
+    names = _SETTING.findall(message) or _SETTING.findall(remedy)
+    setting = names[-1] if names and failure["code"] in _CODES_WITH_SETTING else None
     if any(mark in message for mark in _REMEDY_MARKS):
         remedy = ""
-    return FailureNotice(title, message, remedy, failure["code"])
+    return FailureNotice(title, message, remedy, failure["code"], setting)

@@ -44,3 +44,30 @@ def test_code_of_another_version_has_a_general_title():
 )
 def test_summary_starts_with_the_cause(code, message, summary):
     assert describe_failure({"code": code, "message": message}).summary == summary
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "setting"),
+    [
+        ("budget_exceeded", "lifecycle.budget_usd (1 USD) is spent. Raise the budget.", "lifecycle.budget_usd"),
+        (
+            "budget_exceeded",
+            "lifecycle.budget_usd cannot be enforced. Set lifecycle.budget_tokens instead.",
+            "lifecycle.budget_tokens",
+        ),
+        (
+            "clone_failed",
+            "Cannot clone x: it has no branch 'a'; check repository.branch.",
+            "repository.branch",
+        ),
+        ("clone_failed", "The connection broke.", None),
+        ("clone_failed", "'a' is not a directory; check repository.subpath.", None),
+        ("out_of_memory", "A process was killed.", "vm.memory"),
+        ("timeout", "It took too long; raise lifecycle.timeout.", "lifecycle.timeout"),
+        ("agent_failed", "Raise vm.memory.", None),
+        ("new_code", "Raise vm.memory.", None),
+    ],
+)
+def test_setting_that_would_prevent_the_failure(code, message, setting):
+    notice = describe_failure({"code": code, "message": message})
+    assert (notice.setting, bool(notice.change)) == (setting, setting is not None)

@@ -291,5 +291,9 @@ form.isNamed = isComplete;
 restoreDraft();
 form.show(editor.text);
 showTab();
-if (selectedTab() === "form" && !isComplete) $("prompt").focus();
+const field = new URLSearchParams(location.search).get("field"); // the setting that a link asks to change
+if (selectedTab() === "form") {
+  if (field) form.goTo(field);
+  else if (!isComplete) $("prompt").focus();
+}
 check();

@@ -36,6 +36,22 @@ def test_change_is_not_offered_without_a_clone_or_a_patch(pages):
     assert ('data-action="continue"' in text, 'id="run-again"' in text) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("code", "link"),
+    [
+        (FailureCode.TIMEOUT, "/submit?from=task-001&amp;field=lifecycle.timeout"),
+        (FailureCode.AGENT_FAILED, None),
+    ],
+)
+def test_failure_that_a_setting_prevents_has_a_link_to_its_field(pages, code, link):
+    failed = e.AgentExited(1, None, Failure(code, "It failed."))
+    pages.tasks.add("task-001", *TO_RUNNING, failed, e.TaskFinished())
+    text = pages.get("/tasks/task-001").text
+    found = re.search(r'class="button primary" id="fix" href="([^"]*)">Run again with more time<', text)
+    assert (found and found[1]) == link
+    assert ('class="button primary" id="run-again"' in text) == (link is None)
+
+
 def test_reason_is_on_the_page_if_a_patch_cannot_be_continued(pages):
     add_ended(pages.tasks, "task-001", e.ArtifactCollected(PATCH))
     text = pages.get("/tasks/task-001").text
