@@ -81,8 +81,8 @@ def test_number_of_checked_addresses_is_limited(monkeypatch, before, is_dialed):
     monkeypatch.setattr(dialer, "_connect", connect)
 
     async def dial():
+        public = PublicDialer("model.example.com", is_checked_as_global, set(), OutboundConnections())
         with pytest.raises((HostUnreachableError, AddressDeniedError)):
-            public = PublicDialer("model.example.com", is_checked_as_global, set(), OutboundConnections())
             await public.dial("files.example.org", 443)
 
     asyncio.run(dial())
