@@ -84,6 +84,7 @@ def user(tmp_path):
         ports = ("--port", "0", "--ws-port", "0", "--git-port", "0")
         started = subprocess.run([*sandbox, "--keep", *ports], check=False, capture_output=True, text=True, **options)
         assert started.returncode == 0, started.stdout + started.stderr
+        assert "***" not in started.stdout
         (expected,) = blocks(section("Install Sandbox"), "")
         addresses = dict(re.findall(r"^  (Dashboard|Repository) +(\S+)$", started.stdout, re.MULTILINE))
         shown = started.stdout.replace(addresses["Repository"], "http://127.0.0.1:8130/example.git")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import select
 import shlex
 import signal
@@ -97,7 +98,9 @@ def has_model_key() -> bool:
 def scripted_model_variables() -> Iterator[dict[str, str]]:
     """Start the scripted model; yield the environment variables that make a server use it."""
     with start_module("sandbox.demo.scripted_model", "--port", "0") as model:
-        yield {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": "scripted", "ANTHROPIC_AUTH_TOKEN": ""}
+        # The server redacts the key in all output, so the key must not be a word.
+        key = f"demo-{secrets.token_hex(16)}"
+        yield {"ANTHROPIC_BASE_URL": model["url"], "ANTHROPIC_API_KEY": key, "ANTHROPIC_AUTH_TOKEN": ""}
 
 
 def print_model(console: Console) -> None:
