@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 from sandbox.cli.output.text import escape_name, escape_text
@@ -90,6 +91,20 @@ def current_activity(progress: Progress) -> str:
 
 GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHORT_ID_CHARACTERS = 8
+
+
+def shorten_ids(ids: Iterable[str]) -> dict[str, str]:
+    """Return the beginning of each generated id that no other id begins with, and other ids unchanged."""
+    ordered = sorted(set(ids))
+    shared = [
+        sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False))) for pair in pairwise(ordered)
+    ]
+    lengths = map(max, [0, *shared], [*shared, 0])
+    return {
+        task_id: task_id[: max(length + 1, SHORT_ID_CHARACTERS)] if GENERATED_ID.fullmatch(task_id) else task_id
+        for task_id, length in zip(ordered, lengths, strict=False)
+    }
+
 
 _FIELD = re.compile(r"\b([a-z]+)\.([a-z_]+)\b")
 

@@ -70,3 +70,17 @@ def test_generated_ids_are_shortened_if_a_command_does_not_fit():
     assert formatting.next_commands(task, longest - 1)[0] == ("Diff", "sandbox task diff 3f2c1d7e")
     chosen = formatting.next_commands({**task, "id": "x" * 60}, 40)
     assert chosen[0] == ("Diff", f"sandbox task diff {'x' * 60}")
+
+
+def test_shortened_ids_are_unique_in_their_list():
+    first, second = "5e173eb5-58f6-4bd5-9b43-6f1d6ab4f6a0", "5e173eb5-5a2c-4f0e-8f37-5a2b2d0f9c11"
+    alone = "77aa0000-0d2c-4f0e-8f37-5a2b2d0f9c11"
+    shortened = formatting.shorten_ids([first, alone, second, first])
+    assert shortened == {first: "5e173eb5-58", second: "5e173eb5-5a", alone: "77aa0000"}
+
+
+def test_ids_that_a_user_chose_are_not_shortened_and_differ_from_shortened_ids():
+    generated = "5e173eb5-58f6-4bd5-9b43-6f1d6ab4f6a0"
+    chosen = ["5e173eb5", "fix-the-flaky-login-of-the-dashboard"]
+    assert formatting.shorten_ids([generated, *chosen]) == {generated: "5e173eb5-", **{each: each for each in chosen}}
+    assert formatting.shorten_ids([]) == {}

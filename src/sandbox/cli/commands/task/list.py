@@ -12,7 +12,7 @@ from sandbox.cli.lazy_group import command
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, format_changes, pluralize, state_text, task_duration
+from sandbox.cli.output.formatting import format_age, format_changes, pluralize, shorten_ids, state_text, task_duration
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_lookup import find_task_id
@@ -110,11 +110,15 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     help="Sort key. Times: latest first; names: from A to Z; cost: most expensive first.",
 )
 @click.option("--totals", "has_totals", is_flag=True, help="Also show the number and the cost of all matching tasks.")
+@click.option("--no-trunc", "shows_whole_ids", is_flag=True, help="Show whole ids on a terminal.")
 @common_options
-def list_tasks(limit: int | None, takes_all: bool, sort: str | None, has_totals: bool, **filters: Any) -> None:
+def list_tasks(
+    limit: int | None, takes_all: bool, sort: str | None, has_totals: bool, shows_whole_ids: bool, **filters: Any
+) -> None:
     """List tasks, newest first.
 
-    On a terminal, ↻ marks a rerun, and ↳ marks a task that continues another one.
+    On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one.
+    Commands accept the shortened ids. In a pipe and with --format json, ids are whole.
     """
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
@@ -131,14 +135,17 @@ def list_tasks(limit: int | None, takes_all: bool, sort: str | None, has_totals:
     if page["tasks"]:
         console = stdout_console(has_color=options.has_color)
         columns = _TERMINAL_COLUMNS if console.is_terminal else _COLUMNS
-        rows = [_cells(task, is_terminal=console.is_terminal) for task in page["tasks"]]
+        ids = shorten_ids(task["id"] for task in page["tasks"]) if console.is_terminal and not shows_whole_ids else {}
+        rows = [
+            _cells(task, ids.get(task["id"], task["id"]), is_terminal=console.is_terminal) for task in page["tasks"]
+        ]
         print_table(
             console,
             columns,
             [[row[name] for name in columns] for row in rows],
             has_border=options.format == "table",
             shrinkable=("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME"),
-            compact=("COST", "AGE"),
+            compact=("AGE",),
         )
     _print_omitted_count(page, is_filtered=any(filters.values()))
     if totals := page.get("totals"):
@@ -154,11 +161,11 @@ def _all_pages(client: Client, first_page: TaskPage, query: dict[str, Any]) -> T
     return {**first_page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
 
 
-def _cells(task: TaskSummary, *, is_terminal: bool) -> dict[str, Text]:
+def _cells(task: TaskSummary, shown_id: str, *, is_terminal: bool) -> dict[str, Text]:
     """Return the cells of a task, by column."""
     mark = _relation_mark(task) if is_terminal else ""
     return {
-        "ID": cell(task["id"]),
+        "ID": cell(shown_id),
         "STATE": cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
         "AGE": cell(format_age(task["created_at"], datetime.now(UTC))),
         "NAME": cell(f"{mark} {task['name']}" if mark else task["name"]),

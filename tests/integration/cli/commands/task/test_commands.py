@@ -486,16 +486,39 @@ def test_list_on_a_terminal_shows_changes_reasons_and_relations(api, run_cli, on
     assert "  ↳ Fix bug #42  " in lines[2]
 
 
-def test_list_in_a_narrow_window_shows_ids_age_and_cost(api, on_terminal, terminal):
-    task_id = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
-    api.on("GET", "/tasks", json_response({"tasks": [task_status("failed_preserved", task_id)], "total_count": 1}))
+GENERATED_ID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
+LONG_NAME = "Fix the crash of the parser for files without a line ending"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown_id", "has_cost", "name_cells"),
+    [([], "3f2c1d7e", True, 34), (["--no-trunc"], GENERATED_ID, False, 15)],
+)
+def test_list_in_a_narrow_window_shortens_ids_and_omits_cost_before_the_name_is_unreadable(
+    api, on_terminal, terminal, arguments, shown_id, has_cost, name_cells
+):
+    task = task_status("failed_preserved", GENERATED_ID, name=LONG_NAME, labels={})
+    api.on("GET", "/tasks", json_response({"tasks": [task], "total_count": 1}))
     terminal.resize(80)
-    text = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
+    text = terminal.read_to_end(on_terminal("task", "list", "--no-color", *arguments)).decode()
     heading, line = text.replace("\r", "").splitlines()[:2]
-    assert heading.split() == ["ID", "STATE", "AGE", "NAME", "COST"]
-    assert line.startswith(task_id)
-    assert line.endswith("$0.0895")
-    assert "  Fix" in line
+    assert heading.split()[:4] == ["ID", "STATE", "AGE", "NAME"]
+    assert line.startswith(f"{shown_id}  failed, preserved  ")
+    assert ("COST" in heading, "$0.0895" in line) == (has_cost, has_cost)
+    assert f"  {LONG_NAME[: name_cells - 5]}" in line
+    assert len(line) <= 80
+
+
+def test_list_shows_whole_ids_in_a_pipe_and_chosen_ids_on_a_terminal(api, run_cli, on_terminal, terminal):
+    chosen = "fix-the-crash-of-the-parser"
+    tasks = [task_status("running", task_id) for task_id in (GENERATED_ID, chosen)]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 2}))
+    assert GENERATED_ID in run_cli("task", "list").stdout.decode()
+    assert json.loads(run_cli("task", "list", "-f", "json").stdout)["tasks"][0]["id"] == GENERATED_ID
+    terminal.resize(80)
+    output = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
+    assert GENERATED_ID not in output
+    assert ("3f2c1d7e " in output, f"{chosen} " in output) == (True, True)
 
 
 LOG = b'[2026-01-29T10:10:15.123Z] [STDOUT] {"raw": "\x1b[31m\xff"}\n[2026-01-29T10:10:15.124Z] [STDERR] oh [x] y\n'
