@@ -17,7 +17,7 @@ def check_deletion(deployment):
     """Delete one task with the command line, while another one is running."""
     deployment.submit("delete-me")
     deployment.wait_for_state("running", "delete-me", seconds=60)
-    arguments = ("task", "delete", "delete-me", "--server", deployment.server.ready_message["http"])
+    arguments = ("task", "delete", "delete-me", "--yes", "--server", deployment.server.ready_message["http"])
     refused = forked(*arguments, env={"HOME": str(deployment.home)})
     assert (refused.returncode, b"cancel it, then delete it" in refused.stderr) == (4, True)
     deployment.http.delete("/api/v1/tasks/delete-me?force=true")

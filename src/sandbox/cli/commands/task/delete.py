@@ -32,11 +32,16 @@ if TYPE_CHECKING:
 def delete(task_id: str, yes: bool) -> None:
     """Delete a task that has ended, with all its data.
 
-    Removes the logs, the artifacts and a preserved sandbox. To remove many tasks, use sandbox admin prune.
+    Removes the logs, the artifacts and a preserved sandbox. To remove many tasks, use sandbox admin prune. Prompts
+    before it deletes. Without a terminal, --yes is required.
     """
+    has_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    if not yes and not has_terminal:
+        message = "Error: This command prompts for confirmation and needs a terminal."
+        fail(f"{message}\n  Delete the task without a prompt: add --yes", ExitCode.USAGE)
     options = current_options()
     with options.connect() as client:
-        if not yes and sys.stdin.isatty() and sys.stderr.isatty():
+        if not yes:
             _confirm(client.status(task_id))
         response = client.delete(task_id)
     if options.format == "json":

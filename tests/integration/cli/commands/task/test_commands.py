@@ -774,14 +774,22 @@ def test_release_prints_the_message_of_the_server(run_cli, api):
 def test_delete_prints_the_message_of_the_server(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Deleted."}
     api.on("DELETE", f"/tasks/{TASK_ID}/data", json_response(response))
-    assert run_cli("task", "delete", TASK_ID).stderr == b"Deleted.\n"
-    assert json.loads(run_cli("task", "delete", TASK_ID, "-f", "json").stdout) == response
-    assert run_cli("task", "delete", "other").returncode == 3
+    assert run_cli("task", "delete", TASK_ID, "--yes").stderr == b"Deleted.\n"
+    assert json.loads(run_cli("task", "delete", TASK_ID, "-y", "-f", "json").stdout) == response
+    assert run_cli("task", "delete", "other", "--yes").returncode == 3
+
+
+@pytest.mark.parametrize("options", [[], ["-f", "json"]])
+def test_delete_without_a_terminal_needs_the_yes_option(run_cli, api, options):
+    result = run_cli("task", "delete", TASK_ID, *options)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert b"add --yes" in result.stderr
+    assert api.requests_to("DELETE", f"/tasks/{TASK_ID}/data") == []
 
 
 def test_delete_of_a_task_that_has_not_ended_exits_with_4(run_cli, api):
     api.on("DELETE", f"/tasks/{TASK_ID}/data", error_response(409, "task_not_ended", "Cancel it, then delete it."))
-    result = run_cli("task", "delete", TASK_ID)
+    result = run_cli("task", "delete", TASK_ID, "--yes")
     assert (result.returncode, b"Cancel it, then delete it." in result.stderr) == (4, True)
 
 
