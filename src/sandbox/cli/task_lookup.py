@@ -34,7 +34,7 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
     """Return `text` if it is the id of a task, otherwise the only generated id that begins with `text`.
 
     Returns `text` itself if there is no such task: the server then reports the error. Exits with an error if several
-    ids begin with `text`. Raises ClientError.
+    ids begin with `text`, or if `text` is too short to search for. Raises ClientError.
     """
     if not _is_prefix(text):
         return text
@@ -44,6 +44,9 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
         try:
             return client.status(text)["id"]
         except TaskNotFoundError:
+            if len(text) < PREFIX_CHARACTERS_MIN:
+                advice = f"Give at least {PREFIX_CHARACTERS_MIN} characters of a generated id."
+                fail(f"Error: There is no such task. {advice}", ExitCode.NOT_FOUND)
             with suppress(InvalidRequestError):  # an older server cannot search
                 return _find_by_prefix(client, text)
     return text
@@ -52,7 +55,7 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
 def _is_prefix(text: str) -> bool:
     is_complete = len(text) >= len(_ANY_GENERATED_ID)
     filled = text + _ANY_GENERATED_ID[len(text) :]
-    return len(text) >= PREFIX_CHARACTERS_MIN and not is_complete and _GENERATED_ID.fullmatch(filled) is not None
+    return bool(text) and not is_complete and _GENERATED_ID.fullmatch(filled) is not None
 
 
 def _find_by_prefix(client: Client, prefix: str) -> str:

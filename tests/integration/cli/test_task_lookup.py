@@ -94,7 +94,22 @@ def test_exact_id_wins(run_cli, api, search):
     assert api.requests_to("GET", "/tasks") == []
 
 
-@pytest.mark.parametrize("text", [FIRST, "5e1", "fix-1", "5e173eb5x", "5e173eb558f6", "../5e17"])
+@pytest.mark.parametrize("text", ["5", "1d", "5e1"])
+def test_short_prefix_is_not_searched_and_needs_more_characters(run_cli, api, search, text):
+    search(FIRST)
+    result = run_cli("task", "status", text)
+    message = b"Error: There is no such task. Give at least 4 characters of a generated id.\n"
+    assert (result.returncode, result.stdout, result.stderr) == (3, b"", message)
+    assert [request.path for request in api.requests] == [f"/tasks/{text}"]
+
+
+def test_short_id_that_a_user_chose_selects_its_task(run_cli, api, search):
+    search(FIRST)
+    api.on("GET", "/tasks/5e1", json_response(task_status("running", task_id="5e1")))
+    assert run_cli("task", "status", "5e1").stdout.startswith(b"Task        5e1\n")
+
+
+@pytest.mark.parametrize("text", [FIRST, "fix-1", "5e173eb5x", "5e173eb558f6", "../5e17"])
 def test_other_arguments_are_sent_unchanged(run_cli, api, search, text):
     """A whole id needs no search. An id that a user chose, such as `fix-1`, must not become `fix-10`."""
     search(FIRST, "fix-10")
