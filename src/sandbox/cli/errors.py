@@ -143,16 +143,23 @@ def fail(message: str, code: ExitCode) -> NoReturn:
 
 
 @contextmanager
-def interrupt_hint(task_id: str) -> Iterator[None]:
-    """On ^C, stop watching and print that the task continues."""
+def interrupt_hint(task_id: str, apply_command: str | None = None) -> Iterator[None]:
+    """On ^C, stop watching and print that the task continues.
+
+    apply_command: the command that applies the task's changes.
+    """
     try:
         yield
     except KeyboardInterrupt:
         escaped_id = escape_text(task_id)
-        message = (
-            f"\nStopped watching. Task {escaped_id} continues.\n  Watch again: sandbox task status {escaped_id} --watch"
-        )
-        fail(f"{message}\n  Cancel it:   sandbox task cancel {escaped_id}", ExitCode.INTERRUPTED)
+        commands = {
+            "Watch again": f"sandbox task status {escaped_id} --watch",
+            "Cancel it": f"sandbox task cancel {escaped_id}",
+            **({"When it is done": apply_command} if apply_command else {}),
+        }
+        label_cells = max(map(len, commands)) + 1
+        lines = [f"  {label + ':':<{label_cells}} {command}" for label, command in commands.items()]
+        fail("\n".join([f"\nStopped watching. Task {escaped_id} continues.", *lines]), ExitCode.INTERRUPTED)
 
 
 @contextmanager

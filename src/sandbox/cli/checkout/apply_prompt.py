@@ -55,7 +55,7 @@ class ApplyPrompt:
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
             # Suggest `sandbox task apply`: repeating the original command would create another task.
-            advice = f"{self._apply_command(task_id)} --allow-secrets"
+            advice = f"{self.apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
             self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))
 
@@ -86,7 +86,8 @@ class ApplyPrompt:
         """
         return not (self.has_local_changes or self.checkout.count_changed())
 
-    def _apply_command(self, task_id: str) -> str:
+    def apply_command(self, task_id: str) -> str:
+        """Return the command that applies the task's changes later."""
         return f"sandbox task apply {escape_text(task_id)}{'' if self._should_stage() else ' --beside-changes'}"
 
     def _warn_if_moved(self) -> Head:
@@ -103,7 +104,7 @@ class ApplyPrompt:
         if not has_diff:
             return "Error: The patch contains nothing that git can apply."
         if (head := self.checkout.head()) != expected:
-            advice = f"Apply it anyway: {self._apply_command(task_id)}"
+            advice = f"Apply it anyway: {self.apply_command(task_id)}"
             return f"Error: {self._moved_message(head)} Nothing was applied.\n  {advice}"
         return None
 
@@ -119,7 +120,7 @@ class ApplyPrompt:
         if is_applied:
             click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
         elif changed:
-            click.echo(f"  {_diff_hint(task_id)}\n  Apply it:   {self._apply_command(task_id)}", err=True)
+            click.echo(f"  {_diff_hint(task_id)}\n  Apply it:   {self.apply_command(task_id)}", err=True)
         elif is_empty:
             click.echo("The task changed nothing.", err=True)
 

@@ -111,7 +111,7 @@ def run(
         task_id = submitted["task_id"]
         if options.format != "json":
             print_submitted(submitted, options.server, is_watched=True)
-        with interrupt_hint(task_id):
+        with interrupt_hint(task_id, apply_prompt.apply_command(task_id)):
             wait_for_end(client, task_id, options, should_follow=True)
         apply_prompt.run(client, task_id)
 

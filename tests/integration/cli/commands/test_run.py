@@ -4,6 +4,9 @@ import base64
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -432,6 +435,32 @@ def test_prompt_warns_about_another_branch(switched_branch, on_terminal, termina
     terminal.type(b"y\n")
     terminal.read_to_end(process)
     assert (process.returncode, (checkout / "new.txt").exists()) == (0, True)
+
+
+@pytest.mark.parametrize(("dirty", "option"), [("", ""), ("print('mine')\n", " --beside-changes")])
+def test_interrupted_run_prints_the_apply_command(api, completed_task, start_cli, checkout, dirty, option):
+    ended = threading.Event()
+
+    def events_without_end():
+        yield from sse_response(task_events()[:5]).chunks
+        ended.wait(60)
+
+    api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, events_without_end()))
+    if dirty:
+        (checkout / "src" / "app.py").write_text(dirty)
+    process = start_cli("run", "Go.", "--leave-dirty", cwd=checkout, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert any(b"  running  " in line for line in iter(process.stderr.readline, b""))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr.read().decode().splitlines()[-4:] == [
+            f"Stopped watching. Task {TASK_ID} continues.",
+            f"  Watch again:     sandbox task status {TASK_ID} --watch",
+            f"  Cancel it:       sandbox task cancel {TASK_ID}",
+            f"  When it is done: sandbox task apply {TASK_ID}{option}",
+        ]
+    finally:
+        ended.set()
 
 
 def test_failed_task_applies_nothing(api, completed_task, run_cli, checkout):
