@@ -110,7 +110,7 @@ def _show(task: Task, options: CliOptions) -> None:
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, is_terminal=console.is_terminal))
     if not console.is_terminal:
-        _print_rows(rows, console, state_style)
+        _print_rows([*rows, *_result_rows(task)], console, state_style)
         return
     _print_rows(_outcome_rows(task, dict(rows), options.server, console.width), console, state_style)
     console.print()
@@ -126,11 +126,7 @@ def _outcome_rows(task: Task, rows: Mapping[str, str], server: str, width: int) 
     yield "State", rows["State"]
     if "Error" in rows:
         yield "Error", rows["Error"]
-    if (diff := task.get("diff")) and diff["files"]:
-        yield "Changes", f"{format_changes(task)} in {pluralize(diff['files'], 'file')}"
-    # Older servers do not send the message. The message of a failed agent repeats the error.
-    if (message := task.get("final_message")) and not task["error"]:
-        yield "Message", message
+    yield from _result_rows(task)
     if "Cost" in rows:
         yield "Cost", rows["Cost"]
     if duration := task_duration(task):
@@ -140,6 +136,15 @@ def _outcome_rows(task: Task, rows: Mapping[str, str], server: str, width: int) 
     if task.get("sandbox_kept"):
         yield "Shell", f"sandbox task shell {task['id']}"
         yield "Release it", f"sandbox task release {task['id']}"
+
+
+def _result_rows(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the size of the patch and the agent's final message."""
+    if (diff := task.get("diff")) and diff["files"]:
+        yield "Changes", f"{format_changes(task)} in {pluralize(diff['files'], 'file')}"
+    # Older servers do not send the message. The message of a failed agent repeats the error.
+    if (message := task.get("final_message")) and not task["error"]:
+        yield "Message", message
 
 
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:

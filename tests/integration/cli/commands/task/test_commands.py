@@ -229,6 +229,18 @@ def test_status_on_a_terminal_begins_with_the_outcome(api, on_terminal, terminal
     assert not [line for line in details if line.startswith(("State", "Cost"))]
 
 
+def test_status_in_a_pipe_ends_with_changes_and_the_final_message(run_cli, api):
+    task = task_status("completed", diff=DIFF, final_message="Fixed \x1b[31m.\n\nAll tests pass.")
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
+    lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
+    assert lines[0] == "Task        fix-42"
+    assert lines[-3:] == [
+        "Changes     +1,016 −4 in 2 files",
+        r"Message     Fixed \x1b[31m.",
+        f"{'':12}All tests pass.",
+    ]
+
+
 def test_status_of_a_failed_task_suggests_to_set_the_field_that_the_message_names(api, on_terminal, terminal):
     error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it."}
     changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}, "final_message": "API Error"}
