@@ -13,7 +13,7 @@ from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, fiel
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import outcome_summary, state_text
+from sandbox.cli.output.formatting import has_no_changes, outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.cli.overrides import Override, OverrideError
@@ -125,8 +125,9 @@ def _hint(status: Task, options: CliOptions) -> None:
         # Print one line per command, so that it can be copied even from a narrow window.
         escaped_id = escape_text(status["id"])
         chain = " --chain" if status.get("parent") is not None else ""
-        click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
-        click.echo(f"  Apply:     sandbox task apply {escaped_id}{chain}", err=True)
+        if not has_no_changes(status):
+            click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
+            click.echo(f"  Apply:     sandbox task apply {escaped_id}{chain}", err=True)
         click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)
 
 
@@ -144,7 +145,8 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
         print_json(status)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:
-        fail(outcome_summary(status, has_reason=not should_follow, width_cells=terminal_width(sys.stderr)), code)
+        width = terminal_width(sys.stderr)
+        fail(outcome_summary(status, ends_with_outcome=should_follow, width_cells=width), code)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
     return status

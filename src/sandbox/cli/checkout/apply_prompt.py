@@ -50,14 +50,19 @@ class ApplyPrompt:
     has_local_changes: bool
     head: Head
 
-    def run(self, client: Client, task_id: str) -> None:
-        """Show the changes, and apply them if requested."""
+    def run(self, client: Client, task_id: str, *, is_empty_reported: bool = False) -> None:
+        """Show the changes, and apply them if requested.
+
+        is_empty_reported: the user has been told that there are no changes.
+        """
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
             # Suggest `sandbox task apply`: repeating the original command would create another task.
             advice = f"{self.apply_command(task_id)} --allow-secrets"
             fetch_patch(client, task_id, patch, allows_secrets=self.allows_secrets, secrets_advice=advice)
             self._show_and_apply(patch, task_id, has_diff=print_omissions(client, task_id, patch))
+            if not patch.stat().st_size and not is_empty_reported and self.options.format != "json":
+                click.echo("The task changed nothing.", err=True)
 
     def _show_and_apply(self, patch: Path, task_id: str, *, has_diff: bool) -> None:
         is_empty = not patch.stat().st_size
@@ -77,7 +82,7 @@ class ApplyPrompt:
         if blocked_reason is not None:
             fail(blocked_reason, ExitCode.CONFLICT)
         if not is_json:
-            self._print_result(task_id, changed, is_empty=is_empty, is_applied=is_applied, is_staged=stages)
+            self._print_result(task_id, changed, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
         """Return whether to stage the patch.
@@ -112,17 +117,13 @@ class ApplyPrompt:
         previous, current = _describe_head(self.head), _describe_head(head)
         return f"This checkout was at {previous} when the task started, and is at {current} now."
 
-    def _print_result(
-        self, task_id: str, changed: list[ChangedFile], *, is_empty: bool, is_applied: bool, is_staged: bool
-    ) -> None:
+    def _print_result(self, task_id: str, changed: list[ChangedFile], *, is_applied: bool, is_staged: bool) -> None:
         if changed:
             print_changed_files(changed, stderr_console(has_color=self.options.has_color))
         if is_applied:
             click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
         elif changed:
             click.echo(f"  {_diff_hint(task_id)}\n  Apply it:   {self.apply_command(task_id)}", err=True)
-        elif is_empty:
-            click.echo("The task changed nothing.", err=True)
 
 
 def _diff_hint(task_id: str) -> str:

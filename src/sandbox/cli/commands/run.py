@@ -17,7 +17,7 @@ from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.output.formatting import pluralize
+from sandbox.cli.output.formatting import has_no_changes, pluralize
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.secret_guard import allow_secrets_option
@@ -112,8 +112,8 @@ def run(
         if options.format != "json":
             print_submitted(submitted, options.server, is_watched=True)
         with interrupt_hint(task_id, apply_prompt.apply_command(task_id)):
-            wait_for_end(client, task_id, options, should_follow=True)
-        apply_prompt.run(client, task_id)
+            status = wait_for_end(client, task_id, options, should_follow=True)
+        apply_prompt.run(client, task_id, is_empty_reported=has_no_changes(status))
 
 
 def _require_pushed(checkout: Checkout, origin: Origin) -> None:

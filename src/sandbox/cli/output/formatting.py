@@ -155,26 +155,39 @@ def _named_field(task: Mapping[str, Any]) -> str:
     return ""
 
 
-def outcome_summary(status: Mapping[str, Any], *, has_reason: bool = True, width_cells: int | None = None) -> str:
+def has_no_changes(task: Mapping[str, Any]) -> bool:
+    """Return whether the patch is empty. Older servers do not send its size."""
+    diff = task.get("diff")
+    return diff is not None and not diff["files"]
+
+
+def outcome_summary(
+    status: Mapping[str, Any], *, ends_with_outcome: bool = False, width_cells: int | None = None
+) -> str:
     """Describe how a task ended and what to do next.
 
-    has_reason: whether to include the reason; false if it has already been printed. width_cells: the width of the
-    terminal, on which all commands that are useful now are listed.
+    ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. width_cells: the
+    width of the terminal, on which all commands that are useful now are listed.
     """
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
-    lines = [f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}."]
+    outcome = f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}"
+    if status.get("state") == TaskState.COMPLETED and has_no_changes(status):
+        outcome += " without changes"
+    lines: list[str] = []
     if isinstance(error, Mapping):
-        if has_reason:
-            reason = escape_text(f"{error.get('message')} ({error.get('code')})")
-            lines = [f"{lines[0].removesuffix('.')}: {reason}"]
+        message, code = str(error.get("message")), error.get("code")
+        sentence = f"{' '.join(message.split()).removesuffix('.')}." if ends_with_outcome else f"{message} ({code})"
+        outcome += f": {escape_text(sentence)}"
         lines += _failure_commands(status, width_cells)
+    else:
+        outcome += "."
     if status.get("sandbox_kept"):
         lines += [
             "  Its sandbox is preserved.",
             f"  Open a shell:      sandbox task shell {task_id}",
             f"  Remove it:         sandbox task release {task_id}",
         ]
-    return "\n".join(lines)
+    return "\n".join([*lines, outcome] if ends_with_outcome else [outcome, *lines])
 
 
 def _failure_commands(status: Mapping[str, Any], width_cells: int | None) -> list[str]:

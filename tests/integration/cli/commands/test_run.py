@@ -476,6 +476,16 @@ def test_empty_patch_is_reported(api, run_cli, checkout):
     assert (result.returncode, result.stderr.decode().splitlines()[-1]) == (0, "The task changed nothing.")
 
 
+def test_run_without_changes_ends_with_one_sentence(api, run_cli, checkout):
+    serve_task(api, b"")
+    diff = {"files": 0, "additions": 0, "deletions": 0}
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed", diff=diff)))
+    result = run_cli("run", "Look.", "--apply", cwd=checkout)
+    lines = result.stderr.decode().splitlines()
+    assert (result.returncode, lines[-1]) == (0, f"Task {TASK_ID} completed without changes.")
+    assert "changed nothing" not in result.stderr.decode()
+
+
 @pytest.mark.parametrize(("option", "code"), [("--apply", 4), ("--no-apply", 0)])
 @pytest.mark.parametrize("output_format", ["text", "json"])
 def test_truncated_patch_is_not_reported_as_empty(api, run_cli, checkout, option, code, output_format):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from sandbox.cli.output.formatting import (
     format_datetime,
     format_elapsed,
     next_commands,
+    outcome_summary,
     pluralize,
     state_text,
     task_duration,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import parse_log_events
-from sandbox.cli.output.text import escape_name, wrap_text
+from sandbox.cli.output.text import escape_name, terminal_width, wrap_text
 from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
@@ -88,6 +90,9 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         STATES,
         pending_reason=reason,
     )
+    task = client.status(task_id)
+    if task["state"] in FINAL_STATES:
+        click.echo(outcome_summary(task, ends_with_outcome=True, width_cells=terminal_width(sys.stdout)))
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:

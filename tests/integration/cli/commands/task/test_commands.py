@@ -266,12 +266,32 @@ def test_followed_failure_on_a_terminal_suggests_the_next_commands(task, api, ma
     for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
         api.on("GET", path, json_response(failed))
     lines = show_on_terminal(on_terminal, terminal, "task", "submit", manifest, "--follow")
-    assert lines[-4].endswith("Task fix-42 failed.")  # after control sequences
+    assert lines[-4].endswith("  Diff:              sandbox task diff fix-42")  # after control sequences
     assert lines[-3:] == [
-        "  Diff:              sandbox task diff fix-42",
         '  Continue:          sandbox task continue fix-42 "…"',
         "  Rerun:             sandbox task rerun fix-42 --set lifecycle.timeout=…",
+        "Task fix-42 failed: The agent was still working after 1h; raise lifecycle.timeout.",
     ]
+
+
+@pytest.mark.parametrize("has_changes", [True, False])
+def test_followed_task_offers_to_apply_only_changes(task, api, manifest, run_cli, has_changes):
+    diff = DIFF if has_changes else {"files": 0, "additions": 0, "deletions": 0}
+    for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
+        api.on("GET", path, json_response(task_status("completed", diff=diff)))
+    lines = run_cli("task", "submit", manifest, "--follow").stderr.decode().splitlines()
+    assert (f"Task fix-42 completed{'' if has_changes else ' without changes'}.") in lines
+    assert ("  Apply:     sandbox task apply fix-42" in lines) == has_changes
+    assert ("  Changes:   sandbox task diff fix-42" in lines) == has_changes
+
+
+@pytest.mark.parametrize(
+    ("state", "last"),
+    [("completed", "Task fix-42 completed."), ("failed", "Task fix-42 failed: Claude Code exited with 1.")],
+)
+def test_watch_ends_with_the_outcome(run_cli, task, state, last):
+    task(state)
+    assert run_cli("task", "status", TASK_ID, "--watch").stdout.decode().splitlines()[-1] == last
 
 
 @pytest.mark.parametrize(
