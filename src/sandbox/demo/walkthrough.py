@@ -217,7 +217,9 @@ def start_module(
 def read_first_line(stdout: IO[bytes], name: str, timeout_seconds: float = START_TIMEOUT_SECONDS) -> bytes:
     """Return the line that a process prints once it has started. Raises SandboxError."""
     ready, _, _ = select.select([stdout], [], [], timeout_seconds)
-    line = stdout.readline() if ready else b""
-    if not line:
+    if not ready:
         raise SandboxError(f"{name} did not start within {timeout_seconds:.0f} s; run: sandbox doctor")
+    line = stdout.readline()
+    if not line:
+        raise SandboxError(f"{name} stopped at its start; run: sandbox doctor")
     return line

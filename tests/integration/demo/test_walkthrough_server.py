@@ -1,8 +1,12 @@
 """The server and the model that the demo starts."""
 
+import os
 import re
 
-from sandbox.demo.walkthrough import scripted_model_variables, start_server
+import pytest
+
+from sandbox.demo.walkthrough import read_first_line, scripted_model_variables, start_server
+from sandbox.model.errors import SandboxError
 
 
 def test_started_server_prints_no_warnings(tmp_path, capfd):
@@ -19,3 +23,24 @@ def test_redaction_of_the_demo_key_changes_no_word():
             keys.append(variables["ANTHROPIC_API_KEY"])
     assert all(re.fullmatch("demo-[0-9a-f]{32}", key) for key in keys)
     assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("has_ended", "message"),
+    [(True, "the server stopped at its start;"), (False, "the server did not start within 0 s;")],
+)
+def test_process_that_ended_is_not_reported_as_slow(has_ended, message):
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb") as stdout, os.fdopen(write_fd, "wb") as stdin:
+        if has_ended:
+            stdin.close()
+        with pytest.raises(SandboxError, match=message):
+            read_first_line(stdout, "the server", 0.05)
+
+
+def test_first_line_of_a_process_that_started_is_returned():
+    read_fd, write_fd = os.pipe()
+    with os.fdopen(read_fd, "rb") as stdout, os.fdopen(write_fd, "wb") as stdin:
+        stdin.write(b"{}\n")
+        stdin.flush()
+        assert read_first_line(stdout, "the server") == b"{}\n"

@@ -6,9 +6,10 @@ from importlib import import_module
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, exit_code_for_error, fail
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
+from sandbox.cli.output.text import escape_text
 
 _PORT = click.IntRange(0, 65535)
 
@@ -28,6 +29,9 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
     With --keep, the server and the example's repository stay available on the default ports until you run sandbox demo
     --stop. Port 0 selects any free port.
     """
+    from sandbox.client import ClientError
+    from sandbox.model.errors import SandboxError
+
     chosen = {name: number for name, number in ports.items() if number is not None}
     if stops and (is_kept or chosen):
         raise click.UsageError("--stop cannot be combined with other options.")
@@ -39,9 +43,16 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
             fail("Error: No servers of a demo are running.", ExitCode.NOT_FOUND)
         click.echo("The demo's servers have stopped, and their tasks and files are removed.", err=True)
         return
-    if is_kept:
-        background = import_module("sandbox.demo.background")
-        code = background.run_kept({**background.PORTS, **chosen})
-    else:
-        code = import_module("sandbox.demo.walkthrough").run()
+    try:
+        if is_kept:
+            background = import_module("sandbox.demo.background")
+            code = background.run_kept({**background.PORTS, **chosen})
+        else:
+            code = import_module("sandbox.demo.walkthrough").run()
+    except SandboxError as error:
+        if isinstance(error, ClientError):
+            raise
+        # The message may end with the lines of a log.
+        lines = map(escape_text, f"Error: {error.message}".split("\n"))
+        fail("\n".join(lines), exit_code_for_error(error.code))
     raise click.exceptions.Exit(code or 0)

@@ -186,3 +186,15 @@ def test_demo_keep_uses_the_given_ports(monkeypatch):
 @pytest.mark.parametrize("arguments", [("--port", "1"), ("--stop", "--keep"), ("--stop", "--port", "1")])
 def test_demo_rejects_incompatible_options(arguments):
     assert invoke("demo", *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("options", [(), ("--keep",)])
+def test_demo_prints_the_lines_of_a_start_error(monkeypatch, options):
+    def fail_to_start(*_):
+        raise SandboxError("The server stopped at its start.\nPort 8122 \x1b[2J is taken.")
+
+    monkeypatch.setattr("sandbox.demo.walkthrough.run", fail_to_start)
+    monkeypatch.setattr("sandbox.demo.background.run_kept", fail_to_start)
+    result = invoke("demo", *options)
+    lines = ["Error: The server stopped at its start.", r"Port 8122 \x1b[2J is taken."]
+    assert (result.exit_code, result.stderr.splitlines()) == (10, lines)
