@@ -236,8 +236,6 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     assert page.locator("tr.current .tx").inner_text() == "def total(items, start):"
     page.keyboard.press("v")
     page.get_by_text("1 of 8 viewed").wait_for()
-    assert current_file(page) == "binary.bin"
-    page.keyboard.press("k")
     assert current_file(page) == "app.py"
     page.keyboard.press("v")
     file_of(page, "app.py").locator("tr.add").first.wait_for()
@@ -245,6 +243,26 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     page.get_by_role("searchbox", name="Filter files").press_sequentially("jv")
     assert page.get_by_role("searchbox", name="Filter files").input_value() == "jv"
     assert page.get_by_text("1 of 8 viewed").count() == 0
+
+
+def test_viewed_key_stays_at_the_file_and_the_count_is_always_on_the_screen(base_url, browser):
+    page = open_changes(browser, base_url)
+    viewed = []
+    for _ in range(8):
+        page.keyboard.press("j")
+        page.keyboard.press("v")
+        viewed.append(current_file(page))
+    names = page.locator(".file").evaluate_all("(files) => files.map((file) => file.ariaLabel)")
+    assert (len(viewed), viewed) == (8, names)
+    count = page.locator(".tabs").get_by_role("status").get_by_text("8 of 8 viewed")
+    count.wait_for()
+    page.get_by_role("button", name="Expand all").click()
+    page.keyboard.press("j")
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    box = count.bounding_box()
+    assert 0 <= box["y"] < page.viewport_size["height"]
+    page.locator("#tab-output").click()
+    count.wait_for(state="hidden")
 
 
 def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):

@@ -37,6 +37,8 @@ export class Changes {
     this.ask = new ChangeDialog(this.store, this.comments, artifactsUrl.replace(/\/artifacts$/, ""));
     this.cursor = new Cursor(this.#container, this);
     this.#container.append(this.#content);
+    this.viewedCount = h("span", { class: "muted viewed-count", role: "status" });
+    $("tabs")?.after(this.viewedCount);
     this.#applyWidth();
     followTabs(this.#container);
     NARROW.addEventListener("change", () => {
@@ -81,6 +83,7 @@ export class Changes {
 
   #showNote(text) {
     this.#views = [];
+    this.#countViewed();
     this.#content.replaceChildren(h("p", { class: "empty-note muted" }, text));
   }
 
@@ -193,14 +196,12 @@ export class Changes {
         label,
       );
     this.collapse = h("button", { type: "button", onclick: () => this.#toggleAll() }, "Collapse all");
-    this.viewedCount = h("span", { class: "muted viewed-count", role: "status" });
     return h(
       "div",
       { class: "diff-head" },
       h("strong", {}, `${files.length} ${files.length === 1 ? "file" : "files"} changed`),
       h("span", { class: "plus" }, `+${sum("plus")}`),
       h("span", { class: "minus" }, `−${sum("minus")}`),
-      this.viewedCount,
       h(
         "div",
         { class: "diff-actions" },
@@ -274,7 +275,7 @@ export class Changes {
   }
 }
 
-const KEYS = { "j k": "files", "n p": "changes", v: "viewed", m: "comment on the line" };
+const KEYS = { "j k": "files", "n p": "changes", v: "mark as viewed", m: "comment on the line" };
 
 function keysElement(hasChain) {
   const element = h("p", { class: "keys" }, "Keys: ");

@@ -21,7 +21,7 @@ export class Cursor {
       { keys: "k", label: "Previous file", run: when(() => this.#moveFile(-1)) },
       { keys: "n", label: "Next change", run: when(() => this.#moveChange(1)) },
       { keys: "p", label: "Previous change", run: when(() => this.#moveChange(-1)) },
-      { keys: "v", label: "Mark the file as viewed", run: when(() => this.#toggleViewed()) },
+      { keys: "v", label: "Mark the file as viewed, or remove the mark", run: when(() => this.#toggleViewed()) },
       { keys: "m", label: "Comment on the line of the change", run: when(() => this.#comment()) },
     ];
   }
@@ -104,9 +104,8 @@ export class Cursor {
 
   #toggleViewed() {
     const view = this.current;
-    const isViewed = !view.isViewed;
-    this.changes.setViewed(view, isViewed);
-    this.goTo(isViewed ? (this.changes.views[view.at + 1] ?? view) : view);
+    this.changes.setViewed(view, !view.isViewed);
+    this.goTo(view);
   }
 
   // Without a current change, the comment is on the first one of the current file.
