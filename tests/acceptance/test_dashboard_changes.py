@@ -420,26 +420,29 @@ def changed_files(page):
     return [head.split("\n")[0] for head in page.locator(".file-head").all_inner_texts()]
 
 
-def select_chain(page):
-    page.get_by_role("button", name="Whole chain").click()
-    file_of(page, "b.py").locator("tr.add").wait_for()
+def wait_for_scope(page, files):
+    wait_until(lambda: changed_files(page) == files, 20, "the changes")
 
 
 def test_changes_of_a_whole_chain_are_reviewed(base_url, browser):
     page = open_changes(browser, base_url, "step")
-    file_of(page, "c.py").locator("tr.add").wait_for()
+    wait_for_scope(page, ["a.py", "b.py", "c.py"])
     task, chain = (page.get_by_role("button", name=name) for name in ("This task", "Whole chain"))
+    assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["false", "true"]
+    task.click()
+    wait_for_scope(page, ["a.py", "c.py"])
     assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["true", "false"]
-    assert changed_files(page) == ["a.py", "c.py"]
+    assert page.locator("#tally-changes").inner_text() == "2"
     file_of(page, "c.py").get_by_role("button", name="Viewed").click()
 
-    select_chain(page)
+    chain.click()
+    file_of(page, "b.py").locator("tr.add").wait_for()
     assert [each.get_attribute("aria-pressed") for each in (task, chain)] == ["false", "true"]
     assert chain.evaluate("(it) => it === document.activeElement")
     page.get_by_text("3 files changed").wait_for()
     page.get_by_text("1 of 3 viewed").wait_for()  # both patches change c.py in the same way
     assert changed_files(page) == ["a.py", "b.py", "c.py"]
-    assert page.locator("#tally-changes").inner_text() == "2"
+    assert page.locator("#tally-changes").inner_text() == "3"
     assert page.get_by_role("link", name="Download patch").get_attribute("download") == "step.chain.patch"
     assert accessibility_violations(page) == []
     page.keyboard.press("j")
@@ -454,8 +457,30 @@ def test_changes_of_a_whole_chain_are_reviewed(base_url, browser):
     page.get_by_text("2 of 3 viewed").wait_for()
 
 
+def test_review_begins_with_the_scope_of_the_copied_command_or_the_chosen_one(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/step")
+    assert page.locator("#copy-apply").get_attribute("data-copy-command") == "task apply step --chain"
+    page.get_by_role("link", name="Review changes").click()
+    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    page.get_by_role("button", name="This task").click()
+    wait_for_scope(page, ["a.py", "c.py"])
+    page.reload()
+    wait_for_scope(page, ["a.py", "c.py"])
+    # The next task of the same chain begins with the same choice.
+    page.goto(f"{base_url}/tasks/unchanged#changes")
+    page.get_by_text("The agent changed nothing.").wait_for()
+    page.get_by_role("button", name="Whole chain").click()
+    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    page.goto(f"{base_url}/tasks/step#changes")
+    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+
+
 def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
     page = open_changes(browser, base_url, "step", before=RECORD_COPIES)
+    wait_for_scope(page, ["a.py", "b.py", "c.py"])
+    page.get_by_role("button", name="This task").click()
+    wait_for_scope(page, ["a.py", "c.py"])
+    file_of(page, "c.py").locator("tr.add").wait_for()
 
     def comment(kind, line, text):
         file_of(page, "a.py").locator(f"tr.{kind}", has_text=line).locator("td.ln").first.click()
@@ -465,7 +490,8 @@ def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
 
     comment("del", "two = 2", "Removed by this task.")
     comment("add", "two = 20", "Added by this task.")
-    select_chain(page)
+    page.get_by_role("button", name="Whole chain").click()
+    file_of(page, "b.py").locator("tr.add").wait_for()
     texts = file_of(page, "a.py").locator(".comment-text")
     assert texts.all_inner_texts() == ["Added by this task."]
     comment("del", "one = 1", "Removed by the first task.")
@@ -488,11 +514,11 @@ def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
 
 def test_chain_is_reviewed_if_its_last_task_changed_nothing(base_url, browser):
     page = browser.open(f"{base_url}/tasks/unchanged#changes")
-    page.get_by_text("The agent changed nothing.").wait_for()
-    page.keyboard.press("s")
     file_of(page, "b.py").locator("tr.add").wait_for()
     page.keyboard.press("s")
     page.get_by_text("The agent changed nothing.").wait_for()
+    page.keyboard.press("s")
+    file_of(page, "b.py").locator("tr.add").wait_for()
 
 
 def test_task_that_continues_no_other_has_no_switch(base_url, browser):

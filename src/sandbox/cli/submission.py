@@ -126,7 +126,7 @@ def _hint(status: Task, options: CliOptions) -> None:
         escaped_id = escape_text(status["id"])
         chain = " --chain" if status.get("parent") is not None else ""
         if not has_no_changes(status):
-            click.echo(f"  Changes:   sandbox task diff {escaped_id}", err=True)
+            click.echo(f"  Changes:   sandbox task diff {escaped_id}{chain}", err=True)
             click.echo(f"  Apply:     sandbox task apply {escaped_id}{chain}", err=True)
         click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)
 

@@ -133,10 +133,11 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     has_changes = bool(format_changes(task))
     if task["state"] not in FINAL_STATES:
         return [("Watch", "status", " --watch"), ("Cancel", "cancel", "")]
-    commands = [("Diff", "diff", "") if has_changes else ("Logs", "logs", "")]
+    chain = " --chain" if task.get("parent") is not None else ""
+    commands = [("Diff", "diff", chain) if has_changes else ("Logs", "logs", "")]
     is_completed = task["state"] == TaskState.COMPLETED
     if has_changes and is_completed:
-        commands.append(("Apply", "apply", " --chain" if task.get("parent") is not None else ""))
+        commands.append(("Apply", "apply", chain))
     if has_changes or is_completed:
         commands.append(("Continue", "continue", ' "…"'))
     if not is_completed:

@@ -30,8 +30,10 @@ export class Changes {
   #isWanted = stored(LAYOUT_KEY) === "split";
 
   // chainPatchName: the patch of the whole chain; empty if the task continues no other.
-  constructor(artifactsUrl, patchName, chainPatchName = "") {
+  // chain: the id of the chain's first task.
+  constructor(artifactsUrl, patchName, chainPatchName = "", chain = "") {
     Object.assign(this, { artifactsUrl, patchName, chainPatchName });
+    this.scopeKey = `sandbox.diff-scope.${chain}`;
     this.store = new ReviewStore(patchName);
     this.comments = new LineComments(this.store);
     this.ask = new ChangeDialog(this.store, this.comments, artifactsUrl.replace(/\/artifacts$/, ""));
@@ -73,7 +75,11 @@ export class Changes {
       this.#isLoaded = this.#patch !== undefined;
       if (!this.#patch)
         return this.#showNote(isOver ? "This task has no patch." : "The patch is created when the agent has ended.");
-      if (this.#chainPatch) this.#showScopes();
+      if (this.#chainPatch) {
+        // The commands on this page apply the whole chain, so the tab begins with it.
+        this.#isChain = stored(this.scopeKey, "sessionStorage") !== "task";
+        this.#showScopes();
+      }
     } catch (error) {
       this.#isLoaded = false;
       return this.#showNote(error.message);
@@ -83,6 +89,7 @@ export class Changes {
 
   #showNote(text) {
     this.#views = [];
+    $("tally-changes").textContent = "";
     this.#countViewed();
     this.#content.replaceChildren(h("p", { class: "empty-note muted" }, text));
   }
@@ -113,6 +120,7 @@ export class Changes {
     if (isChain === this.#isChain) return;
     const path = isOnScreen(this.scopes) || !this.#views.length ? null : this.cursor.current.file.path;
     this.#isChain = isChain;
+    store(this.scopeKey, isChain ? "chain" : "task", "sessionStorage");
     this.#markScope();
     await this.#showPatch();
     const view = this.#views.find(({ file }) => file.path === path);
@@ -154,7 +162,7 @@ export class Changes {
     this.#views = [];
     this.tree = null;
     this.comments.setViews(this.#views, this.#isChain ? "first" : "old");
-    if (!this.#isChain) $("tally-changes").textContent = files.length || "";
+    $("tally-changes").textContent = files.length || "";
     const review = h("div", { class: "review" }, list);
     this.#content.replaceChildren(this.#head(files, patch), keysElement(this.#chainPatch), review);
     if (patch.size_bytes > BYTES_MAX)
@@ -296,18 +304,19 @@ function followTabs(container) {
   new MutationObserver(update).observe(document.body, { attributeFilter: ["class"] });
 }
 
-function stored(key) {
+// storage: of this browser, or of this tab.
+function stored(key, storage = "localStorage") {
   try {
-    return localStorage.getItem(key);
+    return window[storage].getItem(key);
   } catch {
     return null;
   }
 }
 
-function store(key, value) {
+function store(key, value, storage = "localStorage") {
   try {
-    localStorage.setItem(key, value);
+    window[storage].setItem(key, value);
   } catch {
-    // Without storage, the layout lasts until the page is closed.
+    // Without storage, the choice lasts until the page is closed.
   }
 }

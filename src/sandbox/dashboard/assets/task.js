@@ -11,7 +11,7 @@ import { RefusedConnections } from "/assets/refused_connections.js";
 import { forgetReview } from "/assets/review_store.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
-const { task, api, events, after, format, patch, chainPatch } = $("task-data").dataset;
+const { task, api, events, after, format, patch, chainPatch, chain } = $("task-data").dataset;
 const REFRESH_MILLISECONDS = 1000;
 const BATCH_MILLISECONDS = 8;
 const PENDING_CHARACTERS_MAX = 16_000_000;
@@ -21,7 +21,7 @@ const conversation = new Conversation();
 const output = new Output(format === "terminal");
 const metrics = new Metrics();
 const refusedConnections = new RefusedConnections();
-const changes = new Changes(`${api}/artifacts`, patch, chainPatch);
+const changes = new Changes(`${api}/artifacts`, patch, chainPatch, chain);
 const outcome = new Outcome(`${api}/artifacts`, patch);
 const views = [conversation, output, metrics, refusedConnections, outcome];
 

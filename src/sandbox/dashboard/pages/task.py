@@ -66,6 +66,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
     agents = context.settings.agents
     is_preserved = await context.services.sandboxes.has_preserved_sandbox(task)
     children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))
+    chain = await context.services.tasks.chain(task)
     manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
     return await client_fairness.to_thread(
         render_page,
@@ -89,7 +90,8 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         is_preserved=is_preserved,
         data_description=describe_data(task, is_preserved=is_preserved),
         refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
-        chain=chain_totals(await context.services.tasks.chain(task)),
+        chain=chain_totals(chain),
+        chain_start=chain[0].id,
     )
 
 

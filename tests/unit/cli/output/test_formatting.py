@@ -49,7 +49,10 @@ def error(message):
     [
         ({"state": "running"}, ["status ID --watch", "cancel ID"]),
         ({"state": "completed", "diff": DIFF}, ["diff ID", "apply ID", 'continue ID "…"']),
-        ({"state": "completed", "diff": DIFF, "parent": "a"}, ["diff ID", "apply ID --chain", 'continue ID "…"']),
+        (
+            {"state": "completed", "diff": DIFF, "parent": "a"},
+            ["diff ID --chain", "apply ID --chain", 'continue ID "…"'],
+        ),
         ({"state": "completed", "diff": {**DIFF, "files": 0}}, ["logs ID", 'continue ID "…"']),
         ({}, ["logs ID", "rerun ID"]),
         ({"diff": DIFF}, ["diff ID", 'continue ID "…"', "rerun ID"]),
