@@ -55,7 +55,7 @@ class ListQuery(BaseModel):
     repository: str = Field(
         "",
         max_length=REPOSITORY_FILTER_CHARACTERS_MAX,
-        description="Only tasks of this repository, given as its URL, `HOST/OWNER/NAME` or `OWNER/NAME`",
+        description="Only tasks of this repository, given as its URL, `HOST/OWNER/NAME`, `OWNER/NAME` or `NAME`",
     )
     parent: str = Field(
         "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that continue the task with this id"

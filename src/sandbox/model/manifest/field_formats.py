@@ -157,10 +157,11 @@ def repository_location(url: str) -> str:
 
 
 def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the path in it, and the path's last two parts (`org/repo`)."""
+    """Return the names of a repository: its location, the path in it, and the path's ends (`org/repo`, `repo`)."""
     location = repository_location(url)
     path = location.partition("/")[2]
-    return frozenset((location, path, "/".join(path.rsplit("/", 2)[-2:]))) - {""}
+    ends = ("/".join(path.rsplit("/", count)[-count:]) for count in (1, 2))
+    return frozenset((location, path, *ends)) - {""}
 
 
 def public_repository_url(url: str) -> str:
