@@ -717,7 +717,18 @@ def test_tasks_are_filtered_by_repository(store, url):
         url,
     ):
         assert find(store, repository=name) == ["a"]
-    for name in ("mail", "mailer-", "acme", "github.com", "/", "https://", "acme/mail", "gitlab.com/acme/mailer", "*", "\x00"):
+    for name in (
+        "mail",
+        "mailer-",
+        "acme",
+        "github.com",
+        "/",
+        "https://",
+        "acme/mail",
+        "gitlab.com/acme/mailer",
+        "*",
+        "\x00",
+    ):
         assert find(store, repository=name) == []
     assert find(store, repository="github.com:8443/acme/mailer-3") == ["c"]
     assert find(store, repository="acme/mailer-3") == ["c"]

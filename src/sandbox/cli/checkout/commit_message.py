@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from sandbox.cli.output.text import escape_text
 
@@ -14,6 +15,9 @@ BODY_CELLS_MAX = 72
 
 BODY_LINES_MAX = 60
 BODY_CHARACTERS_MAX = 8000
+
+STEP_CHARACTERS_MAX = 200
+"""Number of characters of a task's final message in the message for a chain of tasks."""
 
 TRAILER = "Sandbox-Task"
 
@@ -53,7 +57,7 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
     """
     lines = [escape_text(line.rstrip()) for line in final_message[:BODY_CHARACTERS_MAX].splitlines()]
     is_cut = len(final_message) > BODY_CHARACTERS_MAX
-    first = next((at for at, line in enumerate(lines) if line.strip() and not _HEADING.match(line)), None)
+    first = _find_title(lines)
     title = _plain(lines[first]) if first is not None else ""
     if first is None or not title:
         first, title = None, _plain(escape_text(task_name)) or "Apply the changes of a task"
@@ -66,6 +70,36 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
     paragraphs = [subject, "\n".join(body), f"{TRAILER}: {escape_text(task_id)}"]
     message = "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
     return _CI_INSTRUCTION.sub(_escape_ci_instruction, message)
+
+
+class CommittedTask(NamedTuple):
+    """A task of a chain whose changes become one commit."""
+
+    id: str
+    name: str
+    final_message: str
+
+
+def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
+    """Return a message for the changes of a chain of tasks, in the order in which they ran.
+
+    The subject is the name of the first task. The body has the first line of each task's final message.
+    """
+    # Without the marks of a heading, because a heading is never the subject.
+    name = _plain(escape_text(tasks[0].name)).lstrip("# ") or "Apply the changes of a chain of tasks"
+    steps = [f"- {_title(task.final_message) or _plain(escape_text(task.name))}" for task in tasks]
+    return build_commit_message("\n".join((name, "", *steps)), name, tasks[-1].id)
+
+
+def _title(message: str) -> str:
+    lines = [escape_text(line.rstrip()) for line in message[:BODY_CHARACTERS_MAX].splitlines()]
+    first = _find_title(lines)
+    return "" if first is None else textwrap.shorten(_plain(lines[first]), STEP_CHARACTERS_MAX, placeholder=" …")
+
+
+def _find_title(lines: Sequence[str]) -> int | None:
+    """Return the index of the first line that is neither empty nor a heading."""
+    return next((at for at, line in enumerate(lines) if line.strip() and not _HEADING.match(line)), None)
 
 
 def _escape_instruction(line: str) -> str:

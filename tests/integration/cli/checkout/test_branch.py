@@ -333,6 +333,23 @@ def test_follow_up_task_becomes_one_commit_with_the_patch_of_the_chain(apply, ch
     assert git("show", "fix/two:a.txt", cwd=bare) == "first and second\n"
 
 
+def test_message_of_a_chain_names_the_first_task_and_every_step(apply, chain_task, api, bare, base, checkout):
+    repository = {"url": "https://example.org/x.git", "branch": "main", "commit": base}
+    definition = {"repository": repository}
+    earlier = {"fix-40": (None, "## Done\n\nAdded a basket.\nMore."), "fix-41": ("fix-40", "Fixed prices.")}
+    for task_id, (parent, message) in earlier.items():
+        status = task_status("completed", parent=parent, final_message=message, id=task_id, name=f"Name of {task_id}")
+        api.on("GET", f"/tasks/{task_id}", json_response(status))
+    last = task_status("completed", parent="fix-41", definition=definition, final_message="Add tests.", name="Last")
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(last))
+    result = apply(*COMMIT, "--chain")
+    assert result.returncode == 0, result.stderr
+    assert b"Committed the changes of 3 tasks to the new branch fix/two as " in result.stderr
+    assert git("log", "-1", "--format=%B", "fix/two", cwd=checkout).strip() == (
+        f"Name of fix-40\n\n- Added a basket.\n- Fixed prices.\n- Add tests.\n\nSandbox-Task: {TASK_ID}"
+    )
+
+
 def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_task, checkout):
     git("stash", "-q", "-u", cwd=checkout)
     before = everything(checkout)

@@ -7,7 +7,10 @@ import pytest
 from doubles.live_server import git, make_repository
 from sandbox.cli.checkout.commit_message import (
     BODY_LINES_MAX,
+    STEP_CHARACTERS_MAX,
     SUBJECT_CHARACTERS_MAX,
+    CommittedTask,
+    build_chain_message,
     build_commit_message,
 )
 
@@ -210,3 +213,17 @@ def test_body_is_bounded():
     message = build("Done.\n" + "line\n" * 100_000)
     assert len(message.splitlines()) <= BODY_LINES_MAX + 6
     assert "\n…\n" in message
+
+
+def test_message_of_a_chain_has_one_line_for_each_task():
+    tasks = [CommittedTask("a", "# Add `basket`", ""), CommittedTask("b", "Second", "# Done\n\n- Fixed it.\nMore.")]
+    assert build_chain_message(tasks) == "Add basket\n\n- Add basket\n- Fixed it.\n\nSandbox-Task: b\n"
+
+
+def test_message_of_a_chain_has_no_instructions_and_bounded_lines():
+    hostile = [CommittedTask("a", "fixup! x [skip ci]", "word " * 1000), CommittedTask("b", "", "Signed-off-by: x <y>")]
+    message = build_chain_message([*hostile] * 100)
+    assert message.startswith("fixup: x (skip ci)\n")
+    assert len(message.splitlines()) <= BODY_LINES_MAX + 6
+    assert max(map(len, message.splitlines())) <= STEP_CHARACTERS_MAX
+    assert trailers(message) == ["Sandbox-Task: b"]

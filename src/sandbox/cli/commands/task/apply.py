@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from sandbox.cli.checkout.branch import NewBranch
-from sandbox.cli.checkout.commit_message import build_commit_message
+from sandbox.cli.checkout.commit_message import CommittedTask, build_chain_message, build_commit_message
 from sandbox.cli.checkout.patch import (
     CHAIN_HELP,
     applied_message,
@@ -35,6 +35,9 @@ from sandbox.cli.secret_guard import allow_secrets_option
 if TYPE_CHECKING:
     from sandbox.client import Client
     from sandbox.client.response_types import Task
+
+CHAIN_TASKS_MAX = 100
+"""Maximum number of tasks of a chain that the message of a commit names."""
 
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -85,7 +88,7 @@ def apply(
 
     With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The commit message
     is the agent's final message. The working tree and the current branch do not change. The changes of a chain of tasks
-    become a single commit.
+    become a single commit, whose message has the name of the first task and one line for each task.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
@@ -104,7 +107,8 @@ def apply(
             base = _commit_or_none(status["definition"].get("repository", {}).get("commit"))
         task = _Task(task_id, base, patch)
         if branch is not None and status is not None:
-            _apply_to_branch(branch, task, status, options, pushes=branch_options["pushes"])
+            tasks = _chain_of(client, status)
+            _apply_to_branch(branch, task, status, tasks, options, pushes=branch_options["pushes"])
             return
         if status is None and base and base != checkout.commit():
             _suggest_chain(client, task_id)
@@ -151,23 +155,57 @@ def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, 
         click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
 
 
-def _apply_to_branch(branch: NewBranch, task: _Task, status: Task, options: CliOptions, *, pushes: bool) -> None:
+def _chain_of(client: Client, status: Task) -> Sequence[CommittedTask]:
+    """Return the task and the earlier tasks that it continues, in the order in which they ran.
+
+    Earlier tasks may have been removed.
+    """
+    from sandbox.client import ForbiddenError, TaskNotFoundError
+
+    found = {status["id"]: status}
+    parent = status.get("parent")
+    while parent is not None and parent not in found and len(found) < CHAIN_TASKS_MAX:
+        try:
+            found[parent] = earlier = client.status(parent)
+        except (ForbiddenError, TaskNotFoundError):
+            break
+        parent = earlier.get("parent")
+    return [_committed_task(each) for each in reversed(found.values())]
+
+
+def _committed_task(status: Task) -> CommittedTask:
+    # The message of a failed agent describes the error. Older servers do not send the message.
+    return CommittedTask(status["id"], status["name"], "" if status["error"] else status.get("final_message") or "")
+
+
+def _apply_to_branch(
+    branch: NewBranch,
+    task: _Task,
+    status: Task,
+    tasks: Sequence[CommittedTask],
+    options: CliOptions,
+    *,
+    pushes: bool,
+) -> None:
+    """Commit the changes to the branch. tasks: the tasks with these changes."""
     checkout = branch.checkout
     changed = checkout.list_changed_files(task.patch) if task.patch.stat().st_size else []
     head = checkout.commit()
     created: dict[str, Any] | None = None
     if changed:
         base = _fetch_base(branch, task, status["definition"].get("repository", {}))
-        # The message of a failed agent describes the error. Older servers do not send the message.
-        final_message = "" if status["error"] else status.get("final_message") or ""
-        message = build_commit_message(final_message, status["name"], task.id)
+        last = tasks[-1]
+        is_single = len(tasks) == 1
+        message = (
+            build_commit_message(last.final_message, last.name, task.id) if is_single else build_chain_message(tasks)
+        )
         commit = branch.commit(base, task.patch, message)
         pushed_to, url = branch.push(commit) if pushes else (None, None)
         created = {"name": branch.name, "commit": commit, "pushed_to": pushed_to, "pull_request_url": url}
     if options.format == "json":
         print_json({**_json_fields(checkout, task, head, changed), "branch": created})
     elif _print_changed_files(task, changed, options) and created is not None:
-        click.echo(_branch_message(branch, created), err=True)
+        click.echo(_branch_message(branch, created, len(tasks)), err=True)
 
 
 def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -> str:
@@ -182,10 +220,11 @@ def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -
     return task.base
 
 
-def _branch_message(branch: NewBranch, created: Mapping[str, Any]) -> str:
+def _branch_message(branch: NewBranch, created: Mapping[str, Any], tasks: int) -> str:
     remote = created["pushed_to"]
     pushed = f", and pushed to {escape_text(remote)}" if remote else ""
-    commit = f"Committed to the new branch {escape_text(branch.name)} as {created['commit'][:12]}{pushed}."
+    subject = "Committed" if tasks == 1 else f"Committed the changes of {tasks} tasks"
+    commit = f"{subject} to the new branch {escape_text(branch.name)} as {created['commit'][:12]}{pushed}."
     if created["pull_request_url"]:
         return f"{commit}\n  Open a pull request: {escape_text(created['pull_request_url'])}"
     if remote:

@@ -86,7 +86,9 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     metavar="WORDS",
     help="Only tasks with all of these words in their name, id, prompt or repository. The start of a word is enough.",
 )
-@click.option("--repo", "repository", metavar="REPOSITORY", help="Only tasks of this repository: URL, OWNER/NAME or NAME.")
+@click.option(
+    "--repo", "repository", metavar="REPOSITORY", help="Only tasks of this repository: URL, OWNER/NAME or NAME."
+)
 @click.option("--parent", metavar="TASK_ID", help="Only tasks that continue this task.")
 @click.option(
     "--since",
