@@ -98,6 +98,7 @@ def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
     deployment.wait_for_state("running")
     server = deployment.server.ready_message["http"]
     first = open_terminal(server, "task", "attach", "task-1")
+    first.expect("Detach: Ctrl-P Ctrl-Q")
     first.expect("GOODDAY")
     second = open_terminal(server, "task", "attach", "task-1")
     second.expect("Read-only")
@@ -116,6 +117,8 @@ def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
     second.expect("GOODBYE")
     second.type("/exit")
     second.type("\r")
+    second.expect("The agent ended; task task-1 completed.")
+    second.expect("sandbox task logs task-1")
     assert second.exit_code() == 0
     status = deployment.wait()
     assert (status["state"], status["exit_code"], status["error"]) == ("completed", 0, None), deployment.diagnostics()

@@ -64,6 +64,11 @@ def _key_code(match: re.Match[str]) -> int | None:
     return ord(key.upper()) & 0x1F if key.isalpha() or key in "@[]\\^_" else None
 
 
+def format_keys(keys: bytes) -> str:
+    """Return keys as a user reads them: `Ctrl-P Ctrl-Q`."""
+    return " ".join(f"Ctrl-{chr(key | 0x40)}" if key < 0x20 else chr(key) for key in keys)
+
+
 _ROLE_MESSAGES = {True: b"", False: b"[Read-only: another client is typing, or you used --watch.]\r\n"}
 
 
@@ -86,22 +91,27 @@ class DetachKeyDetector:
         return data[: len(data) - held_length], False
 
 
-def run_terminal(options: CliOptions, task_id: str, keys: bytes, **parameters: Any) -> Exit | None:
-    """Run until the terminal ends; return None if the user detached. Raises ClientError."""
+def run_terminal(options: CliOptions, task_id: str, keys: bytes, *, notice: str = "", **parameters: Any) -> Exit | None:
+    """Run until the terminal ends; return None if the user detached. Raises ClientError.
+
+    notice: printed before the terminal opens.
+    """
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         fail("Error: This command needs a terminal as stdin and stdout.", ExitCode.USAGE)
     size = os.get_terminal_size()
     parameters |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
     parameters |= {"term": term} if (term := os.environ.get("TERM")) else {}
-    return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), parameters))
+    return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), notice, parameters))
 
 
 async def _run(
-    options: CliOptions, task_id: str, detector: DetachKeyDetector, parameters: dict[str, Any]
+    options: CliOptions, task_id: str, detector: DetachKeyDetector, notice: str, parameters: dict[str, Any]
 ) -> Exit | None:
     from sandbox.client.terminal import open_terminal
 
     async with open_terminal(options.server, options.token, task_id, **parameters) as terminal:
+        if notice:
+            click.echo(notice, err=True)
         with _raw_mode(sys.stdin.fileno()):
             output_task = asyncio.create_task(_copy_output(terminal))
             input_task = asyncio.create_task(_copy_input(terminal, detector))

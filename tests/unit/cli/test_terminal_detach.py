@@ -74,3 +74,10 @@ def test_terminal_mode_that_a_program_has_set_is_reset(enabled: bytes, reset: by
 
 def test_reset_does_not_clear_the_screen():
     assert re.search(rb"\x1bc|\x1b\[[0-9]*J", terminal._RESET) is None
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"), [(b"\x10\x11", "Ctrl-P Ctrl-Q"), (b"\x1d", "Ctrl-]"), (b"\x00a", "Ctrl-@ a"), (b"~.", "~ .")]
+)
+def test_keys_are_shown_as_a_user_reads_them(keys: bytes, shown: str):
+    assert terminal.format_keys(keys) == shown

@@ -6,9 +6,14 @@ import click
 
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import current_options, server_options, task_argument
+from sandbox.cli.options import CliOptions, current_options, server_options, task_argument
+from sandbox.cli.output.formatting import next_commands, outcome_summary
 from sandbox.cli.output.text import escape_text
-from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
+from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, format_keys, parse_detach_keys, run_terminal
+from sandbox.model.task_state import FINAL_STATES
+
+END_SECONDS_MAX = 30.0
+"""Time limit for the end of a task after the exit of its agent. Its patch is created in this time."""
 
 
 @command(
@@ -35,8 +40,30 @@ def attach(task_id: str, watch: bool, keys: bytes) -> None:
     others are read-only until it detaches. The agent keeps running even after all clients have detached. If the agent
     exits, this command exits with the agent's exit code.
     """
-    result = run_terminal(current_options(), task_id, keys, of="agent", watch=str(watch).lower())
-    escaped_id = escape_text(task_id)
+    options, escaped_id = current_options(), escape_text(task_id)
+    notice = f"Detach: {format_keys(keys)}"
+    result = run_terminal(options, task_id, keys, notice=notice, of="agent", watch=str(watch).lower())
+    if result is not None and result.exit_code is not None:
+        _print_outcome(options, task_id)
     exit_with_terminal(
         result, task_id, f"\nDetached. The agent continues.\n  Attach again: sandbox task attach {escaped_id}"
     )
+
+
+def _print_outcome(options: CliOptions, task_id: str) -> None:
+    """Print the outcome of a task whose agent has exited, and the next command."""
+    from sandbox.client import ClientError
+
+    label, command_line = "See the task", f"sandbox task status {escape_text(task_id)}"
+    outcome = f"task {escape_text(task_id)} has not ended yet."
+    try:
+        with options.connect() as client:
+            status = client.wait(task_id, timeout_seconds=END_SECONDS_MAX)
+    except ClientError:
+        outcome = "the outcome of the task is not known yet."
+    else:
+        if status["state"] in FINAL_STATES:
+            outcome = outcome_summary({**status, "error": None, "sandbox_kept": False})
+            [(label, command_line), *_] = next_commands(status)
+    outcome = outcome[:1].lower() + outcome[1:]
+    click.echo(f"The agent ended; {outcome}\n  {label}: {command_line}", err=True)
