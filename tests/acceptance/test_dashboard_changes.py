@@ -348,6 +348,20 @@ def test_comment_on_a_replaced_line_is_on_the_added_line(base_url, browser):
     assert app.locator("tr.del + .comment-row").count() == 0
 
 
+def test_unfinished_comment_survives_a_reload_in_its_tab(base_url, browser):
+    page = open_changes(browser, base_url, "hostile")
+    page.locator("td.ln").first.click()
+    text = page.get_by_role("textbox", name="Comment on line 1")
+    text.fill("Half a tho")
+    page.reload()
+    text.wait_for()
+    assert text.input_value() == "Half a tho"
+    page.get_by_role("button", name="Cancel").click()
+    page.reload()
+    page.locator("tr.add").first.wait_for()
+    assert text.count() == 0
+
+
 def test_comments_become_a_prompt(base_url, browser):
     page = open_changes(browser, base_url, "same", before=RECORD_COPIES)
     dialog = open_request(page)

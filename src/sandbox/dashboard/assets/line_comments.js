@@ -11,11 +11,12 @@ export const SIDES = { old: "before the change", first: "before the first task" 
 
 export class LineComments {
   onChange = () => {};
-  #drafts = new Map(); // texts that the user is writing, keyed by position
+  #drafts; // texts that the user is writing, keyed by position
   #removedSide = "old";
 
   constructor(store) {
     this.store = store;
+    this.#drafts = new Drafts(store.task);
     $("panel-changes").addEventListener("click", (event) => this.#click(event));
   }
 
@@ -140,6 +141,44 @@ export class LineComments {
       const place = `${path}:${line}${side in SIDES ? ` (${SIDES[side]})` : ""}`;
       return [place, typeof quote === "string" ? `> ${quote}` : null, text].filter((part) => part !== null).join("\n");
     });
+  }
+}
+
+// Unfinished comments, kept in this browser tab.
+class Drafts extends Map {
+  #key;
+
+  constructor(task) {
+    super();
+    this.#key = `sandbox.comment-drafts.${task}`;
+    try {
+      for (const [key, text] of JSON.parse(sessionStorage.getItem(this.#key)) ?? [])
+        super.set(String(key), String(text).slice(0, COMMENT_CHARACTERS_MAX));
+    } catch {
+      // There is no storage, or another version of this page wrote the drafts.
+    }
+  }
+
+  set(key, text) {
+    super.set(key, text);
+    this.#save();
+    return this;
+  }
+
+  delete(key) {
+    const isDeleted = super.delete(key);
+    this.#save();
+    return isDeleted;
+  }
+
+  #save() {
+    try {
+      const written = [...this].filter(([, text]) => text);
+      if (written.length) sessionStorage.setItem(this.#key, JSON.stringify(written));
+      else sessionStorage.removeItem(this.#key);
+    } catch {
+      // Without storage, the drafts last until the page is closed.
+    }
   }
 }
 

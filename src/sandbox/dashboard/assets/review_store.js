@@ -12,6 +12,7 @@ export class ReviewStore {
   #key;
 
   constructor(task) {
+    this.task = task;
     this.#key = PREFIX + task;
     const { viewed, comments, request } = read(this.#key);
     if (Array.isArray(viewed)) for (const digest of viewed) this.viewed.add(String(digest));
