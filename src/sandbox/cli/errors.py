@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -140,6 +140,30 @@ def fail(message: str, code: ExitCode) -> NoReturn:
     lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
     click.echo("\n".join(lines), err=True)
     raise click.exceptions.Exit(code)
+
+
+def for_each_task(task_ids: Sequence[str], act: Callable[[str], None]) -> None:
+    """Call `act` for each task, also after the server refused an earlier one. Exits with the code of the last error."""
+    from sandbox.client import ClientError, UnreachableError
+
+    code = ExitCode.SUCCESS
+    for task_id in task_ids:
+        try:
+            act(task_id)
+        except UnreachableError:
+            raise
+        except ClientError as error:
+            code = exit_code_for_client_error(error)
+            with suppress(click.exceptions.Exit):
+                _fail_with_exception(error)
+    if code is not ExitCode.SUCCESS:
+        raise click.exceptions.Exit(code)
+
+
+def print_task_message(task_ids: Sequence[str], task_id: str, message: str) -> None:
+    """Print the server's message about a task; with the task's id if the command has several tasks."""
+    prefix = f"{escape_text(task_id)}: " if len(task_ids) > 1 else ""
+    click.echo(f"{prefix}{escape_text(message)}", err=True)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, wraps
@@ -180,6 +180,22 @@ def task_argument(command: _Decorated) -> _Decorated:
         return command(task_id=find_task_id(current_options().connect, task_id), **parameters)
 
     argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
+    return argument(cast("_Decorated", run_command))
+
+
+def task_arguments(command: _Decorated) -> _Decorated:
+    """Add the argument TASK_ID, of which several can be given. The command gets the full ids, without duplicates."""
+
+    @wraps(command)
+    def run_command(*, task_ids: Sequence[str], **parameters: Any) -> Any:
+        from sandbox.cli.task_lookup import find_task_id
+
+        found = [find_task_id(current_options().connect, task_id) for task_id in task_ids]
+        return command(task_ids=list(dict.fromkeys(found)), **parameters)
+
+    argument = click.argument(
+        "task_ids", metavar="TASK_ID...", nargs=-1, required=True, shell_complete=_complete_task_id
+    )
     return argument(cast("_Decorated", run_command))
 
 

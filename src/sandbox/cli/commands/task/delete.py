@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, fail, for_each_task, print_task_message
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.options import common_options, current_options, task_arguments
 from sandbox.cli.output.console import confirm
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_name, escape_text
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
 @command(
     epilog=help_examples(
         "sandbox task delete 5e173eb5",
-        "sandbox task delete 5e173eb5 --yes",
+        "sandbox task delete 5e173eb5 9c0ffee1 --yes",
     )
 )
-@task_argument
+@task_arguments
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @common_options
-def delete(task_id: str, yes: bool) -> None:
-    """Delete a task that has ended, with all its data.
+def delete(task_ids: Sequence[str], yes: bool) -> None:
+    """Delete tasks that have ended, with all their data.
 
-    Removes the logs, the artifacts and a preserved sandbox. To remove many tasks, use sandbox admin prune. Prompts
-    before it deletes. Without a terminal, --yes is required.
+    Removes the logs, the artifacts and a preserved sandbox. If one task cannot be deleted, the others still are. To
+    remove many tasks, use sandbox admin prune. Prompts before it deletes. Without a terminal, --yes is required.
     """
     has_terminal = sys.stdin.isatty() and sys.stderr.isatty()
     if not yes and not has_terminal:
@@ -42,12 +43,17 @@ def delete(task_id: str, yes: bool) -> None:
     options = current_options()
     with options.connect() as client:
         if not yes:
-            _confirm(client.status(task_id))
-        response = client.delete(task_id)
-    if options.format == "json":
-        print_json(response)
-    else:
-        click.echo(escape_text(response["message"]), err=True)
+            for task_id in task_ids:
+                _confirm(client.status(task_id))
+
+        def delete_task(task_id: str) -> None:
+            response = client.delete(task_id)
+            if options.format == "json":
+                print_json(response)
+            else:
+                print_task_message(task_ids, task_id, response["message"])
+
+        for_each_task(task_ids, delete_task)
 
 
 def _confirm(status: Task) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
         'sandbox task list -q "flaky login" --repo org/app --since 7d',
         "sandbox task list --label team=platform --sort cost --totals",
     ),
+    context_settings={"allow_extra_args": True},
 )
 @click.option(
     "--state",
@@ -124,6 +126,8 @@ def list_tasks(
     """
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
+    if words := click.get_current_context().args:
+        raise click.UsageError(f"Give words to search for with -q: sandbox task list -q {shlex.quote(' '.join(words))}")
     options = current_options()
     if filters["parent"]:
         filters["parent"] = find_task_id(options.connect, filters["parent"])

@@ -819,6 +819,26 @@ def test_delete_without_a_terminal_needs_the_yes_option(run_cli, api, options):
     assert api.requests_to("DELETE", f"/tasks/{TASK_ID}/data") == []
 
 
+@pytest.mark.parametrize(("command", "resource", "options"), [("delete", "data", ["--yes"]), ("release", "vm", [])])
+def test_command_for_several_tasks_continues_after_an_error(run_cli, api, command, resource, options):
+    for task_id in ("first", "last"):
+        response = {"success": True, "task_id": task_id, "message": "Done."}
+        api.on("DELETE", f"/tasks/{task_id}/{resource}", json_response(response))
+    result = run_cli("task", command, "first", "other", "last", "first", *options)
+    lines = result.stderr.decode().splitlines()
+    assert (result.returncode, lines[0], lines[-1]) == (3, "first: Done.", "last: Done.")
+    assert len(api.requests_to("DELETE", f"/tasks/first/{resource}")) == 1
+    result = run_cli("task", command, "first", "last", "-f", "json", *options)
+    assert (result.returncode, result.stdout.count(b'"task_id"')) == (0, 2)
+    assert run_cli("task", command).returncode == 2
+
+
+def test_list_explains_how_to_search_for_words(run_cli, api):
+    result = run_cli("task", "list", "flaky", "login", "--limit", "3")
+    assert (result.returncode, api.requests_to("GET", "/tasks")) == (2, [])
+    assert b"sandbox task list -q 'flaky login'" in result.stderr
+
+
 def test_delete_of_a_task_that_has_not_ended_exits_with_4(run_cli, api):
     api.on("DELETE", f"/tasks/{TASK_ID}/data", error_response(409, "task_not_ended", "Cancel it, then delete it."))
     result = run_cli("task", "delete", TASK_ID, "--yes")
