@@ -56,8 +56,8 @@ TASK_ENTRIES = {
     "apply": ("sandbox.cli.commands.task.apply:apply", "Apply a task's changes to a git checkout."),
     "shell": ("sandbox.cli.commands.task.shell:shell", "Open a shell in a task's sandbox."),
     "attach": ("sandbox.cli.commands.task.attach:attach", "Attach to the terminal of a task's agent."),
-    "delete": ("sandbox.cli.commands.task.delete:delete", "Delete a task that has ended, with all its data."),
-    "release": ("sandbox.cli.commands.task.release:release", "Remove the preserved sandbox of a failed task."),
+    "delete": ("sandbox.cli.commands.task.delete:delete", "Delete tasks that have ended, with all their data."),
+    "release": ("sandbox.cli.commands.task.release:release", "Remove the preserved sandboxes of failed tasks."),
     "validate": ("sandbox.cli.commands.task.validate:validate", "Validate a manifest without a server."),
 }
 

@@ -20,7 +20,11 @@ def task_commands():
     context = click.Context(main.task)
     for name in main.task.list_commands(context):
         command = main.task.get_command(context, name)
-        if any(parameter.name == "task_id" for parameter in command.params if isinstance(parameter, click.Argument)):
+        if any(
+            parameter.name in {"task_id", "task_ids"}
+            for parameter in command.params
+            if isinstance(parameter, click.Argument)
+        ):
             yield name
 
 
