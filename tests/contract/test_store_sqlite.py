@@ -363,10 +363,11 @@ def test_tasks_of_an_index_without_costs_get_their_costs(path, damage):
     connection.close()
 
     store = SqliteStore(path)
-    for search in ("", "alpha"):
+    # The terms of a damaged row are unknown, so no search finds it until the task is indexed again.
+    for search, count in (("", 4), ("alpha", 3)):
         page = store.query(TaskQuery(search=search, sort="cost", with_totals=True))
         assert [task.id for task in page.tasks] == ["dear", "cheap", "free"]
-        assert page.totals == TaskTotals(4, 12.500000003)
+        assert page.totals == TaskTotals(count, 12.500000003)
     store.close()
 
 
