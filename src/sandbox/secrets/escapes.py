@@ -168,7 +168,7 @@ _HAS_CONSECUTIVE_ESCAPES = re.compile(
       | \\u[dD][89abAB][0-9a-fA-F]{2} (?!\\+u[dD][c-fC-F])
       | &\#[0-9]++ (?!&\#[0-9]+(?![0-9;]))
       | &\#[xX][0-9a-fA-F]++ (?!&\#[xX][0-9a-fA-F]+(?![0-9a-fA-F;]))
-      | &[A-Za-z][A-Za-z0-9]{1,5} (?!&[A-Za-z][A-Za-z0-9]{1,5}(?![A-Za-z0-9;])) )
+      | &[A-Za-z][A-Za-z0-9]{1,5} )
     (?: [\\%&\x00-\x08\x0b-\x1f\x7f-\xff] | '[\\"] )
     """,
     re.VERBOSE,
