@@ -217,7 +217,7 @@ def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboar
     page.get_by_role("link", name=child[:8]).click()
     page.wait_for_url(f"**/tasks/{child}")
     page.goto(f"{dashboard_url(deployment)}/?parent=first")
-    page.get_by_text("continues first").wait_for()
+    page.get_by_role("link", name="continues first remove filter").wait_for()
     assert page.locator(".row-link").count() == 1
     browser.ignore_errors("503")
 

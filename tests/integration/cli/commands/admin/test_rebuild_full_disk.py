@@ -26,6 +26,7 @@ import os, sys
 from pathlib import Path
 from sandbox.interfaces.store import StoreError
 from sandbox.bootstrap.admin_operations import check_data_dir, rebuild_index
+from sandbox.store.schema import StoreUnusableError
 
 data = Path(sys.argv[1])
 fill, outcomes = data.parent / "fill", []
@@ -36,7 +37,7 @@ for free_bytes in range(256 * 1024, 3 * 1024 * 1024, 128 * 1024):
     try:
         rebuild_index(data)
         outcomes.append("rebuilt")
-    except StoreError as error:
+    except (StoreError, StoreUnusableError) as error:
         assert "free " in error.message, error.message
         outcomes.append("refused")
     fill.unlink()
