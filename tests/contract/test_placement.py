@@ -483,7 +483,7 @@ async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
 async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(server, task_id):
     """`liveness` and `kill` apply to the task's journal; requests apply to the attempt."""
     location, handle = await server.launch(task_id)
-    await until_liveness(handle, Liveness.HELD)
+    await until_listening(handle)
     other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))
     await until_liveness(other, Liveness.HELD)
     await check_unreachable(other)
