@@ -1,4 +1,4 @@
-"""A real Slurm cluster of three hosts on this machine, in namespaces of its own.
+"""A real Slurm cluster of three hosts on this machine, each in separate namespaces.
 
 The cluster has network, PID and mount namespaces, and so has each host: a host can be killed as a whole or cut off from
 the network, and no packet leaves the cluster. The commands of Slurm are wrapped in scripts that enter the cluster's

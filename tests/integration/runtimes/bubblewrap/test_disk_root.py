@@ -1,4 +1,4 @@
-"""A disk that is a file system of its own is the root directory of the sandbox."""
+"""A disk with a separate file system is the root directory of the sandbox."""
 
 import io
 import os
