@@ -1,22 +1,38 @@
-"""Records the examples of `openapi.json` and `docs/rest.md`: requests to the app, and its responses.
+"""Records the examples of `openapi.json` and `docs/rest.md`: the requests that test modules of routes declare, and the
+app's responses.
 
 The app serves tasks in memory, at a fixed time. So the examples are responses of the code, and do not differ between
 two runs.
 """
 
-import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fastapi.routing import APIRoute
+
+from doubles.example_requests import (
+    COMPLETED_EVENTS,
+    FAILED_EVENTS,
+    MANIFEST,
+    PATCH,
+    PATCH_ARTIFACT,
+    RUNNING_EVENTS,
+    TASK,
+    Example,
+)
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
 from doubles.in_process_api import Api
 from doubles.manifests import parse_manifest
+from sandbox import __version__
+from sandbox.agents import registered_agents
+from sandbox.api.app import create_api_schema_app
 from sandbox.api.errors import RequestTimeoutError
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.tasks import (
@@ -30,98 +46,44 @@ from sandbox.model import events as e
 from sandbox.model.fixed_limits import BODY_BYTES_MAX
 from sandbox.model.task_state import TaskState
 
-TASK = "fix-tests"
-MANIFEST: dict[str, Any] = {
-    "version": "1",
-    "kind": "Task",
-    "metadata": {"name": "Fix the tests", "id": TASK, "labels": {"team": "platform"}},
-    "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
-    "claude": {"prompt": "Fix the failing tests."},
-}
-PATCH = """\
-diff --git a/src/parser.py b/src/parser.py
-index 3f0a1c2..9b1d4e7 100644
---- a/src/parser.py
-+++ b/src/parser.py
-@@ -1,2 +1,4 @@
- def parse(tokens):
-+    if not tokens:
-+        return []
-     return tokens[0]
-"""
 REQUEST_ID = "a33554409af24c8c89ac10ee89963307"
+ROOT = Path(__file__).parents[2]
+ROUTE_TESTS = ROOT / "tests" / "unit" / "api" / "routes"
+"""The test modules that declare the examples of their routes."""
+
 _GIBIBYTE = 1024**3
 
 
-@dataclass(frozen=True)
-class Example:
-    """A request. path_params and query: the values of its parameters, by name. body: JSON."""
-
-    operation: str
-    method: str
-    path: str
-    path_params: Mapping[str, str] = field(default_factory=dict)
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: Any = None
+def api_routes() -> list[APIRoute]:
+    """Return the routes of all operations, in the order of the documentation."""
+    routes = create_api_schema_app(__version__, registered_agents(), {}).routes
+    return [route for route in routes if isinstance(route, APIRoute) and route.include_in_schema]
 
 
-_ID = {"task_id": TASK}
+def declared_examples() -> list[Example]:
+    """Return the examples of all test modules of routes."""
+    modules = [import_module(f"unit.api.routes.{path.stem}") for path in sorted(ROUTE_TESTS.glob("test_*.py"))]
+    return [example for module in modules for example in getattr(module, "EXAMPLES", ())]
 
-EXAMPLES = (
-    Example(
-        "list_tasks",
-        "GET",
-        "/api/v1/tasks",
-        query={"state": "completed,failed", "label.team": "platform", "limit": "50"},
-    ),
-    Example("submit_task", "POST", "/api/v1/tasks", headers={"Idempotency-Key": "build-4711"}, body=MANIFEST),
-    Example("get_task", "GET", "/api/v1/tasks/{task_id}", _ID),
-    Example("wait_for_task", "GET", "/api/v1/tasks/{task_id}/wait", _ID, query={"timeout": "60"}),
-    Example("cancel_task", "DELETE", "/api/v1/tasks/{task_id}", _ID, query={"reason": "Not needed"}),
-    Example("release_sandbox", "DELETE", "/api/v1/tasks/{task_id}/vm", _ID),
-    Example("delete_task", "DELETE", "/api/v1/tasks/{task_id}/data", _ID),
-    Example(
-        "rerun_task",
-        "POST",
-        "/api/v1/tasks/{task_id}/rerun",
-        _ID,
-        body={"overrides": ["vm.cpus=8", f"metadata.id={TASK}-2"]},
-    ),
-    Example(
-        "continue_task",
-        "POST",
-        "/api/v1/tasks/{task_id}/continue",
-        _ID,
-        body={"prompt": "Add a test for it.", "overrides": [f"metadata.id={TASK}-2"]},
-    ),
-    Example("get_logs", "GET", "/api/v1/tasks/{task_id}/logs", _ID, query={"stream": "events", "tail": "3"}),
-    Example("get_events", "GET", "/api/v1/events", query={"after": "0-0"}),
-    Example("list_artifacts", "GET", "/api/v1/tasks/{task_id}/artifacts", _ID),
-    Example(
-        "download_artifact",
-        "GET",
-        "/api/v1/tasks/{task_id}/artifacts/{name}",
-        {**_ID, "name": f"{TASK}.patch"},
-    ),
-    Example("get_basic_health", "GET", "/api/health"),
-    Example("get_liveness", "GET", "/api/v1/health/live"),
-    Example("get_health", "GET", "/api/v1/health"),
-    Example("get_readiness", "GET", "/api/v1/health/ready"),
-    Example("get_metrics", "GET", "/metrics"),
-    Example("get_drain", "GET", "/api/v1/admin/drain"),
-    Example("begin_drain", "POST", "/api/v1/admin/drain"),
-    Example("undo_drain", "DELETE", "/api/v1/admin/drain"),
-    Example("prune_tasks", "POST", "/api/v1/admin/prune", query={"older_than_seconds": "604800", "dry_run": "true"}),
-    Example("open_session", "POST", "/api/v1/session"),
-    Example("close_session", "DELETE", "/api/v1/session"),
-)
-"""One request for each operation, in the order of the documentation."""
+
+def match_examples(routes: Sequence[APIRoute], examples: Sequence[Example]) -> list[tuple[APIRoute, Example]]:
+    """Return each route with its example. Raises AssertionError unless each operation has exactly one."""
+    counts = Counter(example.operation for example in examples)
+    errors = [
+        f"{route.operation_id}: declare one Example in EXAMPLES of {_test_module(route)}, not {count}"
+        for route in routes
+        if (count := counts.pop(str(route.operation_id), 0)) != 1
+    ]
+    errors += [f"{operation}: the Example has an unknown operation" for operation in counts]
+    assert not errors, "\n".join(errors)
+    by_operation = {example.operation: example for example in examples}
+    return [(route, by_operation[str(route.operation_id)]) for route in routes]
 
 
 def record_examples() -> dict[str, Any]:
     """Return the requests and responses by operation, and the body of each error by its code."""
-    operations = {example.operation: _record(example) for example in EXAMPLES}
+    matched = match_examples(api_routes(), declared_examples())
+    operations = {example.operation: _record(route, example) for route, example in matched}
     return {"operations": operations, "errors": {body["error"]: body for body in _error_bodies()}}
 
 
@@ -130,54 +92,58 @@ def record_failed_status() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
         tasks = FakeTasks()
         tasks.event_interval = timedelta(seconds=1.5)
-        _add_task(tasks, Path(directory), *_EVENTS_TO_FAILED)
+        _add_task(tasks, Path(directory), *FAILED_EVENTS)
         response = Api(tasks).get(f"/api/v1/tasks/{TASK}")
     assert response.status_code == 200, response.text
     status: dict[str, Any] = response.json()
     return status
 
 
-def _record(example: Example) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as directory:
-        tasks = _prepare(example.operation, Path(directory))
-        response = _send(Api(tasks), example)
-    assert response.status_code < 300, (example, response.text)
-    media_type = response.headers.get("content-type", "").partition(";")[0]
-    body = response.json() if media_type == "application/json" else response.text
-    if example.operation == "get_metrics":
-        body = "".join(line for line in body.splitlines(keepends=True) if "sandbox_tasks" in line)
+def _test_module(route: APIRoute) -> str:
+    name = route.endpoint.__module__.rpartition(".")[2]
+    return f"{ROUTE_TESTS.relative_to(ROOT)}/test_{name}.py"
+
+
+def _record(route: APIRoute, example: Example) -> dict[str, Any]:
+    [method] = route.methods
+    values = {"task_id": TASK, **example.path_params}
     request = {
-        "method": example.method,
-        "path": example.path,
-        "path_params": dict(example.path_params),
+        "method": method,
+        "path": route.path_format,
+        "path_params": {name: values[name] for name in route.param_convertors},
         "query": dict(example.query),
         "headers": dict(example.headers),
         "body": example.body,
     }
+    with tempfile.TemporaryDirectory() as directory:
+        tasks = _prepare(Path(directory), example.events)
+        if example.is_sandbox_preserved:
+            tasks.preserved.add(TASK)
+        response = _send(Api(tasks), request)
+    assert response.status_code < 300, (example, response.text)
+    media_type = response.headers.get("content-type", "").partition(";")[0]
+    body = response.json() if media_type == "application/json" else response.text
+    if example.shown_lines:
+        body = "".join(line for line in body.splitlines(keepends=True) if example.shown_lines in line)
     return {"request": request, "response": {"status": response.status_code, "media_type": media_type, "body": body}}
 
 
-def _send(api: Api, example: Example, **options: Any) -> Any:
-    path = example.path.format(**example.path_params)
-    headers = {"X-Request-Id": REQUEST_ID, **example.headers}
-    content = None if example.body is None else json.dumps(example.body)
+def _send(api: Api, request: Mapping[str, Any]) -> Any:
+    path = request["path"].format(**request["path_params"])
+    headers = {"X-Request-Id": REQUEST_ID, **request["headers"]}
+    content = None if request["body"] is None else json.dumps(request["body"])
     if content is not None:
         headers["Content-Type"] = "application/json"
-    return api(example.method, path, params=dict(example.query), headers=headers, content=content, **options)
+    return api(request["method"], path, params=request["query"], headers=headers, content=content)
 
 
-def _prepare(operation: str, directory: Path) -> FakeTasks:
-    """Return a server with a task in the state that the operation requires."""
+def _prepare(directory: Path, events: Sequence[e.Event] | None = COMPLETED_EVENTS) -> FakeTasks:
+    """Return a server with a task that has these events, or without a task if `events` is None."""
     tasks = FakeTasks()
     tasks.event_interval = timedelta(seconds=1.5)
     tasks.health_report = _health()
-    if operation == "submit_task":
-        return tasks
-    events = _EVENTS_TO_RUNNING if operation == "cancel_task" else _EVENTS
-    if operation == "release_sandbox":
-        events = _EVENTS_TO_PRESERVED
-        tasks.preserved.add(TASK)
-    _add_task(tasks, directory, *events)
+    if events is not None:
+        _add_task(tasks, directory, *events)
     return tasks
 
 
@@ -188,35 +154,7 @@ def _add_task(tasks: FakeTasks, directory: Path, *events: e.Event) -> None:
         file = directory / artifact.name
         file.write_text(PATCH)
         tasks.add_artifact(TASK, artifact, file)
-    tasks.inheritances[TASK] = Inheritance(e.Parent(TASK, "0" * 40, (_PATCH_ARTIFACT,)), {})
-
-
-_PATCH_ARTIFACT = e.Artifact(
-    f"{TASK}.patch",
-    f".sandbox/{TASK}.patch",
-    len(PATCH),
-    "text/x-diff",
-    f"sha256:{hashlib.sha256(PATCH.encode()).hexdigest()}",
-)
-_EVENTS_TO_RUNNING: tuple[e.Event, ...] = (
-    e.AttemptStarted("vcsbstbezmsq", "gvisor", "here"),
-    e.WorkspacePrepared("9fceb02d0ae598e95dc970b74767f19372d61af8"),
-    e.SandboxCreated("sandbox-vcsbstbezmsq", "gvisor", "host"),
-    e.AgentStarted("00000000-0000-0000-0000-000000000000", agent="Claude Code"),
-    e.Progress(output_bytes=5210, tool_calls=5, turns=6, input_tokens=52_800, output_tokens=700, cost_usd=0.10626),
-)
-_EVENTS: tuple[e.Event, ...] = (
-    *_EVENTS_TO_RUNNING,
-    e.AgentExited(0, {"is_error": False, "num_turns": 6, "result": "The tests pass."}),
-    e.ArtifactCollected(_PATCH_ARTIFACT, e.DiffStatistics(1, 2, 0)),
-    e.TaskFinished(),
-)
-_EVENTS_TO_FAILED: tuple[e.Event, ...] = (
-    *_EVENTS_TO_RUNNING,
-    e.AgentExited(1, failure=e.Failure("agent_failed", "Claude Code exited with 1.")),
-    e.TaskFinished(),
-)
-_EVENTS_TO_PRESERVED = _EVENTS_TO_FAILED
+    tasks.inheritances[TASK] = Inheritance(e.Parent(TASK, "0" * 40, (PATCH_ARTIFACT,)), {})
 
 
 def _health() -> Health:
@@ -251,7 +189,7 @@ def _error_bodies() -> Iterator[dict[str, Any]]:
 
 
 def _errors_of_tasks(directory: Path) -> Iterator[dict[str, Any]]:
-    tasks = _prepare("", directory)
+    tasks = _prepare(directory)
     api = Api(tasks)
 
     def get(path: str, **options: Any) -> dict[str, Any]:
@@ -266,12 +204,12 @@ def _errors_of_tasks(directory: Path) -> Iterator[dict[str, Any]]:
     tasks.inheritances.clear()
     yield _fail(api, "POST", f"/api/v1/tasks/{TASK}/continue", json={"prompt": "Add a test for it."})
     running = FakeTasks()
-    _add_task(running, directory, *_EVENTS_TO_RUNNING)
+    _add_task(running, directory, *RUNNING_EVENTS)
     yield _fail(Api(running), "POST", f"/api/v1/tasks/{TASK}/continue", json={"prompt": "Add a test for it."})
 
 
 def _errors_of_submissions(directory: Path) -> Iterator[dict[str, Any]]:
-    tasks = _prepare("", directory)
+    tasks = _prepare(directory)
     api = Api(tasks)
 
     def submit(**options: Any) -> dict[str, Any]:
@@ -298,7 +236,7 @@ def _errors_of_submissions(directory: Path) -> Iterator[dict[str, Any]]:
 
 
 def _errors_of_access(directory: Path) -> Iterator[dict[str, Any]]:
-    tasks = _prepare("", directory)
+    tasks = _prepare(directory)
     leaked = e.Artifact("log.txt", "log.txt", len(PATCH), "text/plain", "sha256:0", contains_secret=True)
     tasks.add_artifact(TASK, leaked, directory / "log.txt")
     api = Api(tasks, FakeAccess(olga="operator", vera="viewer"), requests_per_minute=3, monotonic=lambda: 0.0)

@@ -10,8 +10,10 @@ from typing import Any, get_args
 import click
 import pytest
 
+from architecture.api_examples import api_routes, declared_examples, match_examples
 from architecture.generated_reference import COMMON_OPTIONS, EXAMPLES_FILE, commands, generated
 from architecture.generated_rest import SERVER
+from doubles.example_requests import Example
 from doubles.fake_api import PREFIX, FakeApi
 from sandbox.cli.errors import ExitCode
 from sandbox.model.wire import event_bodies
@@ -23,6 +25,33 @@ from sandbox.model.wire.events import log_stream_of
 )
 def test_generated_references_are_current(root: Path, name: str):
     assert (root / name).read_text() == generated()[name], "run script/reference"
+
+
+def test_each_operation_has_one_example():
+    matched = match_examples(api_routes(), declared_examples())
+    assert len(matched) > 20
+    assert all(route.operation_id == example.operation for route, example in matched)
+
+
+@pytest.mark.parametrize(
+    ("operation", "module"),
+    [("list_tasks", "test_task_list.py"), ("get_task", "test_tasks.py"), ("open_session", "test_sessions.py")],
+)
+def test_operation_without_an_example_names_the_test_module(operation: str, module: str):
+    examples = [example for example in declared_examples() if example.operation != operation]
+    expected = f"{operation}: declare one Example in EXAMPLES of tests/unit/api/routes/{module}, not 0"
+    with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
+        match_examples(api_routes(), examples)
+
+
+def test_repeated_and_unknown_examples_are_errors():
+    examples = [*declared_examples(), Example("get_task"), Example("fly")]
+    expected = (
+        "get_task: declare one Example in EXAMPLES of tests/unit/api/routes/test_tasks.py, not 2\n"
+        "fly: the Example has an unknown operation"
+    )
+    with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
+        match_examples(api_routes(), examples)
 
 
 def test_the_error_in_the_reference_is_a_response_of_the_server(root: Path):

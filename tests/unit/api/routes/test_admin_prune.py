@@ -2,7 +2,10 @@
 
 import pytest
 
+from doubles.example_requests import Example
 from sandbox.interfaces.tasks import Retention
+
+EXAMPLES = (Example("prune_tasks", query={"older_than_seconds": "604800", "dry_run": "true"}),)
 
 
 def test_prune_uses_the_limits_of_the_query_and_lists_the_pruned_tasks(api, tasks):

@@ -4,10 +4,16 @@ import hashlib
 
 import pytest
 
+from doubles.example_requests import PATCH_ARTIFACT, Example
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import BEGINNING
 from sandbox.api.routes.artifacts import content_disposition
 from sandbox.model.events import Artifact
+
+EXAMPLES = (
+    Example("list_artifacts"),
+    Example("download_artifact", path_params={"name": PATCH_ARTIFACT.name}),
+)
 
 DATA = bytes(range(256)) * 40
 CHECKSUM = hashlib.sha256(DATA).hexdigest()

@@ -7,12 +7,18 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from doubles.example_requests import TASK, Example
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import BODY_BYTES_MAX
 from sandbox.model.manifest.schema import Secret
+
+EXAMPLES = (
+    Example("rerun_task", body={"overrides": ["vm.cpus=8", f"metadata.id={TASK}-2"]}),
+    Example("continue_task", body={"prompt": "Add a test for it.", "overrides": [f"metadata.id={TASK}-2"]}),
+)
 
 RERUN = "/api/v1/tasks/task-001/rerun"
 

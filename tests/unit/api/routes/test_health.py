@@ -2,6 +2,15 @@
 
 from dataclasses import replace
 
+from doubles.example_requests import Example
+
+EXAMPLES = (
+    Example("get_basic_health"),
+    Example("get_liveness"),
+    Example("get_health"),
+    Example("get_readiness"),
+)
+
 
 def test_healthy_server_is_ready_and_live(api):
     for path in ("/api/health", "/api/v1/health/live"):

@@ -2,7 +2,10 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from doubles.example_requests import Example
 from doubles.fake_access import FakeAccess
+
+EXAMPLES = (Example("get_metrics", shown_lines="sandbox_tasks"),)
 
 
 def read_metrics(api):

@@ -6,11 +6,17 @@ from collections import deque
 import pytest
 from starlette.datastructures import QueryParams
 
+from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.routes import logs
 from sandbox.api.streaming.event_websocket import StreamRequest
 from sandbox.model import events as e
 from sandbox.model.errors import InvalidParameterError
+
+EXAMPLES = (
+    Example("get_logs", query={"stream": "events", "tail": "3"}),
+    Example("get_events", query={"after": "0-0"}),
+)
 
 LOGS = "/api/v1/tasks/task-001/logs"
 

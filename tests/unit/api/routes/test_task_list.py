@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import UnavailableError
@@ -12,6 +13,8 @@ from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
+
+EXAMPLES = (Example("list_tasks", query={"state": "completed,failed", "label.team": "platform", "limit": "50"}),)
 
 KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",

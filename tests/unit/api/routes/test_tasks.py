@@ -4,8 +4,16 @@ import json
 
 import pytest
 
+from doubles.example_requests import MANIFEST, RUNNING_EVENTS, Example
 from sandbox.interfaces.tasks import InsufficientResourcesError, UnavailableError
 from sandbox.model import fixed_limits
+
+EXAMPLES = (
+    Example("submit_task", headers={"Idempotency-Key": "build-4711"}, body=MANIFEST, events=None),
+    Example("get_task"),
+    Example("wait_for_task", query={"timeout": "60"}),
+    Example("cancel_task", query={"reason": "Not needed"}, events=RUNNING_EVENTS),
+)
 
 YAML = """
 version: "1"

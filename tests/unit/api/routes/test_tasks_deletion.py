@@ -1,7 +1,10 @@
 """Deletion of a finished task."""
 
+from doubles.example_requests import Example
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+
+EXAMPLES = (Example("delete_task"),)
 
 PATH = "/api/v1/tasks/task-001/data"
 

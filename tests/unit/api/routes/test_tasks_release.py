@@ -4,11 +4,14 @@ import asyncio
 
 import pytest
 
+from doubles.example_requests import FAILED_EVENTS, Example
 from doubles.fake_tasks import TO_RUNNING
 from doubles.manifests import manifest
 from sandbox.interfaces.tasks import SandboxNotPreservedError
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
+
+EXAMPLES = (Example("release_sandbox", events=FAILED_EVENTS, is_sandbox_preserved=True),)
 
 FAILED = (e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), e.TaskFinished())
 
