@@ -1,12 +1,16 @@
-"""Fixtures for the test suites that run on every runtime."""
+"""Fixtures for the test suites that run on every runtime, and on every engine."""
 
+import itertools
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from doubles import slurm_cluster
+from doubles.engines import Job, ProcessHarness, SlurmHarness
 from doubles.runtimes import RUN_ALL_QEMU_TESTS, record_slow_kvm, require_qemu_components, require_runtime
+from sandbox.interfaces.engine import Engine
 from sandbox.interfaces.runtime import Runtime
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 from sandbox.runtimes.gvisor import GvisorRuntime
@@ -73,3 +77,37 @@ def cluster() -> Iterator[slurm_cluster.SlurmCluster]:
         pytest.skip(reason)
     with slurm_cluster.SlurmCluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def process_harness(tmp_path: Path) -> Iterator[ProcessHarness]:
+    """The engine that starts local processes."""
+    with closing(ProcessHarness(tmp_path)) as harness:
+        yield harness
+
+
+@pytest.fixture
+def slurm_harness(cluster: slurm_cluster.SlurmCluster) -> Iterator[SlurmHarness]:
+    """The engine that submits jobs to Slurm."""
+    with closing(SlurmHarness(cluster)) as harness:
+        yield harness
+
+
+@pytest.fixture(params=["process_harness", "slurm_harness"], ids=["processes", "slurm"])
+def harness(request: pytest.FixtureRequest) -> ProcessHarness | SlurmHarness:
+    """Each engine in turn. A test module for one engine overrides this fixture."""
+    harness: ProcessHarness | SlurmHarness = request.getfixturevalue(request.param)
+    return harness
+
+
+@pytest.fixture
+def engine(harness: ProcessHarness | SlurmHarness) -> Engine:
+    """The engine of the harness."""
+    return harness.connect()
+
+
+@pytest.fixture
+def create_job(tmp_path: Path) -> Callable[..., Job]:
+    """Return a function that creates a job whose worker performs an action."""
+    numbers = itertools.count()
+    return lambda *action, **fields: Job(tmp_path / f"job-{next(numbers)}", *action, **fields)

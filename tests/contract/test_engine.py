@@ -1,15 +1,11 @@
 """The contract of engines, tested with real workers: as local processes, and as jobs of a real Slurm cluster."""
 
 import asyncio
-import itertools
 
 import pytest
 
 from doubles.engines import (
     SMALL,
-    Job,
-    ProcessHarness,
-    SlurmHarness,
     status_of,
     until,
     until_ended,
@@ -29,29 +25,6 @@ HOSTILE_NAMES = (
     "../sandbox-aaaaaaaaaaaa",
     "-x",
 )
-
-
-@pytest.fixture(params=["processes", "slurm"])
-def harness(request, tmp_path):
-    if request.param == "processes":
-        harness = ProcessHarness(tmp_path)
-    else:
-        harness = SlurmHarness(request.getfixturevalue("cluster"))
-    try:
-        yield harness
-    finally:
-        harness.close()
-
-
-@pytest.fixture
-def engine(harness):
-    return harness.connect()
-
-
-@pytest.fixture
-def create_job(tmp_path):
-    numbers = itertools.count()
-    return lambda *action, **fields: Job(tmp_path / f"job-{next(numbers)}", *action, **fields)
 
 
 async def test_worker_runs_and_ends(engine, create_job):

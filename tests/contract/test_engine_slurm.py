@@ -1,11 +1,10 @@
 """Slurm in trouble: its controller is killed or paused, hosts are killed or cut off, jobs are lost or duplicated."""
 
 import asyncio
-import itertools
 
 import pytest
 
-from doubles.engines import SECONDS, Job, SlurmHarness, status_of, until, until_ended, until_phase
+from doubles.engines import SECONDS, status_of, until, until_ended, until_phase
 from sandbox.engines.slurm import engine as slurm_engine
 from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
 
@@ -14,23 +13,8 @@ HOST_LOST_SECONDS = SECONDS
 
 
 @pytest.fixture
-def harness(cluster):
-    harness = SlurmHarness(cluster)
-    try:
-        yield harness
-    finally:
-        harness.close()
-
-
-@pytest.fixture
-def engine(harness):
-    return harness.connect()
-
-
-@pytest.fixture
-def create_job(tmp_path):
-    numbers = itertools.count()
-    return lambda *action, **fields: Job(tmp_path / f"job-{next(numbers)}", *action, **fields)
+def harness(slurm_harness):
+    return slurm_harness
 
 
 @pytest.fixture

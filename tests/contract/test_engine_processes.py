@@ -1,7 +1,6 @@
 """Crashes, killed processes, time limits and the queue of the engine that starts local processes."""
 
 import asyncio
-import itertools
 import json
 import os
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from doubles.engines import GIB, MIB, Job, ProcessHarness, status_of, until, until_ended, until_phase
+from doubles.engines import GIB, MIB, ProcessHarness, status_of, until, until_ended, until_phase
 from sandbox.engines.processes import engine as process_engine
 from sandbox.engines.processes.engine import ProcessEngine
 from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
@@ -21,23 +20,8 @@ from sandbox.model.resources import Resources
 
 
 @pytest.fixture
-def harness(tmp_path):
-    harness = ProcessHarness(tmp_path)
-    try:
-        yield harness
-    finally:
-        harness.close()
-
-
-@pytest.fixture
-def engine(harness):
-    return harness.connect()
-
-
-@pytest.fixture
-def create_job(tmp_path):
-    numbers = itertools.count()
-    return lambda *action, **fields: Job(tmp_path / f"job-{next(numbers)}", *action, **fields)
+def harness(process_harness):
+    return process_harness
 
 
 def files_of(harness, job):
