@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -136,34 +136,16 @@ class RootGroup(LazyGroup):
 
 def fail(message: str, code: ExitCode) -> NoReturn:
     """Print the message and exit with `code`. Indented lines are not wrapped: they contain commands to copy."""
-    width = terminal_width(sys.stderr)
-    lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
-    click.echo("\n".join(lines), err=True)
+    _print_wrapped(message)
     raise click.exceptions.Exit(code)
 
 
-def for_each_task(task_ids: Sequence[str], act: Callable[[str], None]) -> None:
-    """Call `act` for each task, also after the server refused an earlier one. Exits with the code of the last error."""
-    from sandbox.client import ClientError, UnreachableError
+def print_error(error: SandboxError) -> ExitCode:
+    """Print the error. Return the exit code of a command that fails with it."""
+    from sandbox.client import ClientError
 
-    code = ExitCode.SUCCESS
-    for task_id in task_ids:
-        try:
-            act(task_id)
-        except UnreachableError:
-            raise
-        except ClientError as error:
-            code = exit_code_for_client_error(error)
-            with suppress(click.exceptions.Exit):
-                _fail_with_exception(error)
-    if code is not ExitCode.SUCCESS:
-        raise click.exceptions.Exit(code)
-
-
-def print_task_message(task_ids: Sequence[str], task_id: str, message: str) -> None:
-    """Print the server's message about a task; with the task's id if the command has several tasks."""
-    prefix = f"{escape_text(task_id)}: " if len(task_ids) > 1 else ""
-    click.echo(f"{prefix}{escape_text(message)}", err=True)
+    _print_wrapped("\n".join([*_field_error_lines(error), f"Error: {escape_text(error.message)}"]))
+    return exit_code_for_client_error(error) if isinstance(error, ClientError) else exit_code_for_error(error.code)
 
 
 @contextmanager
@@ -217,7 +199,7 @@ def _fail_with_exception(error: Exception) -> NoReturn:
         fail(
             "\n".join(map(escape_text, "".join(traceback.format_exception(error)).splitlines())), ExitCode.SERVER_ERROR
         )
-    fail("\n".join([*_field_error_lines(error), f"Error: {escape_text(error.message)}"]), _exit_code(error))
+    raise click.exceptions.Exit(print_error(error))
 
 
 def _field_error_lines(error: SandboxError) -> list[str]:
@@ -232,10 +214,10 @@ def _field_error_lines(error: SandboxError) -> list[str]:
     return [escape_text(f"{location}: {message}") for location, message in located]
 
 
-def _exit_code(error: SandboxError) -> ExitCode:
-    from sandbox.client import ClientError
-
-    return exit_code_for_client_error(error) if isinstance(error, ClientError) else exit_code_for_error(error.code)
+def _print_wrapped(message: str) -> None:
+    width = terminal_width(sys.stderr)
+    lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
+    click.echo("\n".join(lines), err=True)
 
 
 def _wrap_line(line: str, width_cells: int | None) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cached_property, wraps
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -127,12 +127,6 @@ def _stored_option(*names: str, **attributes: Any) -> Callable[[_Decorated], _De
     return click.option(*names, cls=GlobalOption, expose_value=False, callback=keep, **attributes)
 
 
-COMPLETION_TIMEOUT_SECONDS = 2.0
-"""Time limit for one shell completion."""
-
-COMPLETIONS_MAX = 100
-
-
 def complete_context(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete the name of a context."""
     from click.shell_completion import CompletionItem
@@ -148,55 +142,6 @@ def complete_context(ctx: click.Context, parameter: click.Parameter, incomplete:
         for name, context in known.items()
         if name.startswith(incomplete)
     ]
-
-
-def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    from click.shell_completion import CompletionItem
-
-    from sandbox.client import Client
-    from sandbox.model.errors import SandboxError
-
-    options = current_options(ctx)
-    try:
-        with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
-            tasks = client.tasks(limit=COMPLETIONS_MAX)["tasks"]
-    except (SandboxError, OSError):
-        return []  # a shell completion cannot report errors
-    described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
-    # Do not offer ids with unprintable characters, because such characters must not be inserted into a command line.
-    candidates = [
-        task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
-    ]
-    return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in candidates]
-
-
-def task_argument(command: _Decorated) -> _Decorated:
-    """Add the TASK_ID argument. The command gets the task's full id, even if only its beginning is given."""
-
-    @wraps(command)
-    def run_command(*, task_id: str, **parameters: Any) -> Any:
-        from sandbox.cli.task_lookup import find_task_id
-
-        return command(task_id=find_task_id(current_options().connect, task_id), **parameters)
-
-    argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
-    return argument(cast("_Decorated", run_command))
-
-
-def task_arguments(command: _Decorated) -> _Decorated:
-    """Add the argument TASK_ID, of which several can be given. The command gets the full ids, without duplicates."""
-
-    @wraps(command)
-    def run_command(*, task_ids: Sequence[str], **parameters: Any) -> Any:
-        from sandbox.cli.task_lookup import find_task_id
-
-        found = [find_task_id(current_options().connect, task_id) for task_id in task_ids]
-        return command(task_ids=list(dict.fromkeys(found)), **parameters)
-
-    argument = click.argument(
-        "task_ids", metavar="TASK_ID...", nargs=-1, required=True, shell_complete=_complete_task_id
-    )
-    return argument(cast("_Decorated", run_command))
 
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -26,11 +26,12 @@ from sandbox.cli.checkout.worktree import ChangedFile, Checkout
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
+from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
+from sandbox.cli.task_arguments import task_argument
 
 if TYPE_CHECKING:
     from sandbox.client import Client

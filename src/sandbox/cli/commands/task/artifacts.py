@@ -8,10 +8,11 @@ import click
 
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
+from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_size
 
 if TYPE_CHECKING:

@@ -10,11 +10,12 @@ import click
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm
 from sandbox.cli.output.formatting import outcome_summary
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text, terminal_width
+from sandbox.cli.task_arguments import task_argument
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail, for_each_task, print_task_message
+from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_arguments
+from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import confirm
-from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_name, escape_text
+from sandbox.cli.task_arguments import for_each_task, task_arguments
 from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
@@ -40,20 +40,11 @@ def delete(task_ids: Sequence[str], yes: bool) -> None:
     if not yes and not has_terminal:
         message = "Error: This command prompts for confirmation and needs a terminal."
         fail(f"{message}\n  Delete the task without a prompt: add --yes", ExitCode.USAGE)
-    options = current_options()
-    with options.connect() as client:
+    with current_options().connect() as client:
         if not yes:
             for task_id in task_ids:
                 _confirm(client.status(task_id))
-
-        def delete_task(task_id: str) -> None:
-            response = client.delete(task_id)
-            if options.format == "json":
-                print_json(response)
-            else:
-                print_task_message(task_ids, task_id, response["message"])
-
-        for_each_task(task_ids, delete_task)
+        for_each_task(task_ids, client.delete)
 
 
 def _confirm(status: Task) -> None:

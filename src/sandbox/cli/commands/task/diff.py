@@ -16,10 +16,11 @@ import click
 from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
+from sandbox.cli.task_arguments import task_argument
 
 GIT_TIMEOUT_SECONDS = 10.0
 _TRUE_VALUES = {"", "true", "yes", "on", "1"}

@@ -16,7 +16,7 @@ from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import format_age, format_changes, pluralize, shorten_ids, state_text, task_duration
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
-from sandbox.cli.task_lookup import find_task_id
+from sandbox.cli.task_arguments import find_task_id
 from sandbox.model.formatting import format_cost, short_repository
 from sandbox.model.task_state import TaskState
 

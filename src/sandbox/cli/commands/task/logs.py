@@ -11,12 +11,13 @@ import click
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options, task_argument
+from sandbox.cli.options import current_options, output_options, parse_past_time_option, server_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
 from sandbox.cli.output.json_output import print_json_lines
 from sandbox.cli.output.log_parser import LogLine, mark_parsed, parse_line, parse_log_events
 from sandbox.cli.output.text import escape_text
+from sandbox.cli.task_arguments import task_argument
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
 if TYPE_CHECKING:

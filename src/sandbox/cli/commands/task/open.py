@@ -9,9 +9,10 @@ import click
 
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
+from sandbox.cli.task_arguments import task_argument
 
 
 @command("open", epilog=help_examples("sandbox task open 5e173eb5"))

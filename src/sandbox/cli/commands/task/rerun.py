@@ -6,9 +6,10 @@ import click
 
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, task_argument
+from sandbox.cli.options import common_options, current_options
 from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
+from sandbox.cli.task_arguments import task_argument
 
 
 @command(

@@ -6,7 +6,8 @@ import click
 
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import current_options, server_options, task_argument
+from sandbox.cli.options import current_options, server_options
+from sandbox.cli.task_arguments import task_argument
 from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, parse_detach_keys, run_terminal
 
 

@@ -11,7 +11,7 @@ import click
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import CliOptions, common_options, current_options, task_argument
+from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
@@ -28,6 +28,7 @@ from sandbox.cli.output.formatting import (
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import parse_log_events
 from sandbox.cli.output.text import escape_name, terminal_width, wrap_text
+from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_cost, format_duration
 from sandbox.model.task_state import FINAL_STATES
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES

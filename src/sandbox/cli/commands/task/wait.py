@@ -9,10 +9,11 @@ import click
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
 from sandbox.cli.help_examples import help_examples
 from sandbox.cli.lazy_group import command
-from sandbox.cli.options import common_options, current_options, parse_duration_option, task_argument
+from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text, terminal_width
+from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_duration
 from sandbox.model.task_state import FINAL_STATES
 

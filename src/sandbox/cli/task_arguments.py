@@ -1,4 +1,4 @@
-"""Finds the task for a command's TASK_ID argument, which is an id or the beginning of a generated id.
+"""The TASK_ID arguments of commands. Each one is the id of a task or the beginning of a generated id.
 
 An id that a user chose must be complete: `fix-1` must not become `fix-10` after the task `fix-1` has been removed.
 """
@@ -7,17 +7,31 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
-from sandbox.cli.errors import ExitCode, fail
+import click
+
+from sandbox.cli.errors import ExitCode, fail, print_error
+from sandbox.cli.options import current_options
 from sandbox.cli.output.formatting import pluralize, state_text
+from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_name, escape_text, terminal_width
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from sandbox.client import Client
     from sandbox.client.response_types import TaskSummary
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
+
+COMPLETION_TIMEOUT_SECONDS = 2.0
+"""Time limit for one shell completion."""
+
+COMPLETIONS_MAX = 100
 
 PREFIX_CHARACTERS_MIN = 4
 CANDIDATES_MAX = 10
@@ -28,6 +42,56 @@ _PAGES_MAX = 10
 _GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _ANY_GENERATED_ID = "00000000-0000-0000-0000-000000000000"
 _NAME_CELLS_MAX = 60
+
+
+def task_argument(command: _Decorated) -> _Decorated:
+    """Add the TASK_ID argument. The command gets the task's full id, even if only its beginning is given."""
+
+    @wraps(command)
+    def run_command(*, task_id: str, **parameters: Any) -> Any:
+        return command(task_id=find_task_id(current_options().connect, task_id), **parameters)
+
+    argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
+    return argument(cast("_Decorated", run_command))
+
+
+def task_arguments(command: _Decorated) -> _Decorated:
+    """Add the argument TASK_ID, of which several can be given. The command gets the full ids, without duplicates."""
+
+    @wraps(command)
+    def run_command(*, task_ids: Sequence[str], **parameters: Any) -> Any:
+        found = [find_task_id(current_options().connect, task_id) for task_id in task_ids]
+        return command(task_ids=list(dict.fromkeys(found)), **parameters)
+
+    argument = click.argument(
+        "task_ids", metavar="TASK_ID...", nargs=-1, required=True, shell_complete=_complete_task_id
+    )
+    return argument(cast("_Decorated", run_command))
+
+
+def for_each_task(task_ids: Sequence[str], request: Callable[[str], Mapping[str, Any]]) -> None:
+    """Send a request for each task and print the response, also after the server refused an earlier one.
+
+    Prints the server's message, or with `--format json` the response. Exits with the code of the last error.
+    """
+    from sandbox.client import ClientError, UnreachableError
+
+    code = ExitCode.SUCCESS
+    for task_id in task_ids:
+        try:
+            response = request(task_id)
+        except UnreachableError:
+            raise
+        except ClientError as error:
+            code = print_error(error)
+            continue
+        if current_options().format == "json":
+            print_json(response)
+        else:
+            prefix = f"{escape_text(task_id)}: " if len(task_ids) > 1 else ""
+            click.echo(f"{prefix}{escape_text(response['message'])}", err=True)
+    if code is not ExitCode.SUCCESS:
+        raise click.exceptions.Exit(code)
 
 
 def find_task_id(connect: Callable[[], Client], text: str) -> str:
@@ -102,3 +166,23 @@ def _shorten(text: str, cells_max: int) -> str:
     from rich.cells import cell_len, set_cell_size
 
     return text if cell_len(text) <= cells_max else set_cell_size(text, max(cells_max - 1, 0)) + "…"
+
+
+def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from sandbox.client import Client
+    from sandbox.model.errors import SandboxError
+
+    options = current_options(ctx)
+    try:
+        with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
+            tasks = client.tasks(limit=COMPLETIONS_MAX)["tasks"]
+    except (SandboxError, OSError):
+        return []  # a shell completion cannot report errors
+    described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
+    # Do not offer ids with unprintable characters, because such characters must not be inserted into a command line.
+    candidates = [
+        task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id
+    ]
+    return [CompletionItem(task_id, help=escape_text(described[task_id])) for task_id in candidates]
