@@ -79,6 +79,12 @@ def command(*arguments: Any, **attributes: Any) -> Callable[[Callable[..., Any]]
     return click.command(*arguments, cls=HelpfulCommand, **attributes)
 
 
+def help_examples(*lines: str, note: str = "") -> str:
+    """Return the end of a command's help: a note, followed by examples, which are not wrapped."""
+    block = "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+    return f"{note}\n\n{block}" if note else block
+
+
 class SuggestingGroup(click.Group, HelpfulCommand):
     """A group that suggests similar commands for an unknown one."""
 

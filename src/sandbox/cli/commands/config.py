@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import SuggestingGroup
+from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text

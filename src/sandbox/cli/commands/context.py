@@ -6,8 +6,7 @@ import click
 
 from sandbox.cli.commands.login import print_overrides
 from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextFile, default_file
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import SuggestingGroup
+from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import complete_context, current_options, output_options
 from sandbox.cli.output.console import print_message, stdout_console
 from sandbox.cli.output.json_output import print_json

@@ -7,8 +7,7 @@ from importlib import import_module
 import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_error, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.output.text import escape_text
 
 _PORT = click.IntRange(0, 65535)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json

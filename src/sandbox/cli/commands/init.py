@@ -12,8 +12,7 @@ import click
 from sandbox.cli.checkout.origin import find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, OverrideError, parse_overrides

@@ -10,8 +10,7 @@ import click
 
 from sandbox.cli.contexts import Context, ContextFile, Contexts, Selection, check_name, default_file
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, server_option, token_option
 from sandbox.cli.output.console import print_message
 from sandbox.model.server_address import DEFAULT_SERVER

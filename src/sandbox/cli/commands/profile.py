@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import SuggestingGroup
+from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.formatting import pluralize

@@ -13,8 +13,7 @@ from sandbox.cli.checkout.apply_prompt import ApplyPrompt
 from sandbox.cli.checkout.origin import Origin, create_local_patch, find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import has_no_changes, pluralize

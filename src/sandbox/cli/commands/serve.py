@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command, gc_frozen
+from sandbox.cli.lazy_group import command, gc_frozen, help_examples
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.server_options import load_configuration, settings_options
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.output.console import confirm
 from sandbox.cli.output.text import escape_text
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options, server_options
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, server_options
 
 _ADVICE = """\

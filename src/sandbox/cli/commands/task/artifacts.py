@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json

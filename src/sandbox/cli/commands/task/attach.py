@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, current_options, server_options
 from sandbox.cli.output.formatting import next_commands, outcome_summary
 from sandbox.cli.output.text import escape_text

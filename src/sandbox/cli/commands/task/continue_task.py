@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options

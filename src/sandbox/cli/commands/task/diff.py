@@ -14,8 +14,7 @@ from tempfile import TemporaryDirectory
 import click
 
 from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text

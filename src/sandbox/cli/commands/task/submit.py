@@ -6,8 +6,7 @@ from typing import BinaryIO
 
 import click
 
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.overrides import Override, id_override, parse_overrides

@@ -8,8 +8,7 @@ from typing import BinaryIO
 import click
 
 from sandbox.cli.errors import ExitCode, fail
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile, field_error_details, field_error_lines
 from sandbox.cli.options import current_options, output_options
 from sandbox.cli.output.formatting import pluralize

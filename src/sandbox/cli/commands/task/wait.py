@@ -7,8 +7,7 @@ import sys
 import click
 
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint
-from sandbox.cli.help_examples import help_examples
-from sandbox.cli.lazy_group import command
+from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options, parse_duration_option
 from sandbox.cli.output.formatting import outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json
