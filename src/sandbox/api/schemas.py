@@ -19,7 +19,7 @@ from sandbox.model.events import FollowUp
 from sandbox.model.manifest.rules import AgentSchema
 from sandbox.model.manifest.schema import CommonFields, Manifest, declare_manifest
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import bodies, event_bodies
+from sandbox.model.wire import bodies, event_bodies, server_bodies
 from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest
 
 _ENUMS = (TaskState, FollowUp)
@@ -35,7 +35,8 @@ _EXAMPLE = {
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     """Return the schemas of all bodies and events, and of the objects in them, by class name."""
-    declared = tuple(kind for kind in vars(bodies).values() if is_typeddict(kind) and kind.__name__.endswith("Body"))
+    kinds = (vars(bodies) | vars(server_bodies)).values()
+    declared = tuple(kind for kind in kinds if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
     described = _schema_of(tuple.__class_getitem__((*declared, event_bodies.Event)))
     schemas: dict[str, Any] = _with_enum_refs(described["$defs"])

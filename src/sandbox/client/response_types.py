@@ -5,7 +5,7 @@ may send additional keys. Reading a key that an older server omits raises Unexpe
 UTC.
 """
 
-from sandbox.model.wire import bodies, event_bodies
+from sandbox.model.wire import bodies, event_bodies, server_bodies
 
 State = bodies.State
 
@@ -28,12 +28,12 @@ Deletion = bodies.DeletedBody
 Artifact = bodies.ArtifactBody
 ArtifactList = bodies.ArtifactListBody
 
-Health = bodies.HealthBody
-Runtime = bodies.RuntimeBody
-Occupancy = bodies.OccupancyBody
-Draining = bodies.DrainBody
-Pruned = bodies.PrunedBody
-PrunedTask = bodies.PrunedTaskBody
+Health = server_bodies.HealthBody
+Runtime = server_bodies.RuntimeBody
+Occupancy = server_bodies.OccupancyBody
+Draining = server_bodies.DrainBody
+Pruned = server_bodies.PrunedBody
+PrunedTask = server_bodies.PrunedTaskBody
 
 FieldError = bodies.FieldErrorBody
 ExistingTask = bodies.ExistingTaskBody

@@ -9,8 +9,8 @@ from sandbox.api.app_context import ContextDep
 from sandbox.api.openapi import create_router, problem_responses
 from sandbox.api.responses import JsonResponse
 from sandbox.interfaces.tasks import DrainStatus, Retention
-from sandbox.model.wire.bodies import DrainBody, PrunedBody, PrunedTaskBody
 from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.server_bodies import DrainBody, PrunedBody, PrunedTaskBody
 
 router = create_router("Administration")
 

@@ -12,8 +12,8 @@ from sandbox.api.responses import JsonResponse, problem_response
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.tasks import Health, Occupancy
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire.bodies import AliveBody, HealthBody, OccupancyBody, ReadyBody, RuntimeBody
 from sandbox.model.wire.events import format_timestamp
+from sandbox.model.wire.server_bodies import AliveBody, HealthBody, OccupancyBody, ReadyBody, RuntimeBody
 
 _SHUTTING_DOWN = "The server is shutting down."
 

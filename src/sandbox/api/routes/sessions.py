@@ -10,7 +10,7 @@ from sandbox.api.auth.sessions import SESSION_COOKIE, SESSION_SECONDS
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import create_router, problem_responses
 from sandbox.api.responses import JsonResponse
-from sandbox.model.wire.bodies import SessionBody
+from sandbox.model.wire.server_bodies import SessionBody
 
 router = create_router("Sessions")
 

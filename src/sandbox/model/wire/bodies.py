@@ -1,12 +1,12 @@
-"""The JSON bodies of the API: the only declaration of each.
+"""The JSON bodies of the API: the only declaration of each. `server_bodies.py` declares those about the server.
 
 Routes build them, `api/schemas.py` turns them into OpenAPI, and the Python client returns them. The string below a
-property describes it in the schema; it is read from this file only when the schema is built.
+property describes it in the schema; it is read from the source only when the schema is built.
 
 Times are RFC 3339 in UTC, with milliseconds and `Z`. A newer server may send additional properties.
 """
 
-from typing import Annotated, Any, Literal, NotRequired, TypedDict, get_args
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 State = Literal[
     "pending",
@@ -40,7 +40,6 @@ class JsonSchema:
 
 
 Timestamp = Annotated[str, JsonSchema(format="date-time")]
-_StateKey = Annotated[str, JsonSchema(enum=[*get_args(State)])]
 
 
 class LinksBody(TypedDict):
@@ -342,32 +341,6 @@ class DeletedBody(TypedDict):
     """Human-readable confirmation."""
 
 
-class PrunedTaskBody(TypedDict):
-    """A task that was removed, or would be removed with `dry_run`."""
-
-    id: str
-    """Id of the task."""
-    state: State
-    """Final state of the task."""
-    finished_at: Timestamp
-    """When the task ended."""
-    size_bytes: int
-    """Disk usage of the task, in bytes."""
-
-
-class PrunedBody(TypedDict):
-    """The tasks that were removed, or would be removed with `dry_run`, in the order in which they ended."""
-
-    dry_run: bool
-    """Whether nothing was removed."""
-    tasks: list[PrunedTaskBody]
-    """The removed tasks; with `dry_run`, those that would be removed."""
-    total_count: int
-    """Number of tasks in `tasks`."""
-    total_size_bytes: int
-    """Total disk usage of these tasks, in bytes."""
-
-
 class ArtifactBody(TypedDict):
     """One artifact."""
 
@@ -400,118 +373,6 @@ class ArtifactListBody(TypedDict):
     """Number of artifacts in `artifacts`."""
     total_size_bytes: int
     """Total size of the artifacts, in bytes."""
-
-
-class AliveBody(TypedDict):
-    """The server responds."""
-
-    status: Literal["ok"]
-    """Always `ok`."""
-    version: str
-    """Version of the server."""
-
-
-class ReadyBody(TypedDict):
-    """The server accepts and runs tasks."""
-
-    status: Literal["ready"]
-    """Always `ready`."""
-
-
-class RuntimeBody(TypedDict):
-    """Capabilities of a runtime on this host."""
-
-    name: str
-    """Name of the runtime."""
-    works: bool
-    """Whether the runtime works on this host."""
-    tier: str
-    """Isolation tier: `namespaces`, `gvisor` or `vm`."""
-    isolates: list[str]
-    """What the runtime isolates."""
-    gaps: list[str]
-    """What the runtime does not isolate."""
-    limits: list[str]
-    """The limits that are enforced: `memory`, `cpus`, `processes`, `sockets`."""
-    mend: str
-    """How to fix the runtime if it does not work."""
-
-
-class StoreBody(TypedDict):
-    """The index of tasks."""
-
-    ok: bool
-    """Whether the index can be read and written."""
-
-
-class OccupancyBody(TypedDict):
-    """Capacity for unfinished tasks, the reserved part of it (`_promised`), and the number of waiting tasks."""
-
-    cpus: int
-    """Number of CPUs for tasks."""
-    cpus_promised: int
-    """Number of CPUs that are reserved."""
-    memory_bytes: int
-    """Memory for tasks, in bytes."""
-    memory_promised_bytes: int
-    """Memory that is reserved, in bytes."""
-    disk_bytes: int
-    """Disk space for tasks, in bytes."""
-    disk_promised_bytes: int
-    """Disk space that is reserved, in bytes."""
-    waiting: int
-    """Number of tasks that are waiting for resources."""
-
-
-class DiskBody(TypedDict):
-    """The file system of the data directory."""
-
-    free_bytes: int
-    """Free space, in bytes."""
-    total_bytes: int
-    """Total size, in bytes."""
-
-
-class HealthBody(TypedDict):
-    """Health of the server."""
-
-    status: Literal["ok", "degraded"]
-    """`ok` if the server accepts and runs tasks."""
-    ready: bool
-    """Whether the server accepts and runs tasks."""
-    reasons: list[str]
-    """Why the server does not accept or run tasks; human-readable."""
-    version: str
-    """Version of the server."""
-    uptime_seconds: float
-    """Time since the server started, in seconds."""
-    tasks: dict[_StateKey, int]
-    """Number of tasks in each state."""
-    runtimes: list[RuntimeBody]
-    """The runtimes that were probed."""
-    next_probe_at: Timestamp | None
-    """When the runtimes are probed again; null if no probe is planned."""
-    store: StoreBody
-    """The index of tasks."""
-    disk: DiskBody
-    """The file system of the data directory."""
-    draining_since: Timestamp | None
-    """When the drain started; null if the server is not draining."""
-    occupancy: OccupancyBody | None
-    """Capacity and reserved resources; null until they are known."""
-
-
-class DrainBody(TypedDict):
-    """Progress of a drain. `running` tasks continue; `waiting` tasks start once the drain is undone."""
-
-    draining: bool
-    """Whether the server is draining."""
-    since: Timestamp | None
-    """When the drain started; null if the server is not draining."""
-    running: int
-    """Number of tasks that are still running."""
-    waiting: int
-    """Number of tasks that start once the drain is undone."""
 
 
 class FieldErrorBody(TypedDict):
@@ -584,12 +445,3 @@ class ProblemBody(ProblemExtensions):
     """The same as `message`."""
     instance: str
     """Path of the request."""
-
-
-class SessionBody(TypedDict):
-    """Role and name of the session's token."""
-
-    role: Literal["viewer", "operator"]
-    """What the token may do: a viewer may only read."""
-    name: str
-    """Name of the token."""
