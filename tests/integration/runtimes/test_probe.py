@@ -71,11 +71,47 @@ class FailingRuntime:
         (None, b"", "The program 'true' did not exit within 0.1 s in a sandbox."),
     ],
 )
-async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, exit_, stderr, message):
+async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, set_load, exit_, stderr, message):
+    set_load(0)
     runtime = FailingRuntime(exit_, stderr)
     with pytest.raises((SandboxError, TimeoutError)) as caught:
         await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
     assert str(caught.value) == message
+
+
+class HangingFirstRuntime(FailingRuntime):
+    """A runtime whose programs end, except in the first `hanging_count` sandboxes."""
+
+    def __init__(self, hanging_count: int) -> None:
+        super().__init__(ExitStatus(0))
+        self.hanging_count = hanging_count
+
+    async def create(self, handle, spec):
+        self.hanging_count -= 1
+        self.exit_ = None if self.hanging_count >= 0 else ExitStatus(0)
+        return self
+
+
+@pytest.fixture
+def set_load(monkeypatch):
+    """Returns a function that sets the load average of the machine, which has two CPUs."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    return lambda average: monkeypatch.setattr("os.getloadavg", lambda: (average, 0, 0))
+
+
+async def test_probe_on_a_busy_machine_is_repeated_with_more_time(tmp_path, set_load):
+    set_load(3)
+    runtime = HangingFirstRuntime(1)
+    assert await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1) == frozenset()
+    with pytest.raises(TimeoutError, match=r"within 0\.4 s"):
+        await run_probe(HangingFirstRuntime(2), tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
+
+
+async def test_probe_on_an_idle_machine_is_not_repeated(tmp_path, set_load):
+    set_load(2)
+    runtime = HangingFirstRuntime(1)
+    with pytest.raises(TimeoutError, match=r"within 0\.1 s"):
+        await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
 
 
 def test_bubblewrap_remedy_consists_of_sentences(tmp_path):

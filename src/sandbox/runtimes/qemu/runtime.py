@@ -1,7 +1,7 @@
 """The QEMU `Runtime`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from stat import S_IROTH
 from typing import Protocol
@@ -17,7 +17,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.probe import find_limit_gaps, run_probe
+from sandbox.runtimes.probe import find_limit_gaps, is_machine_busy, run_probe
 from sandbox.runtimes.qemu import command_lines, jail
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.components import find_components
@@ -99,7 +99,10 @@ BOOTS_MAX = 3
 BOOT_SECONDS = 30.0
 KVM_BOOT_SECONDS = 3.0
 KVM_RETRY_BOOT_SECONDS = 12.0
-"""A busy machine may need longer than KVM_BOOT_SECONDS, so KVM is considered to have failed only after this time."""
+KVM_BUSY_BOOT_SECONDS = 48.0
+"""A busy machine may need longer than KVM_BOOT_SECONDS. KVM is considered to have failed only if a boot times out after
+KVM_RETRY_BOOT_SECONDS and the machine is not busy. Otherwise, busy tasks could disable KVM for all later tasks.
+"""
 
 _KVM_FALLBACK_MESSAGE = (
     "The machine has KVM, but no guest booted with it, so this one is emulated, five to twenty times slower. KVM "
@@ -204,17 +207,19 @@ class QemuRuntime(BaseRuntime):
             else:
                 self.last_accelerator = accelerator
                 return sandbox
-            if problem.has_timed_out and within_seconds == KVM_RETRY_BOOT_SECONDS:
+            if problem.has_timed_out and within_seconds == KVM_RETRY_BOOT_SECONDS and not is_machine_busy():
                 self._kvm.record_failure()
         raise problem
 
-    def _boot_attempts(self) -> Sequence[tuple[Accelerator, float]]:
-        """Return accelerators and timeouts. Each emulated boot gets twice as much time as the previous one."""
-        kvm = [(Accelerator.KVM, seconds) for seconds in (KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS)]
-        emulated = [(Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX)]
-        if self._excludes_emulation:
-            return kvm
-        return [*kvm, *emulated] if self._kvm.is_usable() else emulated
+    def _boot_attempts(self) -> Iterator[tuple[Accelerator, float]]:
+        """Yield accelerators and timeouts. Each emulated boot gets twice as much time as the previous one."""
+        if self._excludes_emulation or self._kvm.is_usable():
+            yield Accelerator.KVM, KVM_BOOT_SECONDS
+            yield Accelerator.KVM, KVM_RETRY_BOOT_SECONDS
+            if is_machine_busy():
+                yield Accelerator.KVM, KVM_BUSY_BOOT_SECONDS
+        if not self._excludes_emulation:
+            yield from ((Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX))
 
     async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
         sandbox = await super().create(

@@ -10,7 +10,12 @@ from sandbox.model.failure import AttemptError
 from sandbox.runtimes.qemu import components, runtime
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.kvm import KvmStatus
-from sandbox.runtimes.qemu.runtime import KVM_BOOT_SECONDS, KVM_RETRY_BOOT_SECONDS, QemuRuntime
+from sandbox.runtimes.qemu.runtime import (
+    KVM_BOOT_SECONDS,
+    KVM_BUSY_BOOT_SECONDS,
+    KVM_RETRY_BOOT_SECONDS,
+    QemuRuntime,
+)
 from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
 TIMED_OUT = BootError("not in time", has_timed_out=True)
@@ -46,11 +51,17 @@ class FakeQemuRuntime(QemuRuntime):
 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch):
-    """A machine with all guest components and /dev/kvm."""
+    """An idle machine with all guest components and /dev/kvm."""
+    set_load(monkeypatch, 0)
     found = components.GuestComponents("/v", Path("/k"), [], Path("/py"), Path("/py/bin/python3"))
     monkeypatch.setattr(runtime, "find_components", lambda: found)
     monkeypatch.setattr("os.access", lambda path, mode: path == "/dev/kvm")
     set_kvm_speed(monkeypatch, is_too_slow=False)
+
+
+def set_load(monkeypatch, average):
+    monkeypatch.setattr("os.getloadavg", lambda: (average, 0, 0))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
 
 
 def set_kvm_speed(monkeypatch, *, is_too_slow):
@@ -76,6 +87,19 @@ def test_repeated_kvm_timeout_falls_back_to_emulation(tmp_path):
     assert "emulated" in later.make().slow_reason
     assert first.accelerators == [Accelerator.KVM, Accelerator.KVM, Accelerator.TCG]
     assert later.accelerators == [Accelerator.TCG]
+
+
+def test_kvm_timeouts_on_a_busy_machine_do_not_disable_kvm(tmp_path, monkeypatch):
+    set_load(monkeypatch, 3)
+    first, second, later = (
+        FakeQemuRuntime(tmp_path, *outcomes) for outcomes in ([TIMED_OUT] * 2, [TIMED_OUT] * 3, [BOOTED])
+    )
+    assert first.make().slow_reason is None
+    assert first.boots[-1] == (Accelerator.KVM, KVM_BUSY_BOOT_SECONDS)
+    assert "emulated" in second.make().slow_reason
+    assert second.accelerators == [*[Accelerator.KVM] * 3, Accelerator.TCG]
+    assert later.make().slow_reason is None
+    assert later.accelerators == [Accelerator.KVM]
 
 
 def test_boot_errors_other_than_timeouts_do_not_disable_kvm(tmp_path):
