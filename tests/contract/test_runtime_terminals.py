@@ -128,6 +128,14 @@ async def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: 
         assert (await wait_exit(terminal)).code == 0
 
 
+async def test_last_of_several_sizes_is_set(runtime: Runtime, disk: Path):
+    async with sandbox_with_running_command(runtime, disk) as sandbox:
+        terminal = await open_shell(sandbox)
+        await asyncio.gather(*(terminal.resize(TerminalSize(30 + number, 100)) for number in range(20)))
+        await terminal.write(b"stty size\n")
+        assert b"49 100" in await read_until(terminal.output, b"49 100")
+
+
 async def test_control_c_interrupts_the_foreground_only(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         terminal = await open_shell(sandbox)
@@ -447,6 +455,47 @@ async def test_hang_up_does_not_wait_for_writers_without_cpu_time(runtime: Runti
         started_at = time.monotonic()
         await terminal.hang_up()
         assert time.monotonic() - started_at < 2
+
+
+_SIZE_READERS = (
+    _STARVE
+    + """
+starve(7)
+signal.signal(signal.SIGWINCH, signal.SIG_IGN)
+size, libc, TIOCGWINSZ, MADV_DONTNEED = 1 << 29, ctypes.CDLL(None), 0x5413, 4
+memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(15)  # MADV_NOHUGEPAGE
+for place in range(0, size, 4096): memory[place] = 1
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def lock():
+    while True:
+        for protection in (1, 3): libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), protection)
+def read(place):
+    "Read the size of the terminal into missing pages. The kernel holds the size's lock until it has written them."
+    while True:
+        place = (place * 1103515245 + 12345) % (size >> 12)
+        page = ctypes.c_void_p(address + (place << 12))
+        libc.madvise(page, ctypes.c_size_t(4096), MADV_DONTNEED)
+        libc.ioctl(0, TIOCGWINSZ, page)
+threading.stack_size(65536)
+for number in range(20): threading.Thread(target=read, args=[number]).start()
+for _ in range(4): threading.Thread(target=lock).start()
+open("/workspace/prepared", "w").close()
+"""
+)
+
+
+async def test_resize_does_not_wait_for_readers_of_the_size_without_cpu_time(
+    runtime: Runtime, disk: Path, limits: frozenset[str]
+):
+    async with starved_sandbox(runtime, disk, limits) as sandbox:
+        terminal = await open_shell(sandbox, "/usr/bin/python3", "-c", _SIZE_READERS)
+        await wait_for_processes(sandbox, 2**7 + 24)
+        for number in range(30):
+            started_at = time.monotonic()
+            await terminal.resize(TerminalSize(24 + number, 80))
+            assert time.monotonic() - started_at < 2
+            await asyncio.sleep(0.3)
 
 
 async def test_signal_does_not_wait_for_memory_locks_of_the_command(

@@ -11,16 +11,19 @@ import termios
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_UID
 from sandbox.interfaces.runtime import Command, ExitStatus, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
+from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.runtimes import host_processes
 from sandbox.runtimes.launcher_client import attempt_marker, create_memfd, wait_readable
 from sandbox.runtimes.limits import seccomp
 
 _OPEN_SECONDS = 30.0
+_RESIZE_SECONDS = 1.0
 _REAP_SECONDS = 2.0
 _POLL_SECONDS = 0.002
 _CHUNK_BYTES = 64 * 1024
@@ -57,7 +60,7 @@ class ExecTerminal:
 
     async def resize(self, size: TerminalSize) -> None:
         """Change the terminal's size."""
-        self._pty.resize(size)
+        await self._pty.resize(size)
 
     async def hang_up(self) -> None:
         """Close the master side of the pty."""
@@ -99,6 +102,8 @@ class PtyMaster(asyncio.ReadTransport):
         self._loop = asyncio.get_running_loop()
         self._write_lock = asyncio.Lock()
         self._writable: asyncio.Future[None] | None = None
+        self._requested_size: TerminalSize | None = None
+        self._resizing: asyncio.Task[None] | None = None
         self.output.set_transport(self)
         self.resume_reading()
 
@@ -126,11 +131,27 @@ class PtyMaster(asyncio.ReadTransport):
                 except OSError:
                     return
 
-    def resize(self, size: TerminalSize) -> None:
-        """Set the size of the terminal, which signals its foreground processes."""
-        if self._descriptor >= 0:
-            with suppress(OSError):
-                fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
+    async def resize(self, size: TerminalSize) -> None:
+        """Set the size of the terminal, which signals its foreground processes.
+
+        A thread sets the size: a program that reads the size holds a lock until it has got enough CPU time. After
+        _RESIZE_SECONDS, the thread continues alone. Then it sets the last of the sizes that followed.
+        """
+        self._requested_size = size
+        if self._resizing is None or self._resizing.done():
+            self._resizing = asyncio.create_task(self._set_requested_size())
+        await asyncio.wait({self._resizing}, timeout=_RESIZE_SECONDS)
+
+    async def _set_requested_size(self) -> None:
+        with suppress(OSError):
+            while self._requested_size is not None and self._descriptor >= 0:
+                descriptor, size = os.dup(self._descriptor), self._requested_size
+                self._requested_size = None
+                try:
+                    await run_in_daemon_thread(partial(_set_size, descriptor, size))
+                except OSError:  # no thread can be started
+                    os.close(descriptor)
+                    raise
 
     def close(self) -> None:
         """Close the master, which hangs up processes on the slave side. Idempotent.
@@ -171,6 +192,13 @@ class PtyMaster(asyncio.ReadTransport):
     def _set_writable(self) -> None:
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
+
+
+def _set_size(descriptor: int, size: TerminalSize) -> None:
+    """Set the size of the terminal, and close the descriptor."""
+    with suppress(OSError):
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", size.rows, size.columns, 0, 0))
+    os.close(descriptor)
 
 
 class ExecProcess:
