@@ -5,7 +5,9 @@ import math
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -40,6 +42,7 @@ class NetworkLease:
         self._deadline = deadline
         self._clock = clock
         self._renewed = asyncio.Event()
+        self._sockets: WeakSet[LeasedSocket] = WeakSet()
 
     @property
     def seconds_left(self) -> float:
@@ -51,11 +54,18 @@ class NetworkLease:
         """Whether the deadline is in the future."""
         return self.seconds_left > 0
 
+    def add(self, connection: "LeasedSocket") -> None:
+        """Renew the connection's own deadline with the lease."""
+        self._sockets.add(connection)
+
     def renew(self, deadline: float) -> None:
         """Extend the lease. An earlier deadline has no effect, because renewals may arrive in any order."""
         if deadline > self._deadline:
             self._deadline = deadline
             self._renewed.set()
+            for connection in list(self._sockets):
+                with suppress(OSError):  # the connection is closed, or the new deadline is in the past too
+                    connection.check_lease()
 
     async def wait_until_valid(self) -> None:
         """Wait until the lease is valid."""
@@ -77,24 +87,35 @@ class LeasedSocket(socket.socket):
     deadline (TCP_USER_TIMEOUT, tcp(7)), also if this process is stopped.
     """
 
-    lease: NetworkLease
+    _lease: NetworkLease
+
+    @property
+    def lease(self) -> NetworkLease:
+        """The lease, which must be set before the socket connects."""
+        return self._lease
+
+    @lease.setter
+    def lease(self, lease: NetworkLease) -> None:
+        self._lease = lease
+        lease.add(self)
 
     def connect(self, address: Any) -> None:
         """Connect. Raises LeaseExpiredError, OSError."""
-        self._check_lease()
+        self.check_lease()
         super().connect(address)
 
     def send(self, data: "ReadableBuffer", flags: int = 0, /) -> int:
         """Send data. Raises LeaseExpiredError, OSError."""
-        self._check_lease()
+        self.check_lease()
         return super().send(data, flags)
 
     def sendmsg(self, buffers: "Iterable[ReadableBuffer]", *arguments: Any) -> int:
         """Send data. Raises LeaseExpiredError, OSError."""
-        self._check_lease()
+        self.check_lease()
         return super().sendmsg(buffers, *arguments)
 
-    def _check_lease(self) -> None:
+    def check_lease(self) -> None:
+        """Give the kernel the current deadline. Raises LeaseExpiredError, OSError."""
         milliseconds = math.ceil(self.lease.seconds_left * 1000)
         if milliseconds <= 0:
             raise LeaseExpiredError

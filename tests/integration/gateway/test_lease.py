@@ -93,7 +93,7 @@ def test_socket_sends_nothing_after_the_deadline(clock, method):
 def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monkeypatch):
     """Otherwise an expired lease would not stop a transport. Written data is buffered until the peer reads."""
     sent = []
-    monkeypatch.setattr(LeasedSocket, "_check_lease", lambda _: sent.append(1))
+    monkeypatch.setattr(LeasedSocket, "check_lease", lambda _: sent.append(1))
 
     async def scenario():
         received = bytearray()
@@ -248,6 +248,23 @@ def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert error == errno.ETIMEDOUT
+
+
+def test_renewal_also_extends_the_time_for_data_that_was_sent_before():
+    """Otherwise a host that pauses for a moment would lose a connection whose lease is valid."""
+    with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
+        connection.lease = lease = NetworkLease(boot_time() + 1.0)
+        connection.connect(server.getsockname())
+        connection.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                connection.send(bytes(1 << 20))
+        lease.renew(boot_time() + 60)
+        time.sleep(2.5)  # the kernel ends a connection without a renewal in this time, see above
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        accepted, _ = server.accept()
+        with accepted:
+            assert read_buffered(accepted) > 0
 
 
 def test_process_that_was_stopped_sends_nothing_after_the_deadline():
