@@ -28,9 +28,13 @@ class ResponsesApi:
     queries = frozenset({b""})
     credential_headers = frozenset({b"authorization"})
     repeatable_headers: frozenset[bytes] = frozenset()
+    account_headers = frozenset({b"openai-organization"})
 
     def is_forwarded(self, header_name: bytes) -> bool:
         return header_name in (b"accept", b"user-agent", b"openai-beta")
+
+    def is_returned(self, header_name: bytes) -> bool:
+        return header_name in (b"retry-after", b"x-request-id")
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
         if not re.fullmatch(r"[!-~]+", upstream.api_key):

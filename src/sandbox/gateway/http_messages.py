@@ -1,7 +1,7 @@
 """HTTP/1.1 on both sides of the gateway, using h11: forwarded headers and the gateway's own responses. No I/O."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import h11
 import msgspec
@@ -15,7 +15,7 @@ from sandbox.interfaces.gateway import ModelDialect
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-_DROPPED_RESPONSE_HEADERS = _HOP_BY_HOP | {b"set-cookie", b"set-cookie2", b"alt-svc", b"content-length"}
+_BODY_HEADERS = frozenset({b"content-encoding", b"content-type"})
 _HOST_WORDS = frozenset({b"host", b"hostname", b"uri", b"url"})
 _HOST_QUALIFIERS = frozenset(
     {
@@ -87,16 +87,22 @@ def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
 
-def forwarded_response(response: h11.Response, redactor: KeyRedactor) -> h11.Response:
+def forwarded_response(response: h11.Response, dialect: ModelDialect, redactors: Sequence[KeyRedactor]) -> h11.Response:
     """Build the response for the client. h11 uses chunked framing if there is no length."""
+
+    def redact(text: bytes) -> bytes:
+        for redactor in redactors:
+            text = redactor.redact(text)
+        return text
+
+    named = connection_header_names(response)
     headers = [
-        (redactor.redact(name), redactor.redact(value))
-        for name, value in _forwarded_headers(response, _DROPPED_RESPONSE_HEADERS)
+        (redact(original), redact(value))
+        for original, value in response.headers.raw_items()
+        if (name := original.lower()) not in named and (name in _BODY_HEADERS or dialect.is_returned(name))
     ]
     framing = [(name, value) for name, value in _framing_headers(response.headers) if name == b"content-length"]
-    return h11.Response(
-        status_code=response.status_code, reason=redactor.redact(response.reason), headers=headers + framing
-    )
+    return h11.Response(status_code=response.status_code, reason=redact(response.reason), headers=headers + framing)
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:
@@ -137,21 +143,20 @@ def plain_text_error(status: int, message: str) -> LocalResponse:
     return LocalResponse(status, b"text/plain; charset=utf-8", message.encode() + b"\n", should_close=True)
 
 
-def _forwarded_headers(message: h11.Request | h11.Response, dropped: frozenset[bytes]) -> Headers:
-    """Return the headers to forward, spelled as received.
+def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
+    """Return the headers of a request to a host that are forwarded, spelled as received.
 
     Names are compared with punctuation replaced by `-`, because some servers interpret `X_Api_Key` or `X.Api.Key` as
     `X-Api-Key`.
     """
-    named = connection_header_names(message)
-    is_request = isinstance(message, h11.Request)
+    named = connection_header_names(request)
     return [
         (original, value)
-        for original, value in message.headers.raw_items()
+        for original, value in request.headers.raw_items()
         if (name := _NON_ALPHANUMERIC.sub(b"-", original.lower())) not in dropped
         and name not in named
         and not name.startswith(_DROPPED_PREFIXES)
-        and not (is_request and _names_host(name))
+        and not _names_host(name)
     ]
 
 

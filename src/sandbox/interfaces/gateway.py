@@ -191,8 +191,23 @@ class ModelDialect(Protocol):
         """Lower-case names of the forwarded headers that may occur several times."""
         ...
 
+    @property
+    def account_headers(self) -> frozenset[bytes]:
+        """Lower-case names of the response headers that identify the account of the server's key.
+
+        Error responses may repeat their values, which are masked there.
+        """
+        ...
+
     def is_forwarded(self, header_name: bytes) -> bool:
         """Return whether the request header with this lower-case name is forwarded.
+
+        Headers that describe the body are always forwarded.
+        """
+        ...
+
+    def is_returned(self, header_name: bytes) -> bool:
+        """Return whether the response header with this lower-case name is forwarded to the sandbox.
 
         Headers that describe the body are always forwarded.
         """

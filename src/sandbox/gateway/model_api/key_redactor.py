@@ -1,10 +1,16 @@
-"""Redacts the server's key in responses from the model API, which may repeat a request's headers."""
+"""Redacts the server's key, and the account that it belongs to, in responses from the model API.
+
+Responses may repeat a request's headers, and error messages may name the account.
+"""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 
 _KEY_BYTES_MIN = 8
 """Minimum length of a key to redact; shorter keys cannot be distinguished from other text."""
+
+_ACCOUNT_BYTES_MAX = 256
+"""Maximum length of the name of an account; a longer header is dropped, but not searched for."""
 
 _BACKSLASH = 0x5C
 _SHORT_ESCAPES = b'"/\\'
@@ -65,27 +71,39 @@ class KeyRedactor:
         return False
 
 
-class BodyRedactor:
-    """Replaces the key in one response body, however the body is split.
+def account_redactors(headers: Iterable[tuple[bytes, bytes]], names: Container[bytes]) -> list[KeyRedactor]:
+    """Return redactors for the values of the headers that identify the account of the server's key.
 
-    Only bytes that may be the start of the key are held back until more bytes arrive.
+    Error messages may repeat these values.
+    """
+    values = {value for name, value in headers if name in names and len(value) <= _ACCOUNT_BYTES_MAX}
+    return [KeyRedactor(value) for value in sorted(values)]
+
+
+class BodyRedactor:
+    """Replaces keys in one response body, however the body is split.
+
+    Only bytes that may be the start of a key are held back until more bytes arrive.
     """
 
-    def __init__(self, redactor: KeyRedactor) -> None:
-        self._redactor = redactor
-        self._pending = b""
+    def __init__(self, redactors: Sequence[KeyRedactor]) -> None:
+        self._pending = [(redactor, b"") for redactor in redactors]
 
     def feed(self, data: bytes) -> bytes:
         """Add the next bytes of the body; return the bytes that can be sent."""
-        clean = self._redactor.redact(self._pending + data)
-        end = self._redactor.find_unfinished(clean)
-        self._pending = clean[end:]
-        return clean[:end]
+        return self._feed(data, is_end=False)
 
     def flush(self) -> bytes:
         """Return the bytes held back. Call this at the end of the body."""
-        held, self._pending = self._pending, b""
-        return held
+        return self._feed(b"", is_end=True)
+
+    def _feed(self, data: bytes, *, is_end: bool) -> bytes:
+        for number, (redactor, pending) in enumerate(self._pending):
+            clean = redactor.redact(pending + data)
+            end = len(clean) if is_end else redactor.find_unfinished(clean)
+            self._pending[number] = redactor, clean[end:]
+            data = clean[:end]
+        return data
 
 
 def _start_pattern(key: bytes) -> bytes:

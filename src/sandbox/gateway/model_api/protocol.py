@@ -15,7 +15,7 @@ from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
-from sandbox.gateway.model_api.key_redactor import BodyRedactor
+from sandbox.gateway.model_api.key_redactor import BodyRedactor, account_redactors
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
@@ -285,7 +285,7 @@ class ModelProtocol:
         self, effects: Effects, request: h11.Request, allowed: Allowed, approved: ApprovedRequest | None = None
     ) -> None:
         cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
-        body_redactor = BodyRedactor(self._upstream.key_redactor)
+        body_redactor = BodyRedactor([self._upstream.key_redactor])
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
         if self._upstream_side is None:
             self._upstream_side = http_messages.upstream_side()
@@ -411,7 +411,11 @@ class ModelProtocol:
         inflight.has_response = True
         if inflight.is_metered and response.status_code < 300:
             inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
-        self._send_to_client(effects, http_messages.forwarded_response(response, self._upstream.key_redactor))
+        redactors = [self._upstream.key_redactor]
+        if response.status_code >= 400:  # the model's own text may contain such names legitimately
+            redactors += account_redactors(response.headers, self._dialect.account_headers)
+        inflight.body_redactor = BodyRedactor(redactors)
+        self._send_to_client(effects, http_messages.forwarded_response(response, self._dialect, redactors))
 
     def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
         """Collect the upstream's message; send the gateway's response when it is complete or too long."""

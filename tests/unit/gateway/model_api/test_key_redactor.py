@@ -11,7 +11,7 @@ MASKED = b"*" * len(KEY)
 
 
 def redacted(chunks, key=KEY):
-    redactor = BodyRedactor(KeyRedactor(key))
+    redactor = BodyRedactor([KeyRedactor(key)])
     return b"".join([*map(redactor.feed, chunks), redactor.flush()])
 
 
@@ -34,7 +34,7 @@ def test_data_without_the_key_is_unchanged(parts, size):
 
 
 def test_complete_event_is_not_buffered():
-    assert BodyRedactor(KeyRedactor(KEY)).feed(b"data: {}\n\n") == b"data: {}\n\n"
+    assert BodyRedactor([KeyRedactor(KEY)]).feed(b"data: {}\n\n") == b"data: {}\n\n"
 
 
 def test_short_key_is_not_redacted():
@@ -109,7 +109,7 @@ def test_similar_text_with_escapes_is_unchanged(body):
 
 def test_one_redactor_serves_several_bodies():
     redactor = KeyRedactor(KEY)
-    first, second = BodyRedactor(redactor), BodyRedactor(redactor)
+    first, second = BodyRedactor([redactor]), BodyRedactor([redactor])
     assert first.feed(KEY[:5]) == b""
     assert second.feed(b"data") == b"data"
     assert first.feed(KEY[5:]) == MASKED

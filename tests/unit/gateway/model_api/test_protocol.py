@@ -547,10 +547,73 @@ def test_server_key_in_a_response_is_redacted():
     protocol, _ = create_protocol()
     protocol.client_data_received(request())
     body = b'{"error":"invalid x-api-key: %b"}' % SERVER_KEY.encode()
-    head = b"HTTP/1.1 400 No\r\nX-Seen: %b\r\ncontent-length: %d\r\n\r\n" % (SERVER_KEY.encode(), len(body))
+    head = b"HTTP/1.1 400 No\r\nRequest-Id: %b\r\ncontent-length: %d\r\n\r\n" % (SERVER_KEY.encode(), len(body))
     response = b"".join(protocol.upstream_data_received(part).to_client for part in (head, body[:30], body[30:]))
     assert SERVER_KEY.encode() not in response
     assert response == (head + body).replace(SERVER_KEY.encode(), b"*" * len(SERVER_KEY))
+
+
+ORGANIZATION = "9d50ef40-6cc8-4ca6-9d35-1dc9cf26235c"
+RETURNED_HEADERS = {
+    "content-type": "application/json",
+    "date": "Mon, 30 Nov 2026 10:00:00 GMT",
+    "request-id": "req_011",
+    "retry-after": "7",
+    "x-should-retry": "true",
+    "anthropic-ratelimit-unified-status": "rejected",
+    "anthropic-ratelimit-tokens-reset": "2026-11-30T10:00:00Z",
+    "cf-ray": "1-FRA",
+}
+PRIVATE_HEADERS = {
+    "anthropic-organization-id": ORGANIZATION,
+    "anthropic-workspace-id": "wrkspc_01AbCdEf",
+    "x-litellm-key-spend": "12.5",
+    "x-litellm-key-alias": "team-a",
+    "openai-organization": "org-abc",
+    "via": "1.1 internal-proxy.corp.example",
+    "server": "internal/1.2",
+    "x-envoy-upstream-service-time": "5",
+    "set-cookie": "session=1",
+    "traceresponse": "00-1-2-01",
+    "connection": "x-should-be-hop",
+    "x-should-be-hop": "1",
+}
+
+
+@pytest.mark.parametrize("status", [200, 429])
+def test_only_response_headers_that_claude_code_reads_are_returned(status):
+    """Others may describe the account of the server's key, or the operator's proxies."""
+    protocol, _ = create_protocol()
+    protocol.client_data_received(request())
+    lines = [f"{name}: {value}" for name, value in (RETURNED_HEADERS | PRIVATE_HEADERS).items()]
+    response = "\r\n".join([f"HTTP/1.1 {status} X", *lines, "content-length: 2", "", "{}"]).encode()
+    _, headers = head_of(protocol.upstream_data_received(response).to_client)
+    assert headers == RETURNED_HEADERS | {"content-length": "2"}
+
+
+RATE_LIMITED = (
+    '{"type":"error","error":{"type":"rate_limit_error","message":"This request would exceed your organization\'s rate '
+    f'limit of 30,000 input tokens per minute (org: {ORGANIZATION}, model: m)."}}}}'
+)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_account_is_masked_in_error_messages(size):
+    protocol, _ = create_protocol()
+    protocol.client_data_received(request())
+    headers = f"anthropic-organization-id: {ORGANIZATION}\r\ncontent-length: {len(RATE_LIMITED)}"
+    data = f"HTTP/1.1 429 No\r\n{headers}\r\n\r\n{RATE_LIMITED}".encode()
+    parts = [data[at : at + size] for at in range(0, len(data), size)]
+    response = b"".join(protocol.upstream_data_received(part).to_client for part in parts)
+    assert response.endswith(RATE_LIMITED.replace(ORGANIZATION, "*" * len(ORGANIZATION)).encode())
+
+
+def test_text_of_the_model_is_unchanged_even_if_it_names_the_account():
+    protocol, _ = create_protocol()
+    protocol.client_data_received(request())
+    body = f'{{"content":[{{"type":"text","text":"org_id = {ORGANIZATION}"}}]}}'
+    head = f"HTTP/1.1 200 OK\r\nanthropic-organization-id: {ORGANIZATION}\r\ncontent-length: {len(body)}\r\n\r\n"
+    assert protocol.upstream_data_received((head + body).encode()).to_client.endswith(body.encode())
 
 
 def test_count_tokens_response_is_not_metered():

@@ -40,6 +40,22 @@ _FORWARDED = frozenset(
 _FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
 """Prefixes of the headers with which Claude Code and its SDK identify themselves."""
 
+_RETURNED = frozenset(
+    {
+        b"anthropic-thinking-prefix-mismatch",
+        b"cf-mitigated",
+        b"cf-ray",
+        b"date",
+        b"request-id",
+        b"retry-after",
+        b"retry-after-ms",
+        b"x-request-id",
+        b"x-should-retry",
+    }
+)
+_RETURNED_PREFIXES = (b"anthropic-ratelimit-",)
+"""Response headers that Claude Code and its SDK read. Others may describe the account of the server's key."""
+
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -60,10 +76,15 @@ class MessagesApi:
     queries = frozenset({b"", b"beta=true"})
     credential_headers = frozenset({_API_KEY, _AUTHORIZATION})
     repeatable_headers = frozenset({b"accept", b"anthropic-beta"})
+    account_headers = frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"})
 
     def is_forwarded(self, header_name: bytes) -> bool:
         """Return whether the request header with this lower-case name is forwarded."""
         return header_name in _FORWARDED or header_name.startswith(_FORWARDED_PREFIXES)
+
+    def is_returned(self, header_name: bytes) -> bool:
+        """Return whether the response header with this lower-case name is forwarded to the sandbox."""
+        return header_name in _RETURNED or header_name.startswith(_RETURNED_PREFIXES)
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
         """Return the header with the server's key. Raises ValueError."""
