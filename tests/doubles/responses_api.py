@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, UsageMeter
+from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
@@ -27,14 +27,8 @@ class ResponsesApi:
     endpoints: Mapping[bytes, bool] = {b"/v1/responses": True, b"/v1/responses/input_tokens": False}
     queries = frozenset({b""})
     credential_headers = frozenset({b"authorization"})
-    repeatable_headers: frozenset[bytes] = frozenset()
-    account_headers = frozenset({b"openai-organization"})
-
-    def is_forwarded(self, header_name: bytes) -> bool:
-        return header_name in (b"accept", b"user-agent", b"openai-beta")
-
-    def is_returned(self, header_name: bytes) -> bool:
-        return header_name in (b"retry-after", b"x-request-id")
+    request_headers = RequestHeaders(frozenset({b"accept", b"user-agent", b"openai-beta"}))
+    response_headers = ResponseHeaders(frozenset({b"retry-after", b"x-request-id"}))
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
         if not re.fullmatch(r"[!-~]+", upstream.api_key):

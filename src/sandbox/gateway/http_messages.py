@@ -10,7 +10,7 @@ from sandbox.gateway.limits import HEAD_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import KeyRedactor
 from sandbox.gateway.model_api.request_policy import Headers, connection_header_names, select_headers
-from sandbox.interfaces.gateway import ModelDialect
+from sandbox.interfaces.gateway import ModelDialect, ResponseHeaders
 
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -87,7 +87,9 @@ def forwarded_single_request(request: h11.Request, target: bytes) -> h11.Request
     return h11.Request(method=request.method, target=target, headers=[*headers, (b"connection", b"close")])
 
 
-def forwarded_response(response: h11.Response, dialect: ModelDialect, redactors: Sequence[KeyRedactor]) -> h11.Response:
+def forwarded_response(
+    response: h11.Response, rules: ResponseHeaders, redactors: Sequence[KeyRedactor]
+) -> h11.Response:
     """Build the response for the client. h11 uses chunked framing if there is no length."""
 
     def redact(text: bytes) -> bytes:
@@ -99,10 +101,14 @@ def forwarded_response(response: h11.Response, dialect: ModelDialect, redactors:
     headers = [
         (redact(original), redact(value))
         for original, value in response.headers.raw_items()
-        if (name := original.lower()) not in named and (name in _BODY_HEADERS or dialect.is_returned(name))
+        if (name := original.lower()) not in named and _is_returned(name, rules)
     ]
     framing = [(name, value) for name, value in _framing_headers(response.headers) if name == b"content-length"]
     return h11.Response(status_code=response.status_code, reason=redact(response.reason), headers=headers + framing)
+
+
+def _is_returned(name: bytes, rules: ResponseHeaders) -> bool:
+    return name in _BODY_HEADERS or name in rules.forwarded or name.startswith(rules.forwarded_prefixes)
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:

@@ -124,6 +124,30 @@ class CostBound(msgspec.Struct, frozen=True):
     is_streamed: bool
 
 
+class RequestHeaders(msgspec.Struct, frozen=True):
+    """Lower-case names of request headers.
+
+    forwarded, forwarded_prefixes: the headers that are forwarded to the API.
+    repeatable: the forwarded headers that may occur several times.
+    """
+
+    forwarded: frozenset[bytes]
+    forwarded_prefixes: tuple[bytes, ...] = ()
+    repeatable: frozenset[bytes] = frozenset()
+
+
+class ResponseHeaders(msgspec.Struct, frozen=True):
+    """Lower-case names of response headers.
+
+    forwarded, forwarded_prefixes: the headers that are forwarded to the sandbox.
+    account: the headers that identify the account of the server's key. Their values are masked in error responses.
+    """
+
+    forwarded: frozenset[bytes]
+    forwarded_prefixes: tuple[bytes, ...] = ()
+    account: frozenset[bytes] = frozenset()
+
+
 class UsageMeter(Protocol):
     """Reads usage from a response body. Never raises on upstream data; ignores data that it cannot parse.
 
@@ -187,30 +211,13 @@ class ModelDialect(Protocol):
         ...
 
     @property
-    def repeatable_headers(self) -> frozenset[bytes]:
-        """Lower-case names of the forwarded headers that may occur several times."""
+    def request_headers(self) -> RequestHeaders:
+        """The request headers that are forwarded to the API. Those that describe the body always are."""
         ...
 
     @property
-    def account_headers(self) -> frozenset[bytes]:
-        """Lower-case names of the response headers that identify the account of the server's key.
-
-        Error responses may repeat their values, which are masked there.
-        """
-        ...
-
-    def is_forwarded(self, header_name: bytes) -> bool:
-        """Return whether the request header with this lower-case name is forwarded.
-
-        Headers that describe the body are always forwarded.
-        """
-        ...
-
-    def is_returned(self, header_name: bytes) -> bool:
-        """Return whether the response header with this lower-case name is forwarded to the sandbox.
-
-        Headers that describe the body are always forwarded.
-        """
+    def response_headers(self) -> ResponseHeaders:
+        """The response headers that are forwarded to the sandbox. Those that describe the body always are."""
         ...
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:

@@ -6,6 +6,7 @@ its end instead, because its cost is reported there. In that case, a client that
 is also treated as gone.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import h11
@@ -15,7 +16,7 @@ from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
-from sandbox.gateway.model_api.key_redactor import BodyRedactor, account_redactors
+from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import Allowed, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
@@ -48,6 +49,10 @@ class InflightRequest(msgspec.Struct):
     has_timed_out: bool = False
     meter: UsageMeter | None = None
     key_rejection: KeyRejection | None = None
+
+    def redact(self, redactors: Sequence[KeyRedactor]) -> None:
+        """Redact the body with these redactors."""
+        self.body_redactor = BodyRedactor(redactors)
 
     def reject_key(self, status: int) -> None:
         """Treat the response as one that rejects the server's key."""
@@ -411,11 +416,11 @@ class ModelProtocol:
         inflight.has_response = True
         if inflight.is_metered and response.status_code < 300:
             inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
-        redactors = [self._upstream.key_redactor]
+        rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
-            redactors += account_redactors(response.headers, self._dialect.account_headers)
-        inflight.body_redactor = BodyRedactor(redactors)
-        self._send_to_client(effects, http_messages.forwarded_response(response, self._dialect, redactors))
+            redactors += account_redactors(response.headers, rules.account)
+        inflight.redact(redactors)
+        self._send_to_client(effects, http_messages.forwarded_response(response, rules, redactors))
 
     def _collect_key_rejection(self, effects: Effects, rejection: KeyRejection, event: Any) -> None:
         """Collect the upstream's message; send the gateway's response when it is complete or too long."""

@@ -119,7 +119,7 @@ def select_headers(
     """
     body_headers = _BODY_HEADERS if is_body_unchanged else frozenset()
     expected = _expected_headers(dialect.credential_headers, body_headers)
-    named = connection_header_names(request)
+    named, rules = connection_header_names(request), dialect.request_headers
     forwarded: Headers = []
     dropped: list[bytes] = []
     seen_names: set[bytes] = set()
@@ -127,8 +127,8 @@ def select_headers(
         name = original.lower()
         if name in expected:
             continue
-        is_known = name in body_headers or dialect.is_forwarded(name)
-        if is_known and name not in named and (name not in seen_names or name in dialect.repeatable_headers):
+        is_known = name in body_headers or name in rules.forwarded or name.startswith(rules.forwarded_prefixes)
+        if is_known and name not in named and (name not in seen_names or name in rules.repeatable):
             seen_names.add(name)
             forwarded.append((original, value))
         else:

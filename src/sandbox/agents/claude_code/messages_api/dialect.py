@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sandbox.agents.claude_code.messages_api import pricing, request_checks, usage_meter
-from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, UsageMeter
+from sandbox.interfaces.gateway import CostBound, ModelUpstream, Rejected, RequestHeaders, ResponseHeaders, UsageMeter
 from sandbox.model.errors import DECODE_ERRORS
 
 
@@ -19,42 +19,48 @@ class _ErrorBody(msgspec.Struct):
     error: _Error
 
 
-_FORWARDED = frozenset(
-    {
-        b"accept",
-        b"accept-language",
-        b"anthropic-beta",
-        b"anthropic-client-feature",
-        b"anthropic-client-os",
-        b"anthropic-client-platform",
-        b"anthropic-client-version",
-        b"anthropic-dangerous-direct-browser-access",
-        b"anthropic-version",
-        b"user-agent",
-        b"x-anthropic-additional-protection",
-        b"x-app",
-        b"x-client-app",
-        b"x-client-request-id",
-    }
+_REQUEST_HEADERS = RequestHeaders(
+    forwarded=frozenset(
+        {
+            b"accept",
+            b"accept-language",
+            b"anthropic-beta",
+            b"anthropic-client-feature",
+            b"anthropic-client-os",
+            b"anthropic-client-platform",
+            b"anthropic-client-version",
+            b"anthropic-dangerous-direct-browser-access",
+            b"anthropic-version",
+            b"user-agent",
+            b"x-anthropic-additional-protection",
+            b"x-app",
+            b"x-client-app",
+            b"x-client-request-id",
+        }
+    ),
+    forwarded_prefixes=(b"x-claude-code-", b"x-stainless-"),
+    repeatable=frozenset({b"accept", b"anthropic-beta"}),
 )
-_FORWARDED_PREFIXES = (b"x-claude-code-", b"x-stainless-")
-"""Prefixes of the headers with which Claude Code and its SDK identify themselves."""
+"""With some of these headers, Claude Code and its SDK identify themselves."""
 
-_RETURNED = frozenset(
-    {
-        b"anthropic-thinking-prefix-mismatch",
-        b"cf-mitigated",
-        b"cf-ray",
-        b"date",
-        b"request-id",
-        b"retry-after",
-        b"retry-after-ms",
-        b"x-request-id",
-        b"x-should-retry",
-    }
+_RESPONSE_HEADERS = ResponseHeaders(
+    forwarded=frozenset(
+        {
+            b"anthropic-thinking-prefix-mismatch",
+            b"cf-mitigated",
+            b"cf-ray",
+            b"date",
+            b"request-id",
+            b"retry-after",
+            b"retry-after-ms",
+            b"x-request-id",
+            b"x-should-retry",
+        }
+    ),
+    forwarded_prefixes=(b"anthropic-ratelimit-",),
+    account=frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"}),
 )
-_RETURNED_PREFIXES = (b"anthropic-ratelimit-",)
-"""Response headers that Claude Code and its SDK read. Others may describe the account of the server's key."""
+"""Forwards the headers that Claude Code and its SDK read. Others may describe the account of the server's key."""
 
 _ERROR_TYPES = {
     401: "authentication_error",
@@ -75,16 +81,8 @@ class MessagesApi:
     endpoints: Mapping[bytes, bool] = {b"/v1/messages": True, b"/v1/messages/count_tokens": False}
     queries = frozenset({b"", b"beta=true"})
     credential_headers = frozenset({_API_KEY, _AUTHORIZATION})
-    repeatable_headers = frozenset({b"accept", b"anthropic-beta"})
-    account_headers = frozenset({b"anthropic-organization-id", b"anthropic-workspace-id"})
-
-    def is_forwarded(self, header_name: bytes) -> bool:
-        """Return whether the request header with this lower-case name is forwarded."""
-        return header_name in _FORWARDED or header_name.startswith(_FORWARDED_PREFIXES)
-
-    def is_returned(self, header_name: bytes) -> bool:
-        """Return whether the response header with this lower-case name is forwarded to the sandbox."""
-        return header_name in _RETURNED or header_name.startswith(_RETURNED_PREFIXES)
+    request_headers = _REQUEST_HEADERS
+    response_headers = _RESPONSE_HEADERS
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
         """Return the header with the server's key. Raises ValueError."""
