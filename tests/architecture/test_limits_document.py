@@ -45,6 +45,11 @@ ROWS = [
     ("Gateway", "Headers of a request", "gateway.limits.HEAD_BYTES_MAX"),
     ("Gateway", "Body of a model request", "gateway.limits.REQUEST_BODY_BYTES_MAX"),
     ("Gateway", "Connections to the model", "gateway.limits.CONNECTIONS_MAX"),
+    (
+        "Gateway",
+        "Model requests in flight whose maximum cost exceeds the rest of the budget",
+        "gateway.limits.BUDGET_REQUESTS_MIN",
+    ),
     ("Gateway", "Connection attempt to a host", "gateway.limits.CONNECT_SECONDS"),
     ("Gateway", "Silence of the model", "gateway.limits.UPSTREAM_SECONDS"),
     ("Gateway", "Idle tunnel", "gateway.limits.TUNNEL_IDLE_SECONDS"),

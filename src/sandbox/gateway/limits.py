@@ -91,6 +91,12 @@ HOLD_SECONDS = 120.0
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Maximum total size of model request bodies waiting for a decision or for the upstream; above it: 429."""
 
+BUDGET_REQUESTS_MIN = 16
+"""Number of model requests in flight that a budget never limits. An agent sends about ten at once.
+
+Above it, a request is rejected (429) if it and the requests in flight might spend the rest of the budget.
+"""
+
 CLIENT_HELLO_BYTES_MAX = 8 * 1024
 """Maximum size of a TLS ClientHello; a longer one is denied."""
 

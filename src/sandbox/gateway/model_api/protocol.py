@@ -292,6 +292,7 @@ class ModelProtocol:
         cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
         body_redactor = BodyRedactor([self._upstream.key_redactor])
         self._inflight = InflightRequest(self._dialect, allowed.is_metered, body_redactor, cost_bound)
+        self._request_gate.start(self, cost_bound)
         if self._upstream_side is None:
             self._upstream_side = http_messages.upstream_side()
             effects.dial = True

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUFFERED_BYTES_MAX
+from sandbox.gateway.limits import BUDGET_REQUESTS_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
@@ -31,6 +31,10 @@ def valid_usage(usage: Usage | None) -> Usage | None:
 
 def _is_token_count(count: object) -> bool:
     return type(count) is int and 0 <= count <= TOKENS_MAX
+
+
+def _total_tokens(usage: Usage) -> int:
+    return usage.input_tokens + usage.cache_read_tokens + usage.cache_write_tokens + usage.output_tokens
 
 
 class ApprovedRequest(msgspec.Struct, frozen=True):
@@ -104,6 +108,9 @@ class ModelRequestGate:
             _is_token_count(cost_bound.input_tokens) and _is_token_count(cost_bound.output_tokens_max)
         ):
             return Rejected(400, "The request's output token limit is out of range.")
+        if cost_bound is not None and self._spending.may_be_exceeded(self._usage_bound(cost_bound)):
+            message = "The model requests in flight may spend the rest of the budget; send fewer at once."
+            return Rejected(429, message)
         return ApprovedRequest(msgspec.json.encode(document), cost_bound)
 
     def is_key_rejection(self, status: int) -> bool:
@@ -136,6 +143,15 @@ class ModelRequestGate:
         if self._spending.has_budget:
             self._spending.update(source, valid_usage(meter.partial_usage()))
 
+    def start(self, source: object, cost_bound: CostBound | None) -> None:
+        """Record that a request was forwarded whose response must be metered. `charge` ends it."""
+        if cost_bound is not None:
+            self._spending.start(source, self._usage_bound(cost_bound))
+
+    def _usage_bound(self, cost_bound: CostBound) -> Usage | None:
+        meter = self._dialect.create_meter(b"application/json")
+        return valid_usage(meter.upper_bound(cost_bound, is_fully_received=False))
+
     def charge(self, source: object, usage: Usage | None) -> None:
         """Record the final usage of the response to `source`."""
         self._spending.finish(source, usage)
@@ -163,9 +179,27 @@ class Spending:
         self._reporter = reporter
         self._finished = (budget.spent_tokens, budget.spent_usd)
         self._running: dict[object, tuple[int, float]] = {}
+        self._bounds: dict[object, Usage | None] = {}
         self._unpriced: str | None = None
         self._exhausted_reason: str | None = None
         self.has_budget = budget.usd is not None or budget.tokens is not None
+
+    def may_be_exceeded(self, bound: Usage | None) -> bool:
+        """Return whether many requests are in flight that, with one more, may cost more than is left of the budget.
+
+        A few requests are always allowed: their actual cost is usually far below their bounds.
+        """
+        if len(self._bounds) < BUDGET_REQUESTS_MIN:
+            return False
+        bounds = [each for each in (bound, *self._bounds.values()) if each is not None]
+        tokens = self._finished[0] + sum(map(_total_tokens, bounds))
+        usd = self._finished[1] + sum(each.cost_usd or 0.0 for each in bounds)
+        budget = self._budget
+        return (budget.tokens is not None and tokens > budget.tokens) or (budget.usd is not None and usd > budget.usd)
+
+    def start(self, source: object, bound: Usage | None) -> None:
+        """Record a request in flight and the upper bound of its usage."""
+        self._bounds[source] = bound
 
     def update(self, source: object, usage: Usage | None) -> None:
         """Replace the running cost of a response."""
@@ -176,6 +210,7 @@ class Spending:
     def finish(self, source: object, usage: Usage | None) -> None:
         """Add the final cost of a response to the total."""
         self._running.pop(source, None)
+        self._bounds.pop(source, None)
         if usage is not None:
             tokens, usd = self._cost(usage)
             self._finished = (self._finished[0] + tokens, self._finished[1] + usd)
@@ -189,8 +224,7 @@ class Spending:
     def _cost(self, usage: Usage) -> tuple[int, float]:
         if usage.cost_usd is None:
             self._unpriced = usage.model
-        cached = usage.cache_read_tokens + usage.cache_write_tokens
-        return usage.input_tokens + cached + usage.output_tokens, usage.cost_usd or 0.0
+        return _total_tokens(usage), usage.cost_usd or 0.0
 
     def _check_budget(self) -> None:
         if self.has_budget and self._exhausted_reason is None:

@@ -176,6 +176,39 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
     run(scenario)
 
 
+def test_at_most_16_requests_in_flight_can_exceed_the_budget():
+    async def scenario():
+        release = asyncio.Event()
+
+        async def respond_when_released(_, writer):
+            await release.wait()
+            await respond_with()(_, writer)
+
+        body = b'{"model":"claude-haiku-4-5","stream":true,"max_tokens":1000}'
+        async with (
+            scripted_upstream(respond_when_released) as upstream,
+            served_gateway(upstream.base_url, rules_with_budget(0.006)) as served,
+        ):
+            clients = [await served.connect() for _ in range(40)]
+            for client in clients[:16]:
+                client.send_request(body)
+            await wait_until(lambda: len(upstream.requests) == 16)
+            for client in clients[16:]:
+                client.send_request(body)
+            for client in clients[16:]:
+                status, kind, message = await client.read_error()
+                assert (status, kind) == (429, "rate_limit_error")
+                assert message.startswith("The model requests in flight may spend the rest of the budget")
+            assert not served.events_of(BudgetExhausted)
+            release.set()
+            for client in clients[:16]:
+                assert (await client.read_response())[0] == 200
+            assert len(served.events_of(Usage)) == len(upstream.requests) == 16
+            assert len(served.events_of(BudgetExhausted)) == 1
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("disconnects", ["before the response", "within the response", "by a flood"])
 def test_disconnected_client_is_charged_for_the_full_response(disconnects):
     async def scenario():

@@ -5,7 +5,7 @@ import pytest
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUFFERED_BYTES_MAX
+from sandbox.gateway.limits import BUDGET_REQUESTS_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
@@ -345,3 +345,48 @@ def test_rejected_key_is_reported_once_and_rejects_later_requests():
     assert gate.reject_key(401, upstream, b"") == rejection
     assert gate.check() == rejection
     assert len(events) == 1
+
+
+# Requests in flight
+
+PARALLEL = b'{"model": "claude-haiku-4-5", "max_tokens": 2000, "stream": true, "messages": []}'
+"""Costs at most 0.01 USD."""
+
+
+def start_requests(gate: ModelRequestGate, count: int) -> list[ApprovedRequest | Rejected]:
+    decisions = []
+    for number in range(count):
+        decision = gate.check_body(PARALLEL, is_metered=True)
+        decisions.append(decision)
+        if isinstance(decision, ApprovedRequest):
+            gate.start(number, decision.cost_bound)
+    return decisions
+
+
+@pytest.mark.parametrize("budget", [Budget(usd=0.05), Budget(tokens=10_000), Budget(usd=1.0, spent_usd=0.95)])
+def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
+    gate, events = create_gate(budget)
+    decisions = start_requests(gate, 128)
+    assert all(isinstance(each, ApprovedRequest) for each in decisions[:BUDGET_REQUESTS_MIN])
+    assert {each.status for each in decisions[BUDGET_REQUESTS_MIN:]} == {429}
+    assert gate.check() is None
+    assert events == []
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(usd=2.0), Budget(tokens=300_000)])
+def test_all_requests_that_the_budget_can_pay_are_forwarded_at_once(budget):
+    gate, _ = create_gate(budget)
+    assert all(isinstance(each, ApprovedRequest) for each in start_requests(gate, 128))
+
+
+def test_request_is_approved_again_when_another_one_has_ended():
+    gate, _ = create_gate(Budget(usd=0.05))
+    start_requests(gate, 17)
+    gate.charge(3, usage(5, 5, usd=0.0001))
+    assert isinstance(gate.check_body(PARALLEL, is_metered=True), ApprovedRequest)
+
+
+def test_requests_that_cost_nothing_are_not_limited():
+    gate, _ = create_gate(Budget(usd=0.05))
+    start_requests(gate, 17)
+    assert isinstance(gate.check_body(PARALLEL, is_metered=False), ApprovedRequest)
