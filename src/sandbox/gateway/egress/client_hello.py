@@ -46,8 +46,8 @@ class ServerNames(msgspec.Struct, frozen=True):
     has_early_data: bool = False
 
 
-class _LengthError(Exception):
-    """A length field points past the end of the data, or data follows where none is allowed."""
+class _MalformedError(Exception):
+    """The hello is malformed, so servers may interpret it differently."""
 
 
 def parse_client_hello(data: bytes) -> ClientHello:
@@ -96,15 +96,21 @@ def join_records(data: bytes) -> bytes:
 
 
 def parse_server_names(body: bytes) -> ServerNames | None:
-    """Return the names in the body of a ClientHello, or None if a length field does not match the data."""
-    names, has_encrypted_name, has_early_data = [], False, False
+    """Return the names in the body of a ClientHello, or None if it is malformed.
+
+    It is malformed if a length field does not match the data, or if there are several lists of names.
+    """
+    names: list[str] = []
+    has_names = has_encrypted_name = has_early_data = False
     try:
         for kind, content in _extensions(body):
             if kind == _SERVER_NAME_EXTENSION:
-                names += _host_names(content)
+                if has_names:
+                    raise _MalformedError
+                names, has_names = _host_names(content), True
             has_encrypted_name |= kind == _ENCRYPTED_HELLO_EXTENSION
             has_early_data |= kind == _EARLY_DATA_EXTENSION
-    except _LengthError:
+    except _MalformedError:
         return None
     return ServerNames(tuple(names), has_encrypted_name, has_early_data)
 
@@ -149,7 +155,7 @@ class _Reader:
 
     def read(self, count: int) -> bytes:
         if count > self.remaining:
-            raise _LengthError
+            raise _MalformedError
         self._offset += count
         return self._data[self._offset - count : self._offset]
 
@@ -163,7 +169,7 @@ class _Reader:
         """Return a vector with a length of two bytes, after which no data may follow."""
         vector = self.read_vector(2)
         if self.remaining:
-            raise _LengthError
+            raise _MalformedError
         return vector
 
 

@@ -70,6 +70,10 @@ def test_fields_that_precede_the_extensions_are_skipped(session, ciphers):
         [server_names((0, NAME), (0, NAME))],
         [server_names((0, NAME)), server_names((0, OTHER))],
         [server_names((0, NAME)), (ALPN, b""), server_names((0, NAME))],
+        [server_names((1, OTHER)), server_names((0, NAME))],
+        [server_names((0, NAME)), server_names((1, OTHER))],
+        [server_names(), server_names((0, NAME))],
+        [server_names((0, NAME)), server_names((0, b""))],
     ],
 )
 def test_two_server_names_are_ambiguous(extensions):
