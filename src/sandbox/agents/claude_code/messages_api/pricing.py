@@ -129,16 +129,25 @@ _INPUT_BYTES_PER_TOKEN = 3
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
-    """Estimate an upper bound on a request's cost from its untrusted body and the length of the body."""
+    """Estimate an upper bound on a request's cost from its untrusted body and the length of the body.
+
+    If other models may serve the request too, the bound is for the most expensive one.
+    """
+    models = (document.get("model", ""), *additional_models(document))
     output_tokens = document.get("max_tokens")
     if not isinstance(output_tokens, int) or not 0 < output_tokens < OUTPUT_TOKENS_MAX:
         output_tokens = OUTPUT_TOKENS_MAX
     return CostBound(
-        document.get("model", ""),
+        max(models, key=_output_price),
         min(byte_count // _INPUT_BYTES_PER_TOKEN, INPUT_TOKENS_MAX),
         output_tokens,
         document.get("stream") is True,
     )
+
+
+def _output_price(model: str) -> float:
+    price = find_price(model)
+    return 0.0 if price is None else price.output
 
 
 _LIST_PRICE_VALUES = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}

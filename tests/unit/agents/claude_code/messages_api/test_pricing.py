@@ -2,7 +2,13 @@
 
 import pytest
 
-from sandbox.agents.claude_code.messages_api.pricing import PRICES_DATE, TokenCounts, cost_usd, find_price
+from sandbox.agents.claude_code.messages_api.pricing import (
+    PRICES_DATE,
+    TokenCounts,
+    cost_usd,
+    estimate_cost_bound,
+    find_price,
+)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +51,21 @@ def test_long_prompt_price_applies_from_the_first_token():
     assert cost_usd("claude-haiku-5-5", TokenCounts(1, 1000, cache_read=100_000)) == pytest.approx(
         0.005 + 0.0025, abs=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [
+        ({}, "claude-haiku-4-5"),
+        ({"fallbacks": [{"model": "claude-3-5-haiku"}]}, "claude-haiku-4-5"),
+        ({"fallbacks": [{"model": "claude-opus-4-1"}]}, "claude-opus-4-1"),
+        ({"tools": [{"type": "advisor_20260301", "name": "advisor", "model": "claude-opus-4-8"}]}, "claude-opus-4-8"),
+        ({"fallbacks": [{"model": "nobody-knows-it"}]}, "claude-haiku-4-5"),
+    ],
+)
+def test_bound_is_for_the_most_expensive_model_of_a_request(fields, model):
+    bound = estimate_cost_bound({"model": "claude-haiku-4-5", "max_tokens": 5} | fields, 300)
+    assert (bound.model, bound.input_tokens, bound.output_tokens_max) == (model, 100, 5)
 
 
 def test_price_table_has_a_date():
