@@ -39,10 +39,16 @@ _SCISSORS = re.compile(r"([<>])(?=[8%])|([8%])(?=[<>])")
 _REBASE_INSTRUCTION = re.compile(r"\A((fixup|squash|amend)! ?)+")
 """Starts of subjects that `git rebase --autosquash` reads as an instruction to change another commit."""
 
+_NEXT_WORD = r"[\s_-]++[^\W_]++"
 _CI_INSTRUCTION = re.compile(
-    r"\[\s*((?:skip|no)(?:[\s_-]+\w+){1,3}|\w+(?:[\s_-]+\w+){0,2}[\s_-]+skip)\s*\]|\*{3}(no_ci)\*{3}", re.IGNORECASE
+    rf"\[\s*+((?:skip|no)(?:{_NEXT_WORD}){{1,3}}|[^\W_]++(?:{_NEXT_WORD}){{0,2}}[\s_-]++skip)[\s_-]*+\]"
+    r"|\*{3}(no_ci)\*{3}",
+    re.IGNORECASE,
 )
-"""Texts such as `[skip ci]`, that make CI services ignore a commit."""
+"""Texts such as `[skip ci]`, that make CI services ignore a commit.
+
+No character is both in a word and between words. Otherwise, the search would take exponential time for some messages.
+"""
 
 _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release|pipelines?)(?![a-z])", re.IGNORECASE)
 """Words that distinguish an instruction from the text of a Markdown link."""

@@ -1,6 +1,7 @@
 """The message of a commit with a task's changes: subject, wrapped body and trailer. Hostile text is escaped."""
 
 import subprocess
+import time
 
 import pytest
 
@@ -158,6 +159,13 @@ def send_by_email(directory, message):
     author = git("log", "-1", "--format=%an <%ae> %as", cwd=directory / "receiver").strip()
     applied_message = git("log", "-1", "--format=%B", cwd=directory / "receiver")
     return author, applied_message, git("ls-files", cwd=directory / "receiver").splitlines()
+
+
+@pytest.mark.parametrize("text", ["[" + "_" * 7900, "[skip" + "_" * 7900, "[" + "a_" * 3900, "[skip " * 1300])
+def test_message_is_built_quickly_from_any_text(text):
+    begin = time.process_time()
+    build(f"Fix it.\n\n{text}")
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(
