@@ -9,7 +9,9 @@ NAME_CHARACTERS_MAX = 120
 """Maximum length of a name that is made from a prompt."""
 
 _SCHEME_AND_USER = re.compile("^([a-z]+://)?([^/@]*@)?", re.IGNORECASE)
-_LINE_MARKS = re.compile(r"^[#*>\-\s]+|[:\s]+$")
+_LEADING_MARKS = re.compile(r"[#*>\-\s]*")
+_TRAILING_MARKS = re.compile(r"[:\s]*")
+"""Matches at the start of a reversed line. A search for the end of a line would take quadratic time."""
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
 
@@ -40,7 +42,9 @@ def is_name_from_prompt(name: str, prompt: str) -> bool:
 def _first_line(prompt: str) -> str:
     """Return the first line with text, without Markdown's marks and with single spaces."""
     line = next((line for line in prompt.split("\n") if line.strip()), "")
-    return " ".join(INVISIBLE.sub(" ", _LINE_MARKS.sub("", line)).split())
+    for marks in (_LEADING_MARKS, _TRAILING_MARKS):
+        line = marks.sub("", line, count=1)[::-1]
+    return " ".join(INVISIBLE.sub(" ", line).split())
 
 
 def format_size(size_bytes: int) -> str:

@@ -16,7 +16,7 @@ from sandbox.runner.attempt_context import AttemptContext
 _GZIP_WINDOW_BITS = 31
 _READ_BYTES = 1024 * 1024
 _CLOSING_TAG = "</earlier-conversation>"
-_OPENING_BRACKETS = re.compile(r"<(?=\s*/?\s*earlier-conversation)", re.IGNORECASE)
+_OPENING_BRACKETS = re.compile(r"<(?=\s*+/?+\s*+earlier-conversation)", re.IGNORECASE)
 
 
 def compress_session(session: bytes) -> bytes:

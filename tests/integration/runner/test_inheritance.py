@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import re
+import time
 
 import msgspec
 import pytest
@@ -78,6 +79,16 @@ async def test_agent_gets_the_conversation_as_text_without_a_session(make_child)
         "</earlier-conversation",
     ]
     assert "a < b" in prompt
+
+
+async def test_spaces_in_the_conversation_do_not_delay_the_agent(make_child, monkeypatch):
+    monkeypatch.setitem(FILES, "inherited-conversation.txt", b"User: <" + b" " * 59_000)
+    script = Script()
+    harness = make_child(script, has_session=False)
+    begin = time.process_time()
+    await harness.run()
+    assert time.process_time() - begin < 5
+    assert "User: < " in script.prepared[0]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Formatting of durations, sizes and costs."""
 
+import time
+
 import pytest
 
 from sandbox.model.formatting import (
@@ -71,6 +73,14 @@ def test_cost_is_formatted_in_dollars(usd: float, formatted: str):
 )
 def test_name_is_the_first_line_of_the_prompt_cut_at_a_word(prompt: str, name: str):
     assert name_from_prompt(prompt) == name
+
+
+@pytest.mark.parametrize("text", [": " * 250_000 + "x", "x" + " " * 500_000 + "x", "#" * 500_000 + "x"])
+def test_name_is_built_quickly_from_a_long_line(text: str):
+    begin = time.process_time()
+    assert name_from_prompt(f"Fix {text}").startswith("Fix")
+    assert is_name_from_prompt("Fix…", f"Fix {text}")
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(

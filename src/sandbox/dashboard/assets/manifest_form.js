@@ -58,7 +58,8 @@ const KINDS = {
 // The name of a task with this prompt. The server does the same for a task that continues another one.
 export function nameOf(prompt) {
   const line = linesOf(prompt)[0] ?? "";
-  const name = line.replace(/^[#*>\-\s]+|[:\s]+$/g, "").replace(/[\p{C}\s]+/gu, " ");
+  const text = line.replace(/^[#*>\-\s]+/, "").replace(/(?<![:\s])[:\s]+$/, ""); // without the lookbehind, this is slow
+  const name = text.replace(/[\p{C}\s]+/gu, " ");
   const characters = Array.from(name);
   if (characters.length <= NAME_LENGTH_MAX) return name;
   const space = characters.lastIndexOf(" ", NAME_LENGTH_MAX - 1);
