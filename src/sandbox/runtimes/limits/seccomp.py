@@ -120,12 +120,6 @@ If the machine's core_pattern is a pipe, the kernel starts its program as the ho
 memory of the crashed process as input. Only a limit of one byte prevents that: zero and all other limits do not.
 """
 
-_ATTRIBUTE_BYTES_MAX = 256
-"""Maximum size of an extended attribute.
-
-The kernel stores a file's access control lists in memory that is not charged to any control group.
-"""
-
 POLLED_FILES_MAX = 4096
 """Maximum number of files in one call of poll or select. Each uses 72 uncharged bytes of kernel memory."""
 
@@ -172,6 +166,10 @@ class Architecture(msgspec.Struct, frozen=True):
     io_setup: absent, because its contexts count toward a machine-wide limit (fs.aio-max-nr). splice, vmsplice,
     sendfile: refused, because the pages that they put into a pipe or socket belong to the host or are not charged to
     any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
+
+    setxattr_calls: refused, as on a file system without extended attributes. A file in memory can have any number of
+    them. The kernel lists and removes them without interruption: 2.3 s and 4.6 s for 20 million. Moreover, access
+    control lists are not charged to any control group.
     """
 
     audit: int
@@ -284,6 +282,7 @@ def assemble_filter(
         *_refuse_call(architecture.splice, errno.EINVAL),
         *_refuse_call(architecture.vmsplice, errno.EINVAL),
         *_refuse_call(architecture.sendfile, errno.EINVAL),
+        *(word for call in architecture.setxattr_calls for word in _refuse_call(call, errno.EOPNOTSUPP)),
         *(() if allows_filters else _refuse_filters(architecture)),
         *_refuse_flags(architecture.pipe2, _ARG1, _NOTIFICATION_PIPE, errno.ENOPKG),
         *_refuse_flags(architecture.mmap, _ARG3, _MAP_HUGETLB, errno.ENOMEM),
@@ -315,7 +314,6 @@ def _refuse_long_lists(architecture: Architecture, polled_files_max: int) -> lis
         (architecture.select_calls, _ARG0, polled_files_max, errno.EINVAL),
         (architecture.semop_calls, _ARG2, _SEMAPHORE_OPERATIONS_MAX, errno.E2BIG),
         ((architecture.mincore,), _ARG1 + 4, 3, errno.ENOMEM),  # below 16 GiB: 0.14 s to look up all pages of a file
-        (architecture.setxattr_calls, _ARG3, _ATTRIBUTE_BYTES_MAX, errno.EOPNOTSUPP),
     )
     return [word for calls, *limit in limits for call in calls for word in _refuse_above(call, *limit)]
 

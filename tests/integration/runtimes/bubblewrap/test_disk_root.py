@@ -123,7 +123,7 @@ import errno, os
 def attempt(call, *arguments):
     try: call(*arguments); result = "done"
     except OSError as error: result = errno.errorcode[error.errno]
-    if result not in ("EACCES", "EPERM", "EROFS", "EBUSY", "EXDEV"): print(result, call.__name__, *arguments)
+    if result not in ("EACCES", "EPERM", "EROFS", "EBUSY", "EXDEV", "ENOTSUP"): print(result, call.__name__, *arguments)
 for directory in ("/", "/home", "/lost+found", "/etc", "/usr", "/opt", "/run", "/var"):
     attempt(os.chmod, directory, 0o777)
     attempt(os.chown, directory, 1000, 1000)

@@ -116,7 +116,7 @@ def test_each_known_call_is_allowed_or_in_a_table(architecture: str, number: int
     absent = {*range(425, 428), 435, *range(444, 448), IO_SETUP[architecture]}
     absent |= {SPLICE[architecture], VMSPLICE[architecture], SENDFILE[architecture]}
     refused = {*numbers.denied.values(), *range(428, 434), 438, 442, 443, 450, *absent}
-    refused |= {numbers.setpriority, numbers.ioprio_set}  # without effect
+    refused |= {*numbers.setxattr_calls, numbers.setpriority, numbers.ioprio_set}
     harmless = {numbers.socket: (1,), numbers.socketpair: (1,), numbers.setsockopt: (3, 1, 2)}
     harmless[numbers.ioctl] = (3, 0x5401)  # TCGETS
     harmless[numbers.seccomp] = (2,)  # SECCOMP_GET_ACTION_AVAIL
@@ -263,13 +263,6 @@ def test_threads_must_share_open_files(architecture: str):
     assert evaluate(architecture, CLONE[architecture], 0x4111) == ALLOW  # vfork
     assert evaluate(architecture, UNSHARE[architecture], files) == errno.EPERM
     assert [evaluate(architecture, 436, 3, 0xFFFFFFFF, flags) for flags in (0, 4, 2, 6)] == [ALLOW, ALLOW, 22, 22]
-
-
-@all_architectures
-def test_extended_attribute_size_is_limited(architecture: str):
-    for number in {"x86_64": (188, 189, 190), "aarch64": (5, 6, 7)}[architecture]:
-        results = [evaluate(architecture, number, 0x1000, 0x1000, 0x1000, size) for size in (0, 256, 257, 65536)]
-        assert results == [ALLOW, ALLOW, errno.EOPNOTSUPP, errno.EOPNOTSUPP]
 
 
 @all_architectures

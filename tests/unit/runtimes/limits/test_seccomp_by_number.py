@@ -39,6 +39,9 @@ ABSENT: dict[str, tuple[int | None, int | None]] = {
 ZERO_COPY: dict[str, tuple[int | None, int | None]] = {
     "sendfile": (40, 71), "splice": (275, 76), "vmsplice": (278, 75),
 }  # fmt: skip
+ATTRIBUTES: dict[str, tuple[int | None, int | None]] = {
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
+}  # fmt: skip
 WITHOUT_EFFECT: dict[str, tuple[int | None, int | None]] = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
 ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "read": (0, 63), "write": (1, 64), "open": (2, None), "close": (3, 57), "openat": (257, 56), "stat": (4, None),
@@ -59,7 +62,7 @@ ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "connect": (42, 203), "accept4": (288, 242), "bind": (49, 200), "listen": (50, 201),
     "recvfrom": (45, 207), "recvmsg": (47, 212), "shutdown": (48, 210), "getsockopt": (55, 209),
     "getrandom": (318, 278),
-    "copy_file_range": (326, 285),
+    "copy_file_range": (326, 285), "fgetxattr": (193, 10), "flistxattr": (196, 13), "fremovexattr": (199, 16),
     "getrusage": (98, 165), "getrlimit": (97, 163), "sysinfo": (99, 179), "times": (100, 153),
     "clock_gettime": (228, 113), "clock_nanosleep": (230, 115),
     "rseq": (334, 293),
@@ -90,7 +93,6 @@ ORDINARY_ARGUMENTS = {
     "close_range": (3, 100, 4),  # CLOSE_RANGE_CLOEXEC
     "seccomp": (2, 0),  # SECCOMP_GET_ACTION_AVAIL
     "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
-    "setxattr": (1, 1, 1, 256),
     "pselect6": (1024,),
     "prlimit64": (0, 7, 1, 0),  # RLIMIT_NOFILE
     "setrlimit": (7, 1),
@@ -109,7 +111,7 @@ CHECKED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "socketpair": (53, 199), "unshare": (272, 97), "mmap": (9, 222), "fcntl": (72, 25), "sendto": (44, 206),
     "sendmsg": (46, 211), "sendmmsg": (307, 269), "memfd_create": (319, 279), "shmget": (29, 194),
     "ppoll": (271, 73), "pselect6": (270, 72), "prlimit64": (302, 261), "setrlimit": (160, 164),
-    "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59), "setxattr": (188, 5),
+    "close_range": (436, 436), "seccomp": (317, 277), "pipe2": (293, 59),
     "sched_setscheduler": (144, 119), "semop": (65, 193), "semtimedop": (220, 192),
     "prctl": (157, 167), "madvise": (28, 233), "process_madvise": (440, 440), "lseek": (8, 62), "fallocate": (285, 47),
     "mincore": (27, 232),
@@ -154,6 +156,12 @@ def test_absent_call_returns_enosys(architecture: str, name: str, number: int):
 @pytest.mark.parametrize(("architecture", "name", "number"), rows(ZERO_COPY))
 def test_zero_copy_call_returns_einval(architecture: str, name: str, number: int):
     assert errno_of(action(architecture, number, 3, 4, 0, 4096)) == errno.EINVAL, name
+
+
+@pytest.mark.parametrize(("architecture", "name", "number"), rows(ATTRIBUTES))
+def test_call_that_sets_an_extended_attribute_returns_eopnotsupp(architecture: str, name: str, number: int):
+    for size in (0, 256, 65536):
+        assert errno_of(action(architecture, number, 3, 0x1000, 0x2000, size, 0)) == errno.EOPNOTSUPP, name
 
 
 @pytest.mark.parametrize(("architecture", "name", "number"), rows(WITHOUT_EFFECT))
@@ -229,7 +237,7 @@ def test_calls_that_are_not_listed_as_rejected_are_allowed(architecture: str):
     }
     assert refused == {
         number
-        for row_architecture, _, number in rows(DENIED, ABSENT, ZERO_COPY, WITHOUT_EFFECT)
+        for row_architecture, _, number in rows(DENIED, ABSENT, ZERO_COPY, ATTRIBUTES, WITHOUT_EFFECT)
         if row_architecture == architecture
     }
 
@@ -301,7 +309,6 @@ REFUSED_ARGUMENTS = [
     ("close_range", (3, 100, 2), errno.EINVAL),
     *[("seccomp", (mode, flags), errno.EINVAL) for mode in (0, 1) for flags in (0, 1, 2, 8)],
     ("pipe2", (0, 0x80080), errno.ENOPKG),
-    ("setxattr", (1, 1, 1, 257), errno.EOPNOTSUPP),
     ("unshare", (0x400,), errno.EPERM),
     ("clone", (0x3D0F00 & ~0x400,), errno.EPERM),  # a thread with its own open files
     ("pselect6", (4097,), errno.EINVAL),
