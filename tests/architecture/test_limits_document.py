@@ -32,6 +32,7 @@ ROWS = [
     ("Sandboxes", "Open files of all processes", "model.fixed_limits.OPEN_FILES_OF_SANDBOX_MAX"),
     ("Sandboxes", "Open directories", "model.fixed_limits.OPEN_DIRECTORIES_MAX"),
     ("Sandboxes", "Files and directories on the disk", "model.fixed_limits.DISK_FILES_MAX"),
+    ("Sandboxes", "Directories on the disk", "model.fixed_limits.DISK_DIRECTORIES_MAX"),
     ("Sandboxes", "Sockets", "model.fixed_limits.SOCKETS_MAX"),
     ("Sandboxes", "UDP sockets on one port", "model.fixed_limits.UDP_SOCKETS_ON_PORT_MAX"),
     ("Sandboxes", "Locks on files", "model.fixed_limits.FILE_LOCKS_MAX"),

@@ -104,8 +104,15 @@ DISK_COMMAND_SECONDS = 60.0
 DISK_FILES_MAX = 1_048_576
 """Maximum number of files and directories on a disk with an enforced size. Smaller disks have one for each 16 KiB.
 
-This also limits the depth of directories. A read in /proc can walk all parents of a directory with a lock that every
-rename on the machine needs: 0.5 s for a million.
+This also limits the number of one task's inodes in the kernel's cache.
+"""
+
+DISK_DIRECTORIES_MAX = 196_608
+"""Maximum number of directories on a disk with an enforced size, with bubblewrap.
+
+This limits the depth of directories. One read of /proc/self/maps copies the whole path of a mapped file without
+interruption, which takes 0.8 s if all these directories are within each other and have long names. During part of that
+time, the kernel can hold a lock that every rename on the machine needs.
 """
 
 DISK_RELEASE_SECONDS = 10.0
@@ -476,8 +483,9 @@ TERMINAL_INPUT_SECONDS = 30.0
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024
 """Maximum size of output queued for one client of the agent's terminal. Beyond it, the client is disconnected."""
 
-SHARED_MEMORY_FILES_MAX = 262_144
+SHARED_MEMORY_FILES_MAX = 131_072
 """Maximum number of files and directories in /dev/shm, with bubblewrap.
 
-One read of a directory there lists all of its files without interruption: 0.6 s for 2 million.
+One read of a directory there lists all of its files without interruption: 0.6 s for 2 million. The path of a mapped
+file in directories within each other takes longer; see DISK_DIRECTORIES_MAX.
 """

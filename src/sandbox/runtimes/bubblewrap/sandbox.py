@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import msgspec
+from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxSpec, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
@@ -21,6 +22,7 @@ from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
 from sandbox.runtimes.limits.blocked_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.slab_usage import DirectoryMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
@@ -142,6 +144,7 @@ class BubblewrapSandbox(BaseSandbox):
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
         self._call_buffer_meter = SyscallBufferMeter()
+        self._directory_meter = DirectoryMeter(ready.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
         self._reports: dict[str, int] = {}
@@ -204,7 +207,8 @@ class BubblewrapSandbox(BaseSandbox):
     async def kernel_usage(self) -> KernelUsage:
         """Return the kernel usage. Blocked threads that may hide open files are interrupted first."""
         await asyncio.to_thread(self._group.release_files_of_blocked_threads, self._launcher.thread_interrupters)
-        return await super().kernel_usage()
+        usage = await super().kernel_usage()
+        return replace(usage, disk_directories=await asyncio.to_thread(self._directory_meter.count))
 
     async def file_counts(self) -> FileUsage:
         """Return the number of open files and directories of all processes inside."""

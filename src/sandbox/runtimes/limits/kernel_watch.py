@@ -8,6 +8,7 @@ import msgspec
 from sandbox.model.fixed_limits import (
     CACHED_EXTENTS_MAX,
     CALL_BUFFER_BYTES_MAX,
+    DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
     FILE_USAGE_CHECK_SECONDS,
@@ -42,6 +43,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     call_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
+    disk_directories: number of directories on the disk; 0 while the disk has few files.
     oom_kills: how many times a process was killed for lack of memory.
     """
 
@@ -58,6 +60,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     udp_sockets_on_port: int | None = None
     call_buffer_bytes: int | None = None
     cached_extents: int | None = None
+    disk_directories: int | None = None
     oom_kills: int = 0
 
     def find_violation(self) -> str:
@@ -118,6 +121,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The kernel had cached {self.cached_extents} extents and holes of the sandbox's files; the limit is "
                 f"{CACHED_EXTENTS_MAX}. Write files without so many holes."
+            )
+        if self.disk_directories is not None and self.disk_directories > DISK_DIRECTORIES_MAX:
+            return (
+                f"The sandbox had {self.disk_directories} directories on its disk; the limit is "
+                f"{DISK_DIRECTORIES_MAX}. Remove unused ones."
             )
         if self.oom_kills > OOM_KILLS_MAX:
             return (

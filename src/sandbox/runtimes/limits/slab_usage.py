@@ -1,4 +1,4 @@
-"""Measures slab memory that the limits of control groups do not bound: free objects, and links between mappings.
+"""Measures kernel objects that the limits of control groups do not bound: slabs, and objects of the disk.
 
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
@@ -6,17 +6,25 @@ objects. The kernel reclaims some kinds, such as cached inodes and file names, b
 The kernel does not show which sandbox caused free objects, or links between anonymous mappings. The links are charged,
 but the kernel removes them without interruption. Growth is therefore attributed to each sandbox in proportion to its
 peak charge, relative to the charges of the other sandboxes.
+
+The number of cached extents, and of directories, comes from the ext4 file system of the sandbox's disk.
 """
 
 import os
 import re
+import struct
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from sandbox.model.fixed_limits import CACHED_EXTENTS_MAX, FREE_SLAB_BYTES_MAX, RECLAIMABLE_SLAB_MEMORY_DIVISOR
+from sandbox.model.fixed_limits import (
+    CACHED_EXTENTS_MAX,
+    DISK_DIRECTORIES_MAX,
+    FREE_SLAB_BYTES_MAX,
+    RECLAIMABLE_SLAB_MEMORY_DIVISOR,
+)
 
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
@@ -184,9 +192,77 @@ class CachedExtentMeter:
             of_machine = _EXTENTS.search(self._slabs.read_text())
             if of_machine is not None and int(of_machine[1]) <= CACHED_EXTENTS_MAX:
                 return 0
-            device = self._disk.stat().st_dev
-            name = (self._devices / f"{os.major(device)}:{os.minor(device)}").resolve().name
+            name = _find_device(self._disk, self._devices)
             found = _EXTENTS_OF_FILE_SYSTEM.search((self._statistics / name / "es_shrinker_info").read_text())
         except OSError:
             return None
         return int(found[1]) if found else None
+
+
+def _find_device(disk: Path, devices: Path) -> str:
+    """Return the name of the block device of a mounted disk. Raises OSError."""
+    device = disk.stat().st_dev
+    return (devices / f"{os.major(device)}:{os.minor(device)}").resolve().name
+
+
+_SUPERBLOCK_BYTES = 1024
+_SUPERBLOCK = struct.Struct("<4xI12xII4xI20xH38xI154xH80xI684x")
+"""Of ext4: blocks, first data block, block size, blocks per group, magic, incompatible features, size of a descriptor,
+blocks (high)."""
+
+_MAGIC = 0xEF53
+_META_BLOCK_GROUPS, _LARGE_DESCRIPTORS = 0x10, 0x80
+_GROUP_BYTES, _GROUP = 32, struct.Struct("<16xH14x")
+_LARGE_GROUP = struct.Struct("<16xH30xH14x")
+"""Descriptors of a group of blocks, with its number of directories; in the second, with the high part too."""
+
+
+class DirectoryMeter:
+    """Counts the directories on a sandbox's disk.
+
+    The kernel keeps the number for each group of blocks in the file system's descriptors, which are in its cache of the
+    block device. They are read only while the disk has so many files that there may be too many directories.
+    """
+
+    def __init__(
+        self,
+        disk: Path,
+        devices: Path = _BLOCK_DEVICES,
+        device_files: Path = Path("/dev"),
+        files_min: int = DISK_DIRECTORIES_MAX,
+    ) -> None:
+        self._disk = disk
+        self._devices = devices
+        self._device_files = device_files
+        self._files_min = files_min
+
+    def count(self) -> int | None:
+        """Return the number of directories; 0 while the disk has few files, None if the disk has no ext4 of its own."""
+        try:
+            if not os.path.ismount(self._disk):
+                return None
+            found = os.statvfs(self._disk)
+            if found.f_files - found.f_ffree <= self._files_min:
+                return 0
+            return _sum_directories(self._device_files / _find_device(self._disk, self._devices))
+        except OSError:
+            return None
+
+
+def _sum_directories(device: Path) -> int | None:
+    with device.open("rb") as file:
+        superblock = file.read(2 * _SUPERBLOCK_BYTES)[_SUPERBLOCK_BYTES:]
+        if len(superblock) < _SUPERBLOCK_BYTES:
+            return None
+        blocks, first, size, per_group, magic, features, descriptor_bytes, high = _SUPERBLOCK.unpack(superblock)
+        if magic != _MAGIC or features & _META_BLOCK_GROUPS or not per_group:
+            return None
+        if not features & _LARGE_DESCRIPTORS:
+            descriptor_bytes, high = _GROUP_BYTES, 0
+        groups = -(-((high << 32 | blocks) - first) // per_group)
+        file.seek((first + 1) * (_SUPERBLOCK_BYTES << size))
+        table = file.read(groups * descriptor_bytes)
+    layout = _GROUP if descriptor_bytes == _GROUP_BYTES else _LARGE_GROUP
+    if len(table) < groups * descriptor_bytes or descriptor_bytes != layout.size:
+        return None
+    return int(sum(low + (highs[0] << 16 if highs else 0) for low, *highs in layout.iter_unpack(table)))

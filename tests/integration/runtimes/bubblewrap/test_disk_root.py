@@ -1,8 +1,10 @@
 """A disk with a separate file system is the root directory of the sandbox."""
 
+import asyncio
 import io
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,17 @@ import pytest
 from doubles.faults import fill_file_system, small_file_system
 from doubles.image_archives import directory, entry, layer, minimal_root, symlink
 from doubles.runtimes import require_runtime
-from doubles.sandbox_lifecycle import run_python, run_shell
+from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
 from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
 from sandbox.images.rootfs_builder import RootFsBuilder
+from sandbox.interfaces.runtime import Command
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.bubblewrap import BubblewrapRuntime
+from sandbox.runtimes.bubblewrap import BubblewrapRuntime, sandbox
 from sandbox.runtimes.disk_ownership import create_disk_directories
+from sandbox.runtimes.limits import kernel_watch
+from sandbox.runtimes.limits.slab_usage import DirectoryMeter
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a disk")
 
@@ -194,3 +199,39 @@ def test_full_disk_of_an_earlier_sandbox_keeps_its_root(runtime: BubblewrapRunti
     fill_file_system(disk / "workspace")
     script = "grep -c workspace /proc/self/mountinfo; rm filler && echo x >written && cat written"
     assert run_shell(runtime, disk, script, is_disk_reused=True).output == "0\nx\n"
+
+
+async def _violation_of(
+    runtime: BubblewrapRuntime, disk: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, str]:
+    """Run a script with a limit of 1000 directories. Return the violation and the output."""
+    monkeypatch.setattr(kernel_watch, "DISK_DIRECTORIES_MAX", 1000)
+    monkeypatch.setattr(sandbox, "DirectoryMeter", lambda disk: DirectoryMeter(disk, files_min=1000))
+    async with ready_sandbox(runtime, disk) as started:
+        violation = asyncio.create_task(started.wait_for_violation())
+        command = Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin:/bin"}, "/workspace")
+        output, _ = await started.start(command)
+        text = await read_until(output, b"made")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(violation, 10 if "end" in script else 2)
+        await started.kill()
+        return "" if violation.cancelled() else violation.result(), text.decode()
+
+
+def test_directories_on_the_disk_are_limited(runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+    script = "mkdir -p d{0..1100}/deep; echo made; sleep 60 # end"
+    violation, _ = asyncio.run(_violation_of(runtime, disk, script, monkeypatch))
+    assert "directories on its disk" in violation
+
+
+def test_files_do_not_count_as_directories(runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+    script = "touch f{0..3000}; mkdir d{0..900}; rmdir d*; mkdir e{0..900}; echo made; sleep 60"
+    assert asyncio.run(_violation_of(runtime, disk, script, monkeypatch)) == ("", "made\n")
+
+
+def test_all_directories_of_the_disk_are_counted(runtime: BubblewrapRuntime, disk: Path):
+    script = "mkdir -p a/b/c ~/{1..300} /tmp/{1..400}; rmdir ~/7; touch file; ln -s a link; echo made"
+    assert run_shell(runtime, disk, script).output == "made\n"
+    directories = sum(1 for path in disk.rglob("*") if path.is_dir() and not path.is_symlink())
+    assert DirectoryMeter(disk, files_min=0).count() == directories + 1
+    assert DirectoryMeter(disk, files_min=1_000_000).count() == 0
