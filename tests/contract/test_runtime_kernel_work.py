@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
+from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_once, run_python, run_shell
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.programs.launcher import INOTIFY_WATCHES_MAX
 
 _BOUND_SOCKETS = """
 import socket, time
@@ -327,6 +328,41 @@ def test_length_of_one_allocation_is_limited(runtime: Runtime, disk: Path):
 def test_sparse_files_are_copied_and_allocated(runtime: Runtime, disk: Path):
     ended = run_shell(runtime, disk, _SPARSE_FILES)
     assert (ended.output.split(), ended.errors) == ([str(1 << 20)], "")
+
+
+_WATCHES = """
+import ctypes, errno, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+wanted, files = int(sys.argv[1]), int(sys.argv[2])
+for number in range(files): open(f"/tmp/{number}", "w").close()
+names = [b"/tmp/%d" % number for number in range(files)]
+added = 0
+for _ in range(wanted // files):
+    instance = libc.inotify_init1(0)
+    for name in names:
+        if libc.inotify_add_watch(instance, name, 2) < 0:
+            print(added, errno.errorcode[ctypes.get_errno()])
+            raise SystemExit
+        added += 1
+print(added, "done")
+"""
+
+
+def _add_watches(runtime: Runtime, disk: Path, wanted: int, files: int) -> tuple[int, str]:
+    program = ["/usr/bin/python3", "-c", _WATCHES, str(wanted), str(files)]
+    count, result = asyncio.run(run_once(runtime, disk, program)).output.split()
+    return int(count), result
+
+
+def test_inotify_watches_are_limited(runtime: Runtime, disk: Path):
+    if runtime.name != "bubblewrap":
+        pytest.skip("watches belong to the sandbox's kernel")
+    count, result = _add_watches(runtime, disk, INOTIFY_WATCHES_MAX + 4000, 2000)
+    assert (count <= INOTIFY_WATCHES_MAX, result) == (True, "ENOSPC")
+
+
+def test_thousands_of_files_can_be_watched(runtime: Runtime, disk: Path):
+    assert _add_watches(runtime, disk, 6000, 3000) == (6000, "done")
 
 
 _SHARED_MEMORY_FILES = """

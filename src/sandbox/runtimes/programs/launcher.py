@@ -39,6 +39,12 @@ DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
 PTYS_MAX = 256
 """Maximum number of open terminals of the devpts. The machine-wide limit is kernel.pty.max."""
 
+INOTIFY_WATCHES_MAX = 131_072
+"""Maximum number of inotify watches in the sandbox. The machine-wide limit for a user is fs.inotify.max_user_watches.
+
+A read in /proc/self/fdinfo lists all watches of an instance without interruption: 3 s for a million.
+"""
+
 NAMESPACE_SETTINGS = {
     "net/ipv4/tcp_rmem": "4096 32768 1048576",
     "net/ipv4/tcp_wmem": "4096 16384 1048576",
@@ -102,6 +108,7 @@ def enter_namespaces(as_root: bool) -> None:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
                 file.write(text)
+        limit_watches()
     # Mounts do not propagate to the host, but the host's unmounts propagate here, so no device stays busy.
     _mount("none", "/", None, MS_REC | MS_SLAVE)
     if as_root:
@@ -128,6 +135,15 @@ def limit_kernel_objects() -> None:
                 file.write(value)
         except OSError:
             pass
+
+
+def limit_watches() -> None:
+    """Limit the inotify watches in this user namespace and in those that programs create in it."""
+    try:
+        with open("/proc/sys/user/max_inotify_watches", "w") as file:  # noqa: PTH123
+            file.write(str(INOTIFY_WATCHES_MAX))
+    except OSError:  # a container's /proc/sys may be read-only, and a kernel may be built without inotify
+        pass
 
 
 def configure_loopback() -> None:
@@ -303,8 +319,8 @@ def mount_devpts() -> None:
             _mount(source, target, None, MS_BIND)
 
 
-def enter_user_namespace(kernel_uid: int, files_uid: int) -> None:
-    """Become root of a new user namespace: `kernel_uid` is mapped to 0, and `files_uid` to 1000 (file_layout.py).
+def enter_user_namespace(uids: dict[int, int]) -> None:
+    """Enter a new user namespace with these uids and gids of the host, keyed by those in the namespace.
 
     A child creates the namespace, because a process that is already in it may not map two uids.
     """
@@ -320,13 +336,13 @@ def enter_user_namespace(kernel_uid: int, files_uid: int) -> None:
         raise OSError("a user namespace could not be created")
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
-            file.write(f"0 {kernel_uid} 1\n1000 {files_uid} 1\n")
+            file.write("".join(f"{inside} {uid} 1\n" for inside, uid in uids.items()))
     user_namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
     check_errno(_libc.setns(user_namespace, CLONE_NEWUSER), "setns")
     os.close(user_namespace)
     parent_socket.close()
     os.waitpid(child, 0)
-    switch_to_uid(0)
+    limit_watches()
 
 
 def switch_to_uid(uid: int) -> None:
@@ -466,8 +482,10 @@ def main(arguments: list[str]) -> None:
         # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent it.
         send_sockets(control, sockets)
         if files_uid != "-":
-            enter_user_namespace(int(kernel_uid), int(files_uid))
+            enter_user_namespace({0: int(kernel_uid), 1000: int(files_uid)})  # the agent's uid, see file_layout.py
+            switch_to_uid(0)
         elif as_root:
+            enter_user_namespace({int(kernel_uid): int(kernel_uid)})
             switch_to_uid(int(kernel_uid))
         set_parent_death_signal(int(parent))
         if filter_number != "-":
