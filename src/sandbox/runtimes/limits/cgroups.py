@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from sandbox.runtimes.limits.blocked_syscalls import BlockedThreadInterrupter, S
 from sandbox.runtimes.limits.epoll_usage import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
-from sandbox.runtimes.limits.slab_usage import SlabMeter, reclaimable_free_slab_bytes_max
+from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, reclaimable_free_slab_bytes_max
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -123,11 +123,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
             or self._read_number("memory.stat", "inactive_file")
             or 0
         )
-        nanoseconds, microseconds = self._read_number("cpuacct.usage"), self._read_number("cpu.stat", "usage_usec")
-        cpu = nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
         count = _first_known(self._read_number("pids.current"), len(self.process_ids()) if self.directories else None)
         return Stats(
-            cpu_seconds=cpu,
+            cpu_seconds=self._cpu_seconds(),
             memory_bytes=None if used is None else max(0, used - cached),
             processes=count,
             oom_kills=self.oom_kills(),
@@ -153,7 +151,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         buffers, buffers_max = self._read_number(f"{_TCP_CONTROLLER_V1}.usage_in_bytes"), None
         if self._is_unified:
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
-        slabs = slab_meter.measure(self._kernel_bytes(), self._kernel_bytes_of_all) if slab_meter else None
+        slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
         return KernelUsage(
             sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
             udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
@@ -196,19 +194,28 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
-    def _kernel_bytes_of_all(self) -> int:
-        """Return the kernel memory of this group and its siblings.
+    def _group_usage_of_others(self) -> Mapping[str, GroupUsage]:
+        """Return the usage of this group's siblings, by name.
 
-        The parent group's count is not used, because it includes groups that were removed.
+        The parent group's usage is not used, because it includes groups that were removed.
         """
         parents = [directory.parent for directory in self.directories]
         names = {entry.name for parent in parents for entry in parent.glob("*/")}
-        groups = [ControlGroup([parent / name for parent in parents]) for name in names]
-        return sum(group._kernel_bytes() or 0 for group in groups)
+        names -= {directory.name for directory in self.directories}
+        groups = {name: ControlGroup([parent / name for parent in parents]) for name in names}
+        return {name: usage for name, group in groups.items() if (usage := group._group_usage()) is not None}
 
-    def _kernel_bytes(self) -> int | None:
-        """Return the size of the kernel memory that is charged to the group, in bytes."""
-        return _first_known(self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel"))
+    def _group_usage(self) -> GroupUsage | None:
+        charged = _first_known(
+            self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel")
+        )
+        return None if charged is None else GroupUsage(charged, self._cpu_seconds() or 0.0)
+
+    def _cpu_seconds(self) -> float | None:
+        nanoseconds, microseconds = self._read_number("cpuacct.usage"), self._read_number("cpu.stat", "usage_usec")
+        return (
+            nanoseconds / 1e9 if nanoseconds is not None else microseconds / 1e6 if microseconds is not None else None
+        )
 
     @property
     def _is_unified(self) -> bool:

@@ -5,7 +5,7 @@ of each, most of the charge is removed but little memory is freed. The program c
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
 The kernel does not show which sandbox caused free objects, or links between anonymous mappings. The links are charged,
 but the kernel removes them without interruption. Growth is therefore attributed to each sandbox in proportion to its
-peak charge, relative to the charges of the other sandboxes.
+peak charge and to the CPU time that it used meanwhile, relative to the other sandboxes.
 
 The number of cached extents, and of directories, comes from the ext4 file system of the sandbox's disk.
 """
@@ -14,7 +14,7 @@ import os
 import re
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +38,16 @@ _PEAK_CHARGE_FACTOR = 16
 
 A sandbox that was never charged for 1/16 of its limit has not exceeded the limit: others caused the growth.
 """
+
+_CPU_SECONDS_MIN = 0.001
+"""CPU time that each sandbox is assumed to use between two measurements, also if its CPU time is not known."""
+
+
+class GroupUsage(NamedTuple):
+    """What a sandbox's control group was charged for: its kernel memory now, and its CPU time since it was created."""
+
+    kernel_bytes: int
+    cpu_seconds: float = 0.0
 
 
 class SlabUsage(NamedTuple):
@@ -121,32 +131,49 @@ class SlabMeter:
         self._growths: tuple[_Growth, ...] | None = None
         self._updated_at = 0.0
         self._peak_charge_bytes = 0
+        self._cpu_seconds = 0.0
+        self._cpu_seconds_of_others: Mapping[str, float] = {}
 
-    def measure(self, charged: int | None, charged_to_all: Callable[[], int]) -> SlabUsage | None:
+    def measure(
+        self, usage: GroupUsage | None, usage_of_others: Callable[[], Mapping[str, GroupUsage]]
+    ) -> SlabUsage | None:
         """Return the attributed bytes, or None if they cannot be measured.
 
-        charged: kernel memory of the sandbox. charged_to_all: returns the kernel memory of all sandboxes.
+        usage: that of the sandbox; None if it is not known. usage_of_others: returns that of the other sandboxes, by
+        the name of the group.
         """
-        if charged is None:
+        if usage is None:
             return None
-        self._peak_charge_bytes = max(self._peak_charge_bytes, charged)
+        self._peak_charge_bytes = max(self._peak_charge_bytes, usage.kernel_bytes)
         if self._growths is None or self._clock() - self._updated_at >= _INTERVAL_SECONDS:
-            self._update(max(0, charged_to_all() - charged))
+            self._update(usage, usage_of_others())
         if self._growths is None:
             return None
         found = SlabUsage(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
-        return found._replace(mapping_links=min(found.mapping_links, charged))
+        return found._replace(mapping_links=min(found.mapping_links, usage.kernel_bytes))
 
-    def _update(self, charged_to_others: int) -> None:
-        usage = self._measure_all()
+    def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:
+        share = self._share(usage, others)
+        slabs = self._measure_all()
         self._updated_at = self._clock()
-        if usage is None:
+        if slabs is None:
             return
         if self._growths is None:
-            self._growths = tuple(_Growth(first) for first in usage)
-        share = self._peak_charge_bytes / max(1, self._peak_charge_bytes + charged_to_others)
-        for growth, current in zip(self._growths, usage, strict=True):
+            self._growths = tuple(_Growth(first) for first in slabs)
+        for growth, current in zip(self._growths, slabs, strict=True):
             growth.update(current, share)
+
+    def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> float:
+        """Return the sandbox's share of the growth since the last call."""
+        own_weight = self._peak_charge_bytes * (usage.cpu_seconds - self._cpu_seconds + _CPU_SECONDS_MIN)
+        weight_of_others = sum(
+            other.kernel_bytes * (other.cpu_seconds - self._cpu_seconds_of_others.get(name, 0.0) + _CPU_SECONDS_MIN)
+            for name, other in others.items()
+        )
+        self._cpu_seconds = usage.cpu_seconds
+        self._cpu_seconds_of_others = {name: other.cpu_seconds for name, other in others.items()}
+        weight = own_weight + weight_of_others
+        return own_weight / weight if weight else 1.0
 
 
 _EXTENTS = re.compile(r"^extent_status +(\d+) ", re.MULTILINE)

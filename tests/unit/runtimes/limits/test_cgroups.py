@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sandbox.model.fixed_limits import OOM_KILLS_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {
@@ -179,6 +181,38 @@ def test_version_1_limits_socket_buffers_in_total_and_per_sandbox(
     assert limit.read_text() == str(pressure_pages // 2 * os.sysconf("SC_PAGE_SIZE"))
     assert (limit.parent / "attempt" / limit.name).read_text() == str(group_bytes)
     assert group.limits() == {"sockets"}
+
+
+def _write_group(root: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_slab_meter_gets_the_usage_of_the_group_and_of_its_siblings(tmp_path: Path, version: int):
+    for name, kernel_bytes, cpu_seconds in (("attempt", 100, 3), ("neighbour", 700, 5)):
+        if version == 1:
+            _write_group(tmp_path / "memory/sandbox" / name, {"memory.kmem.usage_in_bytes": f"{kernel_bytes}\n"})
+            _write_group(tmp_path / "cpuacct/sandbox" / name, {"cpuacct.usage": f"{cpu_seconds}000000000\n"})
+        else:
+            files = {
+                "memory.stat": f"anon 5\nkernel {kernel_bytes}\n",
+                "cpu.stat": f"usage_usec {cpu_seconds}000000\n",
+            }
+            _write_group(tmp_path / "unified/sandbox" / name, files)
+    roots = [tmp_path / "memory", tmp_path / "cpuacct"] if version == 1 else [tmp_path / "unified"]
+    seen = []
+
+    class RecordingMeter(SlabMeter):
+        def measure(
+            self, usage: GroupUsage | None, usage_of_others: Callable[[], Mapping[str, GroupUsage]]
+        ) -> SlabUsage | None:
+            seen.append((usage, usage_of_others()))
+            return None
+
+    Hierarchies(roots).group("attempt").kernel_usage(os.getpid(), 1 << 30, slab_meter=RecordingMeter())
+    assert seen == [(GroupUsage(100, 3.0), {"neighbour": GroupUsage(700, 5.0)})]
 
 
 def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,7 +2,6 @@
 
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
     CachedExtentMeter,
     DirectoryMeter,
+    GroupUsage,
     SlabMeter,
     SlabUsage,
     measure_slab_usage,
@@ -40,8 +40,11 @@ class SingleKindMeter:
         self._meter = SlabMeter(machine.measure, lambda: machine.now)
         self._kind = machine.kind
 
-    def measure(self, charged: int | None, charged_to_all: Callable[[], int]) -> int | None:
-        found = self._meter.measure(charged, charged_to_all)
+    def measure(
+        self, charged: int | None, charged_to_other: int = 0, *, cpu: float = 0.0, other_cpu: float = 0.0
+    ) -> int | None:
+        usage = None if charged is None else GroupUsage(charged, cpu)
+        found = self._meter.measure(usage, lambda: {"other": GroupUsage(charged_to_other, other_cpu)})
         assert found is None or sum(found) == getattr(found, self._kind)
         return None if found is None else getattr(found, self._kind)
 
@@ -73,54 +76,78 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
     assert measure_slab_usage(tmp_path / "absent", tmp_path) is None
-    assert FakeSlabs(None).slabs().measure(MEBIBYTE, lambda: MEBIBYTE) is None
-    assert FakeSlabs().slabs().measure(None, lambda: MEBIBYTE) is None
+    assert FakeSlabs(None).slabs().measure(MEBIBYTE) is None
+    assert FakeSlabs().slabs().measure(None) is None
 
 
 @pytest.mark.parametrize("kind", SlabUsage._fields)
 def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     machine = FakeSlabs(700 * MEBIBYTE, kind)
     slabs = machine.slabs()
-    assert slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
+    assert slabs.measure(400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
     charged = 350 * MEBIBYTE if kind == "mapping_links" else 50 * MEBIBYTE
-    assert slabs.measure(charged, lambda: charged) == 300 * MEBIBYTE
+    assert slabs.measure(charged) == 300 * MEBIBYTE
     machine.grow(-200 * MEBIBYTE)
-    assert slabs.measure(charged, lambda: charged) == 100 * MEBIBYTE
+    assert slabs.measure(charged) == 100 * MEBIBYTE
 
 
 def test_measurements_are_at_least_a_second_apart():
     machine = FakeSlabs()
     slabs = machine.slabs()
-    slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
+    slabs.measure(400 * MEBIBYTE)
     machine.grow(100 * MEBIBYTE)
     machine.now -= 0.1
-    assert slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 0
+    assert slabs.measure(400 * MEBIBYTE) == 0
     machine.now += 0.1
-    assert slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE) == 100 * MEBIBYTE
+    assert slabs.measure(400 * MEBIBYTE) == 100 * MEBIBYTE
 
 
 def test_growth_is_attributed_in_proportion_to_usage():
     machine = FakeSlabs()
     larger, smaller = machine.slabs(), machine.slabs()
     for _ in range(5):
-        larger.measure(400 * MEBIBYTE, lambda: 440 * MEBIBYTE)
-        smaller.measure(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        larger.measure(400 * MEBIBYTE, 40 * MEBIBYTE)
+        smaller.measure(40 * MEBIBYTE, 400 * MEBIBYTE)
         machine.grow(300 * MEBIBYTE)
-        larger_bytes = larger.measure(100 * MEBIBYTE, lambda: 140 * MEBIBYTE)
-        smaller_bytes = smaller.measure(40 * MEBIBYTE, lambda: 440 * MEBIBYTE)
+        larger_bytes = larger.measure(100 * MEBIBYTE, 40 * MEBIBYTE)
+        smaller_bytes = smaller.measure(40 * MEBIBYTE, 400 * MEBIBYTE)
     assert larger_bytes is not None
     assert smaller_bytes is not None
     assert larger_bytes > 1300 * MEBIBYTE
     assert smaller_bytes < 150 * MEBIBYTE
 
 
+@pytest.mark.parametrize("kind", SlabUsage._fields)
+def test_growth_is_attributed_to_the_sandbox_that_runs_and_not_to_an_idle_one(kind: str):
+    machine = FakeSlabs(kind=kind)
+    busy, idle = machine.slabs(), machine.slabs()
+    busy_bytes = idle_bytes = None
+    for second in range(6):
+        busy_bytes = busy.measure(300 * MEBIBYTE, 900 * MEBIBYTE, cpu=100.0 + second, other_cpu=500.0)
+        idle_bytes = idle.measure(900 * MEBIBYTE, 300 * MEBIBYTE, cpu=500.0, other_cpu=100.0 + second)
+        machine.grow(40 * MEBIBYTE)
+    assert busy_bytes is not None
+    assert idle_bytes is not None
+    assert busy_bytes > 199 * MEBIBYTE
+    assert idle_bytes < MEBIBYTE
+
+
+def test_growth_is_attributed_to_all_sandboxes_that_run():
+    machine = FakeSlabs()
+    slabs = machine.slabs()
+    for second in range(6):
+        found = slabs.measure(300 * MEBIBYTE, 300 * MEBIBYTE, cpu=second, other_cpu=7.0 + second)
+        machine.grow(40 * MEBIBYTE)
+    assert found == 100 * MEBIBYTE
+
+
 def test_host_growth_alone_is_not_a_violation_of_a_small_sandbox():
     machine = FakeSlabs()
     slabs = machine.slabs()
-    slabs.measure(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
+    slabs.measure(30 * MEBIBYTE)
     machine.grow(4096 * MEBIBYTE)
-    count = slabs.measure(30 * MEBIBYTE, lambda: 30 * MEBIBYTE)
+    count = slabs.measure(30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
     assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_violation()
 
@@ -143,9 +170,9 @@ def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
 def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
     machine = FakeSlabs(kind="mapping_links")
     slabs = machine.slabs()
-    slabs.measure(400 * MEBIBYTE, lambda: 400 * MEBIBYTE)
+    slabs.measure(400 * MEBIBYTE)
     machine.grow(300 * MEBIBYTE)
-    assert slabs.measure(90 * MEBIBYTE, lambda: 90 * MEBIBYTE) == 90 * MEBIBYTE
+    assert slabs.measure(90 * MEBIBYTE) == 90 * MEBIBYTE
 
 
 def test_mapping_links_above_the_limit_are_a_violation():
