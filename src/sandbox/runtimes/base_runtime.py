@@ -220,10 +220,10 @@ class BaseRuntime:
             await sandbox.close()
         await self._kill_all(handle)
         await self._restore_disk(handle, disk)
-        if self._uids is not None:
-            self._uids.release(handle.attempt_id)
         self._sandboxes.pop(handle.attempt_id, None)
         self._subreaper.release(handle.attempt_id)
+        if self._uids is not None:
+            await _run_uncancellable(partial(self._uids.release, handle.attempt_id))
 
     def attempt_ids(self) -> Sequence[str]:
         """Return the attempts that have a control group or, without control groups, a process with their marker."""

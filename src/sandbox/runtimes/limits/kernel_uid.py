@@ -1,7 +1,8 @@
 """Claims a separate kernel uid for each sandbox, machine-wide.
 
 A claim is a lock on a file, held by the claiming process until it releases the uid or dies. The file contains the
-attempt's id, so other processes can find the owner of a uid.
+attempt's id, so other processes can find the owner of a uid. Once the uid is released and known to be reusable, the
+file contains `_REUSABLE` instead.
 """
 
 import fcntl
@@ -32,6 +33,13 @@ One claim covers both.
 
 _HASH_MULTIPLIER = 2_654_435_761
 """A prime near 2**32 divided by the golden ratio: it spreads neighboring directories far apart."""
+
+
+_REUSABLE = b"-"
+"""Content of the file of a uid that was released without files in transit. No attempt has this id.
+
+The next claim overwrites it, also a claim by an earlier version.
+"""
 
 
 class KernelUidPool:
@@ -96,9 +104,18 @@ class KernelUidPool:
             return None
 
     def release(self, attempt_id: str) -> None:
-        """Release the attempt's uid. Does nothing if this process has not claimed one."""
-        _, descriptor = self._claims.pop(attempt_id, (0, None))
-        if descriptor is not None:
+        """Release the attempt's uid, after the last process with this uid has ended.
+
+        Checks here that no files are in transit, so that the next sandbox starts without this check. Does nothing if
+        this process has not claimed a uid for the attempt.
+        """
+        uid, descriptor = self._claims.pop(attempt_id, (0, None))
+        if descriptor is None:
+            return
+        try:
+            if not host_processes.find_by_uid(uid) and _has_files_in_transit(uid, _RELEASE_CHECK_SECONDS) is False:
+                _write_owner(descriptor, _REUSABLE)
+        finally:
             os.close(descriptor)
 
     def holds_claim(self, uid: int | None, attempt_id: str) -> bool:
@@ -124,10 +141,10 @@ class KernelUidPool:
         if not _try_lock(descriptor):
             os.close(descriptor)
             return False
+        is_reusable = os.pread(descriptor, len(_REUSABLE) + 1, 0) == _REUSABLE
         # Write the id before checking for processes, so that an earlier owner detects that it has lost the uid.
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, attempt_id.encode(), 0)
-        if host_processes.find_by_uid(uid) or self._retire_if_files_in_transit(uid):
+        _write_owner(descriptor, attempt_id.encode())
+        if host_processes.find_by_uid(uid) or (not is_reusable and self._retire_if_files_in_transit(uid)):
             os.close(descriptor)
             return False
         self._claims[attempt_id] = (uid, descriptor)
@@ -155,6 +172,11 @@ class KernelUidPool:
             raise PermissionError(1, "it is not a directory owned by root with mode 0700")
 
 
+def _write_owner(descriptor: int, owner: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, owner, 0)
+
+
 def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,32 +185,33 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-_PROBE_SECONDS = 20.0
+_CLAIM_CHECK_SECONDS, _RELEASE_CHECK_SECONDS = 20.0, 2.0
 
 _SEND_FILE = """
-import array, errno, os, resource, socket, sys
-first, second = socket.socketpair()
+import _socket, errno, posix, resource, sys
+first, second = _socket.socketpair()
 uid = int(sys.argv[1])
-os.setgroups([])
-os.setresuid(uid, uid, uid)
+posix.setgroups([])
+posix.setresuid(uid, uid, uid)
 resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
 try:
-    first.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [2]))])
+    first.sendmsg([b"x"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, (2).to_bytes(4, sys.byteorder))])
     second.recvmsg(1)
 except OSError as error:
-    sys.exit(9 if error.errno == errno.ETOOMANYREFS else 0)
+    sys.exit(9 if error.errno == errno.ETOOMANYREFS else 1)
 """
+"""Imports only built-in and C modules: with `array`, `os` and `socket`, it would take twice as long."""
 
 
-def _has_files_in_transit(uid: int) -> bool:
-    """Return whether an earlier owner sent files over a socket that were never received.
+def _has_files_in_transit(uid: int, seconds: float = _CLAIM_CHECK_SECONDS) -> bool | None:
+    """Return whether an earlier owner sent files over a socket that were never received; None if unknown.
 
     Such files can outlive all processes in sockets that contain each other. The kernel counts them toward the uid's
-    limit, so processes of the uid cannot send files. The result is True if the test does not finish in time.
+    limit, so processes of the uid cannot send files. The result is True if the check does not finish in time.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
     try:
-        probe = subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False, timeout=_PROBE_SECONDS)
+        check = subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False, timeout=seconds)
     except subprocess.TimeoutExpired:
         return True
-    return probe.returncode == 9
+    return {0: False, 9: True}.get(check.returncode)

@@ -57,7 +57,8 @@ def test_uid_of_a_running_process_is_skipped(directory: Path, process_with_first
         uids.release(attempt_id)
 
 
-def test_uid_claimed_by_a_dead_process_remains_reserved(directory: Path):
+def _claim_and_die(directory: Path) -> int:
+    """Claim a uid for the attempt "dead" in a process that is killed. Returns the uid."""
     source = f"""
 from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
@@ -66,7 +67,11 @@ print(KernelUidPool(range({UIDS.start}, {UIDS.stop}), Path({str(directory)!r})).
 os.kill(os.getpid(), signal.SIGKILL)
 """
     completed = subprocess.run([sys.executable, "-c", source], check=False, timeout=30, capture_output=True)
-    uid = int(completed.stdout)
+    return int(completed.stdout)
+
+
+def test_uid_claimed_by_a_dead_process_remains_reserved(directory: Path):
+    uid = _claim_and_die(directory)
     uids = KernelUidPool(UIDS, directory)
     with uids.lock_if_unclaimed(uid, "dead") as is_owned:
         assert is_owned()
@@ -114,7 +119,7 @@ def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypa
     """A probe starts a process, so repeated probes of many such uids would delay each sandbox start."""
     probed = []
 
-    def is_first(uid: int) -> bool:
+    def is_first(uid: int, _seconds: float = 0) -> bool:
         probed.append(uid)
         return uid == probed[0]
 
@@ -123,7 +128,84 @@ def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypa
     for name in ("a", "b", "c"):
         assert uids.claim(name) != probed[0]
         uids.release(name)
-    assert (probed.count(probed[0]), len(probed)) == (1, 4)
+    assert probed.count(probed[0]) == 1
+
+
+@pytest.fixture
+def checked_uids(monkeypatch) -> list[int]:
+    """The uids that are checked for files in transit. The result of each check is that there are none."""
+    checked: list[int] = []
+
+    def has_files_in_transit(uid: int, _seconds: float = 0) -> bool:
+        checked.append(uid)
+        return False
+
+    monkeypatch.setattr(kernel_uid, "_has_files_in_transit", has_files_in_transit)
+    return checked
+
+
+def test_uid_that_was_checked_at_its_release_is_claimed_without_a_check(directory: Path, checked_uids: list[int]):
+    """The check starts a process, which would delay the start of each sandbox."""
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    uids.release("a")
+    del checked_uids[:]
+    assert KernelUidPool(UIDS, directory).claim("b") == uid
+    assert checked_uids == []
+
+
+@pytest.mark.parametrize("result", [True, None], ids=["files in transit", "check failed"])
+def test_uid_that_failed_the_check_at_its_release_is_checked_when_it_is_claimed(
+    directory: Path, monkeypatch, result: bool | None
+):
+    results = [False, result, False]
+    monkeypatch.setattr(kernel_uid, "_has_files_in_transit", lambda *_: results.pop(0))
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    uids.release("a")
+    assert uids.claim("b") == uid
+    assert results == []
+
+
+def test_uid_of_a_process_that_is_left_is_checked_when_it_is_claimed(directory: Path, checked_uids: list[int]):
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    process = subprocess.Popen(["/usr/bin/sleep", "60"], user=uid, group=uid, extra_groups=[])
+    uids.release("a")
+    process.kill()
+    process.wait(10)
+    del checked_uids[:]
+    assert uids.claim("b") == uid
+    assert checked_uids == [uid]
+
+
+def test_uid_that_an_earlier_version_claimed_in_the_meantime_is_checked(directory: Path, checked_uids: list[int]):
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    uids.release("a")
+    (directory / str(uid)).write_bytes(b"old")
+    del checked_uids[:]
+    assert uids.claim("b") == uid
+    assert checked_uids == [uid]
+
+
+def test_uid_of_an_owner_that_died_is_checked(directory: Path, checked_uids: list[int]):
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    uids.release("a")
+    assert _claim_and_die(directory) == uid
+    del checked_uids[:]
+    assert uids.claim("c") == uid
+    assert checked_uids == [uid]
+
+
+def test_released_uid_has_no_owner(directory: Path):
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    assert uids.find_uid("a") == uid
+    uids.release("a")
+    assert uids.find_uid("a") is None
+    assert not uids.was_last_claimed_by(uid, "a")
 
 
 _SEND_FILE = "import array, socket; socket.socket(fileno=1).sendmsg([b'x'], [(1, 1, array.array('i', [1]))])"
@@ -147,3 +229,16 @@ def test_uid_with_files_in_transit_is_skipped(directory: Path):
             assert not list(directory.glob("*.retired"))
             return
     pytest.fail("the uid is not claimed again")
+
+
+def test_uid_whose_sandbox_left_files_in_transit_is_skipped(directory: Path):
+    uids = KernelUidPool(UIDS, directory)
+    uid = uids.claim("a")
+    receiver, sender = socket.socketpair()
+    with receiver:
+        with sender:
+            argv = ["/usr/bin/python3", "-I", "-c", _SEND_FILE]
+            subprocess.run(argv, stdout=sender, user=uid, group=uid, extra_groups=[], check=True, timeout=30)
+        uids.release("a")
+        assert uids.claim("b") != uid
+        assert [path.name for path in directory.glob("*.retired")] == [f"{uid}.retired"]
