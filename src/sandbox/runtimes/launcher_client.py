@@ -39,7 +39,13 @@ def attempt_marker(attempt_id: str) -> str:
 
 
 class LauncherProcess:
-    """A launcher process. It is replaced by the sandbox's program on exec."""
+    """A launcher process. It is replaced by the sandbox's program on exec. Create it while an event loop is running.
+
+    epoll_counter, thread_interrupters: set once the launcher is ready.
+    """
+
+    epoll_counter: EpollCounter
+    thread_interrupters: Sequence[BlockedThreadInterrupter]
 
     def __init__(
         self,
@@ -52,11 +58,8 @@ class LauncherProcess:
         self.pid = process.pid
         self.output = output
         self.errors = errors
-        self.epoll_counter = EpollCounter()
-        self.thread_interrupters = (
-            BlockedThreadInterrupter(),
-            BlockedThreadInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX),
-        )
+        # It takes several milliseconds to count the machine's objects, while the launcher starts up.
+        self._counters = asyncio.get_running_loop().run_in_executor(None, _create_counters)
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self._slab_meter = SlabMeter()
@@ -75,6 +78,7 @@ class LauncherProcess:
             async with asyncio.timeout(_READY_SECONDS):
                 sockets = await self._receive(b"sockets")
                 await self._receive(b"ready")
+                self.epoll_counter, self.thread_interrupters = await self._counters
         except BaseException as error:
             for each in sockets:
                 each.close()
@@ -212,6 +216,15 @@ class LauncherProcess:
         with suppress(BlockingIOError):
             return self.errors.recv(4096).strip()
         return b""
+
+
+def _create_counters() -> tuple[EpollCounter, Sequence[BlockedThreadInterrupter]]:
+    """Count the machine's objects before the first program of the sandbox starts. Reads the slab statistics once."""
+    entries = count_machine_entries()
+    return EpollCounter(first=entries), (
+        BlockedThreadInterrupter(),
+        BlockedThreadInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX, first=entries),
+    )
 
 
 def start_launcher(

@@ -58,6 +58,7 @@ class BlockedThreadInterrupter:
     """Interrupts a sandbox's blocked threads, which may hide kernel objects, when the number of objects has grown.
 
     count_all: counts the objects on the whole machine. growth_max: the growth above which threads are interrupted.
+    first: the number of objects before the sandbox starts, if they were counted already.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class BlockedThreadInterrupter:
         growth_max: int = OPEN_FILES_GROWTH_MAX,
         interrupt: Callable[[Collection[int]], None] = interrupt_threads,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        first: int | None = None,
     ) -> None:
         self._count_all = count_all
         self._growth_max = growth_max
         self._interrupt = interrupt
         self._clock = clock
-        self._lowest = count_all()
+        self._lowest = count_all() if first is None else first
         self._counted_at = clock()
 
     def interrupt_if_grown(self, process_ids: Collection[int]) -> None:

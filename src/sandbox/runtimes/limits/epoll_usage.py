@@ -55,12 +55,17 @@ def count_machine_entries(slabs: Path = _SLABS) -> int | None:
 
 
 class EpollCounter:
-    """Counts the epoll entries of one sandbox. was_cut_short: whether the last count took too long."""
+    """Counts the epoll entries of one sandbox. was_cut_short: whether the last count took too long.
 
-    def __init__(self, count_all: Callable[[], int | None] = count_machine_entries) -> None:
+    first: the number of the machine's entries before the sandbox starts, if it was counted already.
+    """
+
+    def __init__(
+        self, count_all: Callable[[], int | None] = count_machine_entries, *, first: int | None = None
+    ) -> None:
         self.was_cut_short = False
         self._count_all = count_all
-        self._lowest = count_all()
+        self._lowest = count_all() if first is None else first
         self._in_transit_counts = 0
 
     def count(self, process_ids: Collection[int]) -> int:
