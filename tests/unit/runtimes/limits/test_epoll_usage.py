@@ -55,15 +55,41 @@ def descriptors_in_transit() -> Iterator[None]:
         yield
 
 
-def test_machine_entries_are_read_from_slabinfo(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("capacity", "entries"),
+    [
+        ("1440 N0=1440\n", 0),
+        (f"{EPOLL_ENTRIES_MAX // 8} N0=1 N1=2\n", 0),
+        (f"{EPOLL_ENTRIES_MAX // 8 + 1} N0=1 N1=2\n", 1334),
+        ("", 1334),
+        ("unknown\n", 1334),
+    ],
+)
+def test_machine_entries_are_read_from_slabinfo_unless_there_are_few(tmp_path: Path, capacity: str, entries: int):
     (tmp_path / "slabinfo").write_text(SLABS)
-    assert count_machine_entries(tmp_path / "slabinfo") == 1334
+    (tmp_path / "capacity").write_text(capacity)
+    assert count_machine_entries(tmp_path / "slabinfo", tmp_path / "capacity") == entries
+
+
+def test_machine_entries_are_read_from_slabinfo_if_the_capacity_is_unknown(tmp_path: Path):
+    (tmp_path / "slabinfo").write_text(SLABS)
+    assert count_machine_entries(tmp_path / "slabinfo", tmp_path / "absent") == 1334
 
 
 def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path):
-    assert count_machine_entries(tmp_path / "absent") is None
+    absent = tmp_path / "absent"
+    assert count_machine_entries(absent, absent) is None
     (tmp_path / "slabinfo").write_text("slabinfo - version: 2.1\n")
-    assert count_machine_entries(tmp_path / "slabinfo") is None
+    assert count_machine_entries(tmp_path / "slabinfo", absent) is None
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can read slab statistics")
+def test_capacity_of_the_kernel_covers_its_entries(five_entries: None):
+    """An entry that the capacity did not cover would never be counted."""
+    of_kernel = epoll_usage._CAPACITY
+    if not of_kernel.exists():
+        pytest.skip("this kernel does not show the capacity")
+    assert int(of_kernel.read_text().split()[0]) >= (count_machine_entries(capacity=Path("absent")) or 0) >= 5
 
 
 @pytest.mark.usefixtures("five_entries")
