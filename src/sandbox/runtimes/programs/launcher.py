@@ -7,8 +7,9 @@ It works in these steps:
 4. Wait for one message with the command and exec it. The message determines the program: bubblewrap, runsc or QEMU. For
    each `run` message, start a program as a child instead and continue to wait.
 
-Only built-in and C modules are imported, because `socket`, `signal` and `json` would double the start time. They are
-imported before the kernel uid changes, because that uid may not be able to read this interpreter's files.
+Only built-in and C modules are imported, because `socket`, `signal` and `json` would double the start time, and
+`ctypes` would add a tenth. They are imported before the kernel uid changes, because that uid may not be able to read
+this interpreter's files.
 
 Arguments, in this order:
 - Control descriptor.
@@ -23,7 +24,6 @@ Arguments, in this order:
 """
 
 import _socket
-import ctypes
 import fcntl
 import os
 import select
@@ -31,6 +31,7 @@ import struct
 import sys
 
 _signal = __import__("_signal")  # built in, and unknown to type checkers
+_ctypes = __import__("_ctypes")  # the C module behind `ctypes`
 
 STAGING_DIRECTORY = "/run"
 DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
@@ -78,23 +79,30 @@ RTM_NEWROUTE, NLMSG_ERROR, NLM_F_REQUEST, NLM_F_ACK, NLM_F_CREATE = 24, 2, 1, 4,
 RTA_DST, RTA_OIF, RT_TABLE_LOCAL, RTPROT_BOOT, RT_SCOPE_HOST, RTN_LOCAL = 1, 4, 255, 3, 254, 2
 LOOPBACK_INDEX, SOCK_DIAG, SO_TIMESTAMP = 1, 4, 29
 
-_libc = ctypes.CDLL(None, use_errno=True)
+# The same types as `ctypes.c_int`, `c_void_p` and `c_char_p`, and the functions of `ctypes.CDLL(None, use_errno=True)`.
+_Int, _Pointer, _Text = (type(code, (_ctypes._SimpleCData,), {"_type_": code}) for code in "iPz")
+_FUNCTION_FLAGS = _ctypes.FUNCFLAG_CDECL | _ctypes.FUNCFLAG_USE_ERRNO
+_Function = type("_Function", (_ctypes.CFuncPtr,), {"_flags_": _FUNCTION_FLAGS, "_restype_": _Int})
+_libc = _ctypes.dlopen(None, os.RTLD_NOW)
+_mount_call, _prctl, _setns, _unshare = (
+    _Function(_ctypes.dlsym(_libc, name)) for name in ("mount", "prctl", "setns", "unshare")
+)
 
 
 def check_errno(result: int, what: str) -> None:
     if result != 0:
-        number = ctypes.get_errno()
+        number = _ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
     texts = [None if text is None else os.fsencode(text) for text in (source, target, kind, data)]
-    check_errno(_libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+    check_errno(_mount_call(texts[0], texts[1], texts[2], flags, texts[3]), f"mount {target}")
 
 
 def set_parent_death_signal(parent: int) -> None:
     """Make the kernel kill this process when the thread that started it ends. Call this again after each uid change."""
-    check_errno(_libc.prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
+    check_errno(_prctl(PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)
 
@@ -103,7 +111,7 @@ def enter_namespaces(as_root: bool) -> None:
     """Leave the host's network, mounts and IPC objects. An ordinary user first becomes root of a user namespace."""
     uid, gid = os.getuid(), os.getgid()
     namespaces = CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWIPC
-    check_errno(_libc.unshare(namespaces | (0 if as_root else CLONE_NEWUSER)), "unshare")
+    check_errno(_unshare(namespaces | (0 if as_root else CLONE_NEWUSER)), "unshare")
     if not as_root:
         for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
             with open(f"/proc/self/{name}", "w") as file:  # noqa: PTH123  (pathlib doubles the start)
@@ -328,7 +336,7 @@ def enter_user_namespace(uids: dict[int, int]) -> None:
     child = os.fork()
     if child == 0:
         parent_socket.close()
-        child_socket.send(b"made" if _libc.unshare(CLONE_NEWUSER) == 0 else b"not")
+        child_socket.send(b"made" if _unshare(CLONE_NEWUSER) == 0 else b"not")
         child_socket.recv(1)
         os._exit(0)
     child_socket.close()
@@ -338,7 +346,7 @@ def enter_user_namespace(uids: dict[int, int]) -> None:
         with open(f"/proc/{child}/{name}", "w") as file:  # noqa: PTH123
             file.write("".join(f"{inside} {uid} 1\n" for inside, uid in uids.items()))
     user_namespace = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
-    check_errno(_libc.setns(user_namespace, CLONE_NEWUSER), "setns")
+    check_errno(_setns(user_namespace, CLONE_NEWUSER), "setns")
     os.close(user_namespace)
     parent_socket.close()
     os.waitpid(child, 0)
@@ -354,13 +362,13 @@ def switch_to_uid(uid: int) -> None:
 
 def install_seccomp_filter(instructions: bytes) -> None:
     """Filter all later system calls of this process and its descendants."""
-    check_errno(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    check_errno(_prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     program = struct.pack("H", len(instructions) // 8) + bytes(6) + struct.pack("P", _pointer(instructions))
-    check_errno(_libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.c_void_p(_pointer(program)), 0, 0), "seccomp")
+    check_errno(_prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, _Pointer(_pointer(program)), 0, 0), "seccomp")
 
 
 def _pointer(data: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+    return int.from_bytes(memoryview(_Text(data)), sys.byteorder)
 
 
 def open_sock_diag() -> list[_socket.socket]:
