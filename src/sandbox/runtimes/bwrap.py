@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import SANDBOX_UID
@@ -72,8 +73,13 @@ def isolation_arguments(attempt_id: str) -> Iterator[str]:
 
 def seccomp_arguments(program_spec: ProgramSpec, filter_: bytes | None = None) -> Iterator[str]:
     """Yield the arguments that install a system call filter, by default the one for programs in a sandbox."""
-    filter_ = seccomp.assemble_filter(os.uname().machine) if filter_ is None else filter_
+    filter_ = _assemble_default_filter() if filter_ is None else filter_
     yield from ("--add-seccomp-fd", program_spec.add_descriptor(create_memfd("filter", filter_)))
+
+
+@cache
+def _assemble_default_filter() -> bytes:
+    return seccomp.assemble_filter(os.uname().machine)
 
 
 def find_bwrap() -> str | None:
