@@ -139,7 +139,7 @@ class BaseRuntime:
         return SandboxHandle(runtime=self._driver.name, attempt_id=attempt_id, details=details)
 
     async def create(self, handle: SandboxHandle, spec: SandboxSpec) -> Sandbox:
-        """Start the launcher; while it starts up, chown the disk and move the launcher into its control group."""
+        """Start the launcher; while it starts up, create its control group, move it there and chown the disk."""
         group, uid = _group_of(handle), _uid_of(handle)
         self._driver.find_program()
         self._require_prepared(handle)
@@ -147,11 +147,10 @@ class BaseRuntime:
         try:
             self._subreaper.acquire(handle.attempt_id)
             create_disk_directories(spec.disk)
-            host_threads_max = self._driver.host_threads_max(spec.processes_max)
-            group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=host_threads_max)
             launcher = self._driver.start_launcher(spec, uid)
             files_uid = None if uid is None else self._driver.files_uid(uid)
-            await _run_uncancellable(partial(_assign_sandbox, group, launcher.pid, spec, files_uid))
+            host_threads_max = self._driver.host_threads_max(spec.processes_max)
+            await _run_uncancellable(partial(_assign_sandbox, group, launcher.pid, spec, host_threads_max, files_uid))
             listeners = await launcher.wait_ready()
         except BaseException as error:
             await self._clean_up(handle, spec.disk, launcher)
@@ -263,6 +262,7 @@ class BaseRuntime:
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+        host_processes.reap_orphans(_uid_of(handle))  # with a zombie of the uid, all processes would be examined
         while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)
@@ -323,11 +323,14 @@ def _kill_by_marker(marker: str) -> Set[int]:
     return pids
 
 
-def _assign_sandbox(group: ControlGroup, launcher_pid: int, spec: SandboxSpec, files_uid: int | None) -> None:
-    """Move the launcher into its group and chown the disk.
+def _assign_sandbox(
+    group: ControlGroup, launcher_pid: int, spec: SandboxSpec, host_threads_max: int, files_uid: int | None
+) -> None:
+    """Create the group, move the launcher into it and chown the disk.
 
     The launcher does not move itself: moving a process takes the kernel 10 ms, during which the launcher starts up.
     """
+    group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=host_threads_max)
     with suppress(ProcessLookupError):
         group.add(launcher_pid)
     if files_uid is not None:
