@@ -1,6 +1,7 @@
 """The bubblewrap runtime: the probe, failures, use by an ordinary user, and the real agent's binary."""
 
 import asyncio
+import errno
 import importlib.util
 import os
 import shutil
@@ -18,8 +19,9 @@ from sandbox.interfaces.runtime import SandboxHandle
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes import bwrap
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
-from sandbox.runtimes.launcher_client import start_launcher
+from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import seccomp
+from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
 
 NOBODY = 65534
@@ -69,6 +71,26 @@ def test_probe_reports_missing_bubblewrap_with_a_remedy(
     assert "apt-get install bubblewrap" in result.remedy
     with pytest.raises(AttemptError, match="bubblewrap is missing"):
         run_shell(runtime, disk, "true")
+
+
+def test_launcher_ends_if_its_control_group_cannot_be_created(
+    runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The launcher starts up in the meantime."""
+    started: list[LauncherProcess] = []
+
+    def start(*arguments: object, **options: object) -> LauncherProcess:
+        started.append(start_launcher(*arguments, **options))
+        return started[0]
+
+    def fail(*_: object, **_limits: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sandbox.runtimes.bubblewrap.runtime.start_launcher", start)
+    monkeypatch.setattr(ControlGroup, "create", fail)
+    with pytest.raises(AttemptError, match="No space left on device"):
+        run_shell(runtime, disk, "true")
+    assert started[0].exit_code is not None
 
 
 async def test_probe_reports_the_bubblewrap_error(
