@@ -72,6 +72,7 @@ JSON_TYPES = {
 }
 ADDED_STATUS_FIELDS = {
     *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
+    *("base_commit", "cancel"),
 }
 EXTENDED_TYPES = {
     *("sandbox.model.events:Record", "sandbox.model.task:Task"),

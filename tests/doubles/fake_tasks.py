@@ -235,7 +235,8 @@ class FakeTasks:
         if self.failure is not None:
             raise self.failure
         self.cancels.append((task_id, reason, force))
-        return Cancellation(task, BEGINNING, STOPPING_MESSAGE)
+        after = self.record(task_id, e.CancelRequested(reason, force))
+        return Cancellation(task, after.state, after.cancel_requested_at or BEGINNING, STOPPING_MESSAGE)
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         self.pruned_by = (retention, dry_run)

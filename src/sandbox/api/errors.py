@@ -1,5 +1,6 @@
 """Maps errors to HTTP responses."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,6 +51,15 @@ class SecretArtifactError(SandboxError):
             f"{name!r} contains the value of one of the task's secrets; downloading it requires a token with the "
             "operator role."
         )
+
+
+class ManifestForbiddenError(SandboxError):
+    """The caller lacks the operator role, which the manifest requires: it has the sources of secrets."""
+
+    code = "forbidden"
+
+    def __init__(self) -> None:
+        super().__init__("The manifest has the sources of secrets; reading it requires a token with the operator role.")
 
 
 class TooManyStreamsError(SandboxError):
@@ -170,6 +180,7 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     InvalidManifestError: (400, _no_extensions),
     InvalidParameterError: (400, _no_extensions),
     SecretArtifactError: (403, _no_extensions),
+    ManifestForbiddenError: (403, _no_extensions),
     TaskNotFoundError: (404, _no_extensions),
     ArtifactNotFoundError: (404, _no_extensions),
     SandboxNotPreservedError: (404, _no_extensions),
@@ -217,6 +228,7 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
 
 
 _PATH_LENGTH_MAX = 256
+_CANCEL_PATH = re.compile(rf"({re.escape(paths.TASKS)}/[A-Za-z0-9._-]{{1,128}})/(?:cancel|stop|abort|kill)/?")
 _NO_ENDPOINT = "No such endpoint; /openapi.json lists all endpoints."
 
 
@@ -225,6 +237,8 @@ def _not_found_message(connection: HTTPConnection) -> str:
     if any(isinstance(route, WebSocketRoute) and route.path_regex.match(path) for route in routes):
         return "This is a WebSocket endpoint; connect with ws:// (wss:// behind TLS)."
     if isinstance(connection.app, FastAPI):
+        if cancelled := _CANCEL_PATH.fullmatch(path):
+            return f"No such endpoint; cancel with DELETE {cancelled[1]}."
         suggestion = _closest_path(routes, path) if path.isprintable() and len(path) <= _PATH_LENGTH_MAX else None
         return with_suggestion("No such endpoint", suggestion) if suggestion else _NO_ENDPOINT
     return f"No such endpoint; this port serves the WebSockets {paths.STREAM} and {paths.TERMINAL}."

@@ -14,7 +14,15 @@ from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task import Task
 from sandbox.model.tier import TIER_DESCRIPTIONS
-from sandbox.model.wire.bodies import ChainBody, DefinitionBody, DiffBody, TaskBody, TaskItemBody, VmBody
+from sandbox.model.wire.bodies import (
+    ChainBody,
+    DefinitionBody,
+    DiffBody,
+    TaskBody,
+    TaskCancelBody,
+    TaskItemBody,
+    VmBody,
+)
 from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
 
 
@@ -50,6 +58,8 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "progress": progress_fields(task.progress),
         "repository": public_repository_url(repository.url),
         "branch": repository.branch,
+        "base_commit": task.base_commit,
+        "cancel": _cancel_body(task),
         "diff": _diff_body(task),
         "duration_seconds": task.duration_seconds(datetime.now(UTC)),
         "parent": task.parent.task_id if task.parent else None,
@@ -75,6 +85,12 @@ def chain_totals(chain: Sequence[Task]) -> ChainTotals | None:
     now = datetime.now(UTC)
     cost_usd = round(sum(task.progress.cost_usd for task in chain), 9)
     return ChainTotals(len(chain), cost_usd, round(sum(task.duration_seconds(now) or 0.0 for task in chain), 3))
+
+
+def _cancel_body(task: Task) -> TaskCancelBody | None:
+    if task.cancel is None or task.cancel_requested_at is None:
+        return None
+    return {"requested_at": format_timestamp(task.cancel_requested_at), "reason": task.cancel.reason or None}
 
 
 def _diff_body(task: Task) -> DiffBody | None:

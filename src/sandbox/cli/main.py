@@ -47,6 +47,7 @@ TASK_ENTRIES = {
     "logs": ("sandbox.cli.commands.task.logs:logs", "Print a task's output and events."),
     "open": ("sandbox.cli.commands.task.open:open_task", "Open a task's dashboard page in the browser."),
     "watch": ("sandbox.cli.commands.task.watch:watch", "Print changes of all tasks' states until interrupted."),
+    "manifest": ("sandbox.cli.commands.task.manifest:manifest", "Print a task's manifest, to submit it again."),
     "wait": ("sandbox.cli.commands.task.wait:wait", "Wait until a task has ended."),
     "cancel": ("sandbox.cli.commands.task.cancel:cancel", "Cancel a task and wait for its end."),
     "artifacts": ("sandbox.cli.commands.task.artifacts:artifacts", "List a task's artifacts."),

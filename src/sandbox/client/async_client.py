@@ -157,6 +157,10 @@ class AsyncClient:
         """Return the current status of a task."""
         return await self._request(requests.status(task_id))
 
+    async def manifest(self, task_id: str) -> dict[str, Any]:
+        """Return the manifest of a task, for `submit`. Requires the operator role: it has the sources of secrets."""
+        return await self._request(requests.manifest(task_id))
+
     async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """Wait for the task's end, or for `timeout_seconds` (None: no limit); return the current status.
 

@@ -155,6 +155,10 @@ class Client:
         """Return the current status of a task."""
         return self._request(requests.status(task_id))
 
+    def manifest(self, task_id: str) -> dict[str, Any]:
+        """Return the manifest of a task, for `submit`. Requires the operator role: it has the sources of secrets."""
+        return self._request(requests.manifest(task_id))
+
     def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
         """Wait for the task's end, or for `timeout_seconds` (None: no limit); return the current status.
 

@@ -157,6 +157,11 @@ def status(task_id: str) -> Request[Task]:
     return Request("GET", task_path(task_id), Task, _TASK_KEYS)
 
 
+def manifest(task_id: str) -> Request[dict[str, Any]]:
+    """Read the manifest of a task."""
+    return Request("GET", task_path(task_id, "manifest"), dict[str, Any], ("repository",))
+
+
 def wait(task_id: str, seconds: float) -> Request[Task]:
     """Wait for the task's end, for at most this many seconds."""
     parameters = {"timeout": f"{seconds:.3f}"}

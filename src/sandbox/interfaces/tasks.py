@@ -184,10 +184,17 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """A durable cancel request. task: the task as it was before the request. message: human-readable."""
+    """A durable cancel request.
+
+    task: the task as it was before the request.
+    state: the current state.
+    requested_at: when the first request for this task was recorded.
+    message: human-readable.
+    """
 
     task: Task
-    at: datetime
+    state: TaskState
+    requested_at: datetime
     message: str
 
 

@@ -60,6 +60,8 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
     if isinstance(event, e.AttemptStarted | e.AttemptEnded):
         time = {"started_at": at} if isinstance(event, e.AttemptStarted) else {"ended_at": at}
         changes["attempt"] = msgspec.structs.replace(changes["attempt"], **time)
+    if task.cancel is None and changes.get("cancel") is not None:
+        changes["cancel_requested_at"] = at
     after = msgspec.structs.replace(task, last_seq=seq, **changes)
     return _apply_transition(task, after, target or _completing_target(after), effects, at)
 

@@ -22,7 +22,7 @@ from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
-PROJECTION_VERSION = 4
+PROJECTION_VERSION = 5
 """Incremented with every change that makes an old journal yield a different `Task`, so older rows are indexed again."""
 
 
@@ -98,6 +98,7 @@ class Task(
     agent_name: the agent's name for messages; `The agent` until it has started.
     parent: the task that this one continues, if any.
     rerun_of: id of the task that this one runs again, if any.
+    cancel_requested_at: when the first effective cancel request was recorded; None while there is none.
     failure, agent_has_exited, exit_code, result, final_message, skipped_follow_ups: belong to the current attempt.
     diff: the size of the patch; None if there is no complete patch.
     """
@@ -127,6 +128,7 @@ class Task(
     parent: Parent | None = None
     rerun_of: str | None = None
     final_message: str | None = None
+    cancel_requested_at: datetime | None = None
 
     @property
     def reported_message(self) -> str | None:

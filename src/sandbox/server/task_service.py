@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.store import Store, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
@@ -42,7 +42,10 @@ from sandbox.server.dispatcher import Dispatcher, Drain
 from sandbox.server.health import HealthCheck
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
-from sandbox.server.tracked_task import RunnerOwned, TrackedTasks
+from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
+
+_CANCEL_RECORD_SECONDS = 2.0
+"""Maximum time to wait until the server has read a recorded cancel request from the journal."""
 
 
 class TaskQueries:
@@ -126,7 +129,18 @@ class TaskCancellation:
         if tracked is None:
             raise UnavailableError(f"Task {task_id} is being accepted; try again.")
         message = await self._canceller.cancel(tracked, CancelAttempt(reason, force))
-        return Cancellation(previous, self._clock.now(), message)
+        if message != CANCEL_TOO_LATE:
+            await self._wait_for_record(tracked)
+        task = tracked.task
+        return Cancellation(previous, task.state, task.cancel_requested_at or self._clock.now(), message)
+
+    async def _wait_for_record(self, tracked: TrackedTask) -> None:
+        """Wait until the tailer has read the recorded request, which has the time, or until a timeout."""
+        tracked.wake()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CANCEL_RECORD_SECONDS):
+                while tracked.task.cancel is None and not tracked.task.state.is_final:
+                    await tracked.wait_for_change(_CANCEL_RECORD_SECONDS)
 
 
 class TaskDeletion:

@@ -182,3 +182,18 @@ def test_unknown_path_is_compared_with_the_endpoints(api, path, suggestion):
     assert problem["error"] == "not_found"
     advice = f"; did you mean '{suggestion}'?" if suggestion else "; /openapi.json lists all endpoints."
     assert problem["message"] == f"No such endpoint{advice}"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks/task-001/cancel", "/api/v1/tasks/task-001/stop/"])
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_unknown_path_to_cancel_a_task_names_the_request_that_does(api, method, path):
+    response = api(method, path)
+    assert (response.status_code, response.json()["error"]) == (404, "not_found")
+    assert response.json()["message"] == "No such endpoint; cancel with DELETE /api/v1/tasks/task-001."
+
+
+@pytest.mark.parametrize("path", ["/api/v1/tasks/cancel/x", "/api/v1/tasks/a%1Bb/cancel", "/api/v1/tasks/a/b/cancel"])
+def test_other_unknown_paths_do_not_name_a_task(api, path):
+    response = api.post(path)
+    assert response.status_code == 404
+    assert "cancel with" not in response.json()["message"]

@@ -154,6 +154,20 @@ def test_second_cancel_can_add_force_but_keeps_the_first_reason():
     assert results[-1].task.cancel == e.CancelRequested("a", force=True)
 
 
+def test_task_has_the_time_of_the_first_cancel_request():
+    results = replay(*TO_RUNNING, e.CancelRequested("a"), e.CancelRequested("b", force=True), SUCCESS, FINISHED)
+    times = [result.task.cancel_requested_at for result in results]
+    first = len(TO_RUNNING)
+    assert times[first - 1] is None
+    assert set(times[first:]) == {times[first]}
+    assert times[first] is not None
+    assert times[first] < results[-1].task.state_changed_at
+
+
+def test_ignored_cancel_request_has_no_time():
+    assert replay(*TO_RUNNING, SUCCESS, e.CancelRequested("too late"), FINISHED)[-1].task.cancel_requested_at is None
+
+
 def test_first_failure_is_reported():
     exited = e.AgentExited(143, failure=Failure(FailureCode.AGENT_FAILED, "killed"))
     task = final_task(*TO_RUNNING, failed(FailureCode.TIMEOUT), failed(FailureCode.HANG), exited, FINISHED)

@@ -6,9 +6,11 @@ import hashlib
 from typing import Annotated
 
 from fastapi import Header, Query, Request
+from starlette.responses import Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
+from sandbox.api.errors import ManifestForbiddenError
 from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
 from sandbox.api.openapi import (
     component_ref,
@@ -27,6 +29,7 @@ from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
 from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest, parse_record
 from sandbox.model.manifest.schema import Manifest
+from sandbox.model.manifest.yaml import manifest_data
 from sandbox.model.task import Task
 from sandbox.model.wire.bodies import CancelledBody, DeletedBody, DryRunBody, ReleasedBody, SubmittedBody, TaskBody
 from sandbox.model.wire.events import format_timestamp
@@ -198,6 +201,26 @@ async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId)
     return JsonResponse(await _current_task_body(request, context, await context.services.tasks.status(task_id)))
 
 
+@router.get(
+    paths.MANIFEST,
+    responses={
+        200: {"description": "The manifest", "content": {"application/json": {"schema": _MANIFEST}}},
+        **problem_responses("task_not_found", "service_unavailable"),
+    },
+    response_class=Response,
+)
+async def get_manifest(request: Request, context: ContextDep, task_id: paths.TaskId) -> Response:
+    """Get the manifest of a task, to submit it again.
+
+    The manifest has no id and no fields with default values. It has the sources of secrets, but not their values, so
+    it requires the operator role. `definition` in the status has the names of secrets only.
+    """
+    if not get_caller(request).is_operator:
+        raise ManifestForbiddenError
+    task = await context.services.tasks.status(task_id)
+    return await client_fairness.to_thread(lambda: JsonResponse(manifest_data(task.manifest, context.settings.agents)))
+
+
 async def _current_task_body(request: Request, context: AppContext, task: Task) -> TaskBody:
     services = context.services
     return await task_body(services.tasks, services.sandboxes, task, is_operator=get_caller(request).is_operator)
@@ -245,7 +268,9 @@ async def cancel_task(
         "previous_state": cancellation.task.state.value,
         "new_state": "cancelled",
         "message": cancellation.message,
-        "cancelled_at": format_timestamp(cancellation.at),
+        "state": cancellation.state.value,
+        "requested_at": format_timestamp(cancellation.requested_at),
+        "cancelled_at": format_timestamp(cancellation.requested_at),
     }
     return JsonResponse(body)
 

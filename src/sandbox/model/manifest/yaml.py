@@ -272,7 +272,14 @@ def write_yaml(data: dict[str, Any]) -> str:
 def manifest_yaml(
     manifest: Manifest, agents: Mapping[str, AgentSchema], *, with_id: bool = False, with_sources: bool = True
 ) -> str:
-    """Write a manifest as YAML, without default values.
+    """Write a manifest as YAML, as `manifest_data` returns it."""
+    return write_yaml(manifest_data(manifest, agents, with_id=with_id, with_sources=with_sources))
+
+
+def manifest_data(
+    manifest: Manifest, agents: Mapping[str, AgentSchema], *, with_id: bool = False, with_sources: bool = True
+) -> dict[str, Any]:
+    """Return a manifest as plain data, without default values.
 
     with_id: include the task's id; omit it to submit the manifest again. with_sources: include the sources of secrets,
     which only operators may see; otherwise include only their names.
@@ -290,7 +297,7 @@ def manifest_yaml(
         data["secrets"] = [{"name": secret.name} for secret in manifest.secrets]
     if not with_id:
         data["metadata"].pop("id", None)
-    return write_yaml(data)
+    return data
 
 
 def _read_section(manifest: Manifest, agents: Mapping[str, AgentSchema]) -> Any:

@@ -180,6 +180,15 @@ class AttemptBody(TypedDict):
     """Why another attempt followed; null for the last attempt."""
 
 
+class TaskCancelBody(TypedDict):
+    """The first cancel request that has an effect on the task."""
+
+    requested_at: Timestamp
+    """When the request was stored."""
+    reason: str | None
+    """Why the task is cancelled; null if no reason was given."""
+
+
 class DiffBody(TypedDict):
     """The size of a patch."""
 
@@ -235,6 +244,13 @@ class TaskItemBody(TypedDict):
     """URL of the repository, without credentials."""
     branch: str
     """Branch that was cloned."""
+    base_commit: str | None
+    """Commit at which the patch starts; null until the repository is cloned.
+
+    If `repository.patch` or the changes of earlier tasks were applied first, this commit exists only in the sandbox.
+    """
+    cancel: TaskCancelBody | None
+    """The cancel request; null if there is none, and if the agent had exited before the request."""
     diff: DiffBody | None
     """Size of the patch; null until it is stored, and if it is incomplete or its size was not recorded."""
     duration_seconds: float | None
@@ -315,8 +331,12 @@ class CancelledBody(TypedDict):
     """State in which the task will end."""
     message: str
     """Human-readable description of what happens next."""
+    state: State
+    """Current state. A running task is cancelled once its artifacts have been collected."""
+    requested_at: Timestamp
+    """When the first request was stored. A repeated request returns the same time."""
     cancelled_at: Timestamp
-    """When the request was stored."""
+    """The same as `requested_at`. `finished_at` in the status is when the task ended."""
 
 
 class ReleasedBody(TypedDict):

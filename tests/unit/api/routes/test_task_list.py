@@ -20,6 +20,7 @@ KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
     "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
     "duration_seconds", "final_message", "parent", "rerun_of", "continues", "sandbox_kept",
+    "base_commit", "cancel",
 }  # fmt: skip
 
 
@@ -218,8 +219,37 @@ def test_cancel_returns_previous_and_new_state(api, tasks):
         "previous_state": "running",
         "new_state": "cancelled",
         "message": "The task is being stopped; its results so far are stored.",
-        "cancelled_at": "2026-01-29T10:10:15.000Z",
+        "state": "running",
+        "requested_at": "2026-01-29T10:10:15.129Z",
+        "cancelled_at": "2026-01-29T10:10:15.129Z",
     }
+
+
+def test_repeated_cancel_returns_the_same_times(api, tasks):
+    tasks.add("task-001", *TO_RUNNING)
+    first = api.delete("/api/v1/tasks/task-001?reason=too+slow").json()
+    assert api.get("/api/v1/tasks/task-001").json()["cancel"] == {
+        "requested_at": first["requested_at"],
+        "reason": "too slow",
+    }
+    assert api.delete("/api/v1/tasks/task-001?reason=other&force=true").json() == first
+
+
+def test_status_has_the_base_commit_and_the_cancel_request(api, tasks):
+    tasks.add("task-001", *TO_RUNNING[:1])
+    status = api.get("/api/v1/tasks/task-001").json()
+    assert (status["base_commit"], status["cancel"]) == (None, None)
+    tasks.record("task-001", *TO_RUNNING[1:], e.CancelRequested())
+    status = api.get("/api/v1/tasks/task-001").json()
+    expected = {"requested_at": "2026-01-29T10:10:15.129Z", "reason": None}
+    assert (status["state"], status["base_commit"], status["cancel"]) == ("running", "0" * 40, expected)
+    listed = api.get("/api/v1/tasks").json()["tasks"][0]
+    assert (listed["base_commit"], listed["cancel"]) == (status["base_commit"], expected)
+
+
+def test_cancel_request_after_the_exit_of_the_agent_is_not_in_the_status(api, tasks):
+    tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], e.CancelRequested("late"))
+    assert api.get("/api/v1/tasks/task-001").json()["cancel"] is None
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,26 @@ def task(api):
     return end_as
 
 
+def test_manifest_is_printed_as_yaml_or_json(run_cli, api):
+    parsed = {
+        **{"version": "1", "kind": "Task", "metadata": {"name": "Fix bug #42"}},
+        **{"repository": {"url": "https://github.com/org/app.git", "branch": "main"}, "claude": {"prompt": "Fix it"}},
+    }
+    api.on("GET", f"/tasks/{TASK_ID}/manifest", json_response(parsed))
+    result = run_cli("task", "manifest", TASK_ID)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout.startswith(b'version: "1"\nkind: Task\n')
+    assert parse_manifest(result.stdout, is_json=False) == parse_manifest(MANIFEST, is_json=False)
+    assert json.loads(run_cli("task", "manifest", TASK_ID, "--format", "json").stdout) == parsed
+
+
+def test_manifest_of_an_unknown_task_is_an_error(run_cli, api):
+    api.on("GET", "/tasks/gone/manifest", error_response(404, "task_not_found", "There is no task 'gone'."))
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0, "next_cursor": None}))
+    result = run_cli("task", "manifest", "gone")
+    assert (result.returncode, result.stdout) == (3, b"")
+
+
 def test_submit_prints_only_the_id_on_stdout(run_cli, task, api, manifest):
     result = run_cli("task", "submit", manifest)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{TASK_ID}\n".encode(), b"")

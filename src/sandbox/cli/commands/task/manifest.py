@@ -1,0 +1,42 @@
+"""The `sandbox task manifest` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from sandbox.cli.lazy_group import command, help_examples
+from sandbox.cli.options import common_options, current_options
+from sandbox.cli.output.json_output import print_json
+from sandbox.cli.output.text import escape_text
+from sandbox.cli.task_arguments import task_argument
+
+
+@command(
+    epilog=help_examples(
+        "sandbox task manifest 5e173eb5 > task.yaml",
+        note="Submit it again with changes: sandbox task submit task.yaml",
+    )
+)
+@task_argument
+@common_options
+def manifest(task_id: str) -> None:
+    """Print a task's manifest, to submit it again.
+
+    Prints YAML, or JSON with --format json. The manifest has no id and no fields with default values. It has the
+    sources of secrets, but not their values.
+    """
+    options = current_options()
+    with options.connect() as client:
+        submitted = client.manifest(task_id)
+    if options.format == "json":
+        print_json(submitted)
+        return
+    from sandbox.model.manifest.yaml import write_yaml
+
+    text = write_yaml(json.loads(json.dumps(submitted)))  # the writer accepts no subclasses of dict
+    if sys.stdout.isatty():
+        text = "\n".join(map(escape_text, text.split("\n")))
+    click.echo(text, nl=False)
