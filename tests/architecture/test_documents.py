@@ -13,7 +13,7 @@ from sandbox.agents import registered_agents
 from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
-from sandbox.model.failure import FailureCode
+from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.manifest.schema import declare_manifest
 
 
@@ -53,6 +53,7 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
 
 def test_each_error_is_listed(root: Path, trees: dict[Path, ast.Module]):
     used = {code for tree in trees.values() for code in codes_in(tree)} | {str(code) for code in FailureCode}
+    used |= {str(reason) for reason in FailureReason}
     assert {"invalid_manifest", "forbidden", "unreachable", "model_retry", "upstream_unreachable"} <= used
     listed = {row[0].strip("`") for row in rows(root / "docs" / "errors.md")}
     assert listed - used == set()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sandbox.model import events as e
+from sandbox.model.failure import Failure, FailureCode, FailureReason
 
 TASK = "fix-tests"
 MANIFEST: dict[str, Any] = {
@@ -50,9 +51,10 @@ COMPLETED_EVENTS: tuple[e.Event, ...] = (
     e.ArtifactCollected(PATCH_ARTIFACT, e.DiffStatistics(1, 2, 0)),
     e.TaskFinished(),
 )
+_FAILURE = Failure(FailureCode.AGENT_FAILED, "Claude Code exited with code 1.", reason=FailureReason.AGENT_EXIT)
 FAILED_EVENTS: tuple[e.Event, ...] = (
     *RUNNING_EVENTS,
-    e.AgentExited(1, failure=e.Failure("agent_failed", "Claude Code exited with 1.")),
+    e.AgentExited(1, failure=_FAILURE),
     e.TaskFinished(),
 )
 

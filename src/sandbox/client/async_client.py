@@ -132,9 +132,11 @@ class AsyncClient:
         """Return a page of tasks, in the server's default order unless `sort` or `order` is set.
 
         totals: also return the number and the cost of the tasks on all pages. Older servers reject the request.
-        filters: a task must match all of them. `states`: it is in one of them. `labels`: it has all of them. `search`:
-        for each of these words, its name, id, prompt or repository contains a word that begins with it. `repository`:
-        URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive), `created_before`: RFC 3339.
+        filters: a task must match all of them. `states`: it is in one of them. `outcomes`: it has one of `active`,
+        `succeeded`, `failed` (which includes `failed_preserved`) and `cancelled`. `labels`: it has all of them.
+        `search`: for each of these words, its name, id, prompt or repository contains a word that begins with it.
+        `repository`: URL, or `OWNER/NAME`. `parent`: it continues this task. `created_after` (inclusive),
+        `created_before`: RFC 3339.
         """
         page = {"limit": limit, "sort": sort, "order": order, "cursor": cursor, "totals": "true" if totals else None}
         return await self._request(requests.tasks(**filters, **page))
@@ -144,7 +146,8 @@ class AsyncClient:
 
         Concurrent changes cause no gaps or duplicates.
         """
-        filters["states"], cursor = tuple(filters.get("states", ())), None
+        filters["states"], filters["outcomes"] = tuple(filters.get("states", ())), tuple(filters.get("outcomes", ()))
+        cursor = None
         while True:
             page = await self.tasks(limit=PAGE_TASKS_MAX, cursor=cursor, **filters)
             for task in page["tasks"]:

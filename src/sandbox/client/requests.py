@@ -83,6 +83,7 @@ class TaskFilters(TypedDict, total=False):
     """Filters for a list of tasks; see `Client.tasks`."""
 
     states: Iterable[str]
+    outcomes: Iterable[str]
     labels: Mapping[str, str] | None
     search: str | None
     repository: str | None
@@ -130,23 +131,17 @@ def check(manifest: Manifest, content_type: str | None) -> Request[Checked]:
 def tasks(
     *,
     states: Iterable[str] = (),
+    outcomes: Iterable[str] = (),
     labels: Mapping[str, str] | None = None,
     search: str | None = None,
-    repository: str | None = None,
-    parent: str | None = None,
-    created_after: str | None = None,
-    created_before: str | None = None,
-    **page: str | int | None,
+    **others: str | int | None,
 ) -> Request[TaskPage]:
-    """List a page of tasks."""
+    """List a page of tasks. others: parameters that the API has under the same names."""
     parameters = {
         "state": ",".join(states) or None,
+        "outcome": ",".join(outcomes) or None,
         "q": search,
-        "repository": repository,
-        "parent": parent,
-        "created_after": created_after,
-        "created_before": created_before,
-        **page,
+        **others,
     }
     params = {**drop_none(parameters), **{f"label.{key}": value for key, value in (labels or {}).items()}}
     return Request("GET", "/tasks", TaskPage, ("tasks",), params, response_bytes_max=LIST_BYTES_MAX)

@@ -39,6 +39,21 @@ class FailureCode(StrEnum):
     TOOL_UNKNOWN = "tool_unknown"
 
 
+class FailureReason(StrEnum):
+    """The cause of a failure with the code `agent_failed`. Stable, like the codes; later versions may add words."""
+
+    AGENT_ERROR = "agent_error"
+    AGENT_EXIT = "agent_exit"
+    AGENT_INTERRUPTED = "agent_interrupted"
+    MAX_TURNS = "max_turns"
+    MODEL_BUDGET = "model_budget"
+    MODEL_RATE_LIMITED = "model_rate_limited"
+    MODEL_REFUSAL = "model_refusal"
+    MODEL_REJECTED = "model_rejected"
+    MODEL_REQUEST_INVALID = "model_request_invalid"
+    MODEL_UNAVAILABLE = "model_unavailable"
+
+
 BUSY_KERNEL_MESSAGE = (
     f"Processes of the sandbox did not end within {KILL_SECONDS:g} s after SIGKILL, because the kernel was still "
     "executing their system calls, such as the removal of a fragmented file. They end with these calls. If they "
@@ -67,12 +82,15 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     is_transient: the cause is temporary, so the attempt is retried.
     detail: the message for operators, if it differs from `message`.
+    reason: a `FailureReason`, or a word of a later version; empty if the code needs none, and in journals of earlier
+        versions.
     """
 
     code: FailureCode
     message: str
     is_transient: bool = False
     detail: str = ""
+    reason: str = ""
 
     def __post_init__(self) -> None:
         """Move operator-only content, which earlier versions wrote into the message, to `detail`."""

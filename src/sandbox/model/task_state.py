@@ -28,6 +28,14 @@ STATE_ORDER = tuple(TaskState)
 
 FINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED, TaskState.FAILED_PRESERVED, TaskState.CANCELLED})
 
+OUTCOMES: dict[str, frozenset[TaskState]] = {
+    "active": frozenset(TaskState) - FINAL_STATES,
+    "succeeded": frozenset({TaskState.COMPLETED}),
+    "failed": frozenset({TaskState.FAILED, TaskState.FAILED_PRESERVED}),
+    "cancelled": frozenset({TaskState.CANCELLED}),
+}
+"""All states, grouped by what became of the task. A failed task is `failed_preserved` if its sandbox was preserved."""
+
 _EARLY_ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})
 
 ALLOWED_TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {

@@ -8,7 +8,7 @@ from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayFactory,
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.egress import egress_rules
 from sandbox.model.events import AttemptFailed, EgressDenied, ErrorReported, Event, Usage
-from sandbox.model.failure import AttemptError, Failure, FailureCode
+from sandbox.model.failure import AttemptError, Failure, FailureCode, FailureReason
 from sandbox.model.task import Task
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.progress import ProgressTracker, remaining_budget
@@ -45,7 +45,7 @@ def _to_event(event: Usage | EgressDenied | ErrorReported | BudgetExhausted | Ke
         case BudgetExhausted():
             return AttemptFailed(Failure(FailureCode.BUDGET_EXCEEDED, event.message))
         case KeyRejected():
-            return AttemptFailed(Failure(FailureCode.AGENT_FAILED, event.message))
+            return AttemptFailed(Failure(FailureCode.AGENT_FAILED, event.message, reason=FailureReason.MODEL_REJECTED))
         case _:
             return event
 

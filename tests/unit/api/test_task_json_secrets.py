@@ -64,7 +64,8 @@ def test_detail_of_earlier_attempts_depends_on_the_role(api_with_tokens, tasks):
 
 def test_without_tokens_the_caller_is_the_operator(api, tasks):
     tasks.add("task-001", NEW, TaskFinished())
-    assert api.get("/api/v1/tasks/task-001").json()["error"] == {"code": "secret_unavailable", "message": DETAIL}
+    error = api.get("/api/v1/tasks/task-001").json()["error"]
+    assert error == {"code": "secret_unavailable", "reason": None, "message": DETAIL}
 
 
 def test_secret_source_is_removed_from_a_transition_recorded_by_an_earlier_version():

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected
 from sandbox.model.events import AttemptFailed, EgressDenied, Progress, Usage
-from sandbox.model.failure import FailureCode
+from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.runner.agent_gateway import GatewayEvents, serve_gateway
 from sandbox.runner.progress import ProgressTracker
 
@@ -48,18 +48,18 @@ async def test_reports_are_recorded_immediately_and_usage_is_counted():
 
 
 @pytest.mark.parametrize(
-    ("event", "code"),
+    ("event", "code", "reason"),
     [
-        (BudgetExhausted("It is spent."), FailureCode.BUDGET_EXCEEDED),
-        (KeyRejected("It is wrong."), FailureCode.AGENT_FAILED),
+        (BudgetExhausted("It is spent."), FailureCode.BUDGET_EXCEEDED, ""),
+        (KeyRejected("It is wrong."), FailureCode.AGENT_FAILED, FailureReason.MODEL_REJECTED),
     ],
 )
-async def test_lost_model_access_fails_the_attempt(event, code):
+async def test_lost_model_access_fails_the_attempt(event, code, reason):
     recording = Recording()
     recording.gateway_events.report(event)
     (failed,) = recording.events
     assert isinstance(failed, AttemptFailed)
-    assert (failed.failure.code, failed.failure.message) == (code, event.message)
+    assert (failed.failure.code, failed.failure.reason, failed.failure.message) == (code, reason, event.message)
 
 
 async def test_error_while_recording_an_event_is_raised_in_a_job():

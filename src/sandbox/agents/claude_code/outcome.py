@@ -12,7 +12,7 @@ from sandbox.agents.claude_code.section import Claude, McpServer, claude_section
 from sandbox.agents.claude_code.stream_json import sanitize
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus
-from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode, FailureReason
 from sandbox.model.manifest.schema import Manifest
 
 _QUOTE_CHARACTERS_MAX = 500
@@ -33,10 +33,12 @@ def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_t
     if exit_.code is None:
         return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
     if result is not None and result.get("is_error") is not False:
-        return Failure(FailureCode.AGENT_FAILED, _describe_error_result(result))
+        reason, message = _explain_error_result(result)
+        return Failure(FailureCode.AGENT_FAILED, message, reason=reason)
     if exit_.code == 0:
         return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT_MESSAGE}")
-    return Failure(FailureCode.AGENT_FAILED, _exit_message(exit_.code, result, stderr_tail))
+    message = _exit_message(exit_.code, result, stderr_tail)
+    return Failure(FailureCode.AGENT_FAILED, message, reason=FailureReason.AGENT_EXIT)
 
 
 def determine_interactive_failure(exit_: ExitStatus) -> Failure | None:
@@ -47,23 +49,26 @@ def determine_interactive_failure(exit_: ExitStatus) -> Failure | None:
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
     if exit_.code is None:
         return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
-    return Failure(FailureCode.AGENT_FAILED, f"{_describe_exit(exit_.code)} before its session ended.")
+    message = f"{_describe_exit(exit_.code)} before its session ended."
+    return Failure(FailureCode.AGENT_FAILED, message, reason=FailureReason.AGENT_EXIT)
 
 
-def _describe_error_result(result: dict[str, Any]) -> str:
-    """Describe why a result has `is_error`."""
+def _explain_error_result(result: dict[str, Any]) -> tuple[FailureReason, str]:
+    """Return why a result has `is_error`: the reason for programs, and the message."""
     text = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
-            return f"Claude Code did not finish within the maximum number of turns ({text}); raise claude.max_turns."
+            message = f"Claude Code did not finish within the maximum number of turns ({text}); raise claude.max_turns."
+            return FailureReason.MAX_TURNS, message
         case "aborted_tools" | "aborted_streaming", _:
-            return "Claude Code was interrupted before it had finished; submit the task again."
+            message = "Claude Code was interrupted before it had finished; submit the task again."
+            return FailureReason.AGENT_INTERRUPTED, message
         case _, "refusal":
-            return f"The model refused: {text.rstrip('.')}; change claude.prompt."
+            return FailureReason.MODEL_REFUSAL, f"The model refused: {text.rstrip('.')}; change claude.prompt."
         case "api_error", _:
-            return _api_error_message(result.get("api_error_status"), text)
+            return _explain_api_error(result.get("api_error_status"), text)
         case _:
-            return f"Claude Code ended with an error: {text}"
+            return FailureReason.AGENT_ERROR, f"Claude Code ended with an error: {text}"
 
 
 _GATEWAY_HINT = re.compile(r" If it persists, check your inference gateway \([^)]*\)\.?")
@@ -72,23 +77,25 @@ _GATEWAY_HINT = re.compile(r" If it persists, check your inference gateway \([^)
 _NO_CREDIT = re.compile("credit balance|billing", re.IGNORECASE)
 
 
-def _api_error_message(status: Any, text: str) -> str:
-    """Quote the provider's message as Claude Code reports it, and say what to do."""
+def _explain_api_error(status: Any, text: str) -> tuple[FailureReason, str]:
+    """Return the reason, and the provider's message as Claude Code reports it with what to do."""
     error_text = _GATEWAY_HINT.sub("", text)
     match status:
         case 400 | 402 | 403 if _NO_CREDIT.search(error_text):
-            todo = "add credit to the account of the server's key"
+            reason, todo = FailureReason.MODEL_BUDGET, "add credit to the account of the server's key"
         case 429:
+            reason = FailureReason.MODEL_RATE_LIMITED
             todo = "wait or raise the account's rate limit, then submit the task again"
         case 401 | 403:
+            reason = FailureReason.MODEL_REJECTED
             todo = "check the server's ANTHROPIC_API_KEY or ANTHROPIC_AUTH_TOKEN"
         case 404:
-            todo = "check claude.model"
+            reason, todo = FailureReason.MODEL_REQUEST_INVALID, "check claude.model"
         case 400 | 413:
-            todo = "check claude.model and claude.prompt"
+            reason, todo = FailureReason.MODEL_REQUEST_INVALID, "check claude.model and claude.prompt"
         case _:
-            todo = "submit the task again later"
-    return f"The model could not be used: {error_text.rstrip('.')}; {todo}."
+            reason, todo = FailureReason.MODEL_UNAVAILABLE, "submit the task again later"
+    return reason, f"The model could not be used: {error_text.rstrip('.')}; {todo}."
 
 
 def _error_text(result: dict[str, Any]) -> str:

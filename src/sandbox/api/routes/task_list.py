@@ -19,7 +19,7 @@ from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery, TaskTotal
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
-from sandbox.model.task_state import TaskState
+from sandbox.model.task_state import OUTCOMES, TaskState
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import client_fairness
 
@@ -38,12 +38,26 @@ _LABEL_PARAMETER = {
     "schema": {"type": "object", "patternProperties": {"^label\\.": {"type": "string"}}, "additionalProperties": False},
 }
 _STATES = CommaSeparated(tuple(TaskState))
+_OUTCOMES = CommaSeparated(tuple(OUTCOMES))
 
 
 class ListQuery(BaseModel):
     """Query parameters of the task list."""
 
-    state: Annotated[str, _STATES] = Field("", description="States, separated by commas")
+    state: Annotated[str, _STATES] = Field(
+        "",
+        description=(
+            "States, separated by commas. A failed task with a preserved sandbox is in the state `failed_preserved`, "
+            "not `failed`: use `outcome=failed` for both"
+        ),
+    )
+    outcome: Annotated[str, _OUTCOMES] = Field(
+        "",
+        description=(
+            "Outcomes, separated by commas: `active` for tasks that have not ended, `succeeded` for `completed`, "
+            "`failed` for `failed` and `failed_preserved`, and `cancelled`. Cannot be combined with state"
+        ),
+    )
     q: str = Field(
         "",
         max_length=SEARCH_CHARACTERS_MAX,
@@ -117,8 +131,14 @@ def _list_response(
 
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     """Build the query from the parameters. Raises InvalidParameterError."""
+    states = frozenset(map(TaskState, _STATES.parse(list_query.state)))
+    outcomes = _OUTCOMES.parse(list_query.outcome)
+    if states and outcomes:
+        raise InvalidParameterError(
+            [FieldError.at(("outcome",), "format", "cannot be combined with state", part="query")]
+        )
     query = TaskQuery(
-        frozenset(map(TaskState, _STATES.parse(list_query.state))),
+        states.union(*(OUTCOMES[outcome] for outcome in outcomes)),
         _parse_labels(params) or {},
         list_query.sort,
         list_query.order,

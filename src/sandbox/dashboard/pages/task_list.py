@@ -318,7 +318,8 @@ def _sort_options(request: Request, query: TaskQuery) -> list[FilterOption]:
 def _query_with(request: Request, **changes: str | None) -> str:
     """Return the query string with these parameters replaced, for the first page."""
     params = request.query_params.multi_items()
-    current = [(name, value) for name, value in params if name not in {*changes, *_PAGE_PARAMS, *_FORM_PARAMS}]
+    replaced = {*changes, "outcome"} if "state" in changes else changes.keys()  # both filter by state
+    current = [(name, value) for name, value in params if name not in {*replaced, *_PAGE_PARAMS, *_FORM_PARAMS}]
     pairs = [*current, *((name, value) for name, value in changes.items() if value is not None)]
     # A label's value may be empty; other empty parameters have no meaning.
     return urlencode([(name, value) for name, value in pairs if value or name.startswith("label.")])

@@ -107,6 +107,8 @@ class FailureBody(TypedDict):
 
     code: str
     """A code of docs/errors.md."""
+    reason: str | None
+    """A stable word for the cause, such as `model_rejected`, if the code has several causes; otherwise null."""
     message: str
     """Human-readable cause and remedy."""
 

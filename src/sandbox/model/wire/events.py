@@ -283,7 +283,8 @@ def error_fields(task: Task, *, is_operator: bool = False) -> FailureBody | None
 def _failure_body(failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
     if failure is None:
         return None
-    return {"code": failure.code, "message": failure.message_for(is_operator=is_operator)}
+    message = failure.message_for(is_operator=is_operator)
+    return {"code": failure.code, "reason": failure.reason or None, "message": message}
 
 
 def attempts_fields(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:

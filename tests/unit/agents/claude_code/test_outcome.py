@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.agents.claude_code.outcome import determine_failure
+from sandbox.agents.claude_code.outcome import determine_failure, determine_interactive_failure
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.failure import FailureCode
 
@@ -97,3 +97,43 @@ def test_failure_with_a_reason_is_not_reported_as_out_of_memory():
 )
 def test_malformed_result_is_an_error_without_reason(result):
     assert "no reason given" in determine_failure(ExitStatus(1), result, b"").message
+
+
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        ({"terminal_reason": "max_turns"}, "max_turns"),
+        ({"terminal_reason": "aborted_tools"}, "agent_interrupted"),
+        ({"stop_reason": "refusal", "result": "I cannot."}, "model_refusal"),
+        ({"subtype": "error_during_execution"}, "agent_error"),
+        *(
+            ({"terminal_reason": "api_error", "api_error_status": status, "result": text}, reason)
+            for status, text, reason in (
+                (400, "Credit balance is too low", "model_budget"),
+                (403, "There's an issue with your billing.", "model_budget"),
+                (401, "Invalid key", "model_rejected"),
+                (403, "Not allowed", "model_rejected"),
+                (400, "Bad request", "model_request_invalid"),
+                (404, "No such model", "model_request_invalid"),
+                (413, "Too long", "model_request_invalid"),
+                (429, "Rate limit", "model_rate_limited"),
+                (529, "Overloaded", "model_unavailable"),
+                (None, "Connection error", "model_unavailable"),
+            )
+        ),
+    ],
+)
+def test_error_result_has_a_reason_for_programs(result, reason):
+    failure = determine_failure(ExitStatus(1), {"is_error": True, **result}, b"")
+    assert (failure.code, failure.reason) == ("agent_failed", reason)
+
+
+def test_bad_exit_has_a_reason_and_other_codes_have_none():
+    failures = [
+        determine_failure(ExitStatus(1), None, b""),
+        determine_failure(ExitStatus(137), {"is_error": False}, b""),
+        determine_interactive_failure(ExitStatus(1)),
+    ]
+    assert [(failure.code, failure.reason) for failure in failures] == [("agent_failed", "agent_exit")] * 3
+    for exit_ in (ExitStatus(0), ExitStatus(None), ExitStatus(137, was_oom_killed=True)):
+        assert determine_failure(exit_, None, b"").reason == ""

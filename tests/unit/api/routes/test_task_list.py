@@ -11,7 +11,7 @@ from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
-from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.failure import Failure, FailureCode, FailureReason
 from sandbox.model.task_state import TaskState
 
 EXAMPLES = (Example("list_tasks", query={"state": "completed,failed", "label.team": "platform", "limit": "50"}),)
@@ -82,6 +82,7 @@ def test_failed_task_has_an_error(api, tasks):
     tasks.record("task-001", e.TaskFinished())
     assert api.get("/api/v1/tasks/task-001").json()["error"] == {
         "code": "clone_failed",
+        "reason": None,
         "message": "There is no branch main.",
     }
 
@@ -328,3 +329,39 @@ def test_responses_have_a_request_id_and_no_store(api, tasks):
         assert response.headers["cache-control"] == "no-store"
         assert response.headers["x-content-type-options"] == "nosniff"
     assert api.get("/", headers={"x-request-id": "mine-1"}).json()["request_id"] == "mine-1"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "states"),
+    [
+        ("active", {"pending", "staging", "provisioning", "ready", "running", "completing"}),
+        ("succeeded", {"completed"}),
+        ("failed", {"failed", "failed_preserved"}),
+        ("cancelled", {"cancelled"}),
+        ("failed,cancelled", {"failed", "failed_preserved", "cancelled"}),
+    ],
+)
+def test_outcome_selects_states(api, tasks, outcome, states):
+    assert api.get(f"/api/v1/tasks?outcome={outcome}").status_code == 200
+    assert {state.value for state in tasks.queries[-1].states} == states
+
+
+@pytest.mark.parametrize("query", ["outcome=failed&state=failed", "outcome=success"])
+def test_invalid_outcome_is_an_error(api, query):
+    problem = api.get(f"/api/v1/tasks?{query}").json()
+    assert (problem["error"], [each["field"] for each in problem["details"]]) == ("invalid_parameter", ["outcome"])
+
+
+def test_failed_task_has_the_code_and_the_reason(api, tasks):
+    failure = Failure(FailureCode.AGENT_FAILED, "No credit.", reason=FailureReason.MODEL_BUDGET)
+    tasks.add("task-001", *TO_RUNNING, e.AgentExited(1, failure=failure), e.TaskFinished())
+    expected = {"code": "agent_failed", "reason": "model_budget", "message": "No credit."}
+    status = api.get("/api/v1/tasks/task-001").json()
+    assert (status["error"], status["attempts"][-1]["error"]) == (expected, expected)
+    assert status["state_message"] == "No credit."
+
+
+def test_failure_of_an_earlier_version_has_no_reason(api, tasks):
+    failure = Failure(FailureCode.AGENT_FAILED, "No credit.")
+    tasks.add("task-001", *TO_RUNNING, e.AgentExited(1, failure=failure), e.TaskFinished())
+    assert api.get("/api/v1/tasks/task-001").json()["error"]["reason"] is None

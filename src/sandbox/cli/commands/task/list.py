@@ -17,7 +17,7 @@ from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import find_task_id
 from sandbox.model.formatting import format_cost, short_repository
-from sandbox.model.task_state import TaskState
+from sandbox.model.task_state import OUTCOMES, TaskState
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -55,6 +55,14 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     return list(dict.fromkeys([*states, *preserved]))
 
 
+def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
+    outcomes = [outcome.strip() for value in values for outcome in value.split(",")]
+    for outcome in outcomes:
+        if outcome not in OUTCOMES:
+            raise click.BadParameter(f"{outcome!r} is not an outcome; the outcomes are {', '.join(OUTCOMES)}")
+    return outcomes
+
+
 @command(
     "list",
     epilog=help_examples(
@@ -72,6 +80,14 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     callback=_parse_states,
     help=f"Only tasks in these states ({', '.join(TaskState)}), separated by commas; may be repeated. failed includes "
     "failed_preserved.",
+)
+@click.option(
+    "--outcome",
+    "outcomes",
+    metavar="OUTCOME",
+    multiple=True,
+    callback=_parse_outcomes,
+    help=f"Only tasks with these outcomes ({', '.join(OUTCOMES)}), separated by commas; may be repeated.",
 )
 @click.option(
     "--label",
@@ -125,6 +141,8 @@ def list_tasks(
     """
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
+    if filters["states"] and filters["outcomes"]:
+        raise click.UsageError("Give --state or --outcome.")
     if words := click.get_current_context().args:
         raise click.UsageError(f"Give words to search for with -q: sandbox task list -q {shlex.quote(' '.join(words))}")
     options = current_options()
