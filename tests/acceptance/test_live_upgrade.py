@@ -72,7 +72,7 @@ JSON_TYPES = {
 }
 ADDED_STATUS_FIELDS = {
     *("repository", "branch", "diff", "duration_seconds", "parent", "continues", "rerun_of", "chain", "final_message"),
-    *("base_commit", "cancel"),
+    *("base_commit", "cancel", "links"),
 }
 EXTENDED_TYPES = {
     *("sandbox.model.events:Record", "sandbox.model.task:Task"),

@@ -17,7 +17,7 @@ from sandbox.api.errors import add_error_handlers
 from sandbox.api.middleware.authentication import AuthenticationMiddleware
 from sandbox.api.middleware.metrics import MetricsMiddleware
 from sandbox.api.middleware.response_headers import ResponseHeadersMiddleware
-from sandbox.api.openapi import build_schema
+from sandbox.api.openapi import DESCRIPTION, build_schema
 from sandbox.api.routes import admin, artifacts, derived_tasks, docs, health, logs, sessions, task_list, tasks
 from sandbox.api.streaming.event_websocket import serve_event_stream
 from sandbox.api.streaming.terminal_websocket import serve_terminal
@@ -93,7 +93,7 @@ def create_api_schema_app(
         examples,
         title="Sandbox",
         version=version,
-        description="Runs coding agents as tasks that people can trust.",
+        description=DESCRIPTION,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

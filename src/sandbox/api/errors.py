@@ -210,6 +210,9 @@ STATUS_BY_CODE: dict[str, int] = {
 }
 """The status of each error code that an operation may return."""
 
+ERROR_CODES = frozenset({*STATUS_BY_CODE, "bad_request", "method_not_allowed"})
+"""All error codes of responses: those of operations, and those of requests that match no operation."""
+
 
 async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSatisfiableError) -> Response:
     headers = {"content-range": f"bytes */{error.size_bytes}"}

@@ -34,6 +34,46 @@ TAGS = {
 }
 """Tags of operations, in documentation order."""
 
+DESCRIPTION = """\
+Runs coding agents as tasks that people can trust: a manifest goes in, and a patch comes out.
+
+## Quick start
+
+Set `SERVER` to the address of the server, such as `http://localhost:8122`, and `TOKEN` to a token that
+`sandbox token create` printed. A server without tokens needs no `Authorization` header.
+
+1. Submit a manifest. The response has the `task_id`, and `links` to everything below.
+
+   ```sh
+   curl -X POST "$SERVER/api/v1/tasks" -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" -d '{
+     "version": "1", "kind": "Task", "metadata": {"name": "Fix the tests"},
+     "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
+     "AGENT_KIND": {"prompt": "Fix the failing tests."}
+   }'
+   ```
+
+2. Wait for the end of the task. Repeat the request until `finished_at` in the response is not null.
+
+   ```sh
+   curl "$SERVER/api/v1/tasks/$ID/wait?timeout=600" -H "Authorization: Bearer $TOKEN"
+   ```
+
+3. Download the patch, and apply it with `git apply`. It starts at the `base_commit` of the response in step 2.
+
+   ```sh
+   curl "$SERVER/api/v1/tasks/$ID/artifacts/$ID.patch" -H "Authorization: Bearer $TOKEN" -o changes.patch
+   ```
+
+## Errors
+
+An error response has the content type `application/problem+json` (RFC 9457). `error` is a stable code for programs,
+`message` says what happened and what to do, and `details` lists every error in the request. Retry 429 and 503 after the
+time in `Retry-After`. To submit again without a second task, send the same `Idempotency-Key`.
+
+A task that failed is not an error response: its status has `error` with `code`, `reason` and `message`.
+"""
+"""The description of the API, as Markdown. `build_schema` replaces AGENT_KIND by the first agent's section."""
+
 Responses = dict[int | str, dict[str, Any]]
 
 _RETRY_AFTER = {
@@ -172,7 +212,8 @@ def build_schema(
     if app.openapi_schema is None:
         from sandbox.api.schemas import component_schemas
 
-        described = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        description = app.description.replace("AGENT_KIND", next(iter(agents)))
+        described = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)
         schema = deepcopy(described)  # it has dicts of the routes, which all apps share
         _remove_unused(schema)
         schema["components"]["schemas"] |= component_schemas(agents)

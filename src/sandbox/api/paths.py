@@ -72,6 +72,11 @@ def task_path(task_id: str) -> str:
     return f"{TASKS}/{quote(task_id, safe='')}"
 
 
+def task_page_path(task_id: str) -> str:
+    """Return the path of a task's page in the dashboard."""
+    return f"/tasks/{quote(task_id, safe='')}"
+
+
 def artifact_path(task_id: str, name: str) -> str:
     """Return the path of an artifact's content."""
     return f"{task_path(task_id)}/artifacts/{quote(name, safe='')}"

@@ -7,6 +7,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from copy import deepcopy
 from functools import cache
 from typing import Any, get_args, get_type_hints, is_typeddict
 
@@ -14,10 +15,12 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from sandbox.api.errors import ERROR_CODES
 from sandbox.api.openapi import COMPONENT_REF, component_ref
 from sandbox.model.events import FollowUp
+from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.manifest.rules import AgentSchema
-from sandbox.model.manifest.schema import CommonFields, Manifest, declare_manifest
+from sandbox.model.manifest.schema import CommonFields, Lifecycle, Manifest, Repository, Vm, declare_manifest
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import bodies, event_bodies, server_bodies
 from sandbox.model.wire.requests import CancelRequest, ContinueRequest, RerunRequest
@@ -42,24 +45,41 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
     schemas: dict[str, Any] = _with_enum_refs(described["$defs"])
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
-    schemas[bodies.DefinitionBody.__name__] = _definition_schema(schemas[bodies.DefinitionBody.__name__], agents)
+    manifest = _manifest_schemas(agents)
+    schemas[bodies.DefinitionBody.__name__] = _definition_schema(
+        schemas[bodies.DefinitionBody.__name__], manifest, agents
+    )
+    for body, name, words in (
+        (bodies.ProblemBody, "error", ERROR_CODES),
+        (bodies.FailureBody, "code", FailureCode),
+        (bodies.FailureBody, "reason", FailureReason),
+    ):
+        schemas[body.__name__]["properties"][name]["examples"] = sorted(words)
     requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, ContinueRequest, RerunRequest)}
-    return schemas | enums | requests | _manifest_schemas(agents)
+    return schemas | enums | requests | manifest
 
 
-def _definition_schema(declared: dict[str, Any], agents: Collection[str]) -> dict[str, Any]:
-    """Return the schema of a task's definition, which has the section of exactly one agent."""
+def _definition_schema(
+    declared: dict[str, Any], manifest: Mapping[str, Any], agents: Collection[str]
+) -> dict[str, Any]:
+    """Return the schema of a task's definition, which has the section of exactly one agent.
+
+    manifest: the schemas of the manifest. The definition has the same sections, except for `repository.patch` and
+        `secrets`.
+    """
     common = declared["required"]
-    sections = {
-        kind: {
-            "additionalProperties": True,
-            "description": f"The manifest's section `{kind}`.",
-            "title": kind.capitalize(),
-            "type": "object",
-        }
-        for kind in agents
+    described = declared["properties"]
+    sections = manifest[Manifest.__name__]["properties"]
+    repository = deepcopy(manifest[Repository.__name__])
+    repository["properties"]["patch"] = {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "`sha256:` and the digest of the submitted patch; null if there is none.",
     }
-    properties = {name: declared["properties"][name] for name in common} | sections
+    properties = {name: described[name] for name in common}
+    properties["repository"] = {**repository, "description": described["repository"]["description"]}
+    for name, record in (("vm", Vm), ("lifecycle", Lifecycle)):
+        properties[name] = {**component_ref(record.__name__), "description": described[name]["description"]}
+    properties |= {kind: {**sections[kind], "description": f"The manifest's section `{kind}`."} for kind in agents}
     if len(agents) > 1:
         return {**declared, "properties": properties, "oneOf": [{"required": [kind]} for kind in agents]}
     return {**declared, "properties": properties, "required": [*common[:1], *agents, *common[1:]]}

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from sandbox.api import paths
 from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
@@ -18,6 +19,7 @@ from sandbox.model.wire.bodies import (
     ChainBody,
     DefinitionBody,
     DiffBody,
+    LinksBody,
     TaskBody,
     TaskCancelBody,
     TaskItemBody,
@@ -32,7 +34,21 @@ async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *,
     item = task_summary_body(task, is_operator=is_operator, is_preserved=is_preserved)
     totals = chain_totals(await tasks.chain(task))
     chain = None if totals is None else cast("ChainBody", asdict(totals))
-    return {**item, "definition": definition_body(task.manifest), "result": task.result, "chain": chain}
+    definition, links = definition_body(task.manifest), links_body(task.id)
+    return {**item, "definition": definition, "result": task.result, "links": links, "chain": chain}
+
+
+def links_body(task_id: str) -> LinksBody:
+    """Return the paths of a task and of related resources."""
+    location = paths.task_path(task_id)
+    return {
+        "self": location,
+        "logs": f"{location}/logs",
+        "artifacts": f"{location}/artifacts",
+        "patch": paths.artifact_path(task_id, f"{task_id}.patch"),
+        "manifest": f"{location}/manifest",
+        "html": paths.task_page_path(task_id),
+    }
 
 
 def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:

@@ -7,10 +7,12 @@ import pytest
 from jsonschema import Draft202012Validator
 from starlette.requests import HTTPConnection
 
+from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app
 from sandbox.api.openapi import TAGS, error_codes
 from sandbox.api.responses import problem_response
+from sandbox.model.failure import FailureCode, FailureReason
 
 
 def test_schema_lists_all_paths(api):
@@ -139,3 +141,47 @@ def test_every_documented_error_has_an_example_with_its_code_and_status(api):
 
 def validator(api, schema):
     return Draft202012Validator({**schema, "components": api.schema["components"]})
+
+
+def test_schema_lists_the_known_codes(api):
+    """They are examples, because later versions may add codes: generated types must accept them."""
+    components = api.schema["components"]["schemas"]
+    failure = components["FailureBody"]["properties"]
+    assert failure["code"]["type"] == "string"
+    assert failure["code"]["examples"] == sorted(FailureCode)
+    assert failure["reason"]["examples"] == sorted(FailureReason)
+    error = components["ProblemBody"]["properties"]["error"]
+    assert "enum" not in error
+    documented = {
+        code
+        for operation in operations(api.schema)
+        for each in operation["responses"].values()
+        for code in error_codes(each)
+    }
+    assert set(error["examples"]) >= documented | {"not_found", "bad_request", "method_not_allowed"}
+
+
+def test_definition_has_the_sections_of_the_manifest(api):
+    components = api.schema["components"]["schemas"]
+    properties = components["DefinitionBody"]["properties"]
+    for name, component in (("vm", "Vm"), ("lifecycle", "Lifecycle"), ("claude", "Claude")):
+        assert properties[name]["$ref"] == f"#/components/schemas/{component}"
+    repository = components["Repository"]["properties"]
+    assert properties["repository"]["properties"].keys() == repository.keys()
+    assert "sha256" in properties["repository"]["properties"]["patch"]["description"]
+    assert "Base64" in repository["patch"]["description"]
+
+
+def test_descriptions_refer_to_no_files(api):
+    assert re.findall(r"docs/\w+\.md", json.dumps(api.schema)) == []
+
+
+def test_description_has_a_quick_start(api):
+    description = api.schema["info"]["description"]
+    [manifest] = re.findall(r"-d '(\{.*?\})'", description, re.DOTALL)
+    assert parse_manifest(manifest.encode(), is_json=True).agent.prompt
+    paths = re.findall(r'"\$SERVER(/[^"?]*)', description)
+    known = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path)) for path in api.schema["paths"]]
+    assert len(paths) == 3
+    assert [path for path in paths if not any(re.fullmatch(each, path) for each in known)] == []
+    assert "problem+json" in description

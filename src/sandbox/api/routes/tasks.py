@@ -22,7 +22,7 @@ from sandbox.api.openapi import (
 from sandbox.api.request_parsing import body_memory, has_json_body, parses_body, read_body
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
-from sandbox.api.task_json import definition_body, task_body
+from sandbox.api.task_json import definition_body, links_body, task_body
 from sandbox.interfaces.tasks import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
@@ -177,7 +177,7 @@ def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
         "state": "pending",
         "message": f"Task {task.id} was accepted.",
         "created_at": format_timestamp(task.created_at),
-        "links": {"self": location, "logs": f"{location}/logs", "artifacts": f"{location}/artifacts"},
+        "links": links_body(task.id),
     }
     return JsonResponse(
         body, 202, {"location": location} | ({REPLAYED_HEADER: "true"} if submission.is_replayed else {})

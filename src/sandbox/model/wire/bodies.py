@@ -51,6 +51,12 @@ class LinksBody(TypedDict):
     """Path of the task's logs."""
     artifacts: str
     """Path of the task's artifacts."""
+    patch: str
+    """Path of the patch. The path returns 404 until the patch is stored."""
+    manifest: str
+    """Path of the manifest, which requires the `operator` role."""
+    html: str
+    """Path of the task's page in the dashboard."""
 
 
 class SubmittedBody(TypedDict):
@@ -65,7 +71,7 @@ class SubmittedBody(TypedDict):
     created_at: Timestamp
     """When the task was accepted."""
     links: LinksBody
-    """Paths of the task, its logs and its artifacts."""
+    """Paths of the task and of related resources."""
 
 
 class SecretBody(TypedDict):
@@ -106,9 +112,9 @@ class FailureBody(TypedDict):
     """Why the task failed: a stable code, and a message that says what to do."""
 
     code: str
-    """A code of docs/errors.md."""
+    """A stable code for programs. Later versions may add codes."""
     reason: str | None
-    """A stable word for the cause, such as `model_rejected`, if the code has several causes; otherwise null."""
+    """A stable word for the cause if the code has several causes; otherwise null. Later versions may add words."""
     message: str
     """Human-readable cause and remedy."""
 
@@ -288,6 +294,8 @@ class TaskBody(TaskItemBody):
     """The manifest with the defaults filled in."""
     result: dict[str, Any] | None
     """The agent's own report on its run; its keys depend on the agent. `final_message` does not."""
+    links: LinksBody
+    """Paths of the task and of related resources."""
     chain: ChainBody | None
     """Totals of the chain; null if the task neither continues another task nor is continued by one."""
 
@@ -450,7 +458,7 @@ class ProblemBody(ProblemExtensions):
     """An error response: problem details (RFC 9457) with additional members."""
 
     error: str
-    """A stable code for programs; docs/errors.md lists all codes."""
+    """A stable code for programs. Later versions may add codes."""
     message: str
     """Human-readable cause and remedy."""
     details: list[FieldErrorBody] | None

@@ -274,7 +274,7 @@ class ErrorEvent(BaseEvent):
     type: Literal["error"]
     """Always `error`."""
     error: str
-    """A stable code for programs; docs/errors.md lists all codes."""
+    """A stable code for programs. Later versions may add codes."""
     message: str
     """Human-readable cause and remedy."""
     details: None

@@ -27,7 +27,7 @@ KEYS = {
 def test_pending_task_has_all_keys_and_defaults(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
-    assert set(status) == KEYS | {"definition", "result", "chain"}
+    assert set(status) == KEYS | {"definition", "result", "links", "chain"}
     assert status["sandbox_kept"] is False
     assert (status["state"], status["labels"]) == ("pending", {"team": "platform"})
     assert (status["started_at"], status["finished_at"], status["exit_code"], status["error"]) == (None,) * 4

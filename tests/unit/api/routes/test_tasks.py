@@ -69,6 +69,9 @@ def test_manifest_is_accepted_in_every_format(api, content_type, body):
             "self": "/api/v1/tasks/task-001",
             "logs": "/api/v1/tasks/task-001/logs",
             "artifacts": "/api/v1/tasks/task-001/artifacts",
+            "patch": "/api/v1/tasks/task-001/artifacts/task-001.patch",
+            "manifest": "/api/v1/tasks/task-001/manifest",
+            "html": "/tasks/task-001",
         },
     }
     assert api.tasks.entries["task-001"].task.manifest.agent.prompt == "Your instructions here"
