@@ -232,6 +232,9 @@ def finished_tasks(deployment):
 
 def without_additions(events):
     """Return the events without the fields that the new server adds to the output of old runners."""
+    for event in events:
+        if event["type"] == "end" and event["error"] is not None:
+            event["error"].pop("reason", None)
     return [{key: event[key] for key in event if key not in {"parsed", "conversation"}} for event in events]
 
 
@@ -240,6 +243,9 @@ def status_without_texts(deployment, name):
     status = deployment.status(name)
     del status["vm"]["isolates"]
     status["progress"].pop("current_subject", None)
+    for failed in (status, *status["attempts"]):
+        if failed["error"] is not None:
+            failed["error"].pop("reason", None)
     return {key: status[key] for key in status if key not in ADDED_STATUS_FIELDS}
 
 

@@ -739,6 +739,20 @@ def continuing(known, parent):
     return msgspec.structs.replace(known, parent=e.Parent(parent, "0" * 40, ()))
 
 
+def test_tasks_are_filtered_by_the_task_that_they_run_again(store):
+    for name, origin in (("a", None), ("b", "a"), ("c", "a"), ("d", "b")):
+        store.insert(IndexedTask(msgspec.structs.replace(task(name, prompt="alpha"), rerun_of=origin), 1))
+    store.insert(IndexedTask(continuing(task("e", prompt="alpha"), "a"), 1))
+
+    assert find(store, rerun_of="a") == ["b", "c"]
+    assert find(store, "alpha", rerun_of="b") == ["d"]
+    assert (find(store, rerun_of="d"), find(store, parent="a", rerun_of="a")) == ([], [])
+    store.save(IndexedTask(msgspec.structs.replace(task("a", prompt="alpha"), rerun_of="z"), 2))
+    assert find(store, rerun_of="z") == ["a"]
+    store.delete("b")
+    assert find(store, rerun_of="a") == ["c"]
+
+
 def test_tasks_are_filtered_by_the_task_that_they_continue(store):
     store.insert(IndexedTask(task("a", prompt="alpha"), 1))
     for name, parent in (("b", "a"), ("c", "a"), ("d", "b"), ("e", "A")):

@@ -41,7 +41,7 @@ PATCH_ARTIFACT = e.Artifact(
 RUNNING_EVENTS: tuple[e.Event, ...] = (
     e.AttemptStarted("vcsbstbezmsq", "gvisor", "here"),
     e.WorkspacePrepared("9fceb02d0ae598e95dc970b74767f19372d61af8"),
-    e.SandboxCreated("sandbox-vcsbstbezmsq", "gvisor", "host"),
+    e.SandboxCreated("vcsbstbezmsq", "gvisor", "host"),
     e.AgentStarted("00000000-0000-0000-0000-000000000000", agent="Claude Code"),
     e.Progress(output_bytes=5210, tool_calls=5, turns=6, input_tokens=52_800, output_tokens=700, cost_usd=0.10626),
 )

@@ -219,6 +219,7 @@ class FakeTasks:
         found = [task for task in found if query.labels.items() <= task.manifest.metadata.labels.items()]
         if query.parent:
             found = [task for task in found if task.parent is not None and task.parent.task_id == query.parent]
+        found = [task for task in found if not query.rerun_of or task.rerun_of == query.rerun_of]
         start = query.offset
         if query.cursor is not None:
             start += [task.id for task in found].index(query.cursor.task_id) + 1

@@ -149,8 +149,9 @@ def _matches(task: Task, query: TaskQuery) -> bool:
     is_after = query.created_after is None or task.created_at >= query.created_after
     is_before = query.created_before is None or task.created_at < query.created_before
     has_labels = query.labels.items() <= task.manifest.metadata.labels.items()
-    is_child = not query.parent or (task.parent is not None and task.parent.task_id == query.parent)
-    return in_state and is_after and is_before and has_labels and is_child and _is_found(task, query)
+    is_related = not query.parent or (task.parent is not None and task.parent.task_id == query.parent)
+    is_related = is_related and (not query.rerun_of or task.rerun_of == query.rerun_of)
+    return in_state and is_after and is_before and has_labels and is_related and _is_found(task, query)
 
 
 def _is_found(task: Task, query: TaskQuery) -> bool:

@@ -67,22 +67,27 @@ def check_format(text: str, expected: Format, name: str, part: RequestPart) -> s
 _RFC_3339 = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d+)?)([Zz]|[+ -]\d\d:\d\d)", re.ASCII)
 
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
 def _check_time(text: str) -> str | None:
     try:
         parse_time(text)
     except (ValueError, OverflowError):
-        return "must be a time such as 2026-01-29T10:10:15Z"
+        return "must be a time such as 2026-01-29T10:10:15Z, or a date such as 2026-01-29"
     return None
 
 
-TIME = Format("time", _check_time, {"anyOf": [{"format": "date-time"}, {"maxLength": 0}]})
-"""A time that can be converted to UTC (RFC 3339), or empty text."""
+TIME = Format("time", _check_time, {"anyOf": [{"format": "date-time"}, {"format": "date"}, {"maxLength": 0}]})
+"""A time that can be converted to UTC (RFC 3339), a date, or empty text."""
 
 
 def parse_time(text: str) -> datetime | None:
-    """Parse text that has the format `TIME`; return None for empty text."""
+    """Parse text that has the format `TIME`; return None for empty text. A date is midnight UTC."""
     if not text:
         return None
+    if _DATE.fullmatch(text):
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
     match = _RFC_3339.fullmatch(text)
     if match is None:
         raise ValueError(text)

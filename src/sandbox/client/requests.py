@@ -88,6 +88,7 @@ class TaskFilters(TypedDict, total=False):
     search: str | None
     repository: str | None
     parent: str | None
+    rerun_of: str | None
     created_after: str | None
     created_before: str | None
 

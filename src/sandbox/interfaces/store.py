@@ -94,6 +94,7 @@ class TaskQuery:
         (SEARCHED_PROMPT_CHARACTERS_MAX). Every task matches if there are no words.
     repository: a URL, or one of `repository_names`, in any case; empty for all.
     parent: the id of the task that the tasks continue; empty for all.
+    rerun_of: the id of the task that the tasks run again; empty for all.
     created_after, created_before: the period in which a task was created (UTC); its end is exclusive.
     with_totals: whether the page has the totals of all matching tasks.
     """
@@ -108,6 +109,7 @@ class TaskQuery:
     search: str = ""
     repository: str = ""
     parent: str = ""
+    rerun_of: str = ""
     created_after: datetime | None = None
     created_before: datetime | None = None
     with_totals: bool = False

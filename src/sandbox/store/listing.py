@@ -1,7 +1,8 @@
 """Reads a page of tasks, either along the sort order or starting from the tasks that a search finds.
 
-A search is a conjunction of terms: the beginnings of words, labels, names of a repository, the parent, and the state.
-The full-text index maps each term to the tasks that have it. Only the term of the state ever changes.
+A search is a conjunction of terms: the beginnings of words, labels, names of a repository, the task that is
+continued or run again, and the state. The full-text index maps each term to the tasks that have it. Only the term
+of the state ever changes.
 """
 
 import re
@@ -85,7 +86,7 @@ _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
 """Chinese and Japanese are written without spaces, so each of their characters is a word."""
 
-_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK, _PARENT_MARK = "\ue000", "\ue001", "\ue002", "\ue003"
+_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK, _PARENT_MARK, _ORIGIN_MARK = "\ue000\ue001\ue002\ue003\ue004"
 """First characters of terms that are not words. None is a letter or a digit, so no word contains them."""
 
 
@@ -102,7 +103,8 @@ def split_words(text: str) -> set[str]:
 def task_terms(task: Task) -> str:
     """Return the terms of a task, separated by spaces, without its state.
 
-    They are every beginning of a word, each label, each name of the repository, and the task that it continues.
+    They are every beginning of a word, each label, each name of the repository, and the task that it continues or runs
+    again.
     """
     manifest = task.manifest
     url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]
@@ -110,7 +112,8 @@ def task_terms(task: Task) -> str:
     beginnings = {word[:length] for word in words for length in range(1, len(word) + 1)}
     repositories = {_exact_term(_REPOSITORY_MARK, name) for name in repository_names(url)}
     parents = [_exact_term(_PARENT_MARK, task.parent.task_id)] if task.parent is not None else []
-    return " ".join((*beginnings, *repositories, *parents, *_label_terms(manifest.metadata.labels)))
+    origins = [_exact_term(_ORIGIN_MARK, task.rerun_of)] if task.rerun_of is not None else []
+    return " ".join((*beginnings, *repositories, *parents, *origins, *_label_terms(manifest.metadata.labels)))
 
 
 def state_term(state: str) -> str:
@@ -123,7 +126,8 @@ def content_digest(task: Task) -> bytes:
     manifest = task.manifest
     texts = (manifest.metadata.name, manifest.metadata.labels, task.id, manifest.repository.url, manifest.agent.prompt)
     parents = (task.parent.task_id,) if task.parent is not None else ()
-    return blake2b(msgspec.json.encode((*texts, *parents)), digest_size=8).digest()
+    origins = ({"rerun_of": task.rerun_of},) if task.rerun_of is not None else ()
+    return blake2b(msgspec.json.encode((*texts, *parents, *origins)), digest_size=8).digest()
 
 
 def query_terms(query: TaskQuery) -> str:
@@ -137,6 +141,8 @@ def query_terms(query: TaskQuery) -> str:
         terms.append(_exact_term(_REPOSITORY_MARK, repository_location(query.repository)))
     if query.parent:
         terms.append(_exact_term(_PARENT_MARK, query.parent))
+    if query.rerun_of:
+        terms.append(_exact_term(_ORIGIN_MARK, query.rerun_of))
     quoted = [f'"{term}"' for term in (*terms, *_label_terms(query.labels))]
     if quoted and query.states:
         states = " OR ".join(f'"{state_term(state)}"' for state in sorted(query.states))

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import Header, Query, Request
@@ -47,6 +47,7 @@ from sandbox.primitives import client_fairness
 TAIL_MAX = 1_000_000
 TEXT_LINE_BYTES_MAX = 16 * 1024 * 1024
 
+_JSON = "application/json"
 _NDJSON = "application/x-ndjson"
 _SSE = "text/event-stream"
 _TEXT = "text/plain; charset=utf-8"
@@ -65,12 +66,14 @@ class LogEncoder:
     """Filters and formats events. In a followed log, `gap` and `end` events pass every filter.
 
     since: a timestamp in the format that events use; empty for all events.
+    is_text: whether each line is text, rather than a JSON object.
     """
 
     stream: LogStream
     since: str
     format_event: _Formatter
     is_following: bool
+    is_text: bool = False
 
     def includes(self, event: WireEvent) -> bool:
         """Return whether the event passes the filter."""
@@ -94,7 +97,7 @@ class LogEncoder:
             return (event,)
         if self.stream == "conversation":
             return (conversation,)
-        return (event, conversation) if self.stream == "all" and not self.is_following else (event,)
+        return (event, conversation) if self.stream == "all" and self.is_text else (event,)
 
 
 class LogQuery(BaseModel):
@@ -114,8 +117,19 @@ _LastEventId = Annotated[
 ]
 
 _TEXT_SCHEMA = {"type": "string"}
-_LOG_SCHEMAS = {"text_plain": _TEXT_SCHEMA, "text_event_stream": {}, "application_x_ndjson": _TEXT_SCHEMA}
 _EVENT_SCHEMA = component_ref("Event")
+_JSON_RANGE = "application/*"
+"""The media type of JSON logs in the schema. Generated clients would parse every log as JSON if the schema listed
+`application/json`, because they send no `Accept` header and choose one of the listed types.
+"""
+
+_LOG_DESCRIPTION = "The log as text, as NDJSON or as an array (`application/json`); when followed, as a stream"
+_LOG_SCHEMAS: dict[str, dict[str, Any]] = {
+    "text_plain": _TEXT_SCHEMA,
+    "text_event_stream": {},
+    "application_x_ndjson": _TEXT_SCHEMA,
+    _JSON_RANGE: {"type": "array", "items": _EVENT_SCHEMA},
+}
 _SSE_DATA = {"type": "string", "contentMediaType": "application/json", "contentSchema": _EVENT_SCHEMA}
 _SSE_SCHEMA = {
     "type": "object",
@@ -131,7 +145,7 @@ router = create_router("Logs")
     response_class=Response,
     responses={
         200: with_item_schemas(
-            raw_content("The log as text, or as a stream when followed", **_LOG_SCHEMAS),
+            raw_content(_LOG_DESCRIPTION, **_LOG_SCHEMAS),
             text_event_stream=_SSE_SCHEMA,
             application_x_ndjson=_EVENT_SCHEMA,
         ),
@@ -146,11 +160,15 @@ async def get_logs(
     query: Annotated[LogQuery, Query()],
     last_event_id: _LastEventId = "",
 ) -> Response:
-    """Get the agent's output and the task's events, ordered by `seq`."""
+    """Get the agent's output and the task's events, ordered by `seq`.
+
+    The header `Accept` selects the format. Without `follow`: `text/plain`, `application/x-ndjson`, or
+    `application/json` for an array of events. With `follow`: `text/event-stream`, or `application/x-ndjson`.
+    """
     task = await context.services.tasks.status(task_id)
-    media_type, form = _choose_format(request) if query.follow else (_TEXT, _TextFormatter().format_event)
-    since = parse_time(query.since)
-    encoder = LogEncoder(query.stream, "" if since is None else format_timestamp(since), form, query.follow)
+    media_type, form = _choose_stream_format(request) if query.follow else _choose_format(request)
+    since = "" if (time := parse_time(query.since)) is None else format_timestamp(time)
+    encoder = LogEncoder(query.stream, since, form, query.follow, is_text=media_type == _TEXT)
     resumed = parse_seq(last_event_id) if query.follow else None
     if task.state.is_final and resumed is not None and resumed > task.last_seq:
         return Response(status_code=204)
@@ -159,7 +177,8 @@ async def get_logs(
     if query.tail and not (query.follow and position is not None):
         start = await _find_tail_start(context.services.events, task, start, query.tail, encoder)
     if not query.follow:
-        return EventStreamResponse(encode_each(context.services.events.replay(task_id, after=start), encoder), _TEXT)
+        messages = encode_each(context.services.events.replay(task_id, after=start), encoder)
+        return EventStreamResponse(_as_array(messages) if media_type == _JSON else messages, media_type)
     return EventStreamResponse(
         context.stream_cache.follow(task, encoder, after=start),
         media_type,
@@ -290,6 +309,46 @@ async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: Lo
 
 
 def _choose_format(request: Request) -> tuple[str, _Formatter]:
+    """Return the format that the client prefers; text if it has no preference."""
+    formats: dict[str, _Formatter] = {
+        _TEXT: _TextFormatter().format_event,
+        _NDJSON: _format_ndjson,
+        _JSON: _format_array_item,
+    }
+    accept = request.headers.get("accept", "").lower()
+    chosen = max(formats, key=lambda media_type: _quality(accept, media_type.partition(";")[0]))
+    return chosen, formats[chosen]
+
+
+def _quality(accept: str, media_type: str) -> float:
+    """Return the quality that an Accept header gives to a media type (RFC 9110, section 12.5.1)."""
+    qualities: dict[str, float] = {}
+    for entry in accept.split(","):
+        accepted, *parameters = (part.strip() for part in entry.split(";"))
+        match = next(filter(None, (_QUALITY.fullmatch(parameter) for parameter in parameters)), None)
+        qualities[accepted] = float(match[1]) if match else 1.0
+    wildcards = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return next((qualities[each] for each in wildcards if each in qualities), 0.0)
+
+
+_QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
+
+
+async def _as_array(source: AsyncIterator[Messages]) -> AsyncIterator[Messages]:
+    """Yield a JSON array. Each of its items begins with a comma, except the first."""
+    start = b"["
+    try:
+        async for messages in source:
+            text = b"".join(messages)
+            if text:
+                yield (start + text.removeprefix(b",") if start else text,)
+                start = b""
+    finally:
+        await close_iterator(source)
+    yield (start + b"\n]\n",)
+
+
+def _choose_stream_format(request: Request) -> tuple[str, _Formatter]:
     if _NDJSON in request.headers.get("accept", "").lower():
         return _NDJSON, _format_ndjson
     return _SSE, _format_sse
@@ -322,6 +381,10 @@ class _TextFormatter:
 
 def _format_ndjson(event: WireEvent) -> bytes:
     return msgspec.json.encode(event) + b"\n"
+
+
+def _format_array_item(event: WireEvent) -> bytes:
+    return b",\n" + msgspec.json.encode(event)
 
 
 def _format_sse(event: WireEvent) -> bytes:

@@ -74,8 +74,15 @@ class ListQuery(BaseModel):
     parent: str = Field(
         "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that continue the task with this id"
     )
-    created_after: Annotated[str, TIME] = Field("", description="Only tasks submitted at this time (RFC 3339) or later")
-    created_before: Annotated[str, TIME] = Field("", description="Only tasks submitted before this time (RFC 3339)")
+    rerun_of: str = Field(
+        "", max_length=TASK_ID_CHARACTERS_MAX, description="Only tasks that run the task with this id again"
+    )
+    created_after: Annotated[str, TIME] = Field(
+        "", description="Only tasks submitted at this time (RFC 3339, or a date for midnight UTC) or later"
+    )
+    created_before: Annotated[str, TIME] = Field(
+        "", description="Only tasks submitted before this time (RFC 3339, or a date for midnight UTC)"
+    )
     sort: Sort = Field("created_at", description="Field to sort by; `cost` is `progress.cost_usd`")
     order: Order = Field("desc", description="Ascending or descending")
     limit: int = Field(100, ge=1, le=LIMIT_MAX, description="Maximum number of tasks")
@@ -147,6 +154,7 @@ def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
         search=list_query.q,
         repository=list_query.repository,
         parent=list_query.parent,
+        rerun_of=list_query.rerun_of,
         created_after=parse_time(list_query.created_after),
         created_before=parse_time(list_query.created_before),
         with_totals=list_query.totals,

@@ -279,6 +279,7 @@ def _filters(request: Request, query: TaskQuery) -> list[tuple[str, str]]:
         "state": _state_filter_name(query.states),
         "repository": short_repository(query.repository),
         "parent": query.parent and f"continues {query.parent}",
+        "rerun_of": query.rerun_of and f"reruns {query.rerun_of}",
         "created_after": query.created_after and f"since {_format_minute(query.created_after)}",
         "created_before": query.created_before and f"before {_format_minute(query.created_before)}",
     }

@@ -138,7 +138,7 @@ CONVERTED = {"type": "output", "stream": "stdout", "data": "{}\n", "continued": 
 )
 def test_converted_conversation_is_selected_like_its_output(stream, is_following, types):
     event = {**CONVERTED, "task_id": "t", "seq": 7, "timestamp": "2026-01-29T10:10:15.123Z"}
-    encoder = logs.LogEncoder(stream, "", lambda part: part["type"].encode() + b"\n", is_following)
+    encoder = logs.LogEncoder(stream, "", lambda part: part["type"].encode() + b"\n", is_following, not is_following)
     assert b"".join(encoder.encode([event])).decode().split() == types
     assert encoder.includes(event) == bool(types)
 
@@ -216,6 +216,44 @@ def test_follow_supports_ndjson(api):
     events = [json.loads(line) for line in response.text.splitlines()]
     assert [event.get("data", event["type"]) for event in events] == ["first\n", "last, without a newline", "end"]
     assert (events[-1]["state"], events[-1]["exit_code"], events[-1]["error"]) == ("completed", 0, None)
+
+
+def test_log_without_follow_is_text_ndjson_or_json(api):
+    ndjson = api.get(f"{LOGS}?stream=stdout", headers={"accept": "application/x-ndjson"})
+    assert ndjson.headers["content-type"].startswith("application/x-ndjson")
+    events = [json.loads(line) for line in ndjson.text.splitlines()]
+    assert [event["data"] for event in events] == ["first\n", "last, without a newline"]
+    array = api.get(f"{LOGS}?stream=stdout", headers={"accept": "application/json"})
+    assert array.headers["content-type"] == "application/json"
+    assert array.json() == events
+    whole = api.get(LOGS, headers={"accept": "application/json"}).json()
+    assert [event["seq"] for event in whole] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12]
+    last = api.get(f"{LOGS}?tail=1", headers={"accept": "application/json"}).json()
+    assert last == whole[-1:]
+    assert api.get(f"{LOGS}?after=100", headers={"accept": "application/json"}).json() == []
+    assert api.get(f"{LOGS}?after=100", headers={"accept": "application/x-ndjson"}).text == ""
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("", "text/plain"),
+        ("*/*", "text/plain"),
+        ("application/json, text/plain, */*", "text/plain"),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", "text/plain"),
+        ("application/xml", "text/plain"),
+        ("application/json", "application/json"),
+        ("Application/JSON; charset=utf-8", "application/json"),
+        ("application/json, text/plain;q=0.5", "application/json"),
+        ("application/x-ndjson, */*;q=0.1", "application/x-ndjson"),
+        ("application/json;q=0.2, application/x-ndjson;q=0.9", "application/x-ndjson"),
+        ("application/json;q=0", "text/plain"),
+        ("application/json;q=x, text/plain;q=1.0", "text/plain"),
+    ],
+)
+def test_format_without_follow_is_the_preferred_one(api, accept, media_type):
+    response = api.get(f"{LOGS}?stream=stderr", headers={"accept": accept})
+    assert response.headers["content-type"].partition(";")[0] == media_type
 
 
 def test_follow_resumes_after_the_last_event_id_header_or_the_after_parameter(api):

@@ -134,18 +134,34 @@ def test_list_parameters_are_passed_to_the_store(api, tasks):
 
 def test_search_parameters_are_passed_to_the_store(api, tasks):
     period = "created_after=2026-01-29T10:10:15.5%2B02:00&created_before=2026-01-30T00:00:00Z"
-    api.get(f"/api/v1/tasks?q=%22fix+OR%22&repository=org/repo&parent=fix-1&{period}")
+    api.get(f"/api/v1/tasks?q=%22fix+OR%22&repository=org/repo&parent=fix-1&rerun_of=fix-2&{period}")
     api.get("/api/v1/tasks?q=&repository=&parent=&created_after=&created_before=")
     assert tasks.queries == [
         TaskQuery(
             search='"fix OR"',
             repository="org/repo",
             parent="fix-1",
+            rerun_of="fix-2",
             created_after=datetime(2026, 1, 29, 8, 10, 15, 500_000, UTC),
             created_before=datetime(2026, 1, 30, tzinfo=UTC),
         ),
         TaskQuery(),
     ]
+
+
+def test_date_is_midnight_utc(api, tasks):
+    assert api.get("/api/v1/tasks?created_after=2026-11-30&created_before=2026-12-01").status_code == 200
+    expected = TaskQuery(
+        created_after=datetime(2026, 11, 30, tzinfo=UTC), created_before=datetime(2026, 12, 1, tzinfo=UTC)
+    )
+    assert tasks.queries == [expected]
+
+
+@pytest.mark.parametrize("text", ["2026-11-31", "2026-1-1", "20261130", "2026-W48-1", "\u0662026-11-30"])
+def test_invalid_date_is_an_error(api, text):
+    problem = api.get("/api/v1/tasks", params={"created_after": text}).json()
+    assert (problem["error"], problem["details"][0]["field"]) == ("invalid_parameter", "created_after")
+    assert problem["details"][0]["message"].endswith("or a date such as 2026-01-29")
 
 
 def test_listed_task_has_repository_duration_and_size_of_its_patch(api, tasks):

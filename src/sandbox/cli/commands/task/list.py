@@ -107,6 +107,7 @@ def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tupl
     "--repo", "repository", metavar="REPOSITORY", help="Only tasks of this repository: URL, OWNER/NAME or NAME."
 )
 @click.option("--parent", metavar="TASK_ID", help="Only tasks that continue this task.")
+@click.option("--rerun-of", metavar="TASK_ID", help="Only tasks that run this task again.")
 @click.option(
     "--since",
     "created_after",
@@ -146,8 +147,9 @@ def list_tasks(
     if words := click.get_current_context().args:
         raise click.UsageError(f"Give words to search for with -q: sandbox task list -q {shlex.quote(' '.join(words))}")
     options = current_options()
-    if filters["parent"]:
-        filters["parent"] = find_task_id(options.connect, filters["parent"])
+    for relation in ("parent", "rerun_of"):
+        if filters[relation]:
+            filters[relation] = find_task_id(options.connect, filters[relation])
     query = {**filters, "sort": sort, "order": "asc" if sort == "name" else None}
     with options.connect() as client:
         first_page = client.tasks(limit=PAGE_TASKS_MAX if takes_all else limit, totals=has_totals, **query)

@@ -477,16 +477,22 @@ def test_totals_are_requested_once_for_all_pages(run_cli, api):
 def test_list_sends_searches(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
     period = ("--since", "2026-01-29T12:00:00+02:00", "--until", "2026-01-30T00:00:00Z")
-    result = run_cli("task", "list", "-q", 'fix "pars', "--repo", "org/app", "--parent", "fix-1", *period)
+    result = run_cli(
+        "task", "list", "-q", 'fix "pars', "--repo", "org/app", "--parent", "fix-1", "--rerun-of", "fix-2", *period
+    )
     assert (result.returncode, result.stderr) == (0, b"No such tasks.\n")
     assert api.requests[0].query == {
         "q": ['fix "pars'],
         "repository": ["org/app"],
         "parent": ["fix-1"],
+        "rerun_of": ["fix-2"],
         "created_after": ["2026-01-29T10:00:00.000Z"],
         "created_before": ["2026-01-30T00:00:00.000Z"],
     }
-    assert run_cli("task", "list", "--since", "yesterday").returncode == 2
+    assert run_cli("task", "list", "--outcome", "failed,cancelled").returncode == 0
+    assert api.requests[-1].query == {"outcome": ["failed,cancelled"]}
+    for invalid in (("--outcome", "success"), ("--outcome", "failed", "--state", "running"), ("--since", "yesterday")):
+        assert run_cli("task", "list", *invalid).returncode == 2
     assert run_cli("task", "list", "--since", "2h").returncode == 0
 
 
