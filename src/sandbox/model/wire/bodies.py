@@ -255,7 +255,8 @@ class TaskItemBody(TypedDict):
     base_commit: str | None
     """Commit at which the patch starts; null until the repository is cloned.
 
-    If `repository.patch` or the changes of earlier tasks were applied first, this commit exists only in the sandbox.
+    If `repository.patch` or the changes of earlier tasks were applied first, the remote repository does not have
+    this commit.
     """
     cancel: TaskCancelBody | None
     """The cancel request; null if there is none, and if the agent had exited before the request."""
