@@ -3,7 +3,15 @@
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.fake_event_stream import FakeEventStream, agent_message, output, tool_call_started, tool_result
+from doubles.fake_event_stream import (
+    FakeEventStream,
+    agent_message,
+    agent_result,
+    output,
+    tool_call,
+    tool_call_started,
+    tool_result,
+)
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 from sandbox.model.events import Parent
@@ -84,8 +92,8 @@ def open_running_task(base_url, browser):
 def show_as_running(route):
     response = route.fetch()
     activity = (
-        '<p class="activity"><span id="activity-now" hidden><span class="activity-text"></span>'
-        "<time data-for></time></span></p>"
+        '<p class="activity"><span id="activity-state">Claude Code is working</span> '
+        '<span id="activity-now" hidden><span class="activity-text"></span> <time data-for></time></span></p>'
     )
     body = response.text().replace(' data-over="completed"', "")
     body = body.replace('hx-trigger="refresh"', 'hx-trigger="refresh" data-refresh="5"', 1)
@@ -259,6 +267,46 @@ def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_tas
     page.locator(".says", has_text="One more.").wait_for(state="attached")
     page.wait_for_timeout(300)
     assert not page.evaluate(at_end)
+
+
+IMPORT = tool_call_started("t", command="make import", summary="make import", input={"description": "Import the data"})
+MOVED = tool_result("t", "The command was moved to the background.", in_background=True)
+
+
+def test_background_command_is_shown_as_running_until_it_ends(open_running_task):
+    page, stream = open_running_task("chat")
+
+    def activity():
+        return " ".join(page.locator(".activity").inner_text().split())
+
+    stream.send(IMPORT, MOVED, agent_message("The import runs. I wait."))
+    page.get_by_text("The import runs. I wait.").first.wait_for()
+    assert page.locator(".tool-took").inner_text() == "running in the background"
+    assert activity().startswith("Claude Code is working")
+    stream.send(agent_result("The import runs. I wait."))
+    page.get_by_text("End of a round of work · 3 turns").wait_for()
+    wait_until(lambda: "Import the data" in activity(), 30, "the name of the command")
+    assert activity().startswith("Waiting for a background command: Import the data")
+    assert page.locator(".result").count() == 0
+    assert accessibility_violations(page) == []
+    stream.send(tool_call("t", duration_ms=480_000), agent_message("It is done."), agent_result("It is done."))
+    page.locator(".result").wait_for()
+    assert page.locator(".tool-took").inner_text() == "✓ 8 min 0 s"
+    assert page.locator(".result h3").all_inner_texts() == ["Result"]
+    assert page.get_by_text("End of a round of work").count() == 1
+
+
+def test_background_command_that_fails_or_outlives_the_agent_is_no_success(open_running_task):
+    page, stream = open_running_task("chat")
+    other = [{**event, "tool_use_id": "u"} for event in (IMPORT, MOVED)]
+    stream.send(IMPORT, MOVED, *other, tool_call("t", is_error=True), agent_result("I leave it running."))
+    page.get_by_text("I leave it running.").wait_for()
+    assert page.locator(".tool-took").all_inner_texts() == ["failed · 5 ms", "running in the background"]
+    change = {"previous_state": "running", "new_state": "completing", "state_message": "Collecting artifacts"}
+    stream.send({"type": "state_change", **change})
+    page.locator(".result").wait_for()
+    assert page.locator(".tool-took").all_inner_texts() == ["failed · 5 ms", "stopped with the agent"]
+    assert page.locator(".result h3").all_inner_texts() == ["Result"]
 
 
 def test_open_details_survive_a_header_update(open_running_task, base_url):

@@ -56,6 +56,16 @@ def tool_call_started(use_id, tool="Bash", *, summary="", parent=None, **fields)
     return {"type": "tool_call_started", **call, **absent, **fields}
 
 
-def tool_result(use_id, text="", *, is_error=False):
+def tool_result(use_id, text="", *, is_error=False, **fields):
     result = {"tool_use_id": use_id, "output": text, "is_error": is_error, "exit_code": None}
-    return {"type": "tool_result", **result, "omitted_characters": 0}
+    return {"type": "tool_result", **result, "omitted_characters": 0, "in_background": False, **fields}
+
+
+def tool_call(use_id, tool="Bash", *, duration_ms=5, is_error=False):
+    call = {"tool": tool, "tool_use_id": use_id, "duration_ms": duration_ms, "is_error": is_error}
+    return {"type": "tool_call", **call}
+
+
+def agent_result(text, **fields):
+    result = {"text": text, "is_error": False, "reason": "", "turns": 3, "duration_ms": 5, "cost_usd": None}
+    return {"type": "agent_result", **result, "omitted_characters": 0, **fields}

@@ -54,6 +54,20 @@ CASES = {
             DONE,
         )
     },
+    "command_moved_to_background": {
+        "turns": (
+            Turn((bash("python3 -c 'import time; time.sleep(7)'; echo late", timeout=5000),)),
+            Turn((Text("It runs; I wait."),)),
+            DONE,
+        )
+    },
+    "failed_background_command": {
+        "turns": (
+            Turn((bash("python3 -c 'import time; time.sleep(1)'; exit 3", run_in_background=True),)),
+            Turn((Text("It runs; I wait."),)),
+            DONE,
+        )
+    },
     "subagent_in_foreground": {
         "turns": (Turn((ToolUse("Agent", {**SUBAGENT, "run_in_background": False}),)), DONE),
         "branches": {"SUBAGENT-BRANCH": (Turn((bash("echo inside"),)), Turn((Text("Looked around."),)))},

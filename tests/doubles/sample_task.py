@@ -53,7 +53,7 @@ def task_events(task_id: str = TASK_ID) -> list[dict[str, Any]]:
         block = {"type": "tool_result", "tool_use_id": use_id, "content": error or "ok", "is_error": is_error}
         line({"type": "user", "message": {"role": "user", "content": [block]}})
         result = {"output": error or "ok", "exit_code": 1 if is_error else None, "omitted_characters": 0}
-        add("tool_result", tool_use_id=use_id, is_error=is_error, **result)
+        add("tool_result", tool_use_id=use_id, is_error=is_error, in_background=False, **result)
         add("tool_call", tool=tool, tool_use_id=use_id, duration_ms=duration_ms, is_error=is_error)
 
     def usage(tokens_in: int, tokens_out: int, usd: float) -> None:

@@ -18,7 +18,7 @@ try:
 except ImportError:  # in this version, the manifest is a dataclass
     Manifest = encode_manifest = decode_manifest = None
 
-_ADDED_FIELDS = {("AgentStarted", "agent"), ("Task", "agent_name")}
+_ADDED_FIELDS = {("AgentStarted", "agent"), ("Task", "agent_name"), ("ToolResult", "in_background")}
 """Fields that the first version did not have. Samples have their defaults, which are not encoded."""
 
 _PLAIN = {

@@ -283,6 +283,7 @@ class ToolResult(_EventBase, frozen=True, tag="tool_result"):
     """What a tool call returned to the agent. A `ToolCall` event with the duration follows.
 
     output: untrusted text.
+    in_background: the call continues in the background. `output` is preliminary, and `ToolCall` follows once it ends.
     exit_code: exit code of the shell command; null if there was no command or its exit code is unknown.
     omitted_characters: number of characters that were cut from the end of the output.
     """
@@ -292,13 +293,13 @@ class ToolResult(_EventBase, frozen=True, tag="tool_result"):
     is_error: bool = False
     exit_code: int | None = None
     omitted_characters: int = 0
+    in_background: bool = False
 
 
 class AgentResult(_EventBase, frozen=True, tag="agent_result"):
     """The agent ended a round of work. The last round of a task has the task's result.
 
     The end of a background command may start another round.
-
 
     text: the final message.
     reason: why the round ended, as a word of the agent's protocol; empty for a success.

@@ -14,6 +14,7 @@ from sandbox.agents.claude_code.stream_json import (
     ContentBlock,
     InitEvent,
     StreamEvent,
+    TaskEvent,
     content_text,
     read_blocks,
     read_event,
@@ -26,6 +27,7 @@ from sandbox.agents.claude_code.stream_json import (
     read_result_event,
     read_retry,
     read_string,
+    read_task,
     sanitize,
     to_text,
 )
@@ -39,6 +41,9 @@ from sandbox.model.manifest.schema import Manifest
 OPEN_CALLS_MAX = 10_000
 """Maximum number of unanswered tool calls that are tracked. Beyond that, the oldest call is dropped."""
 
+TASKS_MAX = 1000
+"""Maximum number of tasks of Claude Code that are tracked. Beyond that, the oldest task is dropped."""
+
 INIT_TOOLS_MAX = 10_000
 """Maximum number of the agent's tools that are checked: each is compared with every pattern of `allowed_tools`."""
 
@@ -51,6 +56,7 @@ CONVERTED_VALUES_MAX = 50_000
 CONVERTED_EVENTS_MAX = 100
 """Maximum number of events converted from one recorded line. Claude Code prints a line for each block of a message."""
 
+_TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
 _INPUT_FIELDS_MAX = 100
 _RESULT_BLOCKS_MAX = 1000
 _SYNTHETIC_MODEL = "<synthetic>"
@@ -63,6 +69,51 @@ _EXIT_CODE = re.compile(r"Exit code (\d{1,3})\b")
 """Prefix of a failed Bash call's result."""
 
 
+class _BackgroundCalls:
+    """Tracks which tool calls run in the background: from their start, or because they took long.
+
+    Claude Code reports such a call as a task, before it returns a preliminary result to the model.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[str, str] = {}  # ids of calls by id of their task
+        self._background_tasks: set[str] = set()
+
+    def __contains__(self, tool_use_id: str) -> bool:
+        return any(self._calls[task_id] == tool_use_id for task_id in self._background_tasks)
+
+    def handle(self, subtype: str, event: TaskEvent) -> Iterator[tuple[str, bool]]:
+        """Yield each call that has ended in the background, and whether it failed."""
+        match subtype:
+            case "task_started" if event.tool_use_id:
+                self._add(event.task_id, sanitize(event.tool_use_id), in_background=event.is_backgrounded is True)
+            case "task_updated" if event.task_id in self._calls and event.patch and event.patch.is_backgrounded:
+                self._background_tasks.add(event.task_id)
+            case "task_notification":
+                if (tool_use_id := self._remove(event.task_id)) is not None:
+                    yield tool_use_id, event.status != "completed"
+            case "background_tasks_changed":
+                listed = {task.task_id for task in event.tasks}
+                for task_id in self._background_tasks - listed:
+                    if (tool_use_id := self._remove(task_id)) is not None:
+                        yield tool_use_id, False
+
+    def _add(self, task_id: str, tool_use_id: str, *, in_background: bool) -> None:
+        if len(self._calls) >= TASKS_MAX:
+            self._remove(next(iter(self._calls)))
+        self._calls[task_id] = tool_use_id
+        if in_background:
+            self._background_tasks.add(task_id)
+
+    def _remove(self, task_id: str) -> str | None:
+        """Remove a task; return the id of its call if the call ran in the background."""
+        tool_use_id = self._calls.pop(task_id, None)
+        if task_id not in self._background_tasks:
+            return None
+        self._background_tasks.remove(task_id)
+        return tool_use_id
+
+
 class ClaudeOutputParser:
     """Parses stream-json. Never raises and uses bounded memory, for any input.
 
@@ -73,6 +124,8 @@ class ClaudeOutputParser:
     def __init__(self, session_id: str) -> None:
         self._session_id = session_id
         self._open_calls: dict[str, str] = {}
+        self._background_calls = _BackgroundCalls()
+        self._calls_with_result: set[str] = set()
         self._last_message_id = ""
         self._is_initialized = False
         self._result_line: bytes | None = None
@@ -103,6 +156,10 @@ class ClaudeOutputParser:
                 yield from self._initialize(line)
             case "system" if event.subtype == "api_retry":
                 yield ApiRetry(_retry_message(read_retry(line)))
+            case "system" if event.subtype in _TASK_SUBTYPES:
+                for tool_use_id, is_error in self._background_calls.handle(event.subtype, read_task(line)):
+                    if tool_use_id in self._calls_with_result:
+                        yield self._finish_call(tool_use_id, is_error=is_error)
         for shown in _convert_event(event, line):
             yield from self._match_call(shown)
 
@@ -128,13 +185,32 @@ class ClaudeOutputParser:
             if event.tool_use_id in self._open_calls:
                 return
             if len(self._open_calls) >= OPEN_CALLS_MAX:
-                del self._open_calls[next(iter(self._open_calls))]
+                self._close_call(next(iter(self._open_calls)))
             self._open_calls[event.tool_use_id] = event.tool
-        elif isinstance(event, ToolResult) and event.tool_use_id not in self._open_calls:
+            yield event
+        elif isinstance(event, ToolResult):
+            yield from self._match_result(event)
+        else:
+            yield event
+
+    def _match_result(self, event: ToolResult) -> Iterator[AgentEvent]:
+        """Yield the result of an open call, and its end unless the call continues in the background."""
+        use_id = event.tool_use_id
+        if use_id not in self._open_calls or use_id in self._calls_with_result:
+            return
+        if use_id in self._background_calls and not event.is_error:
+            self._calls_with_result.add(use_id)
+            yield msgspec.structs.replace(event, in_background=True)
             return
         yield event
-        if isinstance(event, ToolResult):
-            yield ToolFinished(event.tool_use_id, self._open_calls.pop(event.tool_use_id), is_error=event.is_error)
+        yield self._finish_call(use_id, is_error=event.is_error)
+
+    def _finish_call(self, tool_use_id: str, *, is_error: bool) -> ToolFinished:
+        return ToolFinished(tool_use_id, self._close_call(tool_use_id), is_error=is_error)
+
+    def _close_call(self, tool_use_id: str) -> str:
+        self._calls_with_result.discard(tool_use_id)
+        return self._open_calls.pop(tool_use_id)
 
 
 def convert_recorded_line(manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:

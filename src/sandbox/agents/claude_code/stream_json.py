@@ -100,6 +100,26 @@ class ApiRetryEvent(msgspec.Struct):
     error: str = ""
 
 
+class TaskPatch(msgspec.Struct):
+    """The changed fields of a task in a `system/task_updated` event."""
+
+    is_backgrounded: bool | None = None
+
+
+class TaskEvent(msgspec.Struct):
+    """A `system` event about a tool call that runs as a task of Claude Code, such as a long command or a subagent.
+
+    tasks: all tasks in the background, in `background_tasks_changed`.
+    """
+
+    task_id: str = ""
+    tool_use_id: str | None = None
+    is_backgrounded: bool | None = None
+    status: str = ""
+    patch: TaskPatch | None = None
+    tasks: list[TaskEvent] = []
+
+
 class ResultEvent(msgspec.Struct):
     """A `result` event, without the fields that are not displayed."""
 
@@ -117,6 +137,7 @@ _MESSAGE = msgspec.json.Decoder(Message)
 _BLOCK = msgspec.json.Decoder(ContentBlock)
 _INIT = msgspec.json.Decoder(InitEvent)
 _RETRY = msgspec.json.Decoder(ApiRetryEvent)
+_TASK = msgspec.json.Decoder(TaskEvent)
 _RESULT = msgspec.json.Decoder(dict[str, Any])
 _RESULT_EVENT = msgspec.json.Decoder(ResultEvent)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -151,6 +172,11 @@ def read_init(line: bytes) -> InitEvent:
 def read_retry(line: bytes) -> ApiRetryEvent:
     """Decode an `api_retry` event."""
     return _decode(_RETRY, line) or ApiRetryEvent()
+
+
+def read_task(line: bytes) -> TaskEvent:
+    """Decode an event about a task; fields of an unexpected shape are empty."""
+    return _decode_if_sparse(_TASK, line) or TaskEvent()
 
 
 def read_result(line: bytes) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
 // The readable conversation. Keeps a limited number of entries. The steps of a subagent are listed below its tool call.
-import { entryContent, entryElement, isDone, withOmitted } from "/assets/conversation_entry.js";
+import { entryContent, entryElement, isDone, isRunningInBackground, withOmitted } from "/assets/conversation_entry.js";
 import { EntryList } from "/assets/entry_list.js";
 import { $, h } from "/assets/page.js";
 import { isModelRefusal } from "/assets/refused_connections.js";
@@ -19,6 +19,7 @@ export class Conversation {
   #characters = 0;
   #tools = new Map();
   #lastMessage = null;
+  #lastResult = null;
   #render = (entry) => this.#createElement(entry);
   #list = new EntryList($("talk"), document.querySelector("#panel-conversation > .earlier"), this.#render, SHOWN_MAX);
   #stale = new Set();
@@ -36,6 +37,7 @@ export class Conversation {
       return;
     }
     if (kind === "text") this.#lastMessage = text.trim();
+    this.#startRound();
     const entry = {
       kind: kind === "text" ? "says" : "folded",
       title: kind === "prompt" ? "Prompt" : "Thinking",
@@ -50,6 +52,7 @@ export class Conversation {
   }
 
   addToolCall(frame) {
+    this.#startRound();
     const entry = {
       kind: "tool",
       at: frame.timestamp,
@@ -73,10 +76,11 @@ export class Conversation {
     entry.output = withOmitted(frame.output, frame.omitted_characters);
     entry.isError = frame.is_error;
     entry.exitCode = frame.exit_code;
+    entry.isInBackground = frame.in_background === true;
     this.#addSize(entry, entry.output.length - before);
     this.#stale.add(entry);
     // Fold the steps of a subagent that has ended, unless the user has opened them.
-    if (entry.steps && !entry.isToggled) entry.steps.details.open = false;
+    if (entry.steps && !entry.isToggled && !entry.isInBackground) entry.steps.details.open = false;
   }
 
   addDuration(frame) {
@@ -94,7 +98,33 @@ export class Conversation {
 
   addResult(frame) {
     const isRepeated = this.#lastMessage === frame.text.trim();
-    this.#add({ kind: "result", at: frame.timestamp, event: frame, isRepeated });
+    const isWaiting = [...this.#tools.values()].some(isRunningInBackground);
+    this.#lastResult = { kind: "result", at: frame.timestamp, event: frame, isRepeated, hasSuccessor: isWaiting };
+    this.#add(this.#lastResult);
+  }
+
+  // The agent continues, so its last result was that of a round of work only.
+  #startRound() {
+    this.#setSuccessor(true);
+    this.#lastResult = null;
+  }
+
+  #setSuccessor(hasSuccessor) {
+    const entry = this.#lastResult;
+    if (!entry || entry.hasSuccessor === hasSuccessor) return;
+    entry.hasSuccessor = hasSuccessor;
+    this.#stale.add(entry);
+  }
+
+  // The agent has exited: no round follows, and commands in the background were stopped.
+  endAttempt() {
+    this.#setSuccessor(false);
+    this.#lastResult = null;
+    for (const entry of this.#tools.values()) {
+      if (!isRunningInBackground(entry)) continue;
+      entry.isStopped = true;
+      this.#stale.add(entry);
+    }
   }
 
   // The top of the page shows the task's failure.
@@ -228,5 +258,9 @@ const HANDLERS = {
     conversation.addAside(timestamp, `${error}: ${message}`, "errs", message),
   gap: (conversation, { timestamp, reason }) =>
     conversation.addAside(timestamp, `Some entries are missing: ${reason}`, "warns"),
+  attempt: (conversation) => conversation.endAttempt(),
+  state_change(conversation, frame) {
+    if (frame.new_state === "completing") conversation.endAttempt();
+  },
   end: (conversation, { error }) => error && conversation.removeErrors(error.message),
 };

@@ -51,6 +51,10 @@ const RENDERERS = {
 
 export const isDone = ({ output, duration }) => output !== undefined || duration !== undefined;
 
+// A call in the background has a preliminary result; it ends with its duration.
+export const isRunningInBackground = ({ isInBackground, duration, isStopped }) =>
+  isInBackground === true && duration === undefined && !isStopped;
+
 function toolElement(entry) {
   // Edits are open, because the change is their result. Failed calls are open too.
   const isOpen = entry.isError === true || entry.edits.length > 0;
@@ -73,7 +77,10 @@ function toolElement(entry) {
 }
 
 // An exit code is known only for commands that failed.
-function toolStatus({ isError, exitCode, duration, output }) {
+function toolStatus(entry) {
+  const { isError, exitCode, duration, output, isStopped } = entry;
+  if (isRunningInBackground(entry)) return ["running in the background"];
+  if (isStopped) return ["stopped with the agent"];
   const took = duration === undefined ? "" : span(duration);
   if (isError) return [[exitCode == null ? "failed" : `exit ${exitCode}`, took].filter(Boolean).join(" · ")];
   if (!isDone({ output, duration })) return ["…"];
@@ -150,13 +157,14 @@ function outputElements(output) {
 // An agent can report an error whose reason is "success".
 const endLabel = (reason) => (reason === "success" ? "Ended with an error" : `Ended: ${visible(label(reason))}`);
 
-function resultElement({ event, isRepeated }) {
+function resultElement({ event, isRepeated, hasSuccessor }) {
   const facts = [
     event.turns !== null && `${event.turns} ${event.turns === 1 ? "turn" : "turns"}`,
     event.duration_ms !== null && span(event.duration_ms),
     // An agent that resumed a session counts the cost of the earlier tasks too.
     event.cost_usd !== null && !$("task-data").dataset.resumes && `${money(event.cost_usd)} as counted by the agent`,
   ].filter(Boolean);
+  if (hasSuccessor && !event.is_error) return roundElement(event, isRepeated, facts);
   const container = h(
     "div",
     { class: event.is_error ? "result erred" : "result" },
@@ -165,4 +173,12 @@ function resultElement({ event, isRepeated }) {
   if (event.text && !isRepeated) container.append(markdown(withOmitted(event.text, event.omitted_characters)));
   if (facts.length) container.append(h("p", { class: "muted" }, facts.join(" · ")));
   return container;
+}
+
+// The end of a round of work, after which the agent continued.
+function roundElement(event, isRepeated, facts) {
+  const aside = h("div", { class: "aside" }, h("span", {}, ["End of a round of work", ...facts].join(" · ")));
+  return event.text && !isRepeated
+    ? h("div", {}, markdown(withOmitted(event.text, event.omitted_characters)), aside)
+    : aside;
 }

@@ -15,6 +15,8 @@ export class Outcome {
   #result = null;
   #refusals = new Set(); // the model gateway's reasons
   #calls = new Map();
+  #backgroundCalls = new Map();
+  #waitsSince = null; // when the agent began to wait for a call in the background
   #activity = null;
   #shown = null;
   #diff = null;
@@ -29,24 +31,42 @@ export class Outcome {
 
   handle(frame) {
     for (const event of frame.conversation ?? []) this.handle({ ...event, timestamp: frame.timestamp });
-    if (frame.type === "agent_result") this.#result = frame;
+    if (frame.type === "agent_result") this.#endRound(frame);
     else if (frame.type === "attempt") this.#startAttempt();
     else if (frame.type === "agent_message") this.#addMessage(frame);
     else if (isModelRefusal(frame)) this.#addRefusal(frame.reason);
-    else if (frame.type === "tool_call_started") {
-      this.#setActivity(frame.timestamp, `${frame.tool} ${frame.summary}`);
-      this.#calls.set(frame.tool_use_id, this.#activity);
-      if (this.#calls.size > CALLS_MAX) this.#calls.delete(this.#calls.keys().next().value);
-    } else if (frame.type === "tool_result") {
-      this.#calls.delete(frame.tool_use_id);
-      this.#activity = [...this.#calls.values()].at(-1) ?? { at: frame.timestamp, text: "Waiting for the model" };
-    }
+    else if (frame.type === "tool_call_started") this.#startCall(frame);
+    else if (frame.type === "tool_result") this.#addToolResult(frame);
+    else if (frame.type === "tool_call") this.#backgroundCalls.delete(frame.tool_use_id);
+  }
+
+  #startCall(frame) {
+    this.#setActivity(frame.timestamp, `${frame.tool} ${frame.summary}`);
+    const { command, input } = frame;
+    const subject = input.description || frame.summary || frame.tool;
+    this.#calls.set(frame.tool_use_id, { ...this.#activity, subject, isCommand: command !== null });
+    if (this.#calls.size > CALLS_MAX) this.#calls.delete(this.#calls.keys().next().value);
+  }
+
+  #addToolResult({ tool_use_id, in_background, timestamp }) {
+    const call = this.#calls.get(tool_use_id);
+    this.#calls.delete(tool_use_id);
+    if (call && in_background) this.#backgroundCalls.set(tool_use_id, call);
+    this.#activity = [...this.#calls.values()].at(-1) ?? { at: timestamp, text: "Waiting for the model" };
+    this.#waitsSince = null;
+  }
+
+  #endRound(frame) {
+    this.#result = frame;
+    this.#waitsSince = frame.timestamp;
   }
 
   #startAttempt() {
     this.#result = null;
     this.#activity = null;
+    this.#waitsSince = null;
     this.#calls.clear();
+    this.#backgroundCalls.clear();
   }
 
   #addRefusal(reason) {
@@ -61,6 +81,7 @@ export class Outcome {
 
   #setActivity(at, text) {
     this.#activity = { at, text };
+    this.#waitsSince = null;
   }
 
   // Draw changes since the last call. finalState: undefined if the task has not ended.
@@ -78,7 +99,13 @@ export class Outcome {
   #showActivity() {
     const element = $("activity-now");
     if (!element || !this.#activity) return;
-    const { at, text } = this.#activity;
+    const call = this.#waitsSince && [...this.#backgroundCalls.values()].at(-1);
+    if (call) {
+      const kind = call.isCommand ? "command" : "task";
+      const state = `Waiting for a background ${kind}:`;
+      if ($("activity-state").textContent !== state) $("activity-state").textContent = state;
+    }
+    const { at, text } = call ? { at: this.#waitsSince, text: call.subject } : this.#activity;
     const line = visible(text.slice(0, ACTIVITY_MAX).split("\n", 1)[0]);
     element.querySelector(".activity-text").textContent = line;
     const time = element.querySelector("time");

@@ -112,6 +112,8 @@ class ToolResultItem(TypedDict):
     """Exit code of a shell command that failed; null if there is none or it is unknown."""
     omitted_characters: int
     """Number of characters that were cut from the end of the output."""
+    in_background: bool
+    """Whether the call continues in the background; its `tool_call` event follows once it ends."""
 
 
 class AgentResultItem(TypedDict):

@@ -152,6 +152,7 @@ def _conversation_item(event: e.ConversationEvent) -> b.ConversationItem:
                 "is_error": event.is_error,
                 "exit_code": event.exit_code,
                 "omitted_characters": event.omitted_characters,
+                "in_background": event.in_background,
             }
         case e.AgentResult():
             return {

@@ -12,6 +12,7 @@ from sandbox.agents.claude_code.output_parser import (
     CONVERTED_EVENTS_MAX,
     INIT_TOOLS_MAX,
     OPEN_CALLS_MAX,
+    TASKS_MAX,
     ClaudeOutputParser,
     convert_recorded_line,
 )
@@ -232,6 +233,66 @@ def test_open_tool_calls_are_bounded():
     assert not parser.parse_line(tool_result("t9"))
     assert parser.parse_line(tool_result("t10"))
     assert parser.parse_line(tool_result(f"t{OPEN_CALLS_MAX + 9}"))
+
+
+def task(subtype, **fields):
+    return line(type="system", subtype=subtype, **fields)
+
+
+def test_later_result_of_a_call_in_the_background_is_ignored():
+    parser = ClaudeOutputParser(SESSION)
+    parser.parse_line(tool_use("t1"))
+    parser.parse_line(task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
+    (result,) = parser.parse_line(tool_result("t1"))
+    assert result.in_background
+    assert not parser.parse_line(tool_result("t1"))
+    (end,) = parser.parse_line(task("task_notification", task_id="a", status="killed"))
+    assert end == ToolFinished("t1", "Bash", is_error=True)
+    assert not parser.parse_line(task("task_notification", task_id="a", status="completed"))
+
+
+def test_task_that_ends_before_the_result_of_its_call_does_not_end_the_call():
+    parser = ClaudeOutputParser(SESSION)
+    parser.parse_line(tool_use("t1"))
+    parser.parse_line(task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
+    assert not parser.parse_line(task("task_notification", task_id="a", status="completed"))
+    result, end = parser.parse_line(tool_result("t1"))
+    assert (result.in_background, end) == (False, ToolFinished("t1", "Bash", is_error=False))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"task_id": 3, "tool_use_id": "t1", "is_backgrounded": True},
+        {"task_id": "a", "tool_use_id": ["t1"], "is_backgrounded": True},
+        {"task_id": "a", "tool_use_id": "t1", "is_backgrounded": "yes"},
+        {"task_id": "a", "tool_use_id": "other", "is_backgrounded": True},
+        {"task_id": "a", "tool_use_id": None, "patch": [1]},
+        {"tasks": [1, {"tasks": "x"}]},
+    ],
+)
+@pytest.mark.parametrize("subtype", ["task_started", "task_updated", "task_notification", "background_tasks_changed"])
+def test_invalid_task_event_moves_no_call_to_the_background(subtype, fields):
+    parser = ClaudeOutputParser(SESSION)
+    parser.parse_line(tool_use("t1"))
+    assert parser.parse_line(task(subtype, **fields)) == ()
+    result, end = parser.parse_line(tool_result("t1"))
+    assert not result.in_background
+    assert isinstance(end, ToolFinished)
+
+
+def test_tracked_tasks_are_bounded():
+    parser = ClaudeOutputParser(SESSION)
+    for number in range(TASKS_MAX + 1):
+        parser.parse_line(tool_use(f"t{number}"))
+        started = task("task_started", task_id=f"a{number}", tool_use_id=f"t{number}", is_backgrounded=True)
+        parser.parse_line(started)
+    oldest, _ = parser.parse_line(tool_result("t0"))
+    assert not oldest.in_background
+    (newest,) = parser.parse_line(tool_result(f"t{TASKS_MAX}"))
+    assert newest.in_background
+    ends = parser.parse_line(task("background_tasks_changed", tasks=[]))
+    assert ends == (ToolFinished(f"t{TASKS_MAX}", "Bash", is_error=False),)
 
 
 def test_retry_message_is_bounded_and_printable():

@@ -43,9 +43,11 @@ def summarize(events):
     ("name", "summary"),
     [
         ("success_with_tools", "turn Read( ) turn Edit( ) turn Bash( Bash( ) !) turn NoSuchTool( !) turn"),
-        ("background_command", "turn Bash( ) turn turn"),
+        ("background_command", "turn Bash( turn ) turn"),
+        ("command_moved_to_background", "turn Bash( turn ) turn"),
+        ("failed_background_command", "turn Bash( turn !) turn"),
         ("subagent_in_foreground", "turn Agent( Bash( ) ) turn"),
-        ("subagent_in_background", "turn Agent( ) turn Bash( ) turn"),
+        ("subagent_in_background", "turn Agent( turn Bash( ) ) turn"),
         ("retried_500", "retry retry turn"),
         ("retried_cut_stream", "retry turn"),
     ],
@@ -162,6 +164,27 @@ def test_recorded_run_yields_its_conversation():
         AgentMessage("All done."),
         AgentResult("All done.", turns=6, duration_ms=436, cost_usd=0.01875),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("success_with_tools", [False] * 5),
+        ("background_command", [True]),
+        ("command_moved_to_background", [True]),
+        ("failed_background_command", [True]),
+        ("subagent_in_foreground", [False, False]),
+        ("subagent_in_background", [True, False]),
+    ],
+)
+def test_result_of_a_call_in_the_background_is_preliminary(name, expected):
+    results = [event for event in conversation(name) if isinstance(event, ToolResult)]
+    assert [event.in_background for event in results] == expected
+
+
+def test_call_in_the_background_ends_even_if_only_the_list_of_tasks_reports_it():
+    lines = [line for line in recorded("background_command") if b'"task_notification"' not in line]
+    assert summarize(replay("background_command", lines=lines)[0]) == "turn Bash( turn ) turn"
 
 
 def is_start(event):

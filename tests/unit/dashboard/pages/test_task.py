@@ -108,3 +108,11 @@ def test_chain_has_totals_on_each_of_its_pages(pages):
         totals = re.search(r'id="chain-totals".*?</div>', pages.get(f"/tasks/{task_id}").text, re.DOTALL)[0]
         assert ("Chain of 2 tasks" in totals, "$1.75" in totals) == (True, True)
     assert "chain-totals" not in pages.get("/tasks/alone").text
+
+
+def test_activity_of_the_agent_is_not_shown_while_artifacts_are_collected(pages):
+    pages.tasks.add("works", *TO_RUNNING)
+    pages.tasks.add("collects", *TO_RUNNING, e.AgentExited(0, None, None))
+    works, collects = (pages.get(f"/tasks/{task_id}").text for task_id in ("works", "collects"))
+    assert ('id="activity-now"' in works, 'id="activity-now"' in collects) == (True, False)
+    assert ('id="activity-state"' in works, 'id="activity-state"' in collects) == (True, True)

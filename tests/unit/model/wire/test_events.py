@@ -65,7 +65,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.ToolResult: (
         e.ToolResult("toolu_1", "Exit code 1", True, 1),
         {"type": "tool_result", "tool_use_id": "toolu_1", "output": "Exit code 1", "is_error": True, "exit_code": 1,
-         "omitted_characters": 0},
+         "omitted_characters": 0, "in_background": False},
     ),
     e.AgentResult: (
         e.AgentResult("Done.", False, "", 4, 5, 0.5),
