@@ -529,6 +529,13 @@ def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
 def test_chain_is_reviewed_if_its_last_task_changed_nothing(base_url, browser):
     page = browser.open(f"{base_url}/tasks/unchanged#changes")
     file_of(page, "b.py").locator("tr.add").wait_for()
+    changes = page.locator(".figures > div").first
+    wait_until(lambda: "+4 −4 in 3 files" in changes.inner_text(), 30, "the size of the chain's patch")
+    assert changes.inner_text().split("\n") == ["Changes", "none in this task; +4 −4 in 3 files in the chain"]
+    assert page.locator("#copy-apply").get_attribute("data-copy-command") == "task apply unchanged --chain"
+    assert page.locator(".actions .primary").all_inner_texts() == ["Review changes"]
+    assert page.locator("#download-patch").count() == 0
+    assert accessibility_violations(page) == []
     page.keyboard.press("s")
     page.get_by_text("The agent changed nothing.").wait_for()
     page.keyboard.press("s")

@@ -9,6 +9,7 @@ const CALLS_MAX = 100;
 const PATCH_BYTES_MAX = 3 * 1024 * 1024;
 const REFUSALS_MAX = 100;
 const WORDS_AROUND_MAX = 160; // an agent adds words of its own to the reason of a refusal
+const REPEATED_MIN = 20; // length of the beginning of a message that repeats a failure
 
 export class Outcome {
   #message = null;
@@ -21,10 +22,8 @@ export class Outcome {
   #shown = null;
   #diff = null;
 
-  // patchName: the artifact to measure if the server has not recorded its size.
-  constructor(artifactsUrl, patchName) {
+  constructor(artifactsUrl) {
     this.artifactsUrl = artifactsUrl;
-    this.patchName = patchName;
     $("outcome-more").addEventListener("click", () => this.#toggle());
     new ResizeObserver(() => this.#measure()).observe($("outcome-text"));
   }
@@ -134,7 +133,7 @@ export class Outcome {
     if (!failure) return false;
     const message = plain(text);
     const repeats = (reason) => message.includes(reason) && message.length - reason.length <= WORDS_AROUND_MAX;
-    return failure.includes(message) || [failure, ...[...this.#refusals].map(plain)].some(repeats);
+    return repeatsBeginning(failure, message) || [failure, ...[...this.#refusals].map(plain)].some(repeats);
   }
 
   #measure() {
@@ -155,7 +154,7 @@ export class Outcome {
     const element = $("fact-diff");
     if (!element?.dataset.count) return;
     if (Number(element.dataset.count) > PATCH_BYTES_MAX) return;
-    const url = `${this.artifactsUrl}/${encodeURIComponent(this.patchName)}`;
+    const url = `${this.artifactsUrl}/${encodeURIComponent(element.dataset.patch)}`;
     try {
       this.#diff ??= countPatch(await (await request(url)).text());
     } catch {
@@ -163,6 +162,13 @@ export class Outcome {
     }
     $("fact-diff")?.replaceChildren(...diffParts(this.#diff));
   }
+}
+
+// Whether a text contains a message. The end of the message may be missing: the server removes some advice of the agent.
+function repeatsBeginning(text, message) {
+  if (text.includes(message)) return true;
+  const length = Math.max(REPEATED_MIN, Math.ceil(message.length / 2), message.length - WORDS_AROUND_MAX);
+  return text.includes(message.slice(0, length));
 }
 
 // On one line, without the final period.

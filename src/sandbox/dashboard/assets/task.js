@@ -22,7 +22,7 @@ const output = new Output(format === "terminal");
 const metrics = new Metrics();
 const refusedConnections = new RefusedConnections();
 const changes = new Changes(`${api}/artifacts`, patch, chainPatch, chain);
-const outcome = new Outcome(`${api}/artifacts`, patch);
+const outcome = new Outcome(`${api}/artifacts`);
 const views = [conversation, output, metrics, refusedConnections, outcome];
 
 // The selected view is in the URL's fragment.
