@@ -21,7 +21,9 @@ LINES_PER_EVENT = 1000
 BLOCKED_MILLISECONDS_MAX = 2000
 """On an idle machine the longest task takes under 100 ms."""
 SPENT = "lifecycle.budget_usd (0.5 USD) is spent; no more model requests are forwarded. Raise the budget."
+OVERLOADED = "API Error: 529 Overloaded. This is a server-side issue, usually temporary — try again in a moment."
 FAILURES = {
+    "overloaded": f"The model could not be used: {OVERLOADED.rstrip('.')}; submit the task again later.",
     "spent": SPENT,
     "refused-model": "The model could not be used; check claude.model.",
     "refusal": "The model refused: I will not  do this; change claude.prompt.",
@@ -214,6 +216,61 @@ def test_result_of_a_resumed_session_has_no_cost(open_task, task_id, is_shown):
     assert ("$0.0406 as counted by the agent" in facts.inner_text()) == is_shown
 
 
+def test_equal_refusals_are_one_entry_of_the_conversation(open_task):
+    page, stream = open_task("chat")
+    refused = {"type": "egress_denied", "port": 443, "reason": "vm.allowed_hosts does not list it."}
+    pypi, other = {**refused, "host": "pypi.org"}, {**refused, "host": "example.com"}
+    stream.send(pypi, pypi, other, agent_message("I try again."))
+    page.get_by_text("I try again.").wait_for()
+    entries = page.locator(".aside > span:first-child")
+    assert [text.partition(":443 ")[2].partition(":")[0] for text in entries.all_inner_texts()] == [
+        "refused 2 times",
+        "refused",
+    ]
+    stream.send({**pypi, "timestamp": "2026-01-29T10:12:00.000Z"}, {**pypi, "reason": "it is not a public address."})
+    page.get_by_text("pypi.org:443 refused 3 times: vm.allowed_hosts does not list it.").wait_for()
+    page.get_by_text("pypi.org:443 refused: it is not a public address.").wait_for()
+    assert entries.count() == 3
+    assert " – " in page.locator(".aside > .muted").first.inner_text()
+    links = page.get_by_role("link", name="Allow it in a new run")
+    assert [link.get_attribute("href") for link in links.all()] == [
+        "/submit?from=chat&allow=pypi.org",
+        "/submit?from=chat&allow=example.com",
+    ]
+    assert accessibility_violations(page) == []
+
+
+def test_open_command_repeats_neither_the_command_nor_the_exit_code(open_task):
+    page, stream = open_task("chat")
+    fields = {"description": "Run the tests", "run_in_background": "false", "timeout": "9"}
+    stream.send(
+        tool_call_started("t", command="make test", summary="make test", input=fields),
+        tool_result("t", "Exit code 2\nmake: *** [test]", is_error=True, exit_code=2),
+        tool_call_started("u", command="exit 3", summary="exit 3"),
+        tool_result("u", "Exit code 3", is_error=True, exit_code=3),
+        tool_call_started("v", "Edit", summary="a.py", input={"replace_all": "false"}),
+        tool_call_started("w", "Edit", summary="b.py", input={"replace_all": "true"}),
+        tool_result("w", "No match.", is_error=True),
+    )
+    page.get_by_text("No match.").wait_for()
+    first, second, third, fourth = page.locator(".tool").all()
+    assert first.locator("summary").inner_text().split("\n") == ["Bash", "Run the tests", "exit 2"]
+    assert first.locator(".field-name, pre").all_inner_texts() == [
+        "make test",
+        "timeout",
+        "9",
+        "Output",
+        "make: *** [test]",
+    ]
+    assert second.inner_text().split() == ["Bash", "exit", "3", "exit", "3", "No", "output."]
+    third.locator("summary").click()
+    assert third.locator(".field-name, pre").count() == 0
+    assert fourth.locator(".field-name, pre").all_inner_texts() == ["replace_all", "true", "Output", "No match."]
+    first.locator("summary").click()
+    assert first.inner_text().split("\n") == ["Bash", "make test", "exit 2"]
+    assert accessibility_violations(page) == []
+
+
 MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z", "host": "model", "port": 80}
 
 
@@ -223,6 +280,8 @@ MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z
         ("spent", f"Failed to authenticate. API Error: 403 {SPENT}", SPENT, False),
         ("refused-model", "API Error: 403 The model x has no price.", "The model x has no price.", False),
         ("refusal", "I will not\ndo this.", SPENT, False),
+        ("overloaded", f"{OVERLOADED} If it persists, check your inference gateway (127.0.0.1:8123).", SPENT, False),
+        ("overloaded", "API Error: the tests of the error messages fail.", SPENT, True),
         ("spent", f"I fixed {'many files and ' * 20}then: {SPENT}", SPENT, True),
         ("other-failure", "The tests fail.", SPENT, True),
     ],
@@ -233,7 +292,7 @@ def test_last_message_that_repeats_a_refusal_is_not_shown(open_task, task_id, me
     page.locator(".says").wait_for()
     stream.send({"type": "end", "state": "failed", "exit_code": 1, "error": {"message": FAILURES[task_id]}})
     wait_until(
-        lambda: page.locator(".aside").count() == (0 if task_id == "spent" else 2), 30, "no aside with the failure"
+        lambda: page.locator(".aside").count() == (0 if task_id == "spent" else 1), 30, "no aside with the failure"
     )
     page.wait_for_timeout(300)
     assert page.locator("#outcome").is_visible() == is_shown

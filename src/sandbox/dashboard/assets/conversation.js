@@ -24,6 +24,7 @@ export class Conversation {
   #list = new EntryList($("talk"), document.querySelector("#panel-conversation > .earlier"), this.#render, SHOWN_MAX);
   #stale = new Set();
   #withNewSteps = new Set();
+  #refusals = new Map(); // entries of refusals, by what was refused and why
 
   handle(frame) {
     // Events converted from an earlier version's output have no timestamp, so use that of the output.
@@ -51,6 +52,24 @@ export class Conversation {
     this.#add({ kind: "aside", style, at, text, error });
   }
 
+  // Equal refusals are one entry with their number: a program tries to connect several times.
+  addRefusal({ timestamp, host, port, reason }) {
+    const key = `${host}:${port} ${reason}`;
+    const known = this.#refusals.get(key);
+    if (known) {
+      known.count++;
+      known.last = timestamp;
+      this.#stale.add(known);
+      return;
+    }
+    const isModel = isModelRefusal({ type: "egress_denied", host });
+    const refusal = { host, port, reason, isModel };
+    const entry = { kind: "refusal", key, at: timestamp, last: timestamp, text: reason, refusal, count: 1 };
+    if (isModel) entry.error = reason;
+    this.#add(entry);
+    this.#refusals.set(key, entry);
+  }
+
   addToolCall(frame) {
     this.#startRound();
     const entry = {
@@ -73,7 +92,9 @@ export class Conversation {
     const entry = this.#tools.get(frame.tool_use_id);
     if (!entry) return;
     const before = entry.output?.length ?? 0;
-    entry.output = withOmitted(frame.output, frame.omitted_characters);
+    // The first line of a failed command's output repeats the exit code.
+    const text = frame.exit_code === null ? frame.output : frame.output.replace(/^Exit code \d{1,3}(?:\n|$)/, "");
+    entry.output = withOmitted(text, frame.omitted_characters);
     entry.isError = frame.is_error;
     entry.exitCode = frame.exit_code;
     entry.isInBackground = frame.in_background === true;
@@ -131,6 +152,7 @@ export class Conversation {
   removeErrors(message) {
     for (const entry of this.#list.entries.filter((each) => each.error === message)) {
       this.#characters -= entry.characters;
+      this.#forget(entry);
       this.#list.remove(entry);
     }
   }
@@ -170,6 +192,7 @@ export class Conversation {
   }
 
   #forget(entry) {
+    if (this.#refusals.get(entry.key) === entry) this.#refusals.delete(entry.key);
     if (this.#tools.get(entry.id) === entry) this.#tools.delete(entry.id);
     this.#stale.delete(entry);
     this.#withNewSteps.delete(entry);
@@ -249,11 +272,7 @@ const HANDLERS = {
   tool_result: (conversation, frame) => conversation.addToolResult(frame),
   tool_call: (conversation, frame) => conversation.addDuration(frame),
   agent_result: (conversation, frame) => conversation.addResult(frame),
-  egress_denied(conversation, frame) {
-    const { timestamp, host, port, reason } = frame;
-    if (isModelRefusal(frame)) conversation.addAside(timestamp, `Model request refused: ${reason}`, "warns", reason);
-    else conversation.addAside(timestamp, `Refused: ${host}:${port} — ${reason}`, "warns");
-  },
+  egress_denied: (conversation, frame) => conversation.addRefusal(frame),
   error: (conversation, { timestamp, error, message }) =>
     conversation.addAside(timestamp, `${error}: ${message}`, "errs", message),
   gap: (conversation, { timestamp, reason }) =>

@@ -2,6 +2,7 @@
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
 import { $, clock, h, money, span } from "/assets/page.js";
+import { allowLink } from "/assets/refused_connections.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
 const LABEL_MAX = 2000;
@@ -45,9 +46,24 @@ const RENDERERS = {
       h("span", {}, visible(label(String(text)))),
       at ? h("span", { class: "muted", title: at }, clock(at)) : null,
     ),
+  refusal: refusalElement,
   tool: toolElement,
   result: resultElement,
 };
+
+function refusalElement({ refusal, count, at, last }) {
+  const { host, port, reason, isModel } = refusal;
+  const times = count > 1 ? ` ${count} times` : "";
+  const text = isModel ? `Model request refused${times}: ${reason}` : `${host}:${port} refused${times}: ${reason}`;
+  const link = isModel ? null : allowLink(host, port, reason);
+  const clocks = [...new Set([clock(at), clock(last)])].join(" – ");
+  return h(
+    "div",
+    { class: "aside warns" },
+    h("span", {}, visible(label(text)), link && " ", link),
+    h("span", { class: "muted", title: at }, clocks),
+  );
+}
 
 export const isDone = ({ output, duration }) => output !== undefined || duration !== undefined;
 
@@ -58,11 +74,17 @@ export const isRunningInBackground = ({ isInBackground, duration, isStopped }) =
 function toolElement(entry) {
   // Edits are open, because the change is their result. Failed calls are open too.
   const isOpen = entry.isError === true || entry.edits.length > 0;
+  const isRepeated = repeatsCommand(entry);
   const summary = h(
     "summary",
     {},
     h("span", { class: "tool-name" }, visible(label(entry.name))),
-    h("span", { class: "tool-brief" }, visible(relative(entry.summary)).slice(0, BRIEF_MAX)),
+    h(
+      "span",
+      { class: isRepeated ? "tool-brief when-folded" : "tool-brief" },
+      visible(relative(entry.summary)).slice(0, BRIEF_MAX),
+    ),
+    isRepeated ? h("span", { class: "tool-title" }, visible(label(descriptionOf(entry)))) : null,
     ...editCounts(entry),
     h("span", { class: "tool-took" }, ...toolStatus(entry)),
   );
@@ -75,6 +97,14 @@ function toolElement(entry) {
   else details.addEventListener("toggle", fill, { once: true });
   return details;
 }
+
+// Whether the summary is the beginning of the command, which an open call shows below.
+function repeatsCommand({ command, summary }) {
+  const plain = (text) => text.slice(0, BRIEF_MAX).replace(/\s/g, " ");
+  return command !== null && plain(command).startsWith(plain(summary));
+}
+
+const descriptionOf = ({ fields }) => fields.find(([name]) => name === "description")?.[1] ?? "";
 
 // An exit code is known only for commands that failed.
 function toolStatus(entry) {
@@ -122,8 +152,13 @@ function bodyElement(entry) {
   return container;
 }
 
-function fieldElements({ command }, name, text, left) {
-  if (command !== null && name === "description") return [h("p", { class: "muted" }, visible(label(text)))];
+// Arguments whose value is their default.
+const DEFAULTS = { replace_all: "false", run_in_background: "false", dangerouslyDisableSandbox: "false" };
+
+function fieldElements(entry, name, text, left) {
+  if (Object.hasOwn(DEFAULTS, name) && DEFAULTS[name] === text && entry.name !== "Agent") return [];
+  if (entry.command !== null && name === "description")
+    return repeatsCommand(entry) ? [] : [h("p", { class: "muted" }, visible(label(text)))];
   return [h("p", { class: "field-name" }, visible(label(name))), textElement(relative(text), left)];
 }
 

@@ -9,6 +9,15 @@ const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcar
 // The model gateway refused a request, for example because the budget is spent. No connection was refused.
 export const isModelRefusal = ({ type, host }) => type === "egress_denied" && host === "model";
 
+// A link to the form for a new task that allows this host, if changing the manifest is sufficient.
+export function allowLink(host, port, reason) {
+  const { task, mayChange } = $("task-data").dataset;
+  if (!mayChange || !NAME.test(host) || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
+  const allowed = PORTS.has(port) ? host : `${host}:${port}`;
+  const href = `/submit?${new URLSearchParams({ from: task, allow: allowed })}`;
+  return h("a", { class: "allow", href }, "Allow it in a new run");
+}
+
 export class RefusedConnections {
   #hosts = new Map();
   #eventCount = 0;
@@ -29,15 +38,6 @@ export class RefusedConnections {
     this.#isStale = true;
   }
 
-  // A link to the form for a new task that allows this host, if changing the manifest is sufficient.
-  #allowLink(host, port, reason) {
-    const { task, mayChange } = $("task-data").dataset;
-    if (!mayChange || !NAME.test(host) || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
-    const allowed = PORTS.has(port) ? host : `${host}:${port}`;
-    const href = `/submit?${new URLSearchParams({ from: task, allow: allowed })}`;
-    return h("a", { class: "allow", href }, "Allow it in a new run");
-  }
-
   get total() {
     return Math.max(this.#eventCount, this.#reportedCount - this.#modelRefusalCount);
   }
@@ -53,7 +53,7 @@ export class RefusedConnections {
         "tr",
         {},
         h("td", { class: "mono" }, visible(`${host}:${port}`)),
-        h("td", {}, visible(reason), this.#allowLink(host, port, reason)),
+        h("td", {}, visible(reason), allowLink(host, port, reason)),
         h("td", { class: "number" }, String(count)),
         h("td", { class: "number muted" }, clock(last)),
       ),
