@@ -1,5 +1,7 @@
 """The page of a task whose event stream is long or bursty, or has gaps."""
 
+import json
+
 import pytest
 
 from doubles.browser import accessibility_violations
@@ -348,11 +350,12 @@ def test_background_command_is_shown_as_running_until_it_ends(open_running_task)
     assert activity().startswith("Waiting for a background command: Import the data")
     assert page.locator(".result").count() == 0
     assert accessibility_violations(page) == []
-    stream.send(tool_call("t", duration_ms=480_000), agent_message("It is done."), agent_result("It is done."))
+    late = [agent_result("I waited."), agent_result("It is done.")]
+    stream.send(tool_call("t", duration_ms=480_000), agent_message("It is done."), *late)
+    wait_until(lambda: page.get_by_text("End of a round of work").count() == 2, 30, "the end of the second round")
     page.locator(".result").wait_for()
     assert page.locator(".tool-took").inner_text() == "✓ 8 min 0 s"
     assert page.locator(".result h3").all_inner_texts() == ["Result"]
-    assert page.get_by_text("End of a round of work").count() == 1
 
 
 def test_background_command_that_fails_or_outlives_the_agent_is_no_success(open_running_task):
@@ -515,6 +518,74 @@ def test_converted_conversation_is_rendered(open_task):
     )
     page.get_by_text("Said before.").wait_for()
     assert page.locator(".tool pre").text_content() == "Exit code 2"
+
+
+def agent_line(**fields):
+    return output(json.dumps({**fields, "uuid": "u-1", "session_id": "s-1"}) + "\n")
+
+
+def agent_blocks(*blocks, kind="assistant"):
+    return agent_line(uuid="u-1", type=kind, message={"id": "m", "content": list(blocks)})
+
+
+BASH = {"type": "tool_use", "id": "t", "name": "Bash", "input": {"description": "Run the tests", "command": "npm test"}}
+AGENT_LINES = [
+    (
+        agent_line(type="system", subtype="init", model="m-1", claude_code_version="2.1"),
+        "started: Claude Code 2.1 with m-1",
+    ),
+    (agent_blocks({"type": "text", "text": "Importing\nnow <b>."}), "assistant: Importing now <b>."),
+    (agent_blocks({"type": "thinking", "thinking": "Hm."}, BASH), "thinking: Hm. · Bash: npm test"),
+    (agent_blocks(BASH), "Bash: npm test"),
+    (agent_line(type="tool_progress", tool_name="Bash", elapsed_time_seconds=90.4), "Bash: still running, 90 s"),
+    (agent_blocks({"type": "tool_result", "content": "1 passed"}, kind="user"), "tool result: 1 passed"),
+    (
+        agent_blocks(
+            {"type": "tool_result", "is_error": True, "content": [{"type": "text", "text": "no"}]}, kind="user"
+        ),
+        "tool error: no",
+    ),
+    (agent_line(type="user", message={"content": "Look around."}), "user: Look around."),
+    (
+        agent_line(type="system", subtype="api_retry", attempt=1, max_retries=10, error_status=529),
+        "model request failed: 529, retry 1 of 10",
+    ),
+    (
+        agent_line(type="system", subtype="task_updated", patch={"is_backgrounded": True}),
+        "long call: moved to the background",
+    ),
+    (
+        agent_line(type="system", subtype="background_tasks_changed", tasks=[{"description": "work"}]),
+        "in the background: work",
+    ),
+    (agent_line(type="result", subtype="success", is_error=False, result="Done."), "result: Done."),
+    (agent_line(type="result", subtype="error_max_turns", is_error=True), "result, error: error_max_turns"),
+]
+OTHER_LINES = [
+    ({"type": "result", "result": "Of a program."}, '{type: "result", result: "Of a program."}'),
+    ({"type": "toString", "session_id": "s"}, '{type: "toString", session_id: "s"}'),
+    ({"type": "system", "subtype": "other", "session_id": "s"}, '{type: "system", subtype: "other", session_id: "s"}'),
+    ({"type": "assistant", "message": 3, "session_id": "s"}, '{type: "assistant", message: 3, session_id: "s"}'),
+    ({"type": "user", "message": {"content": [1]}, "session_id": "s"}, '{type: "user", message: {…}, session_id: "s"}'),
+]
+
+
+def test_lines_of_the_agent_are_summarized_in_the_output(open_task):
+    page, stream = open_task("chat#output")
+    others = [output(f"{json.dumps(value)}\n") for value, _ in OTHER_LINES]
+    stream.send(*(line for line, _ in AGENT_LINES), *others)
+    page.get_by_text("error_max_turns").wait_for()
+    expected = [text for _, text in [*AGENT_LINES, *OTHER_LINES]]
+    wait_until(lambda: page.locator(".line").count() == len(expected), 30, "all lines")
+    assert page.locator(".line-text").all_inner_texts() == expected
+    assert page.locator(".line-text b").count() == 0
+    assert accessibility_violations(page) == []
+    row = page.locator(".line").nth(1)
+    row.get_by_role("button", name="JSON").click()
+    keys = [line.split('"')[1] for line in row.locator(".json").inner_text().splitlines() if line.startswith('  "')]
+    assert keys == ["type", "message", "uuid", "session_id"]
+    page.get_by_role("button", name="Raw").click()
+    assert page.locator(".line-text").all_inner_texts()[0] == AGENT_LINES[0][0]["data"].strip()
 
 
 def test_json_in_output_is_folded_and_log_levels_are_marked(open_task):

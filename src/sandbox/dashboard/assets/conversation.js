@@ -119,6 +119,7 @@ export class Conversation {
 
   addResult(frame) {
     const isRepeated = this.#lastMessage === frame.text.trim();
+    this.#startRound(); // the result of a round can arrive after the next round has begun
     const isWaiting = [...this.#tools.values()].some(isRunningInBackground);
     this.#lastResult = { kind: "result", at: frame.timestamp, event: frame, isRepeated, hasSuccessor: isWaiting };
     this.#add(this.#lastResult);

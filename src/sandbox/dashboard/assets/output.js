@@ -329,9 +329,13 @@ export class Output {
       },
       line.isOpen ? "▾" : "▸",
     );
-    const text = h("span", { class: "line-text folded" });
-    if (line.isOpen) text.append(jsonElement(line.text));
-    else appendText(text, preview);
+    const { kind } = describe(line);
+    const text = h("span", { class: kind ? "line-text" : "line-text folded" });
+    if (line.isOpen) text.append(jsonElement(line.text, kind !== undefined));
+    else if (kind) {
+      appendText(text.appendChild(h("span", { class: "line-kind" })), `${kind}:`);
+      appendText(text, ` ${preview}`);
+    } else appendText(text, preview);
     return [button, text];
   }
 

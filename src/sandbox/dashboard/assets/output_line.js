@@ -1,4 +1,5 @@
 // What a line of output shows: its level, and folded JSON. Computed for lines in view only.
+import { summarizeAgentLine, withIdsLast } from "/assets/agent_line.js";
 import { h } from "/assets/page.js";
 import { appendText, elementLimit, withoutColors } from "/assets/untrusted_text.js";
 
@@ -21,16 +22,21 @@ const LEVEL_NAMES = { fatal: "error", critical: "error", panic: "error", warning
 const LEVEL_NUMBERS = { 10: "debug", 20: "debug", 40: "warn", 50: "error", 60: "error" };
 const LEVEL_KEYS = ["level", "severity", "levelname", "log.level"];
 
-// Describe a line: { level, preview }. preview: a summary of its JSON; null if it is not a JSON object or array.
+// Describe a line: { level, preview, kind }. preview: a summary of its JSON; null if it is not a JSON object or array.
+// kind: the kind of a line of the agent's event stream; undefined for all other lines.
 export function describe(line) {
   if (line.view) return line.view;
   const text = withoutColors(line.text);
   const value = parse(text);
   line.view =
-    value === null
-      ? { level: levelOf(text.slice(0, LEVEL_SEARCHED)), preview: null }
-      : { level: levelOfValue(value), preview: preview(value) };
+    value === null ? { level: levelOf(text.slice(0, LEVEL_SEARCHED)), preview: null } : describeValue(line, value);
   return line.view;
+}
+
+function describeValue(line, value) {
+  const summary = line.stream === "stdout" ? summarizeAgentLine(value) : null;
+  if (summary) return { level: "", preview: summary.text, kind: summary.kind };
+  return { level: levelOfValue(value), preview: preview(value) };
 }
 
 function parse(text) {
@@ -76,19 +82,20 @@ const BRACKETS = /"(?:[^"\\]|\\.)*"?|[[{]|[\]}]/g;
 const TOKENS = /("(?:[^"\\]|\\.)*"?)(\s*:)?|-?\d[\d.eE+-]*|\b(?:true|false|null)\b/g;
 
 // Deeply nested JSON stays on one line: its indentation grows with the square of the depth.
-function indent(json) {
+function indent(json, isOfAgent) {
   let depth = 0;
   for (const [token] of json.matchAll(BRACKETS)) {
     if (token === "[" || token === "{") depth++;
     else if (token === "]" || token === "}") depth--;
     if (depth > DEPTH_MAX) return json;
   }
-  return JSON.stringify(JSON.parse(json), null, 2);
+  const value = JSON.parse(json);
+  return JSON.stringify(isOfAgent ? withIdsLast(value) : value, null, 2);
 }
 
-// The element of expanded JSON.
-export function jsonElement(text) {
-  const pretty = indent(withoutColors(text));
+// The element of expanded JSON. isOfAgent: the text is a line of the agent's event stream.
+export function jsonElement(text, isOfAgent = false) {
+  const pretty = indent(withoutColors(text), isOfAgent);
   const shown = pretty.slice(0, OPENED_MAX);
   const element = h("pre", { class: "json" });
   const left = elementLimit();

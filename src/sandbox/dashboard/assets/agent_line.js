@@ -1,0 +1,130 @@
+// Summaries of the lines of Claude Code's own event stream, which are JSON. All values are untrusted.
+
+const TEXT_MAX = 240;
+const PARTS_MAX = 10;
+const SUMMARY_FIELDS = [
+  "command",
+  "file_path",
+  "notebook_path",
+  "pattern",
+  "path",
+  "url",
+  "query",
+  "description",
+  "prompt",
+];
+const ID_FIELDS = new Set(["uuid", "session_id", "run_id", "tool_use_id", "parent_tool_use_id", "timestamp"]);
+
+const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
+const textOf = (value) =>
+  typeof value === "string"
+    ? value
+        .slice(0, 4 * TEXT_MAX)
+        .replace(/\s+/g, " ")
+        .trim()
+    : "";
+const nameOf = (value, otherwise) => textOf(value).slice(0, 80) || otherwise;
+const listOf = (value) => (Array.isArray(value) ? value.slice(0, PARTS_MAX) : []);
+const numberOf = (value) => (typeof value === "number" && Number.isFinite(value) ? Math.round(value) : null);
+
+// Return { kind, text } for a known line of the event stream, otherwise null.
+export function summarizeAgentLine(value) {
+  if (!isObject(value) || typeof value.session_id !== "string" || typeof value.type !== "string") return null;
+  const summary = Object.hasOwn(TYPES, value.type) ? TYPES[value.type](value) : null;
+  return summary && { kind: summary.kind, text: summary.text.slice(0, TEXT_MAX) };
+}
+
+// A copy of a line with its ids last.
+export function withIdsLast(value) {
+  const entries = Object.entries(value);
+  const isId = ([key]) => ID_FIELDS.has(key);
+  return Object.fromEntries([...entries.filter((entry) => !isId(entry)), ...entries.filter(isId)]);
+}
+
+const TYPES = {
+  assistant: ({ message }) => join(blocksOf(message).map(summarizeBlock)),
+  user: ({ message }) => {
+    const text = isObject(message) ? textOf(message.content) : "";
+    return text ? { kind: "user", text } : join(blocksOf(message).map(summarizeBlock));
+  },
+  result: ({ result, subtype, is_error }) => ({
+    kind: is_error === false ? "result" : "result, error",
+    text: textOf(result) || textOf(subtype),
+  }),
+  tool_progress({ tool_name, elapsed_time_seconds }) {
+    const seconds = numberOf(elapsed_time_seconds);
+    return {
+      kind: nameOf(tool_name, "tool"),
+      text: seconds === null ? "still running" : `still running, ${seconds} s`,
+    };
+  },
+  system: (value) => (Object.hasOwn(SYSTEM, value.subtype) ? SYSTEM[value.subtype](value) : null),
+};
+
+const SYSTEM = {
+  init: ({ model, claude_code_version }) => ({
+    kind: "started",
+    text: ["Claude Code", textOf(claude_code_version), model && `with ${textOf(model)}`].filter(Boolean).join(" "),
+  }),
+  api_retry({ attempt, max_retries, error_status, error }) {
+    const reason = numberOf(error_status) ?? (textOf(error) || "unknown error");
+    return { kind: "model request failed", text: `${reason}, retry ${numberOf(attempt)} of ${numberOf(max_retries)}` };
+  },
+  task_started: ({ description, is_backgrounded }) => ({
+    kind: is_backgrounded === true ? "in the background" : "long call",
+    text: textOf(description),
+  }),
+  task_updated: ({ patch }) => {
+    if (!isObject(patch)) return null;
+    if (patch.is_backgrounded === true) return { kind: "long call", text: "moved to the background" };
+    return typeof patch.status === "string" ? { kind: "long call", text: textOf(patch.status) } : null;
+  },
+  task_notification: ({ summary, status }) => ({
+    kind: "call ended",
+    text: [textOf(status), textOf(summary)].filter(Boolean).join(", "),
+  }),
+  background_tasks_changed: ({ tasks }) => ({
+    kind: "in the background",
+    text:
+      listOf(tasks)
+        .map((task) => (isObject(task) ? nameOf(task.description, "a call") : "a call"))
+        .join("; ") || "nothing",
+  }),
+};
+
+const blocksOf = (message) => (isObject(message) ? listOf(message.content).filter(isObject) : []);
+
+function summarizeBlock(block) {
+  switch (block.type) {
+    case "text":
+      return { kind: "assistant", text: textOf(block.text) };
+    case "thinking":
+      return { kind: "thinking", text: textOf(block.thinking) };
+    case "tool_use":
+      return { kind: nameOf(block.name, "tool"), text: inputOf(block.input) };
+    case "tool_result":
+      return { kind: block.is_error === true ? "tool error" : "tool result", text: outputOf(block.content) };
+    default:
+      return { kind: nameOf(block.type, "block"), text: "" };
+  }
+}
+
+function inputOf(input) {
+  if (!isObject(input)) return "";
+  const texts = [...SUMMARY_FIELDS, ...Object.keys(input)].map((name) =>
+    Object.hasOwn(input, name) ? textOf(input[name]) : "",
+  );
+  return texts.find(Boolean) ?? "";
+}
+
+const outputOf = (content) =>
+  textOf(content) ||
+  listOf(content)
+    .map((block) => (isObject(block) ? textOf(block.text) || nameOf(block.type, "") : ""))
+    .join(" ");
+
+function join(parts) {
+  if (!parts.length) return null;
+  const [{ kind, text }, ...others] = parts;
+  return { kind, text: [text, ...others.map((part) => `${part.kind}: ${part.text}`)].join(" · ") };
+}
