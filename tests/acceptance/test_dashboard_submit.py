@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.browser import accessibility_violations
+from doubles.browser import HEIGHT, accessibility_violations
 from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 
@@ -250,6 +250,45 @@ def test_errors_are_shown_at_the_fields(base_url, browser):
     page.get_by_label("Memory", exact=True).fill("")
     page.get_by_text("This manifest is valid.").wait_for()
     assert page.locator(".field-error").count() == 0
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_error_is_not_covered_by_the_bar_at_the_end(base_url, browser, width):
+    page = browser.open(f"{base_url}/submit", width=width)
+    open_yaml(page, QUICK_REFERENCE_AUDIT)
+    open_advanced(page)
+    for name in ("cpus", "timeout", "budget-usd"):
+        field = page.locator(f"#{name}")
+        field.fill("?")
+        page.get_by_role("button", name="1 error").wait_for()
+        page.evaluate("scrollTo(0, 0)")
+        page.get_by_role("button", name="1 error").click()
+        wait_until(lambda name=name: page.evaluate("document.activeElement.id") == name, 20, "the focused field")
+        message = page.locator(".field-error").bounding_box()
+        bar = page.locator(".submit-foot").bounding_box()
+        assert message["y"] + message["height"] <= bar["y"], name
+        field.fill("")
+        page.get_by_text("This manifest is valid.").wait_for()
+    assert accessibility_violations(page) == []
+
+
+def test_number_of_errors_is_a_link_to_the_first_one(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    open_yaml(page, QUICK_REFERENCE_AUDIT.replace('"8h"', '"8x"').replace("production", "a..b"))
+    page.get_by_role("button", name="2 errors").click()
+    wait_until(lambda: page.evaluate("document.activeElement.id") == "branch", 20, "the field of the first error")
+    assert accessibility_violations(page) == []
+    page.get_by_role("tab", name="YAML").click()
+    page.get_by_role("button", name="2 errors").click()
+    wait_until(lambda: page.evaluate("document.activeElement.id") == "manifest", 20, "the text of the manifest")
+
+
+def test_link_to_the_schema_opens_the_schema_of_the_manifest(base_url, browser):
+    page = browser.open(f"{base_url}/submit#yaml")
+    page.get_by_role("link", name="the schema").click()
+    schema = page.locator(".models article", has=page.get_by_text("Manifest", exact=True)).first
+    schema.locator(".json-schema-2020-12-property").get_by_text("lifecycle", exact=True).first.wait_for()
+    wait_until(lambda: 0 <= schema.bounding_box()["y"] < HEIGHT, 30, "the schema in the window")
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,11 @@ class Agent(AgentSchema, Protocol):
         ...
 
     @property
+    def priced_models(self) -> Sequence[str]:
+        """Names of the models whose prices are known, for suggestions; other names of these models also have a price."""
+        ...
+
+    @property
     def key_setting(self) -> str:
         """The server's environment variable that contains the key of the model API, for messages."""
         ...

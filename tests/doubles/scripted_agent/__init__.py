@@ -48,6 +48,7 @@ class ScriptedAgent:
     display_name = "Scripted Agent"
     section = ScriptedSection
     field_summary = "scripted.model, scripted.effort"
+    priced_models = ()
     manifest_templates: Sequence[ManifestTemplate] = (ManifestTemplate("Scripted", "A second agent.", TEMPLATE),)
     key_setting = "RESPONSES_API_KEY"
     server_variable_prefix = "RESPONSES_"

@@ -37,6 +37,13 @@ class ClaudeCode:
 
         return MANIFEST_TEMPLATES
 
+    @property
+    def priced_models(self) -> Sequence[str]:
+        """The models of the table of prices, without dates."""
+        from sandbox.agents.claude_code.messages_api.pricing import PRICED_MODELS
+
+        return PRICED_MODELS
+
     def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
         """Yield the violations of rules that span several fields of the section."""
         return rules.find_violations(section, secret_names)

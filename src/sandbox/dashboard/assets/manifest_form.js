@@ -173,6 +173,8 @@ export class ManifestForm {
     const closed = element.closest("details:not([open])");
     if (closed) closed.open = true;
     element.focus();
+    // The message is below the field, and the browser scrolls to the field only.
+    element.closest(".field, .secret").scrollIntoView({ block: "nearest" });
     return true;
   }
 

@@ -3,19 +3,30 @@ import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const HOSTS_MAX = 500;
+const ADDED_HOSTS_MAX = 50; // as the form
 const PORTS = new Set([80, 443]); // the ports that an allowed host covers if it has no port
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 
 // The model gateway refused a request, for example because the budget is spent. No connection was refused.
 export const isModelRefusal = ({ type, host }) => type === "egress_denied" && host === "model";
 
-// A link to the form for a new task that allows this host, if changing the manifest is sufficient.
-export function allowLink(host, port, reason) {
+// The host as an entry of `vm.allowed_hosts`, if changing the manifest is sufficient to allow it; otherwise null.
+function allowableHost({ host, port, reason }) {
+  if (!NAME.test(host) || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
+  return PORTS.has(port) ? host : `${host}:${port}`;
+}
+
+function linkToNewRun(hosts, text) {
   const { task, mayChange } = $("task-data").dataset;
-  if (!mayChange || !NAME.test(host) || !/^vm\.(allowed_hosts|network_mode)/.test(reason)) return null;
-  const allowed = PORTS.has(port) ? host : `${host}:${port}`;
-  const href = `/submit?${new URLSearchParams({ from: task, allow: allowed })}`;
-  return h("a", { class: "allow", href }, "Allow it in a new run");
+  if (!mayChange) return null;
+  const params = new URLSearchParams([["from", task], ...hosts.map((host) => ["allow", host])]);
+  return h("a", { class: "allow", href: `/submit?${params}` }, text);
+}
+
+// A link to the form for a new task that allows this host.
+export function allowLink(host, port, reason) {
+  const allowed = allowableHost({ host, port, reason });
+  return allowed && linkToNewRun([allowed], "Allow it in a new run");
 }
 
 export class RefusedConnections {
@@ -65,6 +76,13 @@ export class RefusedConnections {
         h("th", { scope: "col", class: at > 1 ? "number" : false }, name),
       ),
     );
-    $("refusals").replaceChildren(h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)));
+    const hosts = [...new Set([...this.#hosts.values()].map(allowableHost).filter(Boolean))];
+    const isTooMany = hosts.length < 2 || hosts.length > ADDED_HOSTS_MAX;
+    const all = isTooMany ? null : linkToNewRun(hosts, `Allow all ${hosts.length} hosts in a new run`);
+    const note = all ? [h("p", { class: "allow-all" }, all)] : [];
+    $("refusals").replaceChildren(
+      ...note,
+      h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)),
+    );
   }
 }

@@ -49,13 +49,18 @@ function showVerdict(text, style) {
   verdict.className = `verdict ${style}`;
 }
 
+// The errors without those of fields that the user has not filled in yet.
+function shownErrors() {
+  const isHidden = (error) => selectedTab() === "form" && !isComplete && form.isUntouched(error.field);
+  return errors.filter((error) => !isHidden(error));
+}
+
 // Show errors at the fields of the form or, as a list, with the lines of the YAML. The list next to the form has only
 // errors without a visible field.
 function showResult() {
   const isForm = selectedTab() === "form";
   const others = form.showErrors(errors, isComplete);
-  const isHidden = (error) => isForm && !isComplete && form.isUntouched(error.field);
-  const shown = errors.filter((error) => !isHidden(error));
+  const shown = shownErrors();
   $("errors").replaceChildren(
     ...shown
       .filter((error) => !isForm || others.includes(error) || form.isFolded(error.field))
@@ -94,7 +99,15 @@ function handleResult(error) {
   if (!error) showVerdict("This manifest is valid.", "good");
   else if (!errors.length) showVerdict(error.message, "ill");
   else if (!shownCount) showVerdict(INVITATION, "");
-  else showVerdict(shownCount === 1 ? "1 error" : `${shownCount} errors`, "ill");
+  else showErrorCount(shownCount);
+}
+
+// The number of errors is a link to the first one.
+function showErrorCount(count) {
+  showVerdict("", "ill");
+  const first = () => (selectedTab() === "form" ? form.firstOf(shownErrors()) : errors[0]);
+  const text = count === 1 ? "1 error" : `${count} errors`;
+  verdict.append(h("button", { type: "button", title: "Go to the error", onclick: () => goTo(first()) }, text));
 }
 
 // Keep unsubmitted input in this browser tab. A manifest contains no secret values.

@@ -20,6 +20,9 @@ from sandbox.primitives import client_fairness
 
 _RECENT_TASKS = 100
 RECENT_REPOSITORIES_MAX = 10
+ADDED_HOSTS_MAX = 50
+"""Maximum number of hosts that a link to the form adds; its URL has a limited length."""
+
 RECENT_BRANCHES_MAX = 20
 """Maximum number of branches for each recent repository."""
 
@@ -47,7 +50,8 @@ def safe_redirect_path(target: str) -> str:
 async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the form with an empty manifest, or with the manifest of the task to rerun.
 
-    `allow` (query parameter): another host that the new task may reach. A value that is not a host is ignored.
+    `allow` (query parameter, repeatable): another host that the new task may reach. A value that is not a host is
+    ignored.
     """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
@@ -59,10 +63,9 @@ async def show_submit(request: Request, context: AppContext) -> Response:
 def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], context: AppContext) -> Response:
     settings = context.settings
     sees_all = get_caller(request).is_operator
-    allowed = request.query_params.get("allow", "") if task else ""
-    if ALLOWED_HOST.find_error(allowed) is not None:
-        allowed = ""
-    manifest = _allow_host(task.manifest, allowed) if task and allowed else task.manifest if task else None
+    requested = request.query_params.getlist("allow")[:ADDED_HOSTS_MAX] if task else []
+    allowed = [host for host in dict.fromkeys(requested) if ALLOWED_HOST.find_error(host) is None]
+    manifest = _allow_hosts(task.manifest, allowed) if task and allowed else task.manifest if task else None
     text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
         request,
@@ -72,6 +75,7 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
         agents=list(settings.agents),
         again=task,
         allowed=allowed,
+        models=[model for agent in settings.agents.values() for model in agent.priced_models],
         repositories=recent_repositories(recent),
         profiles=sorted(settings.profiles()) if settings.profiles else [],
         vm=Vm(),
@@ -79,9 +83,9 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
     )
 
 
-def _allow_host(manifest: Manifest, host: str) -> Manifest:
-    """Return the manifest with this host added to the hosts that the sandbox may reach."""
-    hosts = dict.fromkeys((*manifest.vm.allowed_hosts, host))
+def _allow_hosts(manifest: Manifest, added: Sequence[str]) -> Manifest:
+    """Return the manifest with these hosts added to the hosts that the sandbox may reach."""
+    hosts = dict.fromkeys((*manifest.vm.allowed_hosts, *added))
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 
 

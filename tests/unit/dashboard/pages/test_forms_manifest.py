@@ -10,7 +10,8 @@ import pytest
 from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import manifest
 from doubles.manifests import parse_manifest
-from sandbox.dashboard.pages.forms import RECENT_REPOSITORIES_MAX
+from sandbox.agents.claude_code.agent import ClaudeCode
+from sandbox.dashboard.pages.forms import ADDED_HOSTS_MAX, RECENT_REPOSITORIES_MAX
 from sandbox.model.errors import InvalidManifestError
 from sandbox.model.manifest.schema import Repository, Secret
 
@@ -41,6 +42,26 @@ def test_refused_host_can_be_allowed_in_a_new_run(pages):
     again = pages.get("/submit?from=task-001")
     assert (manifest_of(again).vm.network_mode, 'id="allowed"' in again.text) == ("isolated", False)
     assert 'id="allowed"' not in pages.get("/submit?allow=hooks.example.com").text
+
+
+def test_several_refused_hosts_can_be_allowed_in_a_new_run(pages):
+    pages.tasks.add("task-001")
+    hosts = [f"h{number}.example.com" for number in range(ADDED_HOSTS_MAX + 10)]
+    page = pages.get(f"/submit?from=task-001&allow=*&allow={hosts[0]}&allow={'&allow='.join(hosts[:3])}")
+    assert manifest_of(page).vm.allowed_hosts == tuple(hosts[:3])
+    notice = re.sub("<[^>]*>", "", re.search(r'id="allowed">(.*?)</p>', page.text)[1])
+    assert "adds h0.example.com, h1.example.com and h2.example.com to the hosts" in notice
+    page = pages.get(f"/submit?from=task-001&allow={'&allow='.join(hosts)}")
+    assert manifest_of(page).vm.allowed_hosts == tuple(hosts[:ADDED_HOSTS_MAX])
+
+
+def test_models_with_a_price_are_suggested(pages):
+    text = pages.get("/submit").text
+    options = re.findall(
+        r'<option value="([^"]+)">', text[text.index('<datalist id="models"') :].partition("</data")[0]
+    )
+    assert "claude-sonnet-4-5" in options
+    assert all(ClaudeCode().has_price(model) for model in options)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,9 @@ _PRICES = {
     "claude-3-5-haiku": _price(0.80, 4, 0.08),
 }
 
+PRICED_MODELS = tuple(_PRICES)
+"""Names of the models with a price, without their dates."""
+
 
 _INPUT_BYTES_PER_TOKEN = 3
 """Minimum number of bytes per input token of prose, code and the surrounding JSON."""
