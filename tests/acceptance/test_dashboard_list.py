@@ -109,7 +109,8 @@ def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
     assert "q=page" in page.url
     page.locator("#filter").click()
     page.get_by_role("link", name="Last 24 hours").click()
-    page.wait_for_url("**created_after=*")
+    page.wait_for_url("**since=24h*")
+    page.get_by_role("link", name="Last 24 hours remove filter").wait_for()
     page.get_by_role("link", name="Clear all").click()
     page.wait_for_url(f"{base_url}/")
 
@@ -328,6 +329,22 @@ def test_list_has_no_accessibility_violations(base_url, browser):
     assert accessibility_violations(page) == []
     page.goto(f"{base_url}/?q=login&label.team=platform")
     assert accessibility_violations(page) == [], "with filters"
+
+
+def test_short_name_is_next_to_its_hint(base_url, browser):
+    page = browser.open(f"{base_url}/?q=translate", width=1440)
+    gaps = page.evaluate(
+        """[...document.querySelectorAll(".row-link + .hint")].map((hint) =>
+          hint.getBoundingClientRect().left - hint.previousElementSibling.getBoundingClientRect().right)"""
+    )
+    texts = page.evaluate("""[...document.querySelectorAll(".row-link:has(+ .hint)")].map((link) => {
+      const range = document.createRange();
+      range.selectNodeContents(link);
+      return link.getBoundingClientRect().width - range.getBoundingClientRect().width;
+    })""")
+    assert gaps
+    assert max(gaps) <= 12
+    assert max(texts) < 2  # no space after the name
 
 
 @pytest.mark.parametrize("width", [1440, 1280, 390])

@@ -99,7 +99,7 @@ def show_as_running(route):
         '<p class="activity"><span id="activity-state">Claude Code is working</span> '
         '<span id="activity-now" hidden><span class="activity-text"></span> <time data-for></time></span></p>'
     )
-    body = response.text().replace(' data-over="completed"', "")
+    body = response.text().replace(' data-over="completed"', "").replace("<title>✓", "<title>▶")
     body = body.replace('hx-trigger="refresh"', 'hx-trigger="refresh" data-refresh="5"', 1)
     body = body.replace('<dl class="figures">', f'{activity}<dl class="figures">')
     route.fulfill(response=response, body=body)
@@ -388,12 +388,14 @@ def test_open_details_survive_a_header_update(open_running_task, base_url):
 
 def test_page_of_a_running_task_shows_the_outcome_when_it_ends(open_running_task, base_url):
     page, stream = open_running_task("chat")
+    assert page.title() == "▶ A task · Sandbox"
     stream.send(*MESSAGES)
     wait_for_value(page, "scrollY > 1000")
     page.unroute(f"{base_url}/tasks/chat")
     stream.send({"type": "end", "state": "completed", "exit_code": 0, "error": None})
     page.locator("#head [data-over]").wait_for(state="attached")
     wait_for_value(page, "scrollY === 0")
+    wait_until(lambda: page.title() == "✓ A task · Sandbox", 30, "the state in the title")
 
 
 def test_control_characters_are_rendered_with_few_elements(open_task):

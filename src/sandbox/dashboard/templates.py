@@ -80,6 +80,7 @@ def _environment() -> Environment:
         "as_name": escape_name,
         "activity": current_activity,
         "as_prose": escape_text,
+        "state_sign": state_sign,
         "public_url": public_repository_url,
         "seconds": format_duration,
         "short_repository": short_repository,
@@ -160,6 +161,14 @@ def state_label(value: TaskState, is_preserved: bool = True) -> str:
 def state_class(value: TaskState) -> str:
     """Return the CSS class of a state."""
     return _STATE_CLASSES[value]
+
+
+def state_sign(value: TaskState) -> str:
+    """Return a character for a state, for the titles of browser tabs."""
+    return _STATE_SIGNS[state_class(value)]
+
+
+_STATE_SIGNS = {"waits": "…", "begins": "▶", "works": "▶", "done": "✓", "failed": "✗", "ended": "■"}
 
 
 def escape_name(text: str) -> str:

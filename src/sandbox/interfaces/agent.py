@@ -180,7 +180,7 @@ class Agent(AgentSchema, Protocol):
 
     @property
     def priced_models(self) -> Sequence[str]:
-        """Names of the models whose prices are known, for suggestions; other names of these models also have a price."""
+        """Names of models whose prices are known, for suggestions. Other names of these models have a price too."""
         ...
 
     @property

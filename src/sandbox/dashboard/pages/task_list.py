@@ -29,7 +29,7 @@ from sandbox.model.formatting import is_name_from_prompt, short_repository
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.model.wire.events import error_fields, format_timestamp
+from sandbox.model.wire.events import error_fields
 from sandbox.primitives import client_fairness
 
 _PAGE_ROWS = 50
@@ -62,7 +62,7 @@ _DEFAULT_SORT = "state_changed_at"
 """With this order, the most recently finished task comes first in the list of finished tasks."""
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
 _PERIOD = pattern_format("period", "[1-9][0-9]{0,3}[hd]", "must be a period such as 24h or 7d")
-_FORM_PARAMS = frozenset({"label", "since"})
+_FORM_PARAMS = frozenset({"label"})
 """Parameters of the page's forms. A redirect converts them to parameters of the API."""
 _PAGE_PARAMS = frozenset({"cursor", "offset"})
 
@@ -94,6 +94,8 @@ async def show_tasks(request: Request, context: AppContext) -> Response:
     if _FORM_PARAMS & request.query_params.keys():
         return RedirectResponse(f"/?{_convert_form(request)}", 303)
     query = parse_query(_parse_list_query(request), request.query_params)
+    if since := request.query_params.get("since", ""):
+        query = replace(query, created_after=datetime.now(UTC) - _parse_period(since))
     async with client_fairness.thread_slot():
         return await _render_tasks(request, context, query)
 
@@ -218,6 +220,7 @@ def _first_words(prompt: str, name: str) -> str:
 def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:
     """Return the values that the template shows in addition to the tasks."""
     filters = _filters(request, query)
+    since = request.query_params.get("since")
     is_counted = all(name == "state" for name, _ in filters)
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
     return {
@@ -235,7 +238,8 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Hea
         "groups": _state_filters(request, query, health.tasks_by_state if is_counted else None),
         "filters": [FilterOption(text, _query_with(request, **{name: None}), True) for name, text in filters],
         "periods": [
-            FilterOption(name, f"{_query_with(request)}&since={value}", False) for value, name in _PERIODS.items()
+            FilterOption(name, _query_with(request, since=value, created_after=None), since == value)
+            for value, name in _PERIODS.items()
         ],
         "label_query": partial(_label_query, request),
         "repository_query": partial(_repository_query, request),
@@ -274,13 +278,16 @@ def _default_order(params: Mapping[str, str]) -> str:
 def _filters(request: Request, query: TaskQuery) -> list[tuple[str, str]]:
     """Return the parameters that filter the list, each with the text to show."""
     labels = [(f"label.{key}", f"{key}={value}") for key, value in query.labels.items()]
+    since = request.query_params.get("since", "")
+    begin = query.created_after if not since else None
     texts = {
         "q": query.search and f"“{query.search}”",
         "state": _state_filter_name(query.states),
         "repository": short_repository(query.repository),
         "parent": query.parent and f"continues {query.parent}",
         "rerun_of": query.rerun_of and f"reruns {query.rerun_of}",
-        "created_after": query.created_after and f"since {_format_minute(query.created_after)}",
+        "since": since and (_PERIODS.get(since) or f"last {since}"),
+        "created_after": begin and f"since {_format_minute(begin)}",
         "created_before": query.created_before and f"before {_format_minute(query.created_before)}",
     }
     return [*((name, text) for name, text in texts.items() if text), *labels]
@@ -333,7 +340,7 @@ def _kept_params(request: Request) -> list[tuple[str, str]]:
 
 
 def _convert_form(request: Request) -> str:
-    """Convert `label` (`key=value`) and `since` of the page's forms to the API's parameters.
+    """Convert `label` (`key=value`) of the page's form to the API's parameter.
 
     A label without a value is treated as a search word.
     """
@@ -344,8 +351,6 @@ def _convert_form(request: Request) -> str:
         changes[f"label.{key}"] = value
     elif label.strip():
         changes["q"] = f"{request.query_params.get('q', '')} {label}".strip()
-    if since := request.query_params.get("since", ""):
-        changes["created_after"] = format_timestamp(datetime.now(UTC) - _parse_period(since))
     return _query_with(request, **changes)
 
 

@@ -2,6 +2,7 @@
 
 import re
 
+import msgspec
 import pytest
 
 from doubles.fake_access import FakeAccess
@@ -15,6 +16,8 @@ PARENT = e.Parent("task-001", "0" * 40, ())
 PATCH = e.Artifact("task-001.patch", ".sandbox/task-001.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
 
 REPORT = e.Artifact("report.md", "report.md", 9, "text/markdown", "sha256:" + "0" * 64)
+
+FAILURE = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
 def add_ended(tasks, task_id="task-001", *events, parent=None, rerun_of=None):
@@ -108,6 +111,27 @@ def test_chain_has_totals_on_each_of_its_pages(pages):
         totals = re.search(r'id="chain-totals".*?</div>', pages.get(f"/tasks/{task_id}").text, re.DOTALL)[0]
         assert ("Chain of 2 tasks" in totals, "$1.75" in totals) == (True, True)
     assert "chain-totals" not in pages.get("/tasks/alone").text
+
+
+def test_title_starts_with_the_state(pages):
+    add_ended(pages.tasks)
+    pages.tasks.add("works", *TO_RUNNING)
+    pages.tasks.add("waits")
+    pages.tasks.add("failed", *TO_RUNNING, e.AgentExited(1, None, FAILURE), e.TaskFinished())
+    texts = [pages.get(f"/tasks/{task_id}").text for task_id in ("task-001", "works", "waits", "failed")]
+    assert [re.search("<title>(.*) .* [Tt]ask · Sandbox</title>", text)[1] for text in texts] == ["✓", "▶", "…", "✗"]
+
+
+def test_changed_files_are_counted_on_the_page(pages):
+    collected = e.ArtifactCollected(PATCH, diff=e.DiffStatistics(28, 212, 245))
+    add_ended(pages.tasks, "task-001", collected)
+    chain = msgspec.structs.replace(PATCH, name="again.chain.patch")
+    patch = msgspec.structs.replace(PATCH, name="again.patch")
+    add_ended(pages.tasks, "again", e.ArtifactCollected(patch, diff=collected.diff), e.ArtifactCollected(chain))
+    counts = [
+        re.search('id="tally-changes">([^<]*)<', pages.get(f"/tasks/{id_}").text)[1] for id_ in ("task-001", "again")
+    ]
+    assert counts == ["28", ""]  # the view of a chain begins with the changes of all its tasks
 
 
 def test_activity_of_the_agent_is_not_shown_while_artifacts_are_collected(pages):
