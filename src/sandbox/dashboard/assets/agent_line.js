@@ -1,4 +1,4 @@
-// Summaries of the lines of Claude Code's own event stream, which are JSON. All values are untrusted.
+// Summaries of the lines of an agent's event stream (stream-json), which are JSON. All values are untrusted.
 
 const TEXT_MAX = 240;
 const PARTS_MAX = 10;
@@ -62,9 +62,9 @@ const TYPES = {
 };
 
 const SYSTEM = {
-  init: ({ model, claude_code_version }) => ({
+  init: ({ model }) => ({
     kind: "started",
-    text: ["Claude Code", textOf(claude_code_version), model && `with ${textOf(model)}`].filter(Boolean).join(" "),
+    text: `with ${textOf(model) || "its model"}`,
   }),
   api_retry({ attempt, max_retries, error_status, error }) {
     const reason = numberOf(error_status) ?? (textOf(error) || "unknown error");
