@@ -197,7 +197,7 @@ def create_maintenance_jobs(
         PeriodicJob(
             "leftovers of crashed attempts",
             leftover_remover.sweep,
-            "See 'Clean up after a crash' in docs/operations.md.",
+            "Fix the cause, and do not delete the files while the server is running.",
         ),
         PeriodicJob("journals of finished tasks", compressor.sweep, "Free up space on the disk of the data directory."),
         PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),

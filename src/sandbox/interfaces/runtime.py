@@ -87,7 +87,8 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     isolates, gaps: what is isolated and what is not; human-readable sentences.
     limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
     remedy: what to do if the runtime does not work.
-    is_explicit_only: the runtime works, but `auto` never selects it because it is too slow.
+    is_explicit_only: `auto` never selects the runtime because it is too slow. A probe for `auto` may skip such a
+    runtime; then `is_available` is false.
     is_final: the runtime does not work, and no later probe by this process can have a different result.
     """
 

@@ -8,6 +8,8 @@ class Finding:
     """The result of one check. message: what was found; remedy: how to fix the problem; may be empty.
 
     is_needed: whether a failed check means that no task can run; otherwise tasks run, but with weaker guarantees.
+    action: the fix in a few words, such as `install git`; may be empty.
+    runtime: the runtime that the finding describes; empty if it describes none, or several.
     """
 
     name: str
@@ -15,3 +17,5 @@ class Finding:
     message: str
     remedy: str = ""
     is_needed: bool = True
+    action: str = ""
+    runtime: str = ""

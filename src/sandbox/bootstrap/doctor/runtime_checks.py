@@ -48,7 +48,7 @@ def check_preemption(probe: RuntimeProbe) -> list[Finding]:
         "because the kernel does not interrupt system calls"
     )
     remedy = "Start the kernel with preempt=full, or use a kernel that is built with CONFIG_PREEMPT."
-    return [Finding("kernel", False, message, remedy, is_needed=False)]
+    return [Finding("kernel", False, message, remedy, is_needed=False, runtime=probe.runtime)]
 
 
 def _preemption_mode() -> str | None:
@@ -118,7 +118,11 @@ def _chosen_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.remedy)]
     isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
-    return [Finding("sandbox", True, f"sandboxes run with {probe.runtime}"), *isolates, *_gap_findings(probe)]
+    return [
+        Finding("sandbox", True, f"sandboxes run with {probe.runtime}", runtime=probe.runtime),
+        *isolates,
+        *_gap_findings(probe),
+    ]
 
 
 def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
@@ -136,6 +140,9 @@ def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
 
 
 def _other_findings(probe: RuntimeProbe) -> list[Finding]:
+    if not probe.is_available and probe.is_explicit_only:
+        message, remedy = f"{probe.runtime} works only slowly without KVM", f"Select it with --runtime {probe.runtime}."
+        return [Finding("runtime", False, message, remedy, is_needed=False, runtime=probe.runtime)]
     if not probe.is_available:
         message = f"{probe.runtime} does not work here"
         return [Finding("runtime", False, message, probe.remedy, is_needed=False)]
@@ -144,7 +151,10 @@ def _other_findings(probe: RuntimeProbe) -> list[Finding]:
 
 
 def _gap_findings(probe: RuntimeProbe) -> list[Finding]:
-    return [Finding("gap", False, f"{probe.runtime}: {sentence}", is_needed=False) for sentence in probe.gaps]
+    return [
+        Finding("gap", False, f"{probe.runtime}: {sentence}", is_needed=False, runtime=probe.runtime)
+        for sentence in probe.gaps
+    ]
 
 
 def _limit_findings(probe: RuntimeProbe) -> list[Finding]:

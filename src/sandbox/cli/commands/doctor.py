@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,8 @@ import click
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options
-from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.console import print_message, stdout_console
+from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text, wrap_text
 from sandbox.cli.server_options import load_configuration, settings_options
@@ -18,14 +20,18 @@ from sandbox.cli.server_options import load_configuration, settings_options
 if TYPE_CHECKING:
     from sandbox.bootstrap.doctor import Finding
 
+_LIMIT_NAMES = frozenset({"gap", "kernel"})
+"""Names of findings that describe known limits if they belong to a runtime."""
+
 
 @command(epilog=help_examples("sandbox doctor"))
+@click.option("--all", "shows_all", is_flag=True, help="On a terminal, also list the known limits of all runtimes.")
 @settings_options
 @output_options("text", "json")
-def doctor(**server_options: Any) -> None:
+def doctor(shows_all: bool, **server_options: Any) -> None:
     """Check this machine and suggest fixes.
 
-    On a terminal, problems come first.
+    On a terminal, problems come last, and known limits are only counted.
 
     Exit code: 0 if tasks can run on this machine, otherwise 1.
     """
@@ -37,11 +43,20 @@ def doctor(**server_options: Any) -> None:
     if options.format == "json":
         print_json({"can_run_tasks": can_run, "findings": [_to_json(finding) for finding in findings]})
     else:
-        _print_findings(findings, has_color=options.has_color)
+        _print_findings(findings, shows_all=shows_all, has_color=options.has_color)
+    actions = list(dict.fromkeys(finding.action for finding in findings if finding.action and not finding.ok))
+    to_do = f" To do: {', '.join(actions)}." if actions else ""
     if not can_run:
-        fail("No task can run here yet. Fix the items marked with ✗ and run this again.", ExitCode.TASK_FAILED)
-    is_ok = all(finding.ok for finding in findings)
-    click.echo(f"Tasks can run here{'' if is_ok else '; see the items marked with !'}.", err=True)
+        fail(f"No task can run here yet. Fix the items marked with ✗ and run this again.{to_do}", ExitCode.TASK_FAILED)
+    has_other_problems = any(not finding.ok and not finding.runtime for finding in findings)
+    hint = "; see the items marked with !" if has_other_problems and not actions else ""
+    runtime = _selected_runtime(findings)
+    print_message(f"Tasks can run {f'with {runtime}' if runtime else 'here'}{hint}.{to_do}")
+
+
+def _selected_runtime(findings: Sequence[Finding]) -> str:
+    """Return the runtime that a server would use; empty if it is unknown."""
+    return next((finding.runtime for finding in findings if finding.name == "sandbox"), "")
 
 
 def _to_json(finding: Finding) -> dict[str, Any]:
@@ -54,12 +69,15 @@ def _to_json(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
+def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: bool) -> None:
     from rich.text import Text
 
     console = stdout_console(has_color=has_color)
-    if console.is_terminal:  # problems first
-        findings = sorted(findings, key=lambda finding: (finding.ok, not finding.is_needed))
+    if console.is_terminal:
+        if not shows_all:
+            findings = _summarize_limits(findings)
+        # problems last: the first lines of a long list scroll out of the window
+        findings = sorted(findings, key=lambda finding: (not finding.ok, not finding.ok and finding.is_needed))
     width = max((len(finding.name) for finding in findings), default=0)
     width_left = console.width - width - 5 if console.is_terminal else None
     previous_name = None
@@ -72,3 +90,19 @@ def _print_findings(findings: Sequence[Finding], *, has_color: bool) -> None:
         remedy = wrap_text(f"→ {finding.remedy}", width_left) if finding.remedy else []
         for line in (*others, *remedy):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)
+
+
+def _summarize_limits(findings: Sequence[Finding]) -> list[Finding]:
+    """Replace the known limits of the selected runtime by their number, and drop those of other runtimes."""
+    selected = _selected_runtime(findings)
+    limits = [finding for finding in findings if finding.runtime == selected and _is_limit(finding)]
+    others = [finding for finding in findings if not _is_limit(finding)]
+    if not selected or not limits:
+        return others
+    counted = f"{pluralize(len(limits), 'known limit')} of {selected} on this kernel"
+    message = f"{counted}; show {'it' if len(limits) == 1 else 'them'} with --all"
+    return [replace(limits[0], message=message, remedy=""), *others]
+
+
+def _is_limit(finding: Finding) -> bool:
+    return finding.name in _LIMIT_NAMES and bool(finding.runtime)

@@ -30,7 +30,9 @@ _STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
 _EMULATED_SECONDS = 60.0
 _KVM_SECONDS = 10.0
-_KVM_REQUIRED = "KVM does not work, so every instruction would be emulated; select the runtime explicitly: qemu."
+_KVM_REQUIRED = (
+    "KVM does not work, so every instruction would be emulated; select the runtime explicitly: --runtime qemu."
+)
 
 _ISOLATES = (
     "kernel: a separate one; the host's is reachable only through QEMU and virtiofsd",
@@ -70,14 +72,16 @@ async def probe_qemu(
         if kvm.is_present() and await kvm.is_too_slow():
             kvm.record_failure()
         if excludes_emulation and not kvm.is_usable():
-            return _failed_probe(_KVM_REQUIRED)
+            return _failed_probe(_KVM_REQUIRED, is_explicit_only=True)
         seconds = _KVM_SECONDS if excludes_emulation else _EMULATED_SECONDS
         limits = await run_probe(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
         )
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
-        return _failed_probe(_KVM_REQUIRED if excludes_emulation and has_not_booted else str(error))
+        if excludes_emulation and has_not_booted:
+            return _failed_probe(_KVM_REQUIRED, is_explicit_only=True)
+        return _failed_probe(str(error))
     has_kvm = runtime.last_accelerator is Accelerator.KVM
     return RuntimeProbe(
         NAME,
@@ -91,8 +95,16 @@ async def probe_qemu(
     )
 
 
-def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
-    return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
+def _failed_probe(remedy: str, *, is_explicit_only: bool = False, is_final: bool = False) -> RuntimeProbe:
+    return RuntimeProbe(
+        NAME,
+        is_available=False,
+        tier=TIER,
+        strength=_STRENGTH,
+        remedy=remedy,
+        is_explicit_only=is_explicit_only,
+        is_final=is_final,
+    )
 
 
 BOOTS_MAX = 3

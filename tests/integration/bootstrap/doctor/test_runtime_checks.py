@@ -31,6 +31,21 @@ def machine_without_kvm(monkeypatch):
     monkeypatch.setattr(runtime_checks, "make_runtime", lambda *_, **__: SimpleNamespace())
 
 
+def test_runtime_that_is_only_slow_is_not_reported_as_broken(tmp_path, monkeypatch):
+    slow = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="…", is_explicit_only=True)
+
+    async def choose(*_):
+        return RuntimeChoice(NAMESPACES, [slow, NAMESPACES])
+
+    monkeypatch.setattr(runtime_checks, "choose_runtime", choose)
+    findings = runtime_checks.check_runtimes(AUTO, tmp_path)
+    [finding] = [one for one in findings if one.name == "runtime"]
+    assert (finding.message, finding.remedy) == (
+        "qemu works only slowly without KVM",
+        "Select it with --runtime qemu.",
+    )
+
+
 def report(requested, tmp_path):
     findings = runtime_checks.check_runtimes(requested, tmp_path)
     return {(one.ok, one.message) for one in findings if one.name in ("sandbox", "runtime")}

@@ -133,22 +133,62 @@ def test_doctor_prints_a_warning_and_succeeds(bootstrap):
     assert result.stdout.startswith("! cgroups")
 
 
-def test_doctor_prints_problems_first_on_a_terminal(bootstrap, monkeypatch):
+def print_on_terminal(bootstrap, monkeypatch, findings, *options):
+    """Run the command on a terminal; return the printed lines and the verdict."""
     import sandbox.cli.commands.doctor as command
 
     console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None, _environ={})
     monkeypatch.setattr(command, "stdout_console", lambda *, has_color: console)
-    bootstrap.findings = [OK, WEAK, BROKEN, Finding("gap", True, "one"), Finding("gap", True, "two")]
-    invoke("doctor")
-    assert [line.strip() for line in console.file.getvalue().splitlines()] == [
-        "✗ namespaces  user namespaces are switched off",
-        "→ Switch them on with sysctl …",
-        "! cgroups     not writable; limits do not hold",
-        "→ Run as root",
+    bootstrap.findings = findings
+    result = invoke("doctor", *options)
+    return [line.strip() for line in console.file.getvalue().splitlines()], result.stderr
+
+
+def test_doctor_prints_problems_last_on_a_terminal(bootstrap, monkeypatch):
+    findings = [BROKEN, OK, WEAK, Finding("gap", True, "one"), Finding("gap", True, "two")]
+    assert print_on_terminal(bootstrap, monkeypatch, findings)[0] == [
         "✓ bubblewrap  version 0.11",
         "✓ gap         one",
         "✓             two",
+        "! cgroups     not writable; limits do not hold",
+        "→ Run as root",
+        "✗ namespaces  user namespaces are switched off",
+        "→ Switch them on with sysctl …",
     ]
+
+
+SELECTED = Finding("sandbox", True, "sandboxes run with gvisor", runtime="gvisor")
+LIMITS = [
+    Finding("gap", False, "gvisor: starts are slow", is_needed=False, runtime="gvisor"),
+    Finding("gap", False, "gvisor: memory is shared", is_needed=False, runtime="gvisor"),
+    Finding("gap", False, "bubblewrap: the kernel is shared", is_needed=False, runtime="bubblewrap"),
+    Finding("kernel", False, "one system call takes long", is_needed=False, runtime="bubblewrap"),
+]
+
+
+def test_doctor_counts_the_limits_of_the_selected_runtime_on_a_terminal(bootstrap, monkeypatch):
+    lines, verdict = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *LIMITS])
+    assert lines == [
+        "✓ sandbox  sandboxes run with gvisor",
+        "! gap      2 known limits of gvisor on this kernel; show them with --all",
+    ]
+    assert verdict == "Tasks can run with gvisor.\n"
+
+
+def test_doctor_lists_all_limits_on_request_and_without_a_terminal(bootstrap, monkeypatch):
+    bootstrap.findings = [SELECTED, *LIMITS]
+    piped = invoke("doctor").stdout
+    lines, _ = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *LIMITS], "--all")
+    for limit in LIMITS:
+        assert any(limit.message in line for line in lines)
+        assert limit.message in piped
+
+
+def test_verdict_of_doctor_names_the_actions(bootstrap):
+    bootstrap.findings = [SELECTED, Finding("model", False, "no key", "export …", is_needed=False, action="set KEY")]
+    assert invoke("doctor").stderr == "Tasks can run with gvisor. To do: set KEY.\n"
+    bootstrap.findings = [Finding("git", False, "git is not installed", "apt-get …", action="install git"), WEAK]
+    assert invoke("doctor").stderr.splitlines()[-1].endswith("and run this again. To do: install git.")
 
 
 def test_doctor_keeps_its_order_without_a_terminal(bootstrap):
