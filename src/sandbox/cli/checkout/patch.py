@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sandbox.client import Client
-    from sandbox.client.response_types import Artifact
+    from sandbox.client.response_types import Artifact, Task
 
 
 def print_changed_files(changed: Sequence[ChangedFile], console: Console) -> None:
@@ -52,6 +53,9 @@ def applied_message(files: int, *, is_staged: bool) -> str:
 
 CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
 """Help text for the --chain option."""
+
+COUNTED_BYTES_MAX = 8 * 1024 * 1024
+"""Maximum size of a patch that is downloaded only to count its lines."""
 
 REMARKS_MAX = 50
 """Maximum number of remarks to print; a server writes fewer."""
@@ -91,9 +95,46 @@ def fetch_patch(
     client.download(task_id, path, target)
 
 
-def has_chain_patch(client: Client, task_id: str) -> bool:
-    """Return whether the task has a patch that includes the changes from the tasks it continues."""
-    return bool(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id)))
+def find_chain_patch(client: Client, task_id: str) -> Artifact | None:
+    """Return the task's patch that includes the changes from the tasks it continues; None if there is none."""
+    return next(iter(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id))), None)
+
+
+def chain_size(client: Client, task: Task) -> str:
+    """Return the size of the patch with the changes of the whole chain: `+31 −4 in 3 files`.
+
+    Empty if the task continues no other one, or if the size cannot be determined.
+    """
+    from sandbox.client import ClientError
+
+    if task.get("parent") is None or task["state"] not in FINAL_STATES:
+        return ""
+    try:
+        entry = find_chain_patch(client, task["id"])
+        if entry is None or entry["contains_secret"] or entry["size_bytes"] > COUNTED_BYTES_MAX:
+            return ""
+        with TemporaryDirectory() as directory:
+            patch = Path(directory) / "patch"
+            client.download(task["id"], entry["path"], patch)
+            return _format_size(patch_lines(patch))
+    except ClientError:
+        return ""  # the size is only additional information
+
+
+def _format_size(lines: Iterable[str]) -> str:
+    files = added = removed = minus = plus = 0
+    for line in lines:
+        hunk = _HUNK.match(line)
+        if minus > 0 or plus > 0:
+            added += line[:1] == "+"
+            removed += line[:1] == "-"
+            minus -= line[:1] not in {"+", "\\"}
+            plus -= line[:1] not in {"-", "\\"}
+        elif hunk:
+            minus, plus = int(hunk[1] or 1), int(hunk[2] or 1)
+        else:
+            files += line.startswith("diff --git ")
+    return f"+{added:,} −{removed:,} in {pluralize(files, 'file')}" if files else ""
 
 
 def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:

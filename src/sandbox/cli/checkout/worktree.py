@@ -203,6 +203,11 @@ class Checkout:
                 click.echo("The patch is already applied.", err=True)
         return self.list_changed_files(patch)
 
+    def can_apply(self, patch: Path, *, should_stage: bool = True) -> bool:
+        """Return whether `apply` would apply the patch. Changes nothing."""
+        index_options = ["--index"] if should_stage else []
+        return self._git_apply("--check", *index_options, patch=patch).returncode == 0
+
     def _git_directory(self) -> Path:
         return Path(self.git_output("rev-parse", "--absolute-git-dir") or self.root / ".git")
 

@@ -363,6 +363,53 @@ def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_t
     assert "Apply all" not in result.stderr.decode()
 
 
+@pytest.fixture
+def earlier_changes_applied(chain_task, checkout):
+    """The changes of the earlier task are in the checkout, and committed."""
+    git("stash", "-q", "-u", cwd=checkout)
+    (checkout / "a.txt").write_text("first\n")
+    git("commit", "-qam", "First", cwd=checkout)
+
+
+@pytest.mark.usefixtures("earlier_changes_applied")
+def test_chain_whose_earlier_changes_are_applied_is_rejected_with_a_remedy(apply, checkout):
+    before = everything(checkout)
+    result = apply("--chain")
+    assert (result.returncode, everything(checkout)) == (4, before)
+    assert "  The earlier changes are already here: leave out --chain\n" in result.stderr.decode()
+
+
+@pytest.mark.usefixtures("earlier_changes_applied")
+@pytest.mark.parametrize("options", [(), ("--beside-changes",)])
+def test_last_changes_of_a_chain_are_applied_on_top_of_earlier_ones(apply, checkout, options):
+    result = apply(*options)
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "a.txt").read_text() == "first and second\n"
+    assert b"Apply all" not in result.stderr
+
+
+def test_chain_that_conflicts_with_the_checkout_is_rejected_without_that_remedy(apply, chain_task, checkout):
+    git("stash", "-q", "-u", cwd=checkout)
+    (checkout / "a.txt").write_text("other\n")
+    git("commit", "-qam", "Other", cwd=checkout)
+    result = apply("--chain")
+    assert result.returncode == 4
+    assert b"leave out --chain" not in result.stderr
+
+
+def test_independent_changes_of_a_chain_are_applied_with_the_note(apply, api, chain_task, checkout):
+    """The task's own patch applies without the earlier changes, but the checkout lacks them."""
+    git("stash", "-q", "-u", cwd=checkout)
+    own = b"diff --git a/c.txt b/c.txt\nnew file mode 100644\n--- /dev/null\n+++ b/c.txt\n@@ -0,0 +1 @@\n+b\n"
+    checksum = {"X-Checksum-SHA256": hashlib.sha256(own).hexdigest()}
+    route = f"/tasks/{TASK_ID}/artifacts/{quote(f'.sandbox/{TASK_ID}.patch', safe='')}"
+    api.on("GET", route, lambda _: ApiResponse(200, [own], checksum))
+    result = apply()
+    assert result.returncode == 0, result.stderr
+    assert (checkout / "c.txt").exists()
+    assert b"  Apply all: " in result.stderr
+
+
 def test_diff_of_a_whole_chain_has_the_changes_of_earlier_tasks(run_cli, chain_task):
     assert run_cli("task", "diff", TASK_ID, "--chain").stdout == chain_task
     assert run_cli("task", "diff", TASK_ID).stdout.endswith(b"+first and second\n")

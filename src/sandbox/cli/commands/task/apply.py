@@ -18,7 +18,7 @@ from sandbox.cli.checkout.patch import (
     CHAIN_HELP,
     applied_message,
     fetch_patch,
-    has_chain_patch,
+    find_chain_patch,
     print_changed_files,
     print_omissions,
 )
@@ -110,9 +110,14 @@ def apply(
             tasks = _chain_of(client, status)
             _apply_to_branch(branch, task, status, tasks, options, pushes=branch_options["pushes"])
             return
-        if status is None and base and base != checkout.commit():
-            _suggest_chain(client, task_id)
-        _apply_to_worktree(checkout, task, options, is_staged=not allows_local_changes)
+        is_staged, advice, other = not allows_local_changes, "", Path(temporary) / "other"
+        if is_chain and not checkout.can_apply(patch, should_stage=is_staged):
+            fetch_patch(client, task_id, other, allows_secrets=allows_secrets)
+            if checkout.can_apply(other, should_stage=is_staged):
+                advice = "The earlier changes are already here: leave out --chain"
+        elif status is None and base and base != checkout.commit():
+            _suggest_chain(client, checkout, task, other, is_staged=is_staged)
+        _apply_to_worktree(checkout, task, options, is_staged=is_staged, advice=advice)
 
 
 class _Task(NamedTuple):
@@ -136,19 +141,31 @@ def _new_branch(
     return branch
 
 
-def _suggest_chain(client: Client, task_id: str) -> None:
-    """If the task continues another one, print how to apply the changes of the whole chain."""
-    if has_chain_patch(client, task_id):
-        message = "The patch does not contain the changes of the earlier tasks that this one continues."
-        click.echo(f"{message}\n  Apply all: sandbox task apply {escape_text(task_id)} --chain", err=True)
+def _suggest_chain(client: Client, checkout: Checkout, task: _Task, target: Path, *, is_staged: bool) -> None:
+    """If the task continues another one, print how to apply the changes of the whole chain.
+
+    Prints nothing if the checkout has the earlier changes already: then the task's patch applies, and the patch of the
+    chain does not. target: a file for the patch of the chain.
+    """
+    entry = find_chain_patch(client, task.id)
+    if entry is None:
+        return
+    if checkout.can_apply(task.patch, should_stage=is_staged) and not entry["contains_secret"]:
+        client.download(task.id, entry["path"], target)
+        if not checkout.can_apply(target, should_stage=is_staged):
+            return
+    message = "The patch does not contain the changes of the earlier tasks that this one continues."
+    click.echo(f"{message}\n  Apply all: sandbox task apply {escape_text(task.id)} --chain", err=True)
 
 
-def _apply_to_worktree(checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool) -> None:
+def _apply_to_worktree(
+    checkout: Checkout, task: _Task, options: CliOptions, *, is_staged: bool, advice: str = ""
+) -> None:
     commit = checkout.commit()
     if task.base and task.base != commit:
         head_description = f"this checkout is at {commit[:12]}" if commit else "this checkout has no commit yet"
         click.echo(f"The patch was made on commit {task.base[:12]}; {head_description}.", err=True)
-    changed = checkout.apply(task.patch, should_stage=is_staged) if task.patch.stat().st_size else []
+    changed = checkout.apply(task.patch, should_stage=is_staged, advice=advice) if task.patch.stat().st_size else []
     if options.format == "json":
         print_json(_json_fields(checkout, task, commit, changed))
     elif _print_changed_files(task, changed, options):
