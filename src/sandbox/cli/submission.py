@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from sandbox.cli.checkout.patch import chain_size
 from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint, unprinted_hint
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import has_no_changes, outcome_summary, state_text
+from sandbox.cli.output.formatting import changes_summary, next_commands, outcome_summary, state_text
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.cli.overrides import Override, OverrideError
@@ -117,18 +118,16 @@ def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *,
     if waits or follows:
         with interrupt_hint(submitted["task_id"]):
             status = wait_for_end(client, submitted["task_id"], options, should_follow=follows)
-            _hint(status, options)
+            _hint(client, status, options)
 
 
-def _hint(status: Task, options: CliOptions) -> None:
+def _hint(client: Client, status: Task, options: CliOptions) -> None:
     if options.format != "json":
+        size = changes_summary(status, chain_size(client, status))
+        rows = [("Changes", size)] if size else []
         # Print one line per command, so that it can be copied even from a narrow window.
-        escaped_id = escape_text(status["id"])
-        chain = " --chain" if status.get("parent") is not None else ""
-        if not has_no_changes(status):
-            click.echo(f"  Changes:   sandbox task diff {escaped_id}{chain}", err=True)
-            click.echo(f"  Apply:     sandbox task apply {escaped_id}{chain}", err=True)
-        click.echo(f"  Artifacts: sandbox task artifacts {escaped_id}", err=True)
+        rows += [*next_commands(status), ("Artifacts", f"sandbox task artifacts {escape_text(status['id'])}")]
+        click.echo("\n".join(f"  {label + ':':<10} {value}" for label, value in rows), err=True)
 
 
 def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:
@@ -139,7 +138,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
             print_json_lines(events)
         else:
             console, reason = stderr_console(has_color=options.has_color), PendingReasonPoller(options, task_id)
-            print_events(events, console, pending_reason=reason)
+            print_events(events, console, pending_reason=reason, omits_failure=True)
     status = client.wait(task_id)
     if options.format == "json" and not should_follow:
         print_json(status)

@@ -120,14 +120,18 @@ class ApplyPrompt:
     def _print_result(self, task_id: str, changed: list[ChangedFile], *, is_applied: bool, is_staged: bool) -> None:
         if changed:
             print_changed_files(changed, stderr_console(has_color=self.options.has_color))
+        lines = []
         if is_applied:
-            click.echo(applied_message(len(changed), is_staged=is_staged), err=True)
+            lines.append(applied_message(len(changed), is_staged=is_staged))
         elif changed:
-            click.echo(f"  {_diff_hint(task_id)}\n  Apply it:   {self.apply_command(task_id)}", err=True)
+            lines += [f"  {_diff_hint(task_id)}", f"  Apply:     {self.apply_command(task_id)}"]
+        if changed:
+            lines.append(f'  Continue:  sandbox task continue {escape_text(task_id)} "…"')
+            click.echo("\n".join(lines), err=True)
 
 
 def _diff_hint(task_id: str) -> str:
-    return f"View it:    sandbox task diff {escape_text(task_id)}"
+    return f"Diff:      sandbox task diff {escape_text(task_id)}"
 
 
 def _describe_head(head: Head) -> str:

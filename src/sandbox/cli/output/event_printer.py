@@ -34,6 +34,11 @@ NOTICE_LINES_MAX = 3
 LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """Maximum length of a line of stdout; longer lines are skipped."""
 
+MODEL_HOST = "model"
+"""The host of events about refused model requests. The gateway refused no connection."""
+
+_FAILED_STATES = frozenset({"failed", "failed_preserved"})
+
 OPEN_TOOL_CALLS_MAX = 100
 """Maximum number of unfinished tool calls to track; above it, the oldest are printed without a summary."""
 
@@ -67,16 +72,20 @@ def print_events(
     *,
     is_live: bool = True,
     pending_reason: Callable[[], str] = str,
+    omits_failure: bool = False,
 ) -> str | None:
     """Print events as they arrive; return the final state, or None if the events end without one.
+
+    omits_failure: do not print why the task failed, because the caller prints it afterwards.
 
     On a terminal with `is_live`, a transient status line shows the current activity; `pending_reason` returns what a
     pending task waits for.
     """
-    printer = EventPrinter(console, detail, pending_reason)
+    printer = EventPrinter(console, detail, pending_reason, omits_failure=omits_failure)
     with _status_context(printer, console) if console.is_terminal and is_live else nullcontext():
         for event in events:
             printer.handle(event)
+        printer.flush()
     return printer.final_state
 
 
@@ -94,6 +103,8 @@ class EventPrinter:
         console: Console,
         detail: DetailLevel = SHORT,
         pending_reason: Callable[[], str] = str,
+        *,
+        omits_failure: bool = False,
     ) -> None:
         self.final_state: str | None = None
         self.tool_calls = 0
@@ -112,6 +123,8 @@ class EventPrinter:
         self._results: dict[str, str] = {}
         self._started_at: str | None = None
         self._last_error = ""
+        self._omits_failure = omits_failure
+        self._held_error: Mapping[str, Any] | None = None
 
     @property
     def current_activity(self) -> str:
@@ -136,6 +149,8 @@ class EventPrinter:
         """Handle one event; ignore unknown types."""
         handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
+            if event.get("type") != "state_change":
+                self._print_held_error()
             handler(event)
 
     def _on_state_change(self, event: Mapping[str, Any]) -> None:
@@ -143,6 +158,11 @@ class EventPrinter:
         if self.state == "running":
             self._started_at = self._started_at or event.get("timestamp")
         message = str(event.get("state_message") or "")
+        if self._omits_failure and self.state in _FAILED_STATES:
+            if message == self._last_error:
+                self._held_error = None
+            self._print_held_error()
+            message = ""
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
@@ -232,12 +252,26 @@ class EventPrinter:
         self.cost_usd += float(event.get("cost_usd") or 0)
 
     def _on_egress_denied(self, event: Mapping[str, Any]) -> None:
-        denied = f"Refused {event.get('host')}:{event.get('port')}: {event.get('reason')}"
+        is_model = event.get("host") == MODEL_HOST
+        subject = "a model request" if is_model else f"{event.get('host')}:{event.get('port')}"
+        denied = f"Refused {subject}: {event.get('reason')}"
         self._layout.print_lines(event, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
         self._last_error = str(event.get("message"))
-        self._layout.print_lines(event, self._last_error, "red", lines_max=TEXT_LINES_MAX)
+        self._held_error = event
+        if not self._omits_failure:
+            self._print_held_error()
+
+    def flush(self) -> None:
+        """Print what is held back. Call this after the last event."""
+        self._print_held_error()
+
+    def _print_held_error(self) -> None:
+        """Print the last error, unless it is printed already. It is held while it may be why the task failed."""
+        event, self._held_error = self._held_error, None
+        if event is not None:
+            self._layout.print_lines(event, str(event.get("message")), "red", lines_max=TEXT_LINES_MAX)
 
     def _on_gap(self, event: Mapping[str, Any]) -> None:
         missing = f"Some events are missing: {event.get('reason')}"

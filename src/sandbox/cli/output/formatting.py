@@ -115,6 +115,17 @@ def format_changes(task: Mapping[str, Any]) -> str:
     return f"+{diff['additions']:,} −{diff['deletions']:,}" if diff and diff["files"] else ""
 
 
+def changes_summary(task: Mapping[str, Any], chain_size: str = "") -> str:
+    """Format the size of a task's patch: `+16 −4 in 2 files`; empty if it is unknown or no file changed.
+
+    chain_size: the size of the patch that includes the changes of the earlier tasks; empty if there is none.
+    """
+    diff, changes = task.get("diff"), format_changes(task)
+    if not diff or not changes:
+        return f"none (chain: {chain_size})" if diff and chain_size else ""
+    return f"{changes} in {pluralize(diff['files'], 'file')}" + (f" (chain: {chain_size})" if chain_size else "")
+
+
 def next_commands(task: Mapping[str, Any], width_cells: int | None = None) -> list[tuple[str, str]]:
     """Return the commands that are useful now, each with a label.
 

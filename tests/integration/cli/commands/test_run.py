@@ -94,7 +94,7 @@ def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_ta
 
 def test_patch_is_not_applied_without_a_terminal(completed_task, run_cli, checkout):
     result = run_cli("run", "Say goodbye.", cwd=checkout)
-    assert f"Apply it:   sandbox task apply {TASK_ID}" in result.stderr.decode()
+    assert f"Apply:     sandbox task apply {TASK_ID}" in result.stderr.decode()
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
@@ -136,7 +136,7 @@ def test_interrupted_prompt_prints_the_apply_command(completed_task, on_terminal
     process.send_signal(2)
     terminal.read_to_end(process)
     assert process.returncode == 0
-    assert f"Apply it:   sandbox task apply {TASK_ID}".encode() in terminal.output
+    assert f"Apply:     sandbox task apply {TASK_ID}".encode() in terminal.output
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 
@@ -263,7 +263,7 @@ def test_suggested_apply_command_works_with_local_changes(edited_task, api, run_
         (checkout / changed).write_text("print('mine')\n")
     result = run_cli("run", "Go.", "--include-dirty", "--no-apply", cwd=checkout)
     advice = f"sandbox task apply {TASK_ID} --beside-changes"
-    assert f"  Apply it:   {advice}\n" in result.stderr.decode()
+    assert f"  Apply:     {advice}\n" in result.stderr.decode()
     applied = run_cli(*advice.split()[1:], cwd=checkout)
     assert (applied.returncode, (checkout / "notes.txt").read_text()) == (0, "better notes\n"), applied.stderr
     assert b"on top of your changes" in applied.stderr
@@ -383,7 +383,7 @@ def test_conflicting_patch_is_not_partially_applied(api, completed_task, run_cli
     result = run_cli("run", "Go.", "--leave-dirty", "--apply", cwd=checkout)
     assert result.returncode == 4
     assert not (checkout / "new.txt").exists()
-    assert result.stderr.decode().endswith(f"  View it:    sandbox task diff {TASK_ID}\n")
+    assert result.stderr.decode().endswith(f"  Diff:      sandbox task diff {TASK_ID}\n")
 
 
 def test_patch_with_a_secret_suggests_allow_secrets(api, completed_task, run_cli, checkout):

@@ -101,6 +101,39 @@ def test_reason_of_a_failure_is_printed_once():
     assert [line.strip() for line in strip_times(print_to_text([error, failed]))] == [reason, "failed"]
 
 
+def print_without_failure(*events):
+    file = io.StringIO()
+    print_events(events, Console(file=file, width=80), omits_failure=True)
+    return [line.strip() for line in strip_times(file.getvalue())]
+
+
+def state(name, message):
+    return {"type": "state_change", "new_state": name, "state_message": message}
+
+
+CLONE_ERROR = {"type": "error", "error": "clone_failed", "message": "Cannot clone it."}
+
+
+def test_reason_of_a_failure_can_be_omitted():
+    completing = state("completing", "Collecting artifacts")
+    printed = print_without_failure(CLONE_ERROR, completing, state("failed", "Cannot clone it."))
+    assert printed == ["completing    Collecting artifacts", "failed"]
+
+
+def test_errors_that_are_not_the_reason_are_printed():
+    attempt = {"type": "attempt", "attempt": 2, "resumes": False}
+    assert print_without_failure(CLONE_ERROR, attempt) == ["Cannot clone it.", "Attempt 2 starts over"]
+    assert print_without_failure(CLONE_ERROR, state("failed", "Other.")) == ["Cannot clone it.", "failed"]
+    completed = [state("completed", "Done."), {"type": "end", "state": "completed"}]
+    assert "Cannot clone it." in print_without_failure(CLONE_ERROR, *completed)
+    assert print_without_failure(CLONE_ERROR) == ["Cannot clone it."]
+
+
+def test_refused_model_request_is_not_printed_as_a_connection():
+    denied = {"type": "egress_denied", "host": "model", "port": 8123, "reason": "The budget is spent."}
+    assert strip_times(print_to_text([denied])) == ["  Refused a model request: The budget is spent."]
+
+
 @pytest.mark.parametrize("width", [40, 80, 140])
 def test_lines_fit_the_window(width):
     events = [event for event in sample_task.task_events() if event["type"] != "state_change"]

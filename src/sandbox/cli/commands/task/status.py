@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sandbox.cli.checkout.patch import chain_size
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
+from sandbox.cli.output.event_printer import MODEL_HOST, STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
+    changes_summary,
     current_activity,
-    format_changes,
     format_datetime,
     format_elapsed,
     next_commands,
@@ -66,7 +68,7 @@ def status(task_id: str, watches: bool) -> None:
     options = current_options()
     with options.connect() as client:
         if not watches:
-            _show(client.status(task_id), options)
+            _show(client, client.status(task_id), options)
             return
         with interrupt_hint(task_id):
             _watch(client, task_id, options)
@@ -78,7 +80,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         return
     task = client.status(task_id)
     if task["state"] in FINAL_STATES:
-        _show(task, options)
+        _show(client, task, options)
         return
     console = stdout_console(has_color=options.has_color)
     _print_rows(((label, value) for label, value in _rows(task, is_terminal=True) if label in _STATIC_ROWS), console)
@@ -89,6 +91,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         console,
         STATES,
         pending_reason=reason,
+        omits_failure=True,
     )
     task = client.status(task_id)
     if task["state"] in FINAL_STATES:
@@ -107,31 +110,50 @@ def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, 
             yield event
 
 
-def _show(task: Task, options: CliOptions) -> None:
+def _show(client: Client, task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
+    task = _without_model_refusals(client, task)
+    results = list(_result_rows(task, chain_size(client, task)))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, is_terminal=console.is_terminal))
     if not console.is_terminal:
-        _print_rows([*rows, *_result_rows(task)], console, state_style)
+        _print_rows([*rows, *results], console, state_style)
         return
-    _print_rows(_outcome_rows(task, dict(rows), options.server, console.width), console, state_style)
+    _print_rows(_outcome_rows(task, dict(rows), results, options.server, console.width), console, state_style)
     console.print()
     # The outcome shows the duration.
     details = [(label, value.partition("  after ")[0]) for label, value in rows if label not in _OUTCOME_ROWS]
     _print_rows([row for row in details if row[0] != "Release it"], console)
 
 
-def _outcome_rows(task: Task, rows: Mapping[str, str], server: str, width: int) -> Iterator[tuple[str, str]]:
-    """Yield the outcome, the dashboard's address and the next commands. rows: the rows without a terminal."""
+def _without_model_refusals(client: Client, task: Task) -> Task:
+    """Return the task without refused model requests in its number of refused connections."""
+    from sandbox.client import ClientError
+
+    refused, refusals = task["progress"].get("egress_denied") or 0, 0
+    if refused:
+        with suppress(ClientError):
+            events = parse_log_events(client.logs(task["id"], stream="events"), task["id"])
+            refusals = sum(event["type"] == "egress_denied" and event["host"] == MODEL_HOST for event in events)
+    return {**task, "progress": {**task["progress"], "egress_denied": max(refused - refusals, 0)}}
+
+
+def _outcome_rows(
+    task: Task, rows: Mapping[str, str], results: Iterable[tuple[str, str]], server: str, width: int
+) -> Iterator[tuple[str, str]]:
+    """Yield the outcome, the dashboard's address and the next commands.
+
+    rows: the rows without a terminal. results: those of `_result_rows`.
+    """
     from sandbox.client.url import task_page_url
 
     yield "State", rows["State"]
     if "Error" in rows:
         yield "Error", rows["Error"]
-    yield from _result_rows(task)
+    yield from results
     if "Cost" in rows:
         yield "Cost", rows["Cost"]
     if duration := task_duration(task):
@@ -143,10 +165,10 @@ def _outcome_rows(task: Task, rows: Mapping[str, str], server: str, width: int) 
         yield "Release it", f"sandbox task release {task['id']}"
 
 
-def _result_rows(task: Task) -> Iterator[tuple[str, str]]:
-    """Yield the size of the patch and the agent's final message."""
-    if (diff := task.get("diff")) and diff["files"]:
-        yield "Changes", f"{format_changes(task)} in {pluralize(diff['files'], 'file')}"
+def _result_rows(task: Task, chain: str) -> Iterator[tuple[str, str]]:
+    """Yield the size of the patch and the agent's final message. chain: the size of the patch of the chain."""
+    if changes := changes_summary(task, chain):
+        yield "Changes", changes
     # Older servers do not send the message. The message of a failed agent repeats the error.
     if (message := task.get("final_message")) and not task["error"]:
         yield "Message", message

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -302,7 +303,58 @@ def test_followed_task_offers_to_apply_only_changes(task, api, manifest, run_cli
     lines = run_cli("task", "submit", manifest, "--follow").stderr.decode().splitlines()
     assert (f"Task fix-42 completed{'' if has_changes else ' without changes'}.") in lines
     assert ("  Apply:     sandbox task apply fix-42" in lines) == has_changes
-    assert ("  Changes:   sandbox task diff fix-42" in lines) == has_changes
+    assert ("  Diff:      sandbox task diff fix-42" in lines) == has_changes
+    assert ("  Changes:   +1,016 −4 in 2 files" in lines) == has_changes
+    assert '  Continue:  sandbox task continue fix-42 "…"' in lines
+
+
+def serve_chain(api, patch, **entry):
+    """Serve a task that continues another one, and the patch of the chain."""
+    status = task_status("completed", diff=DIFF, parent="fix-41")
+    for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
+        api.on("GET", path, json_response(status))
+    name = f"{TASK_ID}.chain.patch"
+    listed = {"name": name, "path": f".sandbox/{name}", "contains_secret": False, "size_bytes": len(patch), **entry}
+    api.on("GET", f"/tasks/{TASK_ID}/artifacts", json_response({"task_id": TASK_ID, "artifacts": [listed]}))
+    checksum = {"X-Checksum-SHA256": hashlib.sha256(patch).hexdigest()}
+    route = f"/tasks/{TASK_ID}/artifacts/{quote(f'.sandbox/{name}', safe='')}"
+    api.on("GET", route, lambda _: ApiResponse(200, [patch], checksum))
+
+
+CHAIN_PATCH = b"diff --git a/a b/a\n--- a/a\n+++ b/a\n@@ -1 +1,2 @@\n--- x\n+++ y\n+z\n"
+
+
+def test_status_and_follow_show_the_sizes_of_both_patches_of_a_chain(task, api, manifest, run_cli):
+    serve_chain(api, CHAIN_PATCH)
+    size = "+1,016 −4 in 2 files (chain: +2 −1 in 1 file)"
+    assert f"Changes     {size}\n" in run_cli("task", "status", TASK_ID).stdout.decode()
+    assert f"  Changes:   {size}\n" in run_cli("task", "submit", manifest, "--follow").stderr.decode()
+
+
+@pytest.mark.parametrize("entry", [{"contains_secret": True}, {"size_bytes": 10**9}])
+def test_patch_of_a_chain_is_not_downloaded_for_its_size_if_large_or_secret(api, run_cli, entry):
+    serve_chain(api, CHAIN_PATCH, **entry)
+    assert "Changes     +1,016 −4 in 2 files\n" in run_cli("task", "status", TASK_ID).stdout.decode()
+
+
+def test_refused_model_requests_are_not_counted_as_connections(run_cli, api):
+    task = task_status("completed")
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task | {"progress": task["progress"] | {"egress_denied": 2}}))
+    base = {"type": "egress_denied", "task_id": TASK_ID, "seq": 1, "timestamp": "2026-01-29T10:00:00.000Z"}
+    denied = [{**base, "host": host, "port": 1, "reason": "x"} for host in ("model", "a.example")]
+    log = "".join(f"[2026-01-29T10:00:00.000Z] [EVENT] {json.dumps(event)}\n" for event in denied).encode()
+    api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, [log], {"content-type": "text/plain"}))
+    output = run_cli("task", "status", TASK_ID).stdout.decode()
+    assert f"Refused     1 connection: sandbox task logs {TASK_ID}" in output
+
+
+@pytest.mark.parametrize("command", [("submit", "MANIFEST", "--follow"), ("status", TASK_ID, "--watch")])
+def test_reason_of_a_failure_is_stated_once_at_the_end(task, manifest, run_cli, command):
+    task("failed")
+    result = run_cli("task", *(manifest if word == "MANIFEST" else word for word in command))
+    lines = (result.stdout + result.stderr).decode().splitlines()
+    stated = [line for line in lines if "Claude Code exited with 1" in line]
+    assert stated == ["Task fix-42 failed: Claude Code exited with 1."]
 
 
 @pytest.mark.parametrize(
