@@ -38,7 +38,7 @@ _KEYS = {
     b"\x1b[B": "down", b"\x1bOB": "down", b"j": "down",
     b"\x1b[5~": "page up", b"\x1b[6~": "page down",
     b"\r": "watch", b"\n": "watch",
-    b"/": "search", b"f": "filter", b"c": "cancel",
+    b"/": "search", b"f": "filter", b"c": "cancel", b"?": "help",
     b"q": "leave", b"Q": "leave", b"": "leave",
 }  # fmt: skip
 _KEY = re.compile(rb"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Z]|.", re.DOTALL)
@@ -111,7 +111,9 @@ class _KeyHandler:
         view = self._view
         while typed := await keys.get():
             view.show_notice("")
-            if view.search_input is not None:
+            if view.is_help_open:
+                view.is_help_open = False
+            elif view.search_input is not None:
                 self._expire_if(view.type_search(typed))
             elif view.has_question:
                 await self._answer_cancel(typed)
@@ -135,6 +137,8 @@ class _KeyHandler:
                 self._expired.set()
             case "cancel":
                 self._view.ask_cancel()
+            case "help":
+                self._view.is_help_open = True
 
     async def _answer_cancel(self, typed: bytes) -> None:
         task_id = self._view.answer_cancel(typed)
@@ -153,15 +157,30 @@ class _KeyHandler:
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
     """Print the task's events from the first one until a key returns to the screen. Enter returns after the end."""
-    console.print(f"Task {escape_text(task_id)}; press q to return.\n", style="bold")
     keys = set(_RETURN_KEYS)
-    with suppress(KeyboardInterrupt), _cbreak_mode(), _interrupting_keys(keys) as reader:
+    with (
+        _alternate_screen(console),
+        suppress(KeyboardInterrupt),
+        _cbreak_mode(),
+        _interrupting_keys(keys) as reader,
+    ):
+        console.print(f"Task {escape_text(task_id)}; press q to return.\n", style="bold")
         with options.connect() as client:
             reason = PendingReasonPoller(options, task_id)
             print_events(client.events(task_id), console, pending_reason=reason)
         keys |= _ENTER_KEYS
-        console.print("\nPress enter to return.", style="dim", end="")
+        console.print("\nPress enter to return.", style="dim")
         reader.join()
+
+
+@contextmanager
+def _alternate_screen(console: Console) -> Iterator[None]:
+    """Print to the alternate screen, so that nothing remains in the window afterwards."""
+    console.set_alt_screen()
+    try:
+        yield
+    finally:
+        console.set_alt_screen(False)
 
 
 @contextmanager

@@ -32,7 +32,17 @@ COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
 SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
 """Columns that are truncated in a narrow window, in this order."""
 
-KEY_HELP = "↑↓ select  enter watch  / search  f filter  c cancel  q quit"
+KEY_HELP = "enter watch  / search  f filter  c cancel  ? help  q quit"
+_KEY_EFFECTS = (
+    ("↑ ↓", "select a task; also k and j, page up and page down"),
+    ("enter", "watch the selected task; q or Esc returns"),
+    ("/", "search tasks"),
+    ("f", "show only the tasks of the next filter"),
+    ("c", "cancel the selected task, after confirmation"),
+    ("?", "show this list"),
+    ("q", "quit"),
+)
+_HELP_KEY_CELLS = 11
 _SUBMIT_HINT = "No tasks yet. Submit one: sandbox task submit task.yaml"
 SHORT_ID_WIDTH = 120
 """Width below which generated ids are shortened."""
@@ -68,6 +78,7 @@ class TopView:
     search_input: the search that the user is typing, as bytes from the terminal; None if no search is open.
     task_to_cancel: the task whose cancellation the user must confirm.
     notice: a message until the next key.
+    is_help_open: whether the list of keys replaces the tasks.
     """
 
     def __init__(self, server: str) -> None:
@@ -75,6 +86,7 @@ class TopView:
         self.search_input: bytes | None = None
         self.task_to_cancel: TaskSummary | None = None
         self.notice = ""
+        self.is_help_open = False
         self._error_message = ""
         self._server = server
         self._snapshot: Snapshot | None = None
@@ -161,7 +173,9 @@ class TopView:
         rows_max = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
         filter_line = Text(one_line(str(self.filter)), "yellow")
         head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), filter_line]
-        table = self._table(self._snapshot, width, rows_max, now)
+        table = (
+            _help_lines()[: rows_max + 1] if self.is_help_open else self._table(self._snapshot, width, rows_max, now)
+        )
         lines = [*head, *table, *[Text()] * (rows_max + 1 - len(table)), self._overflow_line(rows_max), self._footer()]
         for line in lines:
             line.truncate(width, overflow="ellipsis")
@@ -199,6 +213,8 @@ class TopView:
         return Text(" · ".join(parts), "dim")
 
     def _footer(self) -> Text:
+        if self.is_help_open:
+            return Text("Press any key to return.", "bold")
         if self.search_input is not None:
             words = one_line(self.search_input.decode(errors="ignore"))
             return Text(f"Search: {words}▏  enter search  esc back", "bold")
@@ -233,16 +249,30 @@ def task_row(
         cell(str(progress["turns"] or "")),
         cell(f"{tokens:,}" if tokens else ""),
         cell(format_cost(progress["cost_usd"]) if progress["cost_usd"] else ""),
-        cell(_current_activity(task)),
+        cell(_current_activity(task, is_terminal=is_terminal)),
         cell(task["name"]),
     ]
 
 
-def _current_activity(task: TaskSummary) -> str:
+def _current_activity(task: TaskSummary, *, is_terminal: bool) -> str:
+    """Return what the task does, or how it ended. Scripts, which read the output without a terminal, get the code."""
     if task["state"] in FINAL_STATES:
+        if task["error"]:
+            return task["error"]["message" if is_terminal else "code"]
         elapsed = task_duration(task) or format_elapsed(task["started_at"], task["finished_at"])
-        return task["error"]["code"] if task["error"] else f"took {elapsed}" if elapsed else ""
+        return f"took {elapsed}" if elapsed else ""
     return current_activity(task["progress"]) or task["state_message"]
+
+
+def _help_lines() -> list[Text]:
+    """Return the keys, and the states that each filter selects."""
+    lines = [Text.assemble((f"  {key:<{_HELP_KEY_CELLS}}", "bold"), effect) for key, effect in _KEY_EFFECTS]
+    lines += [Text(), Text("Filters", "dim")]
+    for name, states in STATE_FILTERS.items():
+        shown = [format_state(state) for state in TaskState if state in states]
+        text = "all states" if name == "all" else " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+        lines.append(Text.assemble((f"  {name:<{_HELP_KEY_CELLS}}", "bold"), text))
+    return [Text("Keys", "dim"), *lines]
 
 
 def _header_line(snapshot: Snapshot, server: str, now: datetime) -> Text:

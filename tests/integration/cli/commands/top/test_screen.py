@@ -49,6 +49,7 @@ def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal
     terminal.read_until("▸ done-1".encode())
     terminal.type(b"\r")
     terminal.read_until(b"Press enter to return")
+    assert terminal.output.count(b"\x1b[?1049h") == terminal.output.count(b"\x1b[?1049l") + 1  # the alternate screen
     assert b"All 128 tests pass." in terminal.output
     terminal.output = b""
     terminal.type(b"\n")
@@ -58,6 +59,20 @@ def test_keys_select_watch_return_and_quit(api_with_tasks, on_terminal, terminal
     assert process.returncode == 0
     assert b"\x1b[?1049l" in last  # leaves the alternate screen and restores the terminal attributes
     assert termios.tcgetattr(terminal.child_fd) == before
+
+
+def test_question_mark_shows_the_help(api_with_tasks, on_terminal, terminal):
+    terminal.resize(80, 24)
+    process = on_terminal("top", "--no-color")
+    terminal.read_until("▸ fix-42".encode())
+    terminal.type(b"?")
+    terminal.read_until(b"Press any key to return.")
+    terminal.output = b""
+    terminal.type(b"q")  # closes only the help
+    terminal.read_until("▸ fix-42".encode())
+    terminal.type(b"q")
+    terminal.read_to_end(process)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x1b"])

@@ -44,7 +44,7 @@ def test_task_line_shows_its_current_activity():
     assert lines[3].split() == ["ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME"]
     assert lines[4].split()[:9] == ["▸", "fix-42", "running", "119", "s", "4", "27,501", "$0.0895", "Bash"]
     assert "Waiting for 8 CPUs" in lines[5]
-    assert "agent_failed" in lines[6]
+    assert "Claude Code exited with 1." in lines[6]
     assert "took 27 s" in lines[7]
     assert lines[-1] == KEY_HELP
 
@@ -137,6 +137,29 @@ def test_name_in_the_question_is_escaped():
     view = make_view(task_status("running", "fix-42", name="\x1b[31mred"))
     view.ask_cancel()
     assert render_lines(view)[-1] == r"Cancel fix-42? y/n  \x1b[31mred"
+
+
+def test_help_lists_the_keys_and_the_states_of_the_filters_until_a_key_is_pressed():
+    view = make_view(*TASKS)
+    view.is_help_open = True
+    lines = render_lines(view, 80)
+    for key in ("enter", "/", "f", "c", "?", "q"):
+        assert any(line.split()[:1] == [key] for line in lines)
+    for name in STATE_FILTERS:
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert any(line.split()[:3] == ["failed", "failed", "and"] for line in lines)
+    assert lines[-1] == "Press any key to return."
+    view.is_help_open = False
+    assert render_lines(view)[-1] == KEY_HELP
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 10), (20, 5), (300, 3)])
+def test_help_fits_the_window(width, height):
+    view = make_view(*TASKS)
+    view.is_help_open = True
+    lines = view.render(width, height, NOW)
+    assert len(lines) <= height
+    assert max(line.cell_len for line in lines) <= width
 
 
 def test_key_help_fits_a_narrow_window():
