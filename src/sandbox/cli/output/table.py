@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import click
 
-from sandbox.cli.output.text import escape_name
+from sandbox.cli.output.text import escape_name, wrap_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,8 @@ ONLY_SHRUNK_CELLS_MIN = 6
 
 UNBOUNDED_CELLS = 100_000
 
+_NOTE_INDENT = "  "
+
 
 def print_table(
     console: Console,
@@ -30,6 +33,7 @@ def print_table(
     has_border: bool,
     shrinkable: Sequence[str],
     compact: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Print rows with headings.
 
@@ -38,8 +42,9 @@ def print_table(
     output is not a terminal, no column is truncated. On a terminal, those without any value are omitted.
     compact: columns among them that are never truncated, and omitted only if the most important column is at its
     minimum.
+    notes: a text for each row, printed below it; empty for none. A table with a border has no notes.
     """
-    kept_columns = columns
+    kept_columns, width = columns, console.width
     if console.is_terminal:
         columns, rows = _drop_empty(columns, rows, shrinkable)
         kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border, compact=compact)
@@ -48,10 +53,18 @@ def print_table(
     if has_border:
         _print_bordered(console, columns, rows)
     else:
-        for line in plain_lines(columns, rows):
+        for line, note in zip_longest(plain_lines(columns, rows), ("", *notes), fillvalue=""):
             console.print(line, soft_wrap=True)
+            _print_note(console, note, width)
     if omitted_columns:
         click.echo(f"The window is too narrow for {', '.join(omitted_columns)}.", err=True)
+
+
+def _print_note(console: Console, note: str, width: int) -> None:
+    from rich.text import Text
+
+    for line in wrap_text(note, width - len(_NOTE_INDENT)) if note else ():
+        console.print(Text(_NOTE_INDENT + line, "dim"), soft_wrap=True)
 
 
 def fit_table(

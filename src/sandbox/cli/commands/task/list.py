@@ -20,8 +20,12 @@ from sandbox.model.formatting import format_cost, short_repository
 from sandbox.model.task_state import OUTCOMES, TaskState
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
     from rich.text import Text
 
+    from sandbox.cli.options import CliOptions
     from sandbox.client import Client
     from sandbox.client.response_types import TaskPage, TaskSummary
 
@@ -31,6 +35,7 @@ _TERMINAL_COLUMNS = (
     *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES"),
     *("DURATION", "COST", "LABELS", "REASON"),
 )
+_SHRINKABLE = ("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME")
 SORTS = ("created_at", "started_at", "state_changed_at", "name", "cost")
 
 
@@ -137,7 +142,8 @@ def list_tasks(
 ) -> None:
     """List tasks, newest first.
 
-    On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one.
+    On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one. The
+    reason of a failure is printed below the task if the window is too narrow for another column.
     Commands accept the shortened ids. In a pipe and with --format json, ids are whole.
     """
     if takes_all and limit is not None:
@@ -158,23 +164,48 @@ def list_tasks(
         print_json(page)
         return
     if page["tasks"]:
-        console = stdout_console(has_color=options.has_color)
-        columns = _TERMINAL_COLUMNS if console.is_terminal else _COLUMNS
-        ids = shorten_ids(task["id"] for task in page["tasks"]) if console.is_terminal and not shows_whole_ids else {}
-        rows = [
-            _cells(task, ids.get(task["id"], task["id"]), is_terminal=console.is_terminal) for task in page["tasks"]
-        ]
-        print_table(
-            console,
-            columns,
-            [[row[name] for name in columns] for row in rows],
-            has_border=options.format == "table",
-            shrinkable=("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME"),
-            compact=("AGE",),
-        )
+        _print_tasks(page["tasks"], options, shows_whole_ids=shows_whole_ids)
     _print_omitted_count(page, is_filtered=any(filters.values()))
     if totals := page.get("totals"):
         click.echo(f"Total: {pluralize(totals['tasks'], 'task')}, {format_cost(totals['cost_usd'])}", err=True)
+
+
+def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_whole_ids: bool) -> None:
+    console = stdout_console(has_color=options.has_color)
+    is_terminal, has_border = console.is_terminal, options.format == "table"
+    columns: Sequence[str] = _TERMINAL_COLUMNS if is_terminal else _COLUMNS
+    ids = shorten_ids(task["id"] for task in tasks) if is_terminal and not shows_whole_ids else {}
+    rows = [_cells(task, ids.get(task["id"], task["id"]), is_terminal=is_terminal) for task in tasks]
+    if is_terminal and (repository := _common_repository(tasks)):
+        columns = [name for name in columns if name != "REPOSITORY"]
+        console.print(cell(f"Repository: {repository}", "dim"), soft_wrap=True)
+    reasons: list[str] = []
+    if is_terminal and not has_border and not _fits(console, columns, rows):
+        columns = [name for name in columns if name != "REASON"]
+        reasons = [row["REASON"].plain for row in rows]
+    print_table(
+        console,
+        columns,
+        [[row[name] for name in columns] for row in rows],
+        has_border=has_border,
+        shrinkable=_SHRINKABLE,
+        compact=("AGE",),
+        notes=reasons,
+    )
+
+
+def _common_repository(tasks: Sequence[TaskSummary]) -> str:
+    """Return the short name of the repository of all tasks; empty if they have several."""
+    names = {_short_repository(task) for task in tasks}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _fits(console: Console, columns: Sequence[str], rows: Sequence[Mapping[str, Text]]) -> bool:
+    """Return whether the table fits without truncating a column."""
+    # Columns without any value are not printed.
+    widths = [max(row[name].cell_len for row in rows) for name in columns]
+    printed = [max(width, len(name)) for name, width in zip(columns, widths, strict=True) if width]
+    return sum(printed) + 2 * (len(printed) - 1) <= console.width
 
 
 def _all_pages(client: Client, first_page: TaskPage, query: dict[str, Any]) -> TaskPage:

@@ -596,6 +596,39 @@ def test_list_on_a_terminal_shows_changes_reasons_and_relations(api, run_cli, on
     assert "  ↳ Fix bug #42  " in lines[2]
 
 
+CLONE_ERROR = "Cannot clone https://git.example.org/org/app.git: it has no branch 'nope'; check repository.branch."
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_list_on_a_narrow_terminal_puts_reasons_below_failed_tasks(api, on_terminal, terminal, width):
+    error = {"error": {"code": "clone_failed", "message": CLONE_ERROR}}
+    url = {"repository": "https://git.example.org/org/app.git", "labels": {}}
+    tasks = [task_status("failed", "bad", **url, **error), task_status("completed", "good", **url)]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 2}))
+    terminal.resize(width)
+    text = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
+    caption, heading, *lines = text.replace("\r", "").splitlines()
+    assert caption == "Repository: org/app"
+    assert not {"REPOSITORY", "REASON"} & {*heading.split()}
+    assert lines[0].startswith("bad ")
+    assert lines[-1].startswith("good ")
+    assert " ".join(line.removeprefix("  ") for line in lines[1:-1]) == CLONE_ERROR
+    assert all(line.startswith("  ") and len(line) <= width for line in lines[1:-1])
+
+
+def test_list_with_several_repositories_or_a_border_keeps_the_columns(api, on_terminal, terminal):
+    urls = [f"https://git.example.org/org/{name}.git" for name in ("app", "web")]
+    tasks = [task_status("completed", url[-7:-4], repository=url, labels={}) for url in urls]
+    api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 2}))
+    terminal.resize(120)
+    text = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
+    assert "REPOSITORY" in text.splitlines()[0]
+    failed = task_status("failed", "bad", error={"code": "clone_failed", "message": CLONE_ERROR}, labels={})
+    api.on("GET", "/tasks", json_response({"tasks": [failed], "total_count": 1}))
+    text = terminal.read_to_end(on_terminal("task", "list", "--no-color", "-f", "table")).decode()
+    assert "REASON" in text
+
+
 GENERATED_ID = "3f2c1d7e-2222-4222-8222-abcdefabcdef"
 LONG_NAME = "Fix the crash of the parser for files without a line ending"
 
