@@ -147,6 +147,15 @@ _SYNONYMS = {
 }
 """Maps command names from similar programs to the names used here."""
 
+_ROOT_SYNONYMS = {
+    **dict.fromkeys(("kill", "stop"), "task cancel"),
+    "start": "run",
+    "rm": "task delete",
+    "ls": "task list",
+    "ps": "top",
+}
+"""The same for names that are typed without a group."""
+
 _SIMILARITY_MIN = 0.7
 """With difflib's default of 0.6, commands with another meaning would be suggested."""
 
@@ -155,6 +164,9 @@ def _suggest(name: str, ctx: click.Context) -> list[str]:
     """Return the paths of the commands that the user probably means; those in the same group come first."""
     root = ctx.find_root()
     paths = list(_paths(root.command, root.command_path))
+    synonym = f"{root.command_path} {_ROOT_SYNONYMS.get(name)}"
+    if ctx is root and synonym in paths:
+        return [synonym]
     inner = [path for path in paths if path.rpartition(" ")[0] == ctx.command_path]
     return (
         [path for path in inner if _last_word(path) in _SYNONYMS.get(name, ())]

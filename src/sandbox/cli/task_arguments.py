@@ -23,13 +23,14 @@ from sandbox.cli.output.text import escape_name, escape_text, terminal_width
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from sandbox.client import Client
+    from sandbox.cli.options import CliOptions
+    from sandbox.client import Client, TaskNotFoundError
     from sandbox.client.response_types import TaskSummary
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 COMPLETION_TIMEOUT_SECONDS = 2.0
-"""Time limit for one shell completion."""
+"""Time limit for one shell completion, and for the search for a similar id."""
 
 COMPLETIONS_MAX = 100
 
@@ -49,7 +50,14 @@ def task_argument(command: _Decorated) -> _Decorated:
 
     @wraps(command)
     def run_command(*, task_id: str, **parameters: Any) -> Any:
-        return command(task_id=find_task_id(current_options().connect, task_id), **parameters)
+        from sandbox.client import TaskNotFoundError
+
+        try:
+            return command(task_id=find_task_id(current_options().connect, task_id), **parameters)
+        except TaskNotFoundError as error:
+            if "/" in task_id:  # not the id of any task
+                raise
+            _fail_not_found(error, task_id)
 
     argument = click.argument("task_id", metavar="TASK_ID", shell_complete=_complete_task_id)
     return argument(cast("_Decorated", run_command))
@@ -116,6 +124,28 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
     return text
 
 
+def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:
+    """Exit with the error, the latest task whose id is similar, and the command that lists all tasks."""
+    from difflib import get_close_matches
+
+    similar = get_close_matches(task_id, [task["id"] for task in _latest_tasks(current_options())], n=1)
+    question = f" Did you mean {escape_text(similar[0])}?" if similar else ""
+    message = f"Error: {escape_text(error.message)}{question}\n  List the tasks: sandbox task list"
+    fail(message, ExitCode.NOT_FOUND)
+
+
+def _latest_tasks(options: CliOptions) -> Sequence[TaskSummary]:
+    """Return the latest tasks; none if the server does not respond at once."""
+    from sandbox.client import Client
+    from sandbox.model.errors import SandboxError
+
+    try:
+        with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
+            return client.tasks(limit=COMPLETIONS_MAX)["tasks"]
+    except (SandboxError, OSError):
+        return ()
+
+
 def _is_prefix(text: str) -> bool:
     is_complete = len(text) >= len(_ANY_GENERATED_ID)
     filled = text + _ANY_GENERATED_ID[len(text) :]
@@ -171,16 +201,8 @@ def _shorten(text: str, cells_max: int) -> str:
 def _complete_task_id(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    from sandbox.client import Client
-    from sandbox.model.errors import SandboxError
-
-    options = current_options(ctx)
-    try:
-        with Client(options.server, options.token, timeout_seconds=COMPLETION_TIMEOUT_SECONDS) as client:
-            tasks = client.tasks(limit=COMPLETIONS_MAX)["tasks"]
-    except (SandboxError, OSError):
-        return []  # a shell completion cannot report errors
-    described = {task["id"]: f"{task['state']}  {task['name']}" for task in tasks}
+    # A shell completion cannot report errors.
+    described = {task["id"]: f"{task['state']}  {task['name']}" for task in _latest_tasks(current_options(ctx))}
     # Do not offer ids with unprintable characters, because such characters must not be inserted into a command line.
     candidates = [
         task_id for task_id in described if task_id.startswith(incomplete) and escape_text(task_id) == task_id

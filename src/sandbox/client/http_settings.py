@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from sandbox.client.errors import (
     ClientError,
@@ -19,7 +21,7 @@ from sandbox.client.errors import (
 )
 from sandbox.client.requests import Request
 from sandbox.client.response_validation import matches_schema, parse_object
-from sandbox.client.url import translate_url_errors, validate_base_url
+from sandbox.client.url import is_loopback_url, translate_url_errors, validate_base_url
 from sandbox.model.server_address import DEFAULT_SERVER
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -108,8 +110,7 @@ class Connection:
             with translate_url_errors():
                 yield
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            message = f"Cannot reach {self.server}. Is the server running? Start it with: sandbox serve"
-            raise UnreachableError(message) from error
+            raise unreachable_error(self.server, error) from error
         except httpx2.TimeoutException as error:
             message = f"{self.server} did not respond in time. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
@@ -118,6 +119,28 @@ class Connection:
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             message = f"The connection to {self.server} broke. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
+
+
+def unreachable_error(server: str, error: BaseException) -> UnreachableError:
+    """Return the exception for a server to which no connection was established. error: the error of the library."""
+    if is_loopback_url(server):
+        return UnreachableError(f"Cannot reach {server}. Is the server running? Start it with: sandbox serve")
+    causes = list(_causes(error))
+    reason = ""
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        reason = f": the name {urlsplit(server).hostname} cannot be resolved"
+    elif any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        reason = ": the connection was refused"
+    return UnreachableError(f"Cannot reach {server}{reason}. Check --server or the context.")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error and all errors that caused it."""
+    if error is not None:
+        yield error
+        for each in getattr(error, "exceptions", ()):
+            yield from _causes(each)
+        yield from _causes(error.__cause__ or error.__context__)
 
 
 def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> Connection:

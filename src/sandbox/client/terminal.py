@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sandbox.client.errors import UnexpectedResponseError, UnreachableError, error_from_response, refine_not_found
-from sandbox.client.http_settings import authorization_header
+from sandbox.client.http_settings import authorization_header, unreachable_error
 from sandbox.client.response_validation import parse_object
 from sandbox.client.url import task_path, translate_url_errors, validate_base_url
 
@@ -116,7 +116,6 @@ async def open_terminal(server: str, token: str | None, task_id: str, **paramete
         refusal = error_from_response(server, error.response.status_code, bytes(error.response.body or b""))
         raise refine_not_found(refusal, server, url.path) from error
     except (OSError, TimeoutError, websockets.InvalidHandshake) as error:
-        message = f"Cannot reach {server}. Is the server running? Start it with: sandbox serve"
-        raise UnreachableError(message) from error
+        raise unreachable_error(server, error) from error
     async with connection:
         yield Terminal(server, connection)

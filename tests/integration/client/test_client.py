@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+import socket
 
 import httpx2
 import pytest
@@ -340,6 +341,22 @@ def test_unreachable_server_error_suggests_the_serve_command(client_class):
     with client_class(url) as client, pytest.raises(UnreachableError) as raised:
         client.status(TASK_ID)
     assert raised.value.message == f"Cannot reach {url}. Is the server running? Start it with: sandbox serve"
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), ": the name sandbox.invalid cannot be resolved"),
+        (ConnectionRefusedError(111, "Connection refused"), ": the connection was refused"),
+        (ExceptionGroup("x", [ConnectionRefusedError(111, "Connection refused")]), ": the connection was refused"),
+        (OSError(113, "No route to host"), ""),
+    ],
+)
+def test_unreachable_remote_server_error_suggests_to_check_the_address(cause, reason):
+    server = "https://sandbox.invalid:8122"
+    with pytest.raises(UnreachableError) as raised, resolve_connection(server, None, 1).translate_errors():
+        raise httpx2.ConnectError("no connection") from cause
+    assert raised.value.message == f"Cannot reach {server}{reason}. Check --server or the context."
 
 
 def test_connection_defaults_come_from_the_environment(api, client_class, monkeypatch):

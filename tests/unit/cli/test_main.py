@@ -185,6 +185,13 @@ def test_version_is_printed():
         ("token creat", "did you mean sandbox token create?"),
         ("profile rm x", "did you mean sandbox profile remove?"),
         ("zzz", "No such command 'zzz'."),
+        ("stop", "No such command 'stop'; did you mean sandbox task cancel?"),
+        ("start", "No such command 'start'; did you mean sandbox run?"),
+        ("rm", "No such command 'rm'; did you mean sandbox task delete?"),
+        ("ls", "No such command 'ls'; did you mean sandbox task list?"),
+        ("ps", "No such command 'ps'; did you mean sandbox top?"),
+        ("task ps", "No such command 'ps'; did you mean sandbox task list?"),
+        ("token rm", "No such command 'rm'; did you mean sandbox token revoke?"),
         ("task delte t", "did you mean sandbox task delete?"),
     ],
 )

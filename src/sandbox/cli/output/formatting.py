@@ -141,12 +141,13 @@ def next_commands(task: Mapping[str, Any], width_cells: int | None = None) -> li
 
 def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return label, subcommand and further arguments of each command."""
-    has_changes = bool(format_changes(task))
     if task["state"] not in FINAL_STATES:
         return [("Watch", "status", " --watch"), ("Cancel", "cancel", "")]
+    is_completed = task["state"] == TaskState.COMPLETED
+    # Older servers do not send the size of the patch.
+    has_changes = bool(format_changes(task)) or (is_completed and "diff" not in task)
     chain = " --chain" if task.get("parent") is not None else ""
     commands = [("Diff", "diff", chain) if has_changes else ("Logs", "logs", "")]
-    is_completed = task["state"] == TaskState.COMPLETED
     if has_changes and is_completed:
         commands.append(("Apply", "apply", chain))
     if has_changes or is_completed:

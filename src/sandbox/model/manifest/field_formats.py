@@ -31,11 +31,13 @@ class Format:
 
     find_error: returns an error message or None.
     json_schema: the part of the check that JSON Schema can express, for client programs.
+    suggest: returns a valid string that an invalid one resembles, or None.
     """
 
     name: str
     find_error: Callable[[str], str | None]
     json_schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    suggest: Callable[[str], str | None] = field(default=lambda _: None, compare=False)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         """Make pydantic run the check. pydantic is imported here, because only validation needs it."""
@@ -45,7 +47,9 @@ class Format:
             message = self.find_error(value)
             if message is not None:
                 kind = "range" if isinstance(message, RangeMessage) else "format"
-                raise PydanticCustomError(kind, "{complaint}", {"complaint": message})
+                raise PydanticCustomError(
+                    kind, "{complaint}", {"complaint": message, "suggestion": self.suggest(value)}
+                )
             return value
 
         return core_schema.no_info_after_validator_function(check, handler(source))
@@ -250,6 +254,17 @@ def _check_byte_size(value: str) -> str | None:
     return None if parse_byte_size(value) else RangeMessage("must be at least 1M")
 
 
+_MEBIBYTES_MIN = 256
+"""Sizes without a unit from this number on probably mean MiB, as in `512`; smaller ones mean GiB."""
+
+
+def _suggest_byte_size(value: str) -> str | None:
+    """Return a number without a unit with the probable one."""
+    if not re.fullmatch("[1-9][0-9]{0,5}", value):
+        return None
+    return f"{value}{'G' if int(value) < _MEBIBYTES_MIN else 'M'}"
+
+
 def _check_duration(value: str) -> str | None:
     if not re.fullmatch(_DURATION, value):
         return "must be a whole number and a unit, such as 90s, 15m or 24h"
@@ -296,7 +311,7 @@ COMMIT = pattern_format("commit", "[0-9a-fA-F]{7,64}", "must be 7 to 64 hexadeci
 SUBPATH = Format("subpath", _check_subpath, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
 PROMPT = Format("prompt", _check_prompt, _matching(r"[^\x00]*[^\s\x00][^\x00]*", maxLength=PROMPT_BYTES_MAX))
 GIT_PATCH = Format("git_patch", _check_git_patch, {"contentEncoding": "base64", "minLength": 1})
-BYTE_SIZE = Format("byte_size", _check_byte_size, _matching(_BYTE_SIZE))
+BYTE_SIZE = Format("byte_size", _check_byte_size, _matching(_BYTE_SIZE), _suggest_byte_size)
 DURATION = Format("duration", _check_duration, _matching(_DURATION))
 PATTERN = Format("pattern", _check_pattern, _matching(f"[^/{_CONTROL}][^{_CONTROL}]*", maxLength=_PATH_CHARACTERS_MAX))
 ALLOWED_HOST = Format(

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sandbox.model.errors import FieldPath, RuleName, closest_name
+from sandbox.model.manifest.field_formats import Format
 from sandbox.model.manifest.rules import RuleViolation
 
 RecordT = TypeVar("RecordT")
@@ -107,8 +108,28 @@ def _suggestion(failure: _Failure) -> str | None:
         return closest_name(str(error["input"]), offered) if len(offered) > 1 else None
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         return _closest_field(failure.path, failure.record_type)
+    if (form := _format_of_number(failure)) is not None:
+        return form.suggest(str(error["input"]))
     suggestion = error.get("ctx", {}).get("suggestion")
     return suggestion if isinstance(suggestion, str) else None
+
+
+def _format_of_number(failure: _Failure) -> Format | None:
+    """Return the format of a field with a number instead of text, if the number as text has a wrong format too."""
+    value, dataclass_type = failure.error["input"], _type_at(failure.path[:-1], failure.record_type)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if failure.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):
+        return None
+    form = _field_formats(dataclass_type).get(str(failure.path[-1]))
+    return form if form is not None and form.find_error(str(value)) is not None else None
+
+
+@cache
+def _field_formats(dataclass_type: Any) -> dict[str, Format]:
+    """Return the format of each field that has one."""
+    hints = get_type_hints(dataclass_type, include_extras=True)
+    metadata = {name: getattr(_strip_optional(hint), "__metadata__", ()) for name, hint in hints.items()}
+    return {name: each for name, parts in metadata.items() for each in parts if isinstance(each, Format)}
 
 
 def _closest_field(path: FieldPath, record_type: Any) -> str | None:
@@ -143,6 +164,8 @@ def _format_message(failure: _Failure) -> str:
 def _type_message(expected: str) -> Callable[[_Failure], str]:
     def format_message(failure: _Failure) -> str:
         value = failure.error["input"]
+        if (form := _format_of_number(failure)) is not None:
+            return str(form.find_error(str(value)))  # in quotes, the value would be rejected again
         hint = "; put it in quotes" if expected == "text" and isinstance(value, bool | int | float) else ""
         return f"must be {expected}, not {_describe_type(value)}{hint}"
 

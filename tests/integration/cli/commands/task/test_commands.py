@@ -187,7 +187,7 @@ def test_validate_works_without_a_server(run_cli, api, manifest, tmp_path):
         (400, "invalid_parameter", 2),
         (401, "unauthorized", 5),
         (403, "forbidden", 5),
-        (404, "task_not_found", 3),
+        (404, "artifact_not_found", 3),
         (409, "task_already_terminal", 4),
         (429, "rate_limit_exceeded", 10),
         (500, "internal_error", 10),
@@ -1062,6 +1062,21 @@ def test_malformed_response_is_reported_in_one_message(run_cli, api, manifest, a
     assert result.returncode == 10
     assert b"Check the address of the server" in result.stderr
     assert b"Traceback" not in result.stderr
+
+
+NOT_FOUND = error_response(404, "task_not_found", "There is no task 'fix-baskt'.")
+
+
+@pytest.mark.parametrize(
+    ("ids", "question"), [(["fix-1", "fix-basket"], " Did you mean fix-basket?"), (["other"], ""), ([], "")]
+)
+def test_unknown_id_suggests_a_similar_one_and_the_command_that_lists_tasks(run_cli, api, ids, question):
+    api.on("GET", "/tasks/fix-baskt", NOT_FOUND)
+    page = {"tasks": [task_status("completed", one) for one in ids], "total_count": len(ids), "next_cursor": None}
+    api.on("GET", "/tasks", json_response(page) if ids else error_response(500, "internal_error", "Broken."))
+    result = run_cli("task", "status", "fix-baskt")
+    expected = f"Error: There is no task 'fix-baskt'.{question}\n  List the tasks: sandbox task list\n"
+    assert (result.returncode, result.stderr.decode()) == (3, expected)
 
 
 @pytest.mark.parametrize("command", ["status", "logs", "wait", "cancel", "delete", "artifacts", "diff"])
