@@ -130,7 +130,8 @@ def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:
 
     similar = get_close_matches(task_id, [task["id"] for task in _latest_tasks(current_options())], n=1)
     question = f" Did you mean {escape_text(similar[0])}?" if similar else ""
-    message = f"Error: {escape_text(error.message)}{question}\n  List the tasks: sandbox task list"
+    sentence = error.message.partition("; list the tasks")[0].removesuffix(".")
+    message = f"Error: {escape_text(sentence)}.{question}\n  List the tasks: sandbox task list"
     fail(message, ExitCode.NOT_FOUND)
 
 

@@ -16,6 +16,7 @@ from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, OverrideError, parse_overrides
+from sandbox.model.formatting import name_from_prompt
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
     BRANCH,
@@ -75,6 +76,7 @@ def init(file: Path, yes: bool, force: bool, overrides: list[Override]) -> None:
     agent_kind = next(iter(registered_agents()))
     data = _manifest_from_checkout(preset, agent_kind, is_interactive=not yes)
     _apply_overrides(data, overrides)
+    _name_after_prompt(data, preset, agent_kind)
     if not yes:
         _prompt_fields(data, preset, agent_kind)
     text = _HEADER.format(name="FILE" if str(file) == "-" else file.name) + write_yaml(data)
@@ -127,6 +129,16 @@ def _apply_overrides(data: dict[str, Any], overrides: list[Override]) -> None:
         raise click.BadParameter(str(error)) from None
 
 
+def _name_after_prompt(data: dict[str, Any], preset: set[str], agent_kind: str) -> None:
+    """Set the task's name to the first line of the prompt, unless one of them is missing or set."""
+    match data:
+        case {"metadata": dict(metadata), **sections} if not preset & {"metadata", "metadata.name"}:
+            section = sections.get(agent_kind)
+            prompt = section.get("prompt") if isinstance(section, dict) else None
+            if isinstance(prompt, str) and prompt != PROMPT_PLACEHOLDER and (name := name_from_prompt(prompt)):
+                metadata["name"] = name
+
+
 def _prompt_fields(data: dict[str, Any], preset: set[str], agent_kind: str) -> None:
     """Prompt for the fields that were not set; repeat a prompt after an invalid answer."""
 
@@ -140,6 +152,7 @@ def _prompt_fields(data: dict[str, Any], preset: set[str], agent_kind: str) -> N
     prompt("repository.url", "Repository", _validator(REPOSITORY_URL))
     prompt("repository.branch", "Branch", _validator(BRANCH))
     prompt(f"{agent_kind}.prompt", "Prompt", _validator(PROMPT))
+    _name_after_prompt(data, preset, agent_kind)
     prompt("metadata.name", "Name", _validator(VISIBLE))
     prompt("vm.network_mode", f"Network access ({', '.join(NETWORK_MODES)})", _parse_network_mode)
     if isinstance(data["vm"], dict) and data["vm"].get("network_mode") == "outbound":

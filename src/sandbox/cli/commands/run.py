@@ -21,10 +21,7 @@ from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
 from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
-from sandbox.model.printable import replace_unprintable
-
-NAME_CHARACTERS_MAX = 72
-
+from sandbox.model.formatting import name_from_prompt
 
 _EXIT_CODES = """\
 Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not
@@ -126,15 +123,12 @@ def _require_pushed(checkout: Checkout, origin: Origin) -> None:
 
 
 def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes, agent_kind: str) -> dict[str, Any]:
-    first = next((line.strip() for line in prompt.splitlines() if line.strip()), "Task")
-    name = replace_unprintable(first, lambda _: "")
-    short = name if len(name) <= NAME_CHARACTERS_MAX else name[: NAME_CHARACTERS_MAX - 1].rstrip() + "…"
     repository = {"url": origin.url, "branch": origin.branch, "commit": origin.commit}
     repository |= {"patch": base64.b64encode(patch).decode()} if patch else {}
     return {
         "version": "1",
         "kind": "Task",
-        "metadata": {"name": short or "Task"},
+        "metadata": {"name": name_from_prompt(prompt) or "Task"},
         "repository": {**repository, **({"subpath": subpath} if subpath else {})},
         agent_kind: {"prompt": prompt},
     }

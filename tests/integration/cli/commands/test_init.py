@@ -25,7 +25,7 @@ def test_init_with_yes_option_writes_a_valid_manifest(run_cli, checkout):
     assert yaml.safe_load((checkout / "task.yaml").read_text()) == {
         "version": "1",
         "kind": "Task",
-        "metadata": {"name": "A task for app"},
+        "metadata": {"name": "Fix it."},
         "repository": {"url": URL, "branch": "main"},
         "claude": {"prompt": "Fix it."},
         "vm": {"network_mode": "isolated"},
@@ -41,7 +41,7 @@ def test_prompt_is_repeated_after_an_invalid_answer(on_terminal, terminal, tmp_p
         (b"must be https://", URL),
         (b"Branch:", "main"),
         (b"Prompt:", "Fix the tests."),
-        (b"Name [", ""),
+        (b"Name [Fix the tests.]:", ""),
         (b"[isolated]:", "outbound"),
         (b"separated by commas:", "example.org, *.example.com"),
         (b"[1h]:", "soon"),
@@ -55,6 +55,7 @@ def test_prompt_is_repeated_after_an_invalid_answer(on_terminal, terminal, tmp_p
     terminal.read_to_end(process)
     assert process.returncode == 0
     manifest = yaml.safe_load((tmp_path / "mine.yaml").read_text())
+    assert manifest["metadata"] == {"name": "Fix the tests."}
     assert manifest["vm"] == {"network_mode": "outbound", "allowed_hosts": ["example.org", "*.example.com"]}
     assert (manifest["lifecycle"], manifest["claude"]) == (
         {"timeout": "30m", "artifact_patterns": ["report.md"]},
@@ -73,6 +74,19 @@ def test_numeric_looking_string_stays_a_string(run_cli, checkout):
     assert result.returncode == 0, result.stderr
     assert '  name: "12e0345"\n' in (checkout / "task.yaml").read_text()
     assert run_cli("task", "validate", "task.yaml", cwd=checkout).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["--set", "claude.prompt=Fix it.\nAll of it."], "Fix it."),
+        (["--set", "claude.prompt=Fix it.", "--set", "metadata.name=Mine"], "Mine"),
+        ([], "A task for app"),
+    ],
+)
+def test_name_is_the_first_line_of_the_prompt_unless_set(run_cli, checkout, options, name):
+    result = run_cli("init", "--yes", "-", *options, cwd=checkout)
+    assert yaml.safe_load(result.stdout)["metadata"]["name"] == name
 
 
 def test_existing_file_is_not_overwritten(run_cli, checkout):

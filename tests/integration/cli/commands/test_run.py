@@ -92,6 +92,12 @@ def test_run_starts_at_the_pushed_commit_and_current_directory(api, completed_ta
     assert "▸ Edit  src/app/parser.py" in errors
 
 
+def test_name_of_a_long_prompt_is_cut_at_a_word(api, completed_task, run_cli, checkout):
+    prompt = "Restructure " * 30
+    assert run_cli("run", prompt, "--no-apply", cwd=checkout).returncode == 0
+    assert set(submitted(api)["metadata"]["name"].removesuffix("…").split()) == {"Restructure"}
+
+
 def test_patch_is_not_applied_without_a_terminal(completed_task, run_cli, checkout):
     result = run_cli("run", "Say goodbye.", cwd=checkout)
     assert f"Apply:     sandbox task apply {TASK_ID}" in result.stderr.decode()

@@ -228,6 +228,12 @@ def test_message_of_a_chain_has_one_line_for_each_task():
     assert build_chain_message(tasks) == "Add basket\n\n- Add basket\n- Fixed it.\n\nSandbox-Task: b\n"
 
 
+def test_subject_of_a_chain_is_cut_at_a_word():
+    subject = build_chain_message([CommittedTask("a", "Restructure " * 9, "")] * 2).splitlines()[0]
+    assert len(subject) <= SUBJECT_CHARACTERS_MAX
+    assert set(subject.removesuffix("…").split()) == {"Restructure"}
+
+
 def test_message_of_a_chain_has_no_instructions_and_bounded_lines():
     hostile = [CommittedTask("a", "fixup! x [skip ci]", "word " * 1000), CommittedTask("b", "", "Signed-off-by: x <y>")]
     message = build_chain_message([*hostile] * 100)

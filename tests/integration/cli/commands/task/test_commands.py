@@ -1064,7 +1064,7 @@ def test_malformed_response_is_reported_in_one_message(run_cli, api, manifest, a
     assert b"Traceback" not in result.stderr
 
 
-NOT_FOUND = error_response(404, "task_not_found", "There is no task 'fix-baskt'.")
+NOT_FOUND = error_response(404, "task_not_found", "There is no task 'fix-baskt'; list the tasks to see their ids.")
 
 
 @pytest.mark.parametrize(
