@@ -203,11 +203,6 @@ class Checkout:
                 click.echo("The patch is already applied.", err=True)
         return self.list_changed_files(patch)
 
-    def can_apply(self, patch: Path, *, should_stage: bool = True) -> bool:
-        """Return whether `apply` would apply the patch. Changes nothing."""
-        index_options = ["--index"] if should_stage else []
-        return self._git_apply("--check", *index_options, patch=patch).returncode == 0
-
     def _git_directory(self) -> Path:
         return Path(self.git_output("rev-parse", "--absolute-git-dir") or self.root / ".git")
 
@@ -294,6 +289,12 @@ def _quote_path(path: str) -> str:
 def _apply_arguments(*options: str, patch: Path) -> tuple[str, ...]:
     """Return arguments that make git ignore the user's whitespace configuration and apply the patch unchanged."""
     return ("apply", "--whitespace=nowarn", *options, "--", str(patch.resolve()))
+
+
+def can_apply(checkout: Checkout, patch: Path, *, should_stage: bool) -> bool:
+    """Return whether `Checkout.apply` would apply the patch. Changes nothing."""
+    index_options = ["--index"] if should_stage else []
+    return checkout.run(*_apply_arguments("--check", *index_options, patch=patch)).returncode == 0
 
 
 def _restore_backup(backup: FileBackup) -> str:

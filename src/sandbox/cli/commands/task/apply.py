@@ -22,7 +22,7 @@ from sandbox.cli.checkout.patch import (
     print_changed_files,
     print_omissions,
 )
-from sandbox.cli.checkout.worktree import ChangedFile, Checkout
+from sandbox.cli.checkout.worktree import ChangedFile, Checkout, can_apply
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
@@ -111,9 +111,9 @@ def apply(
             _apply_to_branch(branch, task, status, tasks, options, pushes=branch_options["pushes"])
             return
         is_staged, advice, other = not allows_local_changes, "", Path(temporary) / "other"
-        if is_chain and not checkout.can_apply(patch, should_stage=is_staged):
+        if is_chain and not can_apply(checkout, patch, should_stage=is_staged):
             fetch_patch(client, task_id, other, allows_secrets=allows_secrets)
-            if checkout.can_apply(other, should_stage=is_staged):
+            if can_apply(checkout, other, should_stage=is_staged):
                 advice = "The earlier changes are already here: leave out --chain"
         elif status is None and base and base != checkout.commit():
             _suggest_chain(client, checkout, task, other, is_staged=is_staged)
@@ -150,9 +150,9 @@ def _suggest_chain(client: Client, checkout: Checkout, task: _Task, target: Path
     entry = find_chain_patch(client, task.id)
     if entry is None:
         return
-    if checkout.can_apply(task.patch, should_stage=is_staged) and not entry["contains_secret"]:
+    if can_apply(checkout, task.patch, should_stage=is_staged) and not entry["contains_secret"]:
         client.download(task.id, entry["path"], target)
-        if not checkout.can_apply(target, should_stage=is_staged):
+        if not can_apply(checkout, target, should_stage=is_staged):
             return
     message = "The patch does not contain the changes of the earlier tasks that this one continues."
     click.echo(f"{message}\n  Apply all: sandbox task apply {escape_text(task.id)} --chain", err=True)

@@ -112,7 +112,7 @@ class _KeyHandler:
         while typed := await keys.get():
             view.show_notice("")
             if view.is_help_open:
-                view.is_help_open = False
+                view.toggle_help()
             elif view.search_input is not None:
                 self._expire_if(view.type_search(typed))
             elif view.has_question:
@@ -138,7 +138,7 @@ class _KeyHandler:
             case "cancel":
                 self._view.ask_cancel()
             case "help":
-                self._view.is_help_open = True
+                self._view.toggle_help()
 
     async def _answer_cancel(self, typed: bytes) -> None:
         task_id = self._view.answer_cancel(typed)

@@ -121,6 +121,10 @@ class TopView:
         """Show a message until the next key."""
         self.notice = message
 
+    def toggle_help(self) -> None:
+        """Replace the tasks with the list of keys, or show them again."""
+        self.is_help_open = not self.is_help_open
+
     def filter_next_states(self) -> None:
         """Filter by the next group of states."""
         self.filter = self.filter.next_states()

@@ -141,7 +141,7 @@ def test_name_in_the_question_is_escaped():
 
 def test_help_lists_the_keys_and_the_states_of_the_filters_until_a_key_is_pressed():
     view = make_view(*TASKS)
-    view.is_help_open = True
+    view.toggle_help()
     lines = render_lines(view, 80)
     for key in ("enter", "/", "f", "c", "?", "q"):
         assert any(line.split()[:1] == [key] for line in lines)
@@ -149,14 +149,14 @@ def test_help_lists_the_keys_and_the_states_of_the_filters_until_a_key_is_presse
         assert any(line.split()[:1] == [name] for line in lines)
     assert any(line.split()[:3] == ["failed", "failed", "and"] for line in lines)
     assert lines[-1] == "Press any key to return."
-    view.is_help_open = False
+    view.toggle_help()
     assert render_lines(view)[-1] == KEY_HELP
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 10), (20, 5), (300, 3)])
 def test_help_fits_the_window(width, height):
     view = make_view(*TASKS)
-    view.is_help_open = True
+    view.toggle_help()
     lines = view.render(width, height, NOW)
     assert len(lines) <= height
     assert max(line.cell_len for line in lines) <= width
