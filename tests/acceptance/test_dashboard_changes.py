@@ -471,7 +471,7 @@ def test_changes_of_a_whole_chain_are_reviewed(base_url, browser):
     page.get_by_text("2 of 3 viewed").wait_for()
 
 
-def test_review_begins_with_the_scope_of_the_copied_command_or_the_chosen_one(base_url, browser):
+def test_review_begins_with_the_scope_of_the_copied_command_or_with_the_chosen_scope(base_url, browser):
     page = browser.open(f"{base_url}/tasks/step")
     assert page.locator("#copy-apply").get_attribute("data-copy-command") == "task apply step --chain"
     page.get_by_role("link", name="Review changes").click()
@@ -520,7 +520,7 @@ def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
     )
     assert copied_prompt(page) == wanted
     page.get_by_role("button", name="This task").click()
-    wait_until(lambda: changed_files(page) == ["a.py", "c.py"], 20, "the changes of this task")
+    wait_until(lambda: changed_files(page) == ["a.py", "c.py"], 20, "this task's changes")
     file_of(page, "a.py").locator(".comment-row").nth(2).wait_for()
     assert texts.all_inner_texts() == ["Added by the first task.", "Removed by this task.", "Added by this task."]
     assert copied_prompt(page) == wanted

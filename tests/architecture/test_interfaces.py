@@ -16,8 +16,8 @@ FUNCTIONS = {
 """Functions with logic, and the reason why each is in `interfaces/`."""
 
 IMPORTS = {
-    "file_layout: base64": "the ids that name an attempt's files are created where their format is defined",
-    "file_layout: os": "the ids that name an attempt's files are created where their format is defined",
+    "file_layout: base64": "the ids in file names are created in the module that defines their format",
+    "file_layout: os": "the ids in file names are created in the module that defines their format",
     "terminals: struct": "the format of the frames",
 }
 """Imports from the standard library that only logic needs, and the reason for each."""

@@ -11,7 +11,7 @@ from sandbox.model.wire.bodies import FailureBody
 class FailureNotice:
     """A failure. title: what happened; remedy: what to do, empty if the message already says it.
 
-    setting: the field of the manifest whose change would prevent the failure; None if there is no such field.
+    setting: the manifest field to change so that the failure does not occur again; None if there is none.
     """
 
     title: str

@@ -1,1 +1,1 @@
-"""Engines that run workers: Slurm, and local processes."""
+"""Batch systems of a cluster, which queue and run workers: Slurm, and a stand-in of local processes."""

@@ -154,9 +154,9 @@ class RunnerHandle(Protocol):
     """The runner or finisher of one attempt, alive or dead, wherever it runs.
 
     A task has one journal for all its attempts, and one lock. `liveness` and `kill` apply to the holder of this lock:
-    if another attempt has been launched since, this is the runner of that attempt. The other methods apply to this
-    attempt only. A request to a host that does not respond fails, but may still be carried out when the host responds
-    again.
+    if another attempt has been launched since, the holder is the runner of that attempt. The other methods apply only
+    to the attempt of this handle. A request to a host that does not respond fails, but may still be carried out when
+    the host responds again.
     """
 
     @property

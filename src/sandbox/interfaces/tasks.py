@@ -345,7 +345,7 @@ class TaskQueries(Protocol):
         ...
 
     async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the first characters of the prompts of these tasks, by id. A page of tasks has no prompts."""
+        """Return the beginning of each task's prompt, by task id. A page of tasks does not include the prompts."""
         ...
 
     async def chain(self, task: Task) -> Sequence[Task]:

@@ -105,5 +105,5 @@ class VaultSource:
         except (AttributeError, KeyError, TypeError):
             raise unavailable_error(
                 secret,
-                f"{settings.address} does not serve a key-value engine of version 2; check the address.",
+                f"{settings.address} does not serve a version 2 key-value engine; check the address.",
             ) from None

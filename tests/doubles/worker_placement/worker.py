@@ -1,4 +1,4 @@
-"""The worker: starts runners on its host. Arguments: the settings as JSON, by their names, and the socket's path."""
+"""The worker: starts runners on its host. Arguments: the settings as a JSON object, and the path of the socket."""
 
 import asyncio
 import contextlib

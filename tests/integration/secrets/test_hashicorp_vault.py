@@ -132,14 +132,14 @@ def test_vault_errors_are_reported(vault: FakeVault, status: int, message: str):
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"data": {"keys": []}}', b'{"data": null}', b"", b'"text"'])
 def test_unexpected_response_is_reported(vault: FakeVault, body: bytes):
     vault.body = body
-    assert "does not serve a key-value engine of version 2" in resolve_error(vault)
+    assert "does not serve a version 2 key-value engine" in resolve_error(vault)
 
 
 def test_token_does_not_follow_a_redirect(vault: FakeVault):
     with serving(FakeVault()) as redirect_target:
         redirect_target.secrets["team/app"] = {"password": "of the redirect target"}
         vault.status, vault.location = 307, f"{redirect_target.address}/v1/secret/data/team/app"
-        assert "does not serve a key-value engine" in resolve_error(vault)
+        assert "does not serve a version 2 key-value engine" in resolve_error(vault)
         assert redirect_target.requests == []
 
 

@@ -87,7 +87,7 @@ async def test_state_of_a_host_without_a_placement_is_unknown(placements, host):
 @pytest.mark.parametrize(
     ("follow_up", "takes_disk", "name"), [(None, True, "remote"), ("retry", False, "remote"), ("resume", True, "local")]
 )
-def test_next_attempt_runs_on_the_host_of_its_disk(placements, follow_up, takes_disk, name):
+def test_next_attempt_runs_on_the_host_that_has_its_disk(placements, follow_up, takes_disk, name):
     attempt = SimpleNamespace(
         id=ORDER.attempt_id, host="here", follow_up=follow_up, transfers_disk=lambda _: takes_disk
     )

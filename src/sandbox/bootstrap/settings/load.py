@@ -179,7 +179,7 @@ def validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[ServerSe
 
     origins: where each value comes from, keyed by dotted path.
     """
-    # A date is the only TOML value that JSON lacks. No key accepts a date, so encode it as another value that no key
+    # Dates are the only TOML type that JSON lacks. No key accepts a date, so encode it as another value that no key
     # accepts.
     text = json.dumps(data, default=lambda value: {"date": str(value)})
     conflicts = _find_conflicts(data, origins)

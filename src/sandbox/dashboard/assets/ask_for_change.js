@@ -1,5 +1,5 @@
-// The dialog that asks for a change: it submits a new task that continues an ended one. It contains the line comments
-// and a text field.
+// The dialog to ask for a change: it submits a new task that continues a task that has ended. It contains the line
+// comments and a text field.
 import { SIDES } from "/assets/line_comments.js";
 import { $, h, request, toast } from "/assets/page.js";
 import { COMMENT_CHARACTERS_MAX } from "/assets/review_store.js";

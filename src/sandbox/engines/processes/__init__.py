@@ -1,1 +1,1 @@
-"""Runs workers as processes of this machine, without an engine."""
+"""An engine for one machine, for tests and trials. `placements/local` is the usual way to run tasks on one machine."""

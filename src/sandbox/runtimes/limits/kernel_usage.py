@@ -227,7 +227,7 @@ _TCP, _UDP = 6, 17
 _SYN_RECEIVED, _TIME_WAIT = 3, 6
 _STATES = 0xFFFFFFFF & ~(1 << _TIME_WAIT)
 _MEMORY = 7
-"""INET_DIAG_SKMEMINFO: an attribute of several numbers. The first is the memory of the receive and error queues."""
+"""INET_DIAG_SKMEMINFO: several numbers. The first is the memory used by the receive and error queues."""
 
 _COUNTED_SOCKETS_MAX = 65536
 """Maximum number of sockets to inspect. A larger number exceeds every limit."""

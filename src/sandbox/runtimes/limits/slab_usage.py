@@ -53,8 +53,8 @@ class GroupUsage(NamedTuple):
 class SlabUsage(NamedTuple):
     """Kernel memory in slabs, in bytes.
 
-    unreclaimable_free, reclaimable_free: free objects, by whether the kernel can reclaim their kind, such as cached
-        inodes.
+    unreclaimable_free, reclaimable_free: free objects of kinds that the kernel cannot or can reclaim. Cached inodes,
+        for example, can be reclaimed.
     mapping_links: the links between anonymous mappings, which are in use. A mapping has one link for each ancestor with
         which its process may share pages of the mapping.
     """

@@ -9,7 +9,7 @@ _signal = __import__("_signal")  # built in, and unknown to type checkers
 
 OPEN_FILES_SOFT_MAX = 4096
 OPEN_FILES_MAX = 16384
-"""Soft and hard limit on open files in one process. The machine's limit for all processes is fs.file-max."""
+"""Soft and hard limits on the open files of one process. The machine's limit for all processes is fs.file-max."""
 
 HOST_PROGRAM_FILES_MAX = 1024 * 1024
 """Maximum number of open files of a host program that runs a separate kernel, such as QEMU.

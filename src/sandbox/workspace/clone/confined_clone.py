@@ -22,7 +22,7 @@ from sandbox.workspace.clone.remote import (
     run_ssh,
 )
 from sandbox.workspace.git.command import Git, GitError, GitSetting, capture_output, pipe
-from sandbox.workspace.git.user_config import find_proxy, user_environment
+from sandbox.workspace.git.remote_access_config import find_proxy, user_environment
 
 HELPER_COMMAND = (
     f'!f() {{ test "$1" != get || {{ {{ cat; echo; }} >&{FIRST_EXTRA_DESCRIPTOR}; '

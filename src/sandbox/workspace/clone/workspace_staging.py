@@ -30,7 +30,7 @@ from sandbox.workspace.files import DEPTH_MAX, ENTRIES_MAX, PATH_BYTES_MAX, PATH
 from sandbox.workspace.git.command import Git, GitError, GitSetting, pipe, run_with_thread
 from sandbox.workspace.git.directory import OBJECT_ID, neutralize_attributes, read_branch_commit, write_git_directory
 from sandbox.workspace.git.errors import DISK_FULL_MESSAGE, explain_clone_failure, is_transient
-from sandbox.workspace.git.user_config import find_secrets, read_user_config, user_environment
+from sandbox.workspace.git.remote_access_config import find_secrets, read_user_config, user_environment
 
 INITIAL_COMMIT_MESSAGE = "Work that came with the task"
 CHAIN_COMMIT_MESSAGE = "Changes of an earlier task"

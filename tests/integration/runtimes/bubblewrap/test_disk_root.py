@@ -218,7 +218,9 @@ async def _violation_of(
         return "" if violation.cancelled() else violation.result(), text.decode()
 
 
-def test_directories_on_the_disk_are_limited(runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+def test_number_of_directories_on_the_disk_is_limited(
+    runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
     script = "mkdir -p d{0..1100}/deep; echo made; sleep 60 # end"
     violation, _ = asyncio.run(_violation_of(runtime, disk, script, monkeypatch))
     assert "directories on its disk" in violation

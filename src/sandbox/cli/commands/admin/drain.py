@@ -44,8 +44,8 @@ _POLL_SECONDS = 0.5
 def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
     """Let running tasks finish, and start no new ones.
 
-    Until --undo, the server rejects new tasks, and pending tasks stay pending. The server stays drained after a
-    restart. Exit code: 0 done, 7 if tasks are still running at the end of --timeout.
+    The server rejects new tasks, and pending tasks stay pending, until you run the command with --undo. The server
+    stays drained after a restart. Exit code: 0 done, 7 if tasks are still running at the end of --timeout.
     """
     if undo and (wait or timeout_seconds is not None):
         raise click.UsageError("--undo cannot be combined with --wait")

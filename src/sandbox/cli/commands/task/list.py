@@ -144,7 +144,7 @@ def list_tasks(
 
     On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one. The
     reason of a failure is printed below the task if the window is too narrow for another column.
-    Commands accept the shortened ids. In a pipe and with --format json, ids are whole.
+    Commands accept the shortened ids. If the output is piped, or with --format json, ids are complete.
     """
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
