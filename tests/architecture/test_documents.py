@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 import types
 import typing
@@ -9,12 +10,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.settings.keys import setting_keys
 from sandbox.bootstrap.settings.load import load
 from sandbox.client import Client
+from sandbox.images.definition import read_definition
 from sandbox.model.failure import FailureCode, FailureReason
+from sandbox.model.manifest.parser import parse_manifest
 from sandbox.model.manifest.schema import declare_manifest
+
+SMALLEST_MANIFEST = {
+    "version": "1",
+    "kind": "Task",
+    "metadata": {"name": "A task"},
+    "repository": {"url": "https://github.com/org/app.git", "branch": "main"},
+    "claude": {"prompt": "Work."},
+}
 
 
 def rows(document: Path) -> list[list[str]]:
@@ -129,6 +142,25 @@ def test_configuration_example_is_valid(root: Path, tmp_path: Path):
     assert example
     (tmp_path / "sandbox.toml").write_text(example[1])
     assert load({"config": str(tmp_path / "sandbox.toml")}, {}).settings.git.allowed_hosts[0] == "github.com"
+
+
+def test_host_lists_of_package_managers_are_valid(root: Path):
+    page = (root / "docs" / "project.md").read_text()
+    lists = re.findall(r"^\| [A-Za-z, ]+ \| `(\[.+\])` \|$", page, re.MULTILINE)
+    assert len(lists) == 5
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    vm = yaml.safe_load(example)["vm"]
+    for hosts in [vm["allowed_hosts"], *map(json.loads, lists)]:
+        manifest = {**SMALLEST_MANIFEST, "vm": {**vm, "allowed_hosts": hosts}}
+        parsed = parse_manifest(json.dumps(manifest).encode(), agents=registered_agents(), is_json=True)
+        assert [*parsed.vm.allowed_hosts] == hosts
+
+
+def test_profile_definitions_of_the_documentation_are_valid(root: Path, tmp_path: Path):
+    for name in ("profiles", "project"):
+        (definition,) = re.findall(r"```toml\n(.*?)```", (root / "docs" / f"{name}.md").read_text(), re.DOTALL)
+        (tmp_path / "profile.toml").write_text(definition)
+        assert "git" in read_definition(tmp_path / "profile.toml").packages
 
 
 def test_glossary_defines_the_terms_of_the_architecture(root: Path):

@@ -76,6 +76,8 @@ def make_hostile(workspace: Path, base_url="http://127.0.0.1:9"):
         ".claude/skills/evil/SKILL.md": skill,
         ".claude/agents/evil.md": "---\nname: evil\ndescription: EVIL-AGENT\n---\nx\n",
         ".claude/commands/evil.md": "---\ndescription: EVIL-COMMAND\n---\nx\n",
+        ".claude/CLAUDE.md": "GENUINE-HIDDEN\n",
+        ".claude/rules/style.md": "GENUINE-RULE\n",
         "CLAUDE.md": "GENUINE-ROOT\n",
         "packages/CLAUDE.md": "GENUINE-PACKAGES\n",
         "packages/web/CLAUDE.md": "GENUINE-WEB\n",
@@ -147,11 +149,12 @@ def test_hostile_repository_has_no_effect(run):
     assert "\nran" in tool_results(model)[0]
 
 
-def test_claude_md_files_are_read(run):
+def test_claude_md_files_and_rules_are_read(run):
     _, _, model, options = run
     texts = "\n".join(first_prompt(model))
-    genuine = {"GENUINE-ROOT", "GENUINE-PACKAGES", "GENUINE-WEB"}
-    assert {word for word in genuine if word in texts} == (genuine if "subpath" in options else {"GENUINE-ROOT"})
+    root = {"GENUINE-ROOT", "GENUINE-HIDDEN", "GENUINE-RULE"}
+    below = {"GENUINE-PACKAGES", "GENUINE-WEB"}
+    assert {word for word in root | below if word in texts} == (root | below if "subpath" in options else root)
 
 
 def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
