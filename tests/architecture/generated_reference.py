@@ -12,6 +12,7 @@ from architecture.api_examples import record_examples, record_failed_status
 from architecture.generated_rest import cell, rest_reference
 from sandbox import __version__
 from sandbox.agents import registered_agents
+from sandbox.agents.claude_code.messages_api.pricing import PRICES, PRICES_DATE, WEB_SEARCH_USD, Price
 from sandbox.api.app import create_api_schema_app, schema_text
 from sandbox.cli.main import root as command_line
 from sandbox.client import Client
@@ -33,6 +34,7 @@ def generated() -> dict[str, str]:
         "openapi.json": schema_text(schema),
         "docs/rest.md": _with_block("docs/rest.md", rest_reference(schema, examples, record_failed_status())),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
+        "docs/configuration.md": _with_block("docs/configuration.md", "\n".join(_models())),
         "docs/python-client.md": _with_block("docs/python-client.md", "\n".join(_methods())),
     }
 
@@ -92,6 +94,26 @@ def _option_purpose(option: click.Option) -> str:
         description += f"; at least {minimum}" if maximum is None else f"; {minimum} to {maximum}"
     full_stop = "." if (option.help or "").endswith(".") else ""
     return cell(f"{description}{full_stop} Required." if option.required else f"{description}{full_stop}")
+
+
+def _models() -> Iterator[str]:
+    """Yield a table of the models with a known price."""
+    yield f"USD per million tokens, as of {PRICES_DATE}:\n"
+    yield "| model | input | output | cache read | cache write | cache write, 1 h |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for model, price in PRICES.items():
+        yield f"| `{model}` | {' | '.join(_amounts(price))} |"
+    for model, price in PRICES.items():
+        if price.long_context is not None:
+            amounts, tokens = ", ".join(_amounts(price.long_context)), f"{price.long_context_above:,} tokens"
+            yield f"\nIf a prompt for `{model}` has more than {tokens}, the prices are {amounts}."
+    yield f"\nA web search by the model's servers costs {WEB_SEARCH_USD:g} USD."
+    yield ""
+
+
+def _amounts(price: Price) -> Iterator[str]:
+    for amount in (price.input, price.output, price.cache_read, price.cache_write, price.cache_write_1h):
+        yield f"{amount:.2f}" if round(amount, 2) == amount else f"{amount:g}"
 
 
 def _methods() -> Iterator[str]:

@@ -160,6 +160,7 @@ def parse_error(words: list[str]) -> str | None:
         ("docs/installation.md", 5),
         ("docs/network.md", 1),
         ("docs/project.md", 4),
+        ("docs/configuration.md", 3),
     ],
 )
 def test_documented_commands_are_valid(root: Path, name: str, minimum: int):

@@ -55,7 +55,7 @@ class TokenCounts(msgspec.Struct, frozen=True):
 
 def find_price(model: str) -> Price | None:
     """Return the price of a model by its full or undated name, or None."""
-    return _PRICES.get(_VARIANT_SUFFIX.sub("", model))
+    return PRICES.get(_VARIANT_SUFFIX.sub("", model))
 
 
 def has_price(model: str) -> bool:
@@ -99,7 +99,7 @@ _SONNET_4 = _price(3, 15, 0.30, _price(6, 22.50, 0.60), 200_000)
 _OPUS_4 = _price(15, 75, 1.50)
 _OPUS = _price(5, 25, 0.50)
 
-_PRICES = {
+PRICES = {
     "claude-fable-5-1": _price(10, 50, 0.25),
     "claude-fable-5": _price(10, 50, 1),
     "claude-mythos-5-1": _price(10, 50, 0.25),
@@ -122,8 +122,9 @@ _PRICES = {
     "claude-haiku-4-5": _price(1, 5, 0.10),
     "claude-3-5-haiku": _price(0.80, 4, 0.08),
 }
+"""Prices by the name of the model, without a date."""
 
-PRICED_MODELS = tuple(_PRICES)
+PRICED_MODELS = tuple(PRICES)
 """Names of the models with a price, without their dates."""
 
 
