@@ -125,9 +125,21 @@ def default(field: "dataclasses.Field[Any]") -> str:
 
 
 def test_each_manifest_field_is_listed_with_its_default(root: Path):
-    listed = rows(root / "docs" / "manifest.md")
-    assert [(row[0].strip("`"), row[1]) for row in listed] == list(fields())
-    assert all(row[2] for row in listed)
+    page = root / "docs" / "manifest.md"
+    sections = {
+        name: text.partition(".")[0] for name, text in re.findall(r"^### (\w+)\n\n(.+)", page.read_text(), re.MULTILINE)
+    }
+    listed = [(row[0].strip("`"), row[2]) for row in rows(page) if len(row) == 3]
+    mappings = {field.name for field in dataclasses.fields(MANIFEST)} - {name for name, _ in listed}
+    assert listed == [(name, value) for name, value in fields() if name not in mappings]
+    documented = {name: sections[name] == "Required" for name in mappings}
+    assert documented == {name: value == "required" for name, value in fields() if name in mappings}
+    assert {*sections.values()} == {"Required", "Optional"}
+
+
+def test_each_manifest_field_is_described_by_a_sentence(root: Path):
+    descriptions = [row[1] for row in rows(root / "docs" / "manifest.md")]
+    assert [text for text in descriptions if not re.match(r"[A-Z][a-z]* .+\.$", text)] == []
 
 
 def test_each_setting_is_listed_with_default_variable_and_option(root: Path):
