@@ -40,6 +40,12 @@ COPY_BUTTON_COLORS = """(button) => {
 }"""
 
 
+COVERED_CODE = """() => [...document.querySelectorAll(".md-code__nav")].filter((nav) => {
+  const range = document.createRange();
+  range.selectNodeContents(nav.parentElement.querySelector("code"));
+  const [button, code] = [nav.getBoundingClientRect(), range.getBoundingClientRect()];
+  return button.width > 0 && button.bottom > code.top && button.top < code.bottom && button.left < code.right;
+}).map((nav) => nav.parentElement.innerText)"""
 WIDE_TABLES = """() => [...document.querySelectorAll(".md-typeset table")].filter((table) => {
   const container = table.closest(".md-typeset__scrollwrap");
   return Math.max(table.offsetWidth, table.scrollWidth) > container.clientWidth;
@@ -176,6 +182,13 @@ def test_copy_buttons_of_the_site_have_contrast(site, browser, scheme):
     button = page.locator(".md-code__button").first
     button.wait_for()
     assert contrast(*button.evaluate(COPY_BUTTON_COLORS)) >= 3
+
+
+@pytest.mark.parametrize("name", ["index", "cookbook", "installation", "rest"])
+def test_copy_buttons_of_the_site_do_not_cover_code_on_a_phone(site, browser, name):
+    page = browser.open(f"{site}/docs/{name}.html", width=390)
+    page.locator(".md-code__button").first.wait_for()
+    assert page.evaluate(COVERED_CODE) == []
 
 
 @pytest.mark.parametrize("name", ["cli", "rest"])
