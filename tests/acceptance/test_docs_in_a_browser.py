@@ -164,6 +164,11 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
         ("resume", "docs/manifest.html#resume-an-interrupted-agent"),
         ("continue a task", "docs/rest.html#continue-a-task"),
         ("clone_failed", "docs/errors.html#clone_failed"),
+        ("model", "docs/configuration.html#model"),
+        ("token", "docs/cli.html#sandbox-token-create"),
+        ("opus", "docs/configuration.html#select-a-model"),
+        ("parallel tasks", "docs/operations.html#how-many-tasks-run-at-once"),
+        ("how many tasks", "docs/operations.html#how-many-tasks-run-at-once"),
     ],
 )
 def test_search_of_the_site_finds_the_page_for_users_first(search, words, best):

@@ -23,6 +23,12 @@ EXAMPLES_FILE = "src/sandbox/api/examples.json"
 COMMON_OPTIONS = ("--server", "--token", "--context", "--no-color", "--format", "--help", "--version")
 """Options that docs/cli.md documents once."""
 _SIGNATURE_COLUMNS_MAX = 44
+_GROUPS = "|".join(command_line.list_commands(click.Context(command_line)))
+_CODE = re.compile(
+    r"(?<![\w`'/-])(?:\$[A-Z_]+[\w/.]*\w|\w+=\$\([^)]+\)|--[a-z][a-z-]*(?: json| [A-Z]{3,})?|SANDBOX_[A-Z_]+"
+    r"|[a-z]+\.(?:yaml|toml)|(?:lifecycle|vm|claude|repository)\.\w+(?:=\w+|: \w+)?|git (?:apply|reset)(?: --hard)?"
+    rf"|sandbox (?:{_GROUPS})(?: (?!to\b)[a-z]+(?:\.yaml)?)*(?: --[a-z-]+| [A-Z_]{{2,}})*)(?![\w`'-])"
+)
 
 
 def generated() -> dict[str, str]:
@@ -93,6 +99,7 @@ def _option_purpose(option: click.Option) -> str:
         minimum, maximum = option.type.min, option.type.max
         description += f"; at least {minimum}" if maximum is None else f"; {minimum} to {maximum}"
     full_stop = "." if (option.help or "").endswith(".") else ""
+    description = _mark_code(description)
     return cell(f"{description}{full_stop} Required." if option.required else f"{description}{full_stop}")
 
 
@@ -151,7 +158,12 @@ def _paragraph(text: str) -> str:
     if text.lstrip().startswith("\b"):
         lines = text.replace("\b", "").strip("\n").removeprefix("Examples:\n").splitlines()
         return "\n".join(["```sh", *(line.strip() for line in lines), "```"])
-    return " ".join(text.split())
+    return _mark_code(" ".join(text.split()))
+
+
+def _mark_code(text: str) -> str:
+    """Return a text with its options, commands, variables and manifest fields as code."""
+    return _CODE.sub(lambda match: f"`{match[0]}`", text)
 
 
 if __name__ == "__main__":
