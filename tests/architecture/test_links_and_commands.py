@@ -18,6 +18,7 @@ DOCUMENTS = [
 ]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in DOCUMENTS)
 FENCE = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+IMAGE = re.compile(r'\b(?:src|srcset)="(?!https?:)([^"]+)"')
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]+)\)")
 
 
@@ -41,7 +42,8 @@ def anchors(text: str) -> set[str]:
 def broken_links(page: Path) -> list[str]:
     """Return the relative links on a page that point to a missing file or heading."""
     invalid = []
-    for link in LINK.findall(prose(page.read_text())):
+    text = prose(page.read_text())
+    for link in LINK.findall(text) + IMAGE.findall(text):
         name, _, anchor = unquote(link).partition("#")
         target = page.parent / name if name else page
         if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
