@@ -65,6 +65,11 @@ _PERIOD = pattern_format("period", "[1-9][0-9]{0,3}[hd]", "must be a period such
 _FORM_PARAMS = frozenset({"label"})
 """Parameters of the page's forms. A redirect converts them to parameters of the API."""
 _PAGE_PARAMS = frozenset({"cursor", "offset"})
+_KNOWN_PARAMS = {*ListQuery.model_fields, "since"} - _PAGE_PARAMS
+_LABEL_PREFIX = "label."
+
+_ROW_PARAMS_LENGTH_MAX = 500
+"""Maximum length of the current parameters that the links in a row keep. A page can have 65 links in 1000 rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,7 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Hea
     filters = _filters(request, query)
     since = request.query_params.get("since")
     is_counted = all(name == "state" for name, _ in filters)
+    row_params = _row_params(request)
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
     return {
         "total_count": page.total_count,
@@ -241,8 +247,8 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Hea
             FilterOption(name, _query_with(request, since=value, created_after=None), since == value)
             for value, name in _PERIODS.items()
         ],
-        "label_query": partial(_label_query, request),
-        "repository_query": partial(_repository_query, request),
+        "label_query": partial(_label_query, row_params),
+        "repository_query": partial(_repository_query, row_params),
         "sorts": _sort_options(request, query),
         "search": query.search,
         "search_length_max": SEARCH_CHARACTERS_MAX,
@@ -325,12 +331,27 @@ def _sort_options(request: Request, query: TaskQuery) -> list[FilterOption]:
 
 def _query_with(request: Request, **changes: str | None) -> str:
     """Return the query string with these parameters replaced, for the first page."""
+    return _encode_query(_list_params(request), changes)
+
+
+def _list_params(request: Request) -> list[tuple[str, str]]:
+    """Return the parameters of the list, without its page. Unknown ones are dropped."""
     params = request.query_params.multi_items()
+    return [(name, value) for name, value in params if name in _KNOWN_PARAMS or name.startswith(_LABEL_PREFIX)]
+
+
+def _row_params(request: Request) -> list[tuple[str, str]]:
+    """Return the parameters that the links in a row keep; none if they are too long for so many links."""
+    params = _list_params(request)
+    return params if len(urlencode(params)) <= _ROW_PARAMS_LENGTH_MAX else []
+
+
+def _encode_query(params: Sequence[tuple[str, str]], changes: Mapping[str, str | None]) -> str:
     replaced = {*changes, "outcome"} if "state" in changes else changes.keys()  # both filter by state
-    current = [(name, value) for name, value in params if name not in {*replaced, *_PAGE_PARAMS, *_FORM_PARAMS}]
-    pairs = [*current, *((name, value) for name, value in changes.items() if value is not None)]
+    kept = [(name, value) for name, value in params if name not in replaced]
+    pairs = [*kept, *((name, value) for name, value in changes.items() if value is not None)]
     # A label's value may be empty; other empty parameters have no meaning.
-    return urlencode([(name, value) for name, value in pairs if value or name.startswith("label.")])
+    return urlencode([(name, value) for name, value in pairs if value or name.startswith(_LABEL_PREFIX)])
 
 
 def _kept_params(request: Request) -> list[tuple[str, str]]:
@@ -360,11 +381,11 @@ def _parse_period(text: str) -> timedelta:
     return timedelta(hours=count) if period.endswith("h") else timedelta(days=count)
 
 
-def _repository_query(request: Request, url: str) -> str:
+def _repository_query(params: Sequence[tuple[str, str]], url: str) -> str:
     """Return the query string with this repository as a filter."""
-    return _query_with(request, repository=url)
+    return _encode_query(params, {"repository": url})
 
 
-def _label_query(request: Request, key: str, value: str) -> str:
+def _label_query(params: Sequence[tuple[str, str]], key: str, value: str) -> str:
     """Return the query string with this label added."""
-    return _query_with(request, **{f"label.{key}": value})
+    return _encode_query(params, {f"{_LABEL_PREFIX}{key}": value})

@@ -161,6 +161,23 @@ def sections(page):
     return dict(zip(names, (re.findall(r'id="task-([^"]+)"', part) for part in parts[2::2]), strict=True))
 
 
+@pytest.mark.parametrize("name", ["unknown", "label.team"], ids=["unknown", "known"])
+def test_size_of_the_page_is_not_the_product_of_the_query_and_the_rows(pages, name):
+    value = "v" * 4000
+    for number in range(20):
+        pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED, labels={"team": value, "a": "1", "b": "2"})
+    short, long = (len(pages.get(f"/?{query}").content) for query in ("label.a=1", f"label.a=1&{name}={value}"))
+    assert len(rows(pages.get(f"/?{name}={value}"))) == 20
+    assert long - short < 40 * len(value)
+
+
+def test_links_in_rows_keep_the_current_filters(pages_with_tasks):
+    text = html.unescape(pages_with_tasks.get("/?state=completed&label.team=a%26b&unknown=1").text)
+    assert 'href="/?state=completed&label.team=a%26b&label.kind=bug"' in text
+    assert 'href="/?state=completed&label.team=a%26b&repository=' in text
+    assert "unknown=1&" not in text
+
+
 def test_unfinished_tasks_come_first_with_reasons(pages_with_tasks):
     page = pages_with_tasks.get("/")
     assert sections(page) == {"Running": ["works"], "Waiting for capacity": ["waits"], "Finished": ["done"]}
