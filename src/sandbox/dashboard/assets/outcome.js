@@ -171,8 +171,12 @@ function repeatsBeginning(text, message) {
   return text.includes(message.slice(0, length));
 }
 
-// On one line, without the final period.
-const plain = (text) => visible(text).replace(/\s+/g, " ").trim().replace(/\.+$/, "");
+// On one line, without the final periods. Without the lookbehind, this takes quadratic time.
+const plain = (text) =>
+  visible(text)
+    .replace(/\s+/g, " ")
+    .trim()
+    .replace(/(?<!\.)\.+$/, "");
 
 function diffParts({ files, additions, deletions }) {
   return [
