@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from sandbox.journal.journals import FileJournals
-from sandbox.model.events import Output, TaskFinished, ToolCall
+from sandbox.model.events import Output, TaskFinished, ToolCallEnded
 
 JOURNAL_BYTES = 100 * 1024 * 1024
 SYLLABLES = ("ba", "de", "fi", "go", "lu", "mar", "ten", "sol")
@@ -35,7 +35,7 @@ def write(journals: FileJournals) -> int:
     while journals.size_bytes("long") < JOURNAL_BYTES:
         for number in range(500):
             writer.append(Output.from_bytes("stdout", line(number)), at=datetime.now(UTC))
-            writer.append(ToolCall("Bash", RNG.randbytes(8).hex(), number), at=datetime.now(UTC))
+            writer.append(ToolCallEnded("Bash", RNG.randbytes(8).hex(), number), at=datetime.now(UTC))
     writer.append(TaskFinished(), at=datetime.now(UTC), durable=True)
     writer.close()
     return writer.last_seq

@@ -252,7 +252,7 @@ def make_event(number: int):
         case 11:
             return e.ToolResult(f"t{number - 1}", "done\n" * 20, is_error=number % 90 == 11)
         case 12:
-            return e.ToolCall("Bash", f"t{number - 2}", 25)
+            return e.ToolCallEnded("Bash", f"t{number - 2}", 25)
         case 20 if number % 300 == 20:
             return e.EgressDenied(f"host-{number % 7}.example.com", 443, "not in allowed_hosts")
         case 21 if number % 300 == 21:

@@ -9,7 +9,7 @@ from doubles.browser import accessibility_violations
 from doubles.live_server import Deployment
 from doubles.stored_tasks import StoredTasks
 from sandbox.cli.output.text import escape_text
-from sandbox.model.events import EgressDenied, Metrics, Output, ToolCall, Usage
+from sandbox.model.events import EgressDenied, Metrics, Output, ToolCallEnded, Usage
 
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
@@ -72,7 +72,7 @@ def hostile_events():
     }
     yield assistant({"type": "text", "text": HOSTILE}, tool_use)
     yield stdout_event({"type": "user", "message": {"content": [tool_result]}})
-    yield ToolCall(SCRIPT, "t1", 12, is_error=True)
+    yield ToolCallEnded(SCRIPT, "t1", 12, is_error=True)
     for malformed in (
         "null",
         "[]",

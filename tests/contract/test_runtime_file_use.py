@@ -15,9 +15,9 @@ from doubles.sandbox_lifecycle import CommandResult, has_own_kernel, read_until,
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, OPEN_FILES_GROWTH_MAX
 from sandbox.runtimes import launcher_client
-from sandbox.runtimes.limits.blocked_syscalls import count_host_open_files
-from sandbox.runtimes.limits.epoll_usage import count_machine_entries
+from sandbox.runtimes.limits.epoll_entries import count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import FileUsage
+from sandbox.runtimes.limits.pending_syscalls import count_host_open_files
 
 _PRELUDE = """
 import ctypes, errno, fcntl, os, resource, shutil, socket, sys, threading, time

@@ -50,7 +50,7 @@ from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.startup_recovery import recover
-from sandbox.server.submissions import SubmissionLog, Submissions
+from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
     Administration,
@@ -211,11 +211,14 @@ class RunningServer:
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         self.tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
-        log, queries = SubmissionLog(data_dir, journals, store, clock), TaskQueries(tracked_tasks, store, clock)
+        submission_store, queries = (
+            SubmissionStore(data_dir, journals, store, clock),
+            TaskQueries(tracked_tasks, store, clock),
+        )
         events = EventStream(tracked_tasks, journals, store, broadcast, convert_recorded_line)
         self.load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, lambda: components.host_load)
         services = TaskServices(
-            Submissions(log, queries, self.tracker, dispatcher, conditions),
+            Submissions(submission_store, queries, self.tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             TaskDeletion(tracked_tasks, queries, preserved, self.pruner),
@@ -319,7 +322,7 @@ class ServerComponents:
 
     def track_new_task(self, service):
         """Track a task without checking whether it is acceptable."""
-        tracked, _ = SubmissionLog(self.data_dir, self.journals, self.store, self.clock).add(manifest(), None)
+        tracked, _ = SubmissionStore(self.data_dir, self.journals, self.store, self.clock).add(manifest(), None)
         service.track(tracked)
 
     def set_clock_back(self):

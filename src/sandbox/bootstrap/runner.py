@@ -53,7 +53,7 @@ from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
-from sandbox.runner.attempt import AttemptFinalizer, AttemptFinisher, AttemptRunner, check_fencing
+from sandbox.runner.attempt import AttemptEnding, AttemptRunner, DeadRunnerFinisher, check_fencing
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import record_cancel, serve_control_socket
@@ -317,26 +317,26 @@ def build_runner(
         StageStep(attempt, source, parts.runtime, parts.disk, parts.remove, parts.clock),
         ProvisionStep(attempt, driver, parts.runtime, parts.images),
         RunStep(attempt, agent, driver, gateways, terminals, parts.disk, parts.clock, parts.throttle),
-        _build_finalizer(attempt, parts, driver, confine),
+        _build_ending(attempt, parts, driver, confine),
     )
 
 
-def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> AttemptFinisher:
+def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> DeadRunnerFinisher:
     """Connect an attempt's finisher to its components. agent: None if this version does not have it."""
-    finalizer = _build_finalizer(attempt, parts, agent, _choose_confine(attempt, parts))
-    return AttemptFinisher(attempt, parts.runtime, parts.boot_id, finalizer)
+    ending = _build_ending(attempt, parts, agent, _choose_confine(attempt, parts))
+    return DeadRunnerFinisher(attempt, parts.runtime, parts.boot_id, ending)
 
 
 def _choose_confine(attempt: AttemptContext, parts: RunnerParts) -> Confine:
     return make_confine(attempt, parts.runtime) if parts.confine is None else parts.confine
 
 
-def _build_finalizer(
+def _build_ending(
     attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
-) -> AttemptFinalizer:
+) -> AttemptEnding:
     collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, agent)
     teardown = TeardownStep(attempt, parts.runtime, parts.disk, parts.remove)
-    return AttemptFinalizer(attempt, collect, teardown, parts.disk, parts.journals, agent)
+    return AttemptEnding(attempt, collect, teardown, parts.disk, parts.journals, agent)
 
 
 def choose_disk(order: Order, host: HostSettings) -> Disk:

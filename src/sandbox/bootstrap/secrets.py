@@ -63,12 +63,12 @@ def _vault_settings(settings: SecretsSection, environment: Mapping[str, str]) ->
     )
 
 
-def read_upstream(agent: Agent, environment: Mapping[str, str]) -> ModelUpstream | None:
+def upstream_from_environment(agent: Agent, environment: Mapping[str, str]) -> ModelUpstream | None:
     """Return the base URL and the key of the agent's model API; None if there is no key.
 
     Raises ConfigurationError if the gateway cannot use them.
     """
-    upstream = agent.read_upstream(environment)
+    upstream = agent.upstream_from_environment(environment)
     if upstream is None:
         return None
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.local_host import PlacementContext, make_leftover_sources, measure_host_load
-from sandbox.bootstrap.secrets import ServerSecretResolver, read_upstream
+from sandbox.bootstrap.secrets import ServerSecretResolver, upstream_from_environment
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
@@ -45,7 +45,7 @@ from sandbox.server.runner_launcher import RunnerLauncher
 from sandbox.server.runner_recovery import RunnerRecovery
 from sandbox.server.scheduler import Scheduler, UnfinishedTaskLimit
 from sandbox.server.startup_recovery import recover
-from sandbox.server.submissions import SubmissionLog, Submissions
+from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
     Administration,
@@ -78,7 +78,7 @@ class TaskServer:
         data_dir, settings, agents, clock = context.data_dir, context.settings, context.agents, SystemClock()
         tracked_tasks = dict[str, TrackedTask]()
         journals, store, drain = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite"), Drain(data_dir)
-        upstreams = {kind: read_upstream(agent, os.environ) for kind, agent in agents.items()}
+        upstreams = {kind: upstream_from_environment(agent, os.environ) for kind, agent in agents.items()}
         resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values())
         secrets = TaskSecrets(resolver.resolve)
         # `may_follow_redirects` is called at each launch, because tokens may be created while the server runs.
@@ -100,7 +100,7 @@ class TaskServer:
         events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
         load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, measure_host_load)
         self.services = TaskServices(
-            Submissions(SubmissionLog(data_dir, journals, store, clock), queries, tracker, dispatcher, conditions),
+            Submissions(SubmissionStore(data_dir, journals, store, clock), queries, tracker, dispatcher, conditions),
             queries,
             TaskCancellation(tracked_tasks, queries, Canceller(journals, clock), clock),
             TaskDeletion(tracked_tasks, queries, preserved, pruner),

@@ -19,11 +19,11 @@ from sandbox.gateway.connection import ConnectionHandler, ModelConnection, Prior
 from sandbox.gateway.dns import DnsResponder, DnsTcpProtocol, SyntheticIps
 from sandbox.gateway.egress.connection import EgressConnection
 from sandbox.gateway.egress.dialer import AddressPolicy, PublicDialer, is_dialable
-from sandbox.gateway.egress.http_handshake import HttpHandshake
-from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, Denial, EgressPolicy, Handshake, Tunnel
+from sandbox.gateway.egress.http_opening import HttpOpening
+from sandbox.gateway.egress.policy import HTTP_PORT, HTTPS_PORT, Denial, EgressPolicy, Opening, Tunnel
 from sandbox.gateway.egress.protocol_sniffing import open_transparent_tunnel
-from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
-from sandbox.gateway.egress.tls_handshake import TlsHandshake
+from sandbox.gateway.egress.proxy_opening import ProxyOpening
+from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.lease import NetworkLease
 from sandbox.gateway.model_api.dialer import UpstreamDialer, parse_upstream
@@ -206,7 +206,7 @@ class SocketGateway:
         return handle_connection
 
     async def _serve_proxy(self, accepted: socket) -> None:
-        await self._serve_egress(ProxyHandshake(self._proxy_policy, accepted.getsockname()[1]), accepted)
+        await self._serve_egress(ProxyOpening(self._proxy_policy, accepted.getsockname()[1]), accepted)
 
     async def _serve_transparent(self, port: int, accepted: socket) -> None:
         address = accepted.getsockname()[0]
@@ -214,7 +214,7 @@ class SocketGateway:
         if port not in (HTTP_PORT, HTTPS_PORT):
             await self._serve_egress(open_transparent_tunnel(self._policy, name, address, port), accepted)
             return
-        kind = HttpHandshake if port == HTTP_PORT else TlsHandshake
+        kind = HttpOpening if port == HTTP_PORT else TlsOpening
         await self._serve_egress(kind(self._policy, name, address, port), accepted)
 
     async def _open_stream(self, accepted: socket) -> Stream:
@@ -222,9 +222,9 @@ class SocketGateway:
         self._full_buffer_connections.add(stream)
         return stream
 
-    async def _serve_egress(self, handshake: Handshake | Tunnel | Denial, accepted: socket) -> None:
+    async def _serve_egress(self, opening: Opening | Tunnel | Denial, accepted: socket) -> None:
         stream = await self._open_stream(accepted)
-        await EgressConnection(handshake, stream, self._reporter, self._network.public, self._queues).run()
+        await EgressConnection(opening, stream, self._reporter, self._network.public, self._queues).run()
 
     async def _serve_dns_tcp(self, accepted: socket) -> None:
         stream = await self._open_stream(accepted)

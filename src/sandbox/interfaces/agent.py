@@ -204,7 +204,7 @@ class Agent(AgentSchema, Protocol):
         """
         ...
 
-    def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
+    def upstream_from_environment(self, environment: Mapping[str, str]) -> ModelUpstream | None:
         """Return the address and key of the model API from the server's environment; None without a key."""
         ...
 

@@ -32,7 +32,7 @@ class Redactor(Protocol):
     """Replaces the values of a task's secrets, in every common encoding, with `[REDACTED:NAME]`."""
 
     @property
-    def too_short_names(self) -> tuple[str, ...]:
+    def unsearchable_secret_names(self) -> tuple[str, ...]:
         """Names of the secrets whose values are too short to search for."""
         ...
 

@@ -280,10 +280,10 @@ class ToolCallStarted(_EventBase, frozen=True, tag="tool_call_started"):
 
 
 class ToolResult(_EventBase, frozen=True, tag="tool_result"):
-    """What a tool call returned to the agent. A `ToolCall` event with the duration follows.
+    """What a tool call returned to the agent. A `ToolCallEnded` event with the duration follows.
 
     output: untrusted text.
-    in_background: the call continues in the background. `output` is preliminary, and `ToolCall` follows once it ends.
+    in_background: the call continues in the background. `output` is preliminary; `ToolCallEnded` follows once it ends.
     exit_code: exit code of the shell command; null if there was no command or its exit code is unknown.
     omitted_characters: number of characters that were cut from the end of the output.
     """
@@ -320,7 +320,7 @@ ConversationEvent = AgentMessage | ToolCallStarted | ToolResult | AgentResult
 """Events that represent the agent's own event stream, whatever its format."""
 
 
-class ToolCall(_EventBase, frozen=True, tag="tool_call"):
+class ToolCallEnded(_EventBase, frozen=True, tag="tool_call"):
     """A tool call by the agent finished."""
 
     tool: str
@@ -480,7 +480,7 @@ Event = (
     | ToolCallStarted
     | ToolResult
     | AgentResult
-    | ToolCall
+    | ToolCallEnded
     | Usage
     | Progress
     | Metrics

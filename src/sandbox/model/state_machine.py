@@ -302,7 +302,7 @@ _HANDLERS: dict[type, Callable[[Task, Any], _HandlerResult]] = {
     e.ToolCallStarted: _no_change,
     e.ToolResult: _no_change,
     e.AgentResult: _no_change,
-    e.ToolCall: _no_change,
+    e.ToolCallEnded: _no_change,
     e.Usage: _usage,
     e.Metrics: _no_change,
     e.EgressDenied: _no_change,

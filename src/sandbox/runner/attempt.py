@@ -67,7 +67,7 @@ def check_fencing(order: RunAttempt | FinishAttempt, task: Task | None, last_rec
     return task
 
 
-class AttemptFinalizer:
+class AttemptEnding:
     """Ends an attempt: prepares for the next attempt, or collects the results and ends the task.
 
     agent: renders the last result, and determines whether the session can be resumed; None if this version of Sandbox
@@ -235,7 +235,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
     stage: StageStep
     provision: ProvisionStep
     agent_run: RunStep
-    finalizer: AttemptFinalizer
+    ending: AttemptEnding
 
     async def run(self) -> None:
         """Run all steps: stage, provision, run, collect and teardown. Always write a final record.
@@ -248,12 +248,12 @@ class AttemptRunner(msgspec.Struct, frozen=True):
             await self._run_steps()
             if self.attempt.resumes:
                 # The attempt may have failed before taking over the previous disk, which holds the agent's work.
-                await self.finalizer.reattach_disk()
-            await self.finalizer.follow_up_or_end()
+                await self.ending.reattach_disk()
+            await self.ending.follow_up_or_end()
 
     def _record_unredacted_secrets(self) -> None:
         redaction = self.attempt.redaction
-        for name in redaction.too_short_names if redaction is not None else ():
+        for name in redaction.unsearchable_secret_names if redaction is not None else ():
             message = f"The value of {name} is under 8 characters, too short to be redacted from logs and artifacts."
             self.attempt.recorder.record(ErrorReported("secret_not_redacted", message))
 
@@ -300,23 +300,23 @@ class AttemptRunner(msgspec.Struct, frozen=True):
         raise AttemptStoppedError
 
 
-class AttemptFinisher(msgspec.Struct, frozen=True):
+class DeadRunnerFinisher(msgspec.Struct, frozen=True):
     """Ends an attempt whose runner died. boot_id: the id of the host's current boot."""
 
     attempt: AttemptContext
     runtime: Runtime
     boot_id: str
-    finalizer: AttemptFinalizer
+    ending: AttemptEnding
 
     async def finish(self) -> None:
         """Destroy the attempt's sandbox, then write the missing records."""
         async with self.attempt.recorder.keep_flushed():
             await self._destroy_sandbox()
-            await self.finalizer.reattach_disk()
+            await self.ending.reattach_disk()
             task, lost = self.attempt.task, self._loss_failure()
             if task.attempt_state is TaskState.RUNNING or not (task.agent_has_exited or task.failure is not None):
                 self.attempt.record_failure(lost)
-            await self.finalizer.follow_up_or_end()
+            await self.ending.follow_up_or_end()
 
     async def _destroy_sandbox(self) -> None:
         """Destroy the sandbox before its files are read. Once only the teardown is left, errors are only logged.

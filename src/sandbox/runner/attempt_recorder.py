@@ -31,7 +31,7 @@ _RECORD_OVERHEAD_BYTES = 256
 _OUTPUT_EVENTS = (e.Output, *get_args(e.ConversationEvent))
 """Events that contain text from the agent. They are dropped first if disk space is low."""
 
-_DROPPABLE_EVENTS = (*_OUTPUT_EVENTS, e.Progress, e.Metrics, e.ToolCall, e.EgressDenied, e.ErrorReported)
+_DROPPABLE_EVENTS = (*_OUTPUT_EVENTS, e.Progress, e.Metrics, e.ToolCallEnded, e.EgressDenied, e.ErrorReported)
 
 
 class _PendingRecord(NamedTuple):

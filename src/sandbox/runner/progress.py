@@ -17,7 +17,7 @@ from sandbox.model.events import (
     Event,
     Gap,
     Progress,
-    ToolCall,
+    ToolCallEnded,
     ToolCallStarted,
     Usage,
 )
@@ -126,7 +126,7 @@ class ProgressTracker:
             case ToolFinished():
                 _, started = self._open_tools.pop(event.tool_use_id, (None, monotonic))
                 duration_ms = round((monotonic - started) * 1000)
-                self._record_bounded(ToolCall(event.tool, event.tool_use_id, duration_ms, event.is_error))
+                self._record_bounded(ToolCallEnded(event.tool, event.tool_use_id, duration_ms, event.is_error))
                 self._update(**_current(next(reversed(self._open_tools.values()))[0] if self._open_tools else None))
             case TurnStarted():
                 self._update(turns=self._counters.turns + 1)

@@ -67,9 +67,9 @@ class DeadlineRedactor:
         self._monotonic = monotonic
 
     @property
-    def too_short_names(self) -> tuple[str, ...]:
-        """See `Redactor.too_short_names`."""
-        return self._redaction.too_short_names
+    def unsearchable_secret_names(self) -> tuple[str, ...]:
+        """See `Redactor.unsearchable_secret_names`."""
+        return self._redaction.unsearchable_secret_names
 
     def redact(self, data: bytes) -> bytes:
         """See `Redactor.redact`."""

@@ -23,10 +23,10 @@ from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
-from sandbox.runtimes.limits.blocked_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.limits.kernel_watch import wait_for_violation
+from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37

@@ -14,9 +14,9 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
-from sandbox.runtimes.limits.blocked_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL

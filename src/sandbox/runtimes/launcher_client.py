@@ -15,11 +15,11 @@ import msgspec
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
-from sandbox.runtimes.limits.blocked_syscalls import BlockedThreadInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
+from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter
 from sandbox.runtimes.programs import launcher
 
@@ -45,7 +45,7 @@ class LauncherProcess:
     """
 
     epoll_counter: EpollCounter
-    thread_interrupters: Sequence[BlockedThreadInterrupter]
+    thread_interrupters: Sequence[PendingSyscallInterrupter]
 
     def __init__(
         self,
@@ -218,12 +218,12 @@ class LauncherProcess:
         return b""
 
 
-def _create_counters() -> tuple[EpollCounter, Sequence[BlockedThreadInterrupter]]:
+def _create_counters() -> tuple[EpollCounter, Sequence[PendingSyscallInterrupter]]:
     """Count the machine's objects before the first program of the sandbox starts. Reads the slab statistics once."""
     entries = count_machine_entries()
     return EpollCounter(first=entries), (
-        BlockedThreadInterrupter(),
-        BlockedThreadInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX, first=entries),
+        PendingSyscallInterrupter(),
+        PendingSyscallInterrupter(count_machine_entries, EPOLL_ENTRIES_MAX, first=entries),
     )
 
 

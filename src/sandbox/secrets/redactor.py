@@ -80,10 +80,12 @@ class SecretRedactor:
     """Redacts the secrets of one task, given by name. Neither its repr nor its errors contain the values."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
-        self.too_short_names: tuple[str, ...] = tuple(
+        self.unsearchable_secret_names: tuple[str, ...] = tuple(
             name for name, value in values.items() if len(value) < REDACTED_CHARACTERS_MIN
         )
-        self._scanner = Scanner({name: value for name, value in values.items() if name not in self.too_short_names})
+        self._scanner = Scanner(
+            {name: value for name, value in values.items() if name not in self.unsearchable_secret_names}
+        )
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"

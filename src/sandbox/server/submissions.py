@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 _SHUTTING_DOWN_MESSAGE = "The server is shutting down; submit the task again later."
 
 
-class SubmissionLog:
+class SubmissionStore:
     """Writes the journal first, then the index; after a crash the index is rebuilt from the journal.
 
     Blocks on the disk.
@@ -123,13 +123,13 @@ class Submissions:
 
     def __init__(
         self,
-        log: SubmissionLog,
+        submission_store: SubmissionStore,
         queries: TaskQueries,
         tracker: TaskTracker,
         dispatcher: Dispatcher,
         conditions: StartConditions,
     ) -> None:
-        self._submission_log = log
+        self._submission_store = submission_store
         self._queries = queries
         self._tracker = tracker
         self._dispatcher = dispatcher
@@ -142,7 +142,7 @@ class Submissions:
             raise UnavailableError(_SHUTTING_DOWN_MESSAGE)
         unfinished = [tracked.task for tracked in self._tracker.tracked_tasks.values()]
         try:
-            previous = await asyncio.to_thread(self._submission_log.find, idempotency, unfinished)
+            previous = await asyncio.to_thread(self._submission_store.find, idempotency, unfinished)
         except StoreError as error:
             raise UnavailableError(error.message) from error
         return None if previous is None else Submission(previous, is_replayed=True)
@@ -187,7 +187,7 @@ class Submissions:
         try:
             with self._dispatcher.place_reserved(named):
                 tracked, submission = await asyncio.to_thread(
-                    self._submission_log.add, named, idempotency, inheritance, rerun_of
+                    self._submission_store.add, named, idempotency, inheritance, rerun_of
                 )
         except (OSError, StoreError) as error:
             raise UnavailableError(f"The task could not be stored: {error}; submit it again.") from error

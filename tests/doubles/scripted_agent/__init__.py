@@ -80,7 +80,7 @@ class ScriptedAgent:
         partial.replace(target)
         return target
 
-    def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
+    def upstream_from_environment(self, environment: Mapping[str, str]) -> ModelUpstream | None:
         key = environment.get("RESPONSES_API_KEY")
         return ModelUpstream(environment["RESPONSES_BASE_URL"], api_key=key) if key else None
 

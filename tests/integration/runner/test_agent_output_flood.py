@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 
 from doubles.attempt_dependencies import AttemptHarness, Script
-from sandbox.model.events import Gap, Output, ToolCall
+from sandbox.model.events import Gap, Output, ToolCallEnded
 from sandbox.runner.attempt_context import read_records
 
 LINES = 5000
@@ -64,6 +64,6 @@ async def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(t
     await harness.run()
     harness.writer.close()
     assert harness.states[-1] == "completed"
-    assert len(harness.events(ToolCall)) == 10
+    assert len(harness.events(ToolCallEnded)) == 10
     assert harness.task.progress.tool_calls == 1000
     assert any("Tool calls" in gap.reason for gap in harness.events(Gap))

@@ -19,7 +19,7 @@ from sandbox.model.events import (
     Output,
     Progress,
     TaskFinished,
-    ToolCall,
+    ToolCallEnded,
     ToolCallStarted,
     Usage,
 )
@@ -165,7 +165,7 @@ async def test_conversation_is_dropped_with_output_below_the_disk_watermark(make
     await asyncio.wait_for(harness.run(), 20)
     is_stored = space is AMPLE_SPACE
     assert len(harness.events(ToolCallStarted)) == len(harness.outputs("stdout")) / 2 == int(is_stored)
-    assert len(harness.events(ToolCall)) == 1
+    assert len(harness.events(ToolCallEnded)) == 1
 
 
 async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):

@@ -252,9 +252,11 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
         monkeypatch.setattr(submissions, "store_inheritance", die)
         monkeypatch.setattr(submissions, "discard_inheritance", lambda _: None)
         monkeypatch.setattr(components.journals, "discard", lambda _, writer: writer.close())
-        log = submissions.SubmissionLog(components.data_dir, components.journals, components.store, components.clock)
+        store = submissions.SubmissionStore(
+            components.data_dir, components.journals, components.store, components.clock
+        )
         with pytest.raises(KeyboardInterrupt):
-            log.add(manifest("task-2"), None, follow_up.inheritance)
+            store.add(manifest("task-2"), None, follow_up.inheritance)
     assert inherited(components, "task-2")
     lost = TaskLayout(components.data_dir, "lost").artifacts
     lost.mkdir(parents=True)

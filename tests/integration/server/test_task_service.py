@@ -19,7 +19,7 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
-from sandbox.server.submissions import SubmissionLog
+from sandbox.server.submissions import SubmissionStore
 
 
 async def collect(events):
@@ -344,7 +344,7 @@ async def test_follow_during_submit_gets_every_event(components, monkeypatch):
     async def scenario():
         async with components.server() as service:
             is_indexed, may_continue = threading.Event(), threading.Event()
-            add = SubmissionLog.add
+            add = SubmissionStore.add
 
             def add_slowly(*args):
                 added = add(*args)
@@ -352,7 +352,7 @@ async def test_follow_during_submit_gets_every_event(components, monkeypatch):
                 assert may_continue.wait(10)
                 return added
 
-            monkeypatch.setattr(SubmissionLog, "add", add_slowly)
+            monkeypatch.setattr(SubmissionStore, "add", add_slowly)
             submitting = asyncio.create_task(service.submit(manifest()))
             await asyncio.to_thread(is_indexed.wait, 10)
             following = asyncio.create_task(collect(service.follow("task-1", after=0)))

@@ -3,17 +3,21 @@
 import pytest
 
 from sandbox.agents.claude_code.agent import DEFAULT_BASE_URL, ClaudeCode
-from sandbox.bootstrap.secrets import read_upstream
+from sandbox.bootstrap.secrets import upstream_from_environment
 from sandbox.bootstrap.settings.load import ConfigurationError
 from sandbox.interfaces.gateway import ModelUpstream
 
 
 def test_upstream_is_read_from_the_environment():
-    assert read_upstream(ClaudeCode(), {"ANTHROPIC_API_KEY": "k"}) == ModelUpstream(DEFAULT_BASE_URL, api_key="k")
-    assert read_upstream(ClaudeCode(), {"ANTHROPIC_AUTH_TOKEN": "t"}) == ModelUpstream(DEFAULT_BASE_URL, auth_token="t")
+    assert upstream_from_environment(ClaudeCode(), {"ANTHROPIC_API_KEY": "k"}) == ModelUpstream(
+        DEFAULT_BASE_URL, api_key="k"
+    )
+    assert upstream_from_environment(ClaudeCode(), {"ANTHROPIC_AUTH_TOKEN": "t"}) == ModelUpstream(
+        DEFAULT_BASE_URL, auth_token="t"
+    )
     elsewhere = {"ANTHROPIC_BASE_URL": "http://127.0.0.1:8131", "ANTHROPIC_API_KEY": "k", "ANTHROPIC_AUTH_TOKEN": "t"}
-    assert read_upstream(ClaudeCode(), elsewhere) == ModelUpstream("http://127.0.0.1:8131", api_key="k")
-    assert read_upstream(ClaudeCode(), {"ANTHROPIC_BASE_URL": "nonsense"}) is None
+    assert upstream_from_environment(ClaudeCode(), elsewhere) == ModelUpstream("http://127.0.0.1:8131", api_key="k")
+    assert upstream_from_environment(ClaudeCode(), {"ANTHROPIC_BASE_URL": "nonsense"}) is None
 
 
 INVALID_ENVIRONMENTS = [
@@ -29,4 +33,4 @@ INVALID_ENVIRONMENTS = [
 @pytest.mark.parametrize(("environment", "message"), INVALID_ENVIRONMENTS)
 def test_invalid_upstream_settings_are_rejected(environment, message):
     with pytest.raises(ConfigurationError, match=message):
-        read_upstream(ClaudeCode(), environment)
+        upstream_from_environment(ClaudeCode(), environment)

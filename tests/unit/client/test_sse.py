@@ -80,7 +80,7 @@ def test_endless_event_is_rejected():
         e.Metrics(cpu_percent=1.5, memory_used_bytes=1, disk_used_bytes=2, load_avg=0.5),
         e.ErrorReported("upstream_unreachable", "no"),
         e.EgressDenied("host", 443, "no"),
-        e.ToolCall("Bash", "t1", 25),
+        e.ToolCallEnded("Bash", "t1", 25),
         e.Output.from_bytes("stdout", b"x\n"),
     ],
 )

@@ -325,7 +325,7 @@ EVENTS: st.SearchStrategy[e.Event] = st.one_of(
             e.ToolCallStarted("Bash", "toolu_1"),
             e.ToolResult("toolu_1"),
             e.AgentResult("Done."),
-            e.ToolCall("Bash", "toolu_1", 5),
+            e.ToolCallEnded("Bash", "toolu_1", 5),
             e.Usage("m", 1, 2),
             e.Metrics(12.5, 1, 2),
             e.EgressDenied("git.example", 443, "not allowed"),
@@ -519,7 +519,7 @@ def test_every_event_type_is_covered():
         e.Progress,
     }
     covered |= {e.AgentMessage, e.ToolCallStarted, e.ToolResult, e.AgentResult}
-    covered |= {e.Output, e.ToolCall, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.ErrorReported}
+    covered |= {e.Output, e.ToolCallEnded, e.Usage, e.Metrics, e.EgressDenied, e.Gap, e.ErrorReported}
     assert covered == set(e.Event.__args__)
 
 

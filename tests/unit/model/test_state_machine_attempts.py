@@ -308,7 +308,7 @@ def test_skipped_or_repeated_attempt_step_is_rejected(events):
     "event",
     [
         e.Output.from_bytes("stdout", b"x"),
-        e.ToolCall("Bash", "toolu_1", 5),
+        e.ToolCallEnded("Bash", "toolu_1", 5),
         e.Metrics(12.5),
         e.EgressDenied("h", 443, "no"),
         e.Gap(1, 2, "full"),

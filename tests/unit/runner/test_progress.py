@@ -11,7 +11,7 @@ from sandbox.model.events import (
     ErrorReported,
     Gap,
     Progress,
-    ToolCall,
+    ToolCallEnded,
     ToolCallStarted,
     ToolResult,
     Usage,
@@ -38,7 +38,7 @@ def test_tool_is_current_while_it_runs_and_its_duration_is_recorded_when_it_ends
     tracker.record_if_due(10.0)
     tracker.handle_agent_event(ToolFinished("t1", "Bash", is_error=True), 11.5)
     tracker.record_if_due(12.0)
-    assert events.of_type(ToolCall) == [ToolCall("Bash", "t1", 1500, is_error=True)]
+    assert events.of_type(ToolCallEnded) == [ToolCallEnded("Bash", "t1", 1500, is_error=True)]
     assert [(p.current_tool, p.tool_calls) for p in events.of_type(Progress)] == [("Bash", 1), (None, 1)]
 
 
@@ -107,7 +107,7 @@ def test_tools_over_the_timing_limit_are_still_counted(monkeypatch):
     for number in range(3):
         tracker.handle_agent_event(ToolFinished(f"t{number}", "Read", is_error=False), 2.0)
     tracker.close()
-    assert [call.duration_ms for call in events.of_type(ToolCall)] == [2000, 2000, 0]
+    assert [call.duration_ms for call in events.of_type(ToolCallEnded)] == [2000, 2000, 0]
     assert events[-1].tool_calls == 3
 
 
@@ -126,7 +126,7 @@ def test_conversation_is_recorded_in_order():
     tracker, events = create_tracker()
     for event in [*CONVERSATION[:3], ToolFinished("t", "Bash", is_error=False), CONVERSATION[3]]:
         tracker.handle_agent_event(event, 1.0)
-    assert events == [*CONVERSATION[:3], ToolCall("Bash", "t", 0), CONVERSATION[3]]
+    assert events == [*CONVERSATION[:3], ToolCallEnded("Bash", "t", 0), CONVERSATION[3]]
 
 
 def test_last_message_is_the_latest_text_of_the_main_conversation():
@@ -155,7 +155,7 @@ def test_conversation_is_not_recorded_for_a_server_that_cannot_read_it():
     )
     for event in [*CONVERSATION, ToolFinished("t", "Bash", is_error=False)]:
         tracker.handle_agent_event(event, 1.0)
-    assert events == [ToolCall("Bash", "t", 0)]
+    assert events == [ToolCallEnded("Bash", "t", 0)]
 
 
 def test_conversation_size_is_limited_over_all_attempts(monkeypatch):
@@ -170,7 +170,7 @@ def test_conversation_size_is_limited_over_all_attempts(monkeypatch):
         tracker.handle_agent_event(event, 1.0)
     assert events.of_type(AgentMessage) == [message] * 2
     assert len(events.of_type(Gap)) == 1
-    assert events.of_type(ToolCall) == [ToolCall("Bash", "t", 0)]
+    assert events.of_type(ToolCallEnded) == [ToolCallEnded("Bash", "t", 0)]
 
 
 def test_api_retry_is_reported_as_an_event():

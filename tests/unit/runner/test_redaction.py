@@ -79,7 +79,7 @@ def test_unscanned_chunks_are_not_consumed():
 def test_methods_without_a_deadline_delegate_to_the_redactor(seconds):
     redactor = SecretRedactor({"KEY": SECRET.decode(), "PIN": "short"})
     limited = DeadlineRedactor(redactor, seconds, lambda: 0.0)
-    assert limited.too_short_names == ("PIN",)
+    assert limited.unsearchable_secret_names == ("PIN",)
     assert limited.redact(SECRET) == b"[REDACTED:KEY]"
     assert limited.redact_text(SECRET.decode()) == "[REDACTED:KEY]"
     assert limited.redact_json([SECRET.decode()]) == ["[REDACTED:KEY]"]

@@ -233,7 +233,7 @@ def test_lines_of_a_multiline_value_are_found_separately(redactor: SecretRedacto
 
 def test_short_values_are_listed_but_not_redacted():
     redactor = SecretRedactor({"PIN": "1234567", "TOKEN": TOKEN, "NONE": ""})
-    assert redactor.too_short_names == ("PIN", "NONE")
+    assert redactor.unsearchable_secret_names == ("PIN", "NONE")
     assert redactor.redact_text(f"1234567 {TOKEN}") == f"1234567 {REPLACEMENT}"
 
 

@@ -76,7 +76,7 @@ class ClaudeCode:
 
         return install_binary(data_dir)
 
-    def read_upstream(self, environment: Mapping[str, str]) -> ModelUpstream | None:
+    def upstream_from_environment(self, environment: Mapping[str, str]) -> ModelUpstream | None:
         """Return the base URL and the key for the Messages API, or None if there is no key.
 
         An API key takes precedence over a token.

@@ -15,7 +15,7 @@ from sandbox.bootstrap.doctor import Finding
 from sandbox.bootstrap.doctor.runtime_checks import check_runtimes
 from sandbox.bootstrap.local_host import choose_run_dir, measure_capacity
 from sandbox.bootstrap.private_directory import check_usable_data_dir
-from sandbox.bootstrap.secrets import read_upstream
+from sandbox.bootstrap.secrets import upstream_from_environment
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
 from sandbox.disks.loop import loop_unavailable_reason, shares_preallocations
@@ -218,7 +218,7 @@ def _check_node(_: ServerSettings) -> list[Finding]:
 
 
 def _check_model(agent: Agent, _: ServerSettings) -> list[Finding]:
-    upstream = read_upstream(agent, os.environ)
+    upstream = upstream_from_environment(agent, os.environ)
     if upstream is None:
         remedy = f"export {agent.key_setting}=… before sandbox serve (sandbox demo needs none)."
         action = f"set {agent.key_setting}"

@@ -1,4 +1,4 @@
-"""Egress policy: which hosts a sandbox may reach. Also defines handshakes and their results. No I/O."""
+"""Egress policy: which hosts a sandbox may reach. Also defines openings and their results. No I/O."""
 
 import re
 from collections.abc import Callable
@@ -118,7 +118,7 @@ class Tunnel(msgspec.Struct, frozen=True):
     unreachable_response: Callable[[int, str], bytes] = lambda _status, _sentence: b""
 
 
-class Handshake(Protocol):
+class Opening(Protocol):
     """The start of a connection from the sandbox. Never raises on received data, and always decides at EOF."""
 
     def client_data_received(self, data: bytes) -> Tunnel | Denial | None:
@@ -127,27 +127,27 @@ class Handshake(Protocol):
 
 
 class InspectingFilter:
-    """Requires the data inside a tunnel to pass `handshake`. initial_data: data that has already arrived."""
+    """Requires the data inside a tunnel to pass `opening`. initial_data: data that has already arrived."""
 
-    def __init__(self, handshake: Handshake, initial_data: bytes) -> None:
-        self._handshake = handshake
+    def __init__(self, opening: Opening, initial_data: bytes) -> None:
+        self._opening = opening
         self._initial_data = initial_data
         self._stream_filter: StreamFilter | None = None
         self._has_host_data = False
 
     @property
     def is_done(self) -> bool:
-        """Whether the handshake has passed and its filter is done."""
+        """Whether the opening has passed and its filter is done."""
         return self._stream_filter is not None and self._stream_filter.is_done
 
     @property
     def is_passthrough(self) -> bool:
-        """Whether the handshake has passed and its filter forwards data without inspection."""
+        """Whether the opening has passed and its filter forwards data without inspection."""
         return self._stream_filter is not None and self._stream_filter.is_passthrough
 
     @property
     def is_searching(self) -> bool:
-        """Whether the handshake has passed and its filter forwards data that it still searches."""
+        """Whether the opening has passed and its filter forwards data that it still searches."""
         return self._stream_filter is not None and self._stream_filter.is_searching
 
     def start(self) -> bytes | Denial:
@@ -155,10 +155,10 @@ class InspectingFilter:
         return self.client_data_received(self._initial_data) if self._initial_data else b""
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return no data until the handshake has decided, then the output of its filter."""
+        """Return no data until the opening has decided, then the output of its filter."""
         if self._stream_filter is not None:
             return self._stream_filter.client_data_received(data)
-        outcome = self._handshake.client_data_received(data)
+        outcome = self._opening.client_data_received(data)
         if outcome is None or isinstance(outcome, Denial):
             return outcome or b""
         self._stream_filter = outcome.stream_filter
@@ -167,7 +167,7 @@ class InspectingFilter:
         return self._stream_filter.start()
 
     def host_data_received(self) -> None:
-        """Record that the host has sent data, and notify the handshake's filter."""
+        """Record that the host has sent data, and notify the opening's filter."""
         self._has_host_data = True
         if self._stream_filter is not None:
             self._stream_filter.host_data_received()

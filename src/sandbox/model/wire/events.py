@@ -185,7 +185,7 @@ def _other_event(base: b.BaseEvent, event: e.Event) -> WireEvent | None:
             return {"type": "error", **base, "error": event.error, "message": event.message, "details": None}
         case e.AttemptFailed(Failure() as failure) | e.AgentExited(failure=Failure() as failure):
             return {"type": "error", **base, "error": failure.code, "message": failure.message, "details": None}
-        case e.ToolCall() | e.Usage() | e.EgressDenied() | e.Gap():
+        case e.ToolCallEnded() | e.Usage() | e.EgressDenied() | e.Gap():
             return _unchanged_event(base, event)
         case _:
             return None
@@ -202,10 +202,10 @@ def _metrics_body(metrics: e.Metrics) -> b.MetricsBody:
     }
 
 
-def _unchanged_event(base: b.BaseEvent, event: e.ToolCall | e.Usage | e.EgressDenied | e.Gap) -> WireEvent:
+def _unchanged_event(base: b.BaseEvent, event: e.ToolCallEnded | e.Usage | e.EgressDenied | e.Gap) -> WireEvent:
     """Return the wire event of an event whose fields are copied unchanged."""
     match event:
-        case e.ToolCall():
+        case e.ToolCallEnded():
             return {
                 "type": "tool_call",
                 **base,

@@ -20,10 +20,10 @@ from sandbox.interfaces.runtime import Stats
 from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
 from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import kernel_usage
-from sandbox.runtimes.limits.blocked_syscalls import BlockedThreadInterrupter, SyscallBufferMeter
-from sandbox.runtimes.limits.epoll_usage import EpollCounter
+from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, reclaimable_free_slab_bytes_max
 
 PARENT_GROUP = "sandbox"
@@ -185,7 +185,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         entries = epoll_counter.count(self.process_ids())
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
-    def release_files_of_blocked_threads(self, interrupters: Sequence[BlockedThreadInterrupter]) -> None:
+    def release_files_of_blocked_threads(self, interrupters: Sequence[PendingSyscallInterrupter]) -> None:
         """Free the objects that only the group's blocked threads keep open, if the machine has many more objects."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())

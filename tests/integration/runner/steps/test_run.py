@@ -18,7 +18,7 @@ from sandbox.model.events import (
     Gap,
     Output,
     SandboxCreated,
-    ToolCall,
+    ToolCallEnded,
     ToolCallStarted,
     Usage,
     WorkspacePrepared,
@@ -58,7 +58,7 @@ async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness
     await harness.run(attempt)
     assert len(harness.events(ToolCallStarted)) == int(records_conversation)
     assert [output.parsed for output in harness.events(Output)] == [records_conversation, False, records_conversation]
-    assert len(harness.events(ToolCall)) == 1
+    assert len(harness.events(ToolCallEnded)) == 1
 
 
 async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, monkeypatch):

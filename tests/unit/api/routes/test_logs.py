@@ -28,7 +28,7 @@ def _finished_task(tasks):
         *TO_RUNNING,  # seq 2-5
         e.Output.from_bytes("stdout", b"first\n"),  # 6
         e.Output.from_bytes("stderr", b"warning: \x1b[31m\xff\n"),  # 7
-        e.ToolCall("Bash", "toolu_1", 12),  # 8
+        e.ToolCallEnded("Bash", "toolu_1", 12),  # 8
         e.Progress(turns=1),  # 9
         e.Output.from_bytes("stdout", b"last, without a newline"),  # 10
         *TO_COMPLETED,  # 11, 12

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from doubles.remote_host import client_hello
-from sandbox.gateway.egress.http_handshake import HttpHandshake
+from sandbox.gateway.egress.http_opening import HttpOpening
 from sandbox.gateway.egress.policy import ISOLATED, Denial, EgressPolicy, InspectingFilter, Tunnel
-from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
-from sandbox.gateway.egress.tls_handshake import TlsHandshake
+from sandbox.gateway.egress.proxy_opening import ProxyOpening
+from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules, egress_rules
 from sandbox.model.manifest.schema import Vm
@@ -32,15 +32,15 @@ def hello(name: str | None) -> bytes:
 
 
 def proxy(policy=OUTBOUND):
-    return ProxyHandshake(policy, 3128)
+    return ProxyOpening(policy, 3128)
 
 
 def plain(name=HOST, policy=OUTBOUND):
-    return HttpHandshake(policy, name, "198.18.0.2", 80)
+    return HttpOpening(policy, name, "198.18.0.2", 80)
 
 
 def tls(name=HOST, policy=OUTBOUND):
-    return TlsHandshake(policy, name, "198.18.0.2", 443)
+    return TlsOpening(policy, name, "198.18.0.2", 443)
 
 
 def expect_tunnel(outcome) -> Tunnel:
@@ -203,9 +203,9 @@ def test_proxy_denies_disallowed_and_invalid_requests_with_a_reason(data, host, 
 
 
 def test_partial_connect_request_is_incomplete():
-    handshake = proxy()
-    assert handshake.client_data_received(b"CONNECT files.example") is None
-    expect_tunnel(handshake.client_data_received(b".org:443 HTTP/1.1\r\nHost: x\r\n\r\n"))
+    opening = proxy()
+    assert opening.client_data_received(b"CONNECT files.example") is None
+    expect_tunnel(opening.client_data_received(b".org:443 HTTP/1.1\r\nHost: x\r\n\r\n"))
 
 
 # Port 80
@@ -266,9 +266,9 @@ def test_connection_header_that_lists_host_is_denied_with_a_reason(token):
 
 
 def test_oversized_request_head_is_denied():
-    handshake = plain()
+    opening = plain()
     pieces = [f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode(), *[b"a" * 16_384] * 2]
-    outcomes = [handshake.client_data_received(piece) for piece in pieces]
+    outcomes = [opening.client_data_received(piece) for piece in pieces]
     assert outcomes[:2] == [None, None]
     assert expect_denial(outcomes[2]).response.startswith(b"HTTP/1.1 400 ")
 
@@ -286,9 +286,9 @@ def test_unassigned_address_is_denied_even_for_an_allowed_host():
 
 def test_tls_to_an_allowed_host_is_forwarded_from_its_first_byte():
     client_hello = hello(HOST)
-    handshake = tls()
-    assert handshake.client_data_received(client_hello[:50]) is None
-    tunnel = expect_tunnel(handshake.client_data_received(client_hello[50:]))
+    opening = tls()
+    assert opening.client_data_received(client_hello[:50]) is None
+    tunnel = expect_tunnel(opening.client_data_received(client_hello[50:]))
     assert (tunnel.host, tunnel.port, tunnel.greeting) == (HOST, 443, b"")
     assert tunnel.stream_filter.start() == client_hello
 
@@ -328,8 +328,8 @@ def test_isolated_policy_denies_every_request_and_reports_its_host():
         (plain(None, NO_HOSTS), f"HEAD / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()),
         (tls(None, NO_HOSTS), hello(HOST)),
     ]
-    for handshake, data in requests:
-        denial = expect_denial(handshake.client_data_received(data))
+    for opening, data in requests:
+        denial = expect_denial(opening.client_data_received(data))
         assert (denial.host, denial.reason) == (HOST, ISOLATED)
 
 
@@ -346,9 +346,9 @@ def test_deny_reason_names_the_setting_that_isolates_the_task(vm, reason):
 
 @given(st.lists(st.binary(max_size=60), max_size=6), st.sampled_from([proxy, plain, tls]))
 def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
-    handshake, outcome = kind(), None
+    opening, outcome = kind(), None
     for piece in [*pieces, b""]:
-        outcome = handshake.client_data_received(piece)
+        outcome = opening.client_data_received(piece)
         if outcome is not None:
             break
     assert isinstance(outcome, Denial)
@@ -356,8 +356,8 @@ def test_arbitrary_bytes_are_eventually_denied(pieces, kind):
 
 @given(st.text(max_size=40), st.sampled_from(["CONNECT {} HTTP/1.1", "GET http://{}/ HTTP/1.1", "GET {} HTTP/1.1"]))
 def test_arbitrary_request_target_is_denied(target, line):
-    handshake = proxy()
-    outcome = handshake.client_data_received(
+    opening = proxy()
+    outcome = opening.client_data_received(
         line.format(target).encode() + b"\r\nHost: a\r\n\r\n"
-    ) or handshake.client_data_received(b"")
+    ) or opening.client_data_received(b"")
     assert expect_denial(outcome).reason

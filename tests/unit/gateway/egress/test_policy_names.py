@@ -2,9 +2,9 @@
 
 import pytest
 
-from sandbox.gateway.egress.http_handshake import HttpHandshake
+from sandbox.gateway.egress.http_opening import HttpOpening
 from sandbox.gateway.egress.policy import ISOLATED, NOT_PUBLIC, Denial, EgressPolicy, Tunnel, is_host_name
-from sandbox.gateway.egress.proxy_handshake import ProxyHandshake
+from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.model.egress import EgressRule, EgressRules
 
 MODEL = "api.anthropic.com"
@@ -19,9 +19,7 @@ LONGEST = ".".join([LABEL] * 3 + ["a" * 61])
 
 
 def connect(authority: str, policy: EgressPolicy):
-    return ProxyHandshake(policy, 3128).client_data_received(
-        f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-    )
+    return ProxyOpening(policy, 3128).client_data_received(f"CONNECT {authority} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
 
 
 @pytest.mark.parametrize("authority", ["8.8.4.4:443", "8.8.8.8:443", "8.8.8.8:80", "[2606:4700::1]:443"])
@@ -96,7 +94,7 @@ def test_ip_address_is_not_resolved_as_a_name():
 
 def test_plain_request_to_a_malformed_host_is_denied():
     head = b"GET / HTTP/1.1\r\nHost: a..example.net\r\n\r\n"
-    assert isinstance(HttpHandshake(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_data_received(head), Denial)
+    assert isinstance(HttpOpening(ALLOW_LIST, "a..example.net", "198.18.0.2", 80).client_data_received(head), Denial)
 
 
 @pytest.mark.parametrize("port", [80, 443])

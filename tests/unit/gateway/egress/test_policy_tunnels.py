@@ -1,14 +1,14 @@
-"""A tunnel forwards nothing until its handshake is complete. After that, a stream filter inspects the data."""
+"""A tunnel forwards nothing until its opening is complete. After that, a stream filter inspects the data."""
 
 import pytest
 
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, InspectingFilter, Tunnel, is_address
-from sandbox.gateway.egress.tls_handshake import TlsHandshake
+from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.model.egress import EgressRules
 
 
-class ScriptedHandshake:
-    """A handshake and a stream filter with scripted outcomes."""
+class ScriptedOpening:
+    """An opening and a stream filter with scripted outcomes."""
 
     def __init__(self, *outcomes: Tunnel | Denial | None) -> None:
         self.outcomes = list(outcomes)
@@ -25,41 +25,41 @@ class ScriptedHandshake:
         return b"".join(self.received)
 
 
-def test_tunnel_forwards_data_once_the_handshake_is_complete():
-    stream_filter = ScriptedHandshake()
-    handshake = ScriptedHandshake(None, Tunnel("h", 22, stream_filter))
-    tunnel = InspectingFilter(handshake, b"")
+def test_tunnel_forwards_data_once_the_opening_is_complete():
+    stream_filter = ScriptedOpening()
+    opening = ScriptedOpening(None, Tunnel("h", 22, stream_filter))
+    tunnel = InspectingFilter(opening, b"")
     assert (tunnel.start(), tunnel.is_done) == (b"", False)
     stream_filter.received.append(b"SSH-2.0")
     assert tunnel.client_data_received(b"SSH") == b""
     assert tunnel.is_done is False
     assert tunnel.client_data_received(b"-2.0") == b"SSH-2.0"
-    assert handshake.received == [b"SSH", b"-2.0"]
+    assert opening.received == [b"SSH", b"-2.0"]
     assert tunnel.client_data_received(b"more") == b"MORE"
-    assert handshake.received == [b"SSH", b"-2.0"], "the handshake is complete"
+    assert opening.received == [b"SSH", b"-2.0"], "the opening is complete"
     assert tunnel.is_done is False
     stream_filter.is_done = True
     assert tunnel.is_done is True
 
 
 def test_tunnel_is_passthrough_only_after_inspection_ends():
-    stream_filter = ScriptedHandshake()
-    tunnel = InspectingFilter(ScriptedHandshake(None, Tunnel("h", 22, stream_filter)), b"")
+    stream_filter = ScriptedOpening()
+    tunnel = InspectingFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.is_passthrough = True
     tunnel.client_data_received(b"SSH")
-    assert tunnel.is_passthrough is False, "the handshake is incomplete"
+    assert tunnel.is_passthrough is False, "the opening is incomplete"
     tunnel.client_data_received(b"-2.0")
     assert tunnel.is_passthrough is True
     stream_filter.is_passthrough = False
     assert tunnel.is_passthrough is False
 
 
-def test_tunnel_is_searching_only_after_the_handshake():
-    stream_filter = ScriptedHandshake()
-    tunnel = InspectingFilter(ScriptedHandshake(None, Tunnel("h", 22, stream_filter)), b"")
+def test_tunnel_is_searching_only_after_the_opening():
+    stream_filter = ScriptedOpening()
+    tunnel = InspectingFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.is_searching = True
     tunnel.client_data_received(b"SSH")
-    assert tunnel.is_searching is False, "the handshake is incomplete"
+    assert tunnel.is_searching is False, "the opening is incomplete"
     tunnel.client_data_received(b"-2.0")
     assert tunnel.is_searching is True
     stream_filter.is_searching = False
@@ -68,14 +68,14 @@ def test_tunnel_is_searching_only_after_the_handshake():
 
 def test_data_after_the_connect_request_is_inspected_first():
     denial = Denial("h", 22, "no")
-    handshake = ScriptedHandshake(denial)
-    assert InspectingFilter(handshake, b"came").start() is denial
-    assert handshake.received == [b"came"]
+    opening = ScriptedOpening(denial)
+    assert InspectingFilter(opening, b"came").start() is denial
+    assert opening.received == [b"came"]
 
 
-def test_denied_handshake_remains_denied():
+def test_denied_opening_remains_denied():
     denial = Denial("h", 22, "no")
-    tunnel = InspectingFilter(ScriptedHandshake(denial, denial), b"")
+    tunnel = InspectingFilter(ScriptedOpening(denial, denial), b"")
     assert tunnel.client_data_received(b"a") is denial
     assert tunnel.client_data_received(b"b") is denial
     assert tunnel.is_done is False
@@ -83,7 +83,7 @@ def test_denied_handshake_remains_denied():
 
 def test_tls_tunnel_sends_no_plain_text_responses():
     full = EgressPolicy(EgressRules(is_unrestricted=True), "api.anthropic.com", allows_ip_addresses=True)
-    tunnel = TlsHandshake(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
+    tunnel = TlsOpening(full, "8.8.4.4", "8.8.4.4", 443).client_data_received(b"SSH-2.0-x\r\n")
     assert isinstance(tunnel, Tunnel)
     assert (tunnel.greeting, tunnel.unreachable_response(504, "h does not respond.")) == (b"", b"")
 

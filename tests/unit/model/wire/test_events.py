@@ -72,8 +72,8 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         {"type": "agent_result", "text": "Done.", "is_error": False, "reason": "", "turns": 4, "duration_ms": 5,
          "cost_usd": 0.5, "omitted_characters": 0},
     ),
-    e.ToolCall: (
-        e.ToolCall("Bash", "toolu_1", 12, True),
+    e.ToolCallEnded: (
+        e.ToolCallEnded("Bash", "toolu_1", 12, True),
         {"type": "tool_call", "tool": "Bash", "tool_use_id": "toolu_1", "duration_ms": 12, "is_error": True},
     ),
     e.Usage: (
@@ -205,7 +205,7 @@ def test_converted_conversation_of_a_transcript_is_a_separate_event():
         (e.ToolCallStarted("Tool", "t", input={"a": "x" * 500, "b": "x" * 500}), 1000),
         (e.ToolResult("t", "x" * 1000), 1000),
         (e.AgentResult("x" * 1000), 1000),
-        (e.ToolCall("Bash", "t", 1), 0),
+        (e.ToolCallEnded("Bash", "t", 1), 0),
     ],
 )
 def test_size_of_a_wire_event_includes_its_texts(event, characters):

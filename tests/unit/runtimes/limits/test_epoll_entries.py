@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX
-from sandbox.runtimes.limits import epoll_usage
-from sandbox.runtimes.limits.epoll_usage import EpollCounter, count_machine_entries
+from sandbox.runtimes.limits import epoll_entries
+from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_watch import FileUsage
 
 MANY = EPOLL_ENTRIES_MAX + 1
@@ -86,7 +86,7 @@ def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path)
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can read slab statistics")
 def test_capacity_of_the_kernel_covers_its_entries(five_entries: None):
     """An entry that the capacity did not cover would never be counted."""
-    of_kernel = epoll_usage._CAPACITY
+    of_kernel = epoll_entries._CAPACITY
     if not of_kernel.exists():
         pytest.skip("this kernel does not show the capacity")
     assert int(of_kernel.read_text().split()[0]) >= (count_machine_entries(capacity=Path("absent")) or 0) >= 5
@@ -110,7 +110,7 @@ def test_count_includes_new_entries_of_the_processes():
 
 @pytest.mark.usefixtures("five_entries")
 def test_count_does_not_exceed_the_entries_of_the_machine(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(epoll_usage, "EPOLL_ENTRIES_MAX", 1)
+    monkeypatch.setattr(epoll_entries, "EPOLL_ENTRIES_MAX", 1)
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 
 
@@ -179,7 +179,7 @@ def test_counts_with_descriptors_in_transit_must_be_consecutive():
 
 
 def test_count_that_takes_too_long_is_marked_as_incomplete(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(epoll_usage, "_INSPECTION_SECONDS", -1)
+    monkeypatch.setattr(epoll_entries, "_INSPECTION_SECONDS", -1)
     machine = FakeEpollUsage(MANY)
     counter = EpollCounter(machine.count)
     counter.count([os.getpid()])

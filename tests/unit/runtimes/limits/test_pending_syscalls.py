@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import CALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.blocked_syscalls import (
-    BlockedThreadInterrupter,
+from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.pending_syscalls import (
+    PendingSyscallInterrupter,
     SyscallBufferMeter,
     count_host_open_files,
     count_machine_kernel_bytes,
     sum_syscall_buffer_bytes,
 )
-from sandbox.runtimes.limits.kernel_watch import KernelUsage
 
 MEBIBYTE = 1 << 20
 
@@ -46,7 +46,7 @@ def test_open_files_of_the_host_are_unknown_without_the_file(tmp_path: Path):
 )
 def test_threads_are_interrupted_after_growth(counts: list[int | None], interruptions: int):
     machine, interrupted = {"objects": counts[0]}, list[Collection[int]]()
-    interrupter = BlockedThreadInterrupter(
+    interrupter = PendingSyscallInterrupter(
         lambda: machine["objects"], 100, interrupted.append, itertools.count().__next__
     )
     for machine["objects"] in counts[1:]:
@@ -56,7 +56,7 @@ def test_threads_are_interrupted_after_growth(counts: list[int | None], interrup
 
 def test_growth_is_counted_from_the_objects_left_after_an_interruption():
     machine = {"objects": 0}
-    interrupter = BlockedThreadInterrupter(
+    interrupter = PendingSyscallInterrupter(
         lambda: machine["objects"], 100, lambda _: machine.update(objects=10), itertools.count().__next__
     )
     for objects in (101, 110, 111):
@@ -68,7 +68,7 @@ def test_growth_is_counted_from_the_objects_left_after_an_interruption():
 def test_objects_are_counted_twice_a_second():
     times = [0.0]
     counts: list[float] = []
-    interrupter = BlockedThreadInterrupter(
+    interrupter = PendingSyscallInterrupter(
         lambda: counts.append(times[-1]) or 1, 100, lambda _: None, lambda: times[-1]
     )
     for seconds in (0.1, 0.4, 0.5, 0.6, 1.1):

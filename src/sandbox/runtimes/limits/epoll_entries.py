@@ -91,7 +91,7 @@ class EpollCounter:
     def count(self, process_ids: Collection[int]) -> int:
         """Return the number of entries; 0 while the machine has too few for the sandbox to exceed its limit.
 
-        Instances that only blocked threads keep open are not counted; see `BlockedThreadInterrupter`.
+        Instances that only blocked threads keep open are not counted; see `PendingSyscallInterrupter`.
         """
         total = self._count_all()
         growth = 0

@@ -54,7 +54,7 @@ def count_host_open_files(path: Path = _OPEN_FILES) -> int | None:
         return None
 
 
-class BlockedThreadInterrupter:
+class PendingSyscallInterrupter:
     """Interrupts a sandbox's blocked threads, which may hide kernel objects, when the number of objects has grown.
 
     count_all: counts the objects on the whole machine. growth_max: the growth above which threads are interrupted.

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.remote_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
-from sandbox.gateway.egress.tls_handshake import TlsHandshake
+from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -71,9 +71,9 @@ def hello_with_two_names() -> bytes:
 
 
 def forward(data: bytes, *, step: int = 100_000) -> bytes | Denial:
-    handshake, outcome, rest = TlsHandshake(POLICY, HOST, "198.18.0.2", 443), None, b""
+    opening, outcome, rest = TlsOpening(POLICY, HOST, "198.18.0.2", 443), None, b""
     for begin in range(0, len(data), step):
-        outcome = handshake.client_data_received(data[begin : begin + step])
+        outcome = opening.client_data_received(data[begin : begin + step])
         rest = data[begin + step :]
         if outcome is not None:
             break
@@ -118,7 +118,7 @@ def test_length_of_a_hello_is_limited(size, is_allowed):
 @pytest.mark.parametrize("sizes", [(), (30,)])
 def test_hello_without_a_name_for_an_address_is_forwarded_unchanged(sizes):
     data = records(hello_message(extension(0x1A1A, bytes(9))), *sizes)
-    tunnel = TlsHandshake(UNRESTRICTED, "8.8.4.4", "8.8.4.4", 443).client_data_received(data)
+    tunnel = TlsOpening(UNRESTRICTED, "8.8.4.4", "8.8.4.4", 443).client_data_received(data)
     assert isinstance(tunnel, Tunnel)
     assert tunnel.stream_filter.start() == data
 

@@ -12,8 +12,8 @@ from sandbox.gateway.model_api.request_policy import connection_header_names
 _MALFORMED = "this is not valid HTTP/1.1."
 
 
-class HttpHandshake:
-    """Handshake of a connection to `name`, or to `address` if no name was assigned to that address (`name` is None)."""
+class HttpOpening:
+    """Opening of a connection to `name`, or to `address` if no name was assigned to that address (`name` is None)."""
 
     def __init__(self, policy: EgressPolicy, name: str | None, address: str, port: int) -> None:
         self._policy = policy

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.runtimes.limits.blocked_syscalls import interrupt_threads
+from sandbox.runtimes.limits.pending_syscalls import interrupt_threads
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can interrupt programs of other users")
 
