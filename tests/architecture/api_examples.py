@@ -163,8 +163,8 @@ def _health() -> Health:
         is_available=True,
         tier="gvisor",
         strength=20,
-        isolates=("a kernel in user space",),
-        limits=frozenset({"memory", "cpus", "processes"}),
+        isolation_notes=("a kernel in user space",),
+        enforced_limits=frozenset({"memory", "cpus", "processes"}),
     )
     occupancy = Occupancy(16, 4, 64 * _GIBIBYTE, 8 * _GIBIBYTE, 500 * _GIBIBYTE, 40 * _GIBIBYTE, 0)
     return Health(

@@ -115,7 +115,7 @@ class TaskNotFoundError(Exception):
         self.task_id = task_id
 
 class Usage:
-    def find_violation(self):
+    def find_exceeded_limit(self):
         if self.sockets > 10:
             return "too many"
         return ""
@@ -138,4 +138,4 @@ async def wait(event):
     return await event
 '''
     found = {name for name, function in functions(ast.parse(source), "m") if not is_declaration(function)}
-    assert found == {"m.Usage.find_violation", "m.Usage.names", "m.poll", "m.record", "m.wait"}
+    assert found == {"m.Usage.find_exceeded_limit", "m.Usage.names", "m.poll", "m.record", "m.wait"}

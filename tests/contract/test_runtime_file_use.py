@@ -120,7 +120,7 @@ system_call(60 if is_x86 else 93, 0)
 def test_file_locks_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
     usage, result = measure(runtime, disk, limits, source)
     assert usage.locks > 8192, result
-    assert "locks on files" in usage.find_violation()
+    assert "locks on files" in usage.find_exceeded_limit()
 
 
 _SHARED_LOCKS = """
@@ -142,7 +142,7 @@ def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits:
     """Whenever a process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on that file."""
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 500), result
-    assert "locks on devices or system files" in usage.find_violation()
+    assert "locks on devices or system files" in usage.find_exceeded_limit()
 
 
 _LOCKED_FILES = """
@@ -173,7 +173,7 @@ async def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runt
 
 def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
     usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
-    assert (usage.shared_locks, usage.find_violation()) == (100, ""), result
+    assert (usage.shared_locks, usage.find_exceeded_limit()) == (100, ""), result
 
 
 _WATCHED = """
@@ -202,14 +202,14 @@ time.sleep(600)
 def test_open_files_that_take_too_long_to_count_are_a_violation(runtime: Runtime, disk: Path, limits: frozenset[str]):
     started_at = time.process_time()
     usage, _ = measure(runtime, disk, limits, _MANY_WATCHED)
-    assert "too long to count" in usage.find_violation()
+    assert "too long to count" in usage.find_exceeded_limit()
     assert time.process_time() - started_at < 10
 
 
 def test_locks_are_counted_despite_thousands_of_watched_files(runtime: Runtime, disk: Path, limits: frozenset[str]):
     held = f'{_WATCHED}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
     usage, _ = measure(runtime, disk, limits, held)
-    assert (usage.find_violation(), usage.locks) == ("", 2000)
+    assert (usage.find_exceeded_limit(), usage.locks) == ("", 2000)
 
 
 _LOCKS_OF_ENDED_PROCESSES = """
@@ -235,7 +235,7 @@ async def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Pat
             return usage
 
     usage = await scenario()
-    assert usage.find_violation() == ""
+    assert usage.find_exceeded_limit() == ""
     assert usage.locks == (200 if "memory" in limits else 0)
 
 
@@ -253,7 +253,7 @@ report("held"); time.sleep(600)
 def test_open_directories_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
     usage, result = measure(runtime, disk, limits, _HALF_READ_DIRECTORIES.replace("COUNT", "9000"))
     assert usage.directories > 8192, result
-    assert "open directories" in usage.find_violation()
+    assert "open directories" in usage.find_exceeded_limit()
 
 
 def test_thousands_of_open_directories_and_files_are_allowed(runtime: Runtime, disk: Path, limits: frozenset[str]):
@@ -262,7 +262,7 @@ def test_thousands_of_open_directories_and_files_are_allowed(runtime: Runtime, d
     assert usage.open_files is not None
     assert usage.open_files > 12_000
     assert 2000 < usage.directories < 4500
-    assert usage.find_violation() == ""
+    assert usage.find_exceeded_limit() == ""
 
 
 _LISTED_DIRECTORIES = """
@@ -279,13 +279,13 @@ def test_listed_directories_are_counted_while_they_are_open(runtime: Runtime, di
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
     usage, result = measure_with_own_kernel(runtime, disk, limits, source)
     assert 8192 < usage.directories < 11_000, result
-    assert "open directories" in usage.find_violation()
+    assert "open directories" in usage.find_exceeded_limit()
 
 
 def test_listed_directories_are_not_counted_after_they_are_closed(runtime: Runtime, disk: Path, limits: frozenset[str]):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
     usage, _ = measure_with_own_kernel(runtime, disk, limits, source)
-    assert usage.find_violation() == ""
+    assert usage.find_exceeded_limit() == ""
 
 
 _FILES_IN_MANY_PROCESSES = """
@@ -300,7 +300,7 @@ def test_open_files_of_all_processes_are_counted(runtime: Runtime, disk: Path, l
     usage, result = measure(runtime, disk, limits, _FILES_IN_MANY_PROCESSES)
     assert usage.open_files is not None, result
     assert usage.open_files > 131_072
-    assert "open files" in usage.find_violation()
+    assert "open files" in usage.find_exceeded_limit()
 
 
 _FILES_OF_ONE_THREAD = """
@@ -523,7 +523,7 @@ async def test_epoll_entries_are_limited(
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"held")
-            violations = [(await sandbox.detailed_file_usage()).find_violation() for _ in range(3)]
+            violations = [(await sandbox.detailed_file_usage()).find_exceeded_limit() for _ in range(3)]
             await sandbox.kill()
             await sandbox.wait()
             return violations
@@ -591,7 +591,7 @@ async def _count_freed(
         await read_until(output, b"held")
         held, freed = count_all() or 0, 0
         for _ in range(20):
-            assert not (await sandbox.kernel_usage()).find_violation()
+            assert not (await sandbox.kernel_usage()).find_exceeded_limit()
             freed = held - (count_all() or 0)
             if freed > enough:
                 break
@@ -680,7 +680,7 @@ async def test_connection_in_the_output_does_not_block_the_runner(
                 while await output.read(65536):
                     pass
         assert time.monotonic() - started_at < 15
-        assert (await sandbox.kernel_usage()).find_violation() == ""
+        assert (await sandbox.kernel_usage()).find_exceeded_limit() == ""
         await sandbox.kill()
         assert (await sandbox.wait()).code != 0
     assert time.monotonic() - started_at < 25

@@ -198,7 +198,7 @@ def test_unread_timestamps_are_bounded_or_counted(runtime: Runtime, disk: Path):
     usage, result = measure(runtime, disk, _TIMESTAMPS_NEVER_READ)
     assert usage.received_bytes is not None, result
     # On older kernels, the sysctl that limits timestamps is global, so they are counted instead.
-    assert usage.received_bytes < MEBIBYTE or "time stamps" in usage.find_violation()
+    assert usage.received_bytes < MEBIBYTE or "time stamps" in usage.find_exceeded_limit()
 
 
 _NETLINK_NEVER_READ = """
@@ -218,7 +218,7 @@ def test_unread_netlink_responses_are_counted(runtime: Runtime, disk: Path):
     usage, result = measure(runtime, disk, _NETLINK_NEVER_READ)
     assert usage.netlink_bytes is not None, result
     assert usage.netlink_bytes > 20 * MEBIBYTE
-    assert "netlink" in usage.find_violation()
+    assert "netlink" in usage.find_exceeded_limit()
 
 
 _ORDINARY_USE = """
@@ -234,7 +234,7 @@ report("held"); time.sleep(600)
 def test_ordinary_use_is_within_limits(runtime: Runtime, disk: Path):
     usage, result = measure(runtime, disk, _ORDINARY_USE)
     assert "held" in result.output, result
-    assert usage.find_violation() == ""
+    assert usage.find_exceeded_limit() == ""
 
 
 _LARGE_NETLINK_REQUESTS = """
@@ -249,7 +249,7 @@ def test_echoed_netlink_requests_are_counted(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("netlink belongs to the sandbox's kernel")
     usage, result = measure(runtime, disk, _LARGE_NETLINK_REQUESTS)
-    assert "netlink" in usage.find_violation(), result
+    assert "netlink" in usage.find_exceeded_limit(), result
 
 
 _ERRORS_NEVER_READ = """
@@ -595,7 +595,7 @@ def test_links_between_mappings_are_limited(
             await asyncio.sleep(1.1)  # the interval between two counts
             return await sandbox.kernel_usage()
 
-    violation = asyncio.run(scenario()).find_violation()
+    violation = asyncio.run(scenario()).find_exceeded_limit()
     assert ("link mappings" in violation) == exceeds, violation
     assert exceeds or not violation
 
@@ -648,7 +648,7 @@ def test_buffers_of_blocked_sysctl_reads_end_the_sandbox(
             if b"unsupported" in await read_until(output, b"\n"):
                 pytest.skip("this file system cannot zero extents")
             for _ in range(60):
-                if violation := (await sandbox.kernel_usage()).find_violation():
+                if violation := (await sandbox.kernel_usage()).find_exceeded_limit():
                     break
                 await asyncio.sleep(0.1)
             await sandbox.kill()

@@ -45,12 +45,12 @@ def test_sockets_on_one_port_are_limited(runtime: Runtime, disk: Path):
     if runtime.name == "qemu":
         pytest.skip("sockets belong to the sandbox's kernel")
     usage = measure(runtime, disk, _BOUND_SOCKETS.format(shared=UDP_SOCKETS_ON_PORT_MAX + 1, alone=0))
-    assert "UDP sockets on one port" in usage.find_violation()
+    assert "UDP sockets on one port" in usage.find_exceeded_limit()
 
 
 def test_ordinary_port_sharing_is_within_limits(runtime: Runtime, disk: Path):
     usage = measure(runtime, disk, _BOUND_SOCKETS.format(shared=100, alone=400))
-    assert usage.find_violation() == ""
+    assert usage.find_exceeded_limit() == ""
 
 
 _SIGNALS_OF_FILES = """

@@ -114,7 +114,7 @@ class ScriptedSandbox:
     async def stats(self):
         return Stats(cpu_seconds=1.0, memory_bytes=4096, processes=2)
 
-    async def wait_for_violation(self):
+    async def wait_for_exceeded_limit(self):
         while not self._script.violation:
             await asyncio.sleep(0.005)
         return self._script.violation

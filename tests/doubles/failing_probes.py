@@ -44,5 +44,5 @@ class FailingRuntime(BubblewrapRuntime):
 def main():
     runtime._MAKERS["bubblewrap"] = lambda run_dir, _: FailingRuntime(run_dir)
     if "FAILING_PROBES_PAUSE" in os.environ:
-        probed_host.PROBE_BACKOFF_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
+        probed_host.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

@@ -99,7 +99,7 @@ class FakeTasks:
         self.preserved: set[str] = set()
         self.cancels: list[tuple[str, str, bool]] = []
         probe = RuntimeProbe(
-            "bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset({"memory"})
+            "bubblewrap", is_available=True, tier="namespaces", strength=10, enforced_limits=frozenset({"memory"})
         )
         self.current_drain = DrainStatus(None, 1, 2)
         self.samples: list[LoadSample] = []

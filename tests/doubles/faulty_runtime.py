@@ -85,7 +85,7 @@ class FaultySandbox:
     async def stats(self) -> Stats:
         return Stats(None, None, None)
 
-    async def wait_for_violation(self) -> str:
+    async def wait_for_exceeded_limit(self) -> str:
         return await asyncio.get_running_loop().create_future()
 
     def _end(self, code: int | None) -> None:

@@ -5,7 +5,7 @@ from functools import partial
 import msgspec
 
 from sandbox.agents.claude_code.agent import ClaudeCode
-from sandbox.agents.claude_code.section import Claude
+from sandbox.agents.claude_code.manifest_section import Claude
 from sandbox.model.events import Record
 from sandbox.model.manifest import parser
 from sandbox.model.manifest.schema import (

@@ -27,7 +27,12 @@ from doubles.runners import find_runners
 from doubles.worker_placement import WorkerClient, WorkerPlacement
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.bootstrap.local_host import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
+from sandbox.bootstrap.local_host import (
+    AgentsAndRunnerCommand,
+    PlacementContext,
+    choose_run_dir,
+    create_local_placement,
+)
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import Liveness
@@ -58,7 +63,7 @@ class LocalHost:
             self.data_dir,
             choose_run_dir(self.data_dir),
             settings,
-            RunnerAgents(registered_agents()),
+            AgentsAndRunnerCommand(registered_agents()),
             FileTaskReplicas(self.data_dir),
         )
         placement = await create_local_placement(context)

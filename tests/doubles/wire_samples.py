@@ -13,7 +13,7 @@ import msgspec
 from msgspec import inspect
 
 try:
-    from sandbox.agents.claude_code.section import Claude
+    from sandbox.agents.claude_code.manifest_section import Claude
     from sandbox.model.manifest.schema import Manifest, declare_manifest, decode_manifest, encode_manifest
 except ImportError:  # in this version, the manifest is a dataclass
     Manifest = encode_manifest = decode_manifest = None

@@ -134,7 +134,7 @@ BodyParser = Callable[[bytes, Request], object]
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
-def parses_body(parse: BodyParser) -> Callable[[EndpointT], EndpointT]:
+def with_body_parser(parse: BodyParser) -> Callable[[EndpointT], EndpointT]:
     """Mark a route that reads a body. A response about invalid parameters then lists the errors of the body too."""
 
     def mark(endpoint: EndpointT) -> EndpointT:

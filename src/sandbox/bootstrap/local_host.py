@@ -108,7 +108,7 @@ def _run_dir_candidates() -> Sequence[Path]:
     return (*((Path(runtime_dir) / "sandbox",) if runtime_dir else ()), Path(f"/tmp/sandbox-{user}"), usual / "sandbox")  # noqa: S108
 
 
-class RunnerAgents(NamedTuple):
+class AgentsAndRunnerCommand(NamedTuple):
     """The agents, keyed by their manifest section, and the command that starts a runner with the same agents.
 
     One of the command's arguments is RUNNER_MODULE, which marks a process as a runner.
@@ -128,13 +128,13 @@ class PlacementContext(NamedTuple):
     data_dir: Path
     run_dir: Path
     settings: ServerSettings
-    runner_agents: RunnerAgents
+    agents_and_runner_command: AgentsAndRunnerCommand
     replicas: TaskReplicas
 
     @property
     def agents(self) -> Mapping[str, Agent]:
         """The agents, keyed by their manifest section."""
-        return self.runner_agents.agents
+        return self.agents_and_runner_command.agents
 
 
 async def can_confine_git(choice: RuntimeChoice, run_dir: Path) -> bool:
@@ -236,7 +236,7 @@ async def create_local_placement(context: PlacementContext) -> LocalPlacement:
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     return LocalPlacement(
-        RunnerProgram(context.runner_agents.runner_command, environment),
+        RunnerProgram(context.agents_and_runner_command.runner_command, environment),
         data_dir,
         run_dir,
         host,

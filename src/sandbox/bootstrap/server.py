@@ -30,8 +30,8 @@ from sandbox.auth.token_file import TokenFile
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import (
+    AgentsAndRunnerCommand,
     PlacementContext,
-    RunnerAgents,
     choose_run_dir,
     create_local_placement,
 )
@@ -75,13 +75,13 @@ def run(
     settings: ServerSettings,
     *,
     announce: AnnounceFormat = "text",
-    runner_agents: RunnerAgents | None = None,
+    agents_and_runner_command: AgentsAndRunnerCommand | None = None,
     placement_registry: PlacementRegistry | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
     announce: whether the addresses are printed as text or as one JSON line once the server is ready.
-    runner_agents: None for Sandbox's own agents.
+    agents_and_runner_command: None for Sandbox's own agents.
     placement_registry: None for the placement of this host only.
     """
     os.umask(0o077)
@@ -89,9 +89,9 @@ def run(
     _raise_descriptor_limit()
     data_dir = make_data_dir(settings.server.data_dir.absolute())
     with lock_data_dir(data_dir):
-        runner_agents = runner_agents or RunnerAgents(registered_agents())
+        agents_and_runner_command = agents_and_runner_command or AgentsAndRunnerCommand(registered_agents())
         context = PlacementContext(
-            data_dir, choose_run_dir(data_dir), settings, runner_agents, FileTaskReplicas(data_dir)
+            data_dir, choose_run_dir(data_dir), settings, agents_and_runner_command, FileTaskReplicas(data_dir)
         )
         asyncio.run(_serve(context, placement_registry or PlacementRegistry(), announce))
 

@@ -48,7 +48,7 @@ class GlobalOption(click.Option):
         return super().get_help_record(ctx) if describes else None
 
 
-class HelpfulCommand(click.Command):
+class CommandWithGlobalOptionsHelp(click.Command):
     """A command whose help ends with one list of the global options that it accepts."""
 
     describes_global_options = False
@@ -75,8 +75,8 @@ def _fill(parts: Sequence[str], width: int) -> Iterator[str]:
 
 
 def command(*arguments: Any, **attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Like `click.command`, for a `HelpfulCommand`."""
-    return click.command(*arguments, cls=HelpfulCommand, **attributes)
+    """Like `click.command`, for a `CommandWithGlobalOptionsHelp`."""
+    return click.command(*arguments, cls=CommandWithGlobalOptionsHelp, **attributes)
 
 
 def help_examples(*lines: str, note: str = "") -> str:
@@ -85,10 +85,10 @@ def help_examples(*lines: str, note: str = "") -> str:
     return f"{note}\n\n{block}" if note else block
 
 
-class SuggestingGroup(click.Group, HelpfulCommand):
+class SuggestingGroup(click.Group, CommandWithGlobalOptionsHelp):
     """A group that suggests similar commands for an unknown one."""
 
-    command_class = HelpfulCommand
+    command_class = CommandWithGlobalOptionsHelp
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

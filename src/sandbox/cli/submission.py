@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.checkout.patch import chain_size
-from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, interrupt_hint, unprinted_hint
+from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, hint_if_output_fails, interrupt_hint
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
@@ -110,7 +110,7 @@ def wait_options(command: Callable[..., None]) -> Callable[..., None]:
 def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *, waits: bool, follows: bool) -> None:
     """Print the new task, and wait for its end if an option of `wait_options` is set."""
     task_id = escape_text(submitted["task_id"])
-    with unprinted_hint(f"Task {task_id} was submitted. Show it: sandbox task status {task_id}"):
+    with hint_if_output_fails(f"Task {task_id} was submitted. Show it: sandbox task status {task_id}"):
         if options.format == "json":
             print_json(submitted) if not (waits or follows) else None
         else:

@@ -51,7 +51,7 @@ def demo_directory() -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "sandbox" / "demo"
 
 
-def run_kept(ports: Mapping[str, int]) -> int:
+def run_in_background(ports: Mapping[str, int]) -> int:
     """Run the demo with servers that stay in the background. Return the exit code: 0 if the task completed."""
     from sandbox.cli.output.console import stdout_console
 

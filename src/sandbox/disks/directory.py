@@ -14,7 +14,7 @@ from sandbox.disks.loop import CommandFailedError, run_command
 from sandbox.disks.tree_removal import AS_NAMESPACE_ROOT
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
-from sandbox.model.fixed_limits import DISK_COMMAND_SECONDS
+from sandbox.model.fixed_limits import DISK_COMMAND_TIMEOUT_SECONDS
 from sandbox.primitives.concurrency import run_in_daemon_thread
 
 _KCMP = {"x86_64": 312, "aarch64": 272}
@@ -33,9 +33,9 @@ def measure_deleted_files(device: int) -> DeletedFiles:
     """Measure the deleted files on the device (st_dev) that descendants of this process still have open.
 
     Skips processes whose /proc entries their own user cannot read, files that are only mapped, and files in transit
-    over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_SECONDS.
+    over a socket. Raises OSError if the measurement takes longer than DISK_COMMAND_TIMEOUT_SECONDS.
     """
-    deadline = time.monotonic() + DISK_COMMAND_SECONDS
+    deadline = time.monotonic() + DISK_COMMAND_TIMEOUT_SECONDS
     sizes: dict[int, int] = {}
     for found in _open_files():
         if found.st_dev == device and found.st_nlink == 0:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sandbox.disks.loop import find_devices, list_devices
 from sandbox.interfaces.file_layout import AttemptLayout, tasks_root
-from sandbox.model.fixed_limits import DISK_RELEASE_SECONDS
+from sandbox.model.fixed_limits import DISK_RELEASE_TIMEOUT_SECONDS
 
 _POLL_SECONDS = 0.01
 
@@ -37,9 +37,9 @@ class DiskLeftovers:
     async def clean_up(self, attempt_id: str, layout: AttemptLayout) -> None:
         """Send SIGKILL to the processes in the disk's mount namespace until the kernel detaches the device.
 
-        Raises OSError after DISK_RELEASE_SECONDS.
+        Raises OSError after DISK_RELEASE_TIMEOUT_SECONDS.
         """
-        deadline = time.monotonic() + DISK_RELEASE_SECONDS
+        deadline = time.monotonic() + DISK_RELEASE_TIMEOUT_SECONDS
         while numbers := await asyncio.to_thread(_device_numbers, layout.disk_image):
             await asyncio.to_thread(_kill_holders, numbers, layout.disk)
             if time.monotonic() > deadline:

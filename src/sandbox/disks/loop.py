@@ -16,7 +16,12 @@ from sandbox.disks.layout import create_home
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import DISK_COMMAND_SECONDS, DISK_FILES_MAX, DISK_RELEASE_SECONDS, KILL_SECONDS
+from sandbox.model.fixed_limits import (
+    DISK_COMMAND_TIMEOUT_SECONDS,
+    DISK_FILES_MAX,
+    DISK_RELEASE_TIMEOUT_SECONDS,
+    KILL_SECONDS,
+)
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
 """Prefix of a command that must not outlive this process: a leftover e2fsck could modify a disk after it is mounted."""
@@ -31,7 +36,7 @@ class CommandFailedError(Exception):
 async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
     """Run a command and return its output.
 
-    Raises CommandFailedError if the command fails, is not installed or takes longer than DISK_COMMAND_SECONDS.
+    Raises CommandFailedError if the command fails, is not installed or takes longer than DISK_COMMAND_TIMEOUT_SECONDS.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -45,10 +50,10 @@ async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
     except OSError as error:
         raise CommandFailedError(f"{_DIE_WITH_PARENT[0]} cannot be started ({error.strerror})") from error
     try:
-        async with asyncio.timeout(DISK_COMMAND_SECONDS):
+        async with asyncio.timeout(DISK_COMMAND_TIMEOUT_SECONDS):
             output, stderr = await process.communicate()
     except TimeoutError:
-        raise CommandFailedError(f"{command[0]} did not finish within {DISK_COMMAND_SECONDS:g} s") from None
+        raise CommandFailedError(f"{command[0]} did not finish within {DISK_COMMAND_TIMEOUT_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -183,14 +188,14 @@ class LoopDisk:
     async def close(self) -> None:
         """Unmount the disk once no process uses it any longer.
 
-        After DISK_RELEASE_SECONDS, unmount it lazily: a process that still uses the disk then merely keeps its blocks
-        allocated.
+        After DISK_RELEASE_TIMEOUT_SECONDS, unmount it lazily: a process that still uses the disk then merely keeps
+        its blocks allocated.
         """
         with self._disk_fd_lock:
             if self._disk_fd >= 0:
                 os.close(self._disk_fd)
                 self._disk_fd = -1
-        deadline = time.monotonic() + DISK_RELEASE_SECONDS
+        deadline = time.monotonic() + DISK_RELEASE_TIMEOUT_SECONDS
         while self._directory.is_mount():
             try:
                 is_late = time.monotonic() > deadline
@@ -287,7 +292,7 @@ async def make_file_system(image: Path, size_bytes: int) -> None:
 
 async def _wait_until_released(image: Path) -> None:
     """Wait until no loop device uses the image: mounting it twice would destroy the file system. Raises OSError."""
-    deadline = time.monotonic() + DISK_RELEASE_SECONDS
+    deadline = time.monotonic() + DISK_RELEASE_TIMEOUT_SECONDS
     while find_devices(image):
         if time.monotonic() > deadline:
             raise OSError("an earlier process of the task still uses it")

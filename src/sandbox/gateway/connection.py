@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from sandbox.gateway import limits
-from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
+from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
 from sandbox.gateway.model_api.dialer import UpstreamDialer, UpstreamUnreachableError
 from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.protocol import Effects, Phase, SansIOProtocol
@@ -27,8 +27,8 @@ class PriorityCpuQueues:
     def __init__(self, throttle: CpuThrottle) -> None:
         self.low_priority = throttle.queue()
         self.dns = throttle.queue()
-        self.new_model = throttle.queue(NEW_MODEL_DEBT_SECONDS)
-        self.model = throttle.queue(MODEL_DEBT_SECONDS)
+        self.new_model = throttle.queue(NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS)
+        self.model = throttle.queue(MODEL_CONNECTION_CPU_DEBT_SECONDS)
         self._lock = asyncio.Lock()
 
     async def run(self, queue: CpuQueue, work: Callable[[], T]) -> T:
@@ -39,12 +39,12 @@ class PriorityCpuQueues:
 
 
 PHASE_TIMEOUT_SECONDS = {
-    Phase.HEAD: limits.HEAD_SECONDS,
-    Phase.BODY: limits.BODY_SECONDS,
-    Phase.HELD: limits.HOLD_SECONDS + limits.LINGER_SECONDS,
-    Phase.RESPONSE: limits.RESPONSE_SECONDS,
-    Phase.IDLE: limits.KEEP_ALIVE_SECONDS,
-    Phase.CLOSING: limits.LINGER_SECONDS,
+    Phase.HEAD: limits.HEAD_TIMEOUT_SECONDS,
+    Phase.BODY: limits.BODY_TIMEOUT_SECONDS,
+    Phase.HELD: limits.HOLD_TIMEOUT_SECONDS + limits.LINGER_TIMEOUT_SECONDS,
+    Phase.RESPONSE: limits.RESPONSE_TIMEOUT_SECONDS,
+    Phase.IDLE: limits.KEEP_ALIVE_TIMEOUT_SECONDS,
+    Phase.CLOSING: limits.LINGER_TIMEOUT_SECONDS,
 }
 """Timeout for a client connection in each phase, in seconds."""
 
@@ -118,7 +118,7 @@ class ModelConnection(ConnectionHandler):
         self._model_protocol = protocol
         self._dialer = dialer
         self._upstream: Stream | None = None
-        self._stall_seconds_left = limits.CLIENT_STALL_SECONDS
+        self._stall_seconds_left = limits.CLIENT_STALL_TIMEOUT_SECONDS
         self._relay_task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -163,7 +163,7 @@ class ModelConnection(ConnectionHandler):
             effects.to_upstream.clear()  # do not keep a large body in memory twice
             upstream.clear_timeout()
         if has_more:
-            self._stall_seconds_left = limits.CLIENT_STALL_SECONDS
+            self._stall_seconds_left = limits.CLIENT_STALL_TIMEOUT_SECONDS
         await super()._apply(effects)
         self._reset_upstream_timeout()
         if upstream is not None and has_more:
@@ -190,11 +190,13 @@ class ModelConnection(ConnectionHandler):
             # An idle upstream connection is kept only for a short time, because the upstream may close it at any
             # moment.
             is_in_flight = self._model_protocol.is_in_flight
-            self._upstream.set_timeout(limits.UPSTREAM_SECONDS if is_in_flight else limits.UPSTREAM_IDLE_SECONDS)
+            self._upstream.set_timeout(
+                limits.UPSTREAM_TIMEOUT_SECONDS if is_in_flight else limits.UPSTREAM_IDLE_TIMEOUT_SECONDS
+            )
 
     async def _wait_for_release(self) -> None:
         try:
-            async with asyncio.timeout(limits.HOLD_SECONDS):
+            async with asyncio.timeout(limits.HOLD_TIMEOUT_SECONDS):
                 await self._released.wait()
             resume = self._model_protocol.resume
         except TimeoutError:

@@ -43,49 +43,49 @@ MODEL_CONNECTIONS_AT_ONCE = 256
 MODEL_CONNECTIONS_PER_SECOND = 4
 """Rate of new connections to the model's address after the burst; additional ones wait."""
 
-NEW_MODEL_DEBT_SECONDS = 1.0
+NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS = 1.0
 """Maximum CPU debt, in seconds, at which new model connections are served. Other traffic waits during any debt."""
 
-MODEL_DEBT_SECONDS = 3.0
+MODEL_CONNECTION_CPU_DEBT_SECONDS = 3.0
 """Maximum CPU debt, in seconds, at which a model connection is served if its last request was forwarded."""
 
 MODEL_PRIORITY_CPU_SECONDS = 0.02
 """Maximum CPU time of a model connection without a forwarded request; then it gets the priority of other traffic."""
 
-HEAD_SECONDS = 10.0
+HEAD_TIMEOUT_SECONDS = 10.0
 """Maximum time from a request's first byte, or the connection's start, to the end of the request's head.
 
 Above it, the connection ends.
 """
 
-BODY_SECONDS = 60.0
+BODY_TIMEOUT_SECONDS = 60.0
 """Maximum time between two reads of a request body; above it the connection ends."""
 
-KEEP_ALIVE_SECONDS = 300.0
+KEEP_ALIVE_TIMEOUT_SECONDS = 300.0
 """Maximum time between a response and the next request; above it the connection ends."""
 
-RESPONSE_SECONDS = 900.0
+RESPONSE_TIMEOUT_SECONDS = 900.0
 """Maximum time for which a client waiting for its response gets no data; above it the connection ends."""
 
-CLIENT_STALL_SECONDS = 60.0
+CLIENT_STALL_TIMEOUT_SECONDS = 60.0
 """Maximum total time that a client may stall a response if its task has a budget.
 
 After that, the gateway reads the rest of the response without forwarding it.
 """
 
-LINGER_SECONDS = 1.0
+LINGER_TIMEOUT_SECONDS = 1.0
 """Maximum time to wait for the client's EOF after the last response; then the connection is aborted."""
 
-CONNECT_SECONDS = 10.0
+CONNECT_TIMEOUT_SECONDS = 10.0
 """Time limit for connecting to the upstream, including DNS and TLS; above it: 504."""
 
-UPSTREAM_SECONDS = 600.0
+UPSTREAM_TIMEOUT_SECONDS = 600.0
 """Maximum time between two reads of an incomplete upstream response; above it: 504, or a truncated response."""
 
-UPSTREAM_IDLE_SECONDS = 30.0
+UPSTREAM_IDLE_TIMEOUT_SECONDS = 30.0
 """How long an idle upstream connection is kept open for the same client's next request."""
 
-HOLD_SECONDS = 120.0
+HOLD_TIMEOUT_SECONDS = 120.0
 """Maximum time that a model request waits for the `AgentReady` check; above it: 503. The hang timeout keeps running."""
 
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
@@ -106,25 +106,25 @@ UNKNOWN_PROTOCOL_BYTES_MAX = 16 * 1024
 PARTIAL_HELLOS_MAX = 16
 """Maximum number of simultaneous incomplete ClientHello candidates in other protocols; above it the connection ends."""
 
-TUNNEL_IDLE_SECONDS = 300.0
+TUNNEL_IDLE_TIMEOUT_SECONDS = 300.0
 """Maximum time without data in either direction between the sandbox and a host; above it the connection ends."""
 
-HALF_CLOSED_SECONDS = 60.0
+HALF_CLOSED_TIMEOUT_SECONDS = 60.0
 """Maximum time without data on a half-closed connection to a host; above it the connection ends."""
 
-LOOKUP_SECONDS = 5.0
+LOOKUP_TIMEOUT_SECONDS = 5.0
 """Time limit for resolving the name of a host; above it: 504."""
 
 LOOKUPS_MAX = 8
-"""Maximum number of concurrent name lookups; additional ones wait within LOOKUP_SECONDS."""
+"""Maximum number of concurrent name lookups; additional ones wait within LOOKUP_TIMEOUT_SECONDS."""
 
 RESOLVED_ADDRESSES_MAX = 64
 """Maximum number of addresses of one host that are checked; the system's order decides which ones."""
 
 ADDRESSES_MAX = 4
-"""Maximum number of addresses of one host that are tried, within CONNECT_SECONDS in total."""
+"""Maximum number of addresses of one host that are tried, within CONNECT_TIMEOUT_SECONDS in total."""
 
-MODEL_LOOKUP_SECONDS = 30.0
+MODEL_LOOKUP_INTERVAL_SECONDS = 30.0
 """Interval at which the model's host name is resolved again. Other hosts with its addresses are denied."""
 
 SYNTHETIC_IPS_MAX = 4096

@@ -85,7 +85,7 @@ def build_image(
 
     Raises BuildFailedError, ImageRefusedError, ProfileBusyError, OSError.
     """
-    day = definition.date
+    day = definition.snapshot_date
     mtime = datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()
     with store.build_directory() as part:
         tree = _create_rootfs(part)

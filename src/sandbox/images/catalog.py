@@ -8,7 +8,7 @@ from pathlib import Path
 from sandbox.images.definition import check_profile_name, is_profile_name, read_shipped, shipped_profiles
 from sandbox.images.errors import ProfileNotFoundError
 from sandbox.images.image_store import ImageMetadata, ImageStore, profiles_root
-from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
+from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
 from sandbox.model.tier import is_strong_enough
 
 
@@ -91,7 +91,7 @@ class ProfileCatalog:
         metadata = entry.metadata
         if metadata is None:
             return None
-        if metadata.layout != IMAGE_LAYOUT:
+        if metadata.layout != IMAGE_LAYOUT_VERSION:
             remedy = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(
                 f"The image of the profile {profile} was built by a different version of Sandbox; {remedy}"

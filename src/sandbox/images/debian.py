@@ -110,7 +110,9 @@ def _mmdebstrap_command(definition: ImageDefinition, settings: Path, program: st
 
 
 def _environment(definition: ImageDefinition, scratch: Path) -> dict[str, str]:
-    midnight = datetime(definition.date.year, definition.date.month, definition.date.day, tzinfo=UTC)
+    midnight = datetime(
+        definition.snapshot_date.year, definition.snapshot_date.month, definition.snapshot_date.day, tzinfo=UTC
+    )
     return {
         **{name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ},
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",

@@ -56,10 +56,10 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 
 
-class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"snapshot_date": "date"}):
     """Content of the definition file.
 
-    date: the latest timestamp in the image; later timestamps are set to it.
+    snapshot_date: the latest timestamp in the image; later timestamps are set to it.
     packages: packages of the distribution, in addition to its essential ones.
     parts: names of components that Sandbox provides.
     files: contents by absolute path.
@@ -67,7 +67,7 @@ class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     description: str
-    date: date
+    snapshot_date: date
     packages: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     files: dict[str, str] = {}

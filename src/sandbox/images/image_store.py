@@ -20,7 +20,7 @@ import msgspec
 from sandbox.images.definition import SYNC_SECONDS
 from sandbox.images.digest import compute_digest
 from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
-from sandbox.interfaces.images import IMAGE_LAYOUT, Image, ImageUnusableError
+from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 
@@ -40,7 +40,7 @@ class ImageMetadata(msgspec.Struct, frozen=True):
     entries: int
     versions: Mapping[str, str] = {}
     minimum_tier: str = ""
-    layout: int = IMAGE_LAYOUT
+    layout: int = IMAGE_LAYOUT_VERSION
     version: int = 1
 
 

@@ -21,7 +21,7 @@ IMAGE_FILES = (
 They must exist because the image is read-only. An image has no shadow files in /etc, and /var/tmp is a link to /tmp.
 """
 
-IMAGE_LAYOUT = 1
+IMAGE_LAYOUT_VERSION = 1
 """Version of the two lists above. An image with a different version must be rebuilt."""
 
 

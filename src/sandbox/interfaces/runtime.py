@@ -84,8 +84,8 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     """What a runtime can do on this host, determined by running it.
 
     strength: a larger number means stronger isolation.
-    isolates, gaps: what is isolated and what is not; human-readable sentences.
-    limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
+    isolation_notes, gaps: what is isolated and what is not; human-readable sentences.
+    enforced_limits: the limits that are enforced here: memory, cpus, processes and sockets (their buffers).
     remedy: what to do if the runtime does not work.
     is_explicit_only: `auto` never selects the runtime because it is too slow. A probe for `auto` may skip such a
     runtime; then `is_available` is false.
@@ -96,9 +96,9 @@ class RuntimeProbe(msgspec.Struct, frozen=True):
     is_available: bool
     tier: str
     strength: int
-    isolates: Sequence[str] = ()
+    isolation_notes: Sequence[str] = ()
     gaps: Sequence[str] = ()
-    limits: frozenset[str] = frozenset()
+    enforced_limits: frozenset[str] = frozenset()
     remedy: str = ""
     is_explicit_only: bool = False
     is_final: bool = False
@@ -300,7 +300,7 @@ class Sandbox(Protocol):
         """Return the current resource usage."""
         ...
 
-    async def wait_for_violation(self) -> str:
+    async def wait_for_exceeded_limit(self) -> str:
         """Wait until the sandbox exceeds a limit that the kernel does not enforce; return why it must end.
 
         The reason is human-readable: the sandbox has too many sockets, open files or locks, it uses too much of the

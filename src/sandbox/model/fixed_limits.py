@@ -58,7 +58,7 @@ RUNNER_CPU_BURST_SECONDS = 2.0
 RUNNER_CPU_DEBT_SECONDS_MAX = 5.0
 """Maximum debt of the runner's CPU budget, in CPU seconds, however much work the runner does."""
 
-OUTPUT_SYNC_SECONDS = 0.2
+OUTPUT_SYNC_INTERVAL_SECONDS = 0.2
 """Interval at which recorded output is flushed to disk."""
 
 PROGRESS_INTERVAL_SECONDS = 1.0
@@ -85,7 +85,7 @@ FINAL_MESSAGE_CHARACTERS_MAX = 10_000
 OPEN_TOOL_CALLS_MAX = 1000
 """Maximum number of an agent's concurrent tool calls that are timed; others are counted without a duration."""
 
-SANDBOX_START_SECONDS = 60.0
+SANDBOX_START_TIMEOUT_SECONDS = 60.0
 """Time limit for the agent's start in its sandbox; after that, the attempt ends with `provision_failed`."""
 
 SANDBOX_TEARDOWN_SECONDS = 60.0
@@ -95,10 +95,10 @@ DELETION_WAIT_SECONDS = 10.0
 """Time limit for a process that still uses a finished task, such as its runner, when the task is deleted; then the
 deletion is refused."""
 
-DEBUG_SESSION_END_SECONDS = 10.0
+DEBUG_SESSION_END_TIMEOUT_SECONDS = 10.0
 """Time limit for ending a debug session when its preserved sandbox is released; then the release is refused."""
 
-DISK_COMMAND_SECONDS = 60.0
+DISK_COMMAND_TIMEOUT_SECONDS = 60.0
 """Time limit for one command that creates, checks, mounts, unmounts or measures a disk, and for one open-file scan."""
 
 DISK_FILES_MAX = 1_048_576
@@ -115,24 +115,24 @@ interruption, which takes 0.8 s if all these directories are within each other a
 time, the kernel can hold a lock that every rename on the machine needs.
 """
 
-DISK_RELEASE_SECONDS = 10.0
+DISK_RELEASE_TIMEOUT_SECONDS = 10.0
 """Time limit for all processes to release a task's disk.
 
 After that, the running attempt ends with `sandbox_lost`, and a new attempt with `provision_failed`.
 """
 
-DISK_CHECK_SECONDS = 2.0
-DISK_CHECK_SECONDS_MAX = 60.0
+DISK_CHECK_INTERVAL_SECONDS = 2.0
+DISK_CHECK_INTERVAL_SECONDS_MAX = 60.0
 """Interval between disk usage checks: the minimum, and the maximum if a check takes a long time."""
 
 DISK_CHECK_FAILURES_MAX = 3
 """Number of consecutive failed usage checks of a disk without an enforced size after which the attempt ends with
 `sandbox_lost`."""
 
-KERNEL_USAGE_CHECK_SECONDS = 0.1
+KERNEL_USAGE_CHECK_INTERVAL_SECONDS = 0.1
 """Interval between checks of kernel objects that are not charged to a sandbox's control group."""
 
-FILE_USAGE_CHECK_SECONDS = 0.5
+FILE_USAGE_CHECK_INTERVAL_SECONDS = 0.5
 """Interval between checks of a sandbox's open files."""
 
 SOCKETS_MAX = 8192
@@ -156,7 +156,7 @@ RECLAIMABLE_SLAB_MEMORY_DIVISOR = 8
 This is 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX.
 """
 
-MAPPING_LINK_BYTES_MAX = 96 * 1024 * 1024
+ANON_MAPPING_LINK_BYTES_MAX = 96 * 1024 * 1024
 """Maximum memory of the links between anonymous mappings, of 64 bytes each, attributed to one sandbox.
 
 When a process ends, the kernel removes its links without interruption: 0.14 s for each million. A program can create
@@ -175,7 +175,7 @@ OOM_KILLS_MAX = 1000
 At each kill, up to twice a second, the kernel writes a list of the sandbox's processes to the machine's log.
 """
 
-CALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
+SYSCALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of the kernel's buffers for system calls in progress, attributed to one sandbox."""
 
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
@@ -222,11 +222,11 @@ SECRET_SCAN_SECONDS_MIN = 5.0
 GIT_KILLED_GRACE_SECONDS = 1.0
 """Delay before a clone is reported as failed if git may have been killed, because the runner may be killed as well."""
 
-METADATA_SECONDS = 10.0
+METADATA_TIMEOUT_SECONDS = 10.0
 """Time limit for storing the metadata of a task whose collection did not finish."""
 
-OUTPUT_DRAIN_SECONDS = 5.0
-OUTPUT_DRAIN_SECONDS_MAX = 60.0
+OUTPUT_DRAIN_TIMEOUT_SECONDS = 5.0
+OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX = 60.0
 """Time limits for draining the pipes after all processes have ended: the time without new data, and the total time."""
 
 CONTROL_SECONDS = 5.0
@@ -276,7 +276,7 @@ MEASUREMENT_CACHE_SECONDS = 600.0
 JANITOR_INTERVAL_SECONDS = 300.0
 """Interval at which the janitor removes expired preserved sandboxes and leftovers of crashes."""
 
-PERIODIC_JOB_SECONDS = 240.0
+PERIODIC_JOB_TIMEOUT_SECONDS = 240.0
 """Time limit for one run of a periodic job. Then the next job runs, and the next run continues the work."""
 
 CLOCK_TRUST_SECONDS = 3600.0
@@ -288,10 +288,10 @@ CLOCK_JUMP_SECONDS = 60.0
 PROBE_WAIT_SECONDS = 60.0
 """Time limit for a probe to wait until a server has removed the leftovers of earlier probes."""
 
-PROBE_BACKOFF_SECONDS = 5.0
+PROBE_PAUSE_SECONDS = 5.0
 """Pause before the runtimes are probed again if none works; each later pause is twice as long."""
 
-PROBE_BACKOFF_SECONDS_MAX = 300.0
+PROBE_PAUSE_SECONDS_MAX = 300.0
 """Maximum pause between probes."""
 
 PROBE_INTERVAL_SECONDS = 30.0
@@ -336,13 +336,13 @@ ARTIFACT_BYTES_MAX = 2 * 1024**3
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
 """
 
-SHUTDOWN_SECONDS = 2.0
+SHUTDOWN_TIMEOUT_SECONDS = 2.0
 """Maximum time between SIGTERM and the server's exit, even with open event streams."""
 
 LAUNCH_SHUTDOWN_SECONDS = 0.5
 """How long a stopping server waits for launches in progress; then it cancels pending secret lookups."""
 
-FOLLOW_POLL_SECONDS = 0.02
+FOLLOW_POLL_INTERVAL_SECONDS = 0.02
 """Poll interval of a busy journal; an idle one is polled ten times less often."""
 
 RUNNER_SILENCE_SECONDS = 60.0
@@ -362,7 +362,7 @@ fast, but after a reboot, the finishers of all lost tasks may read at the same t
 INDEX_INTERVAL_SECONDS = 1.0
 """Maximum time by which the index lags behind the journal of a running task."""
 
-LOSS_CHECK_SECONDS = 1.0
+LOSS_CHECK_INTERVAL_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
 
 JOURNAL_REPLAYS_MAX = 2
@@ -371,7 +371,7 @@ JOURNAL_REPLAYS_MAX = 2
 The kinds are launchers and tailers. Additional scans wait.
 """
 
-RETRY_SECONDS = 1.0
+RETRY_PAUSE_SECONDS = 1.0
 """Pause before the server retries after an error on the host, such as a full disk or a process limit."""
 
 UNSTARTED_ATTEMPTS_MAX = 3
@@ -401,11 +401,11 @@ SUBSCRIBER_BYTES_MAX = 16 * 1024**2
 Beyond them, a `gap` event reports which events the subscriber missed.
 """
 
-CANCEL_SECONDS = 10.0
+CANCEL_TIMEOUT_SECONDS = 10.0
 """Time limit for recording a cancel request, even if a runner is just starting; then the request gets 503."""
 
-CANCEL_SECONDS_MIN = 1.0
-"""Minimum time limit for contacting the runner, or waiting for the task's lock, even after CANCEL_SECONDS."""
+CANCEL_TIMEOUT_SECONDS_MIN = 1.0
+"""Minimum time limit for contacting the runner, or waiting for the task's lock, even after CANCEL_TIMEOUT_SECONDS."""
 
 FOLLOW_BATCH_BYTES = 256 * 1024
 """Maximum number of bytes of a journal that are read at a time for one subscriber."""
@@ -421,7 +421,7 @@ OUTPUT_FREE_BYTES = 1024**3
 WATERMARK_HYSTERESIS_FACTOR = 1.25
 """A watermark counts as recovered once this multiple of it is free."""
 
-DISK_SPACE_CHECK_SECONDS = 1.0
+DISK_SPACE_CHECK_INTERVAL_SECONDS = 1.0
 """Interval between free-space checks by the server and by each runner."""
 
 RUNNER_RESERVE_BYTES = 4 * 1024**2
@@ -457,7 +457,7 @@ METRICS_INTERVAL_SECONDS = 5.0
 METRICS_INTERVAL_SECONDS_MIN = 0.5
 """Interval between the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
 
-LOAD_SAMPLE_SECONDS = 15.0
+LOAD_SAMPLE_INTERVAL_SECONDS = 15.0
 """Interval at which the server samples its load and that of its host."""
 LOAD_SAMPLES_MAX = 2880
 """Maximum number of these samples in memory, enough for 12 hours."""
@@ -465,19 +465,19 @@ LOAD_SAMPLES_MAX = 2880
 TERMINALS_MAX = 32
 """Maximum number of terminal clients of one task, including shells and read-only viewers; more get 409."""
 
-DEBUG_SESSION_IDLE_SECONDS = 2.0
+DEBUG_SESSION_IDLE_TIMEOUT_SECONDS = 2.0
 """How long the sandbox of a debug session waits without a client before it ends."""
 
 DEBUG_SESSION_SECONDS_MAX = 24 * 3600.0
 """Maximum lifetime of the sandbox of a debug session; then its shells end."""
 
-DEBUG_SESSION_START_SECONDS = 60.0
+DEBUG_SESSION_START_TIMEOUT_SECONDS = 60.0
 """Time limit for the start of a debug shell; after that, the request gets 503."""
 
 TERMINAL_REPLAY_BYTES = 64 * 1024
 """Maximum size of the agent's recent terminal output that is replayed to clients that connect later."""
 
-TERMINAL_INPUT_SECONDS = 30.0
+TERMINAL_INPUT_TIMEOUT_SECONDS = 30.0
 """How long the input of a terminal client may wait; then it is dropped, so the client can disconnect."""
 
 TERMINAL_BACKLOG_BYTES_MAX = 1024 * 1024

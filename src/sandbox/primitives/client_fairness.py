@@ -221,7 +221,7 @@ async def thread_slot() -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def history_slot() -> AsyncIterator[None]:
+async def history_read_slot() -> AsyncIterator[None]:
     """Wait until no other stream of the current share reads a task's history. Others then wait for this block."""
     share = _SHARE.get()
     if share is None:

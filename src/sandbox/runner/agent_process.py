@@ -13,7 +13,12 @@ import msgspec
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.model.events import Event, Gap
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
-from sandbox.model.fixed_limits import KILL_SECONDS, OUTPUT_DRAIN_SECONDS, OUTPUT_DRAIN_SECONDS_MAX, TERM_GRACE_SECONDS
+from sandbox.model.fixed_limits import (
+    KILL_SECONDS,
+    OUTPUT_DRAIN_TIMEOUT_SECONDS,
+    OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX,
+    TERM_GRACE_SECONDS,
+)
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.primitives.cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import AgentOutput
@@ -148,13 +153,13 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
     A stall of the host counts as a single check, so output that is ready afterwards is not lost. Output that is waiting
     for the CPU budget does not count as silence.
     """
-    check_seconds = OUTPUT_DRAIN_SECONDS / _DRAIN_CHECKS
+    check_seconds = OUTPUT_DRAIN_TIMEOUT_SECONDS / _DRAIN_CHECKS
     silent_checks = 0
-    for _ in range(math.ceil(OUTPUT_DRAIN_SECONDS_MAX / check_seconds)):
+    for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX / check_seconds)):
         moved_bytes = output.processed_bytes
         _, late = await asyncio.wait(readers, timeout=check_seconds)
         is_silent = output.processed_bytes == moved_bytes and not queue.is_waiting
         silent_checks = silent_checks + 1 if is_silent else 0
         if not late or silent_checks == _DRAIN_CHECKS:
-            return f"nothing was received for {OUTPUT_DRAIN_SECONDS:g} s"
-    return f"the output did not end within {OUTPUT_DRAIN_SECONDS_MAX:g} s"
+            return f"nothing was received for {OUTPUT_DRAIN_TIMEOUT_SECONDS:g} s"
+    return f"the output did not end within {OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX:g} s"

@@ -27,7 +27,7 @@ from sandbox.model.events import (
     TaskFinished,
 )
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.fixed_limits import METADATA_SECONDS, RETRY_SECONDS
+from sandbox.model.fixed_limits import METADATA_TIMEOUT_SECONDS, RETRY_PAUSE_SECONDS
 from sandbox.model.retry import next_follow_up
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
@@ -166,7 +166,7 @@ class AttemptEnding:
 
     async def _store_metadata(self) -> None:
         try:
-            async with asyncio.timeout(METADATA_SECONDS):
+            async with asyncio.timeout(METADATA_TIMEOUT_SECONDS):
                 await self._collect.store_metadata()
         except Exception as error:
             _log.error("The metadata could not be stored: %s", error_reason(error))
@@ -190,7 +190,7 @@ class AttemptEnding:
                 if self._storage_failure is None:
                     _log.warning("%s Retrying until lifecycle.collect_timeout.", message)
                 self._storage_failure = Failure(FailureCode.DISK_FULL, message)
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(RETRY_PAUSE_SECONDS)
 
     async def _record_last_result(self) -> None:
         """Render the agent's last result and record it as stdout, unless stdout is already recorded or is not rendered.

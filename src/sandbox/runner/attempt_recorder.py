@@ -18,9 +18,9 @@ from sandbox.model import events as e
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.fixed_limits import (
     BUFFERED_OUTPUT_BYTES_MAX,
-    DISK_SPACE_CHECK_SECONDS,
+    DISK_SPACE_CHECK_INTERVAL_SECONDS,
     JOURNAL_WRITE_RETRY_SECONDS,
-    OUTPUT_SYNC_SECONDS,
+    OUTPUT_SYNC_INTERVAL_SECONDS,
 )
 from sandbox.model.state_machine import Effect, StopAttempt
 from sandbox.model.task import Task
@@ -131,7 +131,10 @@ def _size_bytes(event: e.Event) -> int:
 
 
 class HostDiskSpace:
-    """Measures free space on demand, at most every DISK_SPACE_CHECK_SECONDS. If that fails, the last result is used."""
+    """Measures free space on demand, at most every DISK_SPACE_CHECK_INTERVAL_SECONDS.
+
+    If that fails, the last result is used.
+    """
 
     def __init__(self, measure: MeasureDiskSpace, watermark: Watermark, clock: Clock) -> None:
         self._measure = measure
@@ -144,7 +147,7 @@ class HostDiskSpace:
         """Return whether free space is below the watermark, with hysteresis (see `Watermark.is_low`)."""
         now = self._clock.monotonic()
         if now >= self._next_check_at:
-            self._next_check_at = now + DISK_SPACE_CHECK_SECONDS
+            self._next_check_at = now + DISK_SPACE_CHECK_INTERVAL_SECONDS
             with contextlib.suppress(OSError):
                 self._is_short = self._watermark.is_low(self._measure(), was_low=self._is_short)
         return self._is_short
@@ -282,7 +285,7 @@ class AttemptRecorder:
                     with contextlib.suppress(OSError):
                         self._writer.flush_pending()
                         return
-                    await asyncio.sleep(OUTPUT_SYNC_SECONDS)
+                    await asyncio.sleep(OUTPUT_SYNC_INTERVAL_SECONDS)
         except TimeoutError:
             raise OSError("The last records of the task could not be written") from None
 
@@ -299,7 +302,7 @@ class AttemptRecorder:
     async def _flush_periodically(self) -> None:
         logged = ""
         while True:
-            await asyncio.sleep(OUTPUT_SYNC_SECONDS)
+            await asyncio.sleep(OUTPUT_SYNC_INTERVAL_SECONDS)
             try:
                 self.flush_pending()
                 await asyncio.to_thread(self.sync)

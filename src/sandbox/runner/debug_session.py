@@ -23,7 +23,11 @@ from sandbox.interfaces.images import Image, ImageLeases
 from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, Command, Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.fixed_limits import DEBUG_SESSION_IDLE_SECONDS, DEBUG_SESSION_SECONDS_MAX, SANDBOX_PROCESSES_MAX
+from sandbox.model.fixed_limits import (
+    DEBUG_SESSION_IDLE_TIMEOUT_SECONDS,
+    DEBUG_SESSION_SECONDS_MAX,
+    SANDBOX_PROCESSES_MAX,
+)
 from sandbox.model.manifest.schema import Manifest, Vm
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
@@ -140,7 +144,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
             detector.watch_disk(self.clock),
             detector.watch_kernel_usage(sandbox),
             sandbox.wait(),
-            terminals.wait_until_idle(DEBUG_SESSION_IDLE_SECONDS),
+            terminals.wait_until_idle(DEBUG_SESSION_IDLE_TIMEOUT_SECONDS),
             asyncio.sleep(DEBUG_SESSION_SECONDS_MAX),
         )
         if isinstance(end, Failure):

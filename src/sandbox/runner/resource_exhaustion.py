@@ -11,8 +11,8 @@ from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import (
     DISK_CHECK_FAILURES_MAX,
-    DISK_CHECK_SECONDS,
-    DISK_CHECK_SECONDS_MAX,
+    DISK_CHECK_INTERVAL_SECONDS,
+    DISK_CHECK_INTERVAL_SECONDS_MAX,
     SANDBOX_PROCESSES_MAX,
 )
 from sandbox.model.manifest.schema import Vm
@@ -51,18 +51,18 @@ class ExhaustionDetector:
         while True:
             began = clock.monotonic()
             problem = await self.check_disk()
-            pause = min(_PAUSE_FACTOR * (clock.monotonic() - began), DISK_CHECK_SECONDS_MAX)
+            pause = min(_PAUSE_FACTOR * (clock.monotonic() - began), DISK_CHECK_INTERVAL_SECONDS_MAX)
             misses = misses + 1 if problem else 0
             if not self._disk.enforces_size:
                 if misses == DISK_CHECK_FAILURES_MAX:
                     return Failure(FailureCode.SANDBOX_LOST, f"{problem}; the size of the disk was no longer limited.")
                 if not misses and self.disk_usage is not None and self.disk_usage.is_full:
                     return Failure(FailureCode.DISK_FULL, self.disk_full_message)
-            await asyncio.sleep(DISK_CHECK_SECONDS if misses else max(DISK_CHECK_SECONDS, pause))
+            await asyncio.sleep(DISK_CHECK_INTERVAL_SECONDS if misses else max(DISK_CHECK_INTERVAL_SECONDS, pause))
 
     async def watch_kernel_usage(self, sandbox: Sandbox) -> Failure:
         """Wait until the sandbox exceeds a limit that the kernel does not enforce; return the failure."""
-        return Failure(FailureCode.OUT_OF_MEMORY, await sandbox.wait_for_violation())
+        return Failure(FailureCode.OUT_OF_MEMORY, await sandbox.wait_for_exceeded_limit())
 
     async def check_disk(self) -> str:
         """Measure the disk. Returns why that failed, or an empty string; after a failure, the last values remain."""

@@ -25,9 +25,9 @@ from sandbox.interfaces.terminals import (
 )
 from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import (
-    OUTPUT_DRAIN_SECONDS,
+    OUTPUT_DRAIN_TIMEOUT_SECONDS,
     TERMINAL_BACKLOG_BYTES_MAX,
-    TERMINAL_INPUT_SECONDS,
+    TERMINAL_INPUT_TIMEOUT_SECONDS,
     TERMINAL_REPLAY_BYTES,
     TERMINALS_MAX,
 )
@@ -38,7 +38,7 @@ from sandbox.runner.agent_output import redacted_chunks
 SHELL = ("/bin/bash",)
 _SIZE_MAX = 1000
 _INPUT_BYTES = 4096
-"""Input that a terminal must accept in TERMINAL_INPUT_SECONDS; the size of the kernel's buffer of a terminal."""
+"""Input that a terminal must accept in TERMINAL_INPUT_TIMEOUT_SECONDS; the size of the kernel's terminal buffer."""
 
 _decoder: "msgspec.msgpack.Decoder[ClientFrame]" = msgspec.msgpack.Decoder(ClientFrame)
 
@@ -50,7 +50,7 @@ class _InputTimer:
     """
 
     def __init__(self) -> None:
-        self._seconds_left = TERMINAL_INPUT_SECONDS
+        self._seconds_left = TERMINAL_INPUT_TIMEOUT_SECONDS
         self._ended_at = time.monotonic()
 
     async def write(self, terminal: Terminal, data: bytes) -> None:
@@ -59,7 +59,7 @@ class _InputTimer:
         Idle time and accepted data replenish the time left.
         """
         begun_at = time.monotonic()
-        seconds = min(self._seconds_left + begun_at - self._ended_at, TERMINAL_INPUT_SECONDS)
+        seconds = min(self._seconds_left + begun_at - self._ended_at, TERMINAL_INPUT_TIMEOUT_SECONDS)
         accepted_bytes = 0
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -67,7 +67,7 @@ class _InputTimer:
                 accepted_bytes = len(data)
         self._ended_at = time.monotonic()
         seconds -= self._ended_at - begun_at
-        self._seconds_left = max(seconds, 0) + accepted_bytes * TERMINAL_INPUT_SECONDS / _INPUT_BYTES
+        self._seconds_left = max(seconds, 0) + accepted_bytes * TERMINAL_INPUT_TIMEOUT_SECONDS / _INPUT_BYTES
 
 
 class TerminalClient:
@@ -292,7 +292,7 @@ class TerminalServer:
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_ = await terminal.wait()
-            await asyncio.wait({forwarding}, timeout=OUTPUT_DRAIN_SECONDS)
+            await asyncio.wait({forwarding}, timeout=OUTPUT_DRAIN_TIMEOUT_SECONDS)
         finally:
             forwarding.cancel()
             await asyncio.gather(forwarding, return_exceptions=True)

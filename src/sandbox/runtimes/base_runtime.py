@@ -25,7 +25,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, st
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
-from sandbox.runtimes.limits.kernel_watch import wait_for_violation
+from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -349,7 +349,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
     """Kill confined programs when the kernel uses too much memory for them, or when that cannot be measured."""
     buffers = SyscallBufferMeter()
     try:
-        await wait_for_violation(
+        await wait_for_exceeded_limit(
             lambda: launcher.kernel_usage(group, memory_bytes, buffers),
             lambda: asyncio.to_thread(group.file_counts),
             lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),

@@ -15,7 +15,7 @@ from sandbox.model.fixed_limits import KILL_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 
@@ -91,9 +91,9 @@ class BaseSandbox(ABC):
         """Return the command's exit status when no process is left inside."""
         return await asyncio.shield(self._watch_exit())
 
-    async def wait_for_violation(self) -> str:
-        """Poll the usage of the sandbox; see `Sandbox.wait_for_violation`."""
-        return await wait_for_violation(self.kernel_usage, self.file_counts, self.detailed_file_usage)
+    async def wait_for_exceeded_limit(self) -> str:
+        """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
+        return await wait_for_exceeded_limit(self.kernel_usage, self.file_counts, self.detailed_file_usage)
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the kernel usage of the control group, of the launcher's network namespace and of the disk.

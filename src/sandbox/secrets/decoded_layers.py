@@ -12,8 +12,6 @@ from sandbox.secrets.escapes import (
     ESCAPE_FIRST_BYTES,
     EscapeToken,
     add_terminal_escapes,
-    before_backslashes,
-    before_character,
     find_escapes,
     find_isolated_escapes,
     find_terminal_escapes,
@@ -21,8 +19,10 @@ from sandbox.secrets.escapes import (
     may_contain_consecutive_escapes,
     may_contain_nested_escapes,
     may_contain_variable_length_escapes,
+    start_of_backslashes,
+    start_of_character,
 )
-from sandbox.secrets.limits import REDACTED_LAYERS_MAX
+from sandbox.secrets.limits import DECODED_LAYERS_MAX
 
 FindTokens = Callable[[bytes], Iterator[EscapeToken]]
 """Finds escapes of certain kinds in the bytes of a layer."""
@@ -145,11 +145,11 @@ def decode_layers(data: bytes, *, keeps_escapes: bool = True) -> list[DecodedLay
     - At escapes that continue with an escaped character.
     - At invisible characters next to text that may be an escape or a part of a value, if `keeps_escapes`.
     """
-    layers = _decode_escapes(DecodedLayer(data), find_escapes, REDACTED_LAYERS_MAX)
+    layers = _decode_escapes(DecodedLayer(data), find_escapes, DECODED_LAYERS_MAX)
     layers = [
         *layers,
         *(_layers_above_original_terminal_escapes(layers[0]) if len(layers) > 1 else ()),
-        *_terminal_escape_layers(layers[1:] or layers, find_escapes, REDACTED_LAYERS_MAX),
+        *_terminal_escape_layers(layers[1:] or layers, find_escapes, DECODED_LAYERS_MAX),
         *chain.from_iterable(_forked_layers(layers, *fork) for fork in _FORKS),
     ]
     others = (layer.remove_invisible_text() for layer in layers) if keeps_escapes else ()
@@ -195,7 +195,7 @@ def _forked_layers(
     for depth, layer in enumerate(layers):
         decoded_layer = layer.decode(find_tokens) if may_differ(layer.data) else None
         if decoded_layer is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [decoded_layer.data]:
-            rounds = REDACTED_LAYERS_MAX - depth
+            rounds = DECODED_LAYERS_MAX - depth
             others = _decode_escapes(decoded_layer, find_tokens, rounds - 1)
             yield from others
             yield from _terminal_escape_layers(others, find_tokens, rounds)
@@ -206,11 +206,11 @@ def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[
     """Yield the layers above the original bytes without terminal escapes, if one may contain an escape."""
     stripped = original.decode(find_terminal_escapes) if may_contain_nested_escapes(original.data) else None
     if stripped is not None:
-        layers = [*_strip_terminal_escapes(stripped, find_escapes, REDACTED_LAYERS_MAX)]
+        layers = [*_strip_terminal_escapes(stripped, find_escapes, DECODED_LAYERS_MAX)]
         yield from layers
         for may_differ, find_tokens in _FORKS:
             if any(may_differ(layer.data) for layer in layers):
-                yield from islice(_strip_terminal_escapes(stripped, find_tokens, REDACTED_LAYERS_MAX), 1, None)
+                yield from islice(_strip_terminal_escapes(stripped, find_tokens, DECODED_LAYERS_MAX), 1, None)
 
 
 def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
@@ -250,7 +250,7 @@ def _move_back(layers: list[DecodedLayer], position: int) -> int:
             if (start := layer.token_start(target)) < target:
                 return layer.source.original_position(start)
             mapped_position = layer.position_from_source(target)
-        for find_start in (before_backslashes, before_character):
+        for find_start in (start_of_backslashes, start_of_character):
             if (start := find_start(layer.data, mapped_position)) < mapped_position:
                 return layer.original_position(start)
         indexes[layer] = mapped_position

@@ -8,7 +8,7 @@ from heapq import merge
 from html.entities import html5
 
 from sandbox.model.printable import INVISIBLE_RANGES
-from sandbox.secrets.limits import REDACTED_ZEROS_MAX
+from sandbox.secrets.limits import ESCAPE_LEADING_ZEROS_MAX
 
 _LAST_ASCII = 0x7F
 _LAST_BY_LENGTH = (_LAST_ASCII, 0x7FF, 0xFFFF)
@@ -95,7 +95,7 @@ def decode_html_entity(name: bytes) -> tuple[int, bytes] | None:
 _BACKSLASHES_MAX = 64
 """Maximum number of backslashes that belong to an escape: every level of nesting doubles them."""
 
-_LEADING_ZEROS = rb"0{0,%d}+" % REDACTED_ZEROS_MAX
+_LEADING_ZEROS = rb"0{0,%d}+" % ESCAPE_LEADING_ZEROS_MAX
 
 _CONTROLS = rb"[\x00-\x06\x08\x0b-\x17\x19\x1c-\x1f\x7f]"
 """Control characters except tabs, line feeds, and those that start, end or abort terminal escapes."""
@@ -364,7 +364,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
     return found.start() if found else end
 
 
-def before_character(data: bytes, position: int) -> int:
+def start_of_character(data: bytes, position: int) -> int:
     """Return where the character in UTF-8 that contains `position` begins; the position if it splits no character."""
     if 0x80 <= int.from_bytes(data[position : position + 1]) < 0xC0:
         found = _PARTIAL_CHARACTER.search(data, max(0, position - len(_INCOMPLETE_CHARACTERS)), position)
@@ -372,7 +372,7 @@ def before_character(data: bytes, position: int) -> int:
     return position
 
 
-def before_backslashes(data: bytes, position: int) -> int:
+def start_of_backslashes(data: bytes, position: int) -> int:
     """Return where the backslashes around `position` begin, but go back no further than the longest escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:

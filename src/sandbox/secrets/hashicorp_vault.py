@@ -7,7 +7,7 @@ from typing import Any
 
 from sandbox.model.manifest.schema import Secret
 from sandbox.primitives.concurrency import run_in_daemon_thread
-from sandbox.secrets.limits import VAULT_REQUESTS_MAX, VAULT_SECONDS
+from sandbox.secrets.limits import CONCURRENT_VAULT_REQUESTS_MAX, VAULT_TIMEOUT_SECONDS
 from sandbox.secrets.sources import unavailable_error
 
 _STATUS_MESSAGES = {
@@ -33,7 +33,7 @@ class VaultSettings:
     mount: str = "secret"
     namespace: str | None = None
     ca_file: str | None = None
-    timeout_seconds: int = VAULT_SECONDS
+    timeout_seconds: int = VAULT_TIMEOUT_SECONDS
 
 
 class VaultSource:
@@ -41,7 +41,7 @@ class VaultSource:
 
     def __init__(self, settings: VaultSettings) -> None:
         self._settings = settings
-        self._slots = asyncio.Semaphore(VAULT_REQUESTS_MAX)
+        self._slots = asyncio.Semaphore(CONCURRENT_VAULT_REQUESTS_MAX)
 
     async def resolve(self, secret: Secret) -> str:
         """Return the field of the latest version. Raises SecretUnavailableError."""

@@ -1,46 +1,46 @@
 """Limits for secrets and their redaction. `docs/limits.md` lists them."""
 
-SECRET_BYTES_MAX = 64 * 1024
+SECRET_VALUE_BYTES_MAX = 64 * 1024
 """Maximum size of one value. A task with a larger value fails with `secret_unavailable`."""
 
-SECRETS_BYTES_MAX = 256 * 1024
+TASK_SECRETS_BYTES_MAX = 256 * 1024
 """Maximum total size of a task's values. A task that exceeds it fails with `secret_unavailable`."""
 
-VAULT_SECONDS = 10
+VAULT_TIMEOUT_SECONDS = 10
 """Time limit for one value from Vault."""
 
-REDACTED_CHARACTERS_MIN = 8
+REDACTED_VALUE_CHARACTERS_MIN = 8
 """Minimum length for redaction. A shorter value is passed to the agent but not searched for."""
 
 REDACTED_LINE_CHARACTERS_MIN = 16
 """Minimum length at which a line of a multi-line value is searched for separately."""
 
-REDACTED_LAYERS_MAX = 6
+DECODED_LAYERS_MAX = 6
 """Maximum number of levels of nested escapes that are decoded in the search."""
 
-REDACTED_ZEROS_MAX = 1024
+ESCAPE_LEADING_ZEROS_MAX = 1024
 r"""Maximum number of leading zeros of a number in an escape, as in `&#00065;` and `\u{0041}`.
 
 An escape with more leading zeros is not decoded.
 """
 
-REDACTED_NESTING_MAX = 4
+NESTED_JSON_LEVELS_MAX = 4
 """Maximum number of levels of nested JSON in which a value that consists mostly of escapes is searched for.
 
-Applies to forms of at most 1 KiB (`TWICE_ENCODED_BYTES_MAX`).
+Applies to forms of at most 1 KiB (`TWICE_ENCODED_VALUE_BYTES_MAX`).
 """
 
-TWICE_ENCODED_BYTES_MAX = 1024
+TWICE_ENCODED_VALUE_BYTES_MAX = 1024
 """Maximum length of a value that is searched for in base64 or hex after being encoded twice."""
 
-REDACTED_SPREAD_BYTES_MAX = 1024 * 1024
+VALUE_SPREAD_BYTES_MAX = 1024 * 1024
 """A value spread over more bytes, or over more than 32 times its longest searched form plus 4 KiB, is not found.
 
 A value spread over up to four times that form is always found.
 """
 
-RESCAN_BYTES_MAX = 16 * 1024
+ALWAYS_RESCANNED_BYTES_MAX = 16 * 1024
 """If more than this is held back, it is rescanned only after it has grown by a quarter, or at a pause of the stream."""
 
-VAULT_REQUESTS_MAX = 8
+CONCURRENT_VAULT_REQUESTS_MAX = 8
 """Maximum number of concurrent requests to Vault. Additional requests wait until their time limit."""

@@ -8,7 +8,7 @@ escapes, carriage returns and zero-width characters.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sandbox.secrets.limits import REDACTED_CHARACTERS_MIN, RESCAN_BYTES_MAX
+from sandbox.secrets.limits import ALWAYS_RESCANNED_BYTES_MAX, REDACTED_VALUE_CHARACTERS_MIN
 from sandbox.secrets.scanner import Scanner, replace_spans
 
 
@@ -40,7 +40,7 @@ class SecretStreamRedactor:
             return chunk
         self._unscanned += chunk
         # Rescanning everything for each chunk would take quadratic time.
-        if len(self._pending) > max(RESCAN_BYTES_MAX, 4 * len(self._unscanned)):
+        if len(self._pending) > max(ALWAYS_RESCANNED_BYTES_MAX, 4 * len(self._unscanned)):
             return b""
         return self._release(is_end=False)
 
@@ -81,7 +81,7 @@ class SecretRedactor:
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.unsearchable_secret_names: tuple[str, ...] = tuple(
-            name for name, value in values.items() if len(value) < REDACTED_CHARACTERS_MIN
+            name for name, value in values.items() if len(value) < REDACTED_VALUE_CHARACTERS_MIN
         )
         self._scanner = Scanner(
             {name: value for name, value in values.items() if name not in self.unsearchable_secret_names}

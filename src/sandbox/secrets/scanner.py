@@ -9,8 +9,8 @@ from itertools import filterfalse
 from typing import NamedTuple
 
 from sandbox.secrets.decoded_layers import DecodedLayer, Normalizer, align_cut, decode_layers
-from sandbox.secrets.escapes import before_backslashes, find_partial_escape
-from sandbox.secrets.limits import REDACTED_LAYERS_MAX, REDACTED_SPREAD_BYTES_MAX
+from sandbox.secrets.escapes import find_partial_escape, start_of_backslashes
+from sandbox.secrets.limits import DECODED_LAYERS_MAX, VALUE_SPREAD_BYTES_MAX
 from sandbox.secrets.value_patterns import SecretPattern, make_patterns, may_contain_escapes
 
 _WORD_BYTES = 4
@@ -123,7 +123,7 @@ class Scanner:
         ]
         self._keeps_escapes = any(map(may_contain_escapes, values.values()))
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
-        span_limit = min(32 * longest + 4096, max(4 * longest, REDACTED_SPREAD_BYTES_MAX))
+        span_limit = min(32 * longest + 4096, max(4 * longest, VALUE_SPREAD_BYTES_MAX))
         self.span_bytes_max = span_limit if longest else 0
         """A value that escapes or other bytes in between spread over more than this many bytes is not found."""
 
@@ -138,7 +138,7 @@ class Scanner:
             for match in self._find_in_layer(layer):
                 start, end = layer.original_span(match.start, match.end)
                 if end - start <= self.span_bytes_max:
-                    found.add(Span(before_backslashes(layers[0].data, start), -end, match.name))
+                    found.add(Span(start_of_backslashes(layers[0].data, start), -end, match.name))
         return sorted(found)
 
     def _find_in_layer(self, layer: DecodedLayer) -> Iterator[PatternMatch]:
@@ -204,7 +204,7 @@ def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
     layer that starts before it.
     """
     new_cuts = ends = cuts | {len(data)}
-    for _ in range(REDACTED_LAYERS_MAX):
+    for _ in range(DECODED_LAYERS_MAX):
         new_cuts = {find_partial_escape(data, end) for end in new_cuts} - ends
         ends = ends | new_cuts
     return ends

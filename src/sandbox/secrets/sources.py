@@ -10,7 +10,7 @@ from pathlib import Path
 from sandbox.interfaces.secrets import SecretSource, SecretUnavailableError
 from sandbox.model.failure import missing_secrets_message
 from sandbox.model.manifest.schema import Secret
-from sandbox.secrets.limits import SECRET_BYTES_MAX, SECRETS_BYTES_MAX
+from sandbox.secrets.limits import SECRET_VALUE_BYTES_MAX, TASK_SECRETS_BYTES_MAX
 
 
 def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
@@ -74,13 +74,15 @@ class FileSource:
                 if not stat.S_ISREG(os.fstat(node).st_mode):
                     raise unavailable_error(secret, "this is not a regular file; replace it with one.")
                 with Path(f"/proc/self/fd/{node}").open("rb") as file:
-                    content = file.read(SECRET_BYTES_MAX + 2)
+                    content = file.read(SECRET_VALUE_BYTES_MAX + 2)
             finally:
                 os.close(node)
         finally:
             os.close(directory)
-        if len(content.removesuffix(b"\n")) > SECRET_BYTES_MAX:
-            raise unavailable_error(secret, f"the file is larger than {SECRET_BYTES_MAX // 1024} KiB; shorten it.")
+        if len(content.removesuffix(b"\n")) > SECRET_VALUE_BYTES_MAX:
+            raise unavailable_error(
+                secret, f"the file is larger than {SECRET_VALUE_BYTES_MAX // 1024} KiB; shorten it."
+            )
         return content
 
 
@@ -150,9 +152,9 @@ class SecretResolver:
                 raise result
         if missing:
             raise SecretUnavailableError(missing_secrets_message(missing), " ".join(missing.values()))
-        if sum(len(value.encode()) for value in values.values()) > SECRETS_BYTES_MAX:
+        if sum(len(value.encode()) for value in values.values()) > TASK_SECRETS_BYTES_MAX:
             raise SecretUnavailableError(
-                f"The secrets of the task are larger than {SECRETS_BYTES_MAX // 1024} KiB in total; use fewer."
+                f"The secrets of the task are larger than {TASK_SECRETS_BYTES_MAX // 1024} KiB in total; use fewer."
             )
         return values
 
@@ -175,6 +177,6 @@ def _validated(secret: Secret, value: str) -> str:
         )
     if any("\ud800" <= letter <= "\udfff" for letter in value):
         raise unavailable_error(secret, "the value is not UTF-8 text; encode it, for example in base64.")
-    if len(value.encode()) > SECRET_BYTES_MAX:
-        raise unavailable_error(secret, f"the value is larger than {SECRET_BYTES_MAX // 1024} KiB; shorten it.")
+    if len(value.encode()) > SECRET_VALUE_BYTES_MAX:
+        raise unavailable_error(secret, f"the value is larger than {SECRET_VALUE_BYTES_MAX // 1024} KiB; shorten it.")
     return value

@@ -19,10 +19,10 @@ from sandbox.secrets.decoded_layers import (
 )
 from sandbox.secrets.escapes import find_partial_escape
 from sandbox.secrets.limits import (
-    REDACTED_CHARACTERS_MIN,
+    NESTED_JSON_LEVELS_MAX,
     REDACTED_LINE_CHARACTERS_MIN,
-    REDACTED_NESTING_MAX,
-    TWICE_ENCODED_BYTES_MAX,
+    REDACTED_VALUE_CHARACTERS_MIN,
+    TWICE_ENCODED_VALUE_BYTES_MAX,
 )
 
 _PATTERN_BYTES_MIN = 7
@@ -53,12 +53,12 @@ def make_patterns(values: Mapping[str, str]) -> Iterator[tuple[Normalizer, list[
     }
     for name, value in values.items():
         stripped = value.strip()
-        whole = stripped if len(stripped) >= REDACTED_CHARACTERS_MIN else value
+        whole = stripped if len(stripped) >= REDACTED_VALUE_CHARACTERS_MIN else value
         usable = set(filter(None, map(_usable_pattern, _text_variants(whole)))) or {
             TEXT_NORMALIZER.normalize(whole.encode("utf-8", "surrogatepass"))
         }
         names_by_pattern[TEXT_NORMALIZER].update(
-            (text, name) for text in usable if len(text) >= REDACTED_CHARACTERS_MIN
+            (text, name) for text in usable if len(text) >= REDACTED_VALUE_CHARACTERS_MIN
         )
         names_by_pattern[ENCODED_NORMALIZER].update(dict.fromkeys(_encoded_variants(value), name))
         for text in (whole, *_long_lines(whole)):
@@ -78,7 +78,7 @@ def may_contain_escapes(value: str) -> bool:
 def _usable_pattern(text: bytes) -> bytes:
     """Normalize a text and strip quotes at its ends (one may end a JSON string); empty if it is too short."""
     normalized = TEXT_NORMALIZER.normalize(text).strip(_QUOTES.encode())
-    return normalized if len(normalized) >= REDACTED_CHARACTERS_MIN else b""
+    return normalized if len(normalized) >= REDACTED_VALUE_CHARACTERS_MIN else b""
 
 
 def _survives_normalization(value: str) -> bool:
@@ -168,15 +168,15 @@ def _nested_forms(value: str) -> set[bytes]:
     """Return the escaped forms of the value for JSON, URLs, HTML and shells, combined and in nested JSON."""
     forms = _escaped_forms(value)
     plain = {value}
-    if len(value) <= TWICE_ENCODED_BYTES_MAX:
+    if len(value) <= TWICE_ENCODED_VALUE_BYTES_MAX:
         plain |= {json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     written = plain.union(*map(_escape_quotes, plain))
     for form, is_ascii in product(written, (True, False)):
         text = form
         forms.add(text.encode("utf-8", "surrogatepass"))
-        for _ in range(REDACTED_NESTING_MAX):
+        for _ in range(NESTED_JSON_LEVELS_MAX):
             text = json.dumps(text, ensure_ascii=is_ascii)[1:-1]
-            if len(text) > TWICE_ENCODED_BYTES_MAX:
+            if len(text) > TWICE_ENCODED_VALUE_BYTES_MAX:
                 break
             forms.add(text.encode("utf-8", "surrogatepass"))
     return forms
@@ -198,14 +198,14 @@ def _escape_quotes(value: str) -> Iterator[str]:
 def _strip_quotes_and_backslashes(form: bytes) -> bytes:
     """Strip backslashes and quotes at the ends, which JSON may add or consume, if enough is left."""
     rest = form.strip(_QUOTES.encode() + b"\\")
-    return rest if len(rest) >= REDACTED_CHARACTERS_MIN else form
+    return rest if len(rest) >= REDACTED_VALUE_CHARACTERS_MIN else form
 
 
 def _encoded_variants(value: str) -> Iterator[bytes]:
     for form in _escaped_forms(value) | _escaped_forms(value.strip()) | _escaped_forms(_strip_quotes(value)):
         for code in _encodings(form):
             yield from _normalized_encodings(code)
-        if len(form) <= TWICE_ENCODED_BYTES_MAX:
+        if len(form) <= TWICE_ENCODED_VALUE_BYTES_MAX:
             for code in _encodings(form).union(_wrapped(form)):
                 for twice in _encodings(code):
                     yield from _normalized_encodings(twice)

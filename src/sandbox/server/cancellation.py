@@ -9,7 +9,7 @@ from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Jo
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
 from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
-from sandbox.model.fixed_limits import CANCEL_SECONDS, CANCEL_SECONDS_MIN
+from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
 from sandbox.model.task import Task
 from sandbox.server.journal_replayer import JournalReplayer, ReplaySlot
@@ -20,7 +20,10 @@ STOPPING_MESSAGE = "The task is being stopped; its results so far are stored."
 
 
 class Canceller:
-    """Retries until the cancel request is on disk or CANCEL_SECONDS have passed. The last retry may take longer."""
+    """Retries until the cancel request is on disk or CANCEL_TIMEOUT_SECONDS have passed.
+
+    The last retry may take longer.
+    """
 
     def __init__(self, journals: Journals, clock: Clock) -> None:
         self._journals = journals
@@ -30,11 +33,11 @@ class Canceller:
 
     async def cancel(self, tracked: TrackedTask, order: CancelAttempt) -> str:
         """Return a message for the caller once the request is durable. Raises TaskFinishedError, UnavailableError."""
-        deadline = self._clock.monotonic() + CANCEL_SECONDS
+        deadline = self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
         # No matter how long the lock took, leave time to reach a runner that has just started.
-        deadline = max(deadline, self._clock.monotonic() + CANCEL_SECONDS_MIN)
+        deadline = max(deadline, self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS_MIN)
         while True:
             try:
                 message = await self._try_cancel(tracked, order, deadline)
@@ -119,7 +122,7 @@ class Canceller:
             tracked.write_lock.release()
 
     def _remaining_seconds(self, deadline: float) -> float:
-        return max(deadline - self._clock.monotonic(), CANCEL_SECONDS_MIN)
+        return max(deadline - self._clock.monotonic(), CANCEL_TIMEOUT_SECONDS_MIN)
 
 
 def _cancel_pending(recorder: Recorder, cancel_requested: CancelRequested) -> None:

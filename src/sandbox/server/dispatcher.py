@@ -15,7 +15,7 @@ from sandbox.model.fixed_limits import (
     LAUNCH_SHUTDOWN_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
     MEMORY_CHECK_SECONDS,
-    RETRY_SECONDS,
+    RETRY_PAUSE_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.resources import Resources
@@ -300,4 +300,4 @@ class Dispatcher:
             except Exception as error:
                 tracked.report_error(error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), RETRY_SECONDS)
+                await asyncio.wait_for(self._closing.wait(), RETRY_PAUSE_SECONDS)

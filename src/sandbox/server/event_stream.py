@@ -10,7 +10,12 @@ from sandbox.interfaces.journal import JournalDamagedError, Journals
 from sandbox.interfaces.store import ChangeCursor, Store
 from sandbox.interfaces.tasks import StateChange, TaskNotFoundError
 from sandbox.model.events import Output, Record
-from sandbox.model.fixed_limits import FOLLOW_BATCH_BYTES, RETRY_SECONDS, SUBSCRIBER_BYTES_MAX, SUBSCRIBER_EVENTS_MAX
+from sandbox.model.fixed_limits import (
+    FOLLOW_BATCH_BYTES,
+    RETRY_PAUSE_SECONDS,
+    SUBSCRIBER_BYTES_MAX,
+    SUBSCRIBER_EVENTS_MAX,
+)
 from sandbox.model.task import Task
 from sandbox.model.wire.event_bodies import GapEvent
 from sandbox.model.wire.events import (
@@ -214,7 +219,7 @@ class EventStream:
         if self._tracked_tasks.get(tracked.task.id) is tracked:
             await tracked.wait_for_change(_CHANGE_WAIT_SECONDS)
             return tracked
-        await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(RETRY_PAUSE_SECONDS)
         return self._load_tracked(tracked.task.id)
 
     def _load_tracked(self, task_id: str) -> TrackedTask:

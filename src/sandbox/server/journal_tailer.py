@@ -8,7 +8,12 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalOffsetError, Journals, Liveness, RecordBatch
 from sandbox.interfaces.store import IndexedTask, Store
 from sandbox.model import events as e
-from sandbox.model.fixed_limits import FOLLOW_POLL_SECONDS, INDEX_INTERVAL_SECONDS, LOSS_CHECK_SECONDS, RETRY_SECONDS
+from sandbox.model.fixed_limits import (
+    FOLLOW_POLL_INTERVAL_SECONDS,
+    INDEX_INTERVAL_SECONDS,
+    LOSS_CHECK_INTERVAL_SECONDS,
+    RETRY_PAUSE_SECONDS,
+)
 from sandbox.model.state_machine import replay
 from sandbox.model.task import Task
 from sandbox.model.wire.events import end_event, to_wire_event
@@ -84,14 +89,14 @@ class JournalTailer:
                 await self._tail(tracked)
             except Exception as error:
                 tracked.report_error(error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_PAUSE_SECONDS)
         # The id of a pruned task may be reused before the tailer of the first task ends.
         if self._tracked_tasks.get(tracked.task.id) is tracked:
             del self._tracked_tasks[tracked.task.id], self._asyncio_tasks[tracked.task.id]
             self._dispatcher.finish(tracked)
 
     async def _tail(self, tracked: TrackedTask) -> None:
-        pause = FOLLOW_POLL_SECONDS
+        pause = FOLLOW_POLL_INTERVAL_SECONDS
         last_record_at = indexed_at = self._clock.monotonic()
         while not tracked.task.state.is_final:
             batch = await self._read_batch(tracked)
@@ -99,14 +104,16 @@ class JournalTailer:
             if batch.records:
                 due = now - indexed_at >= INDEX_INTERVAL_SECONDS or _needs_indexing(batch)
                 await self._apply(tracked, batch, is_due=due)
-                last_record_at, pause = now, FOLLOW_POLL_SECONDS
+                last_record_at, pause = now, FOLLOW_POLL_INTERVAL_SECONDS
                 indexed_at = now if due else indexed_at
-            elif now - last_record_at >= LOSS_CHECK_SECONDS:
+            elif now - last_record_at >= LOSS_CHECK_INTERVAL_SECONDS:
                 last_record_at = now
                 await self._check_writer(tracked)
             # While the server holds the journal, only the server writes to it, and calls `wake` after each write.
-            await tracked.wait_for_wake(LOSS_CHECK_SECONDS if isinstance(tracked.owner, ServerOwned) else pause)
-            pause = min(pause * 1.2, FOLLOW_POLL_SECONDS * _POLL_SLOWDOWN_MAX)
+            await tracked.wait_for_wake(
+                LOSS_CHECK_INTERVAL_SECONDS if isinstance(tracked.owner, ServerOwned) else pause
+            )
+            pause = min(pause * 1.2, FOLLOW_POLL_INTERVAL_SECONDS * _POLL_SLOWDOWN_MAX)
 
     async def _read_batch(self, tracked: TrackedTask) -> RecordBatch:
         """Return new records.

@@ -19,7 +19,11 @@ from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
-from sandbox.model.fixed_limits import DEBUG_SESSION_END_SECONDS, DEBUG_SESSION_START_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import (
+    DEBUG_SESSION_END_TIMEOUT_SECONDS,
+    DEBUG_SESSION_START_TIMEOUT_SECONDS,
+    SANDBOX_TEARDOWN_SECONDS,
+)
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import KeyedLock
@@ -104,7 +108,7 @@ class PreservedSandboxes(PreservedFiles):
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
-        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_SECONDS
+        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_TIMEOUT_SECONDS
         lock = self._locks.lock_for(task.id)
         try:
             # One deadline covers the whole request. Otherwise the waits of queued requests would add up and delay
@@ -223,7 +227,7 @@ class DebugSessions:
             raise TerminalRefusedError(
                 f"The agent of task {task.id} has ended; open a debug shell in its preserved sandbox."
             )
-        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_SECONDS
+        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_START_TIMEOUT_SECONDS
         lock = self._start_locks.lock_for(task.id)
         try:
             # One client of a task at a time starts the session or polls for its start, so waiting clients cost nothing.

@@ -11,10 +11,10 @@ from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.placement import Host, HostIdentity, ProbeResult
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
-    PROBE_BACKOFF_SECONDS,
-    PROBE_BACKOFF_SECONDS_MAX,
     PROBE_INTERVAL_SECONDS,
     PROBE_JITTER,
+    PROBE_PAUSE_SECONDS,
+    PROBE_PAUSE_SECONDS_MAX,
 )
 from sandbox.model.resources import Resources
 from sandbox.model.wire.events import format_timestamp
@@ -29,7 +29,7 @@ class ProbedHost:
     A runtime that has worked is used until the server ends, so a task's tier never changes. `recheck` detects that it
     no longer works.
 
-    While no runtime works, the pause before a probe doubles from PROBE_BACKOFF_SECONDS to PROBE_BACKOFF_SECONDS_MAX,
+    While no runtime works, the pause before a probe doubles from PROBE_PAUSE_SECONDS to PROBE_PAUSE_SECONDS_MAX,
     and is shortened at random by up to PROBE_JITTER.
     """
 
@@ -37,7 +37,7 @@ class ProbedHost:
         self.result = initial_result
         self._host = host
         self._clock = clock
-        self._pause_seconds = PROBE_BACKOFF_SECONDS
+        self._pause_seconds = PROBE_PAUSE_SECONDS
         self._due_at: float | None = None
         self._probed_at = clock.monotonic()
         self._recheck_requested = asyncio.Event()
@@ -125,7 +125,7 @@ class ProbedHost:
         result = await self._probe()
         if result.failure is None:
             return result
-        await asyncio.sleep(PROBE_BACKOFF_SECONDS)
+        await asyncio.sleep(PROBE_PAUSE_SECONDS)
         return await self._probe()
 
     async def _probe(self) -> ProbeResult:
@@ -138,13 +138,13 @@ class ProbedHost:
 
     def _schedule_next(self) -> None:
         if self.result.failure is None:
-            self._pause_seconds = PROBE_BACKOFF_SECONDS
+            self._pause_seconds = PROBE_PAUSE_SECONDS
             return
         if self.result.is_final:
             return
         pause = self._pause_seconds * _RANDOM.uniform(1 - PROBE_JITTER, 1)
         self._due_at = self._clock.monotonic() + pause
-        self._pause_seconds = min(self._pause_seconds * 2, PROBE_BACKOFF_SECONDS_MAX)
+        self._pause_seconds = min(self._pause_seconds * 2, PROBE_PAUSE_SECONDS_MAX)
 
     def _log_result(self, *, has_worked: bool) -> None:
         if self.result.failure is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from doubles.scripted_agent import all_agents
-from sandbox.bootstrap.local_host import RunnerAgents
+from sandbox.bootstrap.local_host import AgentsAndRunnerCommand
 from sandbox.bootstrap.server import run
 from sandbox.bootstrap.settings.load import load
 
@@ -16,4 +16,4 @@ RUNNER_COMMAND = (sys.executable, "-I", str(Path(__file__).with_name("runner.py"
 
 if __name__ == "__main__":
     settings = load(json.loads(sys.argv[1]), os.environ).settings
-    run(settings, announce="json", runner_agents=RunnerAgents(all_agents(), RUNNER_COMMAND))
+    run(settings, announce="json", agents_and_runner_command=AgentsAndRunnerCommand(all_agents(), RUNNER_COMMAND))

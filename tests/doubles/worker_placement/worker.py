@@ -15,7 +15,12 @@ import msgspec
 from doubles.worker_placement.messages import Report, Response, TaskReport
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
-from sandbox.bootstrap.local_host import PlacementContext, RunnerAgents, choose_run_dir, create_local_placement
+from sandbox.bootstrap.local_host import (
+    AgentsAndRunnerCommand,
+    PlacementContext,
+    choose_run_dir,
+    create_local_placement,
+)
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import AttemptLocation, DebugSession, FinishAttempt, Leftover, RunAttempt
@@ -177,7 +182,11 @@ async def copy(reader, writer):
 async def main(settings, path):
     data_dir = Path(settings.server.data_dir)
     context = PlacementContext(
-        data_dir, choose_run_dir(data_dir), settings, RunnerAgents(registered_agents()), FileTaskReplicas(data_dir)
+        data_dir,
+        choose_run_dir(data_dir),
+        settings,
+        AgentsAndRunnerCommand(registered_agents()),
+        FileTaskReplicas(data_dir),
     )
     with lock_data_dir(data_dir):
         placement = await create_local_placement(context)

@@ -69,7 +69,7 @@ async def exceeds_the_inspection_timeout(directory):
     disk = DirectoryDisk(layout)
     await disk.open(4 * MIB)
     with held_by_children(layout.disk / "large", 5 * MIB, unlinks=True), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.directory.DISK_COMMAND_SECONDS", -1)
+        patched.setattr("sandbox.disks.directory.DISK_COMMAND_TIMEOUT_SECONDS", -1)
         with pytest.raises(OSError, match="disk usage cannot be measured"):
             await disk.usage()
 

@@ -242,7 +242,7 @@ async def fails_to_open(disk, layout):
 
 async def fails_to_open_quickly(disk, layout):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
+        patched.setattr("sandbox.disks.loop.DISK_RELEASE_TIMEOUT_SECONDS", 0.1)
         await fails_to_open(disk, layout)
 
 
@@ -264,7 +264,7 @@ def test_disk_is_not_opened_twice_by_another_path(loop_works, layout, tmp_path):
 async def closes_a_busy_disk(disk, layout):
     await disk.open(32 * MIB)
     with (layout.disk / "held").open("wb"), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sandbox.disks.loop.DISK_RELEASE_SECONDS", 0.1)
+        patched.setattr("sandbox.disks.loop.DISK_RELEASE_TIMEOUT_SECONDS", 0.1)
         await disk.close()
         layout.disk.rmdir()
         layout.disk_image.unlink()

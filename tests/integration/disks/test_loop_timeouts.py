@@ -36,7 +36,7 @@ async def with_timeout(awaitable, kill_all):
 
 
 async def test_unkillable_disk_command_is_abandoned(unkillable, monkeypatch):
-    monkeypatch.setattr("sandbox.disks.loop.DISK_COMMAND_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.disks.loop.DISK_COMMAND_TIMEOUT_SECONDS", 0.1)
     with pytest.raises(CommandFailedError, match="did not finish within"):
         await with_timeout(run_command("sleep", "60"), unkillable)
 

@@ -158,7 +158,7 @@ def test_model_requests_are_held_until_the_lease_is_renewed(clock):
 
 
 def test_held_model_request_is_answered_with_503_in_time(clock, monkeypatch):
-    monkeypatch.setattr(limits, "HOLD_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "HOLD_TIMEOUT_SECONDS", 0.1)
 
     async def scenario():
         async with served_gateway("http://127.0.0.1:9", lease=NetworkLease(0, clock)) as served:

@@ -13,7 +13,7 @@ import pytest
 
 from doubles import floods
 from doubles.flood_bench import flood_bench, send_model_request
-from sandbox.gateway.limits import MODEL_DEBT_SECONDS, NEW_MODEL_DEBT_SECONDS
+from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
 FLOOD_SECONDS = 5.0
@@ -42,7 +42,7 @@ FLOODS = (
 @pytest.mark.parametrize("name", FLOODS)
 def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
     seconds = []
-    spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_DEBT_SECONDS
+    spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
     with flood_bench(spent, CPU_TIME_FACTOR) as bench, bench.connected() as kept_alive:
         send_model_request(kept_alive)
         started, cpu_started = time.monotonic(), bench.cpu_seconds
@@ -62,7 +62,7 @@ def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
 
 
 def test_forwarded_requests_are_limited_in_cpu():
-    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_DEBT_SECONDS, CPU_TIME_FACTOR) as bench:
+    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_CONNECTION_CPU_DEBT_SECONDS, CPU_TIME_FACTOR) as bench:
         started, cpu_started = time.monotonic(), bench.cpu_seconds
         with bench.flooded("forwarded requests"):
             time.sleep(FLOOD_SECONDS)

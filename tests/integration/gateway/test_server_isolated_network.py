@@ -9,7 +9,7 @@ import pytest
 
 from doubles.served_gateway import run, served_gateway
 from sandbox.gateway.dns import DnsResponder
-from sandbox.gateway.egress.policy import ISOLATED
+from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON
 from sandbox.model.events import EgressDenied, ErrorReported
 
 UNUSED_UPSTREAM = "http://127.0.0.1:9"
@@ -27,8 +27,8 @@ def test_proxy_refuses_all_hosts():
             client.writer.write(b"CONNECT files.example.org:443 HTTP/1.1\r\nHost: files.example.org\r\n\r\n")
             received = await client.read_to_end()
             assert received.startswith(b"HTTP/1.1 403 ")
-            assert ISOLATED.encode() in received
-            assert served.events == [EgressDenied("files.example.org", 443, ISOLATED)]
+            assert ISOLATED_DENY_REASON.encode() in received
+            assert served.events == [EgressDenied("files.example.org", 443, ISOLATED_DENY_REASON)]
 
     run(scenario)
 
@@ -39,7 +39,7 @@ def test_request_on_transparent_port_80_is_denied():
             client = await served.connect(served.listeners.transparent[80].getsockname()[1])
             client.writer.write(b"GET /a HTTP/1.1\r\nHost: files.example.org\r\n\r\n" + b"x" * 200_000)
             assert (await client.read_to_end()).startswith(b"HTTP/1.1 403 ")
-            assert served.events == [EgressDenied("files.example.org", 80, ISOLATED)]
+            assert served.events == [EgressDenied("files.example.org", 80, ISOLATED_DENY_REASON)]
 
     run(scenario)
 
@@ -52,19 +52,19 @@ def test_tls_connection_is_denied_and_its_server_name_is_reported():
                 await asyncio.open_connection(
                     "127.0.0.1", port, ssl=ssl.create_default_context(), server_hostname="files.example.org"
                 )
-            assert served.events == [EgressDenied("files.example.org", 443, ISOLATED)]
+            assert served.events == [EgressDenied("files.example.org", 443, ISOLATED_DENY_REASON)]
 
     run(scenario)
 
 
 def test_silent_tls_client_times_out(monkeypatch):
-    monkeypatch.setattr("sandbox.gateway.limits.HEAD_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.gateway.limits.HEAD_TIMEOUT_SECONDS", 0.2)
 
     async def scenario():
         async with served_gateway(UNUSED_UPSTREAM) as served:
             client = await served.connect(served.listeners.transparent[443].getsockname()[1])
             assert await client.read_to_end() == b""
-            assert served.events == [EgressDenied("127.0.0.1", 443, ISOLATED)]
+            assert served.events == [EgressDenied("127.0.0.1", 443, ISOLATED_DENY_REASON)]
 
     run(scenario)
 
@@ -88,7 +88,7 @@ def test_udp_dns_query_returns_nxdomain():
                 responses = [await loop.sock_recv(resolver, 4096) for _ in range(1)]
             assert responses[0][:2] == b"\xab\xcd"
             assert responses[0][3] & 0x0F == 3
-            assert served.events == [EgressDenied("files.example.org", 53, ISOLATED)]
+            assert served.events == [EgressDenied("files.example.org", 53, ISOLATED_DENY_REASON)]
 
     run(scenario)
 

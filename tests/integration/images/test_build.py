@@ -71,7 +71,10 @@ def run(program, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     install_packages(
-        ImageDefinition("x", read_shipped("basic").date, ("git", "curl")), RootFsBuilder(root), scratch, program
+        ImageDefinition("x", read_shipped("basic").snapshot_date, ("git", "curl")),
+        RootFsBuilder(root),
+        scratch,
+        program,
     )
     return root
 

@@ -109,7 +109,7 @@ def test_build_is_reproducible(catalog, fake_packages, tmp_path):
 def test_rebuild_can_raise_the_minimum_tier(catalog, fake_packages):
     build(catalog, fake_packages())
     assert image_of(catalog)
-    stronger = ImageDefinition("tools", DEFINITION.date, files=DEFINITION.files, minimum_tier="vm")
+    stronger = ImageDefinition("tools", DEFINITION.snapshot_date, files=DEFINITION.files, minimum_tier="vm")
     build(catalog, fake_packages(), definition=stronger)
     with pytest.raises(ImageUnusableError, match="vm"):
         image_of(catalog)
@@ -123,7 +123,7 @@ def test_component_is_copied_into_the_image(catalog, fake_packages, tmp_path):
     (source / "lib" / "code.js").write_text("1")
     (source / "link").symlink_to("lib")
     component = Component({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
-    with_node = ImageDefinition("tools", DEFINITION.date, parts=("node",))
+    with_node = ImageDefinition("tools", DEFINITION.snapshot_date, parts=("node",))
     record = build(catalog, fake_packages(), definition=with_node, parts={"node": component})
     root = catalog.image_store("tools").rootfs_path(record.digest) / "opt/node"
     assert (root / "lib/code.js").read_text() == "1"

@@ -138,7 +138,7 @@ async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(mak
 
 
 async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.attempt_recorder.DISK_SPACE_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.DISK_SPACE_CHECK_INTERVAL_SECONDS", 0.0)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     harness.space = FULL
 
@@ -233,7 +233,7 @@ async def test_collection_retries_on_full_disk_within_collect_timeout(make_harne
         return PatchResult()
 
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
-    monkeypatch.setattr("sandbox.runner.attempt.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
     assert "task-1.patch" in harness.artifacts
@@ -269,7 +269,7 @@ async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monke
     """Teardown removes the reserve with the attempt's files. If it were allocated later, nothing would remove it."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
     harness = make_harness(Script(create_error=error))
-    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
 
     async def slow(*_, **__):
         harness.reserve.release()
@@ -283,7 +283,7 @@ async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monke
 
 async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
     """With a quota or a copy-on-write file system, the reserve may not fit although other writes succeed."""
-    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
     harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
     tries, synced = [], []
 

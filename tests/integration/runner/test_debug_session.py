@@ -66,7 +66,7 @@ class ShellSandbox(ScriptedSandbox):
         self.listeners = self
         self._shared = shared
 
-    async def wait_for_violation(self):
+    async def wait_for_exceeded_limit(self):
         while not self._shared.violation:
             await asyncio.sleep(0.005)
         return self._shared.violation
@@ -85,9 +85,9 @@ class ShellRuntime(ScriptedRuntime):
 
 @pytest.fixture(autouse=True)
 def _short_intervals(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS", 0.01)
-    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_SECONDS_MAX", 0.01)
-    monkeypatch.setattr("sandbox.runner.debug_session.DEBUG_SESSION_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS_MAX", 0.01)
+    monkeypatch.setattr("sandbox.runner.debug_session.DEBUG_SESSION_IDLE_TIMEOUT_SECONDS", 0.2)
 
 
 @asynccontextmanager

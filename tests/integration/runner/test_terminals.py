@@ -98,7 +98,7 @@ async def test_first_client_types_and_the_next_takes_over(tmp_path):
 
 async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
     """If the client could not disconnect, an agent that reads no input would stay attended; no one else could type."""
-    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.1)
+    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_TIMEOUT_SECONDS", 0.1)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         started = asyncio.Event()
 
@@ -121,7 +121,7 @@ async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
 
 async def test_client_with_many_unread_inputs_can_disconnect(tmp_path, monkeypatch):
     """The time limit applies to the total time for all inputs, even if the program sometimes reads one of them."""
-    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 0.2)
+    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_TIMEOUT_SECONDS", 0.2)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         attempts = 0
 
@@ -142,7 +142,7 @@ async def test_client_with_many_unread_inputs_can_disconnect(tmp_path, monkeypat
 
 
 async def test_long_input_to_a_slow_program_arrives_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_SECONDS", 2.0)
+    monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_TIMEOUT_SECONDS", 2.0)
     async with serve_terminal(tmp_path) as (_, terminal, connect):
         original = terminal.write
 

@@ -17,7 +17,7 @@ from doubles.fake_vault import TOKEN, FakeVault, serving
 from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.model.manifest.schema import Secret
 from sandbox.secrets.hashicorp_vault import VaultSettings, VaultSource
-from sandbox.secrets.limits import VAULT_REQUESTS_MAX
+from sandbox.secrets.limits import CONCURRENT_VAULT_REQUESTS_MAX
 
 VALUE = "s3cr3t-value-of-the-database"
 
@@ -71,10 +71,10 @@ async def test_concurrent_requests_to_a_hanging_vault_are_limited(monkeypatch: p
     secret = Secret(name="DB", source="vault", key="team/app#password")
     source = VaultSource(VaultSettings(address="http://127.0.0.1:1", token=TOKEN, timeout_seconds=1))
     for _ in range(2):
-        requests = [source.resolve(secret) for _ in range(VAULT_REQUESTS_MAX + 1)]
+        requests = [source.resolve(secret) for _ in range(CONCURRENT_VAULT_REQUESTS_MAX + 1)]
         results = await asyncio.gather(*requests, return_exceptions=True)
         assert {type(result) for result in results} == {SecretUnavailableError}
-        assert len(threads) == VAULT_REQUESTS_MAX
+        assert len(threads) == CONCURRENT_VAULT_REQUESTS_MAX
     may_respond.set()
     assert await source.resolve(secret) == VALUE
 

@@ -32,7 +32,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
     components, monkeypatch, events, later_events, message, state
 ):
     # Disable the periodic check, so only the cancel request detects the lost runner.
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
 
     async def scenario():
         async with components.server() as service:
@@ -40,7 +40,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
             components.runners.record("task-1", *events)
             components.runners.kill("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
-            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
             components.runners.record("task-1", *later_events)
             return cancelled.message, (await service.wait("task-1", 10)).state
@@ -49,7 +49,7 @@ async def test_cancel_without_a_runner_reports_the_outcome(
 
 
 async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 60.0)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
 
     busy = JournalRecorder(components.journals.create("task-1"), None, components.clock.now)
     busy.record(TaskSubmitted("task-1", manifest()))
@@ -58,7 +58,7 @@ async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(componen
         async with components.server() as service:
             busy.writer.close()
             cancelled = await service.cancel("task-1", reason="", force=False)
-            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
+            monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert (await scenario()) == ("The task was cancelled before it started.", TaskState.CANCELLED)
@@ -80,7 +80,7 @@ class SlowStart:
 
 
 async def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.3)
 
     async def scenario():
         slow_start = SlowStart(components.runners, monkeypatch)
@@ -103,7 +103,7 @@ async def test_cancel_during_launch_times_out_with_a_reason(components, monkeypa
 
 async def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components, monkeypatch):
     """The timeout expires at the moment the lock is released."""
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 30)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 30)
 
     async def scenario():
         slow_start = SlowStart(components.runners, monkeypatch)

@@ -79,7 +79,7 @@ async def lose_before_disk_takeover(components, service):
 
 
 def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     sessions = []
 
@@ -200,7 +200,7 @@ async def test_release_waits_for_the_end_of_a_debug_session(components):
 
 
 async def test_release_during_a_debug_session_is_rejected(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_TIMEOUT_SECONDS", 0.2)
 
     async def scenario():
         async with components.server() as service:
@@ -215,7 +215,7 @@ async def test_release_during_a_debug_session_is_rejected(components, monkeypatc
 
 
 async def test_release_while_the_host_does_not_respond_is_rejected(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_TIMEOUT_SECONDS", 0.2)
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
         components.runners.disk_liveness = Liveness.UNKNOWN
@@ -228,7 +228,7 @@ async def test_release_while_the_host_does_not_respond_is_rejected(components, m
 
 
 async def test_shell_while_the_host_does_not_respond_is_rejected(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_START_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_START_TIMEOUT_SECONDS", 0.2)
     sessions = []
 
     async def start_session(order):
@@ -254,7 +254,7 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
 
 async def test_many_releases_during_a_debug_session_wait_in_parallel(components, monkeypatch):
     """If the releases waited in turn, the removal of leftovers and the expiry of all tasks would be delayed."""
-    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_SECONDS", 0.3)
+    monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_TIMEOUT_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")
         task, preserved_sandboxes = await service.status("task-1"), service.preserved_sandboxes

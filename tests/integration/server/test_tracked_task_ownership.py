@@ -21,7 +21,7 @@ UNKNOWN_MESSAGE = "The runner's host does not respond; the task's current state 
 
 @pytest.fixture
 def components(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.01)
     return components
 
 
@@ -107,8 +107,8 @@ async def test_runner_that_responds_again_continues(components):
 
 
 async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, monkeypatch):
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.3)
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS_MIN", 0.1)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS_MIN", 0.1)
     async with components.server() as service:
         await components.start_running_task(service)
         make_liveness_unknown(components)
@@ -163,7 +163,7 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
 
 async def test_liveness_of_a_runner_at_a_missing_placement_is_unknown(components, monkeypatch):
     """The journal's lock on this host is free, but there is another lock on the runner's host."""
-    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_SECONDS", 0.2)
+    monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.2)
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
     async with components.server() as service:
         await components.start_running_task(service)

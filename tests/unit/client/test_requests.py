@@ -14,8 +14,8 @@ from sandbox.client.response_validation import matches_schema
 from sandbox.client.terminal import OPEN_TIMEOUT_SECONDS, Exit, Terminal, open_terminal
 from sandbox.model.fixed_limits import (
     BODY_BYTES_MAX,
-    DEBUG_SESSION_END_SECONDS,
-    DEBUG_SESSION_START_SECONDS,
+    DEBUG_SESSION_END_TIMEOUT_SECONDS,
+    DEBUG_SESSION_START_TIMEOUT_SECONDS,
     SANDBOX_TEARDOWN_SECONDS,
 )
 from sandbox.model.manifest.field_formats import PROMPT_BYTES_MAX
@@ -57,8 +57,8 @@ def parse(request, body):
 
 def test_client_timeouts_exceed_server_timeouts():
     """Otherwise the client would time out before the server's message arrives."""
-    assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + DEBUG_SESSION_END_SECONDS
-    assert OPEN_TIMEOUT_SECONDS > DEBUG_SESSION_START_SECONDS
+    assert requests.release("t").read_seconds > SANDBOX_TEARDOWN_SECONDS + DEBUG_SESSION_END_TIMEOUT_SECONDS
+    assert OPEN_TIMEOUT_SECONDS > DEBUG_SESSION_START_TIMEOUT_SECONDS
 
 
 def test_manifest_is_sent_without_unicode_escapes():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sandbox.gateway import dns
 from sandbox.gateway.dns import DnsResponder, DnsResponse, DnsTcpProtocol, SyntheticIps
-from sandbox.gateway.egress.policy import ISOLATED, EgressPolicy
+from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, EgressPolicy
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.model.events import EgressDenied
@@ -158,7 +158,7 @@ def test_number_of_names_is_limited(monkeypatch):
 def test_report_of_a_denied_name_contains_only_printable_characters():
     responder, events = create_responder()
     responder.respond(query("evil\n\x1b[31m.example"))
-    assert events == [EgressDenied("evil??[31m.example", 53, ISOLATED)]
+    assert events == [EgressDenied("evil??[31m.example", 53, ISOLATED_DENY_REASON)]
 
 
 def test_tcp_query_handling_does_not_depend_on_fragmentation():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doubles.manifests import claude
-from sandbox.agents.claude_code.section import McpConfig, McpServer
+from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
 from sandbox.journal.journals import FileJournals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact

@@ -80,7 +80,7 @@ def test_unusable_disk_is_reported(health, space, reason):
 
 async def test_unreadable_reserve_is_reported_and_checked_again(health, monkeypatch):
     space_freed = asyncio.Event()
-    monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_SECONDS", 0.005)
+    monkeypatch.setattr("sandbox.server.maintenance.disk_monitor.DISK_SPACE_CHECK_INTERVAL_SECONDS", 0.005)
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")

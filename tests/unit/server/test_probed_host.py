@@ -10,10 +10,10 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.placement import ProbeResult
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.model.fixed_limits import (
-    PROBE_BACKOFF_SECONDS,
-    PROBE_BACKOFF_SECONDS_MAX,
     PROBE_INTERVAL_SECONDS,
     PROBE_JITTER,
+    PROBE_PAUSE_SECONDS,
+    PROBE_PAUSE_SECONDS_MAX,
 )
 from sandbox.server.probed_host import ProbedHost
 
@@ -95,7 +95,7 @@ def test_runtime_that_failed_later_blocks_tasks_until_it_works(clock, caplog):
     caplog.set_level("INFO")
     host = run(clock, AVAILABLE, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, AVAILABLE, rechecks=1)
     assert (host.result, host.blocked_reason, host.next_probe_at) == (AVAILABLE, None, None)
-    assert clock.slept[:2] == [PROBE_INTERVAL_SECONDS, PROBE_BACKOFF_SECONDS]
+    assert clock.slept[:2] == [PROBE_INTERVAL_SECONDS, PROBE_PAUSE_SECONDS]
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING", "INFO"]
     assert "No sandbox can be created; the next probe is at 20" in caplog.text
 
@@ -150,7 +150,7 @@ def test_final_failure_is_not_probed_again(clock):
 def test_backoff_doubles_up_to_a_maximum_with_jitter(clock):
     host = run(clock, *[UNAVAILABLE] * 12, AVAILABLE)
     assert host.result is AVAILABLE
-    bounds = [min(PROBE_BACKOFF_SECONDS * 2**number, PROBE_BACKOFF_SECONDS_MAX) for number in range(12)]
+    bounds = [min(PROBE_PAUSE_SECONDS * 2**number, PROBE_PAUSE_SECONDS_MAX) for number in range(12)]
     for slept, bound in zip(clock.slept, bounds, strict=True):
         assert bound * (1 - PROBE_JITTER) <= slept <= bound
     assert len({round(slept / bound, 6) for slept, bound in zip(clock.slept, bounds, strict=True)}) > 1
@@ -169,7 +169,7 @@ async def test_blocked_reason_names_the_next_probe_or_the_probe_in_progress(cloc
         return AVAILABLE
 
     host = ProbedHost(UNAVAILABLE, host_with(probe), clock)
-    assert 1 <= host.retry_after_seconds <= PROBE_BACKOFF_SECONDS
+    assert 1 <= host.retry_after_seconds <= PROBE_PAUSE_SECONDS
     assert "the next probe is at 20" in host.blocked_reason
     await run_until_idle(host)
     assert reports == [("No sandbox can be created; a probe is running. It does not work.", None)]

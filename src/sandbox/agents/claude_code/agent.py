@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sandbox.agents.claude_code import section as rules
-from sandbox.agents.claude_code.section import DISPLAY_NAME, KIND, Claude
+from sandbox.agents.claude_code import manifest_section as rules
+from sandbox.agents.claude_code.manifest_section import DISPLAY_NAME, KIND, Claude
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.model.manifest.rules import RuleViolation
 

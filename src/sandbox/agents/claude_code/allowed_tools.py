@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-from sandbox.agents.claude_code.section import Claude
+from sandbox.agents.claude_code.manifest_section import Claude
 
 _MCP = "mcp__"
 _INIT_NAMES = {"Agent": "Task"}

@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from sandbox.agents.claude_code.allowed_tools import tool_options
+from sandbox.agents.claude_code.manifest_section import DISPLAY_NAME, Claude, McpConfig, McpServer, claude_section
 from sandbox.agents.claude_code.outcome import determine_interactive_failure
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.agents.claude_code.section import DISPLAY_NAME, Claude, McpConfig, McpServer, claude_section
 from sandbox.interfaces.agent import AgentLaunchSpec
 from sandbox.interfaces.file_layout import (
     MODEL_PORT,

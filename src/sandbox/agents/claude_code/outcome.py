@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sandbox.agents.claude_code.allowed_tools import unknown_entries
-from sandbox.agents.claude_code.section import Claude, McpServer, claude_section
+from sandbox.agents.claude_code.manifest_section import Claude, McpServer, claude_section
 from sandbox.agents.claude_code.stream_json import sanitize
 from sandbox.interfaces.agent import AgentReady
 from sandbox.interfaces.runtime import ExitStatus

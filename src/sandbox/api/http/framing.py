@@ -83,7 +83,7 @@ class RequestFraming:
         self.is_paused = not parts_left and not self._has_request_ended
         return bytes(output)
 
-    def keep(self, data: bytes) -> None:
+    def buffer(self, data: bytes) -> None:
         """Add received bytes for later parsing."""
         self._buffer += data
 
@@ -246,7 +246,7 @@ class FramedConnection(h11.Connection):
     def receive_data(self, data: bytes) -> None:
         """Frame received data and pass it to h11, one request and a few parts at a time."""
         if self.is_paused or (self._framing.has_more and self.their_state is not h11.IDLE):
-            self._framing.keep(data)
+            self._framing.buffer(data)
         elif framed := self._framing.feed(data):  # empty data would signal EOF to h11
             super().receive_data(framed)
 

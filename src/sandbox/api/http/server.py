@@ -13,9 +13,9 @@ from starlette.types import ASGIApp
 
 from sandbox.api.http.protocols import HttpProtocol, PortState, WebSocketProtocol
 from sandbox.model.errors import SandboxError
-from sandbox.model.fixed_limits import SHUTDOWN_SECONDS
+from sandbox.model.fixed_limits import SHUTDOWN_TIMEOUT_SECONDS
 
-GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_SECONDS / 2)
+GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_TIMEOUT_SECONDS / 2)
 """How long responses in progress may take after the streams have ended before they are aborted."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024

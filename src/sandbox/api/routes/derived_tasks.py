@@ -20,7 +20,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, parses_body, read_body
+from sandbox.api.request_parsing import body_memory, read_body, with_body_parser
 from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.tasks import (
     SUBMISSION_ERROR_CODES,
@@ -35,7 +35,7 @@ from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParame
 from sandbox.model.formatting import is_name_from_prompt, name_from_prompt
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
-from sandbox.model.manifest.parser import parse_record, validate_document
+from sandbox.model.manifest.parser import parse_object, validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.wire.bodies import SubmittedBody
 from sandbox.model.wire.requests import ContinueRequest, RerunRequest
@@ -64,7 +64,7 @@ router = create_router("Tasks")
     responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES),
     openapi_extra=_RERUN_BODY,
 )
-@parses_body(lambda content, _: parse_record(content, RerunRequest))
+@with_body_parser(lambda content, _: parse_object(content, RerunRequest))
 async def rerun_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
 ) -> JsonResponse[SubmittedBody]:
@@ -79,7 +79,7 @@ async def rerun_task(
     responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
     openapi_extra=_CONTINUE_BODY,
 )
-@parses_body(lambda content, _: parse_record(content, ContinueRequest))
+@with_body_parser(lambda content, _: parse_object(content, ContinueRequest))
 async def continue_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
 ) -> JsonResponse[SubmittedBody]:
@@ -102,7 +102,7 @@ async def _submit(
         submissions = context.services.submissions
         if idempotency is not None and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
-        changes = parse_record(content, kind)
+        changes = parse_object(content, kind)
         planned = await plan(task_id)
         manifest = await client_fairness.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)

@@ -93,9 +93,9 @@ def _runtime_body(probe: RuntimeProbe) -> RuntimeBody:
         "name": probe.runtime,
         "works": probe.is_available,
         "tier": probe.tier,
-        "isolates": list(probe.isolates),
+        "isolates": list(probe.isolation_notes),
         "gaps": list(probe.gaps),
-        "limits": sorted(probe.limits),
+        "limits": sorted(probe.enforced_limits),
         "mend": probe.remedy,
     }
 

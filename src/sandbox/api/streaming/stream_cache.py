@@ -60,7 +60,7 @@ class HistoryCache:
         events: reads all events after `after`. One client reads at a time, and waiting clients use its result. Each
             token can have only one stream waiting here, so one token's many streams do not delay other tokens' streams.
         """
-        async with client_fairness.history_slot(), self._load_lock:
+        async with client_fairness.history_read_slot(), self._load_lock:
             return self.find(after) or await self.load(events(), after)
 
     def find(self, after: int) -> Batch | None:

@@ -23,7 +23,7 @@ from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
 from sandbox.model.errors import SandboxError
-from sandbox.model.fixed_limits import DISK_CHECK_SECONDS
+from sandbox.model.fixed_limits import DISK_CHECK_INTERVAL_SECONDS
 from sandbox.model.manifest.schema import Vm
 from sandbox.model.resources import Resources
 from sandbox.placements.local.attempt_files import probe_lock
@@ -165,8 +165,8 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
         found = [Finding("disks", True, "each task has a separate file system of size vm.disk")]
         return found if shares_preallocations() else [*found, _UNLIMITED_PREALLOCATIONS]
     message = (
-        f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_SECONDS:.0f} s, and a task "
-        "that exceeds vm.disk is ended"
+        f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_INTERVAL_SECONDS:.0f} s, and "
+        "a task that exceeds vm.disk is ended"
     )
     remedy = (
         "Run as root on a machine with loop devices and e2fsprogs. Then the agent gets an error when its disk is full, "

@@ -117,7 +117,7 @@ def check_runtimes(requested: str, run_dir: Path) -> list[Finding]:
 def _chosen_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         return [Finding("sandbox", False, f"{probe.runtime} does not work here", probe.remedy)]
-    isolates = [Finding("isolates", True, sentence) for sentence in probe.isolates]
+    isolates = [Finding("isolates", True, sentence) for sentence in probe.isolation_notes]
     return [
         Finding("sandbox", True, f"sandboxes run with {probe.runtime}", runtime=probe.runtime),
         *isolates,
@@ -160,10 +160,10 @@ def _gap_findings(probe: RuntimeProbe) -> list[Finding]:
 def _limit_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available:
         return []
-    enforced = [name for limit, name in _LIMITS.items() if limit in probe.limits]
-    missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.limits}
+    enforced = [name for limit, name in _LIMITS.items() if limit in probe.enforced_limits]
+    missing = {limit: name for limit, name in _LIMITS.items() if limit not in probe.enforced_limits}
     findings = [Finding("limits", True, f"on {', '.join(enforced)} are enforced")] if enforced else []
-    if "memory" in probe.limits and missing.pop("sockets", ""):
+    if "memory" in probe.enforced_limits and missing.pop("sockets", ""):
         message = "vm.memory does not count socket buffers: the kernel was started with cgroup.memory=nosocket"
         remedy = "Start the kernel without nosocket in cgroup.memory."
         findings.append(Finding("limits", False, message, remedy, is_needed=False))

@@ -77,7 +77,7 @@ class NewBranch:
         lease = f"--force-with-lease={self._ref}:"  # an empty value requires that the remote branch does not exist
         try:
             remote = self.remote or push_remote(self.checkout)
-            pushed = self.checkout.run_as_user(
+            pushed = self.checkout.run_with_user_config(
                 "push", "--porcelain", "--set-upstream", lease, "--", remote, f"{self._ref}:{self._ref}"
             )
             if pushed.returncode:

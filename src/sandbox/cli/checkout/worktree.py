@@ -103,7 +103,7 @@ class Checkout:
         options = [*_SAFE_CONFIG, *(option for setting in config for option in ("-c", setting))]
         return self._start(arguments, options, environment=environment, stdin=stdin)
 
-    def run_as_user(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    def run_with_user_config(self, *arguments: str) -> subprocess.CompletedProcess[bytes]:
         """Run git with the user's complete configuration, including hooks, and with messages in English."""
         return self._start(arguments, environment={**os.environ, "LC_ALL": "C"})
 

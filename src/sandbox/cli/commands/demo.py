@@ -45,7 +45,7 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
     try:
         if is_kept:
             background = import_module("sandbox.demo.background")
-            code = background.run_kept({**background.PORTS, **chosen})
+            code = background.run_in_background({**background.PORTS, **chosen})
         else:
             code = import_module("sandbox.demo.walkthrough").run()
     except SandboxError as error:

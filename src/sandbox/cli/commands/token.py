@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail, unprinted_hint
+from sandbox.cli.errors import ExitCode, fail, hint_if_output_fails
 from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import UNIT_SECONDS, current_options, output_options
 from sandbox.cli.output.console import stdout_console
@@ -71,7 +71,7 @@ def create(*, role: str, name: str, lifetime: timedelta | None, **options: Any) 
     except InvalidTokenNameError as error:
         fail(f"Error: {error.message}", ExitCode.USAGE)
     hint = f"Token {record.id} was created but not printed. Revoke it: sandbox token revoke {record.id}"
-    with unprinted_hint(hint):
+    with hint_if_output_fails(hint):
         if current_options().format == "json":
             print_json({**_token_json(record), "token": secret})
         else:

@@ -8,8 +8,8 @@ import { LineComments } from "/assets/line_comments.js";
 import { $, h, request, size } from "/assets/page.js";
 import { parseInSlices } from "/assets/patch.js";
 import { ReviewStore } from "/assets/review_store.js";
-import { appendInSlices, pause } from "/assets/time_slices.js";
 import { visible } from "/assets/untrusted_text.js";
+import { appendInSlices, pause } from "/assets/yield_to_browser.js";
 
 const BYTES_MAX = 3 * 1024 * 1024;
 const FILES_SHOWN_MAX = 3000;

@@ -3,8 +3,8 @@ import { fillText, LineStyle, rowElement } from "/assets/diff_lines.js";
 import { h } from "/assets/page.js";
 import { kindOf, noteOf, rowsOf, sideTexts, splitRows } from "/assets/patch.js";
 import { highlight, languageOf } from "/assets/syntax.js";
-import { pause } from "/assets/time_slices.js";
 import { elementLimit, visibleName } from "/assets/untrusted_text.js";
+import { pause } from "/assets/yield_to_browser.js";
 
 const BLOCK_ROWS = 50;
 const BLOCK_ELEMENTS_MAX = 4000;

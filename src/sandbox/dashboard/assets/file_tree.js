@@ -1,7 +1,7 @@
 // The files of a patch as a tree of directories.
 import { h } from "/assets/page.js";
-import { appendInSlices } from "/assets/time_slices.js";
 import { visibleName } from "/assets/untrusted_text.js";
+import { appendInSlices } from "/assets/yield_to_browser.js";
 
 // Directories are initially open if there are at most this many files.
 const FILES_OPENED_MAX = 300;

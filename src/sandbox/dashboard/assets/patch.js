@@ -1,5 +1,5 @@
 // A patch in git's format, parsed into files, hunks and lines.
-import { pause } from "/assets/time_slices.js";
+import { pause } from "/assets/yield_to_browser.js";
 
 const SLICE_LINES = 2000;
 const LINK_MODE = "120000";

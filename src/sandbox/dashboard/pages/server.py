@@ -15,7 +15,7 @@ from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
-from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS
+from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
@@ -72,7 +72,7 @@ async def send_load(request: Request, context: AppContext) -> Response:
     after = check_format(request.query_params.get("after", "0"), _MILLISECONDS, "after", "query")
     samples = context.services.load.load_samples()
     body = {
-        "interval_seconds": LOAD_SAMPLE_SECONDS,
+        "interval_seconds": LOAD_SAMPLE_INTERVAL_SECONDS,
         "samples": [_sample_body(sample) for sample in samples if _milliseconds(sample) > int(after)],
     }
     return JSONResponse(body, headers={"cache-control": "no-store"})

@@ -88,7 +88,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),
         is_preserved=is_preserved,
-        data_description=describe_data(task, is_preserved=is_preserved),
+        deleted_data_description=describe_deleted_data(task, is_preserved=is_preserved),
         refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
         chain=chain_totals(chain),
         chain_start=chain[0].id,
@@ -103,7 +103,7 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
     return None if patch.contains_secret and not is_operator else patch
 
 
-def describe_data(task: Task, *, is_preserved: bool) -> str:
+def describe_deleted_data(task: Task, *, is_preserved: bool) -> str:
     """Return what the deletion of an ended task removes: the end of a sentence."""
     has_patch = any(artifact.name == f"{task.id}.patch" and artifact.size_bytes for artifact in task.artifacts)
     parts = ["the journal (conversation and output)"]

@@ -117,7 +117,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     page = await query_page(tasks, query, request.query_params)
     sections = _unfinished_sections(request, unfinished, page) if unfinished else []
     health = await context.services.administration.health()
-    alike = related_or_repeated([*page.tasks, *(task for section in sections for task in section.tasks)])
+    alike = tasks_sharing_a_name([*page.tasks, *(task for section in sections for task in section.tasks)])
     prompts = await tasks.prompt_beginnings([task.id for task in alike], _PROMPT_LENGTH_MAX)
     values = {
         **_page_values(request, query, page, health),
@@ -184,7 +184,7 @@ def _make_section(
     return Section(name, tasks, count, _query_with(request, state=",".join(states)))
 
 
-def related_or_repeated(tasks: Sequence[Task]) -> list[Task]:
+def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks that share their name with another one.
 
     A task that continues or reruns another one also shares its name, even if the other task is not among these.

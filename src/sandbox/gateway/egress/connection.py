@@ -48,7 +48,7 @@ class EgressConnection:
             self._client.abort()
 
     async def _run_opening(self, opening: Opening) -> Tunnel | Denial:
-        self._client.set_timeout(limits.HEAD_SECONDS)
+        self._client.set_timeout(limits.HEAD_TIMEOUT_SECONDS)
         while True:
             data = await self._client.read()
             outcome = await self._queues.run(self._queues.low_priority, partial(opening.client_data_received, data))
@@ -58,7 +58,7 @@ class EgressConnection:
     async def _dial(self, tunnel: Tunnel) -> Stream | Denial | None:
         # The timeout includes the wait for connections queued before this one.
         waiting_seconds = limits.CONNECTIONS_MAX / limits.HOST_CONNECTIONS_PER_SECOND
-        self._client.set_timeout(waiting_seconds + limits.CONNECT_SECONDS + 2 * limits.LOOKUP_SECONDS)
+        self._client.set_timeout(waiting_seconds + limits.CONNECT_TIMEOUT_SECONDS + 2 * limits.LOOKUP_TIMEOUT_SECONDS)
         host, port = tunnel.host.lower(), tunnel.port  # as in denial reports
         try:
             return await self._dialer.dial(host, port)
@@ -77,7 +77,7 @@ class EgressConnection:
 
     async def _send_and_linger(self, response: bytes) -> None:
         """Send the response, then read and discard the client's remaining data: a reset would lose the response."""
-        self._client.set_timeout(limits.LINGER_SECONDS)
+        self._client.set_timeout(limits.LINGER_TIMEOUT_SECONDS)
         self._client.write(response)
         self._client.write_eof()
         while await self._client.read():
@@ -134,11 +134,11 @@ class EgressConnection:
         self._is_half_closed = True
         self._reset_timeouts(host_stream)
         if stream_filter.is_done:
-            self._client.set_timeout(limits.LINGER_SECONDS)
+            self._client.set_timeout(limits.LINGER_TIMEOUT_SECONDS)
         if self._client.is_closing:
             host_stream.abort()
 
     def _reset_timeouts(self, host_stream: Stream) -> None:
-        seconds = limits.HALF_CLOSED_SECONDS if self._is_half_closed else limits.TUNNEL_IDLE_SECONDS
+        seconds = limits.HALF_CLOSED_TIMEOUT_SECONDS if self._is_half_closed else limits.TUNNEL_IDLE_TIMEOUT_SECONDS
         self._client.set_timeout(seconds)
         host_stream.set_timeout(seconds)

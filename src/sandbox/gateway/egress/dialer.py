@@ -136,7 +136,7 @@ class PublicDialer:
         While none are known, every dial fails, because no host can be distinguished from the model.
         """
         now = asyncio.get_running_loop().time()
-        if now - self._model_resolved_at < limits.MODEL_LOOKUP_SECONDS:
+        if now - self._model_resolved_at < limits.MODEL_LOOKUP_INTERVAL_SECONDS:
             return
         try:
             self._model_addresses.update(await self._resolve_host(self._model_host))
@@ -150,11 +150,13 @@ class PublicDialer:
         with suppress(ValueError):
             return [unmap_ipv4(ip_address(host))]
         try:
-            async with asyncio.timeout(limits.LOOKUP_SECONDS):
+            async with asyncio.timeout(limits.LOOKUP_TIMEOUT_SECONDS):
                 await self._lookups.acquire()
                 return _sort_ipv4_first(await run_in_daemon_thread(partial(_resolve, host), self._lookups.release))
         except TimeoutError:
-            raise HostUnreachableError(504, f"{host} was not resolved within {limits.LOOKUP_SECONDS:.0f} s.") from None
+            raise HostUnreachableError(
+                504, f"{host} was not resolved within {limits.LOOKUP_TIMEOUT_SECONDS:.0f} s."
+            ) from None
         except (OSError, UnicodeError):
             raise HostUnreachableError(502, f"{host} does not resolve.") from None
 
@@ -162,7 +164,7 @@ class PublicDialer:
 async def _connect(connections: OutboundConnections, host: str, port: int, addresses: list[Address]) -> Stream:
     for address in addresses:
         with suppress(OSError):  # TimeoutError included
-            async with asyncio.timeout(limits.CONNECT_SECONDS / len(addresses)):
+            async with asyncio.timeout(limits.CONNECT_TIMEOUT_SECONDS / len(addresses)):
                 return await connections.open(str(address), port)
     raise HostUnreachableError(502, f"{host}:{port} does not respond.")
 

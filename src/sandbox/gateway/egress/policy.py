@@ -11,9 +11,9 @@ from sandbox.gateway.event_reporter import printable_host
 from sandbox.model.egress import EgressRules, ends_in_number
 
 HTTP_PORT, HTTPS_PORT = 80, 443
-ISOLATED = "vm.network_mode is isolated: only the model is reachable."
-NO_HOSTS = "vm.allowed_hosts is empty: only the model is reachable."
-NOT_PUBLIC = "it is not a public host name."
+ISOLATED_DENY_REASON = "vm.network_mode is isolated: only the model is reachable."
+NO_HOSTS_DENY_REASON = "vm.allowed_hosts is empty: only the model is reachable."
+NOT_PUBLIC_DENY_REASON = "it is not a public host name."
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 
 
@@ -46,7 +46,7 @@ class EgressPolicy:
     def deny_reason(self, host: str, port: int) -> str | None:
         """Return why the host and port are denied, or None if they are allowed."""
         if self._rules.is_isolated:
-            return NO_HOSTS if self._rules.is_outbound else ISOLATED
+            return NO_HOSTS_DENY_REASON if self._rules.is_outbound else ISOLATED_DENY_REASON
         if normalize_host(host) == self._model_host:
             return "the model is reachable only at the gateway's address."
         if not 1 <= port <= 65535:
@@ -54,7 +54,7 @@ class EgressPolicy:
         if ends_in_number(host) or ":" in host:
             return self._address_deny_reason(host)
         if not self.allows_host(host):
-            return NOT_PUBLIC if self._rules.is_unrestricted else "vm.allowed_hosts does not list it."
+            return NOT_PUBLIC_DENY_REASON if self._rules.is_unrestricted else "vm.allowed_hosts does not list it."
         return None if self._rules.allows(host, port) else "vm.allowed_hosts does not list it at this port."
 
     def _address_deny_reason(self, host: str) -> str | None:

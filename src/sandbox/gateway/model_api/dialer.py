@@ -116,14 +116,13 @@ class UpstreamDialer:
         upstream = self.upstream
         tls = self._tls_context() if upstream.is_tls else None
         try:
-            async with asyncio.timeout(limits.CONNECT_SECONDS):
+            async with asyncio.timeout(limits.CONNECT_TIMEOUT_SECONDS):
                 stream = await self._connections.open(
                     upstream.host, upstream.port, tls=tls, read_ahead_bytes=_READ_AHEAD_BYTES
                 )
         except TimeoutError:
-            message = (
-                f"The model at {upstream.address} did not accept a connection within {limits.CONNECT_SECONDS:.0f} s."
-            )
+            seconds = f"{limits.CONNECT_TIMEOUT_SECONDS:.0f}"
+            message = f"The model at {upstream.address} did not accept a connection within {seconds} s."
             raise UpstreamUnreachableError(504, message) from None
         except OSError as error:
             reason = error.strerror or type(error).__name__
@@ -137,7 +136,7 @@ class UpstreamDialer:
 
     async def _wait_for_lease(self) -> None:
         try:
-            async with asyncio.timeout(limits.HOLD_SECONDS):
+            async with asyncio.timeout(limits.HOLD_TIMEOUT_SECONDS):
                 await self._connections.wait_until_allowed()
         except TimeoutError:
             raise UpstreamUnreachableError(503, LEASE_EXPIRED_MESSAGE) from None

@@ -24,9 +24,9 @@ from sandbox.model.manifest.schema import AgentSection, Manifest, declare_manife
 from sandbox.model.manifest.validation import Validator, without_nulls
 from sandbox.model.manifest.yaml import read_yaml
 
-__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "parse_record", "read_document", "validate_document"]
+__all__ = ["FieldError", "InvalidManifestError", "parse_manifest", "parse_object", "read_document", "validate_document"]
 
-RecordT = TypeVar("RecordT")
+ObjectT = TypeVar("ObjectT")
 
 SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The built-in profiles. The empty values mean that each of them is usable."""
@@ -76,7 +76,7 @@ def validate_document(
     ]
     agent = agents[kinds[0] if kinds else _probable_kind(document.data, agents)]
     validator = _manifest_validator(((agent.kind, agent.section),))
-    data = without_nulls(document.data, validator.record_type)
+    data = without_nulls(document.data, validator.object_type)
     extra_sections = [RuleViolation((key,), "format", f"cannot be given with {kinds[0]}") for key in kinds[1:]]
     for key in kinds[1:]:
         del data[key]
@@ -99,11 +99,11 @@ def _manifest_validator(sections: tuple[tuple[str, Any], ...]) -> Validator[Any]
 
 
 @cache
-def _record_validator(record_type: Any) -> Validator[Any]:
-    return Validator(record_type)
+def _object_validator(object_type: Any) -> Validator[Any]:
+    return Validator(object_type)
 
 
-def parse_record(body: bytes, record_type: type[RecordT], defaults: Mapping[str, Any] | None = None) -> RecordT:
+def parse_object(body: bytes, object_type: type[ObjectT], defaults: Mapping[str, Any] | None = None) -> ObjectT:
     """Parse a JSON object into a dataclass with `FORBID_EXTRA`. An empty body is an empty object.
 
     defaults: values of absent fields. Raises InvalidParameterError with all errors.
@@ -115,7 +115,7 @@ def parse_record(body: bytes, record_type: type[RecordT], defaults: Mapping[str,
     except InvalidManifestError as error:
         raise InvalidParameterError(error.errors) from None
     data = {**(defaults or {}), **document.data}
-    validator: Validator[RecordT] = _record_validator(cast("Hashable", record_type))
+    validator: Validator[ObjectT] = _object_validator(cast("Hashable", object_type))
     result = validator.validate(data)
     violations = result if isinstance(result, list) else []
     errors = [*document.errors, *_to_field_errors(document, violations, [])]

@@ -17,22 +17,22 @@ from sandbox.model.errors import FieldPath, RuleName, closest_name
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.manifest.rules import RuleViolation
 
-RecordT = TypeVar("RecordT")
+ObjectT = TypeVar("ObjectT")
 
 
-class Validator(Generic[RecordT]):
+class Validator(Generic[ObjectT]):
     """Validates plain data against a dataclass with `FORBID_EXTRA`."""
 
-    def __init__(self, record_type: type[RecordT]) -> None:
-        self.record_type = record_type
-        self._adapter = TypeAdapter(record_type)
+    def __init__(self, object_type: type[ObjectT]) -> None:
+        self.object_type = object_type
+        self._adapter = TypeAdapter(object_type)
 
-    def validate(self, data: dict[str, Any]) -> RecordT | list[RuleViolation]:
+    def validate(self, data: dict[str, Any]) -> ObjectT | list[RuleViolation]:
         """Return the record, or the list of all violations."""
         try:
             return self._adapter.validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            violations = [describe_violation(each, self.record_type) for each in error.errors(include_url=False)]
+            violations = [describe_violation(each, self.object_type) for each in error.errors(include_url=False)]
             return self._merge_misspelled(violations)
 
     def _merge_misspelled(self, violations: list[RuleViolation]) -> list[RuleViolation]:
@@ -88,13 +88,13 @@ class _Failure(NamedTuple):
 
     path: FieldPath
     error: ErrorDetails
-    record_type: Any
+    object_type: Any
 
 
-def describe_violation(error: ErrorDetails, record_type: Any = None) -> RuleViolation:
-    """Describe an error that pydantic found. record_type: the dataclass, for suggestions of field names."""
+def describe_violation(error: ErrorDetails, object_type: Any = None) -> RuleViolation:
+    """Describe an error that pydantic found. object_type: the dataclass, for suggestions of field names."""
     path = tuple(part for part in error["loc"] if part != "[key]")
-    failure = _Failure(path, error, record_type)
+    failure = _Failure(path, error, object_type)
     for pattern, rule, format_message in _MESSAGES:
         if re.fullmatch(pattern, error["type"]):
             return RuleViolation(path, rule, format_message(failure), _suggestion(failure))
@@ -107,7 +107,7 @@ def _suggestion(failure: _Failure) -> str | None:
         offered = _offered_values(error)
         return closest_name(str(error["input"]), offered) if len(offered) > 1 else None
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return _closest_field(failure.path, failure.record_type)
+        return _closest_field(failure.path, failure.object_type)
     if (form := _format_of_number(failure)) is not None:
         return form.suggest(str(error["input"]))
     suggestion = error.get("ctx", {}).get("suggestion")
@@ -116,7 +116,7 @@ def _suggestion(failure: _Failure) -> str | None:
 
 def _format_of_number(failure: _Failure) -> Format | None:
     """Return the format of a field with a number instead of text, if the number as text has a wrong format too."""
-    value, dataclass_type = failure.error["input"], _type_at(failure.path[:-1], failure.record_type)
+    value, dataclass_type = failure.error["input"], _type_at(failure.path[:-1], failure.object_type)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if failure.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):
         return None
@@ -132,15 +132,15 @@ def _field_formats(dataclass_type: Any) -> dict[str, Format]:
     return {name: each for name, parts in metadata.items() for each in parts if isinstance(each, Format)}
 
 
-def _closest_field(path: FieldPath, record_type: Any) -> str | None:
+def _closest_field(path: FieldPath, object_type: Any) -> str | None:
     """Return the known field whose name resembles that of an unknown field, or None."""
-    dataclass_type = _type_at(path[:-1], record_type)
+    dataclass_type = _type_at(path[:-1], object_type)
     return closest_name(str(path[-1]), _field_types(dataclass_type)) if _is_dataclass_type(dataclass_type) else None
 
 
-def _type_at(path: FieldPath, record_type: Any) -> Any:
+def _type_at(path: FieldPath, object_type: Any) -> Any:
     """Return the declared type of the value at a path."""
-    kind: Any = record_type
+    kind: Any = object_type
     for part in path:
         kind = _field_types(kind).get(str(part)) if _is_dataclass_type(kind) else _item_type(kind)
     return kind

@@ -15,7 +15,11 @@ from sandbox.interfaces.gateway import Gateway, GatewayFactory
 from sandbox.interfaces.runtime import ExitStatus, Stats
 from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
-from sandbox.model.fixed_limits import METRICS_INTERVAL_SECONDS, METRICS_INTERVAL_SECONDS_MIN, SANDBOX_START_SECONDS
+from sandbox.model.fixed_limits import (
+    METRICS_INTERVAL_SECONDS,
+    METRICS_INTERVAL_SECONDS_MIN,
+    SANDBOX_START_TIMEOUT_SECONDS,
+)
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.model.task import cut_final_message
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
@@ -295,7 +299,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         """
         command = self.provisioned.launch_spec.command
         try:
-            async with asyncio.timeout(SANDBOX_START_SECONDS):
+            async with asyncio.timeout(SANDBOX_START_TIMEOUT_SECONDS):
                 if not self.attempt.task.manifest.agent.is_interactive:
                     return *await start_headless_agent(self.provisioned.sandbox, command, self.output), None
                 agent = await start_terminal_agent(self.provisioned.sandbox, command)

@@ -21,7 +21,7 @@ TIER = "namespaces"
 _STRENGTH = 10
 _MEMORY_BYTES = 64 * 1024 * 1024
 
-_ISOLATES = (
+_ISOLATION_NOTES = (
     "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
     "processes, users, host name, IPC and control groups: separate namespaces",
     "network: a separate namespace in which only the gateway listens",
@@ -54,7 +54,13 @@ async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups
         return _failed_probe(_explain_failure(str(error)))
     gaps = (*_GAPS, *(() if os.getuid() == 0 else (_SHARED_UID_GAP,)), *find_limit_gaps(limits))
     return RuntimeProbe(
-        NAME, is_available=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits
+        NAME,
+        is_available=True,
+        tier=TIER,
+        strength=_STRENGTH,
+        isolation_notes=_ISOLATION_NOTES,
+        gaps=gaps,
+        enforced_limits=limits,
     )
 
 

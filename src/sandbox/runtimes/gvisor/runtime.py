@@ -23,7 +23,7 @@ _STRENGTH = 20
 _PROGRAMS = (Path("/usr/bin/runsc"), Path("/usr/local/bin/runsc"))
 _MEMORY_BYTES = 256 * 1024 * 1024
 
-_ISOLATES = (
+_ISOLATION_NOTES = (
     "system calls: handled by gVisor's kernel, a program that may use few system calls of the host",
     "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
     "processes, users, host name, IPC: exist only in gVisor's kernel",
@@ -57,7 +57,13 @@ async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hie
         return _failed_probe(str(error))
     gaps = (*_GAPS, *find_limit_gaps(limits))
     return RuntimeProbe(
-        NAME, is_available=True, tier=TIER, strength=_STRENGTH, isolates=_ISOLATES, gaps=gaps, limits=limits
+        NAME,
+        is_available=True,
+        tier=TIER,
+        strength=_STRENGTH,
+        isolation_notes=_ISOLATION_NOTES,
+        gaps=gaps,
+        enforced_limits=limits,
     )
 
 

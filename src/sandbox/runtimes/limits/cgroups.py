@@ -163,9 +163,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
             unreclaimable_free_slab_bytes=slabs.unreclaimable_free if slabs else None,
             reclaimable_free_slab_bytes=slabs.reclaimable_free if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
-            mapping_link_bytes=slabs.mapping_links if slabs else None,
+            anon_mapping_link_bytes=slabs.mapping_links if slabs else None,
             oom_kills=self.oom_kills(),
-            call_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
+            syscall_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
         )
 
     def file_counts(self) -> FileUsage:

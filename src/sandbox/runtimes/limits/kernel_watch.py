@@ -6,21 +6,21 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from sandbox.model.fixed_limits import (
+    ANON_MAPPING_LINK_BYTES_MAX,
     CACHED_EXTENTS_MAX,
-    CALL_BUFFER_BYTES_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
-    FILE_USAGE_CHECK_SECONDS,
+    FILE_USAGE_CHECK_INTERVAL_SECONDS,
     FREE_SLAB_BYTES_MAX,
-    KERNEL_USAGE_CHECK_SECONDS,
-    MAPPING_LINK_BYTES_MAX,
+    KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
     SHARED_FILE_LOCKS_MAX,
     SOCKETS_MAX,
+    SYSCALL_BUFFER_BYTES_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
@@ -39,9 +39,9 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
-    mapping_link_bytes: memory of the links between anonymous mappings of a process and its ancestors.
+    anon_mapping_link_bytes: memory of the links between anonymous mappings of a process and its ancestors.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
-    call_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
+    syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
     disk_directories: number of directories on the disk; 0 while the disk has few files.
     oom_kills: how many times a process was killed for lack of memory.
@@ -56,14 +56,14 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes_max: int | None = None
-    mapping_link_bytes: int | None = None
+    anon_mapping_link_bytes: int | None = None
     udp_sockets_on_port: int | None = None
-    call_buffer_bytes: int | None = None
+    syscall_buffer_bytes: int | None = None
     cached_extents: int | None = None
     disk_directories: int | None = None
     oom_kills: int = 0
 
-    def find_violation(self) -> str:
+    def find_exceeded_limit(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
         return self._find_socket_violation() or self._find_memory_violation()
 
@@ -106,16 +106,16 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and file "
                 f"names; the limit is {reclaimable_max >> 20} MiB. Close files in the order in which they were created."
             )
-        if self.mapping_link_bytes is not None and self.mapping_link_bytes > MAPPING_LINK_BYTES_MAX:
+        if self.anon_mapping_link_bytes is not None and self.anon_mapping_link_bytes > ANON_MAPPING_LINK_BYTES_MAX:
             return (
-                f"The kernel held {self.mapping_link_bytes >> 20} MiB to link mappings of the sandbox's processes with "
-                f"those of their parents; the limit is {MAPPING_LINK_BYTES_MAX >> 20} MiB. Split fewer mappings, or "
-                "start fewer generations of processes."
+                f"The kernel held {self.anon_mapping_link_bytes >> 20} MiB to link mappings of the sandbox's processes "
+                f"with those of their parents; the limit is {ANON_MAPPING_LINK_BYTES_MAX >> 20} MiB. Split fewer "
+                "mappings, or start fewer generations of processes."
             )
-        if self.call_buffer_bytes is not None and self.call_buffer_bytes > CALL_BUFFER_BYTES_MAX:
+        if self.syscall_buffer_bytes is not None and self.syscall_buffer_bytes > SYSCALL_BUFFER_BYTES_MAX:
             return (
-                f"The kernel held {self.call_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys or "
-                "sent netlink requests; use smaller buffers, or fewer threads."
+                f"The kernel held {self.syscall_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys "
+                "or sent netlink requests; use smaller buffers, or fewer threads."
             )
         if self.cached_extents is not None and self.cached_extents > CACHED_EXTENTS_MAX:
             return (
@@ -152,7 +152,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     epoll_entries: int = 0
     was_cut_short: bool = False
 
-    def find_violation(self) -> str:
+    def find_exceeded_limit(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
         if self.open_files is not None and self.open_files > OPEN_FILES_OF_SANDBOX_MAX:
             return (
@@ -188,7 +188,7 @@ loop stops, for example because the machine is suspended, that counts as one wai
 """
 
 
-async def wait_for_violation(
+async def wait_for_exceeded_limit(
     kernel_usage: Callable[[], Awaitable[KernelUsage]],
     file_counts: Callable[[], Awaitable[FileUsage]],
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
@@ -198,9 +198,9 @@ async def wait_for_violation(
     Measuring one kind may take a long time and must not delay the others.
     """
     return await run_until_first_complete(
-        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_SECONDS),
-        _poll_for_violation(file_counts, FILE_USAGE_CHECK_SECONDS),
-        _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_SECONDS),
+        _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS),
+        _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS),
+        _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),
     )
 
 
@@ -209,7 +209,7 @@ async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | File
     while True:
         started_at = loop.time()
         usage = await _measure_in_time(measure)
-        violation = _NOT_MEASURED if usage is None else usage.find_violation()
+        violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
         if violation:
             return violation
         await asyncio.sleep(max(seconds, min(_PAUSE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))

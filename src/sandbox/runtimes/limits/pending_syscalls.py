@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.fixed_limits import CALL_BUFFER_BYTES_MAX, OPEN_FILES_GROWTH_MAX
+from sandbox.model.fixed_limits import OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.kernel_usage import list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
@@ -120,7 +120,7 @@ def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> 
     """
     request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
-    threads_min = CALL_BUFFER_BYTES_MAX // max(_SETTING_BUFFER_BYTES, request_bytes)
+    threads_min = SYSCALL_BUFFER_BYTES_MAX // max(_SETTING_BUFFER_BYTES, request_bytes)
     if sum(len(one.threads) for one in processes) <= threads_min:
         return 0
     return sum(one.sum_buffers() for one in processes)
@@ -201,4 +201,4 @@ class SyscallBufferMeter:
             return None
         self._lowest = total if self._lowest is None else min(total, self._lowest)
         growth = total - self._lowest
-        return min(growth, self._sum_buffers(process_ids())) if growth > CALL_BUFFER_BYTES_MAX else 0
+        return min(growth, self._sum_buffers(process_ids())) if growth > SYSCALL_BUFFER_BYTES_MAX else 0

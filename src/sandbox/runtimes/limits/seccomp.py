@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sandbox.model.fixed_limits import SOCKETS_MAX
-from sandbox.runtimes.limits import allowed_arguments
+from sandbox.runtimes.limits import allowed_sockopts_and_ioctls
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALLOWED_FAMILIES = (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)
@@ -333,14 +333,14 @@ def _refuse_extent_walks(architecture: Architecture) -> list[bytes]:
 
 def _restrict_requests(call: int, *, allows_kvm: bool) -> list[bytes]:
     """Allow only the listed ioctl requests. Others fail as on a kernel without them."""
-    mask, kvm_type = allowed_arguments.REQUEST_TYPE_MASK, allowed_arguments.KVM_REQUEST_TYPE
+    mask, kvm_type = allowed_sockopts_and_ioctls.IOCTL_TYPE_MASK, allowed_sockopts_and_ioctls.KVM_IOCTL_TYPE
     kvm = [_instruction(_AND, mask), *_refuse_unless_in((kvm_type,), errno.ENOTTY)]
     rules = [
-        *_skip_unless_in(allowed_arguments.DENIED_REQUESTS, [_return_errno(errno.EPERM)]),
-        *_skip_unless_in(allowed_arguments.IGNORED_REQUESTS, [_return_errno(0)]),
+        *_skip_unless_in(allowed_sockopts_and_ioctls.DENIED_IOCTLS, [_return_errno(errno.EPERM)]),
+        *_skip_unless_in(allowed_sockopts_and_ioctls.IGNORED_IOCTLS, [_return_errno(0)]),
     ]
     others = kvm if allows_kvm else [_return_errno(errno.ENOTTY)]
-    return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(allowed_arguments.ALLOWED_REQUESTS, others)])
+    return _for_call(call, [_load(_ARG1), *rules, *_skip_if_in(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS, others)])
 
 
 def _refuse_file_signals(architecture: Architecture) -> list[bytes]:
@@ -514,8 +514,8 @@ def _restrict_socket_use(architecture: Architecture) -> list[bytes]:
 def _restrict_socket_options(call: int) -> list[bytes]:
     """Let ignored options succeed without effect, and report unlisted levels and options as unsupported."""
     levels: list[bytes] = []
-    for level, options in allowed_arguments.ALLOWED_OPTIONS.items():
-        ignored = allowed_arguments.IGNORED_OPTIONS.get(level, ())
+    for level, options in allowed_sockopts_and_ioctls.ALLOWED_SOCKOPTS.items():
+        ignored = allowed_sockopts_and_ioctls.IGNORED_SOCKOPTS.get(level, ())
         rules = [_load(_ARG2), *(_skip_unless_in(ignored, [_return_errno(0)]) if ignored else ())]
         rules += [*_refuse_unless_in(sorted(options), errno.ENOPROTOOPT), _return(_ALLOW)]
         levels += _skip_unless_in((level,), rules)

@@ -34,7 +34,7 @@ _KVM_REQUIRED = (
     "KVM does not work, so every instruction would be emulated; select the runtime explicitly: --runtime qemu."
 )
 
-_ISOLATES = (
+_ISOLATION_NOTES = (
     "kernel: a separate one; the host's is reachable only through QEMU and virtiofsd",
     "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
     "network: only QEMU's, which connects only to the gateway",
@@ -88,9 +88,9 @@ async def probe_qemu(
         is_available=True,
         tier=TIER,
         strength=_STRENGTH,
-        isolates=_ISOLATES,
+        isolation_notes=_ISOLATION_NOTES,
         gaps=(*_GAPS, *(() if has_kvm else (_EMULATION_GAP,)), *find_limit_gaps(limits)),
-        limits=limits,
+        enforced_limits=limits,
         is_explicit_only=not has_kvm,
     )
 

@@ -33,7 +33,7 @@ from sandbox.runtimes.launcher_client import (
     wait_for_exit,
 )
 from sandbox.runtimes.limits.cgroups import ControlGroup
-from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
 from sandbox.runtimes.qemu.command_lines import QemuDescriptors
@@ -162,9 +162,9 @@ class QemuSandbox:
         """Return the command's exit status when all of the guest's processes have ended."""
         return await asyncio.shield(self._watch_exit())
 
-    async def wait_for_violation(self) -> str:
-        """Poll the usage of the sandbox; see `Sandbox.wait_for_violation`."""
-        return await wait_for_violation(self.kernel_usage, self.file_counts, self.detailed_file_usage)
+    async def wait_for_exceeded_limit(self) -> str:
+        """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
+        return await wait_for_exceeded_limit(self.kernel_usage, self.file_counts, self.detailed_file_usage)
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""

@@ -8,7 +8,11 @@ from pathlib import Path
 
 from sandbox.interfaces.disks import DiskReserve, MeasureDiskSpace
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
-from sandbox.model.fixed_limits import DISK_SPACE_CHECK_SECONDS, SERVER_RESERVE_BYTES, WATERMARK_HYSTERESIS_FACTOR
+from sandbox.model.fixed_limits import (
+    DISK_SPACE_CHECK_INTERVAL_SECONDS,
+    SERVER_RESERVE_BYTES,
+    WATERMARK_HYSTERESIS_FACTOR,
+)
 
 _log = logging.getLogger(__name__)
 _UNKNOWN_SPACE = DiskSpace(0, 0)
@@ -30,7 +34,7 @@ class DiskMonitor:
         """Check periodically. on_space_freed: called when new tasks no longer need to wait."""
         while True:
             was_short = self.check() is not None
-            await asyncio.sleep(DISK_SPACE_CHECK_SECONDS)
+            await asyncio.sleep(DISK_SPACE_CHECK_INTERVAL_SECONDS)
             if was_short and self.check() is None:
                 on_space_freed()
 

@@ -10,7 +10,7 @@ from sandbox.model.fixed_limits import (
     CLOCK_JUMP_SECONDS,
     CLOCK_TRUST_SECONDS,
     JANITOR_INTERVAL_SECONDS,
-    PERIODIC_JOB_SECONDS,
+    PERIODIC_JOB_TIMEOUT_SECONDS,
 )
 
 _log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Janitor:
         """Run every job once. Failures are only logged."""
         for job in self._jobs:
             try:
-                async with asyncio.timeout(PERIODIC_JOB_SECONDS):
+                async with asyncio.timeout(PERIODIC_JOB_TIMEOUT_SECONDS):
                     await job.run()
             except Exception as error:
                 reason = str(error) or type(error).__name__

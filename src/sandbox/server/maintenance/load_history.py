@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.tasks import HostLoad, LoadSample, MeasureHostLoad
-from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS, LOAD_SAMPLES_MAX
+from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS, LOAD_SAMPLES_MAX
 from sandbox.server.dispatcher import Dispatcher
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.tracked_task import TrackedTask
@@ -45,7 +45,7 @@ class LoadHistory:
                 self.add_sample()
             except (OSError, ValueError) as error:
                 _log.warning("The load of the host cannot be measured: %s", error)
-            await asyncio.sleep(LOAD_SAMPLE_SECONDS)
+            await asyncio.sleep(LOAD_SAMPLE_INTERVAL_SECONDS)
 
     def add_sample(self) -> None:
         """Measure the host and count the tasks. Raises OSError, ValueError."""

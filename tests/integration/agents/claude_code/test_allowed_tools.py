@@ -12,8 +12,8 @@ import pytest
 from doubles import mcp_token_server
 from doubles.claude_on_host import SESSION_ID, ClaudeOnHost, manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
+from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
-from sandbox.agents.claude_code.section import McpConfig, McpServer
 from sandbox.demo.model_script import Fault, Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
 from sandbox.interfaces.agent import AgentReady

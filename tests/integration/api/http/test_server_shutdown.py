@@ -40,7 +40,7 @@ async def test_shutdown_closes_twenty_streams_in_time(running_api, until):
                 started = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
                 await asyncio.wait_for(api.serving, 10)
-                assert time.monotonic() - started < fixed_limits.SHUTDOWN_SECONDS
+                assert time.monotonic() - started < fixed_limits.SHUTDOWN_TIMEOUT_SECONDS
             # The responses are complete but have no `end` event: the task continues, and clients may reconnect.
             for text in await asyncio.gather(*logs):
                 assert "event: state_change" in text
@@ -67,7 +67,7 @@ async def test_stalled_client_does_not_delay_shutdown(running_api, until):
         plain = socket.create_connection(("127.0.0.1", api.port))
         plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await until(lambda: api.tasks.open_followers == 1)
-        assert await api.stop() < fixed_limits.SHUTDOWN_SECONDS
+        assert await api.stop() < fixed_limits.SHUTDOWN_TIMEOUT_SECONDS
         stalled.close()
         plain.close()
 

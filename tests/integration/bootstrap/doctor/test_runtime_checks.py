@@ -95,7 +95,9 @@ def test_emulation_is_not_used_by_default(tmp_path, requested):
     ],
 )
 def test_enforced_and_unenforced_limits_are_listed(tmp_path, monkeypatch, limits, findings):
-    probe = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", strength=10, limits=frozenset(limits))
+    probe = RuntimeProbe(
+        "bubblewrap", is_available=True, tier="namespaces", strength=10, enforced_limits=frozenset(limits)
+    )
 
     async def choose(*_):
         return RuntimeChoice(probe, [probe])

@@ -83,7 +83,7 @@ SMUGGLED = b" GET  *\r\nHost: evil.example"
 def test_end_of_stream_is_not_forwarded_after_denied_or_unsearched_data(monkeypatch, ends_by, sent, ending):
     endings, rules = [], GatewayRules(egress=EgressRules((EgressRule(HOST, (8080,)),), is_outbound=True))
     if ends_by == "timeout":
-        monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.5)
+        monkeypatch.setattr(limits, "TUNNEL_IDLE_TIMEOUT_SECONDS", 0.5)
 
     async def record_ending(reader, _):
         try:
@@ -112,7 +112,7 @@ def test_end_of_stream_is_not_forwarded_after_denied_or_unsearched_data(monkeypa
 
 
 def test_idle_tunnel_is_closed(monkeypatch):
-    monkeypatch.setattr(limits, "TUNNEL_IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "TUNNEL_IDLE_TIMEOUT_SECONDS", 0.2)
     ended = asyncio.Event()
 
     async def silent(reader, _):
@@ -190,7 +190,7 @@ def test_local_addresses_are_recognized():
 
 
 def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
-    monkeypatch.setattr(limits, "LOOKUP_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "LOOKUP_TIMEOUT_SECONDS", 0.2)
     hung = threading.Event()
 
     async def scenario():
@@ -307,7 +307,7 @@ def test_refusal_is_not_sent_after_data_of_the_host(monkeypatch, greeting):
 
 @pytest.mark.parametrize("first_end", ["client", "host"])
 def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end):
-    monkeypatch.setattr(limits, "HALF_CLOSED_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "HALF_CLOSED_TIMEOUT_SECONDS", 0.2)
     never_set = asyncio.Event()
 
     async def silent(_, writer):
@@ -343,7 +343,7 @@ def test_hosts_are_not_dialed_while_the_models_name_is_unresolved(monkeypatch):
 
 
 def test_former_address_of_the_model_is_not_dialed(monkeypatch):
-    monkeypatch.setattr(limits, "MODEL_LOOKUP_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "MODEL_LOOKUP_INTERVAL_SECONDS", 0.0)
 
     async def scenario():
         names = {"model.example": ("8.8.4.4", "8.8.4.6")}

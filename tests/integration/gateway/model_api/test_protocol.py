@@ -143,7 +143,7 @@ def test_closed_idle_upstream_connection_is_redialed():
 
 
 def test_idle_upstream_connection_is_closed_after_a_timeout(monkeypatch):
-    monkeypatch.setattr(limits, "UPSTREAM_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "UPSTREAM_IDLE_TIMEOUT_SECONDS", 0.1)
 
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url) as served:
@@ -228,7 +228,7 @@ def test_unreachable_model_returns_an_error_and_is_reported_once():
 
 
 def test_model_without_a_response_times_out(monkeypatch):
-    monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "UPSTREAM_TIMEOUT_SECONDS", 0.2)
 
     async def scenario():
         script = SteppedUpstream()
@@ -241,7 +241,7 @@ def test_model_without_a_response_times_out(monkeypatch):
 
 
 def test_model_that_does_not_accept_connections_times_out(monkeypatch):
-    monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "CONNECT_TIMEOUT_SECONDS", 0.2)
 
     async def scenario():
         full_listener = socket.create_server(("127.0.0.1", 0), backlog=0)

@@ -72,7 +72,7 @@ def test_request_with_wrong_key_is_refused_immediately():
 
 
 def test_held_request_times_out_and_can_be_retried(monkeypatch):
-    monkeypatch.setattr(limits, "HOLD_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "HOLD_TIMEOUT_SECONDS", 0.2)
 
     async def scenario():
         async with scripted_upstream(respond) as upstream, served_gateway(upstream.base_url, HELD) as served:

@@ -59,7 +59,7 @@ async def client_with_request(served: ServedGateway) -> socket.socket:
 
 @pytest.mark.parametrize("script", [stream, respond_with_json])
 def test_unread_response_is_metered_to_its_end(monkeypatch, script):
-    monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "CLIENT_STALL_TIMEOUT_SECONDS", 0.2)
 
     async def scenario():
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url, BUDGET) as served:
@@ -72,7 +72,7 @@ def test_unread_response_is_metered_to_its_end(monkeypatch, script):
 
 
 def test_slow_reads_do_not_delay_metering(monkeypatch):
-    monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.3)
+    monkeypatch.setattr(limits, "CLIENT_STALL_TIMEOUT_SECONDS", 0.3)
 
     async def scenario():
         loop = asyncio.get_running_loop()
@@ -97,7 +97,7 @@ def test_slow_reads_do_not_delay_metering(monkeypatch):
 
 @pytest.mark.parametrize("rules", [BUDGET, GatewayRules()])
 def test_client_that_pauses_within_its_timeout_receives_the_full_response(monkeypatch, rules):
-    monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 1.0)
+    monkeypatch.setattr(limits, "UPSTREAM_TIMEOUT_SECONDS", 1.0)
 
     async def scenario():
         loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ def test_client_that_pauses_within_its_timeout_receives_the_full_response(monkey
 
 
 def test_slow_client_without_a_budget_has_no_stall_timeout(monkeypatch):
-    monkeypatch.setattr(limits, "CLIENT_STALL_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "CLIENT_STALL_TIMEOUT_SECONDS", 0.05)
 
     async def scenario():
         async with scripted_upstream(stream) as upstream, served_gateway(upstream.base_url) as served:
@@ -128,7 +128,7 @@ def test_slow_client_without_a_budget_has_no_stall_timeout(monkeypatch):
 
 
 def test_timed_out_request_is_charged_with_its_upper_bound(monkeypatch):
-    monkeypatch.setattr(limits, "UPSTREAM_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "UPSTREAM_TIMEOUT_SECONDS", 0.2)
 
     async def never_respond(request, _):
         await request.reader.read()

@@ -208,7 +208,7 @@ async def _violation_of(
     monkeypatch.setattr(kernel_watch, "DISK_DIRECTORIES_MAX", 1000)
     monkeypatch.setattr(sandbox, "DirectoryMeter", lambda disk: DirectoryMeter(disk, files_min=1000))
     async with ready_sandbox(runtime, disk) as started:
-        violation = asyncio.create_task(started.wait_for_violation())
+        violation = asyncio.create_task(started.wait_for_exceeded_limit())
         command = Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin:/bin"}, "/workspace")
         output, _ = await started.start(command)
         text = await read_until(output, b"made")

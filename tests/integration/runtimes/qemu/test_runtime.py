@@ -206,10 +206,10 @@ async def test_guest_with_many_connections_works_up_to_the_limit(
         output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
         if exceeds:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                assert "sockets; the limit is" in await sandbox.wait_for_violation()
+                assert "sockets; the limit is" in await sandbox.wait_for_exceeded_limit()
         else:
             await read_until(output, b"alive 20")
             usage = await sandbox.kernel_usage()
             assert usage.sockets is not None
             assert usage.sockets > flows
-            assert usage.find_violation() == ""
+            assert usage.find_exceeded_limit() == ""

@@ -112,7 +112,7 @@ def test_count_limit_and_short_ttl_do_not_need_a_trusted_clock(components):
 
 
 async def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
-    monkeypatch.setattr("sandbox.server.maintenance.janitor.PERIODIC_JOB_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.maintenance.janitor.PERIODIC_JOB_TIMEOUT_SECONDS", 0.05)
     completed = []
 
     async def failing():

@@ -7,7 +7,7 @@ import pytest
 
 from doubles.claude_on_host import manifest
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver, encode_prompt
-from sandbox.agents.claude_code.section import McpConfig, McpServer
+from sandbox.agents.claude_code.manifest_section import McpConfig, McpServer
 
 COMMANDS = ["/clear", "/compact", "/init now", "/nope", " /clear", " /compact"]
 COMMANDS_AFTER_BLANKS = [

@@ -11,7 +11,7 @@ from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.dashboard.pages import server
 from sandbox.interfaces.tasks import LoadSample
-from sandbox.model.fixed_limits import LOAD_SAMPLE_SECONDS
+from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
 
 
 @pytest.mark.parametrize(("count", "is_marked_partial"), [(2, False), (3, True)])
@@ -33,7 +33,7 @@ def load_sample(second: int, **fields: int) -> LoadSample:
 def test_only_load_samples_after_the_given_time_are_sent(pages):
     pages.tasks.samples = [load_sample(10, running=3), load_sample(25, running=4)]
     body = pages.get("/server/load").json()
-    assert body["interval_seconds"] == LOAD_SAMPLE_SECONDS
+    assert body["interval_seconds"] == LOAD_SAMPLE_INTERVAL_SECONDS
     assert [(sample["at"], sample["running"], sample["cpu_percent"]) for sample in body["samples"]] == [
         (10_000, 3, None),
         (25_000, 4, None),

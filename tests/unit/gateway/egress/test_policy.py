@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from doubles.remote_host import client_hello
 from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import ISOLATED, Denial, EgressPolicy, InspectingFilter, Tunnel
+from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, Denial, EgressPolicy, InspectingFilter, Tunnel
 from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
@@ -330,7 +330,7 @@ def test_isolated_policy_denies_every_request_and_reports_its_host():
     ]
     for opening, data in requests:
         denial = expect_denial(opening.client_data_received(data))
-        assert (denial.host, denial.reason) == (HOST, ISOLATED)
+        assert (denial.host, denial.reason) == (HOST, ISOLATED_DENY_REASON)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,14 @@
 import pytest
 
 from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import ISOLATED, NOT_PUBLIC, Denial, EgressPolicy, Tunnel, is_host_name
+from sandbox.gateway.egress.policy import (
+    ISOLATED_DENY_REASON,
+    NOT_PUBLIC_DENY_REASON,
+    Denial,
+    EgressPolicy,
+    Tunnel,
+    is_host_name,
+)
 from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.model.egress import EgressRule, EgressRules
 
@@ -47,7 +54,7 @@ MALFORMED_NAMES = [
 def test_malformed_name_is_denied_even_if_a_wildcard_matches(name):
     assert not ALLOW_LIST.allows_host(name)
     assert ALLOW_LIST.deny_reason(name, 443) == "vm.allowed_hosts does not list it."
-    assert FULL.deny_reason(name, 443) == NOT_PUBLIC
+    assert FULL.deny_reason(name, 443) == NOT_PUBLIC_DENY_REASON
     assert ALLOW_LIST.name_deny_reason(name) == "vm.allowed_hosts does not list it."
 
 
@@ -84,8 +91,8 @@ def test_listed_host_is_allowed_only_on_its_listed_ports():
 def test_name_deny_reason_explains_why_a_name_is_not_resolved():
     assert ALLOW_LIST.name_deny_reason("files.example.org") == "too many names were resolved."
     assert ALLOW_LIST.name_deny_reason("other.example") == "vm.allowed_hosts does not list it."
-    assert FULL.name_deny_reason("printer.local") == NOT_PUBLIC
-    assert EgressPolicy(EgressRules(), MODEL).name_deny_reason("files.example.org") == ISOLATED
+    assert FULL.name_deny_reason("printer.local") == NOT_PUBLIC_DENY_REASON
+    assert EgressPolicy(EgressRules(), MODEL).name_deny_reason("files.example.org") == ISOLATED_DENY_REASON
 
 
 def test_ip_address_is_not_resolved_as_a_name():

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import encode_json, parse_manifest, to_builtins
-from sandbox.agents.claude_code.section import claude_section
+from sandbox.agents.claude_code.manifest_section import claude_section
 from sandbox.model.manifest.schema import Manifest, decode_manifest
 
 MINIMAL = """\

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.manifests import parse_manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
-from sandbox.agents.claude_code.section import claude_section
+from sandbox.agents.claude_code.manifest_section import claude_section
 from sandbox.model.manifest.parser import InvalidManifestError
 from sandbox.model.manifest.schema import Manifest
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import encode_json, parse_manifest
-from sandbox.agents.claude_code.section import claude_section
+from sandbox.agents.claude_code.manifest_section import claude_section
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, decode_manifest, encode_manifest
 
 # The encoding that version 0.1 wrote to journals and to the index.

@@ -331,6 +331,6 @@ def test_control_group_line_is_parsed_back_and_other_paths_are_rejected():
 
 
 def test_oom_kills_above_the_limit_are_a_violation():
-    assert not KernelUsage().find_violation()
-    assert not KernelUsage(oom_kills=OOM_KILLS_MAX).find_violation()
-    assert "1001 times" in KernelUsage(oom_kills=OOM_KILLS_MAX + 1).find_violation()
+    assert not KernelUsage().find_exceeded_limit()
+    assert not KernelUsage(oom_kills=OOM_KILLS_MAX).find_exceeded_limit()
+    assert "1001 times" in KernelUsage(oom_kills=OOM_KILLS_MAX + 1).find_exceeded_limit()

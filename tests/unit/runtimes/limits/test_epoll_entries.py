@@ -194,5 +194,5 @@ def test_ended_process_has_no_entries():
 
 
 def test_too_many_entries_are_a_violation():
-    assert not FileUsage(epoll_entries=EPOLL_ENTRIES_MAX).find_violation()
-    assert f"more than {EPOLL_ENTRIES_MAX} epoll entries" in FileUsage(epoll_entries=MANY).find_violation()
+    assert not FileUsage(epoll_entries=EPOLL_ENTRIES_MAX).find_exceeded_limit()
+    assert f"more than {EPOLL_ENTRIES_MAX} epoll entries" in FileUsage(epoll_entries=MANY).find_exceeded_limit()

@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 
-from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_violation
+from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 
 
 async def watch(sandbox):
-    return await wait_for_violation(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
+    return await wait_for_exceeded_limit(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
 
 
 class ScriptedSandbox:
@@ -33,7 +33,7 @@ class ScriptedSandbox:
 
 
 def watch_until_exceeded(monkeypatch, *usages):
-    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_INTERVAL_SECONDS", 0.001)
 
     async def run():
         async with asyncio.timeout(10):
@@ -94,11 +94,11 @@ def test_slow_count_is_repeated_after_a_limited_pause(monkeypatch):
 
 def test_file_usage_within_the_limits_is_not_a_violation():
     for files in (FileUsage(), FileUsage(131_072, directories=8192, locks=8192)):
-        assert files.find_violation() == ""
+        assert files.find_exceeded_limit() == ""
 
 
 def test_kernel_usage_within_the_limits_or_without_limits_is_not_a_violation(monkeypatch):
-    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_INTERVAL_SECONDS", 0.001)
 
     async def run(usage):
         with pytest.raises(TimeoutError):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.model.fixed_limits import CALL_BUFFER_BYTES_MAX
+from sandbox.model.fixed_limits import SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import (
     PendingSyscallInterrupter,
@@ -146,5 +146,5 @@ def test_buffers_are_counted_only_after_growth_of_kernel_memory():
 
 
 def test_buffers_above_the_limit_are_a_violation():
-    assert not KernelUsage(call_buffer_bytes=CALL_BUFFER_BYTES_MAX).find_violation()
-    assert "257 MiB" in KernelUsage(call_buffer_bytes=CALL_BUFFER_BYTES_MAX + MEBIBYTE).find_violation()
+    assert not KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX).find_exceeded_limit()
+    assert "257 MiB" in KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX + MEBIBYTE).find_exceeded_limit()

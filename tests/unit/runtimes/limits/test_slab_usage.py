@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import (
+    ANON_MAPPING_LINK_BYTES_MAX,
     CACHED_EXTENTS_MAX,
     DISK_DIRECTORIES_MAX,
     FREE_SLAB_BYTES_MAX,
-    MAPPING_LINK_BYTES_MAX,
 )
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
@@ -149,21 +149,25 @@ def test_host_growth_alone_is_not_a_violation_of_a_small_sandbox():
     machine.grow(4096 * MEBIBYTE)
     count = slabs.measure(30 * MEBIBYTE)
     assert count == 480 * MEBIBYTE
-    assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_violation()
+    assert not KernelUsage(unreclaimable_free_slab_bytes=count).find_exceeded_limit()
 
 
 def test_free_slab_memory_above_the_limit_is_a_violation():
-    assert not KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX).find_violation()
-    assert "1025 MiB" in KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX + MEBIBYTE).find_violation()
+    assert not KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX).find_exceeded_limit()
+    assert "1025 MiB" in KernelUsage(unreclaimable_free_slab_bytes=FREE_SLAB_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
 def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
     limit = reclaimable_free_slab_bytes_max()
     assert limit >= FREE_SLAB_BYTES_MAX
-    assert not KernelUsage(reclaimable_free_slab_bytes=limit, reclaimable_free_slab_bytes_max=limit).find_violation()
+    assert not KernelUsage(
+        reclaimable_free_slab_bytes=limit, reclaimable_free_slab_bytes_max=limit
+    ).find_exceeded_limit()
     assert (
         "inodes"
-        in KernelUsage(reclaimable_free_slab_bytes=limit + 1, reclaimable_free_slab_bytes_max=limit).find_violation()
+        in KernelUsage(
+            reclaimable_free_slab_bytes=limit + 1, reclaimable_free_slab_bytes_max=limit
+        ).find_exceeded_limit()
     )
 
 
@@ -176,8 +180,8 @@ def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
 
 
 def test_mapping_links_above_the_limit_are_a_violation():
-    assert not KernelUsage(mapping_link_bytes=MAPPING_LINK_BYTES_MAX).find_violation()
-    assert "97 MiB" in KernelUsage(mapping_link_bytes=MAPPING_LINK_BYTES_MAX + MEBIBYTE).find_violation()
+    assert not KernelUsage(anon_mapping_link_bytes=ANON_MAPPING_LINK_BYTES_MAX).find_exceeded_limit()
+    assert "97 MiB" in KernelUsage(anon_mapping_link_bytes=ANON_MAPPING_LINK_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
 class FakeDisk:
@@ -219,8 +223,8 @@ def test_cached_extents_of_a_file_system_that_others_use_are_unknown(tmp_path: P
 
 
 def test_more_cached_extents_than_the_limit_are_a_violation():
-    assert KernelUsage(cached_extents=CACHED_EXTENTS_MAX).find_violation() == ""
-    assert "extents and holes" in KernelUsage(cached_extents=CACHED_EXTENTS_MAX + 1).find_violation()
+    assert KernelUsage(cached_extents=CACHED_EXTENTS_MAX).find_exceeded_limit() == ""
+    assert "extents and holes" in KernelUsage(cached_extents=CACHED_EXTENTS_MAX + 1).find_exceeded_limit()
 
 
 GROUP_BLOCKS = 32768
@@ -291,5 +295,5 @@ def test_descriptors_are_not_read_while_the_disk_has_few_files():
 
 
 def test_more_directories_than_the_limit_are_a_violation():
-    assert KernelUsage(disk_directories=DISK_DIRECTORIES_MAX).find_violation() == ""
-    assert "directories" in KernelUsage(disk_directories=DISK_DIRECTORIES_MAX + 1).find_violation()
+    assert KernelUsage(disk_directories=DISK_DIRECTORIES_MAX).find_exceeded_limit() == ""
+    assert "directories" in KernelUsage(disk_directories=DISK_DIRECTORIES_MAX + 1).find_exceeded_limit()

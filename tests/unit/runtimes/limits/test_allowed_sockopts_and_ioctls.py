@@ -9,7 +9,7 @@ import errno
 import pytest
 
 from doubles.bpf_interpreter import ALLOW, decide, errno_of
-from sandbox.runtimes.limits import allowed_arguments, seccomp
+from sandbox.runtimes.limits import allowed_sockopts_and_ioctls, seccomp
 
 AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 IOCTL = {"x86_64": 16, "aarch64": 29}
@@ -136,8 +136,8 @@ def test_listed_requests_are_the_only_ones_that_are_allowed(architecture: str):
 
 
 def test_each_request_of_the_filter_has_an_independent_row():
-    assert set(allowed_arguments.ALLOWED_REQUESTS) == set(ALLOWED.values())
-    assert set(allowed_arguments.DENIED_REQUESTS) == set(DENIED.values())
+    assert set(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS) == set(ALLOWED.values())
+    assert set(allowed_sockopts_and_ioctls.DENIED_IOCTLS) == set(DENIED.values())
 
 
 @every_architecture

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 _SOL_SOCKET = 1
 _SOL_IP, _SOL_TCP, _SOL_UDP, _SOL_IPV6, _SOL_NETLINK = 0, 6, 17, 41, 270
 
-IGNORED_OPTIONS: Mapping[int, tuple[int, ...]] = {
+IGNORED_SOCKOPTS: Mapping[int, tuple[int, ...]] = {
     _SOL_SOCKET: (7, 8), _SOL_IP: (11,), _SOL_TCP: (9,), _SOL_UDP: (104,), _SOL_IPV6: (25,),
 }  # fmt: skip
 """Options by level that succeed without effect.
@@ -17,7 +17,7 @@ connection stays half-open for hours if its peer disappears silently. UDP_GRO: i
 change its own code, which interrupts every processor of the machine; a program then gets each datagram separately.
 """
 
-ALLOWED_OPTIONS: Mapping[int, frozenset[int]] = {
+ALLOWED_SOCKOPTS: Mapping[int, frozenset[int]] = {
     # REUSEADDR TYPE ERROR DONTROUTE BROADCAST KEEPALIVE OOBINLINE NO_CHECK PRIORITY LINGER REUSEPORT PASSCRED
     # SNDLOWAT RCVTIMEO SNDTIMEO BINDTODEVICE TIMESTAMP PASSSEC TIMESTAMPNS RXQ_OVFL PEEK_OFF
     # MAX_PACING_RATE INCOMING_CPU and the variants with 64-bit times, PASSPIDFD
@@ -56,7 +56,7 @@ Among those that are not allowed:
 - IP_MINTTL and IPV6_MINHOPCOUNT: a socket that drops replies leaves the peer's connection half-open for hours
 """
 
-_TERMINAL_REQUESTS = (
+_TERMINAL_IOCTLS = (
     0x5401, 0x5402, 0x5403, 0x5404,  # TCGETS, TCSETS, TCSETSW, TCSETSF
     0x5405, 0x5406, 0x5407, 0x5408,  # TCGETA, TCSETA, TCSETAW, TCSETAF
     0x5409, 0x540A, 0x540B,  # TCSBRK, TCXONC, TCFLSH
@@ -72,7 +72,7 @@ _TERMINAL_REQUESTS = (
     0x80045438, 0x80045439, 0x80045440, 0x5441,  # TIOCGPKT, TIOCGPTLCK, TIOCGEXCL, TIOCGPTPEER
 )  # fmt: skip
 
-_FILE_REQUESTS = (
+_FILE_IOCTLS = (
     0x5421, 0x5450, 0x5451,  # FIONBIO, FIONCLEX, FIOCLEX
     0x80086601, 0x80046601, 0x80087601,  # FS_IOC_GETFLAGS, FS_IOC32_GETFLAGS, FS_IOC_GETVERSION
     0x801C581F, 0x81009431, 0x80111500,  # FS_IOC_FSGETXATTR, FS_IOC_GETFSLABEL, FS_IOC_GETFSUUID
@@ -81,7 +81,7 @@ _FILE_REQUESTS = (
     0x80045200,  # RNDGETENTCNT
 )  # fmt: skip
 
-_SOCKET_REQUESTS = (
+_SOCKET_IOCTLS = (
     0x8901, 0x8902, 0x8903, 0x8904, 0x8905,  # FIOSETOWN, SIOCSPGRP, FIOGETOWN, SIOCGPGRP, SIOCATMARK
     0x8906, 0x8907, 0x80108906, 0x80108907,  # SIOCGSTAMP and SIOCGSTAMPNS, and their variants with 64-bit times
     0x8910, 0x8912, 0x8913, 0x8915,  # SIOCGIFNAME, SIOCGIFCONF, SIOCGIFFLAGS, SIOCGIFADDR
@@ -90,7 +90,7 @@ _SOCKET_REQUESTS = (
     0x8942, 0x8970, 0x894B,  # SIOCGIFTXQLEN, SIOCGIFMAP, SIOCOUTQNSD
 )  # fmt: skip
 
-ALLOWED_REQUESTS = (*_TERMINAL_REQUESTS, *_FILE_REQUESTS, *_SOCKET_REQUESTS)
+ALLOWED_IOCTLS = (*_TERMINAL_IOCTLS, *_FILE_IOCTLS, *_SOCKET_IOCTLS)
 """Allowed ioctl requests. Others fail with ENOTTY, as on a kernel that does not have them.
 
 Among the others:
@@ -102,7 +102,7 @@ Among the others:
 - Requests that only an administrator may make, and requests to devices that a sandbox does not have.
 """
 
-DENIED_REQUESTS = (
+DENIED_IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI types into a terminal, TIOCLINUX pastes into one
     0x5423,  # TIOCSETD: loads a module of the host for another line discipline
     0x8940, 0x8941, 0x8982, 0x8983,  # SIOCGIFBR, SIOCSIFBR, SIOCGIFVLAN, SIOCSIFVLAN: load a module of the host
@@ -111,8 +111,8 @@ DENIED_REQUESTS = (
 )  # fmt: skip
 """Requests that fail with EPERM, as for a caller without the privilege."""
 
-IGNORED_REQUESTS = (0x5452,)
+IGNORED_IOCTLS = (0x5452,)
 """FIOASYNC: signals for events on files. It succeeds without effect, because nginx requires it."""
 
-REQUEST_TYPE_MASK, KVM_REQUEST_TYPE = 0xFF00, 0xAE00
+IOCTL_TYPE_MASK, KVM_IOCTL_TYPE = 0xFF00, 0xAE00
 """The bits with the type of a request, and the type of KVM's requests. QEMU makes dozens of these on /dev/kvm."""
