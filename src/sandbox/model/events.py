@@ -197,31 +197,31 @@ def _escape_overhead_bytes(data: bytes) -> int:
     return 5 * (len(data) - not_long_escaped_count) + (not_long_escaped_count - unescaped_count)
 
 
-class Output(_EventBase, frozen=True, tag="output"):
+class Output(_EventBase, frozen=True, tag="output", rename={"is_continued": "continued", "is_parsed": "parsed"}):
     """Output of the agent process, one line per event, including its newline if there is one.
 
-    A line over the limit is split; every part but the last is `continued`. Exactly one of `text` and `base64` is set:
+    A line over the limit is split; every part but the last is continued. Exactly one of `text` and `base64` is set:
     `base64` if the data is not UTF-8 or JSON escaping would more than double it.
 
-    parsed: the line that ends here is represented by conversation events, which follow this record before the next
+    is_parsed: the line that ends here is represented by conversation events, which follow this record before the next
         line of the same stream. Always false in journals of earlier versions, which have no such events.
     """
 
     stream: Stream
     text: str | None = None
     base64: bytes | None = None
-    continued: bool = False
-    parsed: bool = False
+    is_continued: bool = False
+    is_parsed: bool = False
 
     @classmethod
-    def from_bytes(cls, stream: Stream, data: bytes, *, continued: bool = False, parsed: bool = False) -> Output:
+    def from_bytes(cls, stream: Stream, data: bytes, *, is_continued: bool = False, is_parsed: bool = False) -> Output:
         """Keep `data` exactly: as text if it is UTF-8 and JSON escaping at most doubles it, otherwise as base64."""
         if _escape_overhead_bytes(data) > len(data):
-            return cls(stream, base64=data, continued=continued, parsed=parsed)
+            return cls(stream, base64=data, is_continued=is_continued, is_parsed=is_parsed)
         try:
-            return cls(stream, text=data.decode(), continued=continued, parsed=parsed)
+            return cls(stream, text=data.decode(), is_continued=is_continued, is_parsed=is_parsed)
         except UnicodeDecodeError:
-            return cls(stream, base64=data, continued=continued, parsed=parsed)
+            return cls(stream, base64=data, is_continued=is_continued, is_parsed=is_parsed)
 
     @property
     def data(self) -> bytes:

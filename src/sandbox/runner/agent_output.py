@@ -68,7 +68,7 @@ class OutputQuota:
 
 
 class LineSplitter:
-    """Splits a stream into `(bytes, continued)` pieces. Their concatenation is the original stream."""
+    """Splits a stream into `(bytes, is_continued)` pieces. Their concatenation is the original stream."""
 
     def __init__(self, line_bytes_max: int = OUTPUT_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max
@@ -77,7 +77,7 @@ class LineSplitter:
     def feed(self, chunk: bytes) -> Iterator[tuple[bytes, bool]]:
         """Yield whole lines, including the newline.
 
-        A line over the limit is split; all parts but the last are `continued`.
+        A line over the limit is split; all parts but the last are continued.
         """
         scanned = len(self._pending)
         self._pending += chunk
@@ -111,14 +111,14 @@ class LineJoiner:
         self._parts: list[bytes] = []
         self._size_bytes = 0
 
-    def feed(self, piece: bytes, continued: bool) -> bytes | None:
+    def feed(self, piece: bytes, is_continued: bool) -> bytes | None:
         """Return the line that this piece completes; None within a line, and at the end of a line over the limit."""
         self._size_bytes += len(piece)
         if self._size_bytes <= self._line_bytes_max:
             self._parts.append(piece)
         else:
             self._parts.clear()
-        if continued:
+        if is_continued:
             return None
         line = b"".join(self._parts)
         self._parts.clear()
@@ -126,11 +126,11 @@ class LineJoiner:
         return line or None
 
 
-def rendered_output(text: bytes, *, parsed: bool) -> Iterator[Output]:
-    """Yield the records of a task's rendered stdout. parsed: whether conversation events represent it."""
+def rendered_output(text: bytes, *, is_parsed: bool) -> Iterator[Output]:
+    """Yield the records of a task's rendered stdout. is_parsed: whether conversation events represent it."""
     splitter = LineSplitter()
-    for piece, continued in (*splitter.feed(text), *splitter.flush()):
-        yield Output.from_bytes("stdout", piece, continued=continued, parsed=parsed)
+    for piece, is_continued in (*splitter.feed(text), *splitter.flush()):
+        yield Output.from_bytes("stdout", piece, is_continued=is_continued, is_parsed=is_parsed)
 
 
 _OUTPUT_LIMIT_MESSAGE = (
@@ -196,16 +196,16 @@ class AgentOutput:
     async def read_stdout(self, reader: asyncio.StreamReader) -> None:
         """Read stdout to the end."""
         async for pieces in self._read_pieces(reader):
-            for number, (piece, continued) in enumerate(pieces):
+            for number, (piece, is_continued) in enumerate(pieces):
                 await self._pause_regularly(number)
-                await self._process_stdout_piece(piece, continued)
+                await self._process_stdout_piece(piece, is_continued)
 
     async def read_stderr(self, reader: asyncio.StreamReader) -> None:
         """Read stderr to the end."""
         async for pieces in self._read_pieces(reader):
-            for number, (piece, continued) in enumerate(pieces):
+            for number, (piece, is_continued) in enumerate(pieces):
                 await self._pause_regularly(number)
-                await self._record_piece("stderr", piece, continued)
+                await self._record_piece("stderr", piece, is_continued)
                 self._append_stderr_tail(piece)
 
     async def read_terminal(self, chunks: AsyncIterator[bytes], broadcast: Callable[[bytes], None]) -> None:
@@ -222,9 +222,9 @@ class AgentOutput:
 
     async def record_rendered_stdout(self, text: bytes) -> None:
         """Record the rendered stdout of a task whose raw stdout is kept only as the transcript."""
-        for number, output in enumerate(rendered_output(text, parsed=self._stdout.marks_parsed)):
+        for number, output in enumerate(rendered_output(text, is_parsed=self._stdout.marks_parsed)):
             await self._pause_regularly(number)
-            await self._record_piece(output.stream, output.data, output.continued, parsed=output.parsed)
+            await self._record_piece(output.stream, output.data, output.is_continued, is_parsed=output.is_parsed)
 
     def close(self) -> None:
         """Record how much output was dropped."""
@@ -255,20 +255,20 @@ class AgentOutput:
             await asyncio.sleep(0)
             await self._queue.wait()
 
-    async def _process_stdout_piece(self, piece: bytes, continued: bool) -> None:
+    async def _process_stdout_piece(self, piece: bytes, is_continued: bool) -> None:
         """Record a piece. If it completes a line, parse the line and handle its events; a partial line has none."""
-        line = self._line_joiner.feed(piece, continued)
+        line = self._line_joiner.feed(piece, is_continued)
         events = self._stdout.parse_line(line) if line is not None else None
-        parsed = self._stdout.marks_parsed and events is not None
-        await self._record_piece(self._stdout.stream, piece, continued, parsed=parsed)
+        is_parsed = self._stdout.marks_parsed and events is not None
+        await self._record_piece(self._stdout.stream, piece, is_continued, is_parsed=is_parsed)
         for number, event in enumerate(events or (), start=1):
             await self._pause_regularly(number)
             self._stdout.on_event(event)
             self.processed_bytes += 1
 
-    async def _record_piece(self, stream: Stream, piece: bytes, continued: bool, *, parsed: bool = False) -> None:
+    async def _record_piece(self, stream: Stream, piece: bytes, is_continued: bool, *, is_parsed: bool = False) -> None:
         if await self._quota.acquire(len(piece)):
-            self._record(Output.from_bytes(stream, piece, continued=continued, parsed=parsed))
+            self._record(Output.from_bytes(stream, piece, is_continued=is_continued, is_parsed=is_parsed))
         elif not self._has_recorded_gap:
             self._has_recorded_gap = True
             self._record(Gap(0, 0, _OUTPUT_LIMIT_MESSAGE))

@@ -205,7 +205,7 @@ class AttemptEnding:
             return
         exited, is_in_conversation = unrecorded
         text = self._agent.render_output(manifest, exited.result)
-        for output in rendered_output(text, parsed=is_in_conversation):
+        for output in rendered_output(text, is_parsed=is_in_conversation):
             self._attempt.recorder.record(output)
 
     def _find_unrecorded_result(self) -> tuple[AgentExited, bool] | None:

@@ -284,7 +284,7 @@ class EventStream:
     def _to_wire_event(self, task: Task, record: Record) -> WireEvent | None:
         output = record.event
         conversation = None
-        if isinstance(output, Output) and output.stream != "stderr" and not output.parsed:
+        if isinstance(output, Output) and output.stream != "stderr" and not output.is_parsed:
             conversation = self._convert_line(task.manifest, output.data)
         return to_wire_event(task.id, record, conversation)
 

@@ -189,7 +189,7 @@ def test_rendered_result_is_not_marked_parsed_if_its_conversation_was_not_record
     asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, records_conversation=False)))
     harness.recorder.record(CancelRequested("enough"))
     asyncio.run(harness.finish())
-    assert [output.parsed for output in harness.events(Output) if output.stream == "stdout"] == [False]
+    assert [output.is_parsed for output in harness.events(Output) if output.stream == "stdout"] == [False]
 
 
 async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):

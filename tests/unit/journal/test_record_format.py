@@ -43,7 +43,7 @@ streams = st.sampled_from(["stdout", "stderr"])
 events = st.one_of(
     st.builds(e.TaskSubmitted, words, manifests),
     st.builds(e.AttemptStarted, ids, words, words, words),
-    st.builds(e.Output.from_bytes, streams, st.binary() | words.map(str.encode), continued=st.booleans()),
+    st.builds(e.Output.from_bytes, streams, st.binary() | words.map(str.encode), is_continued=st.booleans()),
     st.builds(e.ToolCallEnded, words, words, counts, st.booleans()),
     st.builds(e.Usage, words, counts, counts, counts, counts, st.none() | st.floats(0, 1e6)),
     st.builds(

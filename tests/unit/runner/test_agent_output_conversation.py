@@ -64,19 +64,19 @@ def test_events_of_a_line_follow_its_record():
     assert [type(event).__name__ for event in events] == [
         *("Output", "AgentMessage", "Output", "Output", "ToolCallStarted", "AgentMessage"),
     ]
-    assert [event.parsed for event in events if isinstance(event, Output)] == [True, False, True]
+    assert [event.is_parsed for event in events if isinstance(event, Output)] == [True, False, True]
 
 
 def test_only_the_last_part_of_a_long_line_is_marked_as_parsed():
     events = process([say("x" * 3_000_000)])
-    parts = [(event.continued, event.parsed) for event in events if isinstance(event, Output)]
+    parts = [(event.is_continued, event.is_parsed) for event in events if isinstance(event, Output)]
     assert parts == [(True, False), (True, False), (False, True)]
     assert isinstance(events[-1], AgentMessage)
 
 
 def test_lines_are_not_marked_as_parsed_for_a_server_that_cannot_read_the_events():
     (output, _) = process([say("Hello.")], marks_parsed=False)
-    assert not output.parsed
+    assert not output.is_parsed
 
 
 def test_many_events_of_a_line_do_not_starve_other_coroutines():

@@ -42,7 +42,7 @@ def test_unterminated_line_is_emitted_in_parts():
     splitter = LineSplitter(10)
     pieces = [piece for _ in range(100) for piece in splitter.feed(b"x" * 7)]
     assert sum(len(piece) for piece, _ in pieces) >= 690
-    assert all(continued for _, continued in pieces)
+    assert all(is_continued for _, is_continued in pieces)
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 20))
@@ -77,11 +77,11 @@ def test_line_over_the_join_limit_is_not_buffered():
     tracemalloc.start()
     try:
         for _ in range(100):
-            assert joiner.feed(b"x" * 64 * 1024, continued=True) is None
+            assert joiner.feed(b"x" * 64 * 1024, is_continued=True) is None
         now_bytes, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert now_bytes < 64 * 1024
     assert peak_bytes < 512 * 1024
-    assert joiner.feed(b"\n", continued=False) is None
-    assert joiner.feed(b"next\n", continued=False) == b"next\n"
+    assert joiner.feed(b"\n", is_continued=False) is None
+    assert joiner.feed(b"next\n", is_continued=False) == b"next\n"

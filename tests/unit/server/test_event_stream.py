@@ -264,7 +264,7 @@ async def test_output_of_earlier_versions_is_converted():
 
 async def test_output_with_conversation_events_is_not_converted():
     with streamed_journal() as streamed:
-        streamed.record(e.Output.from_bytes("stdout", message_line("Hello."), parsed=True), e.AgentMessage("Hello."))
+        streamed.record(e.Output.from_bytes("stdout", message_line("Hello."), is_parsed=True), e.AgentMessage("Hello."))
         streamed.update_index()
         output, message = (await streamed.replay(0))[5:]
     assert "conversation" not in output
@@ -296,7 +296,7 @@ async def test_memory_of_converted_output_is_counted():
 
     async def reserved_bytes(*, is_parsed):
         with streamed_journal() as streamed:
-            streamed.record(e.Output.from_bytes("stdout", line, parsed=is_parsed))
+            streamed.record(e.Output.from_bytes("stdout", line, is_parsed=is_parsed))
             streamed.update_index()
             held = [share.memory.reserved_bytes async for event in streamed.stream.replay("task-1") if "data" in event]
         assert share.memory.reserved_bytes == 0

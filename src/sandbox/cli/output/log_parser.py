@@ -47,7 +47,7 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
         yield parse_event(content)
 
 
-def mark_parsed(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+def mark_parsed_lines(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     """Add `parsed` to the output events of a text log.
 
     Lines of stdout that are JSON objects count as parsed, beginning with the line before the first conversation event.

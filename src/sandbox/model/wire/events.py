@@ -100,8 +100,8 @@ def _output_event(
         "stream": output.stream,
         "data": output.display_text,
         "bytes": len(output.data),
-        "continued": output.continued,
-        "parsed": output.parsed or items is not None,
+        "continued": output.is_continued,
+        "parsed": output.is_parsed or items is not None,
     }
     if items is not None:
         event["conversation"] = items

@@ -57,7 +57,11 @@ async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness
     attempt = msgspec.structs.replace(harness.attempt, records_conversation=records_conversation)
     await harness.run(attempt)
     assert len(harness.events(ToolCallStarted)) == int(records_conversation)
-    assert [output.parsed for output in harness.events(Output)] == [records_conversation, False, records_conversation]
+    assert [each.is_parsed for each in harness.events(Output)] == [
+        records_conversation,
+        False,
+        records_conversation,
+    ]
     assert len(harness.events(ToolCallEnded)) == 1
 
 

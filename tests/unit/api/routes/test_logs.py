@@ -76,13 +76,13 @@ def test_forged_log_lines_keep_their_source(api, tasks):
 
 def test_line_split_over_records_is_one_line(api, tasks):
     parts = [
-        e.Output.from_bytes("stdout", b"one ", continued=True),
+        e.Output.from_bytes("stdout", b"one ", is_continued=True),
         e.Progress(turns=1),
-        e.Output.from_bytes("stdout", b"long ", continued=True),
+        e.Output.from_bytes("stdout", b"long ", is_continued=True),
         e.Output.from_bytes("stdout", b"line\n"),
-        e.Output.from_bytes("stdout", b"cut by ", continued=True),
+        e.Output.from_bytes("stdout", b"cut by ", is_continued=True),
         e.Output.from_bytes("stderr", b"a warning\n"),
-        e.Output.from_bytes("stdout", b"and no end yet", continued=True),
+        e.Output.from_bytes("stdout", b"and no end yet", is_continued=True),
     ]
     tasks.add("task-003", *TO_RUNNING, *parts)
     log_lines = api.get("/api/v1/tasks/task-003/logs").text.split("\n")[-4:]
@@ -98,7 +98,7 @@ def test_line_split_over_records_is_one_line(api, tasks):
 
 def test_endless_line_is_split(api, tasks, monkeypatch):
     monkeypatch.setattr(logs, "TEXT_LINE_BYTES_MAX", 8)
-    parts = [e.Output.from_bytes("stdout", b"part", continued=True)] * 3
+    parts = [e.Output.from_bytes("stdout", b"part", is_continued=True)] * 3
     tasks.add("task-003", *TO_RUNNING, *parts, e.Output.from_bytes("stdout", b"end\n"))
     text = api.get("/api/v1/tasks/task-003/logs?stream=stdout").text
     assert [line.split(" ", 1)[1] for line in text.splitlines()] == ["[STDOUT] partpart", "[STDOUT] partend"]
@@ -111,7 +111,7 @@ def test_each_line_is_in_one_stream_and_in_the_stream_all(api, stream, count):
 
 def test_conversation_is_a_separate_stream(api, tasks):
     conversation = (e.AgentMessage("Hello."), e.ToolCallStarted("Bash", "t"), e.ToolResult("t"), e.AgentResult("Done."))
-    tasks.add("task-003", *TO_RUNNING, e.Output.from_bytes("stdout", b"{}\n", parsed=True), *conversation)
+    tasks.add("task-003", *TO_RUNNING, e.Output.from_bytes("stdout", b"{}\n", is_parsed=True), *conversation)
     path = "/api/v1/tasks/task-003/logs"
     types = [
         json.loads(line.partition("[EVENT] ")[2])["type"] for line in lines(api.get(f"{path}?stream=conversation"))

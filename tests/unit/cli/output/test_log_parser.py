@@ -2,7 +2,7 @@
 
 import json
 
-from sandbox.cli.output.log_parser import mark_parsed, parse_line, parse_log_events
+from sandbox.cli.output.log_parser import mark_parsed_lines, parse_line, parse_log_events
 
 TIME = "2026-01-29T10:10:15.123Z"
 
@@ -34,8 +34,8 @@ def log(*contents):
 
 
 def marked(*contents):
-    """Return the events of the log with these contents, after `mark_parsed`."""
-    return list(mark_parsed(parse_log_events(log(*contents), "t")))
+    """Return the events of the log with these contents, after `mark_parsed_lines`."""
+    return list(mark_parsed_lines(parse_log_events(log(*contents), "t")))
 
 
 def parsed(*contents):

@@ -47,7 +47,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
     e.SandboxCreated: (e.SandboxCreated("sandbox-x", "namespaces", "host"), None),
     e.AgentStarted: (e.AgentStarted("id"), None),
     e.Output: (
-        e.Output.from_bytes("stderr", b"h\xc3\xa4\xff\n", continued=True),
+        e.Output.from_bytes("stderr", b"h\xc3\xa4\xff\n", is_continued=True),
         {"type": "output", "stream": "stderr", "data": "h\u00e4\ufffd\n", "bytes": 5, "continued": True,
          "parsed": False},
     ),

@@ -14,7 +14,7 @@ from sandbox.cli.options import current_options, output_options, parse_past_time
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import FULL, PendingReasonPoller, print_events
 from sandbox.cli.output.json_output import print_json_lines
-from sandbox.cli.output.log_parser import LogLine, mark_parsed, parse_line, parse_log_events
+from sandbox.cli.output.log_parser import LogLine, mark_parsed_lines, parse_line, parse_log_events
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
@@ -99,7 +99,7 @@ def _formatted_events(
     is_conversation = stream in {"stdout", "conversation"}
     requested = "all" if is_conversation else stream
     events = _events(client, task_id, stream=requested, is_following=is_following, **filters)
-    for event in events if is_following else mark_parsed(events):
+    for event in events if is_following else mark_parsed_lines(events):
         if not is_conversation or (event["type"] in _FORMATTED_TYPES and event.get("stream") != "stderr"):
             yield event
 
