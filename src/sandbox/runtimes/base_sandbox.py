@@ -44,7 +44,7 @@ class BaseSandbox(ABC):
         self._program = ready.program
         self._group = ready.group
         self._launcher = ready.launcher
-        self._call_buffer_meter: SyscallBufferMeter | None = None
+        self._syscall_buffer_meter: SyscallBufferMeter | None = None
         self._extent_meter = CachedExtentMeter(ready.spec.disk)
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
@@ -100,7 +100,7 @@ class BaseSandbox(ABC):
 
         Cheap enough to call ten times a second.
         """
-        usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, self._call_buffer_meter)
+        usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, self._syscall_buffer_meter)
         return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def file_counts(self) -> FileUsage:

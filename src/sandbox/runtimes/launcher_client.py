@@ -115,15 +115,15 @@ class LauncherProcess:
             os.close(stdin_file)
 
     async def kernel_usage(
-        self, group: ControlGroup, memory_bytes: int, call_buffer_meter: SyscallBufferMeter | None = None
+        self, group: ControlGroup, memory_bytes: int, syscall_buffer_meter: SyscallBufferMeter | None = None
     ) -> KernelUsage:
         """Return the kernel usage of a control group and of the launcher's network namespace.
 
-        memory_bytes: the limit that the group was created with. call_buffer_meter: None if the programs have their own
-        kernel. Cheap enough to call ten times a second.
+        memory_bytes: the limit that the group was created with. syscall_buffer_meter: None if the programs have their
+        own kernel. Cheap enough to call ten times a second.
         """
         return await asyncio.to_thread(
-            group.kernel_usage, self.pid, memory_bytes, self._socket_counter, self._slab_meter, call_buffer_meter
+            group.kernel_usage, self.pid, memory_bytes, self._socket_counter, self._slab_meter, syscall_buffer_meter
         )
 
     async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:

@@ -143,7 +143,7 @@ class BubblewrapSandbox(BaseSandbox):
 
     def __init__(self, ready: ReadySandbox) -> None:
         super().__init__(ready)
-        self._call_buffer_meter = SyscallBufferMeter()
+        self._syscall_buffer_meter = SyscallBufferMeter()
         self._directory_meter = DirectoryMeter(ready.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()

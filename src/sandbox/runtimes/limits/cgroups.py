@@ -138,12 +138,12 @@ class ControlGroup(msgspec.Struct, frozen=True):
         memory_bytes: int,
         socket_counter: SocketCounter | None = None,
         slab_meter: SlabMeter | None = None,
-        call_buffer_meter: SyscallBufferMeter | None = None,
+        syscall_buffer_meter: SyscallBufferMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
 
         In v1, the kernel limits socket buffers; in v2, it counts them as memory. memory_bytes: the limit that the group
-        was created with. socket_counter: counts the sockets of that network namespace. call_buffer_meter: None for a
+        was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter: None for a
         sandbox with a separate kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
@@ -165,7 +165,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
             anon_mapping_link_bytes=slabs.mapping_links if slabs else None,
             oom_kills=self.oom_kills(),
-            syscall_buffer_bytes=call_buffer_meter.count(self.process_ids) if call_buffer_meter else None,
+            syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
         )
 
     def file_counts(self) -> FileUsage:
