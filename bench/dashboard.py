@@ -195,8 +195,8 @@ def serve_one_task(parent: Connection) -> None:
 
 async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     """Handle orders: a number of seconds for which to record events, "memory" to report its memory, None to stop."""
-    from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
+    from doubles.fake_token_store import FakeTokenStore
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_stream_app
@@ -213,7 +213,9 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
     settings = ApiSettings("bench", frozenset({port}), agents=registered_agents())
     shutting_down = asyncio.Event()
     async with components.server() as service:
-        context = AppContext.create(service.services, settings, shutting_down, Authenticator(FakeAccess(), settings))
+        context = AppContext.create(
+            service.services, settings, shutting_down, Authenticator(FakeTokenStore(), settings)
+        )
         app = create_app(context)
         add_dashboard(app, context)
         serving = asyncio.create_task(

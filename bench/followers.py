@@ -98,8 +98,8 @@ def serve_one_task(parent: Connection, seconds: int) -> None:
 
 async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> None:
     """Serve until the task has ended and its followers have disconnected."""
-    from doubles.fake_access import FakeAccess
     from doubles.fake_tasks import manifest
+    from doubles.fake_token_store import FakeTokenStore
     from doubles.server_components import TO_END, TO_RUNNING, ServerComponents
     from sandbox.agents import registered_agents
     from sandbox.api.app import create_app, create_stream_app
@@ -116,7 +116,7 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
     settings = ApiSettings("bench", frozenset({port}), agents=registered_agents())
     shutting_down = asyncio.Event()
     async with components.server() as service:
-        authenticator = Authenticator(FakeAccess(), settings)
+        authenticator = Authenticator(FakeTokenStore(), settings)
         context = AppContext.create(service.services, settings, shutting_down, authenticator)
         serving = asyncio.create_task(
             serve(create_app(context), create_stream_app(context), sockets, stream_sockets, shutting_down=shutting_down)

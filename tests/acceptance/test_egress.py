@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from doubles import fake_host
+from doubles import fake_public_host
 from doubles.egress_probe import PRINT_RESULTS, PROBE
 from doubles.fake_internet import deployment_with_fake_internet, make_certificate, start_host
 from doubles.isolated_network import METADATA_ADDRESS, PRIVATE_ADDRESS
@@ -247,12 +247,12 @@ def test_allowed_hosts_are_reached_with_and_without_the_proxy(results):
 
 
 def test_git_reads_from_allowed_hosts_with_and_without_the_proxy(results):
-    refs = f"{fake_host.COMMIT}\trefs/heads/main\n"
+    refs = f"{fake_public_host.COMMIT}\trefs/heads/main\n"
     assert {name: output for name, output in results_of(results, "git").items() if refs not in output} == {}
 
 
 def test_server_first_protocol_is_relayed(results):
-    greeted = f"{fake_host.SERVER_BANNER.decode().strip()}, SSH-2.0-me"
+    greeted = f"{fake_public_host.SERVER_BANNER.decode().strip()}, SSH-2.0-me"
     assert set(results_of(results, "ssh").values()) == {greeted}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from doubles.leftovers import find_leftovers
 from doubles.live_server import SERVER_KEY, bash, reply, wait_until
-from doubles.runtimes import require_runtime
+from doubles.runtime_availability import require_runtime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
 

@@ -10,7 +10,7 @@ import pytest
 from doubles.leftovers import cgroups, files, find_leftovers, is_clean, processes
 from doubles.live_server import Deployment, bash, reply, wait_until
 from doubles.runners import finalize_journal
-from doubles.runtimes import require_runtime
+from doubles.runtime_availability import require_runtime
 
 LONG = "python3 -c 'import time; time.sleep(600)'"
 CREATED_OBJECTS = {

@@ -10,7 +10,7 @@ import pytest
 from websockets.sync.client import connect
 
 from doubles.live_server import bash, python, reply
-from doubles.runtimes import require_runtime
+from doubles.runtime_availability import require_runtime
 from sandbox.disks.loop import loop_unavailable_reason
 
 FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"

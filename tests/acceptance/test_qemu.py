@@ -6,7 +6,7 @@ import pytest
 
 from doubles.leftovers import find_leftovers
 from doubles.live_server import SERVER_KEY, bash, reply, wait_until
-from doubles.runtimes import RUN_ALL_QEMU_TESTS, require_runtime
+from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, require_runtime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md
 for n in 1 2; do echo forged > /proc/$PPID/fd/$n || echo refused >> refused.txt; done

@@ -20,7 +20,7 @@ import yaml
 from doubles import fake_github
 from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
 from doubles.live_server import Deployment, bash, git, make_repository, python, reply, wait_until
-from doubles.runtimes import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
+from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 
 MINIMAL = """\

@@ -26,8 +26,8 @@ from doubles.example_requests import (
     TASK,
     Example,
 )
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
+from doubles.fake_token_store import FakeTokenStore
 from doubles.in_process_api import Api
 from doubles.manifests import parse_manifest
 from sandbox import __version__
@@ -239,7 +239,7 @@ def _errors_of_access(directory: Path) -> Iterator[dict[str, Any]]:
     tasks = _prepare(directory)
     leaked = e.Artifact("log.txt", "log.txt", len(PATCH), "text/plain", "sha256:0", contains_secret=True)
     tasks.add_artifact(TASK, leaked, directory / "log.txt")
-    api = Api(tasks, FakeAccess(olga="operator", vera="viewer"), requests_per_minute=3, monotonic=lambda: 0.0)
+    api = Api(tasks, FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=3, monotonic=lambda: 0.0)
     viewer = {"Authorization": "Bearer vera"}
     yield _fail(api, "GET", "/api/v1/tasks")
     yield _fail(api, "POST", "/api/v1/tasks", headers=viewer)

@@ -11,7 +11,7 @@ import pytest
 
 from chaos.rounds import pick_pairs, run_round, target_state_pairs
 from doubles.random_seed import seed
-from doubles.runtimes import require_runtime
+from doubles.runtime_availability import require_runtime
 
 pytestmark = [
     pytest.mark.timeout(400),

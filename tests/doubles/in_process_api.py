@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 from jsonschema import Draft202012Validator
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_api_schema_app, create_app
 from sandbox.api.app_context import AppContext
@@ -48,7 +48,7 @@ class Api:
             frozenset({"builds.example.org"}),
             **({"agents": registered_agents()} | settings),
         )
-        authenticator = Authenticator(access or FakeAccess(), api_settings, monotonic)
+        authenticator = Authenticator(access or FakeTokenStore(), api_settings, monotonic)
         self.app = create_app(AppContext.create(tasks.services, api_settings, self.shutting_down, authenticator))
         self.schema = _schema()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.child_processes import FORKSERVER
+from doubles.forkserver_context import FORKSERVER
 
 _UID = 65534
 _SECONDS = 60

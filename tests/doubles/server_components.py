@@ -68,7 +68,7 @@ AMPLE_RESOURCES = Resources(100, 1000 * GIB, 1000 * GIB)
 TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
-class FakeRunners:
+class FakePlacement:
     """A placement without runner processes. The test acts as the runners."""
 
     def __init__(self, host, data_dir, journals, clock, files):
@@ -270,7 +270,7 @@ class ServerComponents:
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
         files = LocalAttemptFiles(data_dir, (), self.remove_files)
-        self.runners = FakeRunners(self, data_dir, self.journals, self.clock, files)
+        self.runners = FakePlacement(self, data_dir, self.journals, self.clock, files)
         self.identity, self.host_problem = HostIdentity("here", "b"), None
         self.placement_names = [""]
         self.available_memory_bytes = 100 * GIB

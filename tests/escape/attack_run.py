@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from doubles import fake_host
+from doubles import fake_public_host
 from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
 from doubles.isolated_network import (
     INTERNET_ADDRESS,
@@ -155,7 +155,13 @@ class AttackRun:
             config.write("[credential]\n\thelper = store\n")
         turns = [_bash_turn(f"sh turn-{number}.sh") for number in range(self._turn_count)]
         deployment.start_model(*turns, reply(), prefix=network.internet_prefix)
-        program = [sys.executable, fake_host.__file__, HOST_ADDRESS, str(certificate), str(self.host_request_log)]
+        program = [
+            sys.executable,
+            fake_public_host.__file__,
+            HOST_ADDRESS,
+            str(certificate),
+            str(self.host_request_log),
+        ]
         deployment._start("host", program, {}, network.internet_prefix)
         deployment.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
         self._settings = self._attack_settings()

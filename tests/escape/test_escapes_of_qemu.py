@@ -6,7 +6,7 @@ guest, and `script/test-qemu` runs all attacks with it.
 
 import pytest
 
-from doubles.runtimes import RUN_ALL_QEMU_TESTS, require_qemu_components
+from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, require_qemu_components
 from escape.attack_run import ATTACKS, AttackRun
 from escape.escape_tests import EscapeTests
 

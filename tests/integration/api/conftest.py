@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app, create_stream_app
 from sandbox.api.app_context import AppContext
@@ -57,7 +57,7 @@ async def _running_api(
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}), clone_hosts=clone_hosts, agents=registered_agents())
-    authenticator = Authenticator(access or FakeAccess(), settings)
+    authenticator = Authenticator(access or FakeTokenStore(), settings)
     context = AppContext.create(tasks.services, settings, shutting_down, authenticator)
     app, stream_app = create_app(context), create_stream_app(context)
     serving = asyncio.create_task(

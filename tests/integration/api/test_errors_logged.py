@@ -6,7 +6,7 @@ import logging
 import httpx2
 import pytest
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.primitives.log_context import REQUEST_ID, TASK_ID, TOKEN_ID
 
 
@@ -49,7 +49,7 @@ async def test_internal_error_is_logged_with_its_request_id(running_api, logged)
 async def test_requests_are_logged_with_their_token_id(running_api, logged):
     async def scenario():
         async with (
-            running_api(FakeAccess(otto="operator", vera="viewer")) as api,
+            running_api(FakeTokenStore(otto="operator", vera="viewer")) as api,
             httpx2.AsyncClient(base_url=api.http, timeout=10) as client,
         ):
             api.tasks.add("task-001")
@@ -75,7 +75,7 @@ async def test_token_id_is_reset_between_requests_of_a_connection(running_api, l
     """After a large body, the rest of a keep-alive connection is read in the context of the first request."""
 
     async def scenario():
-        async with running_api(FakeAccess(otto="operator")) as api:
+        async with running_api(FakeTokenStore(otto="operator")) as api:
             reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             body = b"x" * 900_000
             for request_head in (

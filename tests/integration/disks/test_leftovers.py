@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.child_processes import FORKSERVER
+from doubles.forkserver_context import FORKSERVER
 from doubles.live_server import wait_until
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop import LoopDisk, find_devices, loop_unavailable_reason, unshare_mounts

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.child_processes import FORKSERVER
+from doubles.forkserver_context import FORKSERVER
 from sandbox.disks import loop
 from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts

@@ -3,8 +3,8 @@
 import msgspec
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import decode_task, encode_json
 from sandbox.model.events import AttemptFailed, FollowUp, Record, TaskFinished
 from sandbox.model.failure import Failure, FailureCode, missing_secrets_message
@@ -30,7 +30,7 @@ OLD = msgspec.json.decode(
 @pytest.fixture(params=[NEW, OLD], ids=["current version", "earlier version"])
 def failed_api(request, api_with_tokens, tasks):
     tasks.add("task-001", request.param, TaskFinished())
-    return api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
+    return api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
 
 
 @pytest.mark.parametrize("path", STATUS_PATHS)
@@ -54,7 +54,7 @@ def test_detail_of_earlier_attempts_depends_on_the_role(api_with_tokens, tasks):
     task = tasks.add("task-001", *TO_RUNNING)
     attempt = msgspec.structs.replace(task.attempt, failure=NEW.failure, follow_up=FollowUp.RETRY)
     tasks.entries["task-001"].task = msgspec.structs.replace(task, past_attempts=(attempt,))
-    api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
+    api = api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
     response = api.get("/api/v1/tasks/task-001", headers=VIEWER)
     assert [word for word in PRIVATE if word in response.text] == []
     assert response.json()["attempts"][0]["error"]["code"] == "secret_unavailable"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.local_host import read_memory_available_bytes
 from sandbox.bootstrap.secrets import ServerSecretResolver
@@ -31,7 +31,7 @@ def raises_unavailable(detail):
 
 
 def test_single_user_may_use_all_variables_except_the_servers_own():
-    secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeAccess(), AGENTS)
+    secrets = ServerSecretResolver(SecretsSection(), ENVIRONMENT, FakeTokenStore(), AGENTS)
     assert resolve(secrets, ("env", "MINE")) == {"S": "my-value"}
     for server_variable in ("ANTHROPIC_API_KEY", "SANDBOX_X"):
         with raises_unavailable("own variables"):
@@ -39,7 +39,7 @@ def test_single_user_may_use_all_variables_except_the_servers_own():
 
 
 def test_only_listed_variables_are_available_on_a_server_with_tokens():
-    access = FakeAccess()
+    access = FakeTokenStore()
     secrets = ServerSecretResolver(
         SecretsSection(environment=("NAMED", "ANTHROPIC_API_KEY")), ENVIRONMENT, access, AGENTS
     )
@@ -53,17 +53,17 @@ def test_only_listed_variables_are_available_on_a_server_with_tokens():
 
 def test_files_and_vault_need_configuration(tmp_path):
     (tmp_path / "token").write_text("file-value\n")
-    secrets = ServerSecretResolver(SecretsSection(directory=tmp_path), {}, FakeAccess(), AGENTS)
+    secrets = ServerSecretResolver(SecretsSection(directory=tmp_path), {}, FakeTokenStore(), AGENTS)
     assert resolve(secrets, ("file", "token")) == {"S": "file-value"}
     with raises_unavailable("no access to Vault"):
         resolve(secrets, ("vault", "a#b"))
     without_token = SecretsSection(vault=VaultSection(address="http://127.0.0.1:1/"))
     with raises_unavailable("no access to Vault"):
-        resolve(ServerSecretResolver(without_token, {}, FakeAccess(), AGENTS), ("vault", "a#b"))
+        resolve(ServerSecretResolver(without_token, {}, FakeTokenStore(), AGENTS), ("vault", "a#b"))
     with raises_unavailable(r"Vault at http://127\.0\.0\.1:1 is not reachable"):
-        resolve(ServerSecretResolver(without_token, {"VAULT_TOKEN": "t"}, FakeAccess(), AGENTS), ("vault", "a#b"))
+        resolve(ServerSecretResolver(without_token, {"VAULT_TOKEN": "t"}, FakeTokenStore(), AGENTS), ("vault", "a#b"))
     with raises_unavailable("no secrets directory"):
-        resolve(ServerSecretResolver(SecretsSection(), {}, FakeAccess(), AGENTS), ("file", "token"))
+        resolve(ServerSecretResolver(SecretsSection(), {}, FakeTokenStore(), AGENTS), ("file", "token"))
 
 
 def test_vault_uses_the_variables_of_the_vault_cli(monkeypatch):
@@ -71,9 +71,9 @@ def test_vault_uses_the_variables_of_the_vault_cli(monkeypatch):
     monkeypatch.setattr("sandbox.bootstrap.secrets.VaultSource", sources.append)
     section = SecretsSection(vault=VaultSection(address="https://vault.example/", mount="kv"))
     ServerSecretResolver(
-        section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeAccess(), AGENTS
+        section, {"VAULT_TOKEN": "t", "VAULT_NAMESPACE": "n", "VAULT_CACERT": "/ca.pem"}, FakeTokenStore(), AGENTS
     )
-    ServerSecretResolver(section, {"VAULT_TOKEN": "t"}, FakeAccess(), AGENTS)
+    ServerSecretResolver(section, {"VAULT_TOKEN": "t"}, FakeTokenStore(), AGENTS)
     full, plain = sources
     assert (full.address, full.token, full.mount) == ("https://vault.example", "t", "kv")
     assert (full.namespace, full.ca_file) == ("n", "/ca.pem")

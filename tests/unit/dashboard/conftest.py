@@ -6,8 +6,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import FakeTasks
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents import registered_agents
 from sandbox.api.app import create_app
 from sandbox.api.app_context import AppContext
@@ -25,7 +25,7 @@ class Pages:
     def __init__(self, tasks: FakeTasks, access: TokenStore | None = None) -> None:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}), agents=registered_agents())
-        authenticator = Authenticator(access or FakeAccess(), settings)
+        authenticator = Authenticator(access or FakeTokenStore(), settings)
         context = AppContext.create(tasks.services, settings, asyncio.Event(), authenticator)
         self.app = create_app(context)
         add_dashboard(self.app, context)

@@ -6,8 +6,8 @@ import tarfile
 
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.model.events import Artifact
 
 
@@ -48,7 +48,7 @@ def test_bundle_has_files_and_checksums(pages, add_artifact):
 
 
 def test_artifact_with_a_secret_is_available_to_operators_only(pages_with_tokens, add_artifact):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
     add_artifact(pages.tasks, "task-001.patch", b"hunter2", contains_secret=True)
     for name, is_included in (("ann", True), ("bob", False)):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import sandbox.dashboard
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING, manifest
+from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import claude
 from sandbox.dashboard import proof_bundle
 from sandbox.dashboard.pages import forms as pages_with_forms
@@ -76,7 +76,7 @@ def test_browsers_receive_a_page_for_an_unknown_path_outside_the_api(pages):
 
 
 def test_missing_token_redirects_to_sign_in(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator"))
     pages.tasks.add()
     for path in PATHS:
         response = pages.get(f"{path}?x=1")
@@ -104,7 +104,7 @@ def test_sign_in_redirects_to_this_server_only(pages, target, back):
 
 
 def test_viewers_see_no_operator_actions(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     pages.tasks.add()
     for name, is_offered in (("ann", True), ("bob", False)):
         text = pages.get("/tasks/task-001", authorization=f"Bearer {name}").text
@@ -179,7 +179,7 @@ def test_patch_is_offered_only_if_it_is_not_empty(pages, size_bytes, is_offered)
 
 
 def test_running_agent_with_a_terminal_offers_the_attach_command(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     session = manifest("session").replace(agent=claude(prompt="Talk.", headless=False))
     asyncio.run(pages.tasks.submit(session))
     pages.tasks.add("task-001", *TO_RUNNING)
@@ -198,7 +198,7 @@ def test_running_agent_with_a_terminal_offers_the_attach_command(pages_with_toke
 
 
 def test_patch_with_a_secret_is_not_offered_to_viewers(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     pages.tasks.add("task-001", *TO_RUNNING)
     record_patch(pages, 12, contains_secret=True)
     pages.tasks.record("task-001", *TO_COMPLETED)

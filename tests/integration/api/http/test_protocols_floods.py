@@ -9,8 +9,8 @@ import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.http import framing, protocols
 from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX
 
@@ -64,7 +64,7 @@ async def flood(port, head, data):
 @pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
 async def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, request_line):
     chunks = CallsPerTurn(monkeypatch, framing.RequestFraming, "_read_chunk")
-    async with running_api(FakeAccess(otto="operator")) as api:
+    async with running_api(FakeTokenStore(otto="operator")) as api:
         watching = asyncio.create_task(chunks.watch())
         clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
         await until(lambda: chunks.total >= 5000, 30)
@@ -80,7 +80,7 @@ async def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch
     response_calls = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
 
     async def scenario():
-        async with running_api(FakeAccess(vera="viewer")) as api:
+        async with running_api(FakeTokenStore(vera="viewer")) as api:
             clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(300)]
             watching = asyncio.create_task(response_calls.watch())
             for _, writer in clients:
@@ -119,7 +119,7 @@ async def test_body_in_chunks_of_any_size_is_read(running_api, size):
 
 async def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
     pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
-    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         watching = asyncio.create_task(pings.watch())
         clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
         assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
@@ -136,7 +136,7 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
     pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
 
     async def scenario():
-        async with running_api(FakeAccess(vera="viewer")) as api:
+        async with running_api(FakeTokenStore(vera="viewer")) as api:
             for _ in range(20):
                 reader, writer = await asyncio.open_connection("127.0.0.1", api.stream_port)
                 writer.write(HANDSHAKE % b"")
@@ -161,7 +161,7 @@ async def test_empty_fragments_of_a_message_are_not_buffered(running_api, until,
         kept.append(len(connection.frames))
 
     monkeypatch.setattr(protocols.WebSocketProtocol, "handle_cont", handle_cont)
-    async with running_api(FakeAccess(vera="viewer")) as api:
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
         data = FIRST_FRAGMENT + FRAGMENT * 3000
         first, _, writer = await flood(api.stream_port, HANDSHAKE % AS_VIEWER, data)
         assert first == b"HTTP/1.1 101 Switching Protocols\r\n"
@@ -171,7 +171,7 @@ async def test_empty_fragments_of_a_message_are_not_buffered(running_api, until,
 
 
 async def test_every_ping_of_a_reading_client_is_answered(running_api):
-    async with running_api(FakeAccess(vera="viewer")) as api:
+    async with running_api(FakeTokenStore(vera="viewer")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         headers = {"Authorization": "Bearer vera"}
         async with connect(api.ws("?task_id=task-001"), additional_headers=headers) as stream:

@@ -8,8 +8,8 @@ import socket
 import httpx2
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.auth import authenticator
 from sandbox.api.http import protocols
 
@@ -30,7 +30,7 @@ def with_viewer_token(api, **options):
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
 async def test_unauthenticated_connections_are_limited(running_api, until, monkeypatch, payload):
     monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
-    async with running_api(FakeAccess(vera="viewer")) as api, with_viewer_token(api) as client:
+    async with running_api(FakeTokenStore(vera="viewer")) as api, with_viewer_token(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         async with client.stream("GET", "/api/v1/tasks/task-001/logs?follow=true") as stream:
             sockets = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
@@ -58,7 +58,7 @@ def is_closed(client: socket.socket) -> bool:
 
 async def test_concurrent_requests_are_limited_per_token(running_api, until, monkeypatch):
     monkeypatch.setattr(authenticator, "REQUESTS_AT_ONCE_MAX", 3)
-    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api, with_viewer_token(api) as client:
+    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api, with_viewer_token(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         streams = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]
         await until(lambda: api.open_streams("logs") == 3)

@@ -8,8 +8,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.auth import authenticator
 from sandbox.api.middleware import authentication
 from sandbox.api.routes import tasks
@@ -58,7 +58,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until
     counter = MessagesPerTurn(monkeypatch)
 
     async def scenario():
-        async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+        async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
             api.tasks.add("task-001", *TO_RUNNING)
             streams = [await with_viewer_token(api) for _ in range(STREAMS)]
             received = [[] for _ in streams]
@@ -79,7 +79,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until
 
 async def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
     monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", 2)
-    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         first, second = await with_viewer_token(api), await with_viewer_token(api)
         with pytest.raises(InvalidStatus) as raised:
@@ -96,7 +96,7 @@ async def test_streams_of_all_tasks_are_limited_per_token(running_api, until, mo
 
 
 async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api, monkeypatch):
-    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         active, maximum, may_continue = 0, 0, asyncio.Event()
         list_artifacts = api.tasks.list_artifacts
@@ -143,7 +143,7 @@ async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_a
     monkeypatch.setattr(authentication, "_denied_response", count)
 
     async def scenario():
-        async with running_api(FakeAccess(otto="operator")) as api:
+        async with running_api(FakeTokenStore(otto="operator")) as api:
             watcher = asyncio.create_task(watch())
             data = b"GET /api/v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20
             clients = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(100)]
@@ -178,7 +178,7 @@ async def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(
 
     monkeypatch.setattr(tasks, "_parse_submission", count)
     async with (
-        running_api(FakeAccess(olga="operator", otto="operator")) as api,
+        running_api(FakeTokenStore(olga="operator", otto="operator")) as api,
         httpx2.AsyncClient(base_url=api.http, timeout=20) as client,
     ):
         path, first, second = (

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.middleware import authentication
 
 MANIFEST = b"""
@@ -21,8 +21,8 @@ REQUESTS = [
 ]
 
 
-def tokens() -> FakeAccess:
-    return FakeAccess(olga="operator", otto="operator")
+def tokens() -> FakeTokenStore:
+    return FakeTokenStore(olga="operator", otto="operator")
 
 
 async def send_slowly(api, method: str, path: str, body: bytes, *, meanwhile) -> bytes:

@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from websockets.asyncio.client import connect
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.primitives import client_fairness
@@ -58,7 +58,7 @@ async def first_bytes(client, count=15):
 
 
 def api_with_two_tokens(running_api):
-    return running_api(FakeAccess(vera="viewer", otto="operator"))
+    return running_api(FakeTokenStore(vera="viewer", otto="operator"))
 
 
 def reserved_bytes(api, token="vera"):
@@ -154,7 +154,7 @@ async def test_unread_websocket_uses_response_memory(running_api, until):
 
 
 async def test_unfinished_request_bodies_use_memory_of_their_token_only(running_api, until):
-    async with running_api(FakeAccess(olga="operator", otto="operator")) as api:
+    async with running_api(FakeTokenStore(olga="operator", otto="operator")) as api:
         submission = b"name: x", "/api/v1/tasks?dry_run=true"
         with ExitStack() as opened:
             for _ in range(20):
@@ -186,7 +186,7 @@ async def test_submission_that_took_effect_is_never_answered_with_429(running_ap
         writer.close()
         return status_line[9:12]
 
-    access = FakeAccess(olga="operator", otto="operator")
+    access = FakeTokenStore(olga="operator", otto="operator")
     async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
         is_last_byte_due = asyncio.Event()
         submissions = [asyncio.create_task(submit(api.port, is_last_byte_due)) for _ in range(20)]

@@ -8,13 +8,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.middleware import authentication
 
 
-def access() -> FakeAccess:
-    return FakeAccess(vera="viewer")
+def access() -> FakeTokenStore:
+    return FakeTokenStore(vera="viewer")
 
 
 async def first_event(api, *, port: int = 0, **options):
@@ -91,7 +91,7 @@ async def test_token_in_the_url_is_ignored(running_api):
 
 async def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
-    tokens = FakeAccess(vera="viewer", olga="operator")
+    tokens = FakeTokenStore(vera="viewer", olga="operator")
 
     async def scenario():
         async with running_api(tokens) as api, httpx2.AsyncClient(trust_env=False, timeout=10) as client:
@@ -122,7 +122,7 @@ async def test_revoked_token_closes_its_streams_without_errors(running_api, monk
 
 async def test_message_after_token_revocation_closes_the_stream_once(running_api, monkeypatch, caplog):
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
-    tokens = FakeAccess(vera="viewer")
+    tokens = FakeTokenStore(vera="viewer")
 
     async def scenario():
         async with running_api(tokens) as api:

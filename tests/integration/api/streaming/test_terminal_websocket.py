@@ -7,8 +7,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.middleware import authentication
 from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, ResizeFrame, WriteAccessFrame
 
@@ -153,7 +153,7 @@ async def test_errors_reject_the_handshake(running_api):
 
 
 async def test_terminal_requires_the_operator_role(running_api):
-    async with running_api(FakeAccess(vera="viewer", otto="operator")) as api:
+    async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         serve_terminal(api, FakeConnection(WriteAccessFrame(may_write=True)))
         assert await rejection(terminal_url(api)) == (401, "unauthorized")
         viewer_headers = {"Authorization": "Bearer vera"}
@@ -166,7 +166,7 @@ async def test_terminal_requires_the_operator_role(running_api):
 async def test_input_after_token_revocation_is_discarded(running_api, monkeypatch, role):
     """The token is checked even while the terminal is silent, for example at a password prompt."""
     monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
-    tokens = FakeAccess(otto="operator", olga="operator")
+    tokens = FakeTokenStore(otto="operator", olga="operator")
     async with running_api(tokens) as api:
         connection = FakeConnection(WriteAccessFrame(may_write=True))
         serve_terminal(api, connection)

@@ -11,7 +11,7 @@ import pytest
 
 from doubles.faults import fill_file_system, small_file_system
 from doubles.image_archives import directory, entry, layer, minimal_root, symlink
-from doubles.runtimes import require_runtime
+from doubles.runtime_availability import require_runtime
 from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
 from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer

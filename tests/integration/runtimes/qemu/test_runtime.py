@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.runtimes import record_slow_kvm, require_qemu_components
+from doubles.runtime_availability import record_slow_kvm, require_qemu_components
 from doubles.sandbox_lifecycle import MEBIBYTE, TIMEOUT_SECONDS, read_until, ready_sandbox
 from doubles.sandbox_scripts import CONNECT_OUTPUT, CONNECT_SCRIPT, IDENTITY_SCRIPT, accept_connection, respond_to_query
 from sandbox.agents.claude_code.binary_install import find_binary

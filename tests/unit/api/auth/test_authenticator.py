@@ -3,7 +3,7 @@
 import pytest
 from starlette.requests import HTTPConnection
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied, extract_credentials
 from sandbox.api.auth.sessions import SESSION_SECONDS
 from sandbox.api.settings import ApiSettings
@@ -15,7 +15,7 @@ STREAM, TERMINAL = "/api/v1/tasks/stream", "/api/v1/tasks/task-001/terminal"
 class AuthenticatorHarness:
     """An authenticator with a test clock."""
 
-    def __init__(self, access: FakeAccess, **settings: object) -> None:
+    def __init__(self, access: FakeTokenStore, **settings: object) -> None:
         self.now = 100.0
         self.access = access
         api_settings = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), agents={}, **settings)
@@ -51,7 +51,7 @@ class AuthenticatorHarness:
 
 @pytest.fixture
 def server() -> AuthenticatorHarness:
-    return AuthenticatorHarness(FakeAccess(olga="operator", vera="viewer"))
+    return AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"))
 
 
 # Revalidation of streams
@@ -85,7 +85,7 @@ def test_stream_of_a_session_is_invalid_after_its_token_is_revoked(server):
 
 
 def test_anonymous_stream_is_invalid_after_the_first_token_is_created():
-    server = AuthenticatorHarness(FakeAccess())
+    server = AuthenticatorHarness(FakeTokenStore())
     caller = server.caller(path=STREAM)
     assert caller == Caller(LOCAL_OPERATOR)
     assert server.authenticator.is_still_valid(caller)
@@ -94,7 +94,7 @@ def test_anonymous_stream_is_invalid_after_the_first_token_is_created():
 
 
 def test_stream_with_an_unknown_token_is_invalid_after_the_first_token_is_created():
-    server = AuthenticatorHarness(FakeAccess())
+    server = AuthenticatorHarness(FakeTokenStore())
     caller = server.caller(authorization="Bearer of another server")
     server.access.has_tokens = True
     assert not server.authenticator.is_still_valid(caller)
@@ -196,7 +196,7 @@ EMBEDDED = {"sec_fetch_site": "cross-site", "sec_fetch_mode": "no-cors"}
 @pytest.mark.parametrize("headers", [EVIL_ORIGIN, EMBEDDED])
 def test_cross_site_request_without_token_is_denied(server, headers):
     session = {"cookie": server.session_of("olga")}
-    for current in (server, AuthenticatorHarness(FakeAccess())):
+    for current in (server, AuthenticatorHarness(FakeTokenStore())):
         denied = current.denied(**session, **headers)
         assert (denied.status, denied.code, denied.principal) == (403, "forbidden", None)
     assert server.caller(authorization="Bearer olga", **headers), "other sites do not have the token"
@@ -208,9 +208,9 @@ def test_host_header_is_checked_only_without_tokens(server):
     for host in ("evil.example", "sandbox.example.net"):
         assert server.caller(host=host, authorization="Bearer olga")
         assert server.caller(host=host, cookie=server.session_of("olga"))
-        assert AuthenticatorHarness(FakeAccess()).denied(host=host).status == 403
+        assert AuthenticatorHarness(FakeTokenStore()).denied(host=host).status == 403
     for host in ("localhost", "127.0.0.1:8122", "builds.example.org", "BUILDS.example.org:8122"):
-        assert AuthenticatorHarness(FakeAccess()).caller(host=host)
+        assert AuthenticatorHarness(FakeTokenStore()).caller(host=host)
 
 
 def test_same_origin_page_may_use_a_session(server):
@@ -220,7 +220,7 @@ def test_same_origin_page_may_use_a_session(server):
 
 
 def test_cross_site_requests_do_not_count_against_the_rate_limit():
-    server = AuthenticatorHarness(FakeAccess(), requests_per_minute=1)
+    server = AuthenticatorHarness(FakeTokenStore(), requests_per_minute=1)
     assert [server.denied(**EVIL_ORIGIN).status for _ in range(3)] == [403] * 3
     assert server.caller()
     assert server.denied().status == 429
@@ -230,7 +230,7 @@ def test_cross_site_requests_do_not_count_against_the_rate_limit():
 
 
 def test_rate_limit_is_per_token_or_per_address():
-    server = AuthenticatorHarness(FakeAccess(olga="operator", vera="viewer"), requests_per_minute=2)
+    server = AuthenticatorHarness(FakeTokenStore(olga="operator", vera="viewer"), requests_per_minute=2)
     for name in ("olga", "vera"):
         outcomes = [server.authenticate(authorization=f"Bearer {name}") for _ in range(3)]
         assert [type(result) for result in outcomes] == [Caller, Caller, Denied]
@@ -248,15 +248,16 @@ def test_rate_limit_is_per_token_or_per_address():
 
 def test_clone_hosts_are_restricted_on_a_server_with_tokens():
     hosts = frozenset({"github.com"})
-    assert AuthenticatorHarness(FakeAccess(olga="operator"), clone_hosts=hosts).authenticator.clone_hosts() == hosts
+    assert AuthenticatorHarness(FakeTokenStore(olga="operator"), clone_hosts=hosts).authenticator.clone_hosts() == hosts
     assert (
-        AuthenticatorHarness(FakeAccess(), clone_hosts=hosts, requires_token=True).authenticator.clone_hosts() == hosts
+        AuthenticatorHarness(FakeTokenStore(), clone_hosts=hosts, requires_token=True).authenticator.clone_hosts()
+        == hosts
     )
-    assert AuthenticatorHarness(FakeAccess(), clone_hosts=hosts).authenticator.clone_hosts() is None
+    assert AuthenticatorHarness(FakeTokenStore(), clone_hosts=hosts).authenticator.clone_hosts() is None
 
 
 def test_required_token_denies_anonymous_callers():
-    server = AuthenticatorHarness(FakeAccess(), requires_token=True)
+    server = AuthenticatorHarness(FakeTokenStore(), requires_token=True)
     assert server.denied().status == 401
     assert not server.authenticator.is_still_valid(Caller(LOCAL_OPERATOR))
 

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import pytest
 from starlette.requests import HTTPConnection
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.auth import authenticator as authenticator_module
 from sandbox.api.auth.authenticator import LOCAL_OPERATOR, Authenticator, Caller, Denied
 from sandbox.api.errors import TooManyStreamsError
@@ -21,7 +21,7 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_authenticator(**roles: str) -> Authenticator:
-    return Authenticator(FakeAccess(**roles), ApiSettings("0.1.0", frozenset({8122}), agents={}), lambda: 100.0)
+    return Authenticator(FakeTokenStore(**roles), ApiSettings("0.1.0", frozenset({8122}), agents={}), lambda: 100.0)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 
 OPERATOR = {"authorization": "Bearer olga"}
 VIEWER = {"authorization": "Bearer vera"}
@@ -18,7 +18,7 @@ claude: {prompt: Do it.}
 
 @pytest.fixture
 def access():
-    return FakeAccess(olga="operator", vera="viewer")
+    return FakeTokenStore(olga="operator", vera="viewer")
 
 
 @pytest.fixture
@@ -98,14 +98,14 @@ def test_token_allows_any_host_and_origin(api):
 
 
 def test_required_token_denies_all_requests_if_no_tokens_exist(api_with_tokens):
-    api = api_with_tokens(FakeAccess(), requires_token=True)
+    api = api_with_tokens(FakeTokenStore(), requires_token=True)
     assert api.get("/api/v1/tasks").status_code == 401
     assert api.get("/api/health").status_code == 200
 
 
 def test_without_tokens_each_caller_is_the_operator(api_with_tokens, tasks):
     tasks.add("task-001")
-    api = api_with_tokens(FakeAccess())
+    api = api_with_tokens(FakeTokenStore())
     assert api.delete("/api/v1/tasks/task-001").status_code == 200
     assert api.get("/api/v1/tasks", headers={"authorization": "Bearer of another server"}).status_code == 200
     assert api.get("/api/v1/tasks", headers={"authorization": "Bearer x", "host": "evil.example"}).status_code == 403
@@ -119,7 +119,7 @@ def test_clone_hosts_are_checked_on_a_server_with_tokens(api, api_with_tokens, t
         ("repository.url", "not_offered", 5)
     ]
     assert api.post("/api/v1/tasks", content=MANIFEST, headers=OPERATOR).status_code == 202
-    open_api = api_with_tokens(FakeAccess(), clone_hosts=frozenset({"github.com"}))
+    open_api = api_with_tokens(FakeTokenStore(), clone_hosts=frozenset({"github.com"}))
     assert open_api.post("/api/v1/tasks", content=other_manifest).status_code == 202
 
 
@@ -154,7 +154,7 @@ def test_rate_limit_response_has_a_retry_after_header(api_with_tokens, access):
 
 
 def test_cross_site_requests_do_not_consume_the_rate_limit(api_with_tokens):
-    api = api_with_tokens(FakeAccess(), requests_per_minute=2)
+    api = api_with_tokens(FakeTokenStore(), requests_per_minute=2)
     foreign = {"origin": "https://evil.example"}
     assert {api.get("/api/v1/tasks", headers=foreign).status_code for _ in range(5)} == {403}
     assert [api.get("/api/v1/tasks").status_code for _ in range(3)] == [200, 200, 429]

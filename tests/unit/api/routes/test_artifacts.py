@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 from doubles.example_requests import PATCH_ARTIFACT, Example
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import BEGINNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.routes.artifacts import content_disposition
 from sandbox.model.events import Artifact
 
@@ -45,7 +45,7 @@ def test_artifact_with_a_secret_is_available_to_operators_only(
     api_with_tokens, add_artifact, method, headers, reference
 ):
     add_artifact("leaky.bin", "out/leaky.bin", contains_secret=True)
-    api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
+    api = api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
     viewer, operator = ({"authorization": f"Bearer {name}"} for name in ("vera", "olga"))
     denied = api(method, f"{ARTIFACTS}/{reference}", headers=headers | viewer)
     assert denied.status_code == 403

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from doubles.example_requests import TASK, Example
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model import events as e
 from sandbox.model.fixed_limits import BODY_BYTES_MAX
@@ -84,7 +84,7 @@ def test_overrides_and_prompt_change_the_new_task_only(api, tasks):
     ids=lambda value: json.dumps(value)[:40],
 )
 def test_invalid_change_is_rejected_and_submits_nothing(api_with_tokens, tasks, body, code, field):
-    api = api_with_tokens(FakeAccess(), profiles=lambda: {"agentic-dev": ""})
+    api = api_with_tokens(FakeTokenStore(), profiles=lambda: {"agentic-dev": ""})
     tasks.add("task-001")
     response = api.post(RERUN, json=body)
     assert (response.status_code, response.json()["error"]) == (400, code)
@@ -137,7 +137,7 @@ def test_memory_is_reserved_for_the_manifest_of_the_earlier_task(api, tasks, mon
 
 def test_only_operators_may_rerun(api_with_tokens, tasks):
     tasks.add("task-001")
-    api = api_with_tokens(FakeAccess(alice="operator", bob="viewer"), clone_hosts=frozenset({"github.com"}))
+    api = api_with_tokens(FakeTokenStore(alice="operator", bob="viewer"), clone_hosts=frozenset({"github.com"}))
     codes = [
         api.post(RERUN, headers={"Authorization": f"Bearer {name}"}).status_code for name in ("bob", "nobody", "alice")
     ]

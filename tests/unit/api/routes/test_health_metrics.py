@@ -3,7 +3,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from doubles.example_requests import Example
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 
 EXAMPLES = (Example("get_metrics", shown_lines="sandbox_tasks"),)
 
@@ -59,7 +59,7 @@ def test_server_that_is_shutting_down_is_not_ready(api):
 
 
 def test_metrics_need_a_token_and_count_denied_requests(api_with_tokens):
-    api = api_with_tokens(FakeAccess(vera="viewer"))
+    api = api_with_tokens(FakeTokenStore(vera="viewer"))
     assert api.get("/metrics").status_code == 401
     response = api.get("/metrics", headers={"authorization": "Bearer vera"})
     assert response.status_code == 200

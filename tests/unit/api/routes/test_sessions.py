@@ -3,7 +3,7 @@
 import pytest
 
 from doubles.example_requests import Example
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 
 EXAMPLES = (
     Example("open_session"),
@@ -16,7 +16,7 @@ VIEWER = {"authorization": "Bearer vera"}
 @pytest.fixture
 def api(api_with_tokens, tasks):
     tasks.add("task-001")
-    return api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
+    return api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
 
 
 def test_browser_exchanges_token_for_a_session(api):
@@ -45,6 +45,6 @@ def test_cookie_over_tls_is_secure(api):
 
 
 def test_without_tokens_no_session_is_created(api_with_tokens):
-    response = api_with_tokens(FakeAccess()).post("/api/v1/session")
+    response = api_with_tokens(FakeTokenStore()).post("/api/v1/session")
     assert (response.status_code, response.json()["role"]) == (200, "operator")
     assert "set-cookie" not in response.headers

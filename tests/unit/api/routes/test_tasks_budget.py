@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.agents.claude_code.agent import ClaudeCode
 
 MANIFEST = """
@@ -22,7 +22,7 @@ class PricedClaudeCode(ClaudeCode):
 
 @pytest.fixture
 def submit(api_with_tokens):
-    api = api_with_tokens(FakeAccess(), agents={"claude": PricedClaudeCode()})
+    api = api_with_tokens(FakeTokenStore(), agents={"claude": PricedClaudeCode()})
     return lambda model: api.post("/api/v1/tasks", content=MANIFEST.replace("MODEL", model))
 
 

@@ -1,8 +1,8 @@
 """Deletion of a finished task."""
 
 from doubles.example_requests import Example
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 
 EXAMPLES = (Example("delete_task"),)
 
@@ -31,7 +31,7 @@ def test_task_that_has_not_ended_is_not_deleted(api, tasks):
 
 def test_viewer_may_not_delete_a_task(api_with_tokens, tasks):
     tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
-    api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
+    api = api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
     assert api.delete(PATH, headers={"authorization": "Bearer vera"}).status_code == 403
     assert api.delete(PATH, headers={"authorization": "Bearer olga"}).status_code == 200
 

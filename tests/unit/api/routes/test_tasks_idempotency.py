@@ -2,8 +2,8 @@
 
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 
 BODY = b"""{"version": "1", "kind": "Task", "metadata": {"name": "My Task", "id": "task-001"},
  "repository": {"url": "https://github.com/org/repo.git", "branch": "main"},
@@ -32,7 +32,7 @@ def test_replayed_response_does_not_depend_on_progress(api, tasks):
 
 def test_submission_is_replayed_when_its_manifest_is_no_longer_valid(api_with_tokens):
     profiles = {"my-tools": ""}
-    api = api_with_tokens(FakeAccess(), profiles=lambda: profiles)
+    api = api_with_tokens(FakeTokenStore(), profiles=lambda: profiles)
     body = BODY.replace(b'"repository"', b'"vm": {"profile": "my-tools"}, "repository"')
     first = submit(api, "6f1c", body)
     profiles.clear()

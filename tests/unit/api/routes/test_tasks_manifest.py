@@ -3,7 +3,7 @@
 import pytest
 
 from doubles.example_requests import Example
-from doubles.fake_access import FakeAccess
+from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import parse_manifest
 from sandbox.model import events as e
 
@@ -51,14 +51,14 @@ def test_manifest_can_be_submitted_again(api, tasks, submitted):
 
 @pytest.mark.parametrize(("token", "status"), [("olga", 200), ("vera", 403)])
 def test_manifest_requires_the_operator_role(api_with_tokens, submitted, token, status):
-    api = api_with_tokens(FakeAccess(olga="operator", vera="viewer"))
+    api = api_with_tokens(FakeTokenStore(olga="operator", vera="viewer"))
     response = api.get(PATH, headers={"authorization": f"Bearer {token}"})
     assert response.status_code == status
     assert ("CI_TOKEN" in response.text) is (status == 200)
 
 
 def test_viewer_reads_the_definition_without_sources(api_with_tokens, submitted):
-    api = api_with_tokens(FakeAccess(vera="viewer"))
+    api = api_with_tokens(FakeTokenStore(vera="viewer"))
     response = api.get("/api/v1/tasks/task-001", headers={"authorization": "Bearer vera"})
     assert response.json()["definition"]["secrets"] == [{"name": "GITHUB_TOKEN"}]
     assert "CI_TOKEN" not in response.text

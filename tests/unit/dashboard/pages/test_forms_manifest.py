@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import manifest
+from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import parse_manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.dashboard.pages.forms import ADDED_HOSTS_MAX, RECENT_REPOSITORIES_MAX
@@ -115,7 +115,7 @@ def test_hostile_repository_is_escaped(pages):
 
 
 def test_secret_sources_are_shown_to_operators_only(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     secret = Secret(name="GITHUB_TOKEN", source="vault", key="teams/platform#token")
     asyncio.run(pages.tasks.submit(manifest("task-001").replace(secrets=(secret,))))
     for path in ("/tasks/task-001", "/submit?from=task-001", "/tasks/task-001/proof"):

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from doubles import fake_tasks
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from sandbox.dashboard.pages import server
 from sandbox.interfaces.tasks import LoadSample
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
@@ -55,6 +55,6 @@ def test_malformed_times_are_rejected(pages, after):
 
 
 def test_load_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(bob="viewer"))
     assert pages.get("/server/load", accept="application/json").status_code == 401
     assert pages.get("/server/load", authorization="Bearer bob").status_code == 200

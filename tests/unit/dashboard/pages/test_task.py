@@ -5,8 +5,8 @@ import re
 import msgspec
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import manifest
 from sandbox.interfaces.tasks import Inheritance
 from sandbox.model import events as e
@@ -63,7 +63,7 @@ def test_reason_is_on_the_page_if_a_patch_cannot_be_continued(pages):
 
 
 def test_operators_can_delete_a_task_that_has_ended(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     add_ended(pages.tasks)
     pages.tasks.add("works", *TO_RUNNING)
     for name, task_id, is_offered in (("ann", "task-001", True), ("bob", "task-001", False), ("ann", "works", False)):

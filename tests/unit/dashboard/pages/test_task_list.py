@@ -8,8 +8,8 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from doubles.fake_access import FakeAccess
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import manifest
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
@@ -269,7 +269,7 @@ def test_period_is_a_filter_that_moves_with_the_time(pages):
 
 
 def test_viewers_cannot_select_tasks(pages_with_tokens):
-    pages = pages_with_tokens(FakeAccess(ann="operator", bob="viewer"))
+    pages = pages_with_tokens(FakeTokenStore(ann="operator", bob="viewer"))
     pages.tasks.add("works", *TO_RUNNING)
     pages.tasks.add("done", *TO_RUNNING, *TO_COMPLETED)
     for name, is_offered in (("ann", True), ("bob", False)):

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from architecture.api_examples import api_routes, declared_examples, match_examples
-from architecture.generated_reference import COMMON_OPTIONS, EXAMPLES_FILE, commands, generated
+from architecture.generated_docs import COMMON_OPTIONS, EXAMPLES_FILE, commands, generated
 from architecture.generated_rest import SERVER
 from doubles.example_requests import Example
 from doubles.fake_api import PREFIX, FakeApi

@@ -3,7 +3,7 @@
 from sandbox.interfaces.auth import Principal, Role
 
 
-class FakeAccess:
+class FakeTokenStore:
     """Implements `Access`. roles: the role of each principal id; if it is empty, no tokens exist."""
 
     def __init__(self, **roles: str) -> None:

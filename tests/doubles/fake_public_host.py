@@ -1,9 +1,8 @@
 """A fake public host that echoes HTTP requests on ports 80, 443, 8080 and 8443.
 
-Run as a program: `fake_host.py ADDRESS CERTIFICATE RECORD`; prints a JSON line once it listens. Request lines and Host
-headers are appended to RECORD. Ports 443 and 8443 use TLS. WebSocket messages are echoed; port 22 sends a greeting,
-then
-echoes. `…/info/refs` serves a git repository, `/away/HOST?PATH` redirects.
+Run as a program: `fake_public_host.py ADDRESS CERTIFICATE RECORD`; prints a JSON line once it listens. Request lines
+and Host headers are appended to RECORD. Ports 443 and 8443 use TLS. WebSocket messages are echoed; port 22 sends a
+greeting, then echoes. `…/info/refs` serves a git repository, `/away/HOST?PATH` redirects.
 """
 
 import hashlib
