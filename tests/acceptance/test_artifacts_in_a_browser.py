@@ -142,7 +142,7 @@ def deployment(tmp_path_factory):
 
 
 @contextmanager
-def proxied(base_url):
+def proxy_without_fetch_metadata(base_url):
     """A proxy that drops fetch metadata. (Browsers do not send it over plain HTTP to another machine.)"""
 
     class ProxyHandler(http.server.BaseHTTPRequestHandler):
@@ -202,7 +202,7 @@ def test_same_origin_page_cannot_load_responses_as_code(deployment, browser):
 
 
 def test_responses_are_not_loaded_as_code_without_fetch_metadata(deployment, browser):
-    with proxied(deployment.server.ready_message["http"]) as origin:
+    with proxy_without_fetch_metadata(deployment.server.ready_message["http"]) as origin:
         page = browser.open(f"{origin}/attack")
         loaded = page.evaluate(ATTACKS, ADDRESSES)
     # Images and imported JSON are not executed; they are data, like a fetched response.

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from escape import table
+from escape import results_table
 from escape.attack import OWN_KERNEL, Outcome
 from escape.attack_run import ATTACKS
+from escape.attack_verdict import Verdict
 from escape.attacks_on_collection import NO_EXECUTION, NOT_DELIVERED, OUT_OF_PATCH, RENAMED, SKIPPED, TRAPS
-from escape.verdict import Verdict
-from escape.verdicts import CollectedOutput
+from escape.run_verdicts import CollectedOutput
 
 ATTACKS_MIN = {"network": 30, "credentials": 12, "collection": 15, "resources": 10}
 
@@ -21,12 +21,12 @@ def document(root: Path) -> str:
 
 
 def test_table_lists_exactly_the_attacks(document: str):
-    expected = [(kind, row) for kind, rows in table.names().items() for row in rows]
-    assert list(table.parse(document).outcomes) == expected, "run script/escape-battery"
+    expected = [(kind, row) for kind, rows in results_table.names().items() for row in rows]
+    assert list(results_table.parse(document).outcomes) == expected, "run script/escape-battery"
 
 
 def test_no_attack_escapes(document: str):
-    outcomes = table.parse(document).outcomes
+    outcomes = results_table.parse(document).outcomes
     assert [
         (row, runtime_tier)
         for row, row_outcomes in outcomes.items()
@@ -36,43 +36,49 @@ def test_no_attack_escapes(document: str):
 
 
 def test_each_cell_is_the_declared_outcome(document: str):
-    outcomes = table.parse(document).outcomes
+    outcomes = results_table.parse(document).outcomes
     declared = {
         ((kind, attack.name), runtime_tier): attack.expected_outcome(runtime_tier)
         for kind, attacks in ATTACKS.items()
         for attack in attacks
-        for runtime_tier in table.RUNTIMES
+        for runtime_tier in results_table.RUNTIMES
     }
     assert [
         (row, runtime_tier, outcome)
         for row, row_outcomes in outcomes.items()
         for runtime_tier, outcome in row_outcomes.items()
-        if outcome not in {declared.get((row, runtime_tier), Outcome.REQUIREMENT_MET), table.NOT_RUN}
+        if outcome not in {declared.get((row, runtime_tier), Outcome.REQUIREMENT_MET), results_table.NOT_RUN}
     ] == [], "run script/escape-battery"
 
 
 def test_each_attack_ran_on_some_runtime(document: str):
-    outcomes = table.parse(document).outcomes
-    assert [row for row, row_outcomes in outcomes.items() if not set(table.PASSED) & set(row_outcomes.values())] == []
+    outcomes = results_table.parse(document).outcomes
+    assert [
+        row for row, row_outcomes in outcomes.items() if not set(results_table.PASSED) & set(row_outcomes.values())
+    ] == []
 
 
 def test_each_outcome_is_explained(document: str):
     explained = document.partition("## Tested attacks")[2].partition("<!-- generated")[0]
-    assert [outcome for outcome in (*table.PASSED, Outcome.ESCAPED) if f"| `{outcome}` |" not in explained] == []
+    assert [
+        outcome for outcome in (*results_table.PASSED, Outcome.ESCAPED) if f"| `{outcome}` |" not in explained
+    ] == []
 
 
 def test_inside_outcomes_are_limited_to_runtimes_with_their_own_kernel():
-    inside = {runtime_tier for attacks in ATTACKS.values() for attack in attacks for runtime_tier in attack.inside}
+    inside = {
+        runtime_tier for attacks in ATTACKS.values() for attack in attacks for runtime_tier in attack.allowed_inside
+    }
     assert inside == set(OWN_KERNEL)
 
 
 def test_each_category_has_enough_attacks():
-    names = table.names()
+    names = results_table.names()
     assert all(len(names[kind]) == len(set(names[kind])) >= minimum for kind, minimum in ATTACKS_MIN.items())
 
 
 def test_table_is_unchanged_since_it_was_generated(document: str):
-    assert table.replace_table(document, table.parse(document)) == document, "run script/escape-battery"
+    assert results_table.replace_table(document, results_table.parse(document)) == document, "run script/escape-battery"
 
 
 def test_links_on_the_security_page_are_valid(root: Path, document: str):
@@ -91,45 +97,45 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
     return {
         **declared,
         "collection": traps,
-        "outside": {row: Verdict(Outcome.REQUIREMENT_MET, "") for row in table.HOST_OBSERVATIONS},
+        "outside": {row: Verdict(Outcome.REQUIREMENT_MET, "") for row in results_table.HOST_OBSERVATIONS},
     }
 
 
 def test_writing_a_column_does_not_change_the_other_columns(document: str):
-    (kind, row), parsed_table = ("network", table.names()["network"][0]), table.parse(document)
+    (kind, row), parsed_table = ("network", results_table.names()["network"][0]), results_table.parse(document)
     before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in parsed_table.outcomes.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")
     parsed_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    reread = table.parse(table.replace_table(document, parsed_table))
+    reread = results_table.parse(results_table.replace_table(document, parsed_table))
     assert reread.outcomes[kind, row]["qemu"] == Outcome.ESCAPED
     assert {row_key: outcomes["bubblewrap"] for row_key, outcomes in reread.outcomes.items()} == before
     assert {outcomes["qemu"] for row_key, outcomes in reread.outcomes.items() if row_key != (kind, row)} == set(
-        table.PASSED
+        results_table.PASSED
     )
     assert reread.runs["qemu"] == ("2026-01-29", "QEMU 1")
 
 
 def test_column_is_added_for_a_new_runtime(document: str, monkeypatch: pytest.MonkeyPatch):
-    before = table.parse(document)
-    monkeypatch.setattr(table, "RUNTIMES", (*table.RUNTIMES, "new"))
-    reread = table.parse(table.replace_table(document, table.parse(document)))
-    assert {outcomes.pop("new") for outcomes in reread.outcomes.values()} == {table.NOT_RUN}
+    before = results_table.parse(document)
+    monkeypatch.setattr(results_table, "RUNTIMES", (*results_table.RUNTIMES, "new"))
+    reread = results_table.parse(results_table.replace_table(document, results_table.parse(document)))
+    assert {outcomes.pop("new") for outcomes in reread.outcomes.values()} == {results_table.NOT_RUN}
     assert (reread.outcomes, reread.runs) == (before.outcomes, before.runs)
 
 
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
 def test_column_with_an_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
-    verdicts, parsed_table = verdicts_of("qemu"), table.parse(document)
+    verdicts, parsed_table = verdicts_of("qemu"), results_table.parse(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:
         del verdicts[kind][row]
     else:
         verdicts[kind][row] = verdict
-    with pytest.raises(table.UnprovenError, match=re.escape(row)):
+    with pytest.raises(results_table.UnprovenError, match=re.escape(row)):
         parsed_table.put("qemu", verdicts, "2026-01-29", "QEMU 1")
-    assert table.replace_table(document, parsed_table) == document
+    assert results_table.replace_table(document, parsed_table) == document
 
 
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"

@@ -38,9 +38,10 @@ class Attack:
     determines the outcome.
 
     refused_by: the words that count as a denial. Any other report leaves the row unproven.
-    inside: the runtimes whose own kernel allows the attack. With these runtimes, the attack must succeed without a
-        change on the host.
-    unchanged: names of the observers in host_watch.py that must report no change on the host, whatever the outcome.
+    allowed_inside: the runtimes whose own kernel allows the attack. With these runtimes, the attack must succeed
+        without a change on the host.
+    unchanged_observers: names of the observers in host_watch.py that must report no change on the host, whatever
+        the outcome.
     host_paths: paths, or names of AttackRun settings. At least one of the paths must exist on the host; otherwise
         ENOENT would prove nothing.
     packet: protocol, name of the setting with the address, and port of a packet that must not leave the sandbox.
@@ -50,21 +51,21 @@ class Attack:
     attack: str
     control: str
     refused_by: tuple[str, ...] = DENIED
-    inside: tuple[str, ...] = ()
-    unchanged: tuple[str, ...] = ()
+    allowed_inside: tuple[str, ...] = ()
+    unchanged_observers: tuple[str, ...] = ()
     host_paths: tuple[str, ...] = ()
     packet: tuple[str, str, int] | None = None
 
     def __post_init__(self):
-        assert set(self.inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have their own kernel"
-        assert self.unchanged or not self.inside, f"{self.name}: missing observer on the host"
-        assert set(self.unchanged) <= set(OBSERVERS), f"{self.name}: unknown observer"
+        assert set(self.allowed_inside) <= set(OWN_KERNEL), f"{self.name}: only {OWN_KERNEL} have their own kernel"
+        assert self.unchanged_observers or not self.allowed_inside, f"{self.name}: missing observer on the host"
+        assert set(self.unchanged_observers) <= set(OBSERVERS), f"{self.name}: unknown observer"
         assert "ENOENT" not in self.refused_by or self.host_paths, f"{self.name}: missing host_paths"
         assert self.refused_by, f"{self.name}: missing refused_by"
 
     def expected_outcome(self, runtime):
         """Return the outcome expected with this runtime."""
-        return Outcome.INSIDE if runtime in self.inside else Outcome.REFUSED
+        return Outcome.INSIDE if runtime in self.allowed_inside else Outcome.REFUSED
 
 
 @dataclass(frozen=True)

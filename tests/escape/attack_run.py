@@ -317,7 +317,7 @@ class AttackRun:
                     "name": attack.name,
                     "attack": attack.attack,
                     "control": attack.control,
-                    "hold_seconds": HOLD_SECONDS if attack.unchanged else 0,
+                    "hold_seconds": HOLD_SECONDS if attack.unchanged_observers else 0,
                 }
                 for attack in attacks
             ]

@@ -11,9 +11,9 @@ import ctypes, fcntl, glob, os, pathlib, platform, pty, re, signal, socket, stru
 
 libc = ctypes.CDLL(None, use_errno=True)
 ARM = platform.machine() == "aarch64"
-N = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282, io_uring=425, unshare=97, setns=268,
-    mount=40, pivot_root=41, init_module=105, kexec=104, name_to_handle=264, open_by_handle=265, process_vm_readv=270,
-    process_vm_writev=271, pidfd_open=434, pidfd_getfd=438, sethostname=161) if ARM else \
+SYSCALL_NUMBERS = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282, io_uring=425,
+    unshare=97, setns=268, mount=40, pivot_root=41, init_module=105, kexec=104, name_to_handle=264,
+    open_by_handle=265, process_vm_readv=270, process_vm_writev=271, pidfd_open=434, pidfd_getfd=438, sethostname=161) if ARM else \
     dict(ptrace=101, add_key=248, keyctl=250, bpf=321, perf=298, userfaultfd=323, io_uring=425, unshare=272, setns=308,
     mount=165, pivot_root=155, init_module=175, kexec=246, name_to_handle=303, open_by_handle=304, process_vm_readv=310,
     process_vm_writev=311, pidfd_open=434, pidfd_getfd=438, sethostname=170)
@@ -21,7 +21,7 @@ N = dict(ptrace=117, add_key=217, keyctl=219, bpf=280, perf=241, userfaultfd=282
 def call(name, *arguments, past=()):
     # An errno in `past` occurs only after the permission check, so the call was allowed.
     words = [ctypes.c_long(one) if isinstance(one, int) else one for one in arguments]
-    result = libc.syscall(ctypes.c_long(N[name]), *words)
+    result = libc.syscall(ctypes.c_long(SYSCALL_NUMBERS[name]), *words)
     if result < 0 and ctypes.get_errno() not in past: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
 
@@ -133,8 +133,8 @@ def _files():
             refused_by=("ENOENT", "EACCES", "EPERM"),
             host_paths=(path,),
         )
-    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
-    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged=("files",))  # fmt: skip
+    yield Attack("writing to the image", "pathlib.Path('/usr/bin', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip
+    yield Attack("writing to /etc", "pathlib.Path('/etc', MARKER).write_text('x'); succeeded()", _WRITE, ("EROFS", "EACCES"), unchanged_observers=("files",))  # fmt: skip
 
 
 _UNIX = """
@@ -144,7 +144,7 @@ _WRITE = "pathlib.Path('/tmp/control').write_text('x'); succeeded()"
 
 
 def _other_processes():
-    yield Attack("a signal to a host process", "os.kill(SERVER_PID, 15); succeeded()", OWN_SIGNAL, ("ESRCH",), unchanged=("processes",))  # fmt: skip
+    yield Attack("a signal to a host process", "os.kill(SERVER_PID, 15); succeeded()", OWN_SIGNAL, ("ESRCH",), unchanged_observers=("processes",))  # fmt: skip
     yield Attack("a socket of a runner or container engine", """
 def connect(path): socket.socket(socket.AF_UNIX).connect(path)
 found = [os.path.join(top, name) for top, _, names in os.walk("/run") for name in names if name.endswith((".sock", "_socket", ".socket"))]
@@ -174,8 +174,8 @@ try_calls(lambda: open("/proc/1/mem", "r+b", 0), *[
             f"os.listdir('/proc/1/{path}'); succeeded()",
             f"os.listdir('/proc/self/{path}'); succeeded()",
             DENIED_ERRORS,
-            inside=("gvisor",) if path == "fd" else (),
-            unchanged=("processes",),
+            allowed_inside=("gvisor",) if path == "fd" else (),
+            unchanged_observers=("processes",),
             host_paths=("/proc/1",),
         )
     yield Attack("the output of the init process", "try_calls(*[lambda number=number: os.open(f'/proc/1/fd/{number}', os.O_WRONLY | os.O_NONBLOCK) for number in (1, 2)])", "os.close(os.open('/proc/self/fd/1', os.O_WRONLY)); succeeded()", (*DENIED_ERRORS, "ENXIO"), host_paths=("/proc/1",))  # fmt: skip

@@ -52,7 +52,7 @@ for _ in range(150):
     except BlockingIOError: pass
 print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
-else: succeeded()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
+else: succeeded()""", transfer, ("held back",), unchanged_observers=("socket buffers",))  # fmt: skip
     yield Attack("buffers of unaccepted TCP connections", """
 with setup():
     server = socket.socket(); server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
@@ -66,7 +66,7 @@ for _ in range(150):
     except BlockingIOError: pass
 print(sent >> 20, "MiB")
 if sent < BUFFERS: refused("held back")
-else: succeeded()""", transfer, ("held back",), unchanged=("socket buffers",))  # fmt: skip
+else: succeeded()""", transfer, ("held back",), unchanged_observers=("socket buffers",))  # fmt: skip
     yield Attack("unread UDP buffers", """
 with setup(): sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(2500):
@@ -85,7 +85,7 @@ if held < BUFFERS: refused("held back")
 else: succeeded()""", """
 one, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
 one.bind(("127.0.0.1", 0)); other.sendto(b"word", one.getsockname())
-if one.recv(100) == b"word": succeeded()""", ("held back",), unchanged=("socket buffers",))  # fmt: skip
+if one.recv(100) == b"word": succeeded()""", ("held back",), unchanged_observers=("socket buffers",))  # fmt: skip
 
 
 def _filters():
@@ -100,7 +100,7 @@ for _ in range(FILTERS // 8192):
         one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); keep_alive.append(one)
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); one.bind(("127.0.0.1", 0))
     one.setsockopt(socket.SOL_SOCKET, {option}, program(instruction(6, 1)))
-succeeded()""", ordinary, ("ENOPROTOOPT",), inside=("gvisor",), unchanged=("compiled filters",))  # fmt: skip
+succeeded()""", ordinary, ("ENOPROTOOPT",), allowed_inside=("gvisor",), unchanged_observers=("compiled filters",))  # fmt: skip
     yield Attack("large seccomp filters in many processes", """
 code = instruction(0x20, 0) + instruction(0x45, 0x12345678) * 4094 + instruction(0x06, 0x7FFF0000)
 reader, writer = os.pipe()
@@ -120,7 +120,7 @@ for child in children:
 if b"n" not in answers: succeeded()
 libc.prctl(38, 1, 0, 0, 0)
 if libc.prctl(22, 2, program(code), 0, 0): refused(errno.errorcode[ctypes.get_errno()])""", """
-checked(libc.prctl(38, 1, 0, 0, 0)); succeeded()""", ("EINVAL",), inside=OWN_KERNEL, unchanged=("compiled filters",))  # fmt: skip
+checked(libc.prctl(38, 1, 0, 0, 0)); succeeded()""", ("EINVAL",), allowed_inside=OWN_KERNEL, unchanged_observers=("compiled filters",))  # fmt: skip
 
 
 def _other_pools():
@@ -133,7 +133,7 @@ mmap.mmap(file, 2 << 20).write(b"x"); succeeded()""", ("EINVAL",))  # fmt: skip
 with setup(): score = pathlib.Path("/proc/self/oom_score_adj"); before = int(score.read_text())
 score.write_text("-500" if before < 1 else "0")
 if int(score.read_text()) < before: succeeded()""", """
-if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): succeeded()""", ("EROFS", "EACCES", "EPERM"), inside=("gvisor",), unchanged=("scores",))  # fmt: skip
+if pathlib.Path("/proc/self/oom_score_adj").read_text().strip(): succeeded()""", ("EROFS", "EACCES", "EPERM"), allowed_inside=("gvisor",), unchanged_observers=("scores",))  # fmt: skip
     yield Attack("a socket pair of another family", """
 number, answers = {"x86_64": 53, "aarch64": 199}[os.uname().machine], set()
 for family, kind, protocol in ((40, 1, 0), (17, 3, 0), (44, 3, 0), (38, 5, 0), (2, 10, 0), (2, 5, 132)):

@@ -29,7 +29,7 @@ def udp(address, port, message=b"hello"):
         connection.sendto(message, (address, port))
         return connection.recv(4000)
 
-def ok(data):
+def expect_http_200(data):
     print(data[:200])
     if b" 200 " in data.split(b"\r\n")[0]: succeeded()
     elif is_gateway_response(data): refused("gateway")
@@ -46,9 +46,9 @@ def ask_model(*blocks, **fields):
     messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}, *blocks]}]
     body = json.dumps({"model": "claude-haiku-4-5", "max_tokens": 9, "messages": messages, **fields})
     head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nx-api-key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
-    ok(tcp("127.0.0.1", 8123, (head + body).encode()))
+    expect_http_200(tcp("127.0.0.1", 8123, (head + body).encode()))
 
-def added(tool):
+def tool_addition(tool):
     return {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": tool}}
 
 FETCH = {"type": "web_fetch_20250910", "name": "web_fetch"}
@@ -81,13 +81,13 @@ def tls(address, port, name, host, by_proxy=False):
             if b" 200 " not in connection.recv(1000): raise OSError("no tunnel")
     with context.wrap_socket(connection, server_hostname=name) as secure:
         secure.sendall(get(host))
-        ok(secure.recv(4000))
+        expect_http_200(secure.recv(4000))
 """
 
 REACH_BY_CURL = "curl('https://' + HOST + '/a')"
 REACH_DIRECTLY = "curl('--noproxy', '*', 'https://' + HOST + '/a')"
-REACH_BY_CONNECT = "ok(connect(HOST.encode() + b':443'))"
-ABSOLUTE = "ok(proxy(b'GET http://' + HOST.encode() + b'/a HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))"
+REACH_BY_CONNECT = "expect_http_200(connect(HOST.encode() + b':443'))"
+ABSOLUTE = "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/a HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))"
 RESOLVE = "resolved(query(HOST))"
 TLS_DIRECT = "tls(HOST, 443, HOST, HOST)"
 TLS_BY_PROXY = "tls('127.0.0.1', 3128, HOST, HOST, by_proxy=True)"
@@ -165,14 +165,17 @@ def _by_unusual_address():
         ("the IPv6 loopback address", "'[::1]'"),
     ):
         yield Attack(
-            f"{name}, through the proxy", f"ok(connect(({target}).encode() + b':80'))", REACH_BY_CONNECT, GATEWAY
+            f"{name}, through the proxy",
+            f"expect_http_200(connect(({target}).encode() + b':80'))",
+            REACH_BY_CONNECT,
+            GATEWAY,
         )
 
 
 def _without_a_name():
     yield Attack(
         "a synthetic address without a name",
-        "ok(tcp('198.18.77.7', 80, get(HOST)))",
+        "expect_http_200(tcp('198.18.77.7', 80, get(HOST)))",
         REACH_DIRECTLY,
         GATEWAY,
     )
@@ -223,25 +226,25 @@ def _through_the_proxy():
         ("the model API's host", "MODEL_HOST.encode() + b':' + str(MODEL_PORT).encode()"),
         ("the proxy itself", "b'127.0.0.1:3128'"),
     ):
-        yield Attack(f"CONNECT to {name}", f"ok(connect({target}))", REACH_BY_CONNECT, GATEWAY)
+        yield Attack(f"CONNECT to {name}", f"expect_http_200(connect({target}))", REACH_BY_CONNECT, GATEWAY)
     yield Attack(
         "CONNECT to another host with an allowed Host header",
-        "ok(connect(b'other.example:443', HOST.encode() + b':443'))",
+        "expect_http_200(connect(b'other.example:443', HOST.encode() + b':443'))",
         REACH_BY_CONNECT,
         GATEWAY,
     )
-    yield Attack("absolute-form request to another host", "ok(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("absolute-form request with another Host header", "ok(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("a file URL, through the proxy", "ok(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("two Content-Length headers", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
-    yield Attack("Content-Length with Transfer-Encoding", "ok(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("absolute-form request to another host", "expect_http_200(proxy(b'GET http://other.example/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("absolute-form request with another Host header", "expect_http_200(proxy(b'GET http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("a file URL, through the proxy", "expect_http_200(proxy(b'GET file:///etc/passwd HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("two Content-Length headers", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nContent-Length: 50\\r\\n\\r\\nabcdGET http://other.example/x HTTP/1.1\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
+    yield Attack("Content-Length with Transfer-Encoding", "expect_http_200(proxy(b'POST http://' + HOST.encode() + b'/x HTTP/1.1\\r\\nHost: ' + HOST.encode() + b'\\r\\nContent-Length: 4\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /x HTTP/1.1\\r\\nHost: other.example\\r\\n\\r\\n'))", ABSOLUTE, GATEWAY)  # fmt: skip
     yield Attack("a pipelined request to another host", """
 connection = socket.create_connection((HOST, 80), 10)
 connection.sendall(get(HOST).replace(b"Connection: close\\r\\n", b"") + get("other.example"))
 data = b""
 while more := connection.recv(4000): data += more
 if data.count(b"HTTP/1.1 200") > 1: succeeded()
-elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "ok(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
+elif data.count(b"HTTP/1.1 ") == 1 or is_gateway_response(data[data.rindex(b"HTTP/1.1 "):]): refused("gateway")""", "expect_http_200(tcp(HOST, 80, get(HOST)))", GATEWAY)  # fmt: skip
 
 
 def _through_transparent_ports():
@@ -258,27 +261,27 @@ def _through_transparent_ports():
         TLS_BY_PROXY,
         CLOSED,
     )
-    yield Attack("plain HTTP on port 443", "ok(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED)
+    yield Attack("plain HTTP on port 443", "expect_http_200(tcp(HOST, 443, get(HOST)))", TLS_DIRECT, CLOSED)
     yield Attack(
         "another Host header on port 80",
-        "ok(tcp(HOST, 80, get('other.example')))",
-        "ok(tcp(HOST, 80, get(HOST)))",
+        "expect_http_200(tcp(HOST, 80, get('other.example')))",
+        "expect_http_200(tcp(HOST, 80, get(HOST)))",
         GATEWAY,
     )
     yield Attack(
         "no Host header on port 80",
-        "ok(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))",
-        "ok(tcp(HOST, 80, get(HOST)))",
+        "expect_http_200(tcp(HOST, 80, b'GET /x HTTP/1.0\\r\\n\\r\\n'))",
+        "expect_http_200(tcp(HOST, 80, get(HOST)))",
         GATEWAY,
     )
     yield Attack(
         "a redirect to another host", "curl('-L', 'http://' + HOST + '/away/other.example?x')", REACH_BY_CURL, GATEWAY
     )
-    yield Attack("model gateway without the task's key", "ok(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
+    yield Attack("model gateway without the task's key", "expect_http_200(tcp('127.0.0.1', 8123, b'POST /v1/messages HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nContent-Length: 2\\r\\nx-api-key: made-up\\r\\n\\r\\n{}'))",
                  "if os.environ['ANTHROPIC_BASE_URL'].startswith('http://127.0.0.1:8123'): answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
     yield Attack("model gateway with another path", """
 key = os.environ.get("ANTHROPIC_API_KEY") or os.environ.get("ANTHROPIC_AUTH_TOKEN") or ""
-ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nx-api-key: {key}\\r\\n\\r\\n".encode()))""",
+expect_http_200(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\\nx-api-key: {key}\\r\\n\\r\\n".encode()))""",
                  "answered(tcp('127.0.0.1', 8123))", GATEWAY)  # fmt: skip
 
     yield Attack(
@@ -286,8 +289,8 @@ ok(tcp("127.0.0.1", 8123, f"GET /v1/files HTTP/1.1\\r\\nHost: 127.0.0.1:8123\\r\
     )
     yield Attack(
         "a server-side tool of the model API, in a message",
-        "ask_model(added(FETCH))",
-        "ask_model(added(OWN_TOOL))",
+        "ask_model(tool_addition(FETCH))",
+        "ask_model(tool_addition(OWN_TOOL))",
         GATEWAY,
     )
 

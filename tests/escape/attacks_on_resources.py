@@ -136,7 +136,7 @@ held = [os.openpty() for _ in range(300)]
 succeeded()""", """
 outer, inner = os.openpty()
 os.write(outer, b"typed\\n")
-if os.read(inner, 6) == b"typed\\n": succeeded()""", FULL, inside=OWN_KERNEL, unchanged=("terminals",))  # fmt: skip
+if os.read(inner, 6) == b"typed\\n": succeeded()""", FULL, allowed_inside=OWN_KERNEL, unchanged_observers=("terminals",))  # fmt: skip
     yield Attack("all AIO contexts of the machine", """
 context = ctypes.c_ulong(0)
 made = libc.syscall(0 if os.uname().machine == "aarch64" else 206, AIO_EVENTS, ctypes.byref(context))
@@ -144,20 +144,20 @@ if made != 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 succeeded()""", """
 with open("/tmp/ordinary", "w+b", 0) as file:
     file.write(b"x" * 4096); file.seek(0)
-    if file.read() == b"x" * 4096: succeeded()""", ("ENOSYS",), inside=("gvisor",), unchanged=("AIO contexts",))  # fmt: skip
+    if file.read() == b"x" * 4096: succeeded()""", ("ENOSYS",), allowed_inside=("gvisor",), unchanged_observers=("AIO contexts",))  # fmt: skip
     yield Attack(
         "a higher priority",
         "os.setpriority(os.PRIO_PROCESS, 0, -10)\nif os.getpriority(os.PRIO_PROCESS, 0) == -10: succeeded()",
         "os.nice(1); succeeded()",
-        inside=("gvisor",),
-        unchanged=("priorities",),
+        allowed_inside=("gvisor",),
+        unchanged_observers=("priorities",),
     )
     yield Attack(
         "real-time scheduling",
         "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10)); succeeded()",
         "os.sched_yield(); succeeded()",
         ("EPERM", "EINVAL"),
-        unchanged=("priorities",),
+        unchanged_observers=("priorities",),
     )
     yield Attack("locked memory (mlock)", """
 with setup(): memory = mmap.mmap(-1, 2 * MEMORY)

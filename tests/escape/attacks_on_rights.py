@@ -1,7 +1,7 @@
 """Attacks on privileges: other users, namespaces, mounts, kernel interfaces; each with its control.
 
-A sandbox with its own kernel may allow some of the attacks; those are declared `inside`. The names of the objects that
-the attacks create contain MARKER.
+A sandbox with its own kernel may allow some of the attacks; those are declared `allowed_inside`. The names of the
+objects that the attacks create contain MARKER.
 """
 
 from escape.attack import DENIED, Attack
@@ -61,8 +61,8 @@ succeeded() if held else refused("absent")""", OWN_THREAD, ("absent",))  # fmt: 
 
 
 def _namespaces():
-    yield Attack("a new user namespace", f"call('unshare', {_CLONE_NEWUSER}); succeeded()", OWN_THREAD, inside=("gvisor",), unchanged=("namespaces",))  # fmt: skip
-    yield Attack("a new mount namespace", f"call('unshare', {_CLONE_NEWNS}); succeeded()", OWN_THREAD, unchanged=("namespaces",))  # fmt: skip
+    yield Attack("a new user namespace", f"call('unshare', {_CLONE_NEWUSER}); succeeded()", OWN_THREAD, allowed_inside=("gvisor",), unchanged_observers=("namespaces",))  # fmt: skip
+    yield Attack("a new mount namespace", f"call('unshare', {_CLONE_NEWNS}); succeeded()", OWN_THREAD, unchanged_observers=("namespaces",))  # fmt: skip
     yield Attack(
         "the namespace of another process",
         """
@@ -71,13 +71,13 @@ try_calls(*[
     for path in other_processes() for kind in ("net", "mnt", "user", "pid")])""",
         OWN_THREAD,
         (*DENIED, "ENOENT", "EINVAL"),
-        unchanged=("namespaces",),
+        unchanged_observers=("namespaces",),
         host_paths=("/proc/1",),
     )
-    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
-    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", OWN_THREAD, unchanged=("mounts",))  # fmt: skip
-    yield Attack("chroot", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged=("mounts",))  # fmt: skip
-    yield Attack("sethostname", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged=("settings",))  # fmt: skip
+    yield Attack("a mount", _ROOT_INSIDE + "mount('/tmp', 'tmpfs'); succeeded()", OWN_THREAD, unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("pivot_root", "call('pivot_root', b'/tmp', b'/tmp', past=(16, 22)); succeeded()", OWN_THREAD, unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("chroot", "os.chroot('/tmp'); succeeded()", "os.chdir('/tmp'); succeeded()", unchanged_observers=("mounts",))  # fmt: skip
+    yield Attack("sethostname", "call('sethostname', MARKER.encode(), len(MARKER)); succeeded()", "if os.uname().nodename: succeeded()", unchanged_observers=("settings",))  # fmt: skip
 
 
 def _root_of_a_namespace():
@@ -131,8 +131,8 @@ succeeded()""", ("files",)),
             _ROOT_INSIDE + code,
             OWN_FORK,
             (*DENIED, "ENODEV", "EBUSY", "ENOENT") if name in _NOT_IN_GVISOR else DENIED,
-            inside=("gvisor",) if name not in _NOT_IN_GVISOR else (),
-            unchanged=observers,
+            allowed_inside=("gvisor",) if name not in _NOT_IN_GVISOR else (),
+            unchanged_observers=observers,
             host_paths=("/proc/sys/kernel/core_pattern",),
         )
 
@@ -141,7 +141,7 @@ def _kernel_calls():
     # `past`: errors such as EINVAL, EFAULT and ENOEXEC, which occur after the permission check.
     yield Attack("the kernel keyring", """
 call("add_key", b"user", MARKER.encode(), b"x", 1, -4)
-succeeded()""", OWN_FILE, unchanged=("keys",))  # fmt: skip
+succeeded()""", OWN_FILE, unchanged_observers=("keys",))  # fmt: skip
     for name, code, more in (
         ("a kernel module", "call('init_module', b'', 0, b'', past=(8, 14, 22))", ()),
         ("kexec", "call('kexec', 0, 0, 0, 0, past=(16, 22))", ()),
@@ -180,17 +180,17 @@ def _kernel_files():
             f"try_calls(*[lambda path=path: os.open(path, os.O_WRONLY) for path in {paths!r}])",
             OWN_FILE,
             ("EACCES", "EPERM", "EROFS", "ENOENT"),
-            unchanged=("settings",),
+            unchanged_observers=("settings",),
             host_paths=paths,
         )
     yield Attack("an existing or new control group", """
 def make(path): os.mkdir(os.path.join(path, MARKER))
 def enter(path): pathlib.Path(path).write_text(str(os.getpid()))
-try_calls(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
+try_calls(lambda: make("/sys/fs/cgroup"), *[lambda path=path: enter(path) for path in glob.glob("/sys/fs/cgroup/**/cgroup.procs", recursive=True)])""", OWN_FILE, ("EACCES", "EPERM", "EROFS", "ENOENT"), unchanged_observers=("control groups",), host_paths=("/sys/fs/cgroup",))  # fmt: skip
     yield Attack("the host's memory or disk devices", """
 devices = ("/dev/mem", "/dev/kmem", "/proc/kcore", *glob.glob("/dev/sd*"), *glob.glob("/dev/vd*"), *glob.glob("/dev/loop*"), *glob.glob("/dev/dm-*"))
 def read(path):
     with open(path, "rb") as device: device.read(16)
 try_calls(*[lambda path=path: read(path) for path in devices])""", "open('/dev/urandom', 'rb').read(16); succeeded()", ("EACCES", "EPERM", "ENOENT", "ENXIO"), host_paths=("/dev/loop0", "/dev/vda", "/dev/sda", "/dev/nvme0n1", "/dev/mem", "/proc/kcore"))  # fmt: skip
-    yield Attack("a device node of a host disk (mknod)", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged=("files",))  # fmt: skip
+    yield Attack("a device node of a host disk (mknod)", "os.mknod('/tmp/' + MARKER, 0o60600, os.makedev(7, 0)); succeeded()", "os.mkfifo('/tmp/control-fifo'); succeeded()", unchanged_observers=("files",))  # fmt: skip
     yield Attack("the kernel log", "os.open('/dev/kmsg', os.O_RDONLY); succeeded()", OWN_FILE, ("EACCES", "EPERM", "ENOENT"), host_paths=("/dev/kmsg",))  # fmt: skip

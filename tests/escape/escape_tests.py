@@ -12,8 +12,8 @@ import pytest
 from doubles.leftovers import find_leftovers
 from doubles.live_server import wait_until
 from escape.attack_run import ATTACKS, HOST, AttackRun
-from escape.verdict import judge_attack
-from escape.verdicts import Outcome, judge_watch
+from escape.attack_verdict import judge_attack
+from escape.run_verdicts import Outcome, judge_watch
 
 ALL = [pytest.param(kind, one.name, id=f"{kind}: {one.name}") for kind, attacks in ATTACKS.items() for one in attacks]
 

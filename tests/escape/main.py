@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from escape import table, verdicts
+from escape import results_table, run_verdicts
 from escape.attack import Outcome
 from escape.attack_run import AttackRun
 from sandbox.bootstrap.runtime import make_runtime
@@ -20,16 +20,19 @@ from sandbox.runtimes.qemu.components import QEMU
 
 def main(requested):
     """Return exit code 0 if every row has an asserted outcome and no attack escaped."""
-    unknown = set(requested) - set(table.RUNTIMES)
+    unknown = set(requested) - set(results_table.RUNTIMES)
     if unknown:
         print(
-            f"Unknown runtime {', '.join(sorted(unknown))}; the runtimes are {', '.join(table.RUNTIMES)}.",
+            f"Unknown runtime {', '.join(sorted(unknown))}; the runtimes are {', '.join(results_table.RUNTIMES)}.",
             file=sys.stderr,
         )
         return 2
     # Each result is written immediately, since the following runs may take a long time.
     return max(
-        [run_attacks_and_update_table(runtime, is_requested=bool(requested)) for runtime in requested or table.RUNTIMES]
+        [
+            run_attacks_and_update_table(runtime, is_requested=bool(requested))
+            for runtime in requested or results_table.RUNTIMES
+        ]
     )
 
 
@@ -42,17 +45,17 @@ def run_attacks_and_update_table(runtime, *, is_requested):
             return int(is_requested)
         Path(directory, "run").mkdir()
         with AttackRun(Path(directory, "run"), runtime) as attack_run:
-            outcomes = verdicts.judge(attack_run)
+            outcomes = run_verdicts.judge(attack_run)
     suffix = " without KVM" if runtime == "qemu" and probe.is_explicit_only else ""
     versions = f"{version(runtime)}{suffix}, Linux {os.uname().release}"
-    text = table.DOCUMENT.read_text()
-    updated = table.parse(text)
+    text = results_table.DOCUMENT.read_text()
+    updated = results_table.parse(text)
     try:
         updated.put(runtime, outcomes, datetime.now(UTC).date(), versions)
-    except table.UnprovenError as error:
+    except results_table.UnprovenError as error:
         print(f"{runtime}: not written: rows without an asserted outcome:\n{error}", file=sys.stderr)
         return 1
-    table.DOCUMENT.write_text(table.replace_table(text, updated))
+    results_table.DOCUMENT.write_text(results_table.replace_table(text, updated))
     return print_summary(runtime, outcomes)
 
 

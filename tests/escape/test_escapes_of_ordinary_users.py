@@ -10,8 +10,8 @@ import pytest
 from doubles.leftovers import find_leftovers
 from doubles.live_server import wait_until
 from escape.attack_run import ATTACKS, AttackRun
-from escape.verdict import judge_attack
-from escape.verdicts import Outcome, judge_watch
+from escape.attack_verdict import judge_attack
+from escape.run_verdicts import Outcome, judge_watch
 
 pytestmark = pytest.mark.timeout(900)
 USER = 64_321

@@ -5,17 +5,17 @@ import dataclasses
 import pytest
 
 from escape.attack import CLOCK_SKEW_SECONDS, Attack, Evidence, Outcome
+from escape.attack_verdict import judge_attack
 from escape.host_watch import OBSERVERS
-from escape.verdict import judge_attack
-from escape.verdicts import judge_watch
+from escape.run_verdicts import judge_watch
 
 ATTACK = Attack(
     "an attack",
     "",
     "",
     ("EPERM", "ENOENT"),
-    inside=("gvisor",),
-    unchanged=("mounts", "files"),
+    allowed_inside=("gvisor",),
+    unchanged_observers=("mounts", "files"),
     host_paths=("/etc/shadow", "CANARY"),
     packet=("udp", "PUBLIC", 53),
 )
@@ -84,7 +84,7 @@ def test_attack_that_was_not_run_is_unproven(result):
 
 
 @pytest.mark.parametrize(("report", "runtime"), [(REFUSED, "bubblewrap"), (SUCCEEDED, "gvisor"), ({}, "gvisor")])
-@pytest.mark.parametrize("name", ATTACK.unchanged)
+@pytest.mark.parametrize("name", ATTACK.unchanged_observers)
 def test_host_change_is_an_escape_regardless_of_the_report(report, runtime, name):
     changed = Evidence({**UNCHANGED.changes, name: ["something"]}, samples=SAMPLES)
     assert outcome(report, runtime=runtime, evidence=changed) is Outcome.ESCAPED
@@ -146,9 +146,9 @@ def test_packet_that_left_the_sandbox_is_an_escape_despite_a_refusal():
 @pytest.mark.parametrize(
     "fields",
     [
-        {"inside": ("bubblewrap",), "unchanged": ("files",)},
-        {"inside": ("gvisor",)},
-        {"unchanged": ("no such observer",)},
+        {"allowed_inside": ("bubblewrap",), "unchanged_observers": ("files",)},
+        {"allowed_inside": ("gvisor",)},
+        {"unchanged_observers": ("no such observer",)},
         {"refused_by": ("ENOENT",)},
         {"refused_by": ()},
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 from escape.attack import Outcome
 from escape.attack_run import ATTACKS
 from escape.attacks_on_collection import TRAPS
-from escape.verdicts import HOST_OBSERVATIONS
+from escape.run_verdicts import HOST_OBSERVATIONS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 RUNTIMES = ("bubblewrap", "gvisor", "qemu")

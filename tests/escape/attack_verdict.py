@@ -25,7 +25,7 @@ def judge_attack(attack, runtime, result, evidence):
 
 def _escape_reason(attack, runtime, result, evidence):
     """Return why this is an escape, or None. Host observations take precedence over the report."""
-    changes = [f"{name}: {change}" for name in attack.unchanged for change in evidence.changes.get(name, ())]
+    changes = [f"{name}: {change}" for name in attack.unchanged_observers for change in evidence.changes.get(name, ())]
     if changes:
         return f"the host changed: {changes}"
     if attack.packet in evidence.packets:
@@ -48,7 +48,7 @@ def _unproven_reason(attack, runtime, result, evidence):
 
 
 def _unproven_reason_of_watch(attack, evidence):
-    unwatched = [name for name in attack.unchanged if name not in evidence.changes]
+    unwatched = [name for name in attack.unchanged_observers if name not in evidence.changes]
     if unwatched:
         return f"the host was not watched for: {unwatched}"
     if attack.host_paths and evidence.missing.issuperset(attack.host_paths):

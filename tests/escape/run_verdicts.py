@@ -3,6 +3,7 @@
 import re
 
 from escape.attack_run import ATTACKS, HOST, HOST_ADDRESS
+from escape.attack_verdict import Outcome, Verdict, judge_attack
 from escape.attacks_on_collection import (
     NO_EXECUTION,
     NOT_DELIVERED,
@@ -15,7 +16,6 @@ from escape.attacks_on_collection import (
     TRAPS,
 )
 from escape.host_watch import OBSERVERS
-from escape.verdict import Outcome, Verdict, judge_attack
 
 UNEXPECTED_PACKET = "no packet to a destination that is not allowed"
 DENIED_REQUEST = "no denied request at the allowed host"
