@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from store_list import fill
 
 from doubles.fake_agent import make_fake_agent
-from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
+from doubles.live_server import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from doubles.reconnecting_sse_clients import ReconnectingClient
 
 LINE_SECONDS, AGENT_SECONDS = 0.5, 900
@@ -158,7 +158,7 @@ def main():
         deployment = Deployment(Path(directory), forks=False)
         make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
         deployment.start_git()
-        deployment.start_model(reply())
+        deployment.start_model(reply_turn())
         line = json.dumps({"type": "note", "text": "still at work"})
         make_fake_agent(deployment.directory / "agent", [(line, LINE_SECONDS)] * int(AGENT_SECONDS / LINE_SECONDS))
         deployment.data_dir.mkdir(mode=0o700)

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles import floods
-from doubles.live_server import ORGANISATION, TERMINAL, Deployment, bash, make_repository, reply, wait_until
+from doubles.live_server import ORGANISATION, TERMINAL, Deployment, bash_turn, make_repository, reply_turn, wait_until
 
 HOSTILE_TASKS = 4
 PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
@@ -133,7 +133,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
                 files = {"work.sh": script, "floods.py": floods_source, "buffers.py": BUFFERS, "filters.py": FILTERS}
                 make_repository(deployment.repositories / f"{name}.git", files)
             deployment.start_git()
-            deployment.start_model(bash("sh work.sh"), reply())
+            deployment.start_model(bash_turn("sh work.sh"), reply_turn())
             deployment.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0")
             before = host_memory()
             alone = run_ordinary_task(deployment, "alone")

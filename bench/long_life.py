@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles.fake_agent import make_fake_agent
 from doubles.leftovers import find_leftovers
-from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
+from doubles.live_server import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 
 AT_ONCE = 4
 TASK_SECONDS, QUIET_SECONDS = 120, 15
@@ -119,7 +119,7 @@ def main():
         try:
             make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
             deployment.start_git()
-            deployment.start_model(reply())
+            deployment.start_model(reply_turn())
             make_fake_agent(deployment.directory / "agent", [("at work", 0.05)] * 4)
             deployment.start_server(
                 PYTHONPATH=str(deployment.directory / "agent"),

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles.leftovers import find_leftovers
-from doubles.live_server import Deployment, bash, make_repository, reply, wait_until
+from doubles.live_server import Deployment, bash_turn, make_repository, reply_turn, wait_until
 
 TASK_SECONDS = 600
 QUIET_SECONDS = 10
@@ -45,7 +45,7 @@ def main():
         try:
             make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
             deployment.start_git()
-            deployment.start_model(bash("echo soaked > soaked.txt"), reply())
+            deployment.start_model(bash_turn("echo soaked > soaked.txt"), reply_turn())
             deployment.start_server(SANDBOX_RUNTIME=runtime)
             durations = [run_tasks(deployment, [f"row-{number}"])[0] for number in range(sequential_count)]
             median = statistics.median(durations)

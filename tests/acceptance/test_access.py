@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from doubles.isolated_network import SERVER_ADDRESS, IsolatedNetwork
-from doubles.live_server import Deployment, bash, make_repository, reply, wait_until
+from doubles.live_server import Deployment, bash_turn, make_repository, reply_turn, wait_until
 from doubles.network_namespace import NamespaceTransport
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
@@ -53,7 +53,7 @@ def token_deployment(tmp_path_factory):
     try:
         make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
         deployment.start_git()
-        deployment.start_model(bash("echo new > new.txt"), reply())
+        deployment.start_model(bash_turn("echo new > new.txt"), reply_turn())
         deployment.data_dir.mkdir(mode=0o700)
         deployment.bearer = make_token(deployment, Role.OPERATOR, "tests")[1]
         configuration = deployment.home / ".config" / "sandbox" / "sandbox.toml"
@@ -132,7 +132,7 @@ def test_revoked_token_is_rejected_immediately(token_deployment):
 
 
 def test_running_server_requires_tokens_once_one_exists(deploy):
-    deployment = deploy(reply())
+    deployment = deploy(reply_turn())
     assert send_request(deployment, None).status_code == 200
     token_id, operator = make_token(deployment, Role.OPERATOR)
     assert send_request(deployment, None).status_code == 401

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles import mcp_token_server
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 from sandbox.demo.model_script import ToolUse, Turn
 
 SECRET = "sesame-open-the-door"
@@ -26,7 +26,7 @@ def call(tool, **arguments):
 def deployment(deploy):
     """Starts a deployment with an MCP server in the repository and a secret in the server's environment."""
     files = {"server.py": Path(mcp_token_server.__file__).read_text()}
-    return lambda *turns: deploy(*turns, reply(), files=files, environment={"MY_TOKEN": SECRET})
+    return lambda *turns: deploy(*turns, reply_turn(), files=files, environment={"MY_TOKEN": SECRET})
 
 
 def run(deployment, **parts):
@@ -63,7 +63,7 @@ def test_mcp_server_gets_its_secret_and_no_output_contains_it(deployment):
     ],
 )
 def test_missing_tool_fails_the_task_before_the_first_model_request(deployment, claude, code, words):
-    server = deployment(bash("touch made"))
+    server = deployment(bash_turn("touch made"))
     status = run(server, claude=claude)
     assert (status["state"], status["error"]["code"]) == ("failed", code), server.diagnostics()
     assert words in status["error"]["message"]
@@ -72,7 +72,7 @@ def test_missing_tool_fails_the_task_before_the_first_model_request(deployment, 
 
 def test_allowed_tools_and_their_rules_are_enforced(deployment):
     write = call("Write", file_path="written", content="x")
-    server = deployment(bash("git tag made"), bash("touch touched"), write)
+    server = deployment(bash_turn("git tag made"), bash_turn("touch touched"), write)
     ample = {"budget_usd": 1.0, "budget_tokens": 100_000}
     status = run(server, claude={"allowed_tools": ["Bash(git *)"], "output_format": "json"}, lifecycle=ample)
     assert status["state"] == "completed", server.diagnostics()

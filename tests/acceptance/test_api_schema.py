@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from doubles.fake_agent import make_fake_agent
-from doubles.live_server import make_repository, reply
+from doubles.live_server import make_repository, reply_turn
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
 """Excluded from the test: a drained server rejects tasks, which would affect all other requests."""
@@ -23,7 +23,7 @@ HOOKS = "doubles.schemathesis_hooks"
 def test_responses_match_the_schema(deployment, tmp_path):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
     deployment.start_git()
-    deployment.start_model(reply())
+    deployment.start_model(reply_turn())
     # Generated requests also start tasks; their results do not matter.
     agent = make_fake_agent(tmp_path / "agent", [])
     deployment.start_server(SANDBOX_ACCESS_REQUESTS_PER_MINUTE="0", PYTHONPATH=str(agent))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 
 
 def with_cost(turn):
@@ -25,7 +25,7 @@ def message_requests(deployment):
     [({"budget_usd": 0.05}, {"budget_tokens": 100_000}, 3), ({"budget_tokens": 7000}, {"budget_usd": 1.0}, 4)],
 )
 def test_task_ends_when_the_first_budget_is_exhausted(deploy, exhausted_budget, unexhausted_budget, turns):
-    deployment = deploy(*[with_cost(bash("true"))] * 60, with_cost(reply()))
+    deployment = deploy(*[with_cost(bash_turn("true"))] * 60, with_cost(reply_turn()))
     deployment.submit(lifecycle={**exhausted_budget, **unexhausted_budget})
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "budget_exceeded"), deployment.diagnostics()

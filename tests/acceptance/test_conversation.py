@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 SECRET = "s3cret-value-of-the-customer"
 READ = Turn((Text("I read it first."), ToolUse("Read", {"file_path": "/workspace/notes.txt"})))
 EDIT = Turn((ToolUse("Edit", {"file_path": "/workspace/notes.txt", "old_string": "hello", "new_string": "bye"}),))
-TURNS = (READ, EDIT, bash('printf "%s\\n" "$TOKEN"; exit 3'), reply("Said **bye**."))
+TURNS = (READ, EDIT, bash_turn('printf "%s\\n" "$TOKEN"; exit 3'), reply_turn("Said **bye**."))
 TYPES = frozenset({"agent_message", "tool_call_started", "tool_result", "agent_result", "tool_call"})
 
 
@@ -41,7 +41,7 @@ def test_conversation_is_recorded_once_and_redacted(deploy, output_format):
 
 
 def test_logs_have_a_conversation_stream(deploy):
-    deployment = deploy(bash("echo hi"), reply("Done."))
+    deployment = deploy(bash_turn("echo hi"), reply_turn("Done."))
     deployment.submit()
     deployment.wait()
     text = deployment.http.get("/api/v1/tasks/task-1/logs?stream=conversation").text

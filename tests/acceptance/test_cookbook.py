@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doubles.live_server import Deployment, bash, git, make_repository, reply
+from doubles.live_server import Deployment, bash_turn, git, make_repository, reply_turn
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 from sandbox.runtimes.nodejs import pinned_packages
 
@@ -46,24 +46,27 @@ def write(name, content):
 
 FAILING = Turn((), faults=(Fault(status=403, times=100),))
 SCRIPTS = {
-    "The tests fail.": (bash("sed -i 's/a - b/a + b/' calc.py && python3 -m unittest 2>&1"), reply("Fixed.")),
-    "Add unit tests": (bash("pwd; grep -q 19 invoice.py && echo 'import invoice' > test_invoice.py"), reply()),
-    "Read GitHub issue 42": (bash("echo length ${#GITHUB_TOKEN}"), reply()),
-    "Upgrade the HTTP library": (bash("echo $PIP_INDEX_URL; sed -i s/1.4/2.0/ requirements.txt"), reply()),
-    "Look for injection": (write("security-report.md", "# Findings\n"), reply()),
+    "The tests fail.": (bash_turn("sed -i 's/a - b/a + b/' calc.py && python3 -m unittest 2>&1"), reply_turn("Fixed.")),
+    "Add unit tests": (
+        bash_turn("pwd; grep -q 19 invoice.py && echo 'import invoice' > test_invoice.py"),
+        reply_turn(),
+    ),
+    "Read GitHub issue 42": (bash_turn("echo length ${#GITHUB_TOKEN}"), reply_turn()),
+    "Upgrade the HTTP library": (bash_turn("echo $PIP_INDEX_URL; sed -i s/1.4/2.0/ requirements.txt"), reply_turn()),
+    "Look for injection": (write("security-report.md", "# Findings\n"), reply_turn()),
     "Review the last commit": (
-        bash("git show --stat HEAD"),
-        bash("python3 calc.py"),
+        bash_turn("git show --stat HEAD"),
+        bash_turn("python3 calc.py"),
         write("review.md", "Merge it.\n"),
-        reply(),
+        reply_turn(),
     ),
-    "Which function computes": (reply("calc.py:1"),),
-    "Read data/orders.csv": (bash(f"python3 - <<'END'\n{REPORT}END"), reply()),
+    "Which function computes": (reply_turn("calc.py:1"),),
+    "Read data/orders.csv": (bash_turn(f"python3 - <<'END'\n{REPORT}END"), reply_turn()),
     "Replace every call": (
-        Turn(bash("echo migrated > migrated.txt").content, faults=(Fault(status=403),)),
-        reply("Migrated."),
+        Turn(bash_turn("echo migrated > migrated.txt").content, faults=(Fault(status=403),)),
+        reply_turn("Migrated."),
     ),
-    "Write a program crash.py": (bash("echo 'raise SystemExit(1)' > crash.py"), FAILING),
+    "Write a program crash.py": (bash_turn("echo 'raise SystemExit(1)' > crash.py"), FAILING),
 }
 
 
@@ -76,7 +79,7 @@ def deployment(tmp_path_factory):
         for branch in ("production", "feature/login"):
             git("branch", branch, "main", cwd=bare)
         deployment.start_git()
-        deployment.start_model(reply("No script matches the prompt."), branches=SCRIPTS)
+        deployment.start_model(reply_turn("No script matches the prompt."), branches=SCRIPTS)
         capacity = {f"SANDBOX_CAPACITY_{name}": "64" for name in ("CPUS", "MEMORY", "DISK")}
         deployment.start_server(GITHUB_TOKEN=GITHUB_TOKEN, PIP_INDEX_URL=INDEX_URL, **capacity)
         yield deployment

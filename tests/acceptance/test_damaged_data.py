@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from doubles.live_server import reply
+from doubles.live_server import reply_turn
 from doubles.stored_tasks import StoredTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]
@@ -85,7 +85,7 @@ def test_undamaged_tasks_stay_readable(deployment, tasks):
     rng = random.Random(1)
     damaged = damage(rng, tasks)
     deployment.start_git()
-    deployment.start_model(reply())
+    deployment.start_model(reply_turn())
     deployment.start_server(**UNLIMITED_RETENTION)
 
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
@@ -114,7 +114,7 @@ def test_damaged_index_row_is_rebuilt_at_startup_and_reported_while_running(depl
     tasks.damage_row("waiting", "state", "asleep")
     tasks.damage_row("task-3", "task", b"\xff")
     deployment.start_git()
-    deployment.start_model(reply())
+    deployment.start_model(reply_turn())
     deployment.start_server(**UNLIMITED_RETENTION)
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
     listed = {task["id"] for task in get(deployment, "?limit=100").json()["tasks"]}

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import ORGANISATION, bash, git, python, reply, wait_until
+from doubles.live_server import ORGANISATION, bash_turn, git, python_turn, reply_turn, wait_until
 
 MANIFEST = f"""version: "1"
 kind: Task
@@ -55,7 +55,7 @@ def assert_applies(patch, repository, directory):
 
 
 def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, browser, dashboard_url, tmp_path):
-    deployment = deploy(bash(WORK + REPORT), bash(PAUSE), reply("Done: the greeting is **polite** now."))
+    deployment = deploy(bash_turn(WORK + REPORT), bash_turn(PAUSE), reply_turn("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Submit your first task").click()
     page.wait_for_url("**/submit")  # and for its scripts, which handle the tabs
@@ -131,7 +131,7 @@ def check_outcome(page):
 
 
 def test_page_recovers_from_a_restart_a_failed_refresh_and_being_hidden(deploy, browser, dashboard_url):
-    deployment = deploy(bash("sleep 3"), reply("Still here."))
+    deployment = deploy(bash_turn("sleep 3"), reply_turn("Still here."))
     deployment.submit("long", claude={"prompt": "Wait."})
     wait_until(lambda: deployment.status("long")["progress"]["current_tool"] == "Bash", description="the tool call")
     with deployment.paused_model():
@@ -184,7 +184,10 @@ def check_head_is_requested_until_it_arrives(page, refused):
 
 def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboard_url):
     deployment = deploy(
-        bash("echo one > one.txt"), reply("One is there."), bash("echo two > two.txt"), reply("Two is there.")
+        bash_turn("echo one > one.txt"),
+        reply_turn("One is there."),
+        bash_turn("echo two > two.txt"),
+        reply_turn("Two is there."),
     )
     deployment.submit("first", claude={"prompt": "Make one."})
     deployment.wait("first")
@@ -223,7 +226,7 @@ def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboar
 
 
 def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashboard_url):
-    deployment = deploy(python("import time; time.sleep(60)"), reply())
+    deployment = deploy(python_turn("import time; time.sleep(60)"), reply_turn())
     deployment.submit("kept", lifecycle={"timeout": "1s", "failure_action": "preserve"})
     page = browser.open(f"{dashboard_url(deployment)}/tasks/kept")
     page.locator("#head .pill.failed").wait_for()
@@ -237,7 +240,7 @@ def test_preserved_sandbox_is_released_from_the_task_page(deploy, browser, dashb
 
 
 def test_task_is_cancelled_from_its_page(deploy, browser, dashboard_url):
-    deployment = deploy(python("import time; time.sleep(60)"), reply())
+    deployment = deploy(python_turn("import time; time.sleep(60)"), reply_turn())
     deployment.submit("slow")
     page = browser.open(f"{dashboard_url(deployment)}/tasks/slow")
     page.locator(".tool").wait_for()

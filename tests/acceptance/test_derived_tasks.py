@@ -5,15 +5,15 @@ import signal
 
 import pytest
 
-from doubles.live_server import bash, git, make_repository, reply
+from doubles.live_server import bash_turn, git, make_repository, reply_turn
 
 FILES = {"README.md": "# Hi\n", "count.txt": "0\n"}
 SECRET = "the-value-of-the-secret-5521"
 STEPS = (
-    (bash("echo 1 > count.txt; echo one > one.txt"), reply("One is there.")),
-    (bash("cat count.txt one.txt; echo 2 > count.txt; git mv one.txt renamed.txt"), reply("Two is there.")),
-    (bash("true"), reply("Nothing to do.")),
-    (bash("echo 4 > count.txt; printf '\\000\\001' > data.bin; cat renamed.txt"), reply("Four is there.")),
+    (bash_turn("echo 1 > count.txt; echo one > one.txt"), reply_turn("One is there.")),
+    (bash_turn("cat count.txt one.txt; echo 2 > count.txt; git mv one.txt renamed.txt"), reply_turn("Two is there.")),
+    (bash_turn("true"), reply_turn("Nothing to do.")),
+    (bash_turn("echo 4 > count.txt; printf '\\000\\001' > data.bin; cat renamed.txt"), reply_turn("Four is there.")),
 )
 
 
@@ -99,11 +99,11 @@ def check_patches(deployment, chain, tmp_path):
 
 def test_parent_with_a_secret_in_its_session_is_continued_with_text(deployment, deploy):
     deployment.forks = False
-    second = (bash("cat one.txt"), reply("The second is done."))
+    second = (bash_turn("cat one.txt"), reply_turn("The second is done."))
     branches = {"SECOND": second}
     deployment.start_git()
-    first = bash("echo one > one.txt; echo $TOKEN")
-    deployment = deploy_with_secret(deployment, first, reply("The first is done."), branches=branches)
+    first = bash_turn("echo one > one.txt; echo $TOKEN")
+    deployment = deploy_with_secret(deployment, first, reply_turn("The first is done."), branches=branches)
     secrets = [{"name": "TOKEN", "source": "env", "key": "MY_TOKEN"}]
     deployment.submit("first", secrets=secrets, claude={"prompt": "Do the FIRST thing."})
     assert deployment.wait("first")["state"] == "completed", deployment.diagnostics("first")
@@ -152,7 +152,7 @@ def test_chain_survives_a_killed_server_and_a_pruned_parent(deployment, tmp_path
 
 
 def test_continuing_an_unsuitable_task_is_rejected(deploy):
-    deployment = deploy(bash("python3 -c 'import time; time.sleep(600)'"), files=FILES)
+    deployment = deploy(bash_turn("python3 -c 'import time; time.sleep(600)'"), files=FILES)
     deployment.submit("running")
     deployment.submit("unclonable", repository={"branch": "absent"})
     assert deployment.wait("unclonable")["state"] == "failed"

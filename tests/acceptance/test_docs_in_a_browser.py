@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.browser import HEIGHT, accessibility_violations
-from doubles.live_server import reply
+from doubles.live_server import reply_turn
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "openapi.json"
@@ -108,7 +108,7 @@ def luminance(color):
 @pytest.fixture
 def docs(deploy, browser):
     """The API documentation's URL. After the test, the fixture fails on console errors or requests to other hosts."""
-    base_url = deploy(reply()).server.ready_message["http"]
+    base_url = deploy(reply_turn()).server.ready_message["http"]
     yield f"{base_url}/docs"
     assert [request.url for request in browser.requests if not request.url.startswith(f"{base_url}/")] == []
     assert browser.console_errors == []

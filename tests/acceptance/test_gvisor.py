@@ -12,7 +12,7 @@ import signal
 import pytest
 
 from doubles.leftovers import find_leftovers
-from doubles.live_server import SERVER_KEY, bash, reply, wait_until
+from doubles.live_server import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.runtime_availability import require_runtime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"
@@ -37,8 +37,8 @@ FORGE_RESULT = (
 def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deployment):
     """If KVM is available, the default is QEMU; nothing in this test is specific to gVisor."""
     deployment.runtime = None
-    work = bash("uname -r > kernel.txt; echo told >&2; echo more >> README.md; exit 3")
-    deployment = deploy_gvisor(work, bash(FORGE_RESULT), reply("All done."))
+    work = bash_turn("uname -r > kernel.txt; echo told >&2; echo more >> README.md; exit 3")
+    deployment = deploy_gvisor(work, bash_turn(FORGE_RESULT), reply_turn("All done."))
     deployment.submit()
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
@@ -64,7 +64,7 @@ def test_default_runtime_with_own_kernel_runs_the_agent(deploy_gvisor, deploymen
 
 
 def test_cancelled_agent_gets_sigterm_and_partial_work_is_collected(deploy_gvisor):
-    deployment = deploy_gvisor(bash("echo half > half.txt"), bash(WAIT_FOREVER))
+    deployment = deploy_gvisor(bash_turn("echo half > half.txt"), bash_turn(WAIT_FOREVER))
     deployment.submit()
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, description="the second tool call")
     assert deployment.http.delete("/api/v1/tasks/task-1").status_code == 200

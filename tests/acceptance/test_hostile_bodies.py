@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import Deployment, reply
+from doubles.live_server import Deployment, reply_turn
 
 MEBIBYTE = 1024**2
 JSON, YAML = "application/json", "application/yaml"
@@ -75,7 +75,7 @@ def resident_bytes(pid):
 def deployment(tmp_path_factory):
     server = Deployment(tmp_path_factory.mktemp("hostile"))
     try:
-        server.start_model(reply())
+        server.start_model(reply_turn())
         server.start_server()
         yield server
     finally:

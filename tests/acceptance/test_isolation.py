@@ -15,7 +15,7 @@ from doubles.isolated_network import (
     IsolatedNetwork,
 )
 from doubles.leftovers import SANDBOX_UIDS, host_process, processes
-from doubles.live_server import Deployment, make_repository, python, reply, wait_until
+from doubles.live_server import Deployment, make_repository, python_turn, reply_turn, wait_until
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""
@@ -158,7 +158,7 @@ def run_probe(deployment, network, canary, targets, host_child):
         "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    deployment.start_model(python(header + PROBE), reply(), prefix=network.internet_prefix)
+    deployment.start_model(python_turn(header + PROBE), reply_turn(), prefix=network.internet_prefix)
     model_port = int(deployment.model_url.rpartition(":")[2])
     reachable = network.can_reach(INTERNET_ADDRESS, model_port)
     wait_until(

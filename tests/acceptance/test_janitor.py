@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles.leftovers import cgroups, files, find_leftovers, is_clean, processes
-from doubles.live_server import Deployment, bash, reply, wait_until
+from doubles.live_server import Deployment, bash_turn, reply_turn, wait_until
 from doubles.runners import finalize_journal
 from doubles.runtime_availability import require_runtime
 
@@ -79,7 +79,7 @@ def attempt_layout(deployment, task_id):
 def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, object_names, deployment, tmp_path):
     require_runtime(runtime, tmp_path / "probe")
     deployment.runtime = runtime
-    deployment = deploy(bash(LONG), reply())
+    deployment = deploy(bash_turn(LONG), reply_turn())
     tasks = {f"task-{number}": object_name for number, object_name in enumerate(object_names)}
     for task_id, object_name in tasks.items():
         stop_runner_after_creation(deployment, task_id, CREATED_OBJECTS[object_name])
@@ -98,7 +98,7 @@ def sweep_finished(deployment):
 
 
 def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(deploy, tmp_path):
-    deployment = deploy(bash(LONG), reply())
+    deployment = deploy(bash_turn(LONG), reply_turn())
     other_deployment = Deployment(make_directory(tmp_path / "other"))
     other_deployment.model_url = deployment.model_url
     (other_deployment.home / ".gitconfig").write_text((deployment.home / ".gitconfig").read_text())

@@ -9,7 +9,7 @@ import time
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import bash, python, reply
+from doubles.live_server import bash_turn, python_turn, reply_turn
 from doubles.runtime_availability import require_runtime
 from sandbox.disks.loop import loop_unavailable_reason
 
@@ -53,7 +53,10 @@ def has_disk_limit(tmp_path):
     return asyncio.run(loop_unavailable_reason(tmp_path)) is None
 
 
-FILLS = (bash(f"{FILL}; {pause(4)}"), bash("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"))
+FILLS = (
+    bash_turn(f"{FILL}; {pause(4)}"),
+    bash_turn("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"),
+)
 
 
 def errors(deployment):
@@ -81,7 +84,7 @@ def check_completed_or_out_of_memory(deployment):
 
 
 def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_leak_checked):
-    deployment = deploy_leak_checked(bash(FILL), bash("kill -9 $PPID"))
+    deployment = deploy_leak_checked(bash_turn(FILL), bash_turn("kill -9 $PPID"))
     deployment.submit(vm={"disk": "100M"})
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), deployment.diagnostics()
@@ -117,11 +120,11 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     has_disk_limit, deploy_leak_checked, measured_responses
 ):
     """Memory is exhausted last, since the OOM killer may kill the agent."""
-    fits = bash(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
-    outputs = bash("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
-    exhausting_turns = (outputs, bash(FLOOD), python(FILES), python(FORK), python(FILL_MEMORY))
+    fits = bash_turn(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
+    outputs = bash_turn("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
+    exhausting_turns = (outputs, bash_turn(FLOOD), python_turn(FILES), python_turn(FORK), python_turn(FILL_MEMORY))
     fills = FILLS if has_disk_limit else ()
-    deployment = deploy_leak_checked(fits, *fills, *exhausting_turns, reply())
+    deployment = deploy_leak_checked(fits, *fills, *exhausting_turns, reply_turn())
     deployment.submit(vm={"memory": "1G", "disk": "200M"})
     with measured_responses(deployment) as durations, stream_of(deployment) as stream:
         events = [json.loads(text) for text in stream]
@@ -146,7 +149,7 @@ def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_leak_checked
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     fills = FILLS if has_disk_limit else ()
-    deployment = deploy_leak_checked(*fills, python(FILL_MEMORY), reply())
+    deployment = deploy_leak_checked(*fills, python_turn(FILL_MEMORY), reply_turn())
     deployment.submit(vm={"disk": "100M", "memory": "1G"})
     check_completed_or_out_of_memory(deployment)
     if has_disk_limit:

@@ -18,7 +18,7 @@ import pytest
 
 from doubles import wire_samples
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash, make_repository, reply, wait_until
+from doubles.live_server import bash_turn, make_repository, reply_turn, wait_until
 from doubles.old_version import OldVersion, lock_retired_uids, missing_reason
 from doubles.runners import finalize_journal, read_journal, runner_pid
 from doubles.terminal_user import TerminalUser
@@ -35,19 +35,22 @@ older_than = "60d"
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
 # The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
 # itself, which counts as the first of these turns.
-RESUMED = (bash("cat first.txt; echo second > second.txt"),) * 2
+RESUMED = (bash_turn("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
-    "PLAY-FINISH": (bash("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"), reply("Finished.")),
-    "PLAY-KEEP": (bash("echo preserved > preserved.txt"), Turn(faults=(Fault("error", status=400, times=99),))),
-    "PLAY-RUN": (
-        bash(f"echo line-1 > lines.txt; {WAIT_FOR_FIFO}; echo line-2 >> lines.txt; cat lines.txt"),
-        reply("Finished."),
+    "PLAY-FINISH": (
+        bash_turn("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"),
+        reply_turn("Finished."),
     ),
-    "PLAY-CANCEL": (bash(f"echo begun > begun.txt; {WAIT_FOR_FIFO}"), reply("Finished.")),
-    "PLAY-LOSE": (bash(f"echo lost > lost.txt; {WAIT_FOR_FIFO}"), reply("Finished.")),
-    "PLAY-ORPHAN": (bash(WAIT_FOR_FIFO), reply("Finished.")),
-    "PLAY-RESUME": (bash(f"echo first > first.txt; {WAIT_FOR_FIFO}"), *RESUMED, reply("Both.")),
-    "PLAY-TALK": (reply("GOODDAY"), reply("WELLCOME")),
+    "PLAY-KEEP": (bash_turn("echo preserved > preserved.txt"), Turn(faults=(Fault("error", status=400, times=99),))),
+    "PLAY-RUN": (
+        bash_turn(f"echo line-1 > lines.txt; {WAIT_FOR_FIFO}; echo line-2 >> lines.txt; cat lines.txt"),
+        reply_turn("Finished."),
+    ),
+    "PLAY-CANCEL": (bash_turn(f"echo begun > begun.txt; {WAIT_FOR_FIFO}"), reply_turn("Finished.")),
+    "PLAY-LOSE": (bash_turn(f"echo lost > lost.txt; {WAIT_FOR_FIFO}"), reply_turn("Finished.")),
+    "PLAY-ORPHAN": (bash_turn(WAIT_FOR_FIFO), reply_turn("Finished.")),
+    "PLAY-RESUME": (bash_turn(f"echo first > first.txt; {WAIT_FOR_FIFO}"), *RESUMED, reply_turn("Both.")),
+    "PLAY-TALK": (reply_turn("GOODDAY"), reply_turn("WELLCOME")),
 }
 KILLED = ("lose", "orphan", "resume")
 WAITING = ("run", "cancel", *KILLED)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from doubles.live_server import bash, reply, wait_until
+from doubles.live_server import bash_turn, reply_turn, wait_until
 from doubles.random_seed import seed
 from doubles.reconnecting_sse_clients import ReconnectingClient, make_clients
 from sandbox.demo.model_script import Text, Turn
@@ -22,7 +22,7 @@ def busy_turn(number):
     """Return a turn with text blocks. Claude Code prints a line per block, up to a thousand lines per second."""
     first = number * LINES_PER_TURN
     lines = (Text(f"This is line {n} of what the agent says.") for n in range(first, first + LINES_PER_TURN))
-    return Turn((*lines, *bash("true").content), block_delay_seconds=0.0005)
+    return Turn((*lines, *bash_turn("true").content), block_delay_seconds=0.0005)
 
 
 def line_numbers(deployment):
@@ -56,7 +56,7 @@ async def follow_until_enough(deployment, port, seed):
 
 @pytest.mark.timeout(180)
 def test_clients_receive_every_event_exactly_once_in_order(deploy):
-    deployment = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_PER_TURN)], reply())
+    deployment = deploy(*[busy_turn(number) for number in range(2 * LINES // LINES_PER_TURN)], reply_turn())
     deployment.submit()
     port = deployment.http.base_url.port
     clients, reference = asyncio.run(follow_until_enough(deployment, port, seed()))

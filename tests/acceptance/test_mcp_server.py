@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import Turn, bash, make_repository, reply
+from doubles.live_server import Turn, bash_turn, make_repository, reply_turn
 from doubles.redaction_attacks import ESCAPES, as_base64, with_noise
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.demo.model_script import Text, ToolUse
@@ -68,9 +68,9 @@ def run_scenario(address, tmp_path, scenario):
 
 def test_client_submits_reads_results_cancels_and_gets_errors(deploy, tmp_path):
     deployment = deploy(
-        bash("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
-        reply("I did it."),
-        branches={"Take long.": (bash("sleep 300"), reply())},
+        bash_turn("echo new > new.txt; seq 20000 > long.txt; printf '\\000' > data.bin"),
+        reply_turn("I did it."),
+        branches={"Take long.": (bash_turn("sleep 300"), reply_turn())},
     )
 
     async def scenario(tool, session):
@@ -151,7 +151,7 @@ def test_secret_in_any_encoding_is_redacted_in_mcp_results_and_websocket_message
     lines = "".join(f"<{encoded}>\n" for encoded in ENCODED)
     deployment = deploy(
         Turn((Text(lines), ToolUse("Bash", {"command": WAIT_FOR_FILE, "description": lines}))),
-        reply(lines),
+        reply_turn(lines),
         files={"encoded.txt": lines},
         environment={"SERVER_TOKEN": SECRET},
     )
@@ -194,7 +194,7 @@ def claude(deploy, tmp_path):
     """Runs Claude Code on the host with `sandbox mcp` in its configuration and a scripted model."""
 
     def run(*turns):
-        branches = {"Do it.": (bash("echo new > new.txt"), reply("Done inside."))}
+        branches = {"Do it.": (bash_turn("echo new > new.txt"), reply_turn("Done inside."))}
         deployment = deploy(*turns, branches=branches)
         make_repository(deployment.repositories / "app.git", {"a.txt": "a\n"})
         address = deployment.server.ready_message["http"]
@@ -231,7 +231,7 @@ def test_claude_code_submits_a_task_through_its_mcp_configuration(claude):
         calls("submit", manifest=MANIFEST),
         calls("status", task_id="mine", wait_seconds=60),
         calls("diff", task_id="mine"),
-        reply("The patch adds new.txt."),
+        reply_turn("The patch adds new.txt."),
     )
     assert (result["is_error"], result["result"]) == (False, "The patch adds new.txt.")
     submitted, status, patch = deployment.tool_results()

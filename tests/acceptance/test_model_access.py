@@ -2,7 +2,7 @@
 
 import json
 
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 from sandbox.demo.model_script import Fault, Text, ToolUse, Turn
 
 SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))
@@ -30,7 +30,7 @@ REASONS = (
 
 def send_block(block):
     body = {"model": "claude-haiku-4-5", "max_tokens": 9, "messages": [{"role": "user", "content": [block]}]}
-    return bash(f"""
+    return bash_turn(f"""
 curl -sS -m 20 "$ANTHROPIC_BASE_URL/v1/messages" -H "x-api-key: $ANTHROPIC_API_KEY" -d '{json.dumps(body)}'
 """)
 
@@ -45,7 +45,7 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
     """Claude Code's WebSearch and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
     commands = [send_block(block) for block, _ in REASONS]
     # The model also reports once that it is overloaded (529).
-    deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply())
+    deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply_turn())
     deployment.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     searched, _, *programs = deployment.tool_results()
@@ -62,7 +62,7 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
 
 def test_server_side_tools_are_allowed_with_full_network(deploy):
     commands = [send_block(block) for block, _ in REASONS]
-    deployment = deploy(SEARCH, *commands, reply(), reply())
+    deployment = deploy(SEARCH, *commands, reply_turn(), reply_turn())
     deployment.submit(vm={"network_mode": "full"})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     assert "web_search_20250305" in offered_tool_types(deployment)
@@ -73,7 +73,7 @@ def test_server_side_tools_are_allowed_with_full_network(deploy):
 
 
 def test_rejected_model_key_fails_the_task_immediately(deploy):
-    deployment = deploy(reply(faults=(Fault(status=401, message="invalid x-api-key", times=99),)))
+    deployment = deploy(reply_turn(faults=(Fault(status=401, message="invalid x-api-key", times=99),)))
     deployment.submit()
     status = deployment.wait(seconds=40)
     assert (status["state"], status["error"]["code"]) == ("failed", "agent_failed"), deployment.diagnostics()

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from doubles.image_archives import directory, docker_archive, entry, layer, minimal_root, oci_archive
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 
 INSPECT = (
     "cat /opt/tools/marker; ls /usr/share >/dev/null 2>&1 || { echo bare; echo bare >bare.txt; }; "
@@ -33,7 +33,7 @@ MANIFEST = {
 
 
 def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_path):
-    deployment = deploy(bash(INSPECT), reply())
+    deployment = deploy(bash_turn(INSPECT), reply_turn())
     layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
     assert rejection_message(deployment, "my-tools").endswith(": agentic-dev, basic")
     image_in_use = build(deployment, "my-tools", oci_archive(tmp_path / "old.tar", *layers, compression="+gzip"))

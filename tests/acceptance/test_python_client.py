@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import bash, reply, wait_until
+from doubles.live_server import bash_turn, reply_turn, wait_until
 from sandbox.client import (
     AsyncClient,
     Client,
@@ -32,7 +32,7 @@ claude: {prompt: "Do it."}
 
 
 def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
-    deployment = deploy(bash("echo mended > mended.txt"), reply())
+    deployment = deploy(bash_turn("echo mended > mended.txt"), reply_turn())
     monkeypatch.setenv("SANDBOX_SERVER", deployment.server.ready_message["http"])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "task.yaml").write_text(MANIFEST)
@@ -63,7 +63,9 @@ def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
 
 
 def test_iterators_resume_after_a_server_restart_and_errors_have_details(deploy):
-    deployment = deploy(bash("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), reply())
+    deployment = deploy(
+        bash_turn("for i in $(seq 40); do echo line $i; sleep 0.1; done; echo new > new.txt"), reply_turn()
+    )
     deployment.submit()
     deployment.wait_for_state("running")
     server, received = deployment.server.ready_message["http"], {"sync": [], "async": []}

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from doubles.leftovers import find_leftovers
-from doubles.live_server import SERVER_KEY, bash, reply, wait_until
+from doubles.live_server import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, require_runtime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md
@@ -27,7 +27,7 @@ def deploy_qemu(deployment, deploy, tmp_path):
 
 @pytest.mark.timeout(400)
 def test_agent_runs_in_a_guest_and_its_patch_is_collected(deploy_qemu):
-    deployment = deploy_qemu(bash(SCRIPT), reply("All done."))
+    deployment = deploy_qemu(bash_turn(SCRIPT), reply_turn("All done."))
     deployment.submit()
     status = deployment.wait(seconds=300)
     assert status["state"] == "completed", deployment.diagnostics()

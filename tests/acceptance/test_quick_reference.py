@@ -19,7 +19,7 @@ import yaml
 
 from doubles import fake_github
 from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
-from doubles.live_server import Deployment, bash, git, make_repository, python, reply, wait_until
+from doubles.live_server import Deployment, bash_turn, git, make_repository, python_turn, reply_turn, wait_until
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 
@@ -173,13 +173,13 @@ lifecycle.failure_action destroy
 
 REPORT = "# Report\n" + "A line.\n" * 3
 SCRIPTS = {
-    "Perform security audit": (bash("grep -rn app . > security-report.md"), reply()),
-    "Process large dataset": (bash("df -h /workspace; ulimit -a"), reply()),
-    "Take your time": (python("import time; time.sleep(100)"), reply()),
+    "Perform security audit": (bash_turn("grep -rn app . > security-report.md"), reply_turn()),
+    "Process large dataset": (bash_turn("df -h /workspace; ulimit -a"), reply_turn()),
+    "Take your time": (python_turn("import time; time.sleep(100)"), reply_turn()),
     "Show everything": (
-        Turn(bash(f"printf '{REPORT}' > report.md").content, faults=(Fault(status=500),)),
-        python("import time\nfor _ in range(12): print('working', flush=True); time.sleep(0.5)"),
-        reply(),
+        Turn(bash_turn(f"printf '{REPORT}' > report.md").content, faults=(Fault(status=500),)),
+        python_turn("import time\nfor _ in range(12): print('working', flush=True); time.sleep(0.5)"),
+        reply_turn(),
     ),
     "Go wrong": (Turn((), faults=(Fault(status=403, times=100),)),),
 }
@@ -277,7 +277,7 @@ def user(tmp_path_factory):
         make_repository(deployment.repositories / "repo.git", {"README.md": "# A repository\n"})
         make_app(deployment)
         deployment.start_git()
-        deployment.start_model(bash(f"printf '{REPORT}' > report.md"), reply(), branches=SCRIPTS)
+        deployment.start_model(bash_turn(f"printf '{REPORT}' > report.md"), reply_turn(), branches=SCRIPTS)
         # This capacity is sufficient for the large manifest on any machine.
         deployment.start_server(SANDBOX_CAPACITY_CPUS="64", SANDBOX_CAPACITY_MEMORY="64", SANDBOX_CAPACITY_DISK="64")
         user = User(deployment, directory / "user")
@@ -498,7 +498,7 @@ def connected_user(request, tmp_path_factory):
             deployment._start("github", command, {}, network.internet_prefix)
             deployment.start_git(prefix=network.internet_prefix)
             get_issue = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
-            turns = (Turn((get_issue,)), python(INSPECT_MCP_SERVER), reply())
+            turns = (Turn((get_issue,)), python_turn(INSPECT_MCP_SERVER), reply_turn())
             deployment.start_model(*turns, prefix=network.internet_prefix)
             deployment.start_server(GITHUB_TOKEN=TOKEN)
             deployment.github_requests = github / "requests.ndjson"

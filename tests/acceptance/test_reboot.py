@@ -11,7 +11,7 @@ from pathlib import Path
 from zlib import crc32
 
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash, reply, wait_until
+from doubles.live_server import bash_turn, reply_turn, wait_until
 
 SLEEP = "python3 -c 'import time; time.sleep(600)'"
 
@@ -36,7 +36,7 @@ def with_other_boot_id(line):
 
 
 def test_running_task_ends_as_host_lost_and_pending_task_starts(deploy):
-    deployment = deploy(bash("echo line-1 > first.txt"), bash(SLEEP), reply())
+    deployment = deploy(bash_turn("echo line-1 > first.txt"), bash_turn(SLEEP), reply_turn())
     deployment.submit("ran", vm={"cpus": 16})
     deployment.submit("waited", vm={"cpus": 16})
     wait_until(lambda: deployment.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")

@@ -9,12 +9,12 @@ import msgspec
 import pytest
 
 from chaos import processes
-from doubles.live_server import bash, reply, wait_until
+from doubles.live_server import bash_turn, reply_turn, wait_until
 from doubles.runners import first_process, read_journal, runner_pid
 from sandbox.demo.model_script import Fault
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-LONG = bash("python3 -c 'import time; time.sleep(600)'")
+LONG = bash_turn("python3 -c 'import time; time.sleep(600)'")
 TRIES = 6
 STEP_SECONDS = 30.0
 
@@ -49,7 +49,7 @@ def agent_session_ids(deployment, task_id="task-1"):
 
 @pytest.mark.parametrize("event_types", [("attempt_started", "workspace_prepared"), ("sandbox_created",)])
 def test_task_is_attempted_again_if_the_runner_is_killed_before_agent_start(deploy, event_types):
-    deployment = deploy(bash("echo once >> once.txt"), reply())
+    deployment = deploy(bash_turn("echo once >> once.txt"), reply_turn())
     for number in range(TRIES):
         task_id = deployment.submit(f"task-{number}")
         is_before_agent_start = all(
@@ -70,7 +70,7 @@ def test_task_is_attempted_again_if_the_runner_is_killed_before_agent_start(depl
 def test_failed_agent_is_retried_in_a_fresh_workspace(deploy_leak_checked):
     failure = Fault("error", status=403, message="Not today.", times=1)
     deployment = deploy_leak_checked(
-        bash("echo line >> lines.txt"), msgspec.structs.replace(reply("Second time."), faults=(failure,))
+        bash_turn("echo line >> lines.txt"), msgspec.structs.replace(reply_turn("Second time."), faults=(failure,))
     )
     deployment.submit(lifecycle={"retries": 2})
     status = deployment.wait(seconds=90)
@@ -111,8 +111,8 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     deployment.runtime = runtime
     # The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
     # itself, which counts as the first of these turns.
-    resumed = bash("cat first.txt; echo second > second.txt")
-    deployment = deploy(bash("echo first > first.txt"), LONG, resumed, resumed, reply("Both."))
+    resumed = bash_turn("cat first.txt; echo second > second.txt")
+    deployment = deploy(bash_turn("echo first > first.txt"), LONG, resumed, resumed, reply_turn("Both."))
     deployment.submit(lifecycle={"resume": True})
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     kill(deployment)
@@ -132,7 +132,9 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
 
 
 def test_task_cancelled_between_attempts_keeps_its_history(deploy_leak_checked):
-    deployment = deploy_leak_checked(msgspec.structs.replace(reply(), faults=(Fault("error", status=403, times=99),)))
+    deployment = deploy_leak_checked(
+        msgspec.structs.replace(reply_turn(), faults=(Fault("error", status=403, times=99),))
+    )
     deployment.submit(lifecycle={"retries": 100})
     wait_until(lambda: len(deployment.status()["attempts"]) == 2, 60, "the second attempt")
     assert deployment.status()["state"] == "running"

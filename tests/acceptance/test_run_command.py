@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from doubles.live_server import bash, git, reply
+from doubles.live_server import bash_turn, git, reply_turn
 from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.model_script import example_script
 
@@ -46,8 +46,8 @@ def test_documented_session_matches_the_real_output(deploy, tmp_path):
 
 def test_uncommitted_changes_are_sent_and_the_patch_is_applied_to_them(deploy, tmp_path):
     deployment = deploy(
-        bash("cat mine.txt app.py > both.txt && git log --format=%s -2; sed -i s/not/never/ app.py"),
-        reply("Joined them."),
+        bash_turn("cat mine.txt app.py > both.txt && git log --format=%s -2; sed -i s/not/never/ app.py"),
+        reply_turn("Joined them."),
     )
     checkout = tmp_path / "checkout"
     clone = ["git", "clone", "-q", "https://github.com/org/repo.git", str(checkout)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles import failing_probes
-from doubles.live_server import make_repository, reply, wait_until
+from doubles.live_server import make_repository, reply_turn, wait_until
 from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
@@ -24,7 +24,7 @@ def deploy(deployment, monkeypatch, tmp_path):
     def make(failing, pause="5", **environment):
         make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
         deployment.start_git()
-        deployment.start_model(reply())
+        deployment.start_model(reply_turn())
         deployment.count_probes = lambda: len(log.read_text().splitlines())
         deployment.settings = {
             "PYTHONPATH": str(TESTS),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from doubles import floods
 from doubles.flood_bench import cpu_seconds
-from doubles.live_server import bash, wait_until
+from doubles.live_server import bash_turn, wait_until
 from doubles.runners import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
@@ -23,11 +23,11 @@ def start_floods(*names):
     source = base64.b64encode(Path(floods.__file__).read_bytes()).decode()
     ports = json.dumps({**PORTS, "host": 443})
     begin = [f"setsid python3 -I -S /tmp/floods.py '{name}' '{ports}' >/dev/null 2>&1 &" for name in names]
-    return bash("\n".join([f"echo {source} | base64 -d > /tmp/floods.py", *begin, "sleep 1"]))
+    return bash_turn("\n".join([f"echo {source} | base64 -d > /tmp/floods.py", *begin, "sleep 1"]))
 
 
 def test_flood_from_the_sandbox_is_bounded_and_task_can_be_cancelled(deploy):
-    deployment = deploy(start_floods(*NAMES), bash("python3 -c 'import time; time.sleep(600)'"))
+    deployment = deploy(start_floods(*NAMES), bash_turn("python3 -c 'import time; time.sleep(600)'"))
     deployment.submit(vm={"cpus": 1})
     # The second tool call needs a model request in the middle of the flood.
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 90, "the second tool call")

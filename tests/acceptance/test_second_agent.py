@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply, wait_until
+from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply_turn, wait_until
 from doubles.runners import runner_pid
 from doubles.scripted_agent import all_agents
 from doubles.terminal_user import TerminalUser
@@ -114,7 +114,7 @@ def deployment_with(directory, responses_model):
     deployment = TwoAgentDeployment(directory)
     make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
     deployment.start_git()
-    deployment.start_model(reply("Claude Code was here."))
+    deployment.start_model(reply_turn("Claude Code was here."))
     deployment.start_server_with(responses_model)
     try:
         yield deployment

@@ -10,13 +10,24 @@ from pathlib import Path
 import pytest
 
 from doubles import worker_placement
-from doubles.live_server import SERVER_KEY, Deployment, bash, make_repository, preinstall_agent, reply, wait_until
+from doubles.live_server import (
+    SERVER_KEY,
+    Deployment,
+    bash_turn,
+    make_repository,
+    preinstall_agent,
+    reply_turn,
+    wait_until,
+)
 from doubles.runners import find_runner
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 
 PACKAGE = Path(worker_placement.__file__).parent
-MAKE_FILE, WAIT_FOR_FIFO = bash("echo made > made.txt"), bash("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
+MAKE_FILE, WAIT_FOR_FIFO = (
+    bash_turn("echo made > made.txt"),
+    bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt"),
+)
 SHELL = ("task", "shell", "task-1")
 
 
@@ -83,7 +94,7 @@ def deploy(tmp_path):
 
 @pytest.mark.timeout(240)
 def test_task_survives_a_server_restart_and_an_unresponsive_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply())
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
     runner = deployment.runner_pid()
@@ -131,7 +142,7 @@ def check_copy(deployment):
 
 @pytest.mark.timeout(240)
 def test_cancelled_task_ends_on_the_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply())
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
     cancel = partial(deployment.http.delete, "/api/v1/tasks/task-1", timeout=60)
@@ -148,7 +159,7 @@ def test_cancelled_task_ends_on_the_worker(deploy):
 
 @pytest.mark.timeout(240)
 def test_finisher_of_a_killed_runner_runs_on_the_worker(deploy):
-    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply())
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
     os.kill(deployment.runner_pid(), signal.SIGKILL)
@@ -160,7 +171,9 @@ def test_finisher_of_a_killed_runner_runs_on_the_worker(deploy):
 @pytest.mark.timeout(240)
 def test_sandbox_is_preserved_on_the_worker(deploy):
     deployment = deploy(
-        bash("echo kept > kept.txt"), Turn(faults=(Fault("error", status=400, times=9),)), reply("never reached")
+        bash_turn("echo kept > kept.txt"),
+        Turn(faults=(Fault("error", status=400, times=9),)),
+        reply_turn("never reached"),
     )
     deployment.submit(lifecycle={"failure_action": "preserve"})
     assert deployment.wait()["state"] == "failed_preserved", deployment.diagnostics()

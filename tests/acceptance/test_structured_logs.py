@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import SERVER_KEY, bash, reply, wait_until
+from doubles.live_server import SERVER_KEY, bash_turn, reply_turn, wait_until
 
 VALUE = "a-secret-value-of-some-length"
 
@@ -20,7 +20,7 @@ LOGGING = {"SANDBOX_LOG_FORMAT": "json", "SANDBOX_LOG_LEVEL": "debug", "TOKEN": 
 @pytest.fixture
 def json_log_deployment(deploy):
     """A deployment whose server logs JSON and has a secret."""
-    return deploy(bash("echo $TOKEN"), reply(), environment=LOGGING)
+    return deploy(bash_turn("echo $TOKEN"), reply_turn(), environment=LOGGING)
 
 
 def test_log_lines_are_json_with_request_and_task_ids(json_log_deployment):

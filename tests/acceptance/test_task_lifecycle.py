@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import SERVER_KEY, bash, git, make_repository, reply
+from doubles.live_server import SERVER_KEY, bash_turn, git, make_repository, reply_turn
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 MINIMAL_MANIFEST = """\
@@ -53,7 +53,9 @@ PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/e
 @pytest.mark.usefixtures("without_fork_server")
 def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
     long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
-    deployment = deploy(bash(CHANGE), long_message, bash(PRINT_ENVIRONMENT), reply("I did it."), files=FILES)
+    deployment = deploy(
+        bash_turn(CHANGE), long_message, bash_turn(PRINT_ENVIRONMENT), reply_turn("I did it."), files=FILES
+    )
     task_id, events = submit_with_curl(deployment, tmp_path)
     status = deployment.wait(task_id)
     assert status["state"] == "completed", deployment.diagnostics(task_id)
@@ -144,7 +146,9 @@ def check_server_key_is_hidden(deployment, task_id):
 
 def test_repository_settings_are_ignored_and_claude_md_is_read(deploy):
     deployment = deploy(
-        bash("pwd; git rev-parse HEAD; git branch --show-current; ls"), bash("ls -a /tmp /workspace"), reply()
+        bash_turn("pwd; git rev-parse HEAD; git branch --show-current; ls"),
+        bash_turn("ls -a /tmp /workspace"),
+        reply_turn(),
     )
     hook = {"hooks": [{"type": "command", "command": "touch /tmp/hook-ran"}]}
     settings = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import bash, git, reply
+from doubles.live_server import bash_turn, git, reply_turn
 
 SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 
@@ -38,7 +38,9 @@ def run_task(tmp_path):
 
 def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_path):
     hostile = "````\n@everyone <script>alert(1)</script>\n"
-    deployment = deploy(bash(f"printf '{hostile}' > new.md && echo mended > a.txt"), reply("Done.\n```\n@everyone"))
+    deployment = deploy(
+        bash_turn(f"printf '{hostile}' > new.md && echo mended > a.txt"), reply_turn("Done.\n```\n@everyone")
+    )
     fields = json.dumps({"lifecycle": {"budget_usd": 2}, "metadata": {"labels": {"pr": "7"}}})
     result = run_task(deployment, NAME="A title", FIELDS=fields)
     assert result.returncode == 0, result.stderr
@@ -55,7 +57,7 @@ def test_patch_and_cost_are_written_for_the_pull_request(deploy, run_task, tmp_p
 
 
 def test_unsuccessful_task_fails_the_job_with_a_comment(deploy, run_task, tmp_path):
-    deployment = deploy(bash("sleep 300"), reply())
+    deployment = deploy(bash_turn("sleep 300"), reply_turn())
     failed = run_task(deployment, COMMIT="0" * 40)
     assert failed.returncode == 1
     comment = (tmp_path / "result" / "comment.md").read_text()

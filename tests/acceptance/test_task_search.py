@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.live_server import bash, reply
+from doubles.live_server import bash_turn, reply_turn
 from sandbox.client import Client, InvalidParameterError
 
 
@@ -17,7 +17,7 @@ def ids(page):
 
 
 def test_tasks_are_found_after_a_restart_too(deploy):
-    deployment = deploy(bash("echo one > one.txt; echo two >> README.md"), reply())
+    deployment = deploy(bash_turn("echo one > one.txt; echo two >> README.md"), reply_turn())
     deployment.submit("first", claude={"prompt": "Fix the flaky login test"})
     deployment.wait("first")
     deployment.submit("second", claude={"prompt": "Write the changelog"}, repository={"branch": "none"})
@@ -60,7 +60,7 @@ def test_tasks_are_found_after_a_restart_too(deploy):
 
 
 def test_task_is_selected_by_an_id_prefix(deploy):
-    deployment = deploy(reply())
+    deployment = deploy(reply_turn())
     first, second = "0badcafe-1111-4111-8111-111111111111", "0badcafe-2222-4222-8222-222222222222"
     deployment.submit(first, claude={"prompt": "Say 0badcafe"})
     deployment.submit(second)

@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.live_server import bash, reply, wait_until
+from doubles.live_server import bash_turn, reply_turn, wait_until
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 
@@ -32,7 +32,7 @@ def open_terminal(deploy):
 
 
 def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_terminal):
-    deployment = deploy(bash(f"echo of-the-agent > note.txt; {WAIT_FOR_FIFO}; cat answer.txt"), reply())
+    deployment = deploy(bash_turn(f"echo of-the-agent > note.txt; {WAIT_FOR_FIFO}; cat answer.txt"), reply_turn())
     deployment.submit()
     deployment.wait_for_state("running")
     wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", description="the tool call")
@@ -93,7 +93,7 @@ def check_shell_session(terminal):
 
 
 def test_agent_terminal_has_one_writer_and_many_viewers(deploy, open_terminal):
-    deployment = deploy(reply("GOODDAY"), reply("WELLCOME"), reply("GOODBYE"))
+    deployment = deploy(reply_turn("GOODDAY"), reply_turn("WELLCOME"), reply_turn("GOODBYE"))
     deployment.submit(claude={"prompt": "Say good day.", "headless": False})
     deployment.wait_for_state("running")
     server = deployment.server.ready_message["http"]
@@ -139,7 +139,7 @@ def server_with_preserved_task(deploy, tmp_path):
     value.parent.mkdir()
     value.write_text(VALUE)
     deployment = deploy(
-        bash("echo kept > kept.txt; ln kept.txt kept-too.txt; echo $DEPLOY_KEY > key.txt"),
+        bash_turn("echo kept > kept.txt; ln kept.txt kept-too.txt; echo $DEPLOY_KEY > key.txt"),
         Turn(faults=(Fault("error", status=400, times=9),)),
         environment={"SANDBOX_SECRETS_DIRECTORY": str(value.parent)},
     )

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 
-from doubles.live_server import TERMINAL, bash, reply, wait_until
+from doubles.live_server import TERMINAL, bash_turn, reply_turn, wait_until
 from doubles.third_party_clients import (
     UNKNOWN_BRANCH_MANIFEST,
     WSCAT,
@@ -68,7 +68,7 @@ def check_complete_events(deployment, task_id, events, *, missing_types=()):
 
 
 def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
-    deployment = deploy(bash(COUNT.format(n=10)), reply())
+    deployment = deploy(bash_turn(COUNT.format(n=10)), reply_turn())
     http, ws = deployment.server.ready_message["http"], deployment.server.ready_message["ws"]
     page, socket_page = EventSource(http, browser), BrowserWebSocket(http, browser)
     programs = [Requests(http), Httpx(http), Curl(http)]
@@ -143,8 +143,8 @@ def wscats():
 
 
 def test_event_source_resumes_after_server_restarts(deploy, browser):
-    counting = Turn(bash(COUNT.format(n=30)).content, faults=(Fault(status=500),))
-    deployment = deploy(counting, bash("wc -l < count.txt"), reply())
+    counting = Turn(bash_turn(COUNT.format(n=30)).content, faults=(Fault(status=500),))
+    deployment = deploy(counting, bash_turn("wc -l < count.txt"), reply_turn())
     client = EventSource(deployment.server.ready_message["http"], browser)
     with deployment.paused_model():
         task_id = client.submit()["task_id"]

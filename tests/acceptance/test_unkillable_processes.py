@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash, reply, wait_until
+from doubles.live_server import bash_turn, reply_turn, wait_until
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
 WORK = (
-    bash("setsid sleep 98765 >/dev/null 2>&1 & echo hi > new.txt"),
-    bash("while ! test -e go; do sleep 0.05; done; rm go"),
+    bash_turn("setsid sleep 98765 >/dev/null 2>&1 & echo hi > new.txt"),
+    bash_turn("while ! test -e go; do sleep 0.05; done; rm go"),
 )
 SECONDS = 40
 """10 s for the end of the sandbox, 20 s for finalization and teardown, and a reserve for a busy machine."""
@@ -62,7 +62,7 @@ def release_agent(pid):
 
 
 def test_task_completes_despite_an_unkillable_process(deploy, freeze):
-    deployment = deploy(*WORK, reply())
+    deployment = deploy(*WORK, reply_turn())
     deployment.submit()
     pid = wait_until(lambda: find_sleeper(deployment), 60, "the background process")
     freeze(pid)
@@ -79,7 +79,7 @@ def test_task_completes_despite_an_unkillable_process(deploy, freeze):
 
 
 def test_task_with_killable_processes_ends_quickly(deploy):
-    deployment = deploy(*WORK, reply())
+    deployment = deploy(*WORK, reply_turn())
     deployment.submit()
     pid = wait_until(lambda: find_sleeper(deployment), 60, "the background process")
     release_agent(pid)

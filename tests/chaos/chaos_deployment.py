@@ -6,7 +6,7 @@ import random
 
 from chaos import journal_file, logging_fake_agent
 from chaos.pausing_relay import PausingRelay
-from doubles.live_server import ORGANISATION, Deployment, make_repository, reply
+from doubles.live_server import ORGANISATION, Deployment, make_repository, reply_turn
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000
@@ -30,7 +30,7 @@ class ChaosDeployment(Deployment):
         self.commit = make_repository(self.repositories / "repo.git", files)
         logging_fake_agent.install(self.data_dir)
         self.start_git()
-        self.start_model(reply())
+        self.start_model(reply_turn())
         self.start_server()
         return self
 

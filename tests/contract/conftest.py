@@ -53,7 +53,7 @@ def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> Runtime:
 
 
 @pytest.fixture
-def limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
+def enforced_limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
     """The limits that are enforced on this machine. A guest kernel enforces its own limits."""
     if runtime.name == "qemu":
         return frozenset({"memory", "processes"})

@@ -31,8 +31,8 @@ from sandbox.interfaces.runtime import Command, Runtime, SandboxHandle
 from sandbox.model.failure import AttemptError
 
 
-def _need_limit(limits: frozenset[str], name: str) -> None:
-    if name not in limits:
+def _need_limit(enforced_limits: frozenset[str], name: str) -> None:
+    if name not in enforced_limits:
         pytest.skip(f"no {name} limit on this machine")
 
 
@@ -377,8 +377,8 @@ async def test_another_process_can_destroy_a_sandbox(runtime: Runtime, disk: Pat
 # Limits and stats
 
 
-def test_exceeding_the_memory_limit_is_reported_as_oom(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    _need_limit(limits, "memory")
+def test_exceeding_the_memory_limit_is_reported_as_oom(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    _need_limit(enforced_limits, "memory")
     result = run_python(runtime, disk, "x = bytearray(300 << 20)", memory_bytes=128 * MEBIBYTE)
     # The kernel kills either gVisor or the program's stub process; in the second case the exit code is 1.
     codes = {128 + signal.SIGKILL, 1} if runtime.name == "gvisor" else {128 + signal.SIGKILL}
@@ -391,8 +391,8 @@ def test_memory_below_the_limit_is_not_reported_as_oom(runtime: Runtime, disk: P
     assert (result.code, result.was_oom_killed) == (9, False)
 
 
-def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    _need_limit(limits, "memory")
+def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    _need_limit(enforced_limits, "memory")
     script = "/usr/bin/python3 -c 'x = bytearray(300 << 20)' ; echo $?; exit 0"
     result = run_shell(runtime, disk, script, memory_bytes=128 * MEBIBYTE)
     if runtime.name == "gvisor":
@@ -403,8 +403,8 @@ def test_command_survives_the_oom_kill_of_a_child(runtime: Runtime, disk: Path, 
         assert (result.output, result.code, result.was_oom_killed) == ("137\n", 0, False)
 
 
-def test_process_limit_is_enforced(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    _need_limit(limits, "processes")
+def test_process_limit_is_enforced(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    _need_limit(enforced_limits, "processes")
     source = """
 import os, time
 children = 0
@@ -421,8 +421,8 @@ except BlockingIOError:
     assert 10 < int(result.output.split()[-1]) <= 32
 
 
-async def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    _need_limit(limits, "processes")
+async def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    _need_limit(enforced_limits, "processes")
     async with ready_sandbox(runtime, disk, processes_max=64) as sandbox:
         script = "echo up; bomb() { bomb | bomb & }; bomb; sleep 60"
         output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], {"PATH": "/usr/bin"}, "/workspace"))
@@ -433,8 +433,8 @@ async def test_fork_bomb_is_killed_within_a_second(runtime: Runtime, disk: Path,
         assert not processes_of(sandbox.handle)
 
 
-async def test_stats_report_usage(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    _need_limit(limits, "memory")
+async def test_stats_report_usage(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    _need_limit(enforced_limits, "memory")
     async with ready_sandbox(runtime, disk) as sandbox:
         source = "x = bytearray(80 << 20); [i * i for i in range(2_000_000)]; print('up', flush=True); input()"
         output, _ = await sandbox.start(

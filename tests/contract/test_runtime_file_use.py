@@ -63,21 +63,23 @@ async def _measure(runtime: Runtime, disk: Path, source: str) -> tuple[FileUsage
 
 
 def measure_with_own_kernel(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str
 ) -> tuple[FileUsage, CommandResult]:
     """Like `measure`, but also for runtimes with their own kernel, which open up to two host files per sandbox file."""
-    if "memory" not in limits:
+    if "memory" not in enforced_limits:
         pytest.skip("no control group lists the sandbox's processes")
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 20_000:
         pytest.skip("the machine's open-file limit is too low")
     return asyncio.run(_measure(runtime, disk, source))
 
 
-def measure(runtime: Runtime, disk: Path, limits: frozenset[str], source: str) -> tuple[FileUsage, CommandResult]:
+def measure(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str
+) -> tuple[FileUsage, CommandResult]:
     """Return the file usage after the program has printed `held`, and the program's result."""
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
-    if "memory" not in limits:
+    if "memory" not in enforced_limits:
         pytest.skip("no control group lists the sandbox's processes")
     return asyncio.run(_measure(runtime, disk, source))
 
@@ -117,8 +119,8 @@ system_call(60 if is_x86 else 93, 0)
     [_MANY_LOCKS, _LOCKS_AFTER_OTHERS, _LOCKS_WITHOUT_MAIN_THREAD],
     ids=["plain", "after locks of an ended process", "main thread ended"],
 )
-def test_file_locks_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
-    usage, result = measure(runtime, disk, limits, source)
+def test_file_locks_are_counted(runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str):
+    usage, result = measure(runtime, disk, enforced_limits, source)
     assert usage.locks > 8192, result
     assert "locks on files" in usage.find_exceeded_limit()
 
@@ -138,9 +140,9 @@ report("held"); time.sleep(600)
 """
 
 
-def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
     """Whenever a process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on that file."""
-    usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=100))
+    usage, result = measure(runtime, disk, enforced_limits, _SHARED_LOCKS.format(count=100))
     assert (usage.locks, usage.shared_locks) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_exceeded_limit()
 
@@ -171,8 +173,8 @@ async def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runt
     assert (await scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
-def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    usage, result = measure(runtime, disk, limits, _SHARED_LOCKS.format(count=20))
+def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    usage, result = measure(runtime, disk, enforced_limits, _SHARED_LOCKS.format(count=20))
     assert (usage.shared_locks, usage.find_exceeded_limit()) == (100, ""), result
 
 
@@ -199,16 +201,20 @@ time.sleep(600)
 """
 
 
-def test_open_files_that_take_too_long_to_count_are_a_violation(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_open_files_that_take_too_long_to_count_are_a_violation(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     started_at = time.process_time()
-    usage, _ = measure(runtime, disk, limits, _MANY_WATCHED)
+    usage, _ = measure(runtime, disk, enforced_limits, _MANY_WATCHED)
     assert "too long to count" in usage.find_exceeded_limit()
     assert time.process_time() - started_at < 10
 
 
-def test_locks_are_counted_despite_thousands_of_watched_files(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_locks_are_counted_despite_thousands_of_watched_files(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     held = f'{_WATCHED}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
-    usage, _ = measure(runtime, disk, limits, held)
+    usage, _ = measure(runtime, disk, enforced_limits, held)
     assert (usage.find_exceeded_limit(), usage.locks) == ("", 2000)
 
 
@@ -222,7 +228,7 @@ report("held"); time.sleep(600)
 """
 
 
-async def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, limits: frozenset[str]):
+async def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
     if has_own_kernel(runtime):
         pytest.skip("files belong to the sandbox's kernel")
 
@@ -236,7 +242,7 @@ async def test_locks_of_another_sandbox_do_not_count(runtime: Runtime, disk: Pat
 
     usage = await scenario()
     assert usage.find_exceeded_limit() == ""
-    assert usage.locks == (200 if "memory" in limits else 0)
+    assert usage.locks == (200 if "memory" in enforced_limits else 0)
 
 
 _HALF_READ_DIRECTORIES = """
@@ -250,15 +256,17 @@ report("held"); time.sleep(600)
 """
 
 
-def test_open_directories_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    usage, result = measure(runtime, disk, limits, _HALF_READ_DIRECTORIES.replace("COUNT", "9000"))
+def test_open_directories_are_counted(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    usage, result = measure(runtime, disk, enforced_limits, _HALF_READ_DIRECTORIES.replace("COUNT", "9000"))
     assert usage.directories > 8192, result
     assert "open directories" in usage.find_exceeded_limit()
 
 
-def test_thousands_of_open_directories_and_files_are_allowed(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_thousands_of_open_directories_and_files_are_allowed(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     many = "files = [os.open('/dev/null', os.O_RDONLY) for _ in range(9000)]\n"
-    usage, _ = measure(runtime, disk, limits, many + _HALF_READ_DIRECTORIES.replace("COUNT", "3000"))
+    usage, _ = measure(runtime, disk, enforced_limits, many + _HALF_READ_DIRECTORIES.replace("COUNT", "3000"))
     assert usage.open_files is not None
     assert usage.open_files > 12_000
     assert 2000 < usage.directories < 4500
@@ -275,16 +283,20 @@ report("held"); time.sleep(600)
 """
 
 
-def test_listed_directories_are_counted_while_they_are_open(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_listed_directories_are_counted_while_they_are_open(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     source = _LISTED_DIRECTORIES.replace("COUNT", "8700").replace("KEPT", "8700")
-    usage, result = measure_with_own_kernel(runtime, disk, limits, source)
+    usage, result = measure_with_own_kernel(runtime, disk, enforced_limits, source)
     assert 8192 < usage.directories < 11_000, result
     assert "open directories" in usage.find_exceeded_limit()
 
 
-def test_listed_directories_are_not_counted_after_they_are_closed(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_listed_directories_are_not_counted_after_they_are_closed(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     source = _LISTED_DIRECTORIES.replace("COUNT", "9000").replace("KEPT", "4000")
-    usage, _ = measure_with_own_kernel(runtime, disk, limits, source)
+    usage, _ = measure_with_own_kernel(runtime, disk, enforced_limits, source)
     assert usage.find_exceeded_limit() == ""
 
 
@@ -296,8 +308,8 @@ report("held"); time.sleep(600)
 """
 
 
-def test_open_files_of_all_processes_are_counted(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    usage, result = measure(runtime, disk, limits, _FILES_IN_MANY_PROCESSES)
+def test_open_files_of_all_processes_are_counted(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    usage, result = measure(runtime, disk, enforced_limits, _FILES_IN_MANY_PROCESSES)
     assert usage.open_files is not None, result
     assert usage.open_files > 131_072
     assert "open files" in usage.find_exceeded_limit()
@@ -511,11 +523,11 @@ report("held"); time.sleep(600)
     ids=["of a process", "in transit in a socket", "among many files", "few"],
 )
 async def test_epoll_entries_are_limited(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, exceeds: bool
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, exceeds: bool
 ):
     if has_own_kernel(runtime):
         pytest.skip("epoll instances belong to the sandbox's kernel")
-    if "memory" not in limits:
+    if "memory" not in enforced_limits:
         pytest.skip("no control group lists the sandbox's processes")
 
     async def scenario() -> list[str]:
@@ -610,14 +622,14 @@ async def _count_freed(
 async def test_files_held_only_by_blocked_threads_are_freed(
     runtime: Runtime,
     disk: Path,
-    limits: frozenset[str],
+    enforced_limits: frozenset[str],
     source: str,
     count_all: Callable[[], int | None],
     growth_max: int,
 ):
     if has_own_kernel(runtime):
         pytest.skip("open files belong to the sandbox's kernel")
-    if "memory" not in limits or count_all() is None:
+    if "memory" not in enforced_limits or count_all() is None:
         pytest.skip("cannot count the sandbox's processes or the host's kernel objects")
     assert (await _count_freed(runtime, disk, source, count_all, growth_max)) > growth_max
 

@@ -99,10 +99,10 @@ report("held"); time.sleep(600)
 
 
 @pytest.mark.parametrize("source", [_TCP_NEVER_READ, _UDP_NEVER_READ], ids=["TCP", "UDP"])
-def test_unread_socket_buffers_are_limited(runtime: Runtime, disk: Path, limits: frozenset[str], source: str):
+def test_unread_socket_buffers_are_limited(runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str):
     if has_own_kernel(runtime) and runtime.name != "gvisor":
         pytest.skip("socket buffers use the guest's memory")
-    if "sockets" not in limits:
+    if "sockets" not in enforced_limits:
         pytest.skip("this machine has no socket buffer limit")
     usage, result = measure(runtime, disk, source)
     assert usage.buffer_bytes is not None, result
@@ -523,11 +523,11 @@ _NO_INODES_LEFT_OF_MANY = _INODES + "list_files_of_threads(1 << 40)"
     ],
 )
 def test_free_slab_memory_is_attributed_to_the_sandbox(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str, kind: str, exceeds: bool
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str, kind: str, exceeds: bool
 ):
     if has_own_kernel(runtime):
         pytest.skip("objects belong to the sandbox's kernel")
-    if "memory" not in limits or os.geteuid():
+    if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
 
     async def scenario() -> list[KernelUsage]:
@@ -548,8 +548,8 @@ def test_free_slab_memory_is_attributed_to_the_sandbox(
     assert (free_bytes > 128 * MEBIBYTE) == exceeds, free_bytes
 
 
-def test_free_slab_memory_is_measured(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    if "memory" not in limits or os.geteuid():
+def test_free_slab_memory_is_measured(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
 
     async def scenario() -> KernelUsage:
@@ -578,11 +578,11 @@ report("held"); time.sleep(600)
 
 @pytest.mark.parametrize(("generations", "splits", "exceeds"), [(60, 30000, True), (60, 300, False), (3, 30000, False)])
 def test_links_between_mappings_are_limited(
-    runtime: Runtime, disk: Path, limits: frozenset[str], generations: int, splits: int, exceeds: bool
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], generations: int, splits: int, exceeds: bool
 ):
     if has_own_kernel(runtime):
         pytest.skip("mappings belong to the sandbox's kernel")
-    if "memory" not in limits or os.geteuid():
+    if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
     source = _MAPPINGS.replace("{generations}", str(generations)).replace("{splits}", str(splits))
 
@@ -632,11 +632,11 @@ report("held"); time.sleep(600)
 
 @pytest.mark.parametrize(("threads", "exceeds"), [(120, True), (24, False)])
 def test_buffers_of_blocked_sysctl_reads_end_the_sandbox(
-    runtime: Runtime, disk: Path, limits: frozenset[str], threads: int, exceeds: bool
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], threads: int, exceeds: bool
 ):
     if has_own_kernel(runtime):
         pytest.skip("the sandbox's kernel has the buffers")
-    if "memory" not in limits or os.geteuid():
+    if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("the threads cannot be inspected here")
 
     async def scenario() -> str:

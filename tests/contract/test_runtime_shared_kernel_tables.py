@@ -119,10 +119,12 @@ print("held", flush=True); time.sleep(600)
 """
 
 
-def test_connections_leave_no_entries_in_the_tcp_metrics_table(runtime: Runtime, disk: Path, limits: frozenset[str]):
+def test_connections_leave_no_entries_in_the_tcp_metrics_table(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
     if runtime.name == "qemu":
         pytest.skip("sockets belong to the sandbox's kernel")
-    if "processes" not in limits:
+    if "processes" not in enforced_limits:
         pytest.skip("the sandbox's processes are found by its control group")
     assert asyncio.run(_count_metrics_after(runtime, disk, _CONNECTIONS)) == 0
 

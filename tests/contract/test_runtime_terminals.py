@@ -373,8 +373,10 @@ async def test_missing_directory_is_reported(runtime: Runtime, disk: Path):
         assert (await wait_exit(terminal)).code == 127
 
 
-async def test_processes_of_a_terminal_count_towards_the_limit(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    if "processes" not in limits:
+async def test_processes_of_a_terminal_count_towards_the_limit(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
+    if "processes" not in enforced_limits:
         pytest.skip("no limit on processes on this machine")
     async with sandbox_with_running_command(runtime, disk, processes_max=24) as sandbox:
         script = "for n in $(seq 40); do sleep 300 & done; wait"
@@ -430,11 +432,11 @@ while True:
 
 @asynccontextmanager
 async def starved_sandbox(
-    runtime: Runtime, disk: Path, limits: frozenset[str], source: str = ""
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], source: str = ""
 ) -> AsyncIterator[Sandbox]:
     if has_own_kernel(runtime):
         pytest.skip("the sandbox has its own kernel")
-    if not {"cpus", "memory"} <= limits:
+    if not {"cpus", "memory"} <= enforced_limits:
         pytest.skip("no control group limits CPU time")
     async with ready_sandbox(runtime, disk, cpus=1, processes_max=512, memory_bytes=3 * 1024**3) as sandbox:
         argv = ["/usr/bin/python3", "-c", source] if source else ["/bin/sleep", "300"]
@@ -448,8 +450,10 @@ async def wait_for_processes(sandbox: Sandbox, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_hang_up_does_not_wait_for_writers_without_cpu_time(runtime: Runtime, disk: Path, limits: frozenset[str]):
-    async with starved_sandbox(runtime, disk, limits) as sandbox:
+async def test_hang_up_does_not_wait_for_writers_without_cpu_time(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
+):
+    async with starved_sandbox(runtime, disk, enforced_limits) as sandbox:
         terminal = await open_shell(sandbox, "/usr/bin/python3", "-c", _MANY_WRITERS)
         await wait_for_processes(sandbox, 2**7 + 200)
         started_at = time.monotonic()
@@ -486,9 +490,9 @@ open("/workspace/prepared", "w").close()
 
 
 async def test_resize_does_not_wait_for_readers_of_the_size_without_cpu_time(
-    runtime: Runtime, disk: Path, limits: frozenset[str]
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
-    async with starved_sandbox(runtime, disk, limits) as sandbox:
+    async with starved_sandbox(runtime, disk, enforced_limits) as sandbox:
         terminal = await open_shell(sandbox, "/usr/bin/python3", "-c", _SIZE_READERS)
         await wait_for_processes(sandbox, 2**7 + 24)
         for number in range(30):
@@ -499,9 +503,9 @@ async def test_resize_does_not_wait_for_readers_of_the_size_without_cpu_time(
 
 
 async def test_signal_does_not_wait_for_memory_locks_of_the_command(
-    runtime: Runtime, disk: Path, limits: frozenset[str]
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
-    async with starved_sandbox(runtime, disk, limits, _LOCKED_MEMORY) as sandbox:
+    async with starved_sandbox(runtime, disk, enforced_limits, _LOCKED_MEMORY) as sandbox:
         await wait_for_processes(sandbox, 2**8)
         for _ in range(20):
             started_at = time.monotonic()

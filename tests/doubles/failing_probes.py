@@ -20,7 +20,7 @@ from sandbox.server import probed_host
 FAILURE_REASON = "the machine was busy"
 
 
-class FailingRuntime(BubblewrapRuntime):
+class RuntimeWithFailingProbes(BubblewrapRuntime):
     async def probe(self):
         log = Path(os.environ["FAILING_PROBES_LOG"])
         with log.open("a") as lines:
@@ -42,7 +42,7 @@ class FailingRuntime(BubblewrapRuntime):
 
 
 def main():
-    runtime._MAKERS["bubblewrap"] = lambda run_dir, _: FailingRuntime(run_dir)
+    runtime._MAKERS["bubblewrap"] = lambda run_dir, _: RuntimeWithFailingProbes(run_dir)
     if "FAILING_PROBES_PAUSE" in os.environ:
         probed_host.PROBE_PAUSE_SECONDS = float(os.environ["FAILING_PROBES_PAUSE"])
     cli_main.main()

@@ -12,7 +12,7 @@ import httpx2
 from doubles.fake_agent import make_fake_agent
 from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import find_leftovers
-from doubles.live_server import TERMINAL, Deployment, make_repository, reply, wait_until
+from doubles.live_server import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from sandbox.journal.reader import measure_extent
 
 TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
@@ -28,7 +28,7 @@ class FaultHarness:
         self.deployment.data_dir = data_dir or self.deployment.data_dir
         make_repository(self.deployment.repositories / "repo.git", {"README.md": "hello\n"})
         self.deployment.start_git()
-        self.deployment.start_model(reply())
+        self.deployment.start_model(reply_turn())
         self.environment = {
             "PYTHONPATH": str(make_fake_agent(self.deployment.directory / "agent", timed_lines)),
             **environment,

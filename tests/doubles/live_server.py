@@ -32,18 +32,18 @@ START_SECONDS = 90
 """On a busy machine, a server that boots a guest without KVM needs most of this time."""
 
 
-def bash(command):
+def bash_turn(command):
     """Return a turn in which the model runs a shell command."""
     return Turn((Text("Working."), ToolUse("Bash", {"command": command, "description": "work"})))
 
 
-def python(source):
+def python_turn(source):
     """Return a turn in which the model runs a Python program, whose source needs no shell quoting."""
     encoded = base64.b64encode(source.encode()).decode()
-    return bash(f"echo {encoded} | base64 -d | python3 -I -")
+    return bash_turn(f"echo {encoded} | base64 -d | python3 -I -")
 
 
-def reply(text="Done.", **fields):
+def reply_turn(text="Done.", **fields):
     return Turn((Text(text),), **fields)
 
 

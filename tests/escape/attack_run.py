@@ -22,7 +22,7 @@ from doubles.isolated_network import (
     IsolatedNetwork,
 )
 from doubles.leftovers import host_process
-from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply
+from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply_turn
 from doubles.network_namespace import in_namespace
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence
@@ -154,7 +154,7 @@ class AttackRun:
         with (deployment.home / ".gitconfig").open("a") as config:
             config.write("[credential]\n\thelper = store\n")
         turns = [_bash_turn(f"sh turn-{number}.sh") for number in range(self._turn_count)]
-        deployment.start_model(*turns, reply(), prefix=network.internet_prefix)
+        deployment.start_model(*turns, reply_turn(), prefix=network.internet_prefix)
         program = [
             sys.executable,
             fake_public_host.__file__,

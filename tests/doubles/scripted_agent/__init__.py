@@ -41,7 +41,7 @@ class ScriptedSection:
     effort: Literal["low", "high"] = "low"
 
 
-class ScriptedAgent:
+class SecondAgent:
     """Implements `Agent`."""
 
     kind = "scripted"
@@ -100,5 +100,5 @@ class ScriptedAgent:
 
 def all_agents() -> Mapping[str, Agent]:
     """Return Sandbox's own agents and the scripted agent, as if the registry had an entry for it."""
-    second = ScriptedAgent()
+    second = SecondAgent()
     return {**registered_agents(), second.kind: second}

@@ -251,7 +251,7 @@ def test_changes_leak_no_descriptors(tokens):
 # Waiting for the lock
 
 
-class Clock:
+class FakeClock:
     """A fake clock that only `sleep` advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ class Clock:
 
 
 def test_change_waits_for_the_lock_without_busy_waiting(tokens, tmp_path, monkeypatch):
-    clock = Clock(monkeypatch)
+    clock = FakeClock(monkeypatch)
     with (tmp_path / "tokens.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         clock.callbacks[LOCK_SECONDS - 0.1] = lambda: fcntl.flock(other, fcntl.LOCK_UN)
@@ -280,7 +280,7 @@ def test_change_waits_for_the_lock_without_busy_waiting(tokens, tmp_path, monkey
 
 
 def test_lock_timeout_leaves_no_files(tokens, tmp_path, monkeypatch):
-    clock = Clock(monkeypatch)
+    clock = FakeClock(monkeypatch)
     with (tmp_path / "tokens.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(TimeoutError, match="try again"):

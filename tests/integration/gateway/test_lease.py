@@ -24,7 +24,7 @@ from sandbox.model.egress import EgressRule, EgressRules
 WRITTEN_BYTES = 32 * 1024**2
 
 
-class Clock:
+class FakeClock:
     """A clock that stands still until it is set."""
 
     def __init__(self):
@@ -36,7 +36,7 @@ class Clock:
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return FakeClock()
 
 
 @asynccontextmanager

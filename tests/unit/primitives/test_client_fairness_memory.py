@@ -8,7 +8,7 @@ from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import STALLED_SECONDS, MemoryShare
 
 
-class Clock:
+class FakeClock:
     def __init__(self):
         self.now = 100.0
 
@@ -80,7 +80,7 @@ async def test_cancelled_waiter_holds_no_memory_and_does_not_block_others(was_ad
 
 @pytest.mark.parametrize(("seconds", "is_closed"), [(STALLED_SECONDS - 1, False), (STALLED_SECONDS, True)])
 async def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
-    clock = Clock()
+    clock = FakeClock()
     memory = MemoryShare(100, clock)
     memory.force_reserve(100)
     with memory.sending(lambda: memory.release(100)):
@@ -89,7 +89,7 @@ async def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_clos
 
 
 async def test_stalled_connection_is_kept_while_memory_is_free():
-    clock, aborted = Clock(), []
+    clock, aborted = FakeClock(), []
     memory = MemoryShare(100, clock)
     with memory.sending(lambda: aborted.append(1)):
         clock.now += 10 * STALLED_SECONDS
@@ -98,7 +98,7 @@ async def test_stalled_connection_is_kept_while_memory_is_free():
 
 
 async def test_waiter_closes_stalled_connections():
-    clock = Clock()
+    clock = FakeClock()
     memory = MemoryShare(100, clock)
     memory.force_reserve(100)
     with memory.sending(lambda: memory.release(100)):

@@ -15,7 +15,7 @@ USAGE = Usage("m", 100, 10)
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
 
 
-class Recording:
+class FakeRecorder:
     """Records events until `error` is set."""
 
     def __init__(self):
@@ -29,7 +29,7 @@ class Recording:
         self.events.append(event)
 
 
-class Gateway:
+class FakeGateway:
     def __init__(self, error):
         self._error = error
 
@@ -38,13 +38,13 @@ class Gateway:
 
 
 async def test_reports_are_recorded_immediately_and_usage_is_counted():
-    recording = Recording()
+    recorder = FakeRecorder()
     denied = EgressDenied("example.org", 443, "not allowed")
-    recording.gateway_events.report(USAGE)
-    recording.gateway_events.report(denied)
-    assert recording.events == [USAGE, denied]
-    recording.progress.close()
-    assert [(one.input_tokens, one.output_tokens) for one in recording.snapshots] == [(100, 10)]
+    recorder.gateway_events.report(USAGE)
+    recorder.gateway_events.report(denied)
+    assert recorder.events == [USAGE, denied]
+    recorder.progress.close()
+    assert [(one.input_tokens, one.output_tokens) for one in recorder.snapshots] == [(100, 10)]
 
 
 @pytest.mark.parametrize(
@@ -55,29 +55,29 @@ async def test_reports_are_recorded_immediately_and_usage_is_counted():
     ],
 )
 async def test_lost_model_access_fails_the_attempt(event, code, reason):
-    recording = Recording()
-    recording.gateway_events.report(event)
-    (failed,) = recording.events
+    recorder = FakeRecorder()
+    recorder.gateway_events.report(event)
+    (failed,) = recorder.events
     assert isinstance(failed, AttemptFailed)
     assert (failed.failure.code, failed.failure.reason, failed.failure.message) == (code, reason, event.message)
 
 
 async def test_error_while_recording_an_event_is_raised_in_a_job():
-    recording = Recording()
-    job = asyncio.create_task(recording.gateway_events.raise_error())
-    recording.gateway_events.report(USAGE)
+    recorder = FakeRecorder()
+    job = asyncio.create_task(recorder.gateway_events.raise_error())
+    recorder.gateway_events.report(USAGE)
     await asyncio.sleep(0)
     assert not job.done()
-    recording.error = OSError(28, "No space left on device")
-    recording.gateway_events.report(USAGE)
+    recorder.error = OSError(28, "No space left on device")
+    recorder.gateway_events.report(USAGE)
     with pytest.raises(OSError, match="No space"):
         await asyncio.wait_for(job, 10)
 
 
 async def test_failed_gateway_is_reported_as_a_lost_sandbox():
-    recording = Recording()
-    await serve_gateway(Gateway(ValueError("secret")), None, recording.record)
-    (failed,) = recording.events
+    recorder = FakeRecorder()
+    await serve_gateway(FakeGateway(ValueError("secret")), None, recorder.record)
+    (failed,) = recorder.events
     assert failed.failure.code is FailureCode.SANDBOX_LOST
     assert "ValueError" in failed.failure.message
     assert "secret" not in failed.failure.message

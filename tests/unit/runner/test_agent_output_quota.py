@@ -10,7 +10,7 @@ from sandbox.runner.agent_output import OutputQuota
 MIB = 1024 * 1024
 
 
-class Clock:
+class FakeClock:
     """A clock that advances only during sleeps."""
 
     def __init__(self, monkeypatch):
@@ -26,7 +26,7 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    return Clock(monkeypatch)
+    return FakeClock(monkeypatch)
 
 
 def acquire(quota, size_bytes, times=1):

@@ -11,7 +11,7 @@ from sandbox.runner.agent_process import SandboxKiller
 from sandbox.runner.attempt_recorder import StopSignal
 
 
-class Sandbox:
+class FakeSandbox:
     """A sandbox that also acts as its agent. It exits when killed, or when terminated if `exits_on_term` is set."""
 
     def __init__(self, *, exits_on_term=False, exits_on_kill=True):
@@ -36,7 +36,7 @@ class Sandbox:
 @pytest.mark.parametrize(("is_forced", "calls"), [(False, ["terminate", "kill"]), (True, ["kill"])])
 async def test_stop_signal_terminates_and_then_kills_the_agent(monkeypatch, is_forced, calls):
     monkeypatch.setattr("sandbox.runner.agent_process.TERM_GRACE_SECONDS", 0.01)
-    sandbox, stop_signal = Sandbox(), StopSignal()
+    sandbox, stop_signal = FakeSandbox(), StopSignal()
     killer = SandboxKiller(sandbox)
     stopping = asyncio.create_task(killer.stop_on(stop_signal, sandbox))
     await asyncio.sleep(0)
@@ -48,7 +48,7 @@ async def test_stop_signal_terminates_and_then_kills_the_agent(monkeypatch, is_f
 
 
 async def test_forced_stop_shortens_the_grace_period():
-    sandbox, stop_signal = Sandbox(), StopSignal()
+    sandbox, stop_signal = FakeSandbox(), StopSignal()
     stopping = asyncio.create_task(SandboxKiller(sandbox).stop_on(stop_signal, sandbox))
     stop_signal.apply_effect(StopAttempt(force=False))
     await asyncio.sleep(0.01)
@@ -60,7 +60,7 @@ async def test_forced_stop_shortens_the_grace_period():
 
 async def test_agent_that_survives_sigkill_is_reported_as_a_lost_sandbox(monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.01)
-    sandbox = Sandbox(exits_on_kill=False)
+    sandbox = FakeSandbox(exits_on_kill=False)
     killer = SandboxKiller(sandbox)
     await killer.kill()
     with pytest.raises(AttemptError) as caught:

@@ -17,7 +17,7 @@ from sandbox.runner.progress import remaining_budget, remaining_seconds
 START_TIME = datetime(2026, 1, 29, 10, 0, tzinfo=UTC)
 
 
-class Clock:
+class FakeClock:
     def __init__(self, monotonic, now):
         self._monotonic, self._now = monotonic, now
 
@@ -50,17 +50,17 @@ def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **parts):
 
 
 def test_full_time_remains_before_the_first_agent_starts():
-    assert remaining_seconds(task(agent_start_time=None), Clock(500.0, START_TIME)) == 60
+    assert remaining_seconds(task(agent_start_time=None), FakeClock(500.0, START_TIME)) == 60
 
 
 @pytest.mark.parametrize("jump", [timedelta(), timedelta(hours=1), timedelta(hours=-1)])
 def test_remaining_time_uses_the_monotonic_clock(jump):
-    assert remaining_seconds(task(), Clock(125.0, START_TIME + jump)) == 35
+    assert remaining_seconds(task(), FakeClock(125.0, START_TIME + jump)) == 35
 
 
 @pytest.mark.parametrize(("later", "left"), [(20, 40), (80, -20), (-3600, 60)])
 def test_remaining_time_uses_the_wall_clock_after_a_reboot(later, left):
-    assert remaining_seconds(task(boot_id="another"), Clock(3.0, START_TIME + timedelta(seconds=later))) == left
+    assert remaining_seconds(task(boot_id="another"), FakeClock(3.0, START_TIME + timedelta(seconds=later))) == left
 
 
 def test_usage_of_earlier_attempts_reduces_the_budget():
@@ -72,10 +72,10 @@ def test_output_quota_counts_lines_of_earlier_attempts(monkeypatch):
     monkeypatch.setattr(agent_output, "OUTPUT_BYTES_MAX", 1024**2)
     task_with_many_lines = msgspec.structs.replace(task(progress=Progress(output_bytes=9000)), last_seq=9000)
     exhausted = agent_output.OutputQuota(
-        Clock(0.0, START_TIME), agent_output.earlier_output_bytes(task_with_many_lines)
+        FakeClock(0.0, START_TIME), agent_output.earlier_output_bytes(task_with_many_lines)
     )
     assert not asyncio.run(exhausted.acquire(1))
-    fresh = agent_output.OutputQuota(Clock(0.0, START_TIME), agent_output.earlier_output_bytes(task()))
+    fresh = agent_output.OutputQuota(FakeClock(0.0, START_TIME), agent_output.earlier_output_bytes(task()))
     assert asyncio.run(fresh.acquire(1))
 
 

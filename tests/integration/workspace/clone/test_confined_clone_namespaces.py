@@ -30,7 +30,7 @@ from sandbox.runtimes.programs.process_limits import OPEN_FILES_MAX, OPEN_FILES_
 VARIABLES = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
 
 
-class Confinement:
+class ConfinementHarness:
     """One confinement with a writable and a read-only directory, and the output of its programs."""
 
     def __init__(self, root):
@@ -68,7 +68,7 @@ class Confinement:
 
 def run_confined(directory, scenario, **limits):
     async def run():
-        async with Confinement(directory).open(**limits) as confinement:
+        async with ConfinementHarness(directory).open(**limits) as confinement:
             await scenario(confinement)
 
     asyncio.run(asyncio.wait_for(run(), 60))
@@ -315,7 +315,7 @@ async def run_as_user(directory, *scenarios):
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which the change of uid has reset
     for scenario in scenarios:
         (own := Path(directory) / scenario.__name__).mkdir()
-        async with Confinement(own).open() as confinement:
+        async with ConfinementHarness(own).open() as confinement:
             await scenario(confinement)
 
 
