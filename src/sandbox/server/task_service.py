@@ -44,7 +44,7 @@ from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
 
-_CANCEL_RECORD_SECONDS = 2.0
+_CANCEL_RECORD_SECONDS = 0.5
 """Maximum time to wait until the server has read a recorded cancel request from the journal."""
 
 
