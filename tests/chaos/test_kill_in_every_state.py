@@ -20,7 +20,7 @@ pytestmark = [
 
 
 def one_target_per_state(rng):
-    """Return one kill target per state, and also a kill of everything while an agent is running."""
+    """Return one kill target per state, and one that kills everything while an agent is running."""
     return {*pick_pairs(rng, "server", "each", "all"), ("all", "running")}
 
 

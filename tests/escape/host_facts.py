@@ -146,7 +146,7 @@ def socket_buffer_bytes():
 
 
 def filter_bytes():
-    """Return the memory of compiled BPF filters and programs; 0 if the kernel does not report it."""
+    """Return the memory used by compiled BPF filters and programs; 0 if the kernel does not report it."""
     try:
         lines = _read(Path("/proc/vmallocinfo")).splitlines()
     except OSError:

@@ -40,7 +40,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.AGENT_FAILED: ("The agent failed", "Read the end of the conversation and the output."),
     FailureCode.AGENT_NO_RESULT: ("The agent ended without a result", "Read the output."),
     FailureCode.AGENT_NOT_OFFERED: ("This server does not have the agent", "Run the task on a server that has it."),
-    FailureCode.BUDGET_EXCEEDED: ("The budget is used up", "Raise the budget, or reduce the task."),
+    FailureCode.BUDGET_EXCEEDED: ("The budget is used up", "Raise the budget, or make the task smaller."),
     FailureCode.CLONE_FAILED: (
         "The repository could not be cloned",
         "Check the URL, the branch, the commit, and the server's access to the repository.",
@@ -59,7 +59,7 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.SANDBOX_LOST: ("The sandbox ended unexpectedly", _AGAIN),
     FailureCode.SECRET_UNAVAILABLE: ("A secret is unavailable", "Check the secret's source on the server."),
     FailureCode.STAGE_TIMEOUT: ("Cloning took too long", "Raise lifecycle.stage_timeout."),
-    FailureCode.TIMEOUT: ("The agent ran out of time", "Raise lifecycle.timeout, or reduce the task."),
+    FailureCode.TIMEOUT: ("The agent ran out of time", "Raise lifecycle.timeout, or make the task smaller."),
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
 _CHANGES = {

@@ -96,7 +96,7 @@ class MultiPatternSearch:
 
 _QUICK_CHECK_BYTES = 64
 _STARTED_VALUE_BYTES = 8
-"""Length from which the start of a pattern is unlikely to be other text."""
+"""Minimum length at which the start of a pattern is unlikely to match other text."""
 
 _QUOTE = re.compile(rb'\\{0,64}+"')
 

@@ -35,7 +35,7 @@ def test_quoted_value_is_found_without_quotes_in_hex():
 @pytest.mark.parametrize("value", SHORT)
 @pytest.mark.parametrize("text", ["abcdefg", '"abcdefg"', 'abcdefg"', "x abcdefg\\"])
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_json_remains_valid_after_redaction_of_a_value_that_is_short_without_quotes(value: str, text: str, depth: int):
+def test_json_remains_valid_after_redaction_of_a_value_that_is_short_unless_quoted(value: str, text: str, depth: int):
     redacted = SecretRedactor({"S": value}).redact_text(nested(text, depth))
     for _ in range(depth):
         redacted = json.loads(redacted)["text"]

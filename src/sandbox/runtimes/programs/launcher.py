@@ -446,7 +446,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
     # Kill the group too: a child that bubblewrap has just forked does not die with it yet and would keep the pipes
     # open.
     for kill in (os.kill, os.killpg):
-        try:  # noqa: SIM105  (contextlib lengthens the start)
+        try:  # noqa: SIM105  (importing contextlib slows the start down)
             kill(child, _signal.SIGKILL)
         except ProcessLookupError:
             pass

@@ -73,7 +73,7 @@ async def status(client: AsyncClient, task_id: str, wait_seconds: int) -> str:
 
 
 async def logs(client: AsyncClient, task_id: str, stream: str, lines: int) -> str:
-    """Return the last lines that fit into the size limit."""
+    """Return the last lines that fit within the size limit."""
     kept_lines: deque[str] = deque()
     kept_characters = omitted_count = 0
     async with aclosing(client.logs(task_id, stream=stream, tail=lines)) as log_lines:
