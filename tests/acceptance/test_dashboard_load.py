@@ -86,7 +86,7 @@ def hostile_events():
     for at in range(0, len(LONG_LINE), 65536):
         part = LONG_LINE[at : at + 65536]
         yield Output.from_bytes(
-            "stdout", part.encode() + (b"\n" if len(part) < 65536 else b""), continued=len(part) == 65536
+            "stdout", part.encode() + (b"\n" if len(part) < 65536 else b""), is_continued=len(part) == 65536
         )
     yield EgressDenied(SCRIPT, 443, SCRIPT)
     yield Metrics(cpu_percent=50, memory_used_bytes=10**8)

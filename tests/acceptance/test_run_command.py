@@ -26,7 +26,7 @@ def run_in(checkout, deployment, *arguments):
 def test_documented_session_matches_the_real_output(deploy, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     commands, captured = re.findall(r"^```\w*\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)[:2]
-    command = commands.partition("\n")[2].replace("\\\n", "")
+    command = commands[commands.index("sandbox run") :].replace("\\\n", "")
     deployment = deploy(*example_script().turns)
     make_example_repository(deployment.repositories)
     git("clone", "-q", str(deployment.repositories / "example.git"), "example", cwd=tmp_path)
