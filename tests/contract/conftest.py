@@ -57,7 +57,7 @@ def enforced_limits(runtime: Runtime, tmp_path: Path) -> frozenset[str]:
     """The limits that are enforced on this machine. A guest kernel enforces its own limits."""
     if runtime.name == "qemu":
         return frozenset({"memory", "processes"})
-    return require_runtime(runtime.name, tmp_path / "probe").limits
+    return require_runtime(runtime.name, tmp_path / "probe").enforced_limits
 
 
 @pytest.fixture

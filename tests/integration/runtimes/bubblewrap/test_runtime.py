@@ -55,10 +55,10 @@ async def test_probe_reports_properties_and_leaves_no_files(runtime: BubblewrapR
     result = await runtime.probe()
     assert (result.runtime, result.is_available, result.remedy) == ("bubblewrap", True, "")
     assert result.tier == runtime.tier
-    assert result.isolates
+    assert result.isolation_notes
     assert any("kernel is shared" in gap for gap in result.gaps)
-    assert result.limits <= {"memory", "cpus", "processes", "sockets"}
-    assert "disk" not in result.limits
+    assert result.enforced_limits <= {"memory", "cpus", "processes", "sockets"}
+    assert "disk" not in result.enforced_limits
     assert list((tmp_path / "run").iterdir()) == []
 
 

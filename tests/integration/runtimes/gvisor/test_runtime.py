@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Path:
 async def test_probe_reports_properties_and_leaves_no_files(runtime: GvisorRuntime, tmp_path: Path):
     result = await runtime.probe()
     assert (result.runtime, result.tier, result.is_explicit_only) == ("gvisor", "gvisor", False)
-    assert any("gVisor's kernel" in sentence for sentence in result.isolates)
+    assert any("gVisor's kernel" in sentence for sentence in result.isolation_notes)
     assert any("environment" in sentence for sentence in result.gaps)
     assert not list((tmp_path / "run").iterdir())
 
