@@ -130,3 +130,9 @@ def test_events_are_transformed_before_they_are_applied_and_written(recorder_of_
     )
     assert recorder.record(e.CancelRequested("original")).event == e.CancelRequested("changed")
     assert recorder.task.cancel.reason == "changed"
+
+
+def test_task_has_the_number_of_its_last_record(recorder_of_running_task):
+    for event in (e.Output.from_bytes("stdout", b"one\n"), e.CancelRequested("enough")):
+        record = recorder_of_running_task.record(event)
+        assert recorder_of_running_task.task.last_seq == record.seq

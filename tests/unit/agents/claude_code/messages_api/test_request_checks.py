@@ -284,6 +284,11 @@ def test_request_with_too_many_json_values_is_rejected(monkeypatch):
     assert isinstance(decode_body(b'{"a":"%s"}' % (b"}]." * 100)), dict)
 
 
+def test_request_may_have_half_a_million_json_values():
+    assert isinstance(decode_body(b'{"a":"%s"}' % (b"," * 499_998)), dict)
+    assert isinstance(decode_body(b'{"a":"%s"}' % (b"," * 499_999)), Rejected)
+
+
 @pytest.mark.parametrize("field", ["url", "uri", "file_id", "file_ids"])
 def test_field_that_ends_with_the_word_of_a_reference_is_external_access(field):
     for name in (field, f"_{field}", f"source_{field}"):
