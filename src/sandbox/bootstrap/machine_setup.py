@@ -38,12 +38,12 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class SetupError(Exception):
-    """A part could not be installed."""
+    """A component could not be installed."""
 
 
 @dataclass(frozen=True)
 class SetupPlan:
-    """The missing packages and the commands that install them; no commands for an unknown distribution.
+    """The missing packages and the commands that install them. For an unknown distribution, there are no commands.
 
     optional: commands for packages that improve isolation and may be unavailable.
     """

@@ -79,7 +79,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     confine: confines host programs; None means that the runtime confines them.
     boot_id: the host's current boot.
     throttle: limits the CPU usage of all work that a sandbox causes in its runner.
-    redaction: removes the values of the task's secrets; None if it has none.
+    redaction: removes the values of the task's secrets; None if the task has no secrets.
     """
 
     data_dir: Path
@@ -143,7 +143,7 @@ def _read_message() -> LaunchMessage:
 
 
 def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
-    """Return a timeout that allows reading the whole journal: a busy host must not cause a task's work to be lost."""
+    """Return a timeout long enough to read the whole journal: a busy host must not cause a task's work to be lost."""
     return math.ceil(LAUNCH_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
 
 
@@ -270,7 +270,7 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
     def measure() -> DiskSpace:
-        """Measure the free space, not counting a released reserve: it is for the task's end, not for output."""
+        """Measure the free space without a released reserve, which is for the task's end and not for output."""
         space = measure_disk_space(data_dir)
         return space if reserve.is_allocated else space.minus_reserve(RUNNER_RESERVE_BYTES)
 

@@ -133,7 +133,7 @@ def image_components() -> Mapping[str, Component]:
 
 
 def make_profile_check(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
-    """Return a function that maps each profile to the reason why it is unusable (empty if none).
+    """Return a function that maps each profile to the reason why it is unusable (empty if it is usable).
 
     Manifests are checked against its result.
     """

@@ -43,7 +43,7 @@ class ServerSecretResolver:
             self._sources["vault"] = VaultSource(vault)
 
     async def resolve(self, secrets: Sequence[Secret]) -> Mapping[str, str]:
-        """Return the values by name. Raises SecretUnavailableError."""
+        """Return the values, keyed by name. Raises SecretUnavailableError."""
         allowed = self._settings.environment if self._token_store.has_tokens else None
         variables = EnvironmentSource(self._environment, allowed, self._private_prefixes)
         return await SecretResolver({**self._sources, "env": variables}).resolve(secrets)

@@ -62,7 +62,7 @@ CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
 
 
 class PlacementRegistry(NamedTuple):
-    """The placements except that of the server's own host, keyed by the prefix of their host names.
+    """All placements except the one for the server's own host, keyed by the prefix of their host names.
 
     selected: the name of the placement that runs new attempts; empty for the server's own host.
     """

@@ -1,4 +1,4 @@
-"""The home directory on a disk: creates it, and moves the one on a disk from an earlier version of Sandbox."""
+"""Creates the home directory on a disk. On a disk from an earlier version of Sandbox, moves the existing one."""
 
 from contextlib import suppress
 
@@ -12,7 +12,7 @@ Agents cannot create the marker, because they have no access to the root of a di
 
 
 def create_home(layout: AttemptLayout) -> None:
-    """Create the home directory of an open disk. Idempotent, also after an interruption. Raises OSError."""
+    """Create the home directory of an open disk. Idempotent, even after an interruption. Raises OSError."""
     marker, parent, new_parent = layout.disk / _MARKER, layout.home.parent, layout.disk / "home.new"
     if not marker.exists() and parent.exists():
         with suppress(OSError):
@@ -21,7 +21,7 @@ def create_home(layout: AttemptLayout) -> None:
         parent.chmod(0o700)  # the owner of a directory needs write permission to move it
         parent.rename(new_parent / layout.home.name)
     marker.mkdir(exist_ok=True)
-    if not parent.exists():  # otherwise, a directory `home.new` is a mount point for the entry of an image
+    if not parent.exists():  # otherwise, a directory `home.new` is the mount point of an image's entry
         with suppress(FileNotFoundError):
             new_parent.rename(parent)
     parent.mkdir(exist_ok=True)

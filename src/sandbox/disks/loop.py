@@ -163,7 +163,8 @@ class LoopDisk:
     async def usage(self) -> DiskUsage:
         """Return the usage that statvfs(3) reports.
 
-        Also return some space of removed files to the host, and make the kernel forget the extents of the image.
+        Also return some of the space freed by removed files to the host, and drop the image's extents from the kernel's
+        cache.
         """
         found = os.statvfs(self._directory)
         free_bytes = found.f_bavail * found.f_frsize
@@ -247,8 +248,8 @@ def forget_cached_extents(image: Path) -> None:
     """Remove an image's extents from the kernel's cache. Does nothing unless the image is on ext4.
 
     If a program writes every other block of its disk, the kernel caches an extent and a hole of the image for each of
-    them, in 40 bytes each that no control group is charged for. When the image is removed, the kernel removes them
-    without interruption: ten million of a disk of 40 GiB take more than a second.
+    these blocks. Each takes 40 bytes, which no control group is charged for. When the image is removed, the kernel
+    removes them without interruption. For the ten million of a 40 GiB disk, this takes more than a second.
     """
     with suppress(OSError):
         image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
@@ -259,11 +260,11 @@ def forget_cached_extents(image: Path) -> None:
 
 
 def share_preallocations(directory: Path) -> None:
-    """Let all files of a mounted ext4 share its preallocated blocks. Does nothing if /sys is read-only.
+    """Let all files of a mounted ext4 file system share its preallocated blocks. Does nothing if /sys is read-only.
 
     By default, the kernel preallocates blocks for each file that is larger than 64 KiB and open for writing. On a
-    fragmented disk, one file then has a preallocation for each 8 KiB of the disk, in 112 bytes that no control group is
-    charged for. The kernel removes them without interruption when the file is closed.
+    fragmented disk, one file then has a preallocation for each 8 KiB of the disk. Each takes 112 bytes, which no
+    control group is charged for. The kernel removes all of them without interruption when the file is closed.
     """
     device = directory.stat().st_dev
     name = (_BLOCK_DEVICES / f"{os.major(device)}:{os.minor(device)}").resolve().name

@@ -1,1 +1,1 @@
-"""Batch systems of a cluster, which queue and run workers: Slurm, and a stand-in of local processes."""
+"""Batch systems that queue and run workers on a cluster: Slurm, and a stand-in that starts local processes."""

@@ -61,7 +61,7 @@ def upstream_side() -> h11.Connection:
 def forwarded_request(
     request: h11.Request, target: bytes, upstream: Upstream, dialect: ModelDialect, body: bytes | None = None
 ) -> tuple[h11.Request, list[bytes]]:
-    """Build the upstream request, with the server's key instead of the task's, for an uncompressed response.
+    """Build the upstream request. It has the server's key instead of the task's and asks for an uncompressed response.
 
     body: the complete JSON body if known; if None, the client's framing is kept. Returns the request and the names of
     the dropped headers.

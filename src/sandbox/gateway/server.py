@@ -42,7 +42,7 @@ class SocketGateways:
     dialect: the API of the model.
     address_policy: decides which addresses may be dialed for allowed hosts.
     throttle: limits the gateways' CPU time.
-    lease: until when the sandbox may communicate; None without a limit.
+    lease: until when the sandbox may communicate; None means no limit.
     """
 
     def __init__(

@@ -143,7 +143,7 @@ def limit_buffers(connection: socket) -> None:
 class OutboundConnections:
     """Opens connections to the model and to other hosts.
 
-    lease: until when data may be sent; None without a limit.
+    lease: until when data may be sent; None means no limit.
     """
 
     def __init__(self, lease: NetworkLease | None = None) -> None:

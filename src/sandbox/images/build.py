@@ -27,8 +27,8 @@ _LOADERS = {"x86_64": "/lib64/ld-linux-x86-64.so.2", "aarch64": "/lib/ld-linux-a
 class Component:
     """Files that are copied into an image.
 
-    paths: paths in the image, by host file or directory. links: link targets, by path in the image. files: contents, by
-    path in the image. versions: versions of programs by name, for the image's metadata.
+    paths: paths in the image, keyed by host file or directory. links: link targets, keyed by path in the image. files:
+    contents, keyed by path in the image. versions: versions of programs, keyed by name, for the image's metadata.
     """
 
     paths: Mapping[Path, str]

@@ -62,7 +62,7 @@ class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, r
     snapshot_date: the latest timestamp in the image; later timestamps are set to it.
     packages: packages of the distribution, in addition to its essential ones.
     parts: names of components that Sandbox provides.
-    files: contents by absolute path.
+    files: contents, keyed by absolute path.
     minimum_tier: the weakest allowed tier; empty if every tier is allowed.
     """
 

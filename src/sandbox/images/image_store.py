@@ -29,7 +29,7 @@ class ImageMetadata(msgspec.Struct, frozen=True):
     """Metadata of an image.
 
     digest: digest of the root file system. source: describes what the image was built from. versions: versions of
-    packages and components by name.
+    packages and components, keyed by name.
     """
 
     profile: str

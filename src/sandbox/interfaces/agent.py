@@ -21,7 +21,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
 
     programs: as in SandboxSpec.
     git_author: name of the author of commits in the sandbox.
-    home_files: contents, by path relative to the home directory; written before the agent starts.
+    home_files: contents, keyed by path relative to the home directory; written before the agent starts.
     is_checked_when_ready: model requests wait until `AgentReady.find_failure` has found no failure.
     model_variables: names of the environment variables that give access to the model; users' shells do not get them.
     """
@@ -78,7 +78,7 @@ class OutputParser(Protocol):
     """Parses the agent's stdout. Never raises on sandbox output, which is untrusted."""
 
     def parse_line(self, line: bytes) -> Sequence[AgentEvent] | None:
-        """Return the events of one whole line of stdout; None if the line does not belong to the agent's event stream.
+        """Return the events in one whole line of stdout; None if the line does not belong to the agent's event stream.
 
         Texts are bounded by CONVERSATION_TEXT_CHARACTERS_MAX; names and ids are short and printable.
         """
@@ -114,7 +114,7 @@ class AgentDriver(Protocol):
         resumes: bool = False,
         session: bytes | None = None,
     ) -> AgentLaunchSpec:
-        """Return how to start the agent. `secrets` (values by name) become the agent's environment variables.
+        """Return how to start the agent. `secrets` (values keyed by name) become the agent's environment variables.
 
         resumes: the agent continues the session with this id, which its home directory contains.
         session: the content of the session with this id, from `read_session`; the agent continues it with the prompt.

@@ -9,7 +9,7 @@ import msgspec
 from sandbox.model.disk_watermarks import DiskSpace
 
 RemovePaths = Callable[[Sequence[Path]], Awaitable[None]]
-"""Removes files that sandboxes left, whatever their modes. The caller sets a time limit. Raises OSError."""
+"""Removes files that sandboxes left behind, whatever their modes. The caller sets a time limit. Raises OSError."""
 
 
 class DiskUsage(msgspec.Struct, frozen=True):

@@ -177,7 +177,7 @@ class UsageMeter(Protocol):
         ...
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound of the usage of a response that broke off. Call no other method afterwards.
+        """Return an upper bound on the usage of an interrupted response. Call no other method afterwards.
 
         is_fully_received: all output that the model has produced so far was received.
         """

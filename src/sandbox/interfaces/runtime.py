@@ -16,7 +16,7 @@ class ConfinedCommand(msgspec.Struct, frozen=True):
     directory: working directory; a host path in one of the confinement's directories.
     stdin, stdout, stderr: file descriptors; the caller closes them.
     descriptors: additional file descriptors, passed with numbers from FIRST_EXTRA_DESCRIPTOR on.
-    files: contents, by path; read-only.
+    files: contents, keyed by path; read-only.
     """
 
     argv: Sequence[str]
@@ -133,7 +133,8 @@ class SandboxSpec(msgspec.Struct, frozen=True):
 
     disk: directory of the attempt with `workspace`, `home` and `tmp`, which become SANDBOX_WORKSPACE, SANDBOX_HOME and
         /tmp. The runtime makes the sandbox's kernel uid its owner; `destroy` makes the caller its owner again.
-    programs: absolute paths in the sandbox, by host file; executable, and not readable if the runtime supports that.
+    programs: absolute paths in the sandbox, keyed by host file; executable, and not readable if the runtime supports
+    that.
     image: host directory that becomes / (read-only), created by a profile's build; None means the host's own /usr.
     transparent_ports: ports on which programs without proxy support reach the gateway; at most 100, without duplicates.
     is_disk_reused: an earlier, destroyed sandbox used the disk. It may have created hard links, which are accepted.
@@ -201,7 +202,7 @@ class Listeners(msgspec.Struct, frozen=True):
 
     model, proxy: TCP on 127.0.0.1, ports as in `interfaces.file_layout`.
     dns_udp, dns_tcp: port 53 on every address.
-    transparent: TCP sockets by port, on every address of 198.18.0.0/15.
+    transparent: TCP sockets, keyed by port, on every address of 198.18.0.0/15.
     """
 
     model: socket
@@ -338,7 +339,7 @@ class Runtime(Protocol):
         ...
 
     def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AbstractAsyncContextManager[Confinement]:
-        """Confine host programs with the kernel uid and control group of a prepared sandbox that does not run.
+        """Confine host programs with the kernel uid and control group of a prepared sandbox that is not running.
 
         The confinement is removed at the end of the block; `destroy` removes it too. Raises AttemptError
         (provision_failed).

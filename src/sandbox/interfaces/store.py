@@ -66,7 +66,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class ChangeCursor:
-    """A position in the changes of all tasks' states, which the index counts. index_id: the index that counts."""
+    """A position in the state changes of all tasks, which the index numbers. index_id: identifies that index."""
 
     index_id: str
     number: int
@@ -189,18 +189,18 @@ class Store(Protocol):
         ...
 
     def last_change(self) -> ChangeCursor:
-        """Return the position after the latest change of a state."""
+        """Return the position after the latest state change."""
         ...
 
     def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
-        """Return the first of the tasks that changed their state after a position, in the order of their latest change.
+        """Return up to `limit` tasks that changed their state after a position, in order of their latest change.
 
-        A position of another index is before all changes: then all tasks follow. Empty if no task changed.
+        A position from another index comes before all changes, so all tasks follow it. Empty if no task changed.
         """
         ...
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the first characters of the prompts of these tasks, by id: at most `length` each, or a few fewer."""
+        """Return the beginning of each task's prompt, keyed by task id: `length` characters or slightly fewer."""
         ...
 
     def count_by_state(self) -> Mapping[TaskState, int]:

@@ -20,7 +20,7 @@ from sandbox.model.wire.events import WireEvent
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Limits of retention: the oldest finished tasks beyond any limit are removed. None means no limit.
+    """Retention limits: the oldest finished tasks beyond any limit are removed. None means no limit.
 
     older_than_seconds: maximum time since a task's end.
     keep: maximum number of tasks.
@@ -345,11 +345,11 @@ class TaskQueries(Protocol):
         ...
 
     async def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the beginning of each task's prompt, by task id. A page of tasks does not include the prompts."""
+        """Return the beginning of each task's prompt, keyed by task id. Pages of tasks do not include prompts."""
         ...
 
     async def chain(self, task: Task) -> Sequence[Task]:
-        """Return the chain of a task, at most CHAIN_TASKS_MAX tasks.
+        """Return a task's chain, at most CHAIN_TASKS_MAX tasks.
 
         The tasks that this task continues, oldest first, are followed by the task itself, and by the tasks that
         continue it, directly or indirectly. Removed tasks are missing, and so are tasks that only a removed task
@@ -374,7 +374,8 @@ class TaskDeletion(Protocol):
     """Deletes finished tasks. Raises TaskNotFoundError."""
 
     async def delete(self, task_id: str) -> str:
-        """Delete a finished task with all its data, also a preserved sandbox; return what happened, human-readable.
+        """Delete a finished task with all its data, including a preserved sandbox; return what happened,
+        human-readable.
 
         On return, the deletion is durable. Raises TaskNotEndedError, UnavailableError.
         """

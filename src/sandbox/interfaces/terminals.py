@@ -21,7 +21,7 @@ class OutputFrame(msgspec.Struct, frozen=True, tag="shown"):
 
 
 class WriteAccessFrame(msgspec.Struct, frozen=True, tag="role", rename={"may_write": "types"}):
-    """Whether input from this client is accepted from now on. Only one client at a time may write."""
+    """States whether input from this client is accepted from now on. Only one client at a time may write."""
 
     may_write: bool
 

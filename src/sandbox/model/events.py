@@ -263,7 +263,7 @@ class ToolCallStarted(_EventBase, frozen=True, tag="tool_call_started"):
     summary: what the call is about, on one printable line: a command, a path, a pattern.
     command: the shell command, if the tool runs one.
     edits: the changes, if the tool changes files.
-    input: the other fields of the input, by name; values that are not text are JSON.
+    input: the other fields of the input, keyed by name; values that are not text are JSON.
     omitted_characters: number of characters that were cut from `command`, `edits` and `input`.
     omitted_fields: number of further fields of the input.
     """
@@ -302,7 +302,7 @@ class AgentResult(_EventBase, frozen=True, tag="agent_result"):
     The end of a background command may start another round.
 
     text: the final message.
-    reason: why the round ended, as a word of the agent's protocol; empty for a success.
+    reason: why the round ended, as a word from the agent's protocol; empty for a success.
     cost_usd: cost in USD as counted by the agent; null if the agent did not report it.
     omitted_characters: number of characters that were cut from the end of the text.
     """

@@ -82,7 +82,7 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     is_transient: the cause is temporary, so the attempt is retried.
     detail: the message for operators, if it differs from `message`.
-    reason: a `FailureReason`, or a word of a later version; empty if the code needs none, and in journals of earlier
+    reason: a `FailureReason`, or a word from a later version; empty if the code needs none, and in journals of earlier
         versions.
     """
 

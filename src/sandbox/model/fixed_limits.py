@@ -1,6 +1,6 @@
 """Limits and intervals that users cannot set: value, unit and effect. `docs/limits.md` lists the public ones.
 
-The gateway and the secrets each have a module `limits`.
+`gateway` and `secrets` each have their own module `limits`.
 """
 
 BODY_BYTES_MAX = 1024 * 1024
@@ -157,14 +157,14 @@ This is 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX.
 """
 
 ANON_MAPPING_LINK_BYTES_MAX = 96 * 1024 * 1024
-"""Maximum memory of the links between anonymous mappings, of 64 bytes each, attributed to one sandbox.
+"""Maximum memory used by the links between anonymous mappings (64 bytes each), attributed to one sandbox.
 
 When a process ends, the kernel removes its links without interruption: 0.14 s for each million. A program can create
 1.5 million between two counts.
 """
 
 CACHED_EXTENTS_MAX = 6 * 1024 * 1024
-"""Maximum number of extents and holes of one sandbox's files that the kernel has cached, of 40 uncharged bytes each.
+"""Maximum number of extents and holes of one sandbox's files that the kernel has cached. Each takes 40 uncharged bytes.
 
 When a file is truncated, the kernel removes the file's extents and holes without interruption: 0.09 s per million.
 """
@@ -182,7 +182,7 @@ NETLINK_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of unread data in the netlink sockets of one sandbox."""
 
 FILE_LOCKS_MAX = 8192
-"""Maximum number of POSIX file locks of one sandbox."""
+"""Maximum number of POSIX file locks that one sandbox holds."""
 
 SHARED_FILE_LOCKS_MAX = 256
 """Maximum number of locks of any kind, by one sandbox, on files that the host uses too.
@@ -331,7 +331,8 @@ EARLIER_CONVERSATION_EVENTS_MAX = 20_000
 """Number of events at the end of a task that are searched for its conversation."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
-"""Maximum total size of a task's files that match its patterns. A file beyond it is skipped, and an event reports it.
+"""Maximum total size of a task's files that match its patterns. An event reports each file that is skipped because of
+it.
 
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
 """
@@ -353,7 +354,7 @@ RUNNER_PINGS_MAX = 5
 
 LAUNCH_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
-"""Time limit for a runner to receive its launch order, and the same limit to take over the journal.
+"""Time limit for a runner to receive its launch order, and again for it to take over the journal.
 
 The time to read the journal at JOURNAL_READ_BYTES_PER_SECOND is added. An idle machine reads a journal sixty times as
 fast, but after a reboot, the finishers of all lost tasks may read at the same time.

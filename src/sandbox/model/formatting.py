@@ -17,7 +17,7 @@ _STEP = 1024
 
 
 def short_repository(url: str) -> str:
-    """Return the last two parts of the path, or host and path if the path is shorter: names that the filter finds."""
+    """Return the last two parts of the path, or host and path if the path is shorter. The filter finds these names."""
     location = _SCHEME_AND_USER.sub("", url).rstrip("/").removesuffix(".git")
     host, _, path = location.partition("/" if "://" in url else ":")
     parts = [part for part in path.split("/") if part]
@@ -40,7 +40,7 @@ def is_name_from_prompt(name: str, prompt: str) -> bool:
 
 
 def _first_line(prompt: str) -> str:
-    """Return the first line with text, without Markdown's marks and with single spaces."""
+    """Return the first line with text, without Markdown markup and with single spaces."""
     line = next((line for line in prompt.split("\n") if line.strip()), "")
     for marks in (_LEADING_MARKS, _TRAILING_MARKS):
         line = marks.sub("", line, count=1)[::-1]

@@ -226,7 +226,7 @@ class Task(
 
     @property
     def is_preserved_on_failure(self) -> bool:
-        """Whether a failure preserves the sandbox's files: the manifest requests it, and the sandbox left files."""
+        """Whether a failure preserves the sandbox's files: the manifest requests that, and the sandbox left files."""
         attempt = self.attempt
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False

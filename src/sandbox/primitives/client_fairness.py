@@ -197,7 +197,7 @@ def uncharged_work() -> Iterator[None]:
 
 
 async def wait_for_turn(size_bytes: int) -> None:
-    """Wait until the current share allows a message of this size; return immediately without a share."""
+    """Wait until the current share allows a message of this size. Return immediately if there is no share."""
     if (share := _SHARE.get()) is not None:
         await share.wait_for_turn(size_bytes)
 
@@ -222,7 +222,7 @@ async def thread_slot() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def history_read_slot() -> AsyncIterator[None]:
-    """Wait until no other stream of the current share reads a task's history. Others then wait for this block."""
+    """Wait until no other stream of the current share is reading a task's history. Others then wait for this stream."""
     share = _SHARE.get()
     if share is None:
         yield
@@ -234,6 +234,6 @@ async def history_read_slot() -> AsyncIterator[None]:
 async def to_thread(
     function: Callable[_Parameters, _Result], *arguments: _Parameters.args, **options: _Parameters.kwargs
 ) -> _Result:
-    """Like `asyncio.to_thread`, but wait until the current share has a free thread. Does not wait without a share."""
+    """Like `asyncio.to_thread`, but wait until the current share, if there is one, has a free thread."""
     async with thread_slot():
         return await asyncio.to_thread(function, *arguments, **options)

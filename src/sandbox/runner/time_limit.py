@@ -9,9 +9,9 @@ from sandbox.model.manifest.schema import Lifecycle
 
 
 class TimeLimit:
-    """Watches `lifecycle.timeout` and `lifecycle.hang_timeout` by the monotonic clock.
+    """Watches `lifecycle.timeout` and `lifecycle.hang_timeout`, using the monotonic clock.
 
-    The agent hangs if it produces no output while `is_busy` returns False.
+    An agent counts as hung if it produces no output while `is_busy` returns False.
     """
 
     def __init__(self, lifecycle: Lifecycle, clock: Clock, is_busy: Callable[[], bool]) -> None:

@@ -262,7 +262,7 @@ class BaseRuntime:
         """
         group = _group_of(handle)
         deadline = asyncio.get_running_loop().time() + KILL_SECONDS
-        host_processes.reap_orphans(_uid_of(handle))  # with a zombie of the uid, all processes would be examined
+        host_processes.reap_orphans(_uid_of(handle))  # if the uid has a zombie, all processes would be examined
         while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:
                 raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)

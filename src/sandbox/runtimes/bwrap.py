@@ -62,7 +62,7 @@ def build_program_spec(
 
 
 def isolation_arguments(attempt_id: str) -> Iterator[str]:
-    """Yield the arguments that every confined program starts with: its namespaces, its uid, and no capabilities.
+    """Yield the arguments that all confined programs share: separate namespaces, a uid and no capabilities.
 
     The network and IPC namespaces are the launcher's.
     """

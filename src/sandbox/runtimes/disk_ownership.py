@@ -18,7 +18,7 @@ _CHOWN_COMMAND = ("setpriv", "--pdeathsig", "KILL", "--", "chown", "--recursive"
 def chown_tree(path: str, uid: int) -> None:
     """Change the owner of a tree that no sandbox has used yet to a sandbox's uid.
 
-    Raises OSError, and AttemptError for a file that is hard-linked.
+    Raises OSError, and AttemptError for a hard-linked file.
     """
     _walk(path, uid, uid)
 

@@ -134,8 +134,9 @@ class PtyMaster(asyncio.ReadTransport):
     async def resize(self, size: TerminalSize) -> None:
         """Set the size of the terminal, which signals its foreground processes.
 
-        A thread sets the size: a program that reads the size holds a lock until it has got enough CPU time. After
-        _RESIZE_SECONDS, the thread continues alone. Then it sets the last of the sizes that followed.
+        A thread sets the size, because a program that reads the size holds a lock until it has had enough CPU time.
+        Wait no longer than _RESIZE_SECONDS for the thread. Once it is done, the latest size requested in the meantime
+        is set.
         """
         self._requested_size = size
         if self._resizing is None or self._resizing.done():
@@ -157,7 +158,7 @@ class PtyMaster(asyncio.ReadTransport):
         """Close the master, which hangs up processes on the slave side. Idempotent.
 
         A thread closes the descriptor: the kernel waits until all threads that are reading or writing the slave have
-        left the terminal's code. If their sandbox has too little CPU time, this takes long.
+        left the terminal's code. If their sandbox has too little CPU time, this takes a long time.
         """
         if self._descriptor < 0:
             return

@@ -57,7 +57,8 @@ def read_namespace_pid(pid: int) -> int | None:
 
 
 def find_first_command(init_pid: int) -> int | None:
-    """Return the host's pid of the first process that a pid namespace's init started, from its exec to its end.
+    """Return the host pid of the first process that a pid namespace's init started; None before its exec and after its
+    end.
 
     Before the exec, the process is a copy of init. A signal before the exec would break the creation of the sandbox
     instead of reaching the command.
@@ -135,8 +136,8 @@ def _list_pids() -> list[int]:
 def _has_executed(pid: int) -> bool:
     """Return whether the process has executed a program since it was forked.
 
-    The arguments would also show this. To read them, the kernel waits for a lock (mmap_lock) that a program can hold as
-    long as the program has too little CPU time.
+    The arguments would also show this. To read them, the kernel waits for a lock (mmap_lock) that a program can hold
+    for as long as the program is short of CPU time.
     """
     fields = _read(pid, "stat").rpartition(b")")[2].split()
     return len(fields) > _FLAGS_FIELD and not int(fields[_FLAGS_FIELD]) & _PF_FORKNOEXEC

@@ -346,8 +346,8 @@ _SO_PASSRIGHTS = 83
 def refuse_files(receiver: socket.socket) -> bool:
     """Make the kernel refuse to pass files (SCM_RIGHTS) to a Unix socket. Returns False before Linux 6.16.
 
-    The kernel closes files that the receiver does not accept in the thread that reads or closes the socket. A program
-    inside could pass a connection whose close takes as long as the program wants (SO_LINGER).
+    If the receiver does not accept the files, the kernel closes them in the thread that reads or closes the socket. A
+    program inside could pass a connection whose close takes as long as the program wants (SO_LINGER).
     """
     try:
         receiver.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)

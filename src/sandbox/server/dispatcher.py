@@ -76,10 +76,10 @@ class Drain:
 class StartConditions:
     """Determines what prevents tasks from starting, apart from reserved resources.
 
-    Each call of `blockers` measures the free disk space again.
+    Each call to `blockers` measures the free disk space again.
 
     host: the host that runs new attempts.
-    key_settings: the name of the setting that contains the model key, by the agent's kind.
+    key_settings: the name of the setting that contains the model key, keyed by the agent's kind.
     missing_keys: the kinds of agents without a model key.
     """
 

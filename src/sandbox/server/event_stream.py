@@ -53,7 +53,7 @@ class Broadcast:
         """Set and replaced when the index has another change of a task's state."""
 
     def notify_state_change(self) -> None:
-        """Wake the streams that read changes of states from the index."""
+        """Wake the streams that read state changes from the index."""
         event, self.next_state_change = self.next_state_change, asyncio.Event()
         event.set()
 
@@ -204,7 +204,7 @@ class EventStream:
                 await asyncio.sleep(_CHANGE_BATCH_SECONDS)
 
     def _read_changes(self, position: ChangeCursor) -> Sequence[StateChange]:
-        """Return the next changes. While its client is slow, a stream holds only their events and not the tasks."""
+        """Return the next changes. For a slow client, a stream keeps only their events in memory, not the tasks."""
         return [
             StateChange(each.cursor, (current_state_event(each.task), *_final_events(each.task)))
             for each in self._store.changed_tasks(position, _CHANGED_TASKS_PER_READ)
@@ -247,7 +247,7 @@ class EventStream:
             yield self._journal_missing_event(tracked)
 
     async def _find_offset(self, task_id: str, seq: int) -> int:
-        """Find the offset of a record. The search uses the quota of one batch, because it reads about as much."""
+        """Find the offset of a record. The search counts as one batch, because it reads about as much."""
         await client_fairness.wait_for_turn(FOLLOW_BATCH_BYTES)
         return self._journals.find_offset(task_id, seq)
 

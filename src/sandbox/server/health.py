@@ -13,7 +13,7 @@ from sandbox.server.probed_host import ProbedHost
 
 
 class HealthCheck:
-    """Creates the health report. Each call of `run` measures the free disk space and counts the tasks again."""
+    """Creates the health report. Each call to `run` measures the free disk space and counts the tasks again."""
 
     def __init__(
         self,

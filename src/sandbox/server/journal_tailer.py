@@ -82,7 +82,7 @@ class JournalTailer:
         await asyncio.gather(*self._asyncio_tasks.values(), return_exceptions=True)
 
     async def _run(self, tracked: TrackedTask) -> None:
-        """Follow a task. Retry after every error: to its users, a task that is not followed would never end."""
+        """Follow a task. Retry after every error: to users, a task that is not followed would seem never to end."""
         bind_task(tracked.task.id)
         while not tracked.task.state.is_final:
             try:
@@ -194,7 +194,7 @@ class JournalTailer:
 class TaskTracker:
     """Tracks unfinished tasks: the dispatcher launches them, the tailer follows their journals.
 
-    tracked_tasks: by id, for readers.
+    tracked_tasks: the tasks, keyed by id, for readers.
     """
 
     def __init__(self, tracked_tasks: TrackedTasks, dispatcher: Dispatcher, journal_tailer: JournalTailer) -> None:

@@ -37,10 +37,10 @@ def locate(task: Task, attempt: Attempt) -> AttemptLocation:
 
 
 class Placements:
-    """The placement of the server's own host, and others by name. Attempts of any other placement are unreachable.
+    """The placement of the server's own host, and other placements. Attempts of any other placement are unreachable.
 
-    by_name: the placements by name; the name of the server's own placement is empty.
-    hosts: the placements' hosts, by the same names.
+    by_name: all placements, keyed by name; the name of the server's own placement is empty.
+    hosts: the placements' hosts, keyed by the same names.
     selected: name of the placement that runs new attempts.
     """
 

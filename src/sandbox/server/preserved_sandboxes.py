@@ -54,7 +54,8 @@ class PreservedFiles:
         return location is not None and self._find_files(location).is_preserved(location)
 
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
-        """Return the ids of the tasks whose files are preserved, or may be because their host does not respond.
+        """Return the ids of the tasks whose files are preserved, or may be preserved because their host does not
+        respond.
 
         Such a host is asked only once.
         """

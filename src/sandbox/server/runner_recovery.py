@@ -160,7 +160,7 @@ def _finalize_lost(recorder: Recorder, tracked: TrackedTask) -> None:
 
 @dataclass(slots=True)
 class _Silence:
-    """A silent journal: its owner and last record, the start of the silence or last ping, and the unanswered pings."""
+    """A silent journal. started_at: the start of the silence, or the time of the last ping."""
 
     owner: JournalOwner
     seq: int

@@ -25,7 +25,7 @@ def update_index(journals: Journals, store: Store) -> dict[str, str]:
 def index_journals(
     journals: Journals, store: Store, task_ids: Iterable[str], *, previously_indexed: Collection[str] = ()
 ) -> dict[str, str]:
-    """Index the current journals of these tasks. Return why tasks could not be indexed, by task id.
+    """Index the current journals of these tasks. Return why tasks could not be indexed, keyed by task id.
 
     The rows of such tasks in the store are left unchanged. previously_indexed: for these tasks a journal without a task
     is an error; for others it is a leftover of a crash before the submission was acknowledged. Raises StoreError.

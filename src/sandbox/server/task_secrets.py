@@ -23,7 +23,7 @@ class TaskSecrets:
         self._launches: set[asyncio.Task[object]] = set()
 
     async def resolve(self, task: Task) -> dict[str, str]:
-        """Return the values by name. Raises only SecretUnavailableError, which hides the texts of other errors."""
+        """Return the values, keyed by name. Raises only SecretUnavailableError, which hides other errors' texts."""
         try:
             return dict(await self._look_up(task.manifest.secrets))
         except SecretUnavailableError:
@@ -34,7 +34,7 @@ class TaskSecrets:
         raise SecretUnavailableError(problem)
 
     async def resolve_for_attempt(self, task: Task) -> Mapping[str, str] | Failure:
-        """Return the values by name, or the failure of the attempt that needs them."""
+        """Return the values, keyed by name, or the failure of the attempt that needs them."""
         try:
             return await self.resolve(task)
         except SecretUnavailableError as error:

@@ -135,7 +135,7 @@ class TaskCancellation:
         return Cancellation(previous, task.state, task.cancel_requested_at or self._clock.now(), message)
 
     async def _wait_for_record(self, tracked: TrackedTask) -> None:
-        """Wait until the tailer has read the recorded request, which has the time, or until a timeout."""
+        """Wait, up to a timeout, until the tailer has read the recorded request, which contains the time."""
         tracked.wake()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_RECORD_SECONDS):

@@ -193,4 +193,4 @@ class TrackedTask:
 
 
 TrackedTasks = Mapping[str, TrackedTask]
-"""The tasks that the tailer follows until it has published their end, by id. Only the tailer adds and removes them."""
+"""The tasks that the tailer follows until it has published their end, keyed by id. Only the tailer changes it."""

@@ -103,8 +103,8 @@ def split_words(text: str) -> set[str]:
 def task_terms(task: Task) -> str:
     """Return the terms of a task, separated by spaces, without its state.
 
-    They are every beginning of a word, each label, each name of the repository, and the task that it continues or runs
-    again.
+    They are every beginning of each word, each label, each name of the repository, and the task that it continues or
+    runs again.
     """
     manifest = task.manifest
     url, prompt = manifest.repository.url, manifest.agent.prompt[:SEARCHED_PROMPT_CHARACTERS_MAX]

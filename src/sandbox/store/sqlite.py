@@ -47,7 +47,7 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def load_queries() -> dict[str, str]:
-    """Return every query of `queries.sql` by name, without comments and without the final semicolon."""
+    """Return the queries in `queries.sql`, keyed by name, without comments and final semicolons."""
     _, *parts = _NAME.split((files(__package__) / "queries.sql").read_text(encoding="utf-8"))
     return {name: _without_comments(text) for name, text in zip(parts[::2], parts[1::2], strict=True)}
 
@@ -67,14 +67,14 @@ _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 
 def without_large_fields(task: Task) -> Task:
-    """Return the task without large fields that no list shows: artifacts, prompt and patch."""
+    """Return the task without the large fields that no list shows: artifacts, prompt and patch."""
     agent, repository = task.manifest.agent.with_prompt(""), replace(task.manifest.repository, patch=None)
     manifest = task.manifest.replace(agent=agent, repository=repository)
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
 
 
 def as_listed(task: Task) -> Task:
-    """Return the task as in lists: without large fields, the agent's own report and its driver's settings.
+    """Return the task as lists show it: without large fields, the agent's own report and its driver's settings.
 
     After decoding, a report of 256 KiB uses megabytes of memory.
     """
@@ -173,7 +173,7 @@ class SqliteStore:
         return TaskPage(tasks, totals.tasks, cursor, damaged, totals if query.with_totals else None)
 
     def last_change(self) -> ChangeCursor:
-        """Return the position after the latest change of a state."""
+        """Return the position after the latest state change."""
         return ChangeCursor(*self._fetch_all("last_change")[0])
 
     def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
@@ -197,7 +197,7 @@ class SqliteStore:
         return changed
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the first characters of the prompts of these tasks, by id."""
+        """Return the beginning of each task's prompt, keyed by task id."""
         values = {"ids": msgspec.json.encode(list(task_ids)).decode(), "bytes": length}
         rows = self._fetch_all("prompt_beginnings", values) if task_ids else []
         return {task_id: beginning.decode(errors="ignore") for task_id, beginning in rows}
@@ -256,7 +256,7 @@ class SqliteStore:
     def _update_searchable(
         self, connection: sqlite3.Connection, number: int, known: tuple[object, ...], row: Mapping[str, object]
     ) -> None:
-        """Write what can change while a task exists. known: its recorded columns that may change."""
+        """Write what can change while a task exists. known: the stored values of the columns that can change."""
         if known == (row["state"], row["started_at"], row["state_changed_at"], row["cost"]):
             return
         connection.execute(self._sql["update_searchable"], row)

@@ -105,7 +105,7 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
 def stream_backup(data_dir: Path, stream: BinaryIO) -> tuple[BackupManifest, int]:
     """Write a backup to a stream. Return its manifest and its size in bytes.
 
-    The manifest is the last member, so `restore` detects a backup that breaks off. Raises BackupTooLargeError, OSError.
+    The manifest is the last member, so `restore` detects a truncated backup. Raises BackupTooLargeError, OSError.
     """
     output = _CountingWriter(stream)
     with tarfile.open(fileobj=output, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -133,7 +133,7 @@ class _CountingWriter(io.BufferedIOBase):
 
 
 def _create_part(part: Path, target: Path) -> int:
-    """Create the temporary file. Raises an OSError that names the target, or its directory if that does not exist."""
+    """Create the temporary file. Raises an OSError that names the target, or its directory if there is none."""
     try:
         return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:

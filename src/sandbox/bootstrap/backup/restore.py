@@ -201,7 +201,7 @@ def _member_path(directory: Path, name: str) -> Path:
 
 
 def _end_lost_tasks(data_dir: Path) -> tuple[list[str], list[Discrepancy]]:
-    """End the tasks whose runner is on another machine or works on the directory that was backed up.
+    """End the tasks whose runner is on another machine or uses the directory that was backed up.
 
     Returns the ended tasks, and those that could not be ended.
     """

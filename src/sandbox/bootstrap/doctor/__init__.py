@@ -9,7 +9,7 @@ class Finding:
 
     is_needed: whether a failed check means that no task can run; otherwise tasks run, but with weaker guarantees.
     action: the fix in a few words, such as `install git`; may be empty.
-    runtime: the runtime that the finding describes; empty if it describes none, or several.
+    runtime: the runtime that the finding is about; empty if it is about none or several.
     """
 
     name: str

@@ -74,7 +74,7 @@ def _preemption_mode() -> str | None:
 def _open_files_per_task(probe: RuntimeProbe) -> int:
     """Return how many files one task can have open.
 
-    A mapped file remains open after its descriptor is closed, but no longer counts towards process limits. In a tier
+    A mapped file remains open after its descriptor is closed, but no longer counts toward process limits. In a tier
     with a separate kernel, one host process holds the open files of all processes in the sandbox.
     """
     if probe.tier == "namespaces":

@@ -60,7 +60,8 @@ def find_config_file(option: str | None, environment: Mapping[str, str]) -> tupl
 def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configuration:
     """Load the settings from all sources. Raises a ConfigurationError that lists every error.
 
-    options: command-line values by key; None means not given. The `config` key is the path of the configuration file.
+    options: the command-line value of each key; None if the option was not given. The `config` key is the path of the
+    configuration file.
     """
     file, is_explicit = find_config_file(options.get("config"), environment)
     has_file = is_explicit or file.exists()

@@ -303,7 +303,7 @@ class LogSection:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """All settings, by section."""
+    """All settings, grouped by section."""
 
     __pydantic_config__ = _FORBID_EXTRA
     server: ServerSection = field(default_factory=ServerSection)

@@ -1,4 +1,4 @@
-"""Runs workers as processes of this machine: for tests, and to try a cluster without an engine.
+"""Runs workers as processes on this machine, for tests and for trying out a cluster setup without a batch system.
 
 One directory for each job:
 
@@ -9,8 +9,8 @@ One directory for each job:
     NAME/ended.json     the exit code of the worker, negative after a signal
     NAME/supervisor.log the errors of the supervisor
 
-The files survive the server, and so does a supervisor. The next look-up by any server starts the jobs that wait and
-fit, in the order of their submission. Jobs do not share memory or CPU limits: the sum of the requests is bounded only.
+The files survive the server, and so does a supervisor. The next look-up by any server starts the waiting jobs that fit,
+in order of submission. Jobs have no memory or CPU limits: only the sum of their requests is bounded.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class _StartedSupervisor(msgspec.Struct, frozen=True):
 
 
 class ProcessEngine:
-    """Implements `interfaces.engine.Engine` for this machine. One directory can be used by one server after another.
+    """Implements `interfaces.engine.Engine` for this machine. Several servers can use a directory, one after the other.
 
     directory: the directory of the jobs, on a local file system. host: the name of this machine in the status.
     capacity: the resources that all running jobs may request in total.
@@ -98,7 +98,7 @@ class ProcessEngine:
         await asyncio.to_thread(self._withdraw, name)
 
     async def look_up(self, names: Collection[str]) -> Mapping[str, JobStatus]:
-        """Start jobs that wait and fit, then read the files. Implements `Engine.look_up`."""
+        """Start the waiting jobs that fit, then read the files. Implements `Engine.look_up`."""
         for name in names:
             self._job_directory(name)
         return await asyncio.to_thread(self._look_up, frozenset(names))
@@ -137,7 +137,7 @@ class ProcessEngine:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the directory's lock: no other server, and no other thread, starts jobs. Maps errors of the disk."""
+        """Hold the directory's lock, so no other server or thread starts jobs. Raises EngineUnavailableError."""
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock_fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -154,7 +154,7 @@ class ProcessEngine:
             raise EngineUnavailableError(f"The jobs in {self._directory} cannot be managed: {error}.") from error
 
     def _jobs(self) -> "list[_Job]":
-        """Return all jobs, in the order of their submission."""
+        """Return all jobs, in order of submission."""
         jobs = []
         for path in self._directory.iterdir():
             if is_job_name(path.name) and path.is_dir():
@@ -284,7 +284,7 @@ class _JobDirectory:
         shutil.rmtree(self._path)
 
     def _is_locked(self) -> bool:
-        """Return whether the supervisor or the worker is alive. The kernel releases the lock at their end."""
+        """Return whether the supervisor or the worker is alive. The kernel releases the lock when both have ended."""
         try:
             lock_fd = os.open(self._path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

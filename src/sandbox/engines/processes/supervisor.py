@@ -1,4 +1,4 @@
-"""The supervisor of one job: a detached process that runs the worker once, and ends all processes of the job with it.
+"""The supervisor of one job: a detached process that runs the worker once, and then ends all of the job's processes.
 
 Run as `python -I -m sandbox.engines.processes.supervisor DIRECTORY`; `engine.py` describes the files of the directory.
 The supervisor holds the lock `lock`, and the worker inherits it. So the lock is free only after both have ended. The
@@ -69,13 +69,13 @@ class _Supervisor:
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def run(self, is_started_out: int) -> None:
-        """Record the start, run the worker until its end, kill what it left, and record how it ended."""
+        """Record the start, run the worker until it ends, kill what it left behind, and record how it ended."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         own = {"pid": os.getpid(), "start_time": read_start_time(os.getpid()), "boot_id": read_boot_id()}
         write_durably(self._directory / "started.json", json.dumps(own).encode())
         os.write(is_started_out, b"1")
         os.close(is_started_out)
-        # Processes that the worker leaves become children of this process.
+        # Processes that the worker leaves behind become children of this process.
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         supervisor, worker = os.getpid(), os.fork()
         if worker == 0:
@@ -109,7 +109,7 @@ class _Supervisor:
             os._exit(127)
 
     def _supervise(self, worker: int) -> int:
-        """Wait for the worker's end; return its wait status. Sends SIGTERM at the time limit and when asked to."""
+        """Wait for the worker to end; return its wait status. Sends SIGTERM at the time limit and when asked to."""
         grace_seconds = float(self._request["grace_seconds"])
         deadline = time.monotonic() + float(self._request["time_limit_seconds"])
         number = signal.SIGTERM
@@ -142,7 +142,7 @@ def _reap(worker: int) -> int | None:
 
 
 def _kill_children() -> None:
-    """Kill the remaining processes of the job until there is none. Their children become children of this process."""
+    """Kill the job's remaining processes until none is left. Their children become children of this process."""
     while True:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         for pid in map(int, children):

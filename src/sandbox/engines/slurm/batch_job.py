@@ -69,7 +69,7 @@ def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
 
     All users of the cluster can read them, so they contain no secrets. `--dependency=singleton` keeps Slurm from
     starting a duplicate while another job has this name. `--export=ALL` passes on the environment of sbatch, which is
-    the one of the request. `--export=NONE` would start a login shell on the host to read the user's environment.
+    the request's environment. `--export=NONE` would start a login shell on the host to read the user's environment.
     `--propagate=NONE` keeps the server's resource limits from applying to the worker.
     """
     check_job_name(request.name)
@@ -98,7 +98,7 @@ def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
 
 
 def _time_limit_minutes(request: JobRequest) -> int:
-    """Return a limit that allows the worker its whole time, although Slurm may send SIGTERM too early."""
+    """Return a limit that gives the worker its full time even if Slurm sends SIGTERM too early."""
     return math.ceil((request.time_limit_seconds + request.grace_seconds + SIGNAL_EARLY_SECONDS) / 60)
 
 
@@ -112,7 +112,7 @@ def _escape_file_name(path: str) -> str:
 def job_script(request: JobRequest) -> str:
     """Return the script. The worker replaces the shell, so signals to the script reach the worker. Raises ValueError.
 
-    sbatch reads options from comments before the first command only.
+    sbatch reads options only from comments before the first command.
     """
     if not request.command or not Path(request.command[0]).is_absolute() or "\0" in "".join(request.command):
         raise ValueError("the worker's command must start with an absolute path and contain no NUL")

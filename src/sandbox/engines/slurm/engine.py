@@ -90,8 +90,8 @@ class SlurmEngine:
     async def submit(self, request: JobRequest) -> None:
         """Look the name up, then call sbatch. Implements `Engine.submit`.
 
-        A command of a server that died may submit a duplicate later. Slurm does not start the duplicate while another
-        job has the name, and `look_up` withdraws it.
+        An sbatch process that outlives its server may still submit a duplicate. Slurm does not start the duplicate
+        while another job has the name, and `look_up` withdraws it.
         """
         arguments, script = sbatch_arguments(request, self._settings), job_script(request)
         environment = sbatch_environment(request)
@@ -136,7 +136,7 @@ class SlurmEngine:
             raise _unexpected("squeue", error) from error
 
     async def _withdraw_waiting(self, name: str, job_ids: Collection[str]) -> None:
-        """Cancel duplicates. The filters protect jobs that got a reused id, and jobs that have started since."""
+        """Cancel duplicates. The filters protect jobs with a reused id, and jobs that have started in the meantime."""
         _log.warning("withdrawing duplicates of the job %s: %s", name, ", ".join(job_ids))
         try:
             result = await self._run("scancel", "--me", f"--name={name}", "--state=PENDING", *job_ids)

@@ -64,7 +64,7 @@ class UnexpectedOutputError(ValueError):
 
 
 class SlurmJob(NamedTuple):
-    """One job in the output of squeue. exit_status: exit code and signal of the script; restarts: starts but one."""
+    """One job in the output of squeue. exit_status: the script's exit code and signal. restarts: number of restarts."""
 
     job_id: str
     state: str
@@ -136,8 +136,8 @@ def parse_jobs(output: str) -> Iterator[SlurmJob]:
 def _rank(job: SlurmJob) -> tuple[int, int]:
     """Return the rank of a job among those with the same name: the first one determines the status.
 
-    A job that was started comes before one that waits, because its worker may have claimed the attempt. A job that was
-    cancelled before it started comes last: it was withdrawn as a duplicate.
+    A started job comes before a waiting one, because its worker may have claimed the attempt. A job that was cancelled
+    before it started comes last: it was withdrawn as a duplicate.
     """
     if job.phase is JobPhase.ENDED:
         rank = 2 if job.was_started else 4
@@ -147,7 +147,7 @@ def _rank(job: SlurmJob) -> tuple[int, int]:
 
 
 class QueuedJobs(NamedTuple):
-    """The jobs of some names. surplus: jobs that wait although another job has their name, by name."""
+    """The jobs with certain names. surplus: waiting jobs whose name another job has too, keyed by name."""
 
     statuses: Mapping[str, JobStatus]
     surplus: Mapping[str, Sequence[str]]
@@ -176,7 +176,7 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
 
 
 def parse_hosts(output: str, partition: str | None) -> Sequence[Resources]:
-    """Return the largest hosts in the output of sinfo: those that no other host exceeds in everything.
+    """Return the largest hosts in the output of sinfo: those that no other host matches or exceeds in every resource.
 
     partition: None for the default partition, which sinfo marks with an asterisk. Raises UnexpectedOutputError.
     """

@@ -166,7 +166,7 @@ class _Reader:
         return self.read(self.read_integer(size))
 
     def read_last_vector(self) -> bytes:
-        """Return a vector with a length of two bytes, after which no data may follow."""
+        """Return a vector with a two-byte length; no data may follow it."""
         vector = self.read_vector(2)
         if self.remaining:
             raise _MalformedError
@@ -194,7 +194,7 @@ class _PartialHello(msgspec.Struct, frozen=True):
 
 
 class ClientHelloSearch:
-    """Searches the bytes of a client that connects to `name` for a ClientHello.
+    """Looks for a ClientHello in the bytes from a client that is connecting to `name`.
 
     The hello may omit the server name, because the surrounding protocol does not contain one either.
     """

@@ -170,7 +170,7 @@ async def _connect(connections: OutboundConnections, host: str, port: int, addre
 
 
 def _resolve(host: str) -> set[str]:
-    """Return the addresses of a host. Those beyond the limit are ignored, because checking thousands takes long."""
+    """Return the addresses of a host. Those beyond the limit are ignored: checking thousands takes a long time."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return set(islice(dict.fromkeys(str(info[4][0]) for info in found), limits.RESOLVED_ADDRESSES_MAX))
 

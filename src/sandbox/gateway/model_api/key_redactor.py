@@ -28,8 +28,8 @@ _SPELLING_BYTES_MAX = _BACKSLASHES_MAX + len("u0000")
 class KeyRedactor:
     """Replaces the key with asterisks. Lengths do not change.
 
-    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`), also in nested JSON. Thread-safe; one
-    redactor serves a gateway.
+    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`), also in nested JSON. Thread-safe: all
+    connections of a gateway share one redactor.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -109,7 +109,7 @@ class BodyRedactor:
 def _start_pattern(key: bytes) -> bytes:
     """Return a pattern for the positions where the key may start. It rules out most positions without Python code.
 
-    The first few characters of the key match, up to the end of the text.
+    It matches the first few characters of the key, or fewer of them at the end of the text.
     """
     pattern = b""
     for character in reversed(key[:_START_CHARACTERS]):
@@ -124,7 +124,7 @@ def _split_backslashes(text: bytes) -> tuple[int, bytes]:
 
 
 def _is_unfinished(text: bytes, character: int) -> bool:
-    """Return whether the text may be the start of a spelling of the character that continues after the text."""
+    """Return whether the text may be an incomplete spelling of the character, to be completed by later text."""
     backslashes, rest = _split_backslashes(text)
     if backslashes > _BACKSLASHES_MAX:
         return False
@@ -133,7 +133,7 @@ def _is_unfinished(text: bytes, character: int) -> bool:
 
 
 def _spelling_lengths(text: bytes, character: int) -> Iterator[int]:
-    """Yield the lengths of the spellings of the character with which the text starts."""
+    """Yield the length of each spelling of the character that the text may start with."""
     backslashes, rest = _split_backslashes(text)
     if character == _BACKSLASH:
         yield from range(1, min(backslashes, _BACKSLASHES_MAX) + 1)
@@ -162,7 +162,7 @@ def _spelling_pattern(character: int) -> bytes:
 
 
 def _incomplete_pattern(character: int) -> bytes:
-    """Return a pattern for the start of an escape of the character; it may be empty."""
+    """Return a pattern for an incomplete escape of the character, possibly empty."""
     digits = b"%04x" % character
     starts = b"|".join(digits[:length] for length in range(3, 0, -1))
     return rb"(?:\\{1,%d}+(?:u(?i:%b)?)?)?" % (_BACKSLASHES_MAX, starts)

@@ -36,8 +36,8 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
-    meter: set when a response starts whose usage must be read.
-    key_rejection: set when a response starts that rejects the server's key.
+    meter: set when a response whose usage must be read starts.
+    key_rejection: set when a response that rejects the server's key starts.
     """
 
     dialect: ModelDialect

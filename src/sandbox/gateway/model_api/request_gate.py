@@ -144,7 +144,7 @@ class ModelRequestGate:
             self._spending.update(source, valid_usage(meter.partial_usage()))
 
     def start(self, source: object, cost_bound: CostBound | None) -> None:
-        """Record that a request was forwarded whose response must be metered. `charge` ends it."""
+        """Record a forwarded request whose response must be metered. `charge` removes the record."""
         if cost_bound is not None:
             self._spending.start(source, self._usage_bound(cost_bound))
 
@@ -185,7 +185,7 @@ class Spending:
         self.has_budget = budget.usd is not None or budget.tokens is not None
 
     def may_be_exceeded(self, bound: Usage | None) -> bool:
-        """Return whether many requests are in flight that, with one more, may cost more than is left of the budget.
+        """Return whether many requests are in flight that, together with one more, may exceed the remaining budget.
 
         A few requests are always allowed: their actual cost is usually far below their bounds.
         """

@@ -46,7 +46,7 @@ def parse_manifest(
 ) -> Manifest:
     """Parse a manifest from a request body and fill in all defaults.
 
-    agents: the agents that a manifest can have a section for, by the key of the section; at least one. A manifest has
+    agents: the agents that a manifest can have a section for, keyed by section key; at least one. A manifest has
     exactly one of these sections.
     profiles: profile names and why each one is unusable (empty if it is usable); None accepts any name.
     clone_hosts: hosts that repositories may be cloned from; None allows any.

@@ -112,7 +112,7 @@ class AgentSection:
 
     @property
     def is_interactive(self) -> bool:
-        """Whether the agent has a terminal, for users to attach to (`headless: false`)."""
+        """Whether the agent has a terminal that users can attach to (`headless: false`)."""
         return not self.settings.get("headless", HEADLESS_DEFAULT)
 
     @property
@@ -311,7 +311,7 @@ class Manifest:
 
 
 def declare_manifest(sections: Mapping[str, Any]) -> type:
-    """Declare the dataclass of a manifest with these agent sections (types by key), each of which is required."""
+    """Declare the dataclass of a manifest with these required agent sections (types, keyed by section key)."""
     hints = get_type_hints(CommonFields, include_extras=True)
     common = [(each.name, hints[each.name], copy(each)) for each in fields(CommonFields)]
     return make_dataclass(

@@ -115,7 +115,7 @@ def _suggestion(failure: _Failure) -> str | None:
 
 
 def _format_of_number(failure: _Failure) -> Format | None:
-    """Return the format of a field with a number instead of text, if the number as text has a wrong format too."""
+    """Return the format of a field that has a number instead of text, if the number's text has a wrong format too."""
     value, dataclass_type = failure.error["input"], _type_at(failure.path[:-1], failure.object_type)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if failure.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):

@@ -301,7 +301,7 @@ def manifest_data(
 
 
 def _read_section(manifest: Manifest, agents: Mapping[str, AgentSchema]) -> Any:
-    """Return the agent's section; as plain data if this version cannot read it, for example one of a newer version."""
+    """Return the agent's section; as plain data if this version cannot read it, because a newer version wrote it."""
     agent = agents.get(manifest.agent.kind)
     if agent is not None:
         with suppress(msgspec.ValidationError):

@@ -24,7 +24,7 @@ _OVERHEAD_BYTES = 256
 
 
 def wire_size_bytes(event: WireEvent) -> int:
-    """Estimate the memory of an event for limits: its text plus a fixed overhead."""
+    """Estimate the memory used by an event, for limits: its text plus a fixed overhead."""
     if event["type"] == "output":
         return _OVERHEAD_BYTES + len(event["data"]) + converted_size_bytes(event)
     if event["type"] == "conversation":
@@ -40,7 +40,7 @@ def wire_size_bytes(event: WireEvent) -> int:
 
 
 def converted_size_bytes(event: WireEvent) -> int:
-    """Estimate the memory of the conversation that was converted from output and is part of an event."""
+    """Estimate the memory used by the conversation in an event, which was converted from its output."""
     if event["type"] == "output" or event["type"] == "conversation":
         return sum(map(_item_size_bytes, event.get("conversation", ())))
     return 0

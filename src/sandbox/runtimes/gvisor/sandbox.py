@@ -1,4 +1,4 @@
-"""A sandbox made by runsc, from `ready` to its end. Client of programs/runsc_exec.py, which runs additional ones."""
+"""A sandbox made by runsc, from `ready` to its end. Runs additional runsc processes through programs/runsc_exec.py."""
 
 import asyncio
 import os

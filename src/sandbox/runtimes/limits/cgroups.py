@@ -186,7 +186,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return replace(usage, epoll_entries=entries, was_cut_short=usage.was_cut_short or epoll_counter.was_cut_short)
 
     def release_files_of_blocked_threads(self, interrupters: Sequence[PendingSyscallInterrupter]) -> None:
-        """Free the objects that only the group's blocked threads keep open, if the machine has many more objects."""
+        """Free objects that only the group's blocked threads keep open, if the machine has many new objects."""
         for one in interrupters:
             one.interrupt_if_grown(self.process_ids())
 
@@ -195,7 +195,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
     def _group_usage_of_others(self) -> Mapping[str, GroupUsage]:
-        """Return the usage of this group's siblings, by name.
+        """Return the usage of this group's siblings, keyed by name.
 
         The parent group's usage is not used, because it includes groups that were removed.
         """

@@ -38,7 +38,7 @@ _HASH_MULTIPLIER = 2_654_435_761
 _REUSABLE = b"-"
 """Content of the file of a uid that was released without files in transit. No attempt has this id.
 
-The next claim overwrites it, also a claim by an earlier version.
+The next claim overwrites it, even a claim by an earlier version.
 """
 
 
@@ -206,7 +206,7 @@ except OSError as error:
 def _has_files_in_transit(uid: int, seconds: float = _CLAIM_CHECK_SECONDS) -> bool | None:
     """Return whether an earlier owner sent files over a socket that were never received; None if unknown.
 
-    Such files can outlive all processes in sockets that contain each other. The kernel counts them toward the uid's
+    In sockets that contain each other, such files can outlive all processes. The kernel counts them toward the uid's
     limit, so processes of the uid cannot send files. The result is True if the check does not finish in time.
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]

@@ -31,7 +31,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
 
     A value is None if the host does not count it.
     sockets: number of sockets of all kinds and in all states.
-    buffer_bytes: memory of the buffers of TCP and UDP sockets.
+    buffer_bytes: memory used by the buffers of TCP and UDP sockets.
     buffer_bytes_max: the limit on buffer_bytes if the kernel does not enforce one.
     netlink_bytes: unread data in netlink sockets.
     received_bytes: unread data in TCP and UDP sockets, including errors and time stamps.
@@ -39,7 +39,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
-    anon_mapping_link_bytes: memory of the links between anonymous mappings of a process and its ancestors.
+    anon_mapping_link_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.

@@ -1,11 +1,12 @@
 """Interrupts threads that are waiting in a system call, and measures the buffers of their calls.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
-file is in no table of descriptors and cannot be counted. An interrupted call returns: the kernel restarts most of them
-with the same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
+file is in no descriptor table and cannot be counted. An interrupted call returns: the kernel restarts most of them with
+the same descriptor, and others fail with EINTR, as they do when a process is stopped and continued.
 
 A call may also use a buffer that is not charged to any control group. A program that reads a setting in /proc/sys or
-sends a netlink request determines the size of this buffer. It can make the call wait by a page fault in its own memory.
+sends a netlink request determines the size of this buffer. The program can make the call wait by causing a page fault
+in its own memory.
 """
 
 import ctypes

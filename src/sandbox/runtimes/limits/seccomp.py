@@ -168,8 +168,8 @@ class Architecture(msgspec.Struct, frozen=True):
     any control group. A socket counts only the used bytes of a page. Programs fall back to copying.
 
     setxattr_calls: refused, as on a file system without extended attributes. A file in memory can have any number of
-    them. The kernel lists and removes them without interruption: 2.3 s and 4.6 s for 20 million. Moreover, access
-    control lists are not charged to any control group.
+    them. The kernel lists and removes them without interruption, which takes 2.3 s and 4.6 s for 20 million. Moreover,
+    access control lists are not charged to any control group.
     """
 
     audit: int

@@ -40,7 +40,7 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded the limi
 """
 
 _CPU_SECONDS_MIN = 0.001
-"""CPU time that each sandbox is assumed to use between two measurements, also if its CPU time is not known."""
+"""CPU time that each sandbox is assumed to use between two measurements, even if its CPU time is unknown."""
 
 
 class GroupUsage(NamedTuple):
@@ -53,8 +53,8 @@ class GroupUsage(NamedTuple):
 class SlabUsage(NamedTuple):
     """Kernel memory in slabs, in bytes.
 
-    unreclaimable_free, reclaimable_free: free objects of kinds that the kernel cannot or can reclaim. Cached inodes,
-        for example, can be reclaimed.
+    unreclaimable_free, reclaimable_free: free objects of the kinds that the kernel cannot reclaim, and of those that it
+    can, such as cached inodes.
     mapping_links: the links between anonymous mappings, which are in use. A mapping has one link for each ancestor with
         which its process may share pages of the mapping.
     """
@@ -139,8 +139,8 @@ class SlabMeter:
     ) -> SlabUsage | None:
         """Return the attributed bytes, or None if they cannot be measured.
 
-        usage: that of the sandbox; None if it is not known. usage_of_others: returns that of the other sandboxes, by
-        the name of the group.
+        usage: the sandbox's usage; None if unknown. usage_of_others: returns the usage of the other sandboxes, keyed by
+        the names of their groups.
         """
         if usage is None:
             return None
@@ -186,7 +186,7 @@ class CachedExtentMeter:
     """Counts the cached extents of the files on a sandbox's disk, which no control group is charged for.
 
     Reads the statistics of the disk's file system only while the machine has many extents, because the kernel then
-    walks all cached inodes of the file system with a lock held.
+    walks all cached inodes of the file system while holding a lock.
     """
 
     def __init__(
@@ -247,8 +247,8 @@ _LARGE_GROUP = struct.Struct("<16xH30xH14x")
 class DirectoryMeter:
     """Counts the directories on a sandbox's disk.
 
-    The kernel keeps the number for each group of blocks in the file system's descriptors, which are in its cache of the
-    block device. They are read only while the disk has so many files that there may be too many directories.
+    The number for each block group is in the file system's group descriptors, which the kernel caches with the block
+    device. They are read only while the disk has so many files that there may be too many directories.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ _LIMITS = (
 
 
 def apply_process_limits(*, limits_open_files: bool) -> None:
-    """Apply the settings that the command inherits: limits, default signal handling, no core dumps, its OOM score.
+    """Apply the settings that the command inherits: limits, default signal handling, no core dumps, the OOM score.
 
     The core limit is one byte, because a core_pattern with a pipe ignores a limit of zero.
     """

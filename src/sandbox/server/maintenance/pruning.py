@@ -89,7 +89,7 @@ _REMOVE_BATCH_SIZE = 500
 _REASONS_SHOWN_MAX = 5
 _POLL_SECONDS = 0.1
 _Skipped = dict[str, OSError | IndexDamagedError]
-"""Why tasks could not be examined, by task id. Such tasks are kept."""
+"""Why tasks could not be examined, keyed by task id. Such tasks are kept."""
 _log = logging.getLogger(__name__)
 
 

@@ -29,7 +29,7 @@ _NAT64_PREFIX = IPv6Network("64:ff9b::/96")
 
 
 class DialPolicy(NamedTuple):
-    """Which addresses a clone may connect to.
+    """Determines which addresses a clone may connect to.
 
     is_public: returns whether an address is public and belongs to another host. follows_redirects: whether a clone may
     follow redirects.

@@ -6,7 +6,7 @@ Decisions:
   and so are the machine's attributes and ignore rules. git's defaults are not repeated: protocol version 2, redirects
   of the first request only, no submodules, and no filters (no configuration names one).
 - `prlimit` limits files and memory: a pack of 16 KB can contain an object of many gigabytes, and comparing lines takes
-  forty times as much memory as the lines have bytes. Core dumps are limited to one byte, because a `core_pattern` with
+  forty times as much memory as the lines themselves. Core dumps are limited to one byte, because a `core_pattern` with
   a pipe ignores a limit of zero.
 - git flushes nothing to disk, because the workspace is not flushed either. Flushing would take a third of the time of a
   small clone. The writer of the patch flushes the patch.
