@@ -100,7 +100,7 @@ def choose_run_dir(data_dir: Path) -> Path:
 
 
 def _run_dir_candidates() -> Sequence[Path]:
-    """Return the candidates, best first. A directory that any user could create is made private or rejected."""
+    """Return candidate directories, best first. One that any user could create is made private or rejected."""
     user = os.geteuid()
     if user == 0:
         return (Path("/run/sandbox"),)
@@ -122,7 +122,7 @@ class PlacementContext(NamedTuple):
     """What a server passes to its placements.
 
     data_dir, run_dir: the directories of this process, which holds the locks on both.
-    replicas: fills `data_dir` with what runners on other hosts write.
+    replicas: copies what runners on other hosts write into `data_dir`.
     """
 
     data_dir: Path

@@ -72,7 +72,7 @@ class RuntimeChoice(msgspec.Struct, frozen=True):
 
     @property
     def tier(self) -> str:
-        """The tier of the chosen runtime; if none works, the tier of the strongest one, which may work later."""
+        """The tier of the chosen runtime. If no runtime works, the tier of the strongest one, which may work later."""
         return self.chosen.tier if self.chosen.is_available else self.probes[0].tier
 
 

@@ -186,7 +186,7 @@ async def _create_placements(context: PlacementContext, registry: PlacementRegis
 
 
 def _make_disk_monitor(settings: ServerSettings, data_dir: Path) -> DiskMonitor:
-    """Create the monitor and check the disk before any file is opened: on a full disk, this releases the reserve."""
+    """Create the monitor and check the disk before any file is opened. This releases the reserve on a full disk."""
     reserve = ReserveFile(data_dir / "reserve", SERVER_RESERVE_BYTES)
     disk_monitor = DiskMonitor(data_dir, lambda: measure_disk_space(data_dir), settings.disk.new_tasks, reserve)
     disk_monitor.check()

@@ -1,4 +1,4 @@
-"""A disk that is a plain directory, for machines where mounting is not possible. Its usage must be polled."""
+"""A disk that is a plain directory, for machines that cannot mount file systems. The disk's usage must be polled."""
 
 import ctypes
 import os

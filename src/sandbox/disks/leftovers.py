@@ -60,7 +60,7 @@ def _device_numbers(image: Path) -> frozenset[str]:
 
 
 def _kill_holders(numbers: Collection[str], disk: Path) -> None:
-    """Kill the processes in whose mount namespace the disk is mounted at the runner's mount point."""
+    """Kill the processes whose mount namespace has the disk mounted at the runner's mount point."""
     mount_point = str(Path("/", *disk.parts[-3:]))  # /attempts/<id>/disk, without the directories above it
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]  # noqa: PTH208  (a hot path)
     for pid in pids:
@@ -80,7 +80,7 @@ def _kill_if_mounted(pid: int, number: str, mount_point: str) -> None:
 
 
 def _has_mount(pid: str, number: str, mount_point: str) -> bool:
-    """Return whether the device is mounted, in a process's namespace, at a path with this suffix (proc(5))."""
+    """Return whether a process's namespace has the device mounted at a path with this suffix (proc(5))."""
     try:
         lines = Path("/proc", pid, "mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:

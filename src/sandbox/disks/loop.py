@@ -103,7 +103,7 @@ _EXT4_SETTINGS = Path("/sys/fs/ext4")
 _BLOCK_DEVICES = Path("/sys/dev/block")
 _FILE_BLOCKS_MAX = 2**32 - 1
 _UNUSED_BYTES_MAX = 1024 * 1024 * 1024
-"""While the image has at most this much more than the file system uses, the space of removed files is not returned."""
+"""While the image is larger than the used space by at most this much, the space of removed files is not returned."""
 
 _TRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
 _TRIM_STEP_BYTES = 1024 * 1024 * 1024

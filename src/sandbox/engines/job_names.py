@@ -8,12 +8,12 @@ _JOB_NAME = re.compile(JOB_NAME_PATTERN)
 
 
 def is_job_name(name: str) -> bool:
-    """Return whether this is the name of a job."""
+    """Return whether this is a valid job name."""
     return _JOB_NAME.fullmatch(name) is not None
 
 
 def check_job_name(name: str) -> str:
-    """Return the name. Raises ValueError if it is not the name of a job."""
+    """Return the name. Raises ValueError if it is not a valid job name."""
     if not is_job_name(name):
         raise ValueError(f"not the name of a job: {name!r}")
     return name

@@ -113,7 +113,7 @@ def check_profile_name(name: str) -> str:
 
 
 def check_tier(tier: str) -> str:
-    """Return the tier if it exists or is empty (no minimum). Raises InvalidProfileError."""
+    """Return the tier if it is known or empty (no minimum). Raises InvalidProfileError."""
     if tier and tier not in TIERS:
         raise InvalidProfileError(f"The minimum tier must be one of {', '.join(TIERS)}.")
     return tier

@@ -1,4 +1,4 @@
-"""Errors of profiles and of the sources of images."""
+"""Errors of profiles and of image sources."""
 
 from sandbox.model.errors import SandboxError
 

@@ -64,7 +64,7 @@ class ImageStore:
         self._root = profiles_root(data_dir) / name
 
     def rootfs_path(self, digest: str) -> Path:
-        """Return the directory that becomes / of a sandbox."""
+        """Return the directory that becomes the / of a sandbox."""
         return self._image_directory(digest) / "root"
 
     def read_current(self) -> ImageMetadata | None:

@@ -76,7 +76,7 @@ class RootFsBuilder:
     def add_hard_link(self, name: str, target: str) -> None:
         """Create a hard link to a file of the tree. Raises ImageRefusedError if there is no such file.
 
-        The file's size counts once for each link, because reading the whole tree reads the file once for each link.
+        The file's size counts once per link, because reading the whole tree reads the file once per link.
         """
         source = self.find(target)
         status = None if source is None else os.lstat(source)

@@ -22,7 +22,7 @@ class Principal:
 
 
 class TokenStore(Protocol):
-    """The current tokens of a server. No method raises an error, and none waits long for a disk."""
+    """The current tokens of a server. No method raises an error or waits long for a disk."""
 
     @property
     def has_tokens(self) -> bool:

@@ -324,7 +324,7 @@ class Runtime(Protocol):
         ...
 
     async def probe(self) -> RuntimeProbe:
-        """Try the runtime for at most 10 s; with emulation, which is tried only if requested by name, at most 60 s."""
+        """Try the runtime for at most 10 s, or 60 s with emulation, which is tried only if requested by name."""
         ...
 
     def prepare(self, attempt_id: str) -> SandboxHandle:

@@ -374,8 +374,7 @@ class TaskDeletion(Protocol):
     """Deletes finished tasks. Raises TaskNotFoundError."""
 
     async def delete(self, task_id: str) -> str:
-        """Delete a finished task with all its data, including a preserved sandbox; return what happened,
-        human-readable.
+        """Delete a finished task with all its data, including a preserved sandbox. Return a human-readable result.
 
         On return, the deletion is durable. Raises TaskNotEndedError, UnavailableError.
         """
@@ -433,7 +432,7 @@ class TaskArtifacts(Protocol):
 
 
 class TaskSandboxes(Protocol):
-    """Sandboxes of running tasks, and preserved ones of failed tasks."""
+    """The sandboxes of running tasks, and the preserved sandboxes of failed tasks."""
 
     async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""

@@ -67,7 +67,7 @@ class Workspaces(Protocol):
         ...
 
     async def changed_files(self, attempt_dir: Path, base_commit: str, target: Path, confine: Confine) -> str | None:
-        """Write a tar to `target`, with the files that the agent created or changed, for a patch that lacks them.
+        """Write a tar of the files that the agent created or changed, for use when the patch lacks some of them.
 
         Returns why the tar lacks some files (human-readable), or None if it contains all of them. Raises AttemptError
         (collect_failed).

@@ -84,7 +84,7 @@ class FieldError(msgspec.Struct, frozen=True):
         part: RequestPart = "body",
         suggestion: str | None = None,
     ) -> FieldError:
-        """Create an error about the value at `path`. The message gets the suggestion."""
+        """Create an error about the value at `path`. The suggestion is appended to the message."""
         line, column = (position.line, position.column) if position is not None else (None, None)
         field = field_name(path)
         location = f"{part}.{field}" if field else part

@@ -191,7 +191,7 @@ Whenever any program on the machine closes such a file, the kernel walks all its
 """
 
 OPEN_FILES_OF_SANDBOX_MAX = 131072
-"""Maximum total number of file descriptors of all processes of one sandbox."""
+"""Maximum number of open file descriptors in one sandbox, summed over all of its processes."""
 
 EPOLL_ENTRIES_MAX = 32768
 """Maximum number of epoll entries of one sandbox. An event wakes all entries of its file: 4 ms for this many."""
@@ -331,8 +331,7 @@ EARLIER_CONVERSATION_EVENTS_MAX = 20_000
 """Number of events at the end of a task that are searched for its conversation."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
-"""Maximum total size of a task's files that match its patterns. An event reports each file that is skipped because of
-it.
+"""Maximum total size of a task's files that match its patterns. An event reports each file beyond it, which is skipped.
 
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
 """
@@ -459,7 +458,7 @@ METRICS_INTERVAL_SECONDS_MIN = 0.5
 """Interval between the first samples. It grows with the age of the sandbox, to METRICS_INTERVAL_SECONDS after 20 s."""
 
 LOAD_SAMPLE_INTERVAL_SECONDS = 15.0
-"""Interval at which the server samples its load and that of its host."""
+"""Interval at which the server samples its own load and its host's."""
 LOAD_SAMPLES_MAX = 2880
 """Maximum number of these samples in memory, enough for 12 hours."""
 

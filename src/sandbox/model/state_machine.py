@@ -117,7 +117,7 @@ def _apply_transition(
 
 
 def _completing_target(task: Task) -> tuple[TaskState, str] | None:
-    """Return COMPLETING and its message once no agent runs and no other attempt follows, otherwise None."""
+    """Return COMPLETING and its message once no agent is running and no other attempt follows, otherwise None."""
     is_ending = task.cancel is not None or task.failure is not None
     is_over = task.agent_has_exited or (is_ending and task.attempt_state is not TaskState.RUNNING)
     if task.state is TaskState.RUNNING and is_over and next_follow_up(task) is None:

@@ -20,7 +20,7 @@ from sandbox.runner.attempt_recorder import AttemptRecorder
 class AttemptContext(msgspec.Struct, frozen=True):
     """The current attempt: its id, files and recorder, but not the components that only some steps use.
 
-    secrets: values by name.
+    secrets: values, keyed by name.
     redaction: removes those values from all output; None without secrets.
     upstream: the model API; None if the attempt will not run an agent.
     image: the root file system of the sandbox; None for the host's own /usr.

@@ -131,7 +131,7 @@ def _size_bytes(event: e.Event) -> int:
 
 
 class HostDiskSpace:
-    """Measures free space on demand, at most every DISK_SPACE_CHECK_INTERVAL_SECONDS.
+    """Measures free space on demand, but at most once every DISK_SPACE_CHECK_INTERVAL_SECONDS.
 
     If that fails, the last result is used.
     """

@@ -25,7 +25,7 @@ def compress_session(session: bytes) -> bytes:
 
 
 def find_inherited_patches(attempt: AttemptContext) -> list[Path]:
-    """Return the files with the changes of earlier tasks, oldest first. Raises AttemptError (clone_failed)."""
+    """Return the files that contain earlier tasks' changes, oldest first. Raises AttemptError (clone_failed)."""
     parent = attempt.task.parent
     if parent is None:
         return []

@@ -103,7 +103,7 @@ class ProgressTracker:
         )
 
     def set_denied_count(self, count: int) -> None:
-        """Set the number of connections that this attempt has been denied.
+        """Set the number of this attempt's denied connections.
 
         The count is recorded no more often than output bytes, because a sandbox can cause any number of denials.
         """

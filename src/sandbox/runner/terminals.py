@@ -192,7 +192,7 @@ class TerminalServer:
 
     @property
     def has_agent_clients(self) -> bool:
-        """Whether the agent's terminal has clients; then no hang timeout applies."""
+        """Whether the agent's terminal has clients. While it does, the hang timeout does not apply."""
         return self._agent_terminal is not None and self._agent_terminal.has_clients
 
     def close_agent_terminal(self, exit_: ExitStatus) -> None:

@@ -21,8 +21,8 @@ _PF_FORKNOEXEC = 0x40
 def find_by_uid(uid: int) -> list[int]:
     """Return the living processes whose real, effective, saved or file system uid is this uid.
 
-    One system call shows whether it is the real uid of any process. If it is not, no process has it in another role: a
-    process with a reserved uid can only change to another reserved uid.
+    One system call shows whether it is the real uid of any process. If it is not, no process has it as another kind of
+    uid: a process with a reserved uid can only change to another reserved uid.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
@@ -57,8 +57,8 @@ def read_namespace_pid(pid: int) -> int | None:
 
 
 def find_first_command(init_pid: int) -> int | None:
-    """Return the host pid of the first process that a pid namespace's init started; None before its exec and after its
-    end.
+    """Return the host pid of the first process that a pid namespace's init started; None before its exec or after it
+    ends.
 
     Before the exec, the process is a copy of init. A signal before the exec would break the creation of the sandbox
     instead of reaching the command.

@@ -300,7 +300,7 @@ def may_contain_consecutive_escapes(data: bytes) -> bool:
 
 
 def _is_continued(data: bytes, token: EscapeToken, following: EscapeToken | None) -> bool:
-    r"""Return whether the token is open and what follows may continue it: an escape, a part of one, or nothing visible.
+    r"""Return whether the token is open and what follows (an escape, a part of one, nothing visible) may continue it.
 
     Two open escapes of one kind are a sequence: `\67\67` are two characters.
     """

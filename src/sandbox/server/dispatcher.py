@@ -64,7 +64,7 @@ class Drain:
             raise UnavailableError(f"The drain could not be stored: {error}; try again.") from error
 
     def _read(self) -> datetime | None:
-        """Return the start of the drain. An unreadable file counts as a drain."""
+        """Return when the drain started. An unreadable file counts as a drain."""
         try:
             return datetime.fromisoformat(self._file.read_text())
         except FileNotFoundError:

@@ -158,7 +158,7 @@ class JournalTailer:
             self._broadcast.publish(end_event(task))
 
     def _update(self, tracked: TrackedTask, task: Task, offset: int) -> None:
-        """Set the task as read from the journal.
+        """Set the task to its state in the journal.
 
         Find its runner if an earlier server launched the attempt without indexing it.
         """

@@ -54,8 +54,7 @@ class PreservedFiles:
         return location is not None and self._find_files(location).is_preserved(location)
 
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
-        """Return the ids of the tasks whose files are preserved, or may be preserved because their host does not
-        respond.
+        """Return the ids of the tasks whose files are preserved, or may be preserved on a host that does not respond.
 
         Such a host is asked only once.
         """
@@ -195,8 +194,8 @@ _SHELL_POLL_SECONDS = 0.05
 class DebugSessions:
     """Debug sessions of preserved sandboxes: the first client starts a runner, and later clients share it.
 
-    The runner inherits a lock on the preserved files, as other runners inherit that of a journal. So each disk has at
-    most one sandbox, and no disk is released while it is in use.
+    The runner inherits a lock on the preserved files, just as other runners inherit a journal's lock. So each disk has
+    at most one sandbox, and no disk is released while it is in use.
     """
 
     def __init__(

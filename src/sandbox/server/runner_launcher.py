@@ -155,8 +155,8 @@ def _next_attempt(task: Task, host: ProbedHost) -> AttemptStarted:
 async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> Orphaned:
     """Record that an attempt could not be started; return the next owner. Raises OSError.
 
-    If it was the first attempt, nothing is left over and the task ends. Otherwise a finisher removes the leftovers of
-    earlier attempts and finalizes the task.
+    After a first attempt, nothing is left over, so the task ends. Otherwise a finisher removes the leftovers of earlier
+    attempts and finalizes the task.
     """
     if is_first:
         await asyncio.to_thread(end_without_follow_up, recorder, failure)

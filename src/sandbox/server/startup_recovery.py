@@ -27,8 +27,9 @@ def index_journals(
 ) -> dict[str, str]:
     """Index the current journals of these tasks. Return why tasks could not be indexed, keyed by task id.
 
-    The rows of such tasks in the store are left unchanged. previously_indexed: for these tasks a journal without a task
-    is an error; for others it is a leftover of a crash before the submission was acknowledged. Raises StoreError.
+    The rows of such tasks in the store are left unchanged. previously_indexed: for these tasks, a journal without a
+    task is an error. For others, the journal is left over from a crash before the submission was acknowledged. Raises
+    StoreError.
     """
     skipped: dict[str, str] = {}
     indexed: list[IndexedTask] = []

@@ -1,8 +1,8 @@
 """Reads a page of tasks, either along the sort order or starting from the tasks that a search finds.
 
 A search is a conjunction of terms: the beginnings of words, labels, names of a repository, the task that is
-continued or run again, and the state. The full-text index maps each term to the tasks that have it. Only the term
-of the state ever changes.
+continued or run again, and the state. The full-text index maps each term to the tasks that have it. Only the term for
+the state ever changes.
 """
 
 import re
@@ -165,7 +165,7 @@ _SORT_FOUND_MAX = 2000
 """Up to this number of tasks found by a search, sorting them is faster than reading tasks in order."""
 
 _WINDOW_FACTORS = (3, 30)
-"""Numbers of tasks that are read in order, as multiples of the needed rows, before all found tasks are sorted."""
+"""How many tasks are read in order before all found tasks are sorted, as multiples of the number of needed rows."""
 
 _FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4

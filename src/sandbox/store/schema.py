@@ -61,7 +61,7 @@ def check_current(connection: sqlite3.Connection) -> None:
 
 
 def _back_up(connection: sqlite3.Connection, copy: Path) -> None:
-    """Copy the database to a temporary file and rename that file. A leftover of a crash is overwritten."""
+    """Copy the database to a temporary file and rename that file. A leftover from a crash is overwritten."""
     temporary = copy.with_name(f"{copy.name}.new")
     temporary.unlink(missing_ok=True)
     kept = sqlite3.connect(temporary)

@@ -189,7 +189,7 @@ _EXCLUDED_DIRECTORIES = frozenset({b".git", GENERATED_DIRECTORY.encode()})
 async def collect(
     workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
 ) -> AsyncIterator[Artifact | SkippedFile]:
-    """Collect matching files, in the order of their paths. See `interfaces.workspace.Workspaces.collect`.
+    """Collect matching files, sorted by path. See `interfaces.workspace.Workspaces.collect`.
 
     Raises AttemptError if `target` is not writable.
     """

@@ -43,7 +43,7 @@ class UnreadableError(OSError):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An entry of a directory. `mode` is that of the entry itself, never of a link's target (inode(7))."""
+    """A directory entry. `mode` is the mode of the entry itself, never of a link's target (inode(7))."""
 
     path: bytes
     mode: int
@@ -102,9 +102,9 @@ class RootedFiles:
             os.close(directory)
 
     def entries(self, path: bytes) -> list[Entry]:
-        """Return the directory's entries, sorted.
+        """Return the directory's entries, sorted by path.
 
-        Raises TooManyEntriesError if the number of entries in all calls exceeds a limit.
+        Raises TooManyEntriesError if all calls together exceed a limit.
         """
         result = []
         prefix = path + b"/" if path else b""

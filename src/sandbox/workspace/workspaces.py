@@ -84,5 +84,5 @@ class GitWorkspaces:
     def collect(
         self, workspace: Path, patterns: Sequence[str], target: Path, taken_names: frozenset[str]
     ) -> AsyncIterator[Artifact | SkippedFile]:
-        """Copy each matching regular file, in the order of their paths. Raises AttemptError (collect_failed)."""
+        """Copy each matching regular file, sorted by path. Raises AttemptError (collect_failed)."""
         return collect(workspace, patterns, target, taken_names)

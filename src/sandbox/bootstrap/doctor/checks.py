@@ -139,7 +139,7 @@ def _check_sandbox(settings: ServerSettings) -> list[Finding]:
 
 
 def _check_capacity(settings: ServerSettings) -> list[Finding]:
-    """Check that a task without `vm` settings fits the capacity."""
+    """Check that a task without `vm` settings fits within the capacity."""
     total = measure_capacity(_nearest_existing(settings.server.data_dir.absolute()), settings.capacity)
     shortfall = Resources.requested_by(Vm()).describe_shortfall(total, "in all")
     if not shortfall:

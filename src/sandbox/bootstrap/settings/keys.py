@@ -64,7 +64,7 @@ class SettingKey:
 
 @cache
 def setting_keys() -> tuple[SettingKey, ...]:
-    """Return all keys, in the order of the schema."""
+    """Return all keys, in schema order."""
     return tuple(_iterate_keys(ServerSettings, ()))
 
 

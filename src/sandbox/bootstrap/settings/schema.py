@@ -137,7 +137,7 @@ def _user_directory(variable: str, default: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSection:
-    """The server's address and data directory, and the runtime of sandboxes."""
+    """The server's address and data directory, and the runtime for sandboxes."""
 
     __pydantic_config__ = _FORBID_EXTRA
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on.")] = "127.0.0.1"

@@ -188,7 +188,7 @@ class _Job(NamedTuple):
 
 
 class _JobDirectory:
-    """The files of one job. Raises ValueError if the name is not that of a job."""
+    """The files of one job. Raises ValueError for an invalid job name."""
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = check_job_name(name)

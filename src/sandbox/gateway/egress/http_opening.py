@@ -1,4 +1,4 @@
-"""A plain HTTP request to a host: its Host header must name that host, and the connection carries only one request."""
+"""A plain HTTP request to a host. Its Host header must name that host, and its connection carries only that request."""
 
 from typing import Any
 

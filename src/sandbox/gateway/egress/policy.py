@@ -88,7 +88,7 @@ class StreamFilter(Protocol):
 
     @property
     def is_searching(self) -> bool:
-        """Whether the data forwarded so far may end in the middle of a line that is about to be denied."""
+        """Whether the data forwarded so far may end within a line that is about to be denied."""
         ...
 
     def start(self) -> bytes | Denial:

@@ -79,8 +79,8 @@ class InflightRequest(msgspec.Struct):
     def _upper_bound(self, reported: Usage | None, *, is_abandoned: bool) -> Usage | None:
         """Return the maximum usage of a request if its actual usage is required but unknown, otherwise None.
 
-        The result is None if usage was reported, the request was rejected or not sent, or no response started. An
-        abandoned or timed-out request counts even without a response, because the model may have produced output.
+        Returns None if usage was reported, the request was rejected or not sent, or no response started. An abandoned
+        or timed-out request counts even without a response, because the model may have produced output.
         """
         cost_bound, meter = self.cost_bound, self.meter
         if cost_bound is None:
@@ -461,7 +461,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """Send a local response in place of the upstream's, none of which the client has received yet."""
+        """Send a local response in place of the upstream's, before the client has received any part of the latter."""
         if self._is_client_gone:
             self._close(effects)
             return

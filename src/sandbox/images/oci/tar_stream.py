@@ -1,4 +1,4 @@
-"""Streams for reading a tar. They only read forward, and they are hashed and limited in size."""
+"""Forward-only streams for reading a tar, which hash the data and limit its size."""
 
 import hashlib
 from typing import BinaryIO, Protocol

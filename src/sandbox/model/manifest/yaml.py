@@ -265,14 +265,14 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def write_yaml(data: dict[str, Any]) -> str:
-    """Return the YAML text of a document, in the order of the data."""
+    """Return the document as YAML, with its fields in their given order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
 def manifest_yaml(
     manifest: Manifest, agents: Mapping[str, AgentSchema], *, with_id: bool = False, with_sources: bool = True
 ) -> str:
-    """Write a manifest as YAML, as `manifest_data` returns it."""
+    """Return the YAML text of the data that `manifest_data` returns."""
     return write_yaml(manifest_data(manifest, agents, with_id=with_id, with_sources=with_sources))
 
 

@@ -331,7 +331,7 @@ Event = (
 
 
 def event_type(event: Any) -> str:
-    """Return the value of `type` of a class of events."""
+    """Return the value of `type` for a class of events."""
     (name,) = get_args(event.__annotations__["type"])
     return str(name)
 

@@ -238,7 +238,7 @@ def _unchanged_event(base: b.BaseEvent, event: e.ToolCallEnded | e.Usage | e.Egr
 
 
 def end_event(task: Task) -> b.EndEvent:
-    """Return the last event of a finished task. Its `seq` is one above that of the last record."""
+    """Return the last event of a finished task. Its `seq` is one higher than the last record's."""
     return {
         "type": "end",
         "task_id": task.id,
@@ -251,7 +251,7 @@ def end_event(task: Task) -> b.EndEvent:
 
 
 def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
-    """Return an error that ends the event stream early. Its `seq` is that of the last record, which is not sent."""
+    """Return an error that ends the event stream early. It has the `seq` of the last record, which is not sent."""
     return {
         "type": "error",
         "task_id": task.id,

@@ -407,7 +407,7 @@ class CollectStep(msgspec.Struct, frozen=True):
 
 
 def _redacted_names(names: Collection[str]) -> Iterator[str]:
-    """Yield names that are not taken, always in the same order, so a repeated collection chooses the same ones."""
+    """Yield names that are not taken, always in the same order, so a repeated collection chooses the same names."""
     return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
 
 

@@ -80,7 +80,7 @@ def _describe_disk_root(spec: SandboxSpec) -> DiskRoot | None:
 
 
 def create_entries(disk: Path, root: DiskRoot) -> None:
-    """Create mount points and links, and remove those of an earlier sandbox. Raises OSError."""
+    """Create mount points and links, and remove those that an earlier sandbox left. Raises OSError."""
     for parent in _PARENTS:
         with os.scandir(_on_disk(disk, parent)) as entries:
             for entry in entries:

@@ -140,7 +140,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         slab_meter: SlabMeter | None = None,
         syscall_buffer_meter: SyscallBufferMeter | None = None,
     ) -> KernelUsage:
-        """Return the kernel usage of the group and of the network namespace of its process `pid`. May take 0.1 s.
+        """Return the kernel usage of the group and of its process `pid`'s network namespace. May take 0.1 s.
 
         In v1, the kernel limits socket buffers; in v2, it counts them as memory. memory_bytes: the limit that the group
         was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter: None for a

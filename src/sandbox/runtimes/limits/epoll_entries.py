@@ -149,7 +149,7 @@ class _InheritedFiles:
         self._owners: dict[tuple[str, int], list[int]] = {}
 
     def is_known(self, table: str, name: str, entries: int) -> bool:
-        """Return whether a process inspected before has this instance under the same number; False if unknown."""
+        """Return whether an already inspected process has this instance under the same number; False if unknown."""
         thread = int(table.rpartition("/")[2])
         owners = self._owners.setdefault((name, entries), [])
         if any(self._is_same(thread, owner, int(name)) for owner in owners):

@@ -114,7 +114,7 @@ def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
 
 
 def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
-    """Return an upper bound on the bytes that reads of /proc/sys and netlink requests hold in kernel buffers.
+    """Return an upper bound on the size of the kernel buffers for reads of /proc/sys and netlink requests, in bytes.
 
     A runnable thread's call is not visible, so the thread counts if its process has a file in /proc/sys or a netlink
     socket open. Returns 0 if there are too few threads to exceed the limit.

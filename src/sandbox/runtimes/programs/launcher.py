@@ -429,7 +429,7 @@ def supervise(first_fd_count: int, status_fd: int, argv_file: int, *descriptors:
         try:
             os.setpgid(0, 0)
             set_parent_death_signal(parent)
-            # Move all descriptors out of the way first: a target number may be that of a descriptor to be duplicated
+            # Move all descriptors out of the way first: a target number may belong to a descriptor that is duplicated
             # later.
             high = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 300) for number in (argv_file, *descriptors)]
             for target, number in enumerate(high[1 : first_fd_count + 1]):

@@ -1,9 +1,9 @@
 """Removes leftovers of crashed attempts that are over.
 
-An attempt belongs to this server if it has a directory in the server's data directory, or in that of its placement: the
-directory is created before any other part of the attempt, and the log in it is kept. An attempt is over if its task has
-ended and no process holds the journal's lock, which the leftover remover holds while it removes leftovers. So an
-attempt that is being planned, run or finished is never disturbed, however long ago it started.
+An attempt belongs to this server if it has a directory in the data directory of the server or of the attempt's
+placement: the directory is created before any other part of the attempt, and the log in it is kept. An attempt is over
+if its task has ended and no process holds the journal's lock, which the leftover remover holds while it removes
+leftovers. So an attempt that is being planned, run or finished is never disturbed, however long ago it started.
 """
 
 import asyncio

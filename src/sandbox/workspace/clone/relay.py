@@ -59,9 +59,9 @@ def canonical_host(host: str) -> str:
 class SocksProxy:
     """Connects to `target` and, if redirects are followed, to other ports of its host and web ports of public hosts.
 
-    Once the target has been resolved to a public address, it is dialed at public addresses only: the owner of its name
-    could make the name resolve to this machine. upstream_proxy: the proxy of the server's user. If there is one, all
-    connections go to it, and it interprets what git sends.
+    Once the target has been resolved to a public address, only public addresses are dialed for it: the owner of its
+    name could make the name resolve to this machine. upstream_proxy: the proxy of the server's user. If there is one,
+    all connections go to it, and it interprets what git sends.
     """
 
     def __init__(self, target: HostPort, *, upstream_proxy: HostPort | None, dial_policy: DialPolicy) -> None:

@@ -60,7 +60,7 @@ class CloneRemote(msgspec.Struct, frozen=True):
 
 
 def apply_instead_of(url: str, settings: Sequence[GitSetting]) -> str:
-    """Rewrite the URL as git does, by the longest `insteadOf` that is a prefix of it."""
+    """Rewrite the URL as git does, using the longest `insteadOf` that is a prefix of the URL."""
     rules = [(value, key[len("url.") : -len(".insteadof")]) for key, value in settings if _is_instead_of(key)]
     prefix, base = max(((value, base) for value, base in rules if url.startswith(value)), key=_length, default=("", ""))
     return base + url[len(prefix) :] if prefix else url

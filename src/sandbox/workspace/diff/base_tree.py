@@ -69,7 +69,7 @@ def new_directories(path: bytes, previous: bytes) -> Iterator[bytes]:
 
 
 class BaseTree:
-    """The tree of the base commit: its entries by path, and the directories that contain them."""
+    """The tree of the base commit: its entries, keyed by path, and the directories that contain them."""
 
     def __init__(self, entries: Iterator[BaseTreeEntry]) -> None:
         self.entries: dict[bytes, BaseTreeEntry] = {}

@@ -11,7 +11,7 @@ _CHUNK_BYTES = 32 * 1024
 
 
 class Streams:
-    """Open streams by number. send: sends a frame."""
+    """The open streams, keyed by number. send: sends a frame."""
 
     def __init__(self, send: Callable[[bytes, int, bytes], None]) -> None:
         self._send = send
