@@ -70,7 +70,7 @@ class ImageStore:
     def read_current(self) -> ImageMetadata | None:
         """Return the metadata of the current image; None if there is no image or no such profile.
 
-        Raises ImageUnusableError if it is damaged or cannot be read.
+        Raises ImageUnusableError if the image is damaged or cannot be read.
         """
         name = self._current_name()
         if name is None:

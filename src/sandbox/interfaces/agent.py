@@ -97,7 +97,7 @@ Returns None if the line does not belong to the agent's event stream, or if othe
 
 
 class AgentDriver(Protocol):
-    """Starts and interprets one kind of agent, in a runner."""
+    """Starts one kind of agent in a runner, and interprets its output and exit."""
 
     @property
     def task_key_prefix(self) -> str:

@@ -25,7 +25,7 @@ class Disk(Protocol):
 
     @property
     def enforces_size(self) -> bool:
-        """Whether a write beyond the limit fails inside the sandbox (ENOSPC). If not, the caller must poll `usage`."""
+        """Whether writes beyond the size limit fail inside the sandbox (ENOSPC). If not, callers must poll `usage`."""
         ...
 
     async def open(self, size_bytes: int) -> None:

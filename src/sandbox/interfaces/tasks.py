@@ -155,7 +155,7 @@ class Inheritance:
     """What a new task takes over from an earlier one.
 
     sources: the stored files, keyed by their names in the new task; `parent.files` describes each file.
-    conversation: the content of `parent.conversation`, if it has no source.
+    conversation: the content of `parent.conversation`, if that file has no source.
     """
 
     parent: Parent

@@ -30,7 +30,7 @@ RETRYABLE_CODES = LOST_CODES | {
 
 
 def next_follow_up(task: Task) -> FollowUp | None:
-    """Return the follow-up of the current attempt, judged by the events so far.
+    """Return the follow-up of the current attempt, based on the events so far.
 
     Returns None while the attempt is running, and if no other attempt follows. If the agent had not started, the
     attempt is run again if it was lost (LOST_CODES) or failed temporarily. If the agent had started, a lost agent is

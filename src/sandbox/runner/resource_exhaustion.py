@@ -25,7 +25,7 @@ _PAUSE_FACTOR = 10
 
 
 class ExhaustionDetector:
-    """Watches the disk, memory and processes of one sandbox. disk_usage: the last measurement; None if none."""
+    """Watches the disk, memory and processes of one sandbox. disk_usage: the last measurement, or None."""
 
     def __init__(self, vm: Vm, disk: Disk, record: Callable[[Event], object]) -> None:
         self.disk_usage: DiskUsage | None = None

@@ -287,7 +287,7 @@ class BaseRuntime:
         return frozenset() if group.directories else _kill_by_marker(attempt_marker(handle.attempt_id))
 
     def _kill_by_uid(self, uid: int, attempt_id: str) -> Set[int]:
-        """Kill the processes of the uid, but only while this attempt owns it.
+        """Kill the uid's processes, but only while this attempt owns the uid.
 
         If another attempt has claimed the uid in the meantime, no process of this attempt was left at that time.
         """

@@ -132,7 +132,7 @@ class PtyMaster(asyncio.ReadTransport):
                     return
 
     async def resize(self, size: TerminalSize) -> None:
-        """Set the size of the terminal, which signals its foreground processes.
+        """Set the size of the terminal, which sends a signal to its foreground processes.
 
         A thread sets the size, because a program that reads the size holds a lock until it has had enough CPU time.
         Wait no longer than _RESIZE_SECONDS for the thread. Once it is done, the latest size requested in the meantime

@@ -57,8 +57,7 @@ def read_namespace_pid(pid: int) -> int | None:
 
 
 def find_first_command(init_pid: int) -> int | None:
-    """Return the host pid of the first process that a pid namespace's init started; None before its exec or after it
-    ends.
+    """Return the host pid of the first process that init started in its pid namespace; None unless it has called exec.
 
     Before the exec, the process is a copy of init. A signal before the exec would break the creation of the sandbox
     instead of reaching the command.

@@ -82,7 +82,7 @@ def _usable_pattern(text: bytes) -> bytes:
 
 
 def _survives_normalization(value: str) -> bool:
-    """Return whether normalization leaves enough of the value in each layer, even without its first character.
+    """Return whether normalization leaves enough of the value in each layer, even without the value's first character.
 
     A backslash before the value may consume the value's first character. Text that looks like an escape may decode to
     nothing. For example, a backslash and a `b` at the end of a value are in no normalized form.

@@ -24,7 +24,7 @@ _UNLIMITED = 2**63 - 1
 
 
 def check_open_files(probe: RuntimeProbe) -> list[Finding]:
-    """Report whether one sandbox can open so many files that other processes cannot open any."""
+    """Report whether a single sandbox can open so many files that other processes cannot open any."""
     machine = _read_sysctl("fs/file-max")
     if not probe.is_available or _open_files_per_task(probe) < machine:
         return []
@@ -40,7 +40,7 @@ def check_open_files(probe: RuntimeProbe) -> list[Finding]:
 
 
 def check_preemption(probe: RuntimeProbe) -> list[Finding]:
-    """Report whether a single system call by a sandbox can occupy a host CPU until the call ends."""
+    """Report whether a sandbox's system call can occupy a host CPU until the call ends."""
     if not probe.is_available or probe.tier != "namespaces" or _preemption_mode() not in ("none", "voluntary"):
         return []
     message = (

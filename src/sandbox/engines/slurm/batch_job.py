@@ -1,4 +1,4 @@
-"""How a job is submitted to Slurm: the arguments of sbatch, and the script."""
+"""The submission of a job to Slurm: the arguments of sbatch, and the job's script."""
 
 import math
 import re

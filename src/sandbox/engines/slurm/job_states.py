@@ -11,8 +11,8 @@
 
 The controller itself decides on CANCELLED, TIMEOUT and PREEMPTED. While the job's host is connected, the job is
 COMPLETING until the host confirms the end of all processes. If the host does not respond, the job leaves COMPLETING
-once `SlurmdTimeout` has passed, although its processes may still run on a host that is cut off. Only the exit status
-shows the difference: the controller sets it when the host reports how the script ended. The status 0 is also the
+once `SlurmdTimeout` has passed, although its processes may still be running on a host that is cut off. Only the exit
+status shows the difference: the controller sets it when the host reports how the script ended. The status 0 is also the
 initial value.
 
 Slurm starts a job again despite `--no-requeue` if a host did not respond to the request to start it. That host may have

@@ -20,7 +20,7 @@ TOKENS_MAX = 10**15
 
 
 def valid_usage(usage: Usage | None) -> Usage | None:
-    """Return the usage, or None if it is invalid: it could lower the total cost or make the journal unreadable."""
+    """Return the usage, or None if it is invalid and could lower the total cost or make the journal unreadable."""
     if usage is None:
         return None
     counts = (usage.input_tokens, usage.output_tokens, usage.cache_read_tokens, usage.cache_write_tokens)

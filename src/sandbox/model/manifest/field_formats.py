@@ -161,7 +161,7 @@ def repository_location(url: str) -> str:
 
 
 def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the path in it, and the path's ends (`org/repo`, `repo`)."""
+    """Return the names of a repository: its location, the location's path, and the path's ends (`org/repo`, `repo`)."""
     location = repository_location(url)
     path = location.partition("/")[2]
     ends = ("/".join(path.rsplit("/", count)[-count:]) for count in (1, 2))

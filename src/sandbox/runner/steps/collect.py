@@ -389,7 +389,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
     def _read_egress_denials(self) -> tuple[list[dict[str, object]], int]:
-        """Return the first denials and the total number; a runner's memory may be too small for all denials."""
+        """Return the first denials and their total number; a runner's memory may be too small for all denials."""
         first: list[dict[str, object]] = []
         count = 0
         for record in read_records(self.journals, self.attempt.task.id):

@@ -341,6 +341,6 @@ class _AgentRun(msgspec.Struct, frozen=True):
         self.attempt.recorder.record(AttemptFailed(failure))
 
     async def _kill_on(self, watch: Callable[[], Awaitable[Failure]], killer: SandboxKiller) -> None:
-        """Kill the agent, without a grace period, once a limit on the disk or on kernel objects is exceeded."""
+        """Kill the agent without a grace period once it exceeds a limit on the disk or on kernel objects."""
         self.attempt.recorder.record(AttemptFailed(await watch()))
         await killer.kill()

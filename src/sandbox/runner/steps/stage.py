@@ -122,7 +122,7 @@ def take_over_files(attempt: AttemptContext) -> None:
 
 
 async def require_same_secrets(attempt: AttemptContext) -> None:
-    """Require unchanged secret values: a resumed agent may print old ones, which could not be redacted.
+    """Require unchanged secret values: a resumed agent may print old values, which could not be redacted.
 
     Raises AttemptError (secret_unavailable), OSError.
     """

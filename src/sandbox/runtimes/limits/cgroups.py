@@ -297,7 +297,7 @@ def _is_writable(directory: Path) -> bool:
 
 
 def socket_buffer_bytes(memory_bytes: int) -> int:
-    """Return the maximum total size of socket buffers in a sandbox with `memory_bytes` of memory, in bytes."""
+    """Return the maximum total size, in bytes, of the socket buffers in a sandbox with `memory_bytes` of memory."""
     return min(max(memory_bytes // _SOCKET_MEMORY_DIVISOR, SOCKET_BUFFER_BYTES_MIN), SOCKET_BUFFER_BYTES_MAX)
 
 

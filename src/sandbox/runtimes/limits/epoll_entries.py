@@ -77,7 +77,7 @@ def _has_few_entries(capacity: Path) -> bool:
 class EpollCounter:
     """Counts the epoll entries of one sandbox. was_cut_short: whether the last count took too long.
 
-    first: the number of the machine's entries before the sandbox starts, if it was counted already.
+    first: the machine's number of entries before the sandbox starts, if that was already counted.
     """
 
     def __init__(

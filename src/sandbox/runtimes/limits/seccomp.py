@@ -319,7 +319,7 @@ def _refuse_long_lists(architecture: Architecture, polled_files_max: int) -> lis
 
 
 def _refuse_extent_walks(architecture: Architecture) -> list[bytes]:
-    """Refuse calls that walk all extents of a file without interruption. A punched hole may have any size."""
+    """Refuse calls that walk all of a file's extents without interruption. A punched hole may have any size."""
     load_length = [_load(_ARG3 + 4), _instruction(_JUMP_GREATER, 0, 2, 0), _load(_ARG3)]
     error = _return_errno(errno.EOPNOTSUPP)
     refuse_long = [*load_length, _instruction(_JUMP_GREATER, _FALLOCATE_BYTES_MAX, 0, 1), error]

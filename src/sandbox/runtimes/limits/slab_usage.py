@@ -65,7 +65,7 @@ class SlabUsage(NamedTuple):
 
 
 def measure_slab_usage(slabs: Path = _SLABS, flags: Path = _FLAGS) -> SlabUsage | None:
-    """Measure the slabs of the machine; None if only root may read the statistics."""
+    """Measure the machine's slabs; return None if only root may read the statistics."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:

@@ -160,7 +160,7 @@ def checksum(file: Path) -> str:
 
 
 def _compare_with_index(indexed: IndexedTask, at_index: ReplayState, at_end: ReplayState) -> Iterator[Discrepancy]:
-    """Require equality up to the index's offset. Only an unfinished task's journal may have more records after it."""
+    """Report differences up to the index's offset. Only an unfinished task's journal may have more records after it."""
     task_id = indexed.task.id
     if at_index.offset < indexed.offset:
         message = "The index is ahead of the journal; start a server, or run: sandbox admin rebuild"

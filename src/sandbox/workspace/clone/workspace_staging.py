@@ -327,7 +327,7 @@ class WorkspaceStaging:
 
 
 def _find_size_problem(entries: Iterator[BaseTreeEntry], bytes_max: int) -> str | None:
-    """Return why the commit is too large, or None.
+    """Return why the commit is too large, or None if it is not.
 
     A few small trees can contain each other so many times that a checkout would never end.
 

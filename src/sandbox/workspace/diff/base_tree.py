@@ -63,7 +63,7 @@ def _parse_entry(line: bytes) -> BaseTreeEntry:
 
 
 def new_directories(path: bytes, previous: bytes) -> Iterator[bytes]:
-    """Yield the directories of a path, except those that contain `previous`, the path before it in a tree's order."""
+    """Yield a path's directories, except those that also contain `previous`, the path before it in tree order."""
     while (path := path.rpartition(b"/")[0]) and not previous.startswith(path + b"/"):
         yield path
 

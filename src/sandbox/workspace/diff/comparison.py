@@ -152,7 +152,7 @@ class TreeComparison:
 
 
 def _blob_id(base: BaseTreeEntry, size: int, chunks: Iterable[bytes]) -> bytes:
-    """Return git's object id of a blob, in the hash function of the base commit's repository."""
+    """Return git's object id of a blob, computed with the hash function of the base commit's repository."""
     algorithm = hashlib.sha1 if len(base.object_id) == 40 else hashlib.sha256
     digest = algorithm(b"blob %d\0" % size, usedforsecurity=False)
     for chunk in chunks:
