@@ -249,7 +249,7 @@ def forget_cached_extents(image: Path) -> None:
 
     If a program writes every other block of its disk, the kernel caches an extent and a hole of the image for each of
     these blocks. Each takes 40 bytes, which no control group is charged for. When the image is removed, the kernel
-    removes them without interruption. For the ten million of a 40 GiB disk, this takes more than a second.
+    removes them without interruption. For the ten million entries of a 40 GiB disk, this takes more than a second.
     """
     with suppress(OSError):
         image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)

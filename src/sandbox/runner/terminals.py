@@ -288,7 +288,7 @@ class TerminalServer:
             await terminal.hang_up()
 
     async def _forward_shell(self, terminal: Terminal, client: TerminalClient) -> None:
-        """Forward the shell's output, no faster than the client reads it, and its exit code."""
+        """Forward the shell's output (no faster than the client reads it) and its exit code."""
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
             exit_ = await terminal.wait()

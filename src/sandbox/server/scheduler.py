@@ -147,7 +147,7 @@ class Scheduler:
         self._queue_numbers.pop(task_id, None)
 
     def requeue(self, task_id: str) -> None:
-        """Return a task with a reservation to its earlier position in the queue; does nothing without a reservation."""
+        """Put a task that has a reservation back at its earlier position in the queue; ignore any other task."""
         reservation = self._reservations.pop(task_id, None)
         if reservation is not None:
             queue = {**self._queue, task_id: _QueuedTask(reservation, reservation.fits_in(self.total))}

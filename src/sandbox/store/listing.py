@@ -238,7 +238,7 @@ class PageReader:
         return [ListedRow(*row) for row in connection.execute(page, self._values)]
 
     def _read_found(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
-        """Read a page of a search: sort what it finds, or read in order if most tasks match."""
+        """Read a page of search results: sort the found tasks, or read in order if most tasks match."""
         windows = _WINDOW_FACTORS if count > _SORT_FOUND_MAX else ()
         rows = next(filter(None, (self._read_window(connection, factor, count) for factor in windows)), None)
         if rows is None:

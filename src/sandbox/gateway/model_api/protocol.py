@@ -450,7 +450,7 @@ class ModelProtocol:
             self._finish_cycle(effects)
 
     def _fail_upstream(self, effects: Effects, status: int, message: str) -> None:
-        """Send an error if the response has not started; otherwise, close, so the client sees a truncated response."""
+        """Send an error if the response has not started; otherwise close the connection to truncate it."""
         if self._inflight is not None and self._inflight.key_rejection is not None:
             self._finish_key_rejection(effects, self._inflight.key_rejection)
             return

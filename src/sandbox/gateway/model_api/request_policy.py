@@ -28,7 +28,7 @@ class ModelPolicy:
         self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
     def check(self, request: h11.Request) -> Allowed | Rejected:
-        """Check the shape first, then the key, then the target."""
+        """Check the request's format first, then the key, then the target."""
         return self._check_shape(request) or self._check_key(request) or self._check_target(request)
 
     def _check_shape(self, request: h11.Request) -> Rejected | None:

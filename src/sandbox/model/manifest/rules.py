@@ -46,7 +46,7 @@ class AgentSchema(Protocol):
         ...
 
     def find_violations(self, section: dict[str, Any], secret_names: Collection[str]) -> Iterator[RuleViolation]:
-        """Yield the violations of rules across the fields of the section, with paths relative to the section.
+        """Yield the violations of rules that involve several fields of the section, with paths relative to the section.
 
         Values may have wrong types; the schema reports them. secret_names: the names of the task's secrets.
         """

@@ -62,7 +62,7 @@ class AgentMessageItem(TypedDict):
 
 
 class FileEditBody(TypedDict):
-    """A change of a file that a tool call requests."""
+    """A change to a file that a tool call requests."""
 
     path: str
     """Path of the file."""

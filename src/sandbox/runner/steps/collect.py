@@ -60,7 +60,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
 
     @property
     def is_unredactable(self) -> bool:
-        """Whether the task's secrets may occur anywhere and cannot be detected."""
+        """Whether the task has secrets that may be in any file and cannot be detected."""
         return self.redactor is None and bool(self.attempt.task.manifest.secrets)
 
     def find_secret(self, chunks: Iterable[bytes]) -> bool:

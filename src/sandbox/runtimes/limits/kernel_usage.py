@@ -85,7 +85,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
 
 
 class FileLockCounts(msgspec.Struct):
-    """Numbers of locks taken through a set of open files.
+    """Counts of the locks taken through a set of open files.
 
     posix: number of POSIX locks. shared: number of locks of any kind on files that the host uses too. was_cut_short:
     whether counting stopped early because it took too long.

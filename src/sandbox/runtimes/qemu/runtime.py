@@ -139,7 +139,7 @@ class QemuDriver:
         return kernel_uid
 
     def host_threads_max(self, processes_max: int) -> int:
-        """Return the number of threads of the jail, which does not depend on the programs inside."""
+        """Return the jail's number of threads, which does not depend on the programs inside."""
         return command_lines.JAIL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
