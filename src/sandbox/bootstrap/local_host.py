@@ -179,7 +179,7 @@ class LocalHost:
         return read_memory_available_bytes()
 
     async def probe(self) -> ProbeResult:
-        """Implements `Host.probe`. The settings of runners do not change once a runtime has worked."""
+        """Implements `Host.probe`. The runners' settings do not change once a runtime has worked."""
         if self._working_result is not None:
             return await self._probe_again(self._working_result)
         run_dir, settings = self._context.run_dir, self._context.settings

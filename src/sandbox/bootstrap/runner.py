@@ -322,7 +322,7 @@ def build_runner(
 
 
 def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> DeadRunnerFinisher:
-    """Connect an attempt's finisher to its components. agent: None if this version does not have it."""
+    """Connect an attempt's finisher to its components. agent: None if this version does not have the agent."""
     ending = _build_ending(attempt, parts, agent, _choose_confine(attempt, parts))
     return DeadRunnerFinisher(attempt, parts.runtime, parts.boot_id, ending)
 

@@ -79,8 +79,8 @@ class RuntimeChoice(msgspec.Struct, frozen=True):
 async def choose_runtime(requested: str, run_dir: Path) -> RuntimeChoice:
     """Probe and choose a runtime. `auto` selects the strongest runtime that works and is not explicit-only.
 
-    A name selects the runtime with this name, even if it does not work. No other runtime is probed, because a probe
-    creates sandboxes. Raises UnknownRuntimeError.
+    Any other name selects the runtime with that name, even if it does not work. No other runtime is then probed,
+    because a probe creates sandboxes. Raises UnknownRuntimeError.
     """
     runtimes = (
         [make_runtime(name, run_dir, excludes_emulation=True) for name in _MAKERS]

@@ -209,7 +209,7 @@ class LoopDisk:
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _return_space(self, usage: DiskUsage) -> None:
-        """Punch holes into the image where the file system has free space, if there is much of it."""
+        """Punch holes into the image where the file system has free space, if there is a lot of it."""
         if not self._can_trim or self._disk_fd < 0:
             return
         image = self._image.stat()

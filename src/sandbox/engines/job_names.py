@@ -1,4 +1,4 @@
-"""The check of job names, which become parts of paths and of Slurm's arguments."""
+"""Validates job names, which become parts of paths and of Slurm's arguments."""
 
 import re
 

@@ -150,7 +150,7 @@ def plain_text_error(status: int, message: str) -> LocalResponse:
 
 
 def _forwarded_headers(request: h11.Request, dropped: frozenset[bytes]) -> Headers:
-    """Return the headers of a request to a host that are forwarded, spelled as received.
+    """Return the request headers that are forwarded to a host, spelled as received.
 
     Names are compared with punctuation replaced by `-`, because some servers interpret `X_Api_Key` or `X.Api.Key` as
     `X-Api-Key`.

@@ -73,7 +73,7 @@ class TotalUsage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AgentStartTime(msgspec.Struct, frozen=True):
-    """When the first agent started, by the monotonic clock of the boot with the id `boot_id`."""
+    """When the first agent started, according to the monotonic clock of the boot with the id `boot_id`."""
 
     monotonic_seconds: float
     boot_id: str

@@ -104,7 +104,7 @@ class LineSplitter:
 
 
 class LineJoiner:
-    """Joins the pieces of a splitter into whole lines. A line is discarded as soon as it exceeds the limit."""
+    """Joins a splitter's pieces into whole lines. A line is discarded as soon as it exceeds the limit."""
 
     def __init__(self, line_bytes_max: int = PARSED_LINE_BYTES_MAX) -> None:
         self._line_bytes_max = line_bytes_max

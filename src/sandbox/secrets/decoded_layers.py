@@ -171,7 +171,7 @@ def decoded_forms(data: bytes) -> list[bytes]:
 
 
 def _decode_in_each_way(data: bytes) -> Iterator[bytes]:
-    """Yield the result of each way of decoding the data that changes the data."""
+    """Yield the results of all ways of decoding the data that change the data."""
     layer = DecodedLayer(data)
     finders = [find_escapes, find_terminal_escapes, *(find for may_differ, find in _FORKS if may_differ(data))]
     decoded_layers = [*(layer.decode(find_tokens) for find_tokens in finders), layer.remove_invisible_text()]
@@ -235,7 +235,7 @@ def _strip_terminal_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds
 
 
 def align_cut(layers: list[DecodedLayer], position: int) -> int:
-    """Move a position in layer 0 back to where a cut does not split a token in any layer."""
+    """Move a position in layer 0 back until a cut there splits no token in any layer."""
     while (moved := _move_back(layers, position)) < position:
         position = moved
     return position

@@ -294,5 +294,5 @@ def _final_events(task: Task) -> Sequence[WireEvent]:
 
 
 def _converted_bytes(event: WireEvent) -> int:
-    """Return how many bytes of memory are used by a conversation converted from output, a second copy of the texts."""
+    """Return how much memory a conversation converted from output uses, in bytes: it is a second copy of the texts."""
     return _CHARACTER_BYTES * converted_size_bytes(event)

@@ -192,7 +192,7 @@ class JournalTailer:
 
 
 class TaskTracker:
-    """Tracks unfinished tasks: the dispatcher launches them, the tailer follows their journals.
+    """Tracks unfinished tasks: the dispatcher launches them, and the tailer follows their journals.
 
     tracked_tasks: the tasks, keyed by id, for readers.
     """

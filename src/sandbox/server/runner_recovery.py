@@ -78,7 +78,7 @@ class RunnerRecovery:
         return False
 
     async def _acquire_journal(self, tracked: TrackedTask) -> bool:
-        """Acquire the journal of a pending task for its launch. Return whether it was free and the task still waits."""
+        """Acquire a pending task's journal to launch it. Return whether it was free and the task is still waiting."""
         async with self._replayer.slot() as slot, tracked.write_lock:
             try:
                 writer = await self._replayer.open(tracked.task.id, slot)

@@ -131,7 +131,7 @@ class RunStep(msgspec.Struct, frozen=True):
     throttle: CpuThrottle
 
     async def run(self, provisioned: ProvisionedSandbox) -> None:
-        """Run the agent until its outcome is recorded; on return, no process runs in the sandbox.
+        """Run the agent until its outcome is recorded; on return, no process is running in the sandbox.
 
         Raises AttemptError (provision_failed, sandbox_lost).
         """

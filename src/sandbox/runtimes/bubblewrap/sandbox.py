@@ -230,7 +230,7 @@ class BubblewrapSandbox(BaseSandbox):
             raise AttemptError(FailureCode.PROVISION_FAILED, f"bubblewrap did not start: {reason}.")
 
     async def _read_report(self, status: asyncio.StreamReader) -> bool:
-        """Read one report line of bubblewrap. Returns False at the end of the stream.
+        """Read one line of bubblewrap's reports. Returns False at the end of the stream.
 
         Opens a pidfd for bubblewrap's init as soon as its pid is known.
         """

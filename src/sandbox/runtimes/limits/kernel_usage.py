@@ -58,7 +58,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
     """Count the open files of one sandbox's processes.
 
     counts_locks: pass False to avoid waiting for a program inside. To list the locks of an epoll or inotify instance,
-        the kernel needs a lock of the instance, which a program can hold for long.
+        the kernel needs the instance's lock, which a program can hold for a long time.
 
     With many files, the number of directories is an estimate. The number of locks is a lower bound and never
     extrapolated, because one file can have all of them.

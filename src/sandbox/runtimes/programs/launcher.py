@@ -354,7 +354,7 @@ def enter_user_namespace(uids: dict[int, int]) -> None:
 
 
 def switch_to_uid(uid: int) -> None:
-    """Switch to this uid and the gid of the same number, without supplementary groups."""
+    """Switch to this uid and the gid with the same number, without supplementary groups."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
     os.setresuid(uid, uid, uid)
@@ -487,7 +487,7 @@ def main(arguments: list[str]) -> None:
         )
         mount_devpts()
         process_limits.apply_process_limits(limits_open_files=filter_number == "-")
-        # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent it.
+        # Send the sockets as root: with the sandbox's uid, files in transit from an earlier sandbox could prevent that.
         send_sockets(control, sockets)
         if files_uid != "-":
             enter_user_namespace({0: int(kernel_uid), 1000: int(files_uid)})  # the agent's uid, see file_layout.py

@@ -118,7 +118,7 @@ class PruneSelector:
 
 
 class Pruner:
-    """Runs one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox."""
+    """Runs at most one pruning at a time. Never removes an unfinished task, nor one with a preserved sandbox."""
 
     def __init__(
         self,

@@ -174,9 +174,9 @@ async def compare_workspace(
     close_sink: Callable[[C], None],
     *background: Coroutine[Any, Any, bytes],
 ) -> tuple[C, SkippedPaths]:
-    """Walk the workspace in a thread and report changes to the sink of `open_sink`. `background` runs concurrently.
+    """Walk the workspace in a thread and report changes to the sink from `open_sink`. `background` runs concurrently.
 
-    The directory of the ignore rules must exist and be empty. Returns the sink, and the skipped paths sorted. Raises
+    The directory of the ignore rules must exist and be empty. Returns the sink, and the skipped paths in order. Raises
     GitError, OSError, TooManyEntriesError.
     """
     try:
