@@ -3,7 +3,7 @@
 Run with the project's Python: python bench/crowd.py [RUNNING [WAITING [FINISHED]]]    (defaults: 100, 1000, 10000)
 
 Runners and sandboxes are real; a fake agent prints two lines per second. At the end, the server is killed and
-restarted, to measure how soon the server follows every task again. The latest results are in docs/benchmarks.md.
+restarted, to measure how soon the new server follows every task again. The latest results are in docs/benchmarks.md.
 """
 
 import asyncio

@@ -1,11 +1,11 @@
 """Measures one dashboard page under load, and the cost of many pages: `python bench/dashboard.py [SECONDS] [PAGES]`.
 
-A task has 1,000 events per second (for SECONDS, default 60) in a real journal: lines of output, a tenth of them the
-agent's messages, tool calls and their results, some refused connections and metrics. Chromium shows the page of the
-task, first the conversation, then the output. Prints the page's long tasks (as defined by the browser: periods in which
-the page does not respond), its memory, and whether the page received all events. Then PAGES (default 200) clients
-follow the task in the way that a page does. Prints the growth of the server's memory. Before both, Chromium opens the
-Changes tab for a patch with 151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first
+A task records 1,000 events per second in a real journal (for SECONDS, default 60): lines of output, a tenth of them the
+agent's messages, tool calls and their results, some refused connections and metrics. Chromium shows the task's page:
+first the conversation, then the output. Prints the page's long tasks (as defined by the browser: periods in which the
+page does not respond), its memory, and whether the page received all events. Then PAGES (default 200) clients follow
+the task in the same way as a page. Prints the growth of the server's memory. Before both measurements, Chromium opens
+the Changes tab for a patch with 151 files and 23,000 lines, scrolls through it and changes the layout. Prints the first
 paint, the first lines, and the long tasks.
 """
 
@@ -125,7 +125,7 @@ def make_patch() -> str:
 
 
 def measure_one_page(server: Connection, port: int, seconds: int) -> None:
-    """Print the longest tasks and the memory of the page of a busy task."""
+    """Print the long tasks and the memory usage of a busy task's page."""
     from doubles.browser import open_chromium
 
     with open_chromium() as program, program.browser() as browser:

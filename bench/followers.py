@@ -1,7 +1,7 @@
 """Measures the cost and delay of followers of a busy task: `python bench/followers.py [N] [SECONDS] [SEED]`.
 
 The task prints 1,000 lines per second (for SECONDS, default 30) into a real journal. N followers (default 200) read
-them by SSE, lose their connections at random and reconnect. Prints the server's CPU time with and without followers,
+them over SSE, lose their connections at random and reconnect. Prints the server's CPU time with and without followers,
 whether each follower received every event exactly once and in order, p50 and p99 of the delay until a connected
 follower receives a record, and the machine's load before and after.
 """

@@ -77,7 +77,7 @@ def task_scripts(seconds: float) -> dict[str, str]:
 
 
 def host_memory() -> dict[str, int]:
-    """Return the memory of all TCP and UDP socket buffers and of compiled filters, in MiB."""
+    """Return the memory used by all TCP and UDP socket buffers and by compiled filters, in MiB."""
     pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", Path("/proc/net/sockstat").read_text())
     lines = [line for line in Path("/proc/vmallocinfo").read_text().splitlines() if "bpf" in line]
     return {"buffers": sum(map(int, pages)) >> 8, "filters": sum(int(line.split()[1]) for line in lines) >> 20}

@@ -28,7 +28,7 @@ def time_bare() -> float:
 
 
 async def time_sandbox(runtime: Runtime, disk: Path, number: int) -> tuple[float, float]:
-    """Return the time until the first byte of a command and until the sandbox is destroyed, in milliseconds."""
+    """Return the time until a command prints its first byte and until the sandbox is destroyed, in milliseconds."""
     attempt_id = f"bench{os.getpid() % 1000:03}{number:04}"
     disk.mkdir()
     began = time.perf_counter()

@@ -41,7 +41,7 @@ VOCABULARY = ["".join(TEXTS.choices(LETTERS, k=TEXTS.randrange(2, 12))) for _ in
 
 
 def prompt(number: int) -> str:
-    """Return a prompt of about 100 words, most of them common. Words such as `half` say how many tasks have them."""
+    """Return a prompt of about 100 words, most of them common. A word such as `half` is in that share of prompts."""
     frequent = ["Fix", "the", "failing", "test,", "and", "explain", "in", "one", "paragraph", "why", "it", "failed."]
     words = [VOCABULARY[int(TEXTS.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
     marks = [word for word, share in (("half", 2), ("tenth", 10), ("thousandth", 1000)) if number % share == 0]
@@ -152,7 +152,7 @@ def measure_searches(store: SqliteStore, count: int) -> None:
 
 
 def measure_totals(store: SqliteStore, count: int) -> None:
-    """Measure lists with totals, which add up the costs of all tasks that match."""
+    """Measure lists with totals, which add up the costs of all matching tasks."""
     failed, middle = frozenset({TaskState.FAILED}), BEGIN + timedelta(minutes=count // 2)
     queries = {
         "totals": TaskQuery(with_totals=True),
@@ -170,7 +170,7 @@ def measure_totals(store: SqliteStore, count: int) -> None:
 
 
 def measure_upgrade(path: Path, count: int) -> None:
-    """Print the duration of a start that adds all tasks of an earlier version to the full-text index."""
+    """Print how long the store takes to start if it adds all tasks of an earlier version to the full-text index."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             "UPDATE tasks SET number = NULL; DELETE FROM searchable; INSERT INTO search (search) VALUES ('delete-all');"

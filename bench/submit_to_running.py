@@ -79,7 +79,7 @@ def main():
 
 
 def measure_speed(server, url, rounds):
-    """Run tasks one after the other, and before each task start the agent without a sandbox."""
+    """Run tasks one after the other. Before each task, start the agent without a sandbox."""
     timings = {"submit to running": [], "clone": [], "sandbox": [], "whole task": [], "bare claude --version": []}
     with Client(server) as client:
         run_task(client, url, "warm-up")

@@ -58,7 +58,7 @@ def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, brows
     deployment = deploy(bash_turn(WORK + REPORT), bash_turn(PAUSE), reply_turn("Done: the greeting is **polite** now."))
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Submit your first task").click()
-    page.wait_for_url("**/submit")  # and for its scripts, which handle the tabs
+    page.wait_for_url("**/submit")  # also waits for the page's scripts, which handle the tabs
     page.get_by_role("tab", name="YAML").click()
     editor = page.get_by_label("Manifest, YAML")
     editor.fill(MANIFEST.replace("branch", "brunch"))

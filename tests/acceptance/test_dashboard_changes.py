@@ -480,7 +480,7 @@ def test_review_begins_with_the_scope_of_the_copied_command_or_with_the_chosen_s
     wait_for_scope(page, ["a.py", "c.py"])
     page.reload()
     wait_for_scope(page, ["a.py", "c.py"])
-    # The next task of the same chain begins with the same choice.
+    # The next task in the chain starts with the same choice.
     page.goto(f"{base_url}/tasks/unchanged#changes")
     page.get_by_text("The agent changed nothing.").wait_for()
     page.get_by_role("button", name="Whole chain").click()
@@ -668,7 +668,7 @@ def test_hostile_source_is_highlighted_within_a_time_limit(base_url, browser):
     ]
     slow, spans = page.evaluate(run, [["javascript", "python", "markdown", "cpp", "xml"], texts])
     assert slow == []
-    assert spans in ([4, 5, 4, 7, 12, 1], [])  # no colors once highlighting several texts was slow
+    assert spans in ([4, 5, 4, 7, 12, 1], [])  # no colors after highlighting several texts was slow
 
 
 def test_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):

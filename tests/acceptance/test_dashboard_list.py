@@ -19,7 +19,7 @@ FAILED = "failed-task"
 REASON = "The model's provider refused the request: overloaded. Submit the task again later."
 LONG_NAME = "Repair the export of yearly reports now, and check all of its totals once again"
 BLOCKED_MILLISECONDS_MAX = 2000
-"""A busy machine needs 200 ms for a page of 50 rows; without content-visibility and pages, 1,000 rows need seconds."""
+"""A busy machine needs 200 ms for a page of 50 rows; without content-visibility and paging, 1,000 rows need seconds."""
 ROWS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
 
 
@@ -228,7 +228,7 @@ def test_selected_finished_tasks_are_deleted_and_each_result_is_reported(list_se
     assert [part in note for part in ("journal", "patch", "preserved sandbox", "cannot undo")] == [True] * 4
     assert dialog.get_by_role("listitem").all_inner_texts() == ["Empty the cache old-2", "Empty the cache old-1"]
     assert accessibility_violations(page) == []
-    # Enter does not delete: the button Back has the focus.
+    # Enter does not delete: the Back button has the focus.
     assert page.evaluate("document.activeElement.id") == "bulk-back"
     page.keyboard.press("Enter")
     dialog.wait_for(state="hidden")
@@ -277,7 +277,7 @@ def test_total_cost_is_kept_while_the_list_is_refreshed(base_url, browser):
     page.get_by_text("1 task · $1.25").wait_for()
 
     def targets():
-        page.title()  # receives the events of the browser
+        page.title()  # receives the browser's events
         return [request.headers.get("hx-target", "") for request in browser.requests_to("/")]
 
     wait_until(lambda: targets().count("tasks") >= 2, 30, "two refreshes")
@@ -344,7 +344,7 @@ def test_short_name_is_next_to_its_hint(base_url, browser):
     })""")
     assert gaps
     assert max(gaps) <= 12
-    assert max(texts) < 2  # no space after the name
+    assert max(texts) < 2  # the link has no space after the name
 
 
 @pytest.mark.parametrize("width", [1440, 1280, 390])

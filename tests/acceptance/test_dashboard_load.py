@@ -130,7 +130,7 @@ def events_with_many_fields():
 
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory):
-    """A server with finished tasks. Their output is hostile, malformed or long, or its format is not stream-json."""
+    """A server with finished tasks. Their output is hostile, malformed or long, or is not in stream-json format."""
     deployment = Deployment(tmp_path_factory.mktemp("strained"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
@@ -494,7 +494,7 @@ def test_shortcuts_are_listed_and_do_not_apply_while_typing(base_url, browser):
     page.keyboard.press("Escape")
     page.keyboard.press("c")
     page.wait_for_url("**/submit")
-    browser.ignore_errors("status of 400")  # the validation of the text that was typed
+    browser.ignore_errors("status of 400")  # the typed text was validated, and is invalid
 
 
 def test_conversation_of_a_task_with_rendered_output_is_shown(base_url, browser):

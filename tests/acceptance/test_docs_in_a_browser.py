@@ -81,7 +81,7 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def search(site, browser):
-    """Returns the headings that the search of the site finds, the best one first."""
+    """Returns the headings that the site's search finds, best match first."""
 
     def find(words):
         page = browser.open(f"{site}/docs/index.html")
@@ -94,7 +94,7 @@ def search(site, browser):
 
 
 def contrast(first, second):
-    """The contrast of two colors, as WCAG defines it."""
+    """The contrast between two colors, as WCAG defines it."""
     lighter, darker = sorted((luminance(first), luminance(second)), reverse=True)
     return (lighter + 0.05) / (darker + 0.05)
 

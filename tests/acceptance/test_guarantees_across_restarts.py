@@ -10,7 +10,7 @@ VALUE = "a-value-that-nobody-may-read"
 
 
 def read_preserved_file(disk, name):
-    """Read a file of a preserved sandbox. Its disk is an image file if the machine supports loop devices."""
+    """Read a file in a preserved sandbox. Its disk is an image file if the machine supports loop devices."""
     image = disk.with_suffix(".img")
     if not image.exists():
         return (disk / name).read_text()

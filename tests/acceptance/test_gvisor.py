@@ -1,8 +1,8 @@
 """Tasks from start to end in gVisor, and one in the default runtime if that runtime has a separate kernel.
 
-Other tests cover the rest: tests/contract the memory limits of each runtime and the death of a sandbox's creator,
-tests/chaos a killed runner, test_limit_errors.py the reported limits. Timeouts are not tested, since a timeout ends the
-agent in the same way as a cancellation.
+Other tests cover the rest: tests/contract covers each runtime's memory limits and the death of a sandbox's creator,
+tests/chaos covers a killed runner, and test_limit_errors.py covers the reported limits. Timeouts are not tested, since
+a timeout ends the agent in the same way as a cancellation does.
 """
 
 import json

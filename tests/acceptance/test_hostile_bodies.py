@@ -38,7 +38,7 @@ def truncated(body):
 
 
 def hostile_bodies():
-    """Return hostile bodies by name. This is a function, because building the bodies takes a second."""
+    """Return hostile bodies, keyed by name. This is a function, because building the bodies takes a second."""
     return {
         "alias bomb": (YAML, bomb(9, 9)),
         "merge key bomb": (YAML, b"a: &a {x: 1}\n" + b"".join(b"b%d: {<<: *a}\n" % n for n in range(10_000))),

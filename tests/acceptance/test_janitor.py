@@ -24,7 +24,7 @@ CREATED_OBJECTS = {
 """The objects that an attempt creates, in order. The runner is stopped after each."""
 
 RUNTIME_OBJECTS = ("the handle", "the control group", "a process")
-"""The objects after whose creation the runner has used its runtime."""
+"""Once one of these objects exists, the runner has used its runtime."""
 
 
 def command_lines():

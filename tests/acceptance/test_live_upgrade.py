@@ -81,7 +81,7 @@ EXTENDED_TYPES = {
     *("sandbox.model.events:Record", "sandbox.model.task:Task"),
     "sandbox.api.request_parsing:PageCursor",
 }
-"""Types with additional fields, events or values. The new version reads what the old one writes, not vice versa."""
+"""Types with additional fields, events or values. The new version reads what the old one writes, but not vice versa."""
 
 MSGPACK_TYPES = {
     "sandbox.contracts.terminals:Shown|sandbox.contracts.terminals:Role|sandbox.contracts.terminals:Ended": (

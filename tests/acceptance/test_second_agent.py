@@ -1,4 +1,4 @@
-"""A second agent, with a different model API from Claude Code's, is tested from its manifest section to the patch."""
+"""Tests of a second agent, whose model API differs from Claude Code's, from its manifest section to the patch."""
 
 import contextlib
 import http.server

@@ -1,8 +1,8 @@
 """Records the examples of `openapi.json` and `docs/rest.md`: the requests that test modules of routes declare, and the
 app's responses.
 
-The app serves tasks in memory, at a fixed time. So the examples are responses of the code, and do not differ between
-two runs.
+The app serves tasks in memory, at a fixed time. So the examples are real responses, and every run produces the same
+ones.
 """
 
 import json
@@ -81,7 +81,7 @@ def match_examples(routes: Sequence[APIRoute], examples: Sequence[Example]) -> l
 
 
 def record_examples() -> dict[str, Any]:
-    """Return the requests and responses by operation, and the body of each error by its code."""
+    """Return the requests and responses, keyed by operation, and the error bodies, keyed by error code."""
     matched = match_examples(api_routes(), declared_examples())
     operations = {example.operation: _record(route, example) for route, example in matched}
     return {"operations": operations, "errors": {body["error"]: body for body in _error_bodies()}}

@@ -162,7 +162,7 @@ def _paragraph(text: str) -> str:
 
 
 def _mark_code(text: str) -> str:
-    """Return a text with its options, commands, variables and manifest fields as code."""
+    """Return the text with its options, commands, variables and manifest fields marked as code."""
     return _CODE.sub(lambda match: f"`{match[0]}`", text)
 
 

@@ -80,7 +80,7 @@ class _Page:
         yield f"Errors: {_errors(operation)}.\n"
 
     def objects(self) -> Iterator[str]:
-        """Yield a table for each linked object, sorted by name; a table may link more objects."""
+        """Yield a table for each linked object, sorted by name; a table may link to more objects."""
         tables: dict[str, list[str]] = {}
         while pending := {*self._linked} - tables.keys():
             for model in pending:
@@ -229,7 +229,7 @@ def _anchor(method: str, path: str) -> str:
 
 
 def _json_lines(body: Any, indent: int = 0) -> str:
-    """Return JSON in which objects and lists that fit into one line are not broken."""
+    """Return JSON in which each object or list that fits on one line is on one line."""
     one_line = json.dumps(body, ensure_ascii=False)
     if not isinstance(body, dict | list) or len(one_line) + indent <= _JSON_COLUMNS_MAX:
         return one_line

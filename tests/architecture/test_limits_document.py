@@ -151,7 +151,7 @@ DASHBOARD_ROWS = {
     "Characters of a line of a highlighted file": "syntax.js:LINE_CHARACTERS_MAX",
     "Highlighting of a file": "syntax.js:REPLY_MILLISECONDS_MAX",
 }
-"""Limits of the dashboard, with the script and the constant."""
+"""The dashboard's limits, with the script and the constant that define each."""
 
 
 def format_value(name: str, value: float) -> str:

@@ -47,7 +47,7 @@ class Thing:
 
 @pytest.fixture
 def sample(tmp_path: Path) -> dict[tuple[str, str], str]:
-    """The operators of the sample's mutants, by original and mutated line."""
+    """The operators of the sample's mutants, keyed by original and mutated line."""
     (tmp_path / "sample.py").write_text(SAMPLE)
     return {
         (mutant.original, mutant.mutated): mutant.operator for mutant in mutants_of(tmp_path / "sample.py", tmp_path)

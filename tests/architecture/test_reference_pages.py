@@ -86,7 +86,7 @@ def _expected_request(request: dict[str, Any]) -> tuple[str, str, dict[str, str]
 
 
 def rows(document: Path) -> dict[str, list[str]]:
-    """Return the rows of all tables by their first cell."""
+    """Return the rows of all tables, keyed by their first cell."""
     lines = [line for line in document.read_text().splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
     return {row[0].split()[0].strip("`,"): row for row in cells}

@@ -26,7 +26,7 @@ FRAGMENTS = {
 """Short modules with a single importer, and the reason why each is a separate module."""
 
 COMMAND_PACKAGE = "cli.commands"
-"""One module per command, however short; the command line imports them by name when a command runs."""
+"""One module per command, however short; the command line imports a module by its name when its command runs."""
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -33,7 +33,7 @@ TARGETS = {"journal": journal_target, "index": index_target, "everything": any_t
 
 
 def run_faults(harness, target, error, *, is_persistent=False, step=1):
-    """Run a task for each n, in which the n-th call fails, until a task makes fewer than n calls.
+    """For each n, run a task whose n-th call fails, until a task makes fewer than n calls.
 
     Returns counts of the final states, and the failures.
     """

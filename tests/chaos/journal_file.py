@@ -1,4 +1,4 @@
-"""A task's journal on disk, read without any code of Sandbox."""
+"""A task's journal on disk, read without any of Sandbox's code."""
 
 import json
 

@@ -198,7 +198,10 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
 
 
 def _allowed_ends(task: TaskEvidence) -> set:
-    """Return the allowed ends: only a failed agent if its death was recorded before the runner was killed."""
+    """Return the allowed ends.
+
+    If the agent's death was recorded before the runner was killed, only a failed agent is allowed.
+    """
     recorded_agent_kill = task.target == "all" and task.state_at_kill == "completing" and task.agent_was_killed
     return (
         {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_corrected_state_at_kill(task), set())
@@ -268,7 +271,7 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
 
 
 def check_received_events(expected_events: dict, received_events: dict) -> Iterator[str]:
-    """Reconnecting clients receive the journal: every event once, in order, to the end.
+    """Reconnecting clients receive the whole journal: every event once, in order.
 
     expected_events: `{task id: events}`, from the journal; received_events: `{(client, task id): events}`.
     """

@@ -1,4 +1,4 @@
-"""A relay to the git server that pauses: a clone gets some bytes, and the rest after `open` is called."""
+"""A relay to the git server that pauses: a clone gets some bytes at once, and the rest after `open` is called."""
 
 import contextlib
 import socket

@@ -74,7 +74,7 @@ class WebSocketClient(Client):
 
     @staticmethod
     def is_delivered(event):
-        """Return True for all events except `usage`, because progress and metrics events have the same values."""
+        """Return True for all events except `usage`, whose values are also in progress and metrics events."""
         return event["type"] != "usage"
 
     async def _receive(self):

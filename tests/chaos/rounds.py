@@ -30,7 +30,7 @@ SHARED = ("server", "all")
 
 @dataclass
 class RoundResult:
-    """The outcome of one round. ends: the number of tasks with each (kill target, state at the kill, end)."""
+    """The outcome of one round. ends: the number of tasks, keyed by (kill target, state at the kill, end)."""
 
     ends: Counter
     violations: list
@@ -47,7 +47,7 @@ class RoundResult:
 
 
 def run_round(directory, runtime, chosen_pairs, seed):
-    """Test the pairs with one deployment: first the targets of single tasks, then each shared one."""
+    """Test the pairs with one deployment: first the targets that belong to a single task, then each shared target."""
     with ChaosDeployment(directory, runtime) as deployment:
         kills = {}
         if own := [pair for pair in chosen_pairs if pair[0] not in SHARED]:

@@ -33,7 +33,7 @@ def supervisor_pid(harness, job):
 
 
 def store(harness, job):
-    """Store a job as a server does that dies before it starts the job."""
+    """Store a job like a server that dies before it starts the job."""
     files_of(harness, job).mkdir(parents=True)
     stored = process_engine._StoredRequest(1, job.request)
     (files_of(harness, job) / "request.json").write_bytes(msgspec.json.encode(stored))
@@ -147,7 +147,7 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
         await engine.withdraw(job.name)
     assert await other.is_alive()
     assert other.events.read("term") == []
-    # The control: with the right start time and boot id, the process is signaled.
+    # Control: with the right start time and boot id, the process is signaled.
     (files_of(harness, job) / "started.json").write_text(json.dumps(started))
     await engine.withdraw(job.name)
     await until_ended(engine, other)

@@ -1,4 +1,4 @@
-"""Slurm in trouble: its controller is killed or paused, hosts are killed or cut off, jobs are lost or duplicated."""
+"""Slurm failures: the controller is killed or paused, hosts are killed or cut off, jobs are lost or duplicated."""
 
 import asyncio
 
@@ -24,7 +24,7 @@ def on_host(harness):
 
 
 def submit_directly(cluster, job, *arguments):
-    """Submit a job as an earlier server did, without a look-up."""
+    """Submit a job without looking it up first, as an earlier server did."""
     return cluster.run(
         "sbatch", "--parsable", f"--job-name={job.name}", "--dependency=singleton", "--output=/dev/null", *arguments
     ).strip()
@@ -70,7 +70,8 @@ async def test_paused_controller_is_unavailable_in_bounded_time(cluster, engine,
 
 
 async def lose_job(cluster, harness, create_job, saved_job_id):
-    """Submit a job that waits, and kill the controller before it saves its state. Return the job and its former id.
+    """Submit a job that has to wait, and kill the controller before it saves its state. Return the job and its former
+    id.
 
     The controller saves its state at most every five seconds. On a busy machine, it may save a job in time.
     """
@@ -96,7 +97,7 @@ async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, har
     lost, lost_id = await lose_job(cluster, harness, create_job, (await status_of(engine, blocker)).job_id)
     other = create_job("wait", resources=harness.full)
     assert (await status_of(engine, blocker)).phase is JobPhase.RUNNING
-    # Slurm gives the id of the lost job to another one. Only names identify jobs.
+    # Slurm reuses the lost job's id for another job. Only names identify jobs.
     await engine.submit(other.request)
     assert (await status_of(engine, other)).job_id == lost_id
     await engine.withdraw(lost.name)
@@ -130,7 +131,7 @@ async def test_job_on_a_killed_host_is_unreachable(cluster, on_host, create_job)
 
 
 async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on_host, create_job):
-    """Slurm reports CANCELLED, as for every withdrawn job, although the worker runs."""
+    """Slurm reports CANCELLED, as for every withdrawn job, although the worker is running."""
     job, connected = create_job("wait"), create_job("wait")
     engine = on_host("n2")
     await engine.submit(job.request)
@@ -153,7 +154,7 @@ async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on
 
 
 async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, on_host, create_job):
-    """Slurm queues a job again if its host did not respond to the request to start it, despite `--no-requeue`."""
+    """Despite `--no-requeue`, Slurm requeues a job if its host did not respond to the request to start the job."""
     job = create_job("wait")
     engine = on_host("n2")
     cluster.cut_off("n2")
@@ -171,7 +172,7 @@ async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, on_ho
 
 
 async def test_controller_that_forgot_a_start_reports_the_end_truthfully(cluster, engine, create_job):
-    """The killed controller had saved that the job waits, or nothing. Slurm ends the worker that nobody expects."""
+    """The killed controller had saved the job as waiting, or not at all. Slurm ends workers that it does not expect."""
     job = create_job("wait")
     await engine.submit(job.request)
     await job.until_beats()

@@ -1,4 +1,4 @@
-"""A journal has one writer at a time, even if the writers are processes that hand it over, crash or are killed."""
+"""A journal has one writer at a time, even if writers are processes that hand it over, crash or are killed."""
 
 import contextlib
 import errno

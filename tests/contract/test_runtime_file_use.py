@@ -406,7 +406,7 @@ stat -c %a /dev/shm/copied/file unpacked/tree/file installed second
 
 
 def test_extended_attributes_cannot_be_set(runtime: Runtime, disk: Path):
-    """A file in memory can have millions, which the kernel lists and removes without interruption."""
+    """A file in memory can have millions of attributes, which the kernel lists and removes without interruption."""
     if runtime.name == "gvisor":
         pytest.skip("attributes belong to the sandbox's kernel")
     *lines, link = run_lines(runtime, disk, _ATTRIBUTES)
@@ -671,8 +671,8 @@ time.sleep(600)
 )
 """The program fills the output, passes a connection to it and closes its own descriptor.
 
-The last descriptor of the connection is then in the output. Because the connection has unsent data, closing that
-descriptor takes 30 s.
+The last descriptor of the connection is then in the output's buffer. Because the connection has unsent data, closing
+that descriptor takes 30 s.
 """
 
 

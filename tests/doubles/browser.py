@@ -38,7 +38,7 @@ def open_chromium():
 
 
 class Chromium:
-    """A browser process. It is slow to start, so it is reused, and restarted after a crash."""
+    """A browser process. Starting it is slow, so tests share the process. It is restarted after a crash."""
 
     def __init__(self, program, home):
         self._program, self._home = program, home
@@ -95,7 +95,7 @@ class Browser:
         self._process = process
 
     def open(self, url, *, width=1280, scheme="light", status=200, before=None, prepare=None):
-        """Open and load a page. width: in CSS pixels; before: a script that runs before all others.
+        """Open a page and load the URL. width: in CSS pixels; before: a script that runs before all others.
 
         prepare: called with the page before the first request.
         """
@@ -123,7 +123,7 @@ class Browser:
         return [request for request in self.requests if request.url.partition("?")[0].endswith(path)]
 
     def ignore_errors(self, *parts):
-        """Drop the expected console errors, which contain one of these strings."""
+        """Drop the console errors that contain one of these strings, because the test expects them."""
         self.console_errors[:] = [text for text in self.console_errors if not any(part in text for part in parts)]
 
     def _record_request(self, request):
@@ -135,7 +135,7 @@ class Browser:
 
 
 def accessibility_violations(page):
-    """Return the accessibility violations in any layout: findings of axe, and horizontal overflow.
+    """Return the accessibility violations in all layouts: axe's findings and horizontal overflow.
 
     Leaves the page in the first layout.
     """

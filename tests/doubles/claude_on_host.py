@@ -1,4 +1,4 @@
-"""The real Claude Code with Sandbox's command line, outside a sandbox, in directories of the test."""
+"""Runs the real Claude Code with Sandbox's command line, outside a sandbox, in the test's own directories."""
 
 import asyncio
 import os

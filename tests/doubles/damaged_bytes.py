@@ -1,10 +1,10 @@
-"""Damages messages at random, to compare how two parsers read them."""
+"""Damages messages at random places, to compare how two parsers read them."""
 
 import random
 from collections.abc import Iterator
 
 FIRST_BYTES = 120
-"""Half of the changes are made in the first bytes, where most messages have their length fields."""
+"""Half of the changes affect the first bytes, where most messages have their length fields."""
 
 
 def damage(message: bytes, count: int, seed: int) -> Iterator[bytes]:

@@ -15,14 +15,14 @@ LAYOUTS = (
     ("dark", 1120, 700, ("conversation", "changes")),
     ("light", 390, 844, ("conversation", "changes")),
 )
-"""Color scheme, width and height in CSS pixels, and the task views to take."""
+"""Color scheme, width and height in CSS pixels, and the task views to capture."""
 PAGES = (
     ("tasks", "/", 200),
     ("submit", "/submit?from=fix-greeting", 200),
     ("server", "/server", 200),
     ("no-such-task", "/tasks/nobody", 404),
 )
-"""The other pages, with screenshot name, path and status code."""
+"""The other pages: screenshot name, path and status code."""
 
 APP = '''"""Greets people."""
 
@@ -92,7 +92,7 @@ def main(directory: Path) -> None:
 
 
 def run_tasks(deployment):
-    """Run six tasks: two are completed, one failed, one cancelled, one running and one pending at the end."""
+    """Run six tasks. In the end, two are completed, one failed, one cancelled, one running and one pending."""
     make_repository(deployment.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
     deployment.start_git()
     deployment.start_model(*TURNS)
@@ -170,7 +170,7 @@ def layout_name(scheme, width):
 
 def save(page, file, height):
     page.set_viewport_size({"width": page.viewport_size["width"], "height": height})
-    page.wait_for_timeout(1200)  # long enough for an update of the displayed times, and rendering
+    page.wait_for_timeout(1200)  # long enough for the page to update the displayed times and to render
     page.screenshot(path=file, animations="disabled")
 
 

@@ -1,4 +1,4 @@
-"""A worker for tests of engines: records what happens to it in a directory that it shares with the test.
+"""A worker for engine tests: records what happens to it in a directory that it shares with the test.
 
 Usage: engine_worker.py DIRECTORY ACTION [ARGUMENT...], with one of these actions:
 
@@ -22,7 +22,7 @@ BEAT_SECONDS = 0.1
 
 
 class EventFile:
-    """The events of all workers that use the directory, one JSON line for each."""
+    """The events of all workers that use the directory, as one JSON line per event."""
 
     def __init__(self, directory):
         self.path = Path(directory, "events")
@@ -32,7 +32,7 @@ class EventFile:
             file.write(json.dumps(event).encode() + b"\n")
 
     def read(self, kind=None):
-        """Return the events of one kind, or all."""
+        """Return the events of one kind, or all events."""
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         events = [json.loads(line) for line in lines]
         return [event for event in events if kind in (None, event["kind"])]

@@ -46,7 +46,7 @@ class ProcessHarness:
 
 
 class SlurmHarness:
-    """Runs jobs on a Slurm cluster, on its partition of one host."""
+    """Runs jobs on a Slurm cluster, in a partition with one host."""
 
     kill_seconds = slurm_cluster.KILL_WAIT_SECONDS
     full = Resources(slurm_cluster.CPUS, 1000 * MIB, 10 * GIB)
@@ -88,15 +88,15 @@ class Job:
         return [event["worker"] for event in self.events.read("start")]
 
     async def until_beats(self):
-        """Wait until the worker runs."""
+        """Wait until the worker is running."""
         await until(lambda: self.events.read("beat"))
 
     def beats(self):
-        """Return the number of signs of life so far."""
+        """Return how many heartbeats the job's workers have recorded so far."""
         return len(self.events.read("beat"))
 
     async def is_alive(self):
-        """Return whether a worker runs. A worker that is only slow on a busy machine counts as alive."""
+        """Return whether a worker is running. A worker that is only slow on a busy machine counts as alive."""
         before = self.beats()
         deadline = time.monotonic() + 3.0
         while time.monotonic() < deadline:

@@ -63,11 +63,11 @@ FAILED_EVENTS: tuple[e.Event, ...] = (
 class Example:
     """A request to one operation, which must succeed. By default, the task `TASK` has completed.
 
-    path_params, query, headers: values by name. The path parameter `task_id` is `TASK`.
+    path_params, query, headers: values keyed by name. The path parameter `task_id` is `TASK`.
     body: JSON.
     events: the events of the task before the request; None if there is no task.
     is_sandbox_preserved: whether the sandbox of the task is preserved.
-    shown_lines: if it is not empty, only the lines of a text response that contain it are recorded.
+    shown_lines: if not empty, only those lines of a text response that contain this text are recorded.
     """
 
     operation: str

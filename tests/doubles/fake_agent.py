@@ -68,7 +68,7 @@ def _program(timed_lines: Iterable[tuple[str, float]]) -> bytes:
 
 
 def _elf(code: bytes, data: bytes) -> bytes:
-    """Return an ELF file of one segment: header, code, data."""
+    """Return an ELF file with one segment that contains the header, the code and the data."""
     total = _HEADER_BYTES + len(code) + len(data)
     identity = b"\x7fELF\x02\x01\x01" + bytes(9)
     header = struct.pack("<16sHHIQQQIHHHHHH", identity, 2, 62, 1, _BASE + _HEADER_BYTES, 64, 0, 0, 64, 56, 1, 0, 0, 0)

@@ -21,8 +21,8 @@ def deployment_with_fake_internet(
 ):
     """Yield a deployment whose git host and model are at `services_address`, and its fake internet.
 
-    names: name resolution on the server's machine. addresses: global addresses of the fake internet;
-    own_addresses: addresses of the server's machine.
+    names: maps the names that the server's machine resolves to addresses. addresses: global addresses of the fake
+    internet; own_addresses: addresses of the server's machine.
     """
     hosts, resolver = directory / "hosts", directory / "resolv.conf"
     hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))

@@ -1,4 +1,4 @@
-"""Tasks in memory: tests record the events of a task, which the API then serves."""
+"""Tasks in memory: a test records a task's events, and the API serves them."""
 
 import asyncio
 import uuid

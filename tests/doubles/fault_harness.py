@@ -21,7 +21,7 @@ FAULT_SECONDS = 4.0
 
 
 class FaultHarness:
-    """Runs tasks with a fake agent, one task per fault. final_statuses: the final status of each task, by task id."""
+    """Runs tasks with a fake agent, one task per fault. final_statuses: the tasks' final statuses, keyed by task id."""
 
     def __init__(self, directory, *, data_dir=None, timed_lines=TIMED_LINES, **environment):
         self.deployment = Deployment(directory)

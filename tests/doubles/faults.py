@@ -1,4 +1,4 @@
-"""Makes system calls of real processes fail, with strace(1), and mounts file systems small enough to fill."""
+"""Uses strace(1) to make system calls of real processes fail, and mounts file systems small enough to fill."""
 
 import contextlib
 import os
@@ -92,7 +92,7 @@ def small_file_system(directory, size_bytes):
 
 
 def fill_file_system(directory, *, free_bytes=0):
-    """Fill a file system except for `free_bytes`; return the file that uses the space."""
+    """Fill a file system up to the last `free_bytes`; return the file that uses the space."""
     filler = directory / "filler"
     with filler.open("wb", buffering=0) as file:
         for piece_bytes in (1 << 20, 1 << 16, 4096):

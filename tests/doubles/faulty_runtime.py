@@ -1,4 +1,4 @@
-"""A runtime double that fails on demand, in the ways in which real runtimes may fail."""
+"""A runtime double that fails on demand, in the same ways as real runtimes."""
 
 import asyncio
 import signal

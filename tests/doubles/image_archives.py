@@ -67,7 +67,7 @@ def configuration(layers, architecture=ARCHITECTURE):
 
 
 def save(path, members):
-    """Write a tar of members by name; bytes are files, strings are links."""
+    """Write a tar from members keyed by name; bytes become files, strings become links."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             tar_entry = symlink(name, content) if isinstance(content, str) else entry(name, content)

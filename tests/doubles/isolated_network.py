@@ -24,7 +24,7 @@ PRIVATE_ADDRESS = "10.1.2.3"
 class IsolatedNetwork:
     """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
 
-    packets: (protocol, address, port) of every recorded packet. Of TCP connections, only the SYN packets are recorded.
+    packets: (protocol, address, port) of every recorded packet. For TCP connections, only the SYN packets are recorded.
     """
 
     def __init__(self):

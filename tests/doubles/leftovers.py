@@ -27,12 +27,15 @@ def host_process():
 
 
 def attempt_ids(data_dir):
-    """Return the ids of all attempts in the data directory; their runner logs are kept."""
+    """Return the ids of all attempts in the data directory, including ended ones, whose runner logs are kept."""
     return {path.name for path in Path(data_dir).glob("tasks/*/attempts/*")}
 
 
 def processes(data_dir):
-    """Return processes, except the server, in an attempt's cgroup or with its id or the data directory as argument."""
+    """Return the processes of all attempts, without the server.
+
+    They are in an attempt's cgroup, or have an attempt's id or the data directory in an argument.
+    """
     ids = attempt_ids(data_dir)
     pattern = re.compile("|".join([re.escape(str(data_dir)), *(f"sandbox[:/]{one}" for one in ids)]))
     found = set()
@@ -100,7 +103,7 @@ _KINDS = (processes, mounts, cgroups, loop_devices, sockets, files)
 
 
 def find_leftovers(data_dir):
-    """Return the leftovers by kind; empty if there are none."""
+    """Return the leftovers, keyed by kind; empty if there are none."""
     return {kind.__name__: found for kind in _KINDS if (found := kind(data_dir))}
 
 

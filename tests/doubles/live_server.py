@@ -374,6 +374,6 @@ TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def _text(content):
-    """Return the tool's output, without Claude Code's additions for the model."""
+    """Return the tool's output, without what Claude Code adds for the model."""
     text = content if isinstance(content, str) else "".join(block.get("text", "") for block in content)
     return text.partition("<system-reminder>")[0].rstrip()

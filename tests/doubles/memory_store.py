@@ -58,11 +58,11 @@ class MemoryStore:
         self._tasks[indexed.task.id] = indexed
 
     def last_change(self) -> ChangeCursor:
-        """Return the position after the latest change of a state."""
+        """Return the position after the latest state change."""
         return ChangeCursor("memory", self._last_change)
 
     def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
-        """Return the tasks that changed their state after a position, and the position after each."""
+        """Return the tasks whose state changed after a position, and the position after each change."""
         is_known = after.index_id == "memory" and after.number <= self._last_change
         start = after.number if is_known else 0
         changes = sorted((number, task_id) for task_id, number in self._changes.items() if task_id in self._tasks)
@@ -82,11 +82,11 @@ class MemoryStore:
         return ()
 
     def load(self, task_id: str) -> IndexedTask | None:
-        """Return a task, None if it is unknown."""
+        """Return a task, or None if it is unknown."""
         return self._tasks.get(task_id)
 
     def unfinished(self) -> Sequence[IndexedTask]:
-        """Return all tasks in a state that is not final, oldest first."""
+        """Return all tasks that are not in a final state, oldest first."""
         candidates = [indexed for indexed in self._all() if not indexed.task.state.is_final]
         return sorted(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id))
 
@@ -96,7 +96,7 @@ class MemoryStore:
         return max(candidates, key=lambda indexed: (indexed.task.created_at, indexed.task.id), default=None)
 
     def prompt_beginnings(self, task_ids: Sequence[str], length: int) -> Mapping[str, str]:
-        """Return the first characters of prompts, by id."""
+        """Return the first characters of the tasks' prompts, keyed by task id."""
         known = {task_id: self._tasks[task_id].task for task_id in task_ids if task_id in self._tasks}
         return {task_id: task.manifest.agent.prompt[:length] for task_id, task in known.items()}
 
@@ -128,7 +128,7 @@ class MemoryStore:
         )
 
     def count_by_state(self) -> Mapping[TaskState, int]:
-        """Count the tasks by state; every state is a key."""
+        """Count the tasks in each state; every state is a key."""
         states = [indexed.task.state for indexed in self._all()]
         return {state: states.count(state) for state in TaskState}
 

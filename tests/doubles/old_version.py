@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def missing_reason(commit):
-    """Return why the commit is not available in this repository; None if it is."""
+    """Return why the commit is not available in this repository; None if it is available."""
     try:
         result = subprocess.run(
             ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=REPOSITORY, capture_output=True, check=False

@@ -1,4 +1,4 @@
-"""Lightweight clients that follow a task by server-sent events, and disconnect and reconnect."""
+"""Lightweight clients that follow a task through server-sent events, and disconnect and reconnect."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ class ReconnectingClient:
     """Reads until the event `end`; stores `seqs` in the received order, and a digest of all bytes.
 
     rng: chooses when to disconnect and for how long; None for a single connection.
-    lifetime_log10: range of log10 of the bytes read per connection.
+    lifetime_log10: the range of the base-10 logarithm of the bytes read per connection.
     on_events: called with events that arrived together (their seqs, their text) and the time when the connection was
     opened (seconds since 1970).
     """

@@ -121,7 +121,7 @@ def _host(url):
 
 
 def main(names):
-    """Record the named cases, or all."""
+    """Record the named cases, or all cases."""
     RECORDINGS.mkdir(exist_ok=True)
     index_file = RECORDINGS / "index.json"
     index = json.loads(index_file.read_text()) if index_file.exists() else {}

@@ -14,7 +14,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Usage
 
 USD_PER_TOKEN = {"scripted-1": (1e-6, 4e-6)}
-"""The prices of an input token and of an output token."""
+"""The prices of one input token and one output token."""
 
 _OUTPUT_TOKENS_MAX = 100_000
 _STORED_DATA_FIELDS = frozenset({"previous_response_id", "conversation", "prompt", "file_id"})
@@ -79,7 +79,7 @@ class ResponsesApi:
 
 
 def _stored_data_field(value: object) -> str | None:
-    """Return a field that refers to data on the model's servers, which store the data of all tasks for one key."""
+    """Return a field that refers to data on the model's servers, which share the data of all tasks with one key."""
     pending = [value]
     while pending:
         one = pending.pop()

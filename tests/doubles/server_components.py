@@ -184,7 +184,7 @@ class AdjustableClock(SystemClock):
 
 
 class RunningServer:
-    """The methods of all services of one server, and the objects that tests use directly."""
+    """The methods of a server's services, and the objects that tests use directly."""
 
     def __init__(self, components):
         data_dir, clock, tracked_tasks = components.data_dir, components.clock, {}

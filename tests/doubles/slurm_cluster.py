@@ -1,9 +1,9 @@
 """A real Slurm cluster of three hosts on this machine, each in separate namespaces.
 
 The cluster has network, PID and mount namespaces, and so has each host: a host can be killed as a whole or cut off from
-the network, and no packet leaves the cluster. The commands of Slurm are wrapped in scripts that enter the cluster's
-network. Clusters do not affect each other: the addresses exist in their namespaces only, and the configuration is found
-through `SLURM_CONF`. If the process that started a cluster dies, the kernel kills the cluster.
+the network, and no packet leaves the cluster. Slurm's commands are wrapped in scripts that enter the cluster's network.
+Clusters do not affect each other: the addresses exist in their namespaces only, and the configuration is found through
+`SLURM_CONF`. If the process that started a cluster dies, the kernel kills the cluster.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ class SlurmCluster:
     """
 
     def __enter__(self):
-        # A short path: the daemons create Unix sockets below it.
+        # The path must be short, because the daemons create Unix sockets below it.
         self.directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
         self.configuration = self.directory / "slurm.conf"
         self.commands = self.directory / "bin"
@@ -112,7 +112,7 @@ class SlurmCluster:
         self.write_configuration()
 
     def write_configuration(self, min_job_age=300):
-        """Write slurm.conf; the controller reads it when it starts. min_job_age: how long it remembers ended jobs."""
+        """Write slurm.conf, which the controller reads at startup. min_job_age: how long it remembers ended jobs."""
         nodes = "\n".join(
             f"NodeName={host} NodeHostname={socket.gethostname()} NodeAddr={_address(host)} Port={17000 + number} "
             f"CPUs={CPUS} RealMemory={MEMORY_MIB * (2 if host == 'n3' else 1)} TmpDisk={DISK_MIB}"
@@ -159,13 +159,13 @@ class SlurmCluster:
         self._read_reply()
 
     def run(self, *command):
-        """Run one of Slurm's commands, and return its output."""
+        """Run a Slurm command, and return its output."""
         environment = {"PATH": _PATH, "SLURM_CONF": str(self.configuration)}
         program = [str(self.commands / command[0]), *command[1:]]
         return subprocess.run(program, env=environment, check=True, timeout=30, capture_output=True, text=True).stdout
 
     def kill_host(self, host):
-        """Kill all processes of a host at once, as a power failure does."""
+        """Kill all processes of a host at once, like a power failure."""
         self._request("kill", host)
 
     def start_host(self, host):
@@ -177,7 +177,7 @@ class SlurmCluster:
         self._request("cut", host)
 
     def reconnect(self, host):
-        """Connect a host to the network again. If it is DOWN, it takes up to a minute until it runs jobs."""
+        """Connect a host to the network again. If the host is DOWN, it takes up to a minute to run jobs again."""
         self._request("heal", host)
 
     def kill_controller(self):
@@ -193,11 +193,11 @@ class SlurmCluster:
         self._request("signal-controller", "STOP")
 
     def resume_controller(self):
-        """Continue a stopped controller."""
+        """Resume a stopped controller."""
         self._request("signal-controller", "CONT")
 
     def until_idle(self):
-        """Wait until all hosts respond and run no job. Slurm disables a host whose processes it could not kill."""
+        """Wait until all hosts respond and run no jobs. Slurm disables a host whose processes it could not kill."""
 
         def is_idle():
             states = dict(line.split() for line in self.run("sinfo", "-hN", "-pall", "-o%N %T").splitlines())
@@ -209,13 +209,13 @@ class SlurmCluster:
         _wait(is_idle)
 
     def save_state(self, job_id):
-        """Wait until the controller has saved its present state, which contains this job."""
+        """Wait until the controller has saved its current state, which includes this job."""
         mark = secrets.token_hex(8)
         self.run("scontrol", "update", f"JobId={job_id}", f"Comment={mark}")
         _wait(lambda: mark.encode() in (self.directory / "state" / "job_state").read_bytes())
 
     def logs(self):
-        """Return the ends of all logs."""
+        """Return the end of each log."""
         return "\n".join(f"{path.name}: {path.read_text()[-2000:]}" for path in self.directory.glob("*.log"))
 
 
@@ -256,7 +256,7 @@ class _Supervisor:
             process = self._hosts.pop(argument)
             process.kill()
             process.wait()
-            # The kernel removes the device with its namespace, but later.
+            # The kernel would remove the device with its namespace, but only later.
             subprocess.run(["ip", "link", "delete", f"to-{argument}"], check=False, timeout=20, capture_output=True)
         elif verb == "start":
             self._start_host(argument)
@@ -307,7 +307,7 @@ class _Supervisor:
         _wait(lambda: _succeeds("scontrol", "ping"))
 
     def _wait_until_ready(self, host):
-        """Wait until the host runs a job. A node that is idle may not have registered yet."""
+        """Wait until the host runs a job. An idle node may not have registered yet."""
         job = ("sbatch", "--quiet", "--wait", "--output=/dev/null", f"--nodelist={host}", "--wrap=true")
         _wait(lambda: _succeeds(*job))
 

@@ -1,4 +1,4 @@
-"""A data directory as left by a server: journals, artifacts and index of tasks created by the test."""
+"""A data directory as a server leaves it, with the journals, artifacts and index of tasks that the test creates."""
 
 import contextlib
 import hashlib
@@ -110,7 +110,7 @@ class StoredTasks:
         return ArtifactCollected(Artifact(name, f".sandbox/{name}", len(content), content_type(name), checksum))
 
     def index(self, *task_ids):
-        """Add these tasks, or all, to the index."""
+        """Add these tasks, or all tasks, to the index."""
         store = self.store()
         for task_id in task_ids or self.journals.task_ids():
             replay = self.journals.replay(task_id)

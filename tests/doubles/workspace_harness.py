@@ -180,7 +180,7 @@ class WorkspaceHarness:
     def stage(
         self, url: str = PUBLIC_URL, branch: str = "main", patches: Sequence[Path] = (), **repository_fields: Any
     ) -> str:
-        """Clone into the attempt."""
+        """Clone the repository into the attempt's workspace."""
         repository = Repository(url=url, branch=branch, **repository_fields)
         base = asyncio.run(self.workspaces.stage(repository, self.attempt_dir, self.confine, self.disk_bytes, patches))
         if self.confined and os.geteuid() == 0:

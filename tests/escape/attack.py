@@ -10,7 +10,7 @@ OWN_KERNEL = ("gvisor", "qemu")
 """Runtimes whose sandboxes have their own kernel. An attack that such a kernel allows may affect only the sandbox."""
 
 CLOCK_SKEW_SECONDS = 1.5
-"""The clocks of a guest and the host may differ by this much: a guest reads its clock at boot, in whole seconds."""
+"""The clocks of a guest and the host may differ by this much: a guest reads the time at boot, in whole seconds."""
 
 DENIED = ("EPERM", "EACCES", "ENOSYS")
 """Errors with which a kernel denies a call."""

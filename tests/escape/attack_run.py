@@ -234,7 +234,7 @@ class AttackRun:
     def _run_resource_attacks(self):
         """Run the attacks; after an attack that kills the agent, another task continues with the remaining ones.
 
-        Such an attack counts as refused. The agent can also be killed between two attacks, by effects of the first
+        Such an attack counts as refused. The agent can also be killed between two attacks, by the effects of the first
         attack.
         """
         vm = {"memory": f"{attacks_on_resources.MEMORY_MIB}M", "disk": f"{attacks_on_resources.DISK_MIB}M"}

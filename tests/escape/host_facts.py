@@ -23,7 +23,7 @@ _ORDINARY_POLICIES = {0, 3, 5}  # SCHED_OTHER, SCHED_BATCH, SCHED_IDLE
 class Process(NamedTuple):
     """One process.
 
-    nice: the lowest value of its threads; policies: its scheduling policies except the ordinary policy.
+    nice: the lowest nice value of its threads; policies: its scheduling policies other than the ordinary one.
     """
 
     start: str
@@ -79,7 +79,7 @@ def _link(path):
 
 
 def _terminal_count(directory):
-    """Count the descriptors of terminals.
+    """Count the descriptors that refer to terminals.
 
     Path would be too slow, because a process may have a hundred thousand descriptors.
     """
@@ -118,7 +118,7 @@ def mount_namespaces():
 
 
 def read_etc(root):
-    """Return the security-relevant files of /etc, by name."""
+    """Return the security-relevant files in /etc, keyed by name."""
     return {name: (root / "etc" / name).read_bytes() for name in ETC if (root / "etc" / name).exists()}
 
 
@@ -135,12 +135,12 @@ def names_below(root):
 
 
 def read_settings():
-    """Return the kernel settings of the host, by path."""
+    """Return the host's kernel settings, keyed by path."""
     return {path: Path(path).read_text() for path in SETTINGS if os.access(path, os.R_OK)}
 
 
 def socket_buffer_bytes():
-    """Return the buffer memory of all TCP and UDP sockets of the machine, in all network namespaces."""
+    """Return the memory used by the buffers of all TCP and UDP sockets, in all network namespaces of the machine."""
     pages = re.findall(r"(?m)^(?:TCP|UDP):.* mem (\d+)", _read(Path("/proc/net/sockstat")))
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 

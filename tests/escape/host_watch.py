@@ -17,13 +17,13 @@ from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
 HOLD_SECONDS = 6.0
-"""Sufficient for a complete sample on a busy machine; without one, the attack is unproven."""
+"""Long enough for a complete sample on a busy machine; without such a sample, the attack is unproven."""
 
 TERMINAL_DESCRIPTORS_MAX, KEYS_MAX = 2 * PTYS_MAX + 16, 0
 """Limits for a sandbox's host resources: descriptors for both ends of the terminals that it may open, and no keys."""
 
 AIO_EVENTS = 20_000
-"""The number that an attack requests: far more than other programs on the machine use."""
+"""The number of AIO events that an attack requests: far more than other programs on the machine use."""
 
 
 BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 12 << 20
@@ -191,7 +191,7 @@ OBSERVERS = {
     "compiled filters": HostWatch._compiled_filters,
     "scores": HostWatch._oom_scores,
 }
-"""The observers, by the names that attack declarations use."""
+"""The observers, keyed by the names that attack declarations use."""
 
 SANDBOX_OBSERVERS = {"namespaces", "keys", "control groups", "priorities", "terminals", "scores"}
 """Observers that need a running sandbox."""

@@ -37,7 +37,10 @@ def main(requested):
 
 
 def run_attacks_and_update_table(runtime, *, is_requested):
-    """Run the attacks with one runtime. If it is unavailable, keep its column; fail only if it was requested."""
+    """Run the attacks with one runtime.
+
+    If the runtime is unavailable, keep its column. Fail only if the runtime was requested.
+    """
     with tempfile.TemporaryDirectory(prefix="escape-") as directory:
         probe = asyncio.run(make_runtime(runtime, Path(directory, "probe")).probe())
         if not probe.is_available:

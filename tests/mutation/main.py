@@ -29,7 +29,7 @@ SOURCES = Path("src") / "sandbox"
 BASELINE_SECONDS = 1800
 CPU_SECONDS, CPU_FACTOR = 8, 4
 WALL_SECONDS, WALL_FACTOR = 30, 5
-"""A mutant counts as killed if its tests take longer than this many seconds plus the factor times their usual time."""
+"""A mutant counts as killed if its tests take longer than this many seconds plus their usual time times the factor."""
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
@@ -71,7 +71,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def equivalents_of(
     checkout: Path, mutants_by_file: dict[str, list[Mutant]]
 ) -> tuple[dict[tuple[str, str, str, str, int], str], list[tuple[str, str, str, str, int]]]:
-    """Return why each listed mutant is equivalent, by key, and the listed keys that no longer exist."""
+    """Return why each listed mutant is equivalent, keyed by mutant, and the listed keys that no longer exist."""
     listed = tomllib.loads((checkout / MUTATION_DIRECTORY / "equivalents.toml").read_text()).get("equivalent", [])
     reasons = {
         (entry["file"], entry.get("scope", ""), entry["original"], entry["mutated"], entry.get("occurrence", 1)): entry[

@@ -1,4 +1,4 @@
-"""Runs a server that also supports the scripted agent. Arguments: the settings as JSON, by their names."""
+"""Runs a server that also supports the scripted agent. Argument: the settings as a JSON object, keyed by name."""
 
 import json
 import os
