@@ -245,7 +245,7 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     assert page.get_by_text("1 of 8 viewed").count() == 0
 
 
-def test_viewed_key_stays_at_the_file_and_the_count_is_always_on_the_screen(base_url, browser):
+def test_viewed_key_does_not_leave_the_file_and_the_count_stays_on_screen(base_url, browser):
     page = open_changes(browser, base_url)
     viewed = []
     for _ in range(8):
@@ -318,7 +318,7 @@ RECORD_COPIES = """Object.defineProperty(navigator, "clipboard", {
 });"""
 
 
-def test_comment_without_a_current_change_is_on_the_first_change_of_the_file(base_url, browser):
+def test_comment_without_a_current_change_goes_to_the_first_change_in_the_file(base_url, browser):
     page = open_changes(browser, base_url)
     for key in ("j", "j", "m"):
         page.keyboard.press(key)
@@ -335,7 +335,7 @@ def test_comment_without_a_current_change_is_on_the_first_change_of_the_file(bas
     page.locator(".comment-form").wait_for(state="detached")
 
 
-def test_comment_on_a_replaced_line_is_on_the_added_line(base_url, browser):
+def test_comment_on_a_replaced_line_goes_to_the_added_line(base_url, browser):
     page = open_changes(browser, base_url)
     app = file_of(page, "app.py")
     for _ in range(30):
@@ -438,7 +438,7 @@ def wait_for_scope(page, files):
     wait_until(lambda: changed_files(page) == files, 20, "the changes")
 
 
-def test_changes_of_a_whole_chain_are_reviewed(base_url, browser):
+def test_changes_in_a_whole_chain_can_be_reviewed(base_url, browser):
     page = open_changes(browser, base_url, "step")
     wait_for_scope(page, ["a.py", "b.py", "c.py"])
     task, chain = (page.get_by_role("button", name=name) for name in ("This task", "Whole chain"))
@@ -471,7 +471,7 @@ def test_changes_of_a_whole_chain_are_reviewed(base_url, browser):
     page.get_by_text("2 of 3 viewed").wait_for()
 
 
-def test_review_begins_with_the_scope_of_the_copied_command_or_with_the_chosen_scope(base_url, browser):
+def test_review_starts_in_the_scope_of_the_copied_command_until_another_is_chosen(base_url, browser):
     page = browser.open(f"{base_url}/tasks/step")
     assert page.locator("#copy-apply").get_attribute("data-copy-command") == "task apply step --chain"
     page.get_by_role("link", name="Review changes").click()
@@ -526,7 +526,7 @@ def test_comments_on_a_whole_chain_name_their_side(base_url, browser):
     assert copied_prompt(page) == wanted
 
 
-def test_chain_is_reviewed_if_its_last_task_changed_nothing(base_url, browser):
+def test_chain_can_be_reviewed_if_its_last_task_changed_nothing(base_url, browser):
     page = browser.open(f"{base_url}/tasks/unchanged#changes")
     file_of(page, "b.py").locator("tr.add").wait_for()
     changes = page.locator(".figures > div").first
@@ -542,7 +542,7 @@ def test_chain_is_reviewed_if_its_last_task_changed_nothing(base_url, browser):
     file_of(page, "b.py").locator("tr.add").wait_for()
 
 
-def test_task_that_continues_no_other_has_no_switch(base_url, browser):
+def test_task_that_does_not_continue_another_has_no_scope_switch(base_url, browser):
     page = open_changes(browser, base_url)
     assert page.get_by_role("button", name="Whole chain").count() == 0
     page.keyboard.press("?")

@@ -311,7 +311,7 @@ def test_labels_give_way_to_a_long_name(base_url, browser):
 
 
 @pytest.mark.parametrize("width", [1440, 1280, 390])
-def test_reason_starts_with_what_happened_and_the_state_is_not_cut(base_url, browser, width):
+def test_reason_starts_with_what_happened_and_the_state_is_not_cut_off(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=repair", width=width)
     row = page.locator("tr", has=page.locator("#task-short-name"))
     assert row.locator(".reason").inner_text().startswith("lifecycle.budget_usd")
@@ -367,7 +367,7 @@ def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser,
 
 
 @pytest.mark.parametrize("width", [1440, 1280, 390])
-def test_first_label_is_visible_and_all_open_on_hover_and_focus(base_url, browser, width):
+def test_first_label_is_visible_and_all_appear_on_hover_and_focus(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=translate", width=width)
     row = page.locator("tr", has=page.locator("#task-chain-2"))
     first, everything = row.locator(".first-label > .label"), row.locator(".all-labels")
@@ -413,7 +413,7 @@ def test_change_is_not_offered_for_a_task_that_cannot_be_continued(base_url, bro
     assert page.get_by_role("dialog").count() == 0
 
 
-def test_dialog_says_why_a_task_with_a_patch_cannot_be_continued(base_url, browser):
+def test_dialog_explains_why_a_task_with_a_patch_cannot_be_continued(base_url, browser):
     page = browser.open(f"{base_url}/tasks/{FAILED}")
     page.get_by_role("button", name="Ask for a change").click()
     dialog = page.get_by_role("dialog", name="Ask for a change")
@@ -454,7 +454,7 @@ def test_finished_task_is_deleted_from_its_page_after_a_confirmation(list_server
     assert page.locator(".toast").count() == 0
 
 
-def test_menu_of_a_task_stays_in_the_window_of_a_phone(base_url, browser):
+def test_task_menu_stays_within_the_window_on_a_phone(base_url, browser):
     page = browser.open(f"{base_url}/tasks/{FAILED}", width=390)
     page.locator("#copy").click()
     menu = page.locator("#copy-menu .menu-items")
@@ -476,7 +476,7 @@ def test_menu_of_a_task_stays_in_the_window_of_a_phone(base_url, browser):
         ("http://localhost", " --server http://localhost"),
     ],
 )
-def test_copied_command_has_the_server_unless_it_is_the_default(list_server, browser, origin, option):
+def test_copied_command_names_the_server_unless_it_is_the_default(list_server, browser, origin, option):
     """No request reaches `origin`: the route handler answers each one with the real server's response."""
     address = list_server.server.ready_message["http"]
 

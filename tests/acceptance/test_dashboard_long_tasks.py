@@ -167,7 +167,7 @@ def test_page_of_an_ended_task_opens_at_the_outcome(open_task):
         (False, "success", "Result"),
     ],
 )
-def test_result_says_how_the_agent_ended(open_task, is_error, reason, title):
+def test_result_shows_how_the_agent_ended(open_task, is_error, reason, title):
     page, stream = open_task("chat")
     result = {"turns": 1, "duration_ms": 5, "cost_usd": None, "omitted_characters": 0}
     stream.send({"type": "agent_result", "text": "Text.", "is_error": is_error, "reason": reason, **result})
@@ -221,7 +221,7 @@ def test_result_of_a_resumed_session_has_no_cost(open_task, task_id, is_shown):
     assert ("$0.0406 as counted by the agent" in facts.inner_text()) == is_shown
 
 
-def test_equal_refusals_are_one_entry_of_the_conversation(open_task):
+def test_equal_refusals_share_one_conversation_entry(open_task):
     page, stream = open_task("chat")
     refused = {"type": "egress_denied", "port": 443, "reason": "vm.allowed_hosts does not list it."}
     mirror, other = {**refused, "host": "files.example.org"}, {**refused, "host": "example.com"}
@@ -247,7 +247,7 @@ def test_equal_refusals_are_one_entry_of_the_conversation(open_task):
     assert accessibility_violations(page) == []
 
 
-def test_open_command_repeats_neither_the_command_nor_the_exit_code(open_task):
+def test_expanded_command_repeats_neither_the_command_nor_the_exit_code(open_task):
     page, stream = open_task("chat")
     fields = {"description": "Run the tests", "run_in_background": "false", "timeout": "9"}
     stream.send(
@@ -305,7 +305,7 @@ def test_last_message_that_repeats_a_refusal_is_not_shown(open_task, task_id, me
     assert page.locator("#outcome").is_visible() == is_shown
 
 
-def test_refusals_of_the_model_gateway_are_no_refused_connections(open_task):
+def test_model_gateway_refusals_are_not_refused_connections(open_task):
     page, stream = open_task("chat#network")
     denied = {**MODEL_REFUSAL, "host": "example.com", "port": 443, "reason": "vm.allowed_hosts does not list it."}
     stream.send({**MODEL_REFUSAL, "reason": SPENT}, {**MODEL_REFUSAL, "reason": SPENT}, denied)
@@ -363,7 +363,7 @@ def test_background_command_is_shown_as_running_until_it_ends(open_running_task)
     assert page.locator(".result h3").all_inner_texts() == ["Result"]
 
 
-def test_background_command_that_fails_or_outlives_the_agent_is_no_success(open_running_task):
+def test_background_command_that_fails_or_outlives_the_agent_is_not_a_success(open_running_task):
     page, stream = open_running_task("chat")
     other = [{**event, "tool_use_id": "u"} for event in (IMPORT, MOVED)]
     stream.send(IMPORT, MOVED, *other, tool_call("t", is_error=True), agent_result("I leave it running."))
@@ -411,7 +411,7 @@ def test_control_characters_are_rendered_with_few_elements(open_task):
     assert rendered.locator("*").count() <= 2000
 
 
-def test_texts_of_a_subagent_are_nested_and_folded(open_task):
+def test_subagent_texts_are_nested_and_folded(open_task):
     page, stream = open_task("chat")
     call = tool_call_started("t", "Agent", summary="look around", input={"prompt": "Look around."})
     inner_call = tool_call_started("u", command="ls", summary="ls", parent="t")
@@ -577,7 +577,7 @@ OTHER_LINES = [
 ]
 
 
-def test_lines_of_the_agent_are_summarized_in_the_output(open_task):
+def test_agent_lines_are_summarized_in_the_output(open_task):
     page, stream = open_task("chat#output")
     others = [output(f"{json.dumps(value)}\n") for value, _ in OTHER_LINES]
     stream.send(*(line for line, _ in AGENT_LINES), *others)

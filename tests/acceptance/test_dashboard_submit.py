@@ -272,7 +272,7 @@ def test_error_is_not_covered_by_the_bar_at_the_end(base_url, browser, width):
     assert accessibility_violations(page) == []
 
 
-def test_number_of_errors_is_a_link_to_the_first_one(base_url, browser):
+def test_error_count_links_to_the_first_error(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     open_yaml(page, QUICK_REFERENCE_AUDIT.replace('"8h"', '"8x"').replace("production", "a..b"))
     page.get_by_role("button", name="2 errors").click()
@@ -379,7 +379,7 @@ def test_empty_repository_is_reported_once(base_url, browser):
     page.locator(".field-error", has_text="must be https://").wait_for()
 
 
-def test_error_in_the_closed_part_of_the_form_is_listed(base_url, browser):
+def test_error_in_the_collapsed_part_of_the_form_is_listed(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     open_yaml(page, QUICK_REFERENCE_AUDIT.replace('"8h"', '"8x"'))
     page.locator("#errors li", has_text="lifecycle.timeout").wait_for()
@@ -490,7 +490,7 @@ def test_link_to_a_setting_opens_its_field(base_url, browser):
     assert page.evaluate("document.activeElement.id") == ""
 
 
-def test_name_of_a_long_prompt_is_cut_at_a_word(base_url, browser):
+def test_name_from_a_long_prompt_is_cut_at_a_word(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     page.get_by_label("Prompt", exact=True).fill("word " * 40)
     wait_until(lambda: page.locator("#name").input_value() == "word " * 23 + "word…", 30, "the name")

@@ -171,18 +171,18 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
         ("how many tasks", "docs/operations.html#how-many-tasks-run-at-once"),
     ],
 )
-def test_search_of_the_site_finds_the_page_for_users_first(search, words, best):
+def test_site_search_finds_the_page_for_users_first(search, words, best):
     assert search(words)[0] == best
 
 
 @pytest.mark.parametrize("words", ["flock", "benchmark"])
-def test_search_of_the_site_leaves_out_decisions_changes_and_pages_for_developers(search, words):
+def test_site_search_omits_decisions_the_changelog_and_pages_for_developers(search, words):
     pages = {result.partition("#")[0] for result in search(words)}
     assert not [page for page in pages if re.search(r"/adr/|CHANGELOG|benchmarks|chaos|code-tour|recipes", page)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_copy_buttons_of_the_site_have_contrast(site, browser, scheme):
+def test_site_copy_buttons_have_sufficient_contrast(site, browser, scheme):
     page = browser.open(f"{site}/docs/run.html", scheme=scheme)
     button = page.locator(".md-code__button").first
     button.wait_for()
@@ -190,7 +190,7 @@ def test_copy_buttons_of_the_site_have_contrast(site, browser, scheme):
 
 
 @pytest.mark.parametrize("name", ["index", "cookbook", "installation", "rest"])
-def test_copy_buttons_of_the_site_do_not_cover_code_on_a_phone(site, browser, name):
+def test_site_copy_buttons_do_not_cover_code_on_a_phone(site, browser, name):
     page = browser.open(f"{site}/docs/{name}.html", width=390)
     page.locator(".md-code__button").first.wait_for()
     assert page.evaluate(COVERED_CODE) == []
@@ -204,7 +204,7 @@ def test_site_is_accessible(site, browser, name):
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_tables_of_the_site_fit_into_the_page(site, browser, width):
+def test_site_tables_fit_on_the_page(site, browser, width):
     page = browser.open(f"{site}/docs/index.html", width=width)
     pages = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
     assert {"cli", "configuration", "errors", "limits", "manifest", "python-client", "rest"} <= {*pages}
@@ -225,7 +225,7 @@ def test_narrow_tables_label_their_cells_with_the_column_headings(site, browser)
 
 
 @pytest.mark.parametrize("target", ["rest.html#repeat-a-request-safely", "rest.html#get-the-status"])
-def test_table_of_contents_marks_the_section_of_a_link(site, browser, target):
+def test_table_of_contents_marks_the_linked_section(site, browser, target):
     page = browser.open(f"{site}/docs/{target}", width=1440)
     href = f"#{target.partition('#')[2]}"
     page.wait_for_function(f"(href) => ({MARKED_SECTION})().join() === href", arg=href)

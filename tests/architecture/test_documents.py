@@ -158,7 +158,7 @@ def test_configuration_example_is_valid(root: Path, tmp_path: Path):
     assert load({"config": str(tmp_path / "sandbox.toml")}, {}).settings.git.allowed_hosts[0] == "github.com"
 
 
-def test_allowed_hosts_of_the_page_about_projects_are_valid(root: Path):
+def test_allowed_hosts_on_the_projects_page_are_valid(root: Path):
     page = (root / "docs" / "project.md").read_text()
     (example,) = re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     vm = yaml.safe_load(example)["vm"]
@@ -167,14 +167,14 @@ def test_allowed_hosts_of_the_page_about_projects_are_valid(root: Path):
     assert [*parsed.vm.allowed_hosts] == vm["allowed_hosts"]
 
 
-def test_profile_definitions_of_the_documentation_are_valid(root: Path, tmp_path: Path):
+def test_documented_profile_definitions_are_valid(root: Path, tmp_path: Path):
     for name in ("profiles", "project"):
         (definition,) = re.findall(r"```toml\n(.*?)```", (root / "docs" / f"{name}.md").read_text(), re.DOTALL)
         (tmp_path / "profile.toml").write_text(definition)
         assert "git" in read_definition(tmp_path / "profile.toml").packages
 
 
-def test_glossary_defines_the_terms_of_the_architecture(root: Path):
+def test_glossary_defines_the_architecture_terms(root: Path):
     words = set(re.findall(r"\*\*([a-z ]+)\*\*", (root / "docs" / "glossary.md").read_text()))
     used = set(re.findall(r"\*\*([a-z]+)\*\*", (root / "ARCHITECTURE.md").read_text()))
     terms = {word.removesuffix("s") if word not in words else word for word in used - {"bold"}}

@@ -196,7 +196,7 @@ def test_page_states_the_value_of_the_constant(root: Path, section: str, limit: 
 
 
 @pytest.mark.parametrize(("limit", "constant"), DASHBOARD_ROWS.items())
-def test_page_states_the_value_of_the_constant_of_the_dashboard(root: Path, limit: str, constant: str):
+def test_page_states_the_value_of_the_dashboard_constant(root: Path, limit: str, constant: str):
     script, _, name = constant.partition(":")
     text = (root / "src" / "sandbox" / "dashboard" / "assets" / script).read_text()
     (factors,) = re.findall(rf"^(?:export )?const {name} = ([\d_* ]+);", text, re.MULTILINE)

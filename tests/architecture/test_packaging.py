@@ -96,7 +96,7 @@ def test_links_on_the_deployment_page_are_valid(root: Path):
     assert [target for target in targets if not (root / "docs" / target).exists()] == []
 
 
-def test_setup_from_a_wheel_installs_the_packages_of_the_script(root: Path):
+def test_setup_from_a_wheel_installs_the_same_packages_as_the_script(root: Path):
     script = (root / "script" / "setup").read_text().split("missing_packages() {")[1].split("if [ ")[0]
     assert set(PACKAGES.values()) == set(re.findall(r"\|\| echo ([a-z0-9-]+)", script))
 

@@ -282,7 +282,7 @@ def never_run(task):
 
 
 @pytest.mark.parametrize("corrupt", [run_twice, run_twice_by_the_journal, never_run])
-def test_agent_running_twice_or_never_is_reported(corrupt):
+def test_agent_that_ran_twice_or_never_is_reported(corrupt):
     task = copy.deepcopy(task_evidence())
     corrupt(task)
     assert list(oracle.check_agent_runs_once(task))
@@ -312,5 +312,5 @@ def test_received_events_differing_from_the_journal_are_reported(received):
     assert list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): received}))
 
 
-def test_events_that_were_received_completely_pass():
+def test_completely_received_events_pass():
     assert not list(oracle.check_received_events({"a": WIRE_EVENTS}, {("sse", "a"): list(WIRE_EVENTS)}))

@@ -79,7 +79,7 @@ async def test_output_is_appended_to_the_file(engine, create_job, tmp_path):
     assert output.read_text() == "earlier\nout\nerror\n"
 
 
-async def test_name_is_submitted_once(harness, create_job):
+async def test_job_submitted_repeatedly_starts_once(harness, create_job):
     job = create_job("wait")
     engine = harness.connect()
     await asyncio.gather(*(engine.submit(job.request) for _ in range(3)))
@@ -107,7 +107,7 @@ async def test_job_waits_until_it_fits(harness, engine, create_job):
     assert len(first.starts()) == len(second.starts()) == 1
 
 
-async def test_withdrawn_job_that_waits_is_never_started(harness, engine, create_job):
+async def test_withdrawn_waiting_job_is_never_started(harness, engine, create_job):
     first, second, third = (create_job("wait", resources=harness.full) for _ in range(3))
     for job in (first, second, third):
         await engine.submit(job.request)
@@ -165,14 +165,14 @@ async def test_job_that_no_host_can_run_is_rejected(engine, create_job):
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-async def test_other_names_are_rejected(engine, create_job, name):
+async def test_invalid_names_are_rejected(engine, create_job, name):
     request = JobRequest(name, ("/bin/true",), {}, SMALL, time_limit_seconds=60)
     for call in (engine.submit(request), engine.withdraw(name), engine.look_up([name])):
         with pytest.raises(ValueError, match="not the name of a job"):
             await call
 
 
-async def test_environment_is_not_in_representations(create_job):
+async def test_environment_is_not_in_repr(create_job):
     job = create_job("wait", environment={"TOKEN": "secret-token"})
     assert "secret-token" not in repr(job.request)
     assert job.name in repr(job.request)

@@ -48,7 +48,7 @@ async def test_job_is_started_by_the_next_server(harness, create_job):
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
 
 
-async def test_incomplete_request_is_no_job(harness, engine, create_job):
+async def test_incomplete_request_is_not_a_job(harness, engine, create_job):
     job = create_job("wait")
     files_of(harness, job).mkdir(parents=True)
     (files_of(harness, job) / "request.part").write_text("{")
@@ -57,7 +57,7 @@ async def test_incomplete_request_is_no_job(harness, engine, create_job):
     await job.until_beats()
 
 
-async def test_job_that_was_started_is_never_started_again(harness, engine, create_job):
+async def test_started_job_is_never_started_again(harness, engine, create_job):
     """A supervisor that is killed between its start and the worker's end leaves a free lock."""
     job = create_job("exit", "0")
     await engine.submit(job.request)
@@ -105,7 +105,7 @@ async def test_worker_dies_with_its_supervisor(harness, engine, create_job):
     assert not await job.is_alive()
 
 
-async def test_job_has_not_ended_while_its_worker_lives(harness, engine, create_job):
+async def test_job_does_not_end_while_its_worker_is_alive(harness, engine, create_job):
     """The worker inherits the lock, so a stopped supervisor does not matter."""
     job = create_job("wait")
     await engine.submit(job.request)
@@ -127,7 +127,7 @@ async def test_processes_of_an_ended_worker_are_killed(engine, create_job):
 
 
 @pytest.mark.parametrize(("action", "reason"), [("wait", "143"), ("stubborn", "signal 9")])
-async def test_worker_is_ended_at_its_time_limit(engine, create_job, action, reason):
+async def test_worker_is_stopped_at_its_time_limit(engine, create_job, action, reason):
     job = create_job(action, time_limit_seconds=2, grace_seconds=1)
     await engine.submit(job.request)
     assert reason in (await until_ended(engine, job)).reason
@@ -162,7 +162,7 @@ async def test_ended_process_is_not_signaled(harness, engine, create_job):
     assert "exited with 0" in (await status_of(engine, job)).reason
 
 
-async def test_jobs_start_in_the_order_of_their_submission(harness, engine, create_job):
+async def test_jobs_start_in_submission_order(harness, engine, create_job):
     first = create_job("wait", resources=harness.full)
     large = create_job("wait", resources=harness.full)
     small = create_job("wait")

@@ -171,7 +171,7 @@ async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, on_ho
         cluster.start_host("n2")
 
 
-async def test_controller_that_forgot_a_start_reports_the_end_truthfully(cluster, engine, create_job):
+async def test_controller_that_forgot_a_start_reports_the_end_correctly(cluster, engine, create_job):
     """The killed controller had saved the job as waiting, or not at all. Slurm ends workers that it does not expect."""
     job = create_job("wait")
     await engine.submit(job.request)
@@ -261,7 +261,7 @@ async def test_suspended_job_is_running_and_can_be_withdrawn(cluster, engine, cr
     assert not await job.is_alive()
 
 
-async def test_job_specification_contains_no_values_of_the_environment(cluster, engine, create_job, tmp_path):
+async def test_job_specification_contains_no_environment_values(cluster, engine, create_job, tmp_path):
     job = create_job("wait", environment={"TOKEN": "secret-token"})
     await engine.submit(job.request)
     await job.until_beats()
@@ -285,7 +285,7 @@ async def test_extra_arguments_select_the_host(on_host, create_job):
     assert (await status_of(on_host("n3"), job)).host == "n3"
 
 
-async def test_largest_hosts_are_those_of_the_partition(harness):
+async def test_largest_hosts_are_limited_to_the_partition(harness):
     (small,) = await harness.connect(partition="small").largest()
     (large,) = await harness.connect(partition="all").largest()
     assert (large.cpus, large.memory_bytes) == (small.cpus, 2 * small.memory_bytes)

@@ -117,7 +117,7 @@ def test_inherited_lock_survives_close_in_the_parent(journals, tmp_path):
         finisher.close()
 
 
-def test_writer_that_was_handed_over_writes_no_more(journals, tmp_path):
+def test_writer_cannot_write_after_its_handover(journals, tmp_path):
     writer = journals.open("task-1")
     with journals.hand_over(writer) as lock_fd, process(ADOPT, tmp_path, lock_fd, pass_fds=(lock_fd,)) as runner:
         assert runner.stdout.readline() == "adopted\n"

@@ -67,7 +67,9 @@ async def test_large_stdin_arrives_complete(runtime: Runtime, disk: Path):
     assert result.output.split()[0] == hashlib.sha256(text).hexdigest()
 
 
-async def test_environment_contains_nothing_of_the_host(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_environment_contains_nothing_from_the_host(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HOST_SECRET", "of-the-host")
     environment = {"HOME": "/home/agent", "GREETING": "two words, a \u00fc and\na line"}
     result = await run_once(runtime, disk, ["/usr/bin/env", "-0"], environment)
@@ -127,7 +129,7 @@ echo 'class A { public static void main(String[] a) { System.out.println("ran");
 javac -J-Xmx128m A.java && java -Xmx64m A"""
 
 
-def test_java_of_the_host_compiles_and_runs(runtime: Runtime, disk: Path):
+def test_host_java_compiles_and_runs(runtime: Runtime, disk: Path):
     if shutil.which("javac") is None:
         pytest.skip("the host has no Java")
     result = run_shell(runtime, disk, _JAVA)

@@ -60,7 +60,7 @@ def test_hard_links_work_within_the_workspace_only(runtime: Runtime, disk: Path)
     assert "Invalid cross-device link" in result.errors
 
 
-def test_hard_linked_file_of_the_host_is_not_chowned(runtime: Runtime, disk: Path, tmp_path: Path):
+def test_hard_linked_host_file_is_not_chowned(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
         pytest.skip("only root changes the owner of files")
     (disk / "workspace").mkdir()
@@ -315,7 +315,7 @@ for name, family, kind in (("unix", 1, 1), ("inet", 2, 1), ("inet6", 10, 2), ("r
         assert (results["netfilter"], results["raw"]) == ("EPROTONOSUPPORT", "EPERM")
 
 
-def test_crash_starts_no_core_dump_program_of_the_host(runtime: Runtime, disk: Path):
+def test_crash_does_not_start_the_core_dump_program_of_the_host(runtime: Runtime, disk: Path):
     # If core_pattern names a program, the kernel runs it as root unless the limit is exactly one byte.
     source = """
 import os, resource

@@ -677,7 +677,7 @@ that descriptor takes 30 s.
 
 
 @pytest.mark.parametrize("kernel", ["refuses files", "passes files"])
-async def test_connection_in_the_output_does_not_block_the_runner(
+async def test_connection_passed_to_the_output_does_not_block_the_runner(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
 ):
     if kernel == "passes files":
@@ -716,7 +716,7 @@ for number in range(256): os.write(1, b"%d" % (number % 10) * 16384)
 
 
 @pytest.mark.parametrize("kernel", ["refuses files", "passes files"])
-def test_files_are_passed_among_programs_and_the_output_is_complete(
+def test_files_are_passed_between_programs_and_the_output_is_complete(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kernel: str
 ):
     if kernel == "passes files":

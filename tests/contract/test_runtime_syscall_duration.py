@@ -444,13 +444,13 @@ git init -q copied; tar -cf archive one; tar -xOf archive one
 """
 
 
-def test_ioctl_requests_that_are_not_examined_fail_as_on_a_kernel_without_them(runtime: Runtime, disk: Path):
+def test_unexamined_ioctl_requests_fail_as_on_a_kernel_without_them(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("gVisor's kernel handles the requests")
     assert run_python(runtime, disk, _UNEXAMINED_REQUESTS).output.split() == ["ENOTTY"] * 8
 
 
-def test_programs_make_the_requests_that_they_need(runtime: Runtime, disk: Path):
+def test_programs_can_make_the_ioctl_requests_that_they_need(runtime: Runtime, disk: Path):
     ended = run_shell(runtime, disk, _PROGRAMS_WITH_REQUESTS)
     assert (ended.output.split(), ended.errors) == (["30", "90", "lo", "lo", "5", "hello"], "")
 

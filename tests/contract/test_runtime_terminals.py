@@ -128,7 +128,7 @@ async def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: 
         assert (await wait_exit(terminal)).code == 0
 
 
-async def test_last_of_several_sizes_is_set(runtime: Runtime, disk: Path):
+async def test_last_of_several_sizes_takes_effect(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         terminal = await open_shell(sandbox)
         await asyncio.gather(*(terminal.resize(TerminalSize(30 + number, 100)) for number in range(20)))

@@ -122,7 +122,7 @@ def test_queries_for_one_task_include_artifacts_and_prompt(store):
     assert caught.value.existing == known.task
 
 
-def test_beginnings_of_prompts_are_returned_by_id(store):
+def test_prompt_beginnings_are_keyed_by_id(store):
     for task_id, prompt in (("a", "Fix it."), ("b", "Größe ändern"), ("c", "Other")):
         store.save(IndexedTask(with_texts(task(task_id), prompt, None), 1))
     assert store.prompt_beginnings(["a", "absent"], 100) == {"a": "Fix it."}
@@ -402,7 +402,7 @@ def test_totals_and_order_follow_the_cost_of_a_running_task(store):
 
 
 @pytest.mark.parametrize("cost", [-1.0, 1e300])
-def test_impossible_costs_of_a_damaged_journal_can_be_sorted(store, cost):
+def test_impossible_costs_from_a_damaged_journal_can_be_sorted(store, cost):
     store.insert(IndexedTask(task("a", cost=cost), 1))
     store.insert(IndexedTask(task("b", cost=1.0), 1))
     assert ids(store.query(TaskQuery(sort="cost"))) == (["b", "a"] if cost < 0 else ["a", "b"])
@@ -429,14 +429,14 @@ def test_changed_tasks_are_in_the_order_of_their_latest_change(store):
     assert changed_ids(store, begin, limit=2) == ["b", "a"]
 
 
-def test_only_a_change_of_the_state_counts_as_a_change(store):
+def test_only_a_state_change_counts_as_a_change(store):
     store.insert(IndexedTask(task("a", TaskState.RUNNING), 1))
     before = store.last_change()
     store.save(IndexedTask(task("a", TaskState.RUNNING, cost=2.0, name="new", prompt="new"), 2))
     assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
 
 
-def test_deleted_tasks_do_not_change_and_their_numbers_are_not_used_again(store):
+def test_deleted_tasks_are_not_changes_and_their_numbers_are_not_reused(store):
     store.insert(IndexedTask(task("a"), 1))
     before = store.last_change()
     store.delete("a")
@@ -445,7 +445,7 @@ def test_deleted_tasks_do_not_change_and_their_numbers_are_not_used_again(store)
     assert changed_ids(store, before) == ["a"]
 
 
-def test_all_tasks_follow_a_position_of_another_index(store):
+def test_position_from_another_index_returns_all_tasks(store):
     for task_id in "ab":
         store.insert(IndexedTask(task(task_id), 1))
     last = store.last_change()
@@ -807,7 +807,7 @@ def test_search_follows_changes_of_a_task(store):
 
 
 @pytest.mark.parametrize("plan", ["sort", "read in order"])
-def test_search_results_match_a_comparison_of_each_task(tmp_path, monkeypatch, plan):
+def test_search_results_match_a_search_without_an_index(tmp_path, monkeypatch, plan):
     monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", 10_000 if plan == "sort" else 5)
     rng = random.Random(7)
     stores = [MemoryStore(), SqliteStore(tmp_path / "index.sqlite")]

@@ -248,7 +248,7 @@ def test_pages_of_a_period_use_an_index_for_sorting(path, sort):
     store.close()
 
 
-def test_index_of_version_1_is_migrated(path, monkeypatch):
+def test_version_1_index_is_migrated(path, monkeypatch):
     from sandbox.store import schema
 
     migrations = schema._load_migrations()
@@ -795,7 +795,7 @@ def test_failed_copy_leaves_the_index_unchanged(path):
     assert version(path) == 3
 
 
-def test_listed_tasks_do_not_hold_reports_and_settings_of_agents(path):
+def test_listed_tasks_contain_no_agent_reports_or_settings(path):
     store = SqliteStore(path)
     report = {"result": "Done.", "details": [{} for _ in range(60_000)]}
     servers = {"mcpServers": {"files": {"command": "x" * 100_000}}}
