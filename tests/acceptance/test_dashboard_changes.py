@@ -39,7 +39,7 @@ CHAIN = (
     {"a.py": b"one = 10\ntwo = 2\n", "b.py": b"x = 2\n", "c.py": b"c = 1\n"},
     {"a.py": b"one = 10\ntwo = 20\n", "b.py": b"x = 2\n", "c.py": b"c = 2\n"},
 )
-"""The repository, the result of a first task, and the result of a task that continues it."""
+"""The repository, the result of a first task, and the result of a second task that continues the first."""
 
 
 def make_patch(directory, before, after, executable=()):

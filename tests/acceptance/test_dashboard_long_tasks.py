@@ -293,7 +293,7 @@ MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z
         ("other-failure", "The tests fail.", SPENT, True),
     ],
 )
-def test_last_message_that_repeats_a_refusal_is_not_shown(open_task, task_id, message, reason, is_shown):
+def test_last_message_is_not_shown_if_it_repeats_a_refusal(open_task, task_id, message, reason, is_shown):
     page, stream = open_task(task_id)
     stream.send({**MODEL_REFUSAL, "reason": reason}, agent_message(message), {**MODEL_REFUSAL, "reason": reason})
     page.locator(".says").wait_for()
@@ -376,7 +376,7 @@ def test_background_command_that_fails_or_outlives_the_agent_is_not_a_success(op
     assert page.locator(".result h3").all_inner_texts() == ["Result"]
 
 
-def test_open_details_survive_a_header_update(open_running_task, base_url):
+def test_expanded_details_survive_a_header_update(open_running_task, base_url):
     page, stream = open_running_task("chat")
     stream.send(agent_message("Here."))
     page.locator(".says").wait_for()

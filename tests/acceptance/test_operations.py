@@ -33,7 +33,7 @@ def check_deletion(deployment):
 
 
 class StateFollower:
-    """A client that follows the states of all tasks and reconnects with the last position."""
+    """A client that follows the states of all tasks, and reconnects at the last received position."""
 
     def __init__(self, deployment):
         self._deployment, self.position, self.states = deployment, "", []

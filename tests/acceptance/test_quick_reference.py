@@ -227,7 +227,7 @@ class User:
         )  # fmt: skip
 
     def shell(self, lines, seconds=60):
-        """Run lines of the reference in a shell, and wait for the background jobs that an unquoted & starts."""
+        """Run lines from the reference in a shell, and wait for the background jobs that an unquoted & starts."""
         return self.run("bash", "-c", f"{self.with_ports(lines)}\nwait", seconds=seconds)
 
     def write(self, manifest, task_id=None, **fields):

@@ -170,7 +170,7 @@ def format_value(name: str, value: float) -> str:
 
 
 def documented(root: Path) -> dict[tuple[str, str], str]:
-    """Return the values in docs/limits.md by section and limit."""
+    """Return the values in docs/limits.md, keyed by section and limit."""
     values: dict[tuple[str, str], str] = {}
     section = ""
     for line in (root / "docs" / "limits.md").read_text().splitlines():

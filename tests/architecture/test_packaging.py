@@ -29,7 +29,7 @@ def test_systemd_unit_does_not_stop_runners_on_restart(unit: str):
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
-def test_systemd_accepts_the_unit(unit: str, tmp_path: Path):
+def test_systemd_accepts_the_unit_file(unit: str, tmp_path: Path):
     sandbox = Path(sys.executable).with_name("sandbox")
     copy = tmp_path / "sandbox.service"
     copy.write_text(unit.replace("/opt/sandbox/.venv/bin/sandbox", str(sandbox)))

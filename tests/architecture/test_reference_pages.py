@@ -37,7 +37,7 @@ def test_each_operation_has_one_example():
     ("operation", "module"),
     [("list_tasks", "test_task_list.py"), ("get_task", "test_tasks.py"), ("open_session", "test_sessions.py")],
 )
-def test_operation_without_an_example_names_the_test_module(operation: str, module: str):
+def test_error_for_an_operation_without_an_example_names_the_test_module(operation: str, module: str):
     examples = [example for example in declared_examples() if example.operation != operation]
     expected = f"{operation}: declare one Example in EXAMPLES of tests/unit/api/routes/{module}, not 0"
     with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):

@@ -21,7 +21,7 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 FRAGMENTS = {
     "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
-    "runner.time_limit": "the timeouts of an agent, apart from its exhausted resources",
+    "runner.time_limit": "an agent's timeouts; exhausted resources are a separate concept",
 }
 """Short modules with a single importer, and the reason why each is a separate module."""
 
@@ -41,7 +41,7 @@ def line_count(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def module_names(root: Path) -> dict[str, Path]:
-    """Return the modules by dotted name below `sandbox`. Packages have no `.__init__` suffix."""
+    """Return the modules, keyed by dotted name below `sandbox`. Packages have no `.__init__` suffix."""
     package = root / "src" / "sandbox"
     return {
         ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").rstrip("."): path

@@ -131,7 +131,7 @@ async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
     assert not await job.is_alive()
 
 
-async def test_unknown_job_is_withdrawn_without_effect(engine, create_job):
+async def test_withdrawing_an_unknown_job_has_no_effect(engine, create_job):
     job, other = create_job("wait"), create_job("wait")
     await engine.submit(job.request)
     await job.until_beats()

@@ -249,7 +249,7 @@ async def test_forgotten_job_is_unknown(cluster, engine, create_job):
         cluster.start_controller()
 
 
-async def test_suspended_job_is_running_and_can_be_withdrawn(cluster, engine, create_job):
+async def test_suspended_job_counts_as_running_and_can_be_withdrawn(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
     await job.until_beats()

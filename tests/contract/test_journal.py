@@ -58,7 +58,7 @@ def test_each_writer_has_a_new_epoch(journals):
         writer.close()
 
 
-def test_second_create_of_a_journal_fails(journals):
+def test_creating_a_journal_twice_fails(journals):
     with open_writer(journals) as writer:
         writer.append(line("x"), at=TIMESTAMP)
         with pytest.raises(FileExistsError):

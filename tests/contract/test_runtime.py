@@ -183,7 +183,7 @@ async def test_kill_ends_detached_processes(runtime: Runtime, disk: Path):
         assert not processes_of(sandbox.handle)
 
 
-def test_kill_during_start_ends_the_start(runtime: Runtime, disk: Path):
+def test_kill_during_start_aborts_the_start(runtime: Runtime, disk: Path):
     async def scenario(number: int) -> None:
         async with ready_sandbox(runtime, disk / str(number)) as sandbox:
             start = asyncio.create_task(sandbox.start(Command(["/usr/bin/sleep", "30"], {}, "/workspace")))

@@ -41,7 +41,7 @@ def test_host_devices_are_not_listed(runtime: Runtime, disk: Path):
 
 def test_symlink_to_a_host_file_is_dangling_and_its_target_is_unchanged(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
-        pytest.skip("only root can change the owner of files")
+        pytest.skip("only root can change the owner of a file")
     canary = tmp_path / "canary"
     canary.mkdir()
     (canary / "file").write_text("of the host")
@@ -62,7 +62,7 @@ def test_hard_links_work_within_the_workspace_only(runtime: Runtime, disk: Path)
 
 def test_hard_linked_host_file_is_not_chowned(runtime: Runtime, disk: Path, tmp_path: Path):
     if os.getuid() != 0:
-        pytest.skip("only root changes the owner of files")
+        pytest.skip("only root can change the owner of a file")
     (disk / "workspace").mkdir()
     canary = tmp_path / "canary"
     canary.write_text("of the host")

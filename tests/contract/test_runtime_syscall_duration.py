@@ -247,7 +247,7 @@ print(struct.unpack("Q", os.pread(pagemap, 8, page * 8))[0] >> 63)
 """
 
 
-def test_page_tables_are_not_scanned_in_one_call(runtime: Runtime, disk: Path):
+def test_page_tables_cannot_be_scanned_in_one_call(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("gVisor has no /proc/self/pagemap")
     assert run_python(runtime, disk, _PAGE_TABLES).output.split() == ["ENOTTY", "1"]
@@ -269,7 +269,7 @@ print(look_up(64 << 30), look_up(16384), found.raw[:4].hex())
 """
 
 
-def test_pages_of_a_large_mapping_are_not_looked_up_in_one_call(runtime: Runtime, disk: Path):
+def test_pages_of_a_large_mapping_cannot_be_looked_up_in_one_call(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("mappings belong to the sandbox's kernel")
     assert run_python(runtime, disk, _RESIDENT_PAGES).output.split() == ["ENOMEM", "done", "00010000"]
@@ -313,7 +313,7 @@ stat -c %s made
 """
 
 
-def test_extents_of_a_file_are_not_walked_in_one_call(runtime: Runtime, disk: Path):
+def test_extents_of_a_file_cannot_be_walked_in_one_call(runtime: Runtime, disk: Path):
     if runtime.name == "gvisor":
         pytest.skip("gVisor does not pass these calls to the host's file system")
     results = run_python(runtime, disk, _EXTENTS).output.split()

@@ -118,7 +118,7 @@ async def test_environment_and_directory_are_as_requested(
         assert await read_output(terminal) == "2 last /workspace\n/workspace\n"
 
 
-async def test_terminal_has_its_size_and_can_be_resized(runtime: Runtime, disk: Path):
+async def test_terminal_has_the_requested_size_and_can_be_resized(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         script = "stty size; trap 'stty size; exit 0' WINCH; echo waits; while :; do sleep 0.1; done"
         terminal = await open_shell(sandbox, "/bin/bash", "-c", script)
@@ -322,7 +322,7 @@ async def test_terminal_has_no_more_privileges_than_the_command(runtime: Runtime
         assert not [name for name, outcome in results.items() if outcome == "works"], results
 
 
-async def test_opening_terminals_reveals_nothing_of_the_host(
+async def test_opening_terminals_reveals_nothing_about_the_host(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("SERVER_SECRET", "server-secret-value")

@@ -165,7 +165,7 @@ def test_failed_transaction_changes_nothing(path):
     store.close()
 
 
-def test_read_only_open_of_an_older_index_names_the_fix(path):
+def test_read_only_open_of_an_older_index_reports_the_fix(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
     connection.executescript(TO_VERSION_3)

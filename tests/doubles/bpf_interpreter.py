@@ -7,7 +7,7 @@ _INSTRUCTIONS_MAX = 4096
 
 
 def decide(program: bytes, *, audit: int, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """Return the action for a call, with the action's data. Fail if the kernel would reject the program."""
+    """Return the action for a call, including the action's data. Fail if the kernel would reject the program."""
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=IIQ6Q", number, audit, 0, *padded)
     instructions = list(struct.iter_unpack("=HBBI", program))

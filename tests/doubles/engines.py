@@ -115,7 +115,7 @@ async def until(condition, seconds=SECONDS):
             value = await value
         if value:
             return value
-        assert time.monotonic() < deadline, "the condition does not hold in time"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         await asyncio.sleep(0.05)
 
 

@@ -66,7 +66,7 @@ class Example:
     path_params, query, headers: values keyed by name. The path parameter `task_id` is `TASK`.
     body: JSON.
     events: the events of the task before the request; None if there is no task.
-    is_sandbox_preserved: whether the sandbox of the task is preserved.
+    is_sandbox_preserved: whether the task's sandbox is preserved.
     shown_lines: if not empty, only those lines of a text response that contain this text are recorded.
     """
 

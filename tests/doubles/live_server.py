@@ -160,7 +160,7 @@ def preinstall_agent(data_dir):
 
 
 class Deployment:
-    """A server with a data directory, a git host and a model, each in a process; `close` stops all of them.
+    """A server and its data directory, a git host and a model. Each program is a process; `close` stops all.
 
     forks: fork programs instead of starting an interpreter, which takes a second. Programs with a prefix are never
     forked.

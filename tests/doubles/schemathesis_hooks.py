@@ -10,7 +10,8 @@ def filter_case(_, case):
     """Return whether to send a generated request.
 
     A submission has three body formats. One format is tested with all boundary values, and
-    every format with random values. The stream of all tasks is tested only without `follow`, because it has no end.
+    every format with random values. The stream of all tasks is tested only without `follow`, because with `follow` it
+    never ends.
     """
     if case.operation.path == "/api/v1/events" and str((case.query or {}).get("follow")).lower() in _TRUE:
         return False

@@ -69,7 +69,7 @@ TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 
 
 class FakePlacement:
-    """A placement without runner processes. The test acts as the runners."""
+    """A placement without runner processes. The test simulates the runners."""
 
     def __init__(self, host, data_dir, journals, clock, files):
         self.host, self.files = host, files

@@ -1,4 +1,4 @@
-"""One deployment, shared by the tests of this process that need no preparation before it starts.
+"""One deployment, shared by those tests in this process that prepare nothing before the deployment starts.
 
 The deployment is emptied after each test. If the result differs from a newly started deployment, it is discarded, and
 the next test gets a new one.

@@ -72,7 +72,7 @@ class Attack:
 class Evidence:
     """Observations on the host while the attacks ran.
 
-    changes: by observer. missing: the paths that do not exist on the host, or the names of their settings.
+    changes: keyed by observer. missing: the paths that do not exist on the host, or the names of their settings.
     packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each
     sample.
     """

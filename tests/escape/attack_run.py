@@ -52,9 +52,12 @@ ATTACKS_PER_RUNTIME = {
     kind: tuple(attack for attack in attacks if attack.name not in _TESTED_ELSEWHERE)
     for kind, attacks in ATTACKS.items()
 }
-"""The attacks whose outcome depends on the runtime. Omitted are attacks that reach only the gateway (they are tested
-with another runtime) and attacks that kill the agent (tests/contract tests them with each runtime, and
-tests/acceptance/test_limit_errors.py with gVisor)."""
+"""The attacks whose outcome depends on the runtime.
+
+Attacks that reach only the gateway are omitted, because they are tested with another runtime. Attacks that kill the
+agent are omitted too: tests/contract tests them with each runtime, and tests/acceptance/test_limit_errors.py with
+gVisor.
+"""
 
 _PRELUDES = {
     "network": attacks_on_network.PRELUDE,
@@ -76,9 +79,9 @@ class AttackRun:
     """A context manager that runs the tasks, and then provides the reports and the host observations as attributes.
 
     user: uid of the server, root by default. Resource attacks need root, since other users cannot enforce limits.
-    attacks: by kind; all by default.
+    attacks: keyed by kind; all by default.
     has_fake_agent: use a Python program as the agent, since the real one takes minutes to start in an emulated guest.
-    results: the reports, by kind and attack. evidence: the observations with which the reports are judged.
+    results: the reports, keyed by kind and attack. evidence: the observations with which the reports are judged.
     sent_packets, allowed_packets: the recorded packets, and those that are expected.
     host_requests: the requests that the allowed host received.
     """

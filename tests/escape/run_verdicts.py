@@ -1,4 +1,4 @@
-"""The verdicts on an attack run, by kind and name."""
+"""The verdicts on an attack run, keyed by kind and name."""
 
 import re
 

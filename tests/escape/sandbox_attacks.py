@@ -4,7 +4,7 @@ A control that is shared by several attacks runs once, after the last of these a
 
 Usage: python3 sandbox_attacks.py ATTACKS RESULTS CONCURRENCY SECONDS. ATTACKS is JSON, `{prelude, attacks: [{name,
 attack, control, hold_seconds}]}`; RESULTS gets `{name: {attack: report, control: report}}`. A report is `{outcome,
-by, output}`, and after a success also has `held`: the start and end of the time for which the effects were kept. The
+by, output}`, and after a success also has `held`: the start and end of the time during which the effects were kept. The
 outcome is
 
 - `succeeded`: the code called `succeeded()`;

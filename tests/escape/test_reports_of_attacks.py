@@ -1,4 +1,4 @@
-"""sandbox_attacks.py reports the outcome of attack code by its calls and errors, never by its output."""
+"""sandbox_attacks.py derives the outcome from the attack code's calls and errors, never from its output."""
 
 import json
 import signal

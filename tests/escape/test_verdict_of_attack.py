@@ -1,4 +1,4 @@
-"""The verdict on an attack is not REFUSED or INSIDE if anything contradicts the declared outcome."""
+"""The verdict on an attack is neither REFUSED nor INSIDE if anything contradicts the declared outcome."""
 
 import dataclasses
 
