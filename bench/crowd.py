@@ -100,7 +100,7 @@ def submit(deployment, names, cpus):
 
 
 def follow(deployment, names):
-    """Follow each task with one client, in one thread for all clients; return the clients."""
+    """Follow each task with one client. All clients run in one thread. Return the clients."""
     port = int(deployment.server.ready_message["http"].rpartition(":")[2])
     followers = [ReconnectingClient(port, name) for name in names]
 

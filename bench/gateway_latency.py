@@ -2,8 +2,9 @@
 
 The model is a script on loopback that responds immediately. Prints the median and the 95th percentile of 200 small
 requests, made directly and through the gateway, over persistent and new connections, with and without a persistent
-upstream connection; then of requests as large as those of Claude Code at the start of its work (90 KB) and later
-(1 MB), which the gateway parses and rewrites, or forwards unchanged if the rules allow it.
+upstream connection. Then prints the same for requests as large as those that Claude Code sends at the start of its work
+(90 KB) and later (1 MB). The gateway parses and rewrites these requests, or forwards them unchanged if the rules allow
+it.
 """
 
 import asyncio

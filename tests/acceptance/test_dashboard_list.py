@@ -252,7 +252,7 @@ def test_selected_finished_tasks_are_deleted_and_each_result_is_reported(list_se
     assert page.locator("#bulk-count").inner_text() == "1 selected"
 
 
-def test_cancel_and_delete_apply_to_their_own_tasks_on_a_phone(base_url, browser):
+def test_cancel_and_delete_apply_only_to_suitable_tasks_on_a_phone(base_url, browser):
     page = browser.open(f"{base_url}/?sort=name", width=390)
     page.get_by_label("Select Waits 1").check()
     page.get_by_label("Select Empty the cache old-3").check()
@@ -272,7 +272,7 @@ def test_cancel_and_delete_apply_to_their_own_tasks_on_a_phone(base_url, browser
     assert page.locator(".c-pick input:checked").count() > 1
 
 
-def test_total_cost_is_kept_while_the_list_is_refreshed(base_url, browser):
+def test_total_cost_stays_visible_while_the_list_is_refreshed(base_url, browser):
     page = browser.open(f"{base_url}/?q=login")
     page.get_by_text("1 task · $1.25").wait_for()
 

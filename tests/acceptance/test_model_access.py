@@ -1,4 +1,4 @@
-"""The network mode also applies to server-side tools of the model, and a rejected model key fails the task."""
+"""The network mode also applies to the model's server-side tools, and a rejected model key fails the task."""
 
 import json
 

@@ -105,7 +105,7 @@ def check_status(status):
 
 
 def check_list(deployment, status):
-    """Check that the list of tasks, which has only this task, contains its cost and its final message."""
+    """Check that the list contains only this task, with its cost and its final message."""
     page = deployment.http.get("/api/v1/tasks?sort=cost&totals=true").json()
     assert page["totals"] == {"tasks": 1, "cost_usd": status["progress"]["cost_usd"]}
     assert page["tasks"] == [

@@ -55,7 +55,7 @@ _GIBIBYTE = 1024**3
 
 
 def api_routes() -> list[APIRoute]:
-    """Return the routes of all operations, in the order of the documentation."""
+    """Return the routes of all operations, in the order in which the documentation lists them."""
     routes = create_api_schema_app(__version__, registered_agents(), {}).routes
     return [route for route in routes if isinstance(route, APIRoute) and route.include_in_schema]
 

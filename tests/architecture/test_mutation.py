@@ -83,7 +83,7 @@ def sample(tmp_path: Path) -> dict[tuple[str, str], str]:
         ),
     ],
 )
-def test_each_operator_makes_its_mutant(sample, operator, original, mutated):
+def test_each_operator_creates_its_mutants(sample, operator, original, mutated):
     assert sample[original, mutated] == operator
 
 

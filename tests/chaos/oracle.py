@@ -179,7 +179,7 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     for before, after in itertools.pairwise(states):
         if TaskState(after) not in ALLOWED_TRANSITIONS[TaskState(before)]:
-            yield f"it went from {before} to {after}"
+            yield f"the task went from {before} to {after}"
 
 
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
@@ -187,14 +187,14 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
     ends = [state for state in states if state in TERMINAL]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
-        yield f"its states are {states}"
+        yield f"the task's states are {states}"
     if states and task.status.get("state") != states[-1]:
         yield f"clients get {task.status.get('state')}, the journal has {states[-1]}"
     # With retries left, the loss of an agent is not final.
     must_complete = task.target is None or task.retries
     allowed = {COMPLETED} if must_complete else _allowed_ends(task)
     if task.end not in allowed:
-        yield f"it ended as {task.end}: {task.status.get('error')}"
+        yield f"the task ended as {task.end}: {task.status.get('error')}"
 
 
 def _allowed_ends(task: TaskEvidence) -> set:
@@ -225,7 +225,7 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
         yield "output that was read before is missing"
     if task.end == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
-            yield f"{_describe_difference(printed, written)}, which is not a prefix of it"
+            yield f"{_describe_difference(printed, written)}, so the first is not a prefix of the second"
     elif task.end == COMPLETED or task.target not in {"sandbox", "gateway", "all"}:
         if printed != written:
             yield _describe_difference(printed, written)
@@ -267,7 +267,7 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
         if agent_starts > 1 + task.retries:
             yield f"the agent ran {agent_starts} times, {source}"
     if task.end == COMPLETED and not (task.agent_starts and recorded_starts):
-        yield "it completed without an agent"
+        yield "the task completed without an agent"
 
 
 def check_received_events(expected_events: dict, received_events: dict) -> Iterator[str]:

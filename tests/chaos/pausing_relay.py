@@ -6,7 +6,7 @@ import threading
 
 
 class PausingRelay:
-    """Relays connections to `port`. bytes_max: sent to clients before `open` is called."""
+    """Relays connections to `port`. bytes_max: how many bytes clients get before `open` is called."""
 
     def __init__(self, port, bytes_max):
         self._upstream, self._left = port, bytes_max

@@ -36,7 +36,7 @@ def init_of(attempt_id):
 def destroy_sockets(pid):
     """Close all sockets of the gateway in the network namespace of `pid`.
 
-    Return whether that worked. It requires ss(8) with --kill, and a kernel with INET_DIAG_DESTROY.
+    Return whether that worked. Requires ss(8) with --kill, and a kernel with INET_DIAG_DESTROY.
     """
     result = subprocess.run(
         ["nsenter", f"--net=/proc/{pid}/ns/net", "ss", "--kill", "--all", "--tcp", "--udp", "--no-header"],

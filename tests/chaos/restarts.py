@@ -24,7 +24,7 @@ class RestartResult:
     """The outcome of repeated restarts.
 
     killed: the number of restarts after SIGKILL instead of SIGTERM.
-    connections: the number of connections of each client, except for command-line clients.
+    connections: how often each client connected, except for command-line clients.
     """
 
     restarts: int

@@ -1,4 +1,4 @@
-"""Slurm failures: the controller is killed or paused, hosts are killed or cut off, jobs are lost or duplicated."""
+"""Failures of Slurm: the controller is killed or paused, hosts are killed or cut off, jobs are lost or duplicated."""
 
 import asyncio
 

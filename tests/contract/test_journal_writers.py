@@ -190,7 +190,7 @@ def test_open_keeps_a_journal_whose_first_record_is_damaged(journals, tmp_path, 
     assert journals.liveness("task-1") is Liveness.FREE
 
 
-def test_liveness_does_not_block_writers(journals):
+def test_checking_liveness_does_not_block_writers(journals):
     for _ in range(200):
         assert journals.liveness("task-1") is Liveness.FREE
         journals.open("task-1").close()

@@ -1,4 +1,4 @@
-"""The kernel memory that a sandbox uses beyond the memory of its programs is limited."""
+"""The kernel memory that a sandbox uses, in addition to its programs' own memory, is limited."""
 
 import asyncio
 import os
@@ -137,7 +137,7 @@ report("pairs", all(len(theirs.recv(10000, socket.MSG_WAITALL)) == 10000 for our
 """
 
 
-def test_data_sent_through_sockets_is_complete(runtime: Runtime, disk: Path):
+def test_data_sent_through_sockets_arrives_completely(runtime: Runtime, disk: Path):
     assert run_lines(runtime, disk, _TRANSFER) == ["received True", "pairs True"]
 
 

@@ -34,7 +34,7 @@ class ProcessHarness:
         self.directory = directory / "jobs"
 
     def connect(self):
-        """Return an engine, as a new server creates it."""
+        """Return a new engine, like the one that a restarted server creates."""
         return ProcessEngine(self.directory, "this-host", self.full)
 
     def close(self):
@@ -55,7 +55,7 @@ class SlurmHarness:
         self.cluster = cluster
 
     def connect(self, partition="small", extra_arguments=()):
-        """Return an engine, as a new server creates it."""
+        """Return a new engine, like the one that a restarted server creates."""
         return SlurmEngine(
             SlurmSettings(
                 partition=partition,

@@ -36,7 +36,7 @@ class Fault:
 
 
 class Injection:
-    """An active injection. hits: the calls that failed."""
+    """An active fault. hits: the calls that failed."""
 
     def __init__(self, log):
         self._log = log

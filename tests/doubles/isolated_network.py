@@ -22,8 +22,9 @@ PRIVATE_ADDRESS = "10.1.2.3"
 
 
 class IsolatedNetwork:
-    """A context manager that creates both namespaces; `server_prefix` and `internet_prefix` start commands in them.
+    """A context manager that creates both namespaces.
 
+    server_prefix, internet_prefix: the start of a command line that runs a program in one of the namespaces.
     packets: (protocol, address, port) of every recorded packet. For TCP connections, only the SYN packets are recorded.
     """
 

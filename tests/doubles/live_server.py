@@ -263,7 +263,7 @@ class Deployment:
         return process
 
     def submit(self, task_id="task-1", **parts):
-        """Submit a task with this id; `claude`, `vm`, `lifecycle`, `repository` add to the minimal manifest."""
+        """Submit a task with this id; `claude`, `vm`, `lifecycle` and `repository` extend the minimal manifest."""
         manifest = {
             "version": "1",
             "kind": "Task",

@@ -103,7 +103,7 @@ CASES = {
 
 
 async def record(turns, branches=None, claude=None, environment=None, on_line=None):
-    """Run Claude Code once; return stdout, exit code and stderr, with the machine's paths replaced."""
+    """Run Claude Code once. Return stdout, exit code and stderr, with sandbox paths instead of the machine's."""
     with tempfile.TemporaryDirectory() as directory:
         outside = ClaudeOnHost(Path(directory))
         (outside.workspace / "notes.txt").write_text("hello\n")

@@ -16,7 +16,7 @@ _RESET_SEPARATELY = {"home", "git", "data"}
 class SharedDeployment:
     """The holder of the shared deployment.
 
-    make_directory: returns a new directory for each deployment. environment: variables of the deployment's server.
+    make_directory: returns a new directory for each deployment. environment: the server's environment variables.
     """
 
     def __init__(self, make_directory, runtime, environment):

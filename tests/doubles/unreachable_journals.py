@@ -32,4 +32,4 @@ class UnreachableJournals(FileJournals):
 
     def _check(self, task_id):
         if self.is_unknown:
-            raise JournalBusyError(f"The host of the writer of {task_id} does not respond.")
+            raise JournalBusyError(f"The host that runs the writer of {task_id} does not respond.")

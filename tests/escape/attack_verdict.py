@@ -6,7 +6,7 @@ from escape.attack import Outcome
 
 
 class Verdict(NamedTuple):
-    """An outcome with its reason."""
+    """An outcome and the reason for it."""
 
     outcome: Outcome
     reason: str
@@ -58,12 +58,12 @@ def _unproven_reason_of_watch(attack, evidence):
 
 def _unproven_by_report(attack, runtime, report, evidence):
     if report.get("outcome") not in {"succeeded", "refused"}:
-        return f"it reported no outcome: {report}"
+        return f"the attack reported no outcome: {report}"
     has_succeeded, expected = report["outcome"] == "succeeded", attack.expected_outcome(runtime)
     if has_succeeded is not (expected is Outcome.INSIDE):
         return f"declared as {expected.value!r}: {report}"
     if has_succeeded and not evidence.covers(*report.get("held", (0, 0))):
-        return f"no complete sample of the host was taken while it was held: {report}"
+        return f"no complete sample of the host was taken while the effects of the attack were kept: {report}"
     words = set(report.get("by", ()))
     if not has_succeeded and not (words and words <= set(attack.refused_by)):
         return f"refused for an undeclared reason: {report}"

@@ -136,7 +136,7 @@ _PER_RUNTIME = {
 def gateway_attack_names():
     """Return the names of the attacks whose outcome does not depend on the runtime.
 
-    The gateway runs on the host, and other attacks reach it in the same ways.
+    The gateway runs on the host, and other attacks cover every way to reach it.
     """
     attacks = (*_by_unusual_address(), *_by_name(), *_through_the_proxy(), *_through_transparent_ports())
     return {attack.name for attack in attacks} - _PER_RUNTIME

@@ -33,8 +33,9 @@ BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 12 << 20
 class HostWatch:
     """A context manager, to be entered before the attacks.
 
-    marker: a part of every name that attacks create. protected_pids: host processes that no attack may affect.
-    data_dir: the data directory of the server whose attempts are watched. samples: the start and end of each sample.
+    marker: a part of the name of every object that an attack creates. protected_pids: host processes that no attack may
+    affect. data_dir: the data directory of the server whose attempts are watched. samples: the start and end of each
+    sample.
     """
 
     def __init__(self, marker, protected_pids, data_dir):
