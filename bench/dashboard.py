@@ -152,9 +152,7 @@ def measure_one_page(server: Connection, port: int, seconds: int) -> None:
         for view, durations in (("conversation", at_conversation), ("output", at_output)):
             print(f"{view} view: {len(durations)} tasks over 50 ms, the longest {sorted(durations)[-3:]} ms")
         halves = max(heaps[: seconds // 2]), max(heaps[seconds // 2 :])
-        print(
-            f"memory used by its scripts: at most {halves[0]:.0f} MB in the first half, {halves[1]:.0f} MB in the second"
-        )
+        print(f"memory used by scripts: at most {halves[0]:.0f} MB in the first half, {halves[1]:.0f} MB in the second")
         print(f"elements at the end: {elements}; errors in the browser's console: {browser.console_errors}")
 
 

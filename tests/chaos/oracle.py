@@ -225,7 +225,7 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
         yield "output that was read before is missing"
     if task.end == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
-            yield f"{_describe_difference(printed, written)}, so the first is not a prefix of the second"
+            yield f"{_describe_difference(printed, written)}; the journal is not a prefix of the log"
     elif task.end == COMPLETED or task.target not in {"sandbox", "gateway", "all"}:
         if printed != written:
             yield _describe_difference(printed, written)

@@ -27,7 +27,7 @@ def probe_runtime(name, run_dir):
 
 
 def require_runtime(name, run_dir):
-    """Return the runtime's probe result. If the runtime is not available, skip the test with the remedy as the reason."""
+    """Return the runtime's probe result. If the runtime is not available, skip the test and give the remedy."""
     probe = probe_runtime(name, run_dir)
     if not probe.is_available:
         pytest.skip(f"{name} does not work here: {probe.remedy}")
