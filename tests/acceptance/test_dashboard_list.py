@@ -405,7 +405,7 @@ def test_filters_take_one_row_on_a_phone(base_url, browser):
     page.get_by_role("navigation", name="Filter by state").get_by_role("link", name="Completed").wait_for()
 
 
-def test_change_is_not_offered_for_a_task_that_cannot_be_continued(base_url, browser):
+def test_change_request_is_not_offered_for_a_task_that_cannot_be_continued(base_url, browser):
     page = browser.open(f"{base_url}/tasks/done-0001")
     page.get_by_role("link", name="Run again").first.wait_for()
     assert page.get_by_role("button", name="Ask for a change").count() == 0

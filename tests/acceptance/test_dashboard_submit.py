@@ -228,7 +228,7 @@ def test_secrets_are_references_and_are_edited_as_rows(base_url, browser):
     assert "secrets" not in yaml_of(page)
 
 
-def test_errors_are_shown_at_the_fields(base_url, browser):
+def test_errors_are_shown_next_to_the_fields(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     open_yaml(page, QUICK_REFERENCE_AUDIT)
     open_advanced(page)
@@ -253,7 +253,7 @@ def test_errors_are_shown_at_the_fields(base_url, browser):
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-def test_error_is_not_covered_by_the_bar_at_the_end(base_url, browser, width):
+def test_error_is_not_covered_by_the_bar_at_the_bottom(base_url, browser, width):
     page = browser.open(f"{base_url}/submit", width=width)
     open_yaml(page, QUICK_REFERENCE_AUDIT)
     open_advanced(page)

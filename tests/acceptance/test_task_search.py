@@ -16,7 +16,7 @@ def ids(page):
     return sorted(task["id"] for task in page["tasks"])
 
 
-def test_tasks_are_found_after_a_restart_too(deploy):
+def test_tasks_are_also_found_after_a_restart(deploy):
     deployment = deploy(bash_turn("echo one > one.txt; echo two >> README.md"), reply_turn())
     deployment.submit("first", claude={"prompt": "Fix the flaky login test"})
     deployment.wait("first")

@@ -631,7 +631,7 @@ report("held"); time.sleep(600)
 
 
 @pytest.mark.parametrize(("threads", "exceeds"), [(120, True), (24, False)])
-def test_buffers_of_blocked_sysctl_reads_end_the_sandbox(
+def test_buffers_of_blocked_sysctl_reads_are_limited(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], threads: int, exceeds: bool
 ):
     if has_own_kernel(runtime):
