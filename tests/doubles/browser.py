@@ -13,7 +13,7 @@ AXE = Path(__file__).parents[2] / ".venv/share/npm-dev/node_modules/axe-core/axe
 PROGRAMS = ("chromium-headless-shell", "chromium")
 HEIGHT = 900
 LAYOUTS = (("light", 1280), ("dark", 390))
-"""Color scheme and width in CSS pixels; the dashboard's scripts read neither, so a test can switch both on an open page."""
+"""Color scheme and width in CSS pixels. The dashboard's scripts read neither, so tests switch both on an open page."""
 TIMEOUT_SECONDS = 60
 _AXE_RUN = "axe.run({ resultTypes: ['violations'], preload: false })"
 """No enabled rule needs preloading, which would fetch every style sheet again for each run."""
