@@ -1,4 +1,4 @@
-"""Tests of a second agent, whose model API differs from Claude Code's, from its manifest section to the patch."""
+"""Tests a second agent from its manifest section to its patch. Its model API differs from Claude Code's."""
 
 import contextlib
 import http.server

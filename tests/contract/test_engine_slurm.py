@@ -73,7 +73,7 @@ async def lose_job(cluster, harness, create_job, saved_job_id):
     """Submit a job that has to wait, and kill the controller before it saves its state. Return the job and its former
     id.
 
-    The controller saves its state at most every five seconds. On a busy machine, it may save a job in time.
+    The controller saves its state at most every five seconds. On a busy machine, it may save a job before it is killed.
     """
     engine = harness.connect()
     for _ in range(5):

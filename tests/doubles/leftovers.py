@@ -54,7 +54,7 @@ def processes(data_dir):
 
 
 def mounts(data_dir):
-    """Return the mounts of this namespace whose entries contain the data directory or an attempt id."""
+    """Return the mounts in this namespace whose entries contain the data directory or an attempt id."""
     names = {str(data_dir), *attempt_ids(data_dir)}
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return {line for line in lines if any(name in line for name in names)}

@@ -79,7 +79,7 @@ class ResponsesApi:
 
 
 def _stored_data_field(value: object) -> str | None:
-    """Return a field that refers to data on the model's servers, which share the data of all tasks with one key."""
+    """Return a field that refers to data on the model's servers, where all tasks with the same key share their data."""
     pending = [value]
     while pending:
         one = pending.pop()
