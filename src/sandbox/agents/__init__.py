@@ -1,4 +1,4 @@
-"""Agents that Sandbox can run: one package per agent, and the registry of them."""
+"""Agents that Sandbox can run: one package per agent, and their registry."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class SecretArtifactError(SandboxError):
 
 
 class ManifestForbiddenError(SandboxError):
-    """The caller lacks the operator role, which the manifest requires: it has the sources of secrets."""
+    """The caller lacks the operator role, which is required because the manifest contains the sources of secrets."""
 
     code = "forbidden"
 
@@ -248,7 +248,7 @@ def _not_found_message(connection: HTTPConnection) -> str:
 
 
 def _closest_path(routes: Sequence[Any], path: str) -> str | None:
-    """Return a path that exists and differs by a slash at the end, or resembles the path and has no parameters."""
+    """Return the path without its trailing slashes if that exists, otherwise a similar path without parameters."""
     endpoints = [route for route in routes if isinstance(route, Route)]
     without_slash = path.rstrip("/")
     if without_slash != path and any(route.path_regex.match(without_slash) for route in endpoints):

@@ -26,7 +26,7 @@ from sandbox.model.manifest.rules import AgentSchema
 
 TAGS = {
     "Tasks": "Submit, list, watch and cancel tasks.",
-    "Logs": "Output and events of a task, as a download or a live stream, and changes of all tasks' states.",
+    "Logs": "Output and events of a task, as a download or a live stream, and state changes of all tasks.",
     "Artifacts": "Results of a task: patch, transcript and files.",
     "Health": "For health probes, load balancers and Prometheus.",
     "Administration": "For operators.",
@@ -168,7 +168,7 @@ def _problem_response(status: int, codes: Sequence[str]) -> dict[str, Any]:
 
 
 def raw_content(description: str, **media_types: dict[str, Any]) -> dict[str, Any]:
-    """Describe a response that is not a single JSON value by the schema of each media type."""
+    """Describe a response other than a single JSON value. Takes the schema of each media type."""
     return {"description": description, "content": _content(media_types)}
 
 
@@ -179,7 +179,7 @@ def with_item_schemas(response: dict[str, Any], **media_types: dict[str, Any]) -
 
 
 def request_body(description: str, *, required: bool, **media_types: dict[str, Any]) -> dict[str, Any]:
-    """Describe a body that the route itself reads, by the schema of each media type."""
+    """Describe a body that the route itself reads. Takes the schema of each media type."""
     return {"requestBody": {"description": description, "required": required, "content": _content(media_types)}}
 
 
@@ -200,7 +200,7 @@ def header_parameter(name: str, description: str, schema: dict[str, Any] | None 
 
 
 def recorded_examples() -> dict[str, Any]:
-    """Return the requests and responses that `script/reference` recorded: by operation, and errors by code."""
+    """Return the exchanges that `script/reference` recorded, keyed by operation, and the errors, keyed by code."""
     examples: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("examples.json").read_bytes())
     return examples
 
@@ -214,7 +214,7 @@ def build_schema(
 
         description = app.description.replace("AGENT_KIND", next(iter(agents)))
         described = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)
-        schema = deepcopy(described)  # it has dicts of the routes, which all apps share
+        schema = deepcopy(described)  # it contains dicts of the routes, which all apps share
         _remove_unused(schema)
         schema["components"]["schemas"] |= component_schemas(agents)
         _add_examples(schema, recorded_examples() if examples is None else examples)
@@ -262,7 +262,7 @@ def _add_operation_example(operation: dict[str, Any], example: Mapping[str, Any]
 
 
 def _typed_value(text: str, schema: Mapping[str, Any]) -> Any:
-    """Return the value of a parameter as its schema declares it."""
+    """Return the value of a parameter, with the type that its schema declares."""
     kinds = {schema.get("type"), *(each.get("type") for each in schema.get("anyOf", ()))}
     return msgspec.json.decode(text) if kinds & {"integer", "number", "boolean"} else text
 

@@ -57,7 +57,7 @@ def parse_seq(text: str) -> int | None:
 
 
 def check_format(text: str, expected: Format, name: str, part: RequestPart) -> str:
-    """Return the value of a parameter if it has the format. Raises InvalidParameterError."""
+    """Return the value of a parameter if it matches the format. Raises InvalidParameterError."""
     message = expected.find_error(text)
     if message is not None:
         raise InvalidParameterError([FieldError.at((name,), "format", message, part=part)])
@@ -97,12 +97,12 @@ def parse_time(text: str) -> datetime | None:
 
 @dataclass(frozen=True)
 class CommaSeparated:
-    """The format of text with names that are separated by commas."""
+    """The format of a comma-separated list of names."""
 
     names: tuple[str, ...]
 
     def parse(self, text: str) -> frozenset[str]:
-        """Return the names in the text."""
+        """Return the names in the list."""
         return frozenset(name.strip() for name in text.split(",")) - {""}
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
@@ -110,7 +110,7 @@ class CommaSeparated:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        """Describe the names as a pattern."""
+        """Describe the format as a pattern."""
         name = f"({'|'.join(self.names)})"
         return {**handler(schema), "pattern": f"^({name}(,{name})*)?$"}
 
@@ -135,7 +135,7 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
 def with_body_parser(parse: BodyParser) -> Callable[[EndpointT], EndpointT]:
-    """Mark a route that reads a body. A response about invalid parameters then lists the errors of the body too."""
+    """Mark a route that reads a body. A response about invalid parameters then lists the errors in the body too."""
 
     def mark(endpoint: EndpointT) -> EndpointT:
         vars(endpoint)["parse_body"] = parse
@@ -202,7 +202,7 @@ def _header_names(route: APIRoute) -> list[str]:
 
 
 def _declared_patterns(route: APIRoute) -> list[str]:
-    """Return name patterns for the parameters that the route itself reads; header parameters have none."""
+    """Return the name patterns of the parameters that the route itself reads; header parameters have none."""
     parameters = (route.openapi_extra or {}).get("parameters", ())
     return [pattern for parameter in parameters for pattern in parameter["schema"].get("patternProperties", {})]
 
@@ -214,7 +214,7 @@ def _name_errors(params: QueryParams, known: Collection[str], patterns: Collecti
             if len(params.getlist(name)) > 1:
                 yield _repeated(name, "query")
         elif not any(re.search(pattern, name) for pattern in patterns):
-            # Other errors are only counted, so no suggestion is searched for them.
+            # Further errors are only counted, so do not search for suggestions for them.
             if len(unknown) < fixed_limits.INPUT_ERRORS_MAX:
                 unknown.append(_unknown(name, known, patterns))
             yield unknown[-1]
@@ -245,7 +245,7 @@ def parse_query_params(
 ) -> ParamsT:
     """Parse the query parameters of a WebSocket or a page. Raises InvalidParameterError with all errors.
 
-    defaults: values of absent parameters, instead of those of the model.
+    defaults: values for absent parameters, used instead of the model's defaults.
     """
     known = kind.model_fields
     named = {name: value for name, value in params.items() if name in known}

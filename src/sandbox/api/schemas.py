@@ -62,7 +62,7 @@ def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
 def _definition_schema(
     declared: dict[str, Any], manifest: Mapping[str, Any], agents: Collection[str]
 ) -> dict[str, Any]:
-    """Return the schema of a task's definition, which has the section of exactly one agent.
+    """Return the schema of a task's definition, which contains the section of exactly one agent.
 
     manifest: the schemas of the manifest. The definition has the same sections, except for `repository.patch` and
         `secrets`.
@@ -86,7 +86,7 @@ def _definition_schema(
 
 
 def _request_schema(kind: Any) -> dict[str, Any]:
-    """Return the schema of a request's JSON body. It has no defaults: generators treat such a field as required."""
+    """Return the schema of a request's JSON body. Has no defaults: generators treat fields with one as required."""
     schema = TypeAdapter(kind).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
     for each in schema["properties"].values():
         each.pop("default", None)

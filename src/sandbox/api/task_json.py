@@ -151,7 +151,7 @@ def _patch_digest(patch: str | None) -> str | None:
 
 
 def definition_body(manifest: Manifest) -> DefinitionBody:
-    """Return the manifest with defaults filled in, and with secrets by name only."""
+    """Return the manifest with defaults filled in, and with only the names of secrets."""
     definition: dict[str, Any] = {
         "repository": {**msgspec.to_builtins(manifest.repository), "patch": _patch_digest(manifest.repository.patch)},
         manifest.agent.kind: dict(manifest.agent.settings),

@@ -50,7 +50,7 @@ DEFAULT_CONTEXT = Context(DEFAULT_SERVER)
 
 @dataclass(frozen=True)
 class Contexts:
-    """All stored contexts by name, and the name of the current one."""
+    """All stored contexts, keyed by name, and the name of the current one."""
 
     by_name: Mapping[str, Context] = field(default_factory=dict)
     current: str = DEFAULT_NAME

@@ -54,7 +54,7 @@ _CODE_BY_ERROR = {
 
 
 def exit_code_for_error(error_code: str) -> ExitCode:
-    """Return the exit code for a local error, by its stable error code."""
+    """Return the exit code for a local error that has this stable error code."""
     return _CODE_BY_ERROR.get(error_code, ExitCode.SERVER_ERROR)
 
 

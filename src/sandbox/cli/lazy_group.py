@@ -1,4 +1,4 @@
-"""Commands and groups: their help, suggestions for unknown commands, and imports when a command runs."""
+"""Commands and groups: their help, suggestions for unknown commands, and imports that wait until a command runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class GlobalOption(click.Option):
         return names if self.is_flag else f"{names} {value}"
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the entry for the list of options; None if the command only lists the option."""
+        """Return the entry that describes the option; None if the command only lists it."""
         describes = getattr(ctx.command, "describes_global_options", True)
         return super().get_help_record(ctx) if describes else None
 
@@ -157,7 +157,7 @@ _ROOT_SYNONYMS = {
 """The same for names that are typed without a group."""
 
 _SIMILARITY_MIN = 0.7
-"""With difflib's default of 0.6, commands with another meaning would be suggested."""
+"""With difflib's default of 0.6, commands with unrelated meanings would be suggested."""
 
 
 def _suggest(name: str, ctx: click.Context) -> list[str]:

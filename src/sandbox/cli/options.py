@@ -46,7 +46,7 @@ class CliOptions:
 
     @property
     def token(self) -> str:
-        """The token; empty for none."""
+        """The token; empty if there is none."""
         return self._context.token
 
     @cached_property

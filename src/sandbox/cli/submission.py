@@ -1,4 +1,4 @@
-"""Submits a manifest and waits for the task's end."""
+"""Submits a manifest and waits for the task to end."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def wait_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *, waits: bool, follows: bool) -> None:
-    """Print the new task, and wait for its end if an option of `wait_options` is set."""
+    """Print the new task, and wait until it has ended if an option of `wait_options` is set."""
     task_id = escape_text(submitted["task_id"])
     with hint_if_output_fails(f"Task {task_id} was submitted. Show it: sandbox task status {task_id}"):
         if options.format == "json":
@@ -131,7 +131,7 @@ def _hint(client: Client, status: Task, options: CliOptions) -> None:
 
 
 def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_follow: bool) -> Task:
-    """Wait for the task's end, printing events if `should_follow`. Exits with an error unless the task completed."""
+    """Wait for the task to end, printing events if `should_follow`. Exits with an error unless the task completed."""
     if should_follow:
         events = client.events(task_id)
         if options.format == "json":

@@ -78,7 +78,7 @@ def task_arguments(command: _Decorated) -> _Decorated:
 
 
 def for_each_task(task_ids: Sequence[str], request: Callable[[str], Mapping[str, Any]]) -> None:
-    """Send a request for each task and print the response, also after the server refused an earlier one.
+    """Send a request for each task and print the response. Continues even if the server refuses a request.
 
     Prints the server's message, or with `--format json` the response. Exits with the code of the last error.
     """

@@ -45,7 +45,7 @@ class ClientError(SandboxError):
         self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
-        """Return the message, followed by the first errors of the request."""
+        """Return the message, followed by the first errors in the request."""
         listed = [f"  {_describe(error)}" for error in self.field_errors]
         omitted = len(listed) - _LISTED_ERRORS_MAX
         more = [f"  and {omitted} more"] if omitted > 0 else []
@@ -118,7 +118,7 @@ class InvalidRequestError(ClientError):
 
 
 class InvalidParameterError(InvalidRequestError):
-    """Parameters or fields of the body are invalid, which `field_errors` lists, or the server's base URL is."""
+    """Parameters or fields of the body are invalid (see `field_errors`), or the server's base URL is invalid."""
 
     code = "invalid_parameter"
 

@@ -137,7 +137,7 @@ def tasks(
     search: str | None = None,
     **others: str | int | None,
 ) -> Request[TaskPage]:
-    """List a page of tasks. others: parameters that the API has under the same names."""
+    """List a page of tasks. others: further parameters, named as in the API."""
     parameters = {
         "state": ",".join(states) or None,
         "outcome": ",".join(outcomes) or None,
@@ -159,7 +159,7 @@ def manifest(task_id: str) -> Request[dict[str, Any]]:
 
 
 def wait(task_id: str, seconds: float) -> Request[Task]:
-    """Wait for the task's end, for at most this many seconds."""
+    """Wait until the task has ended, but for at most this many seconds."""
     parameters = {"timeout": f"{seconds:.3f}"}
     return Request(
         "GET",

@@ -58,7 +58,7 @@ def matches_schema(value: Any, kind: Any) -> bool:
 
 @cache
 def _tagged_types(kind: Any) -> dict[str, Any]:
-    """Return the members of a union of TypedDicts, keyed by their value of `type`; empty for any other union."""
+    """Return the members of a union of TypedDicts, keyed by their `type`; empty for any other union."""
     parts = get_args(kind)
     if not all(is_typeddict(part) and "type" in _schema_fields(part) for part in parts):
         return {}

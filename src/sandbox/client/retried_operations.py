@@ -49,7 +49,7 @@ class Backoff:
 
 
 LONG_POLL_SECONDS = 60.0
-"""Maximum time that one request waits for the task's end; longer waits use several requests."""
+"""Maximum time that one request waits for the task to end; longer waits use several requests."""
 
 LONG_POLL_PAUSE_SECONDS = 0.1
 """Delay before the next long poll: a server that is shutting down responds immediately."""
@@ -116,7 +116,7 @@ def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
 
 
 def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
-    """Wait for the task's end; retry for a limited time while the server restarts."""
+    """Wait until the task has ended; retry for a limited time while the server restarts."""
     deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
     status: Task = yield requests.status(task_id)
     backoff = Backoff()

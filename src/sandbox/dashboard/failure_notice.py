@@ -22,7 +22,7 @@ class FailureNotice:
 
     @property
     def change(self) -> str:
-        """The change of the setting, as in "Run again with more memory"; empty without a setting."""
+        """The change to the setting, as in "Run again with more memory"; empty without a setting."""
         return _CHANGES.get(self.setting or "", "")
 
     @property

@@ -38,7 +38,7 @@ def git_service(directory: Path, *, host: str = "127.0.0.1", port: int = 0) -> H
 async def git_response(root: Path, path: str, query: str, request: Request) -> Response:
     """Return the response of `git http-backend` for a repository below `root`.
 
-    The program permits reading and writing.
+    The program itself permits reading and writing.
     """
     headers, body = request.headers, await request.body()
     environment = git_environment() | {

@@ -90,7 +90,7 @@ def exit_on_signals() -> Iterator[None]:
 
 
 def has_model_key() -> bool:
-    """Whether the environment has a key for the real model."""
+    """Return whether the environment has a key for the real model."""
     return any(os.environ.get(name) for name in _MODEL_VARIABLES)
 
 

@@ -1,4 +1,4 @@
-"""Claude Code as one of Sandbox's agents. Modules that only one method needs are imported in that method."""
+"""Claude Code as one of Sandbox's agents. A module that only one method needs is imported in that method."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ClaudeCode:
 
     @property
     def priced_models(self) -> Sequence[str]:
-        """The models of the table of prices, without dates."""
+        """The models that have a price, named without their dates."""
         from sandbox.agents.claude_code.messages_api.pricing import PRICED_MODELS
 
         return PRICED_MODELS
@@ -71,7 +71,7 @@ class ClaudeCode:
         return binary_version(find_binary())
 
     def install(self, data_dir: Path) -> Path:
-        """Return the path of the copy of the binary that sandboxes run; create the copy if it does not exist."""
+        """Return the path of the binary that sandboxes run, a copy; create the copy if it does not exist."""
         from sandbox.agents.claude_code.binary_install import install_binary
 
         return install_binary(data_dir)

@@ -57,7 +57,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool with a redacted value in its name may match, based on the text before the value and `*`."""
+    """Return whether a tool may match although its name is partly redacted. Compares only the text before each mark."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (
@@ -94,5 +94,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Return the options that deny every action that needs permission, but let the run continue."""
+    """Return the options that deny every action that needs permission without ending the run."""
     return ("--permission-mode", "dontAsk")

@@ -57,7 +57,7 @@ _COMMAND_PREFIXES = ("/", "!", "#", "@")
 def interactive_arguments(options: tuple[str, ...], prompt: str) -> tuple[str, ...]:
     """Return the arguments of an interactive session.
 
-    options: the options of a headless run. `dontAsk` is replaced, because Claude Code can ask in a terminal.
+    options: the options of a headless run. `dontAsk` is replaced, because Claude Code can ask the user in a terminal.
     """
     return (*(_PERMISSION_MODES.get(option, option) for option in options), "--", _initial_prompt(prompt))
 
@@ -78,7 +78,7 @@ def interactive_files(prompt: str, task_key: str, directory: str) -> Mapping[str
 
 
 def interactive_variables() -> Mapping[str, str]:
-    """Return the environment variables that interactive sessions get in addition to those that every agent gets."""
+    """Return the additional environment variables for interactive sessions."""
     return {
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
@@ -127,7 +127,7 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def session_file(directory: str, session_id: str) -> str:
-    """Return the path of a session's file below the home directory. directory: where Claude Code starts."""
+    """Return the path of a session's file below the home directory. directory: the one in which Claude Code starts."""
     return f".claude/projects/{re.sub('[^A-Za-z0-9]', '-', directory)}/{session_id}.jsonl"
 
 
@@ -244,7 +244,7 @@ The manifest decides whether permission checks are skipped, so Claude Code must 
 
 
 class ClaudeCodeDriver:
-    """Runs Claude Code as an agent. binary: its path on the host, see `install_binary`."""
+    """Runs Claude Code as an agent. binary: the program's path on the host; see `install_binary`."""
 
     task_key_prefix = "sk-ant-sandbox-"
 

@@ -40,7 +40,7 @@ class McpServer:
 
 @dataclass(frozen=True, kw_only=True)
 class McpConfig:
-    """The agent's MCP servers, by name."""
+    """The agent's MCP servers, keyed by name."""
 
     __pydantic_config__ = FORBID_EXTRA
     mcpServers: dict[str, McpServer]  # noqa: N815  (the name that Claude Code's own files use)
@@ -120,7 +120,7 @@ def _invalid_mcp_servers(section: dict[str, Any], secret_names: Collection[str])
 
 
 def _expanded_texts(server: dict[str, Any]) -> Iterator[tuple[FieldPath, str]]:
-    """Yield the texts in which Claude Code expands `${NAME}`."""
+    """Yield each string in which Claude Code expands `${NAME}`, with its path."""
     yield ("url",), as_text(server.get("url"))
     for index, argument in enumerate(as_list(server.get("args"))):
         yield ("args", index), as_text(argument)

@@ -54,7 +54,7 @@ def determine_interactive_failure(exit_: ExitStatus) -> Failure | None:
 
 
 def _explain_error_result(result: dict[str, Any]) -> tuple[FailureReason, str]:
-    """Return why a result has `is_error`: the reason for programs, and the message."""
+    """Return the machine-readable reason, and the message, for a result with `is_error`."""
     text = _error_text(result)
     match result.get("terminal_reason"), result.get("stop_reason"):
         case "max_turns", _:
@@ -78,7 +78,7 @@ _NO_CREDIT = re.compile("credit balance|billing", re.IGNORECASE)
 
 
 def _explain_api_error(status: Any, text: str) -> tuple[FailureReason, str]:
-    """Return the reason, and the provider's message as Claude Code reports it with what to do."""
+    """Return the reason, and the provider's message as reported by Claude Code, followed by what to do."""
     error_text = _GATEWAY_HINT.sub("", text)
     match status:
         case 400 | 402 | 403 if _NO_CREDIT.search(error_text):
@@ -134,7 +134,7 @@ _NAMES_SHOWN_MAX = 10
 
 
 class ClaudeReady(AgentReady, frozen=True):
-    """Claude Code reported its tools and its MCP servers. mcp_servers: status by name."""
+    """Claude Code reported its tools and its MCP servers. mcp_servers: the status of each server, keyed by name."""
 
     tools: frozenset[str]
     mcp_servers: Mapping[str, str]

@@ -70,13 +70,13 @@ _EXIT_CODE = re.compile(r"Exit code (\d{1,3})\b")
 
 
 class _BackgroundCalls:
-    """Tracks which tool calls run in the background: from their start, or because they took long.
+    """Tracks the tool calls that run in the background, either from their start or because they took too long.
 
     Claude Code reports such a call as a task, before it returns a preliminary result to the model.
     """
 
     def __init__(self) -> None:
-        self._calls: dict[str, str] = {}  # ids of calls by id of their task
+        self._calls: dict[str, str] = {}  # call ids, keyed by task id
         self._background_tasks: set[str] = set()
 
     def __contains__(self, tool_use_id: str) -> bool:
@@ -327,7 +327,7 @@ def _convert_tool_use(block: ContentBlock, parent_id: str | None) -> ToolCallSta
 
 
 def _pop_edits(tool: str, texts: dict[str, str], budget: _TextBudget) -> Iterator[FileEdit]:
-    """Remove the fields that describe a file edit from `texts` and yield the edit."""
+    """Remove from `texts` the fields that describe a file edit, and yield the edit."""
     match tool, texts:
         case "Edit", {"file_path": path, "old_string": old}:
             yield FileEdit(_relative(budget.cut(path)), budget.cut(old), budget.cut(texts.get("new_string", "")))

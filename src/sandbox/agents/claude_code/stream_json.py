@@ -34,7 +34,7 @@ _ABSENT = msgspec.Raw(b"null")
 _INDENTED_VALUES_MAX = 1000
 _INDENTED_BRACKETS_MAX = 200
 _INDENTATION_FACTOR_MAX = 8
-"""JSON is indented for display unless it exceeds one of these limits for values, brackets and growth.
+"""JSON is indented for display unless it exceeds one of these limits on values, brackets and growth.
 
 The size of indented JSON is quadratic in its depth.
 """
@@ -109,7 +109,7 @@ class TaskPatch(msgspec.Struct):
 class TaskEvent(msgspec.Struct):
     """A `system` event about a tool call that runs as a task of Claude Code, such as a long command or a subagent.
 
-    tasks: all tasks in the background, in `background_tasks_changed`.
+    tasks: all background tasks, in a `background_tasks_changed` event.
     """
 
     task_id: str = ""
@@ -220,7 +220,7 @@ def read_number(value: msgspec.Raw) -> float | None:
 
 
 def to_text(value: msgspec.Raw) -> str:
-    """Return a string unchanged, null as "", and any other value as JSON, which is indented unless that is too long."""
+    """Return a string unchanged, null as "", and any other value as JSON, indented unless that would be too long."""
     text = read_string(value)
     if text is not None:
         return text

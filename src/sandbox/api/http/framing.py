@@ -21,7 +21,7 @@ CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 """Maximum total size of a body's chunk extensions; their content is ignored."""
 
 FIELDS_MAX = 128
-"""Maximum number of fields in a header or trailer, and of values in list fields: parsing even short ones is slow."""
+"""Maximum number of fields in a header or trailer, and of values in list fields: even short ones are slow to parse."""
 
 PARTS_PER_READ_MAX = 24
 """Maximum number of parts (heads, chunk-size lines, chunks, line ends) that are passed on at once."""

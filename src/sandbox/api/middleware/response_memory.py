@@ -1,4 +1,4 @@
-"""Limits the memory of unread responses per client. A response that exceeds the limit is replaced by a 429."""
+"""Limits how much memory each client's unread responses use. A response that exceeds the limit is replaced by a 429."""
 
 from __future__ import annotations
 

@@ -120,9 +120,9 @@ def _change_manifest(
 ) -> Manifest:
     """Return the manifest of the new task, validated like a submitted manifest.
 
-    A name that was made from the earlier prompt is replaced by one from the new prompt. The manifest has the defaults
-    that were filled in when the earlier task was submitted. Secrets are references in every
-    manifest, so the new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
+    A name that was derived from the earlier prompt is replaced by one derived from the new prompt. The manifest has the
+    defaults that were filled in when the earlier task was submitted. Secrets are references in every manifest, so the
+    new task reads their values again. Raises InvalidManifestError, InvalidParameterError.
     """
     earlier = planned.manifest
     data: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(earlier, enc_hook=encode_manifest))

@@ -1,4 +1,4 @@
-"""Routes for a task's logs (plain text, server-sent events or NDJSON), and for changes of all tasks' states."""
+"""Routes for a task's logs (plain text, server-sent events or NDJSON), and for state changes of all tasks."""
 
 import re
 from collections import deque
@@ -229,7 +229,7 @@ async def get_events(
     *,
     follow: Annotated[bool, Query(description="Stream without end")] = False,
 ) -> Response:
-    """Get changes of all tasks' states, as server-sent events.
+    """Get state changes of all tasks, as server-sent events.
 
     Sends `state_change` when a task has changed its state, and then `end` if the task has ended. If a task changes its
     state several times before the event is sent, only the latest state is sent. The stream begins with the current
@@ -256,7 +256,7 @@ def _parse_position(text: str) -> ChangeCursor | None:
 
 
 async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[Messages]:
-    """Encode each change. Only its last event has an id, so that a client that missed it gets all events again."""
+    """Encode each change. Only a change's last event has an id: a client that missed it gets the whole change again."""
     try:
         async for each in changes:
             if isinstance(each, ChangeCursor):
@@ -335,7 +335,7 @@ _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
 
 
 async def _as_array(source: AsyncIterator[Messages]) -> AsyncIterator[Messages]:
-    """Yield a JSON array. Each of its items begins with a comma, except the first."""
+    """Yield a JSON array in parts. The part of each item except the first begins with a comma."""
     start = b"["
     try:
         async for messages in source:

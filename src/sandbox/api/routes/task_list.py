@@ -121,7 +121,7 @@ async def list_tasks(
 def _list_response(
     page: TaskPage, task_query: TaskQuery, preserved: Container[str], *, is_operator: bool
 ) -> JsonResponse[TaskListBody]:
-    """Return a page of the list. preserved: the tasks with a preserved sandbox."""
+    """Return a page of the list. preserved: the ids of the tasks with a preserved sandbox."""
     body: TaskListBody = {
         "tasks": [
             task_summary_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks

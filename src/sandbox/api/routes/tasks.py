@@ -212,8 +212,9 @@ async def get_task(request: Request, context: ContextDep, task_id: paths.TaskId)
 async def get_manifest(request: Request, context: ContextDep, task_id: paths.TaskId) -> Response:
     """Get the manifest of a task.
 
-    It can be submitted again: it has no id and no fields with default values. It has the sources of secrets, but not
-    their values, so it requires the operator role. `definition` in the status has the names of secrets only.
+    It can be submitted again: it has no id and no fields with default values. It contains the sources of secrets, but
+    not their values, so reading it requires the operator role. `definition` in the status contains only the names of
+    secrets.
     """
     if not get_caller(request).is_operator:
         raise ManifestForbiddenError

@@ -102,7 +102,7 @@ class ApplyPrompt:
         return head
 
     def _blocked_reason(self, task_id: str, expected: Head, *, has_diff: bool) -> str | None:
-        """Return why a requested patch is not applied; None if it is.
+        """Return why a requested patch is not applied; None if it is applied.
 
         A different commit or branch requires confirmation.
         """

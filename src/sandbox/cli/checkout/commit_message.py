@@ -17,7 +17,7 @@ BODY_LINES_MAX = 60
 BODY_CHARACTERS_MAX = 8000
 
 STEP_CHARACTERS_MAX = 200
-"""Number of characters of a task's final message in the message for a chain of tasks."""
+"""Maximum length of each task's line in the commit message for a chain of tasks."""
 
 TRAILER = "Sandbox-Task"
 
@@ -45,9 +45,9 @@ _CI_INSTRUCTION = re.compile(
     r"|\*{3}(no_ci)\*{3}",
     re.IGNORECASE,
 )
-"""Texts such as `[skip ci]`, that make CI services ignore a commit.
+"""Texts, such as `[skip ci]`, that make CI services ignore a commit.
 
-No character is both in a word and between words. Otherwise, the search would take exponential time for some messages.
+No character can be both part of a word and a separator. Otherwise, some messages would take exponential time.
 """
 
 _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release|pipelines?)(?![a-z])", re.IGNORECASE)
@@ -91,7 +91,7 @@ def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
 
     The subject is the name of the first task. The body has the first line of each task's final message.
     """
-    # Without the marks of a heading, because a heading is never the subject.
+    # Remove heading marks from the name, because a heading is never used as the subject.
     name = _plain(escape_text(tasks[0].name)).lstrip("# ") or "Apply the changes of a chain of tasks"
     steps = [f"- {_title(task.final_message) or _plain(escape_text(task.name))}" for task in tasks]
     return build_commit_message("\n".join((name, "", *steps)), name, tasks[-1].id)

@@ -101,7 +101,7 @@ def find_chain_patch(client: Client, task_id: str) -> Artifact | None:
 
 
 def chain_size(client: Client, task: Task) -> str:
-    """Return the size of the patch with the changes of the whole chain: `+31 −4 in 3 files`.
+    """Return the size of the whole chain's patch, such as `+31 −4 in 3 files`.
 
     Empty if the task continues no other one, or if the size cannot be determined.
     """

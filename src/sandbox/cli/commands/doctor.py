@@ -93,7 +93,7 @@ def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: 
 
 
 def _summarize_limits(findings: Sequence[Finding]) -> list[Finding]:
-    """Replace the known limits of the selected runtime by their number, and drop those of other runtimes."""
+    """Replace the known limits of the selected runtime with their number, and drop those of other runtimes."""
     selected = _selected_runtime(findings)
     limits = [finding for finding in findings if finding.runtime == selected and _is_limit(finding)]
     others = [finding for finding in findings if not _is_limit(finding)]

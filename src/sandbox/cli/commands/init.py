@@ -130,7 +130,7 @@ def _apply_overrides(data: dict[str, Any], overrides: list[Override]) -> None:
 
 
 def _name_after_prompt(data: dict[str, Any], preset: set[str], agent_kind: str) -> None:
-    """Set the task's name to the first line of the prompt, unless one of them is missing or set."""
+    """Set the task's name to the first line of the prompt, unless the user set the name or there is no prompt."""
     match data:
         case {"metadata": dict(metadata), **sections} if not preset & {"metadata", "metadata.name"}:
             section = sections.get(agent_kind)

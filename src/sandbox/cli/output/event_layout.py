@@ -92,7 +92,7 @@ class EventLayout:
             self._print(Text.assemble(indent, (line, "red")))
 
     def print_result(self, event: Mapping[str, Any], text: str, *, lines_max: int) -> None:
-        """Print the first lines of a tool's result, each on one line, and the number of further lines."""
+        """Print the first lines of a tool's result without wrapping them, and the number of further lines."""
         from rich.text import Text
 
         lines = [line for line in text.splitlines() if line.strip()]
@@ -105,7 +105,7 @@ class EventLayout:
             self._print(Text.assemble(indent, (f"… {pluralize(len(lines) - lines_max, 'more line')}", "dim italic")))
 
     def print_edits(self, event: Mapping[str, Any], lines: Iterable[EditLine]) -> None:
-        """Print a diff below the tool call, each line on one line."""
+        """Print a diff below the tool call, without wrapping its lines."""
         from rich.text import Text
 
         indent = " " * (len(self._time_column(event)) + 4)

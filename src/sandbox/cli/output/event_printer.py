@@ -79,7 +79,7 @@ def print_events(
     omits_failure: do not print why the task failed, because the caller prints it afterwards.
 
     On a terminal with `is_live`, a transient status line shows the current activity; `pending_reason` returns what a
-    pending task waits for.
+    pending task is waiting for.
     """
     printer = EventPrinter(console, detail, pending_reason, omits_failure=omits_failure)
     with _status_context(printer, console) if console.is_terminal and is_live else nullcontext():
@@ -268,7 +268,7 @@ class EventPrinter:
         self._print_held_error()
 
     def _print_held_error(self) -> None:
-        """Print the last error, unless it is printed already. It is held while it may be why the task failed."""
+        """Print the held error, if any. An error is held while it may turn out to be the reason why the task failed."""
         event, self._held_error = self._held_error, None
         if event is not None:
             self._layout.print_lines(event, str(event.get("message")), "red", lines_max=TEXT_LINES_MAX)

@@ -180,7 +180,7 @@ def outcome_summary(
     """Describe how a task ended and what to do next.
 
     ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. width_cells: the
-    width of the terminal, on which all commands that are useful now are listed.
+    width of the terminal. On a terminal, all commands that are useful now are listed.
     """
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
     outcome = f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}"

@@ -1,4 +1,4 @@
-// The dialog to ask for a change: it submits a new task that continues a task that has ended. It contains the line
+// The dialog to ask for a change: it submits a new task that continues a finished one. It contains the line
 // comments and a text field.
 import { SIDES } from "/assets/line_comments.js";
 import { $, h, request, toast } from "/assets/page.js";

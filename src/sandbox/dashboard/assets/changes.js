@@ -304,7 +304,7 @@ function followTabs(container) {
   new MutationObserver(update).observe(document.body, { attributeFilter: ["class"] });
 }
 
-// storage: of this browser, or of this tab.
+// storage: that of this browser, or that of this tab.
 function stored(key, storage = "localStorage") {
   try {
     return window[storage].getItem(key);

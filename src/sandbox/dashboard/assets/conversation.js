@@ -24,7 +24,7 @@ export class Conversation {
   #list = new EntryList($("talk"), document.querySelector("#panel-conversation > .earlier"), this.#render, SHOWN_MAX);
   #stale = new Set();
   #withNewSteps = new Set();
-  #refusals = new Map(); // entries of refusals, by what was refused and why
+  #refusals = new Map(); // entries of refusals, keyed by what was refused and why
 
   handle(frame) {
     // Events converted from an earlier version's output have no timestamp, so use that of the output.
@@ -52,7 +52,7 @@ export class Conversation {
     this.#add({ kind: "aside", style, at, text, error });
   }
 
-  // Equal refusals are one entry with their number: a program tries to connect several times.
+  // Show equal refusals as one entry with a count, because programs try to connect several times.
   addRefusal({ timestamp, host, port, reason }) {
     const key = `${host}:${port} ${reason}`;
     const known = this.#refusals.get(key);
@@ -125,7 +125,7 @@ export class Conversation {
     this.#add(this.#lastResult);
   }
 
-  // The agent continues, so its last result was that of a round of work only.
+  // The agent continues, so its last result ended only a round of work.
   #startRound() {
     this.#setSuccessor(true);
     this.#lastResult = null;

@@ -108,7 +108,7 @@ export class Cursor {
     this.goTo(view);
   }
 
-  // Without a current change, the comment is on the first one of the current file.
+  // Without a current change, the comment is on the first change in the current file.
   #comment() {
     if (!this.#row?.element.isConnected) {
       const view = this.current;

@@ -5,8 +5,8 @@ import { visible, visibleName } from "/assets/untrusted_text.js";
 
 const QUOTE_CHARACTERS_MAX = 300;
 
-// What a comment is on: a line of the result has the side "new". A removed line is a line of the commit from which this
-// task started ("old"), or of the commit from which the first task of the chain started ("first").
+// What a comment refers to: a line of the result has the side "new". A removed line is a line of the commit from which
+// this task started ("old"), or of the commit from which the first task of the chain started ("first").
 export const SIDES = { old: "before the change", first: "before the first task" };
 
 export class LineComments {

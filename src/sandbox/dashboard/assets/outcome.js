@@ -8,8 +8,8 @@ const ACTIVITY_MAX = 200;
 const CALLS_MAX = 100;
 const PATCH_BYTES_MAX = 3 * 1024 * 1024;
 const REFUSALS_MAX = 100;
-const WORDS_AROUND_MAX = 160; // an agent adds words of its own to the reason of a refusal
-const REPEATED_MIN = 20; // length of the beginning of a message that repeats a failure
+const WORDS_AROUND_MAX = 160; // an agent adds its own words to the reason for a refusal
+const REPEATED_MIN = 20; // minimum length of a beginning by which a message repeats a failure
 
 export class Outcome {
   #message = null;
@@ -127,7 +127,7 @@ export class Outcome {
     this.#measure();
   }
 
-  // Whether the message has only a reason that the notice at the top of the page shows, or one of the model gateway.
+  // Whether the message only repeats the notice at the top of the page, or a reason from the model gateway.
   #isRepeated(text) {
     const failure = plain($("failure-message")?.textContent ?? "");
     if (!failure) return false;

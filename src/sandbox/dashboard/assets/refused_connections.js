@@ -1,9 +1,9 @@
-// Refused connections of the sandbox, by host.
+// Refused connections of the sandbox, grouped by host.
 import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const HOSTS_MAX = 500;
-const ADDED_HOSTS_MAX = 50; // as the form
+const ADDED_HOSTS_MAX = 50; // the same limit as in the form
 const PORTS = new Set([80, 443]); // the ports that an allowed host covers if it has no port
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 

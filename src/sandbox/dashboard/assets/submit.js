@@ -206,7 +206,7 @@ async function submit() {
 }
 
 // A template sets its settings and keeps all other values. Its prompt is only a placeholder. A template for another agent,
-// or without settings, replaces the manifest except what describes the task.
+// or without settings, replaces the manifest, except for what describes the task.
 function applyTemplate(text) {
   const before = editor.text;
   const prompt = $("prompt");
@@ -231,7 +231,7 @@ function applyTemplate(text) {
   if (selectedTab() === "form") prompt.focus();
 }
 
-// The paths and values that a template sets. Its secrets are added to those that the manifest has.
+// The paths and values that a template sets. Its secrets are added to those in the manifest.
 function settingsOf(template, agent) {
   const paths = [agent, "vm", "lifecycle"].flatMap((section) => template.keys([section]).map((key) => [section, key]));
   const settings = paths

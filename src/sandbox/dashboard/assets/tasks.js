@@ -112,7 +112,7 @@ document.addEventListener("htmx:replacedInHistory", () => {
   $("search-kept").replaceChildren(...params.map(([name, value]) => h("input", { type: "hidden", name, value })));
 });
 
-// Remove the row of a deleted task, also if its part of the list is not refreshed.
+// Remove the row of a deleted task, even if its part of the list is not refreshed.
 function removeRow(id) {
   deleted.add(`task-${id}`);
   for (const box of checkboxes()) if (box.value === id) box.closest("tr").remove();
@@ -197,7 +197,7 @@ $("bulk-clear")?.addEventListener("click", () => {
 keepRows(false);
 restoreSelection();
 
-// Focus the row before or after the one with focus; if no row has it, the first or the last.
+// Focus the row before or after the focused one; if no row is focused, focus the first or the last one.
 function moveRow(step) {
   const links = [...document.querySelectorAll("#list .row-link")];
   const at = links.indexOf(document.activeElement.closest("tr")?.querySelector(".row-link"));

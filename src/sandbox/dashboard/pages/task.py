@@ -104,7 +104,7 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
 
 
 def describe_deleted_data(task: Task, *, is_preserved: bool) -> str:
-    """Return what the deletion of an ended task removes: the end of a sentence."""
+    """Return what deleting a finished task removes, as the end of a sentence."""
     has_patch = any(artifact.name == f"{task.id}.patch" and artifact.size_bytes for artifact in task.artifacts)
     parts = ["the journal (conversation and output)"]
     if has_patch:
@@ -150,7 +150,7 @@ class PageEncoder:
 
 
 async def send_events(request: Request, context: AppContext) -> Response:
-    """Send the events after `after` or the Last-Event-ID, then live events until the task's end."""
+    """Send the events after `after` or the Last-Event-ID, then live events until the task ends."""
     task = await context.services.tasks.status(request.path_params["task_id"])
     resumed = parse_seq(check_format(request.headers.get("last-event-id", ""), SEQ, "Last-Event-ID", "header"))
     requested = parse_seq(check_format(request.query_params.get("after", ""), SEQ, "after", "query"))

@@ -136,7 +136,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
 
 
 def _is_refresh(request: Request) -> bool:
-    """Whether the page requests its list of tasks again, which it does every two seconds."""
+    """Return whether this request refreshes the list of tasks, which the page does every two seconds."""
     return request.headers.get("HX-Target") == "tasks"
 
 
@@ -156,7 +156,7 @@ def _failure_notice(task: Task, *, is_operator: bool) -> FailureNotice | None:
 
 
 async def _query_unfinished(request: Request, tasks: TaskQueries, query: TaskQuery) -> tuple[TaskPage, TaskPage]:
-    """Return the active and the pending tasks. A task that starts in between is in both pages."""
+    """Return the active and the pending tasks. A task that starts between the two queries is in both pages."""
     common = replace(query, with_totals=False, sort="created_at", order="desc", limit=_ACTIVE_ROWS)
     pending_query = replace(common, states=frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
     pending = await query_page(tasks, pending_query, request.query_params)
@@ -187,7 +187,7 @@ def _make_section(
 def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
     """Return the tasks that share their name with another one.
 
-    A task that continues or reruns another one also shares its name, even if the other task is not among these.
+    A task that continues or reruns another one also counts, even if that other task is not among these.
     """
     unique = {task.id: task for task in tasks}.values()
     names = Counter(task.manifest.metadata.name for task in unique)
@@ -195,9 +195,9 @@ def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
 
 
 def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, str]:
-    """Return the text that distinguishes tasks with the same name, by task id, in addition to their relations.
+    """Return texts that distinguish tasks with the same name, keyed by task id, in addition to the tasks' relations.
 
-    prompts: the beginnings of their prompts, by task id.
+    prompts: the beginnings of the tasks' prompts, keyed by task id.
     """
     words = {task.id: _first_words(prompts.get(task.id, ""), task.manifest.metadata.name) for task in tasks}
     names = Counter(task.manifest.metadata.name for task in tasks)

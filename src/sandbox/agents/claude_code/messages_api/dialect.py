@@ -118,7 +118,7 @@ class MessagesApi:
         return request_checks.decode_body(body)
 
     def external_access_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-        """Name a part of the request that has external access, as the subject of a sentence; None if there is none."""
+        """Return a noun phrase for a part of the request that has external access; None if there is no such part."""
         return request_checks.external_access_reason(request, sanitize)
 
     def unpriced_reason(self, request: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Model prices: Anthropic's public list prices for its own API, standard speed, without batch discount.
+"""Model prices: Anthropic's public list prices for its own API, at standard speed and without the batch discount.
 
 Source: the pricing page in Anthropic's documentation and Anthropic's announcements of price changes, as of PRICES_DATE.
 A model that is not listed has no price; the price of a similar model is never used.
@@ -31,7 +31,7 @@ SINGLE_REGION_FACTOR = 1.1
 class Price(msgspec.Struct, frozen=True):
     """USD per million tokens.
 
-    `long_context`: price for all tokens if the prompt exceeds `long_context_above` tokens.
+    `long_context`: the price of all tokens if the prompt exceeds `long_context_above` tokens.
     """
 
     input: float
@@ -122,10 +122,10 @@ PRICES = {
     "claude-haiku-4-5": _price(1, 5, 0.10),
     "claude-3-5-haiku": _price(0.80, 4, 0.08),
 }
-"""Prices by the name of the model, without a date."""
+"""Prices, keyed by the model's name without its date."""
 
 PRICED_MODELS = tuple(PRICES)
-"""Names of the models with a price, without their dates."""
+"""Names of the models that have a price, without their dates."""
 
 
 _INPUT_BYTES_PER_TOKEN = 3
@@ -133,7 +133,7 @@ _INPUT_BYTES_PER_TOKEN = 3
 
 
 def estimate_cost_bound(document: dict[str, Any], byte_count: int) -> CostBound:
-    """Estimate an upper bound on a request's cost from its untrusted body and the length of the body.
+    """Estimate an upper bound on a request's cost from its untrusted body and the body's length.
 
     If other models may serve the request too, the bound is for the most expensive one.
     """

@@ -28,11 +28,11 @@ _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
 """Tools that Claude Code runs itself, and server-side tools that only use data from the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost tokens or a known fee that responses report."""
+"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost only tokens or a known fee, as responses report."""
 
 _MCP_TOOLSET = "mcp_toolset"
 _DATE = re.compile(r"_[0-9]{8}")
-"""In a type, marks an object as a server-side tool wherever it occurs."""
+"""A type that contains this date marks its object as a server-side tool, wherever the object occurs."""
 
 _TOOL_CONTEXTS = frozenset({"tools", "definition"})
 _INSIDE_TOOL_CONTEXT = "(part of a tool)"
@@ -80,7 +80,7 @@ def decode_body(body: bytes | bytearray) -> dict[str, Any] | Rejected:
 
 
 def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Name a part of the request that has external access, as the subject of a sentence; None if there is none.
+    """Return a noun phrase for a part of the request that has external access; None if there is no such part.
 
     sanitize: makes untrusted text safe to report.
     """

@@ -176,7 +176,7 @@ _FREE_EVENTS = ("ping", "error")
 
 
 def _is_readable(line: bytes) -> bool:
-    """Return whether a line, or the start of one, may belong to an event stream with LF or CR LF as line ends."""
+    """Return whether a line, or the start of one, may belong to an event stream with LF or CR LF line endings."""
     is_field = any(line.startswith(field) or field.startswith(line) for field in _SSE_FIELDS)
     return is_field and b"\r" not in line[:-1]
 

@@ -126,7 +126,7 @@ class TaskTools:
             return await tools.logs(client, task_id, stream, lines)
 
     async def diff(self, task_id: _TaskId, offset: _Offset = 0) -> str:
-        """Get an ended task's changes, as a patch for git apply."""
+        """Get a finished task's changes, as a patch for git apply."""
         async with self._client() as client:
             return await tools.diff(client, task_id, offset)
 

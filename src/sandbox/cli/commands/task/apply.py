@@ -88,7 +88,7 @@ def apply(
 
     With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The commit message
     is the agent's final message. The working tree and the current branch do not change. The changes of a chain of tasks
-    become a single commit, whose message has the name of the first task and one line for each task.
+    become a single commit, whose message contains the name of the first task and one line for each task.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
@@ -204,7 +204,7 @@ def _apply_to_branch(
     *,
     pushes: bool,
 ) -> None:
-    """Commit the changes to the branch. tasks: the tasks with these changes."""
+    """Commit the changes to the branch. tasks: the tasks that made the changes."""
     checkout = branch.checkout
     changed = checkout.list_changed_files(task.patch) if task.patch.stat().st_size else []
     head = checkout.commit()

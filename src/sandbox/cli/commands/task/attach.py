@@ -13,7 +13,7 @@ from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, format_keys, p
 from sandbox.model.task_state import FINAL_STATES
 
 END_SECONDS_MAX = 30.0
-"""Time limit for the end of a task after the exit of its agent. Its patch is created in this time."""
+"""How long to wait for a task to end after its agent has exited. The task's patch is created during this time."""
 
 
 @command(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
 @common_options
 def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
-    """Cancel a task and wait for its end.
+    """Cancel a task and wait until it has ended.
 
     The results so far are kept.
     """
@@ -55,7 +55,7 @@ def cancel(task_id: str, reason: str | None, force: bool, yes: bool) -> None:
 
 
 def _confirm(status: Task) -> None:
-    """Ask whether to cancel the task, unless it has ended. Exits if it should not or cannot be cancelled."""
+    """Ask whether to cancel the task, unless it has ended. Exits if it has ended or the user declines."""
     if status["state"] in FINAL_STATES:
         _fail_ended(status)
     if not confirm(f"Cancel task {escape_text(status['id'])}?", default=False):

@@ -34,7 +34,7 @@ from sandbox.cli.task_arguments import task_argument
 def continue_task(
     task_id: str, prompt: str, waits: bool, follows: bool, new_id: str | None, overrides: list[Override]
 ) -> None:
-    """Submit a task that continues an ended one.
+    """Submit a task that continues a finished task.
 
     PROMPT describes the next change; '-' reads it from stdin. The new task starts with the changes of the earlier task
     and of any tasks that it continued. The agent resumes the earlier session, or gets the earlier conversation as text.

@@ -143,8 +143,8 @@ def list_tasks(
     """List tasks, newest first.
 
     On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one. The
-    reason of a failure is printed below the task if the window is too narrow for another column.
-    Commands accept the shortened ids. If the output is piped, or with --format json, ids are complete.
+    reason for a failure is printed below the task if the window is too narrow for another column. Commands accept the
+    shortened ids. If the output is piped, or with --format json, ids are complete.
     """
     if takes_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
@@ -195,7 +195,7 @@ def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_who
 
 
 def _common_repository(tasks: Sequence[TaskSummary]) -> str:
-    """Return the short name of the repository of all tasks; empty if they have several."""
+    """Return the short name of the repository that all tasks share; empty if they have different ones."""
     names = {_short_repository(task) for task in tasks}
     return names.pop() if len(names) == 1 else ""
 
@@ -218,7 +218,7 @@ def _all_pages(client: Client, first_page: TaskPage, query: dict[str, Any]) -> T
 
 
 def _cells(task: TaskSummary, shown_id: str, *, is_terminal: bool) -> dict[str, Text]:
-    """Return the cells of a task, by column."""
+    """Return the cells of a task, keyed by column."""
     mark = _relation_mark(task) if is_terminal else ""
     return {
         "ID": cell(shown_id),

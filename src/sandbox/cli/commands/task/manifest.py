@@ -25,7 +25,7 @@ from sandbox.cli.task_arguments import task_argument
 def manifest(task_id: str) -> None:
     """Print a task's manifest, to submit it again.
 
-    Prints YAML, or JSON with --format json. The manifest has no id and no fields with default values. It has the
+    Prints YAML, or JSON with --format json. The manifest has no id and no fields with default values. It contains the
     sources of secrets, but not their values.
     """
     options = current_options()

@@ -130,7 +130,7 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
 
 
 def _without_model_refusals(client: Client, task: Task) -> Task:
-    """Return the task without refused model requests in its number of refused connections."""
+    """Return the task with refused model requests subtracted from its number of refused connections."""
     from sandbox.client import ClientError
 
     refused, refusals = task["progress"].get("egress_denied") or 0, 0
@@ -146,7 +146,7 @@ def _outcome_rows(
 ) -> Iterator[tuple[str, str]]:
     """Yield the outcome, the dashboard's address and the next commands.
 
-    rows: the rows without a terminal. results: those of `_result_rows`.
+    rows: the rows that are printed without a terminal. results: the rows from `_result_rows`.
     """
     from sandbox.client.url import task_page_url
 
@@ -166,7 +166,7 @@ def _outcome_rows(
 
 
 def _result_rows(task: Task, chain: str) -> Iterator[tuple[str, str]]:
-    """Yield the size of the patch and the agent's final message. chain: the size of the patch of the chain."""
+    """Yield the size of the patch and the agent's final message. chain: the size of the chain's patch."""
     if changes := changes_summary(task, chain):
         yield "Changes", changes
     # Older servers do not send the message. The message of a failed agent repeats the error.

@@ -20,7 +20,7 @@ from sandbox.cli.output.json_output import print_json_lines
 @click.option("--after", metavar="POSITION", help="Continue after this `position` of an earlier JSON event.")
 @common_options
 def watch(after: str | None) -> None:
-    """Print changes of all tasks' states until interrupted.
+    """Print state changes of all tasks until interrupted.
 
     Uses one connection for all tasks. With --format json, each line is an event with its position.
     """

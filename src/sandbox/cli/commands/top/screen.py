@@ -156,7 +156,7 @@ class _KeyHandler:
 
 
 def _watch(options: CliOptions, console: Console, task_id: str) -> None:
-    """Print the task's events from the first one until a key returns to the screen. Enter returns after the end."""
+    """Print all of the task's events until the user presses a key to return. After the task's end, Enter works too."""
     keys = set(_RETURN_KEYS)
     with (
         _alternate_screen(console),
@@ -185,7 +185,7 @@ def _alternate_screen(console: Console) -> Iterator[None]:
 
 @contextmanager
 def _interrupting_keys(keys: Set[bytes]) -> Iterator[threading.Thread]:
-    """Read keys in a thread, until one of `keys`: it interrupts the main thread like ^C, even during a request."""
+    """Read keys in a thread. The first one of `keys` interrupts the main thread as ^C does, even during a request."""
     descriptor, (stop_reader, stop_writer) = sys.stdin.fileno(), os.pipe()
 
     def read() -> None:

@@ -77,7 +77,7 @@ class TopView:
     filter: which tasks to fetch.
     search_input: the search that the user is typing, as bytes from the terminal; None if no search is open.
     task_to_cancel: the task whose cancellation the user must confirm.
-    notice: a message until the next key.
+    notice: a message to show until the next key is pressed.
     is_help_open: whether the list of keys replaces the tasks.
     """
 
@@ -118,7 +118,7 @@ class TopView:
         return self.task_to_cancel is not None
 
     def show_notice(self, message: str) -> None:
-        """Show a message until the next key."""
+        """Show a message until the next key is pressed."""
         self.notice = message
 
     def toggle_help(self) -> None:
