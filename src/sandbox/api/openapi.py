@@ -42,7 +42,7 @@ Runs coding agents as tasks that people can trust: a manifest goes in, and a pat
 Set `SERVER` to the address of the server, such as `http://localhost:8122`, and `TOKEN` to a token that
 `sandbox token create` printed. A server without tokens needs no `Authorization` header.
 
-1. Submit a manifest. The response has the `task_id`, and `links` to everything below.
+1. Submit a manifest. The response contains the `task_id`, and `links` to everything below.
 
    ```sh
    curl -X POST "$SERVER/api/v1/tasks" -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" -d '{
@@ -52,13 +52,13 @@ Set `SERVER` to the address of the server, such as `http://localhost:8122`, and 
    }'
    ```
 
-2. Wait for the end of the task. Repeat the request until `finished_at` in the response is not null.
+2. Wait for the task to end. Repeat the request until `finished_at` in the response is not null.
 
    ```sh
    curl "$SERVER/api/v1/tasks/$ID/wait?timeout=600" -H "Authorization: Bearer $TOKEN"
    ```
 
-3. Download the patch, and apply it with `git apply`. It starts at the `base_commit` of the response in step 2.
+3. Download the patch, and apply it with `git apply`. It applies to the `base_commit` in the response to step 2.
 
    ```sh
    curl "$SERVER/api/v1/tasks/$ID/artifacts/$ID.patch" -H "Authorization: Bearer $TOKEN" -o changes.patch
@@ -72,7 +72,7 @@ time in `Retry-After`. To submit again without a second task, send the same `Ide
 
 A task that failed is not an error response: its status has `error` with `code`, `reason` and `message`.
 """
-"""The description of the API, as Markdown. `build_schema` replaces AGENT_KIND by the first agent's section."""
+"""The description of the API, as Markdown. `build_schema` replaces AGENT_KIND with the first agent's section."""
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -200,7 +200,7 @@ def header_parameter(name: str, description: str, schema: dict[str, Any] | None 
 
 
 def recorded_examples() -> dict[str, Any]:
-    """Return the exchanges that `script/reference` recorded, keyed by operation, and the errors, keyed by code."""
+    """Return the examples that `script/reference` recorded, keyed by operation or error code."""
     examples: dict[str, Any] = msgspec.json.decode(Path(__file__).with_name("examples.json").read_bytes())
     return examples
 

@@ -86,7 +86,10 @@ def _definition_schema(
 
 
 def _request_schema(kind: Any) -> dict[str, Any]:
-    """Return the schema of a request's JSON body. Has no defaults: generators treat fields with one as required."""
+    """Return the schema of a request's JSON body, without defaults.
+
+    Client generators treat a field with a default as required.
+    """
     schema = TypeAdapter(kind).json_schema(ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
     for each in schema["properties"].values():
         each.pop("default", None)
@@ -178,7 +181,10 @@ def _manifest_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
 
 
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the schema of an optional field, without `default: null`: generators treat such a field as required."""
+    """Return the schema of an optional field, without `default: null`.
+
+    Client generators treat a field with a default as required.
+    """
     if {"type": "null"} in schema.get("anyOf", ()):
         return {name: value for name, value in schema.items() if name != "default"}
     described = {name: schema.pop(name) for name in ("description",) if name in schema}

@@ -1,4 +1,4 @@
-"""Commands and groups: their help, suggestions for unknown commands, and imports that wait until a command runs."""
+"""Commands and groups: their help, suggestions for unknown commands, and lazy imports."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def read_prompt(prompt: str) -> str:
-    """Return the prompt from a command line; `-` reads it from stdin. Exits with an error if it is not UTF-8."""
+    """Return the prompt from the command line; `-` reads it from stdin. Exits with an error if it is not UTF-8."""
     data = sys.stdin.buffer.read() if prompt == "-" else prompt.encode(errors="surrogateescape")
     try:
         return data.decode()

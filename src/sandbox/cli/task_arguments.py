@@ -125,7 +125,7 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
 
 
 def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:
-    """Exit with the error, the latest task whose id is similar, and the command that lists all tasks."""
+    """Exit with the error, the latest task with a similar id, and the command that lists all tasks."""
     from difflib import get_close_matches
 
     similar = get_close_matches(task_id, [task["id"] for task in _latest_tasks(current_options())], n=1)

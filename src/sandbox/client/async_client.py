@@ -161,7 +161,10 @@ class AsyncClient:
         return await self._request(requests.status(task_id))
 
     async def manifest(self, task_id: str) -> dict[str, Any]:
-        """Return the manifest of a task, for `submit`. Requires the operator role, to see secrets' sources."""
+        """Return the manifest of a task, for `submit`.
+
+        Requires the operator role, because the manifest contains the sources of secrets.
+        """
         return await self._request(requests.manifest(task_id))
 
     async def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:

@@ -30,7 +30,7 @@ Manifest = Mapping[str, Any] | str | bytes | Path
 RESPONSE_BYTES_MAX = 16 * 1024 * 1024
 """Size limit of a decompressed JSON response.
 
-A parsed response takes up to 35 times as much memory. A status is far smaller.
+A parsed response takes up to 35 times as much memory. A task's status is far smaller.
 """
 
 LIST_BYTES_MAX = 512 * 1024 * 1024

@@ -221,5 +221,5 @@ def read_first_line(stdout: IO[bytes], name: str, timeout_seconds: float = START
         raise SandboxError(f"{name} did not start within {timeout_seconds:.0f} s; run: sandbox doctor")
     line = stdout.readline()
     if not line:
-        raise SandboxError(f"{name} stopped at its start; run: sandbox doctor")
+        raise SandboxError(f"{name} exited during startup; run: sandbox doctor")
     return line

@@ -71,7 +71,7 @@ class ClaudeCode:
         return binary_version(find_binary())
 
     def install(self, data_dir: Path) -> Path:
-        """Return the path of the binary that sandboxes run, a copy; create the copy if it does not exist."""
+        """Return the path of the copied binary that sandboxes run; create the copy if it does not exist."""
         from sandbox.agents.claude_code.binary_install import install_binary
 
         return install_binary(data_dir)

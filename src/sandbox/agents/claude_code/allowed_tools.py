@@ -57,7 +57,7 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool may match although its name is partly redacted. Compares only the text before each mark."""
+    """Return whether a tool with a partly redacted name may match, comparing only the text before the value and `*`."""
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (

@@ -34,7 +34,7 @@ def find_binary() -> Path:
 
 
 def binary_version(binary: Path) -> str:
-    """Return the version from the file next to the bundled binary, such as `2.1.332`; `unknown` if it has none."""
+    """Return the version from the file next to the bundled binary, such as `2.1.332`; `unknown` without one."""
     try:
         words = binary.with_name("claude.version").read_text().split()
     except OSError:

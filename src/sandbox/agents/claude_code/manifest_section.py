@@ -44,7 +44,7 @@ class McpConfig:
 
     __pydantic_config__ = FORBID_EXTRA
     mcpServers: dict[str, McpServer]  # noqa: N815  (the name that Claude Code's own files use)
-    """Servers by name."""
+    """Servers, keyed by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ _CANCEL_BODY = request_body(
     application_json=component_ref("CancelRequest"),
 )
 
-_RerunOf = Annotated[str, Query(description="Id of a task of which the new task is a rerun; its status has this id")]
+_RerunOf = Annotated[str, Query(description="Id of the task that the new task reruns; shown in the new task's status")]
 
 _Submitted = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
 

@@ -47,7 +47,8 @@ _CI_INSTRUCTION = re.compile(
 )
 """Texts, such as `[skip ci]`, that make CI services ignore a commit.
 
-No character can be both part of a word and a separator. Otherwise, some messages would take exponential time.
+No character can be both part of a word and a separator. Otherwise, the search would take exponential time for some
+messages.
 """
 
 _CI_WORD = re.compile(r"(?<![a-z])(ci|cd|actions?|checks?|builds?|deploy|release|pipelines?)(?![a-z])", re.IGNORECASE)

@@ -123,7 +123,7 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Return whether git would write this path: in the checkout, not in `.git`, not below a symlink outside `paths`."""
+    """Return whether git would write this path: in the checkout, not in `.git`, below no symlink but one in `paths`."""
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False

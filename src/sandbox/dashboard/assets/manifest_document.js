@@ -43,14 +43,14 @@ export class ManifestDocument {
     return isScalar(node) ? textOf(node) : null;
   }
 
-  // Return the texts of a list, or null if it has other values.
+  // Return a list of strings, or null if the list has other values.
   readList(path) {
     const node = this.#node(path);
     if (isEmpty(node)) return [];
     return isSeq(node) && node.items.every(isScalar) ? node.items.map(textOf) : null;
   }
 
-  // Return the records of a list as objects of texts, or null if one has other fields.
+  // Return the records of a list as objects with string values, or null if a record has other fields.
   readRecords(path, names) {
     const node = this.#node(path);
     if (isEmpty(node)) return [];
@@ -61,7 +61,7 @@ export class ManifestDocument {
       : null;
   }
 
-  // Return a mapping of texts, or null if it has other values.
+  // Return a mapping with string values, or null if it has other values.
   readMap(path) {
     const node = this.#node(path);
     return isEmpty(node) ? {} : readMap(node);

@@ -55,7 +55,7 @@ const KINDS = {
   },
 };
 
-// The name of a task with this prompt. The server does the same for a task that continues another one.
+// Derive a task's name from its prompt, as the server does for a task that continues another one.
 export function nameOf(prompt) {
   const line = linesOf(prompt)[0] ?? "";
   const text = line.replace(/^[#*>\-\s]+/, "").replace(/(?<![:\s])[:\s]+$/, ""); // without the lookbehind, this is slow

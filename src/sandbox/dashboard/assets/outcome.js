@@ -164,14 +164,15 @@ export class Outcome {
   }
 }
 
-// Whether a text contains a message. The end of the message may be missing: the server removes some advice of the agent.
+// Whether a text contains a message. The end of the message may be missing: the server removes some of the agent's
+// advice.
 function repeatsBeginning(text, message) {
   if (text.includes(message)) return true;
   const length = Math.max(REPEATED_MIN, Math.ceil(message.length / 2), message.length - WORDS_AROUND_MAX);
   return text.includes(message.slice(0, length));
 }
 
-// On one line, without the final periods. Without the lookbehind, this takes quadratic time.
+// The text on one line, without its final periods. Without the lookbehind, this takes quadratic time.
 const plain = (text) =>
   visible(text)
     .replace(/\s+/g, " ")

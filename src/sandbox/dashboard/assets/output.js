@@ -192,7 +192,7 @@ export class Output {
     if (!this.#isFollowing) this.#box.scrollTop = this.#heights.offsetOf(top);
   }
 
-  // The number of characters that fit into one row.
+  // The number of characters that fit in one row.
   #measureColumns() {
     const probe = h("span", { class: "line-text" }, "0".repeat(100));
     const row = h("div", { class: "line stdout" }, ...this.#prefix({ stream: "stdout", at: 0 }), probe);

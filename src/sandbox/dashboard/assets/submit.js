@@ -49,7 +49,7 @@ function showVerdict(text, style) {
   verdict.className = `verdict ${style}`;
 }
 
-// The errors without those of fields that the user has not filled in yet.
+// The errors, except those of fields that the user has not filled in yet.
 function shownErrors() {
   const isHidden = (error) => selectedTab() === "form" && !isComplete && form.isUntouched(error.field);
   return errors.filter((error) => !isHidden(error));

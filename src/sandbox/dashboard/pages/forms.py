@@ -29,7 +29,7 @@ RECENT_BRANCHES_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class RecentRepository:
-    """A repository of recent tasks. branches: of these tasks, latest first; name: the last two parts of its path."""
+    """A repository that recent tasks use. branches: theirs, latest first; name: the last two parts of the path."""
 
     url: str
     branches: Sequence[str]

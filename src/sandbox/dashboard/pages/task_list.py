@@ -141,7 +141,7 @@ def _is_refresh(request: Request) -> bool:
 
 
 def final_line(task: Task) -> str:
-    """Return the first line with words of the agent's final message, without Markdown's marks; empty if there is none.
+    """Return the first line of the agent's final message that has words, without Markdown marks; empty without one.
 
     Backticks are kept.
     """

@@ -16,7 +16,7 @@ from sandbox.model.errors import DECODE_ERRORS
 REQUEST_JSON_VALUES_MAX = 500_000
 """Maximum number of commas, colons and opening brackets in a body; more are rejected with 413.
 
-Limits the memory for decoding.
+This limits the memory that decoding needs.
 """
 
 MODEL_STRING_CHARACTERS_MAX = 256
@@ -28,7 +28,7 @@ _TOOLS_WITHOUT_EXTERNAL_ACCESS = re.compile(
 """Tools that Claude Code runs itself, and server-side tools that only use data from the request."""
 
 _PRICED_TOOLS = re.compile(rf"{_TOOLS_WITHOUT_EXTERNAL_ACCESS.pattern}|web_(fetch|search)_[0-9]{{8}}|mcp_toolset")
-"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost only tokens or a known fee, as responses report."""
+"""`_TOOLS_WITHOUT_EXTERNAL_ACCESS`, and server-side tools that cost only tokens or a known, reported fee."""
 
 _MCP_TOOLSET = "mcp_toolset"
 _DATE = re.compile(r"_[0-9]{8}")
@@ -93,7 +93,7 @@ def external_access_reason(document: dict[str, Any], sanitize: Callable[[str], s
 
 
 def unknown_fee_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:
-    """Name a part of the request that may incur an unknown fee in addition to tokens; None if there is none.
+    """Return a noun phrase for a part of the request that may incur an unknown extra fee; None if no part does.
 
     The result and `sanitize` are as in `external_access_reason`.
     """

@@ -236,7 +236,7 @@ class JsonMeter:
             return None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
-        """Return an upper bound for the full output: the received bytes do not show how much of it is missing."""
+        """Return an upper bound on the full output: the received bytes do not show how much of it is missing."""
         return _Tally().upper_bound(cost_bound, cost_bound.output_tokens_max)
 
 

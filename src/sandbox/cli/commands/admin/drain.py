@@ -45,7 +45,7 @@ def drain(*, undo: bool, wait: bool, timeout_seconds: int | None) -> None:
     """Let running tasks finish, and start no new ones.
 
     The server rejects new tasks, and pending tasks stay pending, until you run the command with --undo. The server
-    stays drained after a restart. Exit code: 0 if none is running, 7 if tasks are still running when --timeout expires.
+    stays drained after a restart. Exit code: 0 if done, 7 if tasks are still running when --timeout expires.
     """
     if undo and (wait or timeout_seconds is not None):
         raise click.UsageError("--undo cannot be combined with --wait")

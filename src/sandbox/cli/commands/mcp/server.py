@@ -61,7 +61,7 @@ _Stream = Annotated[
 _Wait = Annotated[int, Field(ge=0, le=tools.WAIT_SECONDS_MAX, description="Seconds to wait for the task to end.")]
 _Limit = Annotated[int, Field(ge=1, le=tools.LISTED_TASKS_MAX, description="Number of tasks.")]
 _Search = Annotated[
-    str | None, Field(description="Words that a task has in its name, id, prompt or repository; beginnings are enough.")
+    str | None, Field(description="Words in a task's name, id, prompt or repository; the start of a word is enough.")
 ]
 _State = Annotated[TaskState | None, Field(description="Only tasks in this state.")]
 _Repository = Annotated[str | None, Field(description="Only tasks of this repository: URL or OWNER/NAME.")]
@@ -109,8 +109,9 @@ class TaskTools:
         task_id: _TaskId,
         prompt: Annotated[str, Field(description="What to change, as a message to the same agent.")],
     ) -> str:
-        """Submit a task that continues an ended one, starting from its changes and its conversation. Returns the new
-        task's id immediately. The earlier task does not change; the new task's diff contains only the new changes."""
+        """Submit a task that continues a finished task, starting from its changes and its conversation. Returns the
+        new task's id immediately. The earlier task does not change; the new task's diff contains only the new
+        changes."""
         async with self._client() as client:
             return await tools.continue_task(client, task_id, prompt)
 

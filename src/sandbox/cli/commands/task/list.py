@@ -235,7 +235,7 @@ def _cells(task: TaskSummary, shown_id: str, *, is_terminal: bool) -> dict[str, 
 
 
 def _relation_mark(task: TaskSummary) -> str:
-    """Return the symbol of a rerun or of a continuation, as in the dashboard. Older servers send neither relation."""
+    """Return the symbol for a rerun or a continuation, as in the dashboard. Older servers send neither relation."""
     return "↳" if task.get("parent") is not None else "↻" if task.get("rerun_of") is not None else ""
 
 
