@@ -59,7 +59,8 @@ class ManifestForbiddenError(SandboxError):
     code = "forbidden"
 
     def __init__(self) -> None:
-        super().__init__("The manifest has the sources of secrets; reading it requires a token with the operator role.")
+        super().__init__("The manifest contains the sources of secrets; reading it requires a token with the operator
+        role.")
 
 
 class TooManyStreamsError(SandboxError):

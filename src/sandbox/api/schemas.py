@@ -37,7 +37,7 @@ _EXAMPLE = {
 
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
-    """Return the schemas of all bodies and events, and of the objects in them, by class name."""
+    """Return the schemas of all bodies and events, and of the objects in them, keyed by class name."""
     kinds = (vars(bodies) | vars(server_bodies)).values()
     declared = tuple(kind for kind in kinds if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
@@ -106,7 +106,7 @@ class _SchemaGenerator(GenerateJsonSchema):
         return _describe(super().dataclass_schema(schema), schema["cls"])
 
     def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
-        """Describe values by additionalProperties even if keys have a pattern; client generators expect this form."""
+        """Describe values with additionalProperties even if keys have a pattern; client generators expect this form."""
         described = super().dict_schema(schema)
         for pattern, values in described.pop("patternProperties", {}).items():
             described |= {
@@ -211,7 +211,7 @@ def _property_docs(kind: Any) -> dict[str, str]:
 
 @cache
 def _docs_in_module(name: str) -> dict[str, dict[str, str]]:
-    """Return the strings below the annotated names of each class in a module."""
+    """Return the strings that follow the annotated names in each class of a module."""
     nodes = ast.parse(inspect.getsource(sys.modules[name])).body
     return {node.name: dict(_docs_in_class(node)) for node in nodes if isinstance(node, ast.ClassDef)}
 

@@ -1,4 +1,4 @@
-"""Contexts: named servers with their tokens, stored in the user's private file, and the selection of a context."""
+"""Contexts: named servers and their tokens, stored in a private file. Selects the context that a command uses."""
 
 from __future__ import annotations
 

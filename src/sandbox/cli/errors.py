@@ -203,7 +203,10 @@ def _fail_with_exception(error: Exception) -> NoReturn:
 
 
 def _field_error_lines(error: SandboxError) -> list[str]:
-    """Format each error in a request: `query.sort: must be one of …`. The message of a single error contains it."""
+    """Format each error in a request: `query.sort: must be one of …`.
+
+    A single error is omitted, because the error message contains it.
+    """
     from sandbox.client import ClientError
 
     field_errors = error.field_errors if isinstance(error, ClientError) else []

@@ -64,7 +64,7 @@ def task_argument(command: _Decorated) -> _Decorated:
 
 
 def task_arguments(command: _Decorated) -> _Decorated:
-    """Add the argument TASK_ID, of which several can be given. The command gets the full ids, without duplicates."""
+    """Add the argument TASK_ID, which accepts several ids. The command gets the full ids, without duplicates."""
 
     @wraps(command)
     def run_command(*, task_ids: Sequence[str], **parameters: Any) -> Any:
@@ -136,7 +136,7 @@ def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:
 
 
 def _latest_tasks(options: CliOptions) -> Sequence[TaskSummary]:
-    """Return the latest tasks; none if the server does not respond at once."""
+    """Return the latest tasks; empty if the server does not respond quickly."""
     from sandbox.client import Client
     from sandbox.model.errors import SandboxError
 

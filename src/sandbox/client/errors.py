@@ -94,7 +94,7 @@ class UnreachableError(ClientError):
 
 
 class InvalidManifestError(ClientError):
-    """The manifest is invalid; `field_errors` lists all errors in the order of the manifest."""
+    """The manifest is invalid; `field_errors` lists all errors in the order in which they occur."""
 
     code = "invalid_manifest"
 
@@ -367,7 +367,7 @@ _FAMILY_BY_STATUS: dict[int, type[ClientError]] = {
     422: ConflictError,
     429: RateLimitError,
 }
-"""Base classes by status, for codes of a newer server that this client does not know."""
+"""Base classes, keyed by status, for error codes that only newer servers send."""
 
 
 def error_from_response(server: str, status: int, body: bytes, retry_after: str | None = None) -> ClientError:

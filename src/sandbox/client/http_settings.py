@@ -122,7 +122,7 @@ class Connection:
 
 
 def unreachable_error(server: str, error: BaseException) -> UnreachableError:
-    """Return the exception for a server to which no connection was established. error: the error of the library."""
+    """Return the exception for a failure to connect to this server. error: the library's error."""
     if is_loopback_url(server):
         return UnreachableError(f"Cannot reach {server}. Is the server running? Start it with: sandbox serve")
     causes = list(_causes(error))

@@ -159,7 +159,7 @@ def manifest(task_id: str) -> Request[dict[str, Any]]:
 
 
 def wait(task_id: str, seconds: float) -> Request[Task]:
-    """Wait until the task has ended, but for at most this many seconds."""
+    """Wait until the task has ended, for at most this many seconds."""
     parameters = {"timeout": f"{seconds:.3f}"}
     return Request(
         "GET",

@@ -14,7 +14,7 @@ NUMBER_MAX = 2**63
 
 
 class ResponseDict(dict[str, Any]):
-    """A JSON object of a response. Reading a missing key raises UnexpectedResponseError."""
+    """A JSON object in a response. Reading a missing key raises UnexpectedResponseError."""
 
     def __missing__(self, key: str) -> NoReturn:
         raise UnexpectedResponseError(f"The server's response lacks {key!r}. Check the address of the server.")

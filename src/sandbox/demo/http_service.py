@@ -85,7 +85,7 @@ class HttpService:
             await stop.wait()
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The client has disconnected or must be disconnected, or the service ends.
+        # The client has disconnected or must be disconnected, or the service is ending.
         with contextlib.suppress(ClientDisconnect, ConnectionError, asyncio.CancelledError):
             response = await self._handler(Request(scope, receive))
             await response(scope, receive, send)

@@ -94,5 +94,5 @@ def _skip_permissions_options() -> tuple[str, ...]:
 
 
 def _deny_permissions_options() -> tuple[str, ...]:
-    """Return the options that deny every action that needs permission without ending the run."""
+    """Return the options that deny actions that need permission. The run continues after a denial."""
     return ("--permission-mode", "dontAsk")

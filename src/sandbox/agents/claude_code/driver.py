@@ -198,7 +198,7 @@ def _open_directory(name: str, parent: int | None = None) -> Iterator[int]:
 
 
 def render_result(output_format: str, result: Mapping[str, Any] | None) -> bytes:
-    """Render the result as one line of JSON (`json`) or as its text (`text`); return "" for any other format."""
+    """Render the result as one line of JSON (`json`) or as plain text (`text`); return "" for any other format."""
     if result is None:
         return b""
     match output_format:
@@ -276,7 +276,7 @@ class ClaudeCodeDriver:
         )
         environment = {**secrets, **_environment(task_key)}
         # The MCP configuration is passed as a file: it may exceed the size limit of an argument, and every user of the
-        # host can read arguments.
+        # host can read a process's arguments.
         files = {_MCP_FILE: encode_mcp_config(claude.mcp_config)} if claude.mcp_config is not None else {}
         if session is not None:
             files[session_file(directory, session_id)] = session

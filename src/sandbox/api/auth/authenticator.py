@@ -113,7 +113,7 @@ def check_origin(host: str | None, origin: str | None, *, names: Collection[str]
 def check_fetch_site(method: str | None, headers: Mapping[str, str]) -> str | None:
     """Return why a request without `Origin` is denied, or None.
 
-    Denies requests from pages of other sites, but not links.
+    Denies requests from pages of other sites, except those that follow a link.
     """
     if "origin" in headers or headers.get("sec-fetch-site") not in {"cross-site", "same-site"}:
         return None

@@ -206,7 +206,7 @@ class RequestFraming:
         return line
 
     def _consume_line(self, bytes_max: int) -> bytes | None:
-        """Return the next line without its line end, or None until it is complete."""
+        """Return the next line without its line ending, or None until it is complete."""
         end = self._buffer.find(b"\n", self._searched_bytes)
         self._searched_bytes = len(self._buffer)
         if (self._searched_bytes if end < 0 else end + 1) > bytes_max:

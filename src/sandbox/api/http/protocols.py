@@ -140,7 +140,7 @@ class _Flow(FlowControl):
 
 
 class HttpProtocol(_BackpressureMixin, H11Protocol):
-    """An HTTP connection. A malformed request gets an error response in the format of the API.
+    """An HTTP connection. A malformed request gets an error response in the API's format.
 
     The head timer is needed because uvicorn waits indefinitely for a request head: the first byte cancels its
     keep-alive timer.
@@ -267,10 +267,10 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
-    It differs from uvicorn's class in four ways. A response that rejects the handshake completes it, whereas uvicorn
-    logs it as an application error. A client that does not read gets a pong only for its latest ping (RFC 6455 §5.5.3),
-    whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive. A text message that is not
-    valid UTF-8 ends the connection, whereas uvicorn also logs it as a server error.
+    It differs from uvicorn's class in four ways. A response that rejects the handshake also completes the handshake,
+    whereas uvicorn logs an application error. A client that does not read gets a pong only for its latest ping (RFC
+    6455 §5.5.3), whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive. A text
+    message that is not valid UTF-8 only ends the connection, whereas uvicorn also logs a server error.
     """
 
     _pending_pong = b""

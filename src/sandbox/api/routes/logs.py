@@ -91,7 +91,7 @@ class LogEncoder:
         return (text,) if text else ()
 
     def _parts(self, event: WireEvent) -> tuple[WireEvent, ...]:
-        """Separate the conversation from the output it was converted from, unless one JSON object contains both."""
+        """Separate the conversation from its source, the output, unless one JSON object contains both."""
         conversation = extract_conversation(event)
         if conversation is None:
             return (event,)
@@ -335,7 +335,7 @@ _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
 
 
 async def _as_array(source: AsyncIterator[Messages]) -> AsyncIterator[Messages]:
-    """Yield a JSON array in parts. The part of each item except the first begins with a comma."""
+    """Yield a JSON array in parts. Each item's part, except the first one's, begins with a comma."""
     start = b"["
     try:
         async for messages in source:

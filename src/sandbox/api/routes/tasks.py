@@ -287,7 +287,7 @@ async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonRes
 
 @router.delete(paths.DATA, responses=problem_responses("task_not_found", "task_not_ended", "service_unavailable"))
 async def delete_task(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[DeletedBody]:
-    """Delete a task that has ended, with all its data: journal, artifacts and a preserved sandbox."""
+    """Delete a task that has ended, with all its data: journal, artifacts and any preserved sandbox."""
     message = await context.services.deletion.delete(task_id)
     body: DeletedBody = {"success": True, "task_id": task_id, "message": message}
     return JsonResponse(body)

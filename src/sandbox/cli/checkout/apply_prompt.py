@@ -53,7 +53,7 @@ class ApplyPrompt:
     def run(self, client: Client, task_id: str, *, is_empty_reported: bool = False) -> None:
         """Show the changes, and apply them if requested.
 
-        is_empty_reported: the user has been told that there are no changes.
+        is_empty_reported: whether the user has been told that there are no changes.
         """
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"

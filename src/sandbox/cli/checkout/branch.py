@@ -34,7 +34,7 @@ _FETCH_OPTIONS = (
 
 @dataclass(frozen=True)
 class NewBranch:
-    """A branch to create in a checkout. remote: missing commits are fetched from it, and the branch is pushed to it."""
+    """A branch to create in a checkout. remote: the remote to fetch missing commits from, and to push the branch to."""
 
     checkout: Checkout
     name: str

@@ -88,7 +88,7 @@ class CommittedTask(NamedTuple):
 
 
 def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
-    """Return a message for the changes of a chain of tasks, in the order in which they ran.
+    """Return a commit message for a chain of tasks, which are in the order in which they ran.
 
     The subject is the name of the first task. The body has the first line of each task's final message.
     """

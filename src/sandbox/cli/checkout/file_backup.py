@@ -27,7 +27,7 @@ class FileBackup:
     """Backup of paths in a checkout: a copy of each file, stored in `copies`, and a list of the paths without a file.
 
     replaced: directory for files that a restore finds at these paths and that are not from the backup.
-    was_interrupted: a signal was received and is deferred until the context ends.
+    was_interrupted: whether a signal was received and is deferred until the context ends.
     """
 
     def __init__(self, root: Path, git_directory: Path, paths: Collection[str]) -> None:
@@ -123,7 +123,10 @@ def backed_up(root: Path, git_directory: Path, paths: Collection[str]) -> Iterat
 
 
 def _is_inside(root: Path, path: str, paths: Collection[str]) -> bool:
-    """Return whether git would write this path: in the checkout, not in `.git`, below no symlink but one in `paths`."""
+    """Return whether git would write this path.
+
+    It must be in the checkout, not in `.git`, and not below a symlink, except one that is in `paths`.
+    """
     pure_path = PurePosixPath(path)
     if pure_path.is_absolute() or any(part == ".." or part.lower() == ".git" for part in pure_path.parts):
         return False

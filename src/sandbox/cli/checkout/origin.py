@@ -68,7 +68,7 @@ def _choose_remote(checkout: Checkout) -> str:
 
 
 def _remote_url(checkout: Checkout, remote: str) -> tuple[str, bool]:
-    """Return the URL as configured, because the server has different git settings.
+    """Return the URL as configured, not as git rewrites it, because the server has different git settings.
 
     If that URL is invalid, return the URL that git resolves.
     """

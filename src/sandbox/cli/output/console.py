@@ -58,7 +58,7 @@ def _console(stream: TextIO, *, has_color: bool) -> Console:
 
 
 def confirm(question: str, *, default: bool | None = None) -> bool:
-    """Ask on stderr until the answer is yes or no. default: the answer that an empty line means; None: ask again."""
+    """Ask on stderr until the answer is yes or no. default: the answer for an empty line; None to ask again."""
     hint = {None: "y/n", True: "Y/n", False: "y/N"}[default]
     while True:
         answer = click.prompt(f"{question} [{hint}]", default="", show_default=False, err=True).strip().lower()

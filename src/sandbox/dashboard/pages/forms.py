@@ -29,7 +29,11 @@ RECENT_BRANCHES_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class RecentRepository:
-    """A repository that recent tasks use. branches: theirs, latest first; name: the last two parts of the path."""
+    """A repository that recent tasks use.
+
+    branches: the branches of these tasks, latest first.
+    name: the last two parts of the repository's path.
+    """
 
     url: str
     branches: Sequence[str]

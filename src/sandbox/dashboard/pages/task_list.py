@@ -141,7 +141,7 @@ def _is_refresh(request: Request) -> bool:
 
 
 def final_line(task: Task) -> str:
-    """Return the first line of the agent's final message that has words, without Markdown marks; empty without one.
+    """Return the first line of the agent's final message that has words, without Markdown marks; empty if none has.
 
     Backticks are kept.
     """

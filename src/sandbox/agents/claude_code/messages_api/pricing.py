@@ -54,7 +54,7 @@ class TokenCounts(msgspec.Struct, frozen=True):
 
 
 def find_price(model: str) -> Price | None:
-    """Return the price of a model by its full or undated name, or None."""
+    """Return the price of a model, given its name with or without a date; None if it has no price."""
     return PRICES.get(_VARIANT_SUFFIX.sub("", model))
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def delete(task_ids: Sequence[str], yes: bool) -> None:
     """Delete tasks that have ended, with all their data.
 
-    Removes the logs, the artifacts and a preserved sandbox. If one task cannot be deleted, the others still are. To
+    Removes the logs, the artifacts and any preserved sandbox. If one task cannot be deleted, the others still are. To
     remove many tasks, use sandbox admin prune. Prompts before it deletes. Without a terminal, --yes is required.
     """
     has_terminal = sys.stdin.isatty() and sys.stderr.isatty()

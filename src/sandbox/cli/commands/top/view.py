@@ -259,7 +259,10 @@ def task_row(
 
 
 def _current_activity(task: TaskSummary, *, is_terminal: bool) -> str:
-    """Return what the task does, or how it ended. Scripts, which read the output without a terminal, get the code."""
+    """Return what the task is doing, or how it ended.
+
+    Without a terminal, the output is for scripts, so an error is shown as its code.
+    """
     if task["state"] in FINAL_STATES:
         if task["error"]:
             return task["error"]["message" if is_terminal else "code"]
