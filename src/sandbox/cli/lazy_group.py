@@ -64,7 +64,7 @@ class CommandWithGlobalOptionsHelp(click.Command):
 
 
 def _fill(parts: Sequence[str], width: int) -> Iterator[str]:
-    """Join parts into lines of at most this width. Parts are not broken."""
+    """Join parts into lines of at most this width, without breaking a part."""
     line = ""
     for part in parts:
         if line and len(line) + 2 + len(part) > width:

@@ -66,7 +66,7 @@ class Connection:
 
         for name, value in call.headers.items():
             if not _HEADER_VALUE.fullmatch(value):
-                raise InvalidParameterError(f"{name} must be ASCII without line ends and without spaces around it.")
+                raise InvalidParameterError(f"{name} must be ASCII without line breaks and without spaces around it.")
         arguments: dict[str, Any] = {
             "method": call.method,
             "url": "/api/v1" + call.path,
@@ -117,7 +117,7 @@ class Connection:
         except httpx2.LocalProtocolError as error:
             raise InvalidParameterError("The request cannot be sent; it is not valid HTTP.") from error
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            message = f"The connection to {self.server} broke. Try again."
+            message = f"The connection to {self.server} was lost. Try again."
             raise UnreachableError(message, may_have_arrived=True) from error
 
 

@@ -62,7 +62,7 @@ class Terminal:
                     return
                 yield bool(message_object.get("types"))
         except websockets.ConnectionClosedError as error:
-            raise UnreachableError(f"The connection to {self._server} broke.") from error
+            raise UnreachableError(f"The connection to {self._server} was lost.") from error
         raise UnreachableError(f"{self._server} closed the connection; the task continues.")
 
     async def write(self, data: bytes) -> None:
@@ -79,7 +79,7 @@ class Terminal:
         try:
             await self._socket.send(message)
         except websockets.ConnectionClosed as error:
-            raise UnreachableError(f"The connection to {self._server} broke.") from error
+            raise UnreachableError(f"The connection to {self._server} was lost.") from error
 
 
 @asynccontextmanager

@@ -27,7 +27,7 @@ def test_redaction_of_the_demo_key_changes_no_word():
 
 @pytest.mark.parametrize(
     ("has_ended", "message"),
-    [(True, "the server stopped at its start;"), (False, "the server did not start within 0 s;")],
+    [(True, "the server exited during startup;"), (False, "the server did not start within 0 s;")],
 )
 def test_process_that_ended_is_not_reported_as_slow(has_ended, message):
     read_fd, write_fd = os.pipe()

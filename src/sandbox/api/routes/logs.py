@@ -91,7 +91,7 @@ class LogEncoder:
         return (text,) if text else ()
 
     def _parts(self, event: WireEvent) -> tuple[WireEvent, ...]:
-        """Separate the conversation from its source, the output, unless one JSON object contains both."""
+        """Return the event, the conversation event converted from it, or both, as the stream and format require."""
         conversation = extract_conversation(event)
         if conversation is None:
             return (event,)

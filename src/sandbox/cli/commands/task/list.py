@@ -151,7 +151,7 @@ def list_tasks(
     if filters["states"] and filters["outcomes"]:
         raise click.UsageError("Give --state or --outcome.")
     if words := click.get_current_context().args:
-        raise click.UsageError(f"Give words to search for with -q: sandbox task list -q {shlex.quote(' '.join(words))}")
+        raise click.UsageError(f"Search for words with -q: sandbox task list -q {shlex.quote(' '.join(words))}")
     options = current_options()
     for relation in ("parent", "rerun_of"):
         if filters[relation]:
