@@ -59,7 +59,9 @@ class ManifestForbiddenError(SandboxError):
     code = "forbidden"
 
     def __init__(self) -> None:
-        super().__init__("The manifest lists the sources of secrets; reading it requires a token with the operator role.")
+        super().__init__(
+            "The manifest lists the sources of secrets; reading it requires a token with the operator role."
+        )
 
 
 class TooManyStreamsError(SandboxError):

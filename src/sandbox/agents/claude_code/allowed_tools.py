@@ -57,7 +57,10 @@ def _matches_any_tool(
 
 
 def _may_match_redacted(tool: str, pattern: str) -> bool:
-    """Return whether a tool with a partly redacted name may match, comparing only the text before the value and `*`."""
+    """Return whether a tool with a partly redacted name may match the pattern.
+
+    Compares only the text before the redaction with the text before the pattern's `*`.
+    """
     visible_prefix, mark, _ = tool.partition("[REDACTED:")
     pattern_prefix, star, _ = pattern.partition("*")
     return bool(mark and star) and (

@@ -94,7 +94,7 @@ SHORT_ID_CHARACTERS = 8
 
 
 def shorten_ids(ids: Iterable[str]) -> dict[str, str]:
-    """Map each generated id to a beginning that no other id shares, and every other id to itself."""
+    """Map each generated id to a beginning that no other id shares, and each chosen id to itself."""
     ordered = sorted(set(ids))
     shared = [
         sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False))) for pair in pairwise(ordered)
