@@ -37,10 +37,10 @@ _RESET = (
     + _POP_KEY_MODES
     + b"\x1b[?1049l"  # the main screen
     + _POP_KEY_MODES
-    + b"\x1b[=0u\x1b[>0m\x1b[>1m\x1b[>2m\x1b[>4m"  # keys send what they usually send
-    b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"  # no reports of the mouse and the focus
-    b"\x1b[?2004;2026;2031;2048;5522;9001l"  # no reports of pastes, colors and sizes, no delayed output
-    b"\x1b[!p\x1b7\x1b[?6;69l\x1b[r\x1b8"  # soft reset; no margins, which moves the cursor on some terminals
+    + b"\x1b[=0u\x1b[>0m\x1b[>1m\x1b[>2m\x1b[>4m"  # keys send their usual codes
+    b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"  # no mouse or focus reports
+    b"\x1b[?2004;2026;2031;2048;5522;9001l"  # no paste, color or size reports; no delayed output
+    b"\x1b[!p\x1b7\x1b[?6;69l\x1b[r\x1b8"  # soft reset; no margins (some terminals then move the cursor)
     b"\x1b[2;4;20l\x1b[12h\x1b[?5l\x1b[?7;25h"  # keyboard unlocked, no local echo; wrapping, visible cursor
     b"\x0f\x1b(B\x1b]8;;\x1b\\\x1b[0m\x1b>\x1b[?1l\r"  # ASCII, no link, no colors, normal keypad
 )

@@ -29,7 +29,10 @@ _MESSAGE_BYTES_MAX = 1024 * 1024
 
 @dataclass(frozen=True)
 class Exit:
-    """How a terminal session ended. exit_code: None if the terminal's process continues or its exit status is unknown."""
+    """How a terminal session ended.
+
+    exit_code: None if the terminal's process continues or its exit status is unknown.
+    """
 
     exit_code: int | None
     message: str

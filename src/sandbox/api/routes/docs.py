@@ -54,7 +54,7 @@ SwaggerUIBundle({
   plugins: [plainPaths],
 });
 
-// Swagger UI gives some fields no name and tables the role of a region, and keyboards cannot scroll its examples.
+// Swagger UI leaves some fields unnamed and gives tables the role of a region, and the keyboard cannot scroll its examples.
 const FIELDS = "#page :is(input, select, textarea, .copy-to-clipboard button)";
 const SCROLLABLE = "#page :is(pre, .model-box, .table-container):not([tabindex])";
 

@@ -180,7 +180,7 @@ class EventPrinter:
                 self._layout.print_lines(event, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
             return
         line = self._join_line(data, is_continued=bool(event.get("continued")))
-        is_parsed = event.get("parsed", _is_json_object(line))  # unknown if the server has an earlier version
+        is_parsed = event.get("parsed", _is_json_object(line))  # missing if the server is older
         if not is_parsed and line.strip() != self._last_message:  # stdout may be the text of the last message
             self._print_message(event, line)
         self._on_conversation(event)
