@@ -175,7 +175,7 @@ def _serve_locked(directory: Path, ports: Mapping[str, int]) -> None:
 def _announce(**fields: Any) -> None:
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
-    with Path(os.devnull).open("wb") as null:  # the starting command, which reads stdout, exits soon
+    with Path(os.devnull).open("wb") as null:  # the command that reads stdout exits once the servers run
         os.dup2(null.fileno(), sys.stdout.fileno())
 
 

@@ -54,7 +54,7 @@ SwaggerUIBundle({
   plugins: [plainPaths],
 });
 
-// Swagger UI leaves some fields unnamed and gives tables the role of a region, and the keyboard cannot scroll its examples.
+// Swagger UI leaves some fields unnamed, gives tables the region role, and its examples cannot be scrolled by keyboard.
 const FIELDS = "#page :is(input, select, textarea, .copy-to-clipboard button)";
 const SCROLLABLE = "#page :is(pre, .model-box, .table-container):not([tabindex])";
 
