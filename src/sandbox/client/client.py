@@ -102,7 +102,7 @@ class Client:
     def continue_task(
         self, task_id: str, prompt: str, *, overrides: Iterable[str] = (), idempotency_key: str | None = None
     ) -> Submitted:
-        """Submit a new task that starts from the result of an ended task, which does not change.
+        """Submit a new task that starts from the result of a finished task, which does not change.
 
         Its agent resumes the session of the earlier agent, or gets the earlier conversation as text; `continues` in the
         status shows which. overrides, idempotency_key: see `rerun`. Raises TaskNotEndedError, TaskNotContinuableError.
@@ -159,11 +159,14 @@ class Client:
         return self._request(requests.status(task_id))
 
     def manifest(self, task_id: str) -> dict[str, Any]:
-        """Return the manifest of a task, for `submit`. Requires the operator role: it has the sources of secrets."""
+        """Return the manifest of a task, for `submit`.
+
+        Requires the operator role, because the manifest contains the sources of secrets.
+        """
         return self._request(requests.manifest(task_id))
 
     def wait(self, task_id: str, *, timeout_seconds: float | None = None) -> Task:
-        """Wait for the task's end, or for `timeout_seconds` (None: no limit); return the current status.
+        """Wait until the task has ended, or for `timeout_seconds` (None: no limit); return the current status.
 
         Retries for a limited time while the server restarts.
         """
@@ -178,7 +181,7 @@ class Client:
         return self._request(requests.release(task_id))
 
     def delete(self, task_id: str) -> Deletion:
-        """Delete a task that has ended, with all its data, also a preserved sandbox. Raises TaskNotEndedError."""
+        """Delete a task that has ended, with all its data and any preserved sandbox. Raises TaskNotEndedError."""
         return self._request(requests.delete(task_id))
 
     def health(self) -> Health:
@@ -255,11 +258,11 @@ class Client:
                 time.sleep(stream_state.next_delay_seconds(failure))
 
     def follow_states(self, *, after: str | None = None) -> Iterator[tuple[str, Event]]:
-        """Iterate over changes of all tasks' states, without end: a position and a `state_change` or `end` event.
+        """Iterate without end over state changes of all tasks: each is a position and a `state_change` or `end` event.
 
-        A task that changes its state several times at once may have one event, with its latest state. To continue later
-        without gaps, pass the last position as `after`; an event may then be repeated. Without `after`, starts now.
-        Resumes a broken connection for a limited time.
+        A task that changes its state several times in quick succession may have only one event, with its latest state.
+        To continue later without gaps, pass the last position as `after`; an event may then be repeated. Without
+        `after`, starts now. Resumes a broken connection for a limited time.
         """
         stream_state = retried_operations.StateStream(after)
         while True:
