@@ -42,7 +42,7 @@ class RunningApi:
         return int(float(re.search(rf'sandbox_streams_open{{kind="{kind}"}} (\S+)', metrics)[1]))
 
     async def stop(self) -> float:
-        """Shut down and return the duration in seconds."""
+        """Shut down the server; return how long it took, in seconds."""
         started = time.monotonic()
         self.shutting_down.set()
         await asyncio.wait_for(self.serving, 10)

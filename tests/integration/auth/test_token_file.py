@@ -124,7 +124,7 @@ def test_concurrently_created_tokens_are_all_stored(tmp_path):
     assert sorted(names) == sorted("012" * 5)
 
 
-def test_tokens_can_be_changed_while_a_server_locks_the_directory(tokens, tmp_path):
+def test_tokens_can_be_changed_while_a_server_holds_the_directory_lock(tokens, tmp_path):
     with lock_data_dir(tmp_path):
         _, record = tokens.create(Role.VIEWER, "wall")
         tokens.revoke(record.id)

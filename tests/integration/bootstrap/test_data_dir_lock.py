@@ -1,4 +1,4 @@
-"""At most one server uses a data directory, regardless of its user and of the path to the directory."""
+"""At most one server can use a data directory, regardless of the server's user and of the path to the directory."""
 
 import os
 import shutil

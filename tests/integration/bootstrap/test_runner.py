@@ -181,7 +181,7 @@ def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_k
 
 
 def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
-    """A server of an earlier version starts this runner if the installation is upgraded while the server runs."""
+    """An earlier server version starts this runner if the installation is upgraded while that server is running."""
     journals = FileJournals(tmp_path)
     recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in STARTED:
@@ -201,7 +201,7 @@ def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
 
 
 def test_finisher_needs_no_agent(tmp_path):
-    """A later version may no longer have the agent of a task whose runner died."""
+    """A later version may no longer include the agent of a task whose runner died."""
     journals = FileJournals(tmp_path)
     recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     section = AgentSection("retired", {"prompt": "Do it.", "model": "m"})

@@ -35,7 +35,7 @@ def outcomes(processes, stdin=None):
 
 
 @pytest.mark.parametrize("command", ["task list", "task validate -", "token revoke me", "admin check", "no"])
-def test_fork_has_the_output_and_exit_code_of_a_new_process(api, start_both, command):
+def test_fork_has_the_same_output_and_exit_code_as_a_new_process(api, start_both, command):
     api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 1, "next_cursor": None}))
     streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     new, forked = outcomes(start_both(*command.split(), **streams), b"version: '1'\nkind: Tsk\n")
@@ -56,7 +56,7 @@ def test_terminal_is_detected(api, start_both, terminal):
 
 
 @pytest.mark.parametrize("command", ["task list", "--help"])
-def test_fork_has_the_exit_code_of_a_new_process_if_output_is_unwritable(api, start_both, command):
+def test_fork_has_the_same_exit_code_as_a_new_process_if_output_is_unwritable(api, start_both, command):
     api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 1, "next_cursor": None}))
     with Path("/dev/full").open("w") as full:
         (_, errors, code), forked = outcomes(start_both(*command.split(), stdout=full, stderr=subprocess.PIPE))
@@ -65,7 +65,7 @@ def test_fork_has_the_exit_code_of_a_new_process_if_output_is_unwritable(api, st
     assert forked[1].splitlines()[-1] == errors.splitlines()[-1]
 
 
-def test_fork_has_the_exit_codes_of_a_new_process_after_closed_pipe_and_interrupt(api, start_both):
+def test_fork_has_the_same_exit_codes_as_a_new_process_after_closed_pipe_and_interrupt(api, start_both):
     done = threading.Event()
 
     def endless_events():

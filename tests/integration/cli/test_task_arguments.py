@@ -30,7 +30,7 @@ def task_commands():
 
 COMMANDS = tuple(task_commands())
 ARGUMENTS = {"download": ["--all"], "continue": ["Add a test."], "delete": ["--yes"]}
-"""What some commands need in addition to the task."""
+"""Additional arguments that some commands need."""
 
 
 @pytest.fixture

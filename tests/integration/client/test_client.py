@@ -201,7 +201,7 @@ def test_broken_stream_resumes_without_loss_or_duplicates(api, client):
 
 
 def state_messages(*messages):
-    """Return a response with messages of the stream of all tasks. Each is an id and a state, or only an id."""
+    """Return a response with messages of the stream of all tasks. Each message has an id and a state, or only an id."""
     chunks = []
     for identity, state in messages:
         fields = {"type": "state_change", "task_id": TASK_ID, "seq": 1, "timestamp": "2026-01-29T10:10:15.123Z"}
@@ -352,7 +352,7 @@ def test_unreachable_server_error_suggests_the_serve_command(client_class):
         (OSError(113, "No route to host"), ""),
     ],
 )
-def test_unreachable_remote_server_error_suggests_to_check_the_address(cause, reason):
+def test_unreachable_remote_server_error_suggests_checking_the_address(cause, reason):
     server = "https://sandbox.invalid:8122"
     with pytest.raises(UnreachableError) as raised, resolve_connection(server, None, 1).translate_errors():
         raise httpx2.ConnectError("no connection") from cause

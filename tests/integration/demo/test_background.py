@@ -1,4 +1,4 @@
-"""The servers of `sandbox demo --keep`: at most one set runs, and all are stopped, even after a crash."""
+"""The servers of `sandbox demo --keep`: at most one set is running, and all are stopped, even after a crash."""
 
 import fcntl
 import io
@@ -24,7 +24,10 @@ ANY_PORTS = dict.fromkeys(PORTS, 0)
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """A separate directory, and no key for the real model. Servers that a test starts are stopped when it ends."""
+    """A separate directory, and no key for the real model.
+
+    Servers that a test starts are stopped when the test ends.
+    """
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("SANDBOX_RUNTIME", "bubblewrap")
     for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
@@ -82,7 +85,7 @@ def test_port_in_use_is_reported_and_nothing_is_left_behind(tmp_path):
 
 @pytest.mark.usefixtures("environment")
 def test_files_left_by_a_crash_are_removed_without_signalling_a_process():
-    """The process id in a file without a lock may belong to another process: here, to this one."""
+    """The process id in an unlocked file may belong to another process: here, to this process."""
     directory = demo_directory()
     (directory / "data").mkdir(parents=True)
     (directory / "lock").write_text(str(os.getpid()))

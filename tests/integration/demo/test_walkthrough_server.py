@@ -16,7 +16,7 @@ def test_started_server_prints_no_warnings(tmp_path, capfd):
 
 
 def test_redaction_of_the_demo_key_changes_no_word():
-    """The server replaces its key in all output, also in the agent's messages."""
+    """The server replaces its key in all output, including the agent's messages."""
     keys = []
     for _ in range(2):
         with scripted_model_variables() as variables:
@@ -38,7 +38,7 @@ def test_process_that_ended_is_not_reported_as_slow(has_ended, message):
             read_first_line(stdout, "the server", 0.05)
 
 
-def test_first_line_of_a_process_that_started_is_returned():
+def test_first_line_printed_by_a_started_process_is_returned():
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb") as stdout, os.fdopen(write_fd, "wb") as stdin:
         stdin.write(b"{}\n")

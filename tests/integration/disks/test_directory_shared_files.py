@@ -42,7 +42,7 @@ def hold_open(path: Path, flags: int) -> Iterator[None]:
 
 
 def count_inspected_files() -> int:
-    """Return how many open files of descendants are inspected."""
+    """Return the number of open files that are inspected in this process's descendants."""
     return sum(1 for _ in directory._open_files())
 
 

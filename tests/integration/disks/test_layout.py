@@ -80,7 +80,9 @@ def test_interrupted_move_is_completed(layout: AttemptLayout, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("tmp")])
-def test_entry_of_an_image_is_not_taken_for_an_interrupted_move(layout: AttemptLayout, make: Callable[[Path], object]):
+def test_entry_of_an_image_is_not_mistaken_for_an_interrupted_move(
+    layout: AttemptLayout, make: Callable[[Path], object]
+):
     """The root directory of a disk contains a mount point or a link for each entry of an image's root directory."""
     create_home(layout)
     (layout.home / "session").write_text("kept")

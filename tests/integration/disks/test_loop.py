@@ -246,7 +246,7 @@ async def fails_to_open_quickly(disk, layout):
         await fails_to_open(disk, layout)
 
 
-def test_disk_is_not_opened_twice_by_another_path(loop_works, layout, tmp_path):
+def test_disk_is_not_opened_again_through_another_path(loop_works, layout, tmp_path):
     context = FORKSERVER
     opened, release = context.Event(), context.Event()
     (tmp_path / "elsewhere").symlink_to(layout.root)
@@ -328,7 +328,7 @@ def count_preallocations():
 
 
 def punch_holes(file, size_bytes):
-    """Free every other FREE_CHUNK_BYTES of the file."""
+    """Free every other chunk of FREE_CHUNK_BYTES in the file."""
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate
     for start in range(0, size_bytes, 2 * FREE_CHUNK_BYTES):
         mode, bounds = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, map(ctypes.c_long, (start, FREE_CHUNK_BYTES))
@@ -336,7 +336,7 @@ def punch_holes(file, size_bytes):
 
 
 def fill_with_fragments(directory, size_bytes):
-    """Leave at most FREE_CHUNK_BYTES of contiguous space; return the descriptor of the file between."""
+    """Leave at most FREE_CHUNK_BYTES of contiguous space; return the descriptor of the file that occupies the rest."""
     file = os.open(directory / "fragments", os.O_WRONLY | os.O_CREAT)
     for _ in range(size_bytes // MIB):
         os.write(file, b"x" * MIB)
@@ -414,7 +414,7 @@ def test_disk_works_if_its_settings_cannot_be_changed(loop_works, layout, tmp_pa
 
 
 def count_discards(image):
-    """Return the discards since the device exists: earlier disks may have used it."""
+    """Return the number of discards since the device was created. Earlier disks may have used the device."""
     (device,) = loop.find_devices(image)
     return int((device / "stat").read_text().split()[11])
 
@@ -466,7 +466,7 @@ _GET_CACHED_EXTENTS = 0xC020662A  # EXT4_IOC_GET_ES_CACHE, see FS_IOC_FIEMAP
 
 
 def count_cached_extents(path):
-    """Return the number of extents and holes of a file that the kernel has cached."""
+    """Return the number of a file's extents and holes that the kernel has cached."""
     request = bytearray(struct.pack("=QQIIII", 0, (1 << 64) - 1, 0, 0, 0, 0))
     with path.open("rb") as file:
         fcntl.ioctl(file, _GET_CACHED_EXTENTS, request)
@@ -502,7 +502,7 @@ def test_cached_extents_of_a_fragmented_image_are_removed(loop_works, layout):
     run_in_child(forgets_the_extents_of_the_image, layout)
 
 
-def test_extents_of_a_missing_image_are_no_error(layout):
+def test_removing_cached_extents_of_a_missing_image_is_not_an_error(layout):
     loop.forget_cached_extents(layout.disk_image)
     assert not layout.disk_image.exists()
 
@@ -536,7 +536,7 @@ async def keeps_a_little_unused_space(disk, layout):
     await disk.close()
 
 
-def test_little_unused_space_is_not_returned(loop_works, layout):
+def test_small_amount_of_unused_space_is_not_returned(loop_works, layout):
     run_in_child(keeps_a_little_unused_space, layout)
 
 

@@ -1,4 +1,4 @@
-"""A gateway whose host has lost contact to the server sends nothing after the lease has expired."""
+"""A gateway whose host has lost contact with the server sends nothing after the lease has expired."""
 
 import asyncio
 import errno
@@ -93,7 +93,10 @@ def test_socket_sends_nothing_after_the_deadline(clock, method):
 
 
 def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monkeypatch):
-    """Otherwise an expired lease would not stop a transport. Written data is buffered until the peer reads."""
+    """An expired lease does not stop a transport that sends in another way.
+
+    Here, data stays buffered until the peer reads.
+    """
     sent = []
     monkeypatch.setattr(LeasedSocket, "check_lease", lambda _: sent.append(1))
 
@@ -173,7 +176,7 @@ def test_held_model_request_is_answered_with_503_in_time(clock, monkeypatch):
 
 
 def test_expiry_resets_tunnels_and_a_renewal_allows_new_ones(clock, monkeypatch):
-    """The other side receives a reset, so that the kernel sends nothing more when the network heals."""
+    """Each connection is reset, so the kernel sends no more data when the network recovers."""
 
     async def scenario():
         endings = []
@@ -237,7 +240,7 @@ asyncio.run(main())
 
 
 def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline():
-    """Nothing in this process acts: it may be stopped. Otherwise the kernel would send the data when the peer reads."""
+    """The process may be stopped, so only the kernel can prevent the data from being sent when the peer reads."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
         connection.lease = NetworkLease(boot_time() + 1.0)
         connection.connect(server.getsockname())
@@ -253,7 +256,7 @@ def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline
 
 
 def test_renewal_also_extends_the_time_for_data_that_was_sent_before():
-    """Otherwise a host that pauses for a moment would lose a connection whose lease is valid."""
+    """A host that pauses for a moment must not lose a connection whose lease is valid."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
         connection.lease = lease = NetworkLease(boot_time() + 1.0)
         connection.connect(server.getsockname())
@@ -262,15 +265,15 @@ def test_renewal_also_extends_the_time_for_data_that_was_sent_before():
             while True:
                 connection.send(bytes(1 << 20))
         lease.renew(boot_time() + 60)
-        time.sleep(2.5)  # the kernel ends a connection without a renewal in this time, see above
+        time.sleep(2.5)  # without a renewal, the kernel ends the connection after this time; see above
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         accepted, _ = server.accept()
         with accepted:
             assert read_buffered(accepted) > 0
 
 
-def test_process_that_was_stopped_sends_nothing_after_the_deadline():
-    """It has written more than the kernel accepted, and asyncio would send the rest as soon as the peer reads."""
+def test_resumed_process_sends_nothing_after_the_deadline():
+    """The process has written more than the kernel accepted, and asyncio would send the rest once the peer reads."""
     with stopped_sender(lease_seconds=1.5) as (process, connection):
         wait_until_the_kernel_ends_the_connection(connection.getpeername()[1])
         assert read_buffered(connection) > 0
@@ -278,7 +281,7 @@ def test_process_that_was_stopped_sends_nothing_after_the_deadline():
         assert read_buffered(connection) == 0
 
 
-def test_process_that_was_stopped_and_has_a_lease_continues_to_send():
+def test_resumed_process_with_a_valid_lease_continues_to_send():
     """The control: the same process sends the rest if its lease is still valid."""
     with stopped_sender(lease_seconds=60) as (process, connection):
         read_buffered(connection)

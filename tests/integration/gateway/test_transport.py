@@ -1,4 +1,4 @@
-"""The kernel's buffers of a connection to a host are bounded, even if the peer was fast before it stalled."""
+"""The kernel's buffers for a connection to a host are bounded, even if the peer was fast before it stalled."""
 
 import asyncio
 import fcntl

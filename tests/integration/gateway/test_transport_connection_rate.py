@@ -46,7 +46,7 @@ async def send_request(reader, writer, port):
 
 
 def is_rate_limited(arrivals):
-    """Return whether the connections above the burst arrived at the limited rate, or late on a busy machine."""
+    """Return whether the connections beyond the burst arrived no faster than the rate limit allows."""
     assert len(arrivals) == TOTAL
     return arrivals[-1] - arrivals[0] >= (TOTAL - BURST) / PER_SECOND / 2
 

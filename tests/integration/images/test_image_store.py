@@ -317,7 +317,7 @@ def test_shipped_profile_without_an_image_uses_the_host_root(catalog, fake_packa
 
 
 @pytest.mark.parametrize(
-    "damage", ["record", "pointer", "tree", "a different layout", "a pointer out of the directory"]
+    "damage", ["record", "pointer", "tree", "a different layout", "a pointer to a path outside the directory"]
 )
 def test_damaged_image_is_not_replaced_by_the_host_root(catalog, fake_packages, damage):
     record = build(catalog, fake_packages(), name="basic")
@@ -384,8 +384,8 @@ DAMAGES = {
     "the record is lost": lambda image: (image / "record.json").unlink(),
     "the record is cut off": lambda image: (image / "record.json").write_text("{"),
     "the tree is lost": lambda image: shutil.rmtree(image / "root"),
-    "a file of the tree is lost": lambda image: (image / "root/etc/one").unlink(),
-    "a file of the tree is modified": lambda image: (image / "root/etc/one").write_bytes(b"2"),
+    "a file in the tree is missing": lambda image: (image / "root/etc/one").unlink(),
+    "a file in the tree is modified": lambda image: (image / "root/etc/one").write_bytes(b"2"),
     "the pointer is not text": lambda image: (image.parent / "current").write_bytes(b"\xff\xfe"),
 }
 

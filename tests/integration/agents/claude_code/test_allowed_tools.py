@@ -1,4 +1,4 @@
-"""The real Claude Code is limited to the allowed tools and MCP servers, and reports them at its start.
+"""The real Claude Code is limited to the allowed tools and MCP servers, and reports them when it starts.
 
 Each start is expensive, so one run covers all checks with the same options.
 """
@@ -232,7 +232,7 @@ BROKEN = {
 def mcp_run(tmp_path_factory):
     """A run with MCP servers of every kind. Their configuration exceeds the maximum size of a command-line argument.
 
-    Yields the run and the working servers.
+    Yield the run and the working servers.
     """
     calls = (call("mcp__github__tell"), call("mcp__typed__tell"), call("mcp__untyped__tell"))
     inspect_call = bash(

@@ -174,7 +174,7 @@ def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
     assert first_prompt(model)[-1] == "Task:\n\u2028 \ufeff\u00a0/compact"
 
 
-def test_exceeded_turn_limit_fails_with_advice(tmp_path):
+def test_exceeding_the_turn_limit_fails_with_advice(tmp_path):
     completed, model = run_agent(tmp_path, ENVIRONMENT, ENVIRONMENT, DONE, max_turns=1, prompt="-p")
     assert completed.exit_code == 1
     assert "raise claude.max_turns" in outcome(completed).failure.message

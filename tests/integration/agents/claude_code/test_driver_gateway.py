@@ -1,4 +1,4 @@
-"""The real Claude Code behind a real gateway: all its requests are forwarded with all their headers."""
+"""The real Claude Code behind a real gateway: each request is forwarded with all its headers."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""A program that the agent runs writes settings into the agent's home to redirect the agent to another model."""
+"""A program started by the agent writes settings into the agent's home to redirect the agent to another model."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ time.sleep(SECONDS)
 
 
 def run_hijack(directory: Path, without=()):
-    """Return the number of requests to the forging model, and the text of the agent's result."""
+    """Return the number of requests that reached the forging model, and the text of the agent's result."""
 
     async def run():
         host_run = ClaudeOnHost(directory)

@@ -1,4 +1,4 @@
-"""Requests with ambiguous framing are rejected on both ports and close the connection (request smuggling)."""
+"""To prevent request smuggling, both ports reject requests with ambiguous framing and close the connection."""
 
 import asyncio
 import json
@@ -169,7 +169,7 @@ claude: {prompt: Work.}
     ],
     ids=" ".join,
 )
-async def test_curl_submits_with_every_framing(running_api, options):
+async def test_curl_can_submit_with_every_framing(running_api, options):
     curl = shutil.which("curl")
     assert curl is not None
 

@@ -62,7 +62,7 @@ async def flood(port, head, data):
 
 
 @pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
-async def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch, request_line):
+async def test_short_chunks_are_parsed_in_batches(running_api, until, monkeypatch, request_line):
     chunks = CallsPerTurn(monkeypatch, framing.RequestFraming, "_read_chunk")
     async with running_api(FakeTokenStore(otto="operator")) as api:
         watching = asyncio.create_task(chunks.watch())
@@ -76,7 +76,7 @@ async def test_short_chunks_are_parsed_in_turns(running_api, until, monkeypatch,
             writer.close()
 
 
-async def test_malformed_requests_are_answered_in_turns(running_api, monkeypatch):
+async def test_malformed_requests_are_answered_in_batches(running_api, monkeypatch):
     response_calls = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
 
     async def scenario():
@@ -117,7 +117,7 @@ async def test_body_in_chunks_of_any_size_is_read(running_api, size):
     assert response.count(b'"dry_run":true') == 3
 
 
-async def test_short_frames_are_parsed_in_turns(running_api, until, monkeypatch):
+async def test_short_frames_are_parsed_in_batches(running_api, until, monkeypatch):
     pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         watching = asyncio.create_task(pings.watch())
@@ -170,7 +170,7 @@ async def test_empty_fragments_of_a_message_are_not_buffered(running_api, until,
     assert max(kept) <= 100
 
 
-async def test_every_ping_of_a_reading_client_is_answered(running_api):
+async def test_every_ping_from_a_reading_client_is_answered(running_api):
     async with running_api(FakeTokenStore(vera="viewer")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         headers = {"Authorization": "Bearer vera"}

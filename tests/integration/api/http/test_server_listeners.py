@@ -1,4 +1,4 @@
-"""Only one server can use a port, and the port refuses connections until the server listens."""
+"""Only one server can use a port, and the port refuses connections until that server listens."""
 
 import socket
 

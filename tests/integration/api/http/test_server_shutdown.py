@@ -1,4 +1,4 @@
-"""Shutdown closes streams in a bounded time, independently of the clients."""
+"""Shutdown closes streams within a bounded time, regardless of what the clients do."""
 
 import asyncio
 import json

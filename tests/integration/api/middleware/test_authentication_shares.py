@@ -160,7 +160,7 @@ async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_a
     assert maximum <= MESSAGES_PER_TURN_MAX
 
 
-async def test_manifests_of_one_token_are_parsed_in_a_limited_number_of_threads(running_api, monkeypatch):
+async def test_manifests_for_one_token_are_parsed_in_a_limited_number_of_threads(running_api, monkeypatch):
     active, maximum, may_continue, lock = 0, 0, threading.Event(), threading.Lock()
     parse = tasks._parse_submission
 

@@ -1,4 +1,4 @@
-"""If a token is revoked while a request with it is arriving or waiting, the request changes nothing."""
+"""If a token is revoked while a request that uses it is arriving or waiting, the request changes nothing."""
 
 import asyncio
 

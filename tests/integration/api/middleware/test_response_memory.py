@@ -43,7 +43,7 @@ def store_many_artifacts(api, file):
 
 @contextmanager
 def connect_without_reading(port, path, token="vera", buffer_bytes=4096, headers=""):
-    """Connect a client that sends a request and does not read the response, with a small buffer."""
+    """Connect a client that has a small buffer, sends a request and does not read the response."""
     with socket.socket() as client:
         client.settimeout(20)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
@@ -153,7 +153,7 @@ async def test_unread_websocket_uses_response_memory(running_api, until):
         await until(lambda: reserved_bytes(api) == 0)
 
 
-async def test_unfinished_request_bodies_use_memory_of_their_token_only(running_api, until):
+async def test_unfinished_request_bodies_use_only_their_tokens_memory(running_api, until):
     async with running_api(FakeTokenStore(olga="operator", otto="operator")) as api:
         submission = b"name: x", "/api/v1/tasks?dry_run=true"
         with ExitStack() as opened:

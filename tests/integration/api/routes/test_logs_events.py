@@ -76,7 +76,7 @@ async def test_stream_continues_after_a_position(running_api, way):
             assert await follower.next_changes(1) == [("fade-2", "state_change", "two", "pending")]
 
 
-async def test_stream_that_is_not_followed_ends_after_the_changes_so_far(running_api):
+async def test_stream_without_follow_ends_after_the_existing_changes(running_api):
     async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
         api.tasks.add("one")
         url = f"{api.http}/api/v1/events"

@@ -50,7 +50,7 @@ async def test_disconnected_stream_is_detected_immediately(running_api, until):
         await until(lambda: api.tasks.open_followers == 0)
 
 
-async def test_wait_of_a_disconnected_client_is_cancelled(running_api, until):
+async def test_wait_is_cancelled_when_its_client_disconnects(running_api, until):
     def has_pending_wait():
         return any("FakeTasks.wait" in str(task.get_coro()) for task in asyncio.all_tasks())
 

@@ -132,7 +132,7 @@ async def test_foreign_origin_is_rejected_and_same_origin_accepted(running_api):
                 pass
 
 
-async def test_unknown_path_of_the_stream_port_is_not_found(running_api):
+async def test_unknown_path_on_the_stream_port_is_not_found(running_api):
     async with running_api() as api:
         with pytest.raises(InvalidStatus) as raised:
             await connect(f"ws://localhost:{api.stream_port}/elsewhere")

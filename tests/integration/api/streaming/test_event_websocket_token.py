@@ -1,4 +1,4 @@
-"""Authentication of the WebSocket: by header, cookie or subprotocol, never by URL."""
+"""WebSocket authentication: by header, cookie or subprotocol, never by URL."""
 
 import asyncio
 import json

@@ -133,7 +133,7 @@ async def test_history_is_encoded_once_for_all_clients(running_api, monkeypatch)
             last = 5 + 3000 + len(TO_COMPLETED) + 1
             received = await asyncio.gather(*followers)
             assert received == [list(range(1, last + 1))] * 10 + [list(range(1501, last + 1))] * 10
-            # For a client that starts within a batch, the rest of the batch is encoded separately; all other
+            # For a client that starts in the middle of a batch, the rest of the batch is encoded separately; all other
             # batches are shared.
             assert len(encoded) < last + 10 * 1500
 

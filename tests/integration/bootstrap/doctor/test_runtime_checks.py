@@ -31,7 +31,7 @@ def machine_without_kvm(monkeypatch):
     monkeypatch.setattr(runtime_checks, "make_runtime", lambda *_, **__: SimpleNamespace())
 
 
-def test_runtime_that_is_only_slow_is_not_reported_as_broken(tmp_path, monkeypatch):
+def test_slow_runtime_is_not_reported_as_broken(tmp_path, monkeypatch):
     slow = RuntimeProbe("qemu", is_available=False, tier="vm", strength=30, remedy="…", is_explicit_only=True)
 
     async def choose(*_):

@@ -162,9 +162,7 @@ def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_t
 
 
 @pytest.mark.parametrize("branch", ["other:refs/heads/mine", "*:refs/heads/*", "mine\0", "other", "fix/other"])
-def test_fetching_the_branch_of_the_task_moves_no_local_branch(
-    apply, bare, tmp_path, checkout, serve_task, base, branch
-):
+def test_fetching_the_tasks_branch_moves_no_local_branch(apply, bare, tmp_path, checkout, serve_task, base, branch):
     work = tmp_path / "colleague"
     git("clone", "-q", str(bare), str(work), cwd=tmp_path)
     git("commit", "-q", "--allow-empty", "-m", "Continue", cwd=work)
@@ -243,7 +241,7 @@ def test_existing_branch_is_never_changed(apply, task, checkout, api):
 
 
 def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
-    """The branch is HEAD of a working tree without commits, whose files would look deleted."""
+    """HEAD refers to the branch. If the branch were created, the files of this working tree would look deleted."""
     git("checkout", "-q", "--orphan", "fix/two", cwd=checkout)
     result = apply(*COMMIT)
     assert result.returncode == 4
@@ -309,7 +307,7 @@ def test_task_with_an_unpublished_base_cannot_become_a_branch(apply, serve_task,
 
 @pytest.fixture
 def chain_task(api, serve_task, bare, tmp_path, base):
-    """A continuation whose own patch does not apply to a checkout without the changes of the earlier task."""
+    """A continuation whose own patch does not apply to a checkout without the earlier task's changes."""
     patch = b"diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-first\n+first and second\n"
     serve_task(patch, "1234567890" * 4)
     repository = {"url": "https://example.org/x.git", "branch": "main", "commit": base}
@@ -365,7 +363,7 @@ def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_t
 
 @pytest.fixture
 def earlier_changes_applied(chain_task, checkout):
-    """The changes of the earlier task are in the checkout, and committed."""
+    """The earlier task's changes are already committed in the checkout."""
     git("stash", "-q", "-u", cwd=checkout)
     (checkout / "a.txt").write_text("first\n")
     git("commit", "-qam", "First", cwd=checkout)
@@ -388,7 +386,9 @@ def test_last_changes_of_a_chain_are_applied_on_top_of_earlier_ones(apply, check
     assert b"Apply all" not in result.stderr
 
 
-def test_chain_that_conflicts_with_the_checkout_is_rejected_without_that_remedy(apply, chain_task, checkout):
+def test_chain_that_conflicts_with_the_checkout_is_rejected_without_the_remedy_for_applied_changes(
+    apply, chain_task, checkout
+):
     git("stash", "-q", "-u", cwd=checkout)
     (checkout / "a.txt").write_text("other\n")
     git("commit", "-qam", "Other", cwd=checkout)
@@ -397,7 +397,7 @@ def test_chain_that_conflicts_with_the_checkout_is_rejected_without_that_remedy(
     assert b"leave out --chain" not in result.stderr
 
 
-def test_independent_changes_of_a_chain_are_applied_with_the_note(apply, api, chain_task, checkout):
+def test_independent_changes_of_a_chain_are_applied_with_a_note(apply, api, chain_task, checkout):
     """The task's own patch applies without the earlier changes, but the checkout lacks them."""
     git("stash", "-q", "-u", cwd=checkout)
     own = b"diff --git a/c.txt b/c.txt\nnew file mode 100644\n--- /dev/null\n+++ b/c.txt\n@@ -0,0 +1 @@\n+b\n"
@@ -410,7 +410,7 @@ def test_independent_changes_of_a_chain_are_applied_with_the_note(apply, api, ch
     assert b"  Apply all: " in result.stderr
 
 
-def test_diff_of_a_whole_chain_has_the_changes_of_earlier_tasks(run_cli, chain_task):
+def test_diff_of_a_whole_chain_includes_the_changes_of_earlier_tasks(run_cli, chain_task):
     assert run_cli("task", "diff", TASK_ID, "--chain").stdout == chain_task
     assert run_cli("task", "diff", TASK_ID).stdout.endswith(b"+first and second\n")
 

@@ -49,7 +49,7 @@ def test_accepted_token_is_stored_and_used(run_cli, api, requires_token, file):
 
 
 @pytest.mark.parametrize("typed", [b"wrong\n", b"", b" \n", b"two words\n", "ä\n".encode()])
-def test_token_that_is_not_accepted_is_not_stored(run_cli, api, requires_token, file, typed):
+def test_rejected_token_is_not_stored(run_cli, api, requires_token, file, typed):
     result = run_cli("login", api.url, stdin=typed)
     assert result.returncode in {2, 5}
     assert not file.exists()

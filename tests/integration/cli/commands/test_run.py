@@ -246,7 +246,7 @@ def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, run
 
 @pytest.fixture
 def edited_task(api, checkout):
-    """A task that edits the included files: a tracked and an untracked one."""
+    """A task that edits the included files, one tracked and one untracked."""
     (checkout / "notes.txt").write_text("notes\n")
     git("add", "-A", ".", cwd=checkout)
     (checkout / "notes.txt").write_text("better notes\n")
@@ -583,7 +583,7 @@ def test_unusable_checkout_error_suggests_a_fix(api, run_cli, checkout, change, 
 
 
 @pytest.mark.parametrize("mechanism", ["monitor", "hook"])
-def test_programs_of_the_checkout_are_not_executed(api, completed_task, run_cli, checkout, mechanism):
+def test_programs_configured_in_the_checkout_are_not_executed(api, completed_task, run_cli, checkout, mechanism):
     marker = checkout.parent / "ran"
     program = checkout / ".git" / "hooks" / "post-index-change"
     program.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The engine with commands that fail, hang, or print anything."""
+"""The engine with commands that fail, hang, or print arbitrary output."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ RECORD = 'printf "%s\\0" "$0" "$@" >>"{calls}"; printf "\\n" >>"{calls}"; env >"
 
 
 class FakeSlurm:
-    """A directory of scripts in place of Slurm's commands. calls: the arguments of every command that was run."""
+    """A directory of scripts that replace Slurm's commands. calls: the arguments of each command that was run."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -67,7 +67,7 @@ def engine(slurm):
     return SlurmEngine(SlurmSettings(commands=str(slurm.directory), configuration="/etc/slurm/other.conf"))
 
 
-async def test_submission_looks_the_name_up_first(engine, slurm):
+async def test_submission_looks_up_the_name_first(engine, slurm):
     await engine.submit(REQUEST)
     assert [call[0] for call in slurm.calls] == ["squeue", "sbatch"]
     assert {"--me", "--states=all", f"--name={NAME}"} <= set(slurm.calls[0])
@@ -208,7 +208,7 @@ async def test_hostile_output_is_not_read_as_a_status(engine, slurm, output):
 
 
 async def test_duplicates_are_cancelled_by_name_state_and_id(engine, slurm):
-    """The filters protect a job that got the id of a lost one, and a duplicate that has started since."""
+    """The filters protect a job that has reused the id of a lost job, and a duplicate that has since started."""
     slurm.define("squeue", f"echo '5|RUNNING|n1|0:0|0|{NAME}|None|'; echo '8|PENDING|n/a|0:0|0|{NAME}|Dependency|'")
     status = (await engine.look_up([NAME]))[NAME]
     assert (status.phase, status.duplicate_ids) == (JobPhase.RUNNING, ("8",))
@@ -244,7 +244,7 @@ async def test_missing_commands_make_the_engine_unavailable(tmp_path):
         await engine.look_up([NAME])
 
 
-async def test_few_commands_run_at_once(engine, slurm, tmp_path):
+async def test_number_of_concurrent_commands_is_limited(engine, slurm, tmp_path):
     running = tmp_path / "running"
     running.mkdir()
     slurm.define("scancel", f"touch {running}/$$; ls {running} | wc -l >>{tmp_path}/counts; sleep 0.1; rm {running}/$$")

@@ -170,7 +170,7 @@ def test_only_public_addresses_are_dialed(monkeypatch, addresses, dialed):
     run(scenario)
 
 
-def test_name_with_the_models_address_is_not_dialed(monkeypatch):
+def test_name_that_resolves_to_the_models_address_is_not_dialed(monkeypatch):
     async def scenario():
         names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, names=names, model=model) as served:
@@ -211,7 +211,7 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
 
 
 @pytest.mark.parametrize("host", [HOST, HOST.upper()])
-def test_unresolvable_host_is_reported_to_the_client_and_in_an_event_in_lower_case(monkeypatch, host):
+def test_unresolvable_host_is_reported_to_the_client_and_in_lower_case_in_an_event(monkeypatch, host):
     async def scenario():
         async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses=()) as served:
             client = await tunnel(served, host=host)
@@ -246,7 +246,7 @@ def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
 OTHER_PORTS = GatewayRules(egress=EgressRules((EgressRule(HOST, (22, 8080)),)))
 
 
-def test_data_of_a_host_that_sends_first_is_forwarded(monkeypatch):
+def test_data_from_a_host_that_sends_first_is_forwarded(monkeypatch):
     async def greet(reader, writer):
         writer.write(b"SSH-2.0-host\r\n")
         writer.write(await reader.readline())
@@ -263,7 +263,7 @@ def test_data_of_a_host_that_sends_first_is_forwarded(monkeypatch):
     run(scenario)
 
 
-def test_request_for_another_host_is_refused_at_any_port(monkeypatch):
+def test_request_for_another_host_is_refused_on_any_port(monkeypatch):
     received = b""
 
     async def receive(reader, _):
@@ -286,7 +286,7 @@ def test_request_for_another_host_is_refused_at_any_port(monkeypatch):
 
 
 @pytest.mark.parametrize("greeting", [b"220 host\r\n", b""])
-def test_refusal_is_not_sent_after_data_of_the_host(monkeypatch, greeting):
+def test_refusal_is_not_sent_after_data_from_the_host(monkeypatch, greeting):
     async def greet(reader, writer):
         writer.write(greeting)
         writer.write_eof()

@@ -207,7 +207,7 @@ def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
 
 
 class CarelessDialect(ResponsesApi):
-    """Returns usage and limits of a request without checking that they are valid."""
+    """Returns a request's usage and limits without validating them."""
 
     def __init__(self, usage: Usage) -> None:
         self.usage = usage

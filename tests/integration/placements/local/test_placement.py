@@ -354,7 +354,7 @@ async def test_lack_of_descriptors_leaks_neither_lock_nor_descriptor(run_dir, lo
     [(number, True) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ENFILE)]
     + [(number, False) for number in (errno.ENOENT, errno.EACCES, errno.ENOEXEC)],
 )
-async def test_temporary_reasons_of_a_failed_start_are_distinguished(
+async def test_temporary_causes_of_a_failed_start_are_distinguished(
     run_dir, lock_fd, monkeypatch, error_number, is_temporary
 ):
     def refuse(*_, **__):

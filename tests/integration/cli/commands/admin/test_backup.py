@@ -62,7 +62,7 @@ def restore(run_cli, tmp_path):
 
 
 def test_backup_contains_tasks_whose_writer_may_be_alive(stored, tmp_path, monkeypatch):
-    """No process removes or compresses such a journal, so its complete records can be read."""
+    """No process removes or compresses a journal whose writer may be alive, so the complete records can be read."""
     monkeypatch.setattr(backups, "FileJournals", UnreachableJournals)
     create_backup(stored.data_dir, tmp_path / "backup.tar")
     with tarfile.open(tmp_path / "backup.tar") as tar:
@@ -417,7 +417,7 @@ def test_backup_to_standard_output_is_restored(run_cli, restore, stored, tmp_pat
     assert json.loads(restored.stdout)["tasks_count"] == 5
 
 
-def test_file_named_like_standard_output_is_backed_up_with_its_directory(run_cli, stored, tmp_path):
+def test_backup_to_a_file_named_dash_needs_its_directory_in_the_path(run_cli, stored, tmp_path):
     result = run_cli("admin", "backup", "./-", "--data-dir", str(stored.data_dir))
     assert (result.returncode, result.stdout) == (0, b"")
     assert tarfile.is_tarfile(tmp_path / "-")
@@ -440,7 +440,7 @@ def test_remarks_do_not_mix_with_a_backup_on_standard_output(run_cli, restore, s
     assert b"Task done" in restore(tmp_path / "backup.tar").stdout
 
 
-def test_report_as_json_needs_a_backup_file(run_cli, stored):
+def test_json_report_needs_a_backup_file(run_cli, stored):
     result = run_cli("admin", "backup", "-", "--data-dir", str(stored.data_dir), "-f", "json")
     assert (result.returncode, result.stdout) == (2, b"")
     assert b"choose a file" in result.stderr

@@ -1,4 +1,4 @@
-"""In every admin command, unreadable files of one task do not affect other tasks."""
+"""In every admin command, one task's unreadable files do not affect other tasks."""
 
 import errno
 import io

@@ -49,7 +49,7 @@ def test_running_task_can_be_ahead_of_the_index(check, stored):
     running = stored.run("task-4")
     stored.index("task-4")
     running.record(Output.from_bytes("stdout", b"more\n"))
-    # The writer has written only a part of a record.
+    # The writer has written only part of a record.
     with stored.records("task-4").open("ab") as records:
         records.write(b"0123")
     assert check() == []

@@ -262,7 +262,7 @@ def test_status_in_a_pipe_ends_with_changes_and_the_final_message(run_cli, api):
     ]
 
 
-def test_status_of_a_failed_task_suggests_to_set_the_field_that_the_message_names(api, on_terminal, terminal):
+def test_status_of_a_failed_task_suggests_setting_the_field_named_in_the_message(api, on_terminal, terminal):
     error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it."}
     changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}, "final_message": "API Error"}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", **changes)))
@@ -332,7 +332,7 @@ def test_status_and_follow_show_the_sizes_of_both_patches_of_a_chain(task, api, 
 
 
 @pytest.mark.parametrize("entry", [{"contains_secret": True}, {"size_bytes": 10**9}])
-def test_patch_of_a_chain_is_not_downloaded_for_its_size_if_large_or_secret(api, run_cli, entry):
+def test_large_or_secret_patch_of_a_chain_is_not_downloaded_to_find_its_size(api, run_cli, entry):
     serve_chain(api, CHAIN_PATCH, **entry)
     assert "Changes     +1,016 −4 in 2 files\n" in run_cli("task", "status", TASK_ID).stdout.decode()
 
@@ -637,7 +637,7 @@ LONG_NAME = "Fix the crash of the parser for files without a line ending"
     ("arguments", "shown_id", "has_cost", "name_cells"),
     [([], "3f2c1d7e", True, 34), (["--no-trunc"], GENERATED_ID, False, 15)],
 )
-def test_list_in_a_narrow_window_shortens_ids_and_omits_cost_before_the_name_is_unreadable(
+def test_list_in_a_narrow_window_shortens_ids_and_omits_cost_before_the_name_becomes_unreadable(
     api, on_terminal, terminal, arguments, shown_id, has_cost, name_cells
 ):
     task = task_status("failed_preserved", GENERATED_ID, name=LONG_NAME, labels={})
@@ -652,7 +652,7 @@ def test_list_in_a_narrow_window_shortens_ids_and_omits_cost_before_the_name_is_
     assert len(line) <= 80
 
 
-def test_list_shows_whole_ids_in_a_pipe_and_chosen_ids_on_a_terminal(api, run_cli, on_terminal, terminal):
+def test_list_shortens_only_generated_ids_and_only_on_a_terminal(api, run_cli, on_terminal, terminal):
     chosen = "fix-the-crash-of-the-parser"
     tasks = [task_status("running", task_id) for task_id in (GENERATED_ID, chosen)]
     api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 2}))

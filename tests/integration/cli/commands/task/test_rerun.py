@@ -79,7 +79,7 @@ def test_status_shows_the_origin(run_cli, api):
     assert "Rerun of" not in run_cli("task", "status", TASK_ID).stdout.decode()
 
 
-def test_status_shows_what_the_current_call_is_about(run_cli, api):
+def test_status_shows_the_subject_of_the_current_tool_call(run_cli, api):
     task = task_status("running")
     for subject, text in (("npm test\u202e", "Bash npm test\\u202e now"), (None, "Bash now")):
         task["progress"] |= {"current_tool": "Bash", "current_subject": subject}

@@ -107,7 +107,7 @@ def test_key_leaves_the_events_of_a_running_task_without_echo(api_with_tasks, on
 
 
 def pending_input(terminal):
-    """Return the number of bytes that were typed and not yet read."""
+    """Return the number of bytes that were typed but not yet read."""
     count = bytearray(4)
     fcntl.ioctl(terminal.child_fd, termios.FIONREAD, count)
     return int.from_bytes(count, sys.byteorder)
