@@ -52,7 +52,7 @@ def remaining_files(harness, attempt_id=ATTEMPT_ID):
 
 
 def kill_after(harness, *events):
-    """Create the leftovers of a runner that is killed after these events."""
+    """Create the leftovers of a runner that was killed after it recorded these events."""
     for event in events:
         harness.recorder.record(event)
     for directory in (harness.attempt.layout.workspace, harness.attempt.layout.home, harness.attempt.layout.repository):
@@ -182,7 +182,7 @@ def test_result_is_shown_once_when_no_retry_follows(make_harness, output_format,
 
 
 def test_rendered_result_is_not_marked_parsed_if_its_conversation_was_not_recorded(make_harness):
-    """The attempt was started by a server of an earlier version, which could not read conversation events."""
+    """An earlier version of the server, which could not read conversation events, started the attempt."""
     script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
     harness.agent = ClaudeCodeLines(script)
@@ -454,7 +454,7 @@ async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, retries, follow_up):
-    """The disk is verified after the sandbox is destroyed, because data may be lost until then.
+    """The disk is verified after the sandbox is destroyed, because data can still be lost until then.
 
     The control is `test_resume_hands_over_the_disk_and_the_session`.
     """

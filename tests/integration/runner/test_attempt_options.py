@@ -237,7 +237,7 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
 
 
 async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
-    """The runner died right after it had stored the artifact."""
+    """The runner died right after storing the artifact."""
     harness = attempt_of_dead_runner(make_harness, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
     directory = harness.attempt.task_layout.artifacts
     directory.mkdir()

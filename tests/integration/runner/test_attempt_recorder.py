@@ -32,7 +32,7 @@ LINES = b"".join(b"line %d\n" % number for number in range(50))
 
 
 class FullDisk:
-    """The disk of a harness's journal. It rejects the given kinds of events while `is_full` is set."""
+    """The disk that holds a harness's journal. It rejects the given kinds of events while `is_full` is set."""
 
     def __init__(self, harness, monkeypatch, *kinds, number=errno.ENOSPC):
         self.is_full, self.rejected_count, self._kinds, self._number = True, 0, kinds, number

@@ -65,7 +65,7 @@ async def test_agent_resumes_the_inherited_session_on_top_of_the_patches(make_ch
     assert harness.task.attempt.session_id == "session-1"
 
 
-async def test_agent_gets_the_conversation_as_text_without_a_session(make_child):
+async def test_agent_without_a_session_gets_the_conversation_as_text(make_child):
     script = Script()
     harness = make_child(script, has_session=False)
     await harness.run()
@@ -190,7 +190,7 @@ async def test_large_session_is_scanned_in_chunks(make_harness, monkeypatch, par
     assert max(sizes) == SCAN_BYTES
 
 
-async def test_session_is_not_kept_for_an_earlier_server(make_harness):
+async def test_session_is_not_kept_for_a_server_of_an_earlier_version(make_harness):
     harness = make_harness(Script(session=SESSION))
     await harness.run(msgspec.structs.replace(harness.attempt, keeps_session=False))
     assert kept_session(harness) is None

@@ -97,7 +97,7 @@ async def test_first_client_types_and_the_next_takes_over(tmp_path):
 
 
 async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
-    """If the client could not disconnect, an agent that reads no input would stay attended; no one else could type."""
+    """A client that could not disconnect would keep its write access, so no one else could type."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_TIMEOUT_SECONDS", 0.1)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         started = asyncio.Event()

@@ -16,7 +16,7 @@ from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, r
 class FailingRuntime:
     """A runtime whose programs end with `exit_`, or never end if `exit_` is None.
 
-    The same object represents the runtime's sandboxes and control groups.
+    The same object acts as the runtime's sandboxes and control groups.
     """
 
     def __init__(self, exit_: ExitStatus | None, stderr: bytes = b"") -> None:
@@ -94,7 +94,7 @@ class HangingFirstRuntime(FailingRuntime):
 
 @pytest.fixture
 def set_load(monkeypatch):
-    """Returns a function that sets the load average of the machine, which has two CPUs."""
+    """Return a function that sets the load average of a machine with two CPUs."""
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     return lambda average: monkeypatch.setattr("os.getloadavg", lambda: (average, 0, 0))
 

@@ -126,7 +126,7 @@ async def test_chain_has_earlier_and_later_tasks(components, monkeypatch):
         assert await chain("task-1") == ["task-1", "task-2", "task-3"]
 
 
-async def test_chain_without_a_removed_task_ends_there(components):
+async def test_chain_ends_before_a_removed_task(components):
     async with components.server() as service:
         await submit_ended(components, service)
         await submit_continuation(components, service, "task-1", "task-2")
@@ -311,7 +311,7 @@ async def test_inherited_files_that_cannot_be_linked_are_copied(components, monk
         assert find_damaged(components) == []
 
 
-async def test_other_errors_of_links_refuse_the_continuation(components, monkeypatch):
+async def test_other_link_errors_refuse_the_continuation(components, monkeypatch):
     def refuse(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -1,4 +1,4 @@
-"""The runtime is probed again after a task whose sandbox could not be created, and only then."""
+"""The runtime is probed again only after a task whose sandbox could not be created."""
 
 import asyncio
 
@@ -31,7 +31,7 @@ async def test_failed_provisioning_causes_a_probe(components, monkeypatch, code)
     assert await count_rechecks(components, monkeypatch, *TO_RUNNING[:1], failed) == 1
 
 
-async def test_other_ends_of_tasks_cause_no_probe(components, monkeypatch):
+async def test_other_task_outcomes_cause_no_probe(components, monkeypatch):
     failed = AttemptFailed(Failure(FailureCode.CLONE_FAILED, "The repository does not exist."))
     assert await count_rechecks(components, monkeypatch, failed) == 0
 

@@ -253,7 +253,7 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
 
 
 async def test_many_releases_during_a_debug_session_wait_in_parallel(components, monkeypatch):
-    """If the releases waited in turn, the removal of leftovers and the expiry of all tasks would be delayed."""
+    """Releases that waited one after another would delay the removal of leftovers and the expiry of all tasks."""
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_TIMEOUT_SECONDS", 0.3)
     async with components.server() as service:
         await fail(components, service, "task-1")

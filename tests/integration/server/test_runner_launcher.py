@@ -1,4 +1,4 @@
-"""Launch orders of runners and finishers, and replay of events."""
+"""Launch orders for runners and finishers, and replay of events."""
 
 import asyncio
 import itertools

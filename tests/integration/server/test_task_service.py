@@ -27,7 +27,7 @@ async def collect(events):
 
 
 async def collect_until_end(events):
-    """Return the events of all tasks until one has ended."""
+    """Return the events of all tasks until one of the tasks has ended."""
     collected = []
     async with contextlib.aclosing(events):
         while not collected or collected[-1]["type"] != "end":

@@ -469,7 +469,7 @@ def test_pending_tasks_keep_their_order_across_a_restart(components):
     assert [order.task_id for order in components.runners.orders] == names
 
 
-def test_running_task_keeps_its_resources_before_an_older_pending_one(components):
+def test_running_task_gets_its_resources_before_an_older_pending_task(components):
     """The pending task is older if the wall clock is set back between the two submissions."""
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
 
@@ -663,7 +663,7 @@ async def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components,
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "a" * 256, "é" * 200])
-async def test_artifact_whose_name_no_file_can_have_is_missing(components, name):
+async def test_artifact_with_an_impossible_file_name_is_missing(components, name):
     """A damaged or hostile backup may contain such a record."""
     artifact = Artifact(name, f".sandbox/{name}", 1, "text/plain", "sha256:0")
     async with components.server() as service:

@@ -1,4 +1,4 @@
-"""Without confinement, git runs with the rights of the server's user. Restrictions on redirects still apply."""
+"""Without confinement, git runs with the privileges of the server's user. Restrictions on redirects still apply."""
 
 import pytest
 

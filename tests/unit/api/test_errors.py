@@ -36,7 +36,7 @@ def test_all_errors_of_a_query_are_listed(api, tasks):
     assert tasks.queries == []
 
 
-def test_all_errors_in_values_are_listed_without_an_unknown_name(api):
+def test_all_invalid_values_are_listed_if_every_name_is_known(api):
     response = api.get("/api/v1/tasks?sort=nam&limit=1001")
     assert located(response) == {("query.sort", "enum", "name"), ("query.limit", "range", None)}
     assert response.json()["message"] == "The request has 2 errors."
@@ -186,14 +186,14 @@ def test_unknown_path_is_compared_with_the_endpoints(api, path, suggestion):
 
 @pytest.mark.parametrize("path", ["/api/v1/tasks/task-001/cancel", "/api/v1/tasks/task-001/stop/"])
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
-def test_unknown_path_to_cancel_a_task_names_the_request_that_does(api, method, path):
+def test_error_for_an_unknown_path_to_cancel_a_task_names_the_right_request(api, method, path):
     response = api(method, path)
     assert (response.status_code, response.json()["error"]) == (404, "not_found")
     assert response.json()["message"] == "No such endpoint; cancel with DELETE /api/v1/tasks/task-001."
 
 
 @pytest.mark.parametrize("path", ["/api/v1/tasks/cancel/x", "/api/v1/tasks/a%1Bb/cancel", "/api/v1/tasks/a/b/cancel"])
-def test_other_unknown_paths_do_not_name_a_task(api, path):
+def test_errors_for_other_unknown_paths_do_not_name_a_task(api, path):
     response = api.post(path)
     assert response.status_code == 404
     assert "cancel with" not in response.json()["message"]

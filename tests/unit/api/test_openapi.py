@@ -117,7 +117,7 @@ def test_every_operation_has_an_example_of_its_request_and_response(api):
             validator(api, schema).validate(example)
 
 
-def test_an_app_without_examples_has_none_of_another_app(api):
+def test_app_without_examples_has_none_of_another_app(api):
     agents, without = registered_agents(), {"operations": {}, "errors": {}}
     assert create_api_schema_app("0", agents).openapi()["components"]["examples"]
     schema = create_api_schema_app("0", agents, without).openapi()
@@ -144,7 +144,7 @@ def validator(api, schema):
 
 
 def test_schema_lists_the_known_codes(api):
-    """They are examples, because later versions may add codes: generated types must accept them."""
+    """The codes are listed as examples. Later versions may add codes, and generated types must accept those."""
     components = api.schema["components"]["schemas"]
     failure = components["FailureBody"]["properties"]
     assert failure["code"]["type"] == "string"

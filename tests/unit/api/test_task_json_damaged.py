@@ -13,7 +13,7 @@ from sandbox.api.task_json import definition_body
     ("patch", "content"),
     [(base64.b64encode(b"diff").decode(), b"diff"), ("not base64!", b"not base64!"), ("é", "é".encode())],
 )
-def test_digest_of_a_patch_that_is_not_base64_is_that_of_its_text(patch, content):
+def test_digest_of_a_patch_that_is_not_base64_is_the_digest_of_its_text(patch, content):
     task = manifest("task-1")
     task = task.replace(repository=type(task.repository)(url="https://h/r.git", branch="main", patch=patch))
     assert definition_body(task)["repository"]["patch"] == f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -16,7 +16,7 @@ BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", st
 
 @pytest.fixture
 def probes(monkeypatch):
-    """The next probe of each runtime; tests change them."""
+    """The results of each runtime's next probe. Tests change them."""
     results = {"gvisor": GVISOR, "bubblewrap": BUBBLEWRAP}
     results["made"] = []
 

@@ -1,4 +1,4 @@
-"""The plan of `sandbox setup` for a distribution, a user and the installed programs."""
+"""The plan that `sandbox setup` makes for a distribution, a user and the installed programs."""
 
 import pytest
 

@@ -199,7 +199,7 @@ URL, OTHER = "http://option", "http://variable"
         (Selection(), Selection(PROD.server, "t"), Context(PROD.server, "t")),
     ],
 )
-def test_options_override_variables_and_variables_the_current_context(stored, options, variables, selected):
+def test_options_override_variables_and_variables_override_the_current_context(stored, options, variables, selected):
     """The token of a context is never sent to another server."""
     assert select_context(options, variables, stored) == selected
 

@@ -60,7 +60,7 @@ def test_narrow_list_does_not_break_an_option():
     assert max(map(len, lines)) <= 40
 
 
-def test_help_of_logs_says_how_to_print_readable_text_in_a_pipe():
+def test_help_of_logs_explains_how_to_print_readable_text_in_a_pipe():
     text = " ".join(COMMANDS["sandbox task logs"].get_help(click.Context(COMMANDS["sandbox task logs"])).split())
     assert "In a pipe, the lines are printed as the agent wrote them" in text
     assert "--pretty prints readable text instead" in text

@@ -15,7 +15,7 @@ A, AAAA, TXT, SRV, ANY, HTTPS = 1, 28, 16, 33, 255, 65
 
 
 def respond_isolated(message: bytes) -> DnsResponse:
-    """Return the response if no name is allowed."""
+    """Return the response of a server that allows no names."""
     return dns.respond(message, lambda _: None)
 
 
@@ -111,7 +111,7 @@ def test_allowed_name_resolves_to_a_stable_unique_address():
 
 
 @pytest.mark.parametrize("kind", [AAAA, TXT, SRV, ANY, HTTPS])
-def test_only_a_queries_for_an_allowed_name_return_a_record(kind):
+def test_only_queries_of_type_a_for_an_allowed_name_return_a_record(kind):
     responder, events = create_responder("files.example.org")
     reply = responder.respond(query("files.example.org", kind))
     assert code(reply) == 0

@@ -61,7 +61,7 @@ def test_flush_reports_the_count_of_dropped_denials():
     assert [type(event) for event in events[DENIALS_PER_SECOND_MAX:]] == [ErrorReported]
 
 
-def test_reported_denials_are_limited_in_total():
+def test_total_number_of_reported_denials_is_limited():
     reporter, events, clock = create_reporter()
     for _ in range(DENIALS_REPORTED_MAX // DENIALS_PER_SECOND_MAX + 50):
         clock.now += 1

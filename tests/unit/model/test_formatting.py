@@ -104,5 +104,5 @@ def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
         ("", ""),
     ],
 )
-def test_short_name_of_a_repository_has_the_host_if_the_path_has_one_part(url: str, name: str):
+def test_short_repository_name_includes_the_host_if_the_path_has_one_part(url: str, name: str):
     assert short_repository(url) == name

@@ -33,7 +33,7 @@ def test_table_matches_the_unicode_implementation_of_node():
     assert invisible() == set(json.loads(output.stdout)) | BLANK
 
 
-def test_table_includes_control_and_format_characters_of_python():
+def test_table_includes_every_control_and_format_character_in_python():
     hidden = {code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)) in HIDDEN_CATEGORIES}
     assert hidden - invisible() == set()
 

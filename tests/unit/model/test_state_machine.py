@@ -227,7 +227,7 @@ def test_recollected_artifact_replaces_the_first_one():
 @pytest.mark.parametrize(
     ("path", "has_diff"), [(".sandbox/t.patch", True), (".sandbox/other.patch", False), ("t.patch", False)]
 )
-def test_only_the_patch_of_the_task_sets_the_diff(path, has_diff):
+def test_only_the_tasks_patch_sets_the_diff(path, has_diff):
     artifact = Artifact("t.patch", path, 1, "text/x-diff", "sha256:" + "0" * 64)
     diff = DiffStatistics(3, 2, 1)
     task = final_task(*TO_RUNNING, SUCCESS, e.ArtifactCollected(artifact, diff))

@@ -1,4 +1,4 @@
-"""Each client gets a fair share of each turn of the event loop. A client's streams take turns in order."""
+"""Each client gets a fair share of each iteration of the event loop. A client's streams take turns in order."""
 
 import asyncio
 import threading
@@ -18,7 +18,7 @@ async def acquire_repeatedly(share, count, taken, size_bytes=100):
 
 
 async def totals_per_turn(taken, count):
-    """Return the total taken after each of the next `count` turns of the loop."""
+    """Return the total taken after each of the next `count` iterations of the event loop."""
     totals = []
     for _ in range(count):
         await asyncio.sleep(0)
@@ -26,7 +26,7 @@ async def totals_per_turn(taken, count):
     return totals
 
 
-async def test_streams_of_one_client_share_the_turn_of_the_client():
+async def test_streams_of_one_client_share_its_turn():
     share, taken = FairShares().of("vera"), []
     streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
     totals = await totals_per_turn(taken, 10)

@@ -79,7 +79,7 @@ async def test_cancelled_waiter_holds_no_memory_and_does_not_block_others(was_ad
 
 
 @pytest.mark.parametrize(("seconds", "is_closed"), [(STALLED_SECONDS - 1, False), (STALLED_SECONDS, True)])
-async def test_only_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
+async def test_only_a_stalled_connection_is_closed_to_free_memory(seconds, is_closed):
     clock = FakeClock()
     memory = MemoryShare(100, clock)
     memory.force_reserve(100)

@@ -36,7 +36,7 @@ async def test_slot_is_released_when_work_ends(work):
 
 
 class Endless:
-    """A coroutine that never completes, and takes some time to end when it is cancelled."""
+    """A coroutine that never completes and takes some time to end after it is cancelled."""
 
     def __init__(self):
         self.has_ended = False

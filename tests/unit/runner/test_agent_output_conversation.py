@@ -79,7 +79,7 @@ def test_lines_are_not_marked_as_parsed_for_a_server_that_cannot_read_the_events
     assert not output.is_parsed
 
 
-def test_many_events_of_a_line_do_not_starve_other_coroutines():
+def test_many_events_from_one_line_do_not_starve_other_coroutines():
     turns = 0
 
     class CountingQueue:

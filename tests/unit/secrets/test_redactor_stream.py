@@ -51,7 +51,7 @@ def test_chunking_does_not_change_the_result(secrets: list[str], data: st.DataOb
         "Ā".encode(),
     ],
 )
-def test_byte_of_latin_1_before_a_value_with_escapes_does_not_change_the_result(before: bytes):
+def test_latin_1_byte_before_a_value_with_escapes_does_not_change_the_result(before: bytes):
     redactor = SecretRedactor({"TOKEN": TOKEN})
     data = (
         before + TOKEN[:3].encode() + b"\x1b(B" + TOKEN[3:20].encode() + "\u200b".encode() + TOKEN[20:].encode() + b"!"
@@ -285,7 +285,7 @@ def test_flush_emits_all_pending_data():
     assert stream.flush() == b""
 
 
-def test_stream_of_a_redactor_without_secrets_changes_nothing():
+def test_redactor_without_secrets_does_not_change_a_stream():
     stream = SecretRedactor({}).stream()
     assert stream.feed(b"ghp_\x1b[") == b"ghp_\x1b["
     assert not stream.has_redacted

@@ -148,7 +148,7 @@ async def test_long_replay_without_events_yields_to_other_tasks():
 
 
 class ReadsPerTurn:
-    """The maximum number of journal batches read in one turn of the event loop."""
+    """The maximum number of journal batches read in one iteration of the event loop."""
 
     def __init__(self, journals, monkeypatch):
         self.maximum = self._count_in_turn = 0

@@ -107,7 +107,7 @@ def reference(parts, names):
         st.text("ab.", min_size=1, max_size=4).filter(lambda name: name not in (".", "..")), min_size=1, max_size=5
     ),
 )
-def test_matching_has_the_result_of_the_reference_implementation(parts, names):
+def test_matching_gives_the_same_result_as_the_reference_implementation(parts, names):
     parts = [part for part in parts if part != "."] or ["a"]
     effective = [*parts, "*"] if parts[-1] == "**" else parts
 

@@ -148,7 +148,7 @@ print(os.stat("/").st_uid, oct(os.stat("/").st_mode), sorted(os.listdir("/tmp"))
 
 
 def test_agent_cannot_change_the_root_directory(runtime: BubblewrapRuntime, disk: Path):
-    """A file system check moves files that it cannot assign to lost+found."""
+    """A file system check moves orphaned files to lost+found."""
     (disk / "lost+found" / "secret").write_text("of another program")
     ended = run_python(runtime, disk, _INTRUSION)
     assert (ended.output, ended.errors) == ("65534 0o40755 []\n", "")

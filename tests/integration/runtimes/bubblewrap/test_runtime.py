@@ -76,7 +76,7 @@ def test_probe_reports_missing_bubblewrap_with_a_remedy(
 def test_launcher_ends_if_its_control_group_cannot_be_created(
     runtime: BubblewrapRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The launcher starts up in the meantime."""
+    """The launcher is started before its control group is created."""
     started: list[LauncherProcess] = []
 
     def start(*arguments: object, **options: object) -> LauncherProcess:

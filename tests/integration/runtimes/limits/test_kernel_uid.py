@@ -58,7 +58,7 @@ def test_uid_of_a_running_process_is_skipped(directory: Path, process_with_first
 
 
 def _claim_and_die(directory: Path) -> int:
-    """Claim a uid for the attempt "dead" in a process that is killed. Returns the uid."""
+    """Claim a uid for the attempt "dead" in a process that is then killed. Return the uid."""
     source = f"""
 from pathlib import Path
 from sandbox.runtimes.limits.kernel_uid import KernelUidPool
@@ -133,7 +133,7 @@ def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypa
 
 @pytest.fixture
 def checked_uids(monkeypatch) -> list[int]:
-    """The uids that are checked for files in transit. The result of each check is that there are none."""
+    """The uids that are checked for files in transit. Each check finds none."""
     checked: list[int] = []
 
     def has_files_in_transit(uid: int, _seconds: float = 0) -> bool:
@@ -167,7 +167,7 @@ def test_uid_that_failed_the_check_at_its_release_is_checked_when_it_is_claimed(
     assert results == []
 
 
-def test_uid_of_a_process_that_is_left_is_checked_when_it_is_claimed(directory: Path, checked_uids: list[int]):
+def test_uid_of_a_leftover_process_is_checked_when_it_is_claimed(directory: Path, checked_uids: list[int]):
     uids = KernelUidPool(UIDS, directory)
     uid = uids.claim("a")
     process = subprocess.Popen(["/usr/bin/sleep", "60"], user=uid, group=uid, extra_groups=[])

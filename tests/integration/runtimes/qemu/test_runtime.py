@@ -103,7 +103,7 @@ def read_status(pid: int) -> dict[str, str]:
 
 
 def processes_of_uid(uid: str) -> dict[str, int]:
-    """Return the live processes of a sandbox's kernel uid, by name."""
+    """Return the live processes that run as a sandbox's kernel uid, keyed by name."""
     result = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):

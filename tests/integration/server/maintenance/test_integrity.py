@@ -1,4 +1,4 @@
-"""The integrity check does not report what a live writer may be writing."""
+"""The integrity check does not report a record that a live writer may still be writing."""
 
 from doubles.stored_tasks import StoredTasks
 from doubles.unreachable_journals import UnreachableJournals

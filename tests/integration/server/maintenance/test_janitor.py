@@ -1,4 +1,4 @@
-"""The janitor continues after a failed job, and removes nothing by age before the clock is trusted."""
+"""The janitor continues after a failed job, and removes nothing because of its age until the clock is trusted."""
 
 import asyncio
 import logging

@@ -28,7 +28,7 @@ FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")),
 
 
 class FakeLeftovers:
-    """Leftover sandboxes by attempt id; those in `stuck` cannot be removed."""
+    """Leftover sandboxes, keyed by attempt id; those in `stuck` cannot be removed."""
 
     def __init__(self, *, is_exclusive=False):
         self.is_exclusive, self.kind = is_exclusive, "socket" if is_exclusive else "sandbox"

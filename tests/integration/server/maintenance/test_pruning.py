@@ -278,7 +278,7 @@ def damage_task_into_another(stored):
 
 
 def damage_time_of_change(stored):
-    """Set the row's time of the last state change to 0, which differs from the time in the task."""
+    """Set the time of the last state change in the row to 0, which differs from the time in the task."""
     stored.damage_row("task-1", "state_changed_at", 0)
     return REBUILD.format("but at 0 in its row")
 
@@ -400,7 +400,7 @@ def test_combined_limits_prune_no_additional_tasks(stored, components):
 
 @pytest.fixture
 def slow_disk(components, monkeypatch):
-    """Block the measurement of task-2 until the test resumes it; count its starts."""
+    """Block the measurement of task-2 until the test resumes it; count how often the measurement starts."""
     started, may_finish = [], threading.Event()
     disk_usage_bytes = pruning.disk_usage_bytes
 

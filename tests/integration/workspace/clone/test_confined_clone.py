@@ -38,7 +38,7 @@ def credential_helper(tmp_path):
 
 
 def request_credentials(url, credential_helper, *requests, secrets=None):
-    """Send credential requests like the confinement; return the responses. secrets: receives the returned passwords."""
+    """Send credential requests as git would; return the responses. secrets: receives the returned passwords."""
 
     async def scenario():
         credentials = CredentialHelper(url, [("credential.helper", str(credential_helper))], {}, os.environ["PATH"])
@@ -62,7 +62,7 @@ def request_credentials(url, credential_helper, *requests, secrets=None):
 
 
 async def read_response(reader):
-    """Read a response up to the empty line that ends it; omit this line. Return None at the end of the stream."""
+    """Read a response, without the empty line that ends it. Return None at the end of the stream."""
     lines = []
     while line := await reader.readline():
         if line == b"\n":

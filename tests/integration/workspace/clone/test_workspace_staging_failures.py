@@ -133,7 +133,10 @@ MISSING = b"fatal: Remote branch main not found in upstream origin\n"
 async def test_clone_error_is_delayed_if_git_may_have_been_killed(
     harness, replace_command, monkeypatch, code, stderr, is_pending
 ):
-    """If all processes are killed, git may die before the runner. Until then, the runner must not report an error."""
+    """If all processes are killed, git may die before the runner.
+
+    In that interval, the runner must not report an error.
+    """
     replace_command("clone", code, stderr=stderr)
     monkeypatch.setattr(workspace_staging, "GIT_KILLED_GRACE_SECONDS", 60.0)
 
@@ -486,7 +489,7 @@ class RecordingConfinement(FailingConfinement):
 
 
 def test_confined_git_has_no_socket_to_the_runner(harness, monkeypatch):
-    """Through a socket, a compromised git could pass a connection to the runner that blocks the runner on close."""
+    """Through a socket, a compromised git could pass the runner a connection that blocks when the runner closes it."""
     original_confine, socket_flags = harness.confine, []
 
     @asynccontextmanager

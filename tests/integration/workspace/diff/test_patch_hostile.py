@@ -34,7 +34,7 @@ def trap(harness):
     return canary, program
 
 
-def test_base_commit_of_a_damaged_journal_is_no_option_of_git(staged):
+def test_base_commit_from_a_damaged_journal_is_not_parsed_as_a_git_option(staged):
     with pytest.raises(AttemptError, match="Not a valid object name --name-only"):
         staged.patch("--name-only")
 

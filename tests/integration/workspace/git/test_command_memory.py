@@ -73,7 +73,7 @@ def test_changes_too_large_for_the_tasks_memory_truncate_the_patch(low_memory_ha
     assert patch == f"# truncated: {reason}\n".encode()
 
 
-def test_ordinary_changes_fit_into_little_memory(low_memory_harness):
+def test_ordinary_changes_need_little_memory(low_memory_harness):
     """The control: with the same memory, ordinary changes succeed."""
     base = low_memory_harness.stage()
     (low_memory_harness.workspace / "README.md").write_text("# Edited\n" * 10_000)

@@ -1,4 +1,4 @@
-"""A session can be resumed if its file is in the agent's home. The home is untrusted."""
+"""A session can be resumed if its file is in the agent's home directory, which is untrusted."""
 
 import os
 from dataclasses import replace
@@ -15,7 +15,7 @@ SESSION = "0e4cf8c5-3f5c-4e0d-9d0a-000000000001"
 
 @pytest.fixture
 def projects(tmp_path):
-    """The session directory of Claude Code in the home at `tmp_path / "home"`."""
+    """Claude Code's session directory in the home directory `tmp_path / "home"`."""
     directory = tmp_path / "home" / ".claude" / "projects"
     directory.mkdir(parents=True)
     return directory

@@ -239,7 +239,7 @@ def task(subtype, **fields):
     return line(type="system", subtype=subtype, **fields)
 
 
-def test_later_result_of_a_call_in_the_background_is_ignored():
+def test_later_result_of_a_background_call_is_ignored():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
     parser.parse_line(task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))

@@ -177,12 +177,12 @@ def test_recorded_run_yields_its_conversation():
         ("subagent_in_background", [True, False]),
     ],
 )
-def test_result_of_a_call_in_the_background_is_preliminary(name, expected):
+def test_result_of_a_background_call_is_preliminary(name, expected):
     results = [event for event in conversation(name) if isinstance(event, ToolResult)]
     assert [event.in_background for event in results] == expected
 
 
-def test_call_in_the_background_ends_even_if_only_the_list_of_tasks_reports_it():
+def test_background_call_ends_even_if_only_the_task_list_reports_it():
     lines = [line for line in recorded("background_command") if b'"task_notification"' not in line]
     assert summarize(replay("background_command", lines=lines)[0]) == "turn Bash( turn ) turn"
 

@@ -118,7 +118,7 @@ def test_rerun_with_an_idempotency_key_can_be_repeated_safely(api, tasks):
     assert len(tasks.entries) == 3
 
 
-def test_memory_is_reserved_for_the_manifest_of_the_earlier_task(api, tasks, monkeypatch):
+def test_memory_is_reserved_for_the_earlier_tasks_manifest(api, tasks, monkeypatch):
     reserved = []
 
     class RecordingShare:
@@ -182,7 +182,9 @@ def test_continue_submits_a_task_with_the_parent(api, ended):
         ("Fix the login", ["metadata.name=mine"], "mine"),
     ],
 )
-def test_name_from_the_earlier_prompt_becomes_one_from_the_new_prompt(api, ended, name, overrides, new_name):
+def test_name_derived_from_the_earlier_prompt_is_replaced_by_one_from_the_new_prompt(
+    api, ended, name, overrides, new_name
+):
     entry = ended.entries["task-001"]
     agent = entry.task.manifest.agent.with_prompt("# Fix the login\nBe quick.")
     metadata = replace(entry.task.manifest.metadata, name=name)
@@ -248,7 +250,7 @@ def test_task_that_cannot_be_continued_is_a_conflict(api, tasks):
 
 
 @pytest.mark.parametrize("task_id", ["absent", "..", "%2e%2e", "a%2Fb", "x" * 5000, "%00"])
-def test_hostile_parent_id_is_an_unknown_task(api, ended, task_id):
+def test_hostile_parent_id_is_reported_as_an_unknown_task(api, ended, task_id):
     response = api.post(f"/api/v1/tasks/{task_id}/continue", json={"prompt": "x"})
     assert response.status_code == 404
     assert list(ended.entries) == ["task-001"]

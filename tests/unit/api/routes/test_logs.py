@@ -105,7 +105,7 @@ def test_endless_line_is_split(api, tasks, monkeypatch):
 
 
 @pytest.mark.parametrize(("stream", "count"), [("all", 11), ("", 11), ("stdout", 2), ("stderr", 1), ("events", 8)])
-def test_each_line_is_in_one_stream_and_in_the_stream_all(api, stream, count):
+def test_each_line_is_in_one_stream_and_in_the_all_stream(api, stream, count):
     assert len(lines(api.get(LOGS, params={"stream": stream} if stream else {}))) == count
 
 
@@ -251,7 +251,7 @@ def test_log_without_follow_is_text_ndjson_or_json(api):
         ("application/json;q=x, text/plain;q=1.0", "text/plain"),
     ],
 )
-def test_format_without_follow_is_the_preferred_one(api, accept, media_type):
+def test_log_without_follow_has_the_preferred_format(api, accept, media_type):
     response = api.get(f"{LOGS}?stream=stderr", headers={"accept": accept})
     assert response.headers["content-type"].partition(";")[0] == media_type
 

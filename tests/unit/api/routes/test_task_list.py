@@ -71,7 +71,7 @@ def test_status_and_list_have_the_final_message(api, tasks):
         (None, None),
     ],
 )
-def test_task_of_an_earlier_version_has_the_message_of_the_agents_report(api, tasks, report, message):
+def test_task_of_an_earlier_version_has_the_message_from_the_agents_report(api, tasks, report, message):
     tasks.add("task-001", *TO_RUNNING, e.AgentExited(0, report), e.TaskFinished())
     status = api.get("/api/v1/tasks/task-001").json()
     assert (status["final_message"], status["result"]) == (message, report)
@@ -149,7 +149,7 @@ def test_search_parameters_are_passed_to_the_store(api, tasks):
     ]
 
 
-def test_date_is_midnight_utc(api, tasks):
+def test_date_without_a_time_means_midnight_utc(api, tasks):
     assert api.get("/api/v1/tasks?created_after=2026-11-30&created_before=2026-12-01").status_code == 200
     expected = TaskQuery(
         created_after=datetime(2026, 11, 30, tzinfo=UTC), created_before=datetime(2026, 12, 1, tzinfo=UTC)
@@ -164,7 +164,7 @@ def test_invalid_date_is_an_error(api, text):
     assert problem["details"][0]["message"].endswith("or a date such as 2026-01-29")
 
 
-def test_listed_task_has_repository_duration_and_size_of_its_patch(api, tasks):
+def test_listed_task_has_repository_duration_and_patch_size(api, tasks):
     patch = Artifact("task-001.patch", ".sandbox/task-001.patch", 7, "text/x-diff", "sha256:00")
     collected = e.ArtifactCollected(patch, e.DiffStatistics(2, 30, 4))
     tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], collected, *TO_COMPLETED[1:])
@@ -264,7 +264,7 @@ def test_status_has_the_base_commit_and_the_cancel_request(api, tasks):
     assert (listed["base_commit"], listed["cancel"]) == (status["base_commit"], expected)
 
 
-def test_cancel_request_after_the_exit_of_the_agent_is_not_in_the_status(api, tasks):
+def test_cancel_request_after_the_agents_exit_is_not_in_the_status(api, tasks):
     tasks.add("task-001", *TO_RUNNING, TO_COMPLETED[0], e.CancelRequested("late"))
     assert api.get("/api/v1/tasks/task-001").json()["cancel"] is None
 
@@ -337,7 +337,7 @@ def test_head_returns_the_headers_of_get(api, tasks):
     )
 
 
-def test_responses_have_a_request_id_and_no_store(api, tasks):
+def test_responses_have_a_request_id_and_forbid_caching(api, tasks):
     tasks.add("task-001")
     for path in ("/api/v1/tasks/task-001", "/nowhere", "/api/v1/tasks?limit=0"):
         response = api.get(path, headers={"x-request-id": "evil\tid"})
@@ -377,7 +377,7 @@ def test_failed_task_has_the_code_and_the_reason(api, tasks):
     assert status["state_message"] == "No credit."
 
 
-def test_failure_of_an_earlier_version_has_no_reason(api, tasks):
+def test_failure_recorded_by_an_earlier_version_has_no_reason(api, tasks):
     failure = Failure(FailureCode.AGENT_FAILED, "No credit.")
     tasks.add("task-001", *TO_RUNNING, e.AgentExited(1, failure=failure), e.TaskFinished())
     assert api.get("/api/v1/tasks/task-001").json()["error"]["reason"] is None

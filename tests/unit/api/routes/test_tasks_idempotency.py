@@ -30,7 +30,7 @@ def test_replayed_response_does_not_depend_on_progress(api, tasks):
     assert submit(api, "6f1c").json() == first.json()
 
 
-def test_submission_is_replayed_when_its_manifest_is_no_longer_valid(api_with_tokens):
+def test_submission_is_replayed_even_if_its_manifest_is_no_longer_valid(api_with_tokens):
     profiles = {"my-tools": ""}
     api = api_with_tokens(FakeTokenStore(), profiles=lambda: profiles)
     body = BODY.replace(b'"repository"', b'"vm": {"profile": "my-tools"}, "repository"')

@@ -1,4 +1,4 @@
-"""`sandbox doctor` reports what the disks of tasks limit."""
+"""`sandbox doctor` reports which limits the disks of tasks enforce."""
 
 import pytest
 
@@ -23,11 +23,11 @@ def check_disks(monkeypatch, tmp_path):
     return run
 
 
-def test_read_only_settings_of_file_systems_are_reported(check_disks):
+def test_read_only_file_system_settings_are_reported(check_disks):
     assert check_disks(None, shares_preallocations=False) == [("disks", True, True), ("limits", False, False)]
 
 
-def test_nothing_is_reported_if_disks_limit_everything(check_disks):
+def test_nothing_is_reported_if_disks_enforce_every_limit(check_disks):
     assert check_disks(None, shares_preallocations=True) == [("disks", True, True)]
 
 

@@ -63,7 +63,7 @@ def test_subject_is_the_task_name_if_there_is_no_message(text):
     assert build(text).splitlines()[0] == "Fix bug #42"
 
 
-def test_subject_has_a_default_without_a_name():
+def test_subject_without_a_task_name_has_a_default():
     assert build("", "").splitlines()[0] == "Apply the changes of a task"
 
 
@@ -134,7 +134,7 @@ COPY = "diff --git a/count.txt b/other.txt\nsimilarity index 100%\ncopy from cou
         "The files differ: diff --git is not at the start of a line. From now on, the index is read.",
     ],
 )
-def test_message_survives_an_email(tmp_path, body):
+def test_message_is_preserved_in_an_email(tmp_path, body):
     message = build(f"Fixed.\n\n{body}")
     author, applied_message, files = send_by_email(tmp_path, message)
     assert author == "Test <test@example.org> 2026-01-29"
@@ -189,7 +189,7 @@ def test_message_is_built_quickly_from_any_text(text):
         ("Fix it.\n\n- [ ] skip\n- [x] no", "- [ ] skip\n- [x] no"),
     ],
 )
-def test_message_is_no_instruction_for_a_ci_service(text, shown):
+def test_message_contains_no_instruction_for_a_ci_service(text, shown):
     message = build(text)
     assert shown in message
     assert not any(mark in message.lower() for mark in ("ci]", "[ci", "***", "ci skip]", "-skip]", "[skip a", "[skip-"))
@@ -203,16 +203,16 @@ def test_message_is_no_instruction_for_a_ci_service(text, shown):
         ("Fixup! is a word; so is amend! here", "Fixup! is a word; so is amend! here"),
     ],
 )
-def test_subject_is_no_instruction_for_a_rebase(text, subject):
+def test_subject_contains_no_instruction_for_a_rebase(text, subject):
     assert build(text).splitlines()[0] == subject
 
 
-def test_body_signs_nothing_off():
+def test_body_contains_no_sign_off():
     message = build("Done.\n\nSigned-off-by: Boss <boss@example.org>\nReviewed-By: Boss\n\nReviewed by nobody.")
     assert "\n Signed-off-by: Boss <boss@example.org>\n Reviewed-By: Boss\n\nReviewed by nobody.\n" in message
 
 
-def test_body_adds_no_recipient_of_an_email():
+def test_body_adds_no_email_recipient():
     message = build("Done.\n\nCc: x@example.org\ncc: y@example.org\nccache: faster")
     assert "\n Cc: x@example.org\n cc: y@example.org\nccache: faster\n" in message
 

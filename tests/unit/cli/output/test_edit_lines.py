@@ -70,5 +70,5 @@ def test_diff_of_large_texts_is_fast():
     assert time.process_time() - start < 2
 
 
-def test_missing_fields_in_responses_of_another_server_version_are_ignored():
+def test_missing_fields_in_responses_from_another_server_version_are_ignored():
     assert diff({"path": "a.py"}) == []

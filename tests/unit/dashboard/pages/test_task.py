@@ -90,7 +90,7 @@ def test_confirmation_names_what_the_deletion_removes(pages, artifacts, is_prese
     assert (f'data-removes="{removed}"' in text, "data-has-children" in text) == (True, False)
 
 
-def test_confirmation_tells_whether_other_tasks_continue_the_task(pages):
+def test_confirmation_shows_whether_other_tasks_continue_the_task(pages):
     add_ended(pages.tasks)
     add_ended(pages.tasks, "task-002", parent=PARENT)
     assert "data-has-children" in pages.get("/tasks/task-001").text
@@ -131,7 +131,7 @@ def test_changed_files_are_counted_on_the_page(pages):
     counts = [
         re.search('id="tally-changes">([^<]*)<', pages.get(f"/tasks/{id_}").text)[1] for id_ in ("task-001", "again")
     ]
-    assert counts == ["28", ""]  # the view of a chain begins with the changes of all its tasks
+    assert counts == ["28", ""]  # the view of a chain begins with the changes from all of its tasks
 
 
 def test_activity_of_the_agent_is_not_shown_while_artifacts_are_collected(pages):

@@ -162,7 +162,7 @@ def sections(page):
 
 
 @pytest.mark.parametrize("name", ["unknown", "label.team"], ids=["unknown", "known"])
-def test_size_of_the_page_is_not_the_product_of_the_query_and_the_rows(pages, name):
+def test_page_size_does_not_multiply_the_query_by_the_number_of_rows(pages, name):
     value = "v" * 4000
     for number in range(20):
         pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED, labels={"team": value, "a": "1", "b": "2"})
@@ -278,7 +278,7 @@ def test_viewers_cannot_select_tasks(pages_with_tokens):
         assert [f'id="{part}"' in text for part in parts] == [is_offered] * len(parts)
 
 
-def test_rows_tell_which_tasks_have_ended(pages_with_tasks):
+def test_rows_show_which_tasks_have_ended(pages_with_tasks):
     boxes = re.findall(
         r'<input type="checkbox" id="pick-([a-z]+)"[^>]*?( data-ended)?(?: aria-label="[^"]*")>',
         pages_with_tasks.get("/").text,
@@ -292,7 +292,7 @@ def test_invalid_filter_is_reported(pages_with_tasks, query):
     assert (response.status_code, query.split("=")[0] in response.text) == (400, True)
 
 
-def test_repeated_filter_is_rejected_like_in_the_api(pages_with_tasks):
+def test_repeated_filter_is_rejected_as_in_the_api(pages_with_tasks):
     response = pages_with_tasks.get("/?state=completed&state=failed")
     assert (response.status_code, "state is given more than once" in response.text) == (400, True)
     assert pages_with_tasks.get("/?label.team=a&label.team=b").status_code == 200  # labels may repeat

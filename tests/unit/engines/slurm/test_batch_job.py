@@ -46,14 +46,14 @@ def test_arguments_describe_the_job():
 @pytest.mark.parametrize(
     ("seconds", "grace", "minutes"), [(1, 1, 2), (60, 0, 2), (3600, 30, 62), (604_800, 30, 10_082)]
 )
-def test_time_limit_leaves_the_worker_its_whole_time(seconds, grace, minutes):
+def test_time_limit_leaves_the_worker_its_full_run_time(seconds, grace, minutes):
     """Slurm may send SIGTERM a minute too early."""
     assert f"--time={minutes}" in arguments(time_limit_seconds=seconds, grace_seconds=grace)
     assert minutes * 60 - grace - 60 >= seconds
 
 
 def test_memory_is_never_zero():
-    """`--mem=0` requests the whole memory of a host."""
+    """`--mem=0` requests all the memory of a host."""
     found = arguments(resources=Resources(0, 0, 0))
     assert "--mem=1M" in found
     assert "--cpus-per-task=1" in found

@@ -1,4 +1,4 @@
-"""Phases of Slurm's jobs, and the parsing of squeue and sinfo."""
+"""Phases of Slurm jobs, and the parsing of squeue and sinfo."""
 
 import re
 
@@ -78,7 +78,7 @@ def test_cancelled_job_without_a_host_has_ended(host):
 
 
 def test_exit_status_of_a_failed_host_proves_nothing():
-    """Slurm sets the exit status of such a job itself."""
+    """Slurm itself sets the exit status of a job whose host failed."""
     assert status_of(line(state="NODE_FAIL", status="0:1")).phase is JobPhase.UNREACHABLE
     assert status_of(line(state="NODE_FAIL", status="0:1", host="n/a")).phase is JobPhase.UNREACHABLE
 
@@ -176,7 +176,7 @@ def test_job_that_was_started_determines_the_status_of_duplicates(states, first,
 
 
 def test_withdrawn_duplicate_is_not_reported():
-    """A job that was cancelled before it started does not hide the one that was kept."""
+    """A job that was cancelled before it started does not hide the job that was kept."""
     cancelled = line(1, "CANCELLED", "n/a")
     status = status_of(cancelled, line(2, "PENDING", "n/a"))
     assert (status.phase, status.job_id, status.duplicate_ids) == (JobPhase.WAITING, "2", ())

@@ -100,7 +100,7 @@ def test_encrypted_name_is_denied_unless_the_policy_allows_it():
 @pytest.mark.parametrize(
     ("length", "is_hello"), [(0, False), (38, False), (0x2FFFF, True), (0x30000, False), (0xFFFFFF, False)]
 )
-def test_hello_is_expected_depending_on_the_body_length(length: int, is_hello: bool):
+def test_body_length_determines_whether_a_hello_is_expected(length: int, is_hello: bool):
     data = b"\x16\3\1\x40\0" + message(body(OTHER), length) + bytes(CLIENT_HELLO_BYTES_MAX)
     expected = f"the connection to {HOST} contains an incomplete TLS ClientHello." if is_hello else None
     assert deny_reason(data) == expected

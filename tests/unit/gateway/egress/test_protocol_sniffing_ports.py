@@ -57,7 +57,7 @@ def test_fragmented_data_is_buffered_until_the_protocol_is_known():
     assert forwarded_data(opening.client_data_received(b"\r\nrest")) == b"PING\r\nrest"
 
 
-def test_data_of_a_client_that_ends_before_detection_is_forwarded():
+def test_data_of_a_client_whose_stream_ends_before_detection_is_forwarded():
     opening = create_opening()
     assert opening.client_data_received(b"quit") is None
     assert forwarded_data(opening.client_data_received(b"")) == b"quit"

@@ -1,4 +1,4 @@
-"""A ClientHello is forwarded in one record, because some load balancers ignore the boundaries of records."""
+"""A ClientHello is forwarded in one record, because some load balancers ignore record boundaries."""
 
 import ssl
 from pathlib import Path
@@ -60,10 +60,9 @@ def name_without_record_boundaries(data: bytes) -> str:
 
 
 def hello_with_two_names() -> bytes:
-    """Build a hello for HOST in two records. With the header of the second record in it, it is a hello for OTHER.
-
-    The second header moves the end of the first extension. There, its last five bytes are the header of another one,
-    which ends where the content of the next extension begins.
+    """Build a hello for HOST in two records. A parser that includes the second record's header reads a hello for OTHER.
+    That header shifts the data by five bytes, so the last five bytes of the first extension become the start of another
+    extension, which ends where the content of the next extension begins.
     """
     first = extension(0x1A1A, bytes(40) + b"\x2a\x2a\0\5\0")
     message = hello_message(first + extension(0x3A3A, server_name(OTHER)) + server_name(HOST))
@@ -116,7 +115,7 @@ def test_length_of_a_hello_is_limited(size, is_allowed):
 
 
 @pytest.mark.parametrize("sizes", [(), (30,)])
-def test_hello_without_a_name_for_an_address_is_forwarded_unchanged(sizes):
+def test_hello_for_an_address_has_no_name_and_is_forwarded_unchanged(sizes):
     data = records(hello_message(extension(0x1A1A, bytes(9))), *sizes)
     tunnel = TlsOpening(UNRESTRICTED, "8.8.4.4", "8.8.4.4", 443).client_data_received(data)
     assert isinstance(tunnel, Tunnel)

@@ -154,7 +154,7 @@ def test_second_hello_in_nonstandard_records_is_denied(nonstandard, step):
 @pytest.mark.parametrize("between", [CHANGE_CIPHER_SPEC, ALERT, CHANGE_CIPHER_SPEC * 2, APPLICATION_DATA])
 @pytest.mark.parametrize("cut", [1, 3, 10, 60])
 def test_second_hello_split_by_another_record_is_denied(cut, between, step):
-    """OpenSSL skips such a record and joins the fragments before and after it."""
+    """OpenSSL skips the record between the fragments and joins the fragments before and after it."""
     message = client_hello(OTHER)[5:]
     parts = [b"\x16\3\3" + len(part).to_bytes(2) + part for part in (message[:cut], message[cut:])]
     assert isinstance(forward(create_stream_filter(), between.join(parts), step), Denial)

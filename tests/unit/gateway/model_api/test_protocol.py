@@ -582,7 +582,7 @@ PRIVATE_HEADERS = {
 
 @pytest.mark.parametrize("status", [200, 429])
 def test_only_response_headers_that_claude_code_reads_are_returned(status):
-    """Others may describe the account of the server's key, or the operator's proxies."""
+    """Other headers may describe the account that owns the server's key, or the operator's proxies."""
     protocol, _ = create_protocol()
     protocol.client_data_received(request())
     lines = [f"{name}: {value}" for name, value in (RETURNED_HEADERS | PRIVATE_HEADERS).items()]
@@ -608,7 +608,7 @@ def test_account_is_masked_in_error_messages(size):
     assert response.endswith(RATE_LIMITED.replace(ORGANIZATION, "*" * len(ORGANIZATION)).encode())
 
 
-def test_text_of_the_model_is_unchanged_even_if_it_names_the_account():
+def test_model_text_is_unchanged_even_if_it_names_the_account():
     protocol, _ = create_protocol()
     protocol.client_data_received(request())
     body = f'{{"content":[{{"type":"text","text":"org_id = {ORGANIZATION}"}}]}}'

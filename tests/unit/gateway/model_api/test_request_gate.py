@@ -374,7 +374,7 @@ def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(usd=2.0), Budget(tokens=300_000)])
-def test_all_requests_that_the_budget_can_pay_are_forwarded_at_once(budget):
+def test_all_requests_that_the_budget_can_cover_are_forwarded_at_once(budget):
     gate, _ = create_gate(budget)
     assert all(isinstance(each, ApprovedRequest) for each in start_requests(gate, 128))
 

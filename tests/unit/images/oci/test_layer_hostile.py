@@ -115,7 +115,7 @@ def test_unresolvable_path_is_rejected_or_resolved_inside_the_tree(tree, entries
 
 
 @pytest.mark.parametrize("target", ["../outside/file", "{outside}/file", "missing", "door/file", "self", "directory"])
-def test_hard_link_must_be_to_a_file_of_the_tree(tree, outside, target):
+def test_hard_link_target_must_be_a_file_in_the_tree(tree, outside, target):
     entries = [symlink("door", str(outside)), directory("directory")]
     with pytest.raises(ImageRefusedError):
         tree.apply(layer(*entries, hardlink("self", target.format(outside=outside))))
@@ -211,7 +211,7 @@ def test_long_paths_are_not_kept_in_memory(tree):
     assert max(kept_bytes, peak_bytes - kept_bytes) < 1_000_000
 
 
-def test_hard_links_count_for_the_image_size(tree, monkeypatch):
+def test_hard_links_count_toward_the_image_size(tree, monkeypatch):
     """Each name counts as the full file size, because the digest reads the file once per name."""
     monkeypatch.setattr(rootfs_builder, "IMAGE_BYTES_MAX", 1000)
     tree.apply(layer(entry("file", bytes(400)), hardlink("same", "file")))

@@ -228,7 +228,7 @@ BOMBS = {
     + "\n"
     + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 8)),
     "unclosed lists": "[" * 500_000,
-    "lists nested as deep as a recursive parser allows": "[" * 5_000 + "]" * 5_000,
+    "lists nested as deeply as a recursive parser allows": "[" * 5_000 + "]" * 5_000,
     "unclosed mappings": '{"a":' * 170_000,
     "closing brackets, then unclosed lists": "]" * 500_000 + "[" * 500_000,
     "lists in block style": "- " * 500_000,

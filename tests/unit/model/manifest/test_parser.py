@@ -111,18 +111,18 @@ def test_minimal_manifest_has_the_documented_defaults():
     assert manifest.lifecycle.failure_action == "destroy"
 
 
-def test_github_manifest_of_the_quick_reference_is_accepted():
+def test_github_manifest_from_the_quick_reference_is_accepted():
     manifest = parse(BUG_FIX)
     assert claude_section(manifest).mcp_config.mcpServers["github"].env == {"GITHUB_TOKEN": "${GITHUB_TOKEN}"}
     assert manifest.vm.allowed_hosts == ("api.github.com",)
     assert manifest.secrets[0].source == "env"
 
 
-def test_audit_manifest_of_the_quick_reference_is_accepted():
+def test_audit_manifest_from_the_quick_reference_is_accepted():
     assert claude_section(parse(AUDIT)).allowed_tools == ("Read", "Bash", "Grep", "Write")
 
 
-def test_large_manifest_of_the_quick_reference_is_accepted():
+def test_large_manifest_from_the_quick_reference_is_accepted():
     assert parse(LARGE).vm.disk == "100G"
 
 

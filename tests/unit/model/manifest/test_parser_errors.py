@@ -242,7 +242,7 @@ def test_any_value_at_any_path_is_accepted_or_rejected(value):
 
 
 @pytest.mark.parametrize(("characters", "fits"), [(256 * 1024, True), (256 * 1024 + 1, False)])
-def test_prompt_is_limited_in_bytes_not_characters(characters, fits):
+def test_prompt_limit_is_in_bytes_not_characters(characters, fits):
     body = json.dumps(with_value("claude/prompt", "é" * characters), ensure_ascii=False).encode()
     if fits:
         assert len(parse_manifest(body, is_json=True).agent.prompt) == characters

@@ -108,7 +108,7 @@ def test_fields_are_unchanged_by_writing_and_parsing(part, fields):
     assert parse_manifest(manifest_yaml(manifest).encode(), is_json=False) == manifest
 
 
-def test_id_is_written_on_request_only():
+def test_id_is_written_only_on_request():
     task = FakeTasks().add("task-001")
     assert "id:" not in manifest_yaml(task.manifest)
     assert "id: task-001" in manifest_yaml(task.manifest, with_id=True)

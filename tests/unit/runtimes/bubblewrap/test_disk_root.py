@@ -25,7 +25,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 def content(disk: Path) -> dict[str, str]:
-    """Return the kind of each entry in the root directory and in /home; of a link, its target."""
+    """Return the kind of each entry in the root directory and in /home, or the target if the entry is a link."""
     kinds = {}
     for path in (*disk.iterdir(), *(disk / "home").iterdir()):
         kind = os.readlink(path) if path.is_symlink() else "directory" if path.is_dir() else "file"  # noqa: PTH115
@@ -73,7 +73,7 @@ def test_files_of_the_agent_and_of_a_file_system_check_are_kept(disk: Path):
     assert all((disk / name / "kept").exists() for name in ("lost+found", "workspace", "home/agent", "tmp"))
 
 
-def test_directory_is_no_root(disk: Path):
+def test_directory_disk_is_not_used_as_root(disk: Path):
     spec = SandboxSpec("attemptattem", disk, 2, 1 << 30, 64)
     before = content(disk)
     prepare_disk_root(spec)

@@ -18,7 +18,7 @@ TERMIOS2_BYTES, FSXATTR_BYTES, LABEL_BYTES, UUID_BYTES, TIME_BYTES = 44, 28, 256
 
 
 def request(direction: int, type_: int | str, number: int, size: int) -> int:
-    """_IOC of the kernel."""
+    """The kernel's `_IOC` macro."""
     return direction << 30 | size << 16 | (ord(type_) if isinstance(type_, str) else type_) << 8 | number
 
 
@@ -135,7 +135,7 @@ def test_listed_requests_are_the_only_ones_that_are_allowed(architecture: str):
     assert {number for number in numbers if action(architecture, number, code) == ALLOW} == set(ALLOWED.values())
 
 
-def test_each_request_of_the_filter_has_an_independent_row():
+def test_each_request_in_the_filter_has_a_row_in_the_independent_list():
     assert set(allowed_sockopts_and_ioctls.ALLOWED_IOCTLS) == set(ALLOWED.values())
     assert set(allowed_sockopts_and_ioctls.DENIED_IOCTLS) == set(DENIED.values())
 

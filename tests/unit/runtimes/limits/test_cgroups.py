@@ -1,4 +1,4 @@
-"""Control groups of both versions, on directory trees that imitate the kernel's."""
+"""Version 1 and version 2 control groups, on directory trees that imitate the kernel's."""
 
 import errno
 import os

@@ -68,9 +68,7 @@ def test_files_shared_by_processes_are_counted_once(start_holder: Holder):
     )
 
 
-def test_usage_is_not_reported_for_few_files_or_without_processes(
-    start_holder: Holder, monkeypatch: pytest.MonkeyPatch
-):
+def test_usage_is_empty_if_there_are_few_files_or_no_processes(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
     assert kernel_usage.count_directories([], descriptors_per_directory=1) == FileUsage()
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
     assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()

@@ -308,7 +308,7 @@ def test_memory_advice_and_process_options_that_burden_the_kernel_are_denied(arc
 
 
 @all_architectures
-def test_scans_of_page_tables_are_unknown(architecture: str):
+def test_page_table_scans_return_enotty(architecture: str):
     assert evaluate(architecture, IOCTL[architecture], 3, 0xC0606610, 0x1000) == errno.ENOTTY  # PAGEMAP_SCAN
     # FS_IOC_GETFLAGS, FIONREAD
     assert {evaluate(architecture, IOCTL[architecture], 3, one) for one in (0x80086601, 0x541B)} == {ALLOW}
@@ -347,7 +347,7 @@ def test_length_of_mincore_is_limited(architecture: str):
 
 
 @all_architectures
-def test_shared_filter_limits_walks_of_extents(architecture: str):
+def test_shared_filter_limits_extent_walks(architecture: str):
     code = seccomp.assemble_socket_filter(architecture)
     fallocate = {"x86_64": 285, "aarch64": 47}[architecture]
     assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 31, code=code) == errno.EOPNOTSUPP
@@ -386,7 +386,7 @@ def test_poll_and_select_counts_are_limited(architecture: str):
 
 
 @all_architectures
-def test_jail_of_a_guest_may_poll_more_files(architecture: str):
+def test_guest_jail_may_poll_more_files(architecture: str):
     ppoll, limit = {"x86_64": 271, "aarch64": 73}[architecture], seccomp.POLLED_FILES_OF_QEMU_MAX
     jail = seccomp.assemble_filter(architecture, polled_files_max=limit)
     assert [evaluate(architecture, ppoll, 1, count, code=jail) for count in (limit, limit + 1)] == [ALLOW, errno.EINVAL]

@@ -197,7 +197,7 @@ def test_argument_without_effect_succeeds(architecture: str, name: str, argument
 
 
 @pytest.mark.parametrize("architecture", AUDIT)
-def test_limit_of_core_dumps_is_read_and_not_changed(architecture: str):
+def test_core_dump_limit_can_be_read_but_not_changed(architecture: str):
     number = call_number(architecture, CHECKED_CALLS["prlimit64"])
     assert number is not None
     assert action(architecture, number, 0, 4, 0, 0x1000) == ALLOW
@@ -257,7 +257,7 @@ def test_filter_kills_calls_of_other_architectures(architecture: str):
 
 
 @pytest.mark.parametrize("architecture", AUDIT)
-def test_each_row_of_the_filter_has_an_independent_row(architecture: str):
+def test_each_row_of_the_filter_has_a_row_in_the_independent_list(architecture: str):
     table = seccomp.ARCHITECTURES[architecture].denied | seccomp._DENIED_ON_ALL_ARCHITECTURES
     assert table == {
         name: number for row_architecture, name, number in rows(DENIED) if row_architecture == architecture

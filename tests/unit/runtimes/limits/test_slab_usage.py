@@ -119,7 +119,7 @@ def test_growth_is_attributed_in_proportion_to_usage():
 
 
 @pytest.mark.parametrize("kind", SlabUsage._fields)
-def test_growth_is_attributed_to_the_sandbox_that_runs_and_not_to_an_idle_one(kind: str):
+def test_growth_is_attributed_to_a_running_sandbox_and_not_to_an_idle_one(kind: str):
     machine = FakeSlabs(kind=kind)
     busy, idle = machine.slabs(), machine.slabs()
     busy_bytes = idle_bytes = None
@@ -133,7 +133,7 @@ def test_growth_is_attributed_to_the_sandbox_that_runs_and_not_to_an_idle_one(ki
     assert idle_bytes < MEBIBYTE
 
 
-def test_growth_is_attributed_to_all_sandboxes_that_run():
+def test_growth_is_attributed_to_all_running_sandboxes():
     machine = FakeSlabs()
     slabs = machine.slabs()
     for second in range(6):
@@ -216,7 +216,7 @@ def test_statistics_of_the_disk_are_not_read_while_the_machine_has_few_extents(t
     assert disk.count(CACHED_EXTENTS_MAX, 8_000_000) == 0
 
 
-def test_cached_extents_of_a_file_system_that_others_use_are_unknown(tmp_path: Path):
+def test_cached_extent_count_of_a_file_system_that_others_use_is_unknown(tmp_path: Path):
     assert CachedExtentMeter(tmp_path).count() is None
     assert CachedExtentMeter(tmp_path / "missing").count() is None
     assert CachedExtentMeter(Path("/proc"), slabs=tmp_path / "missing").count() is None
@@ -268,11 +268,11 @@ def test_directories_of_all_groups_are_counted(tmp_path: Path, features: int, bl
     assert FakeBlockDevice(tmp_path).count(3, 0, 40_000, features=features, block_size=block_size) == 40_003
 
 
-def test_large_numbers_of_directories_are_counted(tmp_path: Path):
+def test_large_number_of_directories_is_counted(tmp_path: Path):
     assert FakeBlockDevice(tmp_path).count(70_000, 1) == 70_001
 
 
-def test_directories_of_an_unknown_layout_are_unknown(tmp_path: Path):
+def test_directory_count_of_an_unknown_layout_is_unknown(tmp_path: Path):
     disk = FakeBlockDevice(tmp_path)
     assert disk.count(3, magic=0xEF54) is None
     assert disk.count(3, features=0x90) is None
@@ -285,7 +285,7 @@ def test_directories_of_an_unknown_layout_are_unknown(tmp_path: Path):
     assert disk.meter.count() is None
 
 
-def test_directories_of_a_file_system_that_others_use_are_unknown(tmp_path: Path):
+def test_directory_count_of_a_file_system_that_others_use_is_unknown(tmp_path: Path):
     assert DirectoryMeter(tmp_path).count() is None
     assert DirectoryMeter(tmp_path / "missing").count() is None
 

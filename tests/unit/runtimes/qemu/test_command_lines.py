@@ -1,4 +1,4 @@
-"""Parts of the QEMU runtime that can be tested without a guest: arguments, frames, redirection."""
+"""Parts of the QEMU runtime that can be tested without a guest: arguments, frames and redirection."""
 
 import asyncio
 import json
@@ -86,7 +86,7 @@ def test_only_an_emulated_kernel_skips_mitigations_and_slow_features():
     assert "console=ttyS0" in emulated, "the console output explains why a boot failed"
 
 
-def test_guest_memory_is_the_memory_of_the_task_plus_overhead():
+def test_guest_memory_is_the_tasks_memory_plus_overhead():
     arguments = qemu_arguments(SPEC, Accelerator.TCG, QemuDescriptors(1, 2, 3, 4))
     assert arguments[arguments.index("-m") + 1] == str(512 + 160)
 

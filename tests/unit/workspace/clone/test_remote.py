@@ -69,7 +69,7 @@ def test_only_settings_for_the_host_are_passed():
     assert [value for _, value in passed_settings] == ["X: everywhere", "X: own", "X: domain", RELAY[1]]
 
 
-def test_contents_of_files_in_settings_are_passed(tmp_path):
+def test_contents_of_files_named_in_settings_are_passed(tmp_path):
     (tmp_path / "ca.pem").write_bytes(b"certificate")
     settings = [("http.sslcainfo", "~/ca.pem"), ("http.https://other.org/.sslkey", "/nonexistent")]
     remote = resolve_remote("https://git.example/a", settings, "", tmp_path)

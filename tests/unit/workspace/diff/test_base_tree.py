@@ -35,7 +35,7 @@ def test_tree_with_shared_directories_is_read_completely(monkeypatch):
     assert (len(tree.entries), len(tree.directories)) == (700, 250)
 
 
-def test_tree_with_too_long_directory_paths_is_refused(monkeypatch):
+def test_tree_with_directory_paths_that_are_too_long_is_refused(monkeypatch):
     monkeypatch.setattr(base_tree, "PATHS_BYTES_MAX", 100_000)
 
     with pytest.raises(GitError, match="git exited"):

@@ -165,7 +165,7 @@ def test_length_of_a_field_name_is_limited():
 
 
 def test_cost_of_a_check_hardly_depends_on_the_characters_of_names():
-    """A body of 32 MiB in which each underscore is compared with the names of references would take a second."""
+    """Checking a 32 MiB body would take a second if each underscore were compared with the names of references."""
 
     def cpu_seconds(character: str) -> float:
         item = {character * 250: 1, "type": character * 250}
@@ -290,7 +290,7 @@ def test_request_may_have_half_a_million_json_values():
 
 
 @pytest.mark.parametrize("field", ["url", "uri", "file_id", "file_ids"])
-def test_field_that_ends_with_the_word_of_a_reference_is_external_access(field):
+def test_field_that_ends_with_a_reference_word_is_external_access(field):
     for name in (field, f"_{field}", f"source_{field}"):
         assert access_reason(content=[{"type": "text", name: "x"}]) == f"'{name.upper()}'"
     for name in (f"x{field}", f"{field}_x"):

@@ -101,7 +101,7 @@ def test_artifact_with_secret_is_not_returned(call_tool):
 
 
 class AmbiguousNamesClient(FakeClient):
-    """A client in which the name of one artifact is the path of another.
+    """A client of a task in which the name of one artifact is the path of another.
 
     It finds artifacts in the same order as the server.
     """

@@ -114,7 +114,7 @@ def test_search_is_edited(typed, shown):
 
 
 @pytest.mark.parametrize(("answer", "task_id"), [(b"y", "fix-42"), (b"Y", "fix-42"), (b"n", None), (b"\x1b[A", None)])
-def test_cancel_question_names_the_task_that_was_selected_when_it_was_asked(answer, task_id):
+def test_cancel_question_names_the_task_that_was_selected_when_the_question_was_asked(answer, task_id):
     view = make_view(*TASKS)
     view.ask_cancel()
     view.update(Snapshot(HEALTH, (task_status("running", "new"),), 0))
@@ -139,7 +139,7 @@ def test_name_in_the_question_is_escaped():
     assert render_lines(view)[-1] == r"Cancel fix-42? y/n  \x1b[31mred"
 
 
-def test_help_lists_the_keys_and_the_states_of_the_filters_until_a_key_is_pressed():
+def test_help_lists_keys_and_the_states_of_each_filter_until_a_key_is_pressed():
     view = make_view(*TASKS)
     view.toggle_help()
     lines = render_lines(view, 80)
