@@ -1,4 +1,4 @@
-"""Fixtures of the doctor tests."""
+"""Fixtures for the doctor tests."""
 
 import pytest
 

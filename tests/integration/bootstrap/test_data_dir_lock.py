@@ -48,7 +48,7 @@ def test_error_of_a_second_server_names_the_owner_and_the_fix(tmp_path):
 
 
 def test_copied_directory_is_rejected_while_the_original_exists(tmp_path):
-    """A server that uses the copy would adopt and end the running attempts of the original."""
+    """A server that uses the copy would adopt and end the original's running attempts."""
     data_dir, copy, moved = tmp_path / "data", tmp_path / "a copy", tmp_path / "moved"
     data_dir.mkdir(mode=0o700)
     with lock_data_dir(data_dir):
@@ -217,7 +217,7 @@ with lock_data_dir(Path(sys.argv[1])):
 
 @pytest.mark.parametrize(("seconds", "is_acquired"), [(0.2, True), (5, False)])
 def test_lock_waits_for_a_forked_child_of_a_killed_server(tmp_path, monkeypatch, seconds, is_acquired):
-    """Until a forked child calls `exec`, the child holds the lock of its server."""
+    """Until a forked child calls `exec`, the child holds its server's lock."""
     monkeypatch.setattr(data_dir_lock, "FORKED_LOCK_WAIT_SECONDS", 2.0 if is_acquired else 0.1)
     command = [sys.executable, "-c", KILLED_AFTER_FORK, str(tmp_path), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as server:

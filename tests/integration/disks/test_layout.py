@@ -19,7 +19,7 @@ def layout(tmp_path: Path) -> AttemptLayout:
 
 
 def make_earlier_disk(layout: AttemptLayout) -> None:
-    """Create the directories as earlier versions did, with files of the agent."""
+    """Create the directories as earlier versions did, with the agent's files."""
     for name in ("workspace", "home", "tmp"):
         (layout.disk / name).mkdir(mode=0o700)
     (layout.disk / "home" / "session").write_text("kept")

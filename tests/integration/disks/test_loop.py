@@ -376,7 +376,7 @@ def test_open_file_has_few_preallocations(loop_works, layout):
 
 
 def test_kernel_preallocates_blocks_for_an_open_file_by_default(loop_works, layout):
-    """The control of `test_open_file_has_few_preallocations`."""
+    """The control for `test_open_file_has_few_preallocations`."""
     run_in_child(preallocates_for_each_file, layout)
 
 

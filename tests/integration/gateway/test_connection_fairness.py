@@ -16,7 +16,7 @@ CHUNKS = b"1\r\nx\r\n" * 10_000
 
 @asynccontextmanager
 async def count_loop_iterations():
-    """Simulate other work of the runner; yield a list with the number of the current event-loop iteration."""
+    """Simulate the runner's other work; yield a list that holds the number of the current event-loop iteration."""
     iteration = [0]
 
     async def count_iterations():

@@ -51,7 +51,7 @@ async def listening(handle):
 
 
 async def answer(reader, writer):
-    """Answer each model request of a connection."""
+    """Respond to each model request on a connection."""
     while await reader.readuntil(b"\r\n\r\n"):
         await reader.readexactly(2)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
@@ -93,9 +93,8 @@ def test_socket_sends_nothing_after_the_deadline(clock, method):
 
 
 def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monkeypatch):
-    """An expired lease does not stop a transport that sends in another way.
-
-    Here, data stays buffered until the peer reads.
+    """If asyncio sent data in another way, an expired lease would not stop it. This data stays buffered until the peer
+    reads.
     """
     sent = []
     monkeypatch.setattr(LeasedSocket, "check_lease", lambda _: sent.append(1))

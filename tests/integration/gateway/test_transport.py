@@ -138,7 +138,7 @@ def connections_of(*, local_port=None, remote_port=None):
 
 
 def buffered_bytes(connections):
-    """Return the numbers of received and of unsent bytes in the kernel's buffers."""
+    """Return the number of received bytes and the number of unsent bytes in the kernel's buffers."""
     counters = [struct.unpack("9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36)) for sock in connections]
     return sum(sock[0] for sock in counters), sum(sock[5] for sock in counters)
 

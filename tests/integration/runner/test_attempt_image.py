@@ -15,7 +15,7 @@ IMAGE = Image("my-tools", "sha256:" + "0" * 64, "/data/profiles/my-tools/0/root"
 
 @pytest.fixture
 def run_in_image(make_harness):
-    """Run an attempt with the given image to its end."""
+    """Run an attempt with the given image until it ends."""
 
     def run(image, acquire=None):
         harness = make_harness(Script())

@@ -1,4 +1,4 @@
-"""Options of a manifest: redaction of secrets, budgets, the check of the agent's start, preserved failures."""
+"""Manifest options: secret redaction, budgets, the check of the agent's start, and preserved failures."""
 
 import asyncio
 import json

@@ -267,7 +267,8 @@ def test_terminals_disabled_before_enabling_stay_disabled():
 
 
 async def test_client_that_leaves_during_output_causes_no_unhandled_error(tmp_path, monkeypatch):
-    # The garbage collector may finalize a future before the protocol, which would mark its exception as retrieved.
+    # The garbage collector may finalize a future before the protocol, although the protocol would mark the future's
+    # exception as retrieved.
     monkeypatch.delattr(asyncio.StreamReaderProtocol, "__del__")
     problems = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context["message"]))

@@ -239,7 +239,7 @@ async def test_nothing_is_submitted_if_the_parent_changes_before_the_copy(compon
 
 
 async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_start(components, monkeypatch):
-    """The server is killed after it has copied the files, before the first record."""
+    """The server is killed after it has copied the files, but before it writes the first record."""
     async with components.server() as service:
         await submit_ended(components, service)
         await submit_continuation(components, service, "task-1", "task-3")
@@ -296,7 +296,7 @@ async def test_inherited_files_need_no_disk_space_and_outlive_the_parent(compone
 
 @pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM])
 async def test_inherited_files_that_cannot_be_linked_are_copied(components, monkeypatch, number):
-    """A file may have at most 65,000 links on ext4, and some file systems do not support links."""
+    """A file can have at most 65,000 links on ext4, and some file systems do not support links."""
 
     def refuse(*_, **__):
         raise OSError(number, os.strerror(number))

@@ -48,7 +48,7 @@ async def test_waiting_task_fails_without_a_runner(components):
 
 
 async def start_on_a_server_with_the_agent(components, *events):
-    """Start a task of the other agent. The runner records these events and dies, and then the server stops."""
+    """Start a task for the other agent. The runner records these events and dies, and then the server stops."""
     components.agent_kinds = ["claude", "other"]
     async with components.server() as service:
         await service.submit(task_of_other_agent(lifecycle={"retries": 1}))

@@ -1,4 +1,4 @@
-"""A runtime that has worked is used until the server ends, and can be probed again."""
+"""A runtime that has worked is used until the server stops, and can be probed again."""
 
 from types import SimpleNamespace
 

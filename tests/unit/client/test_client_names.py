@@ -1,4 +1,4 @@
-"""Public names of the client: events have the server's names; deprecated names can be imported, but warn."""
+"""Public names of the client: events have the server's names; deprecated names can be imported, but emit a warning."""
 
 import subprocess
 import sys

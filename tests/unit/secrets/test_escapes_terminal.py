@@ -1,4 +1,4 @@
-"""A value is found even if terminal strings (titles, links) or shell quotes interrupt it, also in other encodings."""
+"""A value, plain or encoded, is found even if terminal strings (titles, links) or shell quotes interrupt it."""
 
 import json
 from collections.abc import Callable

@@ -306,7 +306,7 @@ async def test_memory_of_converted_output_is_counted():
 
 
 class FollowedStates:
-    """An event stream of an index in memory, and what its follower received."""
+    """An event stream from an in-memory index, and the events that its follower received."""
 
     def __init__(self):
         self.store, self.broadcast = MemoryStore(), Broadcast()

@@ -1,4 +1,4 @@
-"""The unread responses for one token use a bounded part of the server's memory; clients that read get everything."""
+"""The unread responses for one token use a bounded amount of the server's memory; clients that read get everything."""
 
 import asyncio
 import hashlib

@@ -1,4 +1,4 @@
-"""`sandbox doctor` compares the default VM size with the capacity of the machine."""
+"""`sandbox doctor` compares the default VM size with the machine's capacity."""
 
 import pytest
 

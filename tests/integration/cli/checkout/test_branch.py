@@ -56,7 +56,7 @@ def base(bare):
 
 
 def make_patch(bare, tmp_path, files: dict[str, str], start: str = "main") -> bytes:
-    """Return the patch of a task that wrote these files on top of a commit of the remote."""
+    """Return the patch of a task that wrote these files on top of a commit from the remote."""
     work = tmp_path / "work of the agent"
     git("clone", "-q", str(bare), str(work), cwd=tmp_path)
     git("checkout", "-q", start, cwd=work)

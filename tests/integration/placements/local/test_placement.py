@@ -107,7 +107,7 @@ def log_of(run_dir):
 
 
 def make_placement(run_dir, command, environment=None):
-    """Return a placement that is given file descriptors instead of journal writers."""
+    """Return a placement that accepts file descriptors instead of journal writers."""
     settings = HostSettings(str(run_dir), str(run_dir), "bubblewrap")
     locks = SimpleNamespace(hand_over=contextlib.nullcontext)
     return LocalPlacement(

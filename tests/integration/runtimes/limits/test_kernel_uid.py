@@ -116,7 +116,7 @@ def test_zombie_reserves_no_uid(process_with_first_uid: subprocess.Popen[bytes])
 
 
 def test_uid_with_files_in_transit_is_probed_only_once(directory: Path, monkeypatch):
-    """A probe starts a process, so repeated probes of many such uids would delay each sandbox start."""
+    """A probe starts a process, so probing many of these uids again would delay each sandbox start."""
     probed = []
 
     def is_first(uid: int, _seconds: float = 0) -> bool:

@@ -12,7 +12,7 @@ from sandbox.model.failure import AttemptError
 
 @pytest.fixture
 def initial_patch(harness):
-    """A user's local changes: an edited file, a new binary file, a deleted file, a mode, a link."""
+    """A user's local changes: an edited file, a new binary file, a deleted file, a changed mode and a link."""
     work = harness.upstream.work
     (work / "README.md").write_bytes(b"# Demo\r\nmine\n")
     (work / "deep").mkdir()

@@ -46,7 +46,7 @@ def test_large_file_with_few_lines_is_in_the_patch(harness, small_memory_limit):
 
 @pytest.fixture(params=["git aborts", "the kernel kills git"])
 def low_memory_harness(harness, request, monkeypatch):
-    """The harness of a task with little memory, limited by git itself or only by the kernel."""
+    """The harness of a task with little memory, which is limited by git itself or only by the kernel."""
     if not find_hierarchies().roots:
         pytest.skip("no control group can be written to")
     harness.memory_bytes = 32 * 1024**2

@@ -11,7 +11,7 @@ WEAK = "requires a runtime of tier vm or stronger; this server's runtime has tie
 
 
 def parse(vm, **parts):
-    """Return the profile of a manifest with this `vm`."""
+    """Return the profile of a manifest with this `vm` section."""
     manifest = {
         "version": "1",
         "kind": "Task",
@@ -24,7 +24,7 @@ def parse(vm, **parts):
 
 
 def single_error(vm, profiles):
-    """Return the only error of a manifest with this `vm`."""
+    """Return the only error of a manifest with this `vm` section."""
     with pytest.raises(InvalidManifestError) as caught:
         parse(vm, profiles=profiles)
     (error,) = caught.value.errors

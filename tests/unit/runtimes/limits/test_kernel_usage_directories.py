@@ -22,7 +22,7 @@ Holder = Callable[..., int]
 
 @pytest.fixture
 def start_holder(tmp_path: Path) -> Iterator[Holder]:
-    """Return a function that starts a process that opens the path repeatedly with each of the flags."""
+    """Return a function that starts a process, which opens the path repeatedly with each of the flags."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: int, path: Path = tmp_path) -> int:
