@@ -163,7 +163,7 @@ def test_at_most_ten_tasks_are_listed(run_cli, api, search):
 NO_SUCH_TASK = b"Error: There is no such task.\n  List the tasks: sandbox task list\n"
 
 
-def test_unmatched_prefix_reports_the_error_of_the_server(run_cli, search):
+def test_unmatched_prefix_reports_the_servers_error(run_cli, search):
     search()
     result = run_cli("task", "status", "5e17")
     assert (result.returncode, result.stderr) == (3, NO_SUCH_TASK)

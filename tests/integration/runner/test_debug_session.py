@@ -119,7 +119,7 @@ async def open_session(tmp_path, disk, script=None):
             await running
 
 
-def test_shell_without_the_agent_starts_in_the_directory_of_the_task():
+def test_shell_without_the_agent_starts_in_the_tasks_directory():
     task = manifest()
     spec = launch_spec_without_agent(task.replace(repository=replace(task.repository, subpath="tools")))
     assert (spec.command.directory, spec.command.environment["HOME"]) == ("/workspace/tools", "/home/agent")

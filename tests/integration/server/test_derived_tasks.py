@@ -172,7 +172,7 @@ async def test_unusable_patch_is_refused(components, patch, fields, reason):
         assert await service.continuation_refusal(await service.status("task-1")) == caught.value.message
 
 
-async def test_patch_with_a_line_like_a_truncation_remark_is_accepted(components):
+async def test_patch_with_a_line_that_resembles_a_truncation_remark_is_accepted(components):
     content = PATCH + b"+# truncated: this is a line of a file\n"
     async with components.server() as service:
         await submit_ended(components, service, patch=content)

@@ -48,7 +48,7 @@ def test_redirects_are_refused_when_hosts_are_restricted(unconfined_harness):
         unconfined_harness.stage()
 
 
-def test_ssh_command_of_the_user_is_used(unconfined_harness):
+def test_users_ssh_command_is_used(unconfined_harness):
     ssh = unconfined_harness.root / "ssh"
     ssh.write_text('#!/bin/sh\nfor command; do :; done\nexec sh -c "$command"\n')
     ssh.chmod(0o755)

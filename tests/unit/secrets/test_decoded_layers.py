@@ -174,7 +174,9 @@ FILLINGS = ["\xad", "\u200b", "\ufe0f", "\x1b[1m", "\x1b]8;;http://x/\x1b\\", "\
 
 @pytest.mark.parametrize("escape", ESCAPES)
 @pytest.mark.parametrize("text", INCOMPLETE_ESCAPES)
-def test_value_like_an_escape_is_found_between_encoded_invisible_characters(text: str, escape: Callable[[str], str]):
+def test_value_that_looks_like_an_escape_is_found_between_encoded_invisible_characters(
+    text: str, escape: Callable[[str], str]
+):
     """The encoding of the whole text selects a decoder that also changes the value."""
     value, other = f"g00000001{text}k", f"g00000001{text}j"
     redactor = SecretRedactor({"S": value})
@@ -185,7 +187,7 @@ def test_value_like_an_escape_is_found_between_encoded_invisible_characters(text
         assert redactor.redact_text(similar) is similar
 
 
-def test_value_like_an_escape_is_found_in_a_stream_of_octal_escapes():
+def test_value_that_looks_like_an_escape_is_found_in_a_stream_of_octal_escapes():
     value = "00000001\\x2:"
     spaced = "00\x1b(B00\xad0\x1b]8;;http://x/\x1b\\01\\x2:"
     data = b"<<" + b"".join(b"\\0%03o" % byte for byte in spaced.encode()) + b">>"

@@ -97,7 +97,7 @@ def test_task_larger_than_the_machine_does_not_block_others(scheduler):
     assert reasons["next"].startswith("Waiting for 2 CPUs")
 
 
-def test_task_waits_for_free_memory_of_the_machine(scheduler):
+def test_task_waits_for_free_memory_on_the_machine(scheduler):
     scheduler.enqueue("a", SMALL)
     half_gib = 512 * 1024**2
     assert scheduler.admit_next(half_gib - 1) is None

@@ -415,7 +415,7 @@ def test_diff_of_a_whole_chain_includes_the_changes_of_earlier_tasks(run_cli, ch
     assert run_cli("task", "diff", TASK_ID).stdout.endswith(b"+first and second\n")
 
 
-def test_chain_option_without_a_parent_gives_the_patch_of_the_task(apply, run_cli, task, checkout):
+def test_chain_option_without_a_parent_gives_the_tasks_own_patch(apply, run_cli, task, checkout):
     git("stash", "-q", "-u", cwd=checkout)
     assert run_cli("task", "diff", TASK_ID, "--chain").stdout == run_cli("task", "diff", TASK_ID).stdout != b""
     assert apply("--chain").returncode == 0

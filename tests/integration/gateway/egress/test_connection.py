@@ -342,7 +342,7 @@ def test_hosts_are_not_dialed_while_the_models_name_is_unresolved(monkeypatch):
     run(scenario)
 
 
-def test_former_address_of_the_model_is_not_dialed(monkeypatch):
+def test_former_model_address_is_not_dialed(monkeypatch):
     monkeypatch.setattr(limits, "MODEL_LOOKUP_INTERVAL_SECONDS", 0.0)
 
     async def scenario():

@@ -51,7 +51,7 @@ def directories(stored):
     return sorted(path.name for path in (stored.data_dir / "tasks").iterdir())
 
 
-async def test_deleted_task_is_gone_and_the_others_stay(stored, components):
+async def test_deleted_task_is_gone_and_others_remain(stored, components):
     async with components.server() as service:
         assert await service.delete("task-2") == "Task task-2 was deleted."
         for call in (service.status, service.artifacts, service.delete):

@@ -452,7 +452,7 @@ def test_links_in_a_compromised_clone_are_not_followed(harness, tmp_path):
     assert not (repository / "HEAD").is_symlink()
 
 
-def test_netrc_of_the_user_is_used(harness):
+def test_users_netrc_is_used(harness):
     harness.server.credentials = "me:let-me-in"
     home = harness.root / "home"
     home.mkdir()

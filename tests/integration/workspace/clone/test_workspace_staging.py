@@ -206,7 +206,7 @@ def test_credentials_from_an_extra_header_are_used(harness):
     assert (harness.workspace / "README.md").exists()
 
 
-def test_default_configuration_files_of_the_user_are_read(harness):
+def test_users_default_configuration_files_are_read(harness):
     home, config = harness.root / "home", harness.root / "xdg"
     (config / "git").mkdir(parents=True)
     home.mkdir()

@@ -289,7 +289,7 @@ def test_errors_contain_no_secret_of_the_configuration(harness):
     assert not [text for text in errors if "hunter2" in text or "c2VjcmV0" in text]
 
 
-def test_unrelated_git_settings_of_the_user_are_ignored(harness):
+def test_users_unrelated_git_settings_are_ignored(harness):
     canary = harness.root / "canary"
     hooks = harness.root / "hooks"
     hooks.mkdir()

@@ -185,7 +185,7 @@ def test_files_with_unusual_names_in_the_repository_can_change(harness):
     harness.verify_patch(base)
 
 
-def test_commits_of_the_agent_are_in_the_patch(harness):
+def test_agents_commits_are_in_the_patch(harness):
     base = harness.stage()
     (harness.workspace / "new").write_text("1\n")
     run_git("add", ".", directory=harness.workspace)

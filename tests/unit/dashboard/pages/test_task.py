@@ -134,7 +134,7 @@ def test_changed_files_are_counted_on_the_page(pages):
     assert counts == ["28", ""]  # the view of a chain begins with the changes from all of its tasks
 
 
-def test_activity_of_the_agent_is_not_shown_while_artifacts_are_collected(pages):
+def test_agents_activity_is_not_shown_while_artifacts_are_collected(pages):
     pages.tasks.add("works", *TO_RUNNING)
     pages.tasks.add("collects", *TO_RUNNING, e.AgentExited(0, None, None))
     works, collects = (pages.get(f"/tasks/{task_id}").text for task_id in ("works", "collects"))

@@ -382,7 +382,7 @@ def test_rows_with_the_same_prompt_have_their_ids(pages):
     }
 
 
-def test_prompt_that_repeats_the_name_is_no_hint(pages):
+def test_prompt_that_repeats_the_name_is_not_used_as_a_hint(pages):
     add_named(pages.tasks, "1a59f2d4-2f3c-4c9e-8f0a-5b9c8d7e6f5a", "Fix the login", "Fix the login, please")
     assert hints(pages.get("/")) == {}
     add_named(pages.tasks, "second", "Fix the login", "Fix the login")

@@ -371,7 +371,7 @@ def test_usd_budget_requires_a_priced_model():
     assert [(error.field, error.rule) for error in caught.value.errors] == [("lifecycle.budget_usd", "not_offered")]
 
 
-def test_usd_budget_requires_prices_for_all_models_of_the_agent():
+def test_usd_budget_requires_prices_for_all_of_the_agents_models():
     class TwoModels(PricedClaudeCode):
         def used_models(self, section: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield from super().used_models(section)

@@ -84,7 +84,7 @@ def test_machine_entries_are_unknown_without_slabinfo_or_its_row(tmp_path: Path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can read slab statistics")
-def test_capacity_of_the_kernel_covers_its_entries(five_entries: None):
+def test_kernel_capacity_covers_its_entries(five_entries: None):
     """An entry that the capacity did not cover would never be counted."""
     of_kernel = epoll_entries._CAPACITY
     if not of_kernel.exists():
@@ -109,7 +109,7 @@ def test_count_includes_new_entries_of_the_processes():
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_count_does_not_exceed_the_entries_of_the_machine(monkeypatch: pytest.MonkeyPatch):
+def test_count_does_not_exceed_the_machines_entries(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(epoll_entries, "EPOLL_ENTRIES_MAX", 1)
     assert EpollCounter(FakeEpollUsage(2).count).count([os.getpid()]) == 2
 

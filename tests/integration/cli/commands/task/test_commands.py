@@ -906,7 +906,7 @@ def test_watch_prints_events_with_their_positions_as_json(run_cli, api, state_st
     assert sent == ["c0-0", "c0-2"]
 
 
-def test_release_prints_the_message_of_the_server(run_cli, api):
+def test_release_prints_the_servers_message(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Released."}
     api.on("DELETE", f"/tasks/{TASK_ID}/vm", json_response(response))
     assert run_cli("task", "release", TASK_ID).stderr == b"Released.\n"
@@ -914,7 +914,7 @@ def test_release_prints_the_message_of_the_server(run_cli, api):
     assert run_cli("task", "release", "other").returncode == 3
 
 
-def test_delete_prints_the_message_of_the_server(run_cli, api):
+def test_delete_prints_the_servers_message(run_cli, api):
     response = {"success": True, "task_id": TASK_ID, "message": "Deleted."}
     api.on("DELETE", f"/tasks/{TASK_ID}/data", json_response(response))
     assert run_cli("task", "delete", TASK_ID, "--yes").stderr == b"Deleted.\n"

@@ -126,7 +126,7 @@ def test_secret_flag_and_content_belong_to_the_same_artifact():
         asyncio.run(tools.artifacts(client, "t", "b.md", 0))
 
 
-def test_artifact_is_found_by_name_and_path():
+def test_artifact_is_found_by_name_or_path():
     for name in ("a.md", "docs/a.md"):
         assert asyncio.run(tools.artifacts(FakeClient(data=b"text"), "t", name, 0)) == "text"
     with pytest.raises(tools.ToolFailedError, match="artifact_not_found"):
