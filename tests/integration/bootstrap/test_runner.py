@@ -180,7 +180,7 @@ def test_finisher_completes_without_a_control_socket(tmp_path, finish, run_dir_k
     assert (result.returncode == 0, task.state.is_final) == (finish, finish), result.stderr
 
 
-def test_finisher_accepts_the_message_of_an_earlier_version(tmp_path):
+def test_finisher_accepts_the_message_from_an_earlier_version(tmp_path):
     """An earlier server version starts this runner if the installation is upgraded while that server is running."""
     journals = FileJournals(tmp_path)
     recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)

@@ -25,7 +25,7 @@ def run_closed(environment, tmp_path):
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_stream_keeps_the_exit_code_of_a_failure(run_closed, closed):
+def test_closed_stream_does_not_change_the_exit_code_of_a_failure(run_closed, closed):
     result = run_closed(closed, *SANDBOX, "task", "status", "nope")
     assert result.returncode == 3
     assert (b"There is no such task." in result.stderr) == ("2>&-" not in closed)
@@ -140,7 +140,7 @@ def test_completion_handles_unwritable_stdout(run_with_streams, is_full):
     ],
     ids=str,
 )
-def test_unwritable_stderr_keeps_the_exit_code(run_with_streams, command, code):
+def test_unwritable_stderr_does_not_change_the_exit_code(run_with_streams, command, code):
     assert run_with_streams(command, subprocess.PIPE).returncode == code
     with FULL.open("wb") as full:
         assert run_with_streams(command, subprocess.PIPE, full).returncode == code

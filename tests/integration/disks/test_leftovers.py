@@ -101,7 +101,7 @@ def test_cleanup_kills_no_process_if_the_disk_is_mounted_in_the_servers_namespac
     assert child.exitcode == 0
 
 
-def test_devices_are_found_by_any_path_of_the_image(layout, tmp_path):
+def test_devices_are_found_by_any_path_to_the_image(layout, tmp_path):
     pid = start_leftover(layout)
     try:
         (tmp_path / "link").symlink_to(layout.root)

@@ -191,7 +191,7 @@ async def finds_the_orphaned_file(disk, layout):
     await disk.close()
 
 
-def test_damage_by_a_power_loss_is_repaired(loop_works, layout):
+def test_damage_from_a_power_loss_is_repaired(loop_works, layout):
     """The control is `test_corrupt_disk_is_an_error_and_not_reformatted`."""
     run_in_child(writes_below_a_directory, layout)
     for damage in ("clri /workspace", "set_super_value state 0"):
@@ -457,7 +457,7 @@ async def returns_space(disk, layout, trim_seconds):
 
 
 @pytest.mark.parametrize("trim_seconds", [1e-6, 60])
-def test_space_of_removed_files_returns_to_the_host(loop_works, layout, trim_seconds):
+def test_space_used_by_removed_files_is_returned_to_the_host(loop_works, layout, trim_seconds):
     """With a tiny time limit, each measurement trims a single step."""
     run_in_child(returns_space, layout, trim_seconds)
 

@@ -42,7 +42,7 @@ def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_h
     assert not list(harness.attempt.layout.root.iterdir())
 
 
-def test_collection_interrupted_before_metadata_is_repeated(make_harness, monkeypatch):
+def test_collection_is_repeated_if_interrupted_before_the_metadata_is_stored(make_harness, monkeypatch):
     harness = make_harness(Script())
 
     async def killed(step):

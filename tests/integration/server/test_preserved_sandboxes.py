@@ -150,7 +150,7 @@ async def test_interrupted_release_can_be_completed(components):
     assert [file.name for file in preserved.root.iterdir()] == [preserved.runner_log.name]
 
 
-async def test_release_interrupted_before_image_removal_can_be_completed(components):
+async def test_release_can_be_completed_after_an_interruption_before_image_removal(components):
     async def scenario():
         async with components.server() as service:
             preserved = await fail(components, service, "task-1")

@@ -42,7 +42,7 @@ def test_runner_order_contains_the_image(components):
     assert [order.image for order in components.runners.orders] == [IMAGE]
 
 
-def test_runner_order_for_a_profile_without_an_image_has_none(components):
+def test_runner_order_for_a_profile_without_an_image_has_no_image(components):
     run_task(components, lambda _: components.wait_for_launch("task-1"), profile="basic")
     assert [order.image for order in components.runners.orders] == [None]
 

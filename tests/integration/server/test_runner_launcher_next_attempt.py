@@ -137,7 +137,7 @@ async def test_cancel_between_attempts_does_not_wait_for_secrets(components, mon
     assert orders(components) == [(False, False), (True, False)]
 
 
-async def test_missing_secrets_of_a_retry_fail_the_task(components, no_backoff):
+async def test_retry_with_missing_secrets_fails_the_task(components, no_backoff):
     async def scenario():
         components.secrets = {"TOKEN": "value-of-the-token"}
         async with components.server() as service:

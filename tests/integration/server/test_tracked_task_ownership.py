@@ -161,7 +161,7 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
         components.runners.record("task-1", TaskFinished())
 
 
-async def test_liveness_of_a_runner_at_a_missing_placement_is_unknown(components, monkeypatch):
+async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(components, monkeypatch):
     """The journal's lock on this host is free, but there is another lock on the runner's host."""
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.2)
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")

@@ -224,7 +224,7 @@ def test_token_is_not_sent_to_another_server(stored, url):
         assert select_context(options, variables, stored).token == ""
 
 
-def test_one_of_several_tokens_for_a_server_is_not_guessed(file):
+def test_token_is_not_guessed_if_a_server_has_several(file):
     other = Context(PROD.server, "other-token")
     by_name = {"prod": PROD, "other": other, "dev": DEV}
     for current, token in (("prod", PROD.token), ("other", other.token), ("dev", "")):

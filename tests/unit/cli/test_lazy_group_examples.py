@@ -62,7 +62,7 @@ def checkout(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.usefixtures("checkout")
-def test_examples_of_the_help_are_accepted(name):
+def test_examples_in_the_help_are_accepted(name):
     lines = examples(COMMANDS[name])
     assert 1 <= len(lines) <= 3
     for line in lines:
@@ -89,6 +89,6 @@ def test_wrong_example_is_detected(example):
         parse(arguments(example))
 
 
-def test_operators_of_the_shell_are_not_arguments():
+def test_shell_operators_are_not_arguments():
     assert arguments('sandbox run "a | b" --apply <c.md') == ["run", "a | b", "--apply"]
     assert arguments("sandbox task diff 5e17 | git apply") == ["task", "diff", "5e17"]

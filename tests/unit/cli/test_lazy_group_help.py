@@ -46,7 +46,7 @@ def test_root_describes_the_global_options():
         assert f"  {name} " in help_text
 
 
-def test_values_of_the_format_are_listed():
+def test_values_of_the_format_option_are_listed():
     text = COMMANDS["sandbox task logs"].get_help(click.Context(COMMANDS["sandbox task logs"]))
     assert "--format text|json" in "\n".join(listed(text))
     assert "table" not in "\n".join(listed(text))

@@ -26,7 +26,7 @@ def test_remedy_that_the_message_contains_is_not_repeated(message):
     assert describe_failure({"code": "stage_timeout", "message": message}).remedy == ""
 
 
-def test_code_of_another_version_has_a_general_title():
+def test_code_from_another_version_has_a_general_title():
     notice = describe_failure({"code": "new_code", "message": "It broke."})
     assert (notice.title, notice.remedy, notice.code) == ("The task failed", "", "new_code")
 
@@ -68,6 +68,6 @@ def test_summary_starts_with_the_cause(code, message, summary):
         ("new_code", "Raise vm.memory.", None),
     ],
 )
-def test_setting_that_would_prevent_the_failure(code, message, setting):
+def test_notice_names_the_setting_that_would_prevent_the_failure(code, message, setting):
     notice = describe_failure({"code": code, "message": message})
     assert (notice.setting, bool(notice.change)) == (setting, setting is not None)

@@ -43,7 +43,7 @@ def test_denials_over_the_rate_are_counted_instead_of_reported():
 
 
 @pytest.mark.parametrize("host", ["Value-X1.example", "value-x1.example", "VALUE-X1.EXAMPLE", "vAlUe-x1.eXample"])
-def test_value_in_a_host_name_is_redacted_in_any_case(host):
+def test_value_in_a_host_name_is_redacted_regardless_of_case(host):
     events: list = []
     redactor = SecretRedactor({"S": "Value-X1"})
     reporter = EventReporter(events.append, FakeClock(), redactor.redact_text)

@@ -58,7 +58,7 @@ def test_reads_return_whole_records_in_the_given_range(tmp_path, original):
     assert source.read("task-1", len(original), 10**6) == b""
 
 
-def test_copy_continues_after_an_incomplete_record_of_a_crash(tmp_path, original, replicas):
+def test_copy_continues_after_an_incomplete_record_from_a_crash(tmp_path, original, replicas):
     first = original.splitlines(keepends=True)[0]
     replicas.receive("task-1", 0, first)
     with records(tmp_path / "copy").open("ab") as copy:

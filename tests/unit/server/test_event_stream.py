@@ -289,7 +289,7 @@ async def test_line_that_is_expensive_to_convert_has_no_conversation():
     assert (event["parsed"], event["conversation"]) == (True, [])
 
 
-async def test_memory_of_converted_output_is_counted():
+async def test_memory_used_by_converted_output_is_counted():
     share = client_fairness.FairShare()
     client_fairness.set_current_share(share)
     line = json.dumps({"type": "result", "result": "\U0001f600" * 90_000}, ensure_ascii=False).encode() + b"\n"

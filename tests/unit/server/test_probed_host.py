@@ -91,7 +91,7 @@ def test_working_runtime_is_not_probed_again(clock):
     assert clock.slept == []
 
 
-def test_runtime_that_failed_later_blocks_tasks_until_it_works(clock, caplog):
+def test_runtime_that_fails_later_blocks_tasks_until_it_works_again(clock, caplog):
     caplog.set_level("INFO")
     host = run(clock, AVAILABLE, UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, AVAILABLE, rechecks=1)
     assert (host.result, host.blocked_reason, host.next_probe_at) == (AVAILABLE, None, None)
@@ -100,7 +100,7 @@ def test_runtime_that_failed_later_blocks_tasks_until_it_works(clock, caplog):
     assert "No sandbox can be created; the next probe is at 20" in caplog.text
 
 
-async def test_runtime_that_failed_later_is_reported(clock):
+async def test_runtime_that_fails_later_is_reported(clock):
     reports, results = [], iter([UNAVAILABLE, UNAVAILABLE, AVAILABLE])
 
     async def probe():

@@ -9,7 +9,7 @@ from sandbox.workspace.artifacts import TEMPORARY_FILE_NAME, ArtifactNames, cont
 from sandbox.workspace.files import printable_path
 
 
-def test_base_name_that_is_in_use_is_replaced_by_the_path_or_numbered():
+def test_base_name_in_use_is_numbered_or_replaced_by_the_path():
     names = ArtifactNames(frozenset({"task.patch"}))
 
     allocated = [

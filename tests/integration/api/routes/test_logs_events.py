@@ -46,7 +46,7 @@ async def following(api, query="", **headers):
         yield Follower(response)
 
 
-async def test_stream_starts_now_and_sends_changes_of_all_tasks(running_api):
+async def test_stream_starts_now_and_sends_changes_for_all_tasks(running_api):
     async with running_api() as api:
         api.tasks.add("earlier", *TO_RUNNING)
         async with following(api) as follower:

@@ -370,7 +370,7 @@ def earlier_changes_applied(chain_task, checkout):
 
 
 @pytest.mark.usefixtures("earlier_changes_applied")
-def test_chain_whose_earlier_changes_are_applied_is_rejected_with_a_remedy(apply, checkout):
+def test_chain_whose_earlier_changes_are_already_applied_is_rejected_with_a_remedy(apply, checkout):
     before = everything(checkout)
     result = apply("--chain")
     assert (result.returncode, everything(checkout)) == (4, before)

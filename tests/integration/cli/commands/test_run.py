@@ -215,7 +215,7 @@ def test_unpushed_changes_are_rejected_before_submission(api, run_cli, checkout)
     assert api.requests == []
 
 
-def test_include_dirty_sends_changes_and_applies_on_top(api, completed_task, run_cli, checkout):
+def test_include_dirty_sends_changes_and_applies_the_patch_on_top_of_them(api, completed_task, run_cli, checkout):
     pushed = head(checkout)
     (checkout / "committed.txt").write_text("here only\n")
     commit(checkout, "Here only")

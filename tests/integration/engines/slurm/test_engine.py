@@ -91,7 +91,7 @@ async def test_known_job_is_not_submitted(engine, slurm):
     assert [call[0] for call in slurm.calls] == ["squeue"]
 
 
-async def test_concurrent_submissions_of_a_name_call_sbatch_once(engine, slurm, tmp_path):
+async def test_concurrent_submissions_with_one_name_call_sbatch_once(engine, slurm, tmp_path):
     mark = tmp_path / "submitted"
     slurm.define("squeue", f"[ ! -e {mark} ] || echo '5|PENDING|n/a|0:0|0|{NAME}|None|'")
     slurm.define("sbatch", f"sleep 0.2; touch {mark}")

@@ -280,7 +280,7 @@ class TokenDialect(ResponsesApi):
         return b"authorization", b"Bearer " + upstream.auth_token.encode()
 
 
-def test_credential_that_is_sent_is_redacted():
+def test_sent_credential_is_redacted():
     settings = ModelUpstream("http://127.0.0.1:9", api_key="other-key-0123", auth_token="sent-token-0123")
     text = b"other-key-0123 sent-token-0123"
     assert parse_upstream(settings, TokenDialect()).key_redactor.redact(text) == b"other-key-0123 ***************"

@@ -334,7 +334,7 @@ def test_buffered_body_is_forwarded_byte_identical():
     run(scenario)
 
 
-def test_buffered_bodies_are_limited_in_total_and_released(monkeypatch):
+def test_buffered_bodies_share_a_limit_and_are_released(monkeypatch):
     monkeypatch.setattr(request_gate, "BUFFERED_BYTES_MAX", 100_000)
 
     async def scenario():

@@ -103,7 +103,7 @@ async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monke
     assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent ended."
 
 
-async def test_pending_output_is_read_after_a_stall_of_the_machine(make_harness, monkeypatch):
+async def test_pending_output_is_read_after_the_machine_stalls(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.2)
     harness, lines = make_harness(Script(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
     record = harness.recorder.record

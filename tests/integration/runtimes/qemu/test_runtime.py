@@ -166,7 +166,7 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
 
 
 @pytest.mark.timeout(300)
-async def test_guest_output_gateway_access_and_memory_limit(runtime: QemuRuntime, disk: Path):
+async def test_guest_has_output_gateway_access_and_a_memory_limit(runtime: QemuRuntime, disk: Path):
     """Combine checks from tests/contract in one guest, because booting a guest takes a long time."""
     async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
         dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))

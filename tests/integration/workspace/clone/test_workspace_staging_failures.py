@@ -68,7 +68,7 @@ def test_empty_repository_has_no_branch(make_harness):
     assert "no branch 'main'" in clone_error(make_harness())
 
 
-def test_commit_of_another_branch_is_refused(harness):
+def test_commit_on_another_branch_is_refused(harness):
     other = harness.upstream.commit({"README.md": b"# Other\n"}, branch="other")
 
     assert f"Commit {other} is not on branch 'main'" in clone_error(harness, commit=other)
@@ -276,7 +276,7 @@ def test_invalid_git_configuration_is_reported(harness):
     assert "Cannot clone" in clone_error(harness)
 
 
-def test_errors_contain_no_secret_of_the_configuration(harness):
+def test_errors_contain_no_secret_from_the_configuration(harness):
     harness.configure(
         f'[url "http://me:hunter2hunter2@127.0.0.1:1/"]\n\tinsteadOf = https://closed.example/\n'
         f'[http "{harness.server.url}"]\n\textraHeader = Authorization: Basic c2VjcmV0OnNlY3JldA=='

@@ -180,7 +180,7 @@ def test_tail_does_not_read_the_log_from_the_beginning(api, replay_positions):
     assert min(replay_positions) > 1900
 
 
-def test_memory_of_a_long_tail_is_bounded(api, replay_positions, monkeypatch):
+def test_memory_used_by_a_long_tail_is_bounded(api, replay_positions, monkeypatch):
     bounds = []
 
     def record_maxlen(*arguments, maxlen):

@@ -234,7 +234,7 @@ def test_subject_of_a_chain_is_cut_at_a_word():
     assert set(subject.removesuffix("…").split()) == {"Restructure"}
 
 
-def test_message_of_a_chain_has_no_instructions_and_bounded_lines():
+def test_message_of_a_chain_has_no_instructions_and_its_lines_are_bounded():
     hostile = [CommittedTask("a", "fixup! x [skip ci]", "word " * 1000), CommittedTask("b", "", "Signed-off-by: x <y>")]
     message = build_chain_message([*hostile] * 100)
     assert message.startswith("fixup: x (skip ci)\n")

@@ -46,7 +46,7 @@ def test_change_is_not_offered_without_a_clone_or_a_patch(pages):
         (FailureCode.AGENT_FAILED, None),
     ],
 )
-def test_failure_that_a_setting_prevents_has_a_link_to_its_field(pages, code, link):
+def test_failure_that_a_setting_would_prevent_links_to_the_settings_field(pages, code, link):
     failed = e.AgentExited(1, None, Failure(code, "It failed."))
     pages.tasks.add("task-001", *TO_RUNNING, failed, e.TaskFinished())
     text = pages.get("/tasks/task-001").text

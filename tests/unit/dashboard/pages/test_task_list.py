@@ -253,7 +253,7 @@ def test_search_repository_and_period_are_filters_that_can_be_removed(pages_with
     assert 'value="two words"' in page.text
 
 
-def test_period_is_a_filter_that_moves_with_the_time(pages):
+def test_period_filter_moves_with_the_current_time(pages):
     page = pages.get("/?q=a&since=24h")
     age = datetime.now(UTC) - pages.tasks.queries[0].created_after
     assert timedelta(hours=24) <= age < timedelta(hours=24, minutes=5)

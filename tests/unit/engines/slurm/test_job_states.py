@@ -18,8 +18,8 @@ NAME = "sandbox-abcdefghij23"
 OTHER = "sandbox-zzzzzzzzzzzz"
 MIB = 1024**2
 
-# Every string that squeue prints as the state of a job (job_state_string in Slurm's source), with the phase of a job
-# that was started once and whose script has no exit status.
+# Every job state that squeue prints (job_state_string in Slurm's source), and its phase if the job was started once and
+# its script has no exit status.
 STATES = {
     "PENDING": JobPhase.WAITING,
     "REQUEUED": JobPhase.WAITING,
@@ -193,6 +193,6 @@ def test_largest_hosts_are_found():
 
 
 @pytest.mark.parametrize("output", ["4|8000|p*\n", "x|8000|0|p*\n", "-4|8000|0|p*\n", "4|8000|0|\n"])
-def test_unknown_format_of_hosts_is_an_error(output):
+def test_unknown_host_format_is_an_error(output):
     with pytest.raises(UnexpectedOutputError, match=re.escape(output.strip())):
         parse_hosts(output, None)

@@ -100,7 +100,7 @@ def test_incomplete_second_hello_is_bounded():
     assert isinstance(stream_filter.client_data_received(b"x"), Denial)
 
 
-def test_buffered_data_is_forwarded_when_the_client_ends():
+def test_buffered_data_is_forwarded_when_the_client_ends_its_stream():
     stream_filter = create_stream_filter()
     stream_filter.start()
     assert stream_filter.client_data_received(CHANGE_CIPHER_SPEC + client_hello(HOST)[:20]) == CHANGE_CIPHER_SPEC

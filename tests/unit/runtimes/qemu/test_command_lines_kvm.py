@@ -109,7 +109,7 @@ def test_boot_errors_other_than_timeouts_do_not_disable_kvm(tmp_path):
     assert later.accelerators == [Accelerator.KVM]
 
 
-def test_machine_without_kvm_emulates_without_a_slow_reason(tmp_path, monkeypatch):
+def test_machine_without_kvm_uses_emulation_and_has_no_slow_reason(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)
     qemu_runtime = FakeQemuRuntime(tmp_path)
     assert qemu_runtime.make().slow_reason is None

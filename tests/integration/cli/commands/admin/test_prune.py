@@ -92,7 +92,7 @@ def test_prune_calls_the_server_by_default(run_cli, api):
     assert api.requests[-1].query == {"keep": ["2"]}
 
 
-def test_prune_without_options_that_removes_nothing_names_the_options(run_cli, api):
+def test_prune_without_options_suggests_the_options_if_nothing_is_removed(run_cli, api):
     api.on("POST", "/admin/prune", json_response({"tasks": [], "total_count": 0, "total_size_bytes": 0}))
     advice = b"Removed 0 tasks, 0 B. Choose tasks with --older-than, --keep or --max-bytes.\n"
     assert run_cli("admin", "prune").stderr == advice

@@ -296,7 +296,7 @@ def test_followed_failure_on_a_terminal_suggests_the_next_commands(task, api, ma
 
 
 @pytest.mark.parametrize("has_changes", [True, False])
-def test_followed_task_offers_to_apply_only_changes(task, api, manifest, run_cli, has_changes):
+def test_followed_task_offers_apply_only_if_it_has_changes(task, api, manifest, run_cli, has_changes):
     diff = DIFF if has_changes else {"files": 0, "additions": 0, "deletions": 0}
     for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
         api.on("GET", path, json_response(task_status("completed", diff=diff)))

@@ -57,7 +57,7 @@ def test_fragmentation_does_not_change_the_usage(cuts):
     assert meter_usage(SSE, *(STREAM[a:b] for a, b in itertools.pairwise(edges))) == STREAM_USAGE
 
 
-def test_stream_in_single_bytes_is_counted():
+def test_stream_of_single_bytes_is_counted():
     assert meter_usage(SSE, *(STREAM[i : i + 1] for i in range(len(STREAM)))) == STREAM_USAGE
 
 
@@ -79,7 +79,7 @@ ITERATIONS = [
 ]
 
 
-def test_iterations_are_counted_at_the_price_of_their_model():
+def test_iterations_are_charged_at_the_price_of_their_model():
     delta = DELTA | {"usage": {"output_tokens": 50, "iterations": ITERATIONS}}
     usage = meter_usage(SSE, sse(START, delta))
     assert (usage.input_tokens, usage.output_tokens) == (181_100, 3560)
@@ -217,7 +217,7 @@ def test_invalid_delta_is_ignored(line):
     assert meter_usage(SSE, sse(START, DELTA), line) == STREAM_USAGE
 
 
-def test_one_hour_cache_costs_more_than_five_minutes():
+def test_one_hour_cache_costs_more_than_five_minute_cache():
     def cost(cache_creation):
         used = {"cache_creation_input_tokens": 1_000_000, "cache_creation": cache_creation}
         return meter_usage(SSE, sse({"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": used}}))

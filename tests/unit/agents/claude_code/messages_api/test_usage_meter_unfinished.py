@@ -204,7 +204,7 @@ def test_stream_of_pings_and_errors_has_not_started(pieces):
         ([b"event: x\n", b"other: y\n"], 64_000),
     ],
 )
-def test_stream_without_a_readable_start_has_started_and_is_bounded(pieces, output):
+def test_stream_without_a_readable_start_counts_as_started_and_is_bounded(pieces, output):
     """The response used tokens, although the gateway cannot determine which model sent it."""
     meter = stream_meter_fed(*pieces)
     assert (meter.has_started, meter.usage()) == (True, None)
