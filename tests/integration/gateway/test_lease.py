@@ -93,8 +93,9 @@ def test_socket_sends_nothing_after_the_deadline(clock, method):
 
 
 def test_asyncio_sends_only_through_the_methods_that_check_the_lease(clock, monkeypatch):
-    """If asyncio sent data in another way, an expired lease would not stop it. This data stays buffered until the peer
-    reads.
+    """If asyncio sent data in another way, an expired lease would not stop it.
+
+    Written data is buffered until the peer reads.
     """
     sent = []
     monkeypatch.setattr(LeasedSocket, "check_lease", lambda _: sent.append(1))

@@ -62,7 +62,7 @@ def request_credentials(url, credential_helper, *requests, secrets=None):
 
 
 async def read_response(reader):
-    """Read a response, without the empty line that ends it. Return None at the end of the stream."""
+    """Read a response without the empty line that ends it. Return None at the end of the stream."""
     lines = []
     while line := await reader.readline():
         if line == b"\n":

@@ -61,6 +61,7 @@ def name_without_record_boundaries(data: bytes) -> str:
 
 def hello_with_two_names() -> bytes:
     """Build a hello for HOST in two records. A parser that includes the second record's header reads a hello for OTHER.
+
     That header shifts the data by five bytes, so the last five bytes of the first extension become the start of another
     extension, which ends where the content of the next extension begins.
     """
