@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -228,8 +228,23 @@ def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSou
     )
 
 
-async def create_local_placement(context: PlacementContext) -> LocalPlacement:
-    """Install the agents and create this host's placement. The host must be probed before a runner starts."""
+class RunnerLifetime(NamedTuple):
+    """How long the runners of a worker may run and communicate.
+
+    lifeline_fd: see `RunnerProgram.lifeline_fd`. lease_deadline: returns the current `HostSettings.lease_deadline`.
+    """
+
+    lifeline_fd: int
+    lease_deadline: Callable[[], float]
+
+
+async def create_local_placement(
+    context: PlacementContext, runner_lifetime: RunnerLifetime | None = None
+) -> LocalPlacement:
+    """Install the agents and create this host's placement. The host must be probed before a runner starts.
+
+    runner_lifetime: None if runners outlive this process, and may communicate without a limit.
+    """
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
     environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
@@ -237,11 +252,21 @@ async def create_local_placement(context: PlacementContext) -> LocalPlacement:
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)
     return LocalPlacement(
-        RunnerProgram(context.agents_and_runner_command.runner_command, environment),
+        RunnerProgram(
+            context.agents_and_runner_command.runner_command,
+            environment,
+            None if runner_lifetime is None else runner_lifetime.lifeline_fd,
+        ),
         data_dir,
         run_dir,
         host,
-        host.runner_settings,
+        lambda: _limit(host.runner_settings(), runner_lifetime),
         FileJournals(data_dir),
         files,
     )
+
+
+def _limit(settings: HostSettings, runner_lifetime: RunnerLifetime | None) -> HostSettings:
+    if runner_lifetime is None:
+        return settings
+    return replace(settings, lease_deadline=runner_lifetime.lease_deadline())

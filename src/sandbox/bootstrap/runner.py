@@ -1,4 +1,6 @@
-"""Entry point of a runner: `python -m sandbox.bootstrap.runner --lock-fd=N`. Reads its order from standard input.
+"""Entry point of a runner: `python -m sandbox.bootstrap.runner [--lifeline-fd=N] --lock-fd=N`.
+
+Reads its order from standard input.
 
 Imports only a few server modules, so that it starts fast and uses little memory.
 """
@@ -11,9 +13,11 @@ if __name__ == "__main__":
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import math
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -32,6 +36,7 @@ from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop import LoopDisk, unshare_mounts
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.egress.dialer import is_dialable
+from sandbox.gateway.lease import NetworkLease
 from sandbox.gateway.server import SocketGateways
 from sandbox.images.image_store import ImageLeases as HostImageLeases
 from sandbox.interfaces.agent import Agent, AgentDriver
@@ -56,7 +61,7 @@ from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
 from sandbox.runner.attempt import AttemptEnding, AttemptRunner, DeadRunnerFinisher, check_fencing
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
-from sandbox.runner.control_socket import record_cancel, serve_control_socket
+from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
 from sandbox.runner.redaction import redact_event
 from sandbox.runner.steps.collect import CollectStep
@@ -110,7 +115,10 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     os.umask(0o077)
     log_format, log_level = os.environ.get(FORMAT_VARIABLE, "text"), os.environ.get(LEVEL_VARIABLE, "info")
     configure_logging(log_format, log_level)
-    lock_fd = int(sys.argv[-1].removeprefix("--lock-fd="))
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+    lock_fd = int(options["--lock-fd"])
+    if "--lifeline-fd" in options:
+        die_with_pipe(int(options["--lifeline-fd"]))
     message = _read_message()
     order, host = message.order, message.host
     journals = FileJournals(Path(host.data_dir))
@@ -129,6 +137,24 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
             asyncio.run(_finish_attempt(order, host, lock_fd, parts, get_agents()))
         case DebugSession():
             asyncio.run(_run_debug_session(order, host, parts, get_agents()))
+
+
+def die_with_pipe(inherited_fd: int) -> None:
+    """Make the kernel kill this process when the last writer of the pipe ends. Closes the descriptor.
+
+    The kernel sends SIGKILL itself (fcntl(2), O_ASYNC and F_SETSIG), so it also ends a process that is stopped or
+    stuck. The pipe is opened again, because the receiver of the signal belongs to the open file description, which all
+    runners of a worker inherit.
+    """
+    lifeline = os.open(f"/proc/self/fd/{inherited_fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    os.close(inherited_fd)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    ended = select.poll()
+    ended.register(lifeline, 0)
+    if ended.poll(0):  # the writer ended earlier, so no signal follows
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _read_message() -> LaunchMessage:
@@ -154,7 +180,8 @@ async def _run_attempt(
     agent = agents.get(task.manifest.agent.kind)
     if agent is None:
         raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
-    gateways = SocketGateways(agent.create_dialect(), throttle=parts.throttle)
+    lease = None if host.lease_deadline is None else NetworkLease(host.lease_deadline)
+    gateways = SocketGateways(agent.create_dialect(), throttle=parts.throttle, lease=lease)
     recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
         order.attempt_id,
@@ -170,7 +197,7 @@ async def _run_attempt(
     terminals = TerminalServer(parts.redaction, parts.throttle.queue())
     runner = build_runner(attempt, parts, agent, _create_driver(agent, host), gateways, terminals)
     signal.alarm(0)
-    async with _control_socket(host, attempt, terminals):
+    async with _control_socket(host, attempt, terminals, None if lease is None else lease.renew):
         _log.info("The attempt starts")
         await runner.run()
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
@@ -203,11 +230,11 @@ async def _finish_attempt(
 
 
 def _control_socket(
-    host: HostSettings, attempt: AttemptContext, terminals: TerminalServer
+    host: HostSettings, attempt: AttemptContext, terminals: TerminalServer, renew: RenewHandler | None = None
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the control socket. Recreate its directory, which may have been removed as an old temporary file."""
     socket = _prepare_socket(host, attempt.id)
-    return serve_control_socket(socket, partial(record_cancel, attempt.recorder), terminals)
+    return serve_control_socket(socket, partial(record_cancel, attempt.recorder), terminals, renew)
 
 
 def _prepare_socket(host: HostSettings, attempt_id: str) -> Path:

@@ -139,6 +139,16 @@ class OpenTerminal(
     term: str = "xterm-256color"
 
 
+class RenewLease(msgspec.Struct, frozen=True, tag="renew_lease"):
+    """A request to a runner to extend its lease: until when its gateway may send.
+
+    deadline: in seconds since the runner's host booted (CLOCK_BOOTTIME). An earlier deadline than the current one has
+        no effect.
+    """
+
+    deadline: float
+
+
 class Reply(msgspec.Struct, frozen=True, rename={"was_disk_write_rejected": "unwritten"}):
     """Response on a runner's control socket, one JSON line for each request.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, Reply
+from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, RenewLease, Reply
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import CancelRequested
@@ -16,20 +16,28 @@ from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.terminals import TerminalServer
 
 _LINE_BYTES_MAX = 16 * 1024
-_decoder: "msgspec.json.Decoder[CancelAttempt | OpenTerminal]" = msgspec.json.Decoder(CancelAttempt | OpenTerminal)
+_Request = CancelAttempt | OpenTerminal | RenewLease
+_decoder: "msgspec.json.Decoder[_Request]" = msgspec.json.Decoder(_Request)
 
 CancelHandler = Callable[[CancelAttempt], Reply]
+RenewHandler = Callable[[float], None]
+"""Extends the lease of the runner's gateway until a deadline."""
 
 
 @contextlib.asynccontextmanager
-async def serve_control_socket(path: Path, cancel: CancelHandler, terminals: TerminalServer) -> AsyncIterator[None]:
-    """Serve requests on the socket at `path` until the context exits. Its directory is private to the server's user."""
+async def serve_control_socket(
+    path: Path, cancel: CancelHandler, terminals: TerminalServer, renew: RenewHandler | None = None
+) -> AsyncIterator[None]:
+    """Serve requests on the socket at `path` until the context exits. Its directory is private to the server's user.
+
+    renew: None if the runner has no lease.
+    """
 
     async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 order = _decode_order(await reader.readline())
-                reply = _handle_order(order, cancel, terminals)
+                reply = _handle_order(order, cancel, terminals, renew)
                 writer.write(msgspec.json.encode(reply) + b"\n")
                 await writer.drain()
             if isinstance(order, OpenTerminal) and reply.done:
@@ -62,7 +70,7 @@ async def _close(writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
 
 
-def _decode_order(line: bytes) -> CancelAttempt | OpenTerminal | Reply:
+def _decode_order(line: bytes) -> _Request | Reply:
     """Return the order, or the reply to invalid input."""
     try:
         return _decoder.decode(line)
@@ -71,10 +79,15 @@ def _decode_order(line: bytes) -> CancelAttempt | OpenTerminal | Reply:
 
 
 def _handle_order(
-    order: CancelAttempt | OpenTerminal | Reply, cancel: CancelHandler, terminals: TerminalServer
+    order: _Request | Reply, cancel: CancelHandler, terminals: TerminalServer, renew: RenewHandler | None
 ) -> Reply:
     if isinstance(order, Reply):
         return order
+    if isinstance(order, RenewLease):
+        if renew is None:
+            return Reply(done=False, message="This runner has no lease.")
+        renew(order.deadline)
+        return Reply(done=True)
     if isinstance(order, CancelAttempt):
         try:
             return cancel(order)

@@ -1,5 +1,6 @@
 """The runner process, from its start until it owns the journal."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -47,6 +48,57 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
         runner.wait()
         os.close(order_in)
         os.close(order_out)
+
+
+WITH_LIFELINE = """
+import os, sys, time
+from sandbox.bootstrap.runner import die_with_pipe
+die_with_pipe(int(sys.argv[1]))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def lifeline():
+    """Both ends of a pipe."""
+    reading, writing = os.pipe()
+    yield reading, writing
+    for descriptor in (reading, writing):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def start_with_lifeline(reading):
+    return subprocess.Popen(
+        [sys.executable, "-c", WITH_LIFELINE, str(reading)], stdout=subprocess.PIPE, pass_fds=(reading,)
+    )
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_runners_are_killed_when_the_writer_of_their_pipe_ends(lifeline, is_stopped):
+    reading, writing = lifeline
+    runners = [start_with_lifeline(reading) for _ in range(2)]
+    try:
+        assert [runner.stdout.readline() for runner in runners] == [b"ready\n"] * 2
+        if is_stopped:
+            for runner in runners:
+                runner.send_signal(signal.SIGSTOP)
+        assert [runner.poll() for runner in runners] == [None, None]
+        os.close(writing)
+        assert [runner.wait(20) for runner in runners] == [-signal.SIGKILL] * 2
+    finally:
+        for runner in runners:
+            runner.kill()
+            runner.communicate()
+
+
+def test_runner_does_not_start_if_the_writer_of_its_pipe_has_ended(lifeline):
+    reading, writing = lifeline
+    os.close(writing)
+    with start_with_lifeline(reading) as runner:
+        assert runner.wait(20) == -signal.SIGKILL
+        assert runner.stdout.read() == b""
 
 
 STARTED = (TaskSubmitted("task-1", manifest("task-1")), AttemptStarted("abcdefghijkl", "bubblewrap", "here"))

@@ -22,6 +22,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     disk_kind: the kind of disk that this host supports.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
+    lease_deadline: until when the gateway may send at first, in seconds since the host booted (CLOCK_BOOTTIME); None
+        without a lease.
     """
 
     data_dir: str
@@ -32,6 +34,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     disk_kind: Literal["loop", "plain"] = "plain"
     can_confine: bool = False
     output_watermark: Watermark = Watermark(OUTPUT_FREE_PERCENT, OUTPUT_FREE_BYTES)
+    lease_deadline: float | None = None
 
     def agent_program(self, kind: str) -> str:
         """Return the path of this agent's executable; empty if this host does not have one."""

@@ -83,10 +83,25 @@ class LocalRunnerHandle(RunnerSocket):
 
 
 class RunnerProgram(NamedTuple):
-    """How a runner is started. command: contains RUNNER_MODULE. environment: the complete environment."""
+    """How a runner is started. command: contains RUNNER_MODULE. environment: the complete environment.
+
+    lifeline_fd: the reading end of a pipe. When its writing end is closed, the kernel kills the runner. None if the
+        runner may outlive this process.
+    """
 
     command: Sequence[str]
     environment: Mapping[str, str]
+    lifeline_fd: int | None = None
+
+    @property
+    def lifeline_options(self) -> Sequence[str]:
+        """The command-line options that describe the pipe."""
+        return () if self.lifeline_fd is None else (f"--lifeline-fd={self.lifeline_fd}",)
+
+    @property
+    def inherited_fds(self) -> Sequence[int]:
+        """The descriptors that the runner inherits, in addition to the lock."""
+        return () if self.lifeline_fd is None else (self.lifeline_fd,)
 
 
 class LocalPlacement:
@@ -170,14 +185,14 @@ class LocalPlacement:
         log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             process = subprocess.Popen(
-                [*self._program.command, f"--lock-fd={lock_fd}"],
+                [*self._program.command, *self._program.lifeline_options, f"--lock-fd={lock_fd}"],
                 stdin=order_in,
                 stdout=log_fd,
                 stderr=log_fd,
                 cwd="/",
                 env=self._program.environment,
                 start_new_session=True,
-                pass_fds=(lock_fd,),
+                pass_fds=(lock_fd, *self._program.inherited_fds),
             )
         finally:
             os.close(log_fd)

@@ -194,6 +194,7 @@ async def test_runner_receives_only_its_order_and_lock(run_dir, lock_fd, monkeyp
             "disk_kind": "plain",
             "can_confine": False,
             "output_watermark": {"percent": OUTPUT_FREE_PERCENT, "bytes_max": OUTPUT_FREE_BYTES},
+            "lease_deadline": None,
         },
     }
     [argument] = report["argv"]
