@@ -224,6 +224,14 @@ class TaskReplicas(Protocol):
         """
         ...
 
+    def receive_untrusted(self, task_id: str, offset: int, data: bytes) -> int:
+        """Like `receive`, for records that a runner on an untrusted host wrote.
+
+        Also raises JournalDamagedError if a runner may not write one of the records now: the event is not allowed in
+        the task's state, only a server records it, or the change of state or the epoch is wrong.
+        """
+        ...
+
     def receive_artifact(self, task_id: str, artifact: Artifact, content: Iterable[bytes]) -> None:
         """Store an artifact of a task that has a copy. Call it before `receive` of the record that names the artifact.
 

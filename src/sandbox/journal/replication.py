@@ -5,17 +5,22 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import lock, record_format
 from sandbox.journal.journals import create_directories
-from sandbox.journal.reader import find_record_offset
-from sandbox.model.events import Artifact
+from sandbox.journal.reader import find_record_offset, read_batch
+from sandbox.model.events import Artifact, AttemptStarted, TaskSubmitted, Transition
 from sandbox.model.manifest.field_formats import is_task_id
+from sandbox.model.state_machine import IllegalEventError, advance, replay
+from sandbox.model.task import Task
+from sandbox.model.task_state import TaskState
 from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure, replace_durably
 
 _AFTER_LAST_SEQ = 10**18
+_READ_BYTES = 2**20
 
 
 class FileTaskReplicas:
@@ -26,6 +31,8 @@ class FileTaskReplicas:
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
+        self._verified: dict[str, _Verified] = {}
+        """The unfinished tasks of untrusted hosts, by id."""
 
     def end_offset(self, task_id: str) -> int:
         """Return the offset after the last record; see `TaskReplicas.end_offset`."""
@@ -64,6 +71,34 @@ class FileTaskReplicas:
         finally:
             os.close(lock_fd)
 
+    def receive_untrusted(self, task_id: str, offset: int, data: bytes) -> int:
+        """Append whole records that a runner may write; see `TaskReplicas.receive_untrusted`."""
+        verified = self._read_verified(task_id)
+        if offset > verified.offset:
+            raise JournalOffsetError(f"The copy of the journal ends at byte {verified.offset}, before {offset}.")
+        verified = _verify(verified, data[verified.offset - offset :])
+        end = self.receive(task_id, offset, data)
+        if verified.task is not None and verified.task.state.is_final:
+            self._verified.pop(task_id, None)
+        else:
+            self._verified[task_id] = verified
+        return end
+
+    def _read_verified(self, task_id: str) -> "_Verified":
+        """Return the state of the copy. This process writes to the copy too, so its new records are read."""
+        verified = self._verified.get(task_id, _Verified(None, 0, 0))
+        try:
+            if verified.offset > self.end_offset(task_id):
+                verified = _Verified(None, 0, 0)
+            while (batch := read_batch(self._records(task_id), verified.offset, _READ_BYTES)).records:
+                task = verified.task
+                for record in batch.records:
+                    task = replay(task, record)
+                verified = _Verified(task, batch.next_offset, batch.records[-1].epoch)
+        except FileNotFoundError:
+            return _Verified(None, 0, 0)
+        return verified
+
     def receive_artifact(self, task_id: str, artifact: Artifact, content: Iterable[bytes]) -> None:
         """Store an artifact under its name; see `TaskReplicas.receive_artifact`."""
         directory = TaskLayout(self._data_dir, _check_id(task_id)).artifacts
@@ -98,6 +133,42 @@ class FileTaskReplicas:
 
     def _records(self, task_id: str) -> Path:
         return TaskLayout(self._data_dir, _check_id(task_id)).root / "journal" / "records"
+
+
+class _Verified(NamedTuple):
+    """A task computed from the records of a copy up to a byte offset, and the epoch of the last record."""
+
+    task: Task | None
+    offset: int
+    epoch: int
+
+
+_SERVER_EVENTS = (TaskSubmitted, AttemptStarted)
+
+
+def _verify(verified: _Verified, data: bytes) -> _Verified:
+    """Return the state after the records. Raises JournalDamagedError if a runner may not write one of them."""
+    task, epoch = verified.task, verified.epoch
+    for line in data.splitlines(keepends=True):
+        if not record_format.is_complete(line):
+            raise JournalDamagedError("A record does not match its checksum.")
+        record = record_format.decode(line)
+        if task is None or isinstance(record.event, _SERVER_EVENTS):
+            raise JournalDamagedError(f"Record {record.seq} may only be written by a server.")
+        if not epoch <= record.epoch <= epoch + 1:
+            raise JournalDamagedError(f"Record {record.seq} has the epoch {record.epoch} after {epoch}.")
+        try:
+            result = advance(task, record.event, seq=record.seq, at=record.at)
+        except IllegalEventError as error:
+            raise JournalDamagedError(f"Record {record.seq} is not allowed: {error.message}") from error
+        if _states(result.transition) != _states(record.transition):
+            raise JournalDamagedError(f"Record {record.seq} has a wrong change of state.")
+        task, epoch = replay(task, record), record.epoch
+    return _Verified(task, verified.offset + len(data), epoch)
+
+
+def _states(transition: Transition | None) -> tuple[TaskState | None, TaskState] | None:
+    return None if transition is None else (transition.previous_state, transition.new_state)
 
 
 def _check_id(task_id: str) -> str:
