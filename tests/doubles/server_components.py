@@ -71,6 +71,8 @@ TO_END = (AgentExited(0, {"is_error": False}), TaskFinished())
 class FakePlacement:
     """A placement without runner processes. The test simulates the runners."""
 
+    allocator = None
+
     def __init__(self, host, data_dir, journals, clock, files):
         self.host, self.files = host, files
         self.data_dir, self.journals, self.clock = data_dir, journals, clock

@@ -1,6 +1,6 @@
 """Starts runners and communicates with them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.terminals import TerminalConnection
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import AttemptStarted
+from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 
 
@@ -102,6 +103,13 @@ class RunnerNotStartedError(OSError):
     Either the host is too busy or out of disk space, processes, memory or descriptors, or the new runner was killed.
     The task is not the cause.
     """
+
+
+class HostPendingError(SandboxError):
+    """No host for the attempt is available yet. The message says why (human-readable)."""
+
+    code = "host_pending"
+    retryable = True
 
 
 class HostUnreachableError(OSError):
@@ -382,6 +390,51 @@ class Host(Protocol):
         ...
 
 
+class ReservedHost(NamedTuple):
+    """A host on which an attempt can start now.
+
+    find_image: returns the host's image of a profile, None for the host's own /usr. Blocks; raises ImageUnusableError,
+        OSError.
+    """
+
+    attempt_id: str
+    identity: HostIdentity
+    runtime: str
+    find_image: Callable[[str], Image | None]
+
+
+class HostAllocator(Protocol):
+    """Finds a host for each task, if a placement has several."""
+
+    async def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+        """Return a host for the task's next attempt. Waits for a second at most; call it again until it succeeds.
+
+        An attempt that takes over a disk gets the host of the last attempt.
+
+        last_attempt_id: the last attempt in the journal. Repeating the call has no effect until the journal has the
+            attempt that it returned. Raises HostPendingError, OSError.
+        """
+        ...
+
+    def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
+        """Return the image of a profile on the host of an attempt, None for the host's own /usr. Blocks.
+
+        Raises ImageUnusableError, OSError.
+        """
+        ...
+
+    def loss(self, location: AttemptLocation) -> FailureCode | None:
+        """Return `runner_lost` or `host_lost` if the attempt cannot communicate any more and its files are gone."""
+        ...
+
+    async def release(self, task_id: str) -> None:
+        """Give the task's host back once nothing is preserved on it, because the task has ended. Idempotent.
+
+        Raises OSError.
+        """
+        ...
+
+
 class Placement(Protocol):
     """Starts runners on its hosts, and finds those that it or an earlier server started.
 
@@ -397,6 +450,11 @@ class Placement(Protocol):
     @property
     def files(self) -> AttemptFiles:
         """The files of attempts."""
+        ...
+
+    @property
+    def allocator(self) -> HostAllocator | None:
+        """Finds the host of each attempt; None if all attempts run on `host`."""
         ...
 
     async def run(self) -> None:

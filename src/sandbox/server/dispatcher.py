@@ -9,6 +9,7 @@ from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sandbox.interfaces.placement import HostPendingError
 from sandbox.interfaces.tasks import InsufficientResourcesError, Occupancy, UnavailableError
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import (
@@ -297,6 +298,9 @@ class Dispatcher:
             try:
                 await self._runner_launcher.launch(tracked)
                 return
+            except HostPendingError as error:
+                tracked.status_message = f"Waiting for a host: {error.message}"
+                continue
             except Exception as error:
                 tracked.report_error(error)
             with contextlib.suppress(TimeoutError):

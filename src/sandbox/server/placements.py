@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager
 
+from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalWriter, Liveness
 from sandbox.interfaces.placement import (
     AttemptFiles,
@@ -15,12 +17,15 @@ from sandbox.interfaces.placement import (
     Placement,
     PreservedDisk,
     Reply,
+    ReservedHost,
     RunAttempt,
     RunnerHandle,
     RunnerNotStartedError,
     RunnerUnreachableError,
 )
 from sandbox.interfaces.terminals import TerminalConnection
+from sandbox.model.failure import FailureCode
+from sandbox.model.resources import Resources
 from sandbox.model.task import Attempt, Task
 from sandbox.server.probed_host import ProbedHost
 
@@ -67,9 +72,44 @@ class Placements:
 
         A disk does not move: an attempt that takes it over runs where the last attempt ran.
         """
+        return self._hosts[self._name_of_next(task)]
+
+    def _name_of_next(self, task: Task) -> str:
         if task.attempt is None or not resumes_disk(task):
-            return self.selected_host
-        return self.host_of(locate(task, task.attempt))
+            return self._selected
+        location = locate(task, task.attempt)
+        self._find(location)
+        return location.placement
+
+    async def reserve(self, task: Task) -> ReservedHost:
+        """Return a host for the task's next attempt; see `HostAllocator.reserve`. Raises HostPendingError, OSError."""
+        name = self._name_of_next(task)
+        allocator, host = self._by_name[name].allocator, self._hosts[name]
+        if allocator is None:
+            return ReservedHost(new_attempt_id(), host.identity, host.result.runtime, host.find_image)
+        last_attempt_id = None if task.attempt is None else task.attempt.id
+        return await allocator.reserve(task.id, last_attempt_id, Resources.requested_by(task.manifest.vm))
+
+    def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
+        """Return the image of a profile on the host of an attempt, None for the host's own /usr. Blocks.
+
+        Raises ImageUnusableError, HostUnreachableError, OSError.
+        """
+        allocator = self._find(location).allocator
+        if allocator is None:
+            return self.host_of(location).find_image(profile)
+        return allocator.find_image(location, profile)
+
+    def loss(self, location: AttemptLocation) -> FailureCode | None:
+        """Return how the host of an attempt was lost; None if it was not. See `HostAllocator.loss`."""
+        placement = self._by_name.get(location.placement)
+        return None if placement is None or placement.allocator is None else placement.allocator.loss(location)
+
+    async def release(self, task_id: str) -> None:
+        """Give the hosts of a task back that has ended; see `HostAllocator.release`. Raises OSError."""
+        for placement in self._by_name.values():
+            if placement.allocator is not None:
+                await placement.allocator.release(task_id)
 
     def host_of(self, location: AttemptLocation) -> ProbedHost:
         """Return the host of an attempt. Raises HostUnreachableError."""

@@ -273,7 +273,7 @@ class DebugSessions:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
-            image = await asyncio.to_thread(host.find_image, task.manifest.vm.profile)
+            image = await asyncio.to_thread(self._placements.find_image, location, task.manifest.vm.profile)
             await disk.start_session(DebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error

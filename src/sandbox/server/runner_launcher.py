@@ -4,19 +4,24 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
-from sandbox.interfaces.placement import FinishAttempt, RunAttempt, RunnerNotStartedError
-from sandbox.model.events import AttemptFailed, AttemptStarted, FollowUpSkipped, TaskFinished
+from sandbox.interfaces.placement import FinishAttempt, ReservedHost, RunAttempt, RunnerNotStartedError
+from sandbox.model.events import (
+    AttemptEnded,
+    AttemptFailed,
+    AttemptStarted,
+    FollowUp,
+    FollowUpSkipped,
+    TaskFinished,
+)
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
 from sandbox.server.placements import Placements, resumes_disk
-from sandbox.server.probed_host import ProbedHost
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
@@ -45,8 +50,13 @@ class RunnerLauncher:
     async def launch(self, tracked: TrackedTask) -> None:
         """Start the first attempt of a pending task. Does nothing if the task was cancelled in the meantime.
 
-        Raises OSError if nothing could be written; the task is still pending then.
+        Raises OSError if nothing could be written; the task is still pending then. Raises HostPendingError if no host
+        is available yet.
         """
+        owner = tracked.owner
+        if not isinstance(owner, ServerOwned):
+            return
+        reserved = await self._placements.reserve(tracked.task)
         # Resolve before taking the lock: a cancel request must not wait for an external Vault.
         resolved = await self._secrets.resolve_for_launch(tracked.task)
         async with tracked.write_lock:
@@ -55,7 +65,7 @@ class RunnerLauncher:
             recorder = tracked.owner.recorder
             next_owner: JournalOwner = Orphaned()
             try:
-                next_owner = await self.start_pending(recorder, resolved)
+                next_owner = await self.start_pending(recorder, resolved, reserved)
             finally:
                 # Close the journal even if the end could not be written, because a finisher waits for the lock.
                 if recorder.task.state is not TaskState.PENDING:
@@ -66,10 +76,12 @@ class RunnerLauncher:
         """Cancel launches that are waiting for secrets. They have recorded nothing; the next server repeats them."""
         self._secrets.cancel_lookups()
 
-    async def start_pending(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> JournalOwner:
+    async def start_pending(
+        self, recorder: Recorder, resolved: Mapping[str, str] | Failure, reserved: ReservedHost | None
+    ) -> JournalOwner:
         """Start the first attempt of a pending task, or end the task if it cannot start. Return the next owner.
 
-        Raises OSError.
+        reserved: the host of the attempt; None if the task is expected to end. Raises OSError.
         """
         if recorder.task.state is not TaskState.PENDING:
             return Orphaned()
@@ -78,16 +90,18 @@ class RunnerLauncher:
             return Orphaned()
         if isinstance(resolved, Failure):
             return await _fail_start(recorder, resolved, is_first=True)
-        return await self._start_attempt(recorder, resolved)
+        return Orphaned() if reserved is None else await self._start_attempt(recorder, resolved, reserved)
 
-    async def start_follow_up(self, recorder: Recorder, resolved: Mapping[str, str] | Failure) -> JournalOwner:
+    async def start_follow_up(
+        self, recorder: Recorder, resolved: Mapping[str, str] | Failure, reserved: ReservedHost
+    ) -> JournalOwner:
         """Start the next attempt; if that fails, a finisher finalizes the task. Return the next owner.
 
         Raises OSError.
         """
         if isinstance(resolved, Failure):
             return await _fail_start(recorder, resolved, is_first=False)
-        return await self._start_attempt(recorder, resolved)
+        return await self._start_attempt(recorder, resolved, reserved)
 
     async def start_finisher(
         self, recorder: Recorder, attempt: Attempt, resolved: Mapping[str, str] | Failure
@@ -101,17 +115,18 @@ class RunnerLauncher:
         order = FinishAttempt(recorder.task.id, attempt.id, secrets, keeps_session=True)
         return RunnerOwned(await self._placements.launch(order, attempt.host, recorder.writer))
 
-    async def _start_attempt(self, recorder: Recorder, secrets: Mapping[str, str]) -> JournalOwner:
+    async def _start_attempt(
+        self, recorder: Recorder, secrets: Mapping[str, str], reserved: ReservedHost
+    ) -> JournalOwner:
         is_first = recorder.task.attempt is None
         if (missing := self._missing_agent(recorder.task)) is not None:
             return await _fail_start(recorder, missing, is_first=is_first)
-        host = self._placements.host_of_next(recorder.task)
         try:
-            image = await asyncio.to_thread(host.find_image, recorder.task.manifest.vm.profile)
+            image = await asyncio.to_thread(reserved.find_image, recorder.task.manifest.vm.profile)
         except ImageUnusableError as error:
             failure = Failure(FailureCode.PROVISION_FAILED, error.message)
             return await _fail_start(recorder, failure, is_first=is_first)
-        started = _next_attempt(recorder.task, host)
+        started = _next_attempt(recorder.task, reserved)
         await asyncio.to_thread(recorder.record, started)
         order = RunAttempt(
             recorder.task.id,
@@ -147,9 +162,11 @@ class RunnerLauncher:
         return Failure(FailureCode.AGENT_NOT_OFFERED, message)
 
 
-def _next_attempt(task: Task, host: ProbedHost) -> AttemptStarted:
+def _next_attempt(task: Task, reserved: ReservedHost) -> AttemptStarted:
     number, resumes = task.attempt_count + 1, resumes_disk(task)
-    return host.identity.attempt_started_event(new_attempt_id(), host.result.runtime, number=number, resumes=resumes)
+    return reserved.identity.attempt_started_event(
+        reserved.attempt_id, reserved.runtime, number=number, resumes=resumes
+    )
 
 
 async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> Orphaned:
@@ -173,6 +190,28 @@ def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
     if not recorder.task.needs_only_teardown:
         _record_failure(recorder, failure)
     recorder.record(TaskFinished())
+
+
+def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
+    """End an attempt whose host was given up, or its task if no other attempt follows.
+
+    The disk is gone, so no attempt can take it over, and nothing can be collected.
+    """
+    task, failure = recorder.task, Failure(code, _LOST_MESSAGES[code])
+    if task.attempt_state is TaskState.RUNNING or not (task.agent_has_exited or task.failure is not None):
+        recorder.record(failure_event(task, failure))
+    while (follow_up := next_follow_up(recorder.task)) is not None:
+        if follow_up is not FollowUp.RESUME:
+            recorder.record(AttemptEnded())
+            return
+        recorder.record(FollowUpSkipped(follow_up, "The disk of the attempt was lost."))
+    end_without_follow_up(recorder, failure)
+
+
+_LOST_MESSAGES = {
+    FailureCode.RUNNER_LOST: "The worker of the task was ended; its work is lost. Submit the task again.",
+    FailureCode.HOST_LOST: "The task's host does not respond any more; its work is lost. Submit the task again.",
+}
 
 
 def _record_failure(recorder: Recorder, failure: Failure) -> None:

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, Journals, Recorder
+from sandbox.interfaces.placement import HostPendingError, ReservedHost
 from sandbox.model.events import ErrorReported
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import RUNNER_PINGS_MAX, RUNNER_SILENCE_SECONDS
@@ -16,8 +17,8 @@ from sandbox.model.retry import backoff_seconds
 from sandbox.model.task import Task
 from sandbox.server.dispatcher import StartConditions
 from sandbox.server.journal_replayer import JournalReplayer
-from sandbox.server.placements import Placements, locate
-from sandbox.server.runner_launcher import RunnerLauncher, end_without_follow_up
+from sandbox.server.placements import Placements, locate, resumes_disk
+from sandbox.server.runner_launcher import RunnerLauncher, end_lost_attempt, end_without_follow_up
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
@@ -66,6 +67,13 @@ class RunnerRecovery:
         """Check the runner of a task whose journal is held but has had no new record for a while."""
         await self._watchdog.check(tracked)
 
+    async def release(self, tracked: TrackedTask) -> None:
+        """Give the host of a task that has ended back. An error is logged: the next server repeats it."""
+        try:
+            await self._placements.release(tracked.task.id)
+        except OSError as error:
+            _log.warning("The host of task %s was not given back: %s", tracked.task.id, error)
+
     async def recover(self, tracked: TrackedTask) -> bool:
         """Recover a task whose journal no process holds. Return whether the task is now waiting to be launched.
 
@@ -103,11 +111,17 @@ class RunnerRecovery:
         """
         if not tracked.has_been_idle(backoff_seconds(tracked.task), self._clock.monotonic()):
             return
+        reserved = None
         if _can_continue(tracked.task):
             host_reason = self._placements.host_of_next(tracked.task).blocked_reason
             reason = host_reason or self._conditions.missing_key_reason(tracked.task.manifest)
             if reason is not None:
                 tracked.status_message = f"Waiting: {reason}"
+                return
+            try:
+                reserved = None if self._has_lost_disk(tracked.task) else await self._placements.reserve(tracked.task)
+            except HostPendingError as error:
+                tracked.status_message = f"Waiting for a host: {error.message}"
                 return
         if (
             not _can_continue(tracked.task)
@@ -126,15 +140,30 @@ class RunnerRecovery:
                 self._replayer.recorder(tracked.task.id, tracked.replay_state, slot, self._clock.now) as recorder,
             ):
                 if not recorder.task.state.is_final:
-                    await self._recover(recorder, tracked, resolved)
+                    await self._recover(recorder, tracked, resolved, reserved)
 
-    async def _recover(self, recorder: Recorder, tracked: TrackedTask, resolved: Mapping[str, str] | Failure) -> None:
+    def _has_lost_disk(self, task: Task) -> bool:
+        """Return whether the next attempt would take over a disk whose host was lost."""
+        if task.attempt is None or not resumes_disk(task):
+            return False
+        return self._placements.loss(locate(task, task.attempt)) is not None
+
+    async def _recover(
+        self,
+        recorder: Recorder,
+        tracked: TrackedTask,
+        resolved: Mapping[str, str] | Failure,
+        reserved: ReservedHost | None,
+    ) -> None:
         attempt = recorder.task.attempt
         if attempt is None:
-            tracked.transfer(await self._launcher.start_pending(recorder, resolved))
-        elif _can_continue(recorder.task):
-            tracked.transfer(await self._launcher.start_follow_up(recorder, resolved))
-            tracked.finishers.reset()
+            tracked.transfer(await self._launcher.start_pending(recorder, resolved, reserved))
+        elif _can_continue(recorder.task) and not self._has_lost_disk(recorder.task):
+            if reserved is not None:  # otherwise the task has changed in the meantime
+                tracked.transfer(await self._launcher.start_follow_up(recorder, resolved, reserved))
+                tracked.finishers.reset()
+        elif (loss := self._placements.loss(locate(recorder.task, attempt))) is not None:
+            await asyncio.to_thread(end_lost_attempt, recorder, loss)
         elif tracked.finishers.is_used_up:
             await asyncio.to_thread(_finalize_lost, recorder, tracked)
         else:

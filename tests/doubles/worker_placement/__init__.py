@@ -140,6 +140,8 @@ class WorkerFiles:
 class WorkerPlacement:
     """Implements `Placement`."""
 
+    allocator = None
+
     def __init__(self, worker, data_dir, replicas):
         self._worker, self._data_dir, self._replicas = worker, data_dir, replicas
         self.host, self.files = WorkerHost(worker), WorkerFiles(worker)

@@ -98,3 +98,29 @@ def test_first_attempt_runs_on_the_selected_placement(placements):
     assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=None)) == "remote"
     assert placements.selected_host == "remote"
     assert [placement.name for placement in placements] == ["local", "remote"]
+
+
+async def test_allocator_of_a_placement_reserves_hosts_and_finds_images():
+    calls = []
+
+    class Allocator:
+        def find_image(self, location, profile):
+            calls.append((location.host, profile))
+
+        async def release(self, task_id):
+            calls.append(task_id)
+
+        def loss(self, location):
+            return "host_lost"
+
+    local, far = NamedPlacement("local"), NamedPlacement("remote")
+    local.allocator, far.allocator = None, Allocator()
+    host = SimpleNamespace(find_image=lambda profile: f"image of {profile}")
+    placements = Placements({"": local, "far": far}, {"": host, "far": host}, "far")
+    assert placements.find_image(location("here"), "p") == "image of p"
+    assert placements.find_image(location("far:one"), "p") is None
+    await placements.release("task-1")
+    assert calls == [("far:one", "p"), "task-1"]
+    assert [placements.loss(location(name)) for name in ("here", "far:one", "gone:one")] == [None, "host_lost", None]
+    with pytest.raises(HostUnreachableError):
+        placements.find_image(location("gone:one"), "p")

@@ -107,6 +107,8 @@ class RunnerProgram(NamedTuple):
 class LocalPlacement:
     """Starts one process of the runner program per order. Implements `interfaces.placement.Placement`."""
 
+    allocator = None
+
     def __init__(
         self,
         program: RunnerProgram,

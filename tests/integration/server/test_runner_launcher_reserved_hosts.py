@@ -1,0 +1,182 @@
+"""A placement with several hosts: a task waits for its host, and a lost host ends the attempt."""
+
+import asyncio
+
+import pytest
+
+from doubles.manifests import manifest
+from doubles.server_components import TO_END, TO_RUNNING
+from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.images import Image
+from sandbox.interfaces.placement import (
+    FinishAttempt,
+    HostIdentity,
+    HostPendingError,
+    ReservedHost,
+    RunAttempt,
+)
+from sandbox.model.events import AgentExited, AttemptEnded, AttemptStarted, FollowUp, FollowUpSkipped
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.task_state import TaskState
+
+IMAGE = Image("agentic-dev", "sha256:0", "/images/0")
+LOST_AGENT = AgentExited(None, None, Failure(FailureCode.SANDBOX_LOST, "gone"))
+HOST = HostIdentity("cluster:host-1", "boot-1")
+
+
+class FakeAllocator:
+    """Implements `HostAllocator`."""
+
+    def __init__(self):
+        self.is_ready, self.loss_code = True, None
+        self.reserved, self.released = [], []
+
+    async def reserve(self, task_id, last_attempt_id, resources):
+        await asyncio.sleep(0.01)
+        if not self.is_ready:
+            raise HostPendingError("All hosts are busy.")
+        self.reserved.append((task_id, last_attempt_id, resources))
+        return ReservedHost(new_attempt_id(), HOST, "gvisor", lambda _: IMAGE)
+
+    def loss(self, location):
+        return self.loss_code if location.host == HOST.name else None
+
+    async def release(self, task_id):
+        self.released.append(task_id)
+
+
+@pytest.fixture
+def allocator(components):
+    components.placement_names = ["", "cluster"]
+    components.runners.allocator = FakeAllocator()
+    components.secrets = {"TOKEN": "value"}
+    return components.runners.allocator
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def until_message(service, message):
+    async with asyncio.timeout(10):
+        while (await service.status("task-1")).state_message != message:
+            await asyncio.sleep(0.005)
+
+
+def started(components):
+    return [one.event for one in components.journals.read("task-1").records if isinstance(one.event, AttemptStarted)]
+
+
+async def test_attempt_starts_on_its_reserved_host(components, allocator):
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        [(task_id, last_attempt_id, resources)] = allocator.reserved
+        assert (task_id, last_attempt_id, resources.cpus) == ("task-1", None, manifest().vm.cpus)
+        [event], [order] = started(components), components.runners.orders
+        assert (event.host, event.boot_id, event.runtime) == (*HOST, "gvisor")
+        assert (order.attempt_id, order.image) == (event.attempt_id, IMAGE)
+        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
+        await until(lambda: "task-1" in allocator.released)
+
+
+async def test_task_waits_for_its_host_before_its_secrets_are_read(components, allocator):
+    allocator.is_ready = False
+    async with components.server() as service:
+        await service.submit(manifest(manifest_secrets=["TOKEN"]))
+        await until_message(service, "Waiting for a host: All hosts are busy.")
+        assert (components.requested_secrets, started(components)) == ([], [])
+        allocator.is_ready = True
+        await components.wait_for_launch("task-1")
+        assert components.runners.orders[0].secrets == {"TOKEN": "value"}
+
+
+async def test_task_that_waits_for_its_host_can_be_cancelled(components, allocator):
+    allocator.is_ready = False
+    async with components.server() as service:
+        await service.submit(manifest())
+        await until_message(service, "Waiting for a host: All hosts are busy.")
+        await service.cancel("task-1", reason="", force=False)
+        assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
+        await until(lambda: "task-1" in allocator.released)
+        allocator.is_ready = True
+        await asyncio.sleep(0.1)
+    assert (components.runners.orders, allocator.reserved) == ([], [])
+
+
+@pytest.mark.parametrize("code", [FailureCode.RUNNER_LOST, FailureCode.HOST_LOST])
+async def test_attempt_of_a_lost_host_is_retried_without_a_finisher(components, allocator, code):
+    async with components.server() as service:
+        await service.submit(manifest(lifecycle={"retries": 1, "resume": True}))
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING)
+        allocator.loss_code = code
+        components.runners.kill("task-1")
+        await until(lambda: FollowUpSkipped(FollowUp.RESUME, "The disk of the attempt was lost.") in events(components))
+        allocator.loss_code = None
+        await components.wait_for_launch("task-1", 2)
+        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        task = await service.wait("task-1", 10)
+    assert [type(order) for order in components.runners.orders] == [RunAttempt] * 2
+    assert not components.runners.orders[1].resumes
+    assert (task.state, task.past_attempts[0].failure.code) == (TaskState.COMPLETED, code)
+    assert allocator.reserved[1][1] == task.past_attempts[0].id
+
+
+def events(components):
+    return [one.event for one in components.journals.read("task-1").records]
+
+
+@pytest.mark.parametrize("agent_has_exited", [False, True])
+async def test_task_of_a_lost_host_fails_without_retries(components, allocator, agent_has_exited):
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING, *([AgentExited(0, {})] if agent_has_exited else []))
+        allocator.loss_code = FailureCode.HOST_LOST
+        components.runners.kill("task-1")
+        task = await service.wait("task-1", 10)
+        await until(lambda: "task-1" in allocator.released)
+    assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
+    assert len(components.runners.orders) == 1
+
+
+async def test_runner_that_dies_on_a_host_that_is_not_lost_gets_a_finisher(components, allocator):
+    async with components.server() as service:
+        await service.submit(manifest())
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING)
+        components.runners.kill("task-1")
+        await components.wait_for_launch("task-1", 2)
+    assert isinstance(components.runners.orders[1], FinishAttempt)
+
+
+async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components, allocator):
+    """The host is lost after its attempt ended, and before the attempt that resumes the agent starts."""
+    async with components.server() as service:
+        await service.submit(manifest(lifecycle={"resume": True}))
+        await components.wait_for_launch("task-1")
+        allocator.is_ready = False
+        components.runners.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptEnded())
+        components.runners.kill("task-1")
+        await until_message(service, "Waiting for a host: All hosts are busy.")
+        allocator.loss_code = FailureCode.HOST_LOST
+        task = await service.wait("task-1", 10)
+    assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
+    assert len(components.runners.orders) == 1
+
+
+async def test_follow_up_waits_for_its_host(components, allocator):
+    async with components.server() as service:
+        await service.submit(manifest(lifecycle={"retries": 1}))
+        await components.wait_for_launch("task-1")
+        components.runners.record("task-1", *TO_RUNNING)
+        allocator.is_ready, allocator.loss_code = False, FailureCode.RUNNER_LOST
+        components.runners.kill("task-1")
+        await until_message(service, "Waiting for a host: All hosts are busy.")
+        await service.cancel("task-1", reason="", force=False)
+        assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
+    assert len(components.runners.orders) == 1
