@@ -1,0 +1,310 @@
+"""The messages between the server and a worker. A worker connects to the server, over TLS.
+
+The first message on a connection of a worker is a `Claim`, a `JoinStream` or an `Upload`. After a `Claim`, both sides
+send the messages of `WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a
+runner's control socket. After an `Upload`, the worker sends the file in `ArtifactPart` messages.
+
+Messages from a worker are untrusted: the host of a worker may be compromised. Each one is limited in size, and an
+invalid one ends the worker.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
+from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
+from sandbox.model.events import Artifact
+
+FIRST_MESSAGE_BYTES_MAX = 8 * 1024
+"""Maximum size of the first message, which anyone can send who reaches the server."""
+
+WORKER_MESSAGE_BYTES_MAX = 34 * 1024**2
+"""Maximum size of any other message from a worker, enough for the largest record of a journal."""
+
+SERVER_MESSAGE_BYTES_MAX = 256 * 1024**2
+"""Maximum size of a message from the server. A launch contains the secrets of a task."""
+
+RECORDS_BYTES = 1024**2
+"""Size of a batch of records, unless one record is larger."""
+
+ARTIFACT_PART_BYTES = 256 * 1024
+"""Maximum size of the data in an `ArtifactPart`."""
+
+RUNNER_LOG_BYTES_MAX = 1024**2
+"""Maximum size of the log of a runner that is kept."""
+
+REPORT_SECONDS_MAX = 2.0
+"""Maximum interval between the heartbeats of a worker."""
+
+HostName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z")]
+Secret = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_ShortText = Annotated[str, msgspec.Meta(max_length=64)]
+_AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class Claim(msgspec.Struct, frozen=True, tag="claim"):
+    """A worker claims its attempt, or reconnects.
+
+    token: the join token of the job. nonce: the random number of this worker process; it repeats a claim with the same.
+    runtime, tier: the runtime that works on the host, and its isolation tier.
+    """
+
+    attempt_id: _AttemptId
+    token: Secret
+    nonce: Secret
+    host: HostName
+    boot_id: _ShortText
+    runtime: _ShortText
+    tier: _ShortText
+
+    def __repr__(self) -> str:
+        """Omit the token."""
+        return f"Claim({self.attempt_id!r}, {self.host!r})"
+
+
+class JoinStream(msgspec.Struct, frozen=True, tag="join_stream"):
+    """The connection carries the stream that an `OpenStream` requested."""
+
+    session_key: Secret
+    stream_id: _Number
+
+
+class Upload(msgspec.Struct, frozen=True, tag="upload"):
+    """The connection carries an artifact of the worker's task."""
+
+    session_key: Secret
+    artifact: Artifact
+
+
+FirstMessage = Claim | JoinStream | Upload
+
+
+class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):
+    """A part of an artifact; an empty one is the end."""
+
+    data: Annotated[bytes, msgspec.Meta(max_length=ARTIFACT_PART_BYTES)]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
+    """The state of the worker's host. The server's answer extends the lease.
+
+    liveness: whether a runner holds the journal's lock. end_offset: the size of the journal, read afterwards.
+    launches: the number of launches that this worker has begun. is_launching: the last one has not returned.
+    """
+
+    number: _Number
+    liveness: Literal["held", "free"]
+    end_offset: _Number
+    launches: _Number
+    is_launching: bool
+
+
+class Records(msgspec.Struct, frozen=True, tag="records"):
+    """Whole records that the journal has at `offset`. The worker sends the next ones after `RecordsReceived`."""
+
+    offset: _Number
+    data: bytes
+
+
+class CallResult(msgspec.Struct, frozen=True, tag="result"):
+    """The result of a `ServerCall` as JSON, or the name and message of its error."""
+
+    call_id: _Number
+    value: bytes = b"null"
+    error: _ShortText = ""
+    message: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+
+
+class StreamRefused(msgspec.Struct, frozen=True, tag="stream_refused"):
+    """No runner listens for the stream that an `OpenStream` requested."""
+
+    stream_id: _Number
+
+
+class RunnerLog(msgspec.Struct, frozen=True, tag="runner_log"):
+    """The end of the log of an attempt's runner, for operators."""
+
+    attempt_id: _AttemptId
+    data: Annotated[bytes, msgspec.Meta(max_length=RUNNER_LOG_BYTES_MAX)]
+
+
+class WorkDone(msgspec.Struct, frozen=True, tag="done"):
+    """The task has ended, the server has all records, and the worker has removed the task's files."""
+
+
+WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone
+
+
+class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
+    """The worker has the attempt.
+
+    session_key: authenticates further connections of this session.
+    end_offset: the size of the server's copy of the journal.
+    """
+
+    session_key: bytes
+    task_id: str
+    lease_seconds: float
+    end_offset: int
+
+    def __repr__(self) -> str:
+        """Omit the key."""
+        return f"Claimed({self.task_id!r})"
+
+
+class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
+    """The worker must kill its runner and exit: it does not have the attempt, or it sent an invalid message."""
+
+    reason: str
+
+
+class HeartbeatAnswer(msgspec.Struct, frozen=True, tag="heartbeat_answer"):
+    """Extends the lease, counted from the moment at which the worker sent the heartbeat with this number."""
+
+    number: int
+
+
+class RecordsReceived(msgspec.Struct, frozen=True, tag="records_received"):
+    """The server's copy of the journal ends at `end_offset`, on disk.
+
+    is_accepted: false if the server cannot store the records now; the worker sends them again later.
+    """
+
+    end_offset: int
+    is_accepted: bool = True
+
+
+class UploadReceived(msgspec.Struct, frozen=True, tag="upload_received"):
+    """The artifact is on disk, or could not be stored now."""
+
+    is_accepted: bool
+
+
+class OpenStream(msgspec.Struct, frozen=True, tag="open_stream"):
+    """The worker connects the control socket of an attempt with a new connection, and sends `JoinStream` on it."""
+
+    stream_id: int
+    attempt_id: str
+
+
+class ReleaseTask(msgspec.Struct, frozen=True, tag="release_task"):
+    """The task has ended: the worker exits once nothing is preserved."""
+
+
+class ReceiveRecords(msgspec.Struct, frozen=True, tag="receive_records"):
+    """Append records of the server to the journal on the worker's host. Returns the offset after them."""
+
+    offset: int
+    data: bytes
+
+
+class Launch(msgspec.Struct, frozen=True, tag="launch"):
+    """Start a runner. Returns the number of launches so far."""
+
+    order: RunAttempt | FinishAttempt
+
+
+class EndOffset(msgspec.Struct, frozen=True, tag="end_offset"):
+    """Return the size of the journal on the worker's host."""
+
+
+class IsResponsive(msgspec.Struct, frozen=True, tag="is_responsive"):
+    """Return whether the runner of an attempt responds."""
+
+    attempt_id: str
+
+
+class KillRunner(msgspec.Struct, frozen=True, tag="kill_runner"):
+    """Kill the runner that holds the journal's lock. Returns whether there was one."""
+
+
+class FindImage(msgspec.Struct, frozen=True, tag="find_image"):
+    """Return the image of a profile; null for the host's own /usr."""
+
+    profile: str
+
+
+class HasDisk(msgspec.Struct, frozen=True, tag="has_disk"):
+    """Return whether the disk of an attempt exists."""
+
+    attempt_id: str
+
+
+class IsPreserved(msgspec.Struct, frozen=True, tag="is_preserved"):
+    """Return whether an attempt has a disk or a handle."""
+
+    attempt_id: str
+
+
+class HasSameSecrets(msgspec.Struct, frozen=True, tag="has_same_secrets"):
+    """Return whether the agent that wrote an attempt's files had exactly these secret values."""
+
+    attempt_id: str
+    secrets: dict[str, str]
+
+    def __repr__(self) -> str:
+        """Omit the secrets."""
+        return f"HasSameSecrets({self.attempt_id!r})"
+
+
+class HasHandle(msgspec.Struct, frozen=True, tag="has_handle"):
+    """Return whether any attempt of the task has a handle."""
+
+
+class LockDisk(msgspec.Struct, frozen=True, tag="lock_disk"):
+    """Lock the preserved disk of an attempt until `UnlockDisk` or the end of the session. Returns "held" or "free"."""
+
+    lock_id: int
+    attempt_id: str
+
+
+class StartSession(msgspec.Struct, frozen=True, tag="start_session"):
+    """Start a debug session on a locked disk."""
+
+    lock_id: int
+    order: DebugSession
+
+
+class RemoveDisk(msgspec.Struct, frozen=True, tag="remove_disk"):
+    """Remove everything of a locked disk's attempt, except the runner's log."""
+
+    lock_id: int
+
+
+class UnlockDisk(msgspec.Struct, frozen=True, tag="unlock_disk"):
+    """Release the lock of a disk."""
+
+    lock_id: int
+
+
+Request = (
+    ReceiveRecords
+    | Launch
+    | EndOffset
+    | IsResponsive
+    | KillRunner
+    | FindImage
+    | HasDisk
+    | IsPreserved
+    | HasSameSecrets
+    | HasHandle
+    | LockDisk
+    | StartSession
+    | RemoveDisk
+    | UnlockDisk
+)
+"""What the server requests from a worker; each is about the worker's task."""
+
+
+class ServerCall(msgspec.Struct, frozen=True, tag="call"):
+    """A request to the worker, which answers with a `CallResult`."""
+
+    call_id: int
+    request: Request
+
+
+ServerMessage = (
+    Claimed | Fenced | HeartbeatAnswer | RecordsReceived | UploadReceived | OpenStream | ReleaseTask | ServerCall
+)
