@@ -34,7 +34,7 @@ from sandbox.runtimes.host_processes import SandboxLeftovers
 from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem
 
 RUNNER_COMMAND = (sys.executable, "-I", "-m", RUNNER_MODULE)
-_RUNNER_VARIABLES = (
+RUNNER_VARIABLES = (
     "HOME", "LANG", "LOGNAME", "PATH", "USER", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR",
     "GIT_CONFIG_GLOBAL", "SSH_AUTH_SOCK", "SSL_CERT_DIR", "SSL_CERT_FILE",
 )  # fmt: skip
@@ -247,7 +247,7 @@ async def create_local_placement(
     """
     data_dir, run_dir, log = context.data_dir, context.run_dir, context.settings.log
     programs = {kind: str(await asyncio.to_thread(agent.install, data_dir)) for kind, agent in context.agents.items()}
-    environment = {name: os.environ[name] for name in _RUNNER_VARIABLES if name in os.environ}
+    environment = {name: os.environ[name] for name in RUNNER_VARIABLES if name in os.environ}
     environment |= {FORMAT_VARIABLE: log.format, LEVEL_VARIABLE: log.level}
     host = LocalHost(context, programs)
     files = LocalAttemptFiles(data_dir, make_leftover_sources(data_dir, run_dir), remove_trees)

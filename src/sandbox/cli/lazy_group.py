@@ -90,12 +90,16 @@ class SuggestingGroup(click.Group, CommandWithGlobalOptionsHelp):
 
     command_class = CommandWithGlobalOptionsHelp
 
+    def has_command(self, ctx: click.Context, name: str) -> bool:
+        """Return whether there is a command with this name."""
+        return name in self.list_commands(ctx)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Resolve a command. For an unknown name, fail and suggest the full command lines of similar commands."""
         name = args[0]
-        if name not in self.list_commands(ctx) and not ctx.resilient_parsing and not name.startswith("-"):
+        if not self.has_command(ctx, name) and not ctx.resilient_parsing and not name.startswith("-"):
             paths = _suggest(name, ctx)
             message = f"No such command {name!r}" + (f"; did you mean {paths[0]}?" if len(paths) == 1 else ".")
             ctx.fail("\n  ".join((f"{message} Similar commands:", *paths)) if len(paths) > 1 else message)
@@ -103,22 +107,32 @@ class SuggestingGroup(click.Group, CommandWithGlobalOptionsHelp):
 
 
 class LazyGroup(SuggestingGroup):
-    """A group that lists its commands without importing them, which keeps `--help` fast."""
+    """A group that lists its commands without importing them, which keeps `--help` fast.
 
-    def __init__(self, *arguments: Any, entries: Entries, **keywords: Any) -> None:
+    programs: commands that other programs run, which are not listed: the location by name.
+    """
+
+    def __init__(
+        self, *arguments: Any, entries: Entries, programs: Mapping[str, str] | None = None, **keywords: Any
+    ) -> None:
         super().__init__(*arguments, **keywords)
         self._entries = entries
+        self._programs = programs or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the entries."""
         return list(self._entries)
 
+    def has_command(self, ctx: click.Context, name: str) -> bool:
+        """Return whether there is a command with this name, listed or not."""
+        return name in self._entries or name in self._programs
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        entry = self._entries.get(cmd_name)
-        if entry is None:
+        location = self._entries[cmd_name][0] if cmd_name in self._entries else self._programs.get(cmd_name)
+        if location is None:
             return None
-        module, attribute = entry[0].split(":")
+        module, attribute = location.split(":")
         with gc_frozen():
             command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)

@@ -35,6 +35,8 @@ ROOT_ENTRIES = {
     "demo": ("sandbox.cli.commands.demo:demo", "Run an example task from manifest to patch."),
 }
 
+ROOT_PROGRAMS = {"worker": "sandbox.cli.commands.worker:worker"}
+
 TASK_ENTRIES = {
     "submit": ("sandbox.cli.commands.task.submit:submit", "Submit a manifest as a task."),
     "rerun": ("sandbox.cli.commands.task.rerun:rerun", "Submit a task again."),
@@ -74,6 +76,7 @@ ADMIN_ENTRIES = {
 @click.group(
     cls=RootGroup,
     entries=ROOT_ENTRIES,
+    programs=ROOT_PROGRAMS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=help_examples(
         "sandbox demo",

@@ -72,7 +72,14 @@ def test_every_command_module_is_listed_in_its_group():
         for name, is_package in modules_of(commands)
         if name not in (task.__name__, admin.__name__)
     }
-    assert {target.partition(":")[0] for target, _ in entries.values()} - {main.__name__} == expected
+    locations = [*(location for location, _ in entries.values()), *main.ROOT_PROGRAMS.values()]
+    assert {location.partition(":")[0] for location in locations} - {main.__name__} == expected
+
+
+def test_commands_for_other_programs_are_not_listed():
+    runner = CliRunner()
+    assert "worker" not in runner.invoke(main.root, ["--help"]).output
+    assert "An engine starts workers." in runner.invoke(main.root, ["worker", "--help"]).output
 
 
 @pytest.fixture

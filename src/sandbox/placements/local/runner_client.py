@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, Reply, RunnerUnreachableError
+from sandbox.interfaces.placement import CancelAttempt, OpenTerminal, RenewLease, Reply, RunnerUnreachableError
 from sandbox.interfaces.terminals import (
     FRAME_BYTES_MAX,
     ClientFrame,
@@ -112,12 +112,19 @@ class RunnerClient:
 
     async def cancel(self, order: CancelAttempt) -> Reply:
         """Request cancellation; see `RunnerHandle.cancel`."""
+        return await self._request(order)
+
+    async def _request(self, order: CancelAttempt | RenewLease) -> Reply:
         try:
             async with asyncio.timeout(CONTROL_SECONDS):
                 response = await _exchange(self._connect, msgspec.json.encode(order))
             return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError("The task's runner does not respond.") from error
+
+    async def renew_lease(self, order: RenewLease) -> Reply:
+        """Extend the lease of the runner's gateway, within 5 s. Raises RunnerUnreachableError."""
+        return await self._request(order)
 
     async def open_terminal(self, order: OpenTerminal) -> UnixTerminalConnection:
         """Open a terminal; see `RunnerHandle.open_terminal`."""

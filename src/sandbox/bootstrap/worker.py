@@ -1,0 +1,146 @@
+"""Builds and runs a worker."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from socket import gethostname
+
+from sandbox.agents import registered_agents
+from sandbox.bootstrap.local_host import (
+    AgentsAndRunnerCommand,
+    PlacementContext,
+    RunnerLifetime,
+    choose_run_dir,
+    create_local_placement,
+)
+from sandbox.bootstrap.log import configure_logging
+from sandbox.bootstrap.private_directory import make_data_dir, make_private_directory
+from sandbox.bootstrap.settings.schema import ServerSettings
+from sandbox.disks.tree_removal import remove_trees
+from sandbox.interfaces.file_layout import TaskLayout, runner_socket
+from sandbox.interfaces.placement import RenewLease
+from sandbox.interfaces.terminals import FRAME_BYTES_MAX
+from sandbox.interfaces.worker_messages import Claim
+from sandbox.journal.journals import FileJournals
+from sandbox.journal.replication import FileTaskReplicas
+from sandbox.model.errors import SandboxError
+from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.worker.session import Lease
+from sandbox.worker.task_host import TaskHost
+from sandbox.worker.worker import ServerAddress, Worker
+
+TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
+"""The environment variable with the join token (hex) of a worker."""
+
+_LOCK_SECONDS = 60.0
+_LOCK_POLL_SECONDS = 0.1
+
+
+class WorkerUnusableError(SandboxError):
+    """This host cannot run the task, or the worker has no valid join token."""
+
+    code = "worker_unusable"
+
+
+def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> int:
+    """Run the attempts of one task; return the exit code. Raises SandboxError, OSError."""
+    os.umask(0o077)
+    configure_logging(settings.log.format, settings.log.level)
+    try:
+        token = bytes.fromhex(os.environ.pop(TOKEN_VARIABLE, ""))
+    except ValueError:
+        token = b""
+    if len(token) != 32:
+        raise WorkerUnusableError(f"{TOKEN_VARIABLE} has no join token; an engine starts workers.")
+    return asyncio.run(_run(settings, attempt_id, address, token))
+
+
+async def _run(settings: ServerSettings, attempt_id: str, address: ServerAddress, token: bytes) -> int:
+    data_dir = make_data_dir(settings.server.data_dir.absolute())
+    run_dir, replicas = choose_run_dir(data_dir), FileTaskReplicas(data_dir)
+    context = PlacementContext(data_dir, run_dir, settings, AgentsAndRunnerCommand(registered_agents()), replicas)
+    lease = Lease()
+    with _lifeline() as reading, _shared_lock(data_dir):
+        placement = await create_local_placement(context, RunnerLifetime(reading, lambda: lease.deadline))
+        probed = await placement.host.probe()
+        if probed.failure is not None:
+            raise WorkerUnusableError(probed.failure)
+        host = gethostname().replace(":", "-")
+        boot_id = placement.host.identity.boot_id
+        claim = Claim(attempt_id, token, os.urandom(32), host, boot_id, probed.runtime, probed.tier)
+        journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
+
+        def create_host(task_id: str) -> TaskHost:
+            layout = TaskLayout(data_dir, task_id)
+            return TaskHost(layout, placement, probed.tier, journals, replicas, sockets, remove_trees)
+
+        locks = make_private_directory(data_dir / "workers")
+        worker = Worker(address, claim, lease, create_host, lambda task_id: lock_task(locks / task_id))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, worker.terminate)
+        return await worker.run()
+
+
+class RunnerSocketDirectory:
+    """Implements `worker.task_host.RunnerSockets`."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    async def renew_lease(self, attempt_id: str, deadline: float) -> None:
+        """Extend the lease of an attempt's runner. Raises SandboxError."""
+        await RunnerSocket(runner_socket(self._run_dir, attempt_id)).renew_lease(RenewLease(deadline))
+
+    async def connect(self, attempt_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a stream to the control socket of an attempt's runner. Raises OSError."""
+        return await asyncio.open_unix_connection(runner_socket(self._run_dir, attempt_id), limit=FRAME_BYTES_MAX)
+
+
+@contextlib.contextmanager
+def _lifeline() -> Iterator[int]:
+    """Yield the reading end of a pipe. Its writing end is closed when the context or this process ends."""
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(writing)
+        os.close(reading)
+
+
+@contextlib.contextmanager
+def _shared_lock(data_dir: Path) -> Iterator[None]:
+    """Let other workers use the data directory, but no server."""
+    descriptor = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WorkerUnusableError(f"A server uses {data_dir}; workers need another data directory.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_task(path: Path) -> Iterator[None]:
+    """Hold the lock of a task on this host, after waiting for a worker that is about to end. Raises OSError."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,30 @@
+"""The `sandbox worker` command, which engines run."""
+
+from __future__ import annotations
+
+import click
+
+from sandbox.cli.lazy_group import command, gc_frozen
+from sandbox.cli.server_options import load_configuration
+
+
+@command(hidden=True)
+@click.argument("attempt_id")
+@click.option("--server", required=True, metavar="HOST:PORT", help="Address of the server for workers.")
+@click.option("--fingerprint", required=True, metavar="SHA256", help="Fingerprint of the server's certificate.")
+def worker(attempt_id: str, server: str, fingerprint: str) -> None:
+    """Run the attempts of one task on this host.
+
+    An engine starts workers. A worker reads its join token from SANDBOX_JOIN_TOKEN, and its other settings from the
+    environment and sandbox.toml of its host.
+    """
+    settings = load_configuration({}).settings
+    host, _, port = server.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter("must be a host and a port", param_hint="--server")
+    with gc_frozen():
+        from sandbox.bootstrap.worker import run
+        from sandbox.worker.worker import ServerAddress
+    click.get_current_context().exit(
+        run(settings, attempt_id, ServerAddress(host.strip("[]"), int(port), fingerprint.lower()))
+    )

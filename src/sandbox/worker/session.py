@@ -1,0 +1,359 @@
+"""One connection of a worker to its server, after the claim: heartbeats, the lease, replication and requests."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import JournalDamagedError, Liveness
+from sandbox.interfaces.worker_messages import (
+    ARTIFACT_PART_BYTES,
+    RECORDS_BYTES,
+    REPORT_SECONDS_MAX,
+    RUNNER_LOG_BYTES_MAX,
+    SERVER_MESSAGE_BYTES_MAX,
+    ArtifactPart,
+    CallResult,
+    Claimed,
+    Fenced,
+    FirstMessage,
+    Heartbeat,
+    HeartbeatAnswer,
+    JoinStream,
+    OpenStream,
+    ReceiveRecords,
+    Records,
+    RecordsReceived,
+    ReleaseTask,
+    RunnerLog,
+    ServerCall,
+    ServerMessage,
+    StreamRefused,
+    Upload,
+    UploadReceived,
+    WorkDone,
+    WorkerMessage,
+)
+from sandbox.model.errors import SandboxError, error_reason
+from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
+from sandbox.primitives.message_stream import encode_message, read_message
+from sandbox.worker.task_host import TaskHost
+
+decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_ANSWER_SECONDS = 60.0
+_SILENCE_SECONDS = 15.0
+_LAST_ANSWER_SECONDS = 10.0
+_RETRY_SECONDS = 0.5
+_RENEWAL_SECONDS_MAX = 5.0
+_MESSAGE_CHARACTERS_MAX = 4096
+_COPY_BYTES = 2**16
+
+
+def boot_time() -> float:
+    """Return the seconds since the host booted, including the time in which the host was suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class FencedError(Exception):
+    """The server does not accept this worker."""
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Dial = Callable[[FirstMessage], Awaitable[Streams]]
+"""Opens a connection to the server, and sends the first message on it. Raises OSError."""
+
+
+class Lease:
+    """Until when the runner may communicate, in seconds of `boot_time`."""
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+
+    def extend(self, sent_at: float, seconds: float) -> None:
+        """Extend the lease, because the server answered a message that was sent at this time."""
+        self.deadline = max(self.deadline, sent_at + seconds)
+
+
+class _HostState(NamedTuple):
+    """What a heartbeat reports."""
+
+    liveness: Liveness
+    end_offset: int
+    launches: int
+    is_launching: bool
+
+
+class Session:
+    """One connection. `run` returns once the task has ended and nothing of it is left on this host."""
+
+    def __init__(self, host: TaskHost, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial) -> None:
+        self._host = host
+        self._lease = lease
+        self._reader, self._writer = streams
+        self._claimed = claimed
+        self._dial = dial
+        self._copied_end = claimed.end_offset
+        self._sent_at: dict[int, float] = {}
+        self._renewed_until = 0.0
+        self._answered_at = time.monotonic()
+        self._is_accepted: asyncio.Future[RecordsReceived] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_done = False
+
+    @property
+    def has_copied_all(self) -> bool:
+        """Whether the server has every record of a journal that no runner writes."""
+        return self._host.liveness() is Liveness.FREE and self._end() <= self._copied_end
+
+    async def run(self) -> None:
+        """Serve the connection. Raises OSError if it breaks, InvalidMessageError, FencedError."""
+        jobs = [asyncio.create_task(job) for job in (self._read(), self._report(), self._replicate())]
+        ending = asyncio.create_task(self._wait_for_end())
+        try:
+            await asyncio.wait({ending, *jobs}, return_when=asyncio.FIRST_COMPLETED)
+            for each in (ending, *jobs):
+                if each.done():
+                    return each.result()
+        finally:
+            for each in (ending, *jobs, *self._tasks):
+                each.cancel()
+            await asyncio.gather(ending, *jobs, *self._tasks, return_exceptions=True)
+            await self._host.unlock_disks()
+
+    async def _wait_for_end(self) -> None:
+        """Wait until the task is over and nothing is kept; then remove its files, and send `WorkDone`."""
+        while True:
+            if self._host.is_over and self.has_copied_all and await self._host.is_done():
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        for layout in self._host.layout.attempts():
+            if (data := await asyncio.to_thread(_read_end, layout.runner_log)) is not None:
+                await self._send(RunnerLog(layout.root.name, data))
+        try:
+            await self._host.clean_up()
+        except (OSError, SandboxError, TimeoutError) as error:
+            _log.warning("Not all files are removed; the next worker on this host does it: %s", error_reason(error))
+        self._is_done = True
+        await self._send(WorkDone())
+        await asyncio.sleep(_LAST_ANSWER_SECONDS)  # the server closes the connection before
+
+    async def _read(self) -> None:
+        while True:
+            message = await read_message(self._reader, decoder, SERVER_MESSAGE_BYTES_MAX)
+            match message:
+                case HeartbeatAnswer():
+                    self._answered_at = time.monotonic()
+                    self._lease.extend(self._sent_at.pop(message.number, 0.0), self._claimed.lease_seconds)
+                    self._renew()
+                case RecordsReceived() if self._is_accepted is not None and not self._is_accepted.done():
+                    self._is_accepted.set_result(message)
+                case ServerCall():
+                    self._start(self._answer(message))
+                case OpenStream():
+                    self._start(self._join(message))
+                case ReleaseTask():
+                    self._host.end()
+                case Fenced():
+                    raise FencedError(message.reason)
+                case None if self._is_done:
+                    return
+                case None:
+                    raise ConnectionError("the server closed the connection")
+
+    def _start(self, coroutine: "Awaitable[None]") -> None:
+        task = asyncio.ensure_future(coroutine)
+        assert isinstance(task, asyncio.Task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _send(self, message: WorkerMessage) -> None:
+        self._writer.write(encode_message(message))
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            await self._writer.drain()
+
+    # Heartbeats and the lease.
+
+    async def _report(self) -> None:
+        """Send a heartbeat after each change and at least every two seconds. Raises TimeoutError without answers."""
+        number, reported, reported_at = 0, None, 0.0
+        while True:
+            state, now = await asyncio.to_thread(self._state), time.monotonic()
+            if state != reported or now - reported_at >= REPORT_SECONDS_MAX:
+                number, reported, reported_at = number + 1, state, now
+                self._sent_at[number] = boot_time()
+                await self._send(
+                    Heartbeat(
+                        number,
+                        "held" if state.liveness is Liveness.HELD else "free",
+                        state.end_offset,
+                        state.launches,
+                        is_launching=state.is_launching,
+                    )
+                )
+            if now - self._answered_at > _SILENCE_SECONDS:
+                raise TimeoutError("the server does not answer")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _state(self) -> _HostState:
+        """Read the state of the host. A launch that ends meanwhile counts as one that has not ended."""
+        launches, is_launching = self._host.launches, self._host.is_launching
+        liveness, end = self._host.liveness(), max(self._end(), self._copied_end)
+        is_launching = is_launching or self._host.is_launching or self._host.launches != launches
+        return _HostState(liveness, end, launches, is_launching)
+
+    def _renew(self) -> None:
+        """Pass the lease on to the runner, unless that was done a moment ago."""
+        step = min(_RENEWAL_SECONDS_MAX, self._claimed.lease_seconds / 20)
+        if self._lease.deadline - self._renewed_until >= step:
+            self._renewed_until = self._lease.deadline
+            self._start(self._renew_lease(self._lease.deadline))
+
+    async def _renew_lease(self, deadline: float) -> None:
+        with contextlib.suppress(SandboxError):  # no runner is listening; the next one gets the deadline at its start
+            await self._host.renew_lease(deadline)
+
+    # Replication.
+
+    def _size(self) -> int:
+        try:
+            return self._host.journals.size_bytes(self._host.task_id)
+        except FileNotFoundError:
+            return 0
+
+    def _end(self) -> int:
+        """Return the offset after the last record, or any smaller one if the server has all records."""
+        if self._size() <= self._copied_end:
+            return 0
+        return self._host.replicas.end_offset(self._host.task_id)
+
+    async def _replicate(self) -> None:
+        """Send new records, each artifact before the record that names it. Raises OSError, JournalDamagedError."""
+        while True:
+            if self._size() <= self._copied_end or not await self._send_records():
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _send_records(self) -> bool:
+        """Send the next records. Returns whether the server has stored some."""
+        host, task_id, offset = self._host, self._host.task_id, self._copied_end
+        try:
+            batch = await asyncio.to_thread(host.journals.read, task_id, offset, bytes_max=RECORDS_BYTES)
+        except (FileNotFoundError, JournalDamagedError):
+            # The journal does not have the records of the server that precede the next launch.
+            await asyncio.sleep(_RETRY_SECONDS)
+            return False
+        if not batch.records:
+            return False
+        data = await asyncio.to_thread(host.replicas.read, task_id, offset, batch.next_offset - offset)
+        await asyncio.to_thread(_flush, host.layout)
+        for record in batch.records:
+            if isinstance(record.event, ArtifactCollected) and not await self._upload(record.event.artifact):
+                await asyncio.sleep(_RETRY_SECONDS)
+                return False
+        self._is_accepted = asyncio.get_running_loop().create_future()
+        await self._send(Records(offset, data))
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            received = await self._is_accepted
+        self._copied_end = received.end_offset
+        if not received.is_accepted:
+            await asyncio.sleep(_RETRY_SECONDS)
+            return False
+        if isinstance(batch.records[-1].event, TaskFinished):
+            self._host.end()
+        return True
+
+    async def _upload(self, artifact: Artifact) -> bool:
+        """Send an artifact. Returns whether the server has stored it. Raises OSError."""
+        path = self._host.layout.artifacts / artifact.name
+        reader, writer = await self._dial(Upload(self._claimed.session_key, artifact))
+        try:
+            with path.open("rb") as content:
+                while part := await asyncio.to_thread(content.read, ARTIFACT_PART_BYTES):
+                    writer.write(encode_message(ArtifactPart(part)))
+                    async with asyncio.timeout(_ANSWER_SECONDS):
+                        await writer.drain()
+            writer.write(encode_message(ArtifactPart(b"")))
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                answer = await read_message(reader, decoder, SERVER_MESSAGE_BYTES_MAX)
+        finally:
+            writer.close()
+        if answer is None:
+            raise ConnectionError("the server closed the connection")
+        return isinstance(answer, UploadReceived) and answer.is_accepted
+
+    # Requests.
+
+    async def _answer(self, call: ServerCall) -> None:
+        try:
+            value = await self._host.carry_out(call.request)
+            if isinstance(call.request, ReceiveRecords):
+                self._copied_end = max(self._copied_end, value)
+            result = CallResult(call.call_id, msgspec.json.encode(value))
+        except (OSError, SandboxError) as error:
+            message = error_reason(error)[:_MESSAGE_CHARACTERS_MAX]
+            result = CallResult(call.call_id, error=type(error).__name__[:64], message=message)
+        await self._send(result)
+
+    async def _join(self, message: OpenStream) -> None:
+        """Connect the server with the control socket of an attempt, until either side closes."""
+        try:
+            runner = await self._host.connect(message.attempt_id)
+        except OSError:
+            await self._send(StreamRefused(message.stream_id))
+            return
+        with contextlib.suppress(OSError), contextlib.closing(runner[1]):
+            server = await self._dial(JoinStream(self._claimed.session_key, message.stream_id))
+            with contextlib.closing(server[1]):
+                await _connect(server, runner)
+
+
+async def _connect(first: Streams, second: Streams) -> None:
+    """Copy in both directions until one side has closed."""
+    copies = [
+        asyncio.create_task(_copy(first[0], second[1])),
+        asyncio.create_task(_copy(second[0], first[1])),
+    ]
+    try:
+        await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for copy in copies:
+            copy.cancel()
+        await asyncio.gather(*copies, return_exceptions=True)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while data := await reader.read(_COPY_BYTES):
+            writer.write(data)
+            await writer.drain()
+
+
+def _read_end(log: Path) -> bytes | None:
+    """Return the end of a log; None if it cannot be read."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - RUNNER_LOG_BYTES_MAX))
+            return file.read(RUNNER_LOG_BYTES_MAX)
+    except OSError:
+        return None
+
+
+def _flush(layout: TaskLayout) -> None:
+    """Flush the journal to disk: the server must not get a record that this host may lose."""
+    try:
+        records_fd = os.open(layout.root / "journal" / "records", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.fdatasync(records_fd)
+    finally:
+        os.close(records_fd)

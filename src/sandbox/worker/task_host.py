@@ -1,0 +1,243 @@
+"""Carries out the server's requests about the worker's task on this host."""
+
+import asyncio
+import contextlib
+from typing import Any, Protocol
+
+from sandbox.interfaces.disks import RemovePaths
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, TaskReplicas
+from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, Placement, PreservedDisk, RunAttempt
+from sandbox.interfaces.worker_messages import (
+    EndOffset,
+    FindImage,
+    HasDisk,
+    HasHandle,
+    HasSameSecrets,
+    IsPreserved,
+    IsResponsive,
+    KillRunner,
+    Launch,
+    LockDisk,
+    ReceiveRecords,
+    RemoveDisk,
+    Request,
+    StartSession,
+    UnlockDisk,
+)
+from sandbox.model.errors import SandboxError
+from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.task_state import TaskState
+
+_POLL_SECONDS = 0.1
+
+
+class RunnerSockets(Protocol):
+    """The control sockets of the runners on this host."""
+
+    async def renew_lease(self, attempt_id: str, deadline: float) -> None:
+        """Extend the lease of an attempt's runner. Raises SandboxError."""
+        ...
+
+    async def connect(self, attempt_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a stream to the control socket of an attempt's runner. Raises OSError."""
+        ...
+
+
+class TaskHost:
+    """The worker's task on this host.
+
+    launches: the number of launches that have begun.
+    is_over: the task has ended, and the server has its last record.
+    """
+
+    def __init__(
+        self,
+        layout: TaskLayout,
+        placement: Placement,
+        tier: str,
+        journals: Journals,
+        replicas: TaskReplicas,
+        sockets: RunnerSockets,
+        remove: RemovePaths,
+    ) -> None:
+        """layout: the task's files on this host.
+
+        placement: starts runners on this host. tier: the isolation tier of their sandboxes.
+        """
+        self.task_id = layout.task_id
+        self.layout = layout
+        self.journals = journals
+        self.replicas = replicas
+        self._placement = placement
+        self._tier = tier
+        self._sockets = sockets
+        self._remove = remove
+        self.launches = 0
+        self.is_over = False
+        self._launching_count = 0
+        self._launching: set[asyncio.Task[int]] = set()
+        self._attempt_id = ""
+        self._disks: dict[int, tuple[contextlib.AsyncExitStack, PreservedDisk]] = {}
+
+    @property
+    def is_launching(self) -> bool:
+        """Whether a launch has not returned."""
+        return self._launching_count > 0
+
+    def liveness(self) -> Liveness:
+        """Return whether a runner holds the journal's lock. Raises OSError."""
+        return self.journals.liveness(self.task_id)
+
+    async def carry_out(self, request: Request) -> Any:
+        """Carry out a request, and return its result. Raises OSError, SandboxError."""
+        match request:
+            case ReceiveRecords():
+                return await asyncio.to_thread(self.replicas.receive, self.task_id, request.offset, request.data)
+            case EndOffset():
+                return await asyncio.to_thread(self.replicas.end_offset, self.task_id)
+            case Launch():
+                return await self._launch(request.order)
+            case IsResponsive():
+                return await self._placement.find_runner(self._locate(request.attempt_id)).is_responsive()
+            case KillRunner():
+                return await self.kill()
+            case FindImage():
+                images = self._placement.host.images
+                return await asyncio.to_thread(images.find_image, request.profile, self._tier)
+            case LockDisk() | StartSession() | RemoveDisk() | UnlockDisk():
+                return await self._use_disk(request)
+            case _:
+                return await asyncio.to_thread(self._ask_files, request)
+
+    def end(self) -> None:
+        """Remember that the task is over, and that the server has its last record."""
+        self.is_over = True
+
+    async def kill(self) -> bool:
+        """Kill the runner that holds the journal's lock. Raises OSError."""
+        return await self._placement.find_runner(self._locate(self._attempt_id)).kill()
+
+    async def wait_until_free(self) -> None:
+        """Wait until no runner holds the journal's lock. Raises OSError."""
+        while True:
+            if self.liveness() is Liveness.FREE:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def renew_lease(self, deadline: float) -> None:
+        """Extend the lease of the running attempt. Raises SandboxError."""
+        if self._attempt_id:
+            await self._sockets.renew_lease(self._attempt_id, deadline)
+
+    async def connect(self, attempt_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a stream to the control socket of an attempt. Raises OSError."""
+        return await self._sockets.connect(attempt_id)
+
+    async def unlock_disks(self) -> None:
+        """Release the locks of the session that has ended."""
+        for lock_id in list(self._disks):
+            await self._unlock(lock_id)
+
+    async def is_done(self) -> bool:
+        """Return whether nothing of the task, which has ended, is needed on this host any more. Raises OSError."""
+        if self.liveness() is not Liveness.FREE or self.is_launching or self._disks:
+            return False
+        return not await asyncio.to_thread(self._keeps_sandbox)
+
+    async def clean_up(self) -> None:
+        """Remove everything of the task from this host. No runner may run. Raises OSError, SandboxError."""
+        files = self._placement.files
+        for leftover in (await files.scan()).leftovers:
+            if leftover.location.task_id == self.task_id:
+                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                    await files.clean_up(leftover, keeps_disk=False)
+        root = self.layout.root
+        if root.exists():
+            await self._remove([root])
+
+    def _locate(self, attempt_id: str) -> AttemptLocation:
+        return AttemptLocation(self.task_id, attempt_id, "")
+
+    async def _launch(self, order: RunAttempt | FinishAttempt) -> int:
+        if order.task_id != self.task_id:
+            raise OSError(f"This worker has the task {self.task_id}.")
+        # The end of the session must not interrupt it: the open journal would stay locked.
+        launching = asyncio.create_task(self._launch_uninterrupted(order))
+        self._launching.add(launching)
+        launching.add_done_callback(self._end_launch)
+        return await asyncio.shield(launching)
+
+    def _end_launch(self, launching: "asyncio.Task[int]") -> None:
+        self._launching.discard(launching)
+        if not launching.cancelled():
+            launching.exception()  # retrieved, in case the session has ended
+
+    async def _launch_uninterrupted(self, order: RunAttempt | FinishAttempt) -> int:
+        self.launches += 1
+        launches = self.launches
+        self._launching_count += 1
+        try:
+            writer = await asyncio.to_thread(self.journals.open, self.task_id)
+            self._attempt_id = order.attempt_id
+            try:
+                await self._placement.launch(order, writer)
+            finally:
+                writer.close()
+        finally:
+            self._launching_count -= 1
+        return launches
+
+    async def _use_disk(self, request: LockDisk | StartSession | RemoveDisk | UnlockDisk) -> str | None:
+        match request:
+            case LockDisk():
+                return await self._lock(request)
+            case StartSession():
+                await self._locked_disk(request.lock_id).start_session(request.order)
+            case RemoveDisk():
+                await self._locked_disk(request.lock_id).remove()
+            case UnlockDisk():
+                await self._unlock(request.lock_id)
+        return None
+
+    def _locked_disk(self, lock_id: int) -> PreservedDisk:
+        if lock_id not in self._disks:
+            raise OSError("The lock of the disk was released when the connection to the server broke; try again.")
+        return self._disks[lock_id][1]
+
+    async def _lock(self, request: LockDisk) -> str:
+        disk, stack = self._placement.preserved_disk(self._locate(request.attempt_id)), contextlib.AsyncExitStack()
+        liveness = await stack.enter_async_context(disk.try_lock())
+        if liveness is not Liveness.FREE:
+            await stack.aclose()
+            return "held"
+        self._disks[request.lock_id] = stack, disk
+        return "free"
+
+    async def _unlock(self, lock_id: int) -> None:
+        if lock_id in self._disks:
+            await self._disks.pop(lock_id)[0].aclose()
+
+    def _ask_files(self, request: Request) -> bool:
+        files = self._placement.files
+        match request:
+            case HasDisk():
+                return files.has_disk(self._locate(request.attempt_id))
+            case IsPreserved():
+                return files.is_preserved(self._locate(request.attempt_id))
+            case HasSameSecrets():
+                return files.has_same_secrets(self._locate(request.attempt_id), request.secrets)
+            case HasHandle():
+                return files.has_handle(self.task_id)
+        raise SandboxError(f"This worker does not support {type(request).__name__}.")
+
+    def _keeps_sandbox(self) -> bool:
+        """Return whether the task preserves a sandbox on this host."""
+        try:
+            task = self.journals.replay(self.task_id).task
+        except (FileNotFoundError, JournalDamagedError):
+            return False
+        if task is None or task.state is not TaskState.FAILED_PRESERVED:
+            return False
+        attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
+        return any(self._placement.files.is_preserved(self._locate(attempt.id)) for attempt in attempts)

@@ -1,0 +1,191 @@
+"""A worker: claims an attempt of a task, keeps contact to the server, and ends with the task."""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import random
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from hmac import compare_digest
+from typing import NamedTuple
+
+from sandbox.interfaces.journal import JournalDamagedError
+from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, Claimed, Fenced, FirstMessage
+from sandbox.model.errors import SandboxError, error_reason
+from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
+from sandbox.worker.session import FencedError, Lease, Session, Streams, boot_time, decoder
+from sandbox.worker.task_host import TaskHost
+
+_log = logging.getLogger(__name__)
+
+EXIT_DONE, EXIT_FENCED, EXIT_NO_CONTACT, EXIT_TERMINATED = 0, 3, 4, 143
+"""Exit codes of a worker. A worker that ends because of SIGTERM must not exit with 0 (ADR 33)."""
+
+CONTACT_SECONDS = 24 * 3600.0
+"""How long a worker tries to reach its server again. Its sandbox cannot communicate after the lease."""
+
+FIRST_CONTACT_SECONDS = 300.0
+"""How long a worker that has claimed nothing tries to reach its server."""
+
+_CONNECT_SECONDS = 20.0
+_RECONNECT_SECONDS_MAX = 2.0
+_POLL_SECONDS = 0.1
+_STOP_SECONDS = 10.0
+
+
+class ServerAddress(NamedTuple):
+    """The address for workers, and the SHA-256 (hex) of the certificate that the server must show."""
+
+    host: str
+    port: int
+    fingerprint: str
+
+
+class Worker:
+    """Runs the attempts of one task. `run` returns the exit code."""
+
+    def __init__(
+        self,
+        address: ServerAddress,
+        claim: Claim,
+        lease: Lease,
+        create_host: Callable[[str], TaskHost],
+        lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
+    ) -> None:
+        """create_host: returns a task on this host. lock_task: locks it; raises OSError if another worker has it."""
+        self._address = address
+        self._claim = claim
+        self._create_host = create_host
+        self._lease = lease
+        self._lock_task = lock_task
+        self._host: TaskHost | None = None
+        self._session: Session | None = None
+        self._locks = contextlib.ExitStack()
+        self._terminated = asyncio.Event()
+
+    def terminate(self) -> None:
+        """End the runner and the worker, because of SIGTERM."""
+        self._terminated.set()
+
+    async def run(self) -> int:
+        """Work until the task has ended. No runner is left on return."""
+        with self._locks:
+            working = asyncio.create_task(self._work())
+            terminated = asyncio.create_task(self._terminated.wait())
+            await asyncio.wait({working, terminated}, return_when=asyncio.FIRST_COMPLETED)
+            terminated.cancel()
+            if not working.done():
+                _log.warning("Terminated: the runner is killed")
+                await self._kill()
+                await self._send_rest(working)
+                return EXIT_TERMINATED
+            if (code := working.result()) != EXIT_DONE:
+                await self._kill()
+                await self._clean_up()
+            return code
+
+    async def _work(self) -> int:
+        """Connect until the end; return the exit code."""
+        contact_at, pause = time.monotonic(), 0.1
+        while True:
+            try:
+                async with self._connected() as session:
+                    self._session, pause = session, 0.1
+                    try:
+                        await session.run()
+                    finally:
+                        self._session, contact_at = None, time.monotonic()
+                return EXIT_DONE
+            except FencedError as error:
+                _log.error("The server does not accept this worker: %s", error)
+                return EXIT_FENCED
+            except (OSError, InvalidMessageError, JournalDamagedError) as error:
+                _log.warning("No contact to the server: %s", error_reason(error))
+            limit = FIRST_CONTACT_SECONDS if self._host is None else CONTACT_SECONDS
+            if time.monotonic() - contact_at > limit:
+                return EXIT_NO_CONTACT
+            # At random, because all workers lose their server at the same time.
+            await asyncio.sleep(pause * random.uniform(0.2, 1))  # noqa: S311
+            pause = min(2 * pause, _RECONNECT_SECONDS_MAX)
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[Session]:
+        """Claim the attempt. Raises OSError, InvalidMessageError, FencedError."""
+        sent_at = boot_time()
+        reader, writer = await self._dial(self._claim)
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                answer = await read_message(reader, decoder, FIRST_MESSAGE_BYTES_MAX)
+            match answer:
+                case Fenced():
+                    raise FencedError(answer.reason)
+                case Claimed():
+                    self._lease.extend(sent_at, answer.lease_seconds)
+                    host = await self._take_task(answer.task_id)
+                    yield Session(host, self._lease, (reader, writer), answer, self._dial)
+                case _:
+                    raise ConnectionError("the server did not answer the claim")
+        finally:
+            writer.close()
+
+    async def _take_task(self, task_id: str) -> TaskHost:
+        """Lock the task on this host, and remove what an earlier worker left of it. Raises OSError, FencedError."""
+        if self._host is None:
+            await asyncio.to_thread(self._locks.enter_context, self._lock_task(task_id))
+            host = self._create_host(task_id)
+            async with asyncio.timeout(_STOP_SECONDS):
+                await host.wait_until_free()  # the kernel is killing the runner of the earlier worker
+            await host.clean_up()
+            self._host = host
+        if self._host.task_id != task_id:
+            raise FencedError("The attempt belongs to another task.")
+        return self._host
+
+    async def _dial(self, first: FirstMessage) -> Streams:
+        """Connect, check the server's certificate, and send the first message. Raises OSError."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # the fingerprint is compared instead
+        async with asyncio.timeout(_CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(self._address.host, self._address.port, ssl=context)
+            try:
+                certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+                if not compare_digest(hashlib.sha256(certificate).hexdigest(), self._address.fingerprint):
+                    raise ConnectionError("another server answers: its certificate has a different fingerprint")
+                writer.write(encode_message(first))
+                await writer.drain()
+            except BaseException:
+                writer.transport.abort()
+                raise
+        return reader, writer
+
+    async def _kill(self) -> None:
+        if self._host is not None:
+            with contextlib.suppress(OSError):
+                await self._host.kill()
+
+    async def _send_rest(self, working: "asyncio.Task[int]") -> None:
+        """Send the last records of the killed runner, within the engine's grace period."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while not working.done() and time.monotonic() < deadline:
+            if self._session is None or self._session.has_copied_all:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+        await self._clean_up()
+
+    async def _clean_up(self) -> None:
+        """Remove the task from this host. What fails now is left to the next worker on this host."""
+        host = self._host
+        if host is None:
+            return
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await host.wait_until_free()
+                await host.clean_up()
+        except (OSError, SandboxError, TimeoutError) as error:
+            _log.warning("The task's files are not removed yet: %s", error_reason(error))

@@ -1,0 +1,59 @@
+"""What a worker needs of its host before it connects."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from sandbox.bootstrap import worker
+from sandbox.bootstrap.data_dir_lock import lock_data_dir
+from sandbox.bootstrap.worker import WorkerUnusableError, lock_task
+
+
+def test_task_is_locked_by_one_worker(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_LOCK_SECONDS", 0.2)
+    with lock_task(tmp_path / "task-1"):
+        with lock_task(tmp_path / "task-2"):
+            pass
+        with pytest.raises(BlockingIOError), lock_task(tmp_path / "task-1"):
+            pass
+    with lock_task(tmp_path / "task-1"):
+        pass
+
+
+def test_worker_waits_for_the_end_of_an_earlier_one(tmp_path):
+    descriptor = os.open(tmp_path / "task-1", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    ending = threading.Timer(0.3, os.close, (descriptor,))
+    ending.start()
+    with lock_task(tmp_path / "task-1"):
+        ending.join()
+
+
+def test_workers_share_a_data_directory_that_no_server_uses(tmp_path):
+    with worker._shared_lock(tmp_path), worker._shared_lock(tmp_path):
+        pass
+    with (
+        lock_data_dir(tmp_path),
+        pytest.raises(WorkerUnusableError, match="A server uses"),
+        worker._shared_lock(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("token", ["", "zz", "00" * 31])
+def test_worker_without_a_join_token_does_not_start(tmp_path, token):
+    arguments = ["abcdefghijkl", "--server", "127.0.0.1:9", "--fingerprint", "0" * 64]
+    completed = subprocess.run(
+        [sys.executable, "-m", "sandbox", "worker", *arguments],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), worker.TOKEN_VARIABLE: token},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert completed.returncode != 0
+    assert "has no join token" in completed.stderr
