@@ -93,7 +93,16 @@ def run(
         context = PlacementContext(
             data_dir, choose_run_dir(data_dir), settings, agents_and_runner_command, FileTaskReplicas(data_dir)
         )
-        asyncio.run(_serve(context, placement_registry or PlacementRegistry(), announce))
+        asyncio.run(_serve(context, placement_registry or _choose_placements(settings), announce))
+
+
+def _choose_placements(settings: ServerSettings) -> PlacementRegistry:
+    """Return the placement of a cluster, if the settings name an engine."""
+    if settings.cluster.engine == "none":
+        return PlacementRegistry()
+    from sandbox.bootstrap.cluster import PLACEMENT_NAME, create_placement  # local: most servers have no cluster
+
+    return PlacementRegistry({PLACEMENT_NAME: create_placement}, PLACEMENT_NAME)
 
 
 async def _serve(

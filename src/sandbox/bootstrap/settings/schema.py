@@ -111,6 +111,7 @@ _SERVER_ADDRESS = Format(
     _pattern_check(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
+_ENGINE = Format("engine", _pattern_check("none|processes", "must be none or processes"))
 _LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be text or json"))
 _LOG_LEVEL = Format("log_level", _pattern_check("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
@@ -293,6 +294,38 @@ class AccessSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClusterSection:
+    """Workers, which an engine starts on other hosts. Experimental."""
+
+    __pydantic_config__ = _FORBID_EXTRA
+    engine: Annotated[
+        str,
+        _ENGINE,
+        Description("What starts the workers: processes starts them on this machine; none runs tasks without workers."),
+    ] = "none"
+    host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on for workers.")] = "127.0.0.1"
+    port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
+    lease: Annotated[
+        str,
+        DURATION,
+        Description("How long a worker without contact to the server may communicate, from 1s to 168h."),
+    ] = "10m"
+    time_limit: Annotated[
+        str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")
+    ] = "168h"
+
+    @property
+    def lease_seconds(self) -> int:
+        """The lease in seconds."""
+        return parse_duration(self.lease)
+
+    @property
+    def time_limit_seconds(self) -> int:
+        """The time limit in seconds."""
+        return parse_duration(self.time_limit)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogSection:
     """Logs of the server and its runners."""
 
@@ -314,4 +347,5 @@ class ServerSettings:
     preserve: PreserveSection = field(default_factory=PreserveSection)
     retention: RetentionSection = field(default_factory=RetentionSection)
     access: AccessSection = field(default_factory=AccessSection)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
     log: LogSection = field(default_factory=LogSection)

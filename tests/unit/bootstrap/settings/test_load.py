@@ -42,6 +42,12 @@ keep = 0
 max_bytes = "2T"
 [access]
 requests_per_minute = 0
+[cluster]
+engine = "processes"
+host = "192.0.2.8"
+port = 9000
+lease = "5m"
+time_limit = "24h"
 [log]
 format = "json"
 level = "debug"
@@ -169,9 +175,9 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
         ("[server]\nprot = 1", "server.prot ({file}) is unknown (known: host, port, ws_port, data_dir, runtime, "
                                "host_names); did you mean 'port'?"),
         ("[capcity]\ncpus = 1", "capcity ({file}) is unknown (known: server, capacity, disk, git, secrets, "
-                                "preserve, retention, access, log); did you mean 'capacity'?"),
+                                "preserve, retention, access, cluster, log); did you mean 'capacity'?"),
         ("port = 1", "port ({file}) is unknown (known: server, capacity, disk, git, secrets, preserve, "
-                     "retention, access, log)"),
+                     "retention, access, cluster, log)"),
         ("[secrets.vault]\ntoken = 'hvs.x'", (
             "secrets.vault.token ({file}) must not be set in a file; set VAULT_TOKEN in the server's environment"
         )),

@@ -1,0 +1,144 @@
+"""The server's side of a cluster: its engine, its certificate, and the jobs that start workers."""
+
+import datetime
+import hashlib
+import os
+import ssl
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from socket import gethostname
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, measure_capacity
+from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
+from sandbox.bootstrap.private_directory import make_private_directory
+from sandbox.bootstrap.worker import TOKEN_VARIABLE
+from sandbox.engines.processes.engine import ProcessEngine
+from sandbox.images.catalog import ProfileCatalog
+from sandbox.interfaces.engine import JobRequest
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import Journals
+from sandbox.journal.journals import FileJournals
+from sandbox.model.errors import SandboxError
+from sandbox.model.resources import Resources
+from sandbox.placements.cluster.jobs import JobSettings
+from sandbox.placements.cluster.placement import ClusterAddress, ClusterPlacement, TaskStorage, create_cluster_placement
+from sandbox.primitives.files import create_private_file, replace_durably
+
+PLACEMENT_NAME = "cluster"
+"""The prefix of the hosts' names in `AttemptStarted`."""
+
+WORKER_OVERHEAD_BYTES = 256 * 1024**2
+"""Memory for the worker, the runner and the runtime, in addition to the memory of the task."""
+
+_GRACE_SECONDS = 30
+_VALID_DAYS = 36_500
+
+
+def create_certificate(directory: Path) -> tuple[Path, str]:
+    """Return the file with the server's certificate and key, and the certificate's fingerprint (SHA-256, hex).
+
+    Creates the certificate if there is none. Workers compare the fingerprint, so nobody has to sign the certificate.
+    It does not expire within the life of a server.
+    """
+    path = directory / "certificate.pem"
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sandbox")])
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=_VALID_DAYS))
+            .sign(key, hashes.SHA256())
+        )
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        part = path.with_suffix(".part")
+        with create_private_file(part) as file:
+            file.write(certificate.public_bytes(Encoding.PEM) + private)
+        replace_durably(part, path)
+    certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    return path, hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
+
+
+def worker_environment(context: PlacementContext, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a worker on this machine, without its join token: no key and no secret is in it."""
+    log, server = context.settings.log, context.settings.server
+    passed = {name: environment[name] for name in RUNNER_VARIABLES if name in environment}
+    return passed | {
+        FORMAT_VARIABLE: log.format,
+        LEVEL_VARIABLE: log.level,
+        "SANDBOX_CONFIG": os.devnull,
+        "SANDBOX_DATA_DIR": str(context.data_dir / "cluster" / "host"),
+        "SANDBOX_RUNTIME": server.runtime,
+    }
+
+
+def is_over(journals: Journals, task_id: str) -> bool:
+    """Return whether a task has ended or is gone. A task whose journal cannot be read now is not over."""
+    try:
+        task = journals.replay(task_id).task
+    except FileNotFoundError:
+        return True
+    except (SandboxError, OSError):
+        return False
+    return task is None or task.state.is_final
+
+
+def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes) -> None:
+    """Store the log of a runner where the logs of local runners are. Raises OSError."""
+    layout = TaskLayout(data_dir, task_id)
+    if not layout.root.is_dir():  # removed in the meantime
+        return
+    path = layout.attempt(attempt_id).runner_log
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with create_private_file(path) as file:
+        file.write(data)
+
+
+async def create_placement(context: PlacementContext) -> ClusterPlacement:
+    """Create the placement that runs tasks on workers. Implements `CreatePlacement`."""
+    section, data_dir = context.settings.cluster, context.data_dir
+    directory = make_private_directory(data_dir / "cluster")
+    certificate, fingerprint = create_certificate(directory)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.minimum_version = ssl.TLSVersion.TLSv1_3
+    tls.load_cert_chain(certificate)
+    environment = worker_environment(context, os.environ)
+    make_private_directory(directory / "host")
+
+    def make_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
+        address = f"{section.host}:{section.port}"
+        worker = (sys.executable, "-I", "-m", "sandbox", "worker")
+        return JobRequest(
+            name,
+            (*worker, attempt_id, "--server", address, "--fingerprint", fingerprint),
+            {**environment, TOKEN_VARIABLE: token.hex()},
+            resources,
+            section.time_limit_seconds,
+            _GRACE_SECONDS,
+            str(directory / "host" / "worker.log"),
+        )
+
+    engine = ProcessEngine(
+        directory / "processes", gethostname(), measure_capacity(data_dir, context.settings.capacity)
+    )
+    return await create_cluster_placement(
+        directory / "jobs",
+        engine,
+        JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request),
+        ClusterAddress(section.host, section.port, tls),
+        TaskStorage(context.replicas, partial(store_runner_log, data_dir), partial(is_over, FileJournals(data_dir))),
+        ProfileCatalog(data_dir),
+    )

@@ -1,0 +1,464 @@
+"""The jobs of a server: what is stored about them, and the loop that submits, replaces and gives them up.
+
+Everything here runs on one event loop. A job is stored before anything happens because of it.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from sandbox.interfaces.engine import Engine, EngineRejectedError, JobPhase, JobRequest, JobStatus, job_name
+from sandbox.interfaces.file_layout import new_attempt_id
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.placement import HostIdentity
+from sandbox.interfaces.worker_messages import Claim
+from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
+from sandbox.model.resources import Resources
+from sandbox.placements.cluster.decisions import (
+    ClaimState,
+    Decision,
+    Observation,
+    decide,
+    may_claim,
+    takeover_seconds,
+)
+from sandbox.primitives.files import fsync_path, write_durably
+
+POLL_SECONDS = 1.0
+"""Interval at which the engine is asked for the phases of all jobs."""
+
+_ENGINE_SECONDS = 60.0
+_TOKENS_MAX = 16
+_DONE_TASKS_MAX = 10_000
+_RESUBMIT_SECONDS = 5.0
+_REPLACE_SECONDS_MAX = 60.0
+_log = logging.getLogger(__name__)
+
+
+class StoredJob(msgspec.Struct, frozen=True):
+    """What the server stores about a job.
+
+    lease_seconds: how long the worker may communicate after an answer. The settings may change later.
+    attempt_id: names the job. attempt_ids: the attempts of the task that this worker runs or ran, in their order.
+    token_hashes: SHA-256 of the join token of each submission: a crash may leave several.
+    nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before.
+    host, boot_id, runtime: those of the worker that has claimed the job.
+    is_fenced: the worker sent an invalid message. It gets no answer, so its lease ends.
+    is_given_up: the worker cannot communicate any more, and the journal may be continued elsewhere.
+    has_ended: the engine confirmed the end of the worker that was given up.
+    """
+
+    task_id: str
+    attempt_id: str
+    resources: Resources
+    lease_seconds: float
+    attempt_ids: tuple[str, ...] = ()
+    token_hashes: tuple[bytes, ...] = ()
+    nonce_hash: bytes | None = None
+    host: str = ""
+    boot_id: str = ""
+    runtime: str = ""
+    is_fenced: bool = False
+    is_given_up: bool = False
+    has_ended: bool = False
+
+
+class JobStore:
+    """Stores each job in a file below the data directory. Another process never reads the files at the same time."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fsync_path(directory.parent)
+
+    def load_all(self) -> Iterator[StoredJob]:
+        """Yield all jobs. Raises OSError if a file cannot be decoded: its job would be lost."""
+        for path in sorted(self._directory.glob("*.json")):
+            try:
+                yield msgspec.json.decode(path.read_bytes(), type=StoredJob)
+            except DECODE_ERRORS as error:
+                raise OSError(f"{path} is damaged: {error}; restore it from a backup.") from error
+
+    def save(self, job: StoredJob) -> None:
+        """Store a job; it is on disk on return. Raises OSError."""
+        write_durably(self._path(job), msgspec.json.encode(job))
+
+    def remove(self, job: StoredJob) -> None:
+        """Remove a job. Idempotent. Raises OSError."""
+        self._path(job).unlink(missing_ok=True)
+
+    def _path(self, job: StoredJob) -> Path:
+        return self._directory / f"{job.attempt_id}.json"
+
+
+class Session(Protocol):
+    """The connection of the worker that has claimed a job; implemented by `WorkerSession`."""
+
+    @property
+    def liveness(self) -> Liveness:
+        """Whether a runner holds the journal's lock. Thread-safe."""
+        ...
+
+    def release(self) -> None:
+        """Send to the worker that the task has ended."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class Job:
+    """A job with its state in memory."""
+
+    def __init__(self, stored: StoredJob, now: float) -> None:
+        self.stored = stored
+        self.session: Session | None = None
+        self._answered_at = now
+        """When the worker was last answered; an earlier server may have answered until this one started."""
+        self.phase: JobPhase | None = None
+        self.phase_since = now
+        self.reason = "The job is being submitted."
+        self._not_before = now
+        self.is_released = False
+        self._changed = asyncio.Event()
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether a worker has claimed the job."""
+        return self.stored.nonce_hash is not None
+
+    @property
+    def name(self) -> str:
+        """The name of the job."""
+        return job_name(self.stored.attempt_id)
+
+    @property
+    def identity(self) -> HostIdentity:
+        """The host of the worker."""
+        return HostIdentity(f"cluster:{self.stored.host}", self.stored.boot_id)
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the worker may get answers, which extend its lease."""
+        return not (self.stored.is_given_up or self.stored.is_fenced)
+
+    @property
+    def is_postponed(self) -> bool:
+        """Whether the job is not submitted yet because an earlier submission failed."""
+        return time.monotonic() < self._not_before
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Wait until the connection of the worker or its liveness has changed, or the time has passed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    def notify(self) -> None:
+        """Wake everything that waits for a change."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def connect(self, session: Session) -> None:
+        """Set the connection of the worker, and close an earlier one."""
+        if self.session is not None:
+            self.session.close()
+        self.session = session
+        self.record_answer()
+
+    def disconnect(self, session: Session) -> None:
+        """Remove the connection, unless the worker has another one already."""
+        if self.session is session:
+            self.session = None
+            self.notify()
+
+    def record_answer(self) -> None:
+        """Remember that the worker is answered now, which extends its lease."""
+        self._answered_at = time.monotonic()
+
+    def store(self, stored: StoredJob) -> None:
+        """Set what was stored."""
+        self.stored = stored
+
+    def postpone(self, seconds: float, reason: str) -> None:
+        """Do not submit the job before this time has passed."""
+        self._not_before, self.reason = time.monotonic() + seconds, reason
+
+    def mark_released(self) -> None:
+        """Record that the task has ended, and send this to the worker."""
+        self.is_released = True
+        if self.session is not None:
+            self.session.release()
+
+    def set_status(self, status: JobStatus | None, now: float) -> None:
+        """Set what the engine reported; None if it does not respond."""
+        phase = None if status is None else status.phase
+        if phase is not self.phase:
+            self.phase, self.phase_since = phase, now
+        if status is not None:
+            self.reason = status.reason or f"The job is {status.phase}."
+
+    def observe(self, now: float) -> Observation:
+        """Return the observations about the worker."""
+        return Observation(
+            self.is_claimed, self.session is not None, now - self._answered_at, self.phase, now - self.phase_since
+        )
+
+
+class JobSettings(NamedTuple):
+    """lease_seconds: how long a worker may communicate after an answer.
+
+    overhead_bytes: the memory that a job needs in addition to that of the task.
+    make_request: returns the job with a name, an attempt id, a join token, and the resources of the job.
+    """
+
+    lease_seconds: float
+    overhead_bytes: int
+    make_request: Callable[[str, str, bytes, Resources], JobRequest]
+
+
+class Jobs:
+    """All jobs of the server. Not thread-safe."""
+
+    def __init__(self, store: JobStore, engine: Engine, settings: JobSettings) -> None:
+        self._store = store
+        self._engine = engine
+        self._settings = settings
+        self._started_at = time.monotonic()
+        self._jobs: dict[str, Job] = {}
+        """All jobs, by the attempt that names them."""
+        self._by_task: dict[str, Job] = {}
+        """The current job of each task: the newest one that was not given up, otherwise any."""
+        self._by_attempt: dict[str, Job] = {}
+        for stored in store.load_all():
+            self._add(Job(stored, self._started_at))
+        self._replacements: Counter[str] = Counter()
+        """How often the worker of a task did not start in a row, by the task's id."""
+        self._done: dict[str, None] = {}
+        """The last tasks whose job was removed. No runner of them can communicate."""
+        self._wake = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        self._withdrawing: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_waited_a_lease(self) -> bool:
+        """Whether every lease that an earlier server extended has ended, if it had the same setting."""
+        return time.monotonic() - self._started_at >= takeover_seconds(self._settings.lease_seconds)
+
+    def of_task(self, task_id: str) -> Job | None:
+        """Return the current job of a task: the one that was not given up, otherwise any. Thread-safe."""
+        return self._by_task.get(task_id)
+
+    def of_attempt(self, attempt_id: str) -> Job | None:
+        """Return the job of an attempt that has been reserved. Thread-safe."""
+        return self._by_attempt.get(attempt_id)
+
+    def liveness(self, task_id: str) -> Liveness:
+        """Return whether a runner of the task may write. Thread-safe."""
+        job = self.of_task(task_id)
+        if job is None:
+            return Liveness.FREE if task_id in self._done or self.has_waited_a_lease else Liveness.UNKNOWN
+        if job.stored.is_given_up or not job.is_claimed:
+            return Liveness.FREE
+        session = job.session
+        return Liveness.UNKNOWN if session is None else session.liveness
+
+    def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> Job:
+        """Return the task's current job, whose newest attempt id is unused. Creates the job if there is none.
+
+        last_attempt_id: the last attempt that the journal has. Raises OSError.
+        """
+        job = self.of_task(task_id)
+        if job is None or job.stored.is_given_up:
+            return self._create(task_id, resources)
+        if last_attempt_id == job.stored.attempt_ids[-1]:
+            attempt_id = new_attempt_id()
+            self._save(job, attempt_ids=(*job.stored.attempt_ids, attempt_id))
+            self._by_attempt[attempt_id] = job
+        return job
+
+    def claim(self, claim: Claim) -> Job | None:
+        """Store that a worker has claimed its job, and return the job; None if it may not. Raises OSError."""
+        job, nonce_hash = self._jobs.get(claim.attempt_id), _hash(claim.nonce)
+        if job is None or not may_claim(_claim_state(job.stored), _hash(claim.token), nonce_hash):
+            return None
+        if job.is_claimed:
+            return job if (job.stored.host, job.stored.boot_id) == (claim.host, claim.boot_id) else None
+        fields = {"host": claim.host, "boot_id": claim.boot_id, "runtime": claim.runtime}
+        job.record_answer()
+        self._replacements.pop(job.stored.task_id, None)
+        self._save(job, nonce_hash=nonce_hash, **fields)
+        _log.info("The worker of task %s runs on %s", job.stored.task_id, claim.host)
+        return job
+
+    def fence(self, job: Job, reason: str) -> None:
+        """Answer a worker no more: it sent something invalid. Its lease ends, then the journal is taken over.
+
+        Raises OSError if it cannot be stored; then a worker may connect to the next server.
+        """
+        _log.error("The worker of task %s on %s is fenced: %s", job.stored.task_id, job.stored.host, reason)
+        job.store(msgspec.structs.replace(job.stored, is_fenced=True))  # even if it cannot be stored on the disk
+        self._wake.set()
+        self._withdraw(job)
+        self._store.save(job.stored)
+
+    def release(self, task_id: str) -> None:
+        """Let the workers of a task that has ended exit once nothing is preserved. Raises OSError.
+
+        A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.
+        """
+        for job in [each for each in self._jobs.values() if each.stored.task_id == task_id]:
+            job.mark_released()
+            if job.is_claimed and not job.stored.is_given_up:
+                continue
+            if not job.stored.is_given_up:
+                self._save(job, is_given_up=True)
+                self._withdraw(job)
+            self.remove(job)
+
+    def remove(self, job: Job) -> None:
+        """Forget a job whose worker has nothing left to do. Raises OSError."""
+        self._store.remove(job.stored)
+        self._jobs.pop(job.stored.attempt_id, None)
+        for attempt_id in job.stored.attempt_ids:
+            self._by_attempt.pop(attempt_id, None)
+        if self._by_task.get(job.stored.task_id) is job:
+            del self._by_task[job.stored.task_id]
+        self._done[job.stored.task_id] = None
+        if len(self._done) > _DONE_TASKS_MAX:
+            del self._done[next(iter(self._done))]
+
+    def task_ids(self) -> Collection[str]:
+        """Return the tasks that have a job. Thread-safe."""
+        return {job.stored.task_id for job in list(self._jobs.values())}
+
+    def start(self) -> None:
+        """Start to look the jobs up, until the tasks of the event loop are cancelled."""
+        self._running = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        """Look the jobs up and act, until cancelled."""
+        while True:
+            try:
+                await self._look_up()
+                for job in list(self._jobs.values()):
+                    if not job.stored.is_given_up:
+                        await self._act(job)
+            except Exception as error:
+                _log.error("The jobs could not be checked: %s", error_reason(error), exc_info=error)
+            try:
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+            self._wake.clear()
+
+    async def _look_up(self) -> None:
+        jobs = [job for job in self._jobs.values() if not job.stored.is_given_up]
+        if not jobs:
+            return
+        try:
+            async with asyncio.timeout(_ENGINE_SECONDS):
+                found = await self._engine.look_up([job.name for job in jobs])
+        except (SandboxError, OSError, TimeoutError) as error:
+            _log.warning("The engine does not respond: %s", error_reason(error))
+            found = {}
+        now = time.monotonic()
+        for job in jobs:
+            job.set_status(found.get(job.name), now)
+
+    async def _act(self, job: Job) -> None:
+        match decide(job.observe(time.monotonic()), job.stored.lease_seconds):
+            case Decision.SUBMIT:
+                await self._submit(job)
+            case Decision.REPLACE:
+                self._give_up(job)
+                task_id = job.stored.task_id
+                self._replacements[task_id] += 1
+                new = self._create(task_id, job.stored.resources)
+                pause = min(2.0 ** self._replacements[task_id], _REPLACE_SECONDS_MAX)
+                new.postpone(pause, f"The worker did not start; it is started again. {job.reason}")
+                self.remove(job)
+            case Decision.TAKE_OVER:
+                self._give_up(job)
+
+    async def _submit(self, job: Job) -> None:
+        """Submit the job. A crash may follow each step, so the hash of the token is stored before."""
+        if job.is_postponed:
+            return
+        job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
+        token = os.urandom(32)
+        self._save(job, token_hashes=(*job.stored.token_hashes, _hash(token))[-_TOKENS_MAX:])
+        task = job.stored.resources
+        resources = Resources(task.cpus, task.memory_bytes + self._settings.overhead_bytes, task.disk_bytes)
+        request = self._settings.make_request(job.name, job.stored.attempt_id, token, resources)
+        try:
+            async with asyncio.timeout(_ENGINE_SECONDS):
+                await self._engine.submit(request)
+        except EngineRejectedError as error:
+            job.postpone(_REPLACE_SECONDS_MAX, error.message)
+        except (SandboxError, OSError, TimeoutError) as error:
+            job.postpone(_RESUBMIT_SECONDS, f"The job could not be submitted: {error_reason(error)}")
+
+    def _give_up(self, job: Job) -> None:
+        """Give up a worker that cannot communicate any more. It is stored before anyone may continue the journal."""
+        _log.warning("The worker of task %s on %s is given up: %s", job.stored.task_id, job.stored.host, job.reason)
+        self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
+        if job.session is not None:
+            job.session.close()
+        self._withdraw(job)
+        if job.is_released:
+            self.remove(job)
+
+    def _withdraw(self, job: Job) -> None:
+        """Withdraw a job in the background: nothing depends on it, and the engine may not respond."""
+        withdrawing = asyncio.create_task(self._withdraw_now(job.name))
+        self._withdrawing.add(withdrawing)
+        withdrawing.add_done_callback(self._withdrawing.discard)
+
+    async def _withdraw_now(self, name: str) -> None:
+        try:
+            async with asyncio.timeout(_ENGINE_SECONDS):
+                await self._engine.withdraw(name)
+        except (SandboxError, OSError, TimeoutError) as error:
+            _log.warning("The job %s could not be withdrawn: %s", name, error_reason(error))
+
+    def _create(self, task_id: str, resources: Resources) -> Job:
+        attempt_id = new_attempt_id()
+        stored = StoredJob(task_id, attempt_id, resources, self._settings.lease_seconds, (attempt_id,))
+        self._store.save(stored)
+        job = Job(stored, time.monotonic())
+        self._add(job)
+        self._done.pop(stored.task_id, None)
+        self._wake.set()
+        return job
+
+    def _add(self, job: Job) -> None:
+        stored = job.stored
+        self._jobs[stored.attempt_id] = job
+        self._by_attempt |= dict.fromkeys(stored.attempt_ids, job)
+        if stored.task_id not in self._by_task or not stored.is_given_up:
+            self._by_task[stored.task_id] = job
+
+    def _save(self, job: Job, **changes: object) -> None:
+        """Store changes, then apply them."""
+        stored = msgspec.structs.replace(job.stored, **changes)
+        self._store.save(stored)
+        job.store(stored)
+
+
+def _claim_state(stored: StoredJob) -> ClaimState:
+    return ClaimState(stored.token_hashes, stored.nonce_hash, stored.is_fenced or stored.is_given_up)
+
+
+def _hash(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()

@@ -1,0 +1,503 @@
+"""Runs attempts on workers that an engine starts. Connections and the engine have an event loop in a thread.
+
+So `AttemptFiles`, whose methods block, can wait for a worker in any thread of the server.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import ssl
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sandbox.interfaces.engine import Engine
+from sandbox.interfaces.images import Image, ProfileCatalog
+from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
+from sandbox.interfaces.placement import (
+    AttemptLocation,
+    CancelAttempt,
+    DebugSession,
+    FinishAttempt,
+    HostIdentity,
+    HostPendingError,
+    HostUnreachableError,
+    Leftover,
+    LeftoverScan,
+    OpenTerminal,
+    ProbeResult,
+    Reply,
+    ReservedHost,
+    RunAttempt,
+    RunnerNotStartedError,
+)
+from sandbox.interfaces.terminals import ClientFrame, RunnerFrame, TerminalConnection
+from sandbox.interfaces.worker_messages import (
+    RECORDS_BYTES,
+    WORKER_MESSAGE_BYTES_MAX,
+    EndOffset,
+    FindImage,
+    HasDisk,
+    HasHandle,
+    HasSameSecrets,
+    IsPreserved,
+    IsResponsive,
+    KillRunner,
+    Launch,
+    LockDisk,
+    ReceiveRecords,
+    RemoveDisk,
+    Request,
+    StartSession,
+    UnlockDisk,
+)
+from sandbox.model.failure import FailureCode
+from sandbox.model.fixed_limits import CONTROL_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.resources import Resources
+from sandbox.model.tier import TIERS
+from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
+from sandbox.placements.cluster.worker_server import StoreLog, Streams, WorkerServer, WorkerSession
+from sandbox.placements.local.runner_client import RunnerClient
+
+T = TypeVar("T")
+
+_LAUNCH_SECONDS = 40.0
+_RESERVE_SECONDS = 1.0
+_MARGIN_SECONDS = 2.0
+_CLOSING_STEPS = 5
+"""Iterations of an event loop in which an aborted connection is closed."""
+_lock_ids = itertools.count(1)
+
+
+class LoopThread:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
+        self._thread.start()
+
+    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the thread, and wait for its result. Raises OSError after `close`."""
+        self._check_open(coroutine)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine in the thread, and block until its result. The coroutine must be bounded in time.
+
+        Raises OSError after `close`.
+        """
+        self._check_open(coroutine)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _check_open(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        if self._is_closing:
+            coroutine.close()
+            raise HostUnreachableError("cluster:")
+
+    def close(self) -> None:
+        """Cancel everything, and end the thread. Idempotent."""
+        self._is_closing = True
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for _ in range(_CLOSING_STEPS):
+        await asyncio.sleep(0)
+
+
+class Workers:
+    """Reaches the workers of attempts, from any thread."""
+
+    def __init__(self, jobs: Jobs, thread: LoopThread) -> None:
+        self.jobs = jobs
+        self.thread = thread
+
+    def request_blocking(self, location: AttemptLocation, request: Request, result: Any) -> Any:
+        """Send a request to the worker of an attempt; block until its result. Raises OSError, HostUnreachableError."""
+        self.session_of(location)
+        return self.thread.wait_for(self._request(location, request, result, CONTROL_SECONDS))
+
+    async def request(
+        self, location: AttemptLocation, request: Request, result: Any, seconds: float = CONTROL_SECONDS
+    ) -> Any:
+        """Send a request to the worker of an attempt. Raises OSError, HostUnreachableError."""
+        return await self.thread.run(self._request(location, request, result, seconds))
+
+    async def _request(self, location: AttemptLocation, request: Request, result: Any, seconds: float) -> Any:
+        return await self.session_of(location).call(request, result, seconds)
+
+    async def open_stream(self, location: AttemptLocation) -> Streams:
+        """Open a stream to the control socket of an attempt, in the thread. Raises OSError."""
+        return await self.session_of(location).open_stream(location.attempt_id)
+
+    def session_of(self, location: AttemptLocation) -> WorkerSession:
+        """Return the session of an attempt's worker, or of the task's current one. Raises HostUnreachableError."""
+        job = self.jobs.of_attempt(location.attempt_id) or self.jobs.of_task(location.task_id)
+        session = None if job is None or job.stored.is_given_up else job.session
+        if not isinstance(session, WorkerSession):
+            raise HostUnreachableError(location.host)
+        return session
+
+    def has_files(self, location: AttemptLocation) -> bool:
+        """Return whether the attempt's worker exists, so its host may have files.
+
+        A worker removes the files before the server forgets its job.
+        """
+        job = self.jobs.of_attempt(location.attempt_id)
+        return job is not None and job.is_claimed and not job.stored.is_given_up
+
+
+class ClusterHost:
+    """Implements `interfaces.placement.Host`: any host of the cluster.
+
+    capacity: the largest host of the engine.
+    images: the profiles that tasks may name. The worker of an attempt finds the image (`ReservedHost.find_image`).
+    """
+
+    def __init__(self, capacity: Resources, images: ProfileCatalog) -> None:
+        self.identity = HostIdentity("cluster:", "")
+        self.capacity = capacity
+        self.images = images
+
+    def blocked_reason(self) -> str | None:
+        """Return None: if the engine does not respond, tasks wait."""
+        return None
+
+    def memory_available_bytes(self) -> int | None:
+        """Return None: the engine reserves the memory of a task."""
+        return None
+
+    async def probe(self) -> ProbeResult:
+        """Return that attempts can run: each worker probes its own host."""
+        return ProbeResult((), "", TIERS[-1], is_final=True)
+
+
+class ClusterFiles:
+    """Implements `interfaces.placement.AttemptFiles`. Workers remove the leftovers on their hosts themselves."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    def has_disk(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.has_disk`."""
+        return self._ask(location, HasDisk(location.attempt_id))
+
+    def is_preserved(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.is_preserved`."""
+        return self._ask(location, IsPreserved(location.attempt_id))
+
+    def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
+        """Implements `AttemptFiles.has_same_secrets`."""
+        return self._ask(location, HasSameSecrets(location.attempt_id, dict(secrets)))
+
+    def has_handle(self, task_id: str) -> bool:
+        """Implements `AttemptFiles.has_handle`."""
+        job = self._workers.jobs.of_task(task_id)
+        if job is None:
+            return False
+        return self._ask(AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name), HasHandle())
+
+    async def scan(self) -> LeftoverScan:
+        """Return nothing: a worker removes the leftovers of its host when it starts."""
+        return LeftoverScan((), {})
+
+    async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
+        """Do nothing; see `scan`."""
+
+    async def clean_up_unowned(self, kind: str, attempt_id: str) -> None:
+        """Do nothing; see `scan`."""
+
+    def _ask(self, location: AttemptLocation, request: Request) -> bool:
+        """Ask the worker. A worker that was given up, and one that was never started, has no files."""
+        if not self._workers.has_files(location):
+            return False
+        return bool(self._workers.request_blocking(location, request, bool))
+
+
+class ThreadTerminal:
+    """Implements `interfaces.terminals.TerminalConnection`: a connection in the thread."""
+
+    def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
+        self._inner = inner
+        self._thread = thread
+
+    async def read(self) -> RunnerFrame:
+        """Implements `TerminalConnection.read`."""
+        return await self._thread.run(self._inner.read())
+
+    async def send(self, frame: ClientFrame) -> None:
+        """Implements `TerminalConnection.send`."""
+        await self._thread.run(self._inner.send(frame))
+
+    async def close(self) -> None:
+        """Implements `TerminalConnection.close`."""
+        await self._thread.run(self._inner.close())
+
+
+class WorkerRunnerHandle:
+    """Implements `interfaces.placement.RunnerHandle`: the worker connects each stream with the runner's socket."""
+
+    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
+        self.attempt_id = location.attempt_id
+        self._workers = workers
+        self._location = location
+        self._client = RunnerClient(partial(workers.open_stream, location))
+
+    def liveness(self) -> Liveness:
+        """Implements `RunnerHandle.liveness`."""
+        return self._workers.jobs.liveness(self._location.task_id)
+
+    async def is_responsive(self) -> bool:
+        """Let the worker ping the runner: a silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
+        request, seconds = IsResponsive(self.attempt_id), CONTROL_SECONDS + _MARGIN_SECONDS
+        try:
+            return bool(await self._workers.request(self._location, request, bool, seconds))
+        except OSError:
+            return True
+
+    async def cancel(self, order: CancelAttempt) -> Reply:
+        """Implements `RunnerHandle.cancel`."""
+        return await self._workers.thread.run(self._client.cancel(order))
+
+    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+        """Implements `RunnerHandle.open_terminal`."""
+        thread = self._workers.thread
+        return ThreadTerminal(await thread.run(self._client.open_terminal(order)), thread)
+
+    async def kill(self) -> bool:
+        """Implements `RunnerHandle.kill`. A worker that was given up, or that never started, has no runner."""
+        job = self._workers.jobs.of_task(self._location.task_id)
+        if job is None or job.stored.is_given_up or not job.is_claimed:
+            return False
+        location = self._location._replace(attempt_id=job.stored.attempt_ids[-1])
+        return bool(await self._workers.request(location, KillRunner(), bool))
+
+
+class WorkerPreservedDisk:
+    """Implements `interfaces.placement.PreservedDisk`: the worker holds the lock until its session ends."""
+
+    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
+        self._workers = workers
+        self._location = location
+        self._client = RunnerClient(partial(workers.open_stream, location))
+        self._lock_id = 0
+
+    @contextlib.asynccontextmanager
+    async def try_lock(self) -> AsyncIterator[Liveness]:
+        """Implements `PreservedDisk.try_lock`."""
+        lock_id = next(_lock_ids)
+        try:
+            liveness = await self._request(LockDisk(lock_id, self._location.attempt_id), str)
+        except HostUnreachableError:
+            yield Liveness.UNKNOWN
+            return
+        if liveness != "free":
+            yield Liveness.HELD
+            return
+        self._lock_id = lock_id
+        try:
+            yield Liveness.FREE
+        finally:
+            self._lock_id = 0
+            with contextlib.suppress(HostUnreachableError):
+                await self._request(UnlockDisk(lock_id), None)
+
+    async def start_session(self, order: DebugSession) -> None:
+        """Implements `PreservedDisk.start_session`."""
+        await self._request(StartSession(self._lock_id, order), None, _LAUNCH_SECONDS)
+
+    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+        """Implements `PreservedDisk.open_terminal`."""
+        thread = self._workers.thread
+        return ThreadTerminal(await thread.run(self._client.open_terminal(order)), thread)
+
+    async def remove(self) -> None:
+        """Implements `PreservedDisk.remove`."""
+        await self._request(RemoveDisk(self._lock_id), None, SANDBOX_TEARDOWN_SECONDS)
+
+    async def _request(self, request: Request, result: Any, seconds: float = CONTROL_SECONDS) -> Any:
+        return await self._workers.request(self._location, request, result, seconds)
+
+
+class ClusterAllocator:
+    """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._workers = workers
+
+    async def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+        """Return the host of the task's worker; submit a job if there is none. Implements `HostAllocator.reserve`."""
+        return await self._workers.thread.run(self._reserve(task_id, last_attempt_id, resources))
+
+    async def _reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+        jobs = self._workers.jobs
+        job = jobs.reserve(task_id, last_attempt_id, resources)
+        if not _is_ready(job):
+            await job.wait_for_change(_RESERVE_SECONDS)
+        if not _is_ready(job):
+            raise HostPendingError(f"The host {job.identity.name} does not respond." if job.is_claimed else job.reason)
+        location = AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name)
+        find_image = partial(self.find_image, location)
+        return ReservedHost(location.attempt_id, job.identity, job.stored.runtime, find_image)
+
+    def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
+        """Ask the attempt's worker. Implements `HostAllocator.find_image`."""
+        image: Image | None = self._workers.request_blocking(location, FindImage(profile), Image | None)
+        return image
+
+    def loss(self, location: AttemptLocation) -> FailureCode | None:
+        """Return how the attempt's worker was lost, if it was given up. Implements `HostAllocator.loss`."""
+        job = self._workers.jobs.of_attempt(location.attempt_id)
+        if job is None:
+            return FailureCode.HOST_LOST if self._workers.jobs.has_waited_a_lease else None
+        if not job.stored.is_given_up:
+            return None
+        return FailureCode.RUNNER_LOST if job.stored.has_ended else FailureCode.HOST_LOST
+
+    async def release(self, task_id: str) -> None:
+        """Implements `HostAllocator.release`."""
+        await self._workers.thread.run(self._release(task_id))
+
+    async def _release(self, task_id: str) -> None:
+        self._workers.jobs.release(task_id)
+
+
+def _is_ready(job: Job) -> bool:
+    """Return whether the worker has sent its first heartbeat, so its host is prepared for the task."""
+    session = job.session
+    return session is not None and session.liveness is not Liveness.UNKNOWN and not job.stored.is_given_up
+
+
+class ClusterPlacement:
+    """Implements `interfaces.placement.Placement`.
+
+    is_over: returns whether a task has ended or is gone; called once for each job when the placement starts. Blocks.
+    """
+
+    def __init__(
+        self, workers: Workers, host: ClusterHost, replicas: TaskReplicas, is_over: Callable[[str], bool]
+    ) -> None:
+        self.host = host
+        self.files = ClusterFiles(workers)
+        self.allocator = ClusterAllocator(workers)
+        self._workers = workers
+        self._replicas = replicas
+        self._is_over = is_over
+
+    async def run(self) -> None:
+        """Release the workers of tasks that ended while no server ran; end the thread on cancellation."""
+        try:
+            for task_id in self._workers.jobs.task_ids():
+                if await asyncio.to_thread(self._is_over, task_id):
+                    await self.allocator.release(task_id)
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.to_thread(self._workers.thread.close)
+
+    async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> WorkerRunnerHandle:
+        """Send the records that the worker lacks, then the order. Implements `Placement.launch`."""
+        await asyncio.to_thread(writer.sync)
+        session = self._check_session(self._workers.jobs.of_task(order.task_id), order)
+        session.begin_launch()
+        # A cancelled launch continues, and may start the runner.
+        await asyncio.shield(self._workers.thread.run(self._launch(session, order)))
+        return self.find_runner(AttemptLocation(order.task_id, order.attempt_id, ""))
+
+    async def _launch(self, session: WorkerSession, order: RunAttempt | FinishAttempt) -> None:
+        try:
+            try:
+                offset = int(await session.call(EndOffset(), int))
+                while data := await asyncio.to_thread(self._read, order.task_id, offset):
+                    offset = int(await session.call(ReceiveRecords(offset, data), int))
+            except HostUnreachableError as error:
+                raise RunnerNotStartedError(*error.args) from error
+            session.record_copied(max(session.copied_end, offset))
+            await session.launch(Launch(order), _LAUNCH_SECONDS)
+        finally:
+            session.end_launch()
+
+    def _read(self, task_id: str, offset: int) -> bytes:
+        data = self._replicas.read(task_id, offset, RECORDS_BYTES)
+        return data or self._replicas.read(task_id, offset, WORKER_MESSAGE_BYTES_MAX)
+
+    def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> WorkerSession:
+        session = None if job is None or job.stored.is_given_up else job.session
+        if job is None or not isinstance(session, WorkerSession):
+            raise RunnerNotStartedError(f"The worker of task {order.task_id} does not respond.")
+        if order.attempt_id not in job.stored.attempt_ids:
+            raise RunnerNotStartedError(f"Attempt {order.attempt_id} does not belong to this worker.")
+        if session.liveness is Liveness.HELD:
+            raise JournalBusyError(f"Task {order.task_id} has a runner on {job.identity.name}.")
+        return session
+
+    def find_runner(self, location: AttemptLocation) -> WorkerRunnerHandle:
+        """Implements `Placement.find_runner`."""
+        return WorkerRunnerHandle(self._workers, location)
+
+    def preserved_disk(self, location: AttemptLocation) -> WorkerPreservedDisk:
+        """Implements `Placement.preserved_disk`."""
+        return WorkerPreservedDisk(self._workers, location)
+
+
+class ClusterAddress(NamedTuple):
+    """Where the server listens for workers, and the certificate that it shows."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext
+
+
+class TaskStorage(NamedTuple):
+    """The server's files of tasks.
+
+    replicas: the copies of journals and artifacts. store_log: see `StoreLog`.
+    is_over: returns whether a task has ended or is gone. Blocks.
+    """
+
+    replicas: TaskReplicas
+    store_log: StoreLog
+    is_over: Callable[[str], bool]
+
+
+async def create_cluster_placement(
+    directory: Path,
+    engine: Engine,
+    settings: JobSettings,
+    address: ClusterAddress,
+    storage: TaskStorage,
+    images: ProfileCatalog,
+) -> ClusterPlacement:
+    """Load the jobs, listen for workers and start the thread. Raises OSError, SandboxError.
+
+    directory: where the jobs are stored.
+    """
+    largest = max(await engine.largest(), key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
+    capacity = Resources(largest.cpus, largest.memory_bytes - settings.overhead_bytes, largest.disk_bytes)
+    thread = LoopThread()
+
+    async def start() -> Jobs:
+        jobs = Jobs(JobStore(directory), engine, settings)
+        await WorkerServer(jobs, storage.replicas, storage.store_log, storage.is_over, address.tls).listen(
+            address.host, address.port
+        )
+        jobs.start()
+        return jobs
+
+    try:
+        workers = Workers(await thread.run(start()), thread)
+        return ClusterPlacement(workers, ClusterHost(capacity, images), storage.replicas, storage.is_over)
+    except BaseException:
+        await asyncio.to_thread(thread.close)
+        raise

@@ -1,0 +1,487 @@
+"""Accepts the connections of workers: claims, heartbeats, records, artifacts and streams.
+
+Everything here runs on one event loop. Messages from workers are untrusted.
+"""
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import logging
+import os
+import queue
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from hmac import compare_digest
+from typing import Any, TypeVar
+
+import msgspec
+
+from sandbox.interfaces.images import ImageUnusableError
+from sandbox.interfaces.journal import (
+    JournalBusyError,
+    JournalDamagedError,
+    Liveness,
+    TaskReplicas,
+)
+from sandbox.interfaces.placement import HostUnreachableError, RunnerNotStartedError
+from sandbox.interfaces.worker_messages import (
+    FIRST_MESSAGE_BYTES_MAX,
+    REPORT_SECONDS_MAX,
+    WORKER_MESSAGE_BYTES_MAX,
+    ArtifactPart,
+    CallResult,
+    Claim,
+    Claimed,
+    Fenced,
+    FirstMessage,
+    Heartbeat,
+    HeartbeatAnswer,
+    JoinStream,
+    OpenStream,
+    Records,
+    RecordsReceived,
+    ReleaseTask,
+    Request,
+    RunnerLog,
+    ServerCall,
+    ServerMessage,
+    StreamRefused,
+    Upload,
+    UploadReceived,
+    WorkDone,
+    WorkerMessage,
+)
+from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
+from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
+
+T = TypeVar("T")
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+StoreLog = Callable[[str, str, bytes], None]
+"""Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
+_log = logging.getLogger(__name__)
+
+UNKNOWN_CONNECTIONS_MAX = 256
+"""Maximum number of connections that have not been authenticated yet; more are closed."""
+
+JOURNAL_BYTES_MAX = 4 * 1024**3
+"""Maximum size of a journal that a worker may write, more than the limits of a task allow."""
+
+ARTIFACTS_BYTES_MAX = 8 * 1024**3
+"""Maximum total size of the artifacts that one session may send."""
+
+_FIRST_MESSAGE_SECONDS = 10.0
+_SILENCE_SECONDS = 3 * REPORT_SECONDS_MAX
+_UPLOAD_PART_SECONDS = 60.0
+_CLOSE_SECONDS = 2.0
+_READ_AHEAD_BYTES = 2**17
+_first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decoder(FirstMessage)
+_decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
+_part_decoder = msgspec.msgpack.Decoder(ArtifactPart)
+_ERRORS: dict[str, Callable[[str], Exception]] = {
+    error.__name__: error for error in (ImageUnusableError, JournalBusyError, RunnerNotStartedError)
+}
+
+
+class WorkerSession:
+    """The connection of the worker that has claimed a job.
+
+    copied_end: the size of the server's copy of the journal.
+    """
+
+    def __init__(self, writer: asyncio.StreamWriter, host: str, copied_end: int) -> None:
+        self._writer = writer
+        self._host = host
+        self._key = os.urandom(32)
+        self._numbers = itertools.count(1)
+        self._results: dict[int, asyncio.Future[CallResult]] = {}
+        self._streams: dict[int, asyncio.Future[Streams]] = {}
+        self._report: Heartbeat | None = None
+        self._reported_at = time.monotonic()
+        self._is_launching = False
+        self._launches = 0
+        self.copied_end = copied_end
+        self._artifact_bytes = 0
+        self.upload_lock = asyncio.Lock()
+
+    @property
+    def liveness(self) -> Liveness:
+        """Whether a runner holds the journal's lock; UNKNOWN if no report covers the last launch. Thread-safe."""
+        report = self._report
+        if report is None or self._is_launching or report.is_launching or report.launches < self._launches:
+            return Liveness.UNKNOWN
+        if time.monotonic() - self._reported_at >= _SILENCE_SECONDS:
+            return Liveness.UNKNOWN
+        if report.liveness == "held":
+            return Liveness.HELD
+        return Liveness.FREE if self.copied_end >= report.end_offset else Liveness.UNKNOWN
+
+    def has_key(self, key: bytes) -> bool:
+        """Return whether this is the session's key."""
+        return compare_digest(key, self._key)
+
+    def claimed(self, task_id: str, lease_seconds: float) -> Claimed:
+        """Return the answer to the claim."""
+        return Claimed(self._key, task_id, lease_seconds, self.copied_end)
+
+    def send(self, message: ServerMessage) -> None:
+        """Send a message. A worker that does not read is disconnected by the kernel or by the end of its lease."""
+        if not self._writer.is_closing():
+            self._writer.write(encode_message(message))
+
+    def release(self) -> None:
+        """Send to the worker that the task has ended."""
+        self.send(ReleaseTask())
+
+    def close(self) -> None:
+        """Close the connection, and fail everything that waits for it."""
+        self._writer.close()
+        waiters: list[asyncio.Future[Any]] = [*self._results.values(), *self._streams.values()]
+        for waiting in waiters:
+            if not waiting.done():
+                waiting.set_exception(HostUnreachableError(self._host))
+                waiting.exception()  # retrieved, in case nobody waits any more
+
+    def receive(self, message: Heartbeat | CallResult | StreamRefused) -> None:
+        """Store the state of the worker's host, or pass a result on to its caller, who may have given up."""
+        match message:
+            case Heartbeat():
+                self._report, self._reported_at = message, time.monotonic()
+            case CallResult():
+                result = self._results.get(message.call_id)
+                if result is not None and not result.done():
+                    result.set_result(message)
+            case StreamRefused():
+                stream = self._streams.get(message.stream_id)
+                if stream is not None and not stream.done():
+                    stream.set_exception(ConnectionRefusedError(errno.ECONNREFUSED, "No runner listens"))
+
+    def record_copied(self, end_offset: int) -> None:
+        """Set the size of the server's copy of the journal."""
+        self.copied_end = end_offset
+
+    def add_artifact(self, size_bytes: int) -> bool:
+        """Return whether the worker may send another artifact of this size."""
+        self._artifact_bytes += max(size_bytes, 0)
+        return size_bytes >= 0 and self._artifact_bytes <= ARTIFACTS_BYTES_MAX
+
+    def receive_stream(self, message: JoinStream, streams: Streams) -> bool:
+        """Pass a connection on. Return False if nobody waits for it."""
+        future = self._streams.get(message.stream_id)
+        if future is None or future.done():
+            return False
+        future.set_result(streams)
+        return True
+
+    async def call(self, request: Request, result: Any, seconds: float = CONTROL_SECONDS) -> Any:
+        """Send a request and return its result, converted to the type `result`.
+
+        Raises HostUnreachableError, or the error of the worker.
+        """
+        call_id = next(self._numbers)
+        future = self._results[call_id] = asyncio.get_running_loop().create_future()
+        try:
+            self._check_open()
+            self.send(ServerCall(call_id, request))
+            async with asyncio.timeout(seconds):
+                answer = await future
+        except TimeoutError as error:
+            raise HostUnreachableError(self._host) from error
+        finally:
+            del self._results[call_id]
+        if answer.error:
+            raise _ERRORS.get(answer.error, OSError)(answer.message)
+        try:
+            return msgspec.json.decode(answer.value, type=result)
+        except DECODE_ERRORS as error:
+            raise HostUnreachableError(self._host) from error
+
+    def begin_launch(self) -> None:
+        """Let the liveness be UNKNOWN until `end_launch`. Thread-safe.
+
+        Raises JournalBusyError during another launch.
+        """
+        if self._is_launching:
+            raise JournalBusyError(f"Another runner is being started on {self._host}.")
+        self._is_launching = True
+
+    def end_launch(self) -> None:
+        """End the launch that `begin_launch` began."""
+        self._is_launching = False
+
+    async def launch(self, request: Request, seconds: float) -> None:
+        """Send a launch. Reports from before the launch do not count any more.
+
+        Returns normally if the worker does not respond: the runner may have been started.
+        """
+        try:
+            self._launches = await self.call(request, int, seconds)
+        except HostUnreachableError:
+            pass
+        finally:
+            self._report = None
+
+    async def open_stream(self, attempt_id: str) -> Streams:
+        """Open a stream to the control socket of an attempt. Raises OSError."""
+        stream_id = next(self._numbers)
+        future: asyncio.Future[Streams] = asyncio.get_running_loop().create_future()
+        self._streams[stream_id] = future
+        try:
+            self._check_open()
+            self.send(OpenStream(stream_id, attempt_id))
+            async with asyncio.timeout(CONTROL_SECONDS):
+                return await future
+        except TimeoutError as error:
+            raise HostUnreachableError(self._host) from error
+        finally:
+            del self._streams[stream_id]
+
+    def _check_open(self) -> None:
+        if self._writer.is_closing():
+            raise HostUnreachableError(self._host)
+
+
+class WorkerServer:
+    """Listens for workers.
+
+    replicas: the copies of journals and artifacts.
+    is_over: returns whether a task has ended or is gone. Blocks.
+    tls: the server's certificate.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        replicas: TaskReplicas,
+        store_log: StoreLog,
+        is_over: Callable[[str], bool],
+        tls: ssl.SSLContext,
+    ) -> None:
+        self._jobs = jobs
+        self._is_over = is_over
+        self._store_log = store_log
+        self._replicas = replicas
+        self._tls = tls
+        self._unknown_count = 0
+        self._sessions: dict[WorkerSession, Job] = {}
+        self._writers: set[asyncio.StreamWriter] = set()
+        """The connections that are served."""
+        self._streams: set[asyncio.StreamWriter] = set()
+        """The connections that were passed on."""
+        self._closing: asyncio.Task[None] | None = None
+
+    async def listen(self, host: str, port: int) -> None:
+        """Listen until the tasks of the event loop are cancelled. Raises OSError."""
+        server = await asyncio.start_server(
+            self._serve,
+            host,
+            port,
+            ssl=self._tls,
+            ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS,
+            limit=_READ_AHEAD_BYTES,
+        )
+        self._closing = asyncio.create_task(self._close_at_end(server))
+
+    async def _close_at_end(self, server: asyncio.Server) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            server.close()
+            for writer in self._writers | self._streams:
+                writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        keeps_open = False
+        self._streams -= {each for each in self._streams if each.is_closing()}
+        self._writers.add(writer)
+        try:
+            match await self._read_first(reader):
+                case Claim() as claim:
+                    await self._serve_claim(claim, reader, writer)
+                case JoinStream() as message:
+                    session = self._find_session(message.session_key)
+                    keeps_open = session is not None and session.receive_stream(message, (reader, writer))
+                    self._streams |= {writer} if keeps_open else set()
+                case Upload() as upload:
+                    await self._serve_upload(upload, reader, writer)
+        except (OSError, InvalidMessageError, SandboxError) as error:
+            _log.debug("A connection of a worker was closed: %s", error_reason(error))
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
+        finally:
+            if not keeps_open:
+                await _close(writer)
+            self._writers.discard(writer)
+
+    async def _read_first(self, reader: asyncio.StreamReader) -> FirstMessage | None:
+        if self._unknown_count >= UNKNOWN_CONNECTIONS_MAX:
+            return None
+        self._unknown_count += 1
+        try:
+            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
+                return await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
+        finally:
+            self._unknown_count -= 1
+
+    def _find_session(self, key: bytes) -> WorkerSession | None:
+        return next((session for session in self._sessions if session.has_key(key)), None)
+
+    async def _serve_claim(self, claim: Claim, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        job = self._jobs.claim(claim)
+        copied_end = 0
+        if job is not None:
+            copied_end = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
+        # The worker may have been given up in the meantime; then it must not get an answer that extends its lease.
+        if job is None or not job.is_accepted:
+            writer.write(encode_message(Fenced("Another worker has this attempt, or the attempt is over.")))
+            await writer.drain()
+            return
+        task_id = job.stored.task_id
+        session = WorkerSession(writer, job.identity.name, copied_end)
+        job.connect(session)
+        self._sessions[session] = job
+        session.send(session.claimed(task_id, job.stored.lease_seconds))
+        if job.is_released:
+            session.release()
+        try:
+            while job.session is session and await self._serve_message(job, session, reader):
+                with contextlib.suppress(ConnectionError):  # messages that have arrived are still read
+                    await writer.drain()
+        except (InvalidMessageError, JournalDamagedError) as error:
+            session.send(Fenced(error_reason(error)))
+            self._jobs.fence(job, error_reason(error))
+        finally:
+            job.disconnect(session)
+            del self._sessions[session]
+            session.close()
+
+    async def _serve_message(self, job: Job, session: WorkerSession, reader: asyncio.StreamReader) -> bool:
+        """Serve the next message. Returns False at the end of the session.
+
+        Raises OSError, InvalidMessageError, JournalDamagedError.
+        """
+        message = await read_message(reader, _decoder, WORKER_MESSAGE_BYTES_MAX)
+        if not job.is_accepted:
+            session.send(Fenced("The attempt was given up."))
+            return False
+        match message:
+            case Heartbeat():
+                before = session.liveness
+                session.receive(message)
+                job.record_answer()
+                session.send(HeartbeatAnswer(message.number))
+                if session.liveness is not before:
+                    job.notify()
+            case Records():
+                session.send(await self._receive_records(job, session, message))
+            case CallResult() | StreamRefused():
+                session.receive(message)
+            case RunnerLog():
+                await self._receive_log(job, message)
+            case WorkDone():
+                if not job.is_released and not await asyncio.to_thread(self._is_over, job.stored.task_id):
+                    raise InvalidMessageError("the task has not ended")
+                self._jobs.remove(job)
+                return False
+            case None:
+                return False
+        return True
+
+    async def _receive_log(self, job: Job, message: RunnerLog) -> None:
+        """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""
+        if message.attempt_id not in job.stored.attempt_ids:
+            raise InvalidMessageError(f"attempt {message.attempt_id} does not belong to this worker")
+        try:
+            await asyncio.to_thread(self._store_log, job.stored.task_id, message.attempt_id, message.data)
+        except OSError as error:
+            _log.warning("The log of attempt %s was not stored: %s", message.attempt_id, error_reason(error))
+
+    async def _receive_records(self, job: Job, session: WorkerSession, message: Records) -> RecordsReceived:
+        """Append records to the copy. Raises JournalDamagedError if the worker may not write them."""
+        task_id = job.stored.task_id
+        if message.offset > session.copied_end:
+            return RecordsReceived(session.copied_end, is_accepted=False)
+        if message.offset + len(message.data) > JOURNAL_BYTES_MAX:
+            raise JournalDamagedError("The journal is too large.")
+        try:
+            end = await asyncio.to_thread(self._replicas.receive_untrusted, task_id, message.offset, message.data)
+        except JournalDamagedError:
+            raise
+        except (JournalBusyError, OSError) as error:
+            _log.debug("Records of task %s are not stored yet: %s", task_id, error_reason(error))
+            session.record_copied(await asyncio.to_thread(self._replicas.end_offset, task_id))
+            return RecordsReceived(session.copied_end, is_accepted=False)
+        session.record_copied(end)
+        return RecordsReceived(end)
+
+    async def _serve_upload(self, upload: Upload, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = self._find_session(upload.session_key)
+        if session is None or session.upload_lock.locked():  # a worker sends one artifact at a time
+            return
+        job = self._sessions[session]
+        if not session.add_artifact(upload.artifact.size_bytes):
+            self._jobs.fence(job, "The artifacts are too large.")
+            session.close()
+            return
+        parts: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+        async with session.upload_lock:
+            storing = asyncio.create_task(
+                asyncio.to_thread(self._replicas.receive_artifact, job.stored.task_id, upload.artifact, _iterate(parts))
+            )
+            try:
+                await _read_parts(reader, upload.artifact.size_bytes, parts, storing)
+            finally:
+                while not storing.done():
+                    with contextlib.suppress(queue.Full):
+                        parts.put_nowait(None)
+                    await asyncio.wait({storing}, timeout=0.05)
+                storing.exception()  # retrieved, in case the upload ended early
+        try:
+            storing.result()
+            is_accepted = True
+        except (OSError, SandboxError) as error:
+            _log.warning("An artifact of task %s was not stored: %s", job.stored.task_id, error_reason(error))
+            is_accepted = False
+        writer.write(encode_message(UploadReceived(is_accepted)))
+        await writer.drain()
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    """Close a connection; abort it if the worker does not confirm the end in time."""
+    writer.close()
+    try:
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await writer.wait_closed()
+    except (OSError, TimeoutError):
+        writer.transport.abort()
+
+
+def _iterate(parts: "queue.Queue[bytes | None]") -> Iterator[bytes]:
+    while (part := parts.get()) is not None:
+        yield part
+
+
+async def _read_parts(
+    reader: asyncio.StreamReader, size: int, parts: "queue.Queue[bytes | None]", storing: "asyncio.Task[None]"
+) -> None:
+    """Read an artifact until its end, or until it cannot be stored. Raises OSError, InvalidMessageError."""
+    while not storing.done():
+        async with asyncio.timeout(_UPLOAD_PART_SECONDS):
+            part = await read_message(reader, _part_decoder, WORKER_MESSAGE_BYTES_MAX)
+        if part is None:
+            raise ConnectionError("the upload ended early")
+        if not part.data:
+            return
+        size -= len(part.data)
+        if size < 0:
+            raise InvalidMessageError("an artifact is larger than its record")
+        while not storing.done():
+            try:
+                parts.put_nowait(part.data)
+                break
+            except queue.Full:
+                await asyncio.sleep(0.005)

@@ -1,0 +1,163 @@
+"""A server for workers in the test's own process, with an engine that the test controls."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from datetime import UTC, datetime
+from functools import partial
+
+import msgspec
+
+from doubles.manifests import manifest
+from sandbox.bootstrap.cluster import create_certificate, store_runner_log
+from sandbox.interfaces.engine import JobPhase, JobRequest, JobStatus
+from sandbox.interfaces.worker_messages import Claim, ServerMessage
+from sandbox.journal.journals import FileJournals
+from sandbox.journal.replication import FileTaskReplicas
+from sandbox.model.events import AttemptStarted, TaskSubmitted
+from sandbox.model.resources import Resources
+from sandbox.placements.cluster.jobs import Jobs, JobSettings, JobStore
+from sandbox.placements.cluster.worker_server import WorkerServer
+from sandbox.primitives.message_stream import encode_message, read_message
+
+SMALL = Resources(1, 2**28, 2**28)
+SECONDS, OVERHEAD_BYTES = 20, 2**20
+HOST, BOOT_ID = "host-1", "boot-1"
+NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)
+_decoder = msgspec.msgpack.Decoder(ServerMessage)
+
+
+async def until(condition, what="the condition"):
+    """Poll until the condition returns a true value; return that value."""
+    async with asyncio.timeout(SECONDS):
+        while not (value := condition()):
+            await asyncio.sleep(0.01)
+    assert value, what
+    return value
+
+
+class FakeEngine:
+    """Stores jobs. The test sets their phases."""
+
+    def __init__(self):
+        self.submitted, self.withdrawn, self.statuses = [], [], {}
+        self.error = None
+
+    async def submit(self, request):
+        if self.error is not None:
+            raise self.error
+        self.submitted.append(request)
+        self.statuses.setdefault(request.name, JobStatus(JobPhase.WAITING))
+
+    async def largest(self):
+        return [SMALL, Resources(8, 2**33, 2**40), Resources(64, 2**32, 2**40)]
+
+    async def withdraw(self, name):
+        self.withdrawn.append(name)
+
+    async def look_up(self, names):
+        return {name: self.statuses.get(name, JobStatus(JobPhase.UNKNOWN)) for name in names}
+
+    def set_phase(self, job, phase):
+        self.statuses[job.name] = JobStatus(phase, reason=f"It is {phase}.")
+
+
+class ClusterServer:
+    """The jobs of one server, and its connections. `restart` replaces the server, as after a crash."""
+
+    def __init__(self, directory, engine=None, lease_seconds=600.0):
+        self.data_dir, self.engine, self.lease_seconds = directory / "data", engine or FakeEngine(), lease_seconds
+        self.store = directory / "jobs"
+        self.journals, self.replicas = FileJournals(self.data_dir), FileTaskReplicas(self.data_dir)
+        self.certificate, self.fingerprint = create_certificate(directory)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.tasks = set()
+
+    async def start(self):
+        before = asyncio.all_tasks()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(self.certificate)
+        self.jobs = Jobs(
+            JobStore(self.store), self.engine, JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request)
+        )
+        await WorkerServer(
+            self.jobs, self.replicas, partial(store_runner_log, self.data_dir), self.is_over, tls
+        ).listen("127.0.0.1", self.port)
+        self.jobs.start()
+        self.tasks = asyncio.all_tasks() - before
+
+    async def stop(self):
+        """Close everything, like the end of the server's process."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+    async def restart(self):
+        await self.stop()
+        await self.start()
+
+    def is_over(self, task_id):
+        task = self.journals.replay(task_id).task
+        return task is not None and task.state.is_final
+
+    async def submit(self, task_id="task-1"):
+        """Record a task with an attempt, and submit its job; return the job."""
+        job = self.jobs.reserve(task_id, None, SMALL)
+        writer = self.journals.create(task_id)
+        recorder = self.journals.recorder(writer, None, lambda: NOW)
+        recorder.record(TaskSubmitted(task_id, manifest(task_id)))
+        recorder.record(AttemptStarted(job.stored.attempt_id, "bubblewrap", f"cluster:{HOST}", BOOT_ID))
+        writer.close()
+        await until(lambda: self.tokens(job), "the submission")
+        return job
+
+    def tokens(self, job):
+        """Return the join tokens of the submissions of a job."""
+        requests = [request for request in self.engine.submitted if request.name == job.name]
+        return [bytes.fromhex(request.environment["TOKEN"]) for request in requests]
+
+    def claim(self, job, token=None, nonce=None, **changes):
+        fields = {"host": HOST, "boot_id": BOOT_ID, "runtime": "bubblewrap", "tier": "namespaces"}
+        token = token or self.tokens(job)[-1]
+        return Claim(job.stored.attempt_id, token, nonce or os.urandom(32), **(fields | changes))
+
+    @contextlib.asynccontextmanager
+    async def connect(self, *messages):
+        """Connect like a worker, and send messages."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        client = WorkerConnection(*await asyncio.open_connection("127.0.0.1", self.port, ssl=context))
+        try:
+            for message in messages:
+                await client.send(message)
+            yield client
+        finally:
+            client.writer.transport.abort()
+
+
+class WorkerConnection:
+    """The worker's end of a connection."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    async def send(self, message):
+        data = message if isinstance(message, bytes) else encode_message(message)
+        with contextlib.suppress(OSError):
+            self.writer.write(data)
+            await self.writer.drain()
+
+    async def read(self):
+        """Return the next message; None at the end of the connection."""
+        async with asyncio.timeout(SECONDS):
+            try:
+                return await read_message(self.reader, _decoder, 2**28)
+            except OSError:
+                return None
+
+
+def make_request(name, attempt_id, token, resources):
+    return JobRequest(name, ("/bin/worker", attempt_id), {"TOKEN": token.hex()}, resources, 3600)

@@ -1,0 +1,187 @@
+"""The jobs of a server: they are stored before anything happens, and survive the server."""
+
+import contextlib
+import time
+
+import pytest
+
+from doubles.cluster import SMALL, ClusterServer, until
+from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.worker_messages import Claimed
+from sandbox.placements.cluster import decisions, jobs
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    for name in ("POLL_SECONDS", "_RESUBMIT_SECONDS", "_REPLACE_SECONDS_MAX"):
+        monkeypatch.setattr(jobs, name, 0.02)
+
+
+@pytest.fixture
+async def server(tmp_path):
+    server = ClusterServer(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def job(server):
+    return await server.submit()
+
+
+@contextlib.asynccontextmanager
+async def claimed(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+        yield client
+
+
+async def lose(server, job):
+    """Let a worker claim the job and lose its connection."""
+    async with claimed(server, job):
+        pass
+    await until(lambda: job.session is None)
+
+
+async def test_job_is_submitted_once(server, job):
+    await server.restart()
+    again = server.jobs.reserve("task-1", None, SMALL)
+    await until(lambda: again.phase is JobPhase.WAITING)
+    assert again.stored == job.stored
+    assert [request.name for request in server.engine.submitted] == [job.name]
+    assert server.jobs.liveness("task-1") is Liveness.FREE
+
+
+async def test_job_that_the_engine_has_lost_is_submitted_again(server, job):
+    server.engine.statuses.clear()
+    await until(lambda: len(server.tokens(job)) == 2)
+    assert len(set(server.tokens(job))) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [EngineUnavailableError("It is busy."), EngineRejectedError("It is too large."), OSError("It is full.")]
+)
+async def test_submission_that_fails_is_repeated(server, error):
+    server.engine.error = error
+    job = server.jobs.reserve("task-1", None, SMALL)
+    await until(lambda: str(error) in job.reason)
+    server.engine.error = None
+    await until(lambda: server.tokens(job))
+
+
+@pytest.mark.parametrize("phase", [JobPhase.ENDED, JobPhase.UNREACHABLE])
+async def test_worker_that_does_not_start_is_replaced(server, job, phase):
+    server.engine.set_phase(job, phase)
+    new = await until(lambda: (found := server.jobs.of_task("task-1")) is not job and found)
+    assert new.stored.attempt_id != job.stored.attempt_id
+    await until(lambda: server.tokens(new))
+    await until(lambda: job.name in server.engine.withdrawn)
+    assert [path.stem for path in server.store.iterdir()] == [new.stored.attempt_id]
+    assert server.jobs.reserve("task-1", None, SMALL) is new
+
+
+async def test_ended_worker_is_taken_over(server, job):
+    await lose(server, job)
+    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    server.engine.set_phase(job, JobPhase.ENDED)
+    await until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
+    assert (job.stored.is_given_up, job.stored.has_ended) == (True, True)
+    await server.restart()
+    assert server.jobs.liveness("task-1") is Liveness.FREE
+    assert server.jobs.reserve("task-1", None, SMALL).stored.attempt_id != job.stored.attempt_id
+
+
+@pytest.mark.parametrize("phase", [JobPhase.RUNNING, JobPhase.WAITING, JobPhase.UNREACHABLE, JobPhase.UNKNOWN])
+async def test_silent_worker_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
+    monkeypatch.setattr(decisions, "LEASE_MARGIN_SECONDS", 0.5)
+    server = ClusterServer(tmp_path, lease_seconds=0.5)
+    await server.start()
+    try:
+        job = await server.submit()
+        server.engine.set_phase(job, phase)
+        await lose(server, job)
+        assert not job.stored.is_given_up
+        await until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
+        assert (job.stored.is_given_up, job.stored.has_ended) == (True, False)
+        await until(lambda: job.name in server.engine.withdrawn)
+    finally:
+        await server.stop()
+
+
+async def test_restarted_server_waits_a_whole_lease(tmp_path, monkeypatch):
+    """The lease is that of the worker, even if the setting has been changed."""
+    monkeypatch.setattr(decisions, "LEASE_MARGIN_SECONDS", 0.0)
+    server = ClusterServer(tmp_path, lease_seconds=2.0)
+    await server.start()
+    try:
+        job = await server.submit()
+        await lose(server, job)
+        server.lease_seconds = 0.1
+        await server.restart()
+        started_at = time.monotonic()
+        job = server.jobs.of_task("task-1")
+        await until(lambda: job.stored.is_given_up)
+        assert time.monotonic() - started_at > 1.9
+    finally:
+        await server.stop()
+
+
+async def test_engine_that_does_not_respond_proves_nothing(server, job):
+    await lose(server, job)
+
+    async def fail(names):
+        raise EngineUnavailableError("It does not respond.")
+
+    server.engine.look_up = fail
+    await until(lambda: job.phase is None)
+    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+
+
+async def test_next_attempt_gets_a_new_id_on_the_same_worker(server, job):
+    first = job.stored.attempt_ids[-1]
+    assert server.jobs.reserve("task-1", None, SMALL).stored.attempt_ids == (first,)
+    assert server.jobs.reserve("task-1", first, SMALL) is job
+    [_, second] = job.stored.attempt_ids
+    server.jobs.reserve("task-1", first, SMALL)
+    assert job.stored.attempt_ids == (first, second)
+    assert server.jobs.of_attempt(second) is job
+
+
+async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(server, job):
+    claim = server.claim(job)
+    server.jobs.release("task-1")
+    await until(lambda: job.name in server.engine.withdrawn)
+    assert list(server.store.iterdir()) == []
+    async with server.connect(claim) as client:
+        assert not isinstance(await client.read(), Claimed)
+
+
+async def test_job_of_a_lost_worker_is_removed_with_its_task(server, job):
+    await lose(server, job)
+    server.engine.set_phase(job, JobPhase.ENDED)
+    await until(lambda: job.stored.is_given_up)
+    server.jobs.release("task-1")
+    assert list(server.store.iterdir()) == []
+
+
+async def test_worker_that_is_lost_after_its_task_ended_is_forgotten(server, job):
+    await lose(server, job)
+    server.jobs.release("task-1")
+    assert server.jobs.of_task("task-1") is job
+    server.engine.set_phase(job, JobPhase.ENDED)
+    await until(lambda: server.jobs.of_task("task-1") is None)
+    assert list(server.store.iterdir()) == []
+
+
+async def test_attempt_of_a_lost_record_is_unknown_for_a_lease(server, monkeypatch):
+    assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
+    monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
+    assert server.jobs.liveness("task-9") is Liveness.FREE
+
+
+async def test_damaged_record_is_reported(server, job):
+    next(server.store.iterdir()).write_text("{")
+    with pytest.raises(OSError, match="is damaged"):
+        await server.restart()

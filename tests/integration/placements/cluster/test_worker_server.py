@@ -1,0 +1,368 @@
+"""Claims of workers, and messages from workers that a compromised host may have changed."""
+
+import asyncio
+import hashlib
+import os
+
+import msgspec
+import pytest
+
+from doubles.cluster import BOOT_ID, ClusterServer, until
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.worker_messages import (
+    ArtifactPart,
+    CallResult,
+    Claimed,
+    Fenced,
+    Heartbeat,
+    HeartbeatAnswer,
+    JoinStream,
+    Records,
+    RecordsReceived,
+    RunnerLog,
+    Upload,
+    UploadReceived,
+    WorkDone,
+)
+from sandbox.journal import record_format
+from sandbox.model.events import (
+    Artifact,
+    AttemptFailed,
+    AttemptStarted,
+    Output,
+    Record,
+    TaskFinished,
+    WorkspacePrepared,
+)
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.state_machine import advance
+from sandbox.primitives.message_stream import encode_message
+
+FREE, HELD = (Heartbeat(1, liveness, 0, 0, is_launching=False) for liveness in ("free", "held"))
+
+
+@pytest.fixture
+async def server(tmp_path):
+    server = ClusterServer(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def job(server):
+    return await server.submit()
+
+
+async def check_rejected(server, claim):
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Fenced)
+        assert await client.read() is None
+
+
+# Claims.
+
+
+async def test_worker_with_the_token_gets_the_task(server, job):
+    async with server.connect(server.claim(job)) as client:
+        claimed = await client.read()
+        assert isinstance(claimed, Claimed)
+        assert (claimed.task_id, claimed.lease_seconds) == ("task-1", server.lease_seconds)
+        assert claimed.end_offset == server.replicas.end_offset("task-1")
+        assert job.identity == ("cluster:host-1", BOOT_ID)
+    await until(lambda: job.session is None)
+
+
+async def test_token_is_stored_as_a_hash_only(server, job):
+    [token], [file] = server.tokens(job), server.store.iterdir()
+    content = msgspec.json.decode(file.read_bytes())
+    assert token not in file.read_bytes()
+    assert token.hex().encode() not in file.read_bytes()
+    assert content["token_hashes"] == msgspec.to_builtins([hashlib.sha256(token).digest()])
+
+
+async def test_wrong_tokens_and_unknown_attempts_are_rejected(server, job):
+    await check_rejected(server, server.claim(job, token=os.urandom(32)))
+    await check_rejected(server, msgspec.structs.replace(server.claim(job), attempt_id="abcdefghijkl"))
+    assert not job.is_claimed
+
+
+async def test_second_worker_is_rejected_and_the_first_one_continues(server, job):
+    async with server.connect(server.claim(job)) as first:
+        assert isinstance(await first.read(), Claimed)
+        await check_rejected(server, server.claim(job))
+        await first.send(FREE)
+        assert await first.read() == HeartbeatAnswer(1)
+
+
+async def test_worker_repeats_its_claim(server, job):
+    """The answer to the first claim may be lost. The earlier connection is closed."""
+    claim = server.claim(job)
+    async with server.connect(claim) as first:
+        await first.read()
+        async with server.connect(claim) as second:
+            assert isinstance(await second.read(), Claimed)
+            assert await first.read() is None
+            await second.send(FREE)
+            assert await second.read() == HeartbeatAnswer(1)
+        await check_rejected(server, server.claim(job, nonce=claim.nonce, boot_id="boot-2"))
+
+
+async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, job, monkeypatch):
+    """The answer to a claim extends the lease."""
+    claim, end_offset = server.claim(job), server.replicas.end_offset
+    async with server.connect(claim) as client:
+        await client.read()
+
+    def give_up(task_id):
+        server.jobs._save(job, is_given_up=True)
+        return end_offset(task_id)
+
+    monkeypatch.setattr(server.replicas, "end_offset", give_up)
+    await check_rejected(server, claim)
+    assert job.session is None
+
+
+async def test_claim_survives_a_restart_of_the_server(server, job):
+    claim = server.claim(job)
+    async with server.connect(claim) as client:
+        await client.read()
+    await server.restart()
+    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    await check_rejected(server, server.claim(job))
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Claimed)
+
+
+async def test_tokens_of_all_submissions_are_valid(server, job):
+    """A server may die between storing the token and the answer of the engine."""
+    server.engine.statuses.clear()
+    await server.restart()
+    job = server.jobs.of_task("task-1")
+    await until(lambda: len(server.tokens(job)) == 2)
+    first, second = server.tokens(job)
+    claim = server.claim(job, token=first)
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Claimed)
+    await check_rejected(server, server.claim(job, token=second))
+
+
+# Messages before the claim.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x00\x00\x05hello",
+        b"\x00\x00\x20\x01" + bytes(0x2001),
+        b"\xff\xff\xff\xff",
+        b"GET / HTTP/1.1\r\n\r\n",
+        encode_message(FREE),
+        encode_message(JoinStream(bytes(32), 1)),
+        encode_message(Upload(bytes(32), Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64))),
+        b"",
+    ],
+)
+async def test_strangers_get_no_answer(server, job, data):
+    async with server.connect(data) as client:
+        if data:
+            assert await client.read() is None
+    assert not job.is_claimed
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+
+
+# Messages after the claim.
+
+
+class Writer:
+    """Encodes the records of a runner."""
+
+    def __init__(self, server):
+        self.task = server.journals.replay("task-1").task
+        self.end = server.replicas.end_offset("task-1")
+
+    def line(self, event, /, **changes):
+        seq = self.task.last_seq + 1
+        at = self.task.state_changed_at
+        result = advance(self.task, event, seq=seq, at=at)
+        self.task = result.task
+        fields = {"seq": seq, "epoch": 2, "at": at, "event": event, "transition": result.transition}
+        return record_format.encode(Record(**(fields | changes)))
+
+    def records(self, *events):
+        """Return the message with these events."""
+        data = b"".join(self.line(event) for event in events)
+        message = Records(self.end, data)
+        self.end += len(data)
+        return message
+
+
+OUTPUT = Output.from_bytes("stdout", b"x\n")
+ENDED = (AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
+
+
+def illegal_messages(server):
+    """Yield messages that no correct worker sends."""
+    end = server.replicas.end_offset("task-1")
+    yield b"\x00\x00\x00\x05hello"
+    yield b"\xff\xff\xff\xff"
+    yield encode_message(server.claim(server.jobs.of_task("task-1")))
+    yield encode_message(msgspec.structs.replace(FREE, number=-1))
+    yield encode_message(msgspec.structs.replace(FREE, liveness="maybe"))
+    yield encode_message(CallResult(1, error="x" * 65))
+    yield encode_message(WorkDone())
+    yield encode_message(RunnerLog("abcdefghijkl", b"of another task"))
+    yield encode_message(RunnerLog("../../../x", b""))
+    yield encode_message(RunnerLog(server.jobs.of_task("task-1").stored.attempt_id, bytes(2**20 + 1)))
+    yield encode_message(Records(end, b"not a record\n"))
+    yield encode_message(Records(end, Writer(server).line(OUTPUT, epoch=7)))
+    yield encode_message(Records(end, Writer(server).line(OUTPUT, event=TaskFinished())))
+    yield encode_message(Records(end, Writer(server).line(OUTPUT, event=AttemptStarted("a", "b", "c"))))
+    yield encode_message(Records(0, Writer(server).line(OUTPUT)))
+
+
+@pytest.mark.parametrize("number", range(15))
+async def test_illegal_message_fences_the_worker(server, job, number):
+    """The worker gets no answer any more. But it may still run, so its journal is not taken over yet."""
+    illegal, before = list(illegal_messages(server))[number], server.replicas.end_offset("task-1")
+    claim = server.claim(job)
+    async with server.connect(claim, FREE) as client:
+        await client.read()
+        assert await client.read() == HeartbeatAnswer(1)
+        await client.send(illegal)
+        await client.send(FREE)
+        assert isinstance(await client.read(), Fenced)
+        assert await client.read() is None
+    await until(lambda: job.name in server.engine.withdrawn)
+    await check_rejected(server, claim)
+    await server.restart()
+    await check_rejected(server, claim)
+    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    assert not server.jobs.of_task("task-1").stored.is_given_up
+    assert server.replicas.end_offset("task-1") == before
+
+
+async def test_records_are_copied_and_repeated_ones_have_no_effect(server, job):
+    writer = Writer(server)
+    first, second = writer.records(WorkspacePrepared("c" * 40), OUTPUT), writer.records(*ENDED)
+    async with server.connect(server.claim(job), first, first, second) as client:
+        ends = [await client.read() for _ in range(4)][1:]
+        assert ends == [RecordsReceived(second.offset), RecordsReceived(second.offset), RecordsReceived(writer.end)]
+        await client.send(WorkDone())
+        assert await client.read() is None
+    assert server.is_over("task-1")
+    assert server.jobs.of_task("task-1") is None
+    assert server.jobs.liveness("task-1") is Liveness.FREE
+    assert list(server.store.iterdir()) == []
+
+
+async def test_records_after_a_gap_are_requested_again(server, job):
+    writer = Writer(server)
+    first, second = writer.records(OUTPUT), writer.records(OUTPUT)
+    async with server.connect(server.claim(job), second, first, second) as client:
+        answers = [await client.read() for _ in range(4)][1:]
+    assert answers[0] == RecordsReceived(first.offset, is_accepted=False)
+    assert answers[1:] == [RecordsReceived(second.offset), RecordsReceived(writer.end)]
+
+
+async def test_records_wait_while_the_server_writes(server, job):
+    message = Writer(server).records(OUTPUT)
+    writer = server.journals.open("task-1")
+    async with server.connect(server.claim(job), message) as client:
+        await client.read()
+        assert await client.read() == RecordsReceived(message.offset, is_accepted=False)
+        writer.close()
+        await client.send(message)
+        assert (await client.read()).is_accepted
+
+
+async def test_lock_is_free_only_after_the_last_record(server, job):
+    writer = Writer(server)
+    message = writer.records(OUTPUT)
+    async with server.connect(server.claim(job), HELD) as client:
+        await client.read()
+        await client.read()
+        assert job.session.liveness is Liveness.HELD
+        await client.send(msgspec.structs.replace(FREE, end_offset=writer.end))
+        await client.read()
+        assert job.session.liveness is Liveness.UNKNOWN
+        await client.send(message)
+        await client.read()
+        assert job.session.liveness is Liveness.FREE
+
+
+async def test_log_of_an_attempt_is_stored(server, job):
+    attempt_id = job.stored.attempt_id
+    async with server.connect(server.claim(job), RunnerLog(attempt_id, b"line\n"), FREE) as client:
+        await client.read()
+        assert await client.read() == HeartbeatAnswer(1)
+    log = server.data_dir / "tasks" / "task-1" / "attempts" / attempt_id / "runner.log"
+    assert log.read_bytes() == b"line\n"
+
+
+# Artifacts.
+
+
+CONTENT = b"content" * 100_000
+ARTIFACT = Artifact("a.txt", "a.txt", len(CONTENT), "text/plain", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+
+
+async def upload(server, key, artifact, *parts):
+    async with server.connect(Upload(key, artifact), *map(ArtifactPart, parts)) as client:
+        return await client.read()
+
+
+async def test_artifact_is_stored(server, job):
+    parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(is_accepted=True)
+    assert (server.data_dir / "tasks" / "task-1" / "artifacts" / "a.txt").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer"),
+    [
+        ((CONTENT[:7], b""), UploadReceived(is_accepted=False)),
+        ((b"x" * 2**18, b"x" * 2**18, b"x" * 2**18, b""), None),
+        ((CONTENT[:7],), None),
+    ],
+)
+async def test_other_content_is_rejected(server, job, parts, answer):
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        uploading = asyncio.create_task(upload_and_close(server, key, parts))
+        assert await uploading == answer
+        assert not (server.data_dir / "tasks" / "task-1" / "artifacts" / "a.txt").exists()
+        await client.send(FREE)
+        assert await client.read() == HeartbeatAnswer(1)
+
+
+async def test_second_upload_at_the_same_time_is_rejected(server, job):
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as first:
+            await until(job.session.upload_lock.locked)
+            assert await upload(server, key, ARTIFACT, b"x") is None
+            for at in range(2**18, len(CONTENT), 2**18):
+                await first.send(ArtifactPart(CONTENT[at : at + 2**18]))
+            await first.send(ArtifactPart(b""))
+            assert await first.read() == UploadReceived(is_accepted=True)
+
+
+async def upload_and_close(server, key, parts):
+    async with server.connect(Upload(key, ARTIFACT), *map(ArtifactPart, parts)) as client:
+        if parts[-1]:
+            client.writer.transport.abort()
+        return await client.read()
+
+
+@pytest.mark.parametrize("size", [-1, 2**40])
+async def test_artifact_with_an_impossible_size_fences_the_worker(server, job, size):
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        artifact = msgspec.structs.replace(ARTIFACT, size_bytes=size)
+        assert await upload(server, key, artifact) is None
+        await until(lambda: job.stored.is_fenced)
+        assert await client.read() is None

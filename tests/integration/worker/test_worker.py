@@ -1,0 +1,338 @@
+"""A worker with a real server for workers in the same process, and a runner that the test controls."""
+
+import asyncio
+import contextlib
+import os
+import ssl
+import threading
+import time
+
+import pytest
+
+from doubles.cluster import NOW, ClusterServer, until
+from sandbox.bootstrap.cluster import create_certificate
+from sandbox.disks.tree_removal import remove_trees
+from sandbox.interfaces.file_layout import TaskLayout
+from sandbox.interfaces.journal import Liveness
+from sandbox.interfaces.placement import LeftoverScan, RunAttempt
+from sandbox.interfaces.worker_messages import EndOffset, Launch, LockDisk, ReceiveRecords, RemoveDisk, UnlockDisk
+from sandbox.journal.journals import FileJournals
+from sandbox.journal.replication import FileTaskReplicas
+from sandbox.journal.writer import JournalRecorder
+from sandbox.model.errors import SandboxError
+from sandbox.model.events import AttemptFailed, Output, TaskFinished, WorkspacePrepared
+from sandbox.model.failure import Failure, FailureCode
+from sandbox.worker.session import Lease, boot_time
+from sandbox.worker.task_host import TaskHost
+from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_TERMINATED, ServerAddress, Worker
+
+LEASE_SECONDS = 30.0
+PREPARED = WorkspacePrepared("c" * 40)
+ENDED = (AttemptFailed(Failure(FailureCode.INTERNAL, "It failed.")), TaskFinished())
+
+
+def output(text):
+    return Output.from_bytes("stdout", text.encode() + b"\n")
+
+
+class FakeHost:
+    """The placement, the files and the sockets of the worker's host. The test is the runner."""
+
+    def __init__(self, data_dir):
+        self.data_dir, self.journals = data_dir, FileJournals(data_dir)
+        self.recorder, self.order, self.kills, self.deadlines = None, None, 0, []
+        self.files, self.is_disk_locked, self.removals = self, False, 0
+
+    async def launch(self, order, writer):
+        self.order = order
+        with self.journals.hand_over(writer) as lock_fd:
+            adopted = self.journals.adopt(order.task_id, os.dup(lock_fd))
+        task = self.journals.replay(order.task_id).task
+        self.recorder = JournalRecorder(adopted, task, lambda: NOW)
+
+    def record(self, *events):
+        for event in events:
+            self.recorder.record(event)
+        self.recorder.writer.sync()
+
+    def end(self):
+        self.recorder.writer.close()
+
+    def find_runner(self, location):
+        return self
+
+    async def kill(self):
+        self.kills += 1
+        if self.recorder is not None:
+            self.end()
+        return self.recorder is not None
+
+    def preserved_disk(self, location):
+        return self
+
+    @contextlib.asynccontextmanager
+    async def try_lock(self):
+        if self.is_disk_locked:
+            yield Liveness.HELD
+            return
+        self.is_disk_locked = True
+        try:
+            yield Liveness.FREE
+        finally:
+            self.is_disk_locked = False
+
+    async def remove(self):
+        self.removals += 1
+
+    async def scan(self):
+        return LeftoverScan((), {})
+
+    async def renew_lease(self, attempt_id, deadline):
+        if self.order is None or self.order.attempt_id != attempt_id:
+            raise SandboxError("There is no runner.")
+        self.deadlines.append(deadline)
+
+    async def connect(self, attempt_id):
+        raise ConnectionRefusedError
+
+
+class RunningWorker:
+    """A worker in this process."""
+
+    def __init__(self, server, job, directory):
+        self.server, self.job, self.host = server, job, FakeHost(directory)
+        self.lease = Lease()
+        address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
+        self.worker = Worker(
+            address, server.claim(job), self.lease, self.create_host, lambda _: contextlib.nullcontext()
+        )
+        self.running = asyncio.create_task(self.worker.run())
+
+    def create_host(self, task_id):
+        host, replicas = self.host, FileTaskReplicas(self.host.data_dir)
+        layout = TaskLayout(host.data_dir, task_id)
+        return TaskHost(layout, host, "namespaces", host.journals, replicas, host, remove_trees)
+
+    async def session(self):
+        return await until(lambda: self.job.session, "the claim")
+
+    async def launch(self):
+        """Send the records and the order, as the placement does."""
+        session = await self.session()
+        offset = await session.call(EndOffset(), int)
+        data = self.server.replicas.read("task-1", offset, 2**20)
+        assert await session.call(ReceiveRecords(offset, data), int) == len(data)
+        await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id)), 10)
+        await self.until_liveness(Liveness.HELD)
+
+    async def until_liveness(self, expected):
+        await until(lambda: self.server.jobs.liveness("task-1") is expected, expected)
+
+    async def until_copied(self):
+        records = self.host.journals.read("task-1").records
+        await until(lambda: list(self.server.journals.read("task-1").records) == list(records), "the copy")
+
+    async def exit_code(self):
+        async with asyncio.timeout(20):
+            return await self.running
+
+
+@pytest.fixture
+async def server(tmp_path):
+    server = ClusterServer(tmp_path, lease_seconds=LEASE_SECONDS)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def start(server, tmp_path):
+    workers = []
+
+    async def start():
+        worker = RunningWorker(server, await server.submit(), tmp_path / "host")
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.running.cancel()
+        await asyncio.gather(worker.running, return_exceptions=True)
+
+
+async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
+    worker = await start()
+    await worker.launch()
+    worker.host.record(PREPARED, output("x"))
+    await worker.until_copied()
+    worker.host.record(*ENDED)
+    assert not worker.running.done()
+    attempt = TaskLayout(worker.host.data_dir, "task-1").attempt(worker.job.stored.attempt_id)
+    attempt.root.mkdir(parents=True)
+    attempt.runner_log.write_bytes(b"start" + bytes(2**20) + b"end")
+    worker.host.end()
+    assert await worker.exit_code() == EXIT_DONE
+    assert server.is_over("task-1")
+    await until(lambda: server.jobs.of_task("task-1") is None)
+    assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
+    log = TaskLayout(server.data_dir, "task-1").attempt(attempt.root.name).runner_log.read_bytes()
+    assert (len(log), log[-4:]) == (2**20, b"\0end")
+
+
+async def test_worker_without_a_runner_is_free_and_exits_when_its_task_is_released(server, start):
+    worker = await start()
+    await worker.session()
+    await worker.until_liveness(Liveness.FREE)
+    server.jobs.release("task-1")
+    assert await worker.exit_code() == EXIT_DONE
+
+
+async def test_lease_is_renewed_from_the_moment_of_sending(start):
+    worker = await start()
+    await worker.launch()
+    worker.host.record(output("x"))
+    await until(lambda: len(worker.host.deadlines) >= 2)
+    assert worker.host.deadlines == sorted(set(worker.host.deadlines))
+    now = boot_time()
+    assert all(now < deadline <= now + LEASE_SECONDS for deadline in worker.host.deadlines)
+    assert worker.lease.deadline <= now + LEASE_SECONDS
+
+
+async def test_lease_is_not_renewed_without_answers(server, start):
+    worker = await start()
+    await worker.launch()
+    await until(lambda: worker.host.deadlines)
+    await server.stop()
+    stopped_at, deadline = boot_time(), worker.lease.deadline
+    worker.host.record(output("x"))
+    await asyncio.sleep(0.5)
+    assert worker.lease.deadline == deadline <= stopped_at + LEASE_SECONDS
+    await server.start()
+    await until(lambda: worker.lease.deadline > deadline)
+
+
+async def test_records_of_a_time_without_a_server_are_copied_later(server, start):
+    worker = await start()
+    await worker.launch()
+    await server.stop()
+    worker.host.record(PREPARED, output("x"))
+    await server.start()
+    worker.job = server.jobs.of_task("task-1")
+    await worker.session()
+    await worker.until_copied()
+    await worker.until_liveness(Liveness.HELD)
+    worker.host.record(*ENDED)
+    worker.host.end()
+    assert await worker.exit_code() == EXIT_DONE
+
+
+async def test_records_are_sent_again_if_the_server_cannot_store_them(server, start):
+    worker = await start()
+    await worker.launch()
+    writer = server.journals.open("task-1")
+    worker.host.record(PREPARED, output("x"))
+    await asyncio.sleep(0.3)
+    assert len(server.journals.read("task-1").records) == 2
+    writer.close()
+    await worker.until_copied()
+
+
+async def test_launch_during_which_the_server_dies_leaves_no_locked_journal(server, start):
+    worker = await start()
+    session, opened = await worker.session(), worker.host.journals.open
+
+    def open_slowly(task_id):
+        started.set()
+        time.sleep(0.5)
+        return opened(task_id)
+
+    started, worker.host.journals.open = threading.Event(), open_slowly
+    data = server.replicas.read("task-1", 0, 2**20)
+    await session.call(ReceiveRecords(0, data), int)
+    launching = asyncio.create_task(session.launch(Launch(RunAttempt("task-1", worker.job.stored.attempt_id)), 10))
+    await until(started.is_set)
+    await server.restart()
+    await asyncio.gather(launching, return_exceptions=True)
+    worker.job = server.jobs.of_task("task-1")
+    await worker.until_liveness(Liveness.HELD)
+    assert worker.host.order is not None
+    worker.host.end()
+    await worker.until_liveness(Liveness.FREE)
+
+
+async def test_disk_is_locked_until_the_session_ends(server, start):
+    worker = await start()
+    session = await worker.session()
+    assert [await session.call(LockDisk(number, "abcdefghijkl"), str) for number in (1, 2)] == ["free", "held"]
+    await session.call(RemoveDisk(1), None)
+    await server.restart()
+    worker.job = server.jobs.of_task("task-1")
+    session = await worker.session()
+    with pytest.raises(OSError, match="try again"):
+        await session.call(RemoveDisk(1), None)
+    assert await session.call(LockDisk(3, "abcdefghijkl"), str) == "free"
+    await session.call(UnlockDisk(3), None)
+    assert await session.call(LockDisk(4, "abcdefghijkl"), str) == "free"
+    assert worker.host.removals == 1
+
+
+async def test_fenced_worker_kills_its_runner(server, start):
+    worker = await start()
+    await worker.launch()
+    server.jobs.fence(worker.job, "a test")
+    assert await worker.exit_code() == EXIT_FENCED
+    assert worker.host.kills == 1
+    assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
+    await until(lambda: worker.job.session is None)
+    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+
+
+async def test_terminated_worker_kills_its_runner_and_sends_the_last_records(server, start):
+    worker = await start()
+    await worker.launch()
+    worker.host.record(PREPARED, output("last"))
+    worker.worker.terminate()
+    assert await worker.exit_code() == EXIT_TERMINATED
+    assert worker.host.kills == 1
+    assert server.journals.read("task-1").records[-1].event == output("last")
+
+
+async def test_worker_that_is_terminated_without_a_server_ends(server, start):
+    worker = await start()
+    await worker.launch()
+    await server.stop()
+    started_at = time.monotonic()
+    worker.worker.terminate()
+    assert await worker.exit_code() == EXIT_TERMINATED
+    assert worker.host.kills == 1
+    assert time.monotonic() - started_at < 15
+
+
+async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tmp_path):
+    received = bytearray()
+
+    async def serve(reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(2**16):
+                received.extend(data)
+        writer.close()
+
+    job = await server.submit()
+    other = tmp_path / "other"
+    other.mkdir()
+    certificate, _ = create_certificate(other)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    attacker = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
+    port = attacker.sockets[0].getsockname()[1]
+    address = ServerAddress("127.0.0.1", port, server.fingerprint)
+    worker = Worker(address, server.claim(job), Lease(), None, None)
+    running = asyncio.create_task(worker.run())
+    try:
+        await asyncio.sleep(1)
+        assert not running.done()
+        assert bytes(received) == b""
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        attacker.close()

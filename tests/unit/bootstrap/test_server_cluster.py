@@ -1,0 +1,24 @@
+"""Without an engine in the settings, a server loads nothing of a cluster."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import sys
+from sandbox.bootstrap import server
+from sandbox.bootstrap.settings.load import load
+registry = server._choose_placements(load({"config": "/dev/null"}, {"SANDBOX_CLUSTER_ENGINE": sys.argv[1]}).settings)
+packages = ("sandbox.placements.cluster", "sandbox.worker", "sandbox.engines", "sandbox.bootstrap.cluster")
+loaded = [name for name in packages if name in sys.modules]
+print(registry.selected, sorted(registry.by_name), len(loaded))
+"""
+
+
+@pytest.mark.parametrize(("engine", "result"), [("none", " [] 0"), ("processes", "cluster ['cluster'] 4")])
+def test_cluster_is_loaded_only_with_an_engine(engine, result):
+    completed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, engine], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert completed.stdout == f"{result}\n"
