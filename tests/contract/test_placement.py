@@ -1,6 +1,7 @@
 """The contract of placements and their runner handles, tested with real runners.
 
-Runners run on the server's host (`LocalPlacement`) or on a worker with a separate data directory (`WorkerPlacement`).
+Runners run on the server's host (`LocalPlacement`), on a worker with a separate data directory (`WorkerPlacement`), or
+on workers that an engine starts (`ClusterPlacement`).
 """
 
 import asyncio
@@ -88,7 +89,7 @@ def task_id(host):
     """The id of a task. The task's runners are killed after the test."""
     task_id = f"task-{next(task_numbers)}"
     yield task_id
-    kill_runners(host, task_id)
+    host.end_task(task_id)
 
 
 def kill_runners(host, task_id):
@@ -504,6 +505,10 @@ async def test_copying_ends_when_it_is_cancelled(host):
 # Preserved disks and files.
 
 
+with_leftovers = pytest.mark.parametrize("host", ["local", "worker"], indirect=True)
+"""The workers of a cluster remove everything of a task that has ended, and the leftovers on their hosts."""
+
+
 @pytest.fixture
 async def preserved(server, task_id):
     """The location of an ended attempt whose disk is preserved."""
@@ -521,6 +526,7 @@ def attempt_layout(server, location):
     return TaskLayout(server.host.host_data_dir, location.task_id).attempt(location.attempt_id)
 
 
+@with_leftovers
 async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
     first, second = (server.placement.preserved_disk(preserved) for _ in range(2))
     async with first.try_lock() as liveness:
@@ -531,6 +537,7 @@ async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
         assert liveness is Liveness.FREE
 
 
+@with_leftovers
 async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved):
     disk = server.placement.preserved_disk(preserved)
     with bounded(), pytest.raises(RunnerUnreachableError):
@@ -571,6 +578,7 @@ async def until_disk(server, location, expected):
             await asyncio.sleep(0.02)
 
 
+@with_leftovers
 async def test_removed_disk_leaves_only_the_log(server, preserved):
     files, layout = server.placement.files, attempt_layout(server, preserved)
     assert files.is_preserved(preserved)
@@ -584,6 +592,7 @@ async def test_removed_disk_leaves_only_the_log(server, preserved):
     assert list(layout.root.iterdir()) == [layout.runner_log]
 
 
+@with_leftovers
 async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
     location, handle = await server.launch(task_id)
     await until_listening(handle)
@@ -599,6 +608,7 @@ async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
     await end(server, handle)
 
 
+@with_leftovers
 async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     location, handle = await server.launch(task_id)
     await until_listening(handle)
@@ -618,6 +628,7 @@ async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     assert task_id not in {each.location.task_id for each in (await files.scan()).leftovers}
 
 
+@with_leftovers
 async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved):
     attempt_layout(server, preserved).secret_fingerprint.write_bytes(make_fingerprint({"NAME": "value"}))
     files = server.placement.files
@@ -629,6 +640,7 @@ async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved)
 
 
 on_remote_host = pytest.mark.parametrize("host", ["worker"], indirect=True)
+on_any_remote_host = pytest.mark.parametrize("host", ["worker", "cluster"], indirect=True)
 
 
 @pytest.fixture
@@ -649,7 +661,7 @@ async def silent(remote, server, task_id):
     return location, handle
 
 
-@on_remote_host
+@on_any_remote_host
 async def test_nothing_is_concluded_about_a_runner_on_a_silent_host(remote, server, silent, task_id):
     location, handle = silent
     [runner] = find_runners(remote.host_data_dir, task_id)
@@ -664,7 +676,7 @@ async def test_nothing_is_concluded_about_a_runner_on_a_silent_host(remote, serv
     await end(server, handle)
 
 
-@on_remote_host
+@on_any_remote_host
 async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, task_id):
     """The requests may still be carried out later, because the host may have received them."""
     location, handle = silent
@@ -677,7 +689,7 @@ async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, ta
         await check_finisher(server, location, is_cancelled=server.task(task_id).cancel is not None)
 
 
-@on_remote_host
+@on_any_remote_host
 async def test_runner_that_dies_on_a_silent_host_is_free_once_the_host_responds(remote, server, silent, task_id):
     location, handle = silent
     await kill_runner(server, task_id)

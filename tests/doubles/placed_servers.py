@@ -27,6 +27,7 @@ from doubles.runners import find_runners
 from doubles.worker_placement import WorkerClient, WorkerPlacement
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock
+from sandbox.bootstrap.cluster import create_placement as create_cluster_placement
 from sandbox.bootstrap.local_host import (
     AgentsAndRunnerCommand,
     PlacementContext,
@@ -36,17 +37,30 @@ from sandbox.bootstrap.local_host import (
 from sandbox.bootstrap.settings.load import load
 from sandbox.interfaces.file_layout import TaskLayout, new_attempt_id
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, RunAttempt
+from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, HostPendingError, RunAttempt
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import TaskSubmitted
+from sandbox.model.resources import Resources
 
 RUNTIME = "bubblewrap"
 SECONDS = 40
 PACKAGE = Path(worker_placement.__file__).parent
 
 
-class LocalHost:
+class OneHost:
+    """A placement with one host."""
+
+    def reserve(self, placement, task_id):
+        return new_attempt_id(), placement.host.identity
+
+    def end_task(self, task_id):
+        for pid in find_runners(self.host_data_dir, task_id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+class LocalHost(OneHost):
     """A host on which its servers run too."""
 
     kind = "local"
@@ -77,7 +91,7 @@ class LocalHost:
         shutil.rmtree(choose_run_dir(self.data_dir), ignore_errors=True)
 
 
-class WorkerHost:
+class WorkerHost(OneHost):
     """A host with a separate data directory, which servers reach through the socket of its worker."""
 
     kind = "worker"
@@ -124,6 +138,90 @@ class WorkerHost:
         shutil.rmtree(choose_run_dir(self.host_data_dir), ignore_errors=True)
 
 
+class ClusterHost:
+    """This machine as a host of a cluster: the engine `processes` starts one worker for each task."""
+
+    kind = "cluster"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.data_dir = directory / "data"
+        self.host_data_dir = self.data_dir / "cluster" / "host"
+
+    def start(self):
+        if self.data_dir.exists():
+            return
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        for data_dir in (self.data_dir, self.host_data_dir):
+            preinstall_agent(data_dir)
+        (self.directory / "port").write_text(str(port))
+        self.host_data_dir.parent.chmod(0o700)
+
+    async def create_placement(self):
+        port = (self.directory / "port").read_text()
+        variables = {"SANDBOX_RUNTIME": RUNTIME, "SANDBOX_CLUSTER_ENGINE": "processes", "SANDBOX_CLUSTER_PORT": port}
+        settings = load({"data_dir": str(self.data_dir)}, variables).settings
+        agents, replicas = AgentsAndRunnerCommand(registered_agents()), FileTaskReplicas(self.data_dir)
+        context = PlacementContext(self.data_dir, choose_run_dir(self.data_dir), settings, agents, replicas)
+        return await create_cluster_placement(context)
+
+    def reserve(self, placement, task_id):
+        """Wait until the task has a worker; return the attempt's id and the worker's host."""
+        workers, resources = placement.allocator._workers, Resources(1, 2**28, 2**28)
+        deadline = time.monotonic() + SECONDS
+        while True:
+            try:
+                reserved = workers.thread.wait_for(placement.allocator._reserve(task_id, None, resources))
+            except HostPendingError:
+                assert time.monotonic() < deadline, (self.host_data_dir / "worker.log").read_text()
+            else:
+                return reserved.attempt_id, reserved.identity
+
+    def worker_pids(self):
+        """Return the workers of all jobs: the children of their supervisors."""
+        found = []
+        for job in self._jobs():
+            with contextlib.suppress(OSError):
+                pid = json.loads((job / "started.json").read_bytes())["pid"]
+                if not (job / "ended.json").exists():
+                    found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
+
+    def stop(self):
+        """Make the workers silent."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self):
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number):
+        for pid in self.worker_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def _jobs(self):
+        return (self.data_dir / "cluster" / "processes").glob("sandbox-*")
+
+    def end_task(self, task_id):
+        """Kill the worker of a task, and its runners with it."""
+        for path in (self.data_dir / "cluster" / "jobs").glob("*.json"):
+            with contextlib.suppress(OSError):
+                if json.loads(path.read_bytes())["task_id"] == task_id:
+                    self._kill_supervisor(self.data_dir / "cluster" / "processes" / f"sandbox-{path.stem}")
+
+    def _kill_supervisor(self, job):
+        with contextlib.suppress(OSError):
+            if not (job / "ended.json").exists():
+                os.kill(json.loads((job / "started.json").read_bytes())["pid"], signal.SIGKILL)
+
+    def close(self):
+        for job in self._jobs():
+            self._kill_supervisor(job)
+        for data_dir in (self.data_dir, self.host_data_dir):
+            shutil.rmtree(choose_run_dir(data_dir), ignore_errors=True)
+
+
 class PlacedServer:
     """What a server does with its placement: submits tasks, launches runners, and reads their records."""
 
@@ -139,8 +237,7 @@ class PlacedServer:
         recorder = self.journals.recorder(writer, None, SystemClock().now)
         repository = {"url": self.repository_url}
         recorder.record(TaskSubmitted(task_id, manifest(task_id, repository=repository)))
-        attempt_id = new_attempt_id()
-        identity = self.placement.host.identity
+        attempt_id, identity = self.host.reserve(self.placement, task_id)
         recorder.record(identity.attempt_started_event(attempt_id, RUNTIME, number=1, resumes=False))
         return recorder, AttemptLocation(task_id, attempt_id, identity.name)
 
@@ -235,7 +332,7 @@ def silent_repository():
         yield f"http://127.0.0.1:{server.getsockname()[1]}/repository.git"
 
 
-HOSTS = {host.kind: host for host in (LocalHost, WorkerHost)}
+HOSTS = {host.kind: host for host in (LocalHost, WorkerHost, ClusterHost)}
 
 
 async def _launch_and_wait(kind, directory, repository_url, task_id):

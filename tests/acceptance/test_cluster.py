@@ -1,0 +1,345 @@
+"""Tasks on workers that the engine `processes` starts, with a real server, real runners and a scripted model."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from doubles.live_server import (
+    SERVER_KEY,
+    Deployment,
+    bash_turn,
+    make_repository,
+    preinstall_agent,
+    reply_turn,
+    wait_until,
+)
+from doubles.runners import find_runner
+from doubles.terminal_user import TerminalUser
+from sandbox.demo.model_script import Fault, Turn
+from sandbox.journal.journals import FileJournals
+from sandbox.model.events import AttemptStarted
+from sandbox.placements.cluster.decisions import LEASE_MARGIN_SECONDS
+
+MAKE_FILE = bash_turn("echo made > made.txt")
+WAIT_FOR_FIFO = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
+LEASE_SECONDS, HEARTBEAT_SECONDS = 10, 3
+
+
+class ClusterDeployment(Deployment):
+    """A deployment whose tasks run on workers. All workers share the data directory of one host."""
+
+    @property
+    def host_data_dir(self):
+        return self.data_dir / "cluster" / "host"
+
+    def start_server(self, **options):
+        if not self.data_dir.exists():
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                self.worker_port = free.getsockname()[1]
+            preinstall_agent(self.data_dir)
+            preinstall_agent(self.host_data_dir)
+            for directory in (self.host_data_dir.parent, self.host_data_dir):
+                directory.chmod(0o700)
+        cluster = {"ENGINE": "processes", "PORT": str(self.worker_port), "LEASE": f"{LEASE_SECONDS}s"}
+        return super().start_server(**{f"SANDBOX_CLUSTER_{name}": value for name, value in cluster.items()}, **options)
+
+    def events(self):
+        """Return the events of the server's copy of the journal."""
+        return [record.event for record in FileJournals(self.data_dir).read("task-1").records]
+
+    def attempts(self):
+        """Return the events that started attempts."""
+        return [event for event in self.events() if isinstance(event, AttemptStarted)]
+
+    def jobs(self):
+        """Return the directories of the engine's jobs, oldest first."""
+        paths = (self.data_dir / "cluster" / "processes").glob("sandbox-*")
+        return sorted(paths, key=lambda path: json.loads((path / "request.json").read_bytes())["position"])
+
+    def worker_pid(self):
+        """Return the worker of the only job that runs."""
+        return next(iter(self.worker_pids()), None)
+
+    def worker_pids(self):
+        """Return the workers of all jobs that run: the children of their supervisors."""
+        found = []
+        for job in self.jobs():
+            if self.exit_code(job) is None:
+                pid = json.loads((job / "started.json").read_bytes())["pid"]
+                found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
+
+    def exit_code(self, job):
+        path = job / "ended.json"
+        return json.loads(path.read_bytes())["exit_code"] if path.exists() else None
+
+    def wait_for_clean_exit(self, *jobs):
+        """Wait until the workers of the jobs have exited with 0."""
+        for job in jobs:
+            wait_until(lambda job=job: self.exit_code(job) is not None, 30, description="the worker's end")
+            assert self.exit_code(job) == 0, self.diagnostics()
+
+    def runner_pid(self, task_id="task-1"):
+        return find_runner(self.host_data_dir, task_id)
+
+    def wait_for_second_call(self):
+        wait_until(lambda: self.status()["progress"]["tool_calls"] == 2, 60, description="the second tool call")
+
+    def shell(self, text):
+        terminal = TerminalUser("task", "shell", "task-1", server=self.server.ready_message["http"])
+        terminal.expect(r"\$ ")
+        terminal.type(text)
+        return terminal
+
+    def count_model_requests(self):
+        return self.model_requests_file.read_bytes().count(b"\n")
+
+    def ports(self):
+        return [self.server.ready_message[name].rpartition(":")[2] for name in ("http", "ws")]
+
+    def signal(self, number, *pids):
+        for pid in pids:
+            os.kill(pid, number)
+
+    def answer(self):
+        """Let the agent's second command end."""
+        terminal = self.shell("echo from-the-user > answer.txt; echo > /tmp/gate; exit 7\n")
+        assert terminal.exit_code() == 7
+        terminal.close()
+
+    def diagnostics(self, task_id="task-1"):
+        logs = [*self.host_data_dir.glob("tasks/*/attempts/*/runner.log"), self.host_data_dir / "worker.log"]
+        return f"{super().diagnostics(task_id)}\n" + "".join(path.read_text() for path in logs if path.exists())
+
+    def close(self):
+        super().close()
+        for path in (self.data_dir / "cluster" / "processes").glob("*/started.json"):
+            if not (path.parent / "ended.json").exists():
+                kill(json.loads(path.read_bytes())["pid"])
+
+
+def kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def deploy(tmp_path):
+    deployment = ClusterDeployment(tmp_path)
+
+    def start(*turns):
+        make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
+        deployment.start_git()
+        deployment.start_model(*turns)
+        deployment.start_server()
+        return deployment
+
+    yield start
+    deployment.close()
+
+
+@pytest.mark.timeout(240)
+def test_task_runs_on_a_worker_and_the_worker_exits(deploy):
+    deployment = deploy(MAKE_FILE, reply_turn())
+    deployment.submit()
+    status = deployment.wait()
+    assert status["state"] == "completed", deployment.diagnostics()
+    assert b"+made\n" in deployment.artifact("task-1.patch")
+    [started] = deployment.attempts()
+    assert started.host == f"cluster:{socket.gethostname()}"
+    [job] = deployment.jobs()
+    assert job.name == f"sandbox-{started.attempt_id}"
+    log = deployment.data_dir / "tasks" / "task-1" / "attempts" / started.attempt_id / "runner.log"
+    wait_until(lambda: log.exists() and "The attempt has ended" in log.read_text(), 30, description="the runner's log")
+    deployment.wait_for_clean_exit(job)
+    assert not (deployment.host_data_dir / "tasks" / "task-1").exists()
+    assert list((deployment.data_dir / "cluster" / "jobs").iterdir()) == []
+
+
+@pytest.mark.timeout(240)
+def test_killed_server_loses_nothing(deploy):
+    """The worker and its runner continue, and the next server gets what was recorded in the meantime."""
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit()
+    deployment.wait_for_second_call()
+    runner, worker = deployment.runner_pid(), deployment.worker_pid()
+    assert runner is not None
+    assert worker is not None
+    deployment.restart_server(signal.SIGKILL)
+    assert (deployment.runner_pid(), deployment.worker_pid()) == (runner, worker)
+    deployment.answer()
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    patch = deployment.artifact("task-1.patch")
+    assert b"+made\n" in patch
+    assert b"+from-the-user\n" in patch
+    assert len(deployment.attempts()) == 1
+    deployment.wait_for_clean_exit(*deployment.jobs())
+
+
+@pytest.mark.timeout(240)
+def test_model_requests_wait_while_the_lease_is_expired(deploy):
+    """The agent's next request comes after the lease. It is held until the server is back, and then answered."""
+    deployment = deploy(MAKE_FILE, bash_turn(f"sleep {LEASE_SECONDS + 5}; echo late > late.txt"), reply_turn())
+    deployment.submit()
+    deployment.wait_for_second_call()
+    requests = deployment.count_model_requests()
+    deployment.server.stop(signal.SIGKILL)
+    time.sleep(LEASE_SECONDS + 12)
+    assert deployment.count_model_requests() == requests
+    deployment.start_server(ports=deployment.ports())
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    assert deployment.count_model_requests() > requests
+    assert b"+late\n" in deployment.artifact("task-1.patch")
+    assert len(deployment.attempts()) == 1
+
+
+@pytest.mark.timeout(240)
+def test_task_of_a_killed_worker_is_retried_by_another_one(deploy):
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit(lifecycle={"retries": 1})
+    deployment.wait_for_second_call()
+    runner, worker = deployment.runner_pid(), deployment.worker_pid()
+    kill(worker)
+    wait_until(lambda: not Path(f"/proc/{runner}").exists(), 10, description="the runner's end")
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 4, 60, description="the second attempt")
+    deployment.answer()
+    status = deployment.wait()
+    assert status["state"] == "completed", deployment.diagnostics()
+    assert b"+made\n" in deployment.artifact("task-1.patch")
+    first, second = status["attempts"]
+    assert first["error"]["code"] == "runner_lost"
+    assert second.get("error") is None
+    lost, next_job = deployment.jobs()
+    assert deployment.exit_code(lost) == -signal.SIGKILL
+    deployment.wait_for_clean_exit(next_job)
+    assert not (deployment.host_data_dir / "tasks" / "task-1").exists()
+
+
+@pytest.mark.timeout(240)
+def test_cancelled_task_ends_on_its_worker(deploy):
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit()
+    deployment.wait_for_second_call()
+    assert deployment.http.delete("/api/v1/tasks/task-1", timeout=60).status_code == 200
+    assert deployment.wait()["state"] == "cancelled", deployment.diagnostics()
+    assert b"+made\n" in deployment.artifact("task-1.patch")
+    deployment.wait_for_clean_exit(*deployment.jobs())
+
+
+@pytest.mark.timeout(240)
+def test_finisher_and_retry_of_a_killed_runner_run_on_the_same_worker(deploy):
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit(lifecycle={"retries": 1})
+    deployment.wait_for_second_call()
+    worker = deployment.worker_pid()
+    kill(deployment.runner_pid())
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 4, 90, description="the second attempt")
+    assert deployment.worker_pid() == worker
+    deployment.answer()
+    status = deployment.wait()
+    assert status["state"] == "completed", deployment.diagnostics()
+    assert [(attempt["error"] or {}).get("code") for attempt in status["attempts"]] == ["runner_lost", None]
+    assert b"+made\n" in deployment.artifact("task-1.patch")
+    [job] = deployment.jobs()
+    deployment.wait_for_clean_exit(job)
+
+
+@pytest.mark.timeout(240)
+def test_preserved_sandbox_keeps_its_worker(deploy):
+    deployment = deploy(
+        bash_turn("echo kept > kept.txt"),
+        Turn(faults=(Fault("error", status=400, times=9),)),
+        reply_turn("never reached"),
+    )
+    deployment.submit(lifecycle={"failure_action": "preserve"})
+    assert deployment.wait()["state"] == "failed_preserved", deployment.diagnostics()
+    deployment.restart_server(signal.SIGKILL)
+    wait_until(lambda: deployment.status()["sandbox_kept"], 30, description="the preserved sandbox")
+    terminal = deployment.shell("cat kept.txt; exit 3\n")
+    terminal.expect("kept\r\n")
+    assert terminal.exit_code() == 3
+    terminal.close()
+    [job] = deployment.jobs()
+    assert deployment.exit_code(job) is None
+    release = partial(deployment.http.delete, "/api/v1/tasks/task-1/vm", timeout=30)
+    wait_until(lambda: release().status_code in {200, 404}, 30, description="the release")
+    deployment.wait_for_clean_exit(job)
+    assert not deployment.status()["sandbox_kept"]
+
+
+@pytest.mark.timeout(300)
+def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
+    """A worker that is stopped together with its runner is silent. After the lease, the engine withdraws its job."""
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit(lifecycle={"retries": 1})
+    deployment.wait_for_second_call()
+    runner, worker = deployment.runner_pid(), deployment.worker_pid()
+    deployment.signal(signal.SIGSTOP, worker, runner)
+    stopped_at = time.monotonic()
+    wait_until(lambda: len(deployment.attempts()) == 2, 120, description="the second attempt")
+    assert time.monotonic() - stopped_at > LEASE_SECONDS + LEASE_MARGIN_SECONDS - HEARTBEAT_SECONDS
+    assert deployment.status()["attempts"][0]["error"]["code"] == "host_lost"
+    lost, _ = deployment.jobs()
+    assert deployment.exit_code(lost) == 143
+    assert not Path(f"/proc/{runner}").exists()
+    wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 4, 90, description="the second attempt")
+    deployment.answer()
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+
+
+@pytest.mark.timeout(240)
+def test_terminated_worker_sends_the_last_records_and_exits_with_an_error(deploy):
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit()
+    deployment.wait_for_second_call()
+    runner, worker = deployment.runner_pid(), deployment.worker_pid()
+    deployment.signal(signal.SIGTERM, worker)
+    status = deployment.wait()
+    assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost"), deployment.diagnostics()
+    assert not Path(f"/proc/{runner}").exists()
+    [job] = deployment.jobs()
+    assert deployment.exit_code(job) == 143
+    assert not (deployment.host_data_dir / "tasks" / "task-1").exists()
+
+
+SECRET = "secret-value-of-the-task-0123456789"
+
+
+@pytest.mark.timeout(240)
+def test_keys_and_secrets_are_in_nothing_that_an_engine_stores(deploy):
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.server.stop()
+    deployment.start_server(TOKEN=SECRET)
+    deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "TOKEN"}])
+    deployment.wait_for_second_call()
+    [worker], [job] = deployment.worker_pids(), deployment.jobs()
+    supervisor = json.loads((job / "started.json").read_bytes())["pid"]
+    places = [
+        *(Path(f"/proc/{pid}/{name}") for pid in (worker, supervisor) for name in ("cmdline", "environ")),
+        *(path for path in (deployment.data_dir / "cluster").rglob("*") if is_stored(path)),
+    ]
+    assert job / "request.json" in places
+    assert find_values(places) == []
+    planted = job / "planted"
+    planted.write_text(f"x{SERVER_KEY}y{SECRET}z")
+    assert find_values([*places, planted]) == [planted] * 2
+    planted.unlink()
+    deployment.answer()
+    assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+
+
+def is_stored(path):
+    """Return whether a file is stored by the engine, the server or the worker, not on the disk of the sandbox."""
+    return path.is_file() and not {"disk", "disk.img", "agent", "profiles"} & set(path.parts)
+
+
+def find_values(paths):
+    """Return each file that contains the model key or the secret, once for each value."""
+    return [path for path in paths for value in (SERVER_KEY, SECRET) if value.encode() in path.read_bytes()]
