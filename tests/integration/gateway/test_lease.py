@@ -274,7 +274,7 @@ def test_renewal_also_extends_the_time_for_data_that_was_sent_before():
 
 def test_resumed_process_sends_nothing_after_the_deadline():
     """The process has written more than the kernel accepted, and asyncio would send the rest once the peer reads."""
-    with stopped_sender(lease_seconds=1.5) as (process, connection):
+    with stopped_sender(lease_seconds=4) as (process, connection):
         wait_until_the_kernel_ends_the_connection(connection.getpeername()[1])
         assert read_buffered(connection) > 0
         os.kill(process.pid, signal.SIGCONT)
@@ -300,18 +300,36 @@ def stopped_sender(lease_seconds):
                 with connection:
                     connection.settimeout(5)
                     assert connection.recv(1) == b"x"
+                    wait_until_the_kernel_accepts_no_more(connection.getpeername()[1])
                     os.kill(process.pid, signal.SIGSTOP)
                     yield process, connection
             finally:
                 process.kill()
 
 
+def wait_until_the_kernel_accepts_no_more(port):
+    """Wait until unsent data is queued, and no more is added. The process is then not about to send."""
+    deadline = time.monotonic() + 20
+    before = None
+    while (queued := queued_bytes(port)) == 0 or queued != before:
+        assert time.monotonic() < deadline
+        before = queued
+        time.sleep(0.2)
+
+
 def wait_until_the_kernel_ends_the_connection(port):
     """Wait until no connection from this port is listed. The kernel's timer can be late on a busy machine."""
     deadline = time.monotonic() + 20
-    while re.search(rf"^ *\d+: 0100007F:{port:04X} [0-9A-F:]+ 01 ", Path("/proc/net/tcp").read_text(), re.MULTILINE):
+    while queued_bytes(port) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def queued_bytes(port):
+    """Return the number of bytes that the kernel has not sent yet; None if there is no connection from this port."""
+    connection = rf"^ *\d+: 0100007F:{port:04X} [0-9A-F:]+ 01 ([0-9A-F]+):"
+    found = re.search(connection, Path("/proc/net/tcp").read_text(), re.MULTILINE)
+    return int(found[1], 16) if found else None
 
 
 def read_buffered(connection):
