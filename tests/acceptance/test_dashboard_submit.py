@@ -78,7 +78,7 @@ def test_task_is_submitted_from_prompt_and_recent_repository(submit_server, base
     page = browser.open(f"{base_url}/submit")
     assert page.evaluate("document.activeElement.id") == "prompt"
     page.get_by_text("Describe the task and choose a repository.").wait_for()
-    assert page.locator(".field-error").count() == 0, "empty fields are no errors before the user fills them"
+    assert page.locator(".field-error").count() == 0, "empty fields are not errors until the user has filled them in"
     assert page.locator("#repositories option").evaluate_all("all => all.map((one) => one.value)") == [
         "https://github.com/org/app.git",
         "https://github.com/org/web.git",

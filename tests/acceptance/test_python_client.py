@@ -31,7 +31,7 @@ claude: {prompt: "Do it."}
 """
 
 
-def test_examples_of_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
+def test_examples_on_the_docs_page_run(deploy, tmp_path, monkeypatch, capsys):
     deployment = deploy(bash_turn("echo mended > mended.txt"), reply_turn())
     monkeypatch.setenv("SANDBOX_SERVER", deployment.server.ready_message["http"])
     monkeypatch.chdir(tmp_path)

@@ -64,8 +64,8 @@ def _definition_schema(
 ) -> dict[str, Any]:
     """Return the schema of a task's definition, which contains the section of exactly one agent.
 
-    manifest: the schemas of the manifest. The definition has the same sections, except for `repository.patch` and
-        `secrets`.
+    manifest: the schemas of the manifest. The definition has the same sections as the manifest, except for
+        `repository.patch` and `secrets`.
     """
     common = declared["required"]
     described = declared["properties"]

@@ -218,7 +218,7 @@ class LocalHost:
 
 
 def make_leftover_sources(data_dir: Path, run_dir: Path) -> Sequence[LeftoverSource]:
-    """Create the leftover sources, in the order in which leftovers are removed."""
+    """Create the sources of leftovers, in the order in which leftovers are removed."""
     return (
         # Every runtime can end the sandboxes of all runtimes. This one can do so even if no runtime's program is
         # installed.

@@ -1,4 +1,4 @@
-"""The servers of `sandbox demo --keep`: at most one set is running, and all are stopped, even after a crash."""
+"""The servers of `sandbox demo --keep`: at most one set runs, and each server is stopped, even after a crash."""
 
 import fcntl
 import io

@@ -1,4 +1,4 @@
-"""On a full host file system, a released reserve provides usable space, and data loss is reported."""
+"""On a full host file system, releasing the reserve frees usable space, and data loss is reported."""
 
 import asyncio
 import os

@@ -67,7 +67,7 @@ async def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness
     assert b"truncated" in (harness.attempt.task_layout.artifacts / "task-1.patch").read_bytes()
 
 
-async def test_files_of_earlier_attempt_are_removed_before_clone(make_harness):
+async def test_files_from_an_earlier_attempt_are_removed_before_the_clone(make_harness):
     harness = make_harness(Script())
     earlier = harness.attempt.task_layout.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)

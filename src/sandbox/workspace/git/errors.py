@@ -16,7 +16,7 @@ _CREDENTIALS_HINT = (
     "key), and check that this access covers the repository"
 )
 SILENT_INDEX_PACK_ERROR = "fatal: fetch-pack: invalid index-pack output"
-"""git's only message if a signal ended its index-pack, for example at the file size limit."""
+"""git's only message if a signal kills its index-pack, for example at the file size limit."""
 
 DISK_FULL_MESSAGE = "not enough disk space; raise vm.disk, or free space in the server's data directory"
 # The scheme is matched once per word and limited in length, because the remote may send a megabyte of letters.
@@ -108,7 +108,7 @@ def explain_clone_failure(stderr: str, repository: Repository, secrets: Collecti
 
 
 def redact_credentials(text: str, secrets: Collection[str]) -> str:
-    """Replace the secrets and the credentials in URLs."""
+    """Replace the secrets, and any credentials in URLs, with asterisks."""
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return _CREDENTIALS_IN_URL.sub("***@", text)

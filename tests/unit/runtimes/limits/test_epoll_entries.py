@@ -99,7 +99,7 @@ def test_entries_are_counted_only_if_the_machine_has_many(machine: int | None, c
 
 
 @pytest.mark.usefixtures("five_entries")
-def test_count_includes_new_entries_of_the_processes():
+def test_count_includes_entries_that_the_processes_added():
     assert EpollCounter(FakeEpollUsage(MANY).count).count([]) == 0
     counter = EpollCounter(FakeEpollUsage(MANY).count)
     before = counter.count([os.getpid()])
