@@ -1,4 +1,4 @@
-"""A lease on the network: without contact to the server, a sandbox may communicate only until a deadline."""
+"""A lease on the network: without contact with the server, a sandbox may communicate only until a deadline."""
 
 import asyncio
 import math
@@ -18,7 +18,7 @@ def boot_time() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-LEASE_EXPIRED_MESSAGE = "This host has lost contact to the server; until it has contact again, the network is off."
+LEASE_EXPIRED_MESSAGE = "This host has lost contact with the server; until it has contact again, the network is off."
 """The response to requests of the sandbox while the lease is expired."""
 
 _SLEEP_SECONDS_MAX = 1.0

@@ -42,7 +42,7 @@ def locate(task: Task, attempt: Attempt) -> AttemptLocation:
 
 
 class Placements:
-    """The server's placements, including that of its own host. Attempts of any other placement are unreachable.
+    """The server's placements, including the one for its own host. Attempts of other placements are unreachable.
 
     by_name: all placements, keyed by name; the name of the server's own placement is empty.
     hosts: the placements' hosts, keyed by the same names.

@@ -106,7 +106,7 @@ class Session:
         self._sent_at: dict[int, float] = {}
         self._renewed_until = 0.0
         self._answered_at = time.monotonic()
-        self._is_accepted: asyncio.Future[RecordsReceived] | None = None
+        self._received: asyncio.Future[RecordsReceived] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_done = False
 
@@ -155,8 +155,8 @@ class Session:
                     self._answered_at = time.monotonic()
                     self._lease.extend(self._sent_at.pop(message.number, 0.0), self._claimed.lease_seconds)
                     self._renew()
-                case RecordsReceived() if self._is_accepted is not None and not self._is_accepted.done():
-                    self._is_accepted.set_result(message)
+                case RecordsReceived() if self._received is not None and not self._received.done():
+                    self._received.set_result(message)
                 case ServerCall():
                     self._start(self._answer(message))
                 case OpenStream():
@@ -259,10 +259,10 @@ class Session:
             if isinstance(record.event, ArtifactCollected) and not await self._upload(record.event.artifact):
                 await asyncio.sleep(_RETRY_SECONDS)
                 return False
-        self._is_accepted = asyncio.get_running_loop().create_future()
+        self._received = asyncio.get_running_loop().create_future()
         await self._send(Records(offset, data))
         async with asyncio.timeout(_ANSWER_SECONDS):
-            received = await self._is_accepted
+            received = await self._received
         self._copied_end = received.end_offset
         if not received.is_accepted:
             await asyncio.sleep(_RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""A worker: claims an attempt of a task, keeps contact to the server, and ends with the task."""
+"""A worker: claims an attempt of a task, keeps contact with the server, and ends with the task."""
 
 import asyncio
 import contextlib
@@ -102,7 +102,7 @@ class Worker:
                 _log.error("The server does not accept this worker: %s", error)
                 return EXIT_FENCED
             except (OSError, InvalidMessageError, JournalDamagedError) as error:
-                _log.warning("No contact to the server: %s", error_reason(error))
+                _log.warning("No contact with the server: %s", error_reason(error))
             limit = FIRST_CONTACT_SECONDS if self._host is None else CONTACT_SECONDS
             if time.monotonic() - contact_at > limit:
                 return EXIT_NO_CONTACT

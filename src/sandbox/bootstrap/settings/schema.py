@@ -308,7 +308,7 @@ class ClusterSection:
     lease: Annotated[
         str,
         DURATION,
-        Description("How long a worker without contact to the server may communicate, from 1s to 168h."),
+        Description("How long a worker without contact with the server may communicate, from 1s to 168h."),
     ] = "10m"
     time_limit: Annotated[
         str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")

@@ -301,7 +301,7 @@ class Jobs:
         return job
 
     def fence(self, job: Job, reason: str) -> None:
-        """Answer a worker no more: it sent something invalid. Its lease ends, then the journal is taken over.
+        """Stop answering a worker that sent an invalid message. The journal is taken over after its lease.
 
         Raises OSError if it cannot be stored; then a worker may connect to the next server.
         """

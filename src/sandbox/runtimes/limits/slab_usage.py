@@ -264,7 +264,7 @@ class DirectoryMeter:
         self._files_min = files_min
 
     def count(self) -> int | None:
-        """Return the number of directories; 0 while the disk has few files, None if the disk has no ext4 of its own."""
+        """Return the number of directories: 0 while the disk has few files, None if it is not a separate ext4."""
         try:
             if not os.path.ismount(self._disk):
                 return None
