@@ -26,7 +26,7 @@ from sandbox.interfaces.store import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
-from sandbox.model.manifest.schema import decode_manifest, encode_manifest
+from sandbox.model.manifest.schema import Repository, decode_manifest, encode_manifest
 from sandbox.model.task import PROJECTION_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
@@ -68,9 +68,13 @@ _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 def without_large_fields(task: Task) -> Task:
     """Return the task without the large fields that no list shows: artifacts, prompt and patch."""
-    agent, repository = task.manifest.agent.with_prompt(""), replace(task.manifest.repository, patch=None)
+    agent, repository = task.manifest.agent.with_prompt(""), _without_patch(task.manifest.repository)
     manifest = task.manifest.replace(agent=agent, repository=repository)
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
+
+
+def _without_patch(repository: Repository) -> Repository:
+    return repository if repository.patch is None else replace(repository, patch=None)
 
 
 def as_listed(task: Task) -> Task:
@@ -78,9 +82,10 @@ def as_listed(task: Task) -> Task:
 
     After decoding, a report of 256 KiB uses megabytes of memory.
     """
-    listed = without_large_fields(task)
-    manifest = listed.manifest.replace(agent=listed.manifest.agent.as_listed())
-    return msgspec.structs.replace(listed, manifest=manifest, result=None, final_message=task.reported_message)
+    agent, repository = task.manifest.agent.as_listed(), _without_patch(task.manifest.repository)
+    manifest = task.manifest.replace(agent=agent, repository=repository)
+    message = task.reported_message
+    return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
 
 
 class SqliteStore:

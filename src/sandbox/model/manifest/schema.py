@@ -259,8 +259,8 @@ class CommonFields:
 
 _AGENT_POSITION = 4
 _CONSTANTS = {"version": "1", "kind": "Task"}
-_COMMON_NAMES = tuple(each.name for each in fields(CommonFields))
-_SECTION_NAMES = tuple(name for name in _COMMON_NAMES if name not in _CONSTANTS)
+_SECTION_NAMES = tuple(each.name for each in fields(CommonFields) if each.name not in _CONSTANTS)
+_COMMON_NAMES = frozenset({*_CONSTANTS, *_SECTION_NAMES})
 
 
 class Manifest:
@@ -292,7 +292,14 @@ class Manifest:
     @classmethod
     def combine(cls, common: Any, agent: AgentSection) -> Manifest:
         """Create a manifest from an agent section and a record that has the other fields, such as `CommonFields`."""
-        return cls(agent=agent, **{name: getattr(common, name) for name in _SECTION_NAMES})
+        return cls(
+            metadata=common.metadata,
+            repository=common.repository,
+            agent=agent,
+            vm=common.vm,
+            secrets=common.secrets,
+            lifecycle=common.lifecycle,
+        )
 
     def replace(self, **changes: Any) -> Manifest:
         """Return a copy with these fields replaced."""
@@ -344,11 +351,8 @@ def decode_manifest(kind: type, data: Any) -> Manifest:
     if kind is not Manifest:
         raise NotImplementedError(f"{kind.__name__} cannot be decoded")
     common = msgspec.convert(data, CommonFields)
-    sections = [
-        (name, value)
-        for name, value in data.items()
-        if name not in _COMMON_NAMES and isinstance(value, dict) and "prompt" in value
-    ]
+    other = data.keys() - _COMMON_NAMES
+    sections = [(name, data[name]) for name in other if isinstance(data[name], dict) and "prompt" in data[name]]
     if len(sections) != 1:
         raise ValueError("the manifest has no agent section, or several")
     return Manifest.combine(common, AgentSection(*sections[0]))
