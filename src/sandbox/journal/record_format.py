@@ -1,7 +1,7 @@
 r"""Format of a journal line, suitable for grep and jq: `<crc32 of the JSON, 8 hex digits> <JSON>\n`."""
 
 import re
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from zlib import crc32
 
 import msgspec
@@ -41,7 +41,7 @@ def is_complete(line: bytes) -> bool:
 
 
 def _is_valid_time(at: datetime) -> bool:
-    return at.utcoffset() == _UTC_OFFSET and _YEAR_MIN <= at.year <= _YEAR_MAX
+    return (at.tzinfo is UTC or at.utcoffset() == _UTC_OFFSET) and _YEAR_MIN <= at.year <= _YEAR_MAX
 
 
 def has_embedded_record(line: bytes) -> bool:
@@ -79,8 +79,8 @@ def decode(line: bytes) -> Record:
         raise JournalDamagedError(
             f"A record is malformed ({error}); a newer version of Sandbox may have written it."
         ) from error
-    times = (record.at, record.event.last_activity_at if isinstance(record.event, Progress) else None)
-    if not all(at is None or _is_valid_time(at) for at in times):
+    active_at = record.event.last_activity_at if isinstance(record.event, Progress) else None
+    if not _is_valid_time(record.at) or (active_at is not None and not _is_valid_time(active_at)):
         raise JournalDamagedError(f"A record is malformed (record {record.seq} has no valid time in UTC).")
     if record.version > RECORD_VERSION:
         raise JournalDamagedError(
