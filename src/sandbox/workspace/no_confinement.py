@@ -4,8 +4,8 @@ These are programs that need the server user's files and, on machines without co
 
 - `setpriv --pdeathsig` makes the kernel kill a program when its runner dies, even if SIGKILL ended the runner. git's
   children (transport, index-pack, ssh) read from and write to git's pipes and exit on the next read or write after
-  these close; a transport whose server is silent exits after its timeout (set in clone/staging.py). `setpriv` costs one
-  extra exec, which takes less than a millisecond; a `preexec_fn` would not be safe in a process with threads.
+  these close; a transport whose server is silent exits after its timeout (set in clone/workspace_staging.py). `setpriv`
+  costs one extra exec, which takes less than a millisecond; a `preexec_fn` would not be safe in a process with threads.
 - Each program gets its own session, so a cancelled call can kill it together with its children.
 """
 
