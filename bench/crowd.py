@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from store_list import fill
 
+from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
-from doubles.live_server import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from doubles.reconnecting_sse_clients import ReconnectingClient
 
 LINE_SECONDS, AGENT_SECONDS = 0.5, 900

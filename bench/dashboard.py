@@ -73,7 +73,7 @@ def main(seconds: int = 60, pages: int = 200) -> None:
 def measure_patch() -> None:
     """Print how fast a large patch is shown, and whether the page responds while the user reads the patch."""
     from doubles.browser import open_chromium
-    from doubles.live_server import Deployment
+    from doubles.deployment import Deployment
     from doubles.stored_tasks import StoredTasks
 
     with tempfile.TemporaryDirectory() as directory, open_chromium() as program, program.browser() as browser:

@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles import floods
-from doubles.live_server import ORGANISATION, TERMINAL, Deployment, bash_turn, make_repository, reply_turn, wait_until
+from doubles.deployment import ORGANISATION, TERMINAL, Deployment, bash_turn, make_repository, reply_turn, wait_until
 
 HOSTILE_TASKS = 4
 PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}

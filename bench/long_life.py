@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.leftovers import find_leftovers
-from doubles.live_server import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 
 AT_ONCE = 4
 TASK_SECONDS, QUIET_SECONDS = 120, 15

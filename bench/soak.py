@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
+from doubles.deployment import Deployment, bash_turn, make_repository, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import Deployment, bash_turn, make_repository, reply_turn, wait_until
 
 TASK_SECONDS = 600
 QUIET_SECONDS = 10

@@ -5,8 +5,8 @@ from types import MappingProxyType
 import pytest
 
 from doubles.browser import open_chromium
+from doubles.deployment import Deployment, make_repository, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import Deployment, make_repository, wait_until
 from doubles.shared_deployment import SharedDeployment
 
 FILES = {"README.md": "# A repository\n\nHello.\n", "src/app.py": "print('hello')\n"}

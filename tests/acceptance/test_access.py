@@ -10,8 +10,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from doubles.deployment import Deployment, bash_turn, make_repository, reply_turn, wait_until
 from doubles.isolated_network import SERVER_ADDRESS, IsolatedNetwork
-from doubles.live_server import Deployment, bash_turn, make_repository, reply_turn, wait_until
 from doubles.network_namespace import NamespaceTransport
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from doubles import mcp_token_server
-from doubles.live_server import bash_turn, reply_turn
+from doubles.deployment import bash_turn, reply_turn
 from sandbox.demo.model_script import ToolUse, Turn
 
 SECRET = "sesame-open-the-door"

@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from doubles.deployment import make_repository, reply_turn
 from doubles.fake_agent import make_fake_agent
-from doubles.live_server import make_repository, reply_turn
 
 DRAIN_OPERATION = "POST /api/v1/admin/drain"
 """Excluded from the test: a drained server rejects tasks, which would affect all other requests."""

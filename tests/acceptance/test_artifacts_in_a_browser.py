@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import httpx2
 import pytest
 
-from doubles.live_server import Deployment
+from doubles.deployment import Deployment
 from doubles.stored_tasks import StoredTasks
 
 PIXEL = bytes.fromhex(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import bash_turn, reply_turn
+from doubles.deployment import bash_turn, reply_turn
 
 
 def with_cost(turn):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import (
+from doubles.deployment import (
     SERVER_KEY,
     Deployment,
     bash_turn,
@@ -20,7 +20,7 @@ from doubles.live_server import (
     reply_turn,
     wait_until,
 )
-from doubles.runners import find_runner
+from doubles.runner_processes import find_runner
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.journals import FileJournals

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import bash_turn, reply_turn
+from doubles.deployment import bash_turn, reply_turn
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 SECRET = "s3cret-value-of-the-customer"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from doubles.live_server import Deployment, bash_turn, git, make_repository, reply_turn
+from doubles.deployment import Deployment, bash_turn, git, make_repository, reply_turn
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 from sandbox.runtimes.nodejs import pinned_packages
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from doubles.live_server import reply_turn
+from doubles.deployment import reply_turn
 from doubles.stored_tasks import StoredTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import ORGANISATION, bash_turn, git, python_turn, reply_turn, wait_until
+from doubles.deployment import ORGANISATION, bash_turn, git, python_turn, reply_turn, wait_until
 
 MANIFEST = f"""version: "1"
 kind: Task

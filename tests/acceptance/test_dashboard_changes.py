@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import Deployment, wait_until
+from doubles.deployment import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 from sandbox.model.events import Parent
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import Deployment, wait_until
+from doubles.deployment import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 from sandbox.model.events import Metrics, Usage
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import Deployment, wait_until
+from doubles.deployment import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 from sandbox.model.events import Artifact, ArtifactCollected, DiffStatistics, Parent, Progress
 from sandbox.model.failure import Failure, FailureCode

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import Deployment
+from doubles.deployment import Deployment
 from doubles.stored_tasks import StoredTasks
 from sandbox.cli.output.text import escape_text
 from sandbox.model.events import EgressDenied, Metrics, Output, ToolCallEnded, Usage

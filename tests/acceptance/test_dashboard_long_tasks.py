@@ -5,6 +5,7 @@ import json
 import pytest
 
 from doubles.browser import accessibility_violations
+from doubles.deployment import Deployment, wait_until
 from doubles.fake_event_stream import (
     FakeEventStream,
     agent_message,
@@ -14,7 +15,6 @@ from doubles.fake_event_stream import (
     tool_call_started,
     tool_result,
 )
-from doubles.live_server import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 from sandbox.model.events import Parent
 from sandbox.model.failure import Failure, FailureCode

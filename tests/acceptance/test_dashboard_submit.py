@@ -3,7 +3,7 @@
 import pytest
 
 from doubles.browser import HEIGHT, accessibility_violations
-from doubles.live_server import Deployment, wait_until
+from doubles.deployment import Deployment, wait_until
 from doubles.stored_tasks import StoredTasks
 
 QUICK_REFERENCE_AUDIT = """# An audit

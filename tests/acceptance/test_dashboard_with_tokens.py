@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.live_server import ORGANISATION, Deployment, wait_until
+from doubles.deployment import ORGANISATION, Deployment, wait_until
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 

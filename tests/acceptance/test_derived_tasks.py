@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from doubles.live_server import bash_turn, git, make_repository, reply_turn
+from doubles.deployment import bash_turn, git, make_repository, reply_turn
 
 FILES = {"README.md": "# Hi\n", "count.txt": "0\n"}
 SECRET = "the-value-of-the-secret-5521"

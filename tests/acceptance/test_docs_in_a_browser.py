@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.browser import HEIGHT, accessibility_violations
-from doubles.live_server import reply_turn
+from doubles.deployment import reply_turn
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "openapi.json"

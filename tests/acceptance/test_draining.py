@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from doubles.deployment import make_repository, wait_until
 from doubles.fake_agent import make_fake_agent
-from doubles.live_server import make_repository, wait_until
 
 TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.1) for number in range(30)]
 

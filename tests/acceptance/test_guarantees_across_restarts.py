@@ -3,7 +3,7 @@
 import subprocess
 from datetime import UTC, datetime, timedelta
 
-from doubles.live_server import bash_turn, make_repository, wait_until
+from doubles.deployment import bash_turn, make_repository, wait_until
 from sandbox.demo.model_script import Fault, Turn
 
 VALUE = "a-value-that-nobody-may-read"

@@ -11,8 +11,8 @@ import signal
 
 import pytest
 
+from doubles.deployment import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.runtime_availability import require_runtime
 
 WAIT_FOREVER = "python3 -c 'import time; time.sleep(600)'"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import Deployment, reply_turn
+from doubles.deployment import Deployment, reply_turn
 
 MEBIBYTE = 1024**2
 JSON, YAML = "application/json", "application/yaml"

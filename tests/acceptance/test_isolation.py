@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.deployment import Deployment, make_repository, python_turn, reply_turn, wait_until
 from doubles.isolated_network import (
     INTERNET_ADDRESS,
     METADATA_ADDRESS,
@@ -15,7 +16,6 @@ from doubles.isolated_network import (
     IsolatedNetwork,
 )
 from doubles.leftovers import SANDBOX_UIDS, host_process, processes
-from doubles.live_server import Deployment, make_repository, python_turn, reply_turn, wait_until
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from doubles.deployment import Deployment, bash_turn, reply_turn, wait_until
 from doubles.leftovers import cgroups, files, find_leftovers, is_clean, processes
-from doubles.live_server import Deployment, bash_turn, reply_turn, wait_until
-from doubles.runners import finalize_journal
+from doubles.runner_processes import finalize_journal
 from doubles.runtime_availability import require_runtime
 
 LONG = "python3 -c 'import time; time.sleep(600)'"

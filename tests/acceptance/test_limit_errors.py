@@ -9,7 +9,7 @@ import time
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import bash_turn, python_turn, reply_turn
+from doubles.deployment import bash_turn, python_turn, reply_turn
 from doubles.runtime_availability import require_runtime
 from sandbox.disks.loop import loop_unavailable_reason
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from doubles import wire_samples
+from doubles.deployment import bash_turn, make_repository, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash_turn, make_repository, reply_turn, wait_until
 from doubles.old_version import OldVersion, lock_retired_uids, missing_reason
-from doubles.runners import finalize_journal, read_journal, runner_pid
+from doubles.runner_processes import finalize_journal, read_journal, runner_pid
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.placements.local.placement import kill_lock_holder

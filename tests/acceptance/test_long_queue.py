@@ -1,7 +1,7 @@
 """A server can have more pending tasks than its limit on open files."""
 
+from doubles.deployment import make_repository, wait_until
 from doubles.fake_agent import make_fake_agent
-from doubles.live_server import make_repository, wait_until
 
 FEW_DESCRIPTORS = ("sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh")
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from doubles.live_server import bash_turn, reply_turn, wait_until
+from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.random_seed import seed
 from doubles.reconnecting_sse_clients import ReconnectingClient, make_clients
 from sandbox.demo.model_script import Text, Turn

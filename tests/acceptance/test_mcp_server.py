@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import Turn, bash_turn, make_repository, reply_turn
+from doubles.deployment import Turn, bash_turn, make_repository, reply_turn
 from doubles.redaction_attacks import ESCAPES, as_base64, with_noise
 from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.demo.model_script import Text, ToolUse

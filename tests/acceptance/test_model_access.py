@@ -2,7 +2,7 @@
 
 import json
 
-from doubles.live_server import bash_turn, reply_turn
+from doubles.deployment import bash_turn, reply_turn
 from sandbox.demo.model_script import Fault, Text, ToolUse, Turn
 
 SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from doubles.deployment import make_repository
 from doubles.fake_agent import make_fake_agent
 from doubles.forked_commands import run as forked
-from doubles.live_server import make_repository
 
 
 def check_deletion(deployment):

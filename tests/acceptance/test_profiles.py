@@ -5,8 +5,8 @@ import signal
 import subprocess
 import sys
 
+from doubles.deployment import bash_turn, reply_turn
 from doubles.image_archives import directory, docker_archive, entry, layer, minimal_root, oci_archive
-from doubles.live_server import bash_turn, reply_turn
 
 INSPECT = (
     "cat /opt/tools/marker; ls /usr/share >/dev/null 2>&1 || { echo bare; echo bare >bare.txt; }; "

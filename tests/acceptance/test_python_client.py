@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import bash_turn, reply_turn, wait_until
+from doubles.deployment import bash_turn, reply_turn, wait_until
 from sandbox.client import (
     AsyncClient,
     Client,

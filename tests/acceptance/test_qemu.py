@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from doubles.deployment import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import SERVER_KEY, bash_turn, reply_turn, wait_until
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, require_runtime
 
 SCRIPT = """uname -r > kernel.txt; echo told >&2; echo more >> README.md

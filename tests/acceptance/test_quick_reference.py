@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from doubles import fake_github
+from doubles.deployment import Deployment, bash_turn, git, make_repository, python_turn, reply_turn, wait_until
 from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
-from doubles.live_server import Deployment, bash_turn, git, make_repository, python_turn, reply_turn, wait_until
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 

@@ -10,8 +10,8 @@ import signal
 from pathlib import Path
 from zlib import crc32
 
+from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash_turn, reply_turn, wait_until
 
 SLEEP = "python3 -c 'import time; time.sleep(600)'"
 

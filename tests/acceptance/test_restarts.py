@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash_turn, reply_turn, wait_until
-from doubles.runners import runner_pid
+from doubles.runner_processes import runner_pid
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 COUNT = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"

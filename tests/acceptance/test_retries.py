@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from chaos import processes
-from doubles.live_server import bash_turn, reply_turn, wait_until
-from doubles.runners import first_process, read_journal, runner_pid
+from doubles.deployment import bash_turn, reply_turn, wait_until
+from doubles.runner_processes import first_process, read_journal, runner_pid
 from sandbox.demo.model_script import Fault
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]

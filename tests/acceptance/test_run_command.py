@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from doubles.live_server import bash_turn, git, reply_turn
+from doubles.deployment import bash_turn, git, reply_turn
 from sandbox.demo.example_repository import make_example_repository
 from sandbox.demo.model_script import example_script
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles import failing_probes
-from doubles.live_server import make_repository, reply_turn, wait_until
+from doubles.deployment import make_repository, reply_turn, wait_until
 from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
@@ -18,7 +18,7 @@ TESTS = Path(__file__).parents[1]
 @pytest.fixture
 def deploy(deployment, monkeypatch, tmp_path):
     """Starts a deployment with failing probes, which are counted."""
-    monkeypatch.setattr("doubles.live_server.COMMAND_LINE", "doubles.failing_probes:main")
+    monkeypatch.setattr("doubles.deployment.COMMAND_LINE", "doubles.failing_probes:main")
     log = tmp_path / "probes"
 
     def make(failing, pause="5", **environment):
@@ -118,7 +118,7 @@ def check_no_leftovers(directory):
 
 
 def test_shutdown_during_the_first_probe_leaves_nothing_behind(deploy, tmp_path, monkeypatch):
-    monkeypatch.setattr("doubles.live_server.START_SECONDS", 3)
+    monkeypatch.setattr("doubles.deployment.START_SECONDS", 3)
     started_at = time.monotonic()
     with pytest.raises(AssertionError, match="did not start") as error:
         deploy("0 hangs")

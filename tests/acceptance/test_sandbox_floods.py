@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from doubles import floods
+from doubles.deployment import bash_turn, wait_until
 from doubles.flood_bench import cpu_seconds
-from doubles.live_server import bash_turn, wait_until
-from doubles.runners import runner_pid
+from doubles.runner_processes import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply_turn, wait_until
-from doubles.runners import runner_pid
+from doubles.deployment import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply_turn, wait_until
+from doubles.runner_processes import runner_pid
 from doubles.scripted_agent import all_agents
 from doubles.terminal_user import TerminalUser
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from doubles import worker_placement
-from doubles.live_server import (
+from doubles.deployment import (
     SERVER_KEY,
     Deployment,
     bash_turn,
@@ -19,7 +19,7 @@ from doubles.live_server import (
     reply_turn,
     wait_until,
 )
-from doubles.runners import find_runner
+from doubles.runner_processes import find_runner
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from doubles.live_server import SERVER_KEY, bash_turn, reply_turn, wait_until
+from doubles.deployment import SERVER_KEY, bash_turn, reply_turn, wait_until
 
 VALUE = "a-secret-value-of-some-length"
 

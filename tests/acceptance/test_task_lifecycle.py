@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from websockets.sync.client import connect
 
-from doubles.live_server import SERVER_KEY, bash_turn, git, make_repository, reply_turn
+from doubles.deployment import SERVER_KEY, bash_turn, git, make_repository, reply_turn
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 MINIMAL_MANIFEST = """\

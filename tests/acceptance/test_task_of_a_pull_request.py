@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import bash_turn, git, reply_turn
+from doubles.deployment import bash_turn, git, reply_turn
 
 SCRIPT = Path(__file__).parents[2] / "packaging" / "github" / "run-task"
 

@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 
-from doubles.live_server import bash_turn, python_turn, reply_turn, wait_until
+from doubles.deployment import bash_turn, python_turn, reply_turn, wait_until
 from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.demo.model_script import Fault, Turn
 

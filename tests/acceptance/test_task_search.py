@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.live_server import bash_turn, reply_turn
+from doubles.deployment import bash_turn, reply_turn
 from sandbox.client import Client, InvalidParameterError
 
 

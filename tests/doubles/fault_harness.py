@@ -9,10 +9,10 @@ import time
 
 import httpx2
 
+from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import find_leftovers
-from doubles.live_server import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from sandbox.journal.reader import measure_extent
 
 TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]

@@ -21,9 +21,9 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from doubles import worker_placement
-from doubles.live_server import Process, preinstall_agent
+from doubles.deployment import Process, preinstall_agent
 from doubles.manifests import manifest
-from doubles.runners import find_runners
+from doubles.runner_processes import find_runners
 from doubles.worker_placement import WorkerClient, WorkerPlacement
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock

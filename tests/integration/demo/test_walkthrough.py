@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.live_server import wait_until
+from doubles.deployment import wait_until
 from sandbox.demo.walkthrough import exit_on_signals
 
 

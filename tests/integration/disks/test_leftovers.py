@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from doubles.deployment import wait_until
 from doubles.forkserver_context import FORKSERVER
-from doubles.live_server import wait_until
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop import LoopDisk, find_devices, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.file_layout import TaskLayout

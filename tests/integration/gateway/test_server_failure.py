@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from doubles import gateway_process
+from doubles.deployment import wait_until
 from doubles.fake_internet import run
 from doubles.isolated_network import IsolatedNetwork
-from doubles.live_server import wait_until
 from doubles.network_namespace import in_namespace
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 import pytest
 
 from chaos import processes
-from doubles.live_server import wait_until
+from doubles.deployment import wait_until
 from doubles.manifests import manifest
 from doubles.server_components import ServerComponents
 from sandbox.interfaces.file_layout import runner_socket

@@ -12,9 +12,9 @@ from urllib.parse import quote
 
 import pytest
 
+from doubles.deployment import git, make_repository, wait_until
 from doubles.fake_api import ApiResponse, json_response
 from doubles.git_http_server import GitHttpServer
-from doubles.live_server import git, make_repository, wait_until
 from doubles.sample_task import TASK_ID, task_status
 
 FILES = {"a.txt": "one\ntwo\n", "b.txt": "b\n"}

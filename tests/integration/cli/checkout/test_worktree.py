@@ -8,8 +8,8 @@ import subprocess
 import click
 import pytest
 
+from doubles.deployment import git, wait_until
 from doubles.fake_api import error_response, json_response
-from doubles.live_server import git, wait_until
 from doubles.sample_task import TASK_ID, task_status
 from sandbox.cli.checkout.worktree import Checkout
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from doubles.live_server import git
+from doubles.deployment import git
 
 URL = "https://github.com/org/app.git"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from doubles.deployment import git, wait_until
 from doubles.fake_api import ApiResponse, error_response, json_response, sse_response
-from doubles.live_server import git, wait_until
 from doubles.sample_task import TASK_ID, task_events, task_status
 
 URL = "https://github.com/org/app.git"

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from doubles.live_server import git, make_repository
+from doubles.deployment import git, make_repository
 from sandbox.cli.checkout.commit_message import (
     BODY_LINES_MAX,
     STEP_CHARACTERS_MAX,

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
+from doubles.deployment import wait_until
 from doubles.fake_api import error_response, json_response, sse_response
-from doubles.live_server import wait_until
 from doubles.sample_task import TASK_ID, task_events, task_status
 
 HEALTH = {

@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from doubles.live_server import wait_until
+from doubles.deployment import wait_until
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.journal import JournalBusyError
 from sandbox.journal.journals import FileJournals
