@@ -123,7 +123,7 @@ ROWS = [
     ),
     ("Server", "Threads that read for one token", "primitives.client_fairness.THREADS_AT_ONCE_MAX"),
     ("Server", "Requests of one token at once", "api.auth.authenticator.REQUESTS_AT_ONCE_MAX"),
-    ("Server", "Streams of all tasks that one token has open", "api.auth.authenticator.STREAMS_OF_ALL_MAX"),
+    ("Server", "Streams of all tasks that one token has open", "api.auth.authenticator.ALL_TASKS_STREAMS_MAX"),
     ("Server", "Memory of the responses to one token", "primitives.client_fairness.RESPONSE_BYTES_MAX"),
     ("Server", "Unread response", "api.http.protocols.STALL_TIMEOUT_SECONDS"),
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),

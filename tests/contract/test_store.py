@@ -94,10 +94,12 @@ def test_task_round_trip_is_complete(store):
     store.insert(IndexedTask(complete, 4711))
 
     assert store.load("full") == IndexedTask(complete, 4711)
-    assert store.query(TaskQuery()).tasks == [as_listed(msgspec.structs.replace(complete, artifacts=(), result=None))]
+    assert store.query(TaskQuery()).tasks == [
+        as_list_item(msgspec.structs.replace(complete, artifacts=(), result=None))
+    ]
 
 
-def as_listed(known):
+def as_list_item(known):
     manifest = known.manifest
     settings = {name: manifest.agent.settings[name] for name in ("model", "headless", "output_format")}
     agent = AgentSection("claude", {**settings, "prompt": ""})
@@ -458,7 +460,7 @@ def test_changed_tasks_have_no_large_fields(store):
     known = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
     store.insert(IndexedTask(known, 1))
     [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
-    assert changed.task == as_listed(msgspec.structs.replace(known, artifacts=()))
+    assert changed.task == as_list_item(msgspec.structs.replace(known, artifacts=()))
 
 
 def test_cursor_of_a_missing_task_is_valid(store_with_mixed_tasks):

@@ -24,7 +24,7 @@ from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
-from sandbox.store.sqlite import SqliteStore, as_listed
+from sandbox.store.sqlite import SqliteStore, as_list_item
 
 INSERT_FOREVER = """
 import sys
@@ -262,7 +262,7 @@ def test_version_1_index_is_migrated(path, monkeypatch):
 
     store = SqliteStore(path)
     assert store.load("old") == IndexedTask(task, 7)
-    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [as_listed(task)]
+    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [as_list_item(task)]
     assert store.find_by_idempotency_key("old", datetime(1970, 1, 1, tzinfo=UTC)) is None
     store.close()
 
@@ -492,7 +492,7 @@ def test_migration_moves_artifacts_out_of_tasks(path, damage):
     assert store.outdated_task_ids() == ["damaged"]
     assert store.load("old") == IndexedTask(task, 7)
     store.delete("damaged")
-    assert store.query(TaskQuery()).tasks == [as_listed(task)]
+    assert store.query(TaskQuery()).tasks == [as_list_item(task)]
     store.close()
 
 
@@ -516,7 +516,7 @@ def test_prompt_in_a_row_of_an_older_index_is_read(path):
     corrupt(path, "task", encode_json(known.task))
     execute(path, "DELETE FROM texts")
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
-    assert store.query(TaskQuery()).tasks == [as_listed(known.task)]
+    assert store.query(TaskQuery()).tasks == [as_list_item(known.task)]
     store.save(known)
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     store.close()

@@ -13,7 +13,7 @@ from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn
 from doubles.fake_agent import make_fake_agent
 from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import find_leftovers
-from sandbox.journal.reader import measure_extent
+from sandbox.journal.reader import find_journal_end
 
 TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]
 FAULT_SECONDS = 4.0
@@ -87,7 +87,7 @@ class FaultHarness:
             assert status["error"]["code"], status
             assert status["error"]["message"], status
         records = self.deployment.data_dir / "tasks" / status["id"] / "journal" / "records"
-        extent = measure_extent(records)
+        extent = find_journal_end(records)
         assert extent.end == records.stat().st_size
         assert extent.last.transition.new_state == status["state"]
         self.final_statuses[status["id"]] = status

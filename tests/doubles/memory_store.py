@@ -19,7 +19,7 @@ from sandbox.model.manifest.field_formats import repository_location, repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import PagePosition, cursor_position, position_of, split_words, to_cursor
-from sandbox.store.sqlite import as_listed
+from sandbox.store.sqlite import as_list_item
 
 
 class MemoryStore:
@@ -67,7 +67,7 @@ class MemoryStore:
         start = after.number if is_known else 0
         changes = sorted((number, task_id) for task_id, number in self._changes.items() if task_id in self._tasks)
         return [
-            ChangedTask(ChangeCursor("memory", number), as_listed(self._tasks[task_id].task))
+            ChangedTask(ChangeCursor("memory", number), as_list_item(self._tasks[task_id].task))
             for number, task_id in changes
             if number > start
         ][:limit]
@@ -101,7 +101,7 @@ class MemoryStore:
         return {task_id: task.manifest.agent.prompt[:length] for task_id, task in known.items()}
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`as_listed`). Raises InvalidCursorError."""
+        """Return a page of tasks (`as_list_item`). Raises InvalidCursorError."""
         start, is_descending = cursor_position(query), query.order == "desc"
 
         def rank(position: PagePosition) -> tuple[bool, int | str, str]:
@@ -117,7 +117,7 @@ class MemoryStore:
             is_after = lt if is_descending else gt
             ranked = [(position, task) for position, task in ranked if is_after(position, rank(start))]
         end = query.offset + query.limit
-        tasks = [as_listed(task) for _, task in ranked[query.offset : end]]
+        tasks = [as_list_item(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end
         cost_usd = round(sum(task.progress.cost_usd for task in matching), 9)
         return TaskPage(

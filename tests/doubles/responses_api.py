@@ -25,7 +25,7 @@ class ResponsesApi:
 
     base_url_setting = "RESPONSES_BASE_URL"
     endpoints: Mapping[bytes, bool] = {b"/v1/responses": True, b"/v1/responses/input_tokens": False}
-    queries = frozenset({b""})
+    accepted_queries = frozenset({b""})
     credential_headers = frozenset({b"authorization"})
     request_headers = RequestHeaders(frozenset({b"accept", b"user-agent", b"openai-beta"}))
     response_headers = ResponseHeaders(frozenset({b"retry-after", b"x-request-id"}))

@@ -75,7 +75,7 @@ def _digest(secret: str) -> str:
 NAME_CHARACTERS_MAX = 64
 """Maximum length of a token's name; a longer one is rejected."""
 
-LOCK_SECONDS = 5.0
+LOCK_TIMEOUT_SECONDS = 5.0
 """How long a change waits for a concurrent change to finish before it fails."""
 
 _LOCK_POLL_SECONDS = 0.02
@@ -246,7 +246,7 @@ class TokenFile:
 
 
 def _lock(descriptor: int) -> None:
-    deadline = time.monotonic() + LOCK_SECONDS
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

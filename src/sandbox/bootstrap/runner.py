@@ -53,7 +53,7 @@ from sandbox.interfaces.workspace import Workspaces
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import Event
-from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_SECONDS, RUNNER_RESERVE_BYTES
+from sandbox.model.fixed_limits import JOURNAL_READ_BYTES_PER_SECOND, LAUNCH_TIMEOUT_SECONDS, RUNNER_RESERVE_BYTES
 from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 from sandbox.primitives.cpu_throttle import CpuThrottle
@@ -109,7 +109,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     get_agents: returns the agents, keyed by their manifest section; the server must have the same agents.
     """
     # The default action of SIGALRM ends the process, which releases the journal's lock even if the process is stuck.
-    signal.alarm(int(LAUNCH_SECONDS))
+    signal.alarm(int(LAUNCH_TIMEOUT_SECONDS))
     gc.freeze()  # modules are permanent; exclude them from garbage collection, even at exit
     gc.enable()
     os.umask(0o077)
@@ -170,7 +170,7 @@ def _read_message() -> LaunchMessage:
 
 def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
     """Return a timeout long enough to read the whole journal: a busy host must not cause a task's work to be lost."""
-    return math.ceil(LAUNCH_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
+    return math.ceil(LAUNCH_TIMEOUT_SECONDS + journals.size_bytes(task_id) / JOURNAL_READ_BYTES_PER_SECOND)
 
 
 async def _run_attempt(

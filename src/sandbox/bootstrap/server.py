@@ -149,7 +149,7 @@ async def _serve(
                     data_dir,
                     (port, stream_port),
                     announce,
-                    list(server.start_conditions.refusals()),
+                    list(server.start_conditions.rejection_reasons()),
                 ),
             )
 
@@ -207,7 +207,7 @@ def _announce(
     data_dir: Path,
     ports: tuple[int, int],
     announce: AnnounceFormat,
-    refusals: Sequence[str],
+    rejection_reasons: Sequence[str],
 ) -> None:
     host = f"[{listen_host}]" if ":" in listen_host else listen_host
     http, ws = f"http://{host}:{ports[0]}", f"ws://{host}:{ports[1]}"
@@ -216,7 +216,7 @@ def _announce(
     else:
         _print_text(f"Sandbox is listening at {http}\n  WebSocket: {ws}\n  Data:      {data_dir}")
     _log.info("The server is listening", extra={"http": http, "ws": ws, "pid": os.getpid(), "data_dir": data_dir})
-    for reason in refusals:
+    for reason in rejection_reasons:
         _log.warning("The server does not accept tasks. %s", reason)
 
 

@@ -184,7 +184,7 @@ def _decode_context(name: str, value: Any) -> Context:
 
 
 @dataclass(frozen=True)
-class Selection:
+class ServerSelection:
     """The selection made on the command line and in the environment. An empty string is the same as None."""
 
     server: str | None = None
@@ -192,7 +192,7 @@ class Selection:
     context: str | None = None
 
 
-def select_context(options: Selection, variables: Selection, file: ContextFile) -> Context:
+def select_context(options: ServerSelection, variables: ServerSelection, file: ContextFile) -> Context:
     """Return the server and the token to use.
 
     Options override variables, and variables override the current context. The token of a context is never sent to

@@ -20,7 +20,7 @@ from sandbox.model.server_address import DEFAULT_SERVER
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from sandbox.cli.contexts import Context, Selection
+    from sandbox.cli.contexts import Context, ServerSelection
     from sandbox.client import Client
 
 OutputFormat = Literal["text", "json", "table"]
@@ -37,7 +37,7 @@ class CliOptions:
 
     format: OutputFormat
     has_color: bool
-    selected: Selection
+    selection: ServerSelection
 
     @property
     def server(self) -> str:
@@ -51,11 +51,11 @@ class CliOptions:
 
     @cached_property
     def _context(self) -> Context:
-        from sandbox.cli.contexts import ContextFile, Selection, default_file, select_context
+        from sandbox.cli.contexts import ContextFile, ServerSelection, default_file, select_context
 
         names = ("SANDBOX_SERVER", "SANDBOX_TOKEN", "SANDBOX_CONTEXT")
-        variables = Selection(*(os.environ.get(name) for name in names))
-        return select_context(self.selected, variables, ContextFile(default_file()))
+        variables = ServerSelection(*(os.environ.get(name) for name in names))
+        return select_context(self.selection, variables, ContextFile(default_file()))
 
     def connect(self) -> Client:
         """Create a client for the selected server."""
@@ -67,13 +67,13 @@ class CliOptions:
 
 def current_options(ctx: click.Context | None = None) -> CliOptions:
     """Return the common options of the running command. If an option is repeated, its last value applies."""
-    from sandbox.cli.contexts import Selection
+    from sandbox.cli.contexts import ServerSelection
 
     meta = (ctx or click.get_current_context()).meta
     return CliOptions(
         format=meta.get(_meta_key("format")) or "text",
         has_color=is_color_enabled(),
-        selected=Selection(*(meta.get(_meta_key(name)) for name in ("server", "token", "context"))),
+        selection=ServerSelection(*(meta.get(_meta_key(name)) for name in ("server", "token", "context"))),
     )
 
 

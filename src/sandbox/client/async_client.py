@@ -15,7 +15,7 @@ from sandbox.client import requests, retried_operations
 from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.http_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
-from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody, TaskFilters
+from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamedBody, TaskFilters
 from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
@@ -325,7 +325,7 @@ class AsyncClient:
         return self._connection.parse_response(call, response.status_code, body)
 
     @asynccontextmanager
-    async def _stream(self, call: Request[Any] | Request[StreamBody]) -> AsyncGenerator[httpx2.Response, None]:
+    async def _stream(self, call: Request[Any] | Request[StreamedBody]) -> AsyncGenerator[httpx2.Response, None]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
             async with self._http.stream(**self._connection.request_arguments(call)) as response:

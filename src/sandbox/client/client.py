@@ -16,7 +16,7 @@ from sandbox.client import requests, retried_operations
 from sandbox.client.download import READ_BYTES_MAX, Download, MemoryDownload
 from sandbox.client.errors import ClientError
 from sandbox.client.http_settings import ERROR_BYTES_MAX, TIMEOUT_SECONDS, resolve_connection
-from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamBody, TaskFilters
+from sandbox.client.requests import PAGE_TASKS_MAX, Manifest, Request, StreamedBody, TaskFilters
 from sandbox.client.response_types import (
     ArtifactList,
     Cancellation,
@@ -319,7 +319,7 @@ class Client:
         return self._connection.parse_response(call, response.status_code, body)
 
     @contextmanager
-    def _stream(self, call: Request[Any] | Request[StreamBody]) -> Iterator[httpx2.Response]:
+    def _stream(self, call: Request[Any] | Request[StreamedBody]) -> Iterator[httpx2.Response]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
             with self._http.stream(**self._connection.request_arguments(call)) as response:

@@ -38,7 +38,7 @@ ResponseT = TypeVar("ResponseT")
 
 
 @dataclass(frozen=True)
-class Connection:
+class ConnectionSettings:
     """A server's base URL and token. timeout_seconds: the timeout for each response, and for each read of a stream."""
 
     server: str
@@ -143,7 +143,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield from _causes(error.__cause__ or error.__context__)
 
 
-def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> Connection:
+def resolve_connection(server: str | None, token: str | None, timeout_seconds: float) -> ConnectionSettings:
     """Resolve the connection settings. None uses the environment (SANDBOX_SERVER, SANDBOX_TOKEN).
 
     Raises InvalidParameterError.
@@ -151,7 +151,7 @@ def resolve_connection(server: str | None, token: str | None, timeout_seconds: f
     address = server if server is not None else os.environ.get("SANDBOX_SERVER") or DEFAULT_SERVER
     resolved_token = token if token is not None else os.environ.get("SANDBOX_TOKEN")
     authorization_header(resolved_token)
-    return Connection(validate_base_url(address), resolved_token or None, timeout_seconds)
+    return ConnectionSettings(validate_base_url(address), resolved_token or None, timeout_seconds)
 
 
 def authorization_header(token: str | None) -> dict[str, str]:

@@ -75,7 +75,7 @@ class Request(Generic[ResponseT]):
     response_bytes_max: int = RESPONSE_BYTES_MAX
 
 
-class StreamBody:
+class StreamedBody:
     """Marks a response whose body is streamed."""
 
 
@@ -193,33 +193,33 @@ def artifacts(task_id: str) -> Request[ArtifactList]:
     return Request("GET", path, ArtifactList, ("artifacts",), response_bytes_max=LIST_BYTES_MAX)
 
 
-def artifact(task_id: str, name: str) -> Request[StreamBody]:
+def artifact(task_id: str, name: str) -> Request[StreamedBody]:
     """Download an artifact."""
     # No content encoding: the checksum covers the stored bytes.
     return Request(
-        "GET", task_path(task_id, "artifacts", name), StreamBody, (), headers={"Accept-Encoding": "identity"}
+        "GET", task_path(task_id, "artifacts", name), StreamedBody, (), headers={"Accept-Encoding": "identity"}
     )
 
 
-def logs(task_id: str, **filters: str | int | None) -> Request[StreamBody]:
+def logs(task_id: str, **filters: str | int | None) -> Request[StreamedBody]:
     """Read the log lines available now."""
-    return Request("GET", task_path(task_id, "logs"), StreamBody, (), drop_none(filters))
+    return Request("GET", task_path(task_id, "logs"), StreamedBody, (), drop_none(filters))
 
 
-def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Request[StreamBody]:
+def follow(task_id: str, read_seconds: float, **filters: str | int | None) -> Request[StreamedBody]:
     """Follow a task's events."""
     headers = {"Accept": "text/event-stream"}
     if filters.get("after") is not None:
         headers["Last-Event-ID"] = str(filters["after"])
     parameters = {**drop_none(filters), "follow": "true"}
-    return Request("GET", task_path(task_id, "logs"), StreamBody, (), parameters, headers, read_seconds=read_seconds)
+    return Request("GET", task_path(task_id, "logs"), StreamedBody, (), parameters, headers, read_seconds=read_seconds)
 
 
-def follow_states(read_seconds: float, after: str) -> Request[StreamBody]:
+def follow_states(read_seconds: float, after: str) -> Request[StreamedBody]:
     """Follow the states of all tasks."""
     headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
     parameters = {"follow": "true"}
-    return Request("GET", "/events", StreamBody, (), parameters, headers, read_seconds=read_seconds)
+    return Request("GET", "/events", StreamedBody, (), parameters, headers, read_seconds=read_seconds)
 
 
 def health() -> Request[Health]:

@@ -144,7 +144,7 @@ class StateStream:
         self._backoff = Backoff()
         self._parser = SseParser()
 
-    def next_request(self) -> Request[requests.StreamBody]:
+    def next_request(self) -> Request[requests.StreamedBody]:
         """Return the next request."""
         self._parser = SseParser()
         return requests.follow_states(STREAM_IDLE_TIMEOUT_SECONDS, self._after)
@@ -179,7 +179,7 @@ class ResumableStream:
         self._backoff = Backoff()
         self._parser = SseParser()
 
-    def next_request(self) -> Request[requests.StreamBody]:
+    def next_request(self) -> Request[requests.StreamedBody]:
         """Return the next request; a response without content (204) marks the end."""
         self._parser = SseParser()
         return requests.follow(self._task_id, STREAM_IDLE_TIMEOUT_SECONDS, stream=self._stream, **self._position)

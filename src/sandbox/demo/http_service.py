@@ -18,7 +18,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-KEEP_ALIVE_SECONDS = 24 * 60 * 60
+KEEP_ALIVE_TIMEOUT_SECONDS = 24 * 60 * 60
 """Idle timeout of a connection: longer than any demo, so none closes while a client is sending a request."""
 
 
@@ -47,7 +47,7 @@ class HttpService:
             log_config=None,
             access_log=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_keep_alive=KEEP_ALIVE_TIMEOUT_SECONDS,
         )
         config.load()
         loop = asyncio.get_running_loop()

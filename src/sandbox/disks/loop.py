@@ -20,7 +20,7 @@ from sandbox.model.fixed_limits import (
     DISK_COMMAND_TIMEOUT_SECONDS,
     DISK_FILES_MAX,
     DISK_RELEASE_TIMEOUT_SECONDS,
-    KILL_SECONDS,
+    KILL_TIMEOUT_SECONDS,
 )
 
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -58,7 +58,7 @@ async def run_command(*command: str, ok_codes: Collection[int] = (0,)) -> bytes:
         if process.returncode is None:
             process.kill()
             with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), KILL_SECONDS)
+                await asyncio.wait_for(process.wait(), KILL_TIMEOUT_SECONDS)
     if process.returncode not in ok_codes:
         reason = " ".join(stderr.decode(errors="replace").split())[:500] or f"exit code {process.returncode}"
         raise CommandFailedError(f"{command[0]}: {reason}")

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 
 _PATH = "/usr/bin:/bin"
 
-AS_NAMESPACE_ROOT = ("unshare", "--user", "--map-root-user")
+NAMESPACE_ROOT_PREFIX = ("unshare", "--user", "--map-root-user")
 """Prefix that runs a command as root in a user namespace, so that file modes set by agents do not prevent access."""
 
 
@@ -23,7 +23,7 @@ async def remove_trees(paths: Sequence[Path]) -> None:
         return
     command = ("rm", "-rf", "--one-file-system", "--", *map(str, paths))
     stderr = await _run(command)
-    if stderr and os.geteuid() != 0 and not await _run((*AS_NAMESPACE_ROOT, *command)):
+    if stderr and os.geteuid() != 0 and not await _run((*NAMESPACE_ROOT_PREFIX, *command)):
         return
     if stderr:
         raise OSError(stderr)
@@ -40,7 +40,7 @@ async def _run(command: Sequence[str]) -> str:
         process.kill()
         # If the file system hangs, SIGKILL does not end the process.
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), KILL_SECONDS)
+            await asyncio.wait_for(process.wait(), KILL_TIMEOUT_SECONDS)
         raise
     if process.returncode == 0:
         return ""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-from sandbox.images.definition import BUILD_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX, ImageDefinition
+from sandbox.images.definition import BUILD_TIMEOUT_SECONDS, IMAGE_BYTES_MAX, IMAGE_PACKAGES_BYTES_MAX, ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream
@@ -127,7 +127,7 @@ def _run_mmdebstrap(argv: Sequence[str], environment: dict[str, str], log: IO[by
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment, cwd="/"
     )
     assert process.stdout is not None
-    kill_timer = threading.Timer(BUILD_SECONDS, process.kill)
+    kill_timer = threading.Timer(BUILD_TIMEOUT_SECONDS, process.kill)
     kill_timer.start()
     try:
         apply_layer(TarStream(process.stdout, ByteBudget(IMAGE_BYTES_MAX)), rootfs)

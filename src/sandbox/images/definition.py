@@ -43,10 +43,10 @@ ARCHIVE_MEMBERS_MAX = 10_000
 DEFINITION_BYTES_MAX = 64 * 1024
 """Maximum size of a profile's definition file."""
 
-BUILD_SECONDS = 1800.0
+BUILD_TIMEOUT_SECONDS = 1800.0
 """Time limit for mmdebstrap, after which it is killed."""
 
-SYNC_SECONDS = 300.0
+SYNC_TIMEOUT_SECONDS = 300.0
 """Time limit for flushing an image to disk before it becomes current."""
 
 

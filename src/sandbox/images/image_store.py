@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from sandbox.images.definition import SYNC_SECONDS
+from sandbox.images.definition import SYNC_TIMEOUT_SECONDS
 from sandbox.images.digest import compute_digest
 from sandbox.images.errors import ProfileBusyError, ProfileNotFoundError
 from sandbox.interfaces.images import IMAGE_LAYOUT_VERSION, Image, ImageUnusableError
@@ -263,7 +263,7 @@ def _sync_file_system(path: Path) -> None:
     A tree has too many files to flush each one separately. Raises OSError.
     """
     try:
-        subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_SECONDS, check=True, env={})
+        subprocess.run([_SYNC, "-f", "--", str(path)], timeout=SYNC_TIMEOUT_SECONDS, check=True, env={})
     except subprocess.SubprocessError as error:
         raise OSError(f"The disk could not be flushed; check the machine's log, and try again: {error}") from error
 

@@ -201,7 +201,7 @@ class ModelDialect(Protocol):
         ...
 
     @property
-    def queries(self) -> frozenset[bytes]:
+    def accepted_queries(self) -> frozenset[bytes]:
         """The query strings to forward, usually only the empty one."""
         ...
 

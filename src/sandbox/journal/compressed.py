@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import record_format
-from sandbox.journal.reader import iter_lines, measure_extent
+from sandbox.journal.reader import find_journal_end, iter_lines
 from sandbox.model.events import TaskFinished
 from sandbox.primitives.files import fsync_path
 
@@ -134,15 +134,15 @@ def compress_journal(records: Path, target: Path) -> None:
     temporary = target.with_name(f"{target.name}.new")
     temporary.unlink(missing_ok=True)
     try:
-        extent = measure_extent(records)
+        journal_end = find_journal_end(records)
     except FileNotFoundError:
         target.stat()
         return
-    if extent.last is None or not isinstance(extent.last.event, TaskFinished):
+    if journal_end.last is None or not isinstance(journal_end.last.event, TaskFinished):
         message = f"{records} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
         raise JournalDamagedError(message)
     try:
-        _write_verified(_lines_before(records, extent.end), temporary)
+        _write_verified(_lines_before(records, journal_end.end), temporary)
     except Exception:
         temporary.unlink(missing_ok=True)
         raise

@@ -25,9 +25,9 @@ from sandbox.journal.compressed import CompressedJournal, compress_journal
 from sandbox.journal.reader import (
     JournalEnd,
     decode_batch,
+    find_journal_end,
     find_record_offset,
     has_first_record,
-    measure_extent,
     read_batch,
 )
 from sandbox.journal.writer import FileJournalWriter, JournalRecorder
@@ -199,17 +199,17 @@ def _measure_accepted(records: Path) -> JournalEnd:
 
     Raises JournalDamagedError, FileNotFoundError.
     """
-    extent = measure_extent(records)
-    if extent.last is None:
+    journal_end = find_journal_end(records)
+    if journal_end.last is None:
         raise JournalDamagedError(f"The journal does not begin with an intact record; restore {records}.")
-    return extent
+    return journal_end
 
 
 def _check_no_records(directory: Path) -> None:
     """Raise FileExistsError if the task has a journal, even a damaged one."""
     records = directory / "records"
     try:
-        if not _compressed_path(records).exists() and (not records.exists() or measure_extent(records).last is None):
+        if not _compressed_path(records).exists() and (not records.exists() or find_journal_end(records).last is None):
             return
     except JournalDamagedError:
         pass

@@ -24,7 +24,7 @@ class JournalEnd(msgspec.Struct, frozen=True):
     end: int
 
 
-def measure_extent(records: Path) -> JournalEnd:
+def find_journal_end(records: Path) -> JournalEnd:
     """Check every line of a journal and return its end.
 
     Raises FileNotFoundError, or JournalDamagedError if anything before the last record is invalid.

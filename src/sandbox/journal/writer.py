@@ -23,16 +23,16 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 class FileJournalWriter:
     """Appends records to a journal whose lock it holds. Not thread-safe, but `sync` may run in another thread."""
 
-    def __init__(self, records: Path, lock_fd: int, extent: JournalEnd) -> None:
-        """Continue after `extent` and drop the data after it. Takes ownership of `lock_fd` on success."""
+    def __init__(self, records: Path, lock_fd: int, journal_end: JournalEnd) -> None:
+        """Continue after `journal_end` and drop the data after it. Takes ownership of `lock_fd` on success."""
         self._lock_fd = lock_fd
         self._records = records
-        self._end = extent.end
-        self._last_seq = extent.last.seq if extent.last else 0
-        self._epoch = extent.last.epoch + 1 if extent.last else 1
-        self._has_torn_tail = records.stat().st_size > extent.end
+        self._end = journal_end.end
+        self._last_seq = journal_end.last.seq if journal_end.last else 0
+        self._epoch = journal_end.last.epoch + 1 if journal_end.last else 1
+        self._has_torn_tail = records.stat().st_size > journal_end.end
         # An earlier writer may have died before its records were flushed.
-        self._is_dirty = extent.end > 0
+        self._is_dirty = journal_end.end > 0
         self._flushed_end = 0
         self._possibly_lost_end = 0
         self._flush_lock = threading.Lock()

@@ -7,7 +7,7 @@ from enum import StrEnum
 import msgspec
 
 from sandbox.model.errors import SandboxError
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 
 _LEAKED_SOURCES = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
 """The prefix of messages in which earlier versions exposed the source of a secret."""
@@ -55,8 +55,8 @@ class FailureReason(StrEnum):
 
 
 BUSY_KERNEL_MESSAGE = (
-    f"Processes of the sandbox did not end within {KILL_SECONDS:g} s after SIGKILL, because the kernel was still "
-    "executing their system calls, such as the removal of a fragmented file. They end with these calls. If they "
+    f"Processes of the sandbox did not end within {KILL_TIMEOUT_SECONDS:g} s after SIGKILL, because the kernel was "
+    "still executing their system calls, such as the removal of a fragmented file. They end with these calls. If they "
     "remain, check the machine's log and disks, and restart the machine."
 )
 """The message of `sandbox_lost` if killed processes do not end."""

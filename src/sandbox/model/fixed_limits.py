@@ -91,7 +91,7 @@ SANDBOX_START_TIMEOUT_SECONDS = 60.0
 SANDBOX_TEARDOWN_SECONDS = 60.0
 """Time limit for ending a sandbox and removing its files. After that, an event reports the failure."""
 
-DELETION_WAIT_SECONDS = 10.0
+DELETION_TIMEOUT_SECONDS = 10.0
 """Time limit for a process that still uses a finished task, such as its runner, when the task is deleted; then the
 deletion is refused."""
 
@@ -235,7 +235,7 @@ CONTROL_SECONDS = 5.0
 TERM_GRACE_SECONDS = 30.0
 """Time between SIGTERM to the agent and SIGKILL to everything in the sandbox."""
 
-KILL_SECONDS = 10.0
+KILL_TIMEOUT_SECONDS = 10.0
 """Time limit for all processes to end after SIGKILL; after that, the attempt ends with `sandbox_lost`."""
 
 SANDBOX_PROCESSES_MAX = 512
@@ -267,7 +267,7 @@ After that, younger tasks wait until this task has started.
 MEMORY_AVAILABLE_BYTES_MIN = 512 * 1024 * 1024
 """Memory that must be available on the host before a task that requests at least this much can start."""
 
-MEMORY_CHECK_SECONDS = 1.0
+MEMORY_CHECK_INTERVAL_SECONDS = 1.0
 """Interval between checks of the host's available memory while tasks are waiting."""
 
 MEASUREMENT_CACHE_SECONDS = 600.0
@@ -285,7 +285,7 @@ CLOCK_TRUST_SECONDS = 3600.0
 CLOCK_JUMP_SECONDS = 60.0
 """Deviation of the wall clock from the monotonic clock that counts as a clock change."""
 
-PROBE_WAIT_SECONDS = 60.0
+PROBE_CLEANUP_TIMEOUT_SECONDS = 60.0
 """Time limit for a probe to wait until a server has removed the leftovers of earlier probes."""
 
 PROBE_PAUSE_SECONDS = 5.0
@@ -351,7 +351,7 @@ RUNNER_SILENCE_SECONDS = 60.0
 RUNNER_PINGS_MAX = 5
 """Number of consecutive unanswered pings after which a silent runner is killed and a finisher takes over."""
 
-LAUNCH_SECONDS = 30.0
+LAUNCH_TIMEOUT_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
 """Time limit for a runner to receive its launch order, and again for it to take over the journal.
 

@@ -14,7 +14,7 @@ from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, T
 from sandbox.model.events import Event, Gap
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import (
-    KILL_SECONDS,
+    KILL_TIMEOUT_SECONDS,
     OUTPUT_DRAIN_TIMEOUT_SECONDS,
     OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX,
     TERM_GRACE_SECONDS,
@@ -100,10 +100,10 @@ class SandboxKiller:
         self._killed = asyncio.Event()
 
     async def kill(self) -> None:
-        """Kill every process, within KILL_SECONDS. Can be called repeatedly."""
+        """Kill every process, within KILL_TIMEOUT_SECONDS. Can be called repeatedly."""
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._sandbox.kill(), KILL_SECONDS)
+                await asyncio.wait_for(self._sandbox.kill(), KILL_TIMEOUT_SECONDS)
         finally:
             self._killed.set()
 
@@ -119,13 +119,13 @@ class SandboxKiller:
     async def wait_for_exit(self, agent: AgentProcess) -> ExitStatus:
         """Wait for the agent's exit.
 
-        Raises AttemptError (sandbox_lost) if it does not exit within KILL_SECONDS after `kill`.
+        Raises AttemptError (sandbox_lost) if it does not exit within KILL_TIMEOUT_SECONDS after `kill`.
         """
         return await run_until_first_complete(agent.wait(), self._fail_after_kill())
 
     async def _fail_after_kill(self) -> NoReturn:
         await self._killed.wait()
-        await asyncio.sleep(KILL_SECONDS)
+        await asyncio.sleep(KILL_TIMEOUT_SECONDS)
         raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE)
 
 

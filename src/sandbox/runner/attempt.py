@@ -105,7 +105,7 @@ class AttemptEnding:
 
     async def follow_up_or_end(self) -> None:
         """Prepare for the next attempt; if none follows, collect, tear down and end the task."""
-        self._attempt.recorder.stop_keeping_reserve()
+        self._attempt.recorder.stop_reallocating_reserve()
         while (follow_up := next_follow_up(self._attempt.task)) is not None:
             if await self._prepare_follow_up(follow_up):
                 return
@@ -243,7 +243,7 @@ class AttemptRunner(msgspec.Struct, frozen=True):
         It ends the task, or only the attempt if another one follows.
         """
         self.attempt.recorder.allocate_reserve()
-        async with self.attempt.recorder.keep_flushed():
+        async with self.attempt.recorder.flushing_periodically():
             self._record_unredacted_secrets()
             await self._run_steps()
             if self.attempt.resumes:
@@ -310,7 +310,7 @@ class DeadRunnerFinisher(msgspec.Struct, frozen=True):
 
     async def finish(self) -> None:
         """Destroy the attempt's sandbox, then write the missing records."""
-        async with self.attempt.recorder.keep_flushed():
+        async with self.attempt.recorder.flushing_periodically():
             await self._destroy_sandbox()
             await self.ending.reattach_disk()
             task, lost = self.attempt.task, self._loss_failure()

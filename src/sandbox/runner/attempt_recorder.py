@@ -256,11 +256,11 @@ class AttemptRecorder:
             self._recorded_hashes.add(key)
 
     def allocate_reserve(self) -> None:
-        """Reserve disk space, if available, for the end of the task, until `stop_keeping_reserve` is called."""
+        """Reserve disk space, if available, for the end of the task, until `stop_reallocating_reserve` is called."""
         self._should_keep_reserve = True
         self._allocate_reserve()
 
-    def stop_keeping_reserve(self) -> None:
+    def stop_reallocating_reserve(self) -> None:
         """Stop keeping a reserve, because the task is ending.
 
         A released reserve is not allocated again, and an existing one is removed with the attempt's files.
@@ -290,7 +290,7 @@ class AttemptRecorder:
             raise OSError("The last records of the task could not be written") from None
 
     @contextlib.asynccontextmanager
-    async def keep_flushed(self) -> AsyncIterator[None]:
+    async def flushing_periodically(self) -> AsyncIterator[None]:
         """Flush records periodically while the block runs; at its end, wait until all are written. Raises OSError."""
         flush_task = asyncio.create_task(self._flush_periodically())
         try:

@@ -20,7 +20,7 @@ class TimeLimit:
         self._is_busy = is_busy
         self._last_active_at = clock.monotonic()
 
-    def count_activity(self) -> None:
+    def record_activity(self) -> None:
         """Restart the hang timeout."""
         self._last_active_at = self._clock.monotonic()
 

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sandbox.interfaces.runtime import ConfinementSpec, Listeners, Sandbox, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import disk_ownership, host_processes
 from sandbox.runtimes.bwrap import require_bwrap
 from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
@@ -66,7 +66,7 @@ class ClosableSandbox(Sandbox, Protocol):
     """A sandbox that its runtime can close."""
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_TIMEOUT_SECONDS."""
         ...
 
 
@@ -258,10 +258,10 @@ class BaseRuntime:
         """Send SIGKILL until no process is left, then remove the control group.
 
         ignored: processes that are not waited for; if there are any, the control group remains. Raises AttemptError
-        (sandbox_lost) after KILL_SECONDS.
+        (sandbox_lost) after KILL_TIMEOUT_SECONDS.
         """
         group = _group_of(handle)
-        deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+        deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_SECONDS
         host_processes.reap_orphans(_uid_of(handle))  # if the uid has a zombie, all processes would be examined
         while not self._kill_processes(handle, group) <= ignored or not (ignored or group.remove()):
             if asyncio.get_running_loop().time() > deadline:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Command, ExitStatus, Listeners, SandboxHandle, SandboxSpec
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.cgroups import ControlGroup
@@ -119,10 +119,10 @@ class BaseSandbox(ABC):
         """
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_TIMEOUT_SECONDS."""
         await self.kill()
         try:
-            async with asyncio.timeout(KILL_SECONDS):
+            async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
                 await self.wait()
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None

@@ -14,7 +14,7 @@ import msgspec
 
 from sandbox.interfaces.runtime import TRANSPARENT_PORTS, ConfinementLostError, Listeners
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_SECONDS
+from sandbox.model.fixed_limits import EPOLL_ENTRIES_MAX, KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
@@ -132,8 +132,8 @@ class LauncherProcess:
         first_fds: the program's descriptors from 0, starting with the three standard ones. `descriptors` are numbered
         as in `exec_program`.
 
-        On cancellation, the program is killed. CancelledError propagates once the program has ended, after KILL_SECONDS
-        at the latest. Raises OSError, ConfinementLostError.
+        On cancellation, the program is killed. CancelledError propagates once the program has ended, at the
+        latest after KILL_TIMEOUT_SECONDS. Raises OSError, ConfinementLostError.
         """
         status, status_inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         words = _write_argv(argv)
@@ -151,7 +151,7 @@ class LauncherProcess:
             except asyncio.CancelledError:
                 status.shutdown(socket.SHUT_WR)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(wait_readable(status.fileno()), KILL_SECONDS)
+                    await asyncio.wait_for(wait_readable(status.fileno()), KILL_TIMEOUT_SECONDS)
                 raise
             code = status.recv(16)
         if not code:
@@ -316,9 +316,9 @@ async def wait_readable(descriptor: int) -> None:
 
 
 async def wait_for_exit(pidfd: int) -> bool:
-    """Wait for a killed process. Return whether it ended within KILL_SECONDS."""
+    """Wait for a killed process. Return whether it ended within KILL_TIMEOUT_SECONDS."""
     try:
-        async with asyncio.timeout(KILL_SECONDS):
+        async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
             await wait_readable(pidfd)
     except TimeoutError:
         return False

@@ -52,7 +52,7 @@ class SecretStreamRedactor:
         """
         released = self._release(is_end=False) if self._unscanned else b""
         if self._started_value is None:
-            self._started_value = self._scanner.find_started_value(self._scanner.decode(self._pending))
+            self._started_value = self._scanner.find_partial_value(self._scanner.decode(self._pending))
         end = self._pending.rfind(b"\n", 0, self._started_value) + 1
         flushed = self._pending[self._emitted : end]
         self._emitted = max(self._emitted, end)

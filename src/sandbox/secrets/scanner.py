@@ -95,7 +95,7 @@ class MultiPatternSearch:
 
 
 _QUICK_CHECK_BYTES = 64
-_STARTED_VALUE_BYTES = 8
+_PARTIAL_VALUE_BYTES = 8
 """Minimum length at which the start of a pattern is unlikely to match other text."""
 
 _QUOTE = re.compile(rb'\\{0,64}+"')
@@ -158,10 +158,10 @@ class Scanner:
             safe_end = min(safe_end, layer.original_position(cut), self._first_partial_match(layer, cut, length, 1))
         return align_cut(layers, safe_end)
 
-    def find_started_value(self, layers: list[DecodedLayer]) -> int:
+    def find_partial_value(self, layers: list[DecodedLayer]) -> int:
         """Return the first position in layer 0 at which a value has likely started; the end of the data if none has."""
         length = len(layers[0].data)
-        starts = (self._first_partial_match(*cut, length, _STARTED_VALUE_BYTES) for cut in _layer_cuts(layers))
+        starts = (self._first_partial_match(*cut, length, _PARTIAL_VALUE_BYTES) for cut in _layer_cuts(layers))
         return min(starts, default=length)
 
     def _first_partial_match(self, layer: DecodedLayer, cut: int, length: int, bytes_min: int) -> int:

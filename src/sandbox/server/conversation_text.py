@@ -12,7 +12,7 @@ _OUTPUT_CHARACTERS_MAX = 600
 _SUMMARY_CHARACTERS_MAX = 300
 _SEPARATOR = "\n\n"
 _INDENT = "  "
-OMISSION = "[The beginning of the conversation is omitted.]"
+OMISSION_NOTE = "[The beginning of the conversation is omitted.]"
 
 
 class ConversationText:
@@ -30,8 +30,8 @@ class ConversationText:
     def add_earlier(self, text: str) -> None:
         """Add a text that `render` returned for an earlier task."""
         if text:
-            self._is_cut = self._is_cut or text.startswith(OMISSION)
-            for entry in text.removeprefix(OMISSION).split(_SEPARATOR):
+            self._is_cut = self._is_cut or text.startswith(OMISSION_NOTE)
+            for entry in text.removeprefix(OMISSION_NOTE).split(_SEPARATOR):
                 self._append(entry)
 
     def add_prompt(self, prompt: str) -> None:
@@ -49,10 +49,10 @@ class ConversationText:
                     self._add_item(item)
 
     def render(self) -> str:
-        """Return the text. It begins with OMISSION only if something was left out."""
+        """Return the text. It begins with OMISSION_NOTE only if something was left out."""
         text = _SEPARATOR.join(self._entries)
         is_cut = self._is_cut or len(text) > self._characters_max
-        return _SEPARATOR.join([*([OMISSION] if is_cut else ()), text[-self._characters_max :]])
+        return _SEPARATOR.join([*([OMISSION_NOTE] if is_cut else ()), text[-self._characters_max :]])
 
     def _add_item(self, item: ConversationItem) -> None:
         if item["type"] == "agent_message":

@@ -15,7 +15,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import (
     LAUNCH_SHUTDOWN_SECONDS,
     MEMORY_AVAILABLE_BYTES_MIN,
-    MEMORY_CHECK_SECONDS,
+    MEMORY_CHECK_INTERVAL_SECONDS,
     RETRY_PAUSE_SECONDS,
 )
 from sandbox.model.manifest.schema import Manifest
@@ -77,7 +77,7 @@ class Drain:
 class StartConditions:
     """Determines what prevents tasks from starting, apart from reserved resources.
 
-    Each call to `blockers` measures the free disk space again.
+    Each call to `blocking_reasons` measures the free disk space again.
 
     host: the host that runs new attempts.
     key_settings: the name of the setting that contains the model key, keyed by the agent's kind.
@@ -98,7 +98,7 @@ class StartConditions:
         self._key_settings = key_settings
         self._missing_keys = missing_keys
 
-    def refusals(self) -> Iterator[str]:
+    def rejection_reasons(self) -> Iterator[str]:
         """Yield the reasons why the server is not accepting or starting tasks, as sentences, most important first."""
         if self._drain.since is not None:
             yield DRAINING_REASON
@@ -107,9 +107,9 @@ class StartConditions:
         if self._key_settings.keys() <= set(self._missing_keys):
             yield _missing_key_reason(self._key_settings.values())
 
-    def blockers(self) -> Iterator[str]:
-        """Yield the reasons why the server is not starting tasks: first the refusals, then a shortage of disk space."""
-        yield from self.refusals()
+    def blocking_reasons(self) -> Iterator[str]:
+        """Yield the reasons why the server starts no tasks: `rejection_reasons`, then a shortage of disk space."""
+        yield from self.rejection_reasons()
         if (shortage := self._disk_monitor.check()) is not None:
             yield shortage
 
@@ -120,7 +120,7 @@ class StartConditions:
 
     def check_acceptance(self, manifest: Manifest) -> None:
         """Raise UnavailableError if the server does not accept the task now."""
-        reasons = [*self.refusals()]
+        reasons = [*self.rejection_reasons()]
         if not reasons and (reason := self.missing_key_reason(manifest)) is not None:
             reasons = [reason]
         if reasons:
@@ -188,8 +188,8 @@ class Dispatcher:
                 available_memory_bytes=total.memory_bytes,
             )
 
-    def place_reserved(self, manifest: Manifest) -> AbstractContextManager[None]:
-        """Reserve a place for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
+    def reserved_slot(self, manifest: Manifest) -> AbstractContextManager[None]:
+        """Reserve a slot for a task that is being accepted. Raises UnavailableError if there are too many tasks."""
         return self._unfinished_task_limit.reserved(manifest)
 
     def add(self, tracked: TrackedTask) -> None:
@@ -227,7 +227,7 @@ class Dispatcher:
         # Set the timer first: later errors must not stop the dispatcher. The empty context drops the caller's log
         # context.
         self._next_dispatch = asyncio.get_running_loop().call_later(
-            MEMORY_CHECK_SECONDS, self.dispatch, context=Context()
+            MEMORY_CHECK_INTERVAL_SECONDS, self.dispatch, context=Context()
         )
         if (reason := self._blocked_reason()) is None:
             waiting_messages = self._launch_admitted()
@@ -256,7 +256,7 @@ class Dispatcher:
 
     def _blocked_reason(self) -> str | None:
         """Return why no waiting task may start, regardless of reservations."""
-        return next(self._conditions.blockers(), None)
+        return next(self._conditions.blocking_reasons(), None)
 
     def _launch_admitted(self) -> Mapping[str, str]:
         """Launch the admitted tasks; return the reasons why the others are waiting."""

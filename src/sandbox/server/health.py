@@ -35,7 +35,7 @@ class HealthCheck:
     def run(self) -> Health:
         """Return the report. `reasons` say why tasks cannot be accepted or run."""
         counts = self._count_by_state()
-        reasons = [*self._conditions.blockers()]
+        reasons = [*self._conditions.blocking_reasons()]
         if counts is None:
             reasons.append("The index of tasks cannot be read.")
         return Health(

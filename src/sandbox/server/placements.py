@@ -67,7 +67,7 @@ class Placements:
         """The host of new attempts."""
         return self._hosts[self._selected]
 
-    def host_of_next(self, task: Task) -> ProbedHost:
+    def host_for_next_attempt(self, task: Task) -> ProbedHost:
         """Return the host of the task's next attempt. Raises HostUnreachableError.
 
         A disk does not move: an attempt that takes it over runs where the last attempt ran.

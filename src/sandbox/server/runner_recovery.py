@@ -113,7 +113,7 @@ class RunnerRecovery:
             return
         reserved = None
         if _can_continue(tracked.task):
-            host_reason = self._placements.host_of_next(tracked.task).blocked_reason
+            host_reason = self._placements.host_for_next_attempt(tracked.task).blocked_reason
             reason = host_reason or self._conditions.missing_key_reason(tracked.task.manifest)
             if reason is not None:
                 tracked.status_message = f"Waiting: {reason}"
@@ -164,7 +164,7 @@ class RunnerRecovery:
                 tracked.finishers.reset()
         elif (loss := self._placements.loss(locate(recorder.task, attempt))) is not None:
             await asyncio.to_thread(end_lost_attempt, recorder, loss)
-        elif tracked.finishers.is_used_up:
+        elif tracked.finishers.is_exhausted:
             await asyncio.to_thread(_finalize_lost, recorder, tracked)
         else:
             tracked.transfer(await self._launcher.start_finisher(recorder, attempt, resolved))

@@ -164,7 +164,7 @@ class Submissions:
     async def check_acceptance(self, manifest: Manifest) -> None:
         """See `interfaces.tasks.Submissions.check_acceptance`."""
         self._check_acceptable(manifest)
-        with self._dispatcher.place_reserved(manifest):
+        with self._dispatcher.reserved_slot(manifest):
             pass
         if manifest.metadata.id:
             with contextlib.suppress(TaskNotFoundError):
@@ -178,14 +178,14 @@ class Submissions:
         rerun_of: str | None,
     ) -> Task:
         self._check_acceptable(manifest)
-        if inheritance is not None and (reason := next(self._conditions.blockers(), None)) is not None:
+        if inheritance is not None and (reason := next(self._conditions.blocking_reasons(), None)) is not None:
             # The conversation that the task takes over needs disk space.
             raise UnavailableError(reason)
         task_id = manifest.metadata.id or str(uuid.uuid4())
         metadata = dataclasses.replace(manifest.metadata, id=task_id)
         named = manifest.replace(metadata=metadata)
         try:
-            with self._dispatcher.place_reserved(named):
+            with self._dispatcher.reserved_slot(named):
                 tracked, submission = await asyncio.to_thread(
                     self._submission_store.add, named, idempotency, inheritance, rerun_of
                 )

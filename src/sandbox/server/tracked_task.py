@@ -52,7 +52,7 @@ class FinisherHistory:
         self._has_reported_leftovers = False
 
     @property
-    def is_used_up(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether no further finisher is launched."""
         return self._count >= FINISHERS_MAX
 

@@ -31,7 +31,7 @@ def is_disk_full(error: sqlite3.Error | UnicodeDecodeError | OSError, database: 
     return False
 
 
-BUSY_SECONDS = 5.0
+BUSY_TIMEOUT_SECONDS = 5.0
 """How long a transaction waits for a transaction of another process before it fails with StoreError."""
 
 _CACHE_BYTES = 16 * 1024 * 1024
@@ -117,7 +117,7 @@ class Connections:
         connection = sqlite3.connect(
             f"{self._path.absolute().as_uri()}?mode={mode}",
             uri=True,
-            timeout=BUSY_SECONDS,
+            timeout=BUSY_TIMEOUT_SECONDS,
             isolation_level=None,
             check_same_thread=False,
         )
@@ -134,7 +134,9 @@ class Connections:
 def checkpoint_wal(path: Path) -> bool:
     """Copy a database's write-ahead log into the database; return whether this succeeded."""
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_SECONDS)) as opened:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_SECONDS)
+        ) as opened:
             opened.execute("PRAGMA user_version").fetchone()
             is_busy, *_ = opened.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     except SQLITE_ERRORS:

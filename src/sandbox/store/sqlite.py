@@ -77,12 +77,12 @@ def _without_patch(repository: Repository) -> Repository:
     return repository if repository.patch is None else replace(repository, patch=None)
 
 
-def as_listed(task: Task) -> Task:
+def as_list_item(task: Task) -> Task:
     """Return the task as lists show it: without large fields, the agent's own report and its driver's settings.
 
     After decoding, a report of 256 KiB uses megabytes of memory.
     """
-    agent, repository = task.manifest.agent.as_listed(), _without_patch(task.manifest.repository)
+    agent, repository = task.manifest.agent.as_list_item(), _without_patch(task.manifest.repository)
     manifest = task.manifest.replace(agent=agent, repository=repository)
     message = task.reported_message
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
@@ -162,7 +162,7 @@ class SqliteStore:
         return _to_indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`as_listed`). Raises InvalidCursorError."""
+        """Return a page of tasks (`as_list_item`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
             found, totals = listing.read(connection)
@@ -192,7 +192,7 @@ class SqliteStore:
             for number, task_id, encoded in rows:
                 position = number
                 try:
-                    task = as_listed(_decode_task(task_id, encoded))
+                    task = as_list_item(_decode_task(task_id, encoded))
                 except IndexDamagedError as error:
                     self._log_once(task_id, error)
                 else:
@@ -353,7 +353,7 @@ def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     task = _decode_task(row.id, row.encoded)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
-    return as_listed(task)
+    return as_list_item(task)
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:

@@ -132,7 +132,7 @@ def test_tokens_can_be_changed_while_a_server_holds_the_directory_lock(tokens, t
 
 
 def test_lock_timeout_raises_timeout_error(tokens, tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.auth.token_file.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.auth.token_file.LOCK_TIMEOUT_SECONDS", 0.05)
     tokens.create(Role.VIEWER, "wall")
     with (tmp_path / "tokens.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sandbox.auth.token_file import LOCK_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
+from sandbox.auth.token_file import LOCK_TIMEOUT_SECONDS, NAME_CHARACTERS_MAX, InvalidTokenNameError, TokenFile
 from sandbox.interfaces.auth import Role
 
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
@@ -272,10 +272,10 @@ def test_change_waits_for_the_lock_without_busy_waiting(tokens, tmp_path, monkey
     clock = FakeClock(monkeypatch)
     with (tmp_path / "tokens.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        clock.callbacks[LOCK_SECONDS - 0.1] = lambda: fcntl.flock(other, fcntl.LOCK_UN)
+        clock.callbacks[LOCK_TIMEOUT_SECONDS - 0.1] = lambda: fcntl.flock(other, fcntl.LOCK_UN)
         tokens.create(Role.VIEWER, "late")
     assert set(clock.slept) == {0.02}
-    assert LOCK_SECONDS - 0.2 < sum(clock.slept) < LOCK_SECONDS
+    assert LOCK_TIMEOUT_SECONDS - 0.2 < sum(clock.slept) < LOCK_TIMEOUT_SECONDS
     assert [record.name for record in tokens.list()] == ["late"]
 
 
@@ -285,7 +285,7 @@ def test_lock_timeout_leaves_no_files(tokens, tmp_path, monkeypatch):
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(TimeoutError, match="try again"):
             tokens.create(Role.VIEWER, "late")
-        assert LOCK_SECONDS <= sum(clock.slept) <= LOCK_SECONDS + 0.1
+        assert LOCK_TIMEOUT_SECONDS <= sum(clock.slept) <= LOCK_TIMEOUT_SECONDS + 0.1
     assert not tokens.has_tokens
     tokens.create(Role.VIEWER)
 

@@ -23,7 +23,7 @@ from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 
 SHORT_LAUNCH_TIMEOUT = """
 import sandbox.model.fixed_limits
-sandbox.model.fixed_limits.LAUNCH_SECONDS = 1
+sandbox.model.fixed_limits.LAUNCH_TIMEOUT_SECONDS = 1
 from sandbox.bootstrap.runner import main
 main()
 """
@@ -116,7 +116,7 @@ def launch_message(order, data_dir, run_dir):
 SLOW_JOURNAL = """
 import time
 import sandbox.model.fixed_limits
-sandbox.model.fixed_limits.LAUNCH_SECONDS = 1
+sandbox.model.fixed_limits.LAUNCH_TIMEOUT_SECONDS = 1
 sandbox.model.fixed_limits.JOURNAL_READ_BYTES_PER_SECOND = {rate}
 from sandbox.bootstrap.runner import main
 from sandbox.journal.journals import FileJournals

@@ -15,8 +15,8 @@ def unkillable(monkeypatch):
     """Disable `Process.kill`; yield a function that kills the started processes."""
     started = []
     monkeypatch.setattr("asyncio.subprocess.Process.kill", lambda process: started.append(process.pid))
-    monkeypatch.setattr("sandbox.disks.tree_removal.KILL_SECONDS", 0.1, raising=False)
-    monkeypatch.setattr("sandbox.disks.loop.KILL_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandbox.disks.tree_removal.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandbox.disks.loop.KILL_TIMEOUT_SECONDS", 0.1, raising=False)
 
     def kill_all():
         for process_id in started:

@@ -153,7 +153,7 @@ def test_flush_error_preserves_the_current_image(catalog, fake_packages, tmp_pat
     sync.write_text(f"#!/bin/sh\n{program}\n")
     sync.chmod(0o755)
     monkeypatch.setattr(image_store, "_SYNC", str(sync))
-    monkeypatch.setattr(image_store, "SYNC_SECONDS", 0.5)
+    monkeypatch.setattr(image_store, "SYNC_TIMEOUT_SECONDS", 0.5)
     with pytest.raises(OSError, match="could not be flushed"):
         build(catalog, fake_packages(etc__other=b"x"))
     assert image_of(catalog).digest == first.digest

@@ -72,7 +72,7 @@ async def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, m
 
 
 async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
     harness = make_harness(Script(runs_until_signal=True, survives_kill=True))
 
     async def scenario():
@@ -226,7 +226,7 @@ async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_har
     async def ignore_kill(self):
         pass
 
-    monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
 
@@ -257,7 +257,7 @@ async def test_terminal_clients_receive_the_end_before_collection(make_harness, 
         [],
     )
     if fault == "the kill has no effect":
-        monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.1)
+        monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
         monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", ignore_kill)
     else:

@@ -95,7 +95,7 @@ def test_slow_kill_within_limit_is_awaited(run_attempt):
 
 
 def test_slow_kill_beyond_limit_loses_the_sandbox(run_attempt, monkeypatch):
-    monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
     faults = RuntimeFaults(slow_stop_seconds=3600)
     harness = run_attempt(faults, cancel_in=TaskState.RUNNING)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.CANCELLED, "sandbox_lost")

@@ -22,7 +22,7 @@ MIB = 1024**2
 
 @pytest.fixture
 def components(tmp_path, monkeypatch):
-    monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_INTERVAL_SECONDS", 0.05)
     instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
     for task_id in list(instance.runners.recorders):

@@ -401,7 +401,7 @@ def damage(records):
 def test_server_start_schedules_all_pending_tasks_in_one_pass(components, monkeypatch):
     """Thousands of tasks may be pending, and each pass schedules all of them, so a pass per task would be slow."""
     components.capacity, passes = Resources(4, 1000 * GIB, 1000 * GIB), []
-    monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_SECONDS", 60)
+    monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_INTERVAL_SECONDS", 60)
 
     async def before():
         async with components.server() as service:

@@ -14,7 +14,7 @@ from sandbox.cli.contexts import (
     ContextFile,
     ContextNotFoundError,
     Contexts,
-    Selection,
+    ServerSelection,
     check_name,
     default_file,
     select_context,
@@ -173,30 +173,34 @@ URL, OTHER = "http://option", "http://variable"
 @pytest.mark.parametrize(
     ("options", "variables", "selected"),
     [
-        (Selection(), Selection(), PROD),
-        (Selection(), Selection("", "", ""), PROD),
-        (Selection(), Selection(context="dev"), DEV),
-        (Selection(), Selection(token="t"), Context(PROD.server, "t")),
-        (Selection(), Selection(token="t", context="dev"), Context(DEV.server, "t")),
-        (Selection(), Selection(OTHER), Context(OTHER, "")),
-        (Selection(), Selection(OTHER, "t"), Context(OTHER, "t")),
-        (Selection(token="o"), Selection(), Context(PROD.server, "o")),
-        (Selection(token="o"), Selection(OTHER, "t"), Context(OTHER, "o")),
-        (Selection(URL), Selection(), Context(URL, "")),
-        (Selection(URL), Selection(OTHER, "t"), Context(URL, "t")),
-        (Selection(URL), Selection(context="dev"), Context(URL, "")),
-        (Selection(URL, "o"), Selection(OTHER, "t"), Context(URL, "o")),
-        (Selection(context="prod"), Selection(OTHER, "t", "dev"), PROD),
-        (Selection(context="dev"), Selection(OTHER, "t"), DEV),
-        (Selection(token="o", context="dev"), Selection(OTHER, "t"), Context(DEV.server, "o")),
-        (Selection(context="default"), Selection(OTHER, "t"), DEFAULT_CONTEXT),
-        (Selection(PROD.server), Selection(), PROD),
-        (Selection("https://PROD.example.com:443/"), Selection(), Context("https://PROD.example.com:443/", PROD.token)),
-        (Selection(PROD.server), Selection(OTHER, context="dev"), PROD),
-        (Selection(PROD.server, "o"), Selection(), Context(PROD.server, "o")),
-        (Selection(PROD.server), Selection(token="t"), Context(PROD.server, "t")),
-        (Selection(), Selection(PROD.server), PROD),
-        (Selection(), Selection(PROD.server, "t"), Context(PROD.server, "t")),
+        (ServerSelection(), ServerSelection(), PROD),
+        (ServerSelection(), ServerSelection("", "", ""), PROD),
+        (ServerSelection(), ServerSelection(context="dev"), DEV),
+        (ServerSelection(), ServerSelection(token="t"), Context(PROD.server, "t")),
+        (ServerSelection(), ServerSelection(token="t", context="dev"), Context(DEV.server, "t")),
+        (ServerSelection(), ServerSelection(OTHER), Context(OTHER, "")),
+        (ServerSelection(), ServerSelection(OTHER, "t"), Context(OTHER, "t")),
+        (ServerSelection(token="o"), ServerSelection(), Context(PROD.server, "o")),
+        (ServerSelection(token="o"), ServerSelection(OTHER, "t"), Context(OTHER, "o")),
+        (ServerSelection(URL), ServerSelection(), Context(URL, "")),
+        (ServerSelection(URL), ServerSelection(OTHER, "t"), Context(URL, "t")),
+        (ServerSelection(URL), ServerSelection(context="dev"), Context(URL, "")),
+        (ServerSelection(URL, "o"), ServerSelection(OTHER, "t"), Context(URL, "o")),
+        (ServerSelection(context="prod"), ServerSelection(OTHER, "t", "dev"), PROD),
+        (ServerSelection(context="dev"), ServerSelection(OTHER, "t"), DEV),
+        (ServerSelection(token="o", context="dev"), ServerSelection(OTHER, "t"), Context(DEV.server, "o")),
+        (ServerSelection(context="default"), ServerSelection(OTHER, "t"), DEFAULT_CONTEXT),
+        (ServerSelection(PROD.server), ServerSelection(), PROD),
+        (
+            ServerSelection("https://PROD.example.com:443/"),
+            ServerSelection(),
+            Context("https://PROD.example.com:443/", PROD.token),
+        ),
+        (ServerSelection(PROD.server), ServerSelection(OTHER, context="dev"), PROD),
+        (ServerSelection(PROD.server, "o"), ServerSelection(), Context(PROD.server, "o")),
+        (ServerSelection(PROD.server), ServerSelection(token="t"), Context(PROD.server, "t")),
+        (ServerSelection(), ServerSelection(PROD.server), PROD),
+        (ServerSelection(), ServerSelection(PROD.server, "t"), Context(PROD.server, "t")),
     ],
 )
 def test_options_override_variables_and_variables_override_the_current_context(stored, options, variables, selected):
@@ -220,7 +224,10 @@ def test_options_override_variables_and_variables_override_the_current_context(s
     ],
 )
 def test_token_is_not_sent_to_another_server(stored, url):
-    for options, variables in ((Selection(url), Selection(context="dev")), (Selection(context="dev"), Selection(url))):
+    for options, variables in (
+        (ServerSelection(url), ServerSelection(context="dev")),
+        (ServerSelection(context="dev"), ServerSelection(url)),
+    ):
         assert select_context(options, variables, stored).token == ""
 
 
@@ -230,16 +237,16 @@ def test_token_is_not_guessed_if_a_server_has_several(file):
     for current, token in (("prod", PROD.token), ("other", other.token), ("dev", "")):
         with file.changing():
             file.save(Contexts(by_name, current))
-        assert select_context(Selection(PROD.server), Selection(), file).token == token
+        assert select_context(ServerSelection(PROD.server), ServerSelection(), file).token == token
 
 
 @pytest.mark.parametrize(
     ("options", "variables"),
     [
-        (Selection(URL, context="dev"), Selection()),
-        (Selection(), Selection(OTHER, context="dev")),
-        (Selection(context="nope"), Selection()),
-        (Selection(), Selection(context="nope")),
+        (ServerSelection(URL, context="dev"), ServerSelection()),
+        (ServerSelection(), ServerSelection(OTHER, context="dev")),
+        (ServerSelection(context="nope"), ServerSelection()),
+        (ServerSelection(), ServerSelection(context="nope")),
     ],
 )
 def test_contradictory_and_unknown_selections_are_refused(stored, options, variables):
@@ -249,7 +256,11 @@ def test_contradictory_and_unknown_selections_are_refused(stored, options, varia
 
 @pytest.mark.parametrize(
     ("options", "variables"),
-    [(Selection(URL), Selection()), (Selection(), Selection(OTHER)), (Selection(PROD.server), Selection())],
+    [
+        (ServerSelection(URL), ServerSelection()),
+        (ServerSelection(), ServerSelection(OTHER)),
+        (ServerSelection(PROD.server), ServerSelection()),
+    ],
 )
 def test_unreadable_file_is_ignored_if_a_server_is_given(stored, options, variables):
     stored.path.chmod(0o644)

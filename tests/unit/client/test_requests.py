@@ -44,7 +44,7 @@ def json_requests():
         if str(getattr(function, "__annotations__", {}).get("return", "")).startswith("Request["):
             parameters = inspect.signature(function).parameters.values()
             names = [each.name for each in parameters if each.kind is not each.VAR_KEYWORD and each.name in ARGUMENTS]
-            if "StreamBody" not in function.__annotations__["return"]:
+            if "StreamedBody" not in function.__annotations__["return"]:
                 yield function(**{name: ARGUMENTS[name] for name in names})
 
 

@@ -59,7 +59,7 @@ async def test_forced_stop_shortens_the_grace_period():
 
 
 async def test_agent_that_survives_sigkill_is_reported_as_a_lost_sandbox(monkeypatch):
-    monkeypatch.setattr("sandbox.runner.agent_process.KILL_SECONDS", 0.01)
+    monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.01)
     sandbox = FakeSandbox(exits_on_kill=False)
     killer = SandboxKiller(sandbox)
     await killer.kill()

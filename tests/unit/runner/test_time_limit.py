@@ -39,13 +39,13 @@ async def test_silent_agent_is_reported_as_hanging_after_the_hang_timeout(steppe
 async def test_active_or_busy_agent_times_out_when_no_time_remains(stepped_clock, is_busy):
     limit = TimeLimit(LIFECYCLE, stepped_clock, lambda: is_busy)
     if not is_busy:
-        stepped_clock.on_sleep = limit.count_activity
+        stepped_clock.on_sleep = limit.record_activity
     failure = await limit.watch(45)
     assert (failure.code, stepped_clock.seconds) == (FailureCode.TIMEOUT, 45)
 
 
 async def test_hang_timeout_restarts_with_each_output(stepped_clock):
     limit = TimeLimit(LIFECYCLE, stepped_clock, lambda: False)
-    stepped_clock.on_sleep = lambda: limit.count_activity() if stepped_clock.seconds == 7 else None
+    stepped_clock.on_sleep = lambda: limit.record_activity() if stepped_clock.seconds == 7 else None
     assert (await limit.watch(60)).code is FailureCode.HANG
     assert stepped_clock.seconds == 17

@@ -6,7 +6,7 @@ import pytest
 
 from sandbox.model import events as e
 from sandbox.model.wire.events import to_wire_event
-from sandbox.server.conversation_text import OMISSION, ConversationText
+from sandbox.server.conversation_text import OMISSION_NOTE, ConversationText
 
 
 def render(*events, text=None):
@@ -82,11 +82,11 @@ def test_long_texts_are_shortened_in_the_middle():
 
 def test_beginning_is_omitted_if_the_text_exceeds_the_limit():
     text = ConversationText(characters_max=100)
-    assert not text.render().startswith(OMISSION)
+    assert not text.render().startswith(OMISSION_NOTE)
     rendered = render(*(e.AgentMessage(f"message {number:03}") for number in range(100)), text=text)
-    assert rendered.startswith(OMISSION)
+    assert rendered.startswith(OMISSION_NOTE)
     assert rendered.endswith("message 099")
-    assert len(rendered) < 100 + len(OMISSION) + 20
+    assert len(rendered) < 100 + len(OMISSION_NOTE) + 20
     longer = ConversationText(characters_max=10_000)
     longer.add_earlier(rendered)
     longer.add_prompt("Go on.")
@@ -101,5 +101,5 @@ def test_text_of_many_tasks_with_blank_lines_is_within_the_limit():
         for _ in range(3):
             render(e.AgentMessage("\n" * 500 + "x"), text=text)
         earlier = text.render()
-        assert len(earlier) <= 1000 + len(OMISSION) + 2
+        assert len(earlier) <= 1000 + len(OMISSION_NOTE) + 2
     assert earlier.endswith("x")

@@ -91,11 +91,11 @@ def test_next_attempt_runs_on_the_host_that_has_its_disk(placements, follow_up, 
     attempt = SimpleNamespace(
         id=ORDER.attempt_id, host="here", follow_up=follow_up, transfers_disk=lambda _: takes_disk
     )
-    assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=attempt)) == name
+    assert placements.host_for_next_attempt(SimpleNamespace(id="task-1", attempt=attempt)) == name
 
 
 def test_first_attempt_runs_on_the_selected_placement(placements):
-    assert placements.host_of_next(SimpleNamespace(id="task-1", attempt=None)) == "remote"
+    assert placements.host_for_next_attempt(SimpleNamespace(id="task-1", attempt=None)) == "remote"
     assert placements.selected_host == "remote"
     assert [placement.name for placement in placements] == ["local", "remote"]
 

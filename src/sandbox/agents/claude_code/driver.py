@@ -97,7 +97,7 @@ def _exceeds_argument_limit(prompt: str) -> bool:
     return len(prompt.encode(errors="replace")) > _ARGUMENT_BYTES_MAX
 
 
-MCP_CONNECT_SECONDS = 60
+MCP_CONNECT_TIMEOUT_SECONDS = 60
 """How long Claude Code waits for MCP servers to connect.
 
 On a busy machine, a first `npx` run takes longer than the default of 30 s.
@@ -381,7 +381,7 @@ def _environment(task_key: str) -> dict[str, str]:
         "NODE_USE_SYSTEM_CA": "1",
         "ANTHROPIC_BASE_URL": MODEL_URL,
         "ANTHROPIC_API_KEY": task_key,
-        "MCP_TIMEOUT": str(MCP_CONNECT_SECONDS * 1000),
+        "MCP_TIMEOUT": str(MCP_CONNECT_TIMEOUT_SECONDS * 1000),
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_ADDITIONAL_DIRECTORIES_CLAUDE_MD": "1",
         **proxies,

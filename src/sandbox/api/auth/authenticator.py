@@ -149,7 +149,7 @@ LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 REQUESTS_AT_ONCE_MAX = 1000
 """Maximum number of concurrent requests per token, including streams; further requests get 429."""
 
-STREAMS_OF_ALL_MAX = 100
+ALL_TASKS_STREAMS_MAX = 100
 """Maximum number of concurrent all-task streams per token; further ones get 429. Each stream encodes every event."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -240,7 +240,7 @@ class Authenticator:
             if not self._requests_in_progress[name]:
                 del self._requests_in_progress[name]
 
-    def share_of(self, principal: Principal | None) -> FairShare:
+    def fair_share_of(self, principal: Principal | None) -> FairShare:
         """Return the caller's share of the event loop. All anonymous callers share one."""
         return self._shares.of(principal.id if principal else "-")
 
@@ -248,8 +248,8 @@ class Authenticator:
     def count_all_tasks_stream(self, caller: Caller) -> Iterator[None]:
         """Count an all-task stream while it is open. Raises TooManyStreamsError."""
         name = caller.principal.id if caller.principal else "-"
-        if self._all_tasks_streams[name] >= STREAMS_OF_ALL_MAX:
-            raise TooManyStreamsError(STREAMS_OF_ALL_MAX)
+        if self._all_tasks_streams[name] >= ALL_TASKS_STREAMS_MAX:
+            raise TooManyStreamsError(ALL_TASKS_STREAMS_MAX)
         self._all_tasks_streams[name] += 1
         try:
             yield

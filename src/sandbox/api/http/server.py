@@ -27,10 +27,10 @@ UNREAD_BYTES_MAX = 32 * 1024
 UNSENT_BYTES_MAX = 128 * 1024
 """Bytes of a response that the kernel buffers for a client that does not read. The default is several megabytes."""
 
-PING_SECONDS = 20.0
+PING_INTERVAL_SECONDS = 20.0
 """Interval between pings to a WebSocket client."""
 
-PONG_SECONDS = 20.0
+PONG_TIMEOUT_SECONDS = 20.0
 """A WebSocket client that does not reply to a ping within this time is disconnected."""
 
 
@@ -88,8 +88,8 @@ class _UvicornServer(uvicorn.Server):
                 ws=WebSocketProtocol,
                 ws_max_size=CLIENT_MESSAGE_BYTES_MAX,
                 ws_per_message_deflate=False,
-                ws_ping_interval=PING_SECONDS,
-                ws_ping_timeout=PONG_SECONDS,
+                ws_ping_interval=PING_INTERVAL_SECONDS,
+                ws_ping_timeout=PONG_TIMEOUT_SECONDS,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -25,7 +25,7 @@ from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import MemoryShare
 from sandbox.primitives.log_context import TOKEN_ID
 
-RECHECK_SECONDS = 5.0
+RECHECK_INTERVAL_SECONDS = 5.0
 """Maximum time that a stream continues after its token is revoked or expires."""
 
 _REQUEST_BYTES = 16 * 1024
@@ -64,7 +64,7 @@ class AuthenticationMiddleware:
         result = self._authenticator.authenticate(connection)
         # Always set the context variable: with keep-alive, it may still hold the previous request's token.
         TOKEN_ID.set((result.principal.id or None) if result.principal is not None else None)
-        share = self._authenticator.share_of(result.principal)
+        share = self._authenticator.fair_share_of(result.principal)
         client_fairness.set_current_share(share)
         scope.setdefault("state", {})["share"] = share
         await share.wait_for_turn(_REQUEST_BYTES)
@@ -117,7 +117,7 @@ class _CheckedChannel:
 
     def _is_revoked(self) -> bool:
         now = time.monotonic()
-        if self._is_cut_off or now - self._checked_at < RECHECK_SECONDS:
+        if self._is_cut_off or now - self._checked_at < RECHECK_INTERVAL_SECONDS:
             return self._is_cut_off
         self._checked_at = now
         return not self._authenticator.is_still_valid(self._caller)

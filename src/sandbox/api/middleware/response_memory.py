@@ -14,11 +14,11 @@ from sandbox.api.responses import problem_response
 from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import MemoryShare
 
-PIECE_BYTES = 64 * 1024
-"""A body is sent in pieces of this size, so its memory is counted until the client has read most of it."""
+CHUNK_BYTES = 64 * 1024
+"""A body is sent in chunks of this size, so its memory is counted until the client has read most of it."""
 
-_SOCKET_BYTES = 2 * PIECE_BYTES
-"""Bytes that a connection buffers for its client: up to one piece more than the high-water mark."""
+_SOCKET_BYTES = 2 * CHUNK_BYTES
+"""Bytes that a connection buffers for its client: up to one chunk more than the high-water mark."""
 
 _SMALL_BYTES = 4 * 1024
 """Responses up to this size are never refused: the change that they report has already taken effect."""
@@ -83,18 +83,18 @@ class _CountedResponse:
             if head is not None:
                 await self._send(head)
             if message["type"] == "http.response.body":
-                await self._send_pieces(message)
+                await self._send_chunks(message)
             else:
                 await self._send_in_turn(message, size_bytes)
         finally:
             self._memory.release(size_bytes)
 
-    async def _send_pieces(self, message: Message) -> None:
+    async def _send_chunks(self, message: Message) -> None:
         body, has_more = message.get("body", b""), message.get("more_body", False)
-        for begin in range(0, len(body) or 1, PIECE_BYTES):
-            piece = body[begin : begin + PIECE_BYTES]
-            is_last = begin + PIECE_BYTES >= len(body)
-            await self._send_in_turn({**message, "body": piece, "more_body": has_more or not is_last}, len(piece))
+        for begin in range(0, len(body) or 1, CHUNK_BYTES):
+            chunk = body[begin : begin + CHUNK_BYTES]
+            is_last = begin + CHUNK_BYTES >= len(body)
+            await self._send_in_turn({**message, "body": chunk, "more_body": has_more or not is_last}, len(chunk))
 
     async def _send_in_turn(self, message: Message, size_bytes: int) -> None:
         await client_fairness.wait_for_turn(size_bytes)

@@ -26,7 +26,7 @@ from sandbox.api.request_parsing import SEQ, SEQ_MAX, TIME, parse_seq, parse_tim
 from sandbox.api.streaming.response import (
     SSE_KEEP_ALIVE,
     EventStreamResponse,
-    Messages,
+    MessageBatch,
     close_iterator,
     encode_each,
 )
@@ -84,7 +84,7 @@ class LogEncoder:
         belongs_to = log_stream_of(event)
         return belongs_to is not None and self.stream in {"all", belongs_to} and event["timestamp"] >= self.since
 
-    def encode(self, events: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> MessageBatch:
         """Return one message with all events that pass the filter."""
         selected = [part for event in events if self.includes(event) for part in self._parts(event)]
         text = b"".join(map(self.format_event, selected))
@@ -255,7 +255,7 @@ def _parse_position(text: str) -> ChangeCursor | None:
     return ChangeCursor(index_id, int(number)) if text else None
 
 
-async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[Messages]:
+async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
     """Encode each change. Only a change's last event has an id: a client that missed it gets the whole change again."""
     try:
         async for each in changes:
@@ -334,7 +334,7 @@ def _quality(accept: str, media_type: str) -> float:
 _QUALITY = re.compile(r"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", re.ASCII)
 
 
-async def _as_array(source: AsyncIterator[Messages]) -> AsyncIterator[Messages]:
+async def _as_array(source: AsyncIterator[MessageBatch]) -> AsyncIterator[MessageBatch]:
     """Yield a JSON array in parts. Each item's part, except the first one's, begins with a comma."""
     start = b"["
     try:

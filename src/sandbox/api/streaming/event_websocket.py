@@ -16,7 +16,7 @@ from sandbox.api.app_context import AppContext, get_context
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
-from sandbox.api.streaming.response import Messages, Prefetcher, encode_each, wait_for_disconnect
+from sandbox.api.streaming.response import MessageBatch, Prefetcher, encode_each, wait_for_disconnect
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent
@@ -65,7 +65,7 @@ class WebSocketEncoder:
 
     types: frozenset[str]
 
-    def encode(self, events: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> MessageBatch:
         """Return the messages."""
         return [msgspec.json.encode(event) for event in events if event["type"] in self.types]
 
@@ -100,7 +100,7 @@ async def _serve(websocket: WebSocket, context: AppContext, request: StreamReque
             await websocket.close(_INTERNAL, "Internal server error; the server's log has details.")
 
 
-async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIterator[Messages]:
+async def _open_source(context: AppContext, request: StreamRequest) -> AsyncIterator[MessageBatch]:
     encoder = WebSocketEncoder(request.types)
     if request.task_id is None:
         return encode_each(context.services.events.follow_all(), encoder)
@@ -115,6 +115,6 @@ async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:
         batch.clear()  # release the memory before waiting for the next batch
 
 
-async def _send_batch(websocket: WebSocket, batch: Messages) -> None:
+async def _send_batch(websocket: WebSocket, batch: MessageBatch) -> None:
     for message in batch:
         await websocket.send_text(message.decode())

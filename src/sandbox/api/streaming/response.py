@@ -17,7 +17,7 @@ from sandbox.model.wire.events import WireEvent
 from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import MemoryShare
 
-Messages = Sequence[bytes]
+MessageBatch = Sequence[bytes]
 """Messages to send together; empty if no event passed the filter."""
 
 
@@ -26,12 +26,12 @@ class Encoder(Protocol):
 
     def __hash__(self) -> int: ...
 
-    def encode(self, events: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> MessageBatch:
         """Return the messages for these events."""
         ...
 
 
-async def encode_each(events: AsyncIterator[WireEvent], encoder: Encoder) -> AsyncIterator[Messages]:
+async def encode_each(events: AsyncIterator[WireEvent], encoder: Encoder) -> AsyncIterator[MessageBatch]:
     """Encode events one at a time, without sharing."""
     try:
         async for event in events:
@@ -56,7 +56,7 @@ _EMPTY_MESSAGES_PER_YIELD = 256
 class Prefetcher:
     """Reads `source` in a background task until the source ends or a `stop_after` coroutine completes."""
 
-    def __init__(self, source: AsyncIterator[Messages]) -> None:
+    def __init__(self, source: AsyncIterator[MessageBatch]) -> None:
         self._source = source
         self._pending: list[bytes] = []
         self._pending_bytes = 0
@@ -134,7 +134,7 @@ class Prefetcher:
         finally:
             await close_iterator(self._source)
 
-    async def _enqueue(self, messages: Messages) -> None:
+    async def _enqueue(self, messages: MessageBatch) -> None:
         self._pending.extend(messages)
         size_bytes = sum(map(len, messages))
         self._pending_bytes += size_bytes
@@ -145,7 +145,7 @@ class Prefetcher:
             await self._has_capacity.wait()
 
 
-KEEP_ALIVE_SECONDS = 15.0
+KEEP_ALIVE_INTERVAL_SECONDS = 15.0
 SSE_KEEP_ALIVE = b": keep-alive\n\n"
 
 _NO_TRACKER = nullcontext()
@@ -154,13 +154,13 @@ _NO_TRACKER = nullcontext()
 class EventStreamResponse(Response):
     """Sends messages in batches until the source ends, the client disconnects or `stop_event` is set.
 
-    keep_alive: sent after KEEP_ALIVE_SECONDS without a message; nothing is sent if it is empty.
+    keep_alive: sent after KEEP_ALIVE_INTERVAL_SECONDS without a message; nothing is sent if it is empty.
     tracker: context manager that is active while the response is sent.
     """
 
     def __init__(
         self,
-        source: AsyncIterator[Messages],
+        source: AsyncIterator[MessageBatch],
         media_type: str,
         *,
         stop_event: asyncio.Event | None = None,
@@ -178,7 +178,7 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        idle_seconds = KEEP_ALIVE_SECONDS if self._keep_alive else None
+        idle_seconds = KEEP_ALIVE_INTERVAL_SECONDS if self._keep_alive else None
         with self._tracker:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if not is_head_request(scope):

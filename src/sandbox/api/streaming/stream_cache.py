@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from sandbox.api.streaming.response import Encoder, Messages, close_iterator, encode_each
+from sandbox.api.streaming.response import Encoder, MessageBatch, close_iterator, encode_each
 from sandbox.interfaces.tasks import TaskEvents
 from sandbox.model.task import Task
 from sandbox.model.wire.events import WireEvent, wire_size_bytes
@@ -32,9 +32,9 @@ class Batch:
         self.is_end = events[-1]["type"] == "end"
         self.size_bytes = size_bytes
         self._events = events
-        self._encoded: dict[Encoder, Messages] = {}
+        self._encoded: dict[Encoder, MessageBatch] = {}
 
-    def encode(self, encoder: Encoder, after: int) -> Messages:
+    def encode(self, encoder: Encoder, after: int) -> MessageBatch:
         """Return the encoder's messages for the events after `after`."""
         if after > self.after:
             return encoder.encode([event for event in self._events if event["seq"] > after])
@@ -192,13 +192,13 @@ class StreamCache:
         self._events = events
         self._buffers: dict[str, StreamBuffer] = {}
 
-    def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[Messages]:
+    def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[MessageBatch]:
         """Follow a task like `TaskEvents.follow`, and encode its events."""
         if task.state.is_final:
             return encode_each(self._events.follow(task.id, after=after), encoder)
         return self._follow(task.id, encoder, after)
 
-    async def _follow(self, task_id: str, encoder: Encoder, position: int | None) -> AsyncIterator[Messages]:
+    async def _follow(self, task_id: str, encoder: Encoder, position: int | None) -> AsyncIterator[MessageBatch]:
         buffer = self._acquire(task_id)
         try:
             while True:

@@ -54,7 +54,7 @@ def applied_message(files: int, *, is_staged: bool) -> str:
 CHAIN_HELP = "Include the changes of the earlier tasks that this one continues."
 """Help text for the --chain option."""
 
-COUNTED_BYTES_MAX = 8 * 1024 * 1024
+COUNTED_PATCH_BYTES_MAX = 8 * 1024 * 1024
 """Maximum size of a patch that is downloaded only to count its lines."""
 
 REMARKS_MAX = 50
@@ -111,7 +111,7 @@ def chain_size(client: Client, task: Task) -> str:
         return ""
     try:
         entry = find_chain_patch(client, task["id"])
-        if entry is None or entry["contains_secret"] or entry["size_bytes"] > COUNTED_BYTES_MAX:
+        if entry is None or entry["contains_secret"] or entry["size_bytes"] > COUNTED_PATCH_BYTES_MAX:
             return ""
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"

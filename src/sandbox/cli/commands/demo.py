@@ -14,12 +14,12 @@ _PORT = click.IntRange(0, 65535)
 
 
 @command(epilog=help_examples("sandbox demo", "sandbox demo --keep", "sandbox demo --stop"))
-@click.option("--keep", "is_kept", is_flag=True, help="Keep the servers running in the background.")
-@click.option("--stop", "stops", is_flag=True, help="Stop what --keep started, and remove its tasks and files.")
+@click.option("--keep", "keeps_servers", is_flag=True, help="Keep the servers running in the background.")
+@click.option("--stop", "stops_servers", is_flag=True, help="Stop what --keep started, and remove its tasks and files.")
 @click.option("--port", type=_PORT, metavar="PORT", help="With --keep: the server's port [default: 8122].")
 @click.option("--ws-port", type=_PORT, metavar="PORT", help="With --keep: the port for WebSockets [default: 8121].")
 @click.option("--git-port", type=_PORT, metavar="PORT", help="With --keep: the git server's port [default: 8130].")
-def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
+def demo(keeps_servers: bool, stops_servers: bool, **ports: int | None) -> None:
     """Run an example task from manifest to patch.
 
     Starts a separate server on free ports and stops it at the end. Without a model key, a scripted model replaces the
@@ -32,18 +32,18 @@ def demo(is_kept: bool, stops: bool, **ports: int | None) -> None:
     from sandbox.model.errors import SandboxError
 
     chosen = {name: number for name, number in ports.items() if number is not None}
-    if stops and (is_kept or chosen):
+    if stops_servers and (keeps_servers or chosen):
         raise click.UsageError("--stop cannot be combined with other options.")
-    if chosen and not is_kept:
+    if chosen and not keeps_servers:
         raise click.UsageError("Ports can only be chosen with --keep.")
     # Import by name: the demo package is in a layer above the CLI, so the CLI must not import it statically.
-    if stops:
+    if stops_servers:
         if not import_module("sandbox.demo.background").stop_background():
             fail("Error: No servers of a demo are running.", ExitCode.NOT_FOUND)
         click.echo("The demo's servers have stopped, and their tasks and files are removed.", err=True)
         return
     try:
-        if is_kept:
+        if keeps_servers:
             background = import_module("sandbox.demo.background")
             code = background.run_in_background({**background.PORTS, **chosen})
         else:

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from sandbox.cli.contexts import Context, ContextFile, Contexts, Selection, check_name, default_file
+from sandbox.cli.contexts import Context, ContextFile, Contexts, ServerSelection, check_name, default_file
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, server_option, token_option
@@ -39,7 +39,7 @@ def login(address: str | None, name: str | None) -> None:
     """
     from sandbox.client.url import validate_base_url
 
-    selected = current_options().selected
+    selected = current_options().selection
     if selected.token:
         raise click.UsageError("Enter the token at the prompt, or send it to stdin; other users can see arguments.")
     file = ContextFile(default_file())
@@ -60,7 +60,7 @@ def print_overrides() -> None:
             print_message(f"{variable} is set and overrides the current context.")
 
 
-def _find_address(address: str | None, selected: Selection, contexts: Contexts, name: str | None) -> str:
+def _find_address(address: str | None, selected: ServerSelection, contexts: Contexts, name: str | None) -> str:
     if address and selected.server:
         raise click.UsageError("Give SERVER or --server, but not both.")
     known = contexts.by_name.get(name or "")

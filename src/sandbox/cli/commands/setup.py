@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @command(epilog=help_examples("sandbox setup", "sandbox setup --print", note="Next: sandbox doctor, and sandbox demo"))
 @click.option("--yes", "-y", is_flag=True, help="Do not prompt.")
-@click.option("--print", "is_print", is_flag=True, help="Only print the commands that install system packages.")
-def setup(yes: bool, is_print: bool) -> None:
+@click.option("--print", "prints_only", is_flag=True, help="Only print the commands that install system packages.")
+def setup(yes: bool, prints_only: bool) -> None:
     """Install missing software on this machine.
 
     Installs system packages (bubblewrap, git, curl, e2fsprogs and, if available, gVisor) and the pinned npm packages
@@ -32,7 +32,7 @@ def setup(yes: bool, is_print: bool) -> None:
     from sandbox.bootstrap import machine_setup
 
     plan = machine_setup.plan_for_this_machine()
-    if is_print:
+    if prints_only:
         _print_commands(plan)
         return
     _install_packages(plan, is_confirmed=yes)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from sandbox.cli.output.edit_lines import EditLine
+    from sandbox.cli.output.edit_diffs import DiffLine
 
 STATE_STYLES = {
     "running": "bold cyan",
@@ -104,7 +104,7 @@ class EventLayout:
         if len(lines) > lines_max:
             self._print(Text.assemble(indent, (f"… {pluralize(len(lines) - lines_max, 'more line')}", "dim italic")))
 
-    def print_edits(self, event: Mapping[str, Any], lines: Iterable[EditLine]) -> None:
+    def print_edits(self, event: Mapping[str, Any], lines: Iterable[DiffLine]) -> None:
         """Print a diff below the tool call, without wrapping its lines."""
         from rich.text import Text
 

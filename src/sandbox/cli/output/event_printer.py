@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sandbox.cli.output.edit_lines import EditLine, edit_lines
+from sandbox.cli.output.edit_diffs import DiffLine, diff_edits
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
 from sandbox.cli.output.formatting import format_elapsed, pluralize
 from sandbox.model.formatting import format_cost, format_duration, format_state
@@ -92,7 +92,7 @@ def print_events(
 class _OpenCall(NamedTuple):
     tool: str
     summary: str
-    edits: Sequence[EditLine]
+    edits: Sequence[DiffLine]
 
 
 class EventPrinter:
@@ -217,10 +217,10 @@ class EventPrinter:
 
     def _on_tool_call_started(self, event: Mapping[str, Any]) -> None:
         summary, edits = str(event.get("summary") or ""), event.get("edits")
-        lines: list[EditLine] = []
+        lines: list[DiffLine] = []
         if edits and self._shows_edits:
             is_cut = bool(event.get("omitted_characters"))
-            lines = edit_lines(edits, summary, self._detail.edit_lines_max, is_cut=is_cut)
+            lines = diff_edits(edits, summary, self._detail.edit_lines_max, is_cut=is_cut)
         call = _OpenCall(str(event.get("tool")), summary, lines)
         _put_bounded(self._open_calls, str(event.get("tool_use_id")), call)
 
@@ -309,7 +309,7 @@ def _status_context(printer: EventPrinter, console: Console) -> Any:
     return live_status_line(printer, console)
 
 
-PENDING_POLL_SECONDS = 2.0
+PENDING_POLL_INTERVAL_SECONDS = 2.0
 PENDING_POLL_TIMEOUT_SECONDS = 2.0
 """Timeout of a poll. The status line is not updated during a poll; if there is no response, it keeps the old reason."""
 
@@ -326,7 +326,7 @@ class PendingReasonPoller:
     def __call__(self) -> str:
         """Return the latest reason; empty if there is none."""
         now = time.monotonic()
-        if self._polled_at is None or now - self._polled_at >= PENDING_POLL_SECONDS:
+        if self._polled_at is None or now - self._polled_at >= PENDING_POLL_INTERVAL_SECONDS:
             self._polled_at = now
             self._reason = self._poll() or self._reason
         return self._reason

@@ -89,7 +89,7 @@ def current_activity(progress: Progress) -> str:
     return escape_name(" ".join(part for part in parts if part)) if parts[0] else ""
 
 
-GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+GENERATED_ID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHORT_ID_CHARACTERS = 8
 
 
@@ -101,7 +101,7 @@ def shorten_ids(ids: Iterable[str]) -> dict[str, str]:
     ]
     lengths = map(max, [0, *shared], [*shared, 0])
     return {
-        task_id: task_id[: max(length + 1, SHORT_ID_CHARACTERS)] if GENERATED_ID.fullmatch(task_id) else task_id
+        task_id: task_id[: max(length + 1, SHORT_ID_CHARACTERS)] if GENERATED_ID_PATTERN.fullmatch(task_id) else task_id
         for task_id, length in zip(ordered, lengths, strict=False)
     }
 
@@ -134,7 +134,7 @@ def next_commands(task: Mapping[str, Any], width_cells: int | None = None) -> li
     task_id = escape_text(str(task["id"]))
     commands = [(label, f"sandbox task {verb} ", rest) for label, verb, rest in _next_commands(task)]
     longest = max(len(start) + len(task_id) + len(rest) for _, start, rest in commands)
-    if width_cells is not None and longest > width_cells and GENERATED_ID.fullmatch(task_id):
+    if width_cells is not None and longest > width_cells and GENERATED_ID_PATTERN.fullmatch(task_id):
         task_id = task_id[:SHORT_ID_CHARACTERS]
     return [(label, f"{start}{task_id}{rest}") for label, start, rest in commands]
 

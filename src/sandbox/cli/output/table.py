@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-SHRUNK_CELLS_MIN = 20
+SHRUNK_COLUMN_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
 
-ONLY_SHRUNK_CELLS_MIN = 6
+MAIN_COLUMN_CELLS_MIN = 6
 """The same for the most important column, once all others that can be truncated have been omitted or are compact."""
 
-UNBOUNDED_CELLS = 100_000
+UNLIMITED_WIDTH_CELLS = 100_000
 
 _NOTE_INDENT = "  "
 
@@ -49,7 +49,7 @@ def print_table(
         columns, rows = _drop_empty(columns, rows, shrinkable)
         kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border, compact=compact)
     omitted_columns, columns = [name for name in columns if name not in kept_columns], kept_columns
-    console.width = UNBOUNDED_CELLS  # at the terminal's width, Rich would truncate every column, even ids
+    console.width = UNLIMITED_WIDTH_CELLS  # at the terminal's width, Rich would truncate every column, even ids
     if has_border:
         _print_bordered(console, columns, rows)
     else:
@@ -156,7 +156,7 @@ def _fitting_columns(
     for name in reversed([name for name in shrinkable if name in columns]):
         candidate = [*kept_columns, name]
         is_compact = kept_columns == fixed_columns or name in compact
-        cells_min = ONLY_SHRUNK_CELLS_MIN if is_compact else SHRUNK_CELLS_MIN
+        cells_min = MAIN_COLUMN_CELLS_MIN if is_compact else SHRUNK_COLUMN_CELLS_MIN
         needed = sum(min(widths[column], cells_min) if column in truncated else widths[column] for column in candidate)
         if needed + _border_cells(candidate, has_border=has_border) <= width:
             kept_columns = candidate
@@ -169,7 +169,7 @@ def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: 
     shrinkable_indexes = [at for at, name in enumerate(columns) if name in shrinkable]
     excess = sum(widths) - width
     widest = max((widths[at] for at in shrinkable_indexes), default=0)
-    while widest > ONLY_SHRUNK_CELLS_MIN and sum(max(widths[at] - widest, 0) for at in shrinkable_indexes) < excess:
+    while widest > MAIN_COLUMN_CELLS_MIN and sum(max(widths[at] - widest, 0) for at in shrinkable_indexes) < excess:
         widest -= 1
     for at in shrinkable_indexes if excess > 0 else ():
         for row in rows:

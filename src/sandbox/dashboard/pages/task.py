@@ -12,7 +12,7 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.request_parsing import SEQ, check_format, parse_seq
-from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, Messages, close_iterator
+from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, MessageBatch, close_iterator
 from sandbox.api.task_json import chain_totals
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import render_page
@@ -144,7 +144,7 @@ def _work_duration(task: Task) -> timedelta | None:
 class PageEncoder:
     """Encodes all events in a batch as one message: a page can handle only about a thousand messages per second."""
 
-    def encode(self, events: Sequence[WireEvent]) -> Messages:
+    def encode(self, events: Sequence[WireEvent]) -> MessageBatch:
         """Encode the events as one JSON array, with the last seq as its id."""
         return (b"id: %d\ndata: " % events[-1]["seq"] + msgspec.json.encode(events) + b"\n\n",)
 
@@ -170,7 +170,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
     )
 
 
-async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[Messages]:
+async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder) -> AsyncIterator[MessageBatch]:
     """Encode an ended task's events in large messages: one message costs the page as much time as a hundred events."""
     batch: list[WireEvent] = []
     batch_bytes = 0

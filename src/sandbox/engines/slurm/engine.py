@@ -42,7 +42,7 @@ from sandbox.primitives.concurrency import KeyedLock
 
 _log = logging.getLogger(__name__)
 
-COMMAND_SECONDS = 25.0
+COMMAND_TIMEOUT_SECONDS = 25.0
 """Time limit for one command. Slurm's own commands wait for minutes if the controller accepts connections only."""
 
 COMMANDS_MAX = 4
@@ -204,7 +204,9 @@ async def _run_command(
         has_finished = await _wait(process)
         output, errors = (os.pread(file.fileno(), OUTPUT_BYTES_MAX, 0) for file in files[1:])
     if not has_finished:
-        raise _unavailable(name, f"no response within {COMMAND_SECONDS:g} s; {_one_line(errors)}".removesuffix("; "))
+        raise _unavailable(
+            name, f"no response within {COMMAND_TIMEOUT_SECONDS:g} s; {_one_line(errors)}".removesuffix("; ")
+        )
     if max(len(output), len(errors)) >= OUTPUT_BYTES_MAX:
         raise _unavailable(name, os.strerror(errno.EFBIG))
     code = process.returncode or 0
@@ -212,9 +214,9 @@ async def _run_command(
 
 
 async def _wait(process: asyncio.subprocess.Process) -> bool:
-    """Return whether the process ends within COMMAND_SECONDS. Kills it otherwise, and if the caller is cancelled."""
+    """Return whether the process ends in time. Kills it otherwise, and if the caller is cancelled."""
     try:
-        async with asyncio.timeout(COMMAND_SECONDS):
+        async with asyncio.timeout(COMMAND_TIMEOUT_SECONDS):
             await process.wait()
     except TimeoutError:
         return False

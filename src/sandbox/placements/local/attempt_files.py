@@ -23,7 +23,7 @@ from sandbox.interfaces.file_layout import (
 )
 from sandbox.interfaces.placement import AttemptLocation, Leftover, LeftoverScan, LeftoverSource
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.model.fixed_limits import PROBE_WAIT_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import PROBE_CLEANUP_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 
 _POLL_SECONDS = 0.05
@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.05
 def probe_lock(run_dir: Path) -> Iterator[None]:
     """Hold a shared lock during a probe, so the cleanup does not remove the probe.
 
-    Blocks while a server removes leftovers of earlier probes. Raises TimeoutError after PROBE_WAIT_SECONDS.
+    Blocks while a server removes leftovers of earlier probes. Raises TimeoutError after PROBE_CLEANUP_TIMEOUT_SECONDS.
     """
     with _open_directory(run_dir) as descriptor:
         for _ in _poll_shared_lock(descriptor, run_dir):
@@ -52,7 +52,7 @@ async def probe_lock_async(run_dir: Path) -> AsyncIterator[None]:
 
 def _poll_shared_lock(descriptor: int, run_dir: Path) -> Iterator[None]:
     """Yield before each retry; return once the lock is held."""
-    deadline = time.monotonic() + PROBE_WAIT_SECONDS
+    deadline = time.monotonic() + PROBE_CLEANUP_TIMEOUT_SECONDS
     while not _try_lock(descriptor, fcntl.LOCK_SH):
         if time.monotonic() > deadline:
             raise TimeoutError(f"The server that uses {run_dir} is busy; try again.")

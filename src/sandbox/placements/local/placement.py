@@ -34,7 +34,7 @@ from sandbox.placements.local.runner_client import RunnerSocket
 RUNNER_MODULE = "sandbox.bootstrap.runner"
 """The program of a runner. It must be an argument of the placement's command, because it identifies runners."""
 
-ORDER_SECONDS = 30.0
+ORDER_TIMEOUT_SECONDS = 30.0
 """A new runner is killed if it has not read its order within this time."""
 
 _TRANSIENT_ERRNOS = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EPIPE, errno.ETIMEDOUT})
@@ -203,7 +203,7 @@ class LocalPlacement:
         except OSError:
             process.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(ORDER_SECONDS)
+                process.wait(ORDER_TIMEOUT_SECONDS)
             raise
         # `_reap` waits for the process. Without a return code, Popen's destructor would warn about a running child.
         process.returncode = 0
@@ -213,7 +213,7 @@ class LocalPlacement:
 def _send_message(order_out: int, message: bytes, pidfd: int, log_path: Path) -> None:
     """Write the message to a runner's stdin, and kill a runner that does not read it. Raises OSError."""
     try:
-        _write_all(order_out, message, ORDER_SECONDS)
+        _write_all(order_out, message, ORDER_TIMEOUT_SECONDS)
     except OSError as error:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

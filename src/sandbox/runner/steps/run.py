@@ -201,7 +201,7 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 
     def count_output(self, byte_count: int) -> None:
         """Count the output, which is both activity and progress."""
-        self.time_limit.count_activity()
+        self.time_limit.record_activity()
         self.progress.add_output(byte_count)
 
     def handle_event(self, event: AgentEvent) -> None:

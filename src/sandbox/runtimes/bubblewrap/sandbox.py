@@ -247,8 +247,8 @@ class BubblewrapSandbox(BaseSandbox):
     async def _wait_for_exit(self) -> ExitStatus:
         """Wait for bubblewrap, then for its init, which ends only after all other processes inside.
 
-        If processes inside do not end on SIGKILL, the exit code is returned after KILL_SECONDS. bubblewrap reports no
-        exit code if the command could not be run or bubblewrap itself was killed.
+        If processes inside do not end on SIGKILL, the exit code is returned after KILL_TIMEOUT_SECONDS. bubblewrap
+        reports no exit code if the command could not be run or bubblewrap itself was killed.
         """
         await self._launcher.wait()
         while self._report_reader is not None and await self._read_report(self._report_reader):

@@ -12,7 +12,7 @@ import msgspec
 from sandbox.interfaces.runtime import Command, ExitStatus, Stats, Terminal, TerminalSize
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_program
@@ -171,9 +171,9 @@ class GvisorSandbox(BaseSandbox):
         )
 
     async def _wait_for_exit(self) -> ExitStatus:
-        """Wait for runsc, then for all processes that it started, up to KILL_SECONDS."""
+        """Wait for runsc, then for all processes that it started, up to KILL_TIMEOUT_SECONDS."""
         await self._wait_for_runsc()
-        deadline = asyncio.get_running_loop().time() + KILL_SECONDS
+        deadline = asyncio.get_running_loop().time() + KILL_TIMEOUT_SECONDS
         while self._has_processes() and asyncio.get_running_loop().time() < deadline:
             self._group.kill()
             await asyncio.sleep(_POLL_SECONDS)

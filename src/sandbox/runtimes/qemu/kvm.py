@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 
 _FAILURE_FILE = "kvm-does-not-work"
 _SELFTEST_PROGRAM = Path(__file__).with_name("kvm_selftest.py")
@@ -70,4 +70,4 @@ async def _is_selftest_too_slow(arguments: Sequence[str]) -> bool:
         if process.returncode is None:
             process.kill()
             with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), KILL_SECONDS)
+                await asyncio.wait_for(process.wait(), KILL_TIMEOUT_SECONDS)

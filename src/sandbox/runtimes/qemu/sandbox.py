@@ -23,7 +23,7 @@ from sandbox.interfaces.runtime import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
-from sandbox.model.fixed_limits import KILL_SECONDS
+from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.launcher_client import (
     LauncherProcess,
     ProgramSpec,
@@ -189,10 +189,10 @@ class QemuSandbox:
         return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._plan.spec)
 
     async def close(self) -> None:
-        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_SECONDS."""
+        """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_TIMEOUT_SECONDS."""
         await self.kill()
         try:
-            async with asyncio.timeout(KILL_SECONDS):
+            async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
                 await self.wait()
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None

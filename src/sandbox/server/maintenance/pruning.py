@@ -32,7 +32,7 @@ from sandbox.interfaces.tasks import (
 )
 from sandbox.model.errors import error_reason
 from sandbox.model.fixed_limits import (
-    DELETION_WAIT_SECONDS,
+    DELETION_TIMEOUT_SECONDS,
     MEASUREMENT_CACHE_SECONDS,
     SANDBOX_TEARDOWN_SECONDS,
 )
@@ -171,7 +171,7 @@ class Pruner:
         task is already removed, UnavailableError if it is still in use, StoreError, OSError.
         """
         pruned = PrunedTask(task.id, task.state, task.state_changed_at, 0)
-        deadline = self._clock.monotonic() + DELETION_WAIT_SECONDS
+        deadline = self._clock.monotonic() + DELETION_TIMEOUT_SECONDS
         while not await asyncio.to_thread(self._detach, pruned):
             if await asyncio.to_thread(self._store.load, task.id) is None:
                 raise TaskNotFoundError(task.id)

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
-CLONE_CONNECT_SECONDS = 30.0
+CLONE_CONNECT_TIMEOUT_SECONDS = 30.0
 """Time limit for resolving the remote's name and connecting to one of its addresses. After that, the clone fails."""
 
 CLONE_CONNECTIONS_MAX = 32
@@ -107,7 +107,9 @@ class SocksProxy:
         reader, writer = await asyncio.open_connection(sock=client)
         try:
             if self._upstream_proxy is not None:
-                remote = await asyncio.wait_for(asyncio.open_connection(*self._upstream_proxy), CLONE_CONNECT_SECONDS)
+                remote = await asyncio.wait_for(
+                    asyncio.open_connection(*self._upstream_proxy), CLONE_CONNECT_TIMEOUT_SECONDS
+                )
             else:
                 remote = await self._negotiate(reader, writer)
             await _relay_streams((reader, writer), remote)
@@ -118,13 +120,13 @@ class SocksProxy:
 
     async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "StreamPair":
         """Serve SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
-        async with asyncio.timeout(CLONE_CONNECT_SECONDS):
+        async with asyncio.timeout(CLONE_CONNECT_TIMEOUT_SECONDS):
             _, methods = await reader.readexactly(2)
             await reader.readexactly(methods)
             writer.write(b"\x05\x00")
             address = await _read_address(reader)
         try:
-            async with asyncio.timeout(CLONE_CONNECT_SECONDS):
+            async with asyncio.timeout(CLONE_CONNECT_TIMEOUT_SECONDS):
                 remote = await self._dial(address)
         except OSError as error:
             writer.write(_encode_reply(_reply_code(error)))

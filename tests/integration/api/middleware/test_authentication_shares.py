@@ -78,7 +78,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until
 
 
 async def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
-    monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", 2)
+    monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 2)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
         first, second = await with_viewer_token(api), await with_viewer_token(api)

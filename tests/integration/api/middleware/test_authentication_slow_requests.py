@@ -59,7 +59,7 @@ async def test_request_is_served_if_another_token_is_revoked(running_api, method
 
 
 async def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api, monkeypatch, caplog):
-    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.1)
+    monkeypatch.setattr(authentication, "RECHECK_INTERVAL_SECONDS", 0.1)
 
     async def scenario():
         access = tokens()

@@ -117,7 +117,7 @@ async def test_disconnected_clients_are_not_counted(running_api, until):
 
 
 async def test_number_of_streams_is_limited(running_api, until, monkeypatch):
-    monkeypatch.setattr(authenticator, "STREAMS_OF_ALL_MAX", 1)
+    monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 1)
     async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
         assert (await client.head(f"{api.http}{EVENTS}")).status_code == 200
         async with following(api) as follower:

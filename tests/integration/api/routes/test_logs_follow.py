@@ -31,7 +31,7 @@ async def test_follow_streams_events_live_until_the_end(running_api):
 
 
 async def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
-    monkeypatch.setattr(streaming_response, "KEEP_ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(streaming_response, "KEEP_ALIVE_INTERVAL_SECONDS", 0.02)
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
         async with client.stream("GET", LOGS) as response:

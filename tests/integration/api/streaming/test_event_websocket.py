@@ -149,8 +149,8 @@ async def test_gap_in_the_stream_of_all_tasks_passes_filters(running_api, until)
 
 
 async def test_connection_without_pong_is_closed(running_api, until, monkeypatch):
-    monkeypatch.setattr(server, "PING_SECONDS", 0.05)
-    monkeypatch.setattr(server, "PONG_SECONDS", 0.1)
+    monkeypatch.setattr(server, "PING_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(server, "PONG_TIMEOUT_SECONDS", 0.1)
     async with running_api() as api:
         api.tasks.add("task-001")
         async with connect(api.ws("?task_id=task-001")) as responsive:

@@ -90,7 +90,7 @@ async def test_token_in_the_url_is_ignored(running_api):
 
 
 async def test_revoked_token_closes_its_streams_without_errors(running_api, monkeypatch, caplog):
-    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(authentication, "RECHECK_INTERVAL_SECONDS", 0.0)
     tokens = FakeTokenStore(vera="viewer", olga="operator")
 
     async def scenario():
@@ -121,7 +121,7 @@ async def test_revoked_token_closes_its_streams_without_errors(running_api, monk
 
 
 async def test_message_after_token_revocation_closes_the_stream_once(running_api, monkeypatch, caplog):
-    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(authentication, "RECHECK_INTERVAL_SECONDS", 0.0)
     tokens = FakeTokenStore(vera="viewer")
 
     async def scenario():

@@ -165,7 +165,7 @@ async def test_terminal_requires_the_operator_role(running_api):
 @pytest.mark.parametrize("role", [None, "viewer"])
 async def test_input_after_token_revocation_is_discarded(running_api, monkeypatch, role):
     """The token is checked even while the terminal is silent, for example at a password prompt."""
-    monkeypatch.setattr(authentication, "RECHECK_SECONDS", 0.0)
+    monkeypatch.setattr(authentication, "RECHECK_INTERVAL_SECONDS", 0.0)
     tokens = FakeTokenStore(otto="operator", olga="operator")
     async with running_api(tokens) as api:
         connection = FakeConnection(WriteAccessFrame(may_write=True))

@@ -151,7 +151,7 @@ async def test_failed_command_makes_the_engine_unavailable(engine, slurm, name):
 
 
 async def test_command_that_hangs_is_killed(engine, slurm, tmp_path, monkeypatch):
-    monkeypatch.setattr(slurm_engine, "COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr(slurm_engine, "COMMAND_TIMEOUT_SECONDS", 0.5)
     pid_file = tmp_path / "pid"
     slurm.define("sbatch", f"echo waiting >&2; echo $$ >{pid_file}; exec sleep 100")
     with pytest.raises(EngineUnavailableError, match=r"no response within 0\.5 s; waiting"):

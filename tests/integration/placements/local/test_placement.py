@@ -292,7 +292,7 @@ async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
     ids=["exits first", "never reads"],
 )
 async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error_number):
-    monkeypatch.setattr(local_placement, "ORDER_SECONDS", 0.5 if error_number == errno.ETIMEDOUT else SECONDS)
+    monkeypatch.setattr(local_placement, "ORDER_TIMEOUT_SECONDS", 0.5 if error_number == errno.ETIMEDOUT else SECONDS)
     before = children()
 
     async def launch():

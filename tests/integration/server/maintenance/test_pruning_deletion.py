@@ -34,7 +34,7 @@ def components(stored):
 @pytest.fixture
 def no_wait(monkeypatch):
     """Deletion does not wait for a task that is in use."""
-    monkeypatch.setattr(pruning, "DELETION_WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(pruning, "DELETION_TIMEOUT_SECONDS", 0.0)
 
 
 def reopen(components):

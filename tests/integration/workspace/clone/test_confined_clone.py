@@ -361,14 +361,14 @@ def test_git_receives_a_connect_timeout(monkeypatch):
         await asyncio.sleep(60)
 
     monkeypatch.setattr("sandbox.workspace.clone.relay._dial_any", hang)
-    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_TIMEOUT_SECONDS", 0.1)
     relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
 
     assert connect(relay, "localhost", 80) == (UNREACHABLE, b"")
 
 
 async def test_idle_proxy_client_is_disconnected(monkeypatch):
-    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr("sandbox.workspace.clone.relay.CLONE_CONNECT_TIMEOUT_SECONDS", 0.1)
     relay = SocksProxy(HostPort("localhost", 80), upstream_proxy=None, dial_policy=WITHOUT_REDIRECTS)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with relay.serving(listener):

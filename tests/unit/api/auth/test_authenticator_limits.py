@@ -17,7 +17,7 @@ LIMIT = 3
 @pytest.fixture(autouse=True)
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authenticator_module, "REQUESTS_AT_ONCE_MAX", LIMIT)
-    monkeypatch.setattr(authenticator_module, "STREAMS_OF_ALL_MAX", LIMIT)
+    monkeypatch.setattr(authenticator_module, "ALL_TASKS_STREAMS_MAX", LIMIT)
 
 
 def make_authenticator(**roles: str) -> Authenticator:
@@ -125,6 +125,6 @@ def test_counters_of_idle_tokens_are_removed(authenticator: Authenticator):
 
 def test_each_token_has_a_separate_share_of_the_event_loop(authenticator: Authenticator):
     operator, viewer = caller(authenticator, "olga").principal, caller(authenticator, "vera").principal
-    shares = [authenticator.share_of(one) for one in (operator, viewer, None)]
+    shares = [authenticator.fair_share_of(one) for one in (operator, viewer, None)]
     assert len({id(share) for share in shares}) == 3
-    assert [authenticator.share_of(one) for one in (operator, viewer, None)] == shares
+    assert [authenticator.fair_share_of(one) for one in (operator, viewer, None)] == shares

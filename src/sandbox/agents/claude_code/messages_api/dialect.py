@@ -79,7 +79,7 @@ class MessagesApi:
 
     base_url_setting = "ANTHROPIC_BASE_URL"
     endpoints: Mapping[bytes, bool] = {b"/v1/messages": True, b"/v1/messages/count_tokens": False}
-    queries = frozenset({b"", b"beta=true"})
+    accepted_queries = frozenset({b"", b"beta=true"})
     credential_headers = frozenset({_API_KEY, _AUTHORIZATION})
     request_headers = _REQUEST_HEADERS
     response_headers = _RESPONSE_HEADERS

@@ -64,7 +64,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40,64}")
     is_flag=True,
     help="Apply on top of uncommitted changes, and stage nothing.",
 )
-@click.option("--chain", "takes_chain", is_flag=True, help=CHAIN_HELP)
+@click.option("--chain", "includes_chain", is_flag=True, help=CHAIN_HELP)
 @click.option(
     "--branch", "name", metavar="NAME", help="Commit the changes to this new branch; leave the working tree unchanged."
 )
@@ -77,7 +77,7 @@ def apply(
     task_id: str,
     directory: Path,
     allows_local_changes: bool,
-    takes_chain: bool,
+    includes_chain: bool,
     allows_secrets: bool,
     **branch_options: Any,
 ) -> None:
@@ -96,7 +96,7 @@ def apply(
         checkout.require_clean()
     with TemporaryDirectory() as temporary, options.connect() as client:
         patch = Path(temporary) / "patch"
-        status = client.status(task_id) if branch is not None or takes_chain else None
+        status = client.status(task_id) if branch is not None or includes_chain else None
         # If a task continues another one, the commit from which it started exists only on the server.
         is_chain = status is not None and status.get("parent") is not None
         fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)

@@ -90,10 +90,10 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
     )
 )
 @task_argument
-@click.option("--chain", "takes_chain", is_flag=True, help=CHAIN_HELP)
+@click.option("--chain", "includes_chain", is_flag=True, help=CHAIN_HELP)
 @allow_secrets_option
 @common_options
-def diff(task_id: str, takes_chain: bool, allows_secrets: bool) -> None:
+def diff(task_id: str, includes_chain: bool, allows_secrets: bool) -> None:
     """Show a task's changes as a patch.
 
     On a terminal, the patch is colored and shown in git's pager. Otherwise, it is printed unchanged, for git apply.
@@ -102,7 +102,7 @@ def diff(task_id: str, takes_chain: bool, allows_secrets: bool) -> None:
     with TemporaryDirectory() as directory:
         patch = Path(directory) / "patch"
         with options.connect() as client:
-            is_chain = takes_chain and client.status(task_id).get("parent") is not None
+            is_chain = includes_chain and client.status(task_id).get("parent") is not None
             fetch_patch(client, task_id, patch, allows_secrets=allows_secrets, is_chain=is_chain)
         if options.format == "json":
             print_json({"task_id": task_id, "patch": patch.read_bytes().decode(errors="replace")})

@@ -36,21 +36,21 @@ if TYPE_CHECKING:
 )
 @task_argument
 @click.argument("name", metavar="[NAME]", required=False)
-@click.option("--all", "takes_all", is_flag=True, help="All artifacts, into a directory named after the task.")
+@click.option("--all", "downloads_all", is_flag=True, help="All artifacts, into a directory named after the task.")
 @click.option("--output", "-o", metavar="PATH", help="The file or directory to write to; '-' for stdout.")
 @click.option("--verify", "verifies", is_flag=True, help="Read every file back from disk and print its SHA-256.")
 @allow_secrets_option
 @common_options
 def download(
-    task_id: str, name: str | None, takes_all: bool, output: str | None, verifies: bool, allows_secrets: bool
+    task_id: str, name: str | None, downloads_all: bool, output: str | None, verifies: bool, allows_secrets: bool
 ) -> None:
     """Download artifacts and verify their checksums.
 
     NAME is the name of one artifact, or its path in the workspace.
     """
-    if takes_all == (name is not None):
+    if downloads_all == (name is not None):
         raise click.UsageError("Give the NAME of one artifact, or --all.")
-    if output == "-" and (takes_all or verifies):
+    if output == "-" and (downloads_all or verifies):
         raise click.UsageError("Only one artifact can be written to stdout, without --verify; give its NAME.")
     options = current_options()
     with options.connect() as client:

@@ -128,7 +128,7 @@ def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tupl
     help="Only tasks submitted before this time.",
 )
 @click.option("--limit", type=click.IntRange(1, PAGE_TASKS_MAX), help="Maximum number of tasks [default: 100]")
-@click.option("--all", "takes_all", is_flag=True, help="List all tasks.")
+@click.option("--all", "lists_all", is_flag=True, help="List all tasks.")
 @click.option(
     "--sort",
     type=click.Choice(SORTS),
@@ -138,7 +138,7 @@ def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tupl
 @click.option("--no-trunc", "shows_whole_ids", is_flag=True, help="Show whole ids on a terminal.")
 @common_options
 def list_tasks(
-    limit: int | None, takes_all: bool, sort: str | None, has_totals: bool, shows_whole_ids: bool, **filters: Any
+    limit: int | None, lists_all: bool, sort: str | None, has_totals: bool, shows_whole_ids: bool, **filters: Any
 ) -> None:
     """List tasks, newest first.
 
@@ -146,7 +146,7 @@ def list_tasks(
     reason for a failure is printed below the task if the window is too narrow for another column. Commands accept the
     shortened ids. If the output is piped, or with --format json, ids are complete.
     """
-    if takes_all and limit is not None:
+    if lists_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
     if filters["states"] and filters["outcomes"]:
         raise click.UsageError("Give --state or --outcome.")
@@ -158,8 +158,8 @@ def list_tasks(
             filters[relation] = find_task_id(options.connect, filters[relation])
     query = {**filters, "sort": sort, "order": "asc" if sort == "name" else None}
     with options.connect() as client:
-        first_page = client.tasks(limit=PAGE_TASKS_MAX if takes_all else limit, totals=has_totals, **query)
-        page = _all_pages(client, first_page, query) if takes_all else first_page
+        first_page = client.tasks(limit=PAGE_TASKS_MAX if lists_all else limit, totals=has_totals, **query)
+        page = _all_pages(client, first_page, query) if lists_all else first_page
     if options.format == "json":
         print_json(page)
         return

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sandbox.cli.options import CliOptions
 
-REFRESH_SECONDS = 1.0
+REFRESH_INTERVAL_SECONDS = 1.0
 PAGE_LINES = 10
 
 _KEYS = {
@@ -82,7 +82,7 @@ async def _poll(client: AsyncClient, view: TopView, changed: asyncio.Event, expi
     while True:
         changed.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(expired.wait(), REFRESH_SECONDS)
+            await asyncio.wait_for(expired.wait(), REFRESH_INTERVAL_SECONDS)
         expired.clear()
         try:
             view.update(await fetch_snapshot(client, view.filter))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from sandbox.cli.output.edit_lines import edit_lines
+from sandbox.cli.output.edit_diffs import diff_edits
 
 
 def edit(old: str | None, new: str, path: str = "a.py") -> dict:
@@ -12,7 +12,7 @@ def edit(old: str | None, new: str, path: str = "a.py") -> dict:
 
 
 def diff(*edits: dict, lines_max: int = 100) -> list[str]:
-    return [line.text for line in edit_lines(edits, "a.py", lines_max)]
+    return [line.text for line in diff_edits(edits, "a.py", lines_max)]
 
 
 def test_changed_lines_have_one_line_of_context():
@@ -42,7 +42,7 @@ def test_lines_are_removed_and_added(old, new, expected):
 
 
 def test_paths_are_shown_when_they_differ_from_the_summary():
-    lines = edit_lines([edit("a", "b"), edit("c", "d"), edit(None, "x", "other.py")], "a.py", 100)
+    lines = diff_edits([edit("a", "b"), edit("c", "d"), edit(None, "x", "other.py")], "a.py", 100)
     assert [(line.kind, line.text) for line in lines] == [
         ("removed", "-a"), ("added", "+b"), ("note", "…"), ("removed", "-c"), ("added", "+d"),
         ("path", "other.py"), ("added", "+x"),
@@ -55,7 +55,7 @@ def test_long_diff_is_truncated_and_omitted_lines_are_counted():
 
 
 def test_truncated_texts_are_noted():
-    [line, note] = edit_lines([edit(None, "x" * 100)], "a.py", 8, is_cut=True)
+    [line, note] = diff_edits([edit(None, "x" * 100)], "a.py", 8, is_cut=True)
     assert (line.kind, note.text) == ("added", "… at least 1 line added in total")
 
 

@@ -16,16 +16,16 @@ _COMPARED_LINES_MAX = 200
 _MARKS = {"removed": "-", "added": "+", "context": " "}
 
 
-class EditLine(NamedTuple):
+class DiffLine(NamedTuple):
     """A line of a diff. kind: `removed`, `added`, `context`, `path` or `note`."""
 
     kind: str
     text: str
 
 
-def edit_lines(
+def diff_edits(
     edits: Sequence[Mapping[str, Any]], summary: str, lines_max: int, *, is_cut: bool = False
-) -> list[EditLine]:
+) -> list[DiffLine]:
     """Return the diffs of a tool call's edits, at most `lines_max` lines and a note.
 
     summary: the text shown with the tool; a path that equals the summary is not repeated. is_cut: whether parts of the
@@ -36,20 +36,20 @@ def edit_lines(
         return lines
     removed, added = map(sum, zip(*map(_count, edits), strict=True))
     counts = [f"{pluralize(count, 'line')} {verb}" for count, verb in ((removed, "removed"), (added, "added")) if count]
-    return [*lines[:lines_max], EditLine("note", f"… {'at least ' if is_cut else ''}{' and '.join(counts)} in total")]
+    return [*lines[:lines_max], DiffLine("note", f"… {'at least ' if is_cut else ''}{' and '.join(counts)} in total")]
 
 
-def _diffs(edits: Sequence[Mapping[str, Any]], summary: str) -> Iterator[EditLine]:
+def _diffs(edits: Sequence[Mapping[str, Any]], summary: str) -> Iterator[DiffLine]:
     previous_path = summary
     for number, edit in enumerate(edits):
         path = str(edit.get("path"))
         if path != previous_path:
-            yield EditLine("path", path)
+            yield DiffLine("path", path)
         elif number:
-            yield EditLine("note", "…")
+            yield DiffLine("note", "…")
         previous_path = path
         for kind, text in _diff(*_texts(edit)):
-            yield EditLine(kind, f"{_MARKS[kind]}{text}")
+            yield DiffLine(kind, f"{_MARKS[kind]}{text}")
 
 
 def _texts(edit: Mapping[str, Any]) -> tuple[list[str], list[str]]:
