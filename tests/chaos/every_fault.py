@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from doubles.fault_harness import FaultHarness, journal_path
-from doubles.faults import Fault
+from doubles.syscall_faults import Fault
 
 ERRORS = ("ENOSPC", "EIO", "EINTR")
 NTH_MAX = 400

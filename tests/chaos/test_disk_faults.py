@@ -11,7 +11,7 @@ import pytest
 
 from doubles.deployment import TERMINAL, wait_until
 from doubles.fault_harness import FaultHarness, journal_path
-from doubles.faults import Fault, fill_file_system, small_file_system
+from doubles.syscall_faults import Fault, fill_file_system, small_file_system
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root injects faults and mounts file systems")
 HEALTH_SECONDS_MAX = 5.0  # 2 s on an idle machine, see docs/chaos.md

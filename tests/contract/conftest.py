@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from doubles import slurm_cluster
-from doubles.engines import Job, ProcessHarness, SlurmHarness
+from doubles.engine_harnesses import Job, ProcessHarness, SlurmHarness
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, record_slow_kvm, require_qemu_components, require_runtime
 from sandbox.interfaces.engine import Engine
 from sandbox.interfaces.runtime import Runtime

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from doubles.engines import (
+from doubles.engine_harnesses import (
     SMALL,
     status_of,
     until,

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from doubles.engines import GIB, MIB, ProcessHarness, status_of, until, until_ended, until_phase
+from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, until, until_ended, until_phase
 from sandbox.engines.processes import engine as process_engine
 from sandbox.engines.processes.engine import ProcessEngine
 from sandbox.engines.processes.supervisor import read_boot_id, read_start_time

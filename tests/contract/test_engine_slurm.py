@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from doubles.engines import SECONDS, status_of, until, until_ended, until_phase
+from doubles.engine_harnesses import SECONDS, status_of, until, until_ended, until_phase
 from sandbox.engines.slurm import engine as slurm_engine
 from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
 

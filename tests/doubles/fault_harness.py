@@ -11,8 +11,8 @@ import httpx2
 
 from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
-from doubles.faults import failed_calls, injected_fault
 from doubles.leftovers import find_leftovers
+from doubles.syscall_faults import failed_calls, injected_fault
 from sandbox.journal.reader import find_journal_end
 
 TIMED_LINES = [(json.dumps({"type": "assistant", "number": number}), 0.01) for number in range(5)]

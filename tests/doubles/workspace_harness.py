@@ -66,7 +66,7 @@ def _kind_and_content(path: Path) -> tuple[str, bytes]:
     return ("executable" if path.stat().st_mode & 0o100 else "file"), path.read_bytes()
 
 
-class Upstream:
+class UpstreamRepository:
     """The upstream repository, and a work tree for committing to it."""
 
     def __init__(self, root: Path) -> None:
@@ -74,7 +74,7 @@ class Upstream:
         self.bare = root / "served" / "demo.git"
 
     @classmethod
-    def empty(cls, root: Path, *options: str) -> "Upstream":
+    def empty(cls, root: Path, *options: str) -> "UpstreamRepository":
         """Create an empty repository; the options are passed to `git init`."""
         upstream = cls(root)
         upstream.work.mkdir(parents=True)
@@ -83,10 +83,10 @@ class Upstream:
         run_git("init", "--quiet", "--bare", *options, str(upstream.bare), directory=root)
         return upstream
 
-    def copy_to(self, root: Path) -> "Upstream":
+    def copy_to(self, root: Path) -> "UpstreamRepository":
         """Copy both repositories to `root`."""
         shutil.copytree(self.work.parent, root, symlinks=True)
-        return Upstream(root)
+        return UpstreamRepository(root)
 
     def commit(self, files: dict[str, bytes | None], message: str = "Work", branch: str = "main") -> str:
         """Write files (None deletes a file), commit everything and push."""
@@ -126,7 +126,7 @@ def descendant_names(pid: int) -> list[bytes]:
 class WorkspaceHarness:
     """A server, an attempt directory, and operations on the attempt's workspace."""
 
-    upstream: Upstream
+    upstream: UpstreamRepository
     server: GitHttpServer
     config: Path
     root: Path

@@ -1,10 +1,10 @@
 """Attacks on the server's keys and on other processes, each with its control.
 
-The attacks on privileges are in attacks_on_rights.py.
+The attacks on privileges are in attacks_on_privileges.py.
 """
 
 from escape.attack import Attack
-from escape.attacks_on_rights import rights_attacks
+from escape.attacks_on_privileges import privilege_attacks
 
 PRELUDE = r"""
 import ctypes, fcntl, glob, os, pathlib, platform, pty, re, signal, socket, struct, subprocess, sys, threading, time
@@ -97,7 +97,7 @@ def credential_attacks():
     yield from _keys()
     yield from _files()
     yield from _other_processes()
-    yield from rights_attacks()
+    yield from privilege_attacks()
 
 
 def _keys():

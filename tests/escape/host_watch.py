@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from doubles.leftovers import processes
-from escape import host_facts
+from escape import host_state
 from sandbox.runtimes.programs.launcher import PTYS_MAX
 
 INTERVAL_SECONDS = 0.4
@@ -48,12 +48,12 @@ class HostWatch:
         self._lock = threading.Lock()
 
     def __enter__(self):
-        self._before = {pid: host_facts.read_process(pid) for pid in self._protected_pids}
+        self._before = {pid: host_state.read_process(pid) for pid in self._protected_pids}
         assert None not in self._before.values(), f"not all of {self._protected_pids} exist"
         self._roots = {pid: Path("/proc", str(pid), "root") for pid in self._protected_pids}
-        self._etc = {pid: host_facts.read_etc(root) for pid, root in self._roots.items()}
-        self._settings, self._aio_events = host_facts.read_settings(), host_facts.aio_events()
-        self._buffer_bytes, self._filter_bytes = host_facts.socket_buffer_bytes(), host_facts.filter_bytes()
+        self._etc = {pid: host_state.read_etc(root) for pid, root in self._roots.items()}
+        self._settings, self._aio_events = host_state.read_settings(), host_state.aio_events()
+        self._buffer_bytes, self._filter_bytes = host_state.socket_buffer_bytes(), host_state.filter_bytes()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -94,13 +94,13 @@ class HostWatch:
             self._failure = error
 
     def _sandbox_processes(self):
-        found = ((pid, host_facts.read_process(pid)) for pid, _ in processes(self._data_dir))
+        found = ((pid, host_state.read_process(pid)) for pid, _ in processes(self._data_dir))
         return {pid: process for pid, process in found if process is not None and pid not in self._protected_pids}
 
     def _pairs(self, sandbox_processes):
         """(pid, old, new) of every process that must not change; sandbox processes that have ended are omitted."""
         for pid, before in self._before.items():
-            yield pid, before, host_facts.read_process(pid)
+            yield pid, before, host_state.read_process(pid)
         for pid, before in self._ready_processes.items():
             if pid in sandbox_processes and sandbox_processes[pid].start == before.start:
                 yield pid, before, sandbox_processes[pid]
@@ -112,8 +112,8 @@ class HostWatch:
         for pid, old, new in pairs:
             if new is not None and (new.mounts, new.root) != (old.mounts, old.root):
                 yield f"process {pid} has {new.root}, {sorted(new.mounts ^ old.mounts)}"
-        for pid in host_facts.mount_namespaces().values():
-            yield from (line for line in host_facts.mount_table(pid) if self._marker in line)
+        for pid in host_state.mount_namespaces().values():
+            yield from (line for line in host_state.mount_table(pid) if self._marker in line)
 
     def _namespaces(self, _, pairs):
         return {
@@ -124,24 +124,24 @@ class HostWatch:
 
     def _files(self, *_):
         for pid, root in self._roots.items():
-            if host_facts.read_etc(root) != self._etc[pid]:
+            if host_state.read_etc(root) != self._etc[pid]:
                 yield f"process {pid} has a different /etc"
-            yield from (path for path in host_facts.names_below(root) if self._marker in path)
+            yield from (path for path in host_state.names_below(root) if self._marker in path)
 
     def _kernel_settings(self, *_):
-        new = host_facts.read_settings()
+        new = host_state.read_settings()
         return {f"{path}: {value!r}" for path, value in new.items() - self._settings.items()}
 
     def _aio_contexts(self, *_):
-        growth = host_facts.aio_events() - self._aio_events
+        growth = host_state.aio_events() - self._aio_events
         return {f"{growth} more events"} if growth >= AIO_EVENTS else set()
 
     def _socket_buffers(self, *_):
-        growth = host_facts.socket_buffer_bytes() - self._buffer_bytes
+        growth = host_state.socket_buffer_bytes() - self._buffer_bytes
         return {f"{growth >> 20} MiB more"} if growth >= BUFFERS_BYTES * 3 // 4 else set()
 
     def _compiled_filters(self, *_):
-        growth = host_facts.filter_bytes() - self._filter_bytes
+        growth = host_state.filter_bytes() - self._filter_bytes
         return {f"{growth >> 20} MiB more"} if growth >= FILTERS_BYTES * 3 // 4 else set()
 
     def _oom_scores(self, _, pairs):
@@ -153,15 +153,15 @@ class HostWatch:
         for uid in {process.uid for process in sandbox_processes.values()} - {
             process.uid for process in self._before.values()
         }:
-            if (count := host_facts.key_count(uid)) > KEYS_MAX:
+            if (count := host_state.key_count(uid)) > KEYS_MAX:
                 yield f"uid {uid} has {count} keys"
-        yield from (line for line in host_facts.key_names() if self._marker in line)
+        yield from (line for line in host_state.key_names() if self._marker in line)
 
     def _control_groups(self, _, pairs):
         for pid, old, new in pairs:
             if new is not None and new.cgroups != old.cgroups:
                 yield f"process {pid} is in {new.cgroups}"
-        yield from (path for path in host_facts.control_groups() if self._marker in path)
+        yield from (path for path in host_state.control_groups() if self._marker in path)
 
     def _priorities(self, sandbox_processes, pairs):
         nice_min = min(process.nice for process in self._ready_processes.values())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from escape import host_facts, host_watch
+from escape import host_state, host_watch
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, OBSERVERS, TERMINAL_DESCRIPTORS_MAX, HostWatch
 
@@ -130,7 +130,7 @@ def test_changed_etc_is_reported(watch, unrelated_process, tmp_path):
 def test_changed_setting_is_reported(marker, unrelated_process, tmp_path, monkeypatch):
     setting = tmp_path / "core_pattern"
     setting.write_text("core\n")
-    monkeypatch.setattr(host_facts, "SETTINGS", (str(setting),))
+    monkeypatch.setattr(host_state, "SETTINGS", (str(setting),))
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
         setting.write_text("|/tmp/evil\n")
         watch.sample()
@@ -219,14 +219,14 @@ def test_evidence_covers_only_times_with_a_complete_sample(watch, monkeypatch):
     time.sleep(HOLD_SECONDS)
     end = time.time()
     assert Evidence({}, samples=tuple(watch.samples)).covers(begin, end)
-    monkeypatch.setattr(host_facts, "read_settings", lambda: time.sleep(HOLD_SECONDS) or {})
+    monkeypatch.setattr(host_state, "read_settings", lambda: time.sleep(HOLD_SECONDS) or {})
     time.sleep(HOLD_SECONDS)
     assert not Evidence({}, samples=tuple(watch.samples)).covers(end, time.time())
 
 
 def test_error_in_the_watch_thread_is_raised(marker, unrelated_process, tmp_path, monkeypatch):
     with HostWatch(marker, (unrelated_process.pid,), tmp_path / "data") as watch:
-        monkeypatch.setattr(host_facts, "aio_events", lambda: 1 // 0)
+        monkeypatch.setattr(host_state, "aio_events", lambda: 1 // 0)
         time.sleep(1)
     with pytest.raises(ZeroDivisionError):
         watch.changes()
@@ -240,13 +240,13 @@ def test_watch_rejects_a_missing_process(marker, tmp_path):
 def test_zombie_process_counts_as_ended():
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert host_facts.read_process(child.pid) is None
+    assert host_state.read_process(child.pid) is None
     child.wait()
-    assert host_facts.read_process(os.getpid()).oom_score == int(Path("/proc/self/oom_score_adj").read_text())
+    assert host_state.read_process(os.getpid()).oom_score == int(Path("/proc/self/oom_score_adj").read_text())
 
 
 def test_socket_buffers_and_filters_are_counted_machine_wide():
-    before = host_facts.socket_buffer_bytes()
+    before = host_state.socket_buffer_bytes()
     listener = socket.create_server(("127.0.0.1", 0))
     pairs = [(socket.create_connection(listener.getsockname()), listener.accept()[0]) for _ in range(40)]
     for ours, _ in pairs:
@@ -254,14 +254,14 @@ def test_socket_buffers_and_filters_are_counted_machine_wide():
         with contextlib.suppress(BlockingIOError):
             while True:
                 ours.send(bytes(65536))
-    assert host_facts.socket_buffer_bytes() - before > 20 << 20
+    assert host_state.socket_buffer_bytes() - before > 20 << 20
     for each in (listener, *(end for pair in pairs for end in pair)):
         each.close()
-    filters = host_facts.filter_bytes()
+    filters = host_state.filter_bytes()
     code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 1))
     sockets = [socket.socket() for _ in range(500)]
     for each in sockets:
         each.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
-    assert host_facts.filter_bytes() - filters > 1 << 20
+    assert host_state.filter_bytes() - filters > 1 << 20
     for each in sockets:
         each.close()

@@ -3,8 +3,11 @@
 import asyncio
 import errno
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+import msgspec
 
 from sandbox.interfaces.file_layout import SANDBOX_WORKSPACE, new_attempt_id, probe_directory
 from sandbox.interfaces.runtime import (
@@ -14,6 +17,7 @@ from sandbox.interfaces.runtime import (
     ConfinementLostError,
     ConfinementSpec,
     Runtime,
+    RuntimeProbe,
     SandboxHandle,
     SandboxSpec,
 )
@@ -31,6 +35,49 @@ _MEMORY_BYTES, _PROCESSES_MAX = 64 * 1024 * 1024, 16
 def is_machine_busy() -> bool:
     """Return whether more threads wait for a CPU or a disk than the machine has CPUs, on average over a minute."""
     return os.getloadavg()[0] > (os.cpu_count() or 1)
+
+
+class RuntimeProperties(msgspec.Struct, frozen=True):
+    """The properties of a runtime that no probe changes; for the fields, see `RuntimeProbe`."""
+
+    name: str
+    tier: str
+    strength: int
+    isolation_notes: Sequence[str]
+    gaps: Sequence[str]
+
+    def available(
+        self, enforced_limits: frozenset[str], *, more_gaps: Sequence[str] = (), is_explicit_only: bool = False
+    ) -> RuntimeProbe:
+        """Return the result of a successful probe. more_gaps: gaps that exist only on this host."""
+        return RuntimeProbe(
+            self.name,
+            is_available=True,
+            tier=self.tier,
+            strength=self.strength,
+            isolation_notes=self.isolation_notes,
+            gaps=(*self.gaps, *more_gaps, *_find_limit_gaps(enforced_limits)),
+            enforced_limits=enforced_limits,
+            is_explicit_only=is_explicit_only,
+        )
+
+    def unavailable(self, remedy: str, *, is_explicit_only: bool = False, is_final: bool = False) -> RuntimeProbe:
+        """Return the result of a failed probe."""
+        return RuntimeProbe(
+            self.name,
+            is_available=False,
+            tier=self.tier,
+            strength=self.strength,
+            remedy=remedy,
+            is_explicit_only=is_explicit_only,
+            is_final=is_final,
+        )
+
+
+def _find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
+    """Return one message that lists the limits that are not enforced; empty if all are enforced."""
+    missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
+    return (f"not limited by a control group: {', '.join(missing)}",) if missing else ()
 
 
 class MachineBusyError(Exception):
@@ -136,12 +183,6 @@ async def _run_git(confinement: Confinement, directory: Path) -> int:
         )
     finally:
         os.close(devnull_fd)
-
-
-def find_limit_gaps(limits: frozenset[str]) -> tuple[str, ...]:
-    """Return one message that lists the limits that are not enforced; empty if all are enforced."""
-    missing = [name for name in ("memory", "cpus", "processes") if name not in limits]
-    return (f"not limited by a control group: {', '.join(missing)}",) if missing else ()
 
 
 async def _run_true(

@@ -6,8 +6,8 @@ from contextlib import nullcontext, suppress
 
 import pytest
 
-from doubles.faults import fill_file_system, small_file_system
 from doubles.forkserver_context import FORKSERVER
+from doubles.syscall_faults import fill_file_system, small_file_system
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.file_layout import AttemptLayout

@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.attempt_dependencies import AttemptHarness
+from doubles.attempt_harness import AttemptHarness
 
 
 @pytest.fixture

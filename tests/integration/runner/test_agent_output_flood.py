@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from doubles.attempt_dependencies import AttemptHarness, Script
+from doubles.attempt_harness import AttemptHarness, Script
 from sandbox.model.events import Gap, Output, ToolCallEnded
 from sandbox.runner.attempt_context import read_records
 

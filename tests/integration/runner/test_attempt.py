@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.attempt_dependencies import ATTEMPT_ID, BOOT_ID, Script
+from doubles.attempt_harness import ATTEMPT_ID, BOOT_ID, Script
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import (

@@ -7,7 +7,7 @@ import threading
 import msgspec
 import pytest
 
-from doubles.attempt_dependencies import ATTEMPT_ID, Script
+from doubles.attempt_harness import ATTEMPT_ID, Script
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.model.events import (
@@ -227,7 +227,7 @@ async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_har
         pass
 
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedSandbox.kill", ignore_kill)
     harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
 
     async def scenario():
@@ -258,8 +258,8 @@ async def test_terminal_clients_receive_the_end_before_collection(make_harness, 
     )
     if fault == "the kill has no effect":
         monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
-        monkeypatch.setattr("doubles.attempt_dependencies.ScriptedSandbox.kill", ignore_kill)
-        monkeypatch.setattr("doubles.attempt_dependencies.ScriptedTerminal.hang_up", ignore_kill)
+        monkeypatch.setattr("doubles.attempt_harness.ScriptedSandbox.kill", ignore_kill)
+        monkeypatch.setattr("doubles.attempt_harness.ScriptedTerminal.hang_up", ignore_kill)
     else:
         monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.read_terminal", raise_when_broken)
     monkeypatch.setattr(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from doubles.attempt_dependencies import AttemptHarness, Script
+from doubles.attempt_harness import AttemptHarness, Script
 from doubles.faulty_runtime import FaultyRuntime, RuntimeFaults
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.interfaces.placement import CancelAttempt

@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_dependencies import ATTEMPT_ID, BASE, BOOT_ID, Script, ScriptedAgent
+from doubles.attempt_harness import ATTEMPT_ID, BASE, BOOT_ID, Script, ScriptedAgent
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from doubles.attempt_dependencies import Script
+from doubles.attempt_harness import Script
 from sandbox.interfaces.images import Image
 from sandbox.model.events import SandboxCreated
 from sandbox.model.failure import AttemptError, FailureCode

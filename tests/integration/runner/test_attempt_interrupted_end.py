@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from doubles.attempt_dependencies import Script
+from doubles.attempt_harness import Script
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from doubles.attempt_dependencies import Script
+from doubles.attempt_harness import Script
 from sandbox.interfaces.gateway import BudgetExhausted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.egress import EgressRule
@@ -258,7 +258,7 @@ async def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_h
         (target / "report.md").write_bytes(VALUE.encode())
         yield Artifact("report.md", f"{VALUE}/report.md", len(VALUE), "text/markdown", checksum)
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_report)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.collect", collect_report)
     harness = attempt_of_dead_runner(make_harness, Script(), None)
     harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
     await harness.finish()

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from doubles.attempt_dependencies import Script
+from doubles.attempt_harness import Script
 from sandbox.interfaces.placement import CancelAttempt, OpenTerminal
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
@@ -232,7 +232,7 @@ async def test_collection_retries_on_full_disk_within_collect_timeout(make_harne
         target.write_bytes(b"diff --git a/a b/a\n")
         return PatchResult()
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(targets)) == (TaskState.COMPLETED, 3)
@@ -245,7 +245,7 @@ async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_ha
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "free space on the server's disk" in harness.task.failure.message

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from doubles.attempt_dependencies import Script, ScriptedImages, ScriptedRuntime, ScriptedSandbox
+from doubles.attempt_harness import Script, ScriptedImages, ScriptedRuntime, ScriptedSandbox
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec

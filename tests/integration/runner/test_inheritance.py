@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_dependencies import Script
+from doubles.attempt_harness import Script
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.events import SESSION_NAME, Artifact, ErrorReported, Parent
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX

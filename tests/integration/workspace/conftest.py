@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from doubles.git_http_server import GitHttpServer
-from doubles.workspace_harness import Upstream, WorkspaceHarness
+from doubles.workspace_harness import UpstreamRepository, WorkspaceHarness
 from sandbox.workspace.files import Entry, RootedFiles
 
 MakeHarness = Callable[..., WorkspaceHarness]
-ServeUpstream = Callable[[Upstream], WorkspaceHarness]
+ServeUpstream = Callable[[UpstreamRepository], WorkspaceHarness]
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
     """Serve a repository; return a harness whose workspace is cloned from it."""
     with ExitStack() as stack:
 
-        def make(upstream: Upstream) -> WorkspaceHarness:
+        def make(upstream: UpstreamRepository) -> WorkspaceHarness:
             server = stack.enter_context(GitHttpServer(upstream.bare.parent).serving())
             harness = WorkspaceHarness(upstream, server, tmp_path / "server-user.gitconfig", tmp_path)
             harness.configure(f'[url "{server.url}"]\n\tinsteadOf = https://git.example/')
@@ -31,19 +31,19 @@ def serve_upstream(tmp_path: Path) -> Iterator[ServeUpstream]:
 @pytest.fixture
 def make_harness(serve_upstream: ServeUpstream, tmp_path: Path) -> MakeHarness:
     """Create a harness; the options are passed to `git init` of the served repository."""
-    return lambda *options: serve_upstream(Upstream.empty(tmp_path / "upstream", *options))
+    return lambda *options: serve_upstream(UpstreamRepository.empty(tmp_path / "upstream", *options))
 
 
 @pytest.fixture(scope="session")
-def first_commit(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
+def first_commit(tmp_path_factory: pytest.TempPathFactory) -> UpstreamRepository:
     """A repository with a first commit. Copying it saves eight runs of git."""
-    upstream = Upstream.empty(tmp_path_factory.mktemp("first commit"))
+    upstream = UpstreamRepository.empty(tmp_path_factory.mktemp("first commit"))
     upstream.commit({"README.md": b"# Demo\n", "src/app.py": b"print(1)\n", "src/lib.py": b"x = 1\n" * 40})
     return upstream
 
 
 @pytest.fixture
-def harness(serve_upstream: ServeUpstream, first_commit: Upstream, tmp_path: Path) -> WorkspaceHarness:
+def harness(serve_upstream: ServeUpstream, first_commit: UpstreamRepository, tmp_path: Path) -> WorkspaceHarness:
     """A harness whose repository has a first commit."""
     return serve_upstream(first_commit.copy_to(tmp_path / "upstream"))
 

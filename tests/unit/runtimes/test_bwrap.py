@@ -56,8 +56,8 @@ def guest(word=""):
         "/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py" + word), Path("/py/python3")
     )
     spec = SandboxSpec(ATTEMPT_ID, Path("/data/attempt"), 2, 1 << 30, 64)
-    plan = jail.GuestSpec(spec, components, {}, Accelerator.TCG, Path("/run/s"))
-    return jail.build_program_spec(BWRAP, plan, QemuDescriptors(null(), null(), null(), null()), null())
+    guest_spec = jail.GuestSpec(spec, components, {}, Accelerator.TCG, Path("/run/s"))
+    return jail.build_program_spec(BWRAP, guest_spec, QemuDescriptors(null(), null(), null(), null()), null())
 
 
 async def start(program, word=""):

@@ -14,23 +14,27 @@ from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.probe import find_limit_gaps, run_probe
+from sandbox.runtimes.probe import RuntimeProperties, run_probe
 
 NAME = "bubblewrap"
 TIER = "namespaces"
-_STRENGTH = 10
 _MEMORY_BYTES = 64 * 1024 * 1024
 
-_ISOLATION_NOTES = (
-    "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
-    "processes, users, host name, IPC and control groups: separate namespaces",
-    "network: a separate namespace in which only the gateway listens",
-    "privileges: no capabilities, no new privileges, a system call filter",
-)
-_GAPS = (
-    "the host's kernel is shared: a vulnerability in it affects the sandbox",
-    "the host path of the workspace is visible inside (/proc/self/mountinfo)",
-    "32-bit programs do not run",
+_PROPERTIES = RuntimeProperties(
+    NAME,
+    TIER,
+    strength=10,
+    isolation_notes=(
+        "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
+        "processes, users, host name, IPC and control groups: separate namespaces",
+        "network: a separate namespace in which only the gateway listens",
+        "privileges: no capabilities, no new privileges, a system call filter",
+    ),
+    gaps=(
+        "the host's kernel is shared: a vulnerability in it affects the sandbox",
+        "the host path of the workspace is visible inside (/proc/self/mountinfo)",
+        "32-bit programs do not run",
+    ),
 )
 _SHARED_UID_GAP = "sandboxes of an ordinary user share that user's kernel uid; as root each has a separate one"
 _SYSCTLS = (
@@ -45,27 +49,14 @@ async def probe_bubblewrap(runtime: Runtime, run_dir: Path, hierarchies: cgroups
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if os.uname().machine not in seccomp.ARCHITECTURES:
         remedy = f"There is no system call filter for {os.uname().machine}; use another runtime."
-        return _failed_probe(remedy, is_final=True)
+        return _PROPERTIES.unavailable(remedy, is_final=True)
     if find_bwrap() is None:
-        return _failed_probe("bubblewrap is missing; install it: apt-get install bubblewrap")
+        return _PROPERTIES.unavailable("bubblewrap is missing; install it: apt-get install bubblewrap")
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failed_probe(_explain_failure(str(error)))
-    gaps = (*_GAPS, *(() if os.getuid() == 0 else (_SHARED_UID_GAP,)), *find_limit_gaps(limits))
-    return RuntimeProbe(
-        NAME,
-        is_available=True,
-        tier=TIER,
-        strength=_STRENGTH,
-        isolation_notes=_ISOLATION_NOTES,
-        gaps=gaps,
-        enforced_limits=limits,
-    )
-
-
-def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
-    return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
+        return _PROPERTIES.unavailable(_explain_failure(str(error)))
+    return _PROPERTIES.available(limits, more_gaps=() if os.getuid() == 0 else (_SHARED_UID_GAP,))
 
 
 def _explain_failure(reason: str) -> str:

@@ -15,27 +15,31 @@ from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import FILES_UIDS_OFFSET, SANDBOX_UIDS
-from sandbox.runtimes.probe import find_limit_gaps, run_probe
+from sandbox.runtimes.probe import RuntimeProperties, run_probe
 
 NAME = "gvisor"
 TIER = "gvisor"
-_STRENGTH = 20
 _PROGRAMS = (Path("/usr/bin/runsc"), Path("/usr/local/bin/runsc"))
 _MEMORY_BYTES = 256 * 1024 * 1024
 
-_ISOLATION_NOTES = (
-    "system calls: handled by gVisor's kernel, a program that may use few system calls of the host",
-    "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
-    "processes, users, host name, IPC: exist only in gVisor's kernel",
-    "network: a separate namespace in which only the gateway listens",
-    "privileges: none on the host; a separate kernel uid",
-)
-_GAPS = (
-    "the agent's own programs can read the agent's environment, because gVisor runs only readable programs",
-    "TCP and UDP are handled by the host's kernel, in the sandbox's own network namespace",
-    "running out of memory ends the whole sandbox, not one process",
-    "reaching the process limit is visible to the agent, but not shown in the task's status",
-    "each start takes about 0.2 s, and file operations take longer than on the host's kernel",
+_PROPERTIES = RuntimeProperties(
+    NAME,
+    TIER,
+    strength=20,
+    isolation_notes=(
+        "system calls: handled by gVisor's kernel, a program that may use few system calls of the host",
+        "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
+        "processes, users, host name, IPC: exist only in gVisor's kernel",
+        "network: a separate namespace in which only the gateway listens",
+        "privileges: none on the host; a separate kernel uid",
+    ),
+    gaps=(
+        "the agent's own programs can read the agent's environment, because gVisor runs only readable programs",
+        "TCP and UDP are handled by the host's kernel, in the sandbox's own network namespace",
+        "running out of memory ends the whole sandbox, not one process",
+        "reaching the process limit is visible to the agent, but not shown in the task's status",
+        "each start takes about 0.2 s, and file operations take longer than on the host's kernel",
+    ),
 )
 
 
@@ -47,28 +51,15 @@ def find_runsc() -> str | None:
 async def probe_gvisor(runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it, within 10 s."""
     if find_runsc() is None:
-        return _failed_probe("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
+        return _PROPERTIES.unavailable("runsc is missing; install it: apt-get install runsc", is_final=os.getuid() != 0)
     if os.getuid() != 0:
         remedy = "gVisor needs two kernel uids per sandbox, which only root can set; run the server as root."
-        return _failed_probe(remedy, is_final=True)
+        return _PROPERTIES.unavailable(remedy, is_final=True)
     try:
         limits = await run_probe(runtime, run_dir, hierarchies, memory_bytes=_MEMORY_BYTES)
     except (SandboxError, OSError, TimeoutError) as error:
-        return _failed_probe(str(error))
-    gaps = (*_GAPS, *find_limit_gaps(limits))
-    return RuntimeProbe(
-        NAME,
-        is_available=True,
-        tier=TIER,
-        strength=_STRENGTH,
-        isolation_notes=_ISOLATION_NOTES,
-        gaps=gaps,
-        enforced_limits=limits,
-    )
-
-
-def _failed_probe(remedy: str, *, is_final: bool = False) -> RuntimeProbe:
-    return RuntimeProbe(NAME, is_available=False, tier=TIER, strength=_STRENGTH, remedy=remedy, is_final=is_final)
+        return _PROPERTIES.unavailable(str(error))
+    return _PROPERTIES.available(limits)
 
 
 _THREADS_PER_PROCESS = 4

@@ -91,33 +91,39 @@ class GuestSpec(msgspec.Struct, frozen=True):
     slow_reason: str | None = None
 
 
-def staged_paths(plan: GuestSpec) -> dict[str, Path]:
+def staged_paths(guest_spec: GuestSpec) -> dict[str, Path]:
     """Return the host paths to stage, keyed by their names below the launcher's staging directory."""
-    paths: dict[str, Path] = {name: plan.spec.disk / name for name in DISK_DIRECTORIES}
-    parts = rootfs_spec.describe_rootfs(plan.spec).mounts
-    paths.update({f"part-{index}": path for index, path in enumerate(parts) if path not in plan.execute_only_programs})
-    paths.update({f"module-{index}": path for index, path in enumerate(plan.components.modules)})
-    if plan.spec.image is not None:
-        paths["image"] = plan.spec.image
-    return {**paths, "kernel": _choose_kernel(plan), "python": plan.components.python}
+    paths: dict[str, Path] = {name: guest_spec.spec.disk / name for name in DISK_DIRECTORIES}
+    parts = rootfs_spec.describe_rootfs(guest_spec.spec).mounts
+    paths.update(
+        {f"part-{index}": path for index, path in enumerate(parts) if path not in guest_spec.execute_only_programs}
+    )
+    paths.update({f"module-{index}": path for index, path in enumerate(guest_spec.components.modules)})
+    if guest_spec.spec.image is not None:
+        paths["image"] = guest_spec.spec.image
+    return {**paths, "kernel": _choose_kernel(guest_spec), "python": guest_spec.components.python}
 
 
-def _choose_kernel(plan: GuestSpec) -> Path:
+def _choose_kernel(guest_spec: GuestSpec) -> Path:
     """Choose the unpacked kernel for emulation: unpacking takes seconds on an emulated CPU.
 
     With KVM, unpacking is fast, and only a packed kernel loads itself at an unpredictable address.
     """
-    is_emulated = plan.accelerator is command_lines.Accelerator.TCG
-    return plan.components.vmlinux if is_emulated and plan.components.vmlinux is not None else plan.components.kernel
+    is_emulated = guest_spec.accelerator is command_lines.Accelerator.TCG
+    return (
+        guest_spec.components.vmlinux
+        if is_emulated and guest_spec.components.vmlinux is not None
+        else guest_spec.components.kernel
+    )
 
 
-def staged_program_entries(plan: GuestSpec) -> list[tuple[str, str, str]]:
+def staged_program_entries(guest_spec: GuestSpec) -> list[tuple[str, str, str]]:
     """Return entries that stage the execute-only programs so that virtiofsd can read them."""
-    return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(plan.execute_only_programs)]
+    return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(guest_spec.execute_only_programs)]
 
 
 def build_program_spec(
-    program: str, plan: GuestSpec, descriptors: command_lines.QemuDescriptors, status_fd: int
+    program: str, guest_spec: GuestSpec, descriptors: command_lines.QemuDescriptors, status_fd: int
 ) -> ProgramSpec:
     """Build the argv and descriptors of one boot.
 
@@ -127,16 +133,16 @@ def build_program_spec(
     def describe(program_spec: ProgramSpec) -> tuple[Iterator[str], Sequence[str]]:
         numbers = command_lines.QemuDescriptors(*(int(program_spec.add_descriptor(one)) for one in descriptors))
         status = program_spec.add_descriptor(status_fd)
-        qemu = command_lines.qemu_arguments(plan.spec, plan.accelerator, numbers)
-        virtiofsd = command_lines.virtiofsd_arguments(plan.components.virtiofsd, SHARE_DIRECTORY, numbers)
-        interpreter = str(plan.components.interpreter)
+        qemu = command_lines.qemu_arguments(guest_spec.spec, guest_spec.accelerator, numbers)
+        virtiofsd = command_lines.virtiofsd_arguments(guest_spec.components.virtiofsd, SHARE_DIRECTORY, numbers)
+        interpreter = str(guest_spec.components.interpreter)
         words = (interpreter, "-ISE", "-c", _JAIL_SCRIPT, *map(str, (*numbers, len(qemu))), *qemu, *virtiofsd)
-        return _bwrap_arguments(program_spec, plan, status), words
+        return _bwrap_arguments(program_spec, guest_spec, status), words
 
-    return bwrap.build_program_spec(program, plan.spec.attempt_id, describe)
+    return bwrap.build_program_spec(program, guest_spec.spec.attempt_id, describe)
 
 
-def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) -> Iterator[str]:
+def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: str) -> Iterator[str]:
     # Additional filters are allowed, because programs in the guest have a separate kernel, and QEMU and virtiofsd
     # install filters for themselves.
     machine = os.uname().machine
@@ -144,24 +150,24 @@ def _bwrap_arguments(program_spec: ProgramSpec, plan: GuestSpec, status: str) ->
     jail_filter = seccomp.assemble_filter(
         machine,
         allows_filters=True,
-        allows_kvm=plan.accelerator is command_lines.Accelerator.KVM,
+        allows_kvm=guest_spec.accelerator is command_lines.Accelerator.KVM,
         polled_files_max=seccomp.POLLED_FILES_OF_QEMU_MAX,
     )
-    yield from bwrap.isolation_arguments(plan.spec.attempt_id)
+    yield from bwrap.isolation_arguments(guest_spec.spec.attempt_id)
     yield from ("--json-status-fd", status)
     yield from bwrap.seccomp_arguments(program_spec, jail_filter)
-    yield from _host_program_arguments(plan, "")
+    yield from _host_program_arguments(guest_spec, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
     yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", command_lines.KERNEL)
-    yield from _guest_root_arguments(program_spec, plan, guest_filter)
-    yield from _command_root_arguments(program_spec, plan)
+    yield from _guest_root_arguments(program_spec, guest_spec, guest_filter)
+    yield from _command_root_arguments(program_spec, guest_spec)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
 
 
-def _host_program_arguments(plan: GuestSpec, root: str) -> Iterator[str]:
+def _host_program_arguments(guest_spec: GuestSpec, root: str) -> Iterator[str]:
     yield from _usr_arguments(root)
-    if not plan.components.python.is_relative_to("/usr"):
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/python", f"{root}{plan.components.python}")
+    if not guest_spec.components.python.is_relative_to("/usr"):
+        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/python", f"{root}{guest_spec.components.python}")
 
 
 def _usr_arguments(root: str) -> Iterator[str]:
@@ -172,42 +178,48 @@ def _usr_arguments(root: str) -> Iterator[str]:
         yield from ("--ro-bind-try", path, f"{root}{path}")
 
 
-def _guest_root_arguments(program_spec: ProgramSpec, plan: GuestSpec, filter_: bytes) -> Iterator[str]:
+def _guest_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, filter_: bytes) -> Iterator[str]:
     yield from ("--dir", SHARE_DIRECTORY)
-    yield from _host_program_arguments(plan, SHARE_DIRECTORY)
+    yield from _host_program_arguments(guest_spec, SHARE_DIRECTORY)
     for directory in _GUEST_ROOT_DIRECTORIES:
         yield from ("--perms", "0755", "--dir", f"{SHARE_DIRECTORY}{directory}")
-    for index, path in enumerate(plan.components.modules):
+    for index, path in enumerate(guest_spec.components.modules):
         suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
         yield from (
             "--ro-bind",
             f"{launcher.STAGING_DIRECTORY}/module-{index}",
             f"{SHARE_DIRECTORY}/modules/{index}{suffix}",
         )
-    for index in range(len(plan.execute_only_programs)):
+    for index in range(len(guest_spec.execute_only_programs)):
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/hidden-{index}", f"{SHARE_DIRECTORY}/programs/{index}")
     files = {
-        "/start": build_start_script(plan.components.interpreter),
+        "/start": build_start_script(guest_spec.components.interpreter),
         GUEST_AGENT_PATH: compile_guest_agent(),
         "/filter": filter_,
-        "/settings": _encode_settings(plan),
+        "/settings": _encode_settings(guest_spec),
     }
     for target, content in files.items():
         number = program_spec.add_descriptor(launcher_client.create_memfd(target.strip("/"), content))
         yield from ("--perms", "0755", "--file", number, f"{SHARE_DIRECTORY}{target}")
 
 
-def _encode_settings(plan: GuestSpec) -> bytes:
-    spec = plan.spec
+def _encode_settings(guest_spec: GuestSpec) -> bytes:
+    spec = guest_spec.spec
     numbers = (spec.memory_bytes, spec.processes_max, spec.memory_bytes // 2)
     ports = f"{MODEL_PORT},{PROXY_PORT}"
     files = (command_lines.cached_files_max(), process_limits.OPEN_FILES_SOFT_MAX, process_limits.OPEN_FILES_MAX)
-    arguments = (spec.attempt_id, *map(str, numbers), ports, *map(str, files), *plan.execute_only_programs.values())
+    arguments = (
+        spec.attempt_id,
+        *map(str, numbers),
+        ports,
+        *map(str, files),
+        *guest_spec.execute_only_programs.values(),
+    )
     return "\0".join(arguments).encode(errors="surrogateescape")
 
 
-def _command_root_arguments(program_spec: ProgramSpec, plan: GuestSpec) -> Iterator[str]:
-    root = rootfs_spec.describe_rootfs(plan.spec)
+def _command_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec) -> Iterator[str]:
+    root = rootfs_spec.describe_rootfs(guest_spec.spec)
     if root.image is not None:
         yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
     for mount_path in root.tmpfs_mounts:
@@ -220,18 +232,18 @@ def _command_root_arguments(program_spec: ProgramSpec, plan: GuestSpec) -> Itera
         yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
     for name, sandbox_path in DISK_DIRECTORIES.items():
         yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{sandbox_path}")
-    yield from _file_arguments(program_spec, plan, root)
+    yield from _file_arguments(program_spec, guest_spec, root)
     for mount_path in root.tmpfs_mounts:
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
 
 
-def _file_arguments(program_spec: ProgramSpec, plan: GuestSpec, root: rootfs_spec.RootFsSpec) -> Iterator[str]:
+def _file_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, root: rootfs_spec.RootFsSpec) -> Iterator[str]:
     option = "--file" if root.image is None else "--ro-bind-data"
     for path, content in root.files.items():
         number = program_spec.add_descriptor(launcher_client.create_memfd(PurePosixPath(path).name, content))
         yield from ("--perms", "0644", option, number, f"{_COMMAND_ROOT}{path}")
     for index, (part, sandbox_path) in enumerate(root.mounts.items()):
-        if part in plan.execute_only_programs:
+        if part in guest_spec.execute_only_programs:
             # This file is only a mount point: the guest mounts the program there without read permission.
             yield from (
                 "--perms",

@@ -17,7 +17,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS
-from sandbox.runtimes.probe import find_limit_gaps, is_machine_busy, run_probe
+from sandbox.runtimes.probe import RuntimeProperties, is_machine_busy, run_probe
 from sandbox.runtimes.qemu import command_lines, jail
 from sandbox.runtimes.qemu.command_lines import Accelerator
 from sandbox.runtimes.qemu.components import find_components
@@ -26,7 +26,6 @@ from sandbox.runtimes.qemu.sandbox import BootError, QemuSandbox
 
 NAME = "qemu"
 TIER = "vm"
-_STRENGTH = 30
 _MEMORY_BYTES = 128 * 1024 * 1024
 _EMULATED_SECONDS = 60.0
 _KVM_SECONDS = 10.0
@@ -34,15 +33,20 @@ _KVM_REQUIRED = (
     "KVM does not work, so every instruction would be emulated; select the runtime explicitly: --runtime qemu."
 )
 
-_ISOLATION_NOTES = (
-    "kernel: a separate one; the host's is reachable only through QEMU and virtiofsd",
-    "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
-    "network: only QEMU's, which connects only to the gateway",
-    "QEMU and virtiofsd: in a namespace sandbox, with a system call filter and without privileges",
-)
-_GAPS = (
-    "a vulnerability in QEMU or virtiofsd gives access only to a namespace sandbox, but on the host's kernel",
-    "a task needs 544 MiB more of the host's memory than it requests",
+_PROPERTIES = RuntimeProperties(
+    NAME,
+    TIER,
+    strength=30,
+    isolation_notes=(
+        "kernel: a separate one; the host's is reachable only through QEMU and virtiofsd",
+        "files: only the host's /usr (read-only), the workspace, a home directory and /tmp",
+        "network: only QEMU's, which connects only to the gateway",
+        "QEMU and virtiofsd: in a namespace sandbox, with a system call filter and without privileges",
+    ),
+    gaps=(
+        "a vulnerability in QEMU or virtiofsd gives access only to a namespace sandbox, but on the host's kernel",
+        "a task needs 544 MiB more of the host's memory than it requests",
+    ),
 )
 _EMULATION_GAP = (
     "no KVM: everything is emulated, five to twenty times slower, and the QEMU project does not consider emulation "
@@ -62,17 +66,17 @@ async def probe_qemu(
 ) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
-        return _failed_probe("The qemu runtime supports only x86_64; use another runtime.", is_final=True)
+        return _PROPERTIES.unavailable("The qemu runtime supports only x86_64; use another runtime.", is_final=True)
     if os.getuid() != 0:
         remedy = "Only root can read the agent's program for a guest; use another runtime, or run as root."
-        return _failed_probe(remedy, is_final=True)
+        return _PROPERTIES.unavailable(remedy, is_final=True)
     try:
         find_components()
         kvm.reset()
         if kvm.is_present() and await kvm.is_too_slow():
             kvm.record_failure()
         if excludes_emulation and not kvm.is_usable():
-            return _failed_probe(_KVM_REQUIRED, is_explicit_only=True)
+            return _PROPERTIES.unavailable(_KVM_REQUIRED, is_explicit_only=True)
         seconds = _KVM_SECONDS if excludes_emulation else _EMULATED_SECONDS
         limits = await run_probe(
             runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
@@ -80,31 +84,11 @@ async def probe_qemu(
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
         if excludes_emulation and has_not_booted:
-            return _failed_probe(_KVM_REQUIRED, is_explicit_only=True)
-        return _failed_probe(str(error))
+            return _PROPERTIES.unavailable(_KVM_REQUIRED, is_explicit_only=True)
+        return _PROPERTIES.unavailable(str(error))
     has_kvm = runtime.last_accelerator is Accelerator.KVM
-    return RuntimeProbe(
-        NAME,
-        is_available=True,
-        tier=TIER,
-        strength=_STRENGTH,
-        isolation_notes=_ISOLATION_NOTES,
-        gaps=(*_GAPS, *(() if has_kvm else (_EMULATION_GAP,)), *find_limit_gaps(limits)),
-        enforced_limits=limits,
-        is_explicit_only=not has_kvm,
-    )
-
-
-def _failed_probe(remedy: str, *, is_explicit_only: bool = False, is_final: bool = False) -> RuntimeProbe:
-    return RuntimeProbe(
-        NAME,
-        is_available=False,
-        tier=TIER,
-        strength=_STRENGTH,
-        remedy=remedy,
-        is_explicit_only=is_explicit_only,
-        is_final=is_final,
-    )
+    more_gaps = () if has_kvm else (_EMULATION_GAP,)
+    return _PROPERTIES.available(limits, more_gaps=more_gaps, is_explicit_only=not has_kvm)
 
 
 BOOTS_MAX = 3
@@ -123,12 +107,12 @@ _KVM_FALLBACK_MESSAGE = (
 
 
 class QemuDriver:
-    """Starts the launcher that execs a guest's jail. The caller must add the attempt's plan to `plans` first."""
+    """Starts the launcher that execs a guest's jail. The caller must add the attempt to `guest_specs` first."""
 
     name = NAME
 
     def __init__(self) -> None:
-        self.plans: dict[str, jail.GuestSpec] = {}
+        self.guest_specs: dict[str, jail.GuestSpec] = {}
 
     def find_program(self) -> str:
         """Return bubblewrap's path."""
@@ -144,12 +128,12 @@ class QemuDriver:
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
         """Start the launcher, which stages the disk, the image, the programs and the guest's kernel for bubblewrap."""
-        plan = self.plans[spec.attempt_id]
+        guest_spec = self.guest_specs[spec.attempt_id]
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
-            jail.staged_paths(plan),
-            entries=jail.staged_program_entries(plan),
+            jail.staged_paths(guest_spec),
+            entries=jail.staged_program_entries(guest_spec),
             seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )
@@ -163,7 +147,7 @@ class QemuDriver:
         listeners: Listeners,
     ) -> QemuSandbox:
         """Create the sandbox object for a launcher that is ready. Its guest is not booted yet."""
-        return QemuSandbox(handle, self.plans[spec.attempt_id], self.find_program(), group, launcher, listeners)
+        return QemuSandbox(handle, self.guest_specs[spec.attempt_id], self.find_program(), group, launcher, listeners)
 
 
 class QemuRuntime(BaseRuntime):
@@ -180,7 +164,7 @@ class QemuRuntime(BaseRuntime):
     def __init__(self, run_dir: Path, uid_range: range = SANDBOX_UIDS, *, excludes_emulation: bool = False) -> None:
         driver = QemuDriver()
         super().__init__(driver, uid_range)
-        self._plans = driver.plans
+        self._guest_specs = driver.guest_specs
         self._run_dir = run_dir
         self._kvm = KvmStatus(run_dir)
         self._excludes_emulation = excludes_emulation
@@ -204,16 +188,16 @@ class QemuRuntime(BaseRuntime):
         except BootError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, f"The guest did not boot: {error}") from error
         finally:
-            self._plans.pop(handle.attempt_id, None)
+            self._guest_specs.pop(handle.attempt_id, None)
 
-    async def _boot_with_fallback(self, handle: SandboxHandle, plan: jail.GuestSpec) -> QemuSandbox:
+    async def _boot_with_fallback(self, handle: SandboxHandle, guest_spec: jail.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
         for accelerator, within_seconds in self._boot_attempts():
             is_fallback = accelerator is Accelerator.TCG and self._kvm.is_present()
             slow_reason = _KVM_FALLBACK_MESSAGE if is_fallback else None
-            self._plans[handle.attempt_id] = replace(plan, accelerator=accelerator, slow_reason=slow_reason)
+            self._guest_specs[handle.attempt_id] = replace(guest_spec, accelerator=accelerator, slow_reason=slow_reason)
             try:
-                sandbox = await self._boot(handle, plan.spec, within_seconds)
+                sandbox = await self._boot(handle, guest_spec.spec, within_seconds)
             except BootError as error:
                 problem = error
             else:

@@ -63,7 +63,7 @@ class QemuSandbox:
     def __init__(
         self,
         handle: SandboxHandle,
-        plan: GuestSpec,
+        guest_spec: GuestSpec,
         program: str,
         group: ControlGroup,
         launcher: LauncherProcess,
@@ -71,13 +71,13 @@ class QemuSandbox:
     ) -> None:
         self.handle = handle
         self.listeners = listeners
-        self._plan = plan
+        self._guest_spec = guest_spec
         self._program = program
         self._group = group
         self._launcher = launcher
         self._channel = Channel(self._handle_frame)
         self._console, self._stderr = OutputTail(), OutputTail()
-        self._extent_meter = CachedExtentMeter(plan.spec.disk)
+        self._extent_meter = CachedExtentMeter(guest_spec.spec.disk)
         self._streams = {number: GuestStream(self._channel, number) for number in (frames.OUTPUT, frames.ERRORS)}
         self._terminals: dict[int, QemuTerminal] = {}
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -88,7 +88,7 @@ class QemuSandbox:
         self._report_transport: asyncio.Transport | None = None
         self._was_killed = False
         self._exit_task: asyncio.Task[ExitStatus] | None = None
-        self.slow_reason = plan.slow_reason
+        self.slow_reason = guest_spec.slow_reason
 
     async def boot(self, within_seconds: float) -> None:
         """Boot the guest and wait for the agent's response.
@@ -168,7 +168,7 @@ class QemuSandbox:
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""
-        usage = await self._launcher.kernel_usage(self._group, self._plan.spec.memory_bytes)
+        usage = await self._launcher.kernel_usage(self._group, self._guest_spec.spec.memory_bytes)
         return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def file_counts(self) -> FileUsage:
@@ -186,7 +186,7 @@ class QemuSandbox:
         """Return the statistics: CPU time from the host, because QEMU uses it there, and all others from the guest."""
         host_stats = self._group.stats()
         guest_stats = await self._request_stats()
-        return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._plan.spec)
+        return host_stats if guest_stats is None else merge_stats(host_stats, guest_stats, self._guest_spec.spec)
 
     async def close(self) -> None:
         """End the sandbox and release its resources. Raises AttemptError (sandbox_lost) after KILL_TIMEOUT_SECONDS."""
@@ -234,14 +234,17 @@ class QemuSandbox:
         with ExitStack() as opened:
             accelerator = self._open_accelerator()
             opened.callback(os.close, accelerator)
-            files = _connect_virtiofsd(self._plan.run_dir, self.handle.attempt_id)
+            files = _connect_virtiofsd(self._guest_spec.run_dir, self.handle.attempt_id)
             opened.pop_all()
         return build_program_spec(
-            self._program, self._plan, QemuDescriptors(*files, guest_socket.detach(), accelerator), status.detach()
+            self._program,
+            self._guest_spec,
+            QemuDescriptors(*files, guest_socket.detach(), accelerator),
+            status.detach(),
         )
 
     def _open_accelerator(self) -> int:
-        device = self._plan.accelerator.device
+        device = self._guest_spec.accelerator.device
         try:
             return os.open(device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.engines import until
+from doubles.engine_harnesses import until
 from sandbox.engines.slurm import engine as slurm_engine
 from sandbox.engines.slurm.batch_job import SlurmSettings
 from sandbox.engines.slurm.engine import SlurmEngine

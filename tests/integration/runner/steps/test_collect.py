@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from doubles.attempt_dependencies import BASE, Script
+from doubles.attempt_harness import BASE, Script
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
@@ -69,7 +69,7 @@ def find_files(monkeypatch, paths):
             (target / name).write_bytes(path.encode())
             yield Artifact(name, path, len(path), "text/markdown", "sha256:0")
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", collect_files)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.collect", collect_files)
 
 
 async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypatch):
@@ -154,7 +154,7 @@ async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_h
         return PatchResult()
 
     monkeypatch.setattr(collect, step, refuse)
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, len(refused), leftovers) == (TaskState.COMPLETED, 3, [False] * 4)
     assert "transcript.ndjson" in harness.artifacts
@@ -195,7 +195,7 @@ async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypat
             raise OSError(errno.ENOSPC, "No space left on device")
         await store_chunks(artifacts, name, *rest)
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", skip_files)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.collect", skip_files)
     monkeypatch.setattr(collect.ArtifactRecorder, "store_chunks", fail_while_disk_is_full)
     await asyncio.wait_for(harness.run(), 20)
     assert len(refused) == 4
@@ -243,7 +243,7 @@ async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secre
         target.write_bytes(b"diff --git a/a b/a\n")
         return PatchResult(contains_secret=await asyncio.to_thread(find_secret, [b"slow"] * 50))
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.patch", patch)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
     harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])
@@ -271,7 +271,7 @@ async def test_metadata_is_stored_after_collection_timeout(make_harness, monkeyp
         await asyncio.Event().wait()
         yield
 
-    monkeypatch.setattr("doubles.attempt_dependencies.ScriptedWorkspaces.collect", never_end)
+    monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.collect", never_end)
     harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)

@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_dependencies import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
+from doubles.attempt_harness import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
 from sandbox.interfaces.placement import CancelAttempt, Reply
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (

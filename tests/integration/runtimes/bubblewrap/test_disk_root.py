@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from doubles.faults import fill_file_system, small_file_system
 from doubles.image_archives import directory, entry, layer, minimal_root, symlink
 from doubles.runtime_availability import require_runtime
 from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_python, run_shell
+from doubles.syscall_faults import fill_file_system, small_file_system
 from sandbox.images.build import finalize
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream

@@ -42,7 +42,7 @@ PARTS = components.GuestComponents(
 )
 
 
-def plan(**unreadable_programs: str) -> jail.GuestSpec:
+def guest_spec(**unreadable_programs: str) -> jail.GuestSpec:
     return jail.GuestSpec(
         SPEC,
         PARTS,
@@ -101,14 +101,14 @@ def test_unreadable_program_is_staged_for_virtiofsd_only():
     with_unreadable_program = jail.GuestSpec(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
     assert jail.staged_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in jail.staged_paths(with_unreadable_program).values()
-    assert Path("/host/claude") in jail.staged_paths(plan()).values()
+    assert Path("/host/claude") in jail.staged_paths(guest_spec()).values()
 
 
 def test_only_an_emulated_guest_uses_the_unpacked_kernel():
     with_vmlinux = msgspec.structs.replace(PARTS, vmlinux=Path("/unpacked"))
-    emulated = msgspec.structs.replace(plan(), components=with_vmlinux)
+    emulated = msgspec.structs.replace(guest_spec(), components=with_vmlinux)
     by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
-    kernels = [jail.staged_paths(value)["kernel"] for value in (emulated, by_kvm, plan())]
+    kernels = [jail.staged_paths(value)["kernel"] for value in (emulated, by_kvm, guest_spec())]
     assert kernels == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]
 
 

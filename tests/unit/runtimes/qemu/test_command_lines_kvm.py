@@ -32,12 +32,12 @@ class FakeQemuRuntime(QemuRuntime):
         self.outcomes = list(outcomes)
 
     async def _boot(self, handle, spec, within_seconds):
-        self.boots.append((self._plans[handle.attempt_id].accelerator, within_seconds))
+        self.boots.append((self._guest_specs[handle.attempt_id].accelerator, within_seconds))
         outcome = self.outcomes.pop(0) if self.outcomes else BOOTED
         if outcome is not BOOTED:
             raise outcome
         sandbox = QemuSandbox.__new__(QemuSandbox)
-        sandbox.slow_reason = self._plans[handle.attempt_id].slow_reason
+        sandbox.slow_reason = self._guest_specs[handle.attempt_id].slow_reason
         return sandbox
 
     def make(self):
@@ -165,6 +165,6 @@ def test_guest_is_not_booted_with_slow_kvm(tmp_path, monkeypatch):
 def test_kvm_device_that_cannot_be_opened_is_a_boot_error(tmp_path, monkeypatch):
     monkeypatch.setattr(Accelerator, "device", property(lambda _: str(tmp_path / "nothing")))
     sandbox = QemuSandbox.__new__(QemuSandbox)
-    sandbox._plan = type("Plan", (), {"accelerator": Accelerator.KVM})
+    sandbox._guest_spec = type("Plan", (), {"accelerator": Accelerator.KVM})
     with pytest.raises(BootError, match="cannot be opened: No such file"):
         sandbox._open_accelerator()

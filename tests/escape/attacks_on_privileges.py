@@ -33,7 +33,7 @@ _NOT_IN_GVISOR = {"core_pattern in a new procfs", "a device node"}
 """Not supported by gVisor's kernel, or denied to every process."""
 
 
-def rights_attacks():
+def privilege_attacks():
     """All attacks on privileges."""
     yield from _users()
     yield from _namespaces()
