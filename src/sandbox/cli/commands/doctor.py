@@ -11,7 +11,7 @@ import click
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import current_options, output_options
-from sandbox.cli.output.console import print_message, stdout_console
+from sandbox.cli.output.console import activity_line, print_message, stdout_console
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text, wrap_text
@@ -38,7 +38,9 @@ def doctor(shows_all: bool, **server_options: Any) -> None:
     settings = load_configuration(server_options).settings
     from sandbox.bootstrap.doctor.checks import run_checks
 
-    findings, options = run_checks(settings), current_options()
+    options = current_options()
+    with activity_line("Checking this machine…"):
+        findings = run_checks(settings)
     can_run = all(finding.ok or not finding.is_needed for finding in findings)
     if options.format == "json":
         print_json({"can_run_tasks": can_run, "findings": [_to_json(finding) for finding in findings]})

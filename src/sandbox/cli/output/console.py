@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 import click
@@ -74,3 +76,16 @@ def confirm(question: str, *, default: bool | None = None) -> bool:
 def print_message(text: str) -> None:
     """Print a message on stderr, wrapped to the width of the terminal."""
     click.echo("\n".join(wrap_text(text, terminal_width(sys.stderr), "  ")), err=True)
+
+
+@contextmanager
+def activity_line(text: str) -> Iterator[None]:
+    """Show a line on stderr until the context ends, if stderr is a terminal that can erase the line."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+        yield
+        return
+    print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)

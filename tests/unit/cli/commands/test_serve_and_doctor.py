@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,23 @@ def print_on_terminal(bootstrap, monkeypatch, findings, *options):
     bootstrap.findings = findings
     result = invoke("doctor", *options)
     return [line.strip() for line in console.file.getvalue().splitlines()], result.stderr
+
+
+def test_doctor_shows_that_the_checks_run(bootstrap, monkeypatch):
+    import sandbox.cli.commands.doctor as command
+
+    lines = []
+
+    @contextmanager
+    def record(text):
+        lines.append(text)
+        yield
+        lines.append("end")
+
+    bootstrap.run_checks = lambda settings: lines.append("checks") or [OK]
+    monkeypatch.setattr(command, "activity_line", record)
+    assert invoke("doctor").exit_code == 0
+    assert lines == ["Checking this machine…", "checks", "end"]
 
 
 def test_doctor_prints_problems_last_on_a_terminal(bootstrap, monkeypatch):
