@@ -38,6 +38,9 @@ PREFIX_CHARACTERS_MIN = 4
 CANDIDATES_MAX = 10
 """Maximum number of tasks to list for an ambiguous prefix."""
 
+SUGGESTIONS_MAX = 3
+"""Maximum number of ids to suggest for the beginning of an id that a user chose."""
+
 _PAGE_TASKS = 200
 _PAGES_MAX = 10
 _GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -125,14 +128,20 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
 
 
 def _fail_not_found(error: TaskNotFoundError, task_id: str) -> NoReturn:
-    """Exit with the error, the latest task with a similar id, and the command that lists all tasks."""
-    from difflib import get_close_matches
-
-    similar = get_close_matches(task_id, [task["id"] for task in _latest_tasks(current_options())], n=1)
-    question = f" Did you mean {escape_text(similar[0])}?" if similar else ""
+    """Exit with the error, the latest tasks with similar ids, and the command that lists all tasks."""
+    similar = _similar_ids(task_id, [task["id"] for task in _latest_tasks(current_options())])
+    question = f" Did you mean {' or '.join(map(escape_text, similar))}?" if similar else ""
     sentence = error.message.partition("; list the tasks")[0].removesuffix(".")
     message = f"Error: {escape_text(sentence)}.{question}\n  List the tasks: sandbox task list"
     fail(message, ExitCode.NOT_FOUND)
+
+
+def _similar_ids(text: str, task_ids: Sequence[str]) -> list[str]:
+    """Return the first ids that begin with the text, otherwise the most similar id."""
+    from difflib import get_close_matches
+
+    beginning = [task_id for task_id in task_ids if task_id.startswith(text)]
+    return beginning[:SUGGESTIONS_MAX] or get_close_matches(text, task_ids, n=1)
 
 
 def _latest_tasks(options: CliOptions) -> Sequence[TaskSummary]:

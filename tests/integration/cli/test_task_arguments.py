@@ -134,6 +134,13 @@ def test_prefix_of_a_custom_id_selects_nothing(run_cli, api, search):
     assert [request.path for request in api.requests] == ["/tasks/beef", "/tasks", "/tasks/beef", "/tasks"]
 
 
+def test_ids_that_begin_with_the_argument_are_suggested(run_cli, search):
+    search("fix-basket-2", "prefix", "fix-basket", "fix-login", "fix-9")
+    result = run_cli("task", "cancel", "fix")
+    assert result.returncode == 3
+    assert b" Did you mean fix-basket-2 or fix-basket or fix-login?\n" in result.stderr
+
+
 def test_all_pages_of_a_search_are_read_before_a_task_is_selected(run_cli, api):
     pages = [
         {"tasks": [task_status("running", task_id=FIRST)], "total_count": 2, "next_cursor": "c"},

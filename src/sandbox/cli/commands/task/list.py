@@ -16,6 +16,7 @@ from sandbox.cli.output.formatting import format_age, format_changes, pluralize,
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import find_task_id
+from sandbox.model.errors import closest_name, with_suggestion
 from sandbox.model.formatting import format_cost, short_repository
 from sandbox.model.task_state import OUTCOMES, TaskState
 
@@ -54,7 +55,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     states = [state.strip() for value in values for state in value.split(",")]
     for state in states:
         if state not in set(TaskState):
-            raise click.BadParameter(f"{state!r} is not a state; the states are {', '.join(TaskState)}")
+            raise click.BadParameter(_unknown_value(state, "state", list(TaskState)))
     # Users who look for failed tasks do not know which of them have a preserved sandbox.
     preserved = [TaskState.FAILED_PRESERVED] if TaskState.FAILED in states else []
     return list(dict.fromkeys([*states, *preserved]))
@@ -64,8 +65,14 @@ def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tupl
     outcomes = [outcome.strip() for value in values for outcome in value.split(",")]
     for outcome in outcomes:
         if outcome not in OUTCOMES:
-            raise click.BadParameter(f"{outcome!r} is not an outcome; the outcomes are {', '.join(OUTCOMES)}")
+            raise click.BadParameter(_unknown_value(outcome, "outcome", list(OUTCOMES)))
     return outcomes
+
+
+def _unknown_value(value: str, kind: str, known: Sequence[str]) -> str:
+    suggestion = closest_name(value, known)
+    message = f"unknown {kind} {value!r}"
+    return with_suggestion(message, suggestion) if suggestion else f"{message}; the {kind}s are {', '.join(known)}"
 
 
 @command(

@@ -549,6 +549,22 @@ def test_list_sends_searches(run_cli, api):
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--state", "running,faild", "unknown state 'faild'; did you mean 'failed'?"),
+        ("--outcome", "succeded", "unknown outcome 'succeded'; did you mean 'succeeded'?"),
+        ("--outcome", "x", "unknown outcome 'x'; the outcomes are active, succeeded, failed, cancelled"),
+    ],
+)
+def test_unknown_state_or_outcome_names_a_similar_one(run_cli, option, value, message):
+    result = run_cli("task", "list", option, value)
+    assert (result.returncode, result.stderr.decode().splitlines()[-1].partition(": ")[2]) == (
+        2,
+        f"Invalid value for '{option}': {message}",
+    )
+
+
+@pytest.mark.parametrize(
     ("url", "shown"),
     [
         ("https://git.example.org/org/app.git", "org/app"),
