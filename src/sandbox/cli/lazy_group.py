@@ -109,14 +109,21 @@ class SuggestingGroup(click.Group, CommandWithGlobalOptionsHelp):
 class LazyGroup(SuggestingGroup):
     """A group that lists its commands without importing them, which keeps `--help` fast.
 
+    sections: the headings of the help and the names of the commands below each; by default, one list of all commands.
     programs: commands that other programs run, which are not listed: the location by name.
     """
 
     def __init__(
-        self, *arguments: Any, entries: Entries, programs: Mapping[str, str] | None = None, **keywords: Any
+        self,
+        *arguments: Any,
+        entries: Entries,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        programs: Mapping[str, str] | None = None,
+        **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._entries = entries
+        self._sections = sections or {"Commands": tuple(entries)}
         self._programs = programs or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -147,9 +154,11 @@ class LazyGroup(SuggestingGroup):
         return [*commands, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Add the list of commands to the help."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, short_help) for name, (_, short_help) in self._entries.items()])
+        """Add the lists of commands to the help, with one column of names for all of them."""
+        width = max(map(len, self._entries))
+        for heading, names in self._sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(f"{name:<{width}}", self._entries[name][1]) for name in names])
 
 
 _SYNONYMS = {

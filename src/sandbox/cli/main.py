@@ -35,6 +35,12 @@ ROOT_ENTRIES = {
     "demo": ("sandbox.cli.commands.demo:demo", "Run an example task from manifest to patch."),
 }
 
+ROOT_SECTIONS = {
+    "Task commands": ("run", "init", "task", "top", "demo"),
+    "Server commands": ("serve", "setup", "doctor", "config", "profile", "token", "admin"),
+    "Client commands": ("login", "context", "mcp", "completion"),
+}
+
 ROOT_PROGRAMS = {"worker": "sandbox.cli.commands.worker:worker"}
 
 TASK_ENTRIES = {
@@ -63,6 +69,14 @@ TASK_ENTRIES = {
     "validate": ("sandbox.cli.commands.task.validate:validate", "Validate a manifest without a server."),
 }
 
+TASK_SECTIONS = {
+    "Submit": ("submit", "rerun", "continue", "validate"),
+    "Watch": ("list", "status", "logs", "open", "watch", "wait", "manifest"),
+    "Use the result": ("diff", "apply", "artifacts", "download"),
+    "Work in the sandbox": ("shell", "attach"),
+    "End and remove": ("cancel", "release", "delete"),
+}
+
 ADMIN_ENTRIES = {
     "check": ("sandbox.cli.commands.admin.check:check", "Check that index, journals and artifacts are consistent."),
     "drain": ("sandbox.cli.commands.admin.drain:drain", "Let running tasks finish, and start no new ones."),
@@ -76,6 +90,7 @@ ADMIN_ENTRIES = {
 @click.group(
     cls=RootGroup,
     entries=ROOT_ENTRIES,
+    sections=ROOT_SECTIONS,
     programs=ROOT_PROGRAMS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=help_examples(
@@ -93,6 +108,7 @@ def root() -> None:
 @click.group(
     cls=LazyGroup,
     entries=TASK_ENTRIES,
+    sections=TASK_SECTIONS,
     epilog=help_examples(
         "sandbox task submit task.yaml --follow",
         "sandbox task list --state running",

@@ -64,3 +64,20 @@ def test_help_of_logs_explains_how_to_print_readable_text_in_a_pipe():
     text = " ".join(COMMANDS["sandbox task logs"].get_help(click.Context(COMMANDS["sandbox task logs"])).split())
     assert "In a pipe, the lines are printed as the agent wrote them" in text
     assert "--pretty prints readable text instead" in text
+
+
+@pytest.mark.parametrize(
+    ("entries", "sections"),
+    [(main.ROOT_ENTRIES, main.ROOT_SECTIONS), (main.TASK_ENTRIES, main.TASK_SECTIONS)],
+    ids=["sandbox", "sandbox task"],
+)
+def test_each_command_is_in_one_section(entries, sections):
+    assert sorted(name for names in sections.values() for name in names) == sorted(entries)
+
+
+def test_sections_have_one_column_of_names():
+    text = COMMANDS["sandbox task"].get_help(click.Context(COMMANDS["sandbox task"], info_name="sandbox task"))
+    commands_text = text.partition("\nSubmit:\n")[2].partition("\nGlobal options")[0]
+    names = re.findall(r"^  [a-z]+ +(?=[A-Z])", commands_text, re.MULTILINE)
+    assert len(names) == len(main.TASK_ENTRIES)
+    assert len({len(name) for name in names}) == 1
