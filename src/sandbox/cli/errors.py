@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import traceback
 from collections.abc import Iterator
@@ -113,6 +114,8 @@ class RootGroup(LazyGroup):
             extra.setdefault("terminal_width", max(min(width, HELP_CELLS_MAX), HELP_CELLS_MIN) - 2)
         try:
             return super().make_context(info_name, args, parent, **extra)
+        except click.ClickException as error:
+            _fail_with_click_error(error)
         except OSError as error:
             _fail_with_os_error(error)
 
@@ -127,7 +130,9 @@ class RootGroup(LazyGroup):
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
         except OSError as error:
             _fail_with_os_error(error)
-        except (click.ClickException, click.exceptions.Exit):
+        except click.ClickException as error:
+            _fail_with_click_error(error)
+        except click.exceptions.Exit:
             raise
         except Exception as error:
             _fail_with_exception(error)
@@ -176,6 +181,15 @@ def hint_if_output_fails(message: str) -> Iterator[None]:
     except OSError:
         click.echo(message, err=True)
         raise
+
+
+def _fail_with_click_error(error: click.ClickException) -> NoReturn:
+    """On a terminal, print the error in the form of all errors, because click breaks its lines within words."""
+    if terminal_width(sys.stderr) is None:
+        raise error
+    shown = io.StringIO()
+    error.show(shown)
+    fail(shown.getvalue().rstrip("\n"), ExitCode(error.exit_code))
 
 
 def _fail_with_os_error(error: OSError) -> NoReturn:

@@ -214,3 +214,23 @@ def test_watched_pending_task_reports_its_pending_reason(api, endless_task, on_t
     on_terminal("task", "status", TASK_ID, "--watch")
     terminal.read_until(b"pending Waiting for 40 GiB of memory (4 GiB free)")
     ended.set()
+
+
+def test_usage_errors_are_wrapped_between_words(on_terminal, terminal):
+    terminal.resize(80)
+    process = on_terminal("--no-color", "task", "list", "--since", "yesterday")
+    lines = terminal.read_to_end(process).decode().splitlines()
+    assert process.returncode == 2
+    assert lines[0] == "Usage: sandbox task list [OPTIONS]"
+    assert lines[-2:] == [
+        "Error: Invalid value for '--since': 'yesterday' is not a time; use RFC 3339,",
+        "  such as 2026-01-29T10:10:15Z, or a duration before now, such as 10m",
+    ]
+
+
+def test_error_of_an_unknown_root_option_is_wrapped(on_terminal, terminal):
+    terminal.resize(40)
+    process = on_terminal("--no-color", "--unknown-option-with-a-name")
+    lines = terminal.read_to_end(process).decode().splitlines()
+    assert (process.returncode, max(map(len, lines)) <= 40) == (2, True)
+    assert lines[-1] == "  '--unknown-option-with-a-name'."
