@@ -12,6 +12,8 @@ from sandbox.api.openapi import COMMON_ERROR_CODES, error_codes
 from sandbox.model.task_state import TaskState
 
 SERVER = "http://localhost:8122"
+PREFIX = "/api/v1"
+"""The beginning of most paths, which headings leave out."""
 _EXAMPLE_LINES_MAX = 40
 """Longer responses are shown only for some operations."""
 _LONG_EXAMPLES = ("get_task", "list_tasks", "get_health")
@@ -64,10 +66,9 @@ class _Page:
         example = examples["operations"][operation["operationId"]]
         title = operation["summary"]
         description = operation["description"].removeprefix(f"{title}.").strip()
-        yield f"### {title}\n"
-        yield f'<a id="{_anchor(method, path)}"></a>`{method} {path}`\n'
-        if description:
-            yield f"{description}\n"
+        # The guide above has headings such as "List tasks", so these headings are the methods and paths.
+        yield f"### `{method} {path.removeprefix(PREFIX)}`\n"
+        yield f'<a id="{_anchor(method, path)}"></a>{title}. {description}'.rstrip() + "\n"
         yield f"```sh\n{_curl(example['request'])}\n```\n"
         yield from _response_example(example["response"], is_shown=operation["operationId"] in _LONG_EXAMPLES)
         if operation["operationId"] == "get_task":
