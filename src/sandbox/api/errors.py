@@ -159,7 +159,7 @@ def _existing_task(error: DuplicateTaskError) -> ProblemExtensions:
     return {"existing_task": {"id": task.id, "state": task.state.value, "created_at": created_at}}
 
 
-def _task_state(error: TaskFinishedError | TaskNotEndedError) -> ProblemExtensions:
+def _task_state(error: TaskFinishedError | TaskNotEndedError | SandboxNotPreservedError) -> ProblemExtensions:
     return {"task_state": error.task.state.value}
 
 
@@ -185,7 +185,7 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     ManifestForbiddenError: (403, _no_extensions),
     TaskNotFoundError: (404, _no_extensions),
     ArtifactNotFoundError: (404, _no_extensions),
-    SandboxNotPreservedError: (404, _no_extensions),
+    SandboxNotPreservedError: (404, _task_state),
     RequestTimeoutError: (408, _no_extensions),
     DuplicateTaskError: (409, _existing_task),
     TerminalRefusedError: (409, _no_extensions),

@@ -35,7 +35,8 @@ TAGS = {
 """Tags of operations, in documentation order."""
 
 DESCRIPTION = """\
-Runs coding agents as tasks that people can trust: a manifest goes in, and a patch comes out.
+Runs coding agents unattended, each task in its own isolated sandbox. A task starts from a manifest and ends
+with a patch.
 
 ## Quick start
 
@@ -58,7 +59,8 @@ Set `SERVER` to the address of the server, such as `http://localhost:8122`, and 
    curl "$SERVER/api/v1/tasks/$ID/wait?timeout=600" -H "Authorization: Bearer $TOKEN"
    ```
 
-3. Download the patch, and apply it with `git apply`. It applies to the `base_commit` in the response to step 2.
+3. Download the patch, and apply it with `git apply`. It applies to the `base_commit` in the task's status,
+   which is the response to `wait`.
 
    ```sh
    curl "$SERVER/api/v1/tasks/$ID/artifacts/$ID.patch" -H "Authorization: Bearer $TOKEN" -o changes.patch

@@ -125,9 +125,10 @@ class SandboxNotPreservedError(SandboxError):
 
     def __init__(self, task: Task) -> None:
         was_preserved = task.state is TaskState.FAILED_PRESERVED
-        hint = "set failure_action: preserve to keep the sandbox of a failed task for a while"
-        reason = "it was released, or has expired" if was_preserved else hint
+        rule = f"it is {task.state}, and only failed tasks with lifecycle.failure_action: preserve keep their sandbox"
+        reason = "it was released, or has expired" if was_preserved else rule
         super().__init__(f"Task {task.id} has no preserved sandbox; {reason}.")
+        self.task = task
 
 
 class TaskNotEndedError(SandboxError):

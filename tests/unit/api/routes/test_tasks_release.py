@@ -48,7 +48,7 @@ def test_not_preserved_error_depends_on_the_reason(tasks):
     released = SandboxNotPreservedError(add_failed_preserved_task(tasks)).message
     assert "was released, or has expired" in released
     not_preserved_message = SandboxNotPreservedError(tasks.add("task-002")).message
-    assert "failure_action: preserve" in not_preserved_message
+    assert "it is pending, and only failed tasks with lifecycle.failure_action: preserve" in not_preserved_message
 
 
 def test_preserved_sandbox_is_released_once(api, tasks):
@@ -59,6 +59,15 @@ def test_preserved_sandbox_is_released_once(api, tasks):
     assert not tasks.preserved
     second_response = api.delete("/api/v1/tasks/task-001/vm")
     assert (second_response.status_code, second_response.json()["error"]) == (404, "not_found")
+
+
+def test_task_state_distinguishes_a_missing_sandbox_from_an_unknown_path(api, tasks):
+    tasks.add("task-001")
+    missing = api.delete("/api/v1/tasks/task-001/vm").json()
+    unknown = api.delete("/api/v1/tasks/task-001/vmm").json()
+    assert (missing["error"], missing["task_state"]) == ("not_found", "pending")
+    assert unknown["error"] == "not_found"
+    assert "task_state" not in unknown
 
 
 def test_release_of_unknown_task_is_not_found(api):
