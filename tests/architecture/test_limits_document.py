@@ -37,6 +37,11 @@ ROWS = [
     ("Sandboxes", "UDP sockets on one port", "model.fixed_limits.UDP_SOCKETS_ON_PORT_MAX"),
     ("Sandboxes", "Locks on files", "model.fixed_limits.FILE_LOCKS_MAX"),
     ("Sandboxes", "Locks on devices and system files", "model.fixed_limits.SHARED_FILE_LOCKS_MAX"),
+    (
+        "Sandboxes",
+        "Cached names of files, including hard links and names that do not exist",
+        "model.fixed_limits.CACHED_NAMES_MAX",
+    ),
     ("Sandboxes", "Processes that are killed for lack of memory", "model.fixed_limits.OOM_KILLS_MAX"),
     ("Sandboxes", "Pseudo-terminals", "runtimes.programs.launcher.PTYS_MAX"),
     ("Sandboxes", "Memory that must be available on the host", "model.fixed_limits.MEMORY_AVAILABLE_BYTES_MIN"),

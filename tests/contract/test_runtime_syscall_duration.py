@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import read_until, ready_sandbox, run_once, run_python, run_shell
+from doubles.sandbox_lifecycle import TIMEOUT_SECONDS, read_until, ready_sandbox, run_once, run_python, run_shell
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
+from sandbox.runtimes.limits import kernel_watch
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.programs.launcher import INOTIFY_WATCHES_MAX
 
@@ -363,6 +364,55 @@ def test_inotify_watches_are_limited(runtime: Runtime, disk: Path):
 
 def test_thousands_of_files_can_be_watched(runtime: Runtime, disk: Path):
     assert _add_watches(runtime, disk, 6000, 3000) == (6000, "done")
+
+
+_NAMES_MAX = 40_000
+_CREATED_NAMES = {
+    "absent names": """
+import itertools, os
+for number in itertools.count(): os.access(f"/workspace/absent-{number}", os.F_OK)
+""",
+    "absent names of the host": """
+import itertools, os
+for number in itertools.count(): os.access(f"/usr/lib/absent-{number}", os.F_OK)
+""",
+    "hard links": """
+import itertools, os
+for number in itertools.count():
+    if number % 20_000 == 0: open(f"/workspace/{number}", "w").close(); target = f"/workspace/{number}"
+    else: os.link(target, f"/workspace/{number}")
+""",
+}
+_FEW_NAMES = """
+import os, time
+for number in range(5000): os.access(f"/workspace/absent-{number}", os.F_OK)
+for number in range(500): open(f"/workspace/{number}", "w").close()
+print("hello held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", _CREATED_NAMES)
+def test_cached_file_names_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+    if runtime.name != "bubblewrap":
+        pytest.skip("programs cannot watch the host's directories")
+    monkeypatch.setattr(kernel_watch, "CACHED_NAMES_MAX", _NAMES_MAX)
+
+    async def scenario() -> str:
+        async with ready_sandbox(runtime, disk) as sandbox:
+            program = ["/usr/bin/python3", "-c", _CREATED_NAMES[kind]]
+            await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                return await sandbox.wait_for_exceeded_limit()
+
+    assert "file names" in asyncio.run(scenario())
+
+
+def test_ordinary_number_of_file_names_is_within_the_limit(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(kernel_watch, "CACHED_NAMES_MAX", _NAMES_MAX)
+    assert measure(runtime, disk, _FEW_NAMES).find_exceeded_limit() == ""
 
 
 _SHARED_MEMORY_FILES = """

@@ -163,6 +163,14 @@ When a process ends, the kernel removes its links without interruption: 0.14 s f
 1.5 million between two counts.
 """
 
+CACHED_NAMES_MAX = 5 * 1024 * 1024
+"""Maximum number of file names that the kernel has cached (dentries), attributed to one sandbox.
+
+A file can have many names (hard links), and the kernel also caches names that do not exist. When a program watches a
+directory with inotify, the kernel walks all cached names in it without interruption: 0.15 s for each million. A program
+can add a million names between two counts.
+"""
+
 CACHED_EXTENTS_MAX = 6 * 1024 * 1024
 """Maximum number of extents and holes of one sandbox's files that the kernel has cached. Each takes 40 uncharged bytes.
 

@@ -24,7 +24,7 @@ from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, reclaimable_free_slab_bytes_max
+from sandbox.runtimes.limits.slab_usage import NAME_BYTES, GroupUsage, SlabMeter, reclaimable_free_slab_bytes_max
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -164,6 +164,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             reclaimable_free_slab_bytes=slabs.reclaimable_free if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
             anon_mapping_link_bytes=slabs.mapping_links if slabs else None,
+            cached_names=slabs.names // NAME_BYTES if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
         )

@@ -8,6 +8,7 @@ import msgspec
 from sandbox.model.fixed_limits import (
     ANON_MAPPING_LINK_BYTES_MAX,
     CACHED_EXTENTS_MAX,
+    CACHED_NAMES_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
@@ -40,6 +41,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
     anon_mapping_link_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
+    cached_names: number of file names that the kernel has cached, including names that do not exist.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
@@ -57,6 +59,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     reclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes_max: int | None = None
     anon_mapping_link_bytes: int | None = None
+    cached_names: int | None = None
     udp_sockets_on_port: int | None = None
     syscall_buffer_bytes: int | None = None
     cached_extents: int | None = None
@@ -65,7 +68,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
 
     def find_exceeded_limit(self) -> str:
         """Return why the sandbox must end (human-readable); empty while everything is within limits."""
-        return self._find_socket_violation() or self._find_memory_violation()
+        return self._find_socket_violation() or self._find_memory_violation() or self._find_file_violation()
 
     def _find_socket_violation(self) -> str:
         if self.sockets is not None and self.sockets > SOCKETS_MAX:
@@ -117,6 +120,19 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The kernel held {self.syscall_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys "
                 "or sent netlink requests; use smaller buffers, or fewer threads."
             )
+        if self.oom_kills > OOM_KILLS_MAX:
+            return (
+                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory; the limit is "
+                f"{OOM_KILLS_MAX}. Raise vm.memory."
+            )
+        return ""
+
+    def _find_file_violation(self) -> str:
+        if self.cached_names is not None and self.cached_names > CACHED_NAMES_MAX:
+            return (
+                f"The kernel had cached {self.cached_names} file names for the sandbox; the limit is "
+                f"{CACHED_NAMES_MAX}. Look up fewer names that do not exist, and create fewer hard links."
+            )
         if self.cached_extents is not None and self.cached_extents > CACHED_EXTENTS_MAX:
             return (
                 f"The kernel had cached {self.cached_extents} extents and holes of the sandbox's files; the limit is "
@@ -126,11 +142,6 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The sandbox had {self.disk_directories} directories on its disk; the limit is "
                 f"{DISK_DIRECTORIES_MAX}. Remove unused ones."
-            )
-        if self.oom_kills > OOM_KILLS_MAX:
-            return (
-                f"Processes of the sandbox were killed {self.oom_kills} times for lack of memory; the limit is "
-                f"{OOM_KILLS_MAX}. Raise vm.memory."
             )
         return ""
 

@@ -3,9 +3,10 @@
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
-The kernel does not show which sandbox caused free objects, or links between anonymous mappings. The links are charged,
-but the kernel removes them without interruption. Growth is therefore attributed to each sandbox in proportion to its
-peak charge and to the CPU time that it used meanwhile, relative to the other sandboxes.
+The kernel does not show which sandbox caused free objects, links between anonymous mappings, or cached names. The links
+and the names are charged, but the kernel removes all links of a process, and walks all names in a directory, without
+interruption. Growth is therefore attributed to each sandbox in proportion to its peak charge and to the CPU time that
+it used meanwhile, relative to the other sandboxes.
 
 The number of cached extents, and of directories, comes from the ext4 file system of the sandbox's disk.
 """
@@ -30,6 +31,10 @@ _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
 _MAPPING_LINKS = "anon_vma_chain"
+_NAME_COUNTS = Path("/proc/sys/fs/dentry-state")
+NAME_BYTES = 192
+"""Size of a cached name (struct dentry)."""
+
 _INTERVAL_SECONDS = 1.0
 """Interval at which the machine's slab statistics are read. Each read takes a few milliseconds."""
 
@@ -57,14 +62,18 @@ class SlabUsage(NamedTuple):
     can, such as cached inodes.
     mapping_links: the links between anonymous mappings, which are in use. A mapping has one link for each ancestor with
         which its process may share pages of the mapping.
+    names: the cached names of files (dentries), including names that do not exist.
     """
 
     unreclaimable_free: int
     reclaimable_free: int
     mapping_links: int = 0
+    names: int = 0
 
 
-def measure_slab_usage(slabs: Path = _SLABS, flags: Path = _FLAGS) -> SlabUsage | None:
+def measure_slab_usage(
+    slabs: Path = _SLABS, flags: Path = _FLAGS, name_counts: Path = _NAME_COUNTS
+) -> SlabUsage | None:
     """Measure the machine's slabs; return None if only root may read the statistics."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
@@ -80,7 +89,15 @@ def measure_slab_usage(slabs: Path = _SLABS, flags: Path = _FLAGS) -> SlabUsage 
             unreclaimable += free
         if name == _MAPPING_LINKS:
             mapping_links += int(active) * int(size)
-    return SlabUsage(unreclaimable, reclaimable, mapping_links)
+    return SlabUsage(unreclaimable, reclaimable, mapping_links, _count_names(name_counts) * NAME_BYTES)
+
+
+def _count_names(name_counts: Path) -> int:
+    """Return the number for the whole machine; 0 if it is unknown."""
+    try:
+        return int(name_counts.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def reclaimable_free_slab_bytes_max() -> int:
@@ -150,7 +167,10 @@ class SlabMeter:
         if self._growths is None:
             return None
         found = SlabUsage(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
-        return found._replace(mapping_links=min(found.mapping_links, usage.kernel_bytes))
+        return found._replace(
+            mapping_links=min(found.mapping_links, usage.kernel_bytes),
+            names=min(found.names, usage.kernel_bytes),
+        )
 
     def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:
         share = self._share(usage, others)

@@ -9,6 +9,7 @@ import pytest
 from sandbox.model.fixed_limits import (
     ANON_MAPPING_LINK_BYTES_MAX,
     CACHED_EXTENTS_MAX,
+    CACHED_NAMES_MAX,
     DISK_DIRECTORIES_MAX,
     FREE_SLAB_BYTES_MAX,
 )
@@ -31,6 +32,10 @@ vm_area_struct     100    121    192   21    1 : tunables    0    0    0 : slabd
 anon_vma_chain    5000   5120     64   64    1 : tunables    0    0    0 : slabdata     80     80      0
 dentry             100  90000    192   21    1 : tunables    0    0    0 : slabdata   4286   4286      0
 """
+
+
+CHARGED_KINDS = ("mapping_links", "names")
+"""Kinds that are in use, so all of their memory is charged to a control group."""
 
 
 class SingleKindMeter:
@@ -70,8 +75,19 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
     for name, reclaimable in (("kmalloc-4k", "0"), ("dentry", "1")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
-    found = measure_slab_usage(tmp_path / "slabinfo", tmp_path)
-    assert found == SlabUsage(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64)
+    (tmp_path / "dentry-state").write_text("1034086\t1022194\t45\t0\t322168\t0\n")
+    found = measure_slab_usage(tmp_path / "slabinfo", tmp_path, tmp_path / "dentry-state")
+    assert found == SlabUsage(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64, 1034086 * 192)
+
+
+@pytest.mark.parametrize("state", ["", "\n", None])
+def test_names_count_as_zero_if_their_number_is_unknown(tmp_path: Path, state: str | None):
+    (tmp_path / "slabinfo").write_text(SLABS)
+    if state is not None:
+        (tmp_path / "dentry-state").write_text(state)
+    found = measure_slab_usage(tmp_path / "slabinfo", tmp_path, tmp_path / "dentry-state")
+    assert found is not None
+    assert found.names == 0
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
@@ -86,7 +102,7 @@ def test_growth_is_attributed_to_the_only_sandbox(kind: str):
     slabs = machine.slabs()
     assert slabs.measure(400 * MEBIBYTE) == 0
     machine.grow(300 * MEBIBYTE)
-    charged = 350 * MEBIBYTE if kind == "mapping_links" else 50 * MEBIBYTE
+    charged = 350 * MEBIBYTE if kind in CHARGED_KINDS else 50 * MEBIBYTE
     assert slabs.measure(charged) == 300 * MEBIBYTE
     machine.grow(-200 * MEBIBYTE)
     assert slabs.measure(charged) == 100 * MEBIBYTE
@@ -171,8 +187,9 @@ def test_reclaimable_slab_memory_above_the_limit_is_a_violation():
     )
 
 
-def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
-    machine = FakeSlabs(kind="mapping_links")
+@pytest.mark.parametrize("kind", CHARGED_KINDS)
+def test_objects_in_use_that_are_not_charged_to_the_sandbox_are_not_attributed(kind: str):
+    machine = FakeSlabs(kind=kind)
     slabs = machine.slabs()
     slabs.measure(400 * MEBIBYTE)
     machine.grow(300 * MEBIBYTE)
@@ -182,6 +199,11 @@ def test_mapping_links_that_are_not_charged_to_the_sandbox_are_not_attributed():
 def test_mapping_links_above_the_limit_are_a_violation():
     assert not KernelUsage(anon_mapping_link_bytes=ANON_MAPPING_LINK_BYTES_MAX).find_exceeded_limit()
     assert "97 MiB" in KernelUsage(anon_mapping_link_bytes=ANON_MAPPING_LINK_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+
+
+def test_more_cached_names_than_the_limit_are_a_violation():
+    assert not KernelUsage(cached_names=CACHED_NAMES_MAX).find_exceeded_limit()
+    assert "file names" in KernelUsage(cached_names=CACHED_NAMES_MAX + 1).find_exceeded_limit()
 
 
 class FakeDisk:
