@@ -1,14 +1,24 @@
 """The time that one system call can spend in the kernel without preemption is limited."""
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
-from doubles.sandbox_lifecycle import TIMEOUT_SECONDS, read_until, ready_sandbox, run_once, run_python, run_shell
+from doubles.sandbox_lifecycle import (
+    MEBIBYTE,
+    TIMEOUT_SECONDS,
+    read_until,
+    ready_sandbox,
+    run_once,
+    run_python,
+    run_shell,
+)
 from sandbox.interfaces.runtime import Command, Runtime
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX, UDP_SOCKETS_ON_PORT_MAX
-from sandbox.runtimes.limits import kernel_watch
+from sandbox.runtimes.limits import cgroups, kernel_watch
+from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.programs.launcher import INOTIFY_WATCHES_MAX
 
@@ -406,6 +416,31 @@ def test_cached_file_names_are_limited(runtime: Runtime, disk: Path, monkeypatch
                 return await sandbox.wait_for_exceeded_limit()
 
     assert "file names" in asyncio.run(scenario())
+
+
+_HOST_NAMES = """
+import os
+unique = os.urandom(8).hex()
+for number in range(100_000): os.access(f"/usr/lib/{unique}-{number}", os.F_OK)
+"""
+
+
+def test_absent_names_in_directories_of_the_host_are_forgotten_at_the_end(
+    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if runtime.name != "bubblewrap" or os.geteuid() != 0:
+        pytest.skip("the names of the sandbox are not cached on the host")
+    monkeypatch.setattr(cgroups, "_ABSENT_NAMES_GROWTH_MAX", -(1 << 40))  # other programs may free names meanwhile
+    drop, charged = ControlGroup.drop_caches, []
+
+    def drop_caches(group: ControlGroup, absent_names_before: int) -> None:
+        drop(group, absent_names_before)
+        charged.append(group.stats().memory_bytes or 0)
+
+    monkeypatch.setattr(ControlGroup, "drop_caches", drop_caches)
+    ended = run_python(runtime, disk, _HOST_NAMES)
+    assert ended.code == 0, ended
+    assert charged[0] < 5 * MEBIBYTE, "each of the names is charged: 192 bytes"
 
 
 def test_ordinary_number_of_file_names_is_within_the_limit(

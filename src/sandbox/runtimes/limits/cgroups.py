@@ -24,7 +24,13 @@ from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import NAME_BYTES, GroupUsage, SlabMeter, reclaimable_free_slab_bytes_max
+from sandbox.runtimes.limits.slab_usage import (
+    NAME_BYTES,
+    GroupUsage,
+    SlabMeter,
+    count_absent_names,
+    reclaimable_free_slab_bytes_max,
+)
 
 PARENT_GROUP = "sandbox"
 """Parent directory of all attempts' groups."""
@@ -53,6 +59,10 @@ Each queue can hold at most 1 MiB and 4096 half-open connections.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
 """Minimum number of sandboxes that can together exhaust all buffers; then the datagrams of the others are dropped."""
+
+
+_ABSENT_NAMES_GROWTH_MAX = 1024 * 1024
+"""If the machine's number of cached names that do not exist grew by less, a sandbox's caches are kept at its end."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -104,6 +114,21 @@ class ControlGroup(msgspec.Struct, frozen=True):
             return
         for pid in self.process_ids():
             host_processes.send_signal(pid, signal.SIGKILL, self._contains)
+
+    def drop_caches(self, absent_names_before: int) -> None:
+        """Free what the kernel has cached for the group, if this may include many names that do not exist.
+
+        Such names in the host's directories would outlive the group, and those of many sandboxes would add up. Call
+        this once no process is left. Takes 0.5 s of CPU time for a million names.
+
+        absent_names_before: the number of cached names that do not exist on the machine before the sandbox started.
+        """
+        usage, growth = self._group_usage(), count_absent_names() - absent_names_before
+        if usage is None or min(growth, usage.kernel_bytes // NAME_BYTES) <= _ABSENT_NAMES_GROWTH_MAX:
+            return
+        with suppress(OSError):  # the kernel reports an error if something remains
+            if not self._write("memory.force_empty", 0):
+                self._write("memory.reclaim", self._read_number("memory.current") or 0)
 
     def was_oom_killed(self) -> bool:
         """Return whether the kernel killed a process in the group because the group's memory was exhausted."""

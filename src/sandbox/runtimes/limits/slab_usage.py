@@ -32,6 +32,7 @@ _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
 _MAPPING_LINKS = "anon_vma_chain"
 _NAME_COUNTS = Path("/proc/sys/fs/dentry-state")
+_ALL_NAMES_FIELD, _ABSENT_NAMES_FIELD = 0, 4
 NAME_BYTES = 192
 """Size of a cached name (struct dentry)."""
 
@@ -89,13 +90,19 @@ def measure_slab_usage(
             unreclaimable += free
         if name == _MAPPING_LINKS:
             mapping_links += int(active) * int(size)
-    return SlabUsage(unreclaimable, reclaimable, mapping_links, _count_names(name_counts) * NAME_BYTES)
+    return SlabUsage(
+        unreclaimable, reclaimable, mapping_links, _count_names(name_counts, _ALL_NAMES_FIELD) * NAME_BYTES
+    )
 
 
-def _count_names(name_counts: Path) -> int:
-    """Return the number for the whole machine; 0 if it is unknown."""
+def count_absent_names(name_counts: Path = _NAME_COUNTS) -> int:
+    """Return how many names that do not exist the machine's kernel has cached; 0 if unknown, as before Linux 5.0."""
+    return _count_names(name_counts, _ABSENT_NAMES_FIELD)
+
+
+def _count_names(name_counts: Path, field: int) -> int:
     try:
-        return int(name_counts.read_text().split()[0])
+        return int(name_counts.read_text().split()[field])
     except (OSError, ValueError, IndexError):
         return 0
 

@@ -50,6 +50,50 @@ def _unified(folder: Path) -> tuple[Path, ControlGroup]:
     return root, Hierarchies([root]).group("attempt")
 
 
+class CachedNames:
+    """A control group with files of cgroup v1 or v2, on a machine that has cached names that do not exist."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
+        self._control = directory / control
+        self._control.write_text("")
+        (directory / "memory.current").write_text("900000000\n")
+        self._charge = directory / "memory.kmem.usage_in_bytes"
+        self._monkeypatch = monkeypatch
+        self._group = ControlGroup([directory])
+
+    def drop(self, absent_names: int, kernel_bytes: int, absent_names_before: int = 100_000) -> str:
+        self._monkeypatch.setattr(cgroups, "count_absent_names", lambda: absent_names)
+        self._charge.write_text(f"{kernel_bytes}\n")
+        self._group.drop_caches(absent_names_before)
+        return self._control.read_text()
+
+
+@pytest.mark.parametrize(("control", "written"), [("memory.force_empty", "0"), ("memory.reclaim", "900000000")])
+def test_caches_with_many_absent_names_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str, written: str
+):
+    names = CachedNames(tmp_path, monkeypatch, control)
+    assert names.drop(5_000_000, 900_000_000) == written
+
+
+def test_caches_with_few_absent_names_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = CachedNames(tmp_path, monkeypatch, "memory.force_empty")
+    assert names.drop(500_000, 900_000_000) == ""
+    assert names.drop(5_000_000, 20_000_000) == ""
+    assert names.drop(5_000_000, 900_000_000, absent_names_before=4_900_000) == ""
+
+
+def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = CachedNames(tmp_path, monkeypatch, "memory.force_empty")
+    monkeypatch.setattr(ControlGroup, "_write", _refuse_write)
+    assert names.drop(5_000_000, 900_000_000) == ""
+    ControlGroup([]).drop_caches(0)
+
+
+def _refuse_write(*_: object) -> bool:
+    raise OSError(errno.EBUSY, "busy")
+
+
 def test_version_2_limits_are_written(tmp_path: Path):
     root, group = _unified(tmp_path)
     group.create(cpus=3, memory_bytes=1 << 30, processes_max=99)
