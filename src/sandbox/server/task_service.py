@@ -283,6 +283,9 @@ class Administration:
         self._pruner = pruner
         self._retention = retention
         self._health_check = health_check
+        self._health_check_lock = asyncio.Lock()
+        self._next_health_check: asyncio.Task[Health] | None = None
+        """The check that has not started yet, for all requests that arrive until then."""
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         """See `interfaces.tasks.Administration.prune`."""
@@ -312,5 +315,13 @@ class Administration:
 
     async def health(self) -> Health:
         """See `interfaces.tasks.Administration.health`."""
-        health = await client_fairness.to_thread(self._health_check.run)
+        if self._next_health_check is None:
+            self._next_health_check = asyncio.create_task(self._check_health())
+        health = await asyncio.shield(self._next_health_check)
         return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)
+
+    async def _check_health(self) -> Health:
+        """Run one check at a time. A probe does not wait for the threads of a share, which may read long lists."""
+        async with self._health_check_lock:
+            self._next_health_check = None
+            return await asyncio.to_thread(self._health_check.run)

@@ -19,6 +19,8 @@ from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import THREADS_AT_ONCE_MAX, FairShares
 from sandbox.server.submissions import SubmissionStore
 
 
@@ -322,6 +324,51 @@ async def test_submit_is_rejected_while_the_server_is_not_ready(components):
 
     await scenario()
     assert not components.journals.task_ids()
+
+
+async def test_health_does_not_wait_for_the_threads_of_a_client(components):
+    share, released = FairShares().of("vera"), asyncio.Event()
+
+    async def read_a_long_list():
+        client_fairness.set_current_share(share)
+        async with client_fairness.thread_slot():
+            await released.wait()
+
+    async with components.server() as service, asyncio.TaskGroup() as lists:
+        for _ in range(2 * THREADS_AT_ONCE_MAX):
+            lists.create_task(read_a_long_list())
+        client_fairness.set_current_share(share)
+        try:
+            async with asyncio.timeout(30):
+                while not share.threads.locked():
+                    await asyncio.sleep(0)
+                assert (await service.health()).is_ready
+        finally:
+            released.set()
+
+
+async def test_health_requests_share_the_next_check(components, monkeypatch):
+    started, released, counts = threading.Event(), threading.Event(), []
+
+    def count_slowly(_):
+        started.set()
+        released.wait(30)
+        counts.append(1)
+        return {}
+
+    async with components.server() as service:
+        monkeypatch.setattr(MemoryStore, "count_by_state", count_slowly)
+        first = asyncio.create_task(service.health())
+        assert await asyncio.to_thread(started.wait, 30)
+        await service.drain()
+        later = [asyncio.create_task(service.health()) for _ in range(50)]
+        await asyncio.sleep(0)
+        later[0].cancel()
+        released.set()
+        await first
+        reports = await asyncio.gather(*later[1:])
+    assert len(counts) == 2
+    assert all(report.draining_since is not None for report in reports)
 
 
 async def test_unknown_task_raises_not_found(components):
