@@ -44,6 +44,7 @@ FILES = {
     "pixel.png": PIXEL,
     "report.md": b"# Report\n\nAll **good**.\n",
 }
+LARGE_IMAGE = PIXEL + bytes(16 * 2**20)
 ADDRESSES = [f"/api/v1/tasks/evil/artifacts/{name}" for name in FILES] + [
     "/api/v1/tasks/evil",
     "/api/v1/tasks/evil/logs",
@@ -129,11 +130,11 @@ PAGE = '<!doctype html><body><div id="styled" style="width: 5px">x</div><div id=
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory):
-    """A server with a finished task whose artifacts are FILES."""
+    """A server with a finished task whose artifacts are FILES and LARGE_IMAGE."""
     deployment = Deployment(tmp_path_factory.mktemp("artifacts"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)
-    tasks.finish("evil", artifacts=FILES.items())
+    tasks.finish("evil", artifacts=[*FILES.items(), ("large.png", LARGE_IMAGE)])
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"
     deployment.start_server()
@@ -245,11 +246,20 @@ def test_dashboard_previews_text_markdown_and_images(deployment, browser):
     assert browser.console_errors == []
 
 
+def test_large_image_is_not_previewed(deployment, browser):
+    page = browser.open(f"{deployment.server.ready_message['http']}/tasks/evil")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_role("button", name="large.png", exact=True).click()
+    page.locator(".preview", has_text="This image is larger than 16.0 MiB; download it to view it.").wait_for()
+    assert page.locator(".preview img").count() == 0
+    assert not any(request.url.endswith("large.png") for request in browser.requests)
+
+
 def test_download_has_the_listed_bytes_and_a_safe_content_type(deployment):
     artifacts = deployment.http.get("/api/v1/tasks/evil/artifacts").json()["artifacts"]
     for artifact in artifacts:
         response = deployment.http.get(artifact["download_url"])
-        assert response.content == FILES[artifact["name"]]
+        assert response.content == FILES.get(artifact["name"], LARGE_IMAGE)
         assert response.headers["content-type"] in {
             "text/plain; charset=utf-8",
             "image/png",

@@ -110,6 +110,27 @@ def test_branches_of_the_chosen_repository_are_suggested(base_url, browser):
     assert suggested() == ["main"]
     page.get_by_role("combobox", name="Repository").fill("https://github.com/org/other")
     assert suggested() == []
+    page.get_by_role("combobox", name="Repository").fill("https://GitHub.com/org/app.git//")
+    assert suggested() == ["main", "release-2"]
+
+
+def test_long_repository_does_not_block_the_page(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    page.evaluate("""
+        () => {
+            let last = performance.now();
+            window.longestSeconds = 0;
+            setInterval(() => {
+                const now = performance.now();
+                window.longestSeconds = Math.max(window.longestSeconds, (now - last) / 1000);
+                last = now;
+            }, 20);
+        }
+    """)
+    page.get_by_role("combobox", name="Repository").fill("https://a/" + "/" * 90_000 + "x")
+    page.wait_for_function("document.querySelector('#manifest').value.length > 90000")
+    page.evaluate("() => new Promise((done) => setTimeout(done, 100))")
+    assert page.evaluate("window.longestSeconds") < 4
 
 
 def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):

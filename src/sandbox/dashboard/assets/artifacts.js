@@ -6,6 +6,7 @@ import { h, request, size } from "/assets/page.js";
 import { appendText } from "/assets/untrusted_text.js";
 
 const BYTES_MAX = 256 * 1024;
+const IMAGE_BYTES_MAX = 16 * 1024 * 1024;
 const IMAGES = new Set(["image/png", "image/jpeg", "image/gif", "image/webp", "image/avif"]);
 const SUFFIXES = { png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", gif: "image/gif", webp: "image/webp" };
 
@@ -28,10 +29,11 @@ async function preview(button) {
   const { preview: url, type, size: bytes } = button.dataset;
   const name = button.textContent;
   const kind = type.split(";")[0];
-  if (IMAGES.has(kind)) return [await image(url, kind, name)];
   if (Number(bytes) === 0) return [h("p", { class: "muted" }, "This file is empty.")];
-  const suffix = SUFFIXES[name.split(".").pop().toLowerCase()];
-  if (suffix) return [await image(url, suffix, name)];
+  const imageType = IMAGES.has(kind) ? kind : SUFFIXES[name.split(".").pop().toLowerCase()];
+  if (imageType && Number(bytes) > IMAGE_BYTES_MAX)
+    return [h("p", { class: "muted" }, `This image is larger than ${size(IMAGE_BYTES_MAX)}; download it to view it.`)];
+  if (imageType) return [await image(url, imageType, name)];
   const response = await request(url, { headers: { range: `bytes=0-${BYTES_MAX - 1}` } });
   const text = new TextDecoder().decode(await response.arrayBuffer());
   if (text.slice(0, 4096).includes("\0"))

@@ -20,11 +20,17 @@ function repositoryUrl(text) {
   return recent?.value ?? (GITHUB_NAME.test(name) ? `https://github.com/${name}` : text);
 }
 
-const withoutSuffix = (url) => url.toLowerCase().replace(/(\.git)?\/*$/, "");
+// The lookbehind lets the search start once for each run of slashes; otherwise, it would take quadratic time.
+const withoutSuffix = (url) =>
+  url
+    .toLowerCase()
+    .replace(/(?<!\/)\/+$/, "")
+    .replace(/\.git$/, "");
 
 // The branches of recent tasks with this repository. A branch name contains no spaces.
 function recentBranches(url) {
-  const options = [...$("repositories").options].filter((option) => withoutSuffix(option.value) === withoutSuffix(url));
+  const chosen = withoutSuffix(url);
+  const options = [...$("repositories").options].filter((option) => withoutSuffix(option.value) === chosen);
   return new Set(options.flatMap((option) => option.dataset.branches.split(" ")));
 }
 
@@ -281,7 +287,7 @@ export class ManifestForm {
       row.querySelector("button").ariaLabel = `Remove secret ${at + 1}`;
       for (const input of row.querySelectorAll("[data-field]")) {
         input.dataset.path = `secrets[${at}].${input.dataset.field}`;
-        input.ariaLabel = input.ariaLabel.replace(/\d+$/, at + 1);
+        input.ariaLabel = input.ariaLabel.replace(/(?<!\d)\d+$/, at + 1);
         const text = record[input.dataset.field] ?? "";
         if (input.value !== text) input.value = text;
       }

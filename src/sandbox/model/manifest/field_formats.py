@@ -142,7 +142,7 @@ def _check_repository_url(value: str) -> str | None:
 
 
 _SCHEME_AND_USER = re.compile(r"(?P<scheme>https?|ssh)://(?:[^/@]*@)?", re.IGNORECASE)
-_SCP_USER_AND_HOST = re.compile(r"[^/@:]+@([^/:]+):/*")
+_SCP_USER_AND_HOST = re.compile(r"^[^/@:]+@([^/:]+):/*")
 _DEFAULT_PORTS = {"http": "80", "https": "443", "ssh": "22"}
 
 
@@ -156,7 +156,7 @@ def repository_location(url: str) -> str:
         host, slash, path = url[match.end() :].partition("/")
         location = host.removesuffix(f":{_DEFAULT_PORTS[match['scheme'].lower()]}") + slash + path.lstrip("/")
     else:
-        location = _SCP_USER_AND_HOST.sub(r"\1/", url, count=1)
+        location = _SCP_USER_AND_HOST.sub(r"\1/", url)
     return location.lower().rstrip("/").removesuffix(".git").rstrip("/")
 
 
