@@ -125,11 +125,13 @@ class ClusterServer:
         return Claim(job.stored.attempt_id, token, nonce or os.urandom(32), **(fields | changes))
 
     @contextlib.asynccontextmanager
-    async def connect(self, *messages):
+    async def connect(self, *messages, uses_tls=True):
         """Connect like a worker, and send messages."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        client = WorkerConnection(*await asyncio.open_connection("127.0.0.1", self.port, ssl=context))
+        client = WorkerConnection(
+            *await asyncio.open_connection("127.0.0.1", self.port, ssl=context if uses_tls else None)
+        )
         try:
             for message in messages:
                 await client.send(message)

@@ -10,9 +10,10 @@ import itertools
 import logging
 import os
 import queue
+import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hmac import compare_digest
 from typing import Any, TypeVar
 
@@ -64,8 +65,8 @@ StoreLog = Callable[[str, str, bytes], None]
 """Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
 _log = logging.getLogger(__name__)
 
-UNKNOWN_CONNECTIONS_MAX = 256
-"""Maximum number of connections that have not been authenticated yet; more are closed."""
+UNKNOWN_CONNECTIONS_MAX = 128
+"""Maximum number of connections that have not been authenticated yet; another connection closes the oldest."""
 
 JOURNAL_BYTES_MAX = 4 * 1024**3
 """Maximum size of a journal that a worker may write, more than the limits of a task allow."""
@@ -77,6 +78,8 @@ _FIRST_MESSAGE_SECONDS = 10.0
 _SILENCE_SECONDS = 3 * REPORT_SECONDS_MAX
 _UPLOAD_PART_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
+_ACCEPT_PAUSE_SECONDS = 0.1
+_BACKLOG = 512
 _READ_AHEAD_BYTES = 2**17
 _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decoder(FirstMessage)
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
@@ -265,7 +268,9 @@ class WorkerServer:
         self._store_log = store_log
         self._replicas = replicas
         self._tls = tls
-        self._unknown_count = 0
+        self._unknown: dict[asyncio.Task[None], None] = {}
+        """The tasks that serve connections without authentication, oldest first."""
+        self._serving: set[asyncio.Task[None]] = set()
         self._sessions: dict[WorkerSession, Job] = {}
         self._writers: set[asyncio.StreamWriter] = set()
         """The connections that are served."""
@@ -275,23 +280,75 @@ class WorkerServer:
 
     async def listen(self, host: str, port: int) -> None:
         """Listen until the tasks of the event loop are cancelled. Raises OSError."""
-        server = await asyncio.start_server(
-            self._serve,
-            host,
-            port,
-            ssl=self._tls,
-            ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS,
-            limit=_READ_AHEAD_BYTES,
-        )
-        self._closing = asyncio.create_task(self._close_at_end(server))
+        loop = asyncio.get_running_loop()
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with contextlib.ExitStack() as listening:
+            listeners = [
+                listening.enter_context(socket.create_server(address, family=family, backlog=_BACKLOG))
+                for family, _, _, _, address in infos
+            ]
+            for listener in listeners:
+                listener.setblocking(False)
+            listening.pop_all()
+        self._closing = asyncio.create_task(self._accept_until_cancelled(listeners))
 
-    async def _close_at_end(self, server: asyncio.Server) -> None:
+    async def _accept_until_cancelled(self, listeners: Sequence[socket.socket]) -> None:
         try:
-            await asyncio.Event().wait()
+            await asyncio.gather(*map(self._accept, listeners))
         finally:
-            server.close()
+            for listener in listeners:
+                listener.close()
+            for serving in self._unknown:
+                serving.cancel()
             for writer in self._writers | self._streams:
                 writer.transport.abort()
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections. An asyncio server would not count connections during the TLS handshake."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                _log.warning("A connection of a worker was not accepted: %s", error_reason(error))
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
+            serving = loop.create_task(self._serve_socket(connection))
+            self._serving.add(serving)
+            self._unknown[serving] = None
+            serving.add_done_callback(self._serving_ended)
+            if len(self._unknown) > UNKNOWN_CONNECTIONS_MAX:
+                oldest = next(iter(self._unknown))
+                del self._unknown[oldest]
+                oldest.cancel()
+            # sock_accept does not yield to the event loop if a connection is waiting.
+            await asyncio.sleep(0)
+
+    def _serving_ended(self, serving: "asyncio.Task[None]") -> None:
+        self._serving.discard(serving)
+        self._unknown.pop(serving, None)
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            _log.error("A connection of a worker was not served", exc_info=error)
+
+    def _mark_authenticated(self) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._unknown.pop(serving, None)
+
+    async def _serve_socket(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(_READ_AHEAD_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS
+            )
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                raise
+            return
+        await self._serve(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         keeps_open = False
@@ -318,22 +375,21 @@ class WorkerServer:
             self._writers.discard(writer)
 
     async def _read_first(self, reader: asyncio.StreamReader) -> FirstMessage | None:
-        if self._unknown_count >= UNKNOWN_CONNECTIONS_MAX:
-            return None
-        self._unknown_count += 1
-        try:
-            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
-                return await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
-        finally:
-            self._unknown_count -= 1
+        async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
+            return await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
 
     def _find_session(self, key: bytes) -> WorkerSession | None:
-        return next((session for session in self._sessions if session.has_key(key)), None)
+        """Return the session with this key. Then the current connection is authenticated."""
+        session = next((session for session in self._sessions if session.has_key(key)), None)
+        if session is not None:
+            self._mark_authenticated()
+        return session
 
     async def _serve_claim(self, claim: Claim, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         job = self._jobs.claim(claim)
         copied_end = 0
         if job is not None:
+            self._mark_authenticated()
             copied_end = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
         # The worker may have been given up in the meantime; then it must not get an answer that extends its lease.
         if job is None or not job.is_accepted:

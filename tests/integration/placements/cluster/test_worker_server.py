@@ -1,6 +1,7 @@
 """Claims of workers, and messages from workers that a compromised host may have changed."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 
@@ -36,6 +37,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import advance
+from sandbox.placements.cluster import worker_server
 from sandbox.primitives.message_stream import encode_message
 
 FREE, HELD = (Heartbeat(1, liveness, 0, 0, is_launching=False) for liveness in ("free", "held"))
@@ -170,6 +172,22 @@ async def test_strangers_get_no_answer(server, job, data):
     assert not job.is_claimed
     async with server.connect(server.claim(job)) as client:
         assert isinstance(await client.read(), Claimed)
+
+
+@pytest.mark.parametrize("uses_tls", [False, True])
+async def test_idle_connections_do_not_keep_workers_away(server, job, monkeypatch, uses_tls):
+    monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 8)
+    async with contextlib.AsyncExitStack() as idle:
+        claimed = await idle.enter_async_context(server.connect(server.claim(job)))
+        assert isinstance(await claimed.read(), Claimed)
+        clients = [await idle.enter_async_context(server.connect(uses_tls=uses_tls)) for _ in range(20)]
+        async with asyncio.timeout(5):
+            for client in clients[:12]:
+                assert await client.read() is None
+        async with server.connect(server.claim(await server.submit("task-2"))) as other:
+            assert isinstance(await other.read(), Claimed)
+        await claimed.send(FREE)
+        assert await claimed.read() == HeartbeatAnswer(1)
 
 
 # Messages after the claim.
