@@ -35,7 +35,7 @@ _RESET = (
     b"\x18\x1b<"  # abort a partial sequence, leave VT52 mode
     b"\x1b[4i\x1b[?4i"  # output goes to the screen, not to a printer
     + _POP_KEY_MODES
-    + b"\x1b[?1049l"  # the main screen
+    + b"\x1b[?1049h\x1b[?1049l"  # the main screen; entering the other one first saves the position to restore
     + _POP_KEY_MODES
     + b"\x1b[=0u\x1b[>0m\x1b[>1m\x1b[>2m\x1b[>4m"  # keys send their usual codes
     b"\x1b[?9;1000;1001;1002;1003l\x1b[?1004;1005;1006;1015;1016l"  # no mouse or focus reports

@@ -1,0 +1,50 @@
+"""The sequence that resets the terminal, in a real terminal."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from doubles.live_server import wait_until
+
+pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
+
+PROGRAM = """
+import os, sys, time
+from sandbox.cli.terminal import _RESET
+sys.stdout.write({before!r})
+sys.stdout.flush()
+os.write(1, _RESET)
+print("after the reset", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def show(tmp_path):
+    """Return the lines of a terminal in which a program has written its output and reset the terminal."""
+    tmux = ["tmux", "-S", str(tmp_path / "tmux"), "-f", "/dev/null"]
+
+    def run(*arguments):
+        return subprocess.run([*tmux, *arguments], capture_output=True, timeout=20, check=True).stdout.decode()
+
+    def show(before):
+        program = tmp_path / "program.py"
+        program.write_text(PROGRAM.format(before=before))
+        run("new-session", "-d", "-s", "test", "-x", "60", "-y", "20", sys.executable, str(program))
+        wait_until(lambda: "after the reset" in run("capture-pane", "-p", "-t", "test"), 20, "the reset")
+        return run("capture-pane", "-p", "-t", "test").rstrip().split("\n")
+
+    yield show
+    subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=20, check=False)
+
+
+def test_a_position_that_an_earlier_program_saved_is_not_restored(show):
+    pager = "pager\n\x1b[?1049h a page \x1b[?1049l"
+
+    assert show(f"{pager}one\ntwo\nthree\n") == ["pager", "one", "two", "three", "after the reset"]
+
+
+def test_the_main_screen_returns_with_its_position_after_a_program_that_left_the_other_one_on(show):
+    assert show("one\ntwo\n\x1b[?1049h\x1b[10;10Ha page") == ["one", "two", "after the reset"]
