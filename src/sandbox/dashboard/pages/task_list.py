@@ -24,7 +24,7 @@ from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id
 from sandbox.interfaces.store import TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
-from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
+from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.formatting import is_name_from_prompt, short_repository
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
@@ -37,6 +37,9 @@ _ACTIVE_ROWS = 50
 _PENDING_ROWS = 20
 
 _HINT_LENGTH_MAX = 120
+_WORDS_BEFORE_LENGTH_MAX = 30
+"""Length of the part of a prompt's line that is shown before a word that a search found."""
+
 _FINAL_LINE_LENGTH_MAX = 300
 _BLOCK_MARKS = re.compile(r"^(?:#{1,6}|>|[-*+]|\d+\.)\s+")
 _STRONG = re.compile(r"\*\*([^*]+)\*\*")
@@ -117,17 +120,20 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     page = await query_page(tasks, query, request.query_params)
     sections = _unfinished_sections(request, unfinished, page) if unfinished else []
     health = await context.services.administration.health()
-    alike = tasks_sharing_a_name([*page.tasks, *(task for section in sections for task in section.tasks)])
-    prompts = await tasks.prompt_beginnings([task.id for task in alike], _PROMPT_LENGTH_MAX)
+    counts = await _count_by_state_filter(request, tasks, query, health)
+    shown = [*page.tasks, *(task for section in sections for task in section.tasks)]
+    explained = shown if query.search else tasks_sharing_a_name(shown)
+    length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else _PROMPT_LENGTH_MAX
+    prompts = await tasks.prompt_beginnings([task.id for task in explained], length)
     values = {
-        **_page_values(request, query, page, health),
+        **_page_values(request, query, page, counts),
         "tasks": [task for task in page.tasks if task.state.is_final] if is_divided else page.tasks,
         "preserved": await context.services.sandboxes.preserved_sandboxes(page.tasks),
         "sections": sections,
         "is_divided": is_divided,
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
-        "hints": distinguishing_hints(alike, prompts),
+        "hints": distinguishing_hints(explained, prompts, query.search),
         "final_line": final_line,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
@@ -194,12 +200,13 @@ def tasks_sharing_a_name(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in unique if task.parent or task.rerun_of or names[task.manifest.metadata.name] > 1]
 
 
-def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> dict[str, str]:
+def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], search: str = "") -> dict[str, str]:
     """Return texts that distinguish tasks with the same name, keyed by task id, in addition to the tasks' relations.
 
     prompts: the beginnings of the tasks' prompts, keyed by task id.
+    search: the words that found the tasks. The text shows the first of them that only the prompt contains.
     """
-    words = {task.id: _first_words(prompts.get(task.id, ""), task.manifest.metadata.name) for task in tasks}
+    words = {task.id: _prompt_words(prompts.get(task.id, ""), task.manifest.metadata.name, search) for task in tasks}
     names = Counter(task.manifest.metadata.name for task in tasks)
     keys = {
         task.id: (task.manifest.metadata.name, bool(task.rerun_of), bool(task.parent), words[task.id]) for task in tasks
@@ -215,6 +222,21 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str]) -> d
     return hints
 
 
+def _prompt_words(prompt: str, name: str, search: str) -> str:
+    """Return the part of the prompt that contains a searched word, if the name contains none; else its first words."""
+    patterns = [re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in re.findall(r"[^\W_]+", search)]
+    patterns = [pattern for pattern in patterns if not pattern.search(name)]
+    found = next(filter(None, (pattern.search(prompt) for pattern in patterns)), None)
+    if found is None:
+        return _first_words(prompt, name)
+    line_start = prompt.rfind("\n", 0, found.start()) + 1
+    start = line_start
+    if found.start() - line_start > _HINT_LENGTH_MAX // 2:
+        start = prompt.find(" ", found.start() - _WORDS_BEFORE_LENGTH_MAX, found.start()) + 1 or found.start()
+    line = shorten(prompt[start:].split("\n", 1)[0], _HINT_LENGTH_MAX, placeholder="…")
+    return f"…{line}" if start > line_start else line
+
+
 def _first_words(prompt: str, name: str) -> str:
     """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
     line = prompt.strip().split("\n", 1)[0]
@@ -222,11 +244,29 @@ def _first_words(prompt: str, name: str) -> str:
     return "" if is_repeated else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
 
 
-def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Health) -> dict[str, Any]:
-    """Return the values that the template shows in addition to the tasks."""
+async def _count_by_state_filter(
+    request: Request, tasks: TaskQueries, query: TaskQuery, health: Health
+) -> Mapping[str, int]:
+    """Return the number of tasks for each state filter that match all other filters; empty if rows are continued."""
+    if query.cursor is not None:
+        return {}
+    counts: dict[str, int] = {}
+    is_filtered = any(name != "state" for name, _ in _filters(request, query))
+    for name, states in _STATE_FILTERS.items():
+        if not states:
+            continue
+        if not is_filtered:
+            counts[name] = sum(health.tasks_by_state.get(state, 0) for state in states)
+            continue
+        counted = replace(query, states=frozenset(states), limit=1, offset=0, with_totals=False)
+        counts[name] = (await query_page(tasks, counted, request.query_params)).total_count
+    return {"All": sum(counts.values()), **counts}
+
+
+def _page_values(request: Request, query: TaskQuery, page: TaskPage, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Return the values that the template shows in addition to the tasks. counts: see _count_by_state_filter."""
     filters = _filters(request, query)
     since = request.query_params.get("since")
-    is_counted = all(name == "state" for name, _ in filters)
     row_params = _row_params(request)
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
     return {
@@ -241,7 +281,7 @@ def _page_values(request: Request, query: TaskQuery, page: TaskPage, health: Hea
         "previous_page": _query_with(request, offset=str(previous_offset) if previous_offset else None)
         if query.offset
         else None,
-        "groups": _state_filters(request, query, health.tasks_by_state if is_counted else None),
+        "groups": _state_filters(request, query, counts),
         "filters": [FilterOption(text, _query_with(request, **{name: None}), True) for name, text in filters],
         "periods": [
             FilterOption(name, _query_with(request, since=value, created_after=None), since == value)
@@ -308,13 +348,13 @@ def _format_minute(at: datetime) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC"
 
 
-def _state_filters(request: Request, query: TaskQuery, counts: Mapping[TaskState, int] | None) -> list[FilterOption]:
+def _state_filters(request: Request, query: TaskQuery, counts: Mapping[str, int]) -> list[FilterOption]:
     return [
         FilterOption(
             name,
             _query_with(request, state=",".join(states) or None),
             query.states == frozenset(states),
-            None if counts is None else sum(counts.get(state, 0) for state in states or TaskState),
+            counts.get(name),
         )
         for name, states in _STATE_FILTERS.items()
     ]

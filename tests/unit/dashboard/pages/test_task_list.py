@@ -392,6 +392,39 @@ def test_prompt_that_repeats_the_name_is_not_used_as_a_hint(pages):
     assert len(hints(pages.get("/"))["third"]) < 150
 
 
+@pytest.mark.parametrize(
+    ("search", "hint"),
+    [
+        ("docs", "Pages are missing."),  # the name has the word
+        ("lAst", "The last page of the list"),
+        ("docs last", "The last page of the list"),
+        ("page", "Pages are missing."),
+        ("rocket", "…a lot of words before the rocket that the search found"),
+        ("absent", "Pages are missing."),
+    ],
+)
+def test_rows_that_a_search_found_show_where_the_prompt_has_the_word(pages, search, hint):
+    words = "many words " * 20 + "and a lot of words before the rocket that the search found"
+    add_named(pages.tasks, "first", "Update the docs", f"Pages are missing.\nThe last page of the list\n{words}")
+    assert hints(pages.get(f"/?q={search}")) == {"first": hint}
+    assert hints(pages.get("/")) == {}
+
+
+def state_counts(page):
+    """Return the count beside each state filter."""
+    return dict(re.findall(r'id="group-[^>]*>(\w+) <span class="tally">(\d+)<', page.text))
+
+
+def test_counts_of_states_match_the_other_filters(pages_with_tasks):
+    counts = {"All": "2", "Waiting": "0", "Active": "1", "Completed": "1", "Failed": "0", "Cancelled": "0"}
+    for query in ("label.team=a%26b", "label.team=a%26b&state=failed", "label.team=a%26b&offset=50"):
+        assert state_counts(pages_with_tasks.get(f"/?{query}")) == counts
+    # Without another filter, the server knows the counts.
+    pages_with_tasks.tasks.queries.clear()
+    assert state_counts(pages_with_tasks.get("/?state=completed"))["All"] == "1"
+    assert [query.limit for query in pages_with_tasks.tasks.queries] == [50]
+
+
 def test_first_label_is_shown_and_all_are_in_a_list(pages):
     pages.tasks.add("none")
     pages.tasks.add("one", labels={"team": "a"})
