@@ -207,10 +207,10 @@ def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboar
     page.get_by_role("link", name="first", exact=True).wait_for()
     page.get_by_role("region", name="Final message").get_by_text("Two is there.").wait_for()
     assert page.locator("#prompt").inner_text() == "Make two <b>as well</b>."
-    page.locator(".figures dd", has_text="+1 −0 in 1 file").wait_for()
+    page.locator(".figures dd", has_text="+1 in 1 file").wait_for()
     page.get_by_text("More", exact=True).click()
     with page.expect_download() as downloading:
-        page.get_by_role("link", name="Patch of the whole chain").click()
+        page.get_by_role("link", name="Patch of the chain").click()
     patch = downloading.value.path().read_text()
     assert [name in patch for name in ("one.txt", "two.txt")] == [True, True]
     assert page.locator("#copy-apply").get_attribute("title") == f"sandbox task apply {page.url.split('/')[-1]} --chain"

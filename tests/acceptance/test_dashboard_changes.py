@@ -140,7 +140,7 @@ def test_each_kind_of_change_is_shown(base_url, browser):
     assert heads == [
         ["app.py", "+3", "−2"],
         ["binary.bin", "binary"],
-        ["deleted.txt", "deleted", "+0", "−1"],
+        ["deleted.txt", "deleted", "−1"],
         ["empty.txt", "new"],
         ["ends.txt", "+2", "−2"],
         ["old name.txt → new name.txt", "renamed"],
@@ -243,6 +243,21 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     page.get_by_role("searchbox", name="Filter files").press_sequentially("jv")
     assert page.get_by_role("searchbox", name="Filter files").input_value() == "jv"
     assert page.get_by_text("1 of 8 viewed").count() == 0
+
+
+def test_a_key_marks_each_file_as_viewed_and_goes_on(base_url, browser):
+    page = open_changes(browser, base_url)
+    names = page.locator(".file").evaluate_all("(files) => files.map((file) => file.ariaLabel)")
+    page.keyboard.press("j")
+    page.keyboard.press("V")
+    assert current_file(page) == names[1]
+    file_of(page, names[2]).get_by_role("button", name="Viewed").click()
+    page.keyboard.press("V")
+    assert current_file(page) == names[3]  # the file in between has been viewed
+    for _ in names:
+        page.keyboard.press("V")
+    page.get_by_text("8 of 8 viewed").wait_for()
+    assert current_file(page) == names[-1]
 
 
 def test_viewed_key_does_not_leave_the_file_and_the_count_stays_on_screen(base_url, browser):
@@ -457,7 +472,8 @@ def test_changes_in_a_whole_chain_can_be_reviewed(base_url, browser):
     page.get_by_text("1 of 3 viewed").wait_for()  # both patches change c.py in the same way
     assert changed_files(page) == ["a.py", "b.py", "c.py"]
     assert page.locator("#tally-changes").inner_text() == "3"
-    assert page.get_by_role("link", name="Download patch").get_attribute("download") == "step.chain.patch"
+    link = page.get_by_role("link", name="Download patch of the chain")
+    assert link.get_attribute("download") == "step.chain.patch"
     assert accessibility_violations(page) == []
     page.keyboard.press("j")
     page.keyboard.press("j")
@@ -546,7 +562,7 @@ def test_task_that_does_not_continue_another_has_no_scope_switch(base_url, brows
     page = open_changes(browser, base_url)
     assert page.get_by_role("button", name="Whole chain").count() == 0
     page.keyboard.press("?")
-    page.get_by_text("Mark the file as viewed").wait_for()
+    page.get_by_text("Mark the file as viewed, or remove the mark").wait_for()
     assert page.get_by_text("Switch between this task and the whole chain").count() == 0
 
 

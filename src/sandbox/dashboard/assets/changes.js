@@ -5,7 +5,7 @@ import { Cursor, isOnScreen } from "/assets/diff_cursor.js";
 import { FileView } from "/assets/diff_file.js";
 import { FileTree } from "/assets/file_tree.js";
 import { LineComments } from "/assets/line_comments.js";
-import { $, h, request, size } from "/assets/page.js";
+import { $, h, lineCounts, request, size } from "/assets/page.js";
 import { parseInSlices } from "/assets/patch.js";
 import { ReviewStore } from "/assets/review_store.js";
 import { visible } from "/assets/untrusted_text.js";
@@ -208,8 +208,7 @@ export class Changes {
       "div",
       { class: "diff-head" },
       h("strong", {}, `${files.length} ${files.length === 1 ? "file" : "files"} changed`),
-      h("span", { class: "plus" }, `+${sum("plus")}`),
-      h("span", { class: "minus" }, `−${sum("minus")}`),
+      ...lineCounts(sum("plus"), sum("minus")),
       h(
         "div",
         { class: "diff-actions" },
@@ -221,9 +220,14 @@ export class Changes {
         ),
         this.collapse,
         this.#commentsButton(),
-        h("a", { class: "button", href: patch.download_url, download: patch.name }, "Download patch"),
+        h("a", { class: "button", href: patch.download_url, download: patch.name }, this.#downloadLabel()),
       ),
     );
+  }
+
+  #downloadLabel() {
+    if (!this.#chainPatch) return "Download patch";
+    return this.#isChain ? "Download patch of the chain" : "Download patch of this task";
   }
 
   // A user who may not ask for a change has no such button at the top of the page, but can copy the comments.
@@ -283,7 +287,7 @@ export class Changes {
   }
 }
 
-const KEYS = { "j k": "files", "n p": "changes", v: "mark as viewed", m: "comment on the line" };
+const KEYS = { "j k": "files", "n p": "changes", v: "mark as viewed", V: "and go on", m: "comment on the line" };
 
 function keysElement(hasChain) {
   const element = h("p", { class: "keys" }, "Keys: ");

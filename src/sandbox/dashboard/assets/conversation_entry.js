@@ -1,7 +1,7 @@
 // Elements of the entries of the conversation.
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
-import { $, clock, h, money, span } from "/assets/page.js";
+import { $, clock, h, lineCounts, money, span } from "/assets/page.js";
 import { allowLink } from "/assets/refused_connections.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
@@ -127,10 +127,9 @@ function differences(entry) {
 function editCounts(entry) {
   if (!entry.edits.length) return [];
   const sum = (key) => differences(entry).reduce((total, diff) => total + diff[key], 0);
-  return [
-    h("span", { class: "tool-counts" }, h("span", { class: "plus" }, `+${sum("additions")}`), " "),
-    h("span", { class: "tool-counts" }, h("span", { class: "minus" }, `−${sum("deletions")}`)),
-  ];
+  return lineCounts(sum("additions"), sum("deletions")).map((element) =>
+    h("span", { class: "tool-counts" }, element, " "),
+  );
 }
 
 function bodyElement(entry) {

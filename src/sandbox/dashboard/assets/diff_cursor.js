@@ -22,6 +22,7 @@ export class Cursor {
       { keys: "n", label: "Next change", run: when(() => this.#moveChange(1)) },
       { keys: "p", label: "Previous change", run: when(() => this.#moveChange(-1)) },
       { keys: "v", label: "Mark the file as viewed, or remove the mark", run: when(() => this.#toggleViewed()) },
+      { keys: "V", label: "Mark the file as viewed and go to the next one", run: when(() => this.#viewNext()) },
       { keys: "m", label: "Comment on the line of the change", run: when(() => this.#comment()) },
     ];
   }
@@ -106,6 +107,12 @@ export class Cursor {
     const view = this.current;
     this.changes.setViewed(view, !view.isViewed);
     this.goTo(view);
+  }
+
+  #viewNext() {
+    const view = this.current;
+    this.changes.setViewed(view, true);
+    this.goTo(this.changes.views.slice(view.at + 1).find((each) => !each.isViewed) ?? view);
   }
 
   // Without a current change, the comment is on the first change in the current file.

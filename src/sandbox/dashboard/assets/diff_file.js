@@ -1,6 +1,6 @@
 // One file of a patch: a sticky header, and lines that are rendered in blocks when they come into view.
 import { fillText, LineStyle, rowElement } from "/assets/diff_lines.js";
-import { h } from "/assets/page.js";
+import { h, lineCounts } from "/assets/page.js";
 import { kindOf, noteOf, rowsOf, sideTexts, splitRows } from "/assets/patch.js";
 import { highlight, languageOf } from "/assets/syntax.js";
 import { elementLimit, visibleName } from "/assets/untrusted_text.js";
@@ -70,8 +70,7 @@ export class FileView {
       { class: "file-head" },
       this.toggle,
       kind ? h("span", { class: "file-kind" }, kind) : null,
-      file.hunks.length ? h("span", { class: "plus" }, `+${file.plus}`) : null,
-      file.hunks.length ? h("span", { class: "minus" }, `−${file.minus}`) : null,
+      ...lineCounts(file.plus, file.minus),
       this.viewedButton,
     );
   }

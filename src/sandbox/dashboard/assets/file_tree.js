@@ -1,5 +1,5 @@
 // The files of a patch as a tree of directories.
-import { h } from "/assets/page.js";
+import { h, lineCounts } from "/assets/page.js";
 import { visibleName } from "/assets/untrusted_text.js";
 import { appendInSlices } from "/assets/yield_to_browser.js";
 
@@ -70,8 +70,7 @@ export class FileTree {
       "button",
       { type: "button", class: "tree-file", title: visibleName(path), onclick: () => this.select(view) },
       h("span", { class: "tree-name" }, ...breakable(name)),
-      plus ? h("span", { class: "plus" }, `+${plus}`) : null,
-      minus ? h("span", { class: "minus" }, `−${minus}`) : null,
+      ...lineCounts(plus, minus),
     );
     this.#links.set(view, link);
     this.#show(view, link);

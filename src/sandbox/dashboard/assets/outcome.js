@@ -1,6 +1,6 @@
 // The top of a task's page: the agent's final message, its current activity, and the size of the patch.
 import { markdown } from "/assets/markdown.js";
-import { $, clock, count, h, longSpan, request } from "/assets/page.js";
+import { $, clock, count, lineCounts, longSpan, request } from "/assets/page.js";
 import { isModelRefusal } from "/assets/refused_connections.js";
 import { visible } from "/assets/untrusted_text.js";
 
@@ -180,12 +180,8 @@ const plain = (text) =>
     .replace(/(?<!\.)\.+$/, "");
 
 function diffParts({ files, additions, deletions }) {
-  return [
-    h("span", { class: "plus" }, `+${count(additions)}`),
-    " ",
-    h("span", { class: "minus" }, `−${count(deletions)}`),
-    ` in ${count(files)} ${files === 1 ? "file" : "files"}`,
-  ];
+  const counts = lineCounts(additions, deletions).flatMap((element) => [element, " "]);
+  return [...counts, `${counts.length ? "in " : ""}${count(files)} ${files === 1 ? "file" : "files"}`];
 }
 
 // Count the files and lines of a patch in git's format. Only lines of hunks count, by the lengths in their headers.

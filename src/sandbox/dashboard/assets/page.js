@@ -104,6 +104,12 @@ export function count(number) {
   return number < 1_000_000 ? `${(number / 1000).toFixed(1)}k` : `${(number / 1_000_000).toFixed(1)}M`;
 }
 
+// The numbers of added and removed lines, without zeros.
+export function lineCounts(added, removed) {
+  const part = (style, sign, number) => number > 0 && h("span", { class: style }, `${sign}${count(number)}`);
+  return [part("plus", "+", added), part("minus", "−", removed)].filter(Boolean);
+}
+
 export const money = (dollars) => `$${dollars.toFixed(dollars > 0 && dollars < 1 ? 4 : 2)}`;
 
 export const clock = (timestamp) => new Date(timestamp).toLocaleTimeString([], { hour12: false });

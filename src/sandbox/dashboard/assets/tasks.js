@@ -29,10 +29,10 @@ const ACTIONS = {
       "This removes the journal (conversation and output), the patch, all other artifacts and the preserved sandbox of " +
       "each task. You cannot undo this.",
     async run(id) {
-      const response = await request(`${TASKS}/${encodeURIComponent(id)}/data`, { method: "DELETE" });
+      await request(`${TASKS}/${encodeURIComponent(id)}/data`, { method: "DELETE" });
       removeRow(id);
       forgetReview(`${id}.patch`);
-      return (await response.json()).message;
+      return "was deleted";
     },
   },
 };
@@ -121,6 +121,12 @@ function removeRow(id) {
 let chosenAction = null;
 let chosenTasks = [];
 
+// The beginning of the id distinguishes tasks with the same name.
+function nameParts(id, name) {
+  const isShared = chosenTasks.filter(([, task]) => task.name === name).length > 1;
+  return isShared ? [name, " ", h("span", { class: "muted mono" }, id.slice(0, 8))] : [name];
+}
+
 // The dialog applies to the tasks that it lists, even if the selection changes while it is open.
 function openDialog(action) {
   chosenAction = action;
@@ -131,7 +137,7 @@ function openDialog(action) {
   $("bulk-note").textContent = action.note;
   $("bulk-note").hidden = !action.note;
   $("bulk-tasks").replaceChildren(
-    ...names.slice(0, NAMES_SHOWN_MAX).map((name) => h("li", {}, name)),
+    ...chosenTasks.slice(0, NAMES_SHOWN_MAX).map(([id, { name }]) => h("li", {}, ...nameParts(id, name))),
     ...(rest > 0 ? [h("li", { class: "muted" }, `and ${rest} more`)] : []),
   );
   $("bulk-confirm").textContent = `${action.verb} ${plural(names.length)}`;
@@ -155,8 +161,10 @@ async function applyAction() {
   $("bulk-back").textContent = "Close";
   $("bulk-back").focus();
   $("bulk-title").textContent = `${action.running} ${plural(tasks.length)}…`;
-  const results = tasks.map(([, { name }]) => ({ name, element: h("span", { class: "muted" }, "…") }));
-  $("bulk-tasks").replaceChildren(...results.map(({ name, element }) => h("li", {}, h("span", {}, name), element)));
+  const results = tasks.map(([id, { name }]) => ({ id, name, element: h("span", { class: "muted" }, "…") }));
+  $("bulk-tasks").replaceChildren(
+    ...results.map(({ id, name, element }) => h("li", {}, h("span", {}, ...nameParts(id, name)), element)),
+  );
   let next = 0;
   let failedCount = 0;
   const work = async () => {

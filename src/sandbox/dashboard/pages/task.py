@@ -67,6 +67,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
     is_preserved = await context.services.sandboxes.has_preserved_sandbox(task)
     children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))
     chain = await context.services.tasks.chain(task)
+    repository_url = public_repository_url(task.manifest.repository.url)
     manifest_text = await client_fairness.to_thread(manifest_yaml, task.manifest, agents, with_sources=is_operator)
     return await client_fairness.to_thread(
         render_page,
@@ -83,7 +84,8 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         artifacts=await context.services.artifacts.list_artifacts(task.id),
         patch=_find_patch(task, f"{task.id}.patch", is_operator=is_operator),
         chain_patch=_find_patch(task, f"{task.id}.chain.patch", is_operator=is_operator),
-        repository_name=short_repository(public_repository_url(task.manifest.repository.url)),
+        repository_url=repository_url,
+        repository_name=short_repository(repository_url),
         children=children.tasks,
         child_count=children.total_count,
         after=max(0, task.last_seq - PAGE_EVENTS_MAX),

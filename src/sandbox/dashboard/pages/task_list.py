@@ -49,7 +49,7 @@ _ACTIVE_STATES = tuple(state for state in TaskState if state not in FINAL_STATES
 _STATE_FILTERS: Mapping[str, Sequence[TaskState]] = {
     "All": (),
     "Waiting": (TaskState.PENDING,),
-    "Active": _ACTIVE_STATES,
+    "Running": _ACTIVE_STATES,
     "Completed": (TaskState.COMPLETED,),
     "Failed": (TaskState.FAILED, TaskState.FAILED_PRESERVED),
     "Cancelled": (TaskState.CANCELLED,),
@@ -122,7 +122,8 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     health = await context.services.administration.health()
     counts = await _count_by_state_filter(request, tasks, query, health)
     shown = [*page.tasks, *(task for section in sections for task in section.tasks)]
-    explained = shown if query.search else tasks_sharing_a_name(shown)
+    sharing = tasks_sharing_a_name(shown)
+    explained = shown if query.search else sharing
     length = SEARCHED_PROMPT_CHARACTERS_MAX if query.search else _PROMPT_LENGTH_MAX
     prompts = await tasks.prompt_beginnings([task.id for task in explained], length)
     values = {
@@ -133,6 +134,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_divided": is_divided,
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
+        "sharing": {task.id for task in sharing},
         "hints": distinguishing_hints(explained, prompts, query.search),
         "final_line": final_line,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),

@@ -103,6 +103,21 @@ def test_rerun_links_to_its_origin(pages):
     assert 'id="origin"' not in pages.get("/tasks/task-001").text
 
 
+def test_repository_is_a_link_to_its_tasks(pages):
+    add_ended(pages.tasks)
+    link = re.search(r'<a id="repository" href="([^"]*)"[^>]*>([^<]*)</a>', pages.get("/tasks/task-001").text)
+    assert link.groups() == ("/?repository=https%3A%2F%2Fexample.org%2Fr.git", "example.org/r")
+
+
+def test_continuations_have_their_state(pages):
+    add_ended(pages.tasks)
+    add_ended(pages.tasks, "first", parent=PARENT)
+    pages.tasks._apply("second", e.TaskSubmitted("second", manifest("second"), None, PARENT, "first"))
+    pages.tasks.record("second", *TO_RUNNING, e.AgentExited(1, None, FAILURE), e.TaskFinished())
+    text = re.sub(r"<[^>]*>", "", re.search(r"<span>continued by.*?</span>", pages.get("/tasks/task-001").text)[0])
+    assert text == "continued by first (completed), second (rerun, failed)"
+
+
 def test_chain_has_totals_on_each_of_its_pages(pages):
     add_ended(pages.tasks, "task-001", e.Progress(cost_usd=0.25))
     add_ended(pages.tasks, "alone", e.Progress(cost_usd=0.25))
@@ -125,13 +140,20 @@ def test_title_starts_with_the_state(pages):
 def test_changed_files_are_counted_on_the_page(pages):
     collected = e.ArtifactCollected(PATCH, diff=e.DiffStatistics(28, 212, 245))
     add_ended(pages.tasks, "task-001", collected)
-    chain = msgspec.structs.replace(PATCH, name="again.chain.patch")
-    patch = msgspec.structs.replace(PATCH, name="again.patch")
-    add_ended(pages.tasks, "again", e.ArtifactCollected(patch, diff=collected.diff), e.ArtifactCollected(chain))
+    chain, patch = (
+        msgspec.structs.replace(PATCH, name=name, path=f".sandbox/{name}")
+        for name in ("again.chain.patch", "again.patch")
+    )
+    add_ended(pages.tasks, "again", e.ArtifactCollected(chain), e.ArtifactCollected(patch, diff=collected.diff))
     counts = [
         re.search('id="tally-changes">([^<]*)<', pages.get(f"/tasks/{id_}").text)[1] for id_ in ("task-001", "again")
     ]
     assert counts == ["28", ""]  # the view of a chain begins with the changes from all of its tasks
+    texts = [pages.get(f"/tasks/{task_id}").text for task_id in ("task-001", "again")]
+    sizes = [re.search(r"<dt>Changes of the chain</dt><dd[^>]* data-patch=\"([^\"]*)\"", text) for text in texts]
+    assert [size and size[1] for size in sizes] == [None, "again.chain.patch"]
+    downloads = [re.findall(r"download>(Download patch[^<]*)<", text) for text in texts]
+    assert downloads == [["Download patch"], ["Download patch of this task", "Download patch of the chain"]]
 
 
 def test_agents_activity_is_not_shown_while_artifacts_are_collected(pages):

@@ -336,7 +336,7 @@ def test_empty_list_shows_how_to_submit(pages):
 def hints(page):
     """Return, by task id, the text that distinguishes a row from others with the same name."""
     rows = re.findall(r'id="task-([^"]+)"(.*?)</td>', page.text, re.DOTALL)
-    found = {task_id: re.search(r'class="hint muted" title="([^"]*)"', row) for task_id, row in rows}
+    found = {task_id: re.search(r'class="(?:hint|found) muted" title="([^"]*)"', row) for task_id, row in rows}
     return {task_id: html.unescape(hint[1]) for task_id, hint in found.items() if hint}
 
 
@@ -416,7 +416,7 @@ def state_counts(page):
 
 
 def test_counts_of_states_match_the_other_filters(pages_with_tasks):
-    counts = {"All": "2", "Waiting": "0", "Active": "1", "Completed": "1", "Failed": "0", "Cancelled": "0"}
+    counts = {"All": "2", "Waiting": "0", "Running": "1", "Completed": "1", "Failed": "0", "Cancelled": "0"}
     for query in ("label.team=a%26b", "label.team=a%26b&state=failed", "label.team=a%26b&offset=50"):
         assert state_counts(pages_with_tasks.get(f"/?{query}")) == counts
     # Without another filter, the server knows the counts.
