@@ -39,6 +39,7 @@ def test_shell_shares_the_sandbox_without_disturbing_the_agent(deploy, open_term
     server = deployment.server.ready_message["http"]
     check_cross_origin_terminal_is_rejected(server)
     check_terminal_is_refused(open_terminal(server, "task", "attach", "task-1"), "headless", 4)
+    check_terminal_is_refused(open_terminal(server, "task", "attach", "task-1"), "sandbox task shell task-1", 4)
     check_terminal_is_refused(open_terminal(server, "task", "shell", "no-such-task"), "no task 'no-such-task'", 3)
     check_detach_keys(open_terminal(server, "task", "shell", "task-1", "--detach-keys", "ctrl-a,d"))
     terminal = open_terminal(server, "task", "shell", "task-1")

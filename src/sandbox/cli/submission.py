@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -66,8 +66,16 @@ def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Seque
     except api.InvalidManifestError as error:
         sources = {field_name(override.path): override.text for override in overrides}
         details: Iterable[Any] = error.details if isinstance(error.details, list) else ()
-        located = [{**each, "source": sources.get(str(each.get("field")))} for each in details]
+        located = [_with_origin(each, sources.get(str(each.get("field")))) for each in details]
         fail_with_field_errors(f"The manifest of task {task_id}", error.message, located)
+
+
+def _with_origin(detail: Mapping[str, Any], source: str | None) -> dict[str, Any]:
+    """Return the error of a field with the option that set the field, and how an option sets an entry of a list."""
+    message = str(detail.get("message", ""))
+    if source is not None and message.startswith("must be a list"):
+        message += f"; set an entry with --set {detail.get('field')}[0]=VALUE"
+    return {**detail, "message": message, "source": source}
 
 
 def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:

@@ -14,14 +14,15 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, exit_code_for_client_error, fail
 from sandbox.cli.output.text import escape_text
+from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
     from sandbox.cli.options import CliOptions
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DETACH_KEYS = "ctrl-p,ctrl-q"
 SIZE_MAX = 1000
+_NO_TERMINAL = "no_terminal"
 _CHUNK_BYTES = 4096
 _POP_KEY_MODES = b"\x1b[<99u"  # each screen has a stack of key modes
 _RESET = (
@@ -101,7 +103,29 @@ def run_terminal(options: CliOptions, task_id: str, keys: bytes, *, notice: str 
     size = os.get_terminal_size()
     parameters |= {"rows": min(size.lines, SIZE_MAX) or 24, "columns": min(size.columns, SIZE_MAX) or 80}
     parameters |= {"term": term} if (term := os.environ.get("TERM")) else {}
-    return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), notice, parameters))
+    from sandbox.client import ClientError
+
+    try:
+        return asyncio.run(_run(options, task_id, DetachKeyDetector(keys), notice, parameters))
+    except ClientError as error:
+        if error.code != _NO_TERMINAL:
+            raise
+        message = "\n".join([f"Error: {escape_text(error.message)}", *_other_commands(options, task_id, parameters)])
+        fail(message, exit_code_for_client_error(error))
+
+
+def _other_commands(options: CliOptions, task_id: str, parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the commands that show a task which has no such terminal."""
+    escaped_id = escape_text(task_id)
+    with options.connect() as client:
+        has_ended = client.status(task_id)["state"] in FINAL_STATES
+    if has_ended:
+        yield f"  Output:  sandbox task logs {escaped_id}"
+        yield f"  Changes: sandbox task diff {escaped_id}"
+        return
+    yield f"  Output: sandbox task logs {escaped_id} --follow"
+    if parameters.get("of") == "agent":
+        yield f"  Shell:  sandbox task shell {escaped_id}"
 
 
 async def _run(

@@ -240,7 +240,8 @@ class TaskSandboxes:
         if task.state is TaskState.FAILED_PRESERVED:
             return await self._debug_sessions.open_terminal(task, order)
         if task.state.is_final or task.attempt is None:
-            raise TerminalRefusedError(f"Task {task_id} is {task.state}; only a running sandbox has terminals.")
+            reason = "its sandbox was removed" if task.state.is_final else "it has no sandbox yet"
+            raise TerminalRefusedError(f"Task {task_id} is {task.state}; {reason}.")
         tracked = self._tracked_tasks.get(task_id)
         if tracked is not None and isinstance(tracked.owner, RunnerOwned):
             with contextlib.suppress(RunnerUnreachableError):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn, Self
 
 import click
@@ -254,22 +255,33 @@ class Checkout:
         environment: Mapping[str, str] | None,
         stdin: bytes = b"",
     ) -> subprocess.CompletedProcess[bytes]:
-        try:
-            return subprocess.run(
-                ["git", *options, *arguments],  # noqa: S607
-                cwd=self.root,
-                env=environment,
-                input=stdin,
-                capture_output=True,
-                timeout=GIT_TIMEOUT_SECONDS,
-                check=False,
-            )
-        except FileNotFoundError:
-            if self.root.is_dir():
-                fail("Error: git is not installed; install it and try again.", ExitCode.USAGE)
-            raise
-        except subprocess.TimeoutExpired:
-            fail(f"Error: git {arguments[0]} did not end within {GIT_TIMEOUT_SECONDS:.0f} s.", ExitCode.CONFLICT)
+        return _run_git(self.root, arguments, options, environment=environment, stdin=stdin)
+
+
+def _run_git(
+    directory: Path,
+    arguments: Sequence[str],
+    options: Sequence[str] = _SAFE_CONFIG,
+    *,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(
+            ["git", *options, *arguments],  # noqa: S607
+            cwd=directory,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        if directory.is_dir():
+            fail("Error: git is not installed; install it and try again.", ExitCode.USAGE)
+        raise
+    except subprocess.TimeoutExpired:
+        fail(f"Error: git {arguments[0]} did not end within {GIT_TIMEOUT_SECONDS:.0f} s.", ExitCode.CONFLICT)
 
 
 def _not_a_checkout_message(directory: Path, stderr: bytes) -> str:
@@ -318,6 +330,15 @@ def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoRe
     shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]
     advised = [f"  {advice}"] if advice else []
     fail("\n".join([f"Error: {sentence}", *shown, *more, *advised]), ExitCode.CONFLICT)
+
+
+def count_lines(patch: Path) -> list[ChangedFile]:
+    """Return the changed files of a patch, without a checkout. Exits with an error if git cannot parse the patch."""
+    with TemporaryDirectory() as directory:  # in a checkout, git would ignore the files outside the current directory
+        completed = _run_git(Path(directory), _apply_arguments("--numstat", "-z", patch=patch))
+    if completed.returncode:
+        fail_with_git_output("git cannot read the patch.", completed.stderr)
+    return [_parse_numstat(entry) for entry in completed.stdout.split(b"\0") if entry]
 
 
 def _parse_numstat(entry: bytes) -> ChangedFile:

@@ -41,13 +41,23 @@ def delete(task_ids: Sequence[str], yes: bool) -> None:
         fail(f"{message}\n  Delete the task without a prompt: add --yes", ExitCode.USAGE)
     with current_options().connect() as client:
         if not yes:
-            for task_id in task_ids:
-                _confirm(client.status(task_id))
+            _confirm([client.status(task_id) for task_id in task_ids])
         for_each_task(task_ids, client.delete)
 
 
-def _confirm(status: Task) -> None:
-    """Ask whether to delete the task. The server refuses to delete a task that has not ended."""
-    question = f"Delete task {escape_text(status['id'])} ({escape_name(status['name'])}) and all its data?"
-    if status["state"] in FINAL_STATES and not confirm(question, default=False):
-        fail("The task was not deleted.", ExitCode.INTERRUPTED)
+def _confirm(tasks: Sequence[Task]) -> None:
+    """Ask once whether to delete the tasks. The server refuses to delete a task that has not ended."""
+    shown = [f"{escape_text(task['id'])} ({escape_name(task['name'])})" for task in tasks if _has_ended(task)]
+    if not shown:
+        return
+    if len(shown) == 1:
+        question, refusal = f"Delete task {shown[0]} and all its data?", "The task was not deleted."
+    else:
+        click.echo("\n".join(f"  {text}" for text in shown), err=True)
+        question, refusal = f"Delete these {len(shown)} tasks and all their data?", "No task was deleted."
+    if not confirm(question, default=False):
+        fail(refusal, ExitCode.INTERRUPTED)
+
+
+def _has_ended(task: Task) -> bool:
+    return task["state"] in FINAL_STATES

@@ -13,9 +13,11 @@ from tempfile import TemporaryDirectory
 
 import click
 
-from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines
+from sandbox.cli.checkout.patch import CHAIN_HELP, colorize, fetch_patch, patch_lines, print_changed_files
+from sandbox.cli.checkout.worktree import count_lines
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options
+from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
@@ -85,15 +87,16 @@ def _wait_for_pager(paging: subprocess.Popen[bytes]) -> None:
     epilog=help_examples(
         "sandbox task diff 5e173eb5",
         "sandbox task diff 5e173eb5 --chain",
-        "sandbox task diff 5e173eb5 | git apply --stat",
+        "sandbox task diff 5e173eb5 --stat",
         note="Apply it to a checkout with: sandbox task apply TASK_ID",
     )
 )
 @task_argument
 @click.option("--chain", "includes_chain", is_flag=True, help=CHAIN_HELP)
+@click.option("--stat", is_flag=True, help="Print the changed files with their numbers of lines instead.")
 @allow_secrets_option
 @common_options
-def diff(task_id: str, includes_chain: bool, allows_secrets: bool) -> None:
+def diff(task_id: str, includes_chain: bool, stat: bool, allows_secrets: bool) -> None:
     """Show a task's changes as a patch.
 
     On a terminal, the patch is colored and shown in git's pager. Otherwise, it is printed unchanged, for git apply.
@@ -108,6 +111,8 @@ def diff(task_id: str, includes_chain: bool, allows_secrets: bool) -> None:
             print_json({"task_id": task_id, "patch": patch.read_bytes().decode(errors="replace")})
         elif not patch.stat().st_size:
             click.echo(f"Task {escape_text(task_id)} changed nothing.", err=True)
+        elif stat:
+            print_changed_files(count_lines(patch), stdout_console(has_color=options.has_color))
         elif sys.stdout.isatty():
             show_paged(colorize(patch_lines(patch), has_color=options.has_color))
         else:

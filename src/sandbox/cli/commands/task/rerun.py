@@ -14,13 +14,14 @@ from sandbox.cli.task_arguments import task_argument
 @command(
     epilog=help_examples(
         "sandbox task rerun 5e173eb5 --follow",
-        'sandbox task rerun 5e173eb5 --set vm.cpus=16 --prompt "Fix the tests."',
+        'sandbox task rerun 5e173eb5 "Fix the tests." --set vm.cpus=16',
         note="Prints only the new task's id on stdout.",
     )
 )
 @task_argument
+@click.argument("prompt", required=False)
 @wait_options
-@click.option("--prompt", metavar="TEXT", help="Another prompt; '-' reads it from stdin.")
+@click.option("--prompt", "prompt_option", metavar="TEXT", help="The same as PROMPT.")
 @click.option("--id", "new_id", metavar="ID", help="The new task's id [default: generated].")
 @click.option(
     "--set",
@@ -32,13 +33,24 @@ from sandbox.cli.task_arguments import task_argument
 )
 @common_options
 def rerun(
-    task_id: str, waits: bool, follows: bool, prompt: str | None, new_id: str | None, overrides: list[Override]
+    task_id: str,
+    prompt: str | None,
+    waits: bool,
+    follows: bool,
+    prompt_option: str | None,
+    new_id: str | None,
+    overrides: list[Override],
 ) -> None:
     """Submit a task again.
+
+    PROMPT replaces the prompt of the earlier task; '-' reads it from stdin.
 
     The new task uses the manifest of the earlier task, with the changes that you specify as options. It starts from a
     new clone. The earlier task may be in any state, and does not change.
     """
+    if prompt is not None and prompt_option is not None:
+        raise click.UsageError("Give the prompt as PROMPT or with --prompt, not both.")
+    prompt = prompt_option if prompt is None else prompt
     options, text = current_options(), None if prompt is None else read_prompt(prompt)
     changes = [*overrides, *([] if new_id is None else [id_override(new_id)])]
     assignments = [change.assignment for change in changes]

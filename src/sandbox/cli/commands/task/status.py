@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from textwrap import shorten
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -41,13 +44,15 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 
-_STATIC_ROWS = frozenset({"Task", "Name", "Labels", "Repository", "Continues", "Rerun of", "Created"})
+_STATIC_ROWS = frozenset({"Task", "Name", "Prompt", "Labels", "Repository", "Continues", "Rerun of", "Created"})
 """Rows that do not change while a task is watched."""
 
 _OUTCOME_ROWS = ("State", "Error", "Cost")
 """Rows that a terminal shows first, together with those of `_outcome_rows`."""
 
 _LABEL_CELLS = 12
+_PROMPT_CHARACTERS_MAX = 300
+_REFUSED_HOSTS_MAX = 5
 _MESSAGE_LINES_MAX = 10
 
 
@@ -114,11 +119,11 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
-    task = _without_model_refusals(client, task)
+    task, refused_hosts = _without_model_refusals(client, task)
     results = list(_result_rows(task, chain_size(client, task)))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
-    rows = list(_rows(task, is_terminal=console.is_terminal))
+    rows = list(_rows(task, refused_hosts, is_terminal=console.is_terminal))
     if not console.is_terminal:
         _print_rows([*rows, *results], console, state_style)
         return
@@ -129,16 +134,21 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     _print_rows([row for row in details if row[0] != "Release it"], console)
 
 
-def _without_model_refusals(client: Client, task: Task) -> Task:
-    """Return the task with refused model requests subtracted from its number of refused connections."""
+def _without_model_refusals(client: Client, task: Task) -> tuple[Task, Mapping[str, int]]:
+    """Return the task with refused model requests subtracted from its number of refused connections.
+
+    Also return the number of refused connections to each host and port.
+    """
     from sandbox.client import ClientError
 
-    refused, refusals = task["progress"].get("egress_denied") or 0, 0
+    refused, hosts = task["progress"].get("egress_denied") or 0, Counter[str]()
     if refused:
         with suppress(ClientError):
             events = parse_log_events(client.logs(task["id"], stream="events"), task["id"])
-            refusals = sum(event["type"] == "egress_denied" and event["host"] == MODEL_HOST for event in events)
-    return {**task, "progress": {**task["progress"], "egress_denied": max(refused - refusals, 0)}}
+            denied = [event for event in events if event["type"] == "egress_denied"]
+            hosts.update(f"{event['host']}:{event['port']}" for event in denied if event["host"] != MODEL_HOST)
+            refused -= sum(event["host"] == MODEL_HOST for event in denied)
+    return {**task, "progress": {**task["progress"], "egress_denied": max(refused, 0)}}, hosts
 
 
 def _outcome_rows(
@@ -192,9 +202,12 @@ def _message_lines(message: str, width_left: int | None) -> list[str]:
     return lines if len(lines) <= _MESSAGE_LINES_MAX else [*lines[: _MESSAGE_LINES_MAX - 1], "…"]
 
 
-def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
+def _rows(
+    task: Task, refused_hosts: Mapping[str, int] = MappingProxyType({}), *, is_terminal: bool
+) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", escape_name(task["name"])
+    yield from _prompt_row(task)
     error_message = task["error"]["message"] if task["error"] else None
     message = task["state_message"] if task["state_message"] != error_message else ""
     yield "State", f"{state_text(task, is_terminal=is_terminal)}  {message or ''}".rstrip()
@@ -216,7 +229,7 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
     yield from _attempt_rows(task)
-    yield from _progress_rows(task)
+    yield from _progress_rows(task, refused_hosts)
 
 
 def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
@@ -228,6 +241,22 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
+def _refused_text(refused: int, hosts: Mapping[str, int]) -> str:
+    """Return the number of refused connections and the hosts with the most."""
+    shown = [escape_name(host) for host, _ in Counter(hosts).most_common(_REFUSED_HOSTS_MAX)]
+    more = [f"{len(hosts) - len(shown)} more"] if len(hosts) > len(shown) else []
+    return " to ".join(filter(None, (pluralize(refused, "connection"), ", ".join([*shown, *more]))))
+
+
+def _prompt_row(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the beginning of the prompt, unless the task's name is the whole prompt."""
+    sections = [section for section in task["definition"].values() if isinstance(section, dict)]
+    prompt = next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
+    text = shorten(prompt, _PROMPT_CHARACTERS_MAX, placeholder="…")
+    if text and text != task["name"]:
+        yield "Prompt", escape_name(text)
+
+
 def _repository_row(task: Task) -> Iterator[tuple[str, str]]:
     match task["definition"]:
         case {"repository": {"url": url, "branch": branch, **more}}:
@@ -235,7 +264,7 @@ def _repository_row(task: Task) -> Iterator[tuple[str, str]]:
             yield "Repository", f"{url} ({branch}{commit})"
 
 
-def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
+def _progress_rows(task: Task, refused_hosts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
     parts = [pluralize(number, noun) for number, noun in done if number]
@@ -251,7 +280,7 @@ def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
         duration = format_duration(chain["duration_seconds"])
         yield "Chain", f"{pluralize(chain['tasks'], 'task')} · {format_cost(chain['cost_usd'])} · {duration}"
     if refused := progress.get("egress_denied"):
-        yield "Refused", f"{pluralize(refused, 'connection')}: sandbox task logs {task['id']} --stream events"
+        yield "Refused", f"{_refused_text(refused, refused_hosts)}: sandbox task logs {task['id']} --stream events"
     if task["exit_code"] is not None:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:

@@ -345,7 +345,42 @@ def test_refused_model_requests_are_not_counted_as_connections(run_cli, api):
     log = "".join(f"[2026-01-29T10:00:00.000Z] [EVENT] {json.dumps(event)}\n" for event in denied).encode()
     api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, [log], {"content-type": "text/plain"}))
     output = run_cli("task", "status", TASK_ID).stdout.decode()
-    assert f"Refused     1 connection: sandbox task logs {TASK_ID}" in output
+    assert f"Refused     1 connection to a.example:1: sandbox task logs {TASK_ID}" in output
+
+
+def test_status_names_the_refused_hosts(run_cli, api):
+    task = task_status("completed")
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task | {"progress": task["progress"] | {"egress_denied": 9}}))
+    base = {"type": "egress_denied", "task_id": TASK_ID, "seq": 1, "timestamp": "2026-01-29T10:00:00.000Z"}
+    hosts = [*(f"{letter}.example" for letter in "abcdefg"), "g.example", "g.example"]
+    denied = [{**base, "host": host, "port": 443, "reason": "x"} for host in hosts]
+    log = "".join(f"[2026-01-29T10:00:00.000Z] [EVENT] {json.dumps(event)}\n" for event in denied).encode()
+    api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, [log], {"content-type": "text/plain"}))
+    shown = ", ".join(f"{letter}.example:443" for letter in "gabcd")
+    assert (
+        f"Refused     9 connections to {shown}, 2 more: sandbox" in run_cli("task", "status", TASK_ID).stdout.decode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ("Find the\n\nbug \x1b[31m.", r"Find the bug \x1b[31m."),
+        ("word " * 100, "word " * 59 + "word…"),
+        ("Fix bug #42", None),
+    ],
+)
+def test_status_shows_the_beginning_of_a_prompt_that_the_name_does_not_repeat(run_cli, api, prompt, shown):
+    definition = {"repository": {}, "claude": {"prompt": prompt}}
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("completed") | {"definition": definition}))
+    lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
+    assert [line[12:] for line in lines if line.startswith("Prompt")] == ([] if shown is None else [shown])
+
+
+def test_diff_lists_the_changed_files_with_their_lines(run_cli, api):
+    serve_chain(api, CHAIN_PATCH)
+    result = run_cli("task", "diff", TASK_ID, "--chain", "--stat")
+    assert (result.returncode, result.stdout) == (0, b"+2 -1  a\n"), result.stderr
 
 
 @pytest.mark.parametrize("command", [("submit", "MANIFEST", "--follow"), ("status", TASK_ID, "--watch")])
@@ -944,6 +979,25 @@ def test_delete_without_a_terminal_needs_the_yes_option(run_cli, api, options):
     assert (result.returncode, result.stdout) == (2, b"")
     assert b"add --yes" in result.stderr
     assert api.requests_to("DELETE", f"/tasks/{TASK_ID}/data") == []
+
+
+@pytest.mark.parametrize(("answer", "deleted_count"), [("n", 0), ("y", 1)])
+def test_delete_asks_once_for_several_tasks(api, on_terminal, terminal, answer, deleted_count):
+    for task_id in ("first", "last"):
+        api.on(
+            "GET", f"/tasks/{task_id}", json_response(task_status("failed") | {"id": task_id, "name": f"The {task_id}"})
+        )
+        response = {"success": True, "task_id": task_id, "message": "Done."}
+        api.on("DELETE", f"/tasks/{task_id}/data", json_response(response))
+    process = on_terminal("task", "delete", "first", "last")
+    question = terminal.read_until(b"[y/N]: ").decode().replace("\r", "")
+    assert question == "  first (The first)\n  last (The last)\nDelete these 2 tasks and all their data? [y/N]: "
+    terminal.type(f"{answer}\n".encode())
+    text = terminal.read_to_end(process).decode().replace("\r", "")
+    assert "[y/N]" not in text
+    counts = [len(api.requests_to("DELETE", f"/tasks/{task_id}/data")) for task_id in ("first", "last")]
+    assert counts == [deleted_count] * 2
+    assert ("No task was deleted." in text) == (deleted_count == 0)
 
 
 @pytest.mark.parametrize(("command", "resource", "options"), [("delete", "data", ["--yes"]), ("release", "vm", [])])

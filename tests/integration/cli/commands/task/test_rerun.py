@@ -35,6 +35,22 @@ def test_options_change_the_manifest(run_cli, task, api):
     assert sent(api) == {"overrides": ["vm.cpus=16", "metadata.id='it''s-1'"], "prompt": "Use tabs"}
 
 
+def test_prompt_is_an_argument_as_in_other_commands(run_cli, task, api):
+    assert run_cli("task", "rerun", TASK_ID, "Use tabs").returncode == 0
+    assert sent(api) == {"overrides": [], "prompt": "Use tabs"}
+    result = run_cli("task", "rerun", TASK_ID, "Use tabs", "--prompt", "Use spaces")
+    assert (result.returncode, b"not both" in result.stderr) == (2, True)
+    assert len(api.requests_to("POST", RERUN)) == 1
+
+
+def test_error_says_how_to_set_an_entry_of_a_list(run_cli, api):
+    message = "must be a list, not text"
+    details = [{"field": "vm.allowed_hosts", "rule": "type", "message": message, "line": None, "column": None}]
+    api.on("POST", RERUN, error_response(400, "invalid_manifest", "1 error", details))
+    result = run_cli("task", "rerun", TASK_ID, "--set", "vm.allowed_hosts=a.example,b.example")
+    assert f"{message}; set an entry with --set vm.allowed_hosts[0]=VALUE" in result.stderr.decode()
+
+
 def test_prompt_is_read_from_stdin(run_cli, task, api):
     assert run_cli("task", "rerun", TASK_ID, "--prompt", "-", stdin="Größer\n".encode()).returncode == 0
     assert sent(api)["prompt"] == "Größer\n"
