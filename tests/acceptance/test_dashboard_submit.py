@@ -4,6 +4,7 @@ import pytest
 
 from doubles.browser import HEIGHT, accessibility_violations
 from doubles.deployment import Deployment, wait_until
+from doubles.manifests import NAMES_BY_PROMPT
 from doubles.stored_tasks import StoredTasks
 
 QUICK_REFERENCE_AUDIT = """# An audit
@@ -370,6 +371,12 @@ def test_short_name_of_a_repository_becomes_its_url(base_url, browser, typed, ur
     assert f'url: "{url}"' in yaml_of(page)
     field.blur()
     assert field.input_value() == url
+
+
+def test_form_makes_the_same_names_from_prompts_as_the_server(base_url, browser):
+    page = browser.open(f"{base_url}/submit")
+    script = "async (prompts) => prompts.map((await import('/assets/manifest_form.js')).nameOf)"
+    assert page.evaluate(script, list(NAMES_BY_PROMPT)) == list(NAMES_BY_PROMPT.values())
 
 
 def test_empty_form_has_no_error_for_the_name_and_focuses_the_prompt(base_url, browser):

@@ -45,3 +45,17 @@ def manifest(task_id="task-1", *, name="A task", **parts):
         secrets=tuple(Secret(name=name, source="env", key=name) for name in parts.get("manifest_secrets", ())),
         lifecycle=Lifecycle(**parts.get("lifecycle", {})),
     )
+
+
+NAMES_BY_PROMPT = {
+    "Fix the login": "Fix the login",
+    "\n  ## Fix:\tthe\u200b login :\nBe quick.": "Fix: the login",
+    "> * - Fix it": "Fix it",
+    "#\nFix it": "",
+    "word " * 40: "word " * 23 + "word…",
+    "x" * 200: "x" * 119 + "…",
+    "x" * 120: "x" * 120,
+    "y" * 119 + " z": "y" * 119 + "…",
+    " \n": "",
+}
+"""The names that the server and the dashboard's form make from prompts."""

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from doubles.manifests import NAMES_BY_PROMPT
 from sandbox.model.formatting import (
     format_cost,
     format_duration,
@@ -60,17 +61,7 @@ def test_cost_is_formatted_in_dollars(usd: float, formatted: str):
     assert format_cost(usd) == formatted
 
 
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("Fix the login", "Fix the login"),
-        ("\n  ## Fix:\tthe\u200b login :\nBe quick.", "Fix: the login"),
-        ("word " * 40, "word " * 23 + "word…"),
-        ("x" * 200, "x" * 119 + "…"),
-        ("x" * 120, "x" * 120),
-        (" \n", ""),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "name"), NAMES_BY_PROMPT.items())
 def test_name_is_the_first_line_of_the_prompt_cut_at_a_word(prompt: str, name: str):
     assert name_from_prompt(prompt) == name
 
