@@ -683,6 +683,18 @@ def test_incomplete_terminal_line_is_rendered(open_task):
     assert rendered.all_inner_texts() == ["one", "two", "$ ls", "app.py", "$ "]
 
 
+def test_output_of_a_terminal_is_text_without_its_control_sequences(open_task):
+    page, stream = open_task("session#output")
+    screen = "\x1b7\x1b[?1049h\x1b]0;A title\x07\x1b[2J\x1b[H\x1b[1mAgent\x1b[m\x1b[12Gv2\x1b[3;1H> \x1b[2C\x1b[K\x1b"
+    stream.send(
+        output(screen, continued=True), output("[5;1HDone\x1b[32m ✓\x1b[m\x1b]8;;https://a.exam", continued=True)
+    )
+    stream.send(output("ple\x1b\\link\x1b]8;;\x1b\\\r\n\r\n$ ", continued=True))
+    page.get_by_text("$", exact=True).wait_for()
+    assert page.locator(".line-text").all_inner_texts() == ["Agent v2", ">  ", "Done ✓link", "$ "]
+    assert page.get_by_role("button", name="Raw").count() == 0
+
+
 def test_incomplete_line_is_not_joined_with_the_next(open_task):
     page, stream = open_task("chat")
     torn = '{"type": "assistant", "mess'

@@ -1,6 +1,6 @@
 // stdout, stderr and events as lines. Only visible lines have elements, which keeps long output responsive.
 import { LineHeights } from "/assets/line_heights.js";
-import { describe, jsonElement } from "/assets/output_line.js";
+import { describe, jsonElement, TerminalText } from "/assets/output_line.js";
 import { $, clock, h, money, span } from "/assets/page.js";
 import { appendText, withoutColors } from "/assets/untrusted_text.js";
 
@@ -43,6 +43,7 @@ export class Output {
   #rowsElement = this.#space.firstElementChild;
   #find = { text: "", hits: [], at: -1, scanned: 0, timer: 0 };
   #heights = new LineHeights();
+  #terminal = new TerminalText();
   #columns = 100;
   #width = 0;
   #wraps = localStorage.getItem(WRAP_SETTING) !== "off";
@@ -54,6 +55,7 @@ export class Output {
   // isTerminal: the output is not divided into lines, so a partial line at the end is also shown.
   constructor(isTerminal) {
     this.isTerminal = isTerminal;
+    $("output-raw").hidden = isTerminal; // the download has the output as it was written
     this.#box.addEventListener("scroll", () => {
       this.#isFollowing = this.#box.scrollTop + this.#box.clientHeight >= this.#heights.total - LINE_HEIGHT;
       this.#draw();
@@ -108,10 +110,11 @@ export class Output {
   }
 
   #addOutput({ stream, timestamp, data, continued }) {
-    const lines = data.split("\n");
+    const lines = (this.isTerminal ? this.#terminal.read(data) : data).split("\n");
     lines[0] = (this.#partial[stream]?.text ?? "") + lines[0];
     const rest = lines.pop();
-    for (const line of lines) this.#add(stream, timestamp, line);
+    // Programs redraw a terminal with empty rows.
+    for (const line of lines) if (!this.isTerminal || withoutColors(line).trim()) this.#add(stream, timestamp, line);
     this.#partial[stream] = rest ? { stream, at: timestamp, text: rest } : null;
     if (rest && (!continued || rest.length >= LINE_MAX)) this.#breakLine(stream);
     this.#isStale ||= this.isTerminal;
