@@ -230,7 +230,7 @@ class TerminalServer:
         if self._is_closed or self._terminals is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
         if order.is_agent_terminal and self._agent_terminal is None:
-            raise TerminalRefusedError("The task's agent has no terminal, because its headless is true.")
+            raise TerminalRefusedError("The task's agent has no terminal, because headless is true.")
         if len(self._connections) >= TERMINALS_MAX:
             raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
 
