@@ -55,6 +55,16 @@ def test_failure_that_a_setting_would_prevent_links_to_the_settings_field(pages,
     assert ('class="button primary" id="run-again"' in text) == (link is None)
 
 
+@pytest.mark.parametrize(("code", "is_in_menu"), [(FailureCode.TIMEOUT, True), (FailureCode.AGENT_FAILED, False)])
+def test_a_button_for_another_setting_moves_other_actions_into_the_menu(pages, code, is_in_menu):
+    failed = e.AgentExited(1, None, Failure(code, "It failed."))
+    pages.tasks.add("task-001", *TO_RUNNING, failed, e.ArtifactCollected(PATCH), e.TaskFinished())
+    text = pages.get("/tasks/task-001").text
+    for name in ("copy-apply", "run-again"):
+        [at] = [match.start() for match in re.finditer(f'id="{name}"', text)]
+        assert (at > text.index('id="copy-menu"')) == is_in_menu
+
+
 def test_reason_is_on_the_page_if_a_patch_cannot_be_continued(pages):
     add_ended(pages.tasks, "task-001", e.ArtifactCollected(PATCH))
     text = pages.get("/tasks/task-001").text
