@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from doubles.live_server import wait_until
+from doubles.deployment import wait_until
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux")
 
