@@ -10,6 +10,7 @@ import msgspec
 
 from sandbox.agents.claude_code.outcome import ClaudeReady, determine_failure
 from sandbox.agents.claude_code.stream_json import (
+    TEXT_CHARACTERS_MAX,
     ApiRetryEvent,
     ContentBlock,
     InitEvent,
@@ -84,16 +85,17 @@ class _BackgroundCalls:
 
     def handle(self, subtype: str, event: TaskEvent) -> Iterator[tuple[str, bool]]:
         """Yield each call that has ended in the background, and whether it failed."""
+        task_id = _cut_id(event.task_id)
         match subtype:
             case "task_started" if event.tool_use_id:
-                self._add(event.task_id, sanitize(event.tool_use_id), in_background=event.is_backgrounded is True)
-            case "task_updated" if event.task_id in self._calls and event.patch and event.patch.is_backgrounded:
-                self._background_tasks.add(event.task_id)
+                self._add(task_id, sanitize(event.tool_use_id), in_background=event.is_backgrounded is True)
+            case "task_updated" if task_id in self._calls and event.patch and event.patch.is_backgrounded:
+                self._background_tasks.add(task_id)
             case "task_notification":
-                if (tool_use_id := self._remove(event.task_id)) is not None:
+                if (tool_use_id := self._remove(task_id)) is not None:
                     yield tool_use_id, event.status != "completed"
             case "background_tasks_changed":
-                listed = {task.task_id for task in event.tasks}
+                listed = {_cut_id(task.task_id) for task in event.tasks}
                 for task_id in self._background_tasks - listed:
                     if (tool_use_id := self._remove(task_id)) is not None:
                         yield tool_use_id, False
@@ -112,6 +114,11 @@ class _BackgroundCalls:
             return None
         self._background_tasks.remove(task_id)
         return tool_use_id
+
+
+def _cut_id(task_id: str) -> str:
+    """Truncate the id of a task, which the parser keeps in memory: it may be as long as a line."""
+    return task_id[:TEXT_CHARACTERS_MAX]
 
 
 class ClaudeOutputParser:

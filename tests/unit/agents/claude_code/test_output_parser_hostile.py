@@ -1,6 +1,7 @@
 """Hostile output instead of stream-json: the parser continues, and forged output is not treated as success."""
 
 import json
+import tracemalloc
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from sandbox.agents.claude_code.output_parser import (
 )
 from sandbox.agents.claude_code.stream_json import (
     RESULT_BYTES_MAX,
+    TEXT_CHARACTERS_MAX,
     read_blocks,
     read_event,
     read_init,
@@ -293,6 +295,40 @@ def test_tracked_tasks_are_bounded():
     assert newest.in_background
     ends = parser.parse_line(task("background_tasks_changed", tasks=[]))
     assert ends == (ToolFinished(f"t{TASKS_MAX}", "Bash", is_error=False),)
+
+
+def test_memory_for_tracked_tasks_is_bounded():
+    parser = ClaudeOutputParser(SESSION)
+    parser.parse_line(tool_use("t1"))
+    tracemalloc.start()
+    try:
+        for number in range(10):
+            task_id = f"{number} {'😀' * 50_000}"
+            parser.parse_line(task("task_started", task_id=task_id, tool_use_id="t1", is_backgrounded=True))
+            parser.parse_line(task("task_updated", task_id=task_id, patch={"is_backgrounded": True}))
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 1_000_000
+
+
+@pytest.mark.parametrize("length", [1, TEXT_CHARACTERS_MAX, TEXT_CHARACTERS_MAX + 1])
+def test_background_call_with_a_task_id_of_any_length_ends(length):
+    parser = ClaudeOutputParser(SESSION)
+    task_id = "a" * length
+    for number, event in enumerate(
+        (
+            task("task_notification", task_id=task_id, status="completed"),
+            task("background_tasks_changed", tasks=[]),
+        )
+    ):
+        parser.parse_line(tool_use(f"t{number}"))
+        parser.parse_line(task("task_started", task_id=task_id, tool_use_id=f"t{number}"))
+        parser.parse_line(task("task_updated", task_id=task_id, patch={"is_backgrounded": True}))
+        (result,) = parser.parse_line(tool_result(f"t{number}"))
+        assert result.in_background
+        assert not parser.parse_line(task("background_tasks_changed", tasks=[{"task_id": task_id}]))
+        assert parser.parse_line(event) == (ToolFinished(f"t{number}", "Bash", is_error=False),)
 
 
 def test_retry_message_is_bounded_and_printable():
