@@ -209,6 +209,17 @@ async def test_terminal_ends_with_the_command(runtime: Runtime, disk: Path):
         await read_output(terminal)
 
 
+async def test_terminal_that_nobody_reads_does_not_delay_the_exit(runtime: Runtime, disk: Path):
+    script = "until [ -e /tmp/started ]; do sleep 0.1; done; sleep 2; echo done; exit 7"
+    async with ready_sandbox(runtime, disk) as sandbox:
+        output, _ = await sandbox.start(Command(["/bin/bash", "-c", script], ENVIRONMENT, "/workspace"))
+        terminal = await open_shell(sandbox, "/bin/bash", "-c", "touch /tmp/started; yes")
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            assert await output.read() == b"done\n"
+            assert (await sandbox.wait()).code == 7
+        assert "y\ny\n" in await read_output(terminal)
+
+
 async def test_terminal_ends_with_a_killed_sandbox(runtime: Runtime, disk: Path):
     async with sandbox_with_running_command(runtime, disk) as sandbox:
         terminals = [await open_shell(sandbox) for _ in range(3)]

@@ -166,8 +166,11 @@ class GuestAgent:
             self._send(frames.EXIT, number, _encode_exit(code))
 
     def _report_exit_if_done(self) -> None:
-        """Report the command's exit when all other processes inside have ended and all output is queued."""
-        if self._command_code is not None and not self._watched and self._streams.are_closed():
+        """Report the command's exit when all other processes inside have ended and all output is queued.
+
+        The output of a terminal whose client reads nothing is not waited for.
+        """
+        if self._command_code is not None and not self._watched and self._streams.are_complete():
             self._send(frames.EXIT, frames.COMMAND, _encode_exit(self._command_code))
             self._command_code = None
 

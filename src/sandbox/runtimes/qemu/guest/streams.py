@@ -28,9 +28,12 @@ class Streams:
         """Return the stream's descriptor, or None if the stream is closed."""
         return self._descriptors.get(number)
 
-    def are_closed(self) -> bool:
-        """Return whether all streams are closed."""
-        return not self._descriptors
+    def are_complete(self) -> bool:
+        """Return whether all streams are closed, except those of terminals whose output the host does not accept.
+
+        The host does not accept a terminal's output while its client reads nothing, which can last forever.
+        """
+        return all(number >= frames.TERMINALS and number in self._paused for number in self._descriptors)
 
     def pause(self, number: int) -> None:
         """Stop reading the stream."""

@@ -1,0 +1,54 @@
+"""The streams of a guest's commands."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from sandbox.runtimes.qemu.guest import frames
+from sandbox.runtimes.qemu.guest.streams import Streams
+
+SHELL = frames.TERMINALS
+
+
+@pytest.fixture
+def open_streams() -> Iterator[Callable[[int], Streams]]:
+    """Return a function that opens streams with these numbers, with output that nobody has read."""
+    with ExitStack() as inner_ends:
+
+        def open_all(*numbers: int) -> Streams:
+            streams = Streams(lambda kind, number, body: None)
+            for number in numbers:
+                agent_end, inner_end = socket.socketpair()
+                inner_ends.enter_context(inner_end).sendall(b"unread")
+                inner_ends.callback(streams.close, number)
+                streams.add(number, agent_end.detach())
+            return streams
+
+        yield open_all
+
+
+def test_paused_terminal_does_not_delay_the_exit_of_the_command(open_streams):
+    streams = open_streams(frames.OUTPUT, SHELL)
+    streams.pause(SHELL)
+    assert not streams.are_complete()
+    streams.close(frames.OUTPUT)
+    assert streams.are_complete()
+
+
+def test_exit_waits_for_a_terminal_that_the_host_reads(open_streams):
+    streams = open_streams(SHELL, SHELL + 1)
+    streams.pause(SHELL)
+    streams.pause(SHELL + 1)
+    streams.resume(SHELL + 1)
+    assert not streams.are_complete()
+    streams.close(SHELL + 1)
+    assert streams.are_complete()
+
+
+@pytest.mark.parametrize("number", [frames.OUTPUT, frames.ERRORS])
+def test_exit_waits_for_paused_output_of_the_command(open_streams, number):
+    streams = open_streams(number)
+    streams.pause(number)
+    assert not streams.are_complete()
