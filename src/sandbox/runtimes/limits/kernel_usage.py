@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -33,6 +33,13 @@ _MACHINE_LOCKS_MIN = 1024
 _SAMPLE_SIZE_MAX = 4096
 """Maximum number of open files to inspect; a larger set is randomly sampled each time."""
 
+_LISTED_FILES_MAX = 65_536
+"""Maximum size of a descriptor table that is listed. To list a million descriptors takes 2 s of CPU time, and the kernel
+keeps an inode of /proc for each of them.
+"""
+_TRIED_DESCRIPTORS_MAX = 4 * _SAMPLE_SIZE_MAX
+"""Maximum number of random descriptors that are inspected in a larger table, whether they are open or not."""
+
 _LOCK_COUNT_SECONDS = 2.0
 """Maximum CPU time of one count of locks. A count usually takes 0.2 s.
 
@@ -42,6 +49,7 @@ million entries.
 _LOCK_BYTES_MAX = 1 << 20
 """Maximum number of bytes to read about one open file. Its locks come first, and more than FILE_LOCKS_MAX fit."""
 
+_TABLE_SIZE = re.compile(r"^FDSize:\s*(\d+)$", re.MULTILINE)
 _FLAGS = re.compile(r"^flags:\s*(\d+)$", re.MULTILINE)
 _LOCK_KIND = re.compile(r"^lock:\s+\d+: (\w+)", re.MULTILINE)
 _OWN_FILES = (
@@ -118,12 +126,18 @@ def count_directories(process_ids: Collection[int], *, descriptors_per_directory
     """
     tables = {table: count_open_files(table) for pid in process_ids if (table := find_fd_table(pid))}
     table = max(tables, key=lambda one: tables[one], default="")
-    if tables.get(table, 0) <= OPEN_DIRECTORIES_MAX:
+    count = tables.get(table, 0)
+    if count <= OPEN_DIRECTORIES_MAX:
         return FileUsage()
-    files = [f"{table}/{{}}/{name}" for name in list_directory(f"{table}/fd")]
-    sample = random.sample(files, min(len(files), _SAMPLE_SIZE_MAX))
+    if count <= _LISTED_FILES_MAX:
+        descriptors: Sequence[str | int] = list_directory(f"{table}/fd")
+        sample_size = min(len(descriptors), _SAMPLE_SIZE_MAX)
+    else:
+        descriptors = range(descriptor_table_size(table))
+        sample_size = min(len(descriptors), _TRIED_DESCRIPTORS_MAX)
+    sample = [f"{table}/{{}}/{descriptor}" for descriptor in random.sample(descriptors, sample_size)]
     found = sum(is_directory(file) and not is_o_path_descriptor(file) for file in sample)
-    return FileUsage(directories=round(found * len(files) / max(1, len(sample)) / descriptors_per_directory))
+    return FileUsage(directories=round(found * len(descriptors) / max(1, sample_size) / descriptors_per_directory))
 
 
 def has_many_locks() -> bool:
@@ -148,6 +162,14 @@ def count_open_files(table: str) -> int:
     """Return the number of open files; 0 if it is not visible. Before Linux 6.2, the size of the directory is 0."""
     with suppress(OSError):
         return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
+    return 0
+
+
+def descriptor_table_size(table: str) -> int:
+    """Return the number of entries of a descriptor table, including unused ones; 0 if it is gone."""
+    with suppress(OSError):
+        found = _TABLE_SIZE.search(Path(f"{table}/status").read_text())
+        return int(found[1]) if found is not None else 0
     return 0
 
 

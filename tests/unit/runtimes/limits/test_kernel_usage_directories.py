@@ -72,3 +72,28 @@ def test_usage_is_empty_if_there_are_few_files_or_no_processes(start_holder: Hol
     assert kernel_usage.count_directories([], descriptors_per_directory=1) == FileUsage()
     monkeypatch.setattr(kernel_usage, "OPEN_DIRECTORIES_MAX", 1000)
     assert kernel_usage.count_directories([start_holder(0)], descriptors_per_directory=1) == FileUsage()
+
+
+def test_large_table_is_not_listed(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+    """To list a large table takes seconds."""
+    listed: list[str] = []
+    list_directory = kernel_usage.list_directory
+    monkeypatch.setattr(kernel_usage, "list_directory", lambda one: listed.append(one) or list_directory(one))
+    monkeypatch.setattr(kernel_usage, "_LISTED_FILES_MAX", 3 * _OPEN_COUNT)
+    large = start_holder(0, os.O_PATH, os.O_PATH, os.O_PATH)
+    usage = kernel_usage.count_directories([large], descriptors_per_directory=1)
+    assert (usage.directories, listed) == (_OPEN_COUNT, [])
+    kernel_usage.count_directories([start_holder(0, os.O_PATH)], descriptors_per_directory=1)
+    assert len(listed) == 1
+
+
+def test_directories_in_a_large_table_are_estimated(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel_usage, "_LISTED_FILES_MAX", 20)
+    monkeypatch.setattr(kernel_usage, "_TRIED_DESCRIPTORS_MAX", 64)
+    pid = start_holder(0, 0, 0, 0, os.O_PATH, os.O_PATH)
+    estimates = [kernel_usage.count_directories([pid], descriptors_per_directory=2).directories for _ in range(20)]
+    assert 0.7 * 2 * _OPEN_COUNT < sum(estimates) / len(estimates) < 1.3 * 2 * _OPEN_COUNT
+
+
+def test_table_of_an_ended_process_is_empty():
+    assert kernel_usage.descriptor_table_size("/proc/0") == 0
