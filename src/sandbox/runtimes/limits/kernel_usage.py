@@ -34,8 +34,9 @@ _SAMPLE_SIZE_MAX = 4096
 """Maximum number of open files to inspect; a larger set is randomly sampled each time."""
 
 _LISTED_FILES_MAX = 65_536
-"""Maximum size of a descriptor table that is listed. To list a million descriptors takes 2 s of CPU time, and the kernel
-keeps an inode of /proc for each of them.
+"""Maximum size of a descriptor table that is listed.
+
+To list a million descriptors takes 1 to 2 s of CPU time, and the kernel keeps an inode of /proc for each of them.
 """
 _TRIED_DESCRIPTORS_MAX = 4 * _SAMPLE_SIZE_MAX
 """Maximum number of random descriptors that are inspected in a larger table, whether they are open or not."""
