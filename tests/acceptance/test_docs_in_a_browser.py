@@ -176,7 +176,7 @@ def test_site_search_finds_the_page_for_users_first(search, words, best):
 
 
 @pytest.mark.parametrize("words", ["flock", "benchmark"])
-def test_site_search_omits_decisions_the_changelog_and_pages_for_developers(search, words):
+def test_site_search_omits_the_changelog_and_decision_and_developer_pages(search, words):
     pages = {result.partition("#")[0] for result in search(words)}
     assert not [page for page in pages if re.search(r"/adr/|CHANGELOG|benchmarks|chaos|code-tour|recipes", page)]
 

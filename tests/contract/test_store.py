@@ -1,4 +1,4 @@
-"""The contract of the task index, tested with each implementation."""
+"""The contract of the task index, tested against each implementation."""
 
 import random
 import threading

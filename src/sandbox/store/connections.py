@@ -152,7 +152,7 @@ def _translate_errors(path: Path) -> Iterator[None]:
         # An error that the module itself detects has no SQLite code.
         if getattr(error, "sqlite_errorname", "").startswith("SQLITE_CORRUPT"):
             raise IndexDamagedError(error) from error
-        advice = "its disk is full, so free space and try again" if is_disk_full(error, path) else "try again"
+        advice = "its disk is full, so free up some space and try again" if is_disk_full(error, path) else "try again"
         raise StoreError(f"The index of tasks is unavailable ({error}); {advice}.") from error
 
 

@@ -663,7 +663,7 @@ async def test_cancel_on_a_full_disk_is_rejected_and_can_be_repeated(components,
 
 
 @pytest.mark.parametrize("name", ["a" * 255, "a" * 256, "é" * 200])
-async def test_artifact_with_an_impossible_file_name_is_missing(components, name):
+async def test_artifact_with_an_invalid_file_name_is_missing(components, name):
     """A damaged or hostile backup may contain the record of such an artifact."""
     artifact = Artifact(name, f".sandbox/{name}", 1, "text/plain", "sha256:0")
     async with components.server() as service:
