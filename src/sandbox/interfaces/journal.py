@@ -1,6 +1,6 @@
 """The journal of a task: append-only, one writer at a time."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from enum import Enum, auto
@@ -196,6 +196,26 @@ class Journals(Protocol):
         ...
 
 
+class ArtifactCopy(Protocol):
+    """An artifact that is being stored. Only `publish` does not block."""
+
+    def write(self, data: bytes) -> None:
+        """Append content. Raises OSError, also after `close`."""
+        ...
+
+    def flush(self) -> None:
+        """Check the size and the checksum, and flush the content to disk. Raises OSError."""
+        ...
+
+    def publish(self) -> None:
+        """Give the flushed file its name, replacing an existing artifact. Returns at once. Raises OSError."""
+        ...
+
+    def close(self) -> None:
+        """Flush the name of a published artifact, or remove what was written. Idempotent. Raises OSError."""
+        ...
+
+
 class TaskReplicas(Protocol):
     """Copies of journals and artifacts that are written in other data directories.
 
@@ -232,10 +252,14 @@ class TaskReplicas(Protocol):
         """
         ...
 
-    def receive_artifact(self, task_id: str, artifact: Artifact, content: Iterable[bytes]) -> None:
-        """Store an artifact of a task that has a copy. Call it before `receive` of the record that names the artifact.
+    def create_artifact(self, task_id: str, artifact: Artifact) -> ArtifactCopy:
+        """Begin to store an artifact of a task that has a copy. Raises OSError.
 
-        Store only one artifact of a task at a time. Raises OSError, also if the content does not match the size and
-        checksum.
+        Publish the artifact before `receive` of the record that names it. Removes what earlier processes left behind of
+        incomplete artifacts.
         """
+        ...
+
+    def artifact_sizes(self, task_id: str) -> Mapping[str, int]:
+        """Return the size of each artifact that is stored, by its name. Raises OSError."""
         ...

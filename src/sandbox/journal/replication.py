@@ -1,9 +1,12 @@
 """Replicates journals and artifacts, byte for byte, between the data directories of hosts."""
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, advance, replay
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.primitives.files import create_private_file, fsync_path, remove_on_failure, replace_durably
+from sandbox.primitives.files import create_private_file, fsync_path
 
 _AFTER_LAST_SEQ = 10**18
 _READ_BYTES = 2**20
@@ -33,6 +36,9 @@ class FileTaskReplicas:
         self._data_dir = data_dir
         self._verified: dict[str, _Verified] = {}
         """The unfinished tasks of untrusted hosts, by id."""
+        self._parts: set[Path] = set()
+        """The incomplete artifacts that this process is writing."""
+        self._part_numbers = itertools.count(1)
 
     def end_offset(self, task_id: str) -> int:
         """Return the offset after the last record; see `TaskReplicas.end_offset`."""
@@ -99,23 +105,30 @@ class FileTaskReplicas:
             return _Verified(None, 0, 0)
         return verified
 
-    def receive_artifact(self, task_id: str, artifact: Artifact, content: Iterable[bytes]) -> None:
-        """Store an artifact under its name; see `TaskReplicas.receive_artifact`."""
+    def create_artifact(self, task_id: str, artifact: Artifact) -> "FileArtifactCopy":
+        """Begin to store an artifact under its name; see `TaskReplicas.create_artifact`."""
         directory = TaskLayout(self._data_dir, _check_id(task_id)).artifacts
         if artifact.name in {"", ".", ".."} or "/" in artifact.name:
             raise OSError(errno.EINVAL, "An artifact's name is not a file name", artifact.name)
         directory.mkdir(mode=0o700, exist_ok=True)
-        part = directory.parent / "artifact.part"
-        digest, size_bytes = hashlib.sha256(), 0
-        with remove_on_failure(part):
-            with create_private_file(part) as file:
-                for chunk in content:
-                    digest.update(chunk)
-                    size_bytes += len(chunk)
-                    file.write(chunk)
-            if (size_bytes, f"sha256:{digest.hexdigest()}") != (artifact.size_bytes, artifact.checksum):
-                raise OSError(errno.EIO, "An artifact differs from its record", artifact.name)
-            replace_durably(part, directory / artifact.name)
+        for leftover in directory.parent.glob(_part_name("*")):
+            if leftover not in self._parts:
+                leftover.unlink(missing_ok=True)
+        part = directory.parent / _part_name(str(next(self._part_numbers)))
+        self._parts.add(part)
+        try:
+            return FileArtifactCopy(artifact, part, directory / artifact.name, lambda: self._parts.discard(part))
+        except BaseException:
+            self._parts.discard(part)
+            raise
+
+    def artifact_sizes(self, task_id: str) -> Mapping[str, int]:
+        """Return the sizes of the stored artifacts; see `TaskReplicas.artifact_sizes`."""
+        try:
+            with os.scandir(TaskLayout(self._data_dir, _check_id(task_id)).artifacts) as entries:
+                return {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
+        except FileNotFoundError:
+            return {}
 
     def _lock(self, records: Path) -> int:
         """Acquire the lock of the copy, after creating the copy if it is missing. Raises JournalBusyError, OSError."""
@@ -133,6 +146,66 @@ class FileTaskReplicas:
 
     def _records(self, task_id: str) -> Path:
         return TaskLayout(self._data_dir, _check_id(task_id)).root / "journal" / "records"
+
+
+class FileArtifactCopy:
+    """Implements `interfaces.journal.ArtifactCopy`. A `close` in another thread waits for the call that is running."""
+
+    def __init__(self, artifact: Artifact, part: Path, target: Path, on_close: Callable[[], None]) -> None:
+        self._artifact = artifact
+        self._part = part
+        self._target = target
+        self._on_close = on_close
+        self._lock = threading.Lock()
+        self._digest, self._size_bytes = hashlib.sha256(), 0
+        self._is_published = False
+        self._file = create_private_file(part)
+
+    def write(self, data: bytes) -> None:
+        """Implements `ArtifactCopy.write`."""
+        with self._lock:
+            self._check_open()
+            self._digest.update(data)
+            self._size_bytes += len(data)
+            self._file.write(data)
+
+    def flush(self) -> None:
+        """Implements `ArtifactCopy.flush`."""
+        with self._lock:
+            self._check_open()
+            content = self._size_bytes, f"sha256:{self._digest.hexdigest()}"
+            if content != (self._artifact.size_bytes, self._artifact.checksum):
+                raise OSError(errno.EIO, "An artifact differs from its record", self._artifact.name)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def publish(self) -> None:
+        """Implements `ArtifactCopy.publish`."""
+        self._part.rename(self._target)
+        self._is_published = True
+
+    def close(self) -> None:
+        """Implements `ArtifactCopy.close`."""
+        with self._lock:
+            if self._file.closed:
+                return
+            try:
+                with contextlib.suppress(OSError):  # what was not flushed is removed
+                    self._file.close()
+                if self._is_published:
+                    fsync_path(self._target.parent)
+                else:
+                    self._part.unlink(missing_ok=True)
+            finally:
+                self._on_close()
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise OSError(errno.EBADF, "The artifact is closed", self._artifact.name)
+
+
+def _part_name(number: str) -> str:
+    return f"artifact-{number}.part"
 
 
 class _Verified(NamedTuple):

@@ -137,6 +137,18 @@ class WorkerFiles:
         await asyncio.to_thread(self._worker.call, "clean_up_unowned", kind, attempt_id, timeout=30)
 
 
+def copy_artifact(replicas, task_id, artifact, content):
+    """Store an artifact in the server's data directory."""
+    copy = replicas.create_artifact(task_id, artifact)
+    try:
+        for data in content:
+            copy.write(data)
+        copy.flush()
+        copy.publish()
+    finally:
+        copy.close()
+
+
 class WorkerPlacement:
     """Implements `Placement`."""
 
@@ -173,7 +185,7 @@ class WorkerPlacement:
         while (offset := self._replicas.end_offset(task_id)) < task.end_offset:
             data, artifacts = self._worker.call("read", task_id, offset, result=tuple[bytes, list[Artifact]])
             for artifact in artifacts:
-                self._replicas.receive_artifact(task_id, artifact, self._fetch(task_id, artifact))
+                copy_artifact(self._replicas, task_id, artifact, self._fetch(task_id, artifact))
             self._replicas.receive(task_id, offset, data)
 
     def _fetch(self, task_id, artifact):

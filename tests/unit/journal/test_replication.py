@@ -127,25 +127,74 @@ def artifact_files(data_dir):
     return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and "journal" not in path.parts}
 
 
+def store(replicas, artifact, content):
+    copy = replicas.create_artifact("task-1", artifact)
+    try:
+        for data in content:
+            copy.write(data)
+        copy.flush()
+        copy.publish()
+    finally:
+        copy.close()
+
+
 def test_artifact_is_stored_completely_or_not_at_all(tmp_path, original, replicas):
     replicas.receive("task-1", 0, original)
     artifact = artifact_of(b"a report")
+    assert replicas.artifact_sizes("task-1") == {}
     for content in ([b"a rep"], [b"a rep", b"Ort"], [b"a report", b"!"]):
         with pytest.raises(OSError, match="differs from its record"):
-            replicas.receive_artifact("task-1", artifact, content)
+            store(replicas, artifact, content)
     assert artifact_files(tmp_path / "copy") == set()
     for _ in range(2):
-        replicas.receive_artifact("task-1", artifact, [b"a ", b"report"])
+        store(replicas, artifact, [b"a ", b"report"])
     stored = TaskLayout(tmp_path / "copy", "task-1").artifacts / "report.txt"
     assert (stored.read_bytes(), stored.stat().st_mode & 0o777) == (b"a report", 0o600)
     assert artifact_files(tmp_path / "copy") == {"artifacts/report.txt"}
+    assert replicas.artifact_sizes("task-1") == {"report.txt": 8}
+
+
+def test_artifacts_that_are_stored_at_the_same_time_do_not_mix(tmp_path, original, replicas):
+    replicas.receive("task-1", 0, original)
+    copies = [replicas.create_artifact("task-1", artifact_of(content, "a.txt")) for content in (b"first", b"second")]
+    for copy, content in zip(copies, (b"first", b"second"), strict=True):
+        copy.write(content)
+        copy.flush()
+    copies[1].publish()
+    for copy in copies:
+        copy.close()
+    assert (TaskLayout(tmp_path / "copy", "task-1").artifacts / "a.txt").read_bytes() == b"second"
+    assert artifact_files(tmp_path / "copy") == {"artifacts/a.txt"}
+
+
+def test_closed_artifact_accepts_nothing(tmp_path, original, replicas):
+    replicas.receive("task-1", 0, original)
+    copy = replicas.create_artifact("task-1", artifact_of(b""))
+    copy.close()
+    copy.close()
+    with pytest.raises(OSError, match="is closed"):
+        copy.write(b"x")
+    with pytest.raises(OSError, match="is closed"):
+        copy.flush()
+    with pytest.raises(FileNotFoundError):
+        copy.publish()
+    assert artifact_files(tmp_path / "copy") == set()
+
+
+def test_incomplete_artifact_of_a_killed_process_is_removed(tmp_path, original, replicas):
+    replicas.receive("task-1", 0, original)
+    killed, running = replicas.create_artifact("task-1", artifact_of(b"")), FileTaskReplicas(tmp_path / "copy")
+    assert artifact_files(tmp_path / "copy") == {"artifact-1.part"}
+    store(running, artifact_of(b"a report"), [b"a report"])
+    assert artifact_files(tmp_path / "copy") == {"artifacts/report.txt"}
+    killed.close()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/etc/passwd"])
 def test_artifact_outside_the_directory_is_rejected(tmp_path, original, replicas, name):
     replicas.receive("task-1", 0, original)
     with pytest.raises(OSError, match="not a file name"):
-        replicas.receive_artifact("task-1", artifact_of(b"a report", name), [b"a report"])
+        replicas.create_artifact("task-1", artifact_of(b"a report", name))
     assert artifact_files(tmp_path / "copy") == set()
 
 

@@ -9,13 +9,11 @@ import errno
 import itertools
 import logging
 import os
-import queue
-import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from hmac import compare_digest
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -31,7 +29,6 @@ from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
     REPORT_SECONDS_MAX,
     WORKER_MESSAGE_BYTES_MAX,
-    ArtifactPart,
     CallResult,
     Claim,
     Claimed,
@@ -57,33 +54,30 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_SECONDS
 from sandbox.placements.cluster.jobs import Job, Jobs
+from sandbox.placements.cluster.uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
 
-T = TypeVar("T")
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 StoreLog = Callable[[str, str, bytes], None]
 """Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
 _log = logging.getLogger(__name__)
 
-UNKNOWN_CONNECTIONS_MAX = 128
-"""Maximum number of connections that have not been authenticated yet; another connection closes the oldest."""
+UNKNOWN_CONNECTIONS_MAX = 256
+"""Maximum number of connections that have not sent their first message yet; more are closed."""
 
 JOURNAL_BYTES_MAX = 4 * 1024**3
 """Maximum size of a journal that a worker may write, more than the limits of a task allow."""
 
-ARTIFACTS_BYTES_MAX = 8 * 1024**3
-"""Maximum total size of the artifacts that one session may send."""
-
 _FIRST_MESSAGE_SECONDS = 10.0
+"""How long the TLS handshake may take, and the first message after it."""
+
 _SILENCE_SECONDS = 3 * REPORT_SECONDS_MAX
-_UPLOAD_PART_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 _ACCEPT_PAUSE_SECONDS = 0.1
 _BACKLOG = 512
 _READ_AHEAD_BYTES = 2**17
 _first_decoder: "msgspec.msgpack.Decoder[FirstMessage]" = msgspec.msgpack.Decoder(FirstMessage)
 _decoder: "msgspec.msgpack.Decoder[WorkerMessage]" = msgspec.msgpack.Decoder(WorkerMessage)
-_part_decoder = msgspec.msgpack.Decoder(ArtifactPart)
 _ERRORS: dict[str, Callable[[str], Exception]] = {
     error.__name__: error for error in (ImageUnusableError, JournalBusyError, RunnerNotStartedError)
 }
@@ -107,8 +101,7 @@ class WorkerSession:
         self._is_launching = False
         self._launches = 0
         self.copied_end = copied_end
-        self._artifact_bytes = 0
-        self.upload_lock = asyncio.Lock()
+        self._uploads: set[asyncio.Task[Any]] = set()
 
     @property
     def liveness(self) -> Liveness:
@@ -140,8 +133,10 @@ class WorkerSession:
         self.send(ReleaseTask())
 
     def close(self) -> None:
-        """Close the connection, and fail everything that waits for it."""
+        """Close the connection, end its uploads, and fail everything that waits for it."""
         self._writer.close()
+        for upload in self._uploads:
+            upload.cancel()
         waiters: list[asyncio.Future[Any]] = [*self._results.values(), *self._streams.values()]
         for waiting in waiters:
             if not waiting.done():
@@ -166,10 +161,17 @@ class WorkerSession:
         """Set the size of the server's copy of the journal."""
         self.copied_end = end_offset
 
-    def add_artifact(self, size_bytes: int) -> bool:
-        """Return whether the worker may send another artifact of this size."""
-        self._artifact_bytes += max(size_bytes, 0)
-        return size_bytes >= 0 and self._artifact_bytes <= ARTIFACTS_BYTES_MAX
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[None]:
+        """Cancel the current task if the session ends within the context. Raises HostUnreachableError."""
+        self._check_open()
+        task = asyncio.current_task()
+        assert task is not None
+        self._uploads.add(task)
+        try:
+            yield
+        finally:
+            self._uploads.discard(task)
 
     def receive_stream(self, message: JoinStream, streams: Streams) -> bool:
         """Pass a connection on. Return False if nobody waits for it."""
@@ -247,6 +249,18 @@ class WorkerSession:
             raise HostUnreachableError(self._host)
 
 
+class _NewConnection(asyncio.Protocol):
+    """Passes a connection on before anything is read from it."""
+
+    def __init__(self, accept: Callable[[asyncio.Transport], None]) -> None:
+        self._accept = accept
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        self._accept(transport)
+
+
 class WorkerServer:
     """Listens for workers.
 
@@ -272,8 +286,8 @@ class WorkerServer:
         """The tasks that serve connections without authentication, oldest first."""
         self._serving: set[asyncio.Task[None]] = set()
         self._sessions: dict[WorkerSession, Job] = {}
-        self._writers: set[asyncio.StreamWriter] = set()
-        """The connections that are served."""
+        self._uploads = ArtifactUploads(replicas)
+        self._serving: set[asyncio.Task[None]] = set()
         self._streams: set[asyncio.StreamWriter] = set()
         """The connections that were passed on."""
         self._closing: asyncio.Task[None] | None = None
@@ -281,89 +295,77 @@ class WorkerServer:
     async def listen(self, host: str, port: int) -> None:
         """Listen until the tasks of the event loop are cancelled. Raises OSError."""
         loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        with contextlib.ExitStack() as listening:
-            listeners = [
-                listening.enter_context(socket.create_server(address, family=family, backlog=_BACKLOG))
-                for family, _, _, _, address in infos
-            ]
-            for listener in listeners:
-                listener.setblocking(False)
-            listening.pop_all()
-        self._closing = asyncio.create_task(self._accept_until_cancelled(listeners))
+        server = await loop.create_server(lambda: _NewConnection(self._accept), host, port)
+        self._closing = asyncio.create_task(self._close_at_end(server))
 
     async def _accept_until_cancelled(self, listeners: Sequence[socket.socket]) -> None:
         try:
             await asyncio.gather(*map(self._accept, listeners))
         finally:
-            for listener in listeners:
-                listener.close()
-            for serving in self._unknown:
-                serving.cancel()
-            for writer in self._writers | self._streams:
+            server.close()
+            for task in self._serving:
+                task.cancel()
+            for writer in self._streams:
                 writer.transport.abort()
 
-    async def _accept(self, listener: socket.socket) -> None:
-        """Accept connections. An asyncio server would not count connections during the TLS handshake."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except OSError as error:
-                _log.warning("A connection of a worker was not accepted: %s", error_reason(error))
-                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
-                continue
-            serving = loop.create_task(self._serve_socket(connection))
-            self._serving.add(serving)
-            self._unknown[serving] = None
-            serving.add_done_callback(self._serving_ended)
-            if len(self._unknown) > UNKNOWN_CONNECTIONS_MAX:
-                oldest = next(iter(self._unknown))
-                del self._unknown[oldest]
-                oldest.cancel()
-            # sock_accept does not yield to the event loop if a connection is waiting.
-            await asyncio.sleep(0)
-
-    def _serving_ended(self, serving: "asyncio.Task[None]") -> None:
-        self._serving.discard(serving)
-        self._unknown.pop(serving, None)
-        if not serving.cancelled() and (error := serving.exception()) is not None:
-            _log.error("A connection of a worker was not served", exc_info=error)
-
-    def _mark_authenticated(self) -> None:
-        serving = asyncio.current_task()
-        assert serving is not None
-        self._unknown.pop(serving, None)
-
-    async def _serve_socket(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(_READ_AHEAD_BYTES)
-        protocol = asyncio.StreamReaderProtocol(reader)
-        try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, connection, ssl=self._tls, ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS
-            )
-        except BaseException as error:
-            connection.close()
-            if not isinstance(error, OSError):
-                raise
+    def _accept(self, transport: asyncio.Transport) -> None:
+        """Serve a new connection, unless too many have not sent their first message yet."""
+        if self._unknown_count >= UNKNOWN_CONNECTIONS_MAX:
+            transport.abort()
             return
-        await self._serve(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        self._unknown_count += 1
+        task = asyncio.create_task(self._secure(transport))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _secure(self, transport: asyncio.Transport) -> None:
+        """Serve a connection after the TLS handshake."""
+        first: FirstMessage | None = None
+        try:
+            try:
+                reader, writer = await self._shake_hands(transport)
+                async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
+                    first = await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
+            finally:
+                self._unknown_count -= 1
+        except (OSError, InvalidMessageError) as error:
+            _log.debug("A connection to the port for workers was closed: %s", error_reason(error))
+        finally:
+            if first is None:
+                transport.abort()
+        if first is not None:
+            await self._serve(first, reader, writer)
+
+    async def _shake_hands(self, transport: asyncio.Transport) -> Streams:
+        """Return the encrypted streams of a connection. Raises OSError."""
+        reader = asyncio.StreamReader(limit=_READ_AHEAD_BYTES)
+        protocol, loop = asyncio.StreamReaderProtocol(reader), asyncio.get_running_loop()
+        encrypted = await loop.start_tls(
+            transport,
+            protocol,
+            self._tls,
+            server_side=True,
+            ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS,
+            ssl_shutdown_timeout=_CLOSE_SECONDS,
+        )
+        if encrypted is None:
+            raise ConnectionError("the connection was closed during the TLS handshake")
+        protocol.connection_made(encrypted)
+        return reader, asyncio.StreamWriter(encrypted, protocol, reader, loop)
+
+    async def _serve(self, first: FirstMessage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         keeps_open = False
         self._streams -= {each for each in self._streams if each.is_closing()}
-        self._writers.add(writer)
         try:
-            match await self._read_first(reader):
-                case Claim() as claim:
-                    await self._serve_claim(claim, reader, writer)
-                case JoinStream() as message:
-                    session = self._find_session(message.session_key)
-                    keeps_open = session is not None and session.receive_stream(message, (reader, writer))
+            match first:
+                case Claim():
+                    await self._serve_claim(first, reader, writer)
+                case JoinStream():
+                    session = self._find_session(first.session_key)
+                    keeps_open = session is not None and session.receive_stream(first, (reader, writer))
                     self._streams |= {writer} if keeps_open else set()
-                case Upload() as upload:
-                    await self._serve_upload(upload, reader, writer)
+                case Upload():
+                    await self._serve_upload(first, reader, writer)
         except (OSError, InvalidMessageError, SandboxError) as error:
             _log.debug("A connection of a worker was closed: %s", error_reason(error))
         except asyncio.CancelledError:
@@ -372,11 +374,6 @@ class WorkerServer:
         finally:
             if not keeps_open:
                 await _close(writer)
-            self._writers.discard(writer)
-
-    async def _read_first(self, reader: asyncio.StreamReader) -> FirstMessage | None:
-        async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
-            return await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
 
     def _find_session(self, key: bytes) -> WorkerSession | None:
         """Return the session with this key. Then the current connection is authenticated."""
@@ -475,33 +472,22 @@ class WorkerServer:
         return RecordsReceived(end)
 
     async def _serve_upload(self, upload: Upload, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Store an artifact, unless the session ends before. Raises OSError, InvalidMessageError."""
         session = self._find_session(upload.session_key)
-        if session is None or session.upload_lock.locked():  # a worker sends one artifact at a time
+        if session is None:
             return
         job = self._sessions[session]
-        if not session.add_artifact(upload.artifact.size_bytes):
-            self._jobs.fence(job, "The artifacts are too large.")
+
+        def is_current() -> bool:
+            return job.session is session and job.is_accepted
+
+        try:
+            with session.upload():
+                is_accepted = await self._uploads.receive(job, upload.artifact, reader, is_current)
+        except ArtifactsTooLargeError as error:
+            self._jobs.fence(job, error_reason(error))
             session.close()
             return
-        parts: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
-        async with session.upload_lock:
-            storing = asyncio.create_task(
-                asyncio.to_thread(self._replicas.receive_artifact, job.stored.task_id, upload.artifact, _iterate(parts))
-            )
-            try:
-                await _read_parts(reader, upload.artifact.size_bytes, parts, storing)
-            finally:
-                while not storing.done():
-                    with contextlib.suppress(queue.Full):
-                        parts.put_nowait(None)
-                    await asyncio.wait({storing}, timeout=0.05)
-                storing.exception()  # retrieved, in case the upload ended early
-        try:
-            storing.result()
-            is_accepted = True
-        except (OSError, SandboxError) as error:
-            _log.warning("An artifact of task %s was not stored: %s", job.stored.task_id, error_reason(error))
-            is_accepted = False
         writer.write(encode_message(UploadReceived(is_accepted)))
         await writer.drain()
 
@@ -514,30 +500,3 @@ async def _close(writer: asyncio.StreamWriter) -> None:
             await writer.wait_closed()
     except (OSError, TimeoutError):
         writer.transport.abort()
-
-
-def _iterate(parts: "queue.Queue[bytes | None]") -> Iterator[bytes]:
-    while (part := parts.get()) is not None:
-        yield part
-
-
-async def _read_parts(
-    reader: asyncio.StreamReader, size: int, parts: "queue.Queue[bytes | None]", storing: "asyncio.Task[None]"
-) -> None:
-    """Read an artifact until its end, or until it cannot be stored. Raises OSError, InvalidMessageError."""
-    while not storing.done():
-        async with asyncio.timeout(_UPLOAD_PART_SECONDS):
-            part = await read_message(reader, _part_decoder, WORKER_MESSAGE_BYTES_MAX)
-        if part is None:
-            raise ConnectionError("the upload ended early")
-        if not part.data:
-            return
-        size -= len(part.data)
-        if size < 0:
-            raise InvalidMessageError("an artifact is larger than its record")
-        while not storing.done():
-            try:
-                parts.put_nowait(part.data)
-                break
-            except queue.Full:
-                await asyncio.sleep(0.005)

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
+import subprocess
+import sys
 
 import msgspec
 import pytest
@@ -37,7 +40,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import advance
-from sandbox.placements.cluster import worker_server
+from sandbox.placements.cluster import uploads, worker_server
 from sandbox.primitives.message_stream import encode_message
 
 FREE, HELD = (Heartbeat(1, liveness, 0, 0, is_launching=False) for liveness in ("free", "held"))
@@ -174,20 +177,55 @@ async def test_strangers_get_no_answer(server, job, data):
         assert isinstance(await client.read(), Claimed)
 
 
-@pytest.mark.parametrize("uses_tls", [False, True])
-async def test_idle_connections_do_not_keep_workers_away(server, job, monkeypatch, uses_tls):
-    monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 8)
-    async with contextlib.AsyncExitStack() as idle:
-        claimed = await idle.enter_async_context(server.connect(server.claim(job)))
-        assert isinstance(await claimed.read(), Claimed)
-        clients = [await idle.enter_async_context(server.connect(uses_tls=uses_tls)) for _ in range(20)]
+@contextlib.asynccontextmanager
+async def silent_connections(server, count):
+    """Connections that do not even begin the TLS handshake."""
+    async with contextlib.AsyncExitStack() as stack:
+        streams = []
+        for _ in range(count):
+            streams.append(await asyncio.open_connection("127.0.0.1", server.port))
+            stack.callback(streams[-1][1].transport.abort)
+        yield [reader for reader, _ in streams]
+
+
+async def is_closed(reader):
+    try:
         async with asyncio.timeout(5):
-            for client in clients[:12]:
-                assert await client.read() is None
-        async with server.connect(server.claim(await server.submit("task-2"))) as other:
-            assert isinstance(await other.read(), Claimed)
-        await claimed.send(FREE)
-        assert await claimed.read() == HeartbeatAnswer(1)
+            return await reader.read(1) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+async def test_connections_without_a_handshake_are_limited(server, job, monkeypatch):
+    monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 3)
+    async with silent_connections(server, 3), silent_connections(server, 1) as [refused]:
+        assert await is_closed(refused)
+    claim = server.claim(job)
+    async with await connect_again(server, claim), silent_connections(server, 2):
+        # The authenticated connection does not count.
+        await check_rejected(server, server.claim(job))
+
+
+async def connect_again(server, claim):
+    """Connect and claim the job as soon as the server accepts connections; return the connection."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(ConnectionError):
+                async with contextlib.AsyncExitStack() as stack:
+                    client = await stack.enter_async_context(server.connect(claim))
+                    assert isinstance(await client.read(), Claimed)
+                    return stack.pop_all()
+            await asyncio.sleep(0.02)
+
+
+async def test_connections_without_a_handshake_are_closed(server, job, monkeypatch):
+    monkeypatch.setattr(worker_server, "_FIRST_MESSAGE_SECONDS", 0.3)
+    async with silent_connections(server, 2) as readers:
+        assert [await is_closed(reader) for reader in readers] == [True, True]
+        async with server.connect(b"") as stranger:
+            assert await stranger.read() is None
 
 
 # Messages after the claim.
@@ -361,12 +399,197 @@ async def test_second_upload_at_the_same_time_is_rejected(server, job):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as first:
-            await until(job.session.upload_lock.locked)
+            await until(lambda: incomplete(server))
             assert await upload(server, key, ARTIFACT, b"x") is None
-            for at in range(2**18, len(CONTENT), 2**18):
-                await first.send(ArtifactPart(CONTENT[at : at + 2**18]))
-            await first.send(ArtifactPart(b""))
+            await finish_upload(first)
             assert await first.read() == UploadReceived(is_accepted=True)
+
+
+def incomplete(server, task_id="task-1"):
+    """Return the files of artifacts that are being stored."""
+    return list((server.data_dir / "tasks" / task_id).glob("*.part"))
+
+
+def stored(server, task_id="task-1"):
+    """Return the names of the stored artifacts."""
+    return {path.name for path in (server.data_dir / "tasks" / task_id).glob("artifacts/*")}
+
+
+async def finish_upload(client):
+    """Send everything after the first part of the artifact."""
+    for at in range(2**18, len(CONTENT), 2**18):
+        await client.send(ArtifactPart(CONTENT[at : at + 2**18]))
+    await client.send(ArtifactPart(b""))
+
+
+@contextlib.asynccontextmanager
+async def open_upload(server, job):
+    """A session, and an upload that has not ended. Yields both connections."""
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
+            await until(lambda: incomplete(server, job.stored.task_id))
+            yield client, uploading
+
+
+async def test_slow_uploads_do_not_delay_other_workers(server):
+    """More uploads are open than the server has threads for blocking work."""
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(min(32, (os.process_cpu_count() or 1) + 4) + 1):
+            await stack.enter_async_context(open_upload(server, await server.submit(f"slow-{number}")))
+        job = await server.submit()
+        async with open_upload(server, job) as (_, uploading):
+            await finish_upload(uploading)
+            assert await uploading.read() == UploadReceived(is_accepted=True)
+
+
+async def test_upload_ends_with_its_session(server, job):
+    async with open_upload(server, job) as (client, uploading):
+        client.writer.transport.abort()
+        assert await uploading.read() is None
+    await until(lambda: not incomplete(server))
+    assert stored(server) == set()
+
+
+async def test_upload_ends_when_the_worker_connects_again(server, job):
+    claim = server.claim(job)
+    async with server.connect(claim) as first:
+        key = (await first.read()).session_key
+        async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
+            await until(lambda: incomplete(server))
+            async with server.connect(claim) as second:
+                key = (await second.read()).session_key
+                assert await uploading.read() is None
+                parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+                assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(is_accepted=True)
+
+
+async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, monkeypatch):
+    """The worker is given up after the content is complete, and before the artifact gets its name."""
+    created = server.replicas.create_artifact
+    loop = asyncio.get_running_loop()
+
+    def create_artifact(task_id, artifact):
+        copy = created(task_id, artifact)
+        flush = copy.flush
+
+        async def give_up():
+            server.jobs._give_up(job)
+
+        def flush_and_lose_the_worker():
+            flush()
+            asyncio.run_coroutine_threadsafe(give_up(), loop).result()
+
+        monkeypatch.setattr(copy, "flush", flush_and_lose_the_worker)
+        return copy
+
+    monkeypatch.setattr(server.replicas, "create_artifact", create_artifact)
+    async with open_upload(server, job) as (_, uploading):
+        await finish_upload(uploading)
+        assert await uploading.read() is None
+    assert job.stored.is_given_up
+    await until(lambda: not incomplete(server))
+    assert stored(server) == set()
+
+
+async def test_upload_that_stops_is_closed(server, job, monkeypatch):
+    monkeypatch.setattr(uploads, "_PART_SECONDS", 0.2)
+    async with open_upload(server, job) as (client, uploading):
+        assert await uploading.read() is None
+        await client.send(FREE)
+        assert await client.read() == HeartbeatAnswer(1)
+    await until(lambda: not incomplete(server))
+
+
+async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
+    """Each part arrives in time, but not all of them."""
+    monkeypatch.setattr(uploads, "_UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(uploads, "_BYTES_PER_SECOND", 2**40)
+    async with open_upload(server, job) as (_, uploading):
+
+        async def send():
+            while True:
+                await uploading.send(ArtifactPart(b"x"))
+                await asyncio.sleep(0.05)
+
+        sending = asyncio.create_task(send())
+        assert await uploading.read() is None
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    await until(lambda: not incomplete(server))
+
+
+async def test_artifact_that_cannot_be_stored_is_requested_again(server, job, monkeypatch):
+    monkeypatch.setattr(server.replicas, "create_artifact", raise_disk_full)
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+        for accepted in (False, False, True):
+            if accepted:
+                monkeypatch.undo()
+            assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(accepted)
+        await client.send(FREE)
+        assert await client.read() == HeartbeatAnswer(1)
+
+
+def raise_disk_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def upload_text(server, claim, name):
+    """Upload a file in a session of its own. Returns the answer."""
+    async with server.connect(claim) as client:
+        key = (await client.read()).session_key
+        artifact = msgspec.structs.replace(ARTIFACT, name=name)
+        parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+        return await upload(server, key, artifact, *parts, b"")
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_limit_on_artifacts_applies_to_all_sessions(server, job, monkeypatch, restarts):
+    """An artifact that is sent again counts once."""
+    monkeypatch.setattr(uploads, "ARTIFACTS_BYTES_MAX", 2_000_000)
+    claim = server.claim(job)
+    for name in ("a.txt", "a.txt", "b.txt", "a.txt"):
+        assert await upload_text(server, claim, name) == UploadReceived(is_accepted=True)
+    if restarts:
+        await server.restart()
+    assert await upload_text(server, claim, "c.txt") is None
+    await until(lambda: server.jobs.of_task("task-1").stored.is_fenced)
+    assert stored(server) == {"a.txt", "b.txt"}
+
+
+END_WITH_UPLOAD = """
+import contextlib, sys
+from pathlib import Path
+from doubles.cluster import ClusterServer
+from integration.placements.cluster.test_worker_server import open_upload
+from sandbox.placements.cluster.placement import LoopThread
+
+async def begin():
+    server = ClusterServer(Path(sys.argv[1]))
+    await server.start()
+    await stack.enter_async_context(open_upload(server, await server.submit()))
+
+stack, thread = contextlib.AsyncExitStack(), LoopThread()
+thread.wait_for(begin())
+thread.close()
+print("closed", flush=True)
+"""
+
+
+def test_server_ends_with_an_open_upload(tmp_path):
+    """No thread waits for the rest of the file."""
+    completed = subprocess.run(
+        [sys.executable, "-c", END_WITH_UPLOAD, tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (completed.returncode, completed.stdout) == (0, "closed\n"), completed.stderr
+    assert list(tmp_path.rglob("*.part")) == []
 
 
 async def upload_and_close(server, key, parts):

@@ -1,0 +1,169 @@
+"""Stores the artifacts that workers send.
+
+Disk operations are in threads, but no thread waits for a worker: a worker may send as slowly as it wants.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import msgspec
+
+from sandbox.interfaces.journal import ArtifactCopy, TaskReplicas
+from sandbox.interfaces.worker_messages import WORKER_MESSAGE_BYTES_MAX, ArtifactPart
+from sandbox.model.errors import SandboxError, error_reason
+from sandbox.model.events import Artifact
+from sandbox.placements.cluster.jobs import Job
+from sandbox.primitives.message_stream import InvalidMessageError, read_message
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+ARTIFACTS_BYTES_MAX = 8 * 1024**3
+"""Maximum total size of a task's artifacts, more than the limits of a task allow."""
+
+_ARTIFACT_OVERHEAD_BYTES = 4096
+"""What each artifact counts in addition to its size."""
+
+_THREADS = 4
+_PART_SECONDS = 60.0
+_UPLOAD_SECONDS = 120.0
+_BYTES_PER_SECOND = 128 * 1024
+"""An upload may take `_UPLOAD_SECONDS`, and as long as its bytes need at this rate."""
+
+_decoder = msgspec.msgpack.Decoder(ArtifactPart)
+
+
+class ArtifactsTooLargeError(Exception):
+    """The artifacts of a task have an impossible size, or a larger one than any task may have."""
+
+
+class ArtifactQuota:
+    """The limit on the total size of a task's artifacts.
+
+    sizes: the artifacts that are stored already, by their names.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = dict(sizes)
+        self._total_bytes = sum(size + _ARTIFACT_OVERHEAD_BYTES for size in sizes.values())
+
+    def check(self, artifact: Artifact) -> None:
+        """Raise ArtifactsTooLargeError if the artifact may not be stored. It replaces one with the same name."""
+        if artifact.size_bytes < 0 or self._total_with(artifact) > ARTIFACTS_BYTES_MAX:
+            raise ArtifactsTooLargeError("The artifacts are too large.")
+
+    def add(self, artifact: Artifact) -> None:
+        """Count an artifact that was stored."""
+        self._total_bytes = self._total_with(artifact)
+        self._sizes[artifact.name] = artifact.size_bytes
+
+    def _total_with(self, artifact: Artifact) -> int:
+        replaced = self._sizes.get(artifact.name, -_ARTIFACT_OVERHEAD_BYTES)
+        return self._total_bytes + artifact.size_bytes - replaced
+
+
+class _JobUploads:
+    """The uploads of a job. lock: held by the only upload at a time. quota: None before the first one."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.quota: ArtifactQuota | None = None
+
+
+class ArtifactUploads:
+    """Stores the artifacts of all jobs, one at a time for each job. Everything runs on one event loop."""
+
+    def __init__(self, replicas: TaskReplicas) -> None:
+        self._replicas = replicas
+        self._threads = ThreadPoolExecutor(_THREADS, "upload")  # the end of the process waits for what it does
+        self._jobs: WeakKeyDictionary[Job, _JobUploads] = WeakKeyDictionary()
+
+    async def receive(
+        self, job: Job, artifact: Artifact, reader: asyncio.StreamReader, is_current: Callable[[], bool]
+    ) -> bool:
+        """Store an artifact. Returns False if the server cannot store it now.
+
+        is_current: returns whether the worker may still change files of the task.
+
+        Raises ArtifactsTooLargeError; OSError or InvalidMessageError if the upload is incomplete, too slow or invalid.
+        """
+        uploads = self._jobs.setdefault(job, _JobUploads())
+        if uploads.lock.locked():
+            raise InvalidMessageError("another upload has not ended")
+        async with uploads.lock:
+            if uploads.quota is None:
+                uploads.quota = ArtifactQuota(await self._run(self._replicas.artifact_sizes, job.stored.task_id))
+            uploads.quota.check(artifact)
+            async with asyncio.timeout(_UPLOAD_SECONDS + artifact.size_bytes / _BYTES_PER_SECOND):
+                is_stored = await self._store(job, artifact, _Parts(reader, artifact.size_bytes), is_current)
+            if is_stored:
+                uploads.quota.add(artifact)
+            return is_stored
+
+    async def _store(self, job: Job, artifact: Artifact, parts: "_Parts", is_current: Callable[[], bool]) -> bool:
+        creating = self._threads.submit(self._replicas.create_artifact, job.stored.task_id, artifact)
+        try:
+            copy = await asyncio.wrap_future(creating)
+            while data := await parts.read():
+                await self._run(copy.write, data)
+            await self._run(copy.flush)
+            # No await between the check and the name: after a takeover, the worker changes nothing.
+            if not is_current():
+                raise _UploadBrokenError("the session has ended")
+            copy.publish()
+            await self._run(copy.close)
+        except _UploadBrokenError:
+            raise
+        except (OSError, SandboxError) as error:
+            _log.warning("An artifact of task %s was not stored: %s", job.stored.task_id, error_reason(error))
+            while await parts.read():  # the worker reads the answer after it has sent everything
+                pass
+            return False
+        finally:
+            self._threads.submit(_close, creating)
+        return True
+
+    async def _run(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(function, *arguments))
+
+
+def _close(creating: Future[ArtifactCopy]) -> None:
+    """Remove an artifact that is incomplete. Its creation may not have ended, if the upload was cancelled."""
+    with contextlib.suppress(OSError, SandboxError, CancelledError):
+        creating.result().close()
+
+
+class _UploadBrokenError(ConnectionError):
+    """The upload does not continue."""
+
+
+class _Parts:
+    """The content of an artifact, as it arrives."""
+
+    def __init__(self, reader: asyncio.StreamReader, size_bytes: int) -> None:
+        self._reader = reader
+        self._rest_bytes = size_bytes
+        self._is_read = False
+
+    async def read(self) -> bytes:
+        """Return the next part; empty at the end. Raises _UploadBrokenError, InvalidMessageError."""
+        if self._is_read:
+            return b""
+        try:
+            async with asyncio.timeout(_PART_SECONDS):
+                part = await read_message(self._reader, _decoder, WORKER_MESSAGE_BYTES_MAX)
+        except OSError as error:
+            raise _UploadBrokenError(f"the upload was interrupted: {error_reason(error)}") from error
+        if part is None:
+            raise _UploadBrokenError("the upload ended early")
+        self._is_read = not part.data
+        self._rest_bytes -= len(part.data)
+        if self._rest_bytes < 0:
+            raise InvalidMessageError("an artifact is larger than its record")
+        return part.data
