@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, until, until_ended, until_phase
@@ -34,9 +33,8 @@ def supervisor_pid(harness, job):
 
 def store(harness, job):
     """Store a job like a server that dies before it starts the job."""
-    files_of(harness, job).mkdir(parents=True)
-    stored = process_engine._StoredRequest(1, job.request)
-    (files_of(harness, job) / "request.json").write_bytes(msgspec.json.encode(stored))
+    harness.directory.mkdir(exist_ok=True)
+    process_engine._JobDirectory(harness.directory, job.name).create(process_engine._StoredRequest(1, job.request))
 
 
 async def test_job_is_started_by_the_next_server(harness, create_job):
@@ -211,6 +209,21 @@ async def test_files_are_private(harness, engine, create_job):
     arguments = Path(f"/proc/{supervisor_pid(harness, job)}/cmdline").read_bytes()
     environment = Path(f"/proc/{supervisor_pid(harness, job)}/environ").read_bytes()
     assert b"secret" not in arguments + environment
+
+
+async def test_environment_is_stored_only_until_the_worker_is_started(harness, create_job):
+    """The environment has the join token."""
+    started, withdrawn = (create_job("wait", environment={"TOKEN": "secret"}) for _ in range(2))
+    for job in (started, withdrawn):
+        store(harness, job)
+        [path] = [path for path in files_of(harness, job).iterdir() if b"secret" in path.read_bytes()]
+        assert path.stat().st_mode & 0o777 == 0o600
+    engine = harness.connect()
+    await engine.withdraw(withdrawn.name)
+    await status_of(engine, started)
+    await started.until_beats()
+    assert started.events.read("start")[0]["environment"]["TOKEN"] == "secret"
+    assert not [path for path in harness.directory.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
 
 async def test_unusable_directory_makes_the_engine_unavailable(tmp_path, create_job):

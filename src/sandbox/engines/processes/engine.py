@@ -2,7 +2,8 @@
 
 One directory for each job:
 
-    NAME/request.json   the request and the position in the queue; written before anything is started
+    NAME/environment    the worker's environment, which has its join token; removed when the worker is started
+    NAME/request.json   the rest of the request, and the position in the queue; written before anything is started
     NAME/lock           the supervisor and the worker hold this lock
     NAME/started.json   the supervisor's process id, start time and boot id; written before the worker is started
     NAME/withdrawn      the job was withdrawn
@@ -42,7 +43,7 @@ from sandbox.interfaces.engine import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.resources import Resources
-from sandbox.primitives.files import fsync_path, write_durably
+from sandbox.primitives.files import create_private_file, fsync_path, replace_durably, write_durably
 
 _Record = TypeVar("_Record")
 _log = logging.getLogger(__name__)
@@ -193,12 +194,20 @@ class _JobDirectory:
     def __init__(self, root: Path, name: str) -> None:
         self.name = check_job_name(name)
         self._path = root / name
+        self._environment = self._path / "environment"
 
     def create(self, stored: _StoredRequest) -> None:
         """Store the request. A directory without a complete request does not count as a job."""
         self._path.mkdir(mode=0o700, exist_ok=True)
         fsync_path(self._path.parent)
-        write_durably(self._path / "request.json", msgspec.json.encode(stored))
+        part = self._environment.with_suffix(".part")
+        with create_private_file(part) as file:
+            file.write(msgspec.json.encode(stored.request.environment))
+        replace_durably(part, self._environment)
+        request = msgspec.structs.replace(stored.request, environment={})
+        write_durably(
+            self._path / "request.json", msgspec.json.encode(msgspec.structs.replace(stored, request=request))
+        )
 
     def read_request(self) -> _StoredRequest | None:
         """Return the stored request; None if there is no job."""
@@ -228,6 +237,7 @@ class _JobDirectory:
     def withdraw(self) -> None:
         """Prevent the start, or end the supervisor. A supervisor that has ended already is not affected."""
         write_durably(self._path / "withdrawn", b"")
+        self._environment.unlink(missing_ok=True)
         started = _decode(self._path / "started.json", _StartedSupervisor)
         if started is None or started.boot_id != read_boot_id():
             return

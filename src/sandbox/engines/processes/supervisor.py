@@ -51,6 +51,7 @@ def main(directory: Path) -> int:
     if any((directory / name).exists() for name in ("started.json", "withdrawn")):
         return 0
     request = json.loads((directory / "request.json").read_bytes())["request"]
+    request["environment"] = json.loads((directory / "environment").read_bytes())
     is_started_in, is_started_out = os.pipe()
     if os.fork() != 0:
         os.close(is_started_out)
@@ -73,6 +74,8 @@ class _Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         own = {"pid": os.getpid(), "start_time": read_start_time(os.getpid()), "boot_id": read_boot_id()}
         write_durably(self._directory / "started.json", json.dumps(own).encode())
+        with suppress(FileNotFoundError):
+            (self._directory / "environment").unlink()  # it has the join token
         os.write(is_started_out, b"1")
         os.close(is_started_out)
         # Processes that the worker leaves behind become children of this process.
