@@ -110,8 +110,22 @@ _SERVER_ADDRESS = Format(
     "server_address",
     _pattern_check(r"https?://[^\s/@?#]+/?", "must be http:// or https:// and a host, without credentials"),
 )
+LEASE_SECONDS_MIN = 30
+"""The shortest lease: a worker sends a heartbeat every two seconds, and reconnects after 15 seconds without answers."""
+
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
 _ENGINE = Format("engine", _pattern_check("none|processes", "must be none or processes"))
+
+
+def _check_lease(value: str) -> str | None:
+    if (message := DURATION.find_error(value)) is not None:
+        return message
+    if parse_duration(value) >= LEASE_SECONDS_MIN:
+        return None
+    return f"must be at least {LEASE_SECONDS_MIN}s: in this time, a worker has to reach the server a second time"
+
+
+_LEASE = Format("lease", _check_lease, DURATION.json_schema)
 _LOG_FORMAT = Format("log_format", _pattern_check("text|json", "must be text or json"))
 _LOG_LEVEL = Format("log_level", _pattern_check("debug|info|warning|error", "must be debug, info, warning or error"))
 Port = Annotated[int, Ge(0), Le(65535)]
@@ -307,8 +321,8 @@ class ClusterSection:
     port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
     lease: Annotated[
         str,
-        DURATION,
-        Description("How long a worker without contact with the server may communicate, from 1s to 168h."),
+        _LEASE,
+        Description("How long a worker without contact with the server may communicate, from 30s to 168h."),
     ] = "10m"
     time_limit: Annotated[
         str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")

@@ -214,6 +214,10 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
                                             "500M or 20G, or unlimited"),
         ("[retention]\nolder_than = '2 weeks'", "retention.older_than ({file}) must be a whole number and a unit, such "
                                                 "as 12h or 90d, or unlimited"),
+        ("[cluster]\nlease = '29s'", "cluster.lease ({file}) must be at least 30s: in this time, a worker has to reach "
+                                     "the server a second time"),
+        ("[cluster]\nlease = '1d'", "cluster.lease ({file}) must be a whole number and a unit, such as 90s, 15m or "
+                                    "24h"),
         ("[log]\nformat = 'xml'", "log.format ({file}) must be text or json"),
         ("[access]\nrequests_per_minute = -1", "access.requests_per_minute ({file}) must be at least 0"),
     ],
