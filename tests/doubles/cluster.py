@@ -106,13 +106,18 @@ class ClusterServer:
     async def submit(self, task_id="task-1"):
         """Record a task with an attempt, and submit its job; return the job."""
         job = self.jobs.reserve(task_id, None, SMALL)
+        self.record_attempt(job)
+        await until(lambda: self.tokens(job), "the submission")
+        return job
+
+    def record_attempt(self, job):
+        """Record a task with an attempt on the job's worker."""
+        task_id = job.stored.task_id
         writer = self.journals.create(task_id)
         recorder = self.journals.recorder(writer, None, lambda: NOW)
         recorder.record(TaskSubmitted(task_id, manifest(task_id)))
         recorder.record(AttemptStarted(job.stored.attempt_id, "bubblewrap", f"cluster:{HOST}", BOOT_ID))
         writer.close()
-        await until(lambda: self.tokens(job), "the submission")
-        return job
 
     def tokens(self, job):
         """Return the join tokens of the submissions of a job."""
@@ -120,7 +125,7 @@ class ClusterServer:
         return [bytes.fromhex(request.environment["TOKEN"]) for request in requests]
 
     def claim(self, job, token=None, nonce=None, **changes):
-        fields = {"host": HOST, "boot_id": BOOT_ID, "runtime": "bubblewrap", "tier": "namespaces"}
+        fields = {"host": HOST, "boot_id": BOOT_ID, "runtime": "bubblewrap"}
         token = token or self.tokens(job)[-1]
         return Claim(job.stored.attempt_id, token, nonce or os.urandom(32), **(fields | changes))
 

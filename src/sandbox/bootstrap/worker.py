@@ -72,7 +72,7 @@ async def _run(settings: ServerSettings, attempt_id: str, address: ServerAddress
             raise WorkerUnusableError(probed.failure)
         host = gethostname().replace(":", "-")
         boot_id = placement.host.identity.boot_id
-        claim = Claim(attempt_id, token, os.urandom(32), host, boot_id, probed.runtime, probed.tier)
+        claim = Claim(attempt_id, token, os.urandom(32), host, boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
 
         def create_host(task_id: str) -> TaskHost:

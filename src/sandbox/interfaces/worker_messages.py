@@ -48,7 +48,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     """A worker claims its attempt, or reconnects.
 
     token: the join token of the job. nonce: the random number of this worker process; it repeats a claim with the same.
-    runtime, tier: the runtime that works on the host, and its isolation tier.
+    runtime: the runtime that works on the host.
     """
 
     attempt_id: _AttemptId
@@ -57,7 +57,6 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     host: HostName
     boot_id: _ShortText
     runtime: _ShortText
-    tier: _ShortText
 
     def __repr__(self) -> str:
         """Omit the token."""

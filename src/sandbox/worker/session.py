@@ -5,14 +5,14 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.journal import JournalDamagedError, Liveness
+from sandbox.interfaces.journal import JournalDamagedError, Liveness, RecordBatch
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
     RECORDS_BYTES,
@@ -44,7 +44,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import encode_message, read_message
-from sandbox.worker.task_host import TaskHost
+from sandbox.worker.task_host import LocalError, TaskHost
 
 decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ _ANSWER_SECONDS = 60.0
 _SILENCE_SECONDS = 15.0
 _LAST_ANSWER_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
+_UNREADABLE_SECONDS = 60.0
 _RENEWAL_SECONDS_MAX = 5.0
 _MESSAGE_CHARACTERS_MAX = 4096
 _COPY_BYTES = 2**16
@@ -109,6 +110,7 @@ class Session:
         self._received: asyncio.Future[RecordsReceived] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_done = False
+        self._unreadable_since: float | None = None
 
     @property
     def has_copied_all(self) -> bool:
@@ -116,7 +118,10 @@ class Session:
         return self._host.liveness() is Liveness.FREE and self._end() <= self._copied_end
 
     async def run(self) -> None:
-        """Serve the connection. Raises OSError if it breaks, InvalidMessageError, FencedError."""
+        """Serve the connection.
+
+        Raises OSError if it breaks, InvalidMessageError, FencedError; LocalError if this host's own files fail.
+        """
         jobs = [asyncio.create_task(job) for job in (self._read(), self._report(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
         try:
@@ -133,8 +138,9 @@ class Session:
     async def _wait_for_end(self) -> None:
         """Wait until the task is over and nothing is kept; then remove its files, and send `WorkDone`."""
         while True:
-            if self._host.is_over and self.has_copied_all and await self._host.is_done():
-                break
+            with self._local_files():
+                if self._host.is_released and self.has_copied_all and await self._host.is_done():
+                    break
             await asyncio.sleep(_POLL_SECONDS)
         for layout in self._host.layout.attempts():
             if (data := await asyncio.to_thread(_read_end, layout.runner_log)) is not None:
@@ -162,7 +168,7 @@ class Session:
                 case OpenStream():
                     self._start(self._join(message))
                 case ReleaseTask():
-                    self._host.end()
+                    self._host.mark_released()
                 case Fenced():
                     raise FencedError(message.reason)
                 case None if self._is_done:
@@ -184,10 +190,16 @@ class Session:
     # Heartbeats and the lease.
 
     async def _report(self) -> None:
-        """Send a heartbeat after each change and at least every two seconds. Raises TimeoutError without answers."""
+        """Send a heartbeat after each change and at least every two seconds.
+
+        Raises TimeoutError without answers, LocalError.
+        """
         number, reported, reported_at = 0, None, 0.0
         while True:
-            state, now = await asyncio.to_thread(self._state), time.monotonic()
+            if self._host.failures.are_permanent:
+                raise LocalError("launches of runners fail")
+            with self._local_files():
+                state, now = await asyncio.to_thread(self._state), time.monotonic()
             if state != reported or now - reported_at >= REPORT_SECONDS_MAX:
                 number, reported, reported_at = number + 1, state, now
                 self._sent_at[number] = boot_time()
@@ -236,25 +248,32 @@ class Session:
             return 0
         return self._host.replicas.end_offset(self._host.task_id)
 
+    @contextlib.contextmanager
+    def _local_files(self) -> Iterator[None]:
+        """Convert the errors of this host's own files to LocalError, and record them."""
+        try:
+            yield
+        except (OSError, JournalDamagedError) as error:
+            self._host.failures.record(error)
+            raise LocalError(error_reason(error)) from error
+
     async def _replicate(self) -> None:
-        """Send new records, each artifact before the record that names it. Raises OSError, JournalDamagedError."""
+        """Send new records, each artifact before the record that names it. Raises OSError, LocalError."""
         while True:
-            if self._size() <= self._copied_end or not await self._send_records():
+            with self._local_files():
+                has_records = self._size() > self._copied_end
+            if not has_records or not await self._send_records():
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _send_records(self) -> bool:
         """Send the next records. Returns whether the server has stored some."""
         host, task_id, offset = self._host, self._host.task_id, self._copied_end
-        try:
-            batch = await asyncio.to_thread(host.journals.read, task_id, offset, bytes_max=RECORDS_BYTES)
-        except (FileNotFoundError, JournalDamagedError):
-            # The journal does not have the records of the server that precede the next launch.
-            await asyncio.sleep(_RETRY_SECONDS)
-            return False
-        if not batch.records:
-            return False
-        data = await asyncio.to_thread(host.replicas.read, task_id, offset, batch.next_offset - offset)
-        await asyncio.to_thread(_flush, host.layout)
+        with self._local_files():
+            batch = await self._read_batch(offset)
+            if batch is None or not batch.records:
+                return False
+            data = await asyncio.to_thread(host.replicas.read, task_id, offset, batch.next_offset - offset)
+            await asyncio.to_thread(_flush, host.layout)
         for record in batch.records:
             if isinstance(record.event, ArtifactCollected) and not await self._upload(record.event.artifact):
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -267,25 +286,51 @@ class Session:
         if not received.is_accepted:
             await asyncio.sleep(_RETRY_SECONDS)
             return False
+        self._host.failures.clear()
         if isinstance(batch.records[-1].event, TaskFinished):
-            self._host.end()
+            self._host.mark_released()
         return True
 
-    async def _upload(self, artifact: Artifact) -> bool:
-        """Send an artifact. Returns whether the server has stored it. Raises OSError."""
-        path = self._host.layout.artifacts / artifact.name
-        reader, writer = await self._dial(Upload(self._claimed.session_key, artifact))
+    async def _read_batch(self, offset: int) -> RecordBatch | None:
+        """Return the next records; None if the journal does not have the server's records yet.
+
+        The server sends those before the next launch. Raises JournalDamagedError if this takes too long, OSError.
+        """
+        journals, task_id = self._host.journals, self._host.task_id
         try:
-            with path.open("rb") as content:
-                while part := await asyncio.to_thread(content.read, ARTIFACT_PART_BYTES):
+            batch = await asyncio.to_thread(journals.read, task_id, offset, bytes_max=RECORDS_BYTES)
+        except FileNotFoundError:
+            await asyncio.sleep(_RETRY_SECONDS)
+            return None
+        except JournalDamagedError:
+            now = time.monotonic()
+            self._unreadable_since = self._unreadable_since or now
+            if now - self._unreadable_since > _UNREADABLE_SECONDS:
+                raise
+            await asyncio.sleep(_RETRY_SECONDS)
+            return None
+        self._unreadable_since = None
+        return batch
+
+    async def _upload(self, artifact: Artifact) -> bool:
+        """Send an artifact. Returns whether the server has stored it. Raises OSError, LocalError."""
+        with self._local_files():
+            content = (self._host.layout.artifacts / artifact.name).open("rb")
+        with content:
+            reader, writer = await self._dial(Upload(self._claimed.session_key, artifact))
+            try:
+                while True:
+                    with self._local_files():
+                        part = await asyncio.to_thread(content.read, ARTIFACT_PART_BYTES)
                     writer.write(encode_message(ArtifactPart(part)))
                     async with asyncio.timeout(_ANSWER_SECONDS):
                         await writer.drain()
-            writer.write(encode_message(ArtifactPart(b"")))
-            async with asyncio.timeout(_ANSWER_SECONDS):
-                answer = await read_message(reader, decoder, SERVER_MESSAGE_BYTES_MAX)
-        finally:
-            writer.close()
+                    if not part:
+                        break
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    answer = await read_message(reader, decoder, SERVER_MESSAGE_BYTES_MAX)
+            finally:
+                writer.close()
         if answer is None:
             raise ConnectionError("the server closed the connection")
         return isinstance(answer, UploadReceived) and answer.is_accepted

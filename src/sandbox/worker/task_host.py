@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import time
 from typing import Any, Protocol
 
 from sandbox.interfaces.disks import RemovePaths
@@ -25,11 +27,15 @@ from sandbox.interfaces.worker_messages import (
     StartSession,
     UnlockDisk,
 )
-from sandbox.model.errors import SandboxError
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.task_state import TaskState
 
+FAILURE_SECONDS = 120.0
+"""How long this host's own files may fail before the worker gives up."""
+
 _POLL_SECONDS = 0.1
+_log = logging.getLogger(__name__)
 
 
 class RunnerSockets(Protocol):
@@ -44,11 +50,41 @@ class RunnerSockets(Protocol):
         ...
 
 
+class LocalError(Exception):
+    """This host's own files fail: its disk is full or damaged, or the task's files there are."""
+
+
+class HostFailures:
+    """The errors of this host's own files, without a success in between."""
+
+    def __init__(self) -> None:
+        self._first_at: float | None = None
+        self._last_at = 0.0
+
+    @property
+    def are_permanent(self) -> bool:
+        """Whether the errors have been repeated for so long that another host should run the task."""
+        return self._first_at is not None and self._last_at - self._first_at >= FAILURE_SECONDS
+
+    def record(self, error: Exception) -> None:
+        """Record an error. Errors with a long time between them do not belong together."""
+        now = time.monotonic()
+        if self._first_at is None or now - self._last_at > FAILURE_SECONDS:
+            self._first_at = now
+        self._last_at = now
+        _log.warning("The files of this host cannot be used: %s", error_reason(error))
+
+    def clear(self) -> None:
+        """Record a success."""
+        self._first_at = None
+
+
 class TaskHost:
     """The worker's task on this host.
 
     launches: the number of launches that have begun.
-    is_over: the task has ended, and the server has its last record.
+    is_released: the server needs no other attempt of the task on this host.
+    failures: the errors of this host's own files.
     """
 
     def __init__(
@@ -74,11 +110,14 @@ class TaskHost:
         self._sockets = sockets
         self._remove = remove
         self.launches = 0
-        self.is_over = False
+        self.is_released = False
+        self.failures = HostFailures()
         self._launching_count = 0
         self._launching: set[asyncio.Task[int]] = set()
         self._attempt_id = ""
         self._disks: dict[int, tuple[contextlib.AsyncExitStack, PreservedDisk]] = {}
+        self._wanted_locks: set[int] = set()
+        """The locks that are being acquired."""
 
     @property
     def is_launching(self) -> bool:
@@ -92,12 +131,8 @@ class TaskHost:
     async def carry_out(self, request: Request) -> Any:
         """Carry out a request, and return its result. Raises OSError, SandboxError."""
         match request:
-            case ReceiveRecords():
-                return await asyncio.to_thread(self.replicas.receive, self.task_id, request.offset, request.data)
-            case EndOffset():
-                return await asyncio.to_thread(self.replicas.end_offset, self.task_id)
-            case Launch():
-                return await self._launch(request.order)
+            case ReceiveRecords() | EndOffset() | Launch():
+                return await self._prepare_or_launch(request)
             case IsResponsive():
                 return await self._placement.find_runner(self._locate(request.attempt_id)).is_responsive()
             case KillRunner():
@@ -110,9 +145,9 @@ class TaskHost:
             case _:
                 return await asyncio.to_thread(self._ask_files, request)
 
-    def end(self) -> None:
-        """Remember that the task is over, and that the server has its last record."""
-        self.is_over = True
+    def mark_released(self) -> None:
+        """Remember that the server has the last record of the task, or that it released the task."""
+        self.is_released = True
 
     async def kill(self) -> bool:
         """Kill the runner that holds the journal's lock. Raises OSError."""
@@ -158,6 +193,22 @@ class TaskHost:
 
     def _locate(self, attempt_id: str) -> AttemptLocation:
         return AttemptLocation(self.task_id, attempt_id, "")
+
+    async def _prepare_or_launch(self, request: ReceiveRecords | EndOffset | Launch) -> int:
+        """Carry out a part of a launch. Record an error of this host's files, until a launch succeeds."""
+        try:
+            match request:
+                case ReceiveRecords():
+                    return await asyncio.to_thread(self.replicas.receive, self.task_id, request.offset, request.data)
+                case EndOffset():
+                    return await asyncio.to_thread(self.replicas.end_offset, self.task_id)
+                case Launch():
+                    launches = await self._launch(request.order)
+        except (OSError, JournalDamagedError) as error:
+            self.failures.record(error)
+            raise
+        self.failures.clear()
+        return launches
 
     async def _launch(self, order: RunAttempt | FinishAttempt) -> int:
         if order.task_id != self.task_id:
@@ -207,14 +258,21 @@ class TaskHost:
 
     async def _lock(self, request: LockDisk) -> str:
         disk, stack = self._placement.preserved_disk(self._locate(request.attempt_id)), contextlib.AsyncExitStack()
-        liveness = await stack.enter_async_context(disk.try_lock())
-        if liveness is not Liveness.FREE:
+        self._wanted_locks.add(request.lock_id)
+        try:
+            liveness = await stack.enter_async_context(disk.try_lock())
+        finally:
+            is_wanted = request.lock_id in self._wanted_locks
+            self._wanted_locks.discard(request.lock_id)
+        if liveness is not Liveness.FREE or not is_wanted:
             await stack.aclose()
             return "held"
         self._disks[request.lock_id] = stack, disk
         return "free"
 
     async def _unlock(self, lock_id: int) -> None:
+        """Release a lock. The server may have stopped waiting for it, so it may not be acquired yet."""
+        self._wanted_locks.discard(lock_id)
         if lock_id in self._disks:
             await self._disks.pop(lock_id)[0].aclose()
 

@@ -11,16 +11,15 @@ from collections.abc import AsyncIterator, Callable
 from hmac import compare_digest
 from typing import NamedTuple
 
-from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, Claimed, Fenced, FirstMessage
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
 from sandbox.worker.session import FencedError, Lease, Session, Streams, boot_time, decoder
-from sandbox.worker.task_host import TaskHost
+from sandbox.worker.task_host import HostFailures, LocalError, TaskHost
 
 _log = logging.getLogger(__name__)
 
-EXIT_DONE, EXIT_FENCED, EXIT_NO_CONTACT, EXIT_TERMINATED = 0, 3, 4, 143
+EXIT_DONE, EXIT_FENCED, EXIT_NO_CONTACT, EXIT_HOST_FAILED, EXIT_TERMINATED = 0, 3, 4, 5, 143
 """Exit codes of a worker. A worker that ends because of SIGTERM must not exit with 0 (ADR 33)."""
 
 CONTACT_SECONDS = 24 * 3600.0
@@ -61,6 +60,8 @@ class Worker:
         self._lease = lease
         self._lock_task = lock_task
         self._host: TaskHost | None = None
+        self._failures = HostFailures()
+        self._locked_task_id: str | None = None
         self._session: Session | None = None
         self._locks = contextlib.ExitStack()
         self._terminated = asyncio.Event()
@@ -101,7 +102,11 @@ class Worker:
             except FencedError as error:
                 _log.error("The server does not accept this worker: %s", error)
                 return EXIT_FENCED
-            except (OSError, InvalidMessageError, JournalDamagedError) as error:
+            except LocalError as error:
+                _log.error("The task cannot run on this host: %s", error)
+                if self._failures.are_permanent:
+                    return EXIT_HOST_FAILED
+            except (OSError, InvalidMessageError) as error:
                 _log.warning("No contact with the server: %s", error_reason(error))
             limit = FIRST_CONTACT_SECONDS if self._host is None else CONTACT_SECONDS
             if time.monotonic() - contact_at > limit:
@@ -112,7 +117,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Session]:
-        """Claim the attempt. Raises OSError, InvalidMessageError, FencedError."""
+        """Claim the attempt. Raises OSError, InvalidMessageError, FencedError, LocalError."""
         sent_at = boot_time()
         reader, writer = await self._dial(self._claim)
         try:
@@ -131,17 +136,28 @@ class Worker:
             writer.close()
 
     async def _take_task(self, task_id: str) -> TaskHost:
-        """Lock the task on this host, and remove what an earlier worker left of it. Raises OSError, FencedError."""
-        if self._host is None:
-            await asyncio.to_thread(self._locks.enter_context, self._lock_task(task_id))
-            host = self._create_host(task_id)
-            async with asyncio.timeout(_STOP_SECONDS):
-                await host.wait_until_free()  # the kernel is killing the runner of the earlier worker
-            await host.clean_up()
-            self._host = host
-        if self._host.task_id != task_id:
+        """Lock the task on this host, and remove what an earlier worker left of it. Raises LocalError, FencedError."""
+        if self._locked_task_id not in {None, task_id}:
             raise FencedError("The attempt belongs to another task.")
+        if self._host is None:
+            try:
+                self._host = await self._prepare(task_id)
+            except (OSError, SandboxError) as error:
+                self._failures.record(error)
+                raise LocalError(error_reason(error)) from error
+            self._failures = self._host.failures
         return self._host
+
+    async def _prepare(self, task_id: str) -> TaskHost:
+        """Raises OSError, SandboxError. A repeated call keeps the lock."""
+        if self._locked_task_id is None:
+            await asyncio.to_thread(self._locks.enter_context, self._lock_task(task_id))
+            self._locked_task_id = task_id
+        host = self._create_host(task_id)
+        async with asyncio.timeout(_STOP_SECONDS):
+            await host.wait_until_free()  # the kernel is killing the runner of the earlier worker
+        await host.clean_up()
+        return host
 
     async def _dial(self, first: FirstMessage) -> Streams:
         """Connect, check the server's certificate, and send the first message. Raises OSError."""

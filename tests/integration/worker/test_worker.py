@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import ssl
 import threading
@@ -14,17 +15,19 @@ from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import LeftoverScan, RunAttempt
+from sandbox.interfaces.placement import HostUnreachableError, LeftoverScan, RunAttempt
 from sandbox.interfaces.worker_messages import EndOffset, Launch, LockDisk, ReceiveRecords, RemoveDisk, UnlockDisk
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import AttemptFailed, Output, TaskFinished, WorkspacePrepared
+from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, Output, TaskFinished, WorkspacePrepared
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.worker import session as session_module
+from sandbox.worker import task_host
 from sandbox.worker.session import Lease, boot_time
 from sandbox.worker.task_host import TaskHost
-from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_TERMINATED, ServerAddress, Worker
+from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_HOST_FAILED, EXIT_TERMINATED, ServerAddress, Worker
 
 LEASE_SECONDS = 30.0
 PREPARED = WorkspacePrepared("c" * 40)
@@ -42,8 +45,12 @@ class FakeHost:
         self.data_dir, self.journals = data_dir, FileJournals(data_dir)
         self.recorder, self.order, self.kills, self.deadlines = None, None, 0, []
         self.files, self.is_disk_locked, self.removals = self, False, 0
+        self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
+        self.may_lock.set()
 
     async def launch(self, order, writer):
+        if self.launch_error is not None:
+            raise self.launch_error
         self.order = order
         with self.journals.hand_over(writer) as lock_fd:
             adopted = self.journals.adopt(order.task_id, os.dup(lock_fd))
@@ -72,6 +79,7 @@ class FakeHost:
 
     @contextlib.asynccontextmanager
     async def try_lock(self):
+        await self.may_lock.wait()
         if self.is_disk_locked:
             yield Liveness.HELD
             return
@@ -85,6 +93,9 @@ class FakeHost:
         self.removals += 1
 
     async def scan(self):
+        if self.scan_errors > 0:
+            self.scan_errors -= 1
+            raise OSError(errno.EIO, "Input/output error")
         return LeftoverScan((), {})
 
     async def renew_lease(self, attempt_id, deadline):
@@ -99,14 +110,20 @@ class FakeHost:
 class RunningWorker:
     """A worker in this process."""
 
-    def __init__(self, server, job, directory):
-        self.server, self.job, self.host = server, job, FakeHost(directory)
+    def __init__(self, server, job, host):
+        self.server, self.job, self.host = server, job, host
+        self.locks = 0
         self.lease = Lease()
         address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
-        self.worker = Worker(
-            address, server.claim(job), self.lease, self.create_host, lambda _: contextlib.nullcontext()
-        )
+        self.worker = Worker(address, server.claim(job), self.lease, self.create_host, self.lock_task)
         self.running = asyncio.create_task(self.worker.run())
+
+    @contextlib.contextmanager
+    def lock_task(self, task_id):
+        if self.locks:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        self.locks += 1
+        yield
 
     def create_host(self, task_id):
         host, replicas = self.host, FileTaskReplicas(self.host.data_dir)
@@ -121,9 +138,16 @@ class RunningWorker:
         session = await self.session()
         offset = await session.call(EndOffset(), int)
         data = self.server.replicas.read("task-1", offset, 2**20)
-        assert await session.call(ReceiveRecords(offset, data), int) == len(data)
+        assert await session.call(ReceiveRecords(offset, data), int) == offset + len(data)
         await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id)), 10)
         await self.until_liveness(Liveness.HELD)
+
+    async def fail_to_launch(self):
+        """Launch like a server that tries again until the worker has ended."""
+        while not self.running.done():
+            with contextlib.suppress(OSError):
+                await self.launch()
+            await asyncio.sleep(0.02)
 
     async def until_liveness(self, expected):
         await until(lambda: self.server.jobs.liveness("task-1") is expected, expected)
@@ -149,8 +173,11 @@ async def server(tmp_path):
 async def start(server, tmp_path):
     workers = []
 
-    async def start():
-        worker = RunningWorker(server, await server.submit(), tmp_path / "host")
+    async def start(**attributes):
+        host = FakeHost(tmp_path / "host")
+        for name, value in attributes.items():
+            setattr(host, name, value)
+        worker = RunningWorker(server, await server.submit(), host)
         workers.append(worker)
         return worker
 
@@ -274,6 +301,85 @@ async def test_disk_is_locked_until_the_session_ends(server, start):
     await session.call(UnlockDisk(3), None)
     assert await session.call(LockDisk(4, "abcdefghijkl"), str) == "free"
     assert worker.host.removals == 1
+
+
+async def test_disk_that_is_locked_after_the_server_has_given_up_is_unlocked(start):
+    worker = await start()
+    session = await worker.session()
+    worker.host.may_lock.clear()
+    with pytest.raises(HostUnreachableError):
+        await session.call(LockDisk(1, "abcdefghijkl"), str, 0.2)
+    session.post(UnlockDisk(1))
+    waiting = asyncio.create_task(session.call(LockDisk(2, "abcdefghijkl"), str))
+    await session.call(EndOffset(), int)
+    worker.host.may_lock.set()
+    assert await waiting in {"free", "held"}
+    await session.call(UnlockDisk(2), None)
+    assert await session.call(LockDisk(3, "abcdefghijkl"), str) == "free"
+
+
+# Errors of the host.
+
+
+async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continues(start):
+    worker = await start(scan_errors=2)
+    await until(lambda: worker.host.scan_errors == 0)
+    await worker.session()
+    await worker.until_liveness(Liveness.FREE)
+    assert worker.locks == 1
+    await worker.launch()
+
+
+async def test_worker_on_a_host_that_cannot_be_prepared_ends(start, monkeypatch):
+    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    worker = await start(scan_errors=10**9)
+    assert await worker.exit_code() == EXIT_HOST_FAILED
+
+
+async def test_worker_that_cannot_launch_ends(start, monkeypatch):
+    """The engine confirms the end, so another attempt can follow on another host."""
+    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    worker = await start(launch_error=OSError(errno.EROFS, "Read-only file system"))
+    await worker.session()
+    launching = asyncio.create_task(worker.fail_to_launch())
+    assert await worker.exit_code() == EXIT_HOST_FAILED
+    launching.cancel()
+    await asyncio.gather(launching, return_exceptions=True)
+
+
+async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
+    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    worker = await start(launch_error=OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        await worker.launch()
+    worker.host.launch_error = None
+    await worker.launch()
+    worker.host.record(*ENDED)
+    worker.host.end()
+    assert await worker.exit_code() == EXIT_DONE
+
+
+async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start, monkeypatch):
+    """It does not connect again and again."""
+    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    worker = await start()
+    await worker.launch()
+    worker.host.record(PREPARED, ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64)))
+    assert await worker.exit_code() == EXIT_HOST_FAILED
+    assert worker.host.kills == 1
+
+
+async def test_worker_whose_journal_is_damaged_ends(start, monkeypatch):
+    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    monkeypatch.setattr(session_module, "_UNREADABLE_SECONDS", 0.2)
+    worker = await start()
+    await worker.launch()
+    worker.host.record(PREPARED)
+    await worker.until_copied()
+    worker.host.record(output("damaged"), output("whole"))
+    records = worker.host.data_dir / "tasks" / "task-1" / "journal" / "records"
+    records.write_bytes(records.read_bytes().replace(b"damaged", b"DAMAGED"))
+    assert await worker.exit_code() == EXIT_HOST_FAILED
 
 
 async def test_fenced_worker_kills_its_runner(server, start):

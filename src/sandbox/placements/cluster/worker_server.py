@@ -204,6 +204,10 @@ class WorkerSession:
         except DECODE_ERRORS as error:
             raise HostUnreachableError(self._host) from error
 
+    def post(self, request: Request) -> None:
+        """Send a request whose result nobody needs."""
+        self.send(ServerCall(next(self._numbers), request))
+
     def begin_launch(self) -> None:
         """Let the liveness be UNKNOWN until `end_launch`. Thread-safe.
 
