@@ -40,7 +40,11 @@ _ENGINE_SECONDS = 60.0
 _TOKENS_MAX = 16
 _DONE_TASKS_MAX = 10_000
 _RESUBMIT_SECONDS = 5.0
+_LOSSES_MAX = 10
 _REPLACE_SECONDS_MAX = 60.0
+_STABLE_SECONDS = 60.0
+"""How long a worker has to keep its job so that its loss does not delay the next one."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -129,6 +133,7 @@ class Job:
         self.phase_since = now
         self.reason = "The job is being submitted."
         self._not_before = now
+        self._claimed_at = now
         self.is_released = False
         self._changed = asyncio.Event()
 
@@ -181,6 +186,15 @@ class Job:
             self.session = None
             self.notify()
 
+    @property
+    def was_stable(self) -> bool:
+        """Whether the worker has kept its job for a while, as far as this server has observed."""
+        return self.is_claimed and time.monotonic() - self._claimed_at >= _STABLE_SECONDS
+
+    def record_claim(self) -> None:
+        """Remember that a worker claims the job now."""
+        self._claimed_at = self._answered_at = time.monotonic()
+
     def record_answer(self) -> None:
         """Remember that the worker is answered now, which extends its lease."""
         self._answered_at = time.monotonic()
@@ -204,7 +218,7 @@ class Job:
         phase = None if status is None else status.phase
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
-        if status is not None:
+        if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
             self.reason = status.reason or f"The job is {status.phase}."
 
     def observe(self, now: float) -> Observation:
@@ -241,8 +255,8 @@ class Jobs:
         self._by_attempt: dict[str, Job] = {}
         for stored in store.load_all():
             self._add(Job(stored, self._started_at))
-        self._replacements: Counter[str] = Counter()
-        """How often the worker of a task did not start in a row, by the task's id."""
+        self._losses: Counter[str] = Counter()
+        """How many workers of a task did not start, or were lost at once, in a row; by the task's id."""
         self._done: dict[str, None] = {}
         """The last tasks whose job was removed. No runner of them can communicate."""
         self._wake = asyncio.Event()
@@ -279,7 +293,7 @@ class Jobs:
         """
         job = self.of_task(task_id)
         if job is None or job.stored.is_given_up:
-            return self._create(task_id, resources)
+            return self._create(task_id, resources, job)
         if last_attempt_id == job.stored.attempt_ids[-1]:
             attempt_id = new_attempt_id()
             self._save(job, attempt_ids=(*job.stored.attempt_ids, attempt_id))
@@ -294,8 +308,7 @@ class Jobs:
         if job.is_claimed:
             return job if (job.stored.host, job.stored.boot_id) == (claim.host, claim.boot_id) else None
         fields = {"host": claim.host, "boot_id": claim.boot_id, "runtime": claim.runtime}
-        job.record_answer()
-        self._replacements.pop(job.stored.task_id, None)
+        job.record_claim()
         self._save(job, nonce_hash=nonce_hash, **fields)
         _log.info("The worker of task %s runs on %s", job.stored.task_id, claim.host)
         return job
@@ -316,6 +329,7 @@ class Jobs:
 
         A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.
         """
+        self._losses.pop(task_id, None)
         for job in [each for each in self._jobs.values() if each.stored.task_id == task_id]:
             job.mark_released()
             if job.is_claimed and not job.stored.is_given_up:
@@ -328,6 +342,8 @@ class Jobs:
     def remove(self, job: Job) -> None:
         """Forget a job whose worker has nothing left to do. Raises OSError."""
         self._store.remove(job.stored)
+        if job.is_released:
+            self._losses.pop(job.stored.task_id, None)
         self._jobs.pop(job.stored.attempt_id, None)
         for attempt_id in job.stored.attempt_ids:
             self._by_attempt.pop(attempt_id, None)
@@ -382,11 +398,7 @@ class Jobs:
                 await self._submit(job)
             case Decision.REPLACE:
                 self._give_up(job)
-                task_id = job.stored.task_id
-                self._replacements[task_id] += 1
-                new = self._create(task_id, job.stored.resources)
-                pause = min(2.0 ** self._replacements[task_id], _REPLACE_SECONDS_MAX)
-                new.postpone(pause, f"The worker did not start; it is started again. {job.reason}")
+                self._create(job.stored.task_id, job.stored.resources, job)
                 self.remove(job)
             case Decision.TAKE_OVER:
                 self._give_up(job)
@@ -411,8 +423,10 @@ class Jobs:
 
     def _give_up(self, job: Job) -> None:
         """Give up a worker that cannot communicate any more. It is stored before anyone may continue the journal."""
-        _log.warning("The worker of task %s on %s is given up: %s", job.stored.task_id, job.stored.host, job.reason)
+        task_id = job.stored.task_id
+        _log.warning("The worker of task %s on %s is given up: %s", task_id, job.stored.host, job.reason)
         self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
+        self._losses[task_id] = 0 if job.was_stable else self._losses[task_id] + 1
         if job.session is not None:
             job.session.close()
         self._withdraw(job)
@@ -432,11 +446,15 @@ class Jobs:
         except (SandboxError, OSError, TimeoutError) as error:
             _log.warning("The job %s could not be withdrawn: %s", name, error_reason(error))
 
-    def _create(self, task_id: str, resources: Resources) -> Job:
+    def _create(self, task_id: str, resources: Resources, lost: Job | None) -> Job:
+        """Create a job; wait before its submission if the workers of the task are lost again and again."""
         attempt_id = new_attempt_id()
         stored = StoredJob(task_id, attempt_id, resources, self._settings.lease_seconds, (attempt_id,))
         self._store.save(stored)
         job = Job(stored, time.monotonic())
+        if lost is not None and self._losses[task_id] > 0:
+            pause = min(2.0 ** min(self._losses[task_id], _LOSSES_MAX), _REPLACE_SECONDS_MAX)
+            job.postpone(pause, f"The worker was lost; another one is started after a pause. {lost.reason}")
         self._add(job)
         self._done.pop(stored.task_id, None)
         self._wake.set()

@@ -6,6 +6,7 @@ So `AttemptFiles`, whose methods block, can wait for a worker in any thread of t
 import asyncio
 import contextlib
 import itertools
+import logging
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -53,6 +54,7 @@ from sandbox.interfaces.worker_messages import (
     StartSession,
     UnlockDisk,
 )
+from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.resources import Resources
@@ -60,12 +62,18 @@ from sandbox.model.tier import TIERS
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import StoreLog, Streams, WorkerServer, WorkerSession
 from sandbox.placements.local.runner_client import RunnerClient
+from sandbox.primitives.message_stream import InvalidMessageError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 _LAUNCH_SECONDS = 40.0
+_COPY_SECONDS = 20.0
+"""How long the records that precede a launch may be sent. The caller holds a slot that other tasks need."""
+
 _RESERVE_SECONDS = 1.0
 _MARGIN_SECONDS = 2.0
+_RELEASE_SECONDS, _RELEASE_SECONDS_MAX = 1.0, 60.0
 _CLOSING_STEPS = 5
 """Iterations of an event loop in which an aborted connection is closed."""
 _lock_ids = itertools.count(1)
@@ -92,6 +100,11 @@ class LoopThread:
         """
         self._check_open(coroutine)
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Call a function in the thread, and do not wait for it. Does nothing after `close`."""
+        if not self._is_closing:
+            self._loop.call_soon_threadsafe(function)
 
     def _check_open(self, coroutine: Coroutine[Any, Any, T]) -> None:
         if self._is_closing:
@@ -137,6 +150,11 @@ class Workers:
 
     async def _request(self, location: AttemptLocation, request: Request, result: Any, seconds: float) -> Any:
         return await self.session_of(location).call(request, result, seconds)
+
+    def post(self, location: AttemptLocation, request: Request) -> None:
+        """Send a request, if the worker is connected, and do not wait for the result."""
+        with contextlib.suppress(HostUnreachableError):
+            self.thread.post(partial(self.session_of(location).post, request))
 
     async def open_stream(self, location: AttemptLocation) -> Streams:
         """Open a stream to the control socket of an attempt, in the thread. Raises OSError."""
@@ -297,22 +315,37 @@ class WorkerPreservedDisk:
     @contextlib.asynccontextmanager
     async def try_lock(self) -> AsyncIterator[Liveness]:
         """Implements `PreservedDisk.try_lock`."""
-        lock_id = next(_lock_ids)
+        lock_id, liveness = next(_lock_ids), Liveness.UNKNOWN
         try:
-            liveness = await self._request(LockDisk(lock_id, self._location.attempt_id), str)
-        except HostUnreachableError:
-            yield Liveness.UNKNOWN
-            return
-        if liveness != "free":
-            yield Liveness.HELD
-            return
-        self._lock_id = lock_id
-        try:
-            yield Liveness.FREE
+            liveness = await self._lock(lock_id)
+            self._lock_id = lock_id
+            yield liveness
         finally:
             self._lock_id = 0
-            with contextlib.suppress(HostUnreachableError):
-                await self._request(UnlockDisk(lock_id), None)
+            await self._unlock(lock_id, liveness)
+
+    async def _lock(self, lock_id: int) -> Liveness:
+        request = LockDisk(lock_id, self._location.attempt_id)
+        try:
+            return Liveness.FREE if await self._request(request, str) == "free" else Liveness.HELD
+        except HostUnreachableError:
+            return Liveness.UNKNOWN
+
+    async def _unlock(self, lock_id: int, liveness: Liveness) -> None:
+        """Release the lock, also one that the worker may still acquire."""
+        if liveness is Liveness.HELD:
+            return
+        request = UnlockDisk(lock_id)
+        try:
+            if liveness is Liveness.FREE:
+                await self._request(request, None)
+                return
+        except asyncio.CancelledError:
+            self._workers.post(self._location, request)
+            raise
+        except HostUnreachableError:
+            pass
+        self._workers.post(self._location, request)
 
     async def start_session(self, order: DebugSession) -> None:
         """Implements `PreservedDisk.start_session`."""
@@ -399,40 +432,72 @@ class ClusterPlacement:
     async def run(self) -> None:
         """Release the workers of tasks that ended while no server ran; end the thread on cancellation."""
         try:
-            for task_id in self._workers.jobs.task_ids():
-                if await asyncio.to_thread(self._is_over, task_id):
-                    await self.allocator.release(task_id)
+            await self._release_ended()
             await asyncio.Event().wait()
         finally:
             await asyncio.to_thread(self._workers.thread.close)
 
+    async def _release_ended(self) -> None:
+        """Release the workers of tasks that have ended. What fails is repeated."""
+        waiting, pause = set(self._workers.jobs.task_ids()), _RELEASE_SECONDS
+        while waiting:
+            for task_id in sorted(waiting):
+                try:
+                    if await asyncio.to_thread(self._is_over, task_id):
+                        await self.allocator.release(task_id)
+                    waiting.discard(task_id)
+                except (OSError, SandboxError) as error:
+                    _log.warning("The worker of task %s is not released yet: %s", task_id, error_reason(error))
+            if waiting:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _RELEASE_SECONDS_MAX)
+
     async def launch(self, order: RunAttempt | FinishAttempt, writer: JournalWriter) -> WorkerRunnerHandle:
         """Send the records that the worker lacks, then the order. Implements `Placement.launch`."""
         await asyncio.to_thread(writer.sync)
-        session = self._check_session(self._workers.jobs.of_task(order.task_id), order)
+        job, session = self._check_session(self._workers.jobs.of_task(order.task_id), order)
         session.begin_launch()
         # A cancelled launch continues, and may start the runner.
-        await asyncio.shield(self._workers.thread.run(self._launch(session, order)))
+        await asyncio.shield(self._workers.thread.run(self._launch(job, session, order)))
         return self.find_runner(AttemptLocation(order.task_id, order.attempt_id, ""))
 
-    async def _launch(self, session: WorkerSession, order: RunAttempt | FinishAttempt) -> None:
+    async def _launch(self, job: Job, session: WorkerSession, order: RunAttempt | FinishAttempt) -> None:
         try:
             try:
-                offset = int(await session.call(EndOffset(), int))
-                while data := await asyncio.to_thread(self._read, order.task_id, offset):
-                    offset = int(await session.call(ReceiveRecords(offset, data), int))
-            except HostUnreachableError as error:
-                raise RunnerNotStartedError(*error.args) from error
-            session.record_copied(max(session.copied_end, offset))
-            await session.launch(Launch(order), _LAUNCH_SECONDS)
+                async with asyncio.timeout(_COPY_SECONDS):
+                    offset = await self._copy(session, order.task_id)
+                session.record_copied(max(session.copied_end, offset))
+                await session.launch(Launch(order), _LAUNCH_SECONDS)
+            except InvalidMessageError as error:
+                self._workers.jobs.fence(job, error_reason(error))
+                session.close()
+                raise RunnerNotStartedError(error_reason(error)) from error
+            except OSError as error:  # the host is the cause, so another attempt may succeed
+                raise RunnerNotStartedError(error_reason(error)) from error
         finally:
             session.end_launch()
+
+    async def _copy(self, session: WorkerSession, task_id: str) -> int:
+        """Send the records that the worker lacks; return the offset after them.
+
+        A worker that continues slowly gets the rest at the next launch. Raises OSError, InvalidMessageError.
+        """
+        end = await asyncio.to_thread(self._replicas.end_offset, task_id)
+        offset = int(await session.call(EndOffset(), int))
+        if not 0 <= offset <= end:
+            raise InvalidMessageError(f"its journal has {offset} bytes, and the server's has {end}")
+        while data := await asyncio.to_thread(self._read, task_id, offset):
+            received = int(await session.call(ReceiveRecords(offset, data), int))
+            if received != offset + len(data):
+                raise InvalidMessageError(f"its journal has {received} bytes instead of {offset + len(data)}")
+            offset = received
+        return offset
 
     def _read(self, task_id: str, offset: int) -> bytes:
         data = self._replicas.read(task_id, offset, RECORDS_BYTES)
         return data or self._replicas.read(task_id, offset, WORKER_MESSAGE_BYTES_MAX)
 
-    def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> WorkerSession:
+    def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> tuple[Job, WorkerSession]:
         session = None if job is None or job.stored.is_given_up else job.session
         if job is None or not isinstance(session, WorkerSession):
             raise RunnerNotStartedError(f"The worker of task {order.task_id} does not respond.")
@@ -440,7 +505,7 @@ class ClusterPlacement:
             raise RunnerNotStartedError(f"Attempt {order.attempt_id} does not belong to this worker.")
         if session.liveness is Liveness.HELD:
             raise JournalBusyError(f"Task {order.task_id} has a runner on {job.identity.name}.")
-        return session
+        return job, session
 
     def find_runner(self, location: AttemptLocation) -> WorkerRunnerHandle:
         """Implements `Placement.find_runner`."""

@@ -93,24 +93,28 @@ class ArtifactUploads:
 
         Raises ArtifactsTooLargeError; OSError or InvalidMessageError if the upload is incomplete, too slow or invalid.
         """
-        uploads = self._jobs.setdefault(job, _JobUploads())
+        task_id, uploads = job.stored.task_id, self._jobs.setdefault(job, _JobUploads())
         if uploads.lock.locked():
             raise InvalidMessageError("another upload has not ended")
         async with uploads.lock:
             if uploads.quota is None:
-                uploads.quota = ArtifactQuota(await self._run(self._replicas.artifact_sizes, job.stored.task_id))
+                uploads.quota = ArtifactQuota(await self._run(self._replicas.artifact_sizes, task_id))
             uploads.quota.check(artifact)
             async with asyncio.timeout(_UPLOAD_SECONDS + artifact.size_bytes / _BYTES_PER_SECOND):
-                is_stored = await self._store(job, artifact, _Parts(reader, artifact.size_bytes), is_current)
+                is_stored = await self._store(
+                    task_id, artifact, _ContentReader(reader, artifact.size_bytes), is_current
+                )
             if is_stored:
                 uploads.quota.add(artifact)
             return is_stored
 
-    async def _store(self, job: Job, artifact: Artifact, parts: "_Parts", is_current: Callable[[], bool]) -> bool:
-        creating = self._threads.submit(self._replicas.create_artifact, job.stored.task_id, artifact)
+    async def _store(
+        self, task_id: str, artifact: Artifact, content: "_ContentReader", is_current: Callable[[], bool]
+    ) -> bool:
+        creating = self._threads.submit(self._replicas.create_artifact, task_id, artifact)
         try:
             copy = await asyncio.wrap_future(creating)
-            while data := await parts.read():
+            while data := await content.read():
                 await self._run(copy.write, data)
             await self._run(copy.flush)
             # No await between the check and the name: after a takeover, the worker changes nothing.
@@ -121,8 +125,8 @@ class ArtifactUploads:
         except _UploadBrokenError:
             raise
         except (OSError, SandboxError) as error:
-            _log.warning("An artifact of task %s was not stored: %s", job.stored.task_id, error_reason(error))
-            while await parts.read():  # the worker reads the answer after it has sent everything
+            _log.warning("An artifact of task %s was not stored: %s", task_id, error_reason(error))
+            while await content.read():  # the worker reads the answer after it has sent everything
                 pass
             return False
         finally:
@@ -143,7 +147,7 @@ class _UploadBrokenError(ConnectionError):
     """The upload does not continue."""
 
 
-class _Parts:
+class _ContentReader:
     """The content of an artifact, as it arrives."""
 
     def __init__(self, reader: asyncio.StreamReader, size_bytes: int) -> None:

@@ -175,6 +175,29 @@ async def test_worker_that_is_lost_after_its_task_ended_is_forgotten(server, job
     assert list(server.store.iterdir()) == []
 
 
+async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pauses(server, job, monkeypatch):
+    """A worker that has kept its job for a while is replaced without a pause."""
+    monkeypatch.setattr(jobs, "_REPLACE_SECONDS_MAX", 60.0)
+    pauses = []
+    for number in range(4):
+        if number == 3:
+            monkeypatch.setattr(jobs, "_STABLE_SECONDS", 0.0)
+        await until(lambda job=job: server.tokens(job), "the submission")
+        await lose(server, job)
+        server.engine.set_phase(job, JobPhase.ENDED)
+        await until(lambda job=job: job.stored.is_given_up)
+        lost, job = job, server.jobs.reserve("task-1", None, SMALL)
+        pauses.append(job._not_before - time.monotonic())
+        if number < 3:
+            assert job.reason.startswith("The worker was lost")
+            assert "It is ended." in job.reason
+            await until(lambda job=job: job.phase is JobPhase.UNKNOWN)
+            assert job.reason.startswith("The worker was lost")
+        assert server.jobs.of_attempt(lost.stored.attempt_id) is lost
+        job.postpone(0, "")
+    assert [round(pause) for pause in pauses] == [2, 4, 8, 0]
+
+
 async def test_attempt_of_a_lost_record_is_unknown_for_a_lease(server, monkeypatch):
     assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)

@@ -1,12 +1,15 @@
 """The placement of a cluster, apart from what `tests/contract/test_placement.py` tests with real workers."""
 
 import asyncio
+import contextlib
+import errno
 import ssl
 import threading
 
+import msgspec
 import pytest
 
-from doubles.cluster import OVERHEAD_BYTES, SMALL, ClusterServer, FakeEngine, make_request
+from doubles.cluster import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, until
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
@@ -15,33 +18,86 @@ from sandbox.interfaces.placement import (
     HostPendingError,
     HostUnreachableError,
     Leftover,
+    RunAttempt,
     RunnerNotStartedError,
+)
+from sandbox.interfaces.worker_messages import (
+    CallResult,
+    Claimed,
+    EndOffset,
+    Heartbeat,
+    Launch,
+    LockDisk,
+    ReceiveRecords,
+    ServerCall,
+    UnlockDisk,
 )
 from sandbox.model.failure import FailureCode
 from sandbox.placements.cluster import jobs
+from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ClusterAddress, LoopThread, TaskStorage, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
 
+class Tasks:
+    """Whether tasks are over. errors: how often this cannot be read."""
+
+    def __init__(self):
+        self.over, self.errors = set(), 0
+
+    def is_over(self, task_id):
+        if self.errors > 0:
+            self.errors -= 1
+            raise OSError(errno.EIO, "Input/output error")
+        return task_id in self.over
+
+
 @pytest.fixture
-async def placement(tmp_path):
-    server = ClusterServer(tmp_path)  # only its files and its certificate are used
+def tasks():
+    return Tasks()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Only its files, its certificate and its engine are used."""
+    return ClusterServer(tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def running_placement(server, tasks):
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(server.certificate)
     placement = await create_cluster_placement(
-        tmp_path / "jobs",
-        FakeEngine(),
+        server.store,
+        server.engine,
         JobSettings(600, OVERHEAD_BYTES, make_request),
         ClusterAddress("127.0.0.1", server.port, tls),
-        TaskStorage(server.replicas, None, lambda task_id: False),
+        TaskStorage(server.replicas, None, tasks.is_over),
         ProfileCatalog(server.data_dir),
     )
     running = asyncio.create_task(placement.run())
     yield placement
+    assert not running.done()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+async def placement(server, tasks):
+    async with running_placement(server, tasks) as placement:
+        yield placement
+
+
+async def reserve(server, placement, task_id="task-1"):
+    """Reserve a host and record an attempt; return the job, which has been submitted."""
+    with contextlib.suppress(HostPendingError):
+        await placement.allocator.reserve(task_id, None, SMALL)
+    job = placement.allocator._workers.jobs.of_task(task_id)
+    server.record_attempt(job)
+    await until(lambda: server.tokens(job))
+    return job
 
 
 async def test_capacity_is_that_of_the_largest_host_without_the_overhead_of_a_worker(placement):
@@ -110,3 +166,154 @@ async def test_closed_thread_runs_nothing(placement):
     with pytest.raises(HostUnreachableError):
         thread.wait_for(wait())
     thread.close()
+
+
+# Workers that a compromised host may have changed, and hosts that fail.
+
+
+@pytest.fixture
+async def worker(server, placement):
+    """A worker that has claimed its job."""
+    worker = FakeWorker(server, await reserve(server, placement))
+    async with server.connect(server.claim(worker.job), Heartbeat(1, "free", 0, 0, is_launching=False)) as client:
+        serving = asyncio.create_task(worker.serve(client))
+        await until(lambda: worker.job.session and worker.job.session.liveness is Liveness.FREE)
+        yield worker
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+
+
+class FakeWorker:
+    """Answers requests. The test replaces the answers; None is no answer."""
+
+    def __init__(self, server, job):
+        self.server, self.job = server, job
+        self.requests, self.end = [], 0
+        self.answers = {EndOffset: lambda _: self.end, ReceiveRecords: self.receive, Launch: lambda _: 1}
+
+    def receive(self, request):
+        self.end = request.offset + len(request.data)
+        return self.end
+
+    def names(self):
+        return [type(request).__name__ for request in self.requests]
+
+    async def serve(self, client):
+        while (message := await client.read()) is not None:
+            if isinstance(message, ServerCall):
+                self.requests.append(message.request)
+                answer = self.answers.get(type(message.request), lambda _: None)(message.request)
+                if isinstance(answer, CallResult):
+                    await client.send(msgspec.structs.replace(answer, call_id=message.call_id))
+                elif answer is not None:
+                    await client.send(CallResult(message.call_id, msgspec.json.encode(answer)))
+
+    async def launch(self, placement):
+        """Launch the recorded attempt."""
+        writer = self.server.journals.open("task-1")
+        try:
+            async with asyncio.timeout(15):
+                await placement.launch(RunAttempt("task-1", self.job.stored.attempt_id), writer)
+        finally:
+            writer.close()
+
+
+async def test_worker_gets_the_records_before_the_order(server, placement, worker):
+    await worker.launch(placement)
+    assert worker.names() == ["EndOffset", "ReceiveRecords", "Launch"]
+    assert worker.end == server.replicas.end_offset("task-1")
+    assert not worker.job.stored.is_fenced
+
+
+@pytest.mark.parametrize(
+    ("request_type", "answer"),
+    [
+        (ReceiveRecords, lambda request: request.offset),
+        (ReceiveRecords, lambda request: request.offset + 1),
+        (ReceiveRecords, lambda request: request.offset + len(request.data) + 1),
+        (EndOffset, lambda _: -1),
+        (EndOffset, lambda _: 2**40),
+    ],
+)
+async def test_worker_without_progress_is_fenced(placement, worker, request_type, answer):
+    worker.answers[request_type] = answer
+    with pytest.raises(RunnerNotStartedError, match="its journal has"):
+        await worker.launch(placement)
+    assert "Launch" not in worker.names()
+    await until(lambda: worker.job.stored.is_fenced)
+    with pytest.raises(RunnerNotStartedError):
+        await worker.launch(placement)
+
+
+async def test_records_that_are_received_slowly_end_the_launch(placement, worker, monkeypatch):
+    """The next launch sends the rest."""
+    monkeypatch.setattr(placement_module, "_COPY_SECONDS", 0.3)
+    worker.answers[ReceiveRecords] = lambda _: None
+    with pytest.raises(RunnerNotStartedError, match="timed out"):
+        await worker.launch(placement)
+    assert not worker.job.stored.is_fenced
+    worker.answers[ReceiveRecords] = worker.receive
+    monkeypatch.undo()
+    await worker.launch(placement)
+    assert worker.names()[-1] == "Launch"
+
+
+@pytest.mark.parametrize("request_type", [EndOffset, ReceiveRecords, Launch])
+async def test_disk_error_of_a_host_lets_the_next_attempt_follow(placement, worker, request_type):
+    """Another host may have no such error, so the task is not ended."""
+    worker.answers[request_type] = lambda _: CallResult(0, error="OSError", message="[Errno 30] Read-only file system")
+    with pytest.raises(RunnerNotStartedError, match="Read-only file system"):
+        await worker.launch(placement)
+    assert not worker.job.stored.is_fenced
+
+
+async def test_lock_that_the_worker_acquires_too_late_is_released(placement, worker):
+    disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.UNKNOWN  # the worker has not answered
+    [lock, unlock] = await until(lambda: len(worker.requests) == 2 and worker.requests)
+    assert (type(lock), unlock) == (LockDisk, UnlockDisk(lock.lock_id))
+
+
+async def test_lock_of_a_cancelled_request_is_released(placement, worker):
+    disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
+    locking = asyncio.create_task(disk.try_lock().__aenter__())
+    [lock] = await until(lambda: worker.requests)
+    locking.cancel()
+    await asyncio.gather(locking, return_exceptions=True)
+    assert await until(lambda: worker.requests[1:]) == [UnlockDisk(lock.lock_id)]
+
+
+async def test_acquired_lock_is_released_once(placement, worker):
+    worker.answers |= {LockDisk: lambda _: "free", UnlockDisk: lambda _: CallResult(0)}
+    disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.FREE
+    worker.answers[LockDisk] = lambda _: "held"
+    async with disk.try_lock() as liveness:
+        assert liveness is Liveness.HELD
+    assert worker.names() == ["LockDisk", "UnlockDisk", "LockDisk"]
+
+
+async def test_release_of_old_jobs_is_repeated_after_an_error(server, tasks, monkeypatch):
+    """Workers can connect in the meantime."""
+    async with running_placement(server, tasks) as placement:
+        for task_id in ("task-1", "task-2", "task-3"):
+            await reserve(server, placement, task_id)
+    for name in ("_RELEASE_SECONDS", "_RELEASE_SECONDS_MAX"):
+        monkeypatch.setattr(placement_module, name, 0.02)
+    tasks.over, tasks.errors, removed, errors = {"task-1", "task-3"}, 2, jobs.JobStore.remove, [errno.ENOSPC] * 2
+
+    def remove(store, job):
+        if errors:
+            raise OSError(errors.pop(), "No space left on device")
+        removed(store, job)
+
+    monkeypatch.setattr(jobs.JobStore, "remove", remove)
+    async with running_placement(server, tasks) as placement:
+        remaining = placement.allocator._workers.jobs
+        await until(lambda: remaining.task_ids() == {"task-2"})
+        assert (tasks.errors, errors) == (0, [])
+        job = remaining.of_task("task-2")
+        async with server.connect(server.claim(job)) as client:
+            assert isinstance(await client.read(), Claimed)
