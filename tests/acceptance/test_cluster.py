@@ -6,33 +6,22 @@ import os
 import signal
 import socket
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from doubles.deployment import (
-    SERVER_KEY,
-    Deployment,
-    bash_turn,
-    make_repository,
-    preinstall_agent,
-    reply_turn,
-    wait_until,
-)
-from doubles.runner_processes import find_runner
-from doubles.terminal_user import TerminalUser
+from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
+from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, deploying
+from sandbox.bootstrap.settings.schema import LEASE_SECONDS_MIN
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import AttemptStarted
 from sandbox.placements.cluster.decisions import LEASE_MARGIN_SECONDS
 
-MAKE_FILE = bash_turn("echo made > made.txt")
-WAIT_FOR_FIFO = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
-LEASE_SECONDS, HEARTBEAT_SECONDS = 10, 3
+LEASE_SECONDS, HEARTBEAT_SECONDS = LEASE_SECONDS_MIN, 3
 
 
-class ClusterDeployment(Deployment):
+class ClusterDeployment(RemoteDeployment):
     """A deployment whose tasks run on workers. All workers share the data directory of one host."""
 
     @property
@@ -86,18 +75,6 @@ class ClusterDeployment(Deployment):
             wait_until(lambda job=job: self.exit_code(job) is not None, 30, description="the worker's end")
             assert self.exit_code(job) == 0, self.diagnostics()
 
-    def runner_pid(self, task_id="task-1"):
-        return find_runner(self.host_data_dir, task_id)
-
-    def wait_for_second_call(self):
-        wait_until(lambda: self.status()["progress"]["tool_calls"] == 2, 60, description="the second tool call")
-
-    def shell(self, text):
-        terminal = TerminalUser("task", "shell", "task-1", server=self.server.ready_message["http"])
-        terminal.expect(r"\$ ")
-        terminal.type(text)
-        return terminal
-
     def count_model_requests(self):
         return self.model_requests_file.read_bytes().count(b"\n")
 
@@ -107,16 +84,6 @@ class ClusterDeployment(Deployment):
     def signal(self, number, *pids):
         for pid in pids:
             os.kill(pid, number)
-
-    def answer(self):
-        """Let the agent's second command end."""
-        terminal = self.shell("echo from-the-user > answer.txt; echo > /tmp/gate; exit 7\n")
-        assert terminal.exit_code() == 7
-        terminal.close()
-
-    def diagnostics(self, task_id="task-1"):
-        logs = [*self.host_data_dir.glob("tasks/*/attempts/*/runner.log"), self.host_data_dir / "worker.log"]
-        return f"{super().diagnostics(task_id)}\n" + "".join(path.read_text() for path in logs if path.exists())
 
     def close(self):
         super().close()
@@ -132,17 +99,8 @@ def kill(pid):
 
 @pytest.fixture
 def deploy(tmp_path):
-    deployment = ClusterDeployment(tmp_path)
-
-    def start(*turns):
-        make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
-        deployment.start_git()
-        deployment.start_model(*turns)
-        deployment.start_server()
-        return deployment
-
-    yield start
-    deployment.close()
+    with deploying(ClusterDeployment(tmp_path)) as start:
+        yield start
 
 
 @pytest.mark.timeout(240)
@@ -262,16 +220,11 @@ def test_preserved_sandbox_keeps_its_worker(deploy):
     assert deployment.wait()["state"] == "failed_preserved", deployment.diagnostics()
     deployment.restart_server(signal.SIGKILL)
     wait_until(lambda: deployment.status()["sandbox_kept"], 30, description="the preserved sandbox")
-    terminal = deployment.shell("cat kept.txt; exit 3\n")
-    terminal.expect("kept\r\n")
-    assert terminal.exit_code() == 3
-    terminal.close()
+    deployment.check_preserved_file()
     [job] = deployment.jobs()
     assert deployment.exit_code(job) is None
-    release = partial(deployment.http.delete, "/api/v1/tasks/task-1/vm", timeout=30)
-    wait_until(lambda: release().status_code in {200, 404}, 30, description="the release")
+    deployment.release()
     deployment.wait_for_clean_exit(job)
-    assert not deployment.status()["sandbox_kept"]
 
 
 @pytest.mark.timeout(300)

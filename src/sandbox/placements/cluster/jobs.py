@@ -10,9 +10,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -364,19 +364,23 @@ class Jobs:
     async def _run(self) -> None:
         """Look the jobs up and act, until cancelled."""
         while True:
-            try:
-                await self._look_up()
-                for job in list(self._jobs.values()):
-                    if not job.stored.is_given_up:
-                        await self._act(job)
-            except Exception as error:
-                _log.error("The jobs could not be checked: %s", error_reason(error), exc_info=error)
+            await self._repeat_on_error(self._look_up())
+            for job in list(self._jobs.values()):
+                if not job.stored.is_given_up:
+                    await self._repeat_on_error(self._act(job))
             try:
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._wake.wait()
             except TimeoutError:
                 pass
             self._wake.clear()
+
+    async def _repeat_on_error(self, step: Coroutine[Any, Any, None]) -> None:
+        """Log the error of a step that the next iteration repeats, so the other jobs are not affected."""
+        try:
+            await step
+        except Exception as error:
+            _log.error("A job could not be checked: %s", error_reason(error), exc_info=error)
 
     async def _look_up(self) -> None:
         jobs = [job for job in self._jobs.values() if not job.stored.is_given_up]

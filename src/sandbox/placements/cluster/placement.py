@@ -469,7 +469,8 @@ class ClusterPlacement:
                 session.record_copied(max(session.copied_end, offset))
                 await session.launch(Launch(order), _LAUNCH_SECONDS)
             except InvalidMessageError as error:
-                self._workers.jobs.fence(job, error_reason(error))
+                with contextlib.suppress(OSError):  # in memory, the worker is fenced in any case
+                    self._workers.jobs.fence(job, error_reason(error))
                 session.close()
                 raise RunnerNotStartedError(error_reason(error)) from error
             except OSError as error:  # the host is the cause, so another attempt may succeed

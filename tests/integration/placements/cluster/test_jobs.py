@@ -71,6 +71,20 @@ async def test_submission_that_fails_is_repeated(server, error):
     await until(lambda: server.tokens(job))
 
 
+async def test_error_of_one_job_does_not_affect_the_others(server, monkeypatch):
+    submit = server.engine.submit
+
+    async def fail(request):
+        if request.name == first.name:
+            raise ValueError("unexpected")
+        await submit(request)
+
+    monkeypatch.setattr(server.engine, "submit", fail)
+    first, second = (server.jobs.reserve(task_id, None, SMALL) for task_id in ("task-1", "task-2"))
+    await until(lambda: server.tokens(second))
+    assert server.tokens(first) == []
+
+
 @pytest.mark.parametrize("phase", [JobPhase.ENDED, JobPhase.UNREACHABLE])
 async def test_worker_that_does_not_start_is_replaced(server, job, phase):
     server.engine.set_phase(job, phase)

@@ -1,0 +1,76 @@
+"""A deployment whose tasks run on a host with a data directory of its own."""
+
+import contextlib
+from functools import partial
+
+from doubles.deployment import Deployment, bash_turn, make_repository, wait_until
+from doubles.runner_processes import find_runner
+from doubles.terminal_user import TerminalUser
+
+MAKE_FILE = bash_turn("echo made > made.txt")
+WAIT_FOR_FIFO = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
+"""The agent waits for `RemoteDeployment.answer`."""
+
+
+class RemoteDeployment(Deployment):
+    """A deployment with the task `task-1`. Subclasses set `host_data_dir`, the data directory of the host."""
+
+    def start_host(self):
+        """Start what runs on the host before the server."""
+
+    def runner_pid(self):
+        return find_runner(self.host_data_dir, "task-1")
+
+    def wait_for_second_call(self):
+        wait_until(lambda: self.status()["progress"]["tool_calls"] == 2, 60, description="the second tool call")
+
+    def shell(self, text):
+        """Open a shell in the sandbox, and type the text."""
+        terminal = TerminalUser("task", "shell", "task-1", server=self.server.ready_message["http"])
+        terminal.expect(r"\$ ")
+        terminal.type(text)
+        return terminal
+
+    def answer(self):
+        """Let the agent's second command end."""
+        terminal = self.shell("echo from-the-user > answer.txt; echo > /tmp/gate; exit 7\n")
+        assert terminal.exit_code() == 7
+        terminal.close()
+
+    def check_preserved_file(self):
+        """Read the file `kept.txt` in a shell of the preserved sandbox."""
+        terminal = self.shell("cat kept.txt; exit 3\n")
+        terminal.expect("kept\r\n")
+        assert terminal.exit_code() == 3
+        terminal.close()
+
+    def request_release(self):
+        """Request the release of the preserved sandbox; return the status of the response."""
+        return self.http.delete("/api/v1/tasks/task-1/vm", timeout=30).status_code
+
+    def release(self):
+        """Release the preserved sandbox. An earlier request may have been carried out."""
+        wait_until(lambda: self.request_release() in {200, 404}, 30, description="the release")
+        assert not self.status()["sandbox_kept"]
+
+    def diagnostics(self, task_id="task-1"):
+        logs = [*self.host_data_dir.glob("tasks/*/attempts/*/runner.log"), self.host_data_dir / "worker.log"]
+        return f"{super().diagnostics(task_id)}\n" + "".join(path.read_text() for path in logs if path.exists())
+
+
+@contextlib.contextmanager
+def deploying(deployment):
+    """Yield a function that starts the deployment, given the turns of the model. Close the deployment afterwards."""
+    try:
+        yield partial(_start, deployment)
+    finally:
+        deployment.close()
+
+
+def _start(deployment, *turns):
+    make_repository(deployment.repositories / "repo.git", {"README.md": "Hello.\n"})
+    deployment.start_git()
+    deployment.start_model(*turns)
+    deployment.start_host()
+    deployment.start_server()
+    return deployment
