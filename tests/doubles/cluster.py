@@ -49,7 +49,7 @@ class FakeEngine:
         if self.error is not None:
             raise self.error
         self.submitted.append(request)
-        self.statuses.setdefault(request.name, JobStatus(JobPhase.WAITING))
+        self.statuses.setdefault(request.name, JobStatus(JobPhase.RUNNING, HOST))
 
     async def largest(self):
         return [SMALL, Resources(8, 2**33, 2**40), Resources(64, 2**32, 2**40)]
@@ -61,7 +61,7 @@ class FakeEngine:
         return {name: self.statuses.get(name, JobStatus(JobPhase.UNKNOWN)) for name in names}
 
     def set_phase(self, job, phase):
-        self.statuses[job.name] = JobStatus(phase, reason=f"It is {phase}.")
+        self.statuses[job.name] = JobStatus(phase, HOST, f"It is {phase}.")
 
 
 class ClusterServer:

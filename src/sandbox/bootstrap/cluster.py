@@ -8,7 +8,6 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from socket import gethostname
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -19,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, measure_capacity
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
-from sandbox.bootstrap.worker import TOKEN_VARIABLE
+from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name
 from sandbox.engines.processes.engine import ProcessEngine
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.engine import JobRequest
@@ -131,9 +130,8 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
             str(directory / "host" / "worker.log"),
         )
 
-    engine = ProcessEngine(
-        directory / "processes", gethostname(), measure_capacity(data_dir, context.settings.capacity)
-    )
+    capacity = measure_capacity(data_dir, context.settings.capacity)
+    engine = ProcessEngine(directory / "processes", host_name(), capacity)
     return await create_cluster_placement(
         directory / "jobs",
         engine,

@@ -47,6 +47,11 @@ class WorkerUnusableError(SandboxError):
     code = "worker_unusable"
 
 
+def host_name() -> str:
+    """Return the name of this host, without a colon, which separates the placement from the host in the journal."""
+    return gethostname().replace(":", "-")
+
+
 def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> int:
     """Run the attempts of one task; return the exit code. Raises SandboxError, OSError."""
     os.umask(0o077)
@@ -70,9 +75,8 @@ async def _run(settings: ServerSettings, attempt_id: str, address: ServerAddress
         probed = await placement.host.probe()
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)
-        host = gethostname().replace(":", "-")
         boot_id = placement.host.identity.boot_id
-        claim = Claim(attempt_id, token, os.urandom(32), host, boot_id, probed.runtime)
+        claim = Claim(attempt_id, token, os.urandom(32), host_name(), boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
 
         def create_host(task_id: str) -> TaskHost:

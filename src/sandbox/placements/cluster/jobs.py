@@ -36,6 +36,7 @@ from sandbox.primitives.files import fsync_path, write_durably
 POLL_SECONDS = 1.0
 """Interval at which the engine is asked for the phases of all jobs."""
 
+_CONFIRM_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
 _TOKENS_MAX = 16
 _DONE_TASKS_MAX = 10_000
@@ -131,6 +132,7 @@ class Job:
         """When the worker was last answered; an earlier server may have answered until this one started."""
         self.phase: JobPhase | None = None
         self.phase_since = now
+        self._engine_host = ""
         self.reason = "The job is being submitted."
         self._not_before = now
         self._claimed_at = now
@@ -215,11 +217,18 @@ class Job:
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
         """Set what the engine reported; None if it does not respond."""
-        phase = None if status is None else status.phase
+        phase, host = (None, "") if status is None else (status.phase, status.host)
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
+        if host != self._engine_host:
+            self._engine_host = host
+            self.notify()
         if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
             self.reason = status.reason or f"The job is {status.phase}."
+
+    def runs_on(self, host: str) -> bool:
+        """Return whether the engine runs the job on this host, according to its last report."""
+        return self.phase is JobPhase.RUNNING and self._engine_host == host
 
     def observe(self, now: float) -> Observation:
         """Return the observations about the worker."""
@@ -300,10 +309,27 @@ class Jobs:
             self._by_attempt[attempt_id] = job
         return job
 
+    def find_claimable(self, claim: Claim) -> Job | None:
+        """Return the job that a worker may claim, or has claimed already; None if it may not."""
+        job = self._jobs.get(claim.attempt_id)
+        if job is None or not may_claim(_claim_state(job.stored), _hash(claim.token), _hash(claim.nonce)):
+            return None
+        return job
+
+    async def confirm_host(self, job: Job, host: str) -> bool:
+        """Return whether the engine confirms that it runs the job on this host; asks the engine, and waits for it."""
+        deadline = time.monotonic() + _CONFIRM_SECONDS
+        while not job.runs_on(host):
+            if (rest := deadline - time.monotonic()) <= 0:
+                return False
+            self._wake.set()
+            await job.wait_for_change(min(POLL_SECONDS, rest))
+        return True
+
     def claim(self, claim: Claim) -> Job | None:
         """Store that a worker has claimed its job, and return the job; None if it may not. Raises OSError."""
-        job, nonce_hash = self._jobs.get(claim.attempt_id), _hash(claim.nonce)
-        if job is None or not may_claim(_claim_state(job.stored), _hash(claim.token), nonce_hash):
+        job, nonce_hash = self.find_claimable(claim), _hash(claim.nonce)
+        if job is None:
             return None
         if job.is_claimed:
             return job if (job.stored.host, job.stored.boot_id) == (claim.host, claim.boot_id) else None

@@ -387,6 +387,11 @@ class WorkerServer:
         return session
 
     async def _serve_claim(self, claim: Claim, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        job = self._jobs.find_claimable(claim)
+        if job is not None and not job.is_claimed and not await self._jobs.confirm_host(job, claim.host):
+            task_id = job.stored.task_id
+            _log.warning("The engine does not report that the worker of task %s runs on %s", task_id, claim.host)
+            return  # the worker tries again, because the engine may respond later
         job = self._jobs.claim(claim)
         copied_end = 0
         if job is not None:

@@ -48,7 +48,7 @@ async def lose(server, job):
 async def test_job_is_submitted_once(server, job):
     await server.restart()
     again = server.jobs.reserve("task-1", None, SMALL)
-    await until(lambda: again.phase is JobPhase.WAITING)
+    await until(lambda: again.phase is JobPhase.RUNNING)
     assert again.stored == job.stored
     assert [request.name for request in server.engine.submitted] == [job.name]
     assert server.jobs.liveness("task-1") is Liveness.FREE
@@ -114,8 +114,8 @@ async def test_silent_worker_is_taken_over_after_its_lease(tmp_path, monkeypatch
     await server.start()
     try:
         job = await server.submit()
-        server.engine.set_phase(job, phase)
         await lose(server, job)
+        server.engine.set_phase(job, phase)
         assert not job.stored.is_given_up
         await until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
         assert (job.stored.is_given_up, job.stored.has_ended) == (True, False)

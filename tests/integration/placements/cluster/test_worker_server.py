@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from doubles.cluster import BOOT_ID, ClusterServer, until
+from sandbox.interfaces.engine import EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import (
     ArtifactPart,
@@ -40,7 +41,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.state_machine import advance
-from sandbox.placements.cluster import uploads, worker_server
+from sandbox.placements.cluster import jobs, uploads, worker_server
 from sandbox.primitives.message_stream import encode_message
 
 FREE, HELD = (Heartbeat(1, liveness, 0, 0, is_launching=False) for liveness in ("free", "held"))
@@ -126,6 +127,56 @@ async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, j
     monkeypatch.setattr(server.replicas, "end_offset", give_up)
     await check_rejected(server, claim)
     assert job.session is None
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        JobStatus(JobPhase.RUNNING, "host-2"),
+        JobStatus(JobPhase.WAITING),
+        JobStatus(JobPhase.ENDED, "host-1"),
+        JobStatus(JobPhase.UNREACHABLE, "host-1"),
+        None,
+    ],
+)
+async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, job, monkeypatch, status):
+    """The token alone is not enough. The same worker gets the task as soon as the engine confirms its host."""
+    monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
+    monkeypatch.setattr(jobs.Jobs, "_act", keep_job)
+    look_up, claim = server.engine.look_up, server.claim(job)
+
+    async def report(names):
+        if status is None:
+            raise EngineUnavailableError("It does not respond.")
+        return dict.fromkeys(names, status)
+
+    server.engine.look_up = report
+    await until(lambda: job.phase is (None if status is None else status.phase))
+    async with server.connect(claim) as client:
+        assert await client.read() is None
+    assert not job.is_claimed
+    server.engine.look_up = look_up
+    async with server.connect(claim) as client:
+        assert isinstance(await client.read(), Claimed)
+        server.engine.look_up = report
+        await until(lambda: not job.runs_on("host-1"))
+        async with server.connect(claim) as again:  # a reconnection
+            assert isinstance(await again.read(), Claimed)
+
+
+async def keep_job(self, job):
+    """Do not replace a job whose worker the engine reports as lost."""
+
+
+async def test_claim_waits_until_the_engine_reports_the_start(server, job):
+    """A worker may connect before the next look-up."""
+    server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING)
+    await until(lambda: job.phase is JobPhase.WAITING)
+    async with server.connect(server.claim(job)) as client:
+        await asyncio.sleep(0.1)
+        assert not job.is_claimed
+        server.engine.set_phase(job, JobPhase.RUNNING)
+        assert isinstance(await client.read(), Claimed)
 
 
 async def test_claim_survives_a_restart_of_the_server(server, job):
