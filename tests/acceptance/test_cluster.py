@@ -144,12 +144,13 @@ def test_killed_server_loses_nothing(deploy):
 @pytest.mark.timeout(240)
 def test_model_requests_wait_while_the_lease_is_expired(deploy):
     """The agent's next request comes after the lease. It is held until the server is back, and then answered."""
-    deployment = deploy(MAKE_FILE, bash_turn(f"sleep {LEASE_SECONDS + 15}; echo late > late.txt"), reply_turn())
+    wait = f"mkfifo /tmp/gate; read -t {LEASE_SECONDS + 10} _ <> /tmp/gate"  # Claude Code rejects a long `sleep`
+    deployment = deploy(MAKE_FILE, bash_turn(f"{wait}; echo late > late.txt"), reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
     requests = deployment.count_model_requests()
     deployment.server.stop(signal.SIGKILL)
-    time.sleep(LEASE_SECONDS + 22)
+    time.sleep(LEASE_SECONDS + 17)
     assert deployment.count_model_requests() == requests
     deployment.start_server(ports=deployment.ports())
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()

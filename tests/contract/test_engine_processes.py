@@ -226,6 +226,15 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
     assert not [path for path in harness.directory.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
 
+async def test_worker_without_its_environment_is_started(harness, create_job):
+    """The worker ends without its join token. A job that waited forever would not be replaced."""
+    job = create_job("exit", "3", environment={"TOKEN": "secret"})
+    store(harness, job)
+    (files_of(harness, job) / "environment").unlink()
+    status = await until_phase(harness.connect(), job, JobPhase.ENDED)
+    assert "exited with 3" in status.reason
+
+
 async def test_unusable_directory_makes_the_engine_unavailable(tmp_path, create_job):
     (tmp_path / "file").write_text("")
     engine = ProcessEngine(tmp_path / "file", "this-host", ProcessHarness.full)

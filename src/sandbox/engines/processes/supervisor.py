@@ -51,7 +51,8 @@ def main(directory: Path) -> int:
     if any((directory / name).exists() for name in ("started.json", "withdrawn")):
         return 0
     request = json.loads((directory / "request.json").read_bytes())["request"]
-    request["environment"] = json.loads((directory / "environment").read_bytes())
+    with suppress(FileNotFoundError):  # without its token, the worker ends, and the server submits another job
+        request["environment"] = json.loads((directory / "environment").read_bytes())
     is_started_in, is_started_out = os.pipe()
     if os.fork() != 0:
         os.close(is_started_out)
