@@ -1,0 +1,279 @@
+"""Artifacts that workers send, also from a compromised host."""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+
+from doubles.cluster import ClusterServer, until
+from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, HeartbeatAnswer, Upload, UploadReceived
+from sandbox.model.events import Artifact
+from sandbox.placements.cluster import uploads
+
+FREE = Heartbeat(1, "free", 0, 0, is_launching=False)
+CONTENT = b"content" * 100_000
+ARTIFACT = Artifact("a.txt", "a.txt", len(CONTENT), "text/plain", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+
+
+@pytest.fixture
+async def server(tmp_path):
+    server = ClusterServer(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def job(server):
+    return await server.submit()
+
+
+async def upload(server, key, artifact, *parts):
+    async with server.connect(Upload(key, artifact), *map(ArtifactPart, parts)) as client:
+        return await client.read()
+
+
+async def test_artifact_is_stored(server, job):
+    parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(is_accepted=True)
+    assert (server.data_dir / "tasks" / "task-1" / "artifacts" / "a.txt").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer"),
+    [
+        ((CONTENT[:7], b""), UploadReceived(is_accepted=False)),
+        ((b"x" * 2**18, b"x" * 2**18, b"x" * 2**18, b""), None),
+        ((CONTENT[:7],), None),
+    ],
+)
+async def test_other_content_is_rejected(server, job, parts, answer):
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        uploading = asyncio.create_task(upload_and_close(server, key, parts))
+        assert await uploading == answer
+        assert not (server.data_dir / "tasks" / "task-1" / "artifacts" / "a.txt").exists()
+        await client.send(FREE)
+        assert await client.read() == HeartbeatAnswer(1)
+
+
+async def test_second_upload_at_the_same_time_is_rejected(server, job):
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as first:
+            await until(lambda: incomplete(server))
+            assert await upload(server, key, ARTIFACT, b"x") is None
+            await finish_upload(first)
+            assert await first.read() == UploadReceived(is_accepted=True)
+
+
+def incomplete(server, task_id="task-1"):
+    """Return the files of artifacts that are being stored."""
+    return list((server.data_dir / "tasks" / task_id).glob("*.part"))
+
+
+def stored(server, task_id="task-1"):
+    """Return the names of the stored artifacts."""
+    return {path.name for path in (server.data_dir / "tasks" / task_id).glob("artifacts/*")}
+
+
+async def finish_upload(client):
+    """Send everything after the first part of the artifact."""
+    for at in range(2**18, len(CONTENT), 2**18):
+        await client.send(ArtifactPart(CONTENT[at : at + 2**18]))
+    await client.send(ArtifactPart(b""))
+
+
+@contextlib.asynccontextmanager
+async def open_upload(server, job):
+    """A session, and an upload that has not ended. Yields both connections."""
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
+            await until(lambda: incomplete(server, job.stored.task_id))
+            yield client, uploading
+
+
+async def test_slow_uploads_do_not_delay_other_workers(server):
+    """More uploads are open than the server has threads for blocking work."""
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(min(32, (os.process_cpu_count() or 1) + 4) + 1):
+            await stack.enter_async_context(open_upload(server, await server.submit(f"slow-{number}")))
+        job = await server.submit()
+        async with open_upload(server, job) as (_, uploading):
+            await finish_upload(uploading)
+            assert await uploading.read() == UploadReceived(is_accepted=True)
+
+
+async def test_upload_ends_with_its_session(server, job):
+    async with open_upload(server, job) as (client, uploading):
+        client.writer.transport.abort()
+        assert await uploading.read() is None
+    await until(lambda: not incomplete(server))
+    assert stored(server) == set()
+
+
+async def test_upload_ends_when_the_worker_connects_again(server, job):
+    claim = server.claim(job)
+    async with server.connect(claim) as first:
+        key = (await first.read()).session_key
+        async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
+            await until(lambda: incomplete(server))
+            async with server.connect(claim) as second:
+                key = (await second.read()).session_key
+                assert await uploading.read() is None
+                parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+                assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(is_accepted=True)
+
+
+async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, monkeypatch):
+    """The worker is given up after the content is complete, and before the artifact gets its name."""
+    created = server.replicas.create_artifact
+    loop = asyncio.get_running_loop()
+
+    def create_artifact(task_id, artifact):
+        copy = created(task_id, artifact)
+        flush = copy.flush
+
+        async def give_up():
+            server.jobs._give_up(job)
+
+        def flush_and_lose_the_worker():
+            flush()
+            asyncio.run_coroutine_threadsafe(give_up(), loop).result()
+
+        monkeypatch.setattr(copy, "flush", flush_and_lose_the_worker)
+        return copy
+
+    monkeypatch.setattr(server.replicas, "create_artifact", create_artifact)
+    async with open_upload(server, job) as (_, uploading):
+        await finish_upload(uploading)
+        assert await uploading.read() is None
+    assert job.stored.is_given_up
+    await until(lambda: not incomplete(server))
+    assert stored(server) == set()
+
+
+async def test_upload_that_stops_is_closed(server, job, monkeypatch):
+    monkeypatch.setattr(uploads, "_PART_SECONDS", 0.2)
+    async with open_upload(server, job) as (client, uploading):
+        assert await uploading.read() is None
+        await client.send(FREE)
+        assert await client.read() == HeartbeatAnswer(1)
+    await until(lambda: not incomplete(server))
+
+
+async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
+    """Each part arrives in time, but not all of them."""
+    monkeypatch.setattr(uploads, "_UPLOAD_SECONDS", 0.5)
+    monkeypatch.setattr(uploads, "_BYTES_PER_SECOND", 2**40)
+    async with open_upload(server, job) as (_, uploading):
+
+        async def send():
+            while True:
+                await uploading.send(ArtifactPart(b"x"))
+                await asyncio.sleep(0.05)
+
+        sending = asyncio.create_task(send())
+        assert await uploading.read() is None
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+    await until(lambda: not incomplete(server))
+
+
+async def test_artifact_that_cannot_be_stored_is_requested_again(server, job, monkeypatch):
+    monkeypatch.setattr(server.replicas, "create_artifact", raise_disk_full)
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+        for accepted in (False, False, True):
+            if accepted:
+                monkeypatch.undo()
+            assert await upload(server, key, ARTIFACT, *parts, b"") == UploadReceived(accepted)
+        await client.send(FREE)
+        assert await client.read() == HeartbeatAnswer(1)
+
+
+def raise_disk_full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def upload_text(server, claim, name):
+    """Upload a file in a session of its own. Returns the answer."""
+    async with server.connect(claim) as client:
+        key = (await client.read()).session_key
+        artifact = msgspec.structs.replace(ARTIFACT, name=name)
+        parts = [CONTENT[at : at + 2**18] for at in range(0, len(CONTENT), 2**18)]
+        return await upload(server, key, artifact, *parts, b"")
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_limit_on_artifacts_applies_to_all_sessions(server, job, monkeypatch, restarts):
+    """An artifact that is sent again counts once."""
+    monkeypatch.setattr(uploads, "ARTIFACTS_BYTES_MAX", 2_000_000)
+    claim = server.claim(job)
+    for name in ("a.txt", "a.txt", "b.txt", "a.txt"):
+        assert await upload_text(server, claim, name) == UploadReceived(is_accepted=True)
+    if restarts:
+        await server.restart()
+    assert await upload_text(server, claim, "c.txt") is None
+    await until(lambda: server.jobs.of_task("task-1").stored.is_fenced)
+    assert stored(server) == {"a.txt", "b.txt"}
+
+
+END_WITH_UPLOAD = """
+import contextlib, sys
+from pathlib import Path
+from doubles.cluster import ClusterServer
+from integration.placements.cluster.test_uploads import open_upload
+from sandbox.placements.cluster.placement import LoopThread
+
+async def begin():
+    server = ClusterServer(Path(sys.argv[1]))
+    await server.start()
+    await stack.enter_async_context(open_upload(server, await server.submit()))
+
+stack, thread = contextlib.AsyncExitStack(), LoopThread()
+thread.wait_for(begin())
+thread.close()
+print("closed", flush=True)
+"""
+
+
+def test_server_ends_with_an_open_upload(tmp_path):
+    """No thread waits for the rest of the file."""
+    completed = subprocess.run(
+        [sys.executable, "-c", END_WITH_UPLOAD, tmp_path],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (completed.returncode, completed.stdout) == (0, "closed\n"), completed.stderr
+    assert list(tmp_path.rglob("*.part")) == []
+
+
+async def upload_and_close(server, key, parts):
+    async with server.connect(Upload(key, ARTIFACT), *map(ArtifactPart, parts)) as client:
+        if parts[-1]:
+            client.writer.transport.abort()
+        return await client.read()
+
+
+@pytest.mark.parametrize("size", [-1, 2**40])
+async def test_artifact_with_an_impossible_size_fences_the_worker(server, job, size):
+    async with server.connect(server.claim(job)) as client:
+        key = (await client.read()).session_key
+        artifact = msgspec.structs.replace(ARTIFACT, size_bytes=size)
+        assert await upload(server, key, artifact) is None
+        await until(lambda: job.stored.is_fenced)
+        assert await client.read() is None
