@@ -132,10 +132,11 @@ class Job:
         """When the worker was last answered; an earlier server may have answered until this one started."""
         self.phase: JobPhase | None = None
         self.phase_since = now
-        self._engine_host = ""
+        self.engine_host = ""
+        """The host on which the engine runs the job; empty if it does not."""
         self.reason = "The job is being submitted."
         self._not_before = now
-        self._claimed_at = now
+        self.claimed_at = now
         self.is_released = False
         self._changed = asyncio.Event()
 
@@ -188,21 +189,14 @@ class Job:
             self.session = None
             self.notify()
 
-    @property
-    def was_stable(self) -> bool:
-        """Whether the worker has kept its job for a while, as far as this server has observed."""
-        return self.is_claimed and time.monotonic() - self._claimed_at >= _STABLE_SECONDS
-
-    def record_claim(self) -> None:
-        """Remember that a worker claims the job now."""
-        self._claimed_at = self._answered_at = time.monotonic()
-
     def record_answer(self) -> None:
         """Remember that the worker is answered now, which extends its lease."""
         self._answered_at = time.monotonic()
 
     def store(self, stored: StoredJob) -> None:
         """Set what was stored."""
+        if stored.nonce_hash != self.stored.nonce_hash:
+            self.claimed_at = time.monotonic()
         self.stored = stored
 
     def postpone(self, seconds: float, reason: str) -> None:
@@ -217,18 +211,15 @@ class Job:
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
         """Set what the engine reported; None if it does not respond."""
-        phase, host = (None, "") if status is None else (status.phase, status.host)
+        phase = None if status is None else status.phase
+        host = status.host if status is not None and phase is JobPhase.RUNNING else ""
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
-        if host != self._engine_host:
-            self._engine_host = host
+        if host != self.engine_host:
+            self.engine_host = host
             self.notify()
         if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
             self.reason = status.reason or f"The job is {status.phase}."
-
-    def runs_on(self, host: str) -> bool:
-        """Return whether the engine runs the job on this host, according to its last report."""
-        return self.phase is JobPhase.RUNNING and self._engine_host == host
 
     def observe(self, now: float) -> Observation:
         """Return the observations about the worker."""
@@ -319,7 +310,7 @@ class Jobs:
     async def confirm_host(self, job: Job, host: str) -> bool:
         """Return whether the engine confirms that it runs the job on this host; asks the engine, and waits for it."""
         deadline = time.monotonic() + _CONFIRM_SECONDS
-        while not job.runs_on(host):
+        while job.engine_host != host:
             if (rest := deadline - time.monotonic()) <= 0:
                 return False
             self._wake.set()
@@ -334,7 +325,7 @@ class Jobs:
         if job.is_claimed:
             return job if (job.stored.host, job.stored.boot_id) == (claim.host, claim.boot_id) else None
         fields = {"host": claim.host, "boot_id": claim.boot_id, "runtime": claim.runtime}
-        job.record_claim()
+        job.record_answer()
         self._save(job, nonce_hash=nonce_hash, **fields)
         _log.info("The worker of task %s runs on %s", job.stored.task_id, claim.host)
         return job
@@ -456,7 +447,8 @@ class Jobs:
         task_id = job.stored.task_id
         _log.warning("The worker of task %s on %s is given up: %s", task_id, job.stored.host, job.reason)
         self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
-        self._losses[task_id] = 0 if job.was_stable else self._losses[task_id] + 1
+        was_stable = job.is_claimed and time.monotonic() - job.claimed_at >= _STABLE_SECONDS
+        self._losses[task_id] = 0 if was_stable else self._losses[task_id] + 1
         if job.session is not None:
             job.session.close()
         self._withdraw(job)

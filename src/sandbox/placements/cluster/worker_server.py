@@ -87,12 +87,13 @@ class WorkerSession:
     """The connection of the worker that has claimed a job.
 
     copied_end: the size of the server's copy of the journal.
+    key: authenticates further connections of the session.
     """
 
     def __init__(self, writer: asyncio.StreamWriter, host: str, copied_end: int) -> None:
         self._writer = writer
         self._host = host
-        self._key = os.urandom(32)
+        self.key = os.urandom(32)
         self._numbers = itertools.count(1)
         self._results: dict[int, asyncio.Future[CallResult]] = {}
         self._streams: dict[int, asyncio.Future[Streams]] = {}
@@ -117,11 +118,7 @@ class WorkerSession:
 
     def has_key(self, key: bytes) -> bool:
         """Return whether this is the session's key."""
-        return compare_digest(key, self._key)
-
-    def claimed(self, task_id: str, lease_seconds: float) -> Claimed:
-        """Return the answer to the claim."""
-        return Claimed(self._key, task_id, lease_seconds, self.copied_end)
+        return compare_digest(key, self.key)
 
     def send(self, message: ServerMessage) -> None:
         """Send a message. A worker that does not read is disconnected by the kernel or by the end of its lease."""
@@ -406,7 +403,7 @@ class WorkerServer:
         session = WorkerSession(writer, job.identity.name, copied_end)
         job.connect(session)
         self._sessions[session] = job
-        session.send(session.claimed(task_id, job.stored.lease_seconds))
+        session.send(Claimed(session.key, task_id, job.stored.lease_seconds, copied_end))
         if job.is_released:
             session.release()
         try:
