@@ -34,6 +34,9 @@ from sandbox.model.task_state import TaskState
 FAILURE_SECONDS = 120.0
 """How long this host's own files may fail before the worker gives up."""
 
+_UNRELATED_SECONDS = 600.0
+"""Errors with more time between them do not belong together."""
+
 _POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
@@ -67,9 +70,9 @@ class HostFailures:
         return self._first_at is not None and self._last_at - self._first_at >= FAILURE_SECONDS
 
     def record(self, error: Exception) -> None:
-        """Record an error. Errors with a long time between them do not belong together."""
+        """Record an error."""
         now = time.monotonic()
-        if self._first_at is None or now - self._last_at > FAILURE_SECONDS:
+        if self._first_at is None or now - self._last_at > _UNRELATED_SECONDS:
             self._first_at = now
         self._last_at = now
         _log.warning("The files of this host cannot be used: %s", error_reason(error))
