@@ -259,7 +259,8 @@ def test_terminated_worker_sends_the_last_records_and_exits_with_an_error(deploy
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost"), deployment.diagnostics()
     assert not Path(f"/proc/{runner}").exists()
     [job] = deployment.jobs()
-    assert deployment.exit_code(job) == 143
+    wait_until(lambda: deployment.exit_code(job) is not None, 30, description="the worker's end")
+    assert deployment.exit_code(job) == 143, deployment.diagnostics()
     assert not (deployment.host_data_dir / "tasks" / "task-1").exists()
 
 
