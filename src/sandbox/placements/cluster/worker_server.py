@@ -9,6 +9,7 @@ import errno
 import itertools
 import logging
 import os
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,8 +63,8 @@ StoreLog = Callable[[str, str, bytes], None]
 """Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
 _log = logging.getLogger(__name__)
 
-UNKNOWN_CONNECTIONS_MAX = 256
-"""Maximum number of connections that have not sent their first message yet; more are closed."""
+UNKNOWN_CONNECTIONS_MAX = 128
+"""Maximum number of connections that have not been authenticated yet; another connection closes the oldest."""
 
 JOURNAL_BYTES_MAX = 4 * 1024**3
 """Maximum size of a journal that a worker may write, more than the limits of a task allow."""
@@ -250,18 +251,6 @@ class WorkerSession:
             raise HostUnreachableError(self._host)
 
 
-class _NewConnection(asyncio.Protocol):
-    """Passes a connection on before anything is read from it."""
-
-    def __init__(self, accept: Callable[[asyncio.Transport], None]) -> None:
-        self._accept = accept
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()
-        self._accept(transport)
-
-
 class WorkerServer:
     """Listens for workers.
 
@@ -285,7 +274,6 @@ class WorkerServer:
         self._tls = tls
         self._unknown: dict[asyncio.Task[None], None] = {}
         """The tasks that serve connections without authentication, oldest first."""
-        self._serving: set[asyncio.Task[None]] = set()
         self._sessions: dict[WorkerSession, Job] = {}
         self._uploads = ArtifactUploads(replicas)
         self._serving: set[asyncio.Task[None]] = set()
@@ -296,63 +284,89 @@ class WorkerServer:
     async def listen(self, host: str, port: int) -> None:
         """Listen until the tasks of the event loop are cancelled. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _NewConnection(self._accept), host, port)
-        self._closing = asyncio.create_task(self._close_at_end(server))
+        infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        with contextlib.ExitStack() as listening:
+            listeners = [
+                listening.enter_context(socket.create_server(address, family=family, backlog=_BACKLOG))
+                for family, _, _, _, address in infos
+            ]
+            for listener in listeners:
+                listener.setblocking(False)
+            listening.pop_all()
+        self._closing = asyncio.create_task(self._accept_until_cancelled(listeners))
 
     async def _accept_until_cancelled(self, listeners: Sequence[socket.socket]) -> None:
         try:
             await asyncio.gather(*map(self._accept, listeners))
         finally:
-            server.close()
-            for task in self._serving:
-                task.cancel()
+            for listener in listeners:
+                listener.close()
+            for serving in self._serving:
+                serving.cancel()
             for writer in self._streams:
                 writer.transport.abort()
 
-    def _accept(self, transport: asyncio.Transport) -> None:
-        """Serve a new connection, unless too many have not sent their first message yet."""
-        if self._unknown_count >= UNKNOWN_CONNECTIONS_MAX:
-            transport.abort()
-            return
-        self._unknown_count += 1
-        task = asyncio.create_task(self._secure(transport))
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections. An asyncio server would not count connections during the TLS handshake."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                _log.warning("A connection of a worker was not accepted: %s", error_reason(error))
+                await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
+                continue
+            serving = loop.create_task(self._serve_socket(connection))
+            self._serving.add(serving)
+            self._unknown[serving] = None
+            serving.add_done_callback(self._serving_ended)
+            if len(self._unknown) > UNKNOWN_CONNECTIONS_MAX:
+                oldest = next(iter(self._unknown))
+                del self._unknown[oldest]
+                oldest.cancel()
+            # sock_accept does not yield to the event loop if a connection is waiting.
+            await asyncio.sleep(0)
 
-    async def _secure(self, transport: asyncio.Transport) -> None:
-        """Serve a connection after the TLS handshake."""
+    def _serving_ended(self, serving: "asyncio.Task[None]") -> None:
+        self._serving.discard(serving)
+        self._unknown.pop(serving, None)
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            _log.error("A connection of a worker was not served", exc_info=error)
+
+    def _mark_authenticated(self) -> None:
+        serving = asyncio.current_task()
+        assert serving is not None
+        self._unknown.pop(serving, None)
+
+    async def _serve_socket(self, connection: socket.socket) -> None:
+        """Serve a connection, if a first message follows the TLS handshake in time."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(_READ_AHEAD_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._tls,
+                ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS,
+                ssl_shutdown_timeout=_CLOSE_SECONDS,
+            )
+        except BaseException as error:
+            connection.close()
+            if not isinstance(error, OSError):
+                raise
+            return
         first: FirstMessage | None = None
         try:
-            try:
-                reader, writer = await self._shake_hands(transport)
-                async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
-                    first = await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
-            finally:
-                self._unknown_count -= 1
+            async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
+                first = await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
         except (OSError, InvalidMessageError) as error:
             _log.debug("A connection to the port for workers was closed: %s", error_reason(error))
         finally:
             if first is None:
                 transport.abort()
         if first is not None:
-            await self._serve(first, reader, writer)
-
-    async def _shake_hands(self, transport: asyncio.Transport) -> Streams:
-        """Return the encrypted streams of a connection. Raises OSError."""
-        reader = asyncio.StreamReader(limit=_READ_AHEAD_BYTES)
-        protocol, loop = asyncio.StreamReaderProtocol(reader), asyncio.get_running_loop()
-        encrypted = await loop.start_tls(
-            transport,
-            protocol,
-            self._tls,
-            server_side=True,
-            ssl_handshake_timeout=_FIRST_MESSAGE_SECONDS,
-            ssl_shutdown_timeout=_CLOSE_SECONDS,
-        )
-        if encrypted is None:
-            raise ConnectionError("the connection was closed during the TLS handshake")
-        protocol.connection_made(encrypted)
-        return reader, asyncio.StreamWriter(encrypted, protocol, reader, loop)
+            await self._serve(first, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
     async def _serve(self, first: FirstMessage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         keeps_open = False

@@ -244,26 +244,20 @@ async def is_closed(reader):
         return False
 
 
-async def test_connections_without_a_handshake_are_limited(server, job, monkeypatch):
-    monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 3)
-    async with silent_connections(server, 3), silent_connections(server, 1) as [refused]:
-        assert await is_closed(refused)
-    claim = server.claim(job)
-    async with await connect_again(server, claim), silent_connections(server, 2):
-        # The authenticated connection does not count.
-        await check_rejected(server, server.claim(job))
-
-
-async def connect_again(server, claim):
-    """Connect and claim the job as soon as the server accepts connections; return the connection."""
-    async with asyncio.timeout(20):
-        while True:
-            with contextlib.suppress(ConnectionError):
-                async with contextlib.AsyncExitStack() as stack:
-                    client = await stack.enter_async_context(server.connect(claim))
-                    assert isinstance(await client.read(), Claimed)
-                    return stack.pop_all()
-            await asyncio.sleep(0.02)
+@pytest.mark.parametrize("uses_tls", [False, True])
+async def test_idle_connections_do_not_keep_workers_away(server, job, monkeypatch, uses_tls):
+    monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 8)
+    async with contextlib.AsyncExitStack() as idle:
+        claimed = await idle.enter_async_context(server.connect(server.claim(job)))
+        assert isinstance(await claimed.read(), Claimed)
+        clients = [await idle.enter_async_context(server.connect(uses_tls=uses_tls)) for _ in range(20)]
+        async with asyncio.timeout(5):
+            for client in clients[:12]:
+                assert await client.read() is None
+        async with server.connect(server.claim(await server.submit("task-2"))) as other:
+            assert isinstance(await other.read(), Claimed)
+        await claimed.send(FREE)
+        assert await claimed.read() == HeartbeatAnswer(1)
 
 
 async def test_connections_without_a_handshake_are_closed(server, job, monkeypatch):
