@@ -47,7 +47,7 @@ def test_data_after_the_hello_is_ignored():
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])
-def test_hello_in_many_records_is_parsed(size):
+def test_hello_split_across_many_records_is_parsed(size):
     hello = refragmented(REAL_HELLO, size)
     assert parse_client_hello(hello + b"\x14\3\3") == ClientHello(True, "files.example.org", byte_count=len(hello))
 

@@ -408,7 +408,7 @@ def test_overlong_string_is_rejected_before_redaction(name, target):
     assert max(map(len, inspected), default=0) < MODEL_STRING_CHARACTERS_MAX
 
 
-def test_long_names_in_data_and_strings_of_the_maximum_length_are_forwarded():
+def test_long_names_in_data_are_forwarded_and_so_are_strings_of_the_maximum_length():
     text = {"type": "text", "text": OVERLONG, OVERLONG[1:]: "x"}
     call = {"type": "tool_use", "id": "t", "name": "x", "input": {OVERLONG: {"type": OVERLONG}}}
     tools = [{"name": "x", "input_schema": {"type": "object", "properties": {OVERLONG: {"type": OVERLONG}}}}]
