@@ -43,4 +43,5 @@ ALWAYS_RESCANNED_BYTES_MAX = 16 * 1024
 """If more than this is held back, it is rescanned only after it has grown by a quarter, or at a pause of the stream."""
 
 CONCURRENT_VAULT_REQUESTS_MAX = 8
-"""Maximum number of concurrent requests to Vault. Additional requests wait until their time limit."""
+"""Maximum number of concurrent requests to Vault. Additional requests wait for a free slot until they
+time out."""

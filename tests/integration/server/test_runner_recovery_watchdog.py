@@ -245,7 +245,7 @@ def test_runner_that_responds_occasionally_is_not_killed(components):
     assert count_pings_before_kills(components, lambda number: number % 5 == 0, pings_min=23) == []
 
 
-async def test_unresponsive_runner_that_is_not_found_is_logged_once(components, caplog):
+async def test_runner_that_does_not_respond_and_is_not_found_is_logged_once(components, caplog):
     pings = []
 
     async def ping(attempt_id):

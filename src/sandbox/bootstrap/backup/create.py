@@ -133,7 +133,7 @@ class _CountingWriter(io.BufferedIOBase):
 
 
 def _create_part(part: Path, target: Path) -> int:
-    """Create the temporary file. Raises an OSError that names the target, or its directory if there is none."""
+    """Create the temporary file. Raises an OSError that names the target, or its directory if this does not exist."""
     try:
         return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:

@@ -159,7 +159,7 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _named_field(task: Mapping[str, Any]) -> str:
-    """Return the field of the manifest that the error message names, such as `vm.memory`; empty if there is none."""
+    """Return the manifest field named in the error message, such as `vm.memory`; empty if no field is named."""
     message = str((task.get("error") or {}).get("message"))
     definition = task.get("definition") or {}
     for section, field in _FIELD.findall(message):

@@ -38,7 +38,7 @@ async def write_patch(
 ) -> PatchResult:
     """Write the patch to `target` and flush it; the file is empty if nothing changed. Raises AttemptError.
 
-    If some changes are omitted, the patch contains either the others or nothing.
+    If some changes are omitted, the patch contains only the remaining changes, or is empty.
     """
     try:
         return await _write_patch(git, layout, base_commit, target, find_secret)

@@ -183,7 +183,7 @@ def test_decompression_bomb_is_rejected(unpack, tmp_path, monkeypatch, compressi
 
 
 @pytest.mark.parametrize("magic", [b"\x1f\x8b", b"\x28\xb5\x2f\xfd"])
-def test_damaged_compression_is_rejected(unpack, tmp_path, magic):
+def test_damaged_compressed_data_is_rejected(unpack, tmp_path, magic):
     with pytest.raises(ImageRefusedError):
         unpack(oci_archive(tmp_path / "image.tar", magic + b"no such thing" * 100))
 

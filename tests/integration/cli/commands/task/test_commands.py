@@ -1093,7 +1093,7 @@ def test_list_with_all_option_joins_the_pages(run_cli, api):
     assert api.requests[1].query == {"state": ["running"], "limit": ["1000"], "cursor": ["c"]}
 
 
-def test_truncated_list_suggests_the_limit_and_all_options(run_cli, api):
+def test_truncated_list_suggests_the_options_limit_and_all(run_cli, api):
     api.on("GET", "/tasks", json_response({"tasks": [task_status("running")], "total_count": 7}))
     assert run_cli("task", "list").stderr == b"1 of 7 tasks; see more with --limit, or --all.\n"
 
