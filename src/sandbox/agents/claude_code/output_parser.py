@@ -359,7 +359,7 @@ def _relative(path: str) -> str:
 
 def _convert_result(line: bytes) -> AgentResult:
     result, budget = read_result_event(line), _TextBudget()
-    subtype = sanitize(to_text(result.subtype))
+    subtype, cost = sanitize(to_text(result.subtype)), read_number(result.total_cost_usd)
     is_error = bytes(result.is_error) != b"false" or subtype != "success"
     return AgentResult(
         text=budget.cut(read_string(result.result) or ""),
@@ -367,7 +367,7 @@ def _convert_result(line: bytes) -> AgentResult:
         reason=subtype if is_error else "",
         turns=read_integer(result.num_turns),
         duration_ms=read_integer(result.duration_ms),
-        cost_usd=read_number(result.total_cost_usd),
+        cost_usd=None if cost is None else round(cost, 9),
         omitted_characters=budget.omitted_characters,
     )
 

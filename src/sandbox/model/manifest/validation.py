@@ -186,7 +186,8 @@ def _describe_type(value: Any) -> str:
 
 def _bound_message(failure: _Failure) -> str:
     context = failure.error.get("ctx", {})
-    return f"must be at least {context['ge']}" if "ge" in context else f"must be at most {context['le']}"
+    phrase, bound = ("at least", context["ge"]) if "ge" in context else ("at most", context["le"])
+    return f"must be {phrase} {int(bound) if bound == int(bound) else bound}"
 
 
 def _length_message(failure: _Failure) -> str:

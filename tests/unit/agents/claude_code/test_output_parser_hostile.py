@@ -510,6 +510,12 @@ def test_huge_numbers_of_a_result_are_omitted():
     assert (result.turns, result.cost_usd) == (None, None)
 
 
+@pytest.mark.parametrize(("reported", "cost"), [(0.10626000000000001, 0.10626), (2, 2.0), (-0.0, 0.0), (1e300, 1e300)])
+def test_cost_of_a_result_is_rounded(reported, cost):
+    (result,) = ClaudeOutputParser(SESSION).parse_line(line(**GOOD_RESULT, total_cost_usd=reported))
+    assert result.cost_usd == cost
+
+
 def test_recorded_line_yields_a_limited_number_of_events():
     few, many = ([use("Tool", number=number) for number in range(count)] for count in (50, 5000))
     assert len(convert_recorded_line(manifest(), assistant(*few))) == 50

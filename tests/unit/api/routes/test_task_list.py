@@ -219,6 +219,19 @@ def test_invalid_parameter_error_names_the_field(api, tasks, path, field, rule):
     assert [(detail["field"], detail["rule"]) for detail in problem["details"]] == [(field, rule)]
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/api/v1/tasks/task-001/wait?timeout=601", "must be at most 600"),
+        ("/api/v1/tasks/task-001/wait?timeout=-0.5", "must be at least 0"),
+        ("/api/v1/tasks?offset=9007199254740993", "must be at most 9007199254740992"),
+    ],
+)
+def test_bounds_are_printed_as_integers(api, tasks, path, message):
+    tasks.add("task-001")
+    assert [detail["message"] for detail in api.get(path).json()["details"]] == [message]
+
+
 def test_wait_returns_when_the_task_ends_or_the_timeout_expires(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     assert api.get("/api/v1/tasks/task-001/wait?timeout=0.01").json()["state"] == "running"
@@ -232,6 +245,7 @@ def test_cancel_returns_previous_and_new_state(api, tasks):
     tasks.add("task-001", *TO_RUNNING)
     assert api.delete("/api/v1/tasks/task-001").json() == {
         "success": True,
+        "id": "task-001",
         "task_id": "task-001",
         "previous_state": "running",
         "new_state": "cancelled",

@@ -219,6 +219,7 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
         ("[cluster]\nlease = '1d'", "cluster.lease ({file}) must be a whole number and a unit, such as 90s, 15m or "
                                     "24h"),
         ("[log]\nformat = 'xml'", "log.format ({file}) must be text or json"),
+        ("[retention]\nkeep = 10000001", "retention.keep ({file}) must be at most 10000000"),
         ("[access]\nrequests_per_minute = -1", "access.requests_per_minute ({file}) must be at least 0"),
     ],
 )  # fmt: skip

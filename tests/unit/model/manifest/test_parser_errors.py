@@ -515,6 +515,7 @@ def test_first_hundred_errors_are_listed_and_all_errors_are_counted():
         ("vm/cpus", 5000, "must be at most 4096"),
         ("vm/network_mode", "none", "must be one of isolated, outbound, full"),
         ("lifecycle/retries", 101, "must be at most 100"),
+        ("lifecycle/budget_usd", 1e7, "must be at most 1000000"),
         ("version", 2, 'must be "1"'),
         ("metadata/name", 42, "must be text, not a number; put it in quotes"),
         ("vm/memory", 8, "must be a whole number and a unit, such as 512M or 8G; did you mean '8G'?"),
