@@ -108,6 +108,13 @@ def task_ids(deployment):
     return [task["id"] for task in deployment.http.get("/api/v1/tasks").json()["tasks"]]
 
 
+def test_api_reference_offers_to_authorize(token_deployment, browser):
+    page = sign_in(token_deployment, browser, token_deployment.viewer)
+    page.goto(f"{token_deployment.server.ready_message['http']}/docs")
+    page.get_by_role("button", name="Authorize").wait_for()
+    assert page.locator(".authorization__btn").count() > 20
+
+
 def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_deployment, browser):
     base_url = token_deployment.server.ready_message["http"]
     page = browser.open(f"{base_url}/?state=completed")

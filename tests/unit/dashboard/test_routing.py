@@ -115,6 +115,12 @@ def test_viewers_see_no_operator_actions(pages_with_tokens):
         assert ('id="run-again"' in text) == is_offered
 
 
+def test_api_reference_marks_a_server_without_tokens(pages, pages_with_tokens):
+    guarded = pages_with_tokens(FakeTokenStore(bob="viewer"))
+    assert '<div id="page" data-no-tokens></div>' in pages.get("/docs").text
+    assert '<div id="page"></div>' in guarded.get("/docs", authorization="Bearer bob").text
+
+
 def test_cached_asset_returns_304(pages):
     first = pages.get("/assets/htmx.min.js")
     assert first.headers["content-type"].startswith("text/javascript")

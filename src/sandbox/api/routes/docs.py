@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 
 from sandbox.api import paths
+from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import create_router
 from sandbox.api.responses import JsonResponse
 
@@ -32,7 +33,9 @@ _PAGE = """<!doctype html>
 <link rel="stylesheet" href="/docs/page.css">
 </head>
 <body>
-<div id="page"><noscript>This page needs JavaScript; <a href="/openapi.json">the schema</a> does not.</noscript></div>
+<div id="page"{attributes}>
+<noscript>This page needs JavaScript; <a href="/openapi.json">the schema</a> does not.</noscript>
+</div>
 <script src="/docs/swagger-ui-bundle.js"></script>
 <script src="/docs/start.js"></script>
 </body>
@@ -43,7 +46,28 @@ const plainPaths = ({ React }) => ({
   wrapComponents: { DeepLink: () => ({ text }) => React.createElement("span", null, text) },
 });
 
-SwaggerUIBundle({
+// The quick start has the default address of a server.
+const ownOrigin = () => ({
+  statePlugins: {
+    spec: {
+      wrapActions: {
+        updateJsonSpec: (update) => ({ info, ...schema }) => {
+          const description = info.description.replaceAll("http://localhost:8122", location.origin);
+          return update({ ...schema, info: { ...info, description } });
+        },
+      },
+    },
+  },
+});
+
+// A server without tokens has nothing to authorize.
+const nothing = () => () => null;
+const withoutAuthorization = () => ({
+  wrapComponents: { AuthorizeBtnContainer: nothing, authorizeOperationBtn: nothing },
+});
+
+const page = document.getElementById("page");
+const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
   deepLinking: true,
@@ -51,7 +75,7 @@ SwaggerUIBundle({
   syntaxHighlight: false,
   validatorUrl: null,
   presets: [SwaggerUIBundle.presets.apis],
-  plugins: [plainPaths],
+  plugins: [plainPaths, ownOrigin, ...("noTokens" in page.dataset ? [withoutAuthorization] : [])],
 });
 
 // Swagger UI leaves some fields unnamed, gives tables the region role, and its examples cannot be scrolled by keyboard.
@@ -64,14 +88,28 @@ function nameOf(field) {
   return parameter ?? (field.tagName === "TEXTAREA" ? "Request body" : "Value");
 }
 
+// An empty field shows an example, not its own name once more.
+function exampleOf(field) {
+  const operationId = field.closest(".opblock").id.split("-").at(-1);
+  const operations = Object.values(ui.getState().getIn(["spec", "json"]).toJS().paths).flatMap(Object.values);
+  const { parameters = [] } = operations.find((operation) => operation.operationId === operationId) ?? {};
+  const parameter = parameters.find(({ name }) => name === field.closest("[data-param-name]").dataset.paramName);
+  const { examples, format } = parameter?.schema ?? {};
+  return parameter?.example ?? examples?.[0] ?? (format === "date-time" ? "2026-01-29T10:10:15Z" : "");
+}
+
 function complete() {
   for (const field of document.querySelectorAll(FIELDS))
     if (!field.labels?.length && !field.ariaLabel) field.ariaLabel = nameOf(field);
+  for (const field of document.querySelectorAll("#page [data-param-name] input[type=text]:not([data-example])")) {
+    field.dataset.example = exampleOf(field);
+    field.placeholder = field.dataset.example;
+  }
   for (const element of document.querySelectorAll(SCROLLABLE)) element.tabIndex = 0;
   for (const table of document.querySelectorAll("#page table[role]")) table.removeAttribute("role");
 }
 
-new MutationObserver(complete).observe(document.getElementById("page"), { childList: true, subtree: true });
+new MutationObserver(complete).observe(page, { childList: true, subtree: true });
 """
 _STYLE = """body { margin: 0; }
 .swagger-ui .info { margin: 1.5rem 0; }
@@ -106,9 +144,10 @@ async def get_schema(request: Request) -> JsonResponse[dict[str, Any]]:
 
 
 @router.get(paths.DOCS, include_in_schema=False)
-async def get_docs() -> HTMLResponse:
+async def get_docs(request: Request) -> HTMLResponse:
     """The documentation page."""
-    return HTMLResponse(_PAGE, headers=_HEADERS)
+    requires_token = get_caller(request).credentials is not None
+    return HTMLResponse(_PAGE.format(attributes="" if requires_token else " data-no-tokens"), headers=_HEADERS)
 
 
 @router.get(f"{paths.DOCS}/{{name}}", include_in_schema=False)

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from doubles.fake_token_store import FakeTokenStore
+
 
 def test_page_loads_only_assets_of_the_server(api):
     page = api.get("/docs")
@@ -36,3 +38,9 @@ def test_assets_have_their_content_types(api):
 @pytest.mark.parametrize("name", ["redoc.standalone.js", "__init__.py", "..%2fcore.py", "%2e%2e/core.py", ""])
 def test_package_files_that_the_page_does_not_use_are_not_served(api, name):
     assert api.get(f"/docs/{name}").status_code == 404
+
+
+def test_page_marks_a_server_without_tokens(api, api_with_tokens):
+    guarded = api_with_tokens(FakeTokenStore(vera="viewer"))
+    assert ' id="page" data-no-tokens>' in api.get("/docs").text
+    assert ' id="page">' in guarded.get("/docs", headers={"authorization": "Bearer vera"}).text
