@@ -19,6 +19,7 @@ SCHEMA = ROOT / "openapi.json"
 SITE_BUILDER = (
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandbox-docs" / "venv" / "bin" / "zensical"
 )
+AUTHORIZATION = ".auth-wrapper, .authorization__btn, .authorize"
 OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
   (part) => one.querySelector(part).innerText))"""
 RESULTS = """() => {
@@ -122,6 +123,10 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     assert {tuple(re.sub(r"[\s\u200b]", "", text) for text in labels) for labels in operations} == {
         (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
     }
+    quick_start = page.locator(".info .description").inner_text()
+    assert f"SERVER={docs.removesuffix('/docs')}\n" in quick_start
+    assert "localhost:8122" not in quick_start
+    assert page.locator(AUTHORIZATION).count() == 0
     groups = page.locator(".opblock-tag").evaluate_all("(all) => all.map((one) => one.dataset.tag)")
     assert groups == [tag["name"] for tag in schema["tags"]]
     page.locator(".opblock", has_text="Submit a task").locator(".opblock-summary-control").click()
@@ -138,6 +143,12 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     list_tasks = page.locator(".opblock", has_text="List tasks")
     list_tasks.locator(".opblock-summary-control").click()
     list_tasks.get_by_role("button", name="Try it out").click()
+    placeholders = {
+        name: list_tasks.locator(f"[data-param-name={name}] input").get_attribute("placeholder")
+        for name in ("state", "created_after", "q")
+    }
+    assert placeholders == {"state": "completed,failed", "created_after": "2026-01-29T10:10:15Z", "q": ""}
+    assert "string($date-time)" in list_tasks.locator("tr[data-param-name=created_after]").inner_text()
     list_tasks.locator("textarea").fill('{"label.team": "platform"}')
     list_tasks.get_by_role("button", name="Execute").click()
     response = list_tasks.locator(".live-responses-table .highlight-code").first

@@ -40,10 +40,15 @@ with a patch.
 
 ## Quick start
 
-Set `SERVER` to the address of the server, such as `http://localhost:8122`, and `TOKEN` to a token that
-`sandbox token create` printed. A server without tokens needs no `Authorization` header.
+Set the address of the server, and a token that `sandbox token create` printed. A server without tokens needs no
+`Authorization` header.
 
-1. Submit a manifest. The response contains the `task_id`, and `links` to everything below.
+```sh
+SERVER=http://localhost:8122
+TOKEN=…
+```
+
+1. Submit a manifest. The response contains the `id` of the task, and `links` to everything below.
 
    ```sh
    curl -X POST "$SERVER/api/v1/tasks" -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" -d '{
@@ -53,9 +58,11 @@ Set `SERVER` to the address of the server, such as `http://localhost:8122`, and 
    }'
    ```
 
-2. Wait for the task to end. Repeat the request until `finished_at` in the response is not null.
+2. Set `ID` to this `id`, and wait for the task to end. Repeat the request until `finished_at` in the response is not
+   null.
 
    ```sh
+   ID=…
    curl "$SERVER/api/v1/tasks/$ID/wait?timeout=600" -H "Authorization: Bearer $TOKEN"
    ```
 

@@ -78,8 +78,11 @@ def _check_time(text: str) -> str | None:
     return None
 
 
-TIME = Format("time", _check_time, {"anyOf": [{"format": "date-time"}, {"format": "date"}, {"maxLength": 0}]})
-"""A time that can be converted to UTC (RFC 3339), a date, or empty text."""
+TIME = Format("time", _check_time, {"format": "date-time"})
+"""A time that can be converted to UTC (RFC 3339), a date, or empty text.
+
+The schema describes only times, so that tools show and generate one type.
+"""
 
 
 def parse_time(text: str) -> datetime | None:

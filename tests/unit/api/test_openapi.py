@@ -143,6 +143,24 @@ def validator(api, schema):
     return Draft202012Validator({**schema, "components": api.schema["components"]})
 
 
+def test_deprecated_properties_are_marked(api):
+    deprecated = {
+        (name, field)
+        for name, component in api.schema["components"]["schemas"].items()
+        for field, described in component.get("properties", {}).items()
+        if described.get("deprecated")
+    }
+    assert deprecated == {("CancelledBody", "cancelled_at")}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("/api/v1/tasks", "created_after"), ("/api/v1/tasks/{task_id}/logs", "since")]
+)
+def test_time_parameters_have_one_type(api, path, name):
+    (schema,) = [each["schema"] for each in api.schema["paths"][path]["get"]["parameters"] if each["name"] == name]
+    assert (schema["type"], schema["format"], "anyOf" in schema) == ("string", "date-time", False)
+
+
 def test_schema_lists_the_known_codes(api):
     """The codes are listed as examples. Later versions may add codes, and generated types must accept those."""
     components = api.schema["components"]["schemas"]

@@ -173,6 +173,7 @@ def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:
     TASK_ID.set(task.id)
     location = paths.task_path(task.id)
     body: SubmittedBody = {
+        "id": task.id,
         "task_id": task.id,
         "state": "pending",
         "message": f"Task {task.id} was accepted.",
@@ -265,6 +266,7 @@ async def cancel_task(
     )
     body: CancelledBody = {
         "success": True,
+        "id": cancellation.task.id,
         "task_id": cancellation.task.id,
         "previous_state": cancellation.task.state.value,
         "new_state": "cancelled",
@@ -281,7 +283,7 @@ async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonRes
     """Remove the preserved sandbox of a task and free its disk space."""
     await context.services.sandboxes.release(task_id)
     message = f"The preserved sandbox of task {task_id} is released."
-    body: ReleasedBody = {"success": True, "task_id": task_id, "message": message}
+    body: ReleasedBody = {"success": True, "id": task_id, "task_id": task_id, "message": message}
     return JsonResponse(body)
 
 
@@ -289,5 +291,5 @@ async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonRes
 async def delete_task(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[DeletedBody]:
     """Delete a task that has ended, with all its data: journal, artifacts and any preserved sandbox."""
     message = await context.services.deletion.delete(task_id)
-    body: DeletedBody = {"success": True, "task_id": task_id, "message": message}
+    body: DeletedBody = {"success": True, "id": task_id, "task_id": task_id, "message": message}
     return JsonResponse(body)

@@ -62,8 +62,10 @@ class LinksBody(TypedDict):
 class SubmittedBody(TypedDict):
     """The task was accepted. It is durable: it survives a crash of the server."""
 
-    task_id: str
+    id: str
     """Id of the task."""
+    task_id: str
+    """The same as `id`."""
     state: Literal["pending"]
     """The first state of every task."""
     message: str
@@ -334,8 +336,10 @@ class CancelledBody(TypedDict):
 
     success: Literal[True]
     """Always true."""
-    task_id: str
+    id: str
     """Id of the task."""
+    task_id: str
+    """The same as `id`."""
     previous_state: State
     """State of the task when the request was stored."""
     new_state: Literal["cancelled"]
@@ -346,7 +350,7 @@ class CancelledBody(TypedDict):
     """Current state. A running task is cancelled once its artifacts have been collected."""
     requested_at: Timestamp
     """When the first request was stored. A repeated request returns the same time."""
-    cancelled_at: Timestamp
+    cancelled_at: Annotated[Timestamp, JsonSchema(deprecated=True)]
     """The same as `requested_at`. `finished_at` in the status is when the task ended."""
 
 
@@ -355,8 +359,10 @@ class ReleasedBody(TypedDict):
 
     success: Literal[True]
     """Always true."""
-    task_id: str
+    id: str
     """Id of the task."""
+    task_id: str
+    """The same as `id`."""
     message: str
     """Human-readable confirmation."""
 
@@ -366,8 +372,10 @@ class DeletedBody(TypedDict):
 
     success: Literal[True]
     """Always true."""
-    task_id: str
+    id: str
     """Id of the task, which can be used again."""
+    task_id: str
+    """The same as `id`."""
     message: str
     """Human-readable confirmation."""
 

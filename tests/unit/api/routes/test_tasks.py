@@ -61,6 +61,7 @@ def test_manifest_is_accepted_in_every_format(api, content_type, body):
     assert response.status_code == 202
     assert response.headers["location"] == "/api/v1/tasks/task-001"
     assert response.json() == {
+        "id": "task-001",
         "task_id": "task-001",
         "state": "pending",
         "message": "Task task-001 was accepted.",

@@ -13,7 +13,7 @@ def test_ended_task_is_deleted_once(api, tasks):
     tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
     tasks.add("task-002")
     response = api.delete(PATH)
-    expected = {"success": True, "task_id": "task-001", "message": "Task task-001 was deleted."}
+    expected = {"success": True, "id": "task-001", "task_id": "task-001", "message": "Task task-001 was deleted."}
     assert (response.status_code, response.json()) == (200, expected)
     for again in (api.delete(PATH), api.get("/api/v1/tasks/task-001")):
         assert (again.status_code, again.json()["error"]) == (404, "task_not_found")

@@ -55,7 +55,13 @@ def test_preserved_sandbox_is_released_once(api, tasks):
     tasks.add("task-001")
     tasks.preserved.add("task-001")
     response = api.delete("/api/v1/tasks/task-001/vm")
-    assert (response.status_code, response.json()["success"], response.json()["task_id"]) == (200, True, "task-001")
+    expected = {
+        "success": True,
+        "id": "task-001",
+        "task_id": "task-001",
+        "message": "The preserved sandbox of task task-001 is released.",
+    }
+    assert (response.status_code, response.json()) == (200, expected)
     assert not tasks.preserved
     second_response = api.delete("/api/v1/tasks/task-001/vm")
     assert (second_response.status_code, second_response.json()["error"]) == (404, "not_found")
