@@ -1,5 +1,6 @@
-"""Records the examples of `openapi.json` and `docs/rest.md`: the requests that test modules of routes declare, and the
-app's responses.
+"""Records the examples of `openapi.json` and `docs/rest-reference.md`.
+
+The examples are the requests that test modules of routes declare, and the app's responses.
 
 The app serves tasks in memory, at a fixed time. So the examples are real responses, and every run produces the same
 ones.

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from architecture.api_examples import record_examples, record_failed_status
-from architecture.generated_rest import cell, rest_reference
+from architecture.generated_rest import cell, reference_contents, rest_reference
 from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.messages_api.pricing import PRICES, PRICES_DATE, WEB_SEARCH_USD, Price
@@ -35,10 +35,12 @@ def generated() -> dict[str, str]:
     """Return the expected content of each generated file."""
     examples = record_examples()
     schema = create_api_schema_app(__version__, registered_agents(), examples).openapi()
+    reference = rest_reference(schema, examples, record_failed_status())
     return {
         EXAMPLES_FILE: json.dumps(examples, indent=1, ensure_ascii=False) + "\n",
         "openapi.json": schema_text(schema),
-        "docs/rest.md": _with_block("docs/rest.md", rest_reference(schema, examples, record_failed_status())),
+        "docs/rest.md": _with_block("docs/rest.md", reference_contents(schema, reference)),
+        "docs/rest-reference.md": _with_block("docs/rest-reference.md", reference),
         "docs/cli.md": _with_block("docs/cli.md", "\n".join(_commands())),
         "docs/configuration.md": _with_block("docs/configuration.md", "\n".join(_models())),
         "docs/python-client.md": _with_block("docs/python-client.md", "\n".join(_methods())),

@@ -1,10 +1,11 @@
-"""Generates the endpoints and objects of `docs/rest.md` from the schema and the recorded examples."""
+"""Generates `docs/rest-reference.md`, and its contents in `docs/rest.md`, from the schema and the recorded examples."""
 
 import json
 import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 from urllib.parse import quote_plus, urlencode
 
@@ -14,6 +15,8 @@ from sandbox.model.task_state import TaskState
 SERVER = "http://localhost:8122"
 PREFIX = "/api/v1"
 """The beginning of most paths, which headings leave out."""
+GUIDE = "rest.md"
+REFERENCE = "rest-reference.md"
 _EXAMPLE_LINES_MAX = 40
 """Longer responses are shown only for some operations."""
 _LONG_EXAMPLES = ("get_task", "list_tasks", "get_health")
@@ -40,8 +43,27 @@ def rest_reference(schema: Schema, examples: Mapping[str, Any], failed_status: M
     failed_status: the status of a failed task.
     """
     page = _Page(schema, failed_status)
-    endpoints = [line for operation in page.operations() for line in page.endpoint(*operation, examples)]
-    return "\n".join([*endpoints, "## Objects\n", *page.objects()])
+    lines = []
+    for tag, operations in groupby(page.operations(), lambda operation: operation[2]["tags"][0]):
+        lines += [f"## {tag}\n", *(line for each in operations for line in page.endpoint(*each, examples))]
+    return "\n".join([*lines, "## Objects\n", *page.objects()])
+
+
+def reference_contents(schema: Schema, reference: str) -> str:
+    """Return a table of all endpoints and a list of all objects, with links to the reference.
+
+    The guide had the reference in it, so the contents have the anchors of the reference.
+    """
+    rows = ["| endpoint | description |", "| --- | --- |"]
+    for method, path, operation in _operations(schema):
+        heading = f"{method} {path.removeprefix(PREFIX)}"
+        anchor = _anchor(method, path)
+        anchors = dict.fromkeys([anchor, _slug(heading)])
+        marks = "".join(f'<a id="{each}"></a>' for each in anchors)
+        rows.append(f"| {marks}[`{heading}`]({REFERENCE}#{anchor}) | {operation['summary']} |")
+    objects = re.findall(r"^### (\w+)$", reference, re.MULTILINE)
+    links = [f'<a id="{name.lower()}"></a>[{name}]({REFERENCE}#{name.lower()})' for name in objects]
+    return "\n".join([*rows, "", '<a id="objects"></a>Objects: ' + ",\n".join(links) + ".\n"])
 
 
 def cell(text: str) -> str:
@@ -58,17 +80,14 @@ class _Page:
         self._linked = [_PROBLEM]
 
     def operations(self) -> Iterator[tuple[str, str, Schema]]:
-        for path, operations in self._schema["paths"].items():
-            for method, operation in operations.items():
-                yield method.upper(), path, operation
+        return _operations(self._schema)
 
     def endpoint(self, method: str, path: str, operation: Schema, examples: Mapping[str, Any]) -> Iterator[str]:
         example = examples["operations"][operation["operationId"]]
-        title = operation["summary"]
-        description = operation["description"].removeprefix(f"{title}.").strip()
-        # The guide above has headings such as "List tasks", so these headings are the methods and paths.
+        # The description begins with the summary.
+        first, *others = operation["description"].strip().split("\n\n", 1)
         yield f"### `{method} {path.removeprefix(PREFIX)}`\n"
-        yield f'<a id="{_anchor(method, path)}"></a>{title}. {description}'.rstrip() + "\n"
+        yield f'<a id="{_anchor(method, path)}"></a>{" ".join([first, *others])}\n'
         yield f"```sh\n{_curl(example['request'])}\n```\n"
         yield from _response_example(example["response"], is_shown=operation["operationId"] in _LONG_EXAMPLES)
         if operation["operationId"] == "get_task":
@@ -139,7 +158,8 @@ class _Page:
         required = component.get("required", ())
         for name, each in component.get("properties", {}).items():
             optional = "" if name in required else "; optional"
-            yield f"| `{name}` | {self._type(each)}{optional} | {cell(each.get('description', ''))} |"
+            deprecated = "Deprecated. " if each.get("deprecated") else ""
+            yield f"| `{name}` | {self._type(each)}{optional} | {cell(deprecated + each.get('description', ''))} |"
         yield ""
 
     def _type(self, schema: Schema) -> str:
@@ -166,6 +186,12 @@ class _Page:
         return f"[{_title(model)}](#{_title(model).lower()})"
 
 
+def _operations(schema: Schema) -> Iterator[tuple[str, str, Schema]]:
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            yield method.upper(), path, operation
+
+
 def _response_models(operation: Schema) -> set[str]:
     models = {_model(response) for status, response in operation["responses"].items() if int(status) < 400}
     return {model for model in models if model is not None}
@@ -185,9 +211,8 @@ def _errors(operation: Schema) -> str:
         code: status for status, response in sorted(operation["responses"].items()) for code in error_codes(response)
     }
     specific = [f"{status} `{code}`" for code, status in codes.items() if code not in COMMON_ERROR_CODES]
-    return ", ".join(
-        [*specific, "and those of [every request](#errors)"] if specific else ["those of [every request](#errors)"]
-    )
+    every = f"[every request]({GUIDE}#errors)"
+    return ", ".join([*specific, f"and those of {every}"] if specific else [f"those of {every}"])
 
 
 def _purpose(parameter: Schema) -> str:
@@ -226,7 +251,11 @@ def _curl(request: Mapping[str, Any]) -> str:
 
 def _anchor(method: str, path: str) -> str:
     """Return the id for links to an endpoint."""
-    return re.sub(r"[^\w\- ]", "", f"{method} {path}".lower()).replace(" ", "-")
+    return _slug(f"{method} {path}")
+
+
+def _slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def _json_lines(body: Any, indent: int = 0) -> str:

@@ -15,13 +15,19 @@ from architecture.generated_docs import COMMON_OPTIONS, EXAMPLES_FILE, commands,
 from architecture.generated_rest import SERVER
 from doubles.example_requests import Example
 from doubles.fake_api import PREFIX, FakeApi
+from doubles.manifests import parse_manifest
 from sandbox.cli.errors import ExitCode
+from sandbox.model.errors import InvalidManifestError
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import log_stream_of
 
 
 @pytest.mark.parametrize(
-    "name", [EXAMPLES_FILE, "openapi.json", "docs/rest.md", "docs/cli.md", "docs/python-client.md"]
+    "name",
+    [
+        *(EXAMPLES_FILE, "openapi.json", "docs/rest.md", "docs/rest-reference.md", "docs/cli.md"),
+        "docs/python-client.md",
+    ],
 )
 def test_generated_references_are_current(root: Path, name: str):
     assert (root / name).read_text() == generated()[name], "run script/reference"
@@ -61,9 +67,38 @@ def test_the_error_in_the_reference_is_a_response_of_the_server(root: Path):
     assert errors == [recorded["invalid_parameter"]]
 
 
+def test_the_guide_has_the_anchors_of_the_reference(root: Path):
+    """The reference was part of the guide, so links to these anchors exist."""
+    reference, guide = ((root / "docs" / name).read_text() for name in ("rest-reference.md", "rest.md"))
+    anchors = set(re.findall(r'<a id="([^"]+)">', reference))
+    anchors |= {name.lower() for name in re.findall(r"^### (\w+)$", reference, re.MULTILINE)}
+    assert len(anchors) > 40
+    assert anchors - set(re.findall(r'<a id="([^"]+)">', guide)) == set()
+
+
+def test_no_description_in_the_reference_repeats_its_beginning(root: Path):
+    descriptions = re.findall(
+        r'^<a id="[^"]+"></a>(.+)', (root / "docs" / "rest-reference.md").read_text(), re.MULTILINE
+    )
+    assert len(descriptions) > 20
+    assert [each for each in descriptions if each.count(re.split("[.:;]", each)[0]) > 1] == []
+
+
+def test_the_shortest_body_in_the_guide_has_exactly_the_required_fields(root: Path):
+    section = (root / "docs" / "rest.md").read_text().partition("### The shortest body\n")[2]
+    text = section.partition("```json\n")[2].partition("```")[0]
+    body = json.loads(text)
+    assert parse_manifest(text.encode(), is_json=True).agent.prompt == body["claude"]["prompt"]
+    for name, value in body.items():
+        for key in value if isinstance(value, dict) else [None]:
+            part = {each: value[each] for each in value if each != key} if key else None
+            with pytest.raises(InvalidManifestError, match=r"is required|must be"):
+                parse_manifest(json.dumps({**body, name: part}).encode(), is_json=True)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="install curl")
 def test_the_commands_in_the_reference_send_the_recorded_requests(root: Path):
-    text = (root / "docs" / "rest.md").read_text().partition("## Endpoints")[2]
+    text = (root / "docs" / "rest-reference.md").read_text()
     commands = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     examples = json.loads((root / EXAMPLES_FILE).read_text())["operations"].values()
     with FakeApi().running() as api:
