@@ -113,6 +113,9 @@ def test_api_reference_offers_to_authorize(token_deployment, browser):
     page.goto(f"{token_deployment.server.ready_message['http']}/docs")
     page.get_by_role("button", name="Authorize").wait_for()
     assert page.locator(".authorization__btn").count() > 20
+    quick_start = page.locator(".info .description").inner_text()
+    assert quick_start.count('-H "Authorization: Bearer $TOKEN"') == 3
+    assert "\nTOKEN=…" in quick_start
 
 
 def test_sign_in_hides_the_token_and_sign_out_ends_the_session(token_deployment, browser):

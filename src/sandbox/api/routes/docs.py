@@ -46,27 +46,34 @@ const plainPaths = ({ React }) => ({
   wrapComponents: { DeepLink: () => ({ text }) => React.createElement("span", null, text) },
 });
 
-// The quick start has the default address of a server.
-const ownOrigin = () => ({
+const page = document.getElementById("page");
+const isWithoutTokens = "noTokens" in page.dataset;
+
+// The quick start in the schema is for any server: with the default address, and with a token.
+function forThisServer(text) {
+  const described = text.replaceAll("http://localhost:8122", location.origin);
+  if (!isWithoutTokens) return described;
+  return described
+    .replace(/, and a token .*?`Authorization` header/s, "")
+    .replaceAll(/\\nTOKEN=…| -H "Authoriz.*?"/g, "");
+}
+
+const ownQuickStart = () => ({
   statePlugins: {
     spec: {
       wrapActions: {
-        updateJsonSpec: (update) => ({ info, ...schema }) => {
-          const description = info.description.replaceAll("http://localhost:8122", location.origin);
-          return update({ ...schema, info: { ...info, description } });
-        },
+        updateJsonSpec: (update) => (schema) =>
+          update({ ...schema, info: { ...schema.info, description: forThisServer(schema.info.description) } }),
       },
     },
   },
 });
 
-// A server without tokens has nothing to authorize.
 const nothing = () => () => null;
 const withoutAuthorization = () => ({
   wrapComponents: { AuthorizeBtnContainer: nothing, authorizeOperationBtn: nothing },
 });
 
-const page = document.getElementById("page");
 const ui = SwaggerUIBundle({
   url: "/openapi.json",
   dom_id: "#page",
@@ -75,7 +82,7 @@ const ui = SwaggerUIBundle({
   syntaxHighlight: false,
   validatorUrl: null,
   presets: [SwaggerUIBundle.presets.apis],
-  plugins: [plainPaths, ownOrigin, ...("noTokens" in page.dataset ? [withoutAuthorization] : [])],
+  plugins: [plainPaths, ownQuickStart, ...(isWithoutTokens ? [withoutAuthorization] : [])],
 });
 
 // Swagger UI leaves some fields unnamed, gives tables the region role, and its examples cannot be scrolled by keyboard.
