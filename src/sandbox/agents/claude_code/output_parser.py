@@ -57,6 +57,9 @@ CONVERTED_VALUES_MAX = 50_000
 CONVERTED_EVENTS_MAX = 100
 """Maximum number of events converted from one recorded line. Claude Code prints a line for each block of a message."""
 
+LINE_TEXT_CHARACTERS_MAX = 10 * CONVERSATION_TEXT_CHARACTERS_MAX
+"""Maximum number of characters of all events of one line, which are in memory until the runner has recorded them."""
+
 _TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
 _INPUT_FIELDS_MAX = 100
 _RESULT_BLOCKS_MAX = 1000
@@ -242,30 +245,44 @@ def _retry_message(retry: ApiRetryEvent) -> str:
     return f"A model request failed{status}{reason}; the agent tries again (retry {attempt})."
 
 
-class _TextBudget:
-    """Truncates texts so that their total length stays within a limit, and counts the omitted characters."""
+class _LineBudget:
+    """The number of characters that the remaining events of a line may have."""
 
     def __init__(self) -> None:
+        self.characters_left = LINE_TEXT_CHARACTERS_MAX
+
+
+class _TextBudget:
+    """Truncates texts so that their total length stays within a limit, and counts the omitted characters.
+
+    line: the budget of all events in the line.
+    """
+
+    def __init__(self, line: _LineBudget) -> None:
+        self._line = line
         self._left = CONVERSATION_TEXT_CHARACTERS_MAX
         self.omitted_characters = 0
 
     def cut(self, text: str) -> str:
-        kept = text[: self._left]
+        kept = text[: min(self._left, self._line.characters_left)]
         self._left -= len(kept)
+        self._line.characters_left -= len(kept)
         self.omitted_characters += len(text) - len(kept)
         return kept
 
 
 def _convert_event(event: StreamEvent, line: bytes) -> Iterator[ConversationEvent]:
     """Yield the conversation events in one stream event, regardless of earlier events."""
+    budget = _LineBudget()
     match event.type:
         case "assistant":
+            parent_id = _parent_id(event)
             for block in read_blocks(read_message(event)):
-                yield from _convert_agent_block(block, _parent_id(event))
+                yield from _convert_agent_block(block, parent_id, budget)
         case "user":
-            yield from _convert_user_message(event)
+            yield from _convert_user_message(event, budget)
         case "result":
-            yield _convert_result(line)
+            yield _convert_result(line, budget)
         case "system" if event.subtype == "init":
             yield AgentMessage(_start_notice(read_init(line)), "notice")
 
@@ -274,26 +291,28 @@ def _parent_id(event: StreamEvent) -> str | None:
     return sanitize(event.parent_tool_use_id) if event.parent_tool_use_id is not None else None
 
 
-def _convert_agent_block(block: ContentBlock, parent_id: str | None) -> Iterator[ConversationEvent]:
-    budget = _TextBudget()
+def _convert_agent_block(
+    block: ContentBlock, parent_id: str | None, line_budget: _LineBudget
+) -> Iterator[ConversationEvent]:
+    budget = _TextBudget(line_budget)
     if block.type == "text" and (text := read_string(block.text) or "").strip():
         yield AgentMessage(budget.cut(text), "text", parent_id, budget.omitted_characters)
     elif block.type == "thinking" and (text := read_string(block.thinking) or "").strip():
         yield AgentMessage(budget.cut(text), "thinking", parent_id, budget.omitted_characters)
     elif block.type == "tool_use" and block.id:
-        yield _convert_tool_use(block, parent_id)
+        yield _convert_tool_use(block, parent_id, budget)
 
 
-def _convert_user_message(event: StreamEvent) -> Iterator[ConversationEvent]:
+def _convert_user_message(event: StreamEvent, line_budget: _LineBudget) -> Iterator[ConversationEvent]:
     """Yield tool results and the prompts of subagents. The main prompt is not in the stream."""
     message, parent_id = read_message(event), _parent_id(event)
     if isinstance(message.content, str):
         if parent_id is not None:
-            yield from _convert_prompt(message.content, parent_id)
+            yield from _convert_prompt(message.content, parent_id, line_budget)
         return
     for block in read_blocks(message):
         if block.type == "tool_result":
-            budget = _TextBudget()
+            budget = _TextBudget(line_budget)
             text, is_error = content_text(block.content, _RESULT_BLOCKS_MAX), block.is_error is True
             code = _EXIT_CODE.match(text) if is_error else None
             yield ToolResult(
@@ -304,17 +323,17 @@ def _convert_user_message(event: StreamEvent) -> Iterator[ConversationEvent]:
                 budget.omitted_characters,
             )
         elif block.type == "text" and parent_id is not None:
-            yield from _convert_prompt(read_string(block.text) or "", parent_id)
+            yield from _convert_prompt(read_string(block.text) or "", parent_id, line_budget)
 
 
-def _convert_prompt(text: str, parent_id: str) -> Iterator[AgentMessage]:
+def _convert_prompt(text: str, parent_id: str, line_budget: _LineBudget) -> Iterator[AgentMessage]:
     if text.strip():
-        budget = _TextBudget()
+        budget = _TextBudget(line_budget)
         yield AgentMessage(budget.cut(text), "prompt", parent_id, budget.omitted_characters)
 
 
-def _convert_tool_use(block: ContentBlock, parent_id: str | None) -> ToolCallStarted:
-    fields, budget = read_fields(block.input), _TextBudget()
+def _convert_tool_use(block: ContentBlock, parent_id: str | None, budget: _TextBudget) -> ToolCallStarted:
+    fields = read_fields(block.input)
     texts = {name: text for name, value in islice(fields.items(), _INPUT_FIELDS_MAX) if (text := to_text(value))}
     summary = _summarize(fields)
     command = budget.cut(texts.pop("command")) if block.name == "Bash" and "command" in texts else None
@@ -357,8 +376,8 @@ def _relative(path: str) -> str:
     return path.removeprefix(f"{SANDBOX_WORKSPACE}/")
 
 
-def _convert_result(line: bytes) -> AgentResult:
-    result, budget = read_result_event(line), _TextBudget()
+def _convert_result(line: bytes, line_budget: _LineBudget) -> AgentResult:
+    result, budget = read_result_event(line), _TextBudget(line_budget)
     subtype, cost = sanitize(to_text(result.subtype)), read_number(result.total_cost_usd)
     is_error = bytes(result.is_error) != b"false" or subtype != "success"
     return AgentResult(

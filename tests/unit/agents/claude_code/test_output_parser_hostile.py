@@ -12,6 +12,7 @@ from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import (
     CONVERTED_EVENTS_MAX,
     INIT_TOOLS_MAX,
+    LINE_TEXT_CHARACTERS_MAX,
     OPEN_CALLS_MAX,
     TASKS_MAX,
     ClaudeOutputParser,
@@ -543,3 +544,57 @@ def test_indentation_does_not_multiply_the_size_of_a_line():
     usual = {"type": "tool_use", "id": "u", "name": "x", "input": small}
     (shown,) = convert_recorded_line(manifest(), line(type="assistant", message={"id": "m", "content": [usual]}))
     assert shown.input["todos"] == json.dumps(small["todos"], indent=2)
+
+
+# The events of one line, which are in memory until all of them are recorded.
+
+WIDE = "\N{GRINNING FACE}"
+"""A string that contains this character uses four bytes for each character."""
+
+
+def message(*blocks, **fields):
+    return line(type="assistant", message={"id": "msg_1", "model": "m", "content": blocks}, **fields)
+
+
+def held_bytes(parse):
+    tracemalloc.start()
+    try:
+        events = parse()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return held, events
+
+
+def test_indented_input_of_many_calls_in_one_line_uses_little_memory():
+    nested: list = [WIDE, *[1] * 185, "x" * 12_000]
+    for _ in range(115):
+        nested = [nested]
+    blocks = [{"type": "tool_use", "id": f"t{number}", "name": "N", "input": {"a": nested}} for number in range(300)]
+    text = json.dumps({"session_id": SESSION, "type": "assistant", "message": {"content": blocks}}, ensure_ascii=False)
+    held, events = held_bytes(lambda: ClaudeOutputParser(SESSION).parse_line(text.encode() + b"\n"))
+    calls = [event for event in events if isinstance(event, ToolCallStarted)]
+    assert len(calls) == 300
+    assert sum(len(call.input["a"]) for call in calls) <= LINE_TEXT_CHARACTERS_MAX
+    assert calls[-1].omitted_characters > 80_000
+    assert held < 5 * LINE_TEXT_CHARACTERS_MAX
+
+
+@pytest.mark.parametrize("kind", ["assistant", "user"])
+def test_parent_of_many_blocks_in_one_line_is_sanitized_once(kind):
+    blocks = [{"type": "text", "text": "x"}] * 20_000
+    flood = line(type=kind, message={"content": blocks}, parent_tool_use_id=WIDE * 255 + "\u200b")
+    held, events = held_bytes(lambda: ClaudeOutputParser(SESSION).parse_line(flood))
+    messages = [event for event in events if isinstance(event, AgentMessage)]
+    assert len(messages) == 20_000
+    assert {one.parent_tool_use_id for one in messages} == {WIDE * 255 + " "}
+    assert held < 5_000_000
+
+
+def test_texts_of_several_blocks_in_one_line_are_complete():
+    texts = [str(number) * (CONVERSATION_TEXT_CHARACTERS_MAX - 1) for number in range(8)]
+    events = ClaudeOutputParser(SESSION).parse_line(message(*({"type": "text", "text": text} for text in texts)))
+    messages = [event for event in events if isinstance(event, AgentMessage)]
+    assert [(one.text, one.omitted_characters) for one in messages] == [(text, 0) for text in texts]
+    longer = ClaudeOutputParser(SESSION).parse_line(message({"type": "text", "text": "x" * 150_000}))
+    assert longer[-1].omitted_characters == 50_000
