@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import islice
 from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
@@ -39,6 +40,12 @@ _PENDING_ROWS = 20
 _HINT_LENGTH_MAX = 120
 _WORDS_BEFORE_LENGTH_MAX = 30
 """Length of the part of a prompt's line that is shown before a word that a search found."""
+
+_SEARCHED_WORDS_MAX = 10
+"""Maximum number of different words of a search that are looked for in the prompts."""
+
+_LINE_LENGTH_MAX = 4 * _HINT_LENGTH_MAX
+"""Length to which a line is cut before its words are counted: a prompt can be a single long line."""
 
 _FINAL_LINE_LENGTH_MAX = 300
 _BLOCK_MARKS = re.compile(r"^(?:#{1,6}|>|[-*+]|\d+\.)\s+")
@@ -135,7 +142,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "is_continued": query.cursor is not None,
         "reasons": health.reasons,
         "sharing": {task.id for task in sharing},
-        "hints": distinguishing_hints(explained, prompts, query.search),
+        "hints": await client_fairness.to_thread(distinguishing_hints, explained, prompts, query.search),
         "final_line": final_line,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
@@ -208,7 +215,8 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
     prompts: the beginnings of the tasks' prompts, keyed by task id.
     search: the words that found the tasks. The text shows the first of them that only the prompt contains.
     """
-    words = {task.id: _prompt_words(prompts.get(task.id, ""), task.manifest.metadata.name, search) for task in tasks}
+    searched = _searched_words(search)
+    words = {task.id: _prompt_words(prompts.get(task.id, ""), task.manifest.metadata.name, searched) for task in tasks}
     names = Counter(task.manifest.metadata.name for task in tasks)
     keys = {
         task.id: (task.manifest.metadata.name, bool(task.rerun_of), bool(task.parent), words[task.id]) for task in tasks
@@ -224,10 +232,16 @@ def distinguishing_hints(tasks: Sequence[Task], prompts: Mapping[str, str], sear
     return hints
 
 
-def _prompt_words(prompt: str, name: str, search: str) -> str:
+def _searched_words(search: str) -> Mapping[str, re.Pattern[str]]:
+    """Return patterns for the beginnings of words in the search, keyed by word in lower case."""
+    words = dict.fromkeys(re.findall(r"[^\W_]+", search.lower()))
+    return {word: re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in islice(words, _SEARCHED_WORDS_MAX)}
+
+
+def _prompt_words(prompt: str, name: str, searched: Mapping[str, re.Pattern[str]]) -> str:
     """Return the part of the prompt that contains a searched word, if the name contains none; else its first words."""
-    patterns = [re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in re.findall(r"[^\W_]+", search)]
-    patterns = [pattern for pattern in patterns if not pattern.search(name)]
+    lower = prompt.lower()
+    patterns = [pattern for word, pattern in searched.items() if word in lower and not pattern.search(name)]
     found = next(filter(None, (pattern.search(prompt) for pattern in patterns)), None)
     if found is None:
         return _first_words(prompt, name)
@@ -235,7 +249,7 @@ def _prompt_words(prompt: str, name: str, search: str) -> str:
     start = line_start
     if found.start() - line_start > _HINT_LENGTH_MAX // 2:
         start = prompt.find(" ", found.start() - _WORDS_BEFORE_LENGTH_MAX, found.start()) + 1 or found.start()
-    line = shorten(prompt[start:].split("\n", 1)[0], _HINT_LENGTH_MAX, placeholder="…")
+    line = _shorten(prompt[start:].split("\n", 1)[0])
     return f"…{line}" if start > line_start else line
 
 
@@ -243,7 +257,11 @@ def _first_words(prompt: str, name: str) -> str:
     """Return the beginning of the prompt's first line; empty if it only repeats the task's name."""
     line = prompt.strip().split("\n", 1)[0]
     is_repeated = line.startswith(name) or is_name_from_prompt(name, prompt)
-    return "" if is_repeated else shorten(line, _HINT_LENGTH_MAX, placeholder="…")
+    return "" if is_repeated else _shorten(line)
+
+
+def _shorten(line: str) -> str:
+    return shorten(line[:_LINE_LENGTH_MAX], _HINT_LENGTH_MAX, placeholder="…")
 
 
 async def _count_by_state_filter(

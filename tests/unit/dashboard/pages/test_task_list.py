@@ -3,6 +3,7 @@
 import asyncio
 import html
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs
 
@@ -11,8 +12,11 @@ import pytest
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from doubles.manifests import manifest
+from sandbox.dashboard.pages import task_list
+from sandbox.dashboard.pages.task_list import distinguishing_hints
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 
 
 def rows(page):
@@ -448,3 +452,25 @@ def test_task_that_ends_while_the_page_is_read_is_listed_once(pages_with_tasks, 
     monkeypatch.setattr(tasks, "query", query)
     assert sorted(rows(pages_with_tasks.get("/"))) == ["done", "waits", "works"]
     assert sections(pages_with_tasks.get("/")) == {"Waiting for capacity": ["waits"], "Finished": ["works", "done"]}
+
+
+def test_search_for_many_words_in_long_prompts_takes_little_time(pages):
+    """The repository contains the word, so the search finds all tasks, but none of the prompts contains it."""
+    for number in range(200):
+        add_named(pages.tasks, f"task-{number}", f"Task {number}", "")
+    tasks = [asyncio.run(pages.tasks.status(f"task-{number}")) for number in range(200)]
+    prompts = {task.id: ("Fix the tests now. " * 1000)[:SEARCHED_PROMPT_CHARACTERS_MAX] for task in tasks}
+    started_at = time.thread_time()
+    assert distinguishing_hints(tasks, prompts, "github " * 28).keys() == prompts.keys()
+    assert time.thread_time() - started_at < 0.5
+
+
+def test_hints_are_not_computed_in_the_event_loop(pages, monkeypatch):
+    def find_hints(*arguments):
+        with pytest.raises(RuntimeError):
+            asyncio.get_running_loop()
+        return distinguishing_hints(*arguments)
+
+    add_named(pages.tasks, "first", "Update the docs", "Fix the parser.")
+    monkeypatch.setattr(task_list, "distinguishing_hints", find_hints)
+    assert hints(pages.get("/?q=parser")) == {"first": "Fix the parser."}
