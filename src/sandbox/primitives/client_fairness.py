@@ -63,12 +63,16 @@ class MemoryShare:
 
     async def try_reserve(self, size_bytes: int) -> bool:
         """Reserve memory if there is room, closing stalled connections if needed. Returns whether it was reserved."""
-        if not self._has_room(size_bytes) and self._close_stalled():
+        if not self.has_room(size_bytes) and self._close_stalled():
             await asyncio.sleep(_ABORT_SECONDS)
-        if not self._has_room(size_bytes):
+        if not self.has_room(size_bytes):
             return False
         self.reserved_bytes += size_bytes
         return True
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Return whether this much more memory may be reserved."""
+        return self.reserved_bytes == 0 or self.reserved_bytes + size_bytes <= self._bytes_max
 
     def force_reserve(self, size_bytes: int) -> None:
         """Reserve memory that is already in use until `release`, even above the maximum."""
@@ -92,9 +96,6 @@ class MemoryShare:
         finally:
             del self._sending[key]
 
-    def _has_room(self, size_bytes: int) -> bool:
-        return self.reserved_bytes == 0 or self.reserved_bytes + size_bytes <= self._bytes_max
-
     async def _wait_for_room(self, size_bytes: int) -> None:
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((waiter, size_bytes))
@@ -109,7 +110,7 @@ class MemoryShare:
             raise
 
     def _admit_waiting(self) -> None:
-        while self._waiting and (self._waiting[0][0].cancelled() or self._has_room(self._waiting[0][1])):
+        while self._waiting and (self._waiting[0][0].cancelled() or self.has_room(self._waiting[0][1])):
             waiter, size_bytes = self._waiting.popleft()
             if not waiter.cancelled():
                 self.reserved_bytes += size_bytes

@@ -39,12 +39,15 @@ _DECODED_FACTOR = 5
 
 
 _CHARACTER_BYTES = 4
+_ALWAYS_QUEUED_BYTES = 256 * 1024
+"""Events that wait for a subscriber even if the memory for responses to its client is used up."""
 
 
 class Broadcast:
     """Live events of all tasks.
 
-    Never waits for a subscriber: a slow one gets one `gap` event per task in place of the events that it missed.
+    Never waits for a subscriber: a slow one gets one `gap` event per task in place of the events that it missed. The
+    events that wait for a subscriber count towards the memory for responses of the client that subscribed.
     """
 
     def __init__(self) -> None:
@@ -79,35 +82,53 @@ class Broadcast:
                 yield await subscriber.next()
         finally:
             self._subscribers.discard(subscriber)
+            subscriber.close()
 
 
 class _Subscriber:
     def __init__(self) -> None:
         self._queue: deque[WireEvent] = deque()
         self._queued_bytes = 0
+        self._memory = client_fairness.current_memory()
         self._gaps: dict[str, GapEvent] = {}
         self._arrived = asyncio.Event()
 
     def push(self, event: WireEvent) -> None:
-        is_full = len(self._queue) >= SUBSCRIBER_EVENTS_MAX or self._queued_bytes >= SUBSCRIBER_BYTES_MAX
-        if self._gaps or is_full:
+        if self._gaps or self._is_full(size_bytes := wire_size_bytes(event)):
             self._record_gap(event)
         else:
             self._queue.append(event)
-            self._queued_bytes += wire_size_bytes(event)
+            self._set_queued_bytes(self._queued_bytes + size_bytes)
         self._arrived.set()
+
+    def _is_full(self, size_bytes: int) -> bool:
+        if len(self._queue) >= SUBSCRIBER_EVENTS_MAX or self._queued_bytes >= SUBSCRIBER_BYTES_MAX:
+            return True
+        return self._queued_bytes >= _ALWAYS_QUEUED_BYTES and not self._memory.has_room(size_bytes)
+
+    def _set_queued_bytes(self, size_bytes: int) -> None:
+        change, self._queued_bytes = size_bytes - self._queued_bytes, size_bytes
+        if change > 0:
+            self._memory.force_reserve(change)
+        else:
+            self._memory.release(-change)
+
+    def close(self) -> None:
+        """Release the memory."""
+        self._queue.clear()
+        self._set_queued_bytes(0)
 
     async def next(self) -> WireEvent:
         while not self._queue:
             if self._gaps:
                 self._queue.extend(self._gaps.values())
-                self._queued_bytes = sum(map(wire_size_bytes, self._queue))
+                self._set_queued_bytes(sum(map(wire_size_bytes, self._queue)))
                 self._gaps.clear()
                 continue
             self._arrived.clear()
             await self._arrived.wait()
         event = self._queue.popleft()
-        self._queued_bytes -= wire_size_bytes(event)
+        self._set_queued_bytes(self._queued_bytes - wire_size_bytes(event))
         return event
 
     def _record_gap(self, event: WireEvent) -> None:

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from sandbox.primitives import client_fairness
+from sandbox.primitives.client_fairness import RESPONSE_BYTES_MAX, FairShare
 from sandbox.server.event_stream import Broadcast
 
 
@@ -87,3 +89,45 @@ def test_slow_subscriber_does_not_affect_others():
         return received
 
     assert [f["seq"] for f in asyncio.run(run())] == list(range(1, 10))
+
+
+def use_share():
+    """Use a share in the current test. A fixture would set it for all later tests too."""
+    share = FairShare()
+    client_fairness.set_current_share(share)
+    return share
+
+
+def fill_unread_queues(broadcast, monkeypatch, count):
+    """Subscribe and let each queue fill before the next one begins, so that no two contain the same events."""
+    monkeypatch.setattr("sandbox.server.event_stream.SUBSCRIBER_EVENTS_MAX", 10_000)
+    subscribers = []
+    for _ in range(count):
+        subscribers.append(broadcast.subscribe())
+        for seq in range(1, 21):
+            broadcast.publish({**event(seq), "data": "x" * 1024 * 1024})
+    return subscribers
+
+
+async def test_unread_queues_of_one_client_use_its_memory(monkeypatch):
+    share, broadcast = use_share(), Broadcast()
+    subscribers = fill_unread_queues(broadcast, monkeypatch, 20)
+    assert share.memory.reserved_bytes < 1.1 * RESPONSE_BYTES_MAX
+    received = [await read(each, 2) for each in subscribers]
+    assert [[one["type"] for one in each] for each in received[:2]] == [["output", "output"]] * 2
+    assert [one["type"] for one in received[-1]] == ["output", "gap"]
+    for each in subscribers:
+        await each.aclose()
+    assert share.memory.reserved_bytes == 0
+
+
+async def test_client_that_reads_misses_nothing_while_its_memory_is_used_up(monkeypatch):
+    use_share()
+    broadcast = Broadcast()
+    fill_unread_queues(broadcast, monkeypatch, 20)
+    events = broadcast.subscribe()
+    received = []
+    for seq in range(1, 51):
+        broadcast.publish({**event(seq), "data": "x" * 10_000})
+        received += await read(events, 1)
+    assert [one["seq"] for one in received] == list(range(1, 51))
