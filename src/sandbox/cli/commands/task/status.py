@@ -145,9 +145,9 @@ def _without_model_refusals(client: Client, task: Task) -> tuple[Task, Mapping[s
     if refused:
         with suppress(ClientError):
             events = parse_log_events(client.logs(task["id"], stream="events"), task["id"])
-            denied = [event for event in events if event["type"] == "egress_denied"]
-            hosts.update(f"{event['host']}:{event['port']}" for event in denied if event["host"] != MODEL_HOST)
-            refused -= sum(event["host"] == MODEL_HOST for event in denied)
+            denied = Counter((event["host"], event["port"]) for event in events if event["type"] == "egress_denied")
+            hosts.update({f"{host}:{port}": count for (host, port), count in denied.items() if host != MODEL_HOST})
+            refused -= sum(count for (host, _), count in denied.items() if host == MODEL_HOST)
     return {**task, "progress": {**task["progress"], "egress_denied": max(refused, 0)}}, hosts
 
 
