@@ -67,7 +67,7 @@ def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, brows
     details = deployment.http.post("/api/v1/tasks", content=MANIFEST.replace("branch", "brunch")).json()["details"]
     assert [detail["message"] in errors.nth(at).inner_text() for at, detail in enumerate(details)] == [True]
     editor.fill(MANIFEST)
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     assert errors.count() == 0
     browser.ignore_errors("status of 400")
     page.get_by_role("button", name="Submit task").click()

@@ -359,7 +359,10 @@ def test_comment_on_a_replaced_line_goes_to_the_added_line(base_url, browser):
             break
     assert app.locator("tr.current.del").count() == 1
     page.keyboard.press("m")
-    app.locator("tr.add + .comment-row .comment-form").wait_for()
+    form = app.locator("tr.add.current + .comment-row .comment-form")
+    form.wait_for()
+    line = app.locator("tr.current .ln").nth(1).inner_text()
+    assert form.locator(".comment-line").inner_text() == f"Line {line} (new)"
     assert app.locator("tr.del + .comment-row").count() == 0
 
 
@@ -577,7 +580,21 @@ def test_review_begins_at_the_changes(base_url, browser):
     page.locator(".file").first.wait_for()
     wait_until(lambda: page.wait_for_timeout(50) or page.locator("#title-bar").is_visible(), 20, "the page to scroll")
     assert page.locator(".diff-head").bounding_box()["y"] < 150
-    assert page.locator("#title-bar").get_by_role("button").all_inner_texts() == ["Ask for a change"]
+    buttons = page.locator("#title-bar").get_by_role("button")
+    assert buttons.all_inner_texts() == ["Copy apply command", "Ask for a change"]
+    buttons.first.click()
+    page.locator(".toast", has_text="sandbox task apply kinds --server").wait_for()
+    page.locator("#title-bar summary").click()
+    assert accessibility_violations(page) == []
+    page.locator("#title-bar").get_by_role("button", name="Copy command for a branch").click()
+    page.locator(".toast", has_text="sandbox task apply kinds --branch sandbox/kinds").wait_for()
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert buttons.all_inner_texts() == ["Ask for a change"]
+    page.locator("#title-bar summary").click()
+    menu = ["Ask for a change", "Copy apply command", "Copy command for a branch", "Download patch"]
+    assert buttons.all_inner_texts() == menu
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1280, "height": 720})
     page.locator("#tab-output").click()
     assert page.locator("#title-bar").get_by_role("button").all_inner_texts() == ["Review changes"]
 

@@ -314,7 +314,7 @@ def test_labels_give_way_to_a_long_name(base_url, browser):
 def test_reason_starts_with_what_happened_and_the_state_is_not_cut_off(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=repair", width=width)
     row = page.locator("tr", has=page.locator("#task-short-name"))
-    assert row.locator(".reason").inner_text().startswith("lifecycle.budget_usd")
+    assert row.locator(".reason").inner_text().startswith("The task used its budget of 0.5 USD. Raise")
     pill = row.locator(".pill")
     assert pill.inner_text() == "failed, released"
     pill.evaluate("(pill) => { pill.lastChild.data = 'failed, preserved'; }")

@@ -202,10 +202,17 @@ def test_refused_host_can_be_allowed_in_a_new_run(open_task):
         "/submit?from=chat&allow=hooks.example.com&allow=xn--80ak6aa92e.example%3A8443"
     )
     assert page.locator("#tally-network").inner_text() == "6 refused"
+    note = (
+        "6 hosts refused: hooks.example.com, xn--80ak6aa92e.example, 10.0.0.1, and 3 more · Allow 2 hosts in a new run"
+    )
+    assert page.locator("#refused-note").inner_text() == note
+    page.evaluate("htmx.trigger('#head', 'refresh')")
+    page.wait_for_timeout(300)
+    assert page.locator("#refused-note").inner_text() == note
     assert accessibility_violations(page) == []
     links.first.click()
     page.get_by_text("adds hooks.example.com to the hosts that the new task may reach").wait_for()
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     assert page.get_by_label("Allowed hosts").input_value() == "hooks.example.com"
 
 
@@ -333,6 +340,17 @@ def test_page_of_a_running_task_opens_at_the_end_and_follows_it(open_running_tas
     page.locator(".says", has_text="One more.").wait_for(state="attached")
     page.wait_for_timeout(300)
     assert not page.evaluate(at_end)
+
+
+def test_main_actions_stay_in_view_when_only_the_title_is_out_of_view(open_running_task):
+    page, stream = open_running_task("chat")
+    stream.send(*MESSAGES)
+    wait_for_value(page, "scrollY > 1000")
+    page.evaluate("window.scrollTo(0, 0)")
+    page.locator("#title-bar").wait_for(state="hidden")
+    page.evaluate("window.scrollTo(0, document.querySelector('#head .page-head').getBoundingClientRect().bottom)")
+    page.locator("#title-bar").wait_for()
+    assert page.locator(".figures").bounding_box()["y"] > 0
 
 
 IMPORT = tool_call_started("t", command="make import", summary="make import", input={"description": "Import the data"})

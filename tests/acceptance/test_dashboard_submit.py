@@ -86,7 +86,7 @@ def test_task_is_submitted_from_prompt_and_recent_repository(submit_server, base
     ]
     page.keyboard.type("## Fix the login\n\nIt fails for names with a #.")
     page.get_by_role("button", name="org/web@main").click()
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     page.get_by_role("button", name="Submit task").click()
     page.wait_for_url("**/tasks/*")
     task = submit_server.http.get(f"/api/v1{page.url.removeprefix(base_url)}").json()
@@ -164,7 +164,7 @@ def test_form_and_yaml_stay_in_sync_and_comments_survive(base_url, browser):
     page.get_by_label("Allowed hosts", exact=True).fill("api.github.com\n\nexample.org")
     page.get_by_label("Labels", exact=True).fill("team=platform\nnote=a=b")
     page.get_by_label("Prompt", exact=True).fill("Only\n  this: #1")
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     definition = page.evaluate(
         """async (body) => (await (await fetch("/api/v1/tasks?dry_run=true",
         { method: "POST", headers: { "content-type": "application/yaml" }, body })).json()).definition""",
@@ -270,7 +270,7 @@ def test_errors_are_shown_next_to_the_fields(base_url, browser):
     )
     page.get_by_label("CPUs", exact=True).fill("4")
     page.get_by_label("Memory", exact=True).fill("")
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     assert page.locator(".field-error").count() == 0
 
 
@@ -290,7 +290,7 @@ def test_error_is_not_covered_by_the_bar_at_the_bottom(base_url, browser, width)
         bar = page.locator(".submit-foot").bounding_box()
         assert message["y"] + message["height"] <= bar["y"], name
         field.fill("")
-        page.get_by_text("This manifest is valid.").wait_for()
+        page.get_by_text("Ready to submit.").wait_for()
     assert accessibility_violations(page) == []
 
 
@@ -367,7 +367,7 @@ def test_short_name_of_a_repository_becomes_its_url(base_url, browser, typed, ur
     field.focus()
     page.keyboard.type(typed)
     assert field.input_value() == typed, "the text stays while the user types"
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     assert f'url: "{url}"' in yaml_of(page)
     field.blur()
     assert field.input_value() == url
@@ -445,7 +445,7 @@ def test_template_changes_only_its_settings_and_can_be_undone(base_url, browser)
         assert page.get_by_label("Labels", exact=True).input_value() == "team=web"
         assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
         assert page.get_by_label("CPUs", exact=True).input_value() == ("16" if template == "Large machine" else "3")
-        page.get_by_text("This manifest is valid.").wait_for()
+        page.get_by_text("Ready to submit.").wait_for()
         page.get_by_role("button", name="Undo the template").click()
         assert yaml_of(page) == before
     # Templates can be combined; Minimal removes all settings.
@@ -454,7 +454,7 @@ def test_template_changes_only_its_settings_and_can_be_undone(base_url, browser)
     assert page.get_by_label("CPUs", exact=True).input_value() == "16"
     assert page.get_by_label("Variable of secret 1", exact=True).input_value() == "GITHUB_TOKEN"
     page.get_by_role("button", name="Minimal").click()
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     assert [name in yaml_of(page) for name in ("cpus", "secrets", "mcp_config")] == [False] * 3
     assert [text in yaml_of(page) for text in ("Mine", "team: web", "org/app.git")] == [True] * 3
 
@@ -477,12 +477,12 @@ def test_prompt_of_a_template_is_only_a_placeholder(base_url, browser):
     assert "/submit" in page.url
     prompt.fill("Now it is described")
     assert page.locator("#name").input_value() == "Now it is described"
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
 
 
 def test_run_again_fills_the_form_with_the_manifest_of_that_task(base_url, browser):
     page = browser.open(f"{base_url}/submit?from=task-1")
-    page.get_by_text("This manifest is valid.").wait_for()
+    page.get_by_text("Ready to submit.").wait_for()
     assert page.get_by_label("Repository", exact=True).input_value() == "https://github.com/org/app.git"
     assert page.get_by_label("Prompt", exact=True).input_value()
     assert page.locator("[data-pattern]").count() == 0, "a template would change a manifest that is complete"

@@ -111,3 +111,4 @@ def test_wheel_contains_the_data_files(root: Path, tmp_path: Path):
     assert len(data) > 10
     assert data - names == set()
     assert {"sandbox/runtimes/npm/package.json", "sandbox/runtimes/npm/package-lock.json"} <= names
+    assert "sandbox/dashboard/errors.md" in names

@@ -9,15 +9,18 @@ from sandbox.model.wire.bodies import FailureBody
 
 @dataclass(frozen=True, slots=True)
 class FailureNotice:
-    """A failure. title: what happened; remedy: what to do, empty if the message already says it.
+    """A failure, in the words of the form for a new task instead of the manifest's field names.
 
+    title: what happened; detail: the cause, empty if the title contains it; remedy: what to do, empty if the detail
+    already says it. message: the message of the status.
     setting: the manifest field to change so that the failure does not occur again; None if there is none.
     """
 
     title: str
-    message: str
+    detail: str
     remedy: str
     code: str
+    message: str
     setting: str | None = None
 
     @property
@@ -26,15 +29,30 @@ class FailureNotice:
         return _CHANGES.get(self.setting or "", "")
 
     @property
+    def anchor(self) -> str:
+        """The entry for the code on the page of all errors. The API has an error with the same code."""
+        return "internal_error-task" if self.code == FailureCode.INTERNAL else self.code
+
+    @property
     def summary(self) -> str:
-        """The message for one line of a list, without a beginning that repeats the repository's URL."""
-        if self.code != FailureCode.CLONE_FAILED:
-            return self.message
-        text = _CLONE_PREFIX.sub("", self.message)
-        return text[:1].upper() + text[1:]
+        """The cause for one line of a list."""
+        return self.detail or f"{self.title}. {self.remedy}".rstrip()
 
 
 _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
+_SPENT = re.compile(r"^lifecycle\.budget_(?:tokens|usd) \((?P<limit>[^()]+)\) is spent\b")
+_SELF_EXPLANATORY_CODES = {
+    FailureCode.DISK_FULL,
+    FailureCode.HANG,
+    FailureCode.HOST_LOST,
+    FailureCode.OUT_OF_MEMORY,
+    FailureCode.PROVISION_TIMEOUT,
+    FailureCode.RUNNER_LOST,
+    FailureCode.STAGE_TIMEOUT,
+    FailureCode.TIMEOUT,
+}
+"""Failures with messages such as "Cloning took too long; raise the limit.", to which a title adds nothing."""
+
 _AGAIN = "Run the task again."
 _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.AGENT_FAILED: ("The agent failed", "Read the end of the conversation and the output."),
@@ -71,6 +89,15 @@ _CHANGES = {
     "vm.disk": "a larger disk",
     "vm.memory": "more memory",
 }
+_FORM_LABELS = {
+    "lifecycle.budget_tokens": "the token budget",
+    "lifecycle.budget_usd": "the budget in USD",
+    "lifecycle.timeout": "the timeout",
+    "repository.branch": "the branch",
+    "repository.url": "the URL",
+    "vm.disk": "the disk size",
+    "vm.memory": "the memory",
+}
 _SETTING = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, _CHANGES)) + r")(?!\w|\.\w)")
 _CODES_WITH_SETTING = {
     FailureCode.BUDGET_EXCEEDED,
@@ -87,10 +114,28 @@ _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please re
 
 def describe_failure(failure: FailureBody) -> FailureNotice:
     """Return the notice for a failure. Unknown codes from other versions get a general title."""
-    title, remedy = _NOTICES.get(failure["code"], ("The task failed", ""))
-    message = failure["message"]
+    code, message = failure["code"], failure["message"]
+    title, remedy = _NOTICES.get(code, ("The task failed", ""))
     names = _SETTING.findall(message) or _SETTING.findall(remedy)
-    setting = names[-1] if names and failure["code"] in _CODES_WITH_SETTING else None
-    if any(mark in message for mark in _REMEDY_MARKS):
+    setting = names[-1] if names and code in _CODES_WITH_SETTING else None
+    detail = message
+    if code in _SELF_EXPLANATORY_CODES and "; " in message:
+        title, _, remedy = message.partition("; ")
+        detail = ""
+    elif code == FailureCode.BUDGET_EXCEEDED and (spent := _SPENT.match(message)):
+        title, detail = f"The task used its budget of {spent['limit']}", ""
+    elif code == FailureCode.CLONE_FAILED:
+        detail = _CLONE_PREFIX.sub("", message)
+    if any(mark in detail for mark in _REMEDY_MARKS):
         remedy = ""
-    return FailureNotice(title, message, remedy, failure["code"], setting)
+    if code in _CODES_WITH_SETTING:
+        title, detail, remedy = map(_use_form_labels, (title, detail, remedy))
+    return FailureNotice(title, _capitalize(detail), _capitalize(remedy), code, message, setting)
+
+
+def _use_form_labels(text: str) -> str:
+    return _SETTING.sub(lambda name: _FORM_LABELS[name[0]], text)
+
+
+def _capitalize(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -18,12 +18,54 @@ def test_each_code_has_a_title_and_a_remedy(code):
 @pytest.mark.parametrize(
     "message",
     [
-        "Cloning took too long; raise lifecycle.stage_timeout.",
-        "The task's runner died; the work up to that point is stored. Submit the task again.",
+        "The model could not be used; check claude.model.",
+        "The agent sent no result. Submit the task again.",
     ],
 )
 def test_remedy_that_the_message_contains_is_not_repeated(message):
-    assert describe_failure({"code": "stage_timeout", "message": message}).remedy == ""
+    notice = describe_failure({"code": "agent_failed", "message": message})
+    assert (notice.detail, notice.remedy) == (message, "")
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "title", "detail", "remedy"),
+    [
+        (
+            "budget_exceeded",
+            "lifecycle.budget_tokens (30,000 tokens) is spent; no more model requests are forwarded. Raise the budget.",
+            *("The task used its budget of 30,000 tokens", "", "Raise the budget, or make the task smaller."),
+        ),
+        (
+            "clone_failed",
+            "Cannot clone https://host/x.git: it has no branch 'nope'; check repository.branch.",
+            *("The repository could not be cloned", "It has no branch 'nope'; check the branch.", ""),
+        ),
+        (
+            "timeout",
+            "The agent was still working after 5m; raise lifecycle.timeout.",
+            *("The agent was still working after 5m", "", "Raise the timeout."),
+        ),
+        (
+            "out_of_memory",
+            "A process was killed because vm.memory (2G) was used up; raise it.",
+            *("A process was killed because the memory (2G) was used up", "", "Raise it."),
+        ),
+        (
+            "runner_lost",
+            "The task's runner died; the work up to that point is stored. Submit the task again.",
+            *("The task's runner died", "", "The work up to that point is stored. Submit the task again."),
+        ),
+        (
+            "agent_failed",
+            "The tests need more vm.memory; ask for it.",
+            *("The agent failed", "The tests need more vm.memory; ask for it.", ""),
+        ),
+    ],
+)
+def test_notice_says_each_fact_once_and_uses_the_labels_of_the_form(code, message, title, detail, remedy):
+    notice = describe_failure({"code": code, "message": message})
+    assert (notice.title, notice.detail, notice.remedy) == (title, detail, remedy)
+    assert notice.message == message
 
 
 def test_code_from_another_version_has_a_general_title():
@@ -34,7 +76,11 @@ def test_code_from_another_version_has_a_general_title():
 @pytest.mark.parametrize(
     ("code", "message", "summary"),
     [
-        ("budget_exceeded", "lifecycle.budget_usd is spent.", "lifecycle.budget_usd is spent."),
+        (
+            "budget_exceeded",
+            "lifecycle.budget_usd (1 USD) is spent; no more.",
+            "The task used its budget of 1 USD. Raise the budget, or make the task smaller.",
+        ),
         ("clone_failed", "Cannot clone https://host/x.git: the branch is missing.", "The branch is missing."),
         ("clone_failed", "Cannot clone https://host/x.git: ", "Cannot clone https://host/x.git: "),
         ("clone_failed", "The patch does not apply.", "The patch does not apply."),

@@ -125,9 +125,11 @@ export class Cursor {
       this.#setCurrent(view);
       this.#setRow({ view, at, element: view.elementOf(at) });
     }
-    const { view, at } = this.#row;
-    const line = view.commentedLineOf(at);
-    this.changes.comments.openAt(view, line === at ? this.#row.element : view.elementOf(line));
+    const { view } = this.#row;
+    const at = view.commentedLineOf(this.#row.at);
+    // The frame is at the line that the comment is about.
+    if (at !== this.#row.at) this.#setRow({ view, at, element: view.elementOf(at) });
+    this.changes.comments.openAt(view, this.#row.element);
   }
 
   // Keep the file at its position on the screen while the heights of files change.

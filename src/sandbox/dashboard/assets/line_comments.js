@@ -76,6 +76,7 @@ export class LineComments {
     const form = h(
       "form",
       { class: "comment-form", "data-key": key },
+      h("p", { class: "comment-line muted" }, `Line ${place.line} (${SIDES[place.side] ?? "new"})`),
       text,
       h(
         "div",

@@ -129,7 +129,7 @@ export class Outcome {
 
   // Whether the message only repeats the notice at the top of the page, or a reason from the model gateway.
   #isRepeated(text) {
-    const failure = plain($("failure-message")?.textContent ?? "");
+    const failure = plain($("failure")?.dataset.message ?? "");
     if (!failure) return false;
     const message = plain(text);
     const repeats = (reason) => message.includes(reason) && message.length - reason.length <= WORDS_AROUND_MAX;
@@ -161,6 +161,7 @@ export class Outcome {
       return; // keep showing the size in bytes
     }
     $("fact-diff")?.replaceChildren(...diffParts(this.#diff));
+    if (!$("tally-changes").textContent) $("tally-changes").textContent = this.#diff.files;
   }
 }
 

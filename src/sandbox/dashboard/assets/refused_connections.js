@@ -3,6 +3,7 @@ import { $, clock, h } from "/assets/page.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const HOSTS_MAX = 500;
+const NOTED_HOSTS_MAX = 3;
 const ADDED_HOSTS_MAX = 50; // the same limit as in the form
 const PORTS = new Set([80, 443]); // the ports that an allowed host covers if it has no port
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
@@ -53,9 +54,16 @@ export class RefusedConnections {
     return Math.max(this.#eventCount, this.#reportedCount - this.#modelRefusalCount);
   }
 
+  // Draw again after the head was replaced.
+  redraw() {
+    this.#isStale = true;
+    this.show();
+  }
+
   show() {
     if (!this.#isStale) return;
     this.#isStale = false;
+    this.#showNote();
     $("refused-count").textContent = this.total || "";
     $("tally-network").textContent = this.total ? `${this.total} refused` : "";
     if (!this.#hosts.size) return;
@@ -84,5 +92,27 @@ export class RefusedConnections {
       ...note,
       h("table", { class: "refused" }, h("thead", {}, head), h("tbody", {}, ...rows)),
     );
+  }
+  // The head of the page has the first hosts.
+  #showNote() {
+    const note = $("refused-note");
+    const entries = [...this.#hosts.values()];
+    const hosts = [...new Set(entries.map(({ host }) => visible(host)))];
+    if (!note || !hosts.length) return;
+    const more = hosts.length > NOTED_HOSTS_MAX ? `, and ${hosts.length - NOTED_HOSTS_MAX} more` : "";
+    const names = hosts.slice(0, NOTED_HOSTS_MAX).join(", ") + more;
+    const network = h("a", { href: "#network" }, `${hosts.length} ${hosts.length === 1 ? "host" : "hosts"} refused`);
+    note.replaceChildren(network, `: ${names}`, ...this.#allowLinks(entries));
+    note.hidden = false;
+  }
+
+  #allowLinks(entries) {
+    const hosts = [...new Set(entries.map(allowableHost).filter(Boolean))];
+    if (!hosts.length || hosts.length > ADDED_HOSTS_MAX) return [];
+    const link = linkToNewRun(
+      hosts,
+      hosts.length === 1 ? "Allow it in a new run" : `Allow ${hosts.length} hosts in a new run`,
+    );
+    return link ? [" · ", link] : [];
   }
 }

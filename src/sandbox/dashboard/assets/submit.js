@@ -96,7 +96,7 @@ const isNameDerived = () => !form.isNamed && !form.value("metadata.name") && !fo
 function handleResult(error) {
   errors = (error?.details ?? []).filter(({ field }) => field !== "metadata.name" || !isNameDerived());
   const shownCount = showResult();
-  if (!error) showVerdict("This manifest is valid.", "good");
+  if (!error) showVerdict("Ready to submit.", "good");
   else if (!errors.length) showVerdict(error.message, "ill");
   else if (!shownCount) showVerdict(INVITATION, "");
   else showErrorCount(shownCount);

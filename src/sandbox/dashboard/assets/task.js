@@ -59,8 +59,10 @@ function revealTab() {
 const tabWidths = new ResizeObserver(revealTab);
 for (const tab of tabs) tabWidths.observe(tab);
 
+const isHeadInView = () => $("head").getBoundingClientRect().bottom > $("title-bar").offsetHeight;
+
 // If the head is out of view, scroll the selected view to the top of the window.
-const showBegin = () => $("title-bar").hidden || $("views").scrollIntoView();
+const showBegin = () => isHeadInView() || $("views").scrollIntoView();
 
 for (const tab of tabs)
   tab.addEventListener("click", () => {
@@ -165,19 +167,41 @@ function redraw() {
   if (hasMore) draw(0);
 }
 
-// The bar with the name, the state and the main actions, which is shown while the head is out of view.
+// The bar with the name, the state and the main actions, which is shown while these are out of view.
+const titleObserver = new IntersectionObserver(
+  ([{ isIntersecting }]) => {
+    $("title-bar").hidden = isIntersecting;
+    document.body.classList.toggle("has-title-bar", !isIntersecting);
+    updateJump();
+  },
+  { rootMargin: "-44px 0px 0px" },
+);
+
 function showHead() {
   outcome.redraw(finalState());
+  refusedConnections.redraw();
   $("head-details").open = areDetailsOpen;
   $("title-bar-name").textContent = document.querySelector("#head h1").textContent;
   $("title-bar-state").replaceChildren(document.querySelector("#head .pill").cloneNode(true));
   changes.ask.showLabel();
   showMainActions();
+  titleObserver.disconnect();
+  titleObserver.observe(document.querySelector("#head .page-head"));
 }
 
 function showMainActions() {
-  const names = [selected === "changes" ? "continue" : "review", "cancel"];
-  $("title-bar-actions").replaceChildren(...names.map($).filter(Boolean).map(proxyButton));
+  const find = (names) => names.map($).filter(Boolean);
+  const isReview = selected === "changes";
+  const buttons = find(isReview ? ["copy-apply", "continue", "cancel"] : ["review", "cancel"]).map(proxyButton);
+  const others = isReview ? find(["copy-apply", "copy-branch", "download-patch", "chain-patch"]).map(proxyButton) : [];
+  others.find(({ dataset }) => dataset.proxy === "copy-apply")?.classList.add("on-phone"); // shown where the bar has no space for the button
+  const menu = h(
+    "details",
+    { class: "menu" },
+    h("summary", { class: "button" }, "More"),
+    h("div", { class: "menu-items" }, ...others),
+  );
+  $("title-bar-actions").replaceChildren(...buttons, ...(others.length ? [menu] : []));
 }
 changes.ask.onChange = showMainActions;
 
@@ -194,20 +218,14 @@ function proxyButton(button) {
     {
       type: "button",
       class: ["primary", "danger"].find((name) => button.classList.contains(name)),
+      "data-proxy": button.id,
+      title: button.title || null,
       onclick: () => $(button.id)?.click(),
     },
     button.textContent.trim(),
   );
 }
 
-new IntersectionObserver(
-  ([{ isIntersecting }]) => {
-    $("title-bar").hidden = isIntersecting;
-    document.body.classList.toggle("has-title-bar", !isIntersecting);
-    updateJump();
-  },
-  { rootMargin: "-44px 0px 0px" },
-).observe($("head"));
 $("title-bar-name").addEventListener("click", (event) => {
   event.preventDefault();
   window.scrollTo(0, 0);
@@ -225,7 +243,7 @@ const isEndSeen = () => window.innerHeight + window.scrollY >= document.document
 
 // At the top of the page of an ended task, the outcome is more important than the end of the conversation.
 function updateJump() {
-  $("talk-jump").hidden = isEndSeen() || (hasEnded() && $("title-bar").hidden);
+  $("talk-jump").hidden = isEndSeen() || (hasEnded() && isHeadInView());
 }
 
 // The page of a task that has not ended opens at the end of the conversation, and follows it until the user scrolls up.

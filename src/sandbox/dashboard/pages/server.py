@@ -1,9 +1,11 @@
-"""The pages about the server: the API reference, and the server's health, load, runtimes and throughput."""
+"""The pages about the server: the references of the API and of errors, and health, load, runtimes and throughput."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -125,3 +127,70 @@ async def show_docs(request: Request, _: AppContext) -> Response:
     response = await client_fairness.to_thread(render_page, request, "docs")
     response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
     return response
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """A row of the error reference. anchor: its id in the page; cells: the other columns."""
+
+    anchor: str
+    code: str
+    cells: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSection:
+    """A section of the error reference. depth: 2 or 3, as the level of its heading."""
+
+    title: str
+    depth: int
+    notes: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[ErrorCode]
+
+
+async def show_errors(request: Request, _: AppContext) -> Response:
+    """Render the error reference."""
+    return await client_fairness.to_thread(_render_errors, request)
+
+
+def _render_errors(request: Request) -> Response:
+    return render_page(request, "errors", sections=parse_error_reference(error_reference_file().read_text("utf-8")))
+
+
+def error_reference_file() -> Path:
+    """Return the error reference: next to this package's modules in a wheel, otherwise in the checkout."""
+    bundled = Path(__file__).parents[1] / "errors.md"
+    return bundled if bundled.is_file() else Path(__file__).parents[4] / "docs" / "errors.md"
+
+
+def parse_error_reference(text: str) -> list[ErrorSection]:
+    """Return the sections of docs/errors.md, with plain text and code in backticks. Links become text."""
+    parts = re.split(r"^(##+) (.+)$", text, flags=re.MULTILINE)[1:]
+    return [
+        _parse_section(marks, title, body)
+        for marks, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+    ]
+
+
+def _parse_section(marks: str, title: str, body: str) -> ErrorSection:
+    blocks = [block.strip() for block in body.split("\n\n") if block.strip()]
+    notes = [_DOCUMENT_LINK.sub(_link_text, block.replace("\n", " ")) for block in blocks if block[0] != "|"]
+    lines = [line for block in blocks if block[0] == "|" for line in block.split("\n")]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return ErrorSection(title, len(marks), notes, head, [_parse_row(row) for row in rows])
+
+
+def _parse_row(row: Sequence[str]) -> ErrorCode:
+    code, *cells = row
+    anchor = _ANCHOR.match(cells[0])
+    texts = [_DOCUMENT_LINK.sub(_link_text, _ANCHOR.sub("", cell)) for cell in cells]
+    return ErrorCode(anchor["id"] if anchor else "", code.strip("`"), texts)
+
+
+def _link_text(link: re.Match[str]) -> str:
+    return f"{link['text']} (docs/{link['page']})" if link["page"] else link["text"]
+
+
+_ANCHOR = re.compile(r'<a id="(?P<id>[\w-]+)"></a>')
+_DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<page>[\w-]+\.md)?(?:#[\w-]+)?\)")

@@ -1,6 +1,7 @@
 """The server page."""
 
 import dataclasses
+import re
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -11,6 +12,8 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.dashboard.pages import server
 from sandbox.interfaces.tasks import LoadSample
+from sandbox.model import events as e
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
 
 
@@ -58,3 +61,29 @@ def test_load_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
     pages = pages_with_tokens(FakeTokenStore(bob="viewer"))
     assert pages.get("/server/load", accept="application/json").status_code == 401
     assert pages.get("/server/load", authorization="Bearer bob").status_code == 200
+
+
+def test_failure_links_to_the_entry_of_its_code(pages):
+    anchors = set(re.findall(r'<tr id="([^"]+)">', pages.get("/errors").text))
+    for code in FailureCode:
+        pages.tasks.add(code, *TO_RUNNING, e.AgentExited(1, failure=Failure(code, "It broke.")), e.TaskFinished())
+        (link,) = re.findall(r'id="failure-code" href="/errors#([^"]+)"', pages.get(f"/tasks/{code}").text)
+        assert link in anchors
+
+
+def test_error_reference_has_all_codes_of_the_document():
+    text = server.error_reference_file().read_text()
+    sections = server.parse_error_reference(text)
+    codes = [row.code for section in sections for row in section.rows]
+    assert codes == re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    rows = [row for section in sections for row in section.rows if len(row.cells) == len(section.columns) - 1]
+    assert len(rows) == len(codes)
+    assert [row for row in rows if not row.anchor or "<" in "".join(row.cells) or "](" in "".join(row.cells)] == []
+
+
+def test_links_in_the_error_reference_become_text():
+    text = "# E\n\nIntro.\n\n## A\n\nSee [b](b.md#c).\n\n| code | meaning |\n| --- | --- |\n"
+    text += '| `x` | <a id="x-1"></a>An [own](#o) `y`. |\n'
+    (section,) = server.parse_error_reference(text)
+    assert (section.title, section.depth, section.notes) == ("A", 2, ["See b (docs/b.md)."])
+    assert section.rows == [server.ErrorCode("x-1", "x", ["An own `y`."])]

@@ -474,3 +474,11 @@ def test_hints_are_not_computed_in_the_event_loop(pages, monkeypatch):
     add_named(pages.tasks, "first", "Update the docs", "Fix the parser.")
     monkeypatch.setattr(task_list, "distinguishing_hints", find_hints)
     assert hints(pages.get("/?q=parser")) == {"first": "Fix the parser."}
+
+
+def test_completed_task_with_refused_connections_is_marked(pages):
+    for task_id, events in (("kept", TO_COMPLETED), ("works", ())):
+        pages.tasks.add(task_id, *TO_RUNNING, e.Progress(egress_denied=2), *events)
+    pages.tasks.add("quiet", *TO_RUNNING, *TO_COMPLETED)
+    marks = re.findall(r'href="([^"]+)" title="[^"]*">(\d+ refused)<', pages.get("/").text)
+    assert marks == [("/tasks/kept#network", "2 refused")]
