@@ -141,7 +141,7 @@ class RootGroup(LazyGroup):
 
 def fail(message: str, code: ExitCode) -> NoReturn:
     """Print the message and exit with `code`. Indented lines are not wrapped: they contain commands to copy."""
-    _print_wrapped(message)
+    print_message(message)
     raise click.exceptions.Exit(code)
 
 
@@ -149,7 +149,7 @@ def print_error(error: SandboxError) -> ExitCode:
     """Print the error. Return the exit code of a command that fails with it."""
     from sandbox.client import ClientError
 
-    _print_wrapped("\n".join([*_field_error_lines(error), f"Error: {escape_text(error.message)}"]))
+    print_message("\n".join([*_field_error_lines(error), f"Error: {escape_text(error.message)}"]))
     return exit_code_for_client_error(error) if isinstance(error, ClientError) else exit_code_for_error(error.code)
 
 
@@ -231,7 +231,8 @@ def _field_error_lines(error: SandboxError) -> list[str]:
     return [escape_text(f"{location}: {message}") for location, message in located]
 
 
-def _print_wrapped(message: str) -> None:
+def print_message(message: str) -> None:
+    """Print the message on stderr. On a terminal, lines that are not indented are wrapped."""
     width = terminal_width(sys.stderr)
     lines = [part for line in message.split("\n") for part in (_wrap_line(line, width) if line[:1] != " " else [line])]
     click.echo("\n".join(lines), err=True)

@@ -14,8 +14,16 @@ from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, fiel
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
 from sandbox.cli.output.event_printer import PendingReasonPoller, print_events
-from sandbox.cli.output.formatting import changes_summary, next_commands, outcome_summary, state_text
+from sandbox.cli.output.formatting import (
+    allow_command,
+    changes_summary,
+    next_commands,
+    outcome_summary,
+    pluralize,
+    state_text,
+)
 from sandbox.cli.output.json_output import print_json, print_json_lines
+from sandbox.cli.output.log_parser import find_refusals
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.cli.overrides import Override, OverrideError
 
@@ -151,9 +159,19 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
     if options.format == "json" and not should_follow:
         print_json(status)
     code = exit_code_for_state(status["state"])
+    if should_follow and options.format != "json":
+        _print_allow_command(client, status)
     if code is not ExitCode.SUCCESS:
         width = terminal_width(sys.stderr)
         fail(outcome_summary(status, ends_with_outcome=should_follow, width_cells=width), code)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
     return status
+
+
+def _print_allow_command(client: Client, status: Task) -> None:
+    """Print the command that allows the hosts that were refused while the task ran, if there are any."""
+    _, refusals = find_refusals(client, status)
+    if command := allow_command(status, refusals):
+        hosts = pluralize(len({refusal.host for refusal in refusals}), "host")
+        click.echo(f"  {hosts} refused. Allow in a new run:\n  {command}", err=True)

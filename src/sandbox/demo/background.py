@@ -66,10 +66,22 @@ def run_in_background(ports: Mapping[str, int]) -> int:
             raise
     console.print(
         f"\nThe servers keep running in the background:\n\n  Dashboard   {addresses['server']}\n"
-        f"  Repository  {addresses['repository']}\n\nStop them and remove their files: sandbox demo --stop",
+        f"  Repository  {addresses['repository']}\n\nRun a task in a clone of the repository:\n\n"
+        f"  git clone {addresses['repository']} && cd {Path(REPOSITORY_NAME).stem}\n"
+        f'  sandbox{_server_option(addresses["server"])} run "Fix the failing test."\n\n'
+        "Stop the servers and remove their files: sandbox demo --stop",
         soft_wrap=True,
     )
     return 0 if is_completed else 1
+
+
+def _server_option(server: str) -> str:
+    """Return the option that selects the server; empty for the default address, which every command uses."""
+    return (
+        ""
+        if server in {f"http://{host}:{DEFAULT_API_PORT}" for host in ("localhost", "127.0.0.1")}
+        else f" --server {server}"
+    )
 
 
 def start_background(ports: Mapping[str, int]) -> dict[str, str]:

@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.edit_diffs import DiffLine, diff_edits
 from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
-from sandbox.cli.output.formatting import format_elapsed, pluralize
+from sandbox.cli.output.formatting import format_elapsed, parse_timestamp, pluralize
+from sandbox.model.failure import FailureCode
 from sandbox.model.formatting import format_cost, format_duration, format_state
+from sandbox.model.task_state import FINAL_STATES
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from rich.console import Console
 
     from sandbox.cli.options import CliOptions
@@ -122,6 +126,8 @@ class EventPrinter:
         self._shows_edits = detail.shows_activity and (console.is_terminal or not detail.needs_terminal)
         self._results: dict[str, str] = {}
         self._started_at: str | None = None
+        self._latest_at: datetime | None = None
+        self._handled_at = time.monotonic()
         self._last_error = ""
         self._omits_failure = omits_failure
         self._held_error: Mapping[str, Any] | None = None
@@ -136,6 +142,19 @@ class EventPrinter:
         return one_line(f"{state}  {self._pending_reason()}" if state == "pending" else state)
 
     @property
+    def is_tool_running(self) -> bool:
+        """Whether the current activity is a tool call."""
+        return bool(self._open_calls)
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """Time since the agent started, by the server's clock; None if it has not started."""
+        started_at = parse_timestamp(self._started_at)
+        if started_at is None or self._latest_at is None:
+            return None
+        return max((self._latest_at - started_at).total_seconds() + time.monotonic() - self._handled_at, 0)
+
+    @property
     def totals(self) -> list[str]:
         """Tool calls, tokens and cost so far, omitting those that are zero."""
         parts = [pluralize(self.tool_calls, "tool call")] if self.tool_calls else []
@@ -147,11 +166,23 @@ class EventPrinter:
 
     def handle(self, event: Mapping[str, Any]) -> None:
         """Handle one event; ignore unknown types."""
+        self._update_clock(event)
         handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
-            if event.get("type") != "state_change":
+            if event.get("type") != "state_change" and not self._holds_budget_error:
                 self._print_held_error()
             handler(event)
+
+    def _update_clock(self, event: Mapping[str, Any]) -> None:
+        at = parse_timestamp(event.get("timestamp"))
+        if at is not None and (self._latest_at is None or at > self._latest_at):
+            self._latest_at, self._handled_at = at, time.monotonic()
+
+    @property
+    def _holds_budget_error(self) -> bool:
+        """Whether a spent budget is held until the task fails. The last events of the agent come before that."""
+        held = self._held_error
+        return self._omits_failure and held is not None and held.get("error") == FailureCode.BUDGET_EXCEEDED
 
     def _on_state_change(self, event: Mapping[str, Any]) -> None:
         self.state = str(event.get("new_state"))
@@ -159,10 +190,11 @@ class EventPrinter:
             self._started_at = self._started_at or event.get("timestamp")
         message = str(event.get("state_message") or "")
         if self._omits_failure and self.state in _FAILED_STATES:
-            if message == self._last_error:
+            if self._held_error is not None and message == self._held_error.get("message"):
                 self._held_error = None
-            self._print_held_error()
             message = ""
+        if self.state in FINAL_STATES:
+            self._print_held_error()
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
@@ -253,11 +285,14 @@ class EventPrinter:
 
     def _on_egress_denied(self, event: Mapping[str, Any]) -> None:
         is_model = event.get("host") == MODEL_HOST
+        if is_model and self._held_error is not None and event.get("reason") == self._held_error.get("message"):
+            return
         subject = "a model request" if is_model else f"{event.get('host')}:{event.get('port')}"
         denied = f"Refused {subject}: {event.get('reason')}"
         self._layout.print_lines(event, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
+        self._print_held_error()
         self._last_error = str(event.get("message"))
         self._held_error = event
         if not self._omits_failure:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from itertools import pairwise, takewhile
-from typing import TYPE_CHECKING, Any
+from itertools import islice, pairwise, takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.text import escape_name, escape_text
 from sandbox.model.formatting import format_duration, format_state
@@ -153,19 +154,69 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if has_changes or is_completed:
         commands.append(("Continue", "continue", ' "…"'))
     if not is_completed:
-        field = _named_field(task)
-        commands.append(("Rerun", "rerun", f" --set {field}=…" if field else ""))
+        field, value = _named_field(task)
+        commands.append(("Rerun", "rerun", f" --set {field}={_double_limit(field, value)}" if field else ""))
     return commands
 
 
-def _named_field(task: Mapping[str, Any]) -> str:
-    """Return the manifest field named in the error message, such as `vm.memory`; empty if no field is named."""
+def _named_field(task: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the manifest field named in the error message, such as `vm.memory`, and its value.
+
+    The field is empty if no field is named.
+    """
     message = str((task.get("error") or {}).get("message"))
     definition = task.get("definition") or {}
     for section, field in _FIELD.findall(message):
         if field in (definition.get(section) or {}):
-            return f"{section}.{field}"
-    return ""
+            return f"{section}.{field}", definition[section][field]
+    return "", None
+
+
+_LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
+
+
+def _double_limit(field: str, value: Any) -> str:
+    """Return twice the value of a limit, such as `4G` for `2G`; `…` if the field is no limit."""
+    if not field.startswith(("lifecycle.", "vm.")) or isinstance(value, bool):
+        return "…"
+    if isinstance(value, int | float):
+        return f"{2 * value:.12g}"
+    limit = _LIMIT.fullmatch(value) if isinstance(value, str) else None
+    return f"{2 * int(limit['number'])}{limit['unit']}" if limit else "…"
+
+
+class Refusal(NamedTuple):
+    """A connection that the sandbox tried to make and that was refused."""
+
+    host: str
+    port: int
+    reason: str
+
+
+ALLOWED_HOSTS_MAX = 10
+"""Maximum number of hosts in a command that allows refused hosts."""
+
+_HOST_NAME = re.compile(r"[a-z0-9_][a-z0-9._-]*", re.IGNORECASE)  # a program may also request a wildcard: *.com
+_MANIFEST_REASON = re.compile(r"vm\.(allowed_hosts|network_mode)")
+_DEFAULT_PORTS = {80, 443}
+"""The ports that an allowed host covers if it has no port."""
+
+
+def allow_command(task: Mapping[str, Any], refusals: Iterable[Refusal]) -> str:
+    """Return the command that runs the task again with the refused hosts allowed; empty if no host can be allowed."""
+    hosts = dict.fromkeys(
+        refusal.host if refusal.port in _DEFAULT_PORTS else f"{refusal.host}:{refusal.port}"
+        for refusal in refusals
+        if _HOST_NAME.fullmatch(refusal.host) and _MANIFEST_REASON.match(refusal.reason)
+    )
+    vm = task["definition"].get("vm") or {}
+    assignments = [] if vm.get("network_mode") == "outbound" else ["vm.network_mode=outbound"]
+    begin = len(vm.get("allowed_hosts") or ()) if vm.get("network_mode") == "outbound" else 0
+    assignments += [
+        f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), begin)
+    ]
+    options = "".join(f" --set {shlex.quote(assignment)}" for assignment in assignments)
+    return f"sandbox task rerun {escape_text(str(task['id']))}{options}" if hosts else ""
 
 
 def has_no_changes(task: Mapping[str, Any]) -> bool:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sandbox.cli.output.event_printer import MODEL_HOST
+from sandbox.cli.output.formatting import Refusal
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
+
+if TYPE_CHECKING:
+    from sandbox.client import Client
+    from sandbox.client.response_types import Task
 
 _LINE = re.compile(rb"(\[[^\] ]{1,40}\] )(\[(?:STDOUT|STDERR|EVENT)\] )(.*\n)", re.DOTALL)
 
@@ -45,6 +51,27 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
 
     with suppress(UnexpectedResponseError):
         yield parse_event(content)
+
+
+def find_refusals(client: Client, task: Task) -> tuple[int, Sequence[Refusal]]:
+    """Return the number of refused connections of a task, and those in its log.
+
+    The status also counts refused model requests, which are no connections. If the log is unavailable, they are
+    included.
+    """
+    from sandbox.client import ClientError
+
+    count, refusals = task["progress"].get("egress_denied") or 0, list[Refusal]()
+    if count:
+        with suppress(ClientError):
+            for event in parse_log_events(client.logs(task["id"], stream="events"), task["id"]):
+                if event["type"] != "egress_denied":
+                    continue
+                if event["host"] == MODEL_HOST:
+                    count -= 1
+                else:
+                    refusals.append(Refusal(event["host"], event["port"], event["reason"]))
+    return max(count, 0), refusals
 
 
 def mark_parsed_lines(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Transient status line below the events on a terminal: current activity, its duration, the cost."""
+"""Transient status line below the events on a terminal: current activity, durations, the cost."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class TaskActivity(Protocol):
         """The running tool call, or else the state."""
 
     @property
+    def is_tool_running(self) -> bool:
+        """Whether the current activity is a tool call."""
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """Time since the agent started; None if it has not started."""
+
+    @property
     def totals(self) -> Sequence[str]:
         """Tool calls, tokens and cost so far, in this order, omitting those that are zero."""
 
@@ -43,19 +51,31 @@ class StatusLine:
             self._current, self._since = activity, time.monotonic()
         seconds = time.monotonic() - self._since
         spinner = _SPINNER[int(time.monotonic() * REFRESHES_PER_SECOND) % len(_SPINNER)]
-        took = format_duration(seconds) if seconds >= 10 else f"{int(seconds)} s"
         activity_text = Text(activity)
-        tail = self._suffix(took, activity_text.cell_len)
+        tail = self._suffix(self._durations(seconds), activity_text.cell_len)
         activity_text.truncate(max(self._console.width - len(tail) - 3, 10), overflow="ellipsis")
         return Text.assemble((f"{spinner} ", "cyan"), activity_text, (tail, "dim"), no_wrap=True, overflow="ellipsis")
 
-    def _suffix(self, elapsed: str, wanted_cells: int) -> str:
-        """Return duration and totals, or only duration and cost if less than half of the width would be left."""
+    def _durations(self, activity_seconds: float) -> list[str]:
+        """Return the duration of a tool call, and of the whole task. Before the agent starts, that of the state."""
+        total_seconds = self._activity.elapsed_seconds
+        if total_seconds is None:
+            return [_format_clock(activity_seconds)]
+        if not self._activity.is_tool_running:
+            return [_format_clock(total_seconds)]
+        return [_format_clock(activity_seconds), f"{_format_clock(total_seconds)} total"]
+
+    def _suffix(self, durations: Sequence[str], wanted_cells: int) -> str:
+        """Return durations and totals, or only durations and cost if less than half of the width would be left."""
         tails = [
-            "  " + " · ".join([elapsed, *figures]) for figures in (self._activity.totals, self._activity.totals[-1:])
+            "  " + " · ".join([*durations, *figures]) for figures in (self._activity.totals, self._activity.totals[-1:])
         ]
         width_left = min(wanted_cells, self._console.width // 2)
         return next((tail for tail in tails if len(tail) + 3 + width_left <= self._console.width), tails[-1])
+
+
+def _format_clock(seconds: float) -> str:
+    return format_duration(seconds) if seconds >= 10 else f"{int(seconds)} s"
 
 
 def live_status_line(activity: TaskActivity, console: Console) -> Live:

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-import click
-
 from sandbox.cli.output.text import escape_name, wrap_text
 
 if TYPE_CHECKING:
@@ -16,6 +14,9 @@ if TYPE_CHECKING:
 
 SHRUNK_COLUMN_CELLS_MIN = 20
 """Width to which columns are truncated before a column is omitted."""
+
+MAIN_COLUMN_CELLS = 12
+"""The same for the most important column."""
 
 MAIN_COLUMN_CELLS_MIN = 6
 """The same for the most important column, once all others that can be truncated have been omitted or are compact."""
@@ -44,11 +45,10 @@ def print_table(
     its minimum width.
     notes: a text for each row, printed below it; empty for none. A table with a border has no notes.
     """
-    kept_columns, width = columns, console.width
+    width = console.width
     if console.is_terminal:
         columns, rows = _drop_empty(columns, rows, shrinkable)
-        kept_columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border, compact=compact)
-    omitted_columns, columns = [name for name in columns if name not in kept_columns], kept_columns
+        columns, rows = fit_table(columns, rows, shrinkable, console.width, has_border=has_border, compact=compact)
     console.width = UNLIMITED_WIDTH_CELLS  # at the terminal's width, Rich would truncate every column, even ids
     if has_border:
         _print_bordered(console, columns, rows)
@@ -56,8 +56,6 @@ def print_table(
         for line, note in zip_longest(plain_lines(columns, rows), ("", *notes), fillvalue=""):
             console.print(line, soft_wrap=True)
             _print_note(console, note, width)
-    if omitted_columns:
-        click.echo(f"The window is too narrow for {', '.join(omitted_columns)}.", err=True)
 
 
 def _print_note(console: Console, note: str, width: int) -> None:
@@ -75,9 +73,16 @@ def fit_table(
     *,
     has_border: bool = False,
     compact: Sequence[str] = (),
+    main_cells_min: int = MAIN_COLUMN_CELLS,
 ) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
-    """Return the columns that fit, and their cells, truncated where necessary."""
-    kept_columns = _fitting_columns(columns, rows, shrinkable, width, has_border=has_border, compact=compact)
+    """Return the columns that fit, and their cells, truncated where necessary.
+
+    main_cells_min: width to which the most important column, the last of `shrinkable`, is truncated before another one
+    is omitted.
+    """
+    kept_columns = _fitting_columns(
+        columns, rows, shrinkable, width, has_border=has_border, compact=compact, main_cells_min=main_cells_min
+    )
     rows = _select(kept_columns, columns, rows)
     truncated = [name for name in shrinkable if name not in compact]
     _shrink(kept_columns, rows, truncated, width - _border_cells(kept_columns, has_border=has_border))
@@ -147,6 +152,7 @@ def _fitting_columns(
     *,
     has_border: bool,
     compact: Sequence[str],
+    main_cells_min: int,
 ) -> list[str]:
     """Return the columns that fit once all shrinkable columns are truncated."""
     widths = dict(zip(columns, _widths(columns, rows), strict=True))
@@ -156,8 +162,9 @@ def _fitting_columns(
     for name in reversed([name for name in shrinkable if name in columns]):
         candidate = [*kept_columns, name]
         is_compact = kept_columns == fixed_columns or name in compact
-        cells_min = MAIN_COLUMN_CELLS_MIN if is_compact else SHRUNK_COLUMN_CELLS_MIN
-        needed = sum(min(widths[column], cells_min) if column in truncated else widths[column] for column in candidate)
+        minimums = dict.fromkeys(truncated, MAIN_COLUMN_CELLS_MIN if is_compact else SHRUNK_COLUMN_CELLS_MIN)
+        minimums[shrinkable[-1]] = MAIN_COLUMN_CELLS_MIN if is_compact else main_cells_min
+        needed = sum(min(widths[column], minimums.get(column, widths[column])) for column in candidate)
         if needed + _border_cells(candidate, has_border=has_border) <= width:
             kept_columns = candidate
     return [name for name in columns if name in kept_columns]
@@ -165,12 +172,17 @@ def _fitting_columns(
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
     """Truncate the widest columns first; short ones stay complete."""
-    widths = _widths(columns, rows)
-    shrinkable_indexes = [at for at, name in enumerate(columns) if name in shrinkable]
-    excess = sum(widths) - width
-    widest = max((widths[at] for at in shrinkable_indexes), default=0)
-    while widest > MAIN_COLUMN_CELLS_MIN and sum(max(widths[at] - widest, 0) for at in shrinkable_indexes) < excess:
-        widest -= 1
-    for at in shrinkable_indexes if excess > 0 else ():
-        for row in rows:
-            row[at].truncate(widest, overflow="ellipsis")
+    widths = dict(zip(columns, _widths(columns, rows), strict=True))
+    excess = sum(widths.values()) - width
+    shrunk = {name: widths[name] for name in columns if name in shrinkable}
+    for minimum, main_minimum in (
+        (SHRUNK_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS),
+        (MAIN_COLUMN_CELLS_MIN, MAIN_COLUMN_CELLS_MIN),
+    ):
+        minimums = dict.fromkeys(shrunk, minimum) | {shrinkable[-1]: main_minimum}
+        while excess > 0 and (wide := [name for name in shrunk if shrunk[name] > minimums[name]]):
+            shrunk[max(wide, key=shrunk.__getitem__)] -= 1
+            excess -= 1
+    for at, name in enumerate(columns):
+        for row in rows if shrunk.get(name, widths[name]) < widths[name] else ():
+            row[at].truncate(shrunk[name], overflow="ellipsis")

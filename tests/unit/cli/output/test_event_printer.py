@@ -374,3 +374,39 @@ def test_new_attempt_is_printed():
     text = print_to_text(events)
     assert "Attempt 2 continues where the previous one was lost" in text
     assert "Attempt 3 starts over" in text
+
+
+def test_elapsed_time_is_measured_by_the_clock_of_the_server():
+    printer = EventPrinter(Console(file=io.StringIO(), width=80))
+    printer.handle({"type": "state_change", "new_state": "pending", "timestamp": "2026-01-29T10:00:00.000Z"})
+    assert printer.elapsed_seconds is None
+    printer.handle({"type": "state_change", "new_state": "running", "timestamp": "2026-01-29T10:00:05.000Z"})
+    assert printer.elapsed_seconds < 5
+    printer.handle({**tool_call_started("a", command="make", summary="make"), "timestamp": "2026-01-29T10:00:18.000Z"})
+    assert printer.is_tool_running
+    assert 13 <= printer.elapsed_seconds < 18
+    printer.handle({"type": "tool_call", "tool_use_id": "a", "tool": "Bash", "timestamp": "2026-01-29T10:00:17.000Z"})
+    assert not printer.is_tool_running
+    assert printer.elapsed_seconds >= 13
+
+
+SPENT = "lifecycle.budget_tokens (10 tokens) is spent. Raise the budget."
+SPENT_EVENTS = (
+    {"type": "error", "error": "budget_exceeded", "message": SPENT},
+    {"type": "usage", "input_tokens": 1},
+    {"type": "egress_denied", "host": "model", "port": 1, "reason": SPENT},
+    {"type": "state_change", "new_state": "completing"},
+)
+
+
+def test_spent_budget_is_not_printed_if_the_caller_prints_why_the_task_failed():
+    failed = {"type": "state_change", "new_state": "failed", "state_message": SPENT}
+    assert [line.strip() for line in print_without_failure(*SPENT_EVENTS, failed)] == ["completing", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"), [("completed", "Done"), ("cancelled", "Cancelled"), ("failed", "The disk was full.")]
+)
+def test_spent_budget_is_printed_if_the_task_ends_for_another_reason(state, message):
+    end = {"type": "state_change", "new_state": state, "state_message": message}
+    assert SPENT in " ".join(" ".join(print_without_failure(*SPENT_EVENTS, end)).split())

@@ -56,7 +56,7 @@ def error(message):
         ({"state": "completed", "diff": {**DIFF, "files": 0}}, ["logs ID", 'continue ID "…"']),
         ({}, ["logs ID", "rerun ID"]),
         ({"diff": DIFF}, ["diff ID", 'continue ID "…"', "rerun ID"]),
-        (error("Raise vm.memory."), ["logs ID", "rerun ID --set vm.memory=…"]),
+        (error("Raise vm.memory."), ["logs ID", "rerun ID --set vm.memory=4G"]),
         (error("https://vm.example.com/x.git and vm.unknown, claude.model"), ["logs ID", "rerun ID"]),
     ],
 )
@@ -87,3 +87,50 @@ def test_ids_that_a_user_chose_are_not_shortened_and_differ_from_shortened_ids()
     chosen = ["5e173eb5", "fix-the-flaky-login-of-the-dashboard"]
     assert formatting.shorten_ids([generated, *chosen]) == {generated: "5e173eb5-", **{each: each for each in chosen}}
     assert formatting.shorten_ids([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "suggestion"),
+    [
+        ("lifecycle.budget_tokens", 30000, "60000"),
+        ("lifecycle.budget_usd", 0.5, "1"),
+        ("lifecycle.timeout", "90m", "180m"),
+        ("vm.disk", "1.5G", "…"),
+        ("vm.disk", None, "…"),
+        ("vm.enabled", True, "…"),
+        ("repository.branch", "2G", "…"),
+    ],
+)
+def test_rerun_of_a_failed_task_suggests_twice_the_limit(field, value, suggestion):
+    section, name = field.split(".")
+    task = {**TASK, "error": {"code": "x", "message": f"Raise {field}."}, "definition": {section: {name: value}}}
+    assert formatting.next_commands(task)[-1][1] == f"sandbox task rerun {TASK['id']} --set {field}={suggestion}"
+
+
+LISTED = "vm.allowed_hosts does not list it."
+
+
+@pytest.mark.parametrize(
+    ("vm", "refusals", "options"),
+    [
+        ({}, [("a.org", 443, LISTED)], "--set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.org'"),
+        (
+            {"network_mode": "outbound", "allowed_hosts": ["x.org"]},
+            [("a.org", 8443, LISTED), ("a.org", 443, LISTED), ("a.org", 80, LISTED)],
+            "--set 'vm.allowed_hosts[1]=a.org:8443' --set 'vm.allowed_hosts[2]=a.org'",
+        ),
+        ({"network_mode": "full"}, [("10.0.0.1", 80, "it is not a public address.")], ""),
+        ({}, [("*.org", 443, LISTED), ("a b", 443, LISTED)], ""),
+        ({}, [], ""),
+    ],
+)
+def test_command_allows_the_refused_hosts_that_a_manifest_can_allow(vm, refusals, options):
+    task = {"id": "fix-42", "definition": {"vm": vm}}
+    command = formatting.allow_command(task, [formatting.Refusal(*refusal) for refusal in refusals])
+    assert command == (f"sandbox task rerun fix-42 {options}" if options else "")
+
+
+def test_command_that_allows_hosts_is_bounded():
+    refusals = [formatting.Refusal(f"host-{number}.org", 443, LISTED) for number in range(1000)]
+    command = formatting.allow_command({"id": "a", "definition": {}}, refusals)
+    assert command.count("vm.allowed_hosts[") == formatting.ALLOWED_HOSTS_MAX

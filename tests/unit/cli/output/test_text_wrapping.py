@@ -49,13 +49,27 @@ class BusyPrinter:
     """An event printer in the middle of a long command."""
 
     current_activity = "Bash  python3 -m pytest -q tests/integration/test_the_parser.py"
+    is_tool_running = True
+    elapsed_seconds: float | None = 78.0
     totals = ("2 tool calls", "3,000 tokens in, 150 out", "$0.0112")
 
 
 def test_status_line_in_a_narrow_window_keeps_the_cost():
     narrow, wide = (
-        StatusLine(BusyPrinter(), Console(file=io.StringIO(), width=width)).__rich__().plain for width in (80, 140)
+        StatusLine(BusyPrinter(), Console(file=io.StringIO(), width=width)).__rich__().plain for width in (80, 160)
     )
-    assert narrow.endswith("…  0 s · $0.0112") or narrow.endswith(".py  0 s · $0.0112")
-    assert wide.endswith("test_the_parser.py  0 s · 2 tool calls · 3,000 tokens in, 150 out · $0.0112")
+    assert narrow.endswith("…  0 s · 1 min 18 s total · $0.0112")
+    assert wide.endswith("_the_parser.py  0 s · 1 min 18 s total · 2 tool calls · 3,000 tokens in, 150 out · $0.0112")
     assert max(cell_len(narrow), 40) <= 80
+
+
+@pytest.mark.parametrize(
+    ("is_tool_running", "elapsed_seconds", "shown"),
+    [(True, 18.0, "0 s · 18 s total"), (False, 18.0, "18 s"), (False, 3.9, "3 s"), (False, None, "0 s")],
+)
+def test_status_line_has_the_duration_of_a_tool_call_and_of_the_task(is_tool_running, elapsed_seconds, shown):
+    activity = BusyPrinter()
+    activity.current_activity, activity.totals = "working", ()
+    activity.is_tool_running, activity.elapsed_seconds = is_tool_running, elapsed_seconds
+    line = StatusLine(activity, Console(file=io.StringIO(), width=80)).__rich__().plain
+    assert line.endswith(f" working  {shown}")

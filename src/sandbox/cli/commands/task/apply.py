@@ -23,7 +23,7 @@ from sandbox.cli.checkout.patch import (
     print_omissions,
 )
 from sandbox.cli.checkout.worktree import ChangedFile, Checkout, can_apply
-from sandbox.cli.errors import ExitCode, fail
+from sandbox.cli.errors import ExitCode, fail, print_message
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
@@ -222,7 +222,7 @@ def _apply_to_branch(
     if options.format == "json":
         print_json({**_json_fields(checkout, task, head, changed), "branch": created})
     elif _print_changed_files(task, changed, options) and created is not None:
-        click.echo(_branch_message(branch, created, len(tasks)), err=True)
+        print_message(_branch_message(branch, created, len(tasks)))
 
 
 def _fetch_base(branch: NewBranch, task: _Task, repository: Mapping[str, Any]) -> str:

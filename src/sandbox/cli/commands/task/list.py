@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import TaskPage, TaskSummary
 
 PAGE_TASKS_MAX = 1000
-_COLUMNS = ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS")
+_COLUMNS = ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS", "CHANGES")
 _TERMINAL_COLUMNS = (
     *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES"),
     *("DURATION", "COST", "LABELS", "REASON"),

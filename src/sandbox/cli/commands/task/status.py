@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import shorten
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,8 +15,10 @@ from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
-from sandbox.cli.output.event_printer import MODEL_HOST, STATE_STYLES, STATES, PendingReasonPoller, print_events
+from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
+    Refusal,
+    allow_command,
     changes_summary,
     current_activity,
     format_datetime,
@@ -30,7 +30,7 @@ from sandbox.cli.output.formatting import (
     task_duration,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import parse_log_events
+from sandbox.cli.output.log_parser import find_refusals, parse_log_events
 from sandbox.cli.output.text import escape_name, terminal_width, wrap_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_cost, format_duration
@@ -47,12 +47,13 @@ if TYPE_CHECKING:
 _STATIC_ROWS = frozenset({"Task", "Name", "Prompt", "Labels", "Repository", "Continues", "Rerun of", "Created"})
 """Rows that do not change while a task is watched."""
 
-_OUTCOME_ROWS = ("State", "Error", "Cost")
+_OUTCOME_ROWS = ("State", "Error", "Cost", "Budget", "Release it")
 """Rows that a terminal shows first, together with those of `_outcome_rows`."""
 
 _LABEL_CELLS = 12
 _PROMPT_CHARACTERS_MAX = 300
 _REFUSED_HOSTS_MAX = 5
+_REFUSAL_REASONS_MAX = 3
 _MESSAGE_LINES_MAX = 10
 
 
@@ -119,36 +120,21 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
-    task, refused_hosts = _without_model_refusals(client, task)
+    refused_count, refusals = find_refusals(client, task)
     results = list(_result_rows(task, chain_size(client, task)))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
-    rows = list(_rows(task, refused_hosts, is_terminal=console.is_terminal))
+    rows = list(_rows(task, is_terminal=console.is_terminal))
+    rows += _refusal_rows(task, refused_count, refusals)
     if not console.is_terminal:
         _print_rows([*rows, *results], console, state_style)
         return
     _print_rows(_outcome_rows(task, dict(rows), results, options.server, console.width), console, state_style)
     console.print()
     # The outcome shows the duration.
-    details = [(label, value.partition("  after ")[0]) for label, value in rows if label not in _OUTCOME_ROWS]
-    _print_rows([row for row in details if row[0] != "Release it"], console)
-
-
-def _without_model_refusals(client: Client, task: Task) -> tuple[Task, Mapping[str, int]]:
-    """Return the task with refused model requests subtracted from its number of refused connections.
-
-    Also return the number of refused connections to each host and port.
-    """
-    from sandbox.client import ClientError
-
-    refused, hosts = task["progress"].get("egress_denied") or 0, Counter[str]()
-    if refused:
-        with suppress(ClientError):
-            events = parse_log_events(client.logs(task["id"], stream="events"), task["id"])
-            denied = Counter((event["host"], event["port"]) for event in events if event["type"] == "egress_denied")
-            hosts.update({f"{host}:{port}": count for (host, port), count in denied.items() if host != MODEL_HOST})
-            refused -= sum(count for (host, _), count in denied.items() if host == MODEL_HOST)
-    return {**task, "progress": {**task["progress"], "egress_denied": max(refused, 0)}}, hosts
+    _print_rows(
+        [(label, value.partition("  after ")[0]) for label, value in rows if label not in _OUTCOME_ROWS], console
+    )
 
 
 def _outcome_rows(
@@ -164,8 +150,7 @@ def _outcome_rows(
     if "Error" in rows:
         yield "Error", rows["Error"]
     yield from results
-    if "Cost" in rows:
-        yield "Cost", rows["Cost"]
+    yield from ((label, rows[label]) for label in ("Cost", "Budget") if label in rows)
     if duration := task_duration(task):
         yield "Duration", duration
     yield "Dashboard", task_page_url(server, task["id"])
@@ -179,9 +164,17 @@ def _result_rows(task: Task, chain: str) -> Iterator[tuple[str, str]]:
     """Yield the size of the patch and the agent's final message. chain: the size of the chain's patch."""
     if changes := changes_summary(task, chain):
         yield "Changes", changes
-    # Older servers do not send the message. The message of a failed agent repeats the error.
-    if (message := task.get("final_message")) and not task["error"]:
+    # Older servers do not send the message.
+    if (message := task.get("final_message")) and not _is_repeated(message, task):
         yield "Message", message
+
+
+def _is_repeated(message: str, task: Task) -> bool:
+    """Return whether the agent's last message and the error of the task are the same."""
+    if not task["error"]:
+        return False
+    said, error = (" ".join(text.split()).rstrip(".") for text in (message, task["error"]["message"]))
+    return error in said or said in error
 
 
 def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: str = "") -> None:
@@ -190,7 +183,9 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
     width_left = console.width - _LABEL_CELLS if console.is_terminal else None
     for label, value in rows:
         style = state_style if label == "State" else ""
-        lines = _message_lines(value, width_left) if label == "Message" else wrap_text(value, width_left)
+        # A command is one line, so that it can be copied.
+        cells = None if label == "Allow" else width_left
+        lines = _message_lines(value, width_left) if label == "Message" else wrap_text(value, cells)
         for number, line in enumerate(lines):
             label_text = label if number == 0 else ""
             console.print(Text.assemble((f"{label_text:<{_LABEL_CELLS}}", "dim"), (line, style)), soft_wrap=True)
@@ -202,9 +197,7 @@ def _message_lines(message: str, width_left: int | None) -> list[str]:
     return lines if len(lines) <= _MESSAGE_LINES_MAX else [*lines[: _MESSAGE_LINES_MAX - 1], "…"]
 
 
-def _rows(
-    task: Task, refused_hosts: Mapping[str, int] = MappingProxyType({}), *, is_terminal: bool
-) -> Iterator[tuple[str, str]]:
+def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", escape_name(task["name"])
     yield from _prompt_row(task)
@@ -229,7 +222,7 @@ def _rows(
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
     yield from _attempt_rows(task)
-    yield from _progress_rows(task, refused_hosts)
+    yield from _progress_rows(task)
 
 
 def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
@@ -241,11 +234,28 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
-def _refused_text(refused: int, hosts: Mapping[str, int]) -> str:
+def _refusal_rows(task: Task, count: int, refusals: Sequence[Refusal]) -> Iterator[tuple[str, str]]:
+    """Yield the refused hosts for each reason, and the command that allows them."""
+    if not count:
+        return
+    by_reason = defaultdict[str, Counter[str]](Counter)
+    for refusal in refusals:
+        by_reason[refusal.reason][f"{refusal.host}:{refusal.port}"] += 1
+    others = count
+    for reason, hosts in list(by_reason.items())[:_REFUSAL_REASONS_MAX]:
+        others -= hosts.total()
+        yield "Refused", f"{_refused_text(hosts)}: {reason}"
+    if others > 0:
+        yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {task['id']} --stream events"
+    if command := allow_command(task, refusals):
+        yield "Allow", command
+
+
+def _refused_text(hosts: Counter[str]) -> str:
     """Return the number of refused connections and the hosts with the most."""
-    shown = [escape_name(host) for host, _ in Counter(hosts).most_common(_REFUSED_HOSTS_MAX)]
+    shown = [escape_name(host) for host, _ in hosts.most_common(_REFUSED_HOSTS_MAX)]
     more = [f"{len(hosts) - len(shown)} more"] if len(hosts) > len(shown) else []
-    return " to ".join(filter(None, (pluralize(refused, "connection"), ", ".join([*shown, *more]))))
+    return f"{pluralize(hosts.total(), 'connection')} to {', '.join([*shown, *more])}"
 
 
 def _prompt_row(task: Task) -> Iterator[tuple[str, str]]:
@@ -264,7 +274,19 @@ def _repository_row(task: Task) -> Iterator[tuple[str, str]]:
             yield "Repository", f"{url} ({branch}{commit})"
 
 
-def _progress_rows(task: Task, refused_hosts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
+def _budget_row(task: Task) -> Iterator[tuple[str, str]]:
+    match task["definition"]:
+        case {"lifecycle": {**lifecycle}}:
+            progress, parts = task["progress"], []
+            if limit := lifecycle.get("budget_usd"):
+                parts.append(f"{format_cost(progress['cost_usd'])} of ${limit:g}")
+            if limit := lifecycle.get("budget_tokens"):
+                parts.append(f"{progress['input_tokens'] + progress['output_tokens']:,} of {limit:,} tokens")
+            if parts:
+                yield "Budget", " · ".join(parts)
+
+
+def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
     progress = task["progress"]
     done = [(progress["turns"], "turn"), (progress["tool_calls"], "tool call")]
     parts = [pluralize(number, noun) for number, noun in done if number]
@@ -276,11 +298,10 @@ def _progress_rows(task: Task, refused_hosts: Mapping[str, int]) -> Iterator[tup
         yield "Tokens", f"{progress['input_tokens']:,} in, {progress['output_tokens']:,} out"
     if progress["cost_usd"]:
         yield "Cost", format_cost(progress["cost_usd"])
+    yield from _budget_row(task)
     if chain := task.get("chain"):
         duration = format_duration(chain["duration_seconds"])
         yield "Chain", f"{pluralize(chain['tasks'], 'task')} · {format_cost(chain['cost_usd'])} · {duration}"
-    if refused := progress.get("egress_denied"):
-        yield "Refused", f"{_refused_text(refused, refused_hosts)}: sandbox task logs {task['id']} --stream events"
     if task["exit_code"] is not None:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:

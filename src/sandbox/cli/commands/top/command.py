@@ -29,8 +29,8 @@ def top() -> None:
 
     Lists active tasks first, then pending tasks and why they are waiting, then the tasks that ended most recently.
     Arrow keys select a task, and enter watches it until q or Esc is pressed. / searches, f filters tasks by state, c
-    cancels the selected task after confirmation, ? lists the keys and the filters, and q quits. In a window narrower
-    than 120 columns, generated ids are shortened.
+    cancels the selected task after confirmation, ? lists the keys and the filters, and q quits. Generated ids are
+    shortened.
     """
     options = current_options()
     if options.format != "text" or not (sys.stdout.isatty() and sys.stdin.isatty()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,6 +16,7 @@ from sandbox.cli.output.formatting import (
     format_age,
     format_elapsed,
     pluralize,
+    shorten_ids,
     state_text,
     task_duration,
 )
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sandbox.client.requests import TaskFilters
 
 COLUMNS = ("ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME")
-SHRINKABLE = ("TURNS", "TOKENS", "COST", "NAME", "AGE", "NOW")
+SHRINKABLE = ("TURNS", "TOKENS", "COST", "AGE", "NAME", "NOW")
 """Columns that are truncated in a narrow window, in this order."""
 
 KEY_HELP = "enter watch  / search  f filter  c cancel  ? help  q quit"
@@ -44,10 +44,12 @@ _KEY_EFFECTS = (
 )
 _HELP_KEY_CELLS = 11
 _SUBMIT_HINT = "No tasks yet. Submit one: sandbox task submit task.yaml"
-SHORT_ID_WIDTH = 120
-"""Width below which generated ids are shortened."""
+NOW_CELLS_MIN = 26
+"""Width to which NOW is truncated before another column is omitted."""
 
-SHORT_ID_CHARACTERS = 8
+NAME_CELLS_MIN = 24
+"""Width to which names are truncated, in a wide window more. The rest is for NOW."""
+
 SEARCH_BYTES_MAX = 100
 _ENTER, _ESCAPE, _ERASE, _ERASE_LINE = (b"\r", b"\n"), b"\x1b", (b"\x7f", b"\x08"), b"\x15"
 _HEAD_LINES = 3
@@ -197,9 +199,13 @@ class TopView:
         last_first = max(len(snapshot.tasks) - rows_max, 0)
         self._scroll_offset = min(max(self._scroll_offset, selected_index - rows_max + 1), selected_index, last_first)
         visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + rows_max]
-        id_characters = None if width >= SHORT_ID_WIDTH else _unique_id_characters(snapshot.tasks)
-        table_rows = [task_row(task, now, id_characters=id_characters) for task in visible_tasks]
-        heading, *rows = plain_lines(*fit_table(COLUMNS, table_rows, SHRINKABLE, width - 2))
+        ids = shorten_ids(task["id"] for task in snapshot.tasks)
+        table_rows = [task_row(task, now, shown_id=ids[task["id"]]) for task in visible_tasks]
+        for row in table_rows:
+            row[COLUMNS.index("NAME")].truncate(max(width // 4, NAME_CELLS_MIN), overflow="ellipsis")
+        heading, *rows = plain_lines(
+            *fit_table(COLUMNS, table_rows, SHRINKABLE, width - 2, main_cells_min=NOW_CELLS_MIN)
+        )
         marked = [Text.assemble("  ", heading)]
         for at, line in enumerate(rows, self._scroll_offset):
             marked.append(Text.assemble(("▸ ", "cyan") if at == selected_index else "  ", line))
@@ -230,24 +236,12 @@ class TopView:
         return Text(KEY_HELP, "dim")
 
 
-_GENERATED_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
-def _unique_id_characters(tasks: Sequence[TaskSummary]) -> int:
-    """Return how many characters of generated ids to show so that the ids stay unique among these tasks."""
-    ids = {task["id"] for task in tasks}
-    lengths = range(SHORT_ID_CHARACTERS, max(map(len, ids), default=0))
-    return next((length for length in lengths if len({one[:length] for one in ids}) == len(ids)), max(map(len, ids)))
-
-
-def task_row(
-    task: TaskSummary, now: datetime, *, is_terminal: bool = True, id_characters: int | None = None
-) -> list[Text]:
-    """Return the cells of one task. id_characters: how many characters of a generated id to show."""
+def task_row(task: TaskSummary, now: datetime, *, is_terminal: bool = True, shown_id: str | None = None) -> list[Text]:
+    """Return the cells of one task. shown_id: the shortened id; None for the whole id."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
-        cell(task["id"][:id_characters] if _GENERATED_ID.fullmatch(task["id"]) else task["id"]),
+        cell(task["id"] if shown_id is None else shown_id),
         cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
         cell(format_age(task["created_at"], now)),
         cell(str(progress["turns"] or "")),

@@ -264,7 +264,7 @@ def test_status_in_a_pipe_ends_with_changes_and_the_final_message(run_cli, api):
 
 def test_status_of_a_failed_task_suggests_setting_the_field_named_in_the_message(api, on_terminal, terminal):
     error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it."}
-    changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}, "final_message": "API Error"}
+    changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}, "final_message": "Building"}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", **changes)))
     lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
     assert lines[:3] == [
@@ -272,10 +272,11 @@ def test_status_of_a_failed_task_suggests_setting_the_field_named_in_the_message
         "Error       x.com: vm.memory (2G) was used up; raise it. (out_of_memory)",
         "Changes     +1,016 −4 in 2 files",
     ]
+    assert lines[3] == "Message     Building"
     assert lines[lines.index("") - 5 : lines.index("")] == [
         f"Diff        sandbox task diff {TASK_ID}",
         f'Continue    sandbox task continue {TASK_ID} "…"',
-        f"Rerun       sandbox task rerun {TASK_ID} --set vm.memory=…",
+        f"Rerun       sandbox task rerun {TASK_ID} --set vm.memory=4G",
         f"Shell       sandbox task shell {TASK_ID}",
         f"Release it  sandbox task release {TASK_ID}",
     ]
@@ -290,7 +291,7 @@ def test_followed_failure_on_a_terminal_suggests_the_next_commands(task, api, ma
     assert lines[-4].endswith("  Diff:              sandbox task diff fix-42")  # after control sequences
     assert lines[-3:] == [
         '  Continue:          sandbox task continue fix-42 "…"',
-        "  Rerun:             sandbox task rerun fix-42 --set lifecycle.timeout=…",
+        "  Rerun:             sandbox task rerun fix-42 --set lifecycle.timeout=2h",
         "Task fix-42 failed: The agent was still working after 1h; raise lifecycle.timeout.",
     ]
 
@@ -345,7 +346,8 @@ def test_refused_model_requests_are_not_counted_as_connections(run_cli, api):
     log = "".join(f"[2026-01-29T10:00:00.000Z] [EVENT] {json.dumps(event)}\n" for event in denied).encode()
     api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, [log], {"content-type": "text/plain"}))
     output = run_cli("task", "status", TASK_ID).stdout.decode()
-    assert f"Refused     1 connection to a.example:1: sandbox task logs {TASK_ID}" in output
+    assert "Refused     1 connection to a.example:1: x\n" in output
+    assert "Allow" not in output  # no manifest allows this host
 
 
 def test_status_names_the_refused_hosts(run_cli, api):
@@ -357,9 +359,68 @@ def test_status_names_the_refused_hosts(run_cli, api):
     log = "".join(f"[2026-01-29T10:00:00.000Z] [EVENT] {json.dumps(event)}\n" for event in denied).encode()
     api.on("GET", f"/tasks/{TASK_ID}/logs", lambda _: ApiResponse(200, [log], {"content-type": "text/plain"}))
     shown = ", ".join(f"{letter}.example:443" for letter in "gabcd")
-    assert (
-        f"Refused     9 connections to {shown}, 2 more: sandbox" in run_cli("task", "status", TASK_ID).stdout.decode()
-    )
+    assert f"Refused     9 connections to {shown}, 2 more: x\n" in run_cli("task", "status", TASK_ID).stdout.decode()
+
+
+def serve_refusals(api, task, *refusals, count):
+    """Serve a task whose log has these refusals (host, port, reason). count: the number in the task's status."""
+    task = task | {"progress": task["progress"] | {"egress_denied": count}}
+    for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
+        api.on("GET", path, json_response(task))
+    base = {"type": "egress_denied", "task_id": TASK_ID, "seq": 1, "timestamp": "2026-01-29T10:00:00.000Z"}
+    denied = [{**base, "host": host, "port": port, "reason": reason} for host, port, reason in refusals]
+    log = "".join(f"[2026-01-29T10:00:00.000Z] [EVENT] {json.dumps(event)}\n" for event in denied).encode()
+
+    def send_log(request):
+        is_followed = "follow" in request.query
+        return sse_response(task_events()) if is_followed else ApiResponse(200, [log], {"content-type": "text/plain"})
+
+    api.on("GET", f"/tasks/{TASK_ID}/logs", send_log)
+
+
+ISOLATED = "vm.network_mode is isolated: only the model is reachable."
+ALLOW = f"sandbox task rerun {TASK_ID} --set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.example'"
+
+
+def test_status_shows_reasons_of_refusals_and_the_command_that_allows_the_hosts(run_cli, api, on_terminal, terminal):
+    refusals = [("a.example", 443, ISOLATED), ("10.0.0.1", 80, "it is not a public address.")]
+    serve_refusals(api, task_status("completed"), *refusals, count=5)
+    rows = [
+        f"Refused     1 connection to a.example:443: {ISOLATED}",
+        "Refused     1 connection to 10.0.0.1:80: it is not a public address.",
+        f"Refused     3 connections: sandbox task logs {TASK_ID} --stream events",
+    ]
+    lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
+    assert [line for line in lines if line.startswith(("Refused", "Allow"))] == [*rows, f"Allow       {ALLOW}"]
+    # A terminal wraps the other lines, but a command is copied as one line.
+    assert f"Allow       {ALLOW}" in show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
+
+
+@pytest.mark.parametrize("state", ["completed", "failed"])
+def test_followed_task_ends_with_the_command_that_allows_the_refused_hosts(task, api, manifest, run_cli, state):
+    task(state)
+    serve_refusals(api, task_status(state), ("a.example", 443, ISOLATED), count=1)
+    stderr = run_cli("task", "submit", manifest, "--follow").stderr.decode()
+    assert f"  1 host refused. Allow in a new run:\n  {ALLOW}\n" in stderr
+    serve_refusals(api, task_status(state), count=0)
+    assert "refused. Allow" not in run_cli("task", "submit", manifest, "--follow").stderr.decode()
+
+
+def test_status_shows_how_much_of_the_budget_is_used(run_cli, api):
+    lifecycle = {"budget_usd": 0.5, "budget_tokens": 30000}
+    task = task_status("running", definition={"lifecycle": lifecycle})
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
+    output = run_cli("task", "status", TASK_ID).stdout.decode()
+    assert "Budget      $0.0895 of $0.5 · 27,501 of 30,000 tokens\n" in output
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task | {"definition": {"lifecycle": {}}}))
+    assert "Budget" not in run_cli("task", "status", TASK_ID).stdout.decode()
+
+
+def test_message_of_a_failed_task_is_shown_unless_it_repeats_the_error(run_cli, api):
+    error = {"code": "budget_exceeded", "message": "The budget is spent. Raise it."}
+    for message, is_shown in (("I fixed two files.", True), ("API Error: 403 The budget is spent.  Raise it.", False)):
+        api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed", error=error, final_message=message)))
+        assert ("Message" in run_cli("task", "status", TASK_ID).stdout.decode()) == is_shown
 
 
 @pytest.mark.parametrize(
@@ -633,9 +694,9 @@ def test_list_on_a_terminal_shows_changes_reasons_and_relations(api, run_cli, on
     api.on("GET", "/tasks", json_response({"tasks": tasks, "total_count": 3}))
     piped = run_cli("task", "list").stdout.decode()
     assert piped.splitlines()[0].split() == [
-        *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS")
+        *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS", "CHANGES")
     ]
-    assert not [text for text in ("↻", "↳", "−4", "exited") if text in piped]
+    assert not [text for text in ("↻", "↳", "exited") if text in piped]
     terminal.resize(140)
     text = terminal.read_to_end(on_terminal("task", "list", "--no-color")).decode()
     heading, *lines = text.replace("\r", "").splitlines()

@@ -56,11 +56,11 @@ def test_screen_fits_the_window(width, height):
     assert max(line.cell_len for line in lines) <= width
 
 
-@pytest.mark.parametrize(("width", "shown"), [(60, "6f1c6a0e"), (80, "6f1c6a0e"), (119, "6f1c6a0e"), (120, None)])
-def test_generated_id_is_shortened_in_a_narrow_window(width, shown):
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_generated_id_is_shortened(width):
     chosen = task_status("running", "a-long-id-that-the-user-chose-for-this-task")
     lines = render_lines(make_view(*TASKS, chosen), width)
-    assert lines[5].split()[0] == (shown or TASKS[1]["id"])
+    assert lines[5].split()[0] == "6f1c6a0e"
     assert any(chosen["id"] in line for line in lines)
 
 
@@ -208,3 +208,15 @@ def test_control_characters_in_names_are_escaped():
 
 def test_empty_list_shows_the_submit_command():
     assert "sandbox task submit" in "".join(render_lines(make_view()))
+
+
+@pytest.mark.parametrize(("width", "columns"), [(80, ["ID", "STATE", "AGE", "NOW", "NAME"]), (120, None)])
+def test_name_is_kept_before_the_numbers_and_leaves_room_for_the_activity(width, columns):
+    named = {"name": "Rename the module that reads the configuration of the server"}
+    wordy = {"error": {"code": "x", "message": "The tests of the parser fail on the second machine, again and again."}}
+    lines = render_lines(make_view(task_status("failed", TASKS[1]["id"], **named, **wordy)), width)
+    heading = lines[3].split()
+    assert heading == (columns or ["ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME"])
+    begin, end = lines[3].index("NOW"), lines[3].index("NAME")
+    assert end - begin >= 28
+    assert lines[4][end:].startswith("Rename the module")
