@@ -111,3 +111,19 @@ def test_token_of_another_server_is_not_sent_to_the_demo(monkeypatch):
             walkthrough.run_task(api.url, "http://127.0.0.1:9/app.git", Console(file=io.StringIO()))
     assert {request.method for request in api.requests} == {"GET", "POST"}
     assert [request.headers["authorization"] for request in api.requests if "authorization" in request.headers] == []
+
+
+@pytest.mark.parametrize(
+    ("server", "option"), [("http://127.0.0.1:8122", ""), ("http://127.0.0.1:9", " --server http://127.0.0.1:9")]
+)
+def test_demo_ends_with_the_commands_that_run_a_task_in_a_clone(monkeypatch, capsys, server, option):
+    addresses = {"server": server, "repository": "http://127.0.0.1:7/example.git"}
+    monkeypatch.setattr(background, "start_background", lambda _: addresses)
+    monkeypatch.setattr(background, "run_task", lambda *_: True)
+    assert background.run_in_background(ANY_PORTS) == 0
+    lines = capsys.readouterr().out.splitlines()
+    at = lines.index("Run a task in a clone of the repository:")
+    assert lines[at + 2 : at + 4] == [
+        "  git clone http://127.0.0.1:7/example.git && cd example",
+        f'  sandbox{option} run "Fix the failing test."',
+    ]

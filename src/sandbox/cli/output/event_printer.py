@@ -131,6 +131,7 @@ class EventPrinter:
         self._last_error = ""
         self._omits_failure = omits_failure
         self._held_error: Mapping[str, Any] | None = None
+        self._spent_budget: Mapping[str, Any] | None = None
 
     @property
     def current_activity(self) -> str:
@@ -169,7 +170,7 @@ class EventPrinter:
         self._update_clock(event)
         handler = getattr(self, f"_on_{event.get('type')}", None)
         if handler is not None:
-            if event.get("type") != "state_change" and not self._holds_budget_error:
+            if event.get("type") != "state_change":
                 self._print_held_error()
             handler(event)
 
@@ -178,23 +179,20 @@ class EventPrinter:
         if at is not None and (self._latest_at is None or at > self._latest_at):
             self._latest_at, self._handled_at = at, time.monotonic()
 
-    @property
-    def _holds_budget_error(self) -> bool:
-        """Whether a spent budget is held until the task fails. The last events of the agent come before that."""
-        held = self._held_error
-        return self._omits_failure and held is not None and held.get("error") == FailureCode.BUDGET_EXCEEDED
-
     def _on_state_change(self, event: Mapping[str, Any]) -> None:
         self.state = str(event.get("new_state"))
         if self.state == "running":
             self._started_at = self._started_at or event.get("timestamp")
         message = str(event.get("state_message") or "")
         if self._omits_failure and self.state in _FAILED_STATES:
-            if self._held_error is not None and message == self._held_error.get("message"):
+            if message == self._last_error:
                 self._held_error = None
+            self._print_held_error()
+            if self._spent_budget is not None and message == self._spent_budget.get("message"):
+                self._spent_budget = None
             message = ""
         if self.state in FINAL_STATES:
-            self._print_held_error()
+            self._print_spent_budget()
         self._layout.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
@@ -285,14 +283,16 @@ class EventPrinter:
 
     def _on_egress_denied(self, event: Mapping[str, Any]) -> None:
         is_model = event.get("host") == MODEL_HOST
-        if is_model and self._held_error is not None and event.get("reason") == self._held_error.get("message"):
+        if is_model and self._spent_budget is not None and event.get("reason") == self._spent_budget.get("message"):
             return
         subject = "a model request" if is_model else f"{event.get('host')}:{event.get('port')}"
         denied = f"Refused {subject}: {event.get('reason')}"
         self._layout.print_lines(event, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
-        self._print_held_error()
+        if self._omits_failure and event.get("error") == FailureCode.BUDGET_EXCEEDED:
+            self._spent_budget = event  # it causes the failure, but other events follow before the end
+            return
         self._last_error = str(event.get("message"))
         self._held_error = event
         if not self._omits_failure:
@@ -301,12 +301,21 @@ class EventPrinter:
     def flush(self) -> None:
         """Print what is held back. Call this after the last event."""
         self._print_held_error()
+        self._print_spent_budget()
 
     def _print_held_error(self) -> None:
         """Print the held error, if any. An error is held while it may turn out to be the reason why the task failed."""
         event, self._held_error = self._held_error, None
         if event is not None:
-            self._layout.print_lines(event, str(event.get("message")), "red", lines_max=TEXT_LINES_MAX)
+            self._print_error(event)
+
+    def _print_spent_budget(self) -> None:
+        event, self._spent_budget = self._spent_budget, None
+        if event is not None:
+            self._print_error(event)
+
+    def _print_error(self, event: Mapping[str, Any]) -> None:
+        self._layout.print_lines(event, str(event.get("message")), "red", lines_max=TEXT_LINES_MAX)
 
     def _on_gap(self, event: Mapping[str, Any]) -> None:
         missing = f"Some events are missing: {event.get('reason')}"

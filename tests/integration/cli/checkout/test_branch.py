@@ -501,3 +501,13 @@ def test_branch_is_pushed_to_the_fork_and_its_base_is_fetched_from_upstream(
     result = apply(*PUSH)
     assert result.returncode == 0, result.stderr
     assert git("rev-parse", "fix/two^", cwd=fork).strip() == base
+
+
+@pytest.mark.usefixtures("task")
+def test_message_about_a_commit_is_wrapped_between_words(on_terminal, terminal, checkout):
+    terminal.resize(80)
+    text = terminal.read_to_end(on_terminal("task", "apply", TASK_ID, *COMMIT, "--no-color", cwd=checkout)).decode()
+    lines = text.replace("\r", "").splitlines()
+    at = next(at for at, line in enumerate(lines) if line.startswith("Committed to the new branch fix/two as "))
+    assert lines[at].endswith(". Your working tree did not")
+    assert lines[at + 1 : at + 3] == ["  change.", "  See it:  git show fix/two"]

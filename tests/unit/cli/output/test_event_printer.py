@@ -396,12 +396,14 @@ SPENT_EVENTS = (
     {"type": "usage", "input_tokens": 1},
     {"type": "egress_denied", "host": "model", "port": 1, "reason": SPENT},
     {"type": "state_change", "new_state": "completing"},
+    {"type": "error", "error": "usage_unread", "message": "The maximum is counted."},
 )
 
 
 def test_spent_budget_is_not_printed_if_the_caller_prints_why_the_task_failed():
     failed = {"type": "state_change", "new_state": "failed", "state_message": SPENT}
-    assert [line.strip() for line in print_without_failure(*SPENT_EVENTS, failed)] == ["completing", "failed"]
+    lines = [line.strip() for line in print_without_failure(*SPENT_EVENTS, failed)]
+    assert lines == ["completing", "The maximum is counted.", "failed"]
 
 
 @pytest.mark.parametrize(
