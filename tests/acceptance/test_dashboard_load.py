@@ -440,7 +440,13 @@ new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map
 def test_pages_have_no_serious_accessibility_violations(base_url, browser):
     page = browser.open(base_url)
     assert accessibility_violations(page) == []
-    for path, status in (("/submit", 200), ("/server", 200), ("/tasks/nobody", 404), ("/tasks/hostile", 200)):
+    for path, status in (
+        ("/submit", 200),
+        ("/server", 200),
+        ("/errors", 200),
+        ("/tasks/nobody", 404),
+        ("/tasks/hostile", 200),
+    ):
         assert page.goto(f"{base_url}{path}").status == status
         if status == 404 or "tasks" not in path:
             assert accessibility_violations(page) == [], path

@@ -209,14 +209,18 @@ def allow_command(task: Mapping[str, Any], refusals: Iterable[Refusal]) -> str:
         for refusal in refusals
         if _HOST_NAME.fullmatch(refusal.host) and _MANIFEST_REASON.match(refusal.reason)
     )
-    vm = task["definition"].get("vm") or {}
-    assignments = [] if vm.get("network_mode") == "outbound" else ["vm.network_mode=outbound"]
-    begin = len(vm.get("allowed_hosts") or ()) if vm.get("network_mode") == "outbound" else 0
+    if not hosts:
+        return ""
+    vm = (task.get("definition") or {}).get("vm") or {}
+    # A manifest with another mode has no allowed hosts.
+    is_outbound = vm.get("network_mode") == "outbound"
+    assignments = [] if is_outbound else ["vm.network_mode=outbound"]
+    listed = len(vm.get("allowed_hosts") or ()) if is_outbound else 0
     assignments += [
-        f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), begin)
+        f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), listed)
     ]
     options = "".join(f" --set {shlex.quote(assignment)}" for assignment in assignments)
-    return f"sandbox task rerun {escape_text(str(task['id']))}{options}" if hosts else ""
+    return f"sandbox task rerun {escape_text(str(task['id']))}{options}"
 
 
 def has_no_changes(task: Mapping[str, Any]) -> bool:
