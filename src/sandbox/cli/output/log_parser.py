@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,15 +54,15 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
         yield parse_event(content)
 
 
-def find_refusals(client: Client, task: Task) -> tuple[int, Sequence[Refusal]]:
-    """Return the number of refused connections of a task, and those in its log.
+def find_refusals(client: Client, task: Task) -> tuple[int, Counter[Refusal]]:
+    """Return the number of refused connections of a task, and the number of equal ones in its log.
 
     The status also counts refused model requests, which are no connections. If the log is unavailable, they are
     included.
     """
     from sandbox.client import ClientError
 
-    count, refusals = task["progress"].get("egress_denied") or 0, list[Refusal]()
+    count, refusals = task["progress"].get("egress_denied") or 0, Counter[Refusal]()
     if count:
         with suppress(ClientError):
             for event in parse_log_events(client.logs(task["id"], stream="events"), task["id"]):
@@ -70,7 +71,7 @@ def find_refusals(client: Client, task: Task) -> tuple[int, Sequence[Refusal]]:
                 if event["host"] == MODEL_HOST:
                     count -= 1
                 else:
-                    refusals.append(Refusal(event["host"], event["port"], event["reason"]))
+                    refusals[Refusal(event["host"], event["port"], event["reason"])] += 1
     return max(count, 0), refusals
 
 

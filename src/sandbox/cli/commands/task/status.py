@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -234,13 +234,13 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
-def _refusal_rows(task: Task, count: int, refusals: Sequence[Refusal]) -> Iterator[tuple[str, str]]:
+def _refusal_rows(task: Task, count: int, refusals: Counter[Refusal]) -> Iterator[tuple[str, str]]:
     """Yield the refused hosts for each reason, and the command that allows them."""
     if not count:
         return
     by_reason = defaultdict[str, Counter[str]](Counter)
-    for refusal in refusals:
-        by_reason[refusal.reason][f"{refusal.host}:{refusal.port}"] += 1
+    for refusal, number in refusals.items():
+        by_reason[refusal.reason][f"{refusal.host}:{refusal.port}"] += number
     others = count
     for reason, hosts in list(by_reason.items())[:_REFUSAL_REASONS_MAX]:
         others -= hosts.total()
