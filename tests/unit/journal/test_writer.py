@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from doubles.manifests import manifest
 from sandbox.interfaces.journal import Liveness
 from sandbox.journal import record_format
 from sandbox.journal import writer as writer_module
@@ -15,6 +16,8 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.reader import JournalEnd
 from sandbox.journal.writer import FileJournalWriter
 from sandbox.model import events as e
+from sandbox.model.events import Artifact
+from sandbox.model.failure import Failure, FailureCode
 
 TIMESTAMP = datetime(2026, 1, 29, tzinfo=UTC)
 REWRITE_CHUNK_BYTES = 1000
@@ -130,6 +133,35 @@ def test_first_sync_flushes_a_reopened_journal_but_not_a_new_one(writer, syscall
     with closing(journals.open("t")) as reopened:
         reopened.sync()
         assert syscalls.pop_calls() == [("flush",)]
+
+
+@pytest.mark.parametrize(
+    ("event", "is_flushed"),
+    [
+        (e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, "it failed")), True),
+        (e.AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), True),
+        (e.CancelRequested("no longer needed"), True),
+        (e.ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:0")), True),
+        (e.Usage("model", 1, 2), True),
+        (e.Output.from_bytes("stdout", b"x"), False),
+        (e.AgentMessage("Hello."), False),
+        (e.Progress(turns=1), False),
+    ],
+)
+def test_recorder_flushes_what_a_crash_must_not_undo(writer, syscalls, journals, event, is_flushed):
+    """The task's state does not change, because another attempt follows a failure."""
+    recorder = journals.recorder(writer, None, lambda: TIMESTAMP)
+    for earlier in (
+        e.TaskSubmitted("t", manifest("t", lifecycle={"retries": 1})),
+        e.AttemptStarted("abcdefgh2341", "bubblewrap", "host", "boot"),
+        e.WorkspacePrepared("0123456789abcdef"),
+        e.SandboxCreated("sandbox-abcdefgh2341", "namespaces", "host"),
+        e.AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab", 50.0, "Claude Code"),
+    ):
+        recorder.record(earlier)
+    syscalls.pop_calls()
+    recorder.record(event)
+    assert (("flush",) in syscalls.pop_calls()) == is_flushed
 
 
 # Failed flushes

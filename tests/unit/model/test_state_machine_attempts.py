@@ -308,6 +308,10 @@ def test_skipped_or_repeated_attempt_step_is_rejected(events):
     "event",
     [
         e.Output.from_bytes("stdout", b"x"),
+        e.AgentMessage("Hello."),
+        e.ToolCallStarted("Bash", "toolu_1"),
+        e.ToolResult("toolu_1"),
+        e.AgentResult("Done."),
         e.ToolCallEnded("Bash", "toolu_1", 5),
         e.Metrics(12.5),
         e.EgressDenied("h", 443, "no"),
