@@ -88,7 +88,8 @@ def user(tmp_path):
         (expected,) = blocks(section("Install Sandbox"), "")
         addresses = dict(re.findall(r"^  (Dashboard|Repository) +(\S+)$", started.stdout, re.MULTILINE))
         shown = started.stdout.replace(addresses["Repository"], "http://127.0.0.1:8130/example.git")
-        assert expected in shown.replace(addresses["Dashboard"], "http://127.0.0.1:8122")
+        shown = shown.replace(addresses["Dashboard"], "http://127.0.0.1:8122")
+        assert expected in shown.replace(" --server http://127.0.0.1:8122", "")  # the default address needs no option
         yield TutorialUser(home, addresses["Dashboard"], addresses["Repository"])
     finally:
         subprocess.run([*sandbox, "--stop"], check=False, **options)
