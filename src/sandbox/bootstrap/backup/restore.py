@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 import msgspec
 
@@ -35,6 +35,12 @@ from sandbox.server.runner_launcher import end_without_follow_up
 _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/\0]+))")
 _NAME_BYTES_MAX = 255
 _READ_BYTES_MAX = 1024 * 1024
+_HEADER_BYTES_MAX = 64 * 1024
+"""Maximum size of all headers of one member. Those of a backup by Sandbox have less than 3 KiB."""
+
+_LISTED_BYTES_MIN = 100
+"""Minimum size of a file in the manifest, without its name."""
+
 _HOST_LOST_MESSAGE = (
     "The task was running when the backup was created; everything stored until then is included. Submit it again."
 )
@@ -115,9 +121,17 @@ def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
     """Unpack all files and compare them with the manifest; return the manifest."""
     entries: dict[str, BackupEntry] = {}
     manifest: BackupManifest | None = None
+    listed_bytes = 0
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
+                file.end_header()
+                cast("Any", tar).members.clear()  # otherwise tarfile would keep all members and their headers
+                listed_bytes += len(member.name) + _LISTED_BYTES_MIN
+                if tar.pax_headers or listed_bytes > BACKUP_MANIFEST_BYTES_MAX:
+                    raise BackupUnusableError(
+                        "The backup has global headers or more files than its manifest can list; nothing was restored."
+                    )
                 content = _member_content(tar, member)
                 if manifest is not None:
                     raise BackupUnusableError(
@@ -127,6 +141,7 @@ def _unpack(file: _BoundedReader, directory: Path) -> BackupManifest:
                     manifest = _decode_manifest(_read_manifest(content, member.size))
                 else:
                     entries[member.name] = _store_member(content, directory, member.name)
+                file.start_header()
     except (tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError) as error:
         raise BackupUnusableError(f"The backup is incomplete ({error}); use another one.") from error
     if manifest is None:
@@ -249,13 +264,29 @@ class _BoundedReader(io.BufferedReader):
     """A file that rejects excessive reads and seeks.
 
     `tarfile` trusts the headers of a hostile archive: it reads a header of any claimed length into memory, and seeks to
-    any position claimed for the next header.
+    any position claimed for the next header. A member can also have many headers, and decoded headers need up to 25
+    times as much memory.
     """
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
+        self._header_bytes_left: int | None = _HEADER_BYTES_MAX
+
+    def start_header(self) -> None:
+        """Start counting: the following reads belong to the headers of the next member."""
+        self._header_bytes_left = _HEADER_BYTES_MAX
+
+    def end_header(self) -> None:
+        """Stop counting: the following reads belong to a member's content."""
+        self._header_bytes_left = None
 
     def read(self, size: int | None = -1) -> bytes:
         """Return the next bytes. Raises BackupUnusableError."""
-        if size is None or not 0 <= size <= 2 * _READ_BYTES_MAX:
+        bytes_max = 2 * _READ_BYTES_MAX if self._header_bytes_left is None else self._header_bytes_left
+        if size is None or not 0 <= size <= bytes_max:
             raise BackupUnusableError("The backup has an invalid header; nothing was restored.")
+        if self._header_bytes_left is not None:
+            self._header_bytes_left -= size
         return super().read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:

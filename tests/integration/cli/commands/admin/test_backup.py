@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+import tracemalloc
 
 import pytest
 
@@ -18,6 +19,7 @@ from sandbox.bootstrap.backup.create import BackupExistsError, BackupTooLargeErr
 from sandbox.bootstrap.backup.restore import BackupUnusableError, RestoreTargetUnusableError
 from sandbox.bootstrap.backup.restore import restore as restore_here
 from sandbox.interfaces.auth import Role
+from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError
 from sandbox.interfaces.tasks import Retention
 from sandbox.journal import compressed
@@ -404,6 +406,61 @@ def test_huge_header_does_not_fill_memory(restore, tmp_path):
     result = restore(tmp_path / "bomb.tar")
     assert result.returncode == 10
     assert b"header" in result.stderr
+
+
+def pax_header(kind, size_bytes):
+    """Return an extended header with as many records as possible."""
+    records = b"".join(b"10 %04x=1\n" % number for number in range(size_bytes // 10))
+    return header(kind, len(records), records)
+
+
+def member(name):
+    return tarfile.TarInfo(name).tobuf(tarfile.USTAR_FORMAT)
+
+
+HEADER_FLOODS = {
+    "large headers of many members": b"".join(
+        pax_header(tarfile.XHDTYPE, 500_000) + member(f"tasks/t/artifacts/{number}") for number in range(4)
+    ),
+    "many headers of one member": pax_header(tarfile.XHDTYPE, 500_000) * 4 + member("tokens.json"),
+    "many small headers of one member": pax_header(tarfile.XHDTYPE, 40_000) * 50 + member("tokens.json"),
+    "global header": pax_header(tarfile.XGLTYPE, 40_000) + member("tokens.json"),
+}
+
+
+@pytest.mark.parametrize("name", HEADER_FLOODS)
+def test_accumulated_headers_do_not_fill_memory(tmp_path, name):
+    (tmp_path / "flood.tar").write_bytes(HEADER_FLOODS[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(BackupUnusableError, match="header"):
+            restore_here(tmp_path / "flood.tar", tmp_path / "new")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 5_000_000
+
+
+def test_more_files_than_a_manifest_can_list_are_rejected(stored, tmp_path, monkeypatch):
+    create_backup(stored.data_dir, tmp_path / "good.tar")
+    *files, manifest = read_members(tmp_path / "good.tar")
+    monkeypatch.setattr(backup_restore, "BACKUP_MANIFEST_BYTES_MAX", len(manifest[1]))
+    many = [(tarfile.TarInfo(f"tasks/t/artifacts/{number}"), b"") for number in range(100)]
+    write_archive(tmp_path / "many.tar", [*files, *many, manifest])
+    with pytest.raises(BackupUnusableError, match="more files"):
+        restore_here(tmp_path / "many.tar", tmp_path / "new")
+    assert restore_here(tmp_path / "good.tar", tmp_path / "new").tasks_count == 5
+
+
+def test_many_artifacts_with_long_names_are_restored(tmp_path):
+    tasks = StoredTasks(tmp_path / "data")
+    names = [f"{number:03} {'ü' * 98}" for number in range(300)]
+    tasks.finish("named", artifacts=[(name, name.encode()) for name in names])
+    create_backup(tasks.data_dir, tmp_path / "backup.tar")
+    result = restore_here(tmp_path / "backup.tar", tmp_path / "new")
+    assert (result.tasks_count, *result.discrepancies) == (1,)
+    restored = TaskLayout(tmp_path / "new", "named").artifacts
+    assert {path.name: path.read_text() for path in restored.iterdir()} == dict(zip(names, names, strict=True))
 
 
 def test_backup_to_standard_output_is_restored(run_cli, restore, stored, tmp_path):
