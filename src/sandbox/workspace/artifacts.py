@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate, takewhile
@@ -114,7 +114,8 @@ def content_type(name: str) -> str:
 
 
 _Segment = re.Pattern[str] | None
-GlobState = frozenset[tuple[int, int]]
+GlobState = int
+"""A set of positions in all patterns, with one bit for each: a directory may have a million subdirectories."""
 
 
 class GlobSet:
@@ -125,38 +126,48 @@ class GlobSet:
     """
 
     def __init__(self, patterns: Sequence[str]) -> None:
-        self._patterns = [_parse_pattern(pattern) for pattern in patterns]
-
-    @property
-    def start(self) -> GlobState:
+        self._segments: list[_Segment] = []
+        self._closures: list[GlobState] = []
+        """For each position, the position and those after each `**` there, which may match no segment at all."""
+        self._ends = 0
+        self.start: GlobState = 0
         """The state at the root."""
-        return self._epsilon_closure({(number, 0) for number in range(len(self._patterns))})
+        for pattern in patterns:
+            self._add(_parse_pattern(pattern))
+
+    def _add(self, segments: list[_Segment]) -> None:
+        begin, end = len(self._segments), len(self._segments) + len(segments)
+        closures = [1 << end]
+        for index in range(len(segments) - 1, -1, -1):
+            own = 1 << (begin + index)
+            closures.append(own if segments[index] is not None else own | closures[-1])
+        self._segments += [*segments, _END]
+        self._closures += reversed(closures)
+        self._ends |= 1 << end
+        self.start |= self._closures[begin]
 
     def advance(self, state: GlobState, name: str) -> GlobState:
         """Return the state inside a directory. If the state is empty, nothing below the directory can match."""
-        advanced = set()
-        for number, index in state:
-            if index == len(self._patterns[number]):
-                continue
-            part = self._patterns[number][index]
-            if part is None and not name.startswith("."):
-                advanced.add((number, index))
-            elif part is not None and part.match(name):
-                advanced.add((number, index + 1))
-        return self._epsilon_closure(advanced)
+        advanced = 0
+        for position in _positions(state & ~self._ends):
+            segment = self._segments[position]
+            if segment is None:
+                advanced |= 0 if name.startswith(".") else self._closures[position]
+            elif segment.match(name):
+                advanced |= self._closures[position + 1]
+        return advanced
 
     def is_match(self, state: GlobState) -> bool:
         """Return whether the state, advanced by a file's name, is at the end of a pattern."""
-        return any(index == len(self._patterns[number]) for number, index in state)
+        return bool(state & self._ends)
 
-    def _epsilon_closure(self, state: set[tuple[int, int]]) -> GlobState:
-        """Add the positions after each `**`, which may match no segment at all."""
-        closed = set(state)
-        for number, index in state:
-            parts = self._patterns[number]
-            next_index = next((at for at in range(index, len(parts)) if parts[at] is not None), len(parts))
-            closed.update((number, at) for at in range(index, next_index + 1))
-        return frozenset(closed)
+
+_END = re.compile("")
+"""Fills the position at the end of a pattern, where nothing is compared."""
+
+
+def _positions(state: GlobState) -> Iterator[int]:
+    return (position for position, bit in enumerate(reversed(f"{state:b}")) if bit == "1")
 
 
 def _parse_pattern(pattern: str) -> list[_Segment]:
@@ -181,6 +192,9 @@ ARTIFACT_PATHS_BYTES_MAX = 4 * 1024**2
 
 The paths are in the journal, in the index and in every list of the artifacts.
 """
+
+GLOB_STATES_BYTES_MAX = 128 * 1024**2
+"""Maximum size of the states of the directories that wait to be searched. Ten patterns need a few bytes for each."""
 
 _EXCLUDED_DIRECTORIES = frozenset({b".git", GENERATED_DIRECTORY.encode()})
 """Directories that are excluded at the root of the workspace."""
@@ -242,6 +256,7 @@ class _MatchSearch:
         self._globs = globs
         self._stop = stop
         self._skipped_path_bytes_left = ARTIFACT_PATHS_BYTES_MAX
+        self._state_bytes = 0
         self.matches: list[bytes] = []
         self.skipped: list[SkippedFile] = []
 
@@ -250,6 +265,7 @@ class _MatchSearch:
         while pending:
             self._stop.raise_if_requested()
             directory, state = pending.pop()
+            self._state_bytes -= _size_bytes(state) if directory else 0
             for entry in self._entries(files, directory):
                 next_state = self._globs.advance(state, os.fsdecode(entry.name))
                 if entry.is_directory and next_state and entry.path not in _EXCLUDED_DIRECTORIES:
@@ -266,6 +282,9 @@ class _MatchSearch:
 
     def _reachable(self, entry: Entry, inside: GlobState) -> list[tuple[bytes, GlobState]]:
         if entry.is_reachable:
+            self._state_bytes += _size_bytes(inside)
+            if self._state_bytes > GLOB_STATES_BYTES_MAX:
+                raise TooManyEntriesError("too many directories for these patterns")
             return [(entry.path, inside)]
         self._skip(entry.path, "the directory is nested too deeply")
         return []
@@ -282,6 +301,10 @@ class _MatchSearch:
         if len(self.skipped) < ARTIFACTS_MAX and self._skipped_path_bytes_left > 0:
             self._skipped_path_bytes_left -= _printable_bytes(path)
             self.skipped.append(SkippedFile(printable_path(path) or ".", reason))
+
+
+def _size_bytes(state: GlobState) -> int:
+    return state.bit_length() // 8 + 1
 
 
 def _collect_file(

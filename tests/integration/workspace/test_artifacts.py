@@ -339,3 +339,34 @@ async def test_cancellation_leaves_no_partial_file(harness):
     await cancel_during_copy()
 
     assert harness.stored == []
+
+
+MANY_PATTERNS = [f"**/x{number}/**/b/**/c.log" for number in range(64)]
+
+
+def test_many_patterns_use_little_memory_for_each_directory(harness):
+    for number in range(2000):
+        (harness.workspace / str(number)).mkdir()
+    harness.file("1000/x7/a/b/c.log").write_text("found\n")
+    tracemalloc.start()
+    try:
+        paths = harness.paths(*MANY_PATTERNS)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert paths == ["1000/x7/a/b/c.log"]
+    assert peak_bytes < 5_000_000
+
+
+def test_search_with_too_many_states_is_reported(harness, monkeypatch):
+    for number in range(200):
+        (harness.workspace / f"{number:03}").mkdir()
+    for name in ("a.log", "100/x7/b/c.log"):
+        harness.file(name).write_text("found\n")
+    monkeypatch.setattr(workspace_artifacts, "GLOB_STATES_BYTES_MAX", 200 * 100)
+    assert harness.paths("*.log", *MANY_PATTERNS) == ["100/x7/b/c.log", "a.log"]
+
+    monkeypatch.setattr(workspace_artifacts, "GLOB_STATES_BYTES_MAX", 100 * 10)
+    *_, skipped = harness.collect("*.log", *MANY_PATTERNS)
+    assert isinstance(skipped, SkippedFile)
+    assert "narrow the patterns" in skipped.reason
