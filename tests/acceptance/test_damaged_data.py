@@ -7,10 +7,11 @@ import random
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-from doubles.deployment import reply_turn
+from doubles.deployment import reply_turn, wait_until
 from doubles.stored_tasks import StoredTasks
 
 FINISHED = [f"task-{number}" for number in range(18)]
@@ -80,6 +81,11 @@ def get(deployment, path):
     return response
 
 
+def reports_damage(deployment, task_id):
+    """Return whether the logs or the state report the damage. A waiting task is tried only after the server's start."""
+    return "journal_damaged" in deployment.logs(task_id) or "Blocked" in deployment.status(task_id)["state_message"]
+
+
 def test_undamaged_tasks_stay_readable(deployment, tasks):
     directories = {path.name: path for path in (tasks.data_dir / "tasks").iterdir()}
     rng = random.Random(1)
@@ -104,8 +110,7 @@ def test_undamaged_tasks_stay_readable(deployment, tasks):
     found = {finding["task_id"]: finding["kind"] for finding in admin_check(deployment)}
     assert set(found) <= damaged
     for task_id in {one for one, kind in found.items() if kind in {"journal_damaged", "journal_missing"}} & listed:
-        logs = deployment.logs(task_id)
-        assert "journal_damaged" in logs or "Blocked" in deployment.status(task_id)["state_message"], logs
+        wait_until(partial(reports_damage, deployment, task_id), description=f"the report about {task_id}")
     assert deployment.server.is_alive()
 
 
