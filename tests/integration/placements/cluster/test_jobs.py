@@ -18,19 +18,6 @@ def short_pauses(monkeypatch):
         monkeypatch.setattr(jobs, name, 0.02)
 
 
-@pytest.fixture
-async def server(tmp_path):
-    server = ClusterServer(tmp_path)
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def job(server):
-    return await server.submit()
-
-
 @contextlib.asynccontextmanager
 async def claimed(server, job):
     async with server.connect(server.claim(job)) as client:

@@ -11,7 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from doubles.cluster import ClusterServer, until
+from doubles.cluster import until
 from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, HeartbeatAnswer, Upload, UploadReceived
 from sandbox.model.events import Artifact
 from sandbox.placements.cluster import uploads
@@ -19,19 +19,6 @@ from sandbox.placements.cluster import uploads
 FREE = Heartbeat(1, "free", 0, 0, is_launching=False)
 CONTENT = b"content" * 100_000
 ARTIFACT = Artifact("a.txt", "a.txt", len(CONTENT), "text/plain", f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
-
-
-@pytest.fixture
-async def server(tmp_path):
-    server = ClusterServer(tmp_path)
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def job(server):
-    return await server.submit()
 
 
 async def upload(server, key, artifact, *parts):
@@ -207,7 +194,7 @@ def raise_disk_full(*_):
 
 
 async def upload_text(server, claim, name):
-    """Upload a file in a session of its own. Returns the answer."""
+    """Upload a file in a separate session; return the answer."""
     async with server.connect(claim) as client:
         key = (await client.read()).session_key
         artifact = msgspec.structs.replace(ARTIFACT, name=name)

@@ -8,7 +8,7 @@ import os
 import msgspec
 import pytest
 
-from doubles.cluster import BOOT_ID, ClusterServer, until
+from doubles.cluster import BOOT_ID, until
 from sandbox.interfaces.engine import EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import (
@@ -40,19 +40,6 @@ from sandbox.placements.cluster import jobs, worker_server
 from sandbox.primitives.message_stream import encode_message
 
 FREE, HELD = (Heartbeat(1, liveness, 0, 0, is_launching=False) for liveness in ("free", "held"))
-
-
-@pytest.fixture
-async def server(tmp_path):
-    server = ClusterServer(tmp_path)
-    await server.start()
-    yield server
-    await server.stop()
-
-
-@pytest.fixture
-async def job(server):
-    return await server.submit()
 
 
 async def check_rejected(server, claim):

@@ -1,0 +1,18 @@
+"""A server for workers, and a submitted job."""
+
+import pytest
+
+from doubles.cluster import ClusterServer
+
+
+@pytest.fixture
+async def server(tmp_path):
+    server = ClusterServer(tmp_path)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest.fixture
+async def job(server):
+    return await server.submit()
