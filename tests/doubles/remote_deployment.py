@@ -1,4 +1,4 @@
-"""A deployment whose tasks run on a host with a data directory of its own."""
+"""A deployment whose tasks run on a host that has a separate data directory."""
 
 import contextlib
 from functools import partial
