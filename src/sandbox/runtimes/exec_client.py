@@ -208,31 +208,17 @@ class ExecProcess:
     def __init__(self, process: "subprocess.Popen[bytes]", control: socket.socket) -> None:
         self.pid = process.pid
         self._process = process
-        self._control = control
+        self.control = control
         self._pidfd = os.pidfd_open(process.pid)
-
-    def send_command(self, init_pidfd: int, command: Command) -> None:
-        """Send the command, which makes the process enter the sandbox. Raises OSError if the process is gone."""
-        variables = {"PWD": command.directory, **command.environment}
-        files = [
-            create_memfd("argv", _join_nul(command.argv)),
-            create_memfd("environment", _join_nul([f"{name}={value}" for name, value in variables.items()])),
-            create_memfd("filter", seccomp.assemble_filter(os.uname().machine)),
-        ]
-        try:
-            socket.send_fds(self._control, [b"join"], [init_pidfd, *files])
-        finally:
-            for file in files:
-                os.close(file)
 
     async def wait_opened(self) -> tuple[int, int]:
         """Return the pty's master and the command's pidfd. Raises AttemptError (sandbox_lost), also on timeout."""
         try:
             async with asyncio.timeout(_OPEN_SECONDS):
-                await wait_readable(self._control.fileno())
+                await wait_readable(self.control.fileno())
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, "The terminal was not ready in time; try again.") from None
-        message, descriptors, _, _ = socket.recv_fds(self._control, 4096, 4)
+        message, descriptors, _, _ = socket.recv_fds(self.control, 4096, 4)
         if message != b"open":
             reason = message.removeprefix(b"error ").decode(errors="replace") or "it ended without an error message"
             raise AttemptError(
@@ -242,16 +228,16 @@ class ExecProcess:
 
     async def read_status(self) -> bytes:
         """Return the final status message; empty if the process was killed before it sent one."""
-        await wait_readable(self._control.fileno())
+        await wait_readable(self.control.fileno())
         with suppress(ConnectionError):
-            return self._control.recv(4096)
+            return self.control.recv(4096)
         return b""
 
     async def wait(self) -> None:
         """Wait for the process to end, reap it and close its descriptors."""
         await wait_readable(self._pidfd)
         self._process.wait()
-        self._control.close()
+        self.control.close()
         os.close(self._pidfd)
 
     async def kill(self) -> None:
@@ -268,19 +254,34 @@ class ExecProcess:
 async def start_exec(
     attempt_id: str, init_pidfd: int, add_to_group: Callable[[int], None], command: Command, size: TerminalSize
 ) -> tuple[ExecProcess, int, int]:
-    """Start `command` in the sandbox. Returns the exec process, the pty's master and the command's pidfd.
+    """Start `command` in a namespace sandbox. Results and errors: see `start_on_pty`."""
+    return await start_on_pty(
+        lambda: start_program(_EXEC_PROGRAM, attempt_id, SANDBOX_UID, size.rows, size.columns, command.directory),
+        add_to_group,
+        lambda control: _send_command(control, init_pidfd, command),
+    )
 
-    The exec process joins the sandbox's control group before it starts anything. Raises AttemptError (sandbox_lost).
+
+async def start_on_pty(
+    start: Callable[[], tuple[subprocess.Popen[bytes], socket.socket]],
+    add_to_group: Callable[[int], None],
+    send_command: Callable[[socket.socket], None],
+) -> tuple[ExecProcess, int, int]:
+    """Start a command in a sandbox. Returns the exec process, the pty's master and the command's pidfd.
+
+    start: starts the exec process and returns it with its control socket. add_to_group: adds it to the sandbox's
+    control group, before it starts anything. send_command: sends the command to it, which makes it enter the sandbox.
+    All three may raise OSError. Raises AttemptError (sandbox_lost).
     """
     try:
-        exec_process = _start_exec_process(attempt_id, command.directory, size)
+        exec_process = ExecProcess(*start())
     except OSError as error:
         raise AttemptError(
             FailureCode.SANDBOX_LOST, f"The terminal's process could not be started: {error}; try again."
         ) from error
     try:
         await asyncio.to_thread(add_to_group, exec_process.pid)
-        exec_process.send_command(init_pidfd, command)
+        send_command(exec_process.control)
         return exec_process, *await exec_process.wait_opened()
     except BaseException as error:
         await exec_process.kill()
@@ -290,8 +291,18 @@ async def start_exec(
         raise
 
 
-def _start_exec_process(attempt_id: str, directory: str, size: TerminalSize) -> ExecProcess:
-    return ExecProcess(*start_program(_EXEC_PROGRAM, attempt_id, SANDBOX_UID, size.rows, size.columns, directory))
+def _send_command(control: socket.socket, init_pidfd: int, command: Command) -> None:
+    variables = {"PWD": command.directory, **command.environment}
+    files = [
+        create_memfd("argv", _join_nul(command.argv)),
+        create_memfd("environment", _join_nul([f"{name}={value}" for name, value in variables.items()])),
+        create_memfd("filter", seccomp.assemble_filter(os.uname().machine)),
+    ]
+    try:
+        socket.send_fds(control, [b"join"], [init_pidfd, *files])
+    finally:
+        for file in files:
+            os.close(file)
 
 
 def start_program(

@@ -15,7 +15,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import host_processes, launcher_client
 from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, ReadySandbox
-from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_program
+from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_on_pty, start_program
 from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
 from sandbox.runtimes.launcher_client import ProgramSpec
@@ -240,31 +240,19 @@ async def _start_runsc_on_pty(
 ) -> tuple[ExecProcess, int, int]:
     """Start runsc on a pty. Returns its process, the pty's master and runsc's pidfd.
 
-    process_config: content of process.json, which runsc reads from _PROCESS_FD. Raises AttemptError (sandbox_lost).
+    process_config: content of process.json, which runsc reads from _PROCESS_FD. Errors: see `start_on_pty`.
     """
-    try:
-        started, control = start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns)
-    except OSError as error:
-        raise AttemptError(
-            FailureCode.SANDBOX_LOST, f"The terminal's process could not be started: {error}; try again."
-        ) from error
-    exec_process = ExecProcess(started, control)
-    try:
-        await asyncio.to_thread(add_to_group, exec_process.pid)
-        contents = {"process": process_config, "messages": b"", "begun": b""}
-        _send(
+    contents = {"process": process_config, "messages": b"", "begun": b""}
+    return await start_on_pty(
+        lambda: start_program(_RUNSC_EXEC_PROGRAM, attempt_id, size.rows, size.columns),
+        add_to_group,
+        lambda control: _send(
             control,
             runsc_pidfd,
             argv,
             *(launcher_client.create_memfd(name, content) for name, content in contents.items()),
-        )
-        return exec_process, *await exec_process.wait_opened()
-    except BaseException as error:
-        await exec_process.kill()
-        if isinstance(error, OSError):
-            reason = f"The sandbox could not be entered: {error}; it may have ended."
-            raise AttemptError(FailureCode.SANDBOX_LOST, reason) from error
-        raise
+        ),
+    )
 
 
 def _send(control: socket.socket, runsc_pidfd: int, argv: Sequence[str], *files: int) -> None:
