@@ -39,8 +39,7 @@ def dashboard_url(browser):
         return base_urls[-1]
 
     yield dashboard_url
-    others = [request.url for request in browser.requests if not request.url.startswith(tuple(base_urls))]
-    assert (others, browser.console_errors) == ([], [])
+    browser.assert_no_errors(*base_urls)
 
 
 def state_of(page):

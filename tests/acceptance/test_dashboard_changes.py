@@ -106,8 +106,7 @@ def server_url(tmp_path_factory):
 def base_url(server_url, browser):
     """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     yield server_url
-    others = [request.url for request in browser.requests if not request.url.startswith(server_url)]
-    assert (browser.console_errors, others) == ([], [])
+    browser.assert_no_errors(server_url)
 
 
 def patch_of_new_file(lines, name="a.py"):

@@ -72,8 +72,7 @@ def base_url(list_server, browser):
     """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     address = list_server.server.ready_message["http"]
     yield address
-    others = [request.url for request in browser.requests if not request.url.startswith(address)]
-    assert (browser.console_errors, others) == ([], [])
+    browser.assert_no_errors(address)
 
 
 def test_search_filters_while_the_user_types(base_url, browser):

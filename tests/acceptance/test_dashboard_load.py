@@ -170,10 +170,7 @@ def base_url(loaded_server, browser):
     """The server's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     address = loaded_server.server.ready_message["http"]
     yield address
-    assert (
-        browser.console_errors,
-        [element.url for element in browser.requests if not element.url.startswith(address)],
-    ) == ([], [])
+    browser.assert_no_errors(address)
 
 
 def test_hostile_output_is_rendered_as_text(base_url, browser):

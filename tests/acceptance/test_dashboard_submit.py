@@ -56,8 +56,7 @@ def base_url(submit_server, browser):
     address = submit_server.server.ready_message["http"]
     yield address
     browser.ignore_errors("status of 400")  # the result of a validation
-    others = [request.url for request in browser.requests if not request.url.startswith(address)]
-    assert (browser.console_errors, others) == ([], [])
+    browser.assert_no_errors(address)
 
 
 def yaml_of(page):

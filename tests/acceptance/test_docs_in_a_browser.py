@@ -111,8 +111,7 @@ def docs(deploy, browser):
     """The API documentation's URL. After the test, the fixture fails on console errors or requests to other hosts."""
     base_url = deploy(reply_turn()).server.ready_message["http"]
     yield f"{base_url}/docs"
-    assert [request.url for request in browser.requests if not request.url.startswith(f"{base_url}/")] == []
-    assert browser.console_errors == []
+    browser.assert_no_errors(base_url)
 
 
 def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_hosts(docs, browser):
