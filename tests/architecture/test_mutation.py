@@ -193,7 +193,7 @@ class Project:
 
     def run(self, *arguments: str) -> tuple[int, str]:
         with self.start(*arguments) as running:
-            output, _ = running.communicate(timeout=100)
+            output, _ = running.communicate(timeout=300)
         return running.returncode, output
 
     def contents(self) -> dict[Path, bytes]:
