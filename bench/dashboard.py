@@ -29,11 +29,17 @@ WATCH = """window.longTasks = [];
 const note = (list) => window.longTasks.push(...list.getEntries().map((entry) => Math.round(entry.duration)));
 new PerformanceObserver(note)
   .observe({ type: "longtask", buffered: true });"""
-FIRST_LINES = """new MutationObserver((_, observer) => {
-    if (!document.querySelector(".diff-block tr")) return;
-    observer.disconnect();
-    requestAnimationFrame(() => { window.firstLines = performance.now(); });
-}).observe(document, { childList: true, subtree: true });"""
+FIRST_LINES = """window.firstLines = new Promise((resolve) => {
+    new MutationObserver((_, observer) => {
+        if (!document.querySelector(".diff-block tr")) return;
+        observer.disconnect();
+        requestAnimationFrame(() => resolve(performance.now()));
+    }).observe(document, { childList: true, subtree: true });
+});"""
+PAINT_TIMES = """async () => {
+    const lines = await window.firstLines;
+    return [performance.getEntriesByName("first-contentful-paint")[0].startTime, lines];
+}"""
 SCROLL_TO_END = """async () => {
     for (let at = 0; at < document.documentElement.scrollHeight; at += 600) {
         window.scrollTo(0, at);
@@ -97,7 +103,7 @@ def measure_patch() -> None:
 
 def measure_reading(page, attempt: str) -> None:
     """Print the long tasks while the page is loaded, scrolled to its end, and redrawn in the other layout."""
-    paint, lines = page.evaluate("[performance.getEntriesByName('first-contentful-paint')[0].startTime, firstLines]")
+    paint, lines = page.evaluate(PAINT_TIMES)
     page.wait_for_timeout(2000)
     print(f"patch, {attempt}: first contentful paint after {paint:.0f} ms, first lines after {lines:.0f} ms")
     print_long_tasks(page, "while loading")
