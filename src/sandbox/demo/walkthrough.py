@@ -8,6 +8,7 @@ import os
 import secrets
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,13 +46,16 @@ and add a test for the missing case.
 End with a short summary of what you did."""
 
 
-_NEXT_STEPS = (
-    "\nThe demo's server has stopped and its files are removed. Next: docs/tutorial.md\n(ten minutes, no "
-    "key). Or run your own tasks with your own key:\n\n"
-    f"  export PATH={shlex.quote(str(_COMMAND_DIRECTORY))}:$PATH\n"
-    "  export ANTHROPIC_API_KEY=…\n"
-    "  sandbox serve"
-)
+def next_steps() -> str:
+    """Return what to do after the demo. If `sandbox` in the PATH is another program or missing, set the PATH first."""
+    command = shutil.which("sandbox")
+    in_path = command is not None and Path(command).resolve() == (_COMMAND_DIRECTORY / "sandbox").resolve()
+    return (
+        "\nThe demo's server has stopped and its files are removed. Next: docs/tutorial.md\n(ten minutes, no "
+        "key). Or run your own tasks with your own key:\n\n"
+        + ("" if in_path else f"  export PATH={shlex.quote(str(_COMMAND_DIRECTORY))}:$PATH\n")
+        + "  export ANTHROPIC_API_KEY=…\n  sandbox serve"
+    )
 
 
 def run() -> int:
@@ -70,7 +74,7 @@ def run() -> int:
         server = stack.enter_context(start_server(directory / "data", model))
         is_completed = run_task(server["http"], f"{git_url}/example.git", console)
     if is_completed:
-        console.print(_NEXT_STEPS, soft_wrap=True)
+        console.print(next_steps(), soft_wrap=True)
     return 0 if is_completed else 1
 
 

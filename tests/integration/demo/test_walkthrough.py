@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import wait_until
-from sandbox.demo.walkthrough import exit_on_signals
+from sandbox.demo.walkthrough import exit_on_signals, next_steps
 
 
 @pytest.fixture
@@ -67,3 +67,14 @@ def test_sigterm_and_sighup_exit_with_128_plus_the_signal():
             signal.raise_signal(number)
         assert raised.value.code == 128 + number
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_next_steps_set_the_path_only_for_a_command_outside_of_it(monkeypatch, tmp_path):
+    installed = Path(sys.executable).parent / "sandbox"
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "sandbox").symlink_to(installed)
+    monkeypatch.setenv("PATH", str(tmp_path / "links"))
+    assert "export PATH" not in next_steps()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert f"  export PATH={installed.parent}:$PATH\n" in next_steps()
+    assert "export ANTHROPIC_API_KEY" in next_steps()
