@@ -167,9 +167,10 @@ def main():
         try:
             print(f"started with {finished} finished tasks: responds after {start_timed_server(deployment):.2f} s")
             print_usage(deployment, "idle")
+            stored = count(deployment, "running")
             begin = time.monotonic()
             submit(deployment, names, 1)
-            wait_until(lambda: count(deployment, "running") == running, TIMEOUT_SECONDS, "all to run")
+            wait_until(lambda: count(deployment, "running") == stored + running, TIMEOUT_SECONDS, "all to run")
             print(f"{running} tasks are running after {time.monotonic() - begin:.1f} s")
             print_usage(deployment, f"{running} running")
             followers = follow(deployment, names)
