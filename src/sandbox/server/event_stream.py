@@ -36,9 +36,6 @@ _CHANGE_BATCH_SECONDS = 0.05
 _CHANGED_TASKS_PER_READ = 100
 _DECODED_FACTOR = 5
 """Bytes of memory per byte read: the byte itself, and four bytes per character of text that has a wide character."""
-
-
-_CHARACTER_BYTES = 4
 _ALWAYS_QUEUED_BYTES = 256 * 1024
 """Events that wait for a subscriber even if the memory for responses to its client is used up."""
 
@@ -297,7 +294,8 @@ class EventStream:
                 with client_fairness.current_memory().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
-                            with client_fairness.current_memory().forced_reservation(_converted_bytes(event)):
+                            # A conversation converted from output is a second copy of the texts.
+                            with client_fairness.current_memory().forced_reservation(converted_size_bytes(event)):
                                 yield event
                                 del event
                 del batch, record
@@ -312,8 +310,3 @@ class EventStream:
 
 def _final_events(task: Task) -> Sequence[WireEvent]:
     return (end_event(task),) if task.state.is_final else ()
-
-
-def _converted_bytes(event: WireEvent) -> int:
-    """Return how much memory a conversation converted from output uses, in bytes: it is a second copy of the texts."""
-    return _CHARACTER_BYTES * converted_size_bytes(event)

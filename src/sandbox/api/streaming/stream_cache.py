@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from sandbox.api.streaming.response import Encoder, MessageBatch, close_iterator, encode_each
@@ -18,20 +18,55 @@ HISTORY_BYTES_MAX = 4 * 1024 * 1024
 _BATCH_BYTES = 64 * 1024
 _HISTORY_BATCH_BYTES = 256 * 1024
 CACHED_ENCODERS_MAX = 8
+CACHED_BYTES_MAX = 32 * 1024 * 1024
+"""Maximum memory for the encoded messages and the history of all tasks. Above it, the oldest batches are dropped."""
+
+_MESSAGE_OVERHEAD_BYTES = 64
+
+
+class CacheMemory:
+    """Counts the memory of what can be read or encoded again, for all tasks. Drops the oldest batches."""
+
+    def __init__(self) -> None:
+        self.used_bytes = 0
+        self._batches: OrderedDict[Batch, int] = OrderedDict()
+
+    def count(self, batch: Batch, cached_bytes: int) -> None:
+        """Count this much more memory for a batch, and drop other batches above the maximum."""
+        self._batches[batch] = self._batches.get(batch, 0) + cached_bytes
+        self.used_bytes += cached_bytes
+        while self.used_bytes > CACHED_BYTES_MAX and len(self._batches) > 1:
+            next(iter(self._batches)).drop()
+
+    def remove(self, batch: Batch) -> None:
+        """Do not count the batch any more."""
+        self.used_bytes -= self._batches.pop(batch, 0)
 
 
 class Batch:
     """Consecutive events after `after`, with the cached results of their encoders.
 
     Clients choose their encoders, so a batch caches the results of at most CACHED_ENCODERS_MAX encoders.
+
+    on_drop: called when the batch is dropped.
     """
 
-    def __init__(self, after: int, events: Sequence[WireEvent], size_bytes: int) -> None:
+    def __init__(
+        self,
+        after: int,
+        events: Sequence[WireEvent],
+        size_bytes: int,
+        memory: CacheMemory,
+        on_drop: Callable[[Batch], None] | None = None,
+    ) -> None:
         self.after = after
         self.last_seq = int(events[-1]["seq"])
         self.is_end = events[-1]["type"] == "end"
         self.size_bytes = size_bytes
+        self.is_dropped = False
         self._events = events
+        self._memory = memory
+        self._on_drop = on_drop
         self._encoded: dict[Encoder, MessageBatch] = {}
 
     def encode(self, encoder: Encoder, after: int) -> MessageBatch:
@@ -41,15 +76,26 @@ class Batch:
         result = self._encoded.get(encoder)
         if result is None:
             result = encoder.encode(self._events)
-            if len(self._encoded) < CACHED_ENCODERS_MAX:
+            if len(self._encoded) < CACHED_ENCODERS_MAX and not self.is_dropped:
                 self._encoded[encoder] = result
+                self._memory.count(self, sum(len(message) + _MESSAGE_OVERHEAD_BYTES for message in result))
         return result
+
+    def drop(self) -> None:
+        """Remove the cached results, and cache no others. Streams that use the batch can still encode its events."""
+        if not self.is_dropped:
+            self.is_dropped = True
+            self._encoded.clear()
+            self._memory.remove(self)
+            if self._on_drop is not None:
+                self._on_drop(self)
 
 
 class HistoryCache:
     """Recently read events for clients that lag behind the buffer, shared by clients at the same position."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: CacheMemory) -> None:
+        self._memory = memory
         self._batches: deque[Batch] = deque()
         self._cached_bytes = 0
         self._load_lock = asyncio.Lock()
@@ -67,6 +113,11 @@ class HistoryCache:
         """Return a cached batch that contains the event after `after`."""
         return next((batch for batch in self._batches if batch.after <= after < batch.last_seq), None)
 
+    def close(self) -> None:
+        """Drop all batches."""
+        while self._batches:
+            self._batches[0].drop()
+
     async def load(self, events: AsyncIterator[WireEvent], after: int) -> Batch | None:
         """Read the first of these events, which follow `after`, into a batch. Return None if there are none."""
         result: list[WireEvent] = []
@@ -80,14 +131,19 @@ class HistoryCache:
                         break
             finally:
                 await close_iterator(events)
-        return self._store(Batch(after, result, kept_bytes)) if result else None
+        return self._store(Batch(after, result, kept_bytes, self._memory, self._remove)) if result else None
 
     def _store(self, batch: Batch) -> Batch:
         self._batches.append(batch)
         self._cached_bytes += batch.size_bytes
+        self._memory.count(batch, batch.size_bytes)
         while self._cached_bytes > HISTORY_BYTES_MAX and len(self._batches) > 1:
-            self._cached_bytes -= self._batches.popleft().size_bytes
+            self._batches[0].drop()
         return batch
+
+    def _remove(self, batch: Batch) -> None:
+        self._batches.remove(batch)
+        self._cached_bytes -= batch.size_bytes
 
 
 class StreamBuffer:
@@ -96,10 +152,11 @@ class StreamBuffer:
     events: starts with the current state, like `TaskEvents.follow` without `after`.
     """
 
-    def __init__(self, events: AsyncIterator[WireEvent]) -> None:
+    def __init__(self, events: AsyncIterator[WireEvent], memory: CacheMemory) -> None:
         self.subscriber_count = 0
         self.changed = asyncio.Event()
-        self.history = HistoryCache()
+        self.history = HistoryCache(memory)
+        self._memory = memory
         self._batches: deque[Batch] = deque()
         self._buffered_bytes = 0
         self._pending: list[WireEvent] = []
@@ -133,7 +190,10 @@ class StreamBuffer:
         return result[::-1]
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Stop reading, and drop all batches."""
+        self.history.close()
+        for batch in self._batches:
+            batch.drop()
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
@@ -166,12 +226,13 @@ class StreamBuffer:
             self._timer = None
         if not self._pending:
             return
-        batch = Batch(self._last_seq, self._pending, self._pending_bytes)
+        batch = Batch(self._last_seq, self._pending, self._pending_bytes, self._memory)
         self._pending, self._pending_bytes = [], 0
         self._batches.append(batch)
         self._buffered_bytes += batch.size_bytes
         while self._buffered_bytes > BUFFER_BYTES_MAX and len(self._batches) > 1:
             dropped = self._batches.popleft()
+            dropped.drop()
             self._buffered_bytes -= dropped.size_bytes
             self._oldest_seq = dropped.last_seq
         self._last_seq, self._published_at = batch.last_seq, self._loop.time()
@@ -190,6 +251,7 @@ class StreamCache:
 
     def __init__(self, events: TaskEvents) -> None:
         self._events = events
+        self._memory = CacheMemory()
         self._buffers: dict[str, StreamBuffer] = {}
 
     def follow(self, task: Task, encoder: Encoder, *, after: int | None) -> AsyncIterator[MessageBatch]:
@@ -224,6 +286,8 @@ class StreamCache:
                     position = batch.last_seq
                     if batch.is_end:
                         return
+                    del batch
+                del batches  # a stream that is waiting for events must not hold any
         finally:
             await self._release(task_id, buffer)
 
@@ -247,7 +311,7 @@ class StreamCache:
         buffer = self._buffers.get(task_id)
         # The id of a pruned task may be reused while a client still reads the end of the old task.
         if buffer is None or buffer.is_finished:
-            buffer = self._buffers[task_id] = StreamBuffer(self._events.follow(task_id))
+            buffer = self._buffers[task_id] = StreamBuffer(self._events.follow(task_id), self._memory)
         buffer.subscriber_count += 1
         return buffer
 

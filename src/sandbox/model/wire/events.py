@@ -21,12 +21,14 @@ LogStream = Literal["all", "stdout", "stderr", "events", "conversation"]
 
 
 _OVERHEAD_BYTES = 256
+_CHARACTER_BYTES_MAX = 8
+"""Maximum memory of a character that is not ASCII: four bytes, and four in UTF-8, which the encoder keeps."""
 
 
 def wire_size_bytes(event: WireEvent) -> int:
     """Estimate the memory used by an event, for limits: its text plus a fixed overhead."""
     if event["type"] == "output":
-        return _OVERHEAD_BYTES + len(event["data"]) + converted_size_bytes(event)
+        return _OVERHEAD_BYTES + _text_size_bytes(event["data"]) + converted_size_bytes(event)
     if event["type"] == "conversation":
         return _OVERHEAD_BYTES + converted_size_bytes(event)
     if (
@@ -50,8 +52,12 @@ def _item_size_bytes(item: b.ConversationItem) -> int:
     if item["type"] == "tool_call_started":
         texts = [item["command"] or "", *item["input"].values()]
         changes = [text for edit in item["edits"] for text in (edit["path"], edit["old"] or "", edit["new"])]
-        return _OVERHEAD_BYTES + sum(map(len, (*texts, *changes))) + _OVERHEAD_BYTES * len(texts)
-    return _OVERHEAD_BYTES + len(item["output"] if item["type"] == "tool_result" else item["text"])
+        return _OVERHEAD_BYTES + sum(map(_text_size_bytes, (*texts, *changes))) + _OVERHEAD_BYTES * len(texts)
+    return _OVERHEAD_BYTES + _text_size_bytes(item["output"] if item["type"] == "tool_result" else item["text"])
+
+
+def _text_size_bytes(text: str) -> int:
+    return len(text) if text.isascii() else _CHARACTER_BYTES_MAX * len(text)
 
 
 def format_timestamp(at: datetime) -> str:

@@ -3,6 +3,10 @@
 import asyncio
 import json
 import random
+import re
+import tracemalloc
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -13,6 +17,7 @@ from sandbox.api.routes import logs
 from sandbox.api.streaming import response as streaming_response
 from sandbox.api.streaming import stream_cache
 from sandbox.model import events as e
+from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
@@ -103,7 +108,7 @@ async def test_history_cache_is_bounded(monkeypatch):
         for seq in range(after + 1, 101):
             yield {"type": "output", "seq": seq, "data": "x" * 100}
 
-    history, position, reads = stream_cache.HistoryCache(), 0, 0
+    history, position, reads = stream_cache.HistoryCache(stream_cache.CacheMemory()), 0, 0
     while position < 100:
         position, reads = (await history.load(events_from(position), position)).last_seq, reads + 1
     assert reads == 34
@@ -190,7 +195,7 @@ async def test_slow_reader_gets_every_event(running_api, monkeypatch):
 async def test_history_reads_are_shared_fairly_between_tokens(has_many_readers, monkeypatch):
     monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 1000)
     monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 5000)
-    history, last, loads = stream_cache.HistoryCache(), 10_000, []
+    history, last, loads = stream_cache.HistoryCache(stream_cache.CacheMemory()), 10_000, []
 
     def events_after(client, position):
         async def events():
@@ -216,3 +221,87 @@ async def test_history_reads_are_shared_fairly_between_tokens(has_many_readers, 
     await asyncio.gather(*readers)
     assert reads_of_the_other <= 40
     assert loads.count("own") == 10
+
+
+EVENTS = 300
+ALL_SEQS = list(range(1, EVENTS + 1))
+
+
+class LongTasks:
+    """Running tasks with the same output. Implements the methods of `TaskEvents` that the cache uses."""
+
+    def __init__(self, text):
+        self.text, self.reads = text, 0
+
+    async def follow(self, task_id, *, after=None):
+        assert after is None
+        yield {"type": "state_change", "seq": EVENTS}
+        await asyncio.Event().wait()
+
+    async def replay(self, task_id, *, after=0):
+        self.reads += 1
+        for seq in range(after + 1, EVENTS + 1):
+            yield {"type": "output", "stream": "stderr", "timestamp": "~", "seq": seq, "data": self.text + str(seq)}
+
+
+@asynccontextmanager
+async def open_streams(cache, tasks, encoders):
+    """Follow each task with each encoder. Once every stream has sent all events, yield the seqs of each stream."""
+    received = [[] for _ in range(len(tasks) * len(encoders))]
+
+    async def read(stream, seqs):
+        async for messages in stream:
+            seqs += [int(seq) for seq in re.findall(rb"^id: (\d+)$", b"".join(messages), re.MULTILINE)]
+            del messages
+
+    streams = [cache.follow(task, encoder, after=0) for task in tasks for encoder in encoders]
+    readers = [asyncio.create_task(read(*each)) for each in zip(streams, received, strict=True)]
+    async with asyncio.timeout(30):
+        while not all(seqs and seqs[-1] == EVENTS for seqs in received):
+            await asyncio.sleep(0.01)
+    try:
+        yield received
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
+
+
+def encoders(count):
+    """Return encoders that clients can choose with the parameter `since`; each encodes all events."""
+    return [logs.LogEncoder("all", " " * number, logs._format_sse, True) for number in range(count)]
+
+
+def running_tasks(count):
+    return [SimpleNamespace(id=f"task-{number}", state=TaskState.RUNNING) for number in range(count)]
+
+
+@pytest.mark.parametrize("character", ["x", "\x01", "\N{GRINNING FACE}"], ids=["ascii", "escaped", "wide"])
+async def test_memory_of_the_cache_is_bounded_for_all_tasks(character, monkeypatch):
+    monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 15_000)
+    monkeypatch.setattr(stream_cache, "HISTORY_BYTES_MAX", 200_000)
+    monkeypatch.setattr(stream_cache, "CACHED_BYTES_MAX", 1_000_000)
+    cache = stream_cache.StreamCache(LongTasks(character * 1000))
+    tracemalloc.start()
+    try:
+        async with open_streams(cache, running_tasks(4), encoders(8)) as received:
+            assert received == [ALL_SEQS] * 32
+            used_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert used_bytes < 2_000_000
+    assert cache._memory.used_bytes == 0
+
+
+async def test_history_is_read_once_for_the_streams_of_several_tasks(monkeypatch):
+    monkeypatch.setattr(stream_cache, "_HISTORY_BATCH_BYTES", 50_000)
+    events = LongTasks("x" * 1000)
+    cache = stream_cache.StreamCache(events)
+    tasks, [first, second] = running_tasks(3), encoders(2)
+    async with open_streams(cache, tasks, [first]):
+        reads = events.reads
+        async with open_streams(cache, tasks, [first, second]) as received:
+            assert received == [ALL_SEQS] * 6
+        assert events.reads == reads

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sandbox.api.streaming.response import PREFETCH_BYTES_MAX, Prefetcher
-from sandbox.api.streaming.stream_cache import Batch
+from sandbox.api.streaming.stream_cache import Batch, CacheMemory
 
 
 async def encode_events(events):
@@ -106,7 +106,7 @@ def test_encodings_of_a_batch_are_cached_for_a_limited_number_of_views():
             encodings.append(self)
             return tuple(str(event["seq"]).encode() for event in events)
 
-    batch = Batch(0, [{"seq": 1, "type": "output"}], 1)
+    batch = Batch(0, [{"seq": 1, "type": "output"}], 1, CacheMemory())
     first, *others = [View() for _ in range(50)]
     for view in (first, *others, *others, first):
         assert batch.encode(view, 0) == (b"1",)

@@ -1,5 +1,6 @@
 """Wire events for journal records, and the log stream of each event."""
 
+import sys
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, get_args
 
@@ -211,6 +212,13 @@ def test_converted_conversation_of_a_transcript_is_a_separate_event():
 def test_size_of_a_wire_event_includes_its_texts(event, characters):
     size_bytes = wire_size_bytes(to_wire_event("t", e.Record(7, 1, TIMESTAMP, event)))
     assert characters <= size_bytes <= characters + 1100
+
+
+def test_size_of_wide_text_includes_the_copy_that_the_encoder_keeps():
+    text = chr(0x1F600) * 1000
+    wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, e.Output("stdout", text)))
+    msgspec.json.encode(wire_event)
+    assert sys.getsizeof(wire_event["data"]) <= wire_size_bytes(wire_event) <= 9000
 
 
 def test_size_of_output_includes_its_converted_conversation():
