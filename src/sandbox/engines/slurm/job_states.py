@@ -20,6 +20,7 @@ started the worker all the same, so the end of such a job is never certain.
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -188,5 +189,26 @@ def parse_hosts(output: str, partition: str | None) -> Sequence[Resources]:
         if partition is not None or found[4].endswith("*"):
             disk_bytes = int(found[3]) * _MIB or UNLIMITED_DISK_BYTES
             hosts.add(Resources(int(found[1]), int(found[2]) * _MIB, disk_bytes))
-    largest = [host for host in hosts if not any(host != other and host.fits_in(other) for other in hosts)]
-    return sorted(largest, key=lambda host: (host.cpus, host.memory_bytes, host.disk_bytes), reverse=True)
+    return _largest_hosts(hosts)
+
+
+def _largest_hosts(hosts: set[Resources]) -> Sequence[Resources]:
+    """Return the hosts that fit in no other host, from the largest number of CPUs on.
+
+    All hosts before a host have at least as many CPUs. `frontier` has the largest pairs of memory and disk among them.
+    In it, the memory increases and the disk decreases. A host fits in one before it if its disk fits in the first pair
+    that has enough memory.
+    """
+    result: list[Resources] = []
+    frontier: list[tuple[int, int]] = []
+    for host in sorted(hosts, key=lambda host: (host.cpus, host.memory_bytes, host.disk_bytes), reverse=True):
+        position = bisect_left(frontier, (host.memory_bytes, 0))
+        if position < len(frontier) and frontier[position][1] >= host.disk_bytes:
+            continue
+        result.append(host)
+        end = bisect_right(frontier, host.memory_bytes, key=lambda pair: pair[0])
+        begin = position
+        while begin > 0 and frontier[begin - 1][1] <= host.disk_bytes:
+            begin -= 1
+        frontier[begin:end] = [(host.memory_bytes, host.disk_bytes)]
+    return result

@@ -1,6 +1,8 @@
 """Phases of Slurm jobs, and the parsing of squeue and sinfo."""
 
+import random
 import re
+import time
 
 import pytest
 
@@ -196,3 +198,22 @@ def test_largest_hosts_are_found():
 def test_unknown_host_format_is_an_error(output):
     with pytest.raises(UnexpectedOutputError, match=re.escape(output.strip())):
         parse_hosts(output, None)
+
+
+def test_largest_hosts_do_not_fit_in_any_other_host():
+    rng = random.Random(3)
+    for _ in range(300):
+        hosts = {Resources(*(rng.randrange(5) for _ in range(3))) for _ in range(rng.randrange(1, 30))}
+        output = "".join(f"{host.cpus}|{host.memory_bytes}|{host.disk_bytes}|p*\n" for host in hosts)
+        parsed = {Resources(h.cpus, h.memory_bytes * MIB, h.disk_bytes * MIB or UNLIMITED_DISK_BYTES) for h in hosts}
+        expected = {host for host in parsed if not any(host != other and host.fits_in(other) for other in parsed)}
+        found = parse_hosts(output, None)
+        assert (set(found), len(found)) == (expected, len(expected))
+        assert [host.cpus for host in found] == sorted((host.cpus for host in found), reverse=True)
+
+
+def test_many_different_hosts_are_parsed_in_a_short_time():
+    output = "".join(f"{number}|{30_000 - number}|5000|p*\n" for number in range(1, 30_000))
+    start = time.process_time()
+    assert len(parse_hosts(output, None)) == 29_999
+    assert time.process_time() - start < 5
