@@ -16,6 +16,7 @@ from sandbox.journal import lock, record_format
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
 from sandbox.model.events import Artifact, AttemptStarted, TaskSubmitted, Transition
+from sandbox.model.fixed_limits import WORKER_ARTIFACTS_MAX
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, advance, replay
 from sandbox.model.task import Task
@@ -237,6 +238,8 @@ def _verify(verified: _Verified, data: bytes) -> _Verified:
         if _states(result.transition) != _states(record.transition):
             raise JournalDamagedError(f"Record {record.seq} has a wrong change of state.")
         task, epoch = replay(task, record), record.epoch
+        if len(task.artifacts) > WORKER_ARTIFACTS_MAX:
+            raise JournalDamagedError(f"The task has more than {WORKER_ARTIFACTS_MAX} artifacts.")
     return _Verified(task, verified.offset + len(data), epoch)
 
 

@@ -344,6 +344,12 @@ ARTIFACT_BYTES_MAX = 2 * 1024**3
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
 """
 
+WORKER_ARTIFACTS_MAX = 20_000
+"""Maximum number of artifacts of a task that a worker may send, twice as many as a runner collects.
+
+The server copies the list of a task's artifacts for each of them, and a read of the journal has up to 4000 of them.
+"""
+
 SHUTDOWN_TIMEOUT_SECONDS = 2.0
 """Maximum time between SIGTERM and the server's exit, even with open event streams."""
 

@@ -7,14 +7,19 @@ import pytest
 
 from doubles.manifests import manifest
 from sandbox.interfaces.journal import JournalDamagedError
-from sandbox.journal import record_format
+from sandbox.journal import record_format, replication
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import (
+    AgentExited,
+    AgentStarted,
+    Artifact,
+    ArtifactCollected,
     AttemptFailed,
     AttemptStarted,
     Output,
     Record,
+    SandboxCreated,
     TaskFinished,
     TaskSubmitted,
     Transition,
@@ -111,3 +116,22 @@ def test_a_host_cannot_create_a_journal(tmp_path):
     with pytest.raises(JournalDamagedError):
         replicas.receive_untrusted("task-1", 0, line)
     assert not (tmp_path / "tasks").exists()
+
+
+def test_artifacts_are_limited_in_number(copy, monkeypatch):
+    monkeypatch.setattr(replication, "WORKER_ARTIFACTS_MAX", 3)
+
+    def receive(event):
+        copy.receive(copy.line(event))
+        copy.task = advance(copy.task, event, seq=copy.task.last_seq + 1, at=NOW).task
+
+    def artifact(name):
+        return ArtifactCollected(Artifact(name, name, 1, "text/plain", "sha256:" + "0" * 64))
+
+    for event in (PREPARED, SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"), AgentExited(0, None)):
+        receive(event)
+    for name in ("a", "b", "c", "a"):  # a finisher replaces an artifact that an earlier process collected
+        receive(artifact(name))
+    with pytest.raises(JournalDamagedError, match="more than 3 artifacts"):
+        receive(artifact("d"))
+    receive(TaskFinished())

@@ -18,6 +18,7 @@ from sandbox.interfaces.journal import ArtifactCopy, TaskReplicas
 from sandbox.interfaces.worker_messages import WORKER_MESSAGE_BYTES_MAX, ArtifactPart
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact
+from sandbox.model.fixed_limits import WORKER_ARTIFACTS_MAX
 from sandbox.placements.cluster.jobs import Job
 from sandbox.primitives.message_stream import InvalidMessageError, read_message
 
@@ -40,11 +41,11 @@ _decoder = msgspec.msgpack.Decoder(ArtifactPart)
 
 
 class ArtifactsTooLargeError(Exception):
-    """The artifacts of a task have an impossible size, or a larger one than any task may have."""
+    """The artifacts of a task have an impossible size, or are larger or more than those of any task may be."""
 
 
 class ArtifactQuota:
-    """The limit on the total size of a task's artifacts.
+    """The limits on the number and the total size of a task's artifacts.
 
     sizes: the artifacts that are stored already, by their names.
     """
@@ -57,6 +58,8 @@ class ArtifactQuota:
         """Raise ArtifactsTooLargeError if the artifact may not be stored. It replaces one with the same name."""
         if artifact.size_bytes < 0 or self._total_with(artifact) > ARTIFACTS_BYTES_MAX:
             raise ArtifactsTooLargeError("The artifacts are too large.")
+        if artifact.name not in self._sizes and len(self._sizes) >= WORKER_ARTIFACTS_MAX:
+            raise ArtifactsTooLargeError(f"There are more than {WORKER_ARTIFACTS_MAX} artifacts.")
 
     def add(self, artifact: Artifact) -> None:
         """Count an artifact that was stored."""

@@ -203,9 +203,10 @@ async def upload_text(server, claim, name):
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_limit_on_artifacts_applies_to_all_sessions(server, job, monkeypatch, restarts):
+@pytest.mark.parametrize("limit", [("ARTIFACTS_BYTES_MAX", 2_000_000), ("WORKER_ARTIFACTS_MAX", 2)])
+async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatch, limit, restarts):
     """An artifact that is sent again counts once."""
-    monkeypatch.setattr(uploads, "ARTIFACTS_BYTES_MAX", 2_000_000)
+    monkeypatch.setattr(uploads, *limit)
     claim = server.claim(job)
     for name in ("a.txt", "a.txt", "b.txt", "a.txt"):
         assert await upload_text(server, claim, name) == UploadReceived(is_accepted=True)
