@@ -25,6 +25,9 @@ Commas and brackets in strings count too. A line of OUTPUT_LINE_BYTES_MAX can co
 decoding a longer line takes no more time or memory.
 """
 
+BLOCKS_MAX = 10_000
+"""Maximum number of blocks of a message that are decoded. Claude Code writes a line for each block."""
+
 _RESULT_TEXT_CHARACTERS_MAX = 32 * 1024
 _FIELD_CHARACTERS_MAX = 1024
 _DEPTH_MAX = 16
@@ -158,10 +161,10 @@ def read_message(event: StreamEvent) -> Message:
 
 
 def read_blocks(message: Message) -> list[ContentBlock]:
-    """Decode the valid blocks in a message."""
+    """Decode the valid blocks among the first BLOCKS_MAX blocks in a message."""
     if isinstance(message.content, str):
         return []
-    return [block for raw in message.content if (block := _decode(_BLOCK, raw)) is not None]
+    return [block for raw in message.content[:BLOCKS_MAX] if (block := _decode(_BLOCK, raw)) is not None]
 
 
 def read_init(line: bytes) -> InitEvent:

@@ -19,6 +19,7 @@ from sandbox.agents.claude_code.output_parser import (
     convert_recorded_line,
 )
 from sandbox.agents.claude_code.stream_json import (
+    BLOCKS_MAX,
     RESULT_BYTES_MAX,
     TEXT_CHARACTERS_MAX,
     read_blocks,
@@ -49,6 +50,16 @@ def tool_use(tool_use_id, name="Bash", message_id="msg_1", **fields):
 def tool_result(tool_use_id, **fields):
     block = {"type": "tool_result", "tool_use_id": tool_use_id, "content": "x", **fields}
     return line(type="user", message={"role": "user", "content": [block]})
+
+
+def test_only_the_first_blocks_of_a_message_are_parsed():
+    blocks = [{"type": "tool_use", "id": f"t{number}", "name": "Bash", "input": {}} for number in range(50_000)]
+    parser = ClaudeOutputParser(SESSION)
+    events = parser.parse_line(line(type="assistant", message={"id": "m", "content": blocks}))
+    started = [event.tool_use_id for event in events if isinstance(event, ToolCallStarted)]
+    assert started == [f"t{number}" for number in range(BLOCKS_MAX)]
+    [result, ended] = parser.parse_line(tool_result("t9999"))
+    assert (result.tool_use_id, ended.tool_use_id) == ("t9999", "t9999")
 
 
 def test_tool_list_of_an_init_event_is_truncated():
@@ -582,11 +593,11 @@ def test_indented_input_of_many_calls_in_one_line_uses_little_memory():
 
 @pytest.mark.parametrize("kind", ["assistant", "user"])
 def test_parent_of_many_blocks_in_one_line_is_sanitized_once(kind):
-    blocks = [{"type": "text", "text": "x"}] * 20_000
+    blocks = [{"type": "text", "text": "x"}] * BLOCKS_MAX
     flood = line(type=kind, message={"content": blocks}, parent_tool_use_id=WIDE * 255 + "\u200b")
     held, events = held_bytes(lambda: ClaudeOutputParser(SESSION).parse_line(flood))
     messages = [event for event in events if isinstance(event, AgentMessage)]
-    assert len(messages) == 20_000
+    assert len(messages) == BLOCKS_MAX
     assert {one.parent_tool_use_id for one in messages} == {WIDE * 255 + " "}
     assert held < 5_000_000
 
