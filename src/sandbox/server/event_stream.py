@@ -38,6 +38,8 @@ _DECODED_FACTOR = 5
 """Bytes of memory per byte read: the byte itself, and four bytes per character of text that has a wide character."""
 _ALWAYS_QUEUED_BYTES = 256 * 1024
 """Events that wait for a subscriber even if the memory for responses to its client is used up."""
+_GAP_BYTES = 1024
+"""Memory of a gap. A subscriber that reads nothing has a gap for each task that has events."""
 
 
 class Broadcast:
@@ -113,6 +115,7 @@ class _Subscriber:
     def close(self) -> None:
         """Release the memory."""
         self._queue.clear()
+        self._gaps.clear()
         self._set_queued_bytes(0)
 
     async def next(self) -> WireEvent:
@@ -130,6 +133,8 @@ class _Subscriber:
 
     def _record_gap(self, event: WireEvent) -> None:
         first = self._gaps.get(event["task_id"])
+        if first is None:
+            self._set_queued_bytes(self._queued_bytes + _GAP_BYTES)
         self._gaps[event["task_id"]] = {
             "task_id": event["task_id"],
             "seq": event["seq"],

@@ -131,3 +131,16 @@ async def test_client_that_reads_misses_nothing_while_its_memory_is_used_up(monk
         broadcast.publish({**event(seq), "data": "x" * 10_000})
         received += await read(events, 1)
     assert [one["seq"] for one in received] == list(range(1, 51))
+
+
+async def test_gaps_of_many_tasks_use_the_memory_of_the_client():
+    share = FairShare()
+    client_fairness.set_current_share(share)
+    broadcast = Broadcast()
+    events = broadcast.subscribe()
+    for number in range(1002):
+        broadcast.publish(event(1, f"task-{number}"))
+    assert share.memory.reserved_bytes > 1_000_000
+    assert [one["type"] for one in await read(events, 1002)] == ["output"] * 2 + ["gap"] * 1000
+    assert share.memory.reserved_bytes == 0
+    await events.aclose()
