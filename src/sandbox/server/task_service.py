@@ -37,6 +37,7 @@ from sandbox.model.fixed_limits import CHAIN_TASKS_MAX
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
+from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher, Drain
 from sandbox.server.health import HealthCheck
@@ -322,7 +323,7 @@ class Administration:
         return dataclasses.replace(health, occupancy=self._dispatcher.occupancy)
 
     async def _check_health(self) -> Health:
-        """Run one check at a time. A probe does not wait for the threads of a share, which may read long lists."""
+        """Run one check at a time. It does not wait for the threads of requests, which may read long lists."""
         async with self._health_check_lock:
             self._next_health_check = None
-            return await asyncio.to_thread(self._health_check.run)
+            return await run_in_daemon_thread(self._health_check.run)

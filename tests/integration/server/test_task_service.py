@@ -347,6 +347,19 @@ async def test_health_does_not_wait_for_the_threads_of_a_client(components):
             released.set()
 
 
+async def test_health_check_does_not_wait_for_the_threads_of_all_clients(components):
+    released, work = threading.Event(), []
+    async with components.server() as service:
+        try:
+            work += [asyncio.create_task(asyncio.to_thread(released.wait, 30)) for _ in range(100)]
+            await asyncio.sleep(0)
+            async with asyncio.timeout(10):
+                assert (await service.health()).is_ready
+        finally:
+            released.set()
+            await asyncio.gather(*work)
+
+
 async def test_health_requests_share_the_next_check(components, monkeypatch):
     started, released, counts = threading.Event(), threading.Event(), []
 
