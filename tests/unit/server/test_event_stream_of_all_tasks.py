@@ -134,9 +134,7 @@ async def test_client_that_reads_misses_nothing_while_its_memory_is_used_up(monk
 
 
 async def test_gaps_of_many_tasks_use_the_memory_of_the_client():
-    share = FairShare()
-    client_fairness.set_current_share(share)
-    broadcast = Broadcast()
+    share, broadcast = use_share(), Broadcast()
     events = broadcast.subscribe()
     for number in range(1002):
         broadcast.publish(event(1, f"task-{number}"))
