@@ -101,8 +101,7 @@ def test_task_round_trip_is_complete(store):
 
 def as_list_item(known):
     manifest = known.manifest
-    settings = {name: manifest.agent.settings[name] for name in ("model", "headless", "output_format")}
-    agent = AgentSection("claude", {**settings, "prompt": ""})
+    agent = AgentSection("", {"prompt": "", "model": ""})
     repository = replace(manifest.repository, patch=None)
     return msgspec.structs.replace(known, manifest=manifest.replace(agent=agent, repository=repository))
 

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import claude, encode_json
+from doubles.memory_store import as_list_item
 from sandbox.interfaces.store import ChangeCursor, IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
@@ -24,7 +25,7 @@ from sandbox.model.task import PROJECTION_VERSION
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
-from sandbox.store.sqlite import SqliteStore, as_list_item
+from sandbox.store.sqlite import SqliteStore
 
 INSERT_FOREVER = """
 import sys
@@ -522,6 +523,33 @@ def test_prompt_in_a_row_of_an_older_index_is_read(path):
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("report", "message"), [({"result": "Done.", "usage": {"n": 1}}, "Done."), ({"result": [1]}, None), ({}, None)]
+)
+def test_lists_show_the_message_of_a_report_without_a_message(path, report, message):
+    store = SqliteStore(path)
+    known = msgspec.structs.replace(submitted("a"), result=report)
+    store.save(IndexedTask(known, 1))
+    [listed] = store.query(TaskQuery()).tasks
+    assert (listed, listed.final_message, listed.result) == (as_list_item(known), message, None)
+    assert store.load("a").task.result == report
+    store.close()
+
+
+def test_lists_have_no_large_fields_of_a_row_of_an_older_index(path):
+    store = SqliteStore(path)
+    known = submitted("a")
+    manifest = known.manifest.replace(repository=dataclasses.replace(known.manifest.repository, patch="ZGlmZg=="))
+    artifact = Artifact("a", "a", 1, "text/plain", "sha256:00")
+    known = msgspec.structs.replace(known, manifest=manifest, artifacts=(artifact,))
+    store.save(IndexedTask(known, 1))
+    corrupt(path, "task", encode_json(known))
+    [listed] = store.query(TaskQuery()).tasks
+    assert listed == as_list_item(known)
+    assert (listed.artifacts, listed.manifest.repository.patch, listed.manifest.agent.prompt) == ((), None, "")
+    store.close()
+
+
 def test_task_with_a_missing_prompt_is_outdated(path):
     store = SqliteStore(path)
     known = IndexedTask(submitted("a"), 1)
@@ -815,7 +843,7 @@ def test_listed_tasks_contain_no_agent_reports_or_settings(path):
     assert held_bytes < 1024**2
     assert len(listed) == len(changed) == 10
     assert {task.final_message for task in listed} == {"Done."}
-    assert {(task.manifest.agent.model, task.result) for task in listed} == {(known.manifest.agent.model, None)}
+    assert {(task.manifest.agent.model, task.result) for task in listed} == {("", None)}
     assert changed[-1].cursor == begin
     loaded = store.load("t0").task
     assert (loaded.result, loaded.manifest.agent.settings["mcp_config"]) == (report, servers)

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import gt, itemgetter, lt
 
+import msgspec
+
 from sandbox.interfaces.store import (
     ChangeCursor,
     ChangedTask,
@@ -18,8 +20,22 @@ from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.store.listing import PagePosition, cursor_position, position_of, split_words, to_cursor
-from sandbox.store.sqlite import as_list_item
+from sandbox.store.listing import (
+    UNLISTED_AGENT,
+    PagePosition,
+    cursor_position,
+    position_of,
+    split_words,
+    to_cursor,
+    without_patch,
+)
+
+
+def as_list_item(task: Task) -> Task:
+    """Return a task as `TaskPage` contains it."""
+    manifest = task.manifest.replace(agent=UNLISTED_AGENT, repository=without_patch(task.manifest.repository))
+    message = task.reported_message
+    return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
 
 
 class MemoryStore:

@@ -74,7 +74,7 @@ class ChangeCursor:
 
 @dataclass(frozen=True, slots=True)
 class ChangedTask:
-    """A task that changed its state. cursor: the position after its latest change. task: without large fields."""
+    """A task that changed its state. cursor: the position after its latest change. task: as in `TaskPage`."""
 
     cursor: ChangeCursor
     task: Task
@@ -132,7 +132,7 @@ class TaskTotals:
 class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
-    tasks: without artifacts, prompt, patch and the agent's own report, which no list shows.
+    tasks: without artifacts, patch, the agent's section (an empty one) and the agent's own report: no list shows them.
     damaged: task ids of unreadable rows of the page, with the error. They are not in `tasks`.
     totals: set if the query requests them. They include unreadable rows.
     """

@@ -79,6 +79,11 @@ class AgentStartTime(msgspec.Struct, frozen=True):
     boot_id: str
 
 
+def message_in_report(text: object) -> str | None:
+    """Return the agent's last message from the field `result` of the agent's own report; None if it has none."""
+    return cut_final_message(text) if text and isinstance(text, str) else None
+
+
 def cut_final_message(text: str) -> str:
     """Return the text, or its beginning and `…` if it is longer than FINAL_MESSAGE_CHARACTERS_MAX."""
     limit = FINAL_MESSAGE_CHARACTERS_MAX
@@ -135,8 +140,7 @@ class Task(
         """The agent's last message. Journals of earlier versions have it only in the agent's own report."""
         if self.final_message is not None:
             return self.final_message
-        reported = (self.result or {}).get("result")
-        return cut_final_message(reported) if reported and isinstance(reported, str) else None
+        return message_in_report((self.result or {}).get("result"))
 
     @property
     def created_at(self) -> datetime:

@@ -9,16 +9,18 @@ import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery, TaskTotals
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
-from sandbox.model.task import Task
+from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, Repository
+from sandbox.model.task import Task, message_in_report
 
 PagePosition = tuple[int | str | None, str]
 """The value of the sort field (times in microseconds since 1970, UTC; costs in nanodollars) and the task's id."""
@@ -182,6 +184,49 @@ class ListedRow(NamedTuple):
     id: str
     value: int | str | None
     encoded: bytes
+
+
+class _Report(msgspec.Struct, frozen=True):
+    """The field of an agent's own report that lists need. Decoded completely, a report can use megabytes."""
+
+    result: Any = None
+
+
+_LISTED_TYPES = {"manifest": CommonFields, "result": _Report | None, "artifacts": msgspec.Raw}
+"""What lists decode of these fields. msgspec decodes `CommonFields` without a hook, unlike `Manifest`."""
+
+
+def _declare_listed_task() -> type[Any]:
+    """Declare `Task` with the types for lists."""
+    fields = msgspec.structs.fields(Task)
+    types = {each.name: _LISTED_TYPES.get(each.name, each.type) for each in fields}
+    return msgspec.defstruct(
+        "_ListedTask",
+        [(each.name, types[each.name], *(() if each.required else (each.default,))) for each in fields],
+        rename={each.name: each.encode_name for each in fields},
+    )
+
+
+_list_decoder = msgspec.json.Decoder(_declare_listed_task())
+UNLISTED_AGENT = AgentSection("", {"prompt": "", "model": ""})
+"""The agent section of the tasks in a list."""
+
+
+def decode_list_item(encoded: bytes) -> Task:
+    """Decode a task as lists show it: without artifacts, patch, the agent's section and the agent's own report."""
+    row = _list_decoder.decode(encoded)
+    manifest, message = Manifest.combine(row.manifest, UNLISTED_AGENT), row.final_message
+    if manifest.repository.patch is not None:  # rows of earlier versions have it
+        manifest = manifest.replace(repository=without_patch(manifest.repository))
+    if message is None and row.result is not None:
+        message = message_in_report(row.result.result)
+    changes = {"manifest": manifest, "artifacts": (), "result": None, "final_message": message}
+    return Task(**msgspec.structs.asdict(row) | changes)
+
+
+def without_patch(repository: Repository) -> Repository:
+    """Return the repository without its patch."""
+    return repository if repository.patch is None else replace(repository, patch=None)
 
 
 class ListedPage(NamedTuple):

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from importlib.resources import files
@@ -26,7 +26,7 @@ from sandbox.interfaces.store import (
 )
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
-from sandbox.model.manifest.schema import Repository, decode_manifest, encode_manifest
+from sandbox.model.manifest.schema import decode_manifest, encode_manifest
 from sandbox.model.task import PROJECTION_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
@@ -35,11 +35,13 @@ from sandbox.store.listing import (
     PageReader,
     content_digest,
     cursor_position,
+    decode_list_item,
     state_term,
     task_terms,
     to_cursor,
     to_microseconds,
     to_nanodollars,
+    without_patch,
 )
 from sandbox.store.schema import StoreUnusableError, check_current, migrate
 
@@ -68,24 +70,9 @@ _artifacts_decoder = msgspec.json.Decoder(tuple[Artifact, ...])
 
 def without_large_fields(task: Task) -> Task:
     """Return the task without the large fields that no list shows: artifacts, prompt and patch."""
-    agent, repository = task.manifest.agent.with_prompt(""), _without_patch(task.manifest.repository)
+    agent, repository = task.manifest.agent.with_prompt(""), without_patch(task.manifest.repository)
     manifest = task.manifest.replace(agent=agent, repository=repository)
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest)
-
-
-def _without_patch(repository: Repository) -> Repository:
-    return repository if repository.patch is None else replace(repository, patch=None)
-
-
-def as_list_item(task: Task) -> Task:
-    """Return the task as lists show it: without large fields, the agent's own report and its driver's settings.
-
-    After decoding, a report of 256 KiB uses megabytes of memory.
-    """
-    agent, repository = task.manifest.agent.as_list_item(), _without_patch(task.manifest.repository)
-    manifest = task.manifest.replace(agent=agent, repository=repository)
-    message = task.reported_message
-    return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
 
 
 class SqliteStore:
@@ -162,7 +149,7 @@ class SqliteStore:
         return _to_indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`as_list_item`). Raises InvalidCursorError."""
+        """Return a page of tasks (`decode_list_item`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
             found, totals = listing.read(connection)
@@ -192,7 +179,7 @@ class SqliteStore:
             for number, task_id, encoded in rows:
                 position = number
                 try:
-                    task = as_list_item(_decode_task(task_id, encoded))
+                    task = _decode_task(task_id, encoded, decode_list_item)
                 except IndexDamagedError as error:
                     self._log_once(task_id, error)
                 else:
@@ -345,15 +332,11 @@ def _texts(task: Task) -> dict[str, object]:
 
 
 def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
-    """Decode a row.
-
-    Rows of earlier versions include the large fields, which are removed. Pruning by age relies on the sort order, so
-    the time is compared with the sorted column.
-    """
-    task = _decode_task(row.id, row.encoded)
+    """Decode a row. Pruning by age relies on the sort order, so the time is compared with the sorted column."""
+    task = _decode_task(row.id, row.encoded, decode_list_item)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
-    return as_list_item(task)
+    return task
 
 
 def _cursor_after(row: ListedRow, query: TaskQuery) -> Cursor | None:
@@ -377,7 +360,7 @@ class _DecodedRow(NamedTuple):
 
 def _decode_row(row: Sequence[Any]) -> _DecodedRow:
     task_id, encoded, offset, state, artifacts, prompt, patch = row
-    task = _decode_task(task_id, encoded)
+    task = _decode_task(task_id, encoded, _decoder.decode)
     if not isinstance(offset, int):
         raise IndexDamagedError(f"task {task.id} has no journal offset")
     if task.state != state:
@@ -386,11 +369,11 @@ def _decode_row(row: Sequence[Any]) -> _DecodedRow:
     texts = kept if kept[0] else (_decode_text(prompt), None if patch is None else _decode_text(patch))
     if not texts[0]:
         raise IndexDamagedError(f"task {task.id} has no prompt")
-    return _DecodedRow(task, _decode(_artifacts_decoder, artifacts), *texts)
+    return _DecodedRow(task, _decode(_artifacts_decoder.decode, artifacts), *texts)
 
 
-def _decode_task(task_id: str, encoded: bytes) -> Task:
-    task = _decode(_decoder, encoded)
+def _decode_task(task_id: str, encoded: bytes, decode: Callable[[bytes], Task]) -> Task:
+    task = _decode(decode, encoded)
     if task.id != task_id:
         raise IndexDamagedError(f"the row of task {task_id} contains task {task.id}")
     return task
@@ -416,9 +399,9 @@ def _to_indexed(row: Sequence[Any]) -> IndexedTask:
     return IndexedTask(msgspec.structs.replace(task, artifacts=artifacts, manifest=manifest), offset)
 
 
-def _decode(decoder: msgspec.json.Decoder[T], encoded: bytes) -> T:
+def _decode(decode: Callable[[bytes], T], encoded: bytes) -> T:
     try:
-        return decoder.decode(encoded)
+        return decode(encoded)
     except (*DECODE_ERRORS, ValueError, TypeError) as error:
         raise IndexDamagedError(error) from error
 

@@ -134,11 +134,6 @@ class AgentSection:
         """Return the section with another prompt."""
         return AgentSection(self.kind, {**self.settings, "prompt": prompt})
 
-    def as_list_item(self) -> AgentSection:
-        """Return the section without the prompt and the fields that only the driver reads."""
-        common = {name: self.settings[name] for name in _CommonSettings.__struct_fields__ if name in self.settings}
-        return AgentSection(self.kind, {**common, "prompt": ""})
-
 
 @dataclass(frozen=True, kw_only=True)
 class Vm:
