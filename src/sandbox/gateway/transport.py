@@ -175,7 +175,8 @@ class OutboundConnections:
         )
         limit_buffers(writer.get_extra_info("socket"))
         stream = Stream(reader, writer)
-        self._streams.add(stream)
+        if self._lease is not None:
+            self._streams.add(stream)
         return stream
 
     async def enforce_lease(self) -> None:
@@ -246,7 +247,8 @@ class ConnectionRateLimiter:
     async def wait(self) -> None:
         """Wait for a token and consume it."""
         async with self._queue_lock:
-            await asyncio.sleep(self._wait_seconds())
+            if (seconds := self._wait_seconds()) > 0:
+                await asyncio.sleep(seconds)
             self._tokens -= 1
 
     def _wait_seconds(self) -> float:

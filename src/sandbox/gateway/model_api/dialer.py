@@ -135,6 +135,8 @@ class UpstreamDialer:
         return stream
 
     async def _wait_for_lease(self) -> None:
+        if self._connections.is_allowed:
+            return
         try:
             async with asyncio.timeout(limits.HOLD_TIMEOUT_SECONDS):
                 await self._connections.wait_until_allowed()
