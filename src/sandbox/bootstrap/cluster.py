@@ -31,9 +31,6 @@ from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ClusterAddress, ClusterPlacement, TaskStorage, create_cluster_placement
 from sandbox.primitives.files import create_private_file, replace_durably
 
-PLACEMENT_NAME = "cluster"
-"""The prefix of the hosts' names in `AttemptStarted`."""
-
 WORKER_OVERHEAD_BYTES = 256 * 1024**2
 """Memory for the worker, the runner and the runtime, in addition to the memory of the task."""
 

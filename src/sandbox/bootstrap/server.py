@@ -7,10 +7,10 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from socket import gethostname, socket
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from sandbox import __version__
 from sandbox.agents import registered_agents
@@ -27,15 +27,14 @@ from sandbox.api.http.server import (
 )
 from sandbox.api.settings import ApiSettings
 from sandbox.auth.token_file import TokenFile
-from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import (
     AgentsAndRunnerCommand,
     PlacementContext,
     choose_run_dir,
-    create_local_placement,
 )
 from sandbox.bootstrap.log import configure_logging
+from sandbox.bootstrap.placements import ChosenPlacements, choose_placements, create_placements
 from sandbox.bootstrap.private_directory import make_data_dir
 from sandbox.bootstrap.runtime import make_profile_check
 from sandbox.bootstrap.settings.schema import ServerSettings
@@ -43,13 +42,10 @@ from sandbox.bootstrap.task_server import TaskServer
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.interfaces.agent import Agent
-from sandbox.interfaces.placement import Placement
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.fixed_limits import SERVER_RESERVE_BYTES
 from sandbox.primitives.concurrency import run_until_first_complete
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.placements import Placements
-from sandbox.server.probed_host import ProbedHost
 
 AnnounceFormat = Literal["text", "json"]
 _log = logging.getLogger(__name__)
@@ -57,32 +53,19 @@ _log = logging.getLogger(__name__)
 DESCRIPTORS_MAX = 65_536
 """The server's limit on open files, unless the host's limit is lower. At the limit, new tasks are rejected with 503."""
 
-CreatePlacement = Callable[[PlacementContext], Awaitable[Placement]]
-"""Creates a placement for a server. Raises OSError, SandboxError."""
-
-
-class PlacementRegistry(NamedTuple):
-    """All placements except the one for the server's own host, keyed by the prefix of their host names.
-
-    selected: the name of the placement that runs new attempts; empty for the server's own host.
-    """
-
-    by_name: Mapping[str, CreatePlacement] = {}
-    selected: str = ""
-
 
 def run(
     settings: ServerSettings,
     *,
     announce: AnnounceFormat = "text",
     agents_and_runner_command: AgentsAndRunnerCommand | None = None,
-    placement_registry: PlacementRegistry | None = None,
+    placements: ChosenPlacements | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Raises SandboxError or OSError if the server cannot start.
 
     announce: whether the addresses are printed as text or as one JSON line once the server is ready.
     agents_and_runner_command: None for Sandbox's own agents.
-    placement_registry: None for the placement of this host only.
+    placements: None for those that the settings select.
     """
     os.umask(0o077)
     configure_logging(settings.log.format, settings.log.level)
@@ -93,21 +76,10 @@ def run(
         context = PlacementContext(
             data_dir, choose_run_dir(data_dir), settings, agents_and_runner_command, FileTaskReplicas(data_dir)
         )
-        asyncio.run(_serve(context, placement_registry or _choose_placements(settings), announce))
+        asyncio.run(_serve(context, placements or choose_placements(settings), announce))
 
 
-def _choose_placements(settings: ServerSettings) -> PlacementRegistry:
-    """Return the placement of a cluster, if the settings name an engine."""
-    if settings.cluster.engine == "none":
-        return PlacementRegistry()
-    from sandbox.bootstrap.cluster import PLACEMENT_NAME, create_placement  # local: most servers have no cluster
-
-    return PlacementRegistry({PLACEMENT_NAME: create_placement}, PLACEMENT_NAME)
-
-
-async def _serve(
-    placement_context: PlacementContext, placement_registry: PlacementRegistry, announce: AnnounceFormat
-) -> None:
+async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, announce: AnnounceFormat) -> None:
     settings, data_dir, agents = placement_context.settings, placement_context.data_dir, placement_context.agents
     section, token_store = settings.server, TokenFile(data_dir)
     sockets = bind(section.host, section.port)
@@ -120,7 +92,7 @@ async def _serve(
     with set_on_signals(shutting_down):
         disk_monitor = _make_disk_monitor(settings, data_dir)
         placements = await run_until_first_complete(
-            _create_placements(placement_context, placement_registry), _wait_until_set(shutting_down)
+            create_placements(placement_context, chosen), _wait_until_set(shutting_down)
         )
         if placements is None:
             _log.warning("Stopped during the first probe of the runtimes.")
@@ -181,17 +153,6 @@ def _api_settings(
 
 async def _wait_until_set(event: asyncio.Event) -> None:
     await event.wait()
-
-
-async def _create_placements(context: PlacementContext, registry: PlacementRegistry) -> Placements:
-    """Create the placements and probe their hosts for the first time."""
-    creators = {"": create_local_placement, **registry.by_name}
-    by_name = {name: await create(context) for name, create in creators.items()}
-    hosts = {
-        name: ProbedHost(await placement.host.probe(), placement.host, SystemClock())
-        for name, placement in by_name.items()
-    }
-    return Placements(by_name, hosts, registry.selected)
 
 
 def _make_disk_monitor(settings: ServerSettings, data_dir: Path) -> DiskMonitor:

@@ -8,9 +8,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from doubles.worker_placement import NAME, create_placement_with
-from sandbox.bootstrap.server import PlacementRegistry, run
+from sandbox.bootstrap.placements import ChosenPlacements
+from sandbox.bootstrap.server import run
 from sandbox.bootstrap.settings.load import load
 
 if __name__ == "__main__":
-    placements = PlacementRegistry({NAME: create_placement_with(Path(sys.argv[2]))}, NAME)
-    run(load(json.loads(sys.argv[1]), os.environ).settings, announce="json", placement_registry=placements)
+    placements = ChosenPlacements({NAME: create_placement_with(Path(sys.argv[2]))}, NAME)
+    run(load(json.loads(sys.argv[1]), os.environ).settings, announce="json", placements=placements)

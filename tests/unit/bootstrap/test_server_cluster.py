@@ -8,11 +8,12 @@ import pytest
 SCRIPT = """
 import sys
 from sandbox.bootstrap import server
+from sandbox.bootstrap.placements import choose_placements
 from sandbox.bootstrap.settings.load import load
-registry = server._choose_placements(load({"config": "/dev/null"}, {"SANDBOX_CLUSTER_ENGINE": sys.argv[1]}).settings)
+chosen = choose_placements(load({"config": "/dev/null"}, {"SANDBOX_CLUSTER_ENGINE": sys.argv[1]}).settings)
 packages = ("sandbox.placements.cluster", "sandbox.worker", "sandbox.engines", "sandbox.bootstrap.cluster")
 loaded = [name for name in packages if name in sys.modules]
-print(registry.selected, sorted(registry.by_name), len(loaded))
+print(chosen.selected, sorted(chosen.by_name), len(loaded))
 """
 
 
