@@ -38,7 +38,6 @@ from sandbox.server.cancellation import Canceller
 from sandbox.server.derived_tasks import DerivedTaskPlanner
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.event_stream import Broadcast, EventStream
-from sandbox.server.health import HealthCheck
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.load_history import LoadHistory
@@ -54,6 +53,7 @@ from sandbox.server.submissions import Submissions, SubmissionStore
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
     Administration,
+    HealthCheck,
     TaskArtifacts,
     TaskCancellation,
     TaskDeletion,

@@ -1,4 +1,4 @@
-"""The manifest argument of a command: a file, or `-` for stdin."""
+"""The manifest argument of a command, a file or `-` for stdin, and `--set PATH=VALUE`, which sets one of its fields."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, Self
 
+import click
+
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.output.formatting import pluralize
 from sandbox.cli.output.text import escape_text
+from sandbox.model.manifest import overrides as model
+from sandbox.model.manifest.overrides import Override, OverrideError
 
 if TYPE_CHECKING:
-    from sandbox.cli.overrides import Override
     from sandbox.model.errors import FieldError
     from sandbox.model.manifest.document import Document
     from sandbox.model.manifest.schema import Manifest
@@ -128,3 +131,22 @@ def _field_error_line(file_name: str, field_error: Mapping[str, Any]) -> str:
         source += f":{field_error['line']}:{field_error.get('column') or 1}"
     field = f"{field_error['field']}: " if field_error.get("field") else ""
     return escape_text(f"{source}: {field}{field_error.get('message', '')}")
+
+
+def parse_overrides(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[Override]:
+    """Parse the option's values; called by click."""
+    return [parse_override(value) for value in values]
+
+
+def id_override(task_id: str) -> Override:
+    """Return the override that is equivalent to `--id`."""
+    quoted = task_id.replace("'", "''")
+    return Override(("metadata", "id"), task_id, f"--id {task_id}", f"metadata.id='{quoted}'")
+
+
+def parse_override(text: str) -> Override:
+    """Parse the value of `--set`. Raises click.BadParameter."""
+    try:
+        return model.parse_override(text, f"--set {text}")
+    except OverrideError as error:
+        raise click.BadParameter(str(error)) from None

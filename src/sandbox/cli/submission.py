@@ -25,7 +25,7 @@ from sandbox.cli.output.formatting import (
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import find_refusals
 from sandbox.cli.output.text import escape_text, terminal_width
-from sandbox.cli.overrides import Override, OverrideError
+from sandbox.model.manifest.overrides import Override, OverrideError
 
 if TYPE_CHECKING:
     from sandbox.client import Client, DuplicateTaskIdError

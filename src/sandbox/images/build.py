@@ -10,9 +10,8 @@ from pathlib import Path
 
 from sandbox.images.debian import install_packages, read_packages
 from sandbox.images.definition import ImageDefinition, check_tier
-from sandbox.images.digest import compute_digest
 from sandbox.images.errors import BuildFailedError, ImageRefusedError
-from sandbox.images.image_store import ImageMetadata, ImageStore
+from sandbox.images.image_store import ImageMetadata, ImageStore, compute_digest
 from sandbox.images.oci.importer import import_layers
 from sandbox.images.rootfs_builder import RootFsBuilder
 from sandbox.interfaces.file_layout import SANDBOX_HOME, SANDBOX_WORKSPACE

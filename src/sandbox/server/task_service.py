@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sandbox import __version__
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, RunnerUnreachableError
-from sandbox.interfaces.store import Store, TaskPage, TaskQuery
+from sandbox.interfaces.store import Store, StoreError, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
@@ -39,10 +40,11 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
 from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.cancellation import Canceller
-from sandbox.server.dispatcher import Dispatcher, Drain
-from sandbox.server.health import HealthCheck
+from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
+from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
+from sandbox.server.probed_host import ProbedHost
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
 
 _CANCEL_RECORD_SECONDS = 0.5
@@ -263,6 +265,54 @@ class TaskSandboxes:
     async def release(self, task_id: str) -> None:
         """See `interfaces.tasks.TaskSandboxes.release`."""
         await self._preserved_sandboxes.release(await self._queries.status(task_id))
+
+
+class HealthCheck:
+    """Creates the health report. Each call to `run` measures the free disk space and counts the tasks again."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        conditions: StartConditions,
+        disk_monitor: DiskMonitor,
+        drain: Drain,
+        host: ProbedHost,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._conditions = conditions
+        self._disk_monitor = disk_monitor
+        self._drain = drain
+        self._host = host
+        self._started_at = clock.monotonic()
+
+    def run(self) -> Health:
+        """Return the report. `reasons` say why tasks cannot be accepted or run."""
+        counts = self._count_by_state()
+        reasons = [*self._conditions.blocking_reasons()]
+        if counts is None:
+            reasons.append("The index of tasks cannot be read.")
+        return Health(
+            version=__version__,
+            uptime_seconds=self._clock.monotonic() - self._started_at,
+            tasks_by_state=counts or {},
+            runtimes=self._host.result.probes,
+            next_probe_at=self._host.next_probe_at,
+            retry_after_seconds=self._host.retry_after_seconds,
+            is_store_ok=counts is not None,
+            disk_free_bytes=self._disk_monitor.space.free_bytes,
+            disk_total_bytes=self._disk_monitor.space.total_bytes,
+            draining_since=self._drain.since,
+            is_ready=not reasons,
+            reasons=reasons,
+        )
+
+    def _count_by_state(self) -> Mapping[TaskState, int] | None:
+        try:
+            return self._store.count_by_state()
+        except (OSError, StoreError):
+            return None
 
 
 class Administration:

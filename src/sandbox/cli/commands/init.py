@@ -13,9 +13,8 @@ from sandbox.cli.checkout.origin import find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.lazy_group import command, help_examples
-from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
+from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details, parse_overrides
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
-from sandbox.cli.overrides import Override, OverrideError, parse_overrides
 from sandbox.model.formatting import name_from_prompt
 from sandbox.model.manifest.field_formats import (
     ALLOWED_HOST,
@@ -27,6 +26,7 @@ from sandbox.model.manifest.field_formats import (
     VISIBLE,
     Format,
 )
+from sandbox.model.manifest.overrides import Override, OverrideError
 
 PROMPT_PLACEHOLDER = "Describe the work here, and how to verify it."
 NETWORK_MODES = ("isolated", "outbound", "full")

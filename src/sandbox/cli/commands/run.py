@@ -14,14 +14,14 @@ from sandbox.cli.checkout.origin import Origin, create_local_patch, find_origin
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.lazy_group import command, help_examples
-from sandbox.cli.manifest_file import ManifestFile
+from sandbox.cli.manifest_file import ManifestFile, id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
 from sandbox.cli.output.formatting import has_no_changes, pluralize
 from sandbox.cli.output.text import escape_text, terminal_width, wrap_text
-from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.submission import print_submitted, read_prompt, submit_manifest, wait_for_end
 from sandbox.model.formatting import name_from_prompt
+from sandbox.model.manifest.overrides import Override
 
 _EXIT_CODES = """\
 Exit code: 0 the task completed (possibly without changes), 1 it failed, 8 it was cancelled; 4 local changes are not

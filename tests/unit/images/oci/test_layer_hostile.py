@@ -11,8 +11,8 @@ import pytest
 from doubles.image_archives import directory, entry, hardlink, layer, symlink
 from sandbox.images import definition, rootfs_builder
 from sandbox.images.debian import read_packages
-from sandbox.images.digest import compute_digest
 from sandbox.images.errors import ImageRefusedError
+from sandbox.images.image_store import compute_digest
 from sandbox.images.oci import tar_stream
 from sandbox.images.oci.layer import apply_layer
 from sandbox.images.oci.tar_stream import ByteBudget, TarStream

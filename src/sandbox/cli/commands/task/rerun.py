@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from sandbox.cli.lazy_group import command, help_examples
+from sandbox.cli.manifest_file import id_override, parse_overrides
 from sandbox.cli.options import common_options, current_options
-from sandbox.cli.overrides import Override, id_override, parse_overrides
 from sandbox.cli.submission import read_prompt, show_submitted, submit_again, wait_options
 from sandbox.cli.task_arguments import task_argument
+from sandbox.model.manifest.overrides import Override
 
 
 @command(

@@ -3,7 +3,8 @@
 import click
 import pytest
 
-from sandbox.cli.overrides import OverrideError, parse_override
+from sandbox.cli.manifest_file import parse_override
+from sandbox.model.manifest.overrides import OverrideError
 
 
 def apply_override(text: str, data: dict | None = None) -> dict:
