@@ -22,7 +22,6 @@ MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "co
 FRAGMENTS = {
     "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
-    "runner.time_limit": "an agent's timeouts; exhausted resources are a separate concept",
 }
 """Short modules with a single importer, and the reason why each is a separate module."""
 

@@ -20,6 +20,7 @@ from sandbox.model.fixed_limits import (
     METRICS_INTERVAL_SECONDS_MIN,
     SANDBOX_START_TIMEOUT_SECONDS,
 )
+from sandbox.model.manifest.schema import Lifecycle
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.model.task import cut_final_message
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
@@ -44,7 +45,6 @@ from sandbox.runner.progress import URGENT_INTERVAL_SECONDS, ProgressTracker, re
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 from sandbox.runner.steps.provision import ProvisionedSandbox
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer, without_secrets
-from sandbox.runner.time_limit import TimeLimit
 
 
 class MetricsSampler:
@@ -75,6 +75,40 @@ class MetricsSampler:
 def metrics_interval_seconds(age_seconds: float) -> float:
     """Return the time until the next sample: shorter at first, so a short task gets enough samples for a chart."""
     return min(max(age_seconds / 4, METRICS_INTERVAL_SECONDS_MIN), METRICS_INTERVAL_SECONDS)
+
+
+class TimeLimit:
+    """Watches `lifecycle.timeout` and `lifecycle.hang_timeout`, using the monotonic clock.
+
+    An agent counts as hung if it produces no output while `is_busy` returns False.
+    """
+
+    def __init__(self, lifecycle: Lifecycle, clock: Clock, is_busy: Callable[[], bool]) -> None:
+        self._lifecycle = lifecycle
+        self._clock = clock
+        self._is_busy = is_busy
+        self._last_active_at = clock.monotonic()
+
+    def record_activity(self) -> None:
+        """Restart the hang timeout."""
+        self._last_active_at = self._clock.monotonic()
+
+    async def watch(self, remaining_seconds: float) -> Failure:
+        """Return the failure once a limit is exceeded. remaining_seconds: seconds left of `lifecycle.timeout`."""
+        lifecycle, deadline = self._lifecycle, self._clock.monotonic() + remaining_seconds
+        while True:
+            now = self._clock.monotonic()
+            if self._is_busy():
+                self._last_active_at = now
+            silence_end = self._last_active_at + lifecycle.hang_timeout_seconds
+            if now >= deadline:
+                message = f"The agent was still working after {lifecycle.timeout}; raise lifecycle.timeout."
+                return Failure(FailureCode.TIMEOUT, message)
+            if now >= silence_end:
+                silence = lifecycle.hang_timeout
+                message = f"The agent produced no output for {silence}; raise lifecycle.hang_timeout or retry."
+                return Failure(FailureCode.HANG, message)
+            await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
 
 
 BackgroundJob = Callable[[], Coroutine[None, None, None]]

@@ -4,7 +4,7 @@ import pytest
 
 from sandbox.model.failure import FailureCode
 from sandbox.model.manifest.schema import Lifecycle
-from sandbox.runner.time_limit import TimeLimit
+from sandbox.runner.steps.run import TimeLimit
 
 
 class SteppedClock:
@@ -12,7 +12,7 @@ class SteppedClock:
 
     def __init__(self, monkeypatch):
         self.seconds, self.on_sleep = 0.0, lambda: None
-        monkeypatch.setattr("sandbox.runner.time_limit.asyncio.sleep", self.sleep)
+        monkeypatch.setattr("sandbox.runner.steps.run.asyncio.sleep", self.sleep)
 
     def monotonic(self):
         return self.seconds
