@@ -199,12 +199,16 @@ _LISTED_TYPES = {"manifest": CommonFields, "result": _Report | None, "artifacts"
 def _declare_listed_task() -> type[Any]:
     """Declare `Task` with the types for lists."""
     fields = msgspec.structs.fields(Task)
-    types = {each.name: _LISTED_TYPES.get(each.name, each.type) for each in fields}
-    return msgspec.defstruct(
-        "_ListedTask",
-        [(each.name, types[each.name], *(() if each.required else (each.default,))) for each in fields],
-        rename={each.name: each.encode_name for each in fields},
-    )
+    declared = [
+        (each.name, _LISTED_TYPES.get(each.name, each.type), msgspec.field(name=each.encode_name, **_default_of(each)))
+        for each in fields
+    ]
+    return msgspec.defstruct("_ListedTask", declared)
+
+
+def _default_of(field: msgspec.structs.FieldInfo) -> dict[str, Any]:
+    defaults = {"default": field.default, "default_factory": field.default_factory}
+    return {name: value for name, value in defaults.items() if value is not msgspec.NODEFAULT}
 
 
 _list_decoder = msgspec.json.Decoder(_declare_listed_task())
