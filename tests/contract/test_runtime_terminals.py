@@ -17,11 +17,13 @@ from doubles.sandbox_lifecycle import (
     new_attempt_id,
     read_until,
     ready_sandbox,
+    run_once,
     sandbox_spec,
 )
 from doubles.sandbox_scripts import IDENTITY_SCRIPT
 from sandbox.interfaces.runtime import Command, ExitStatus, Runtime, Sandbox, Terminal, TerminalSize
 from sandbox.model.failure import AttemptError
+from sandbox.runner.terminals import PAUSE_COMMAND, SandboxTerminals
 
 SIZE = TerminalSize(rows=24, columns=80)
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "TERM": "dumb", "PS1": "ready$ "}
@@ -62,6 +64,32 @@ def process_resources() -> tuple[list[str], int]:
     """Return the children of this process and the number of its open descriptors."""
     children = [pid for listing in Path("/proc/self/task").glob("*/children") for pid in listing.read_text().split()]
     return children, len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("true", "/workspace/sub"),
+        ("rmdir sub", "/"),
+        ("rmdir sub; touch sub", "/"),
+        ("chmod 0 sub", "/"),
+        ("chmod 0 /workspace /home/agent /tmp", "/"),
+    ],
+)
+async def test_shell_of_a_reused_disk_starts_although_the_agent_locked_its_directories(
+    runtime: Runtime, disk: Path, change: str, expected: str
+):
+    script = ["/bin/sh", "-c", f"mkdir sub; {change}"]
+    assert (await run_once(runtime, disk, script)).code == 0
+    async with ready_sandbox(runtime, disk, is_disk_reused=True) as sandbox:
+        await sandbox.start(PAUSE_COMMAND)
+        environment = {**ENVIRONMENT, "BASH_ENV": "/dev/no-such-file", "HOME": "/home/agent"}
+        shell = await SandboxTerminals(sandbox, environment, "/workspace/sub").open_shell("dumb", SIZE)
+        await shell.write(b"pwd; echo $PWD; exit\n")
+        output = await read_output(shell)
+        assert output.count(f"\n{expected}\n") == 1, output
+        assert f"\n{expected}\n{expected}\n" in output
+        assert (await wait_exit(shell)).code == 0
 
 
 # A terminal and its process

@@ -7,7 +7,6 @@ from collections.abc import Container, Mapping
 
 import msgspec
 
-from sandbox.interfaces.file_layout import SANDBOX_HOME
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import Command, ExitStatus, Sandbox, Terminal, TerminalSize
 from sandbox.interfaces.secrets import Redactor
@@ -36,6 +35,15 @@ from sandbox.primitives.cpu_throttle import CpuQueue
 from sandbox.runner.agent_output import redacted_chunks
 
 SHELL = ("/bin/bash",)
+_START_SHELL = ("/bin/sh", "-c", f'cd -- "$0"; exec {SHELL[0]}')
+"""Starts a shell in the directory that is the next argument, or in / if the agent has removed or locked the directory.
+
+`sh`, unlike `bash`, does not read BASH_ENV, which the manifest may set.
+"""
+
+_ROOT_DIRECTORY = "/"
+"""Directory in which programs for shells start: the only one that an agent cannot remove or lock."""
+
 _SIZE_MAX = 1000
 _INPUT_BYTES = 4096
 """Input that a terminal must accept in TERMINAL_INPUT_TIMEOUT_SECONDS; the size of the kernel's terminal buffer."""
@@ -171,7 +179,8 @@ class SandboxTerminals(msgspec.Struct, frozen=True):
 
     async def open_shell(self, term: str, size: TerminalSize) -> Terminal:
         """Start a shell. Raises AttemptError."""
-        command = Command(SHELL, {**self.environment, "TERM": term}, self.directory)
+        argv = (*_START_SHELL, self.directory)
+        command = Command(argv, {**self.environment, "TERM": term}, _ROOT_DIRECTORY)
         return await self.sandbox.open_terminal(command, size)
 
 
@@ -273,7 +282,8 @@ class TerminalServer:
         try:
             terminal = await terminals.open_shell(order.term, client.size)
         except AttemptError as error:
-            await client.send_and_drain(EndFrame(message=error.message))
+            message = error.message if self._redaction is None else self._redaction.redact_text(error.message)
+            await client.send_and_drain(EndFrame(message=message))
             return
         may_write = asyncio.Event()
         may_write.set()
@@ -306,5 +316,5 @@ def without_secrets(variables: Mapping[str, str], secrets: Container[str]) -> di
     return {name: text for name, text in variables.items() if name not in secrets}
 
 
-PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, SANDBOX_HOME)
+PAUSE_COMMAND = Command(("/bin/sleep", "infinity"), {"PATH": "/usr/bin:/bin"}, _ROOT_DIRECTORY)
 """The command of a sandbox whose agent runs in a terminal. It only waits, so the sandbox does not end."""

@@ -16,12 +16,14 @@ from sandbox.interfaces.terminals import (
     TerminalRefusedError,
     WriteAccessFrame,
 )
+from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer
+from sandbox.secrets.redactor import SecretRedactor
 
 AGENT = OpenTerminal(30, 100, is_agent_terminal=True)
 WATCH = OpenTerminal(30, 100, is_agent_terminal=True, is_read_only=True)
@@ -49,9 +51,9 @@ class RecordingTerminal:
 
 
 @asynccontextmanager
-async def serve_terminal(tmp_path, *, is_headless=False):
+async def serve_terminal(tmp_path, *, is_headless=False, redaction=None):
     """Serve a recording terminal; yield the server, the terminal and a function that connects another client."""
-    terminals, terminal = TerminalServer(None, CpuThrottle().queue()), RecordingTerminal()
+    terminals, terminal = TerminalServer(redaction, CpuThrottle().queue()), RecordingTerminal()
     terminal.shared = SharedTerminal(terminal)
     terminals.enable(SandboxTerminals(object(), {}, "/", None if is_headless else terminal.shared))
     client, connections = RunnerSocket(tmp_path / "abcdefghijkl.sock"), []
@@ -285,3 +287,24 @@ async def test_client_that_leaves_during_output_causes_no_unhandled_error(tmp_pa
         gc.collect()
         await asyncio.sleep(0)
     assert problems == []
+
+
+class RefusingSandbox:
+    """A sandbox whose refusal contains a secret value."""
+
+    async def open_terminal(self, command, size):
+        raise AttemptError(FailureCode.SANDBOX_LOST, "It failed: the-secret-value")
+
+
+@pytest.mark.parametrize(
+    ("redaction", "message"),
+    [
+        (SecretRedactor({"TOKEN": "the-secret-value"}), "It failed: [REDACTED:TOKEN]"),
+        (None, "It failed: the-secret-value"),
+    ],
+)
+async def test_reason_why_a_shell_cannot_be_opened_is_redacted(tmp_path, redaction, message):
+    async with serve_terminal(tmp_path, redaction=redaction) as (terminals, _, connect):
+        terminals.enable(SandboxTerminals(RefusingSandbox(), {}, "/"))
+        connection = await connect(OpenTerminal(30, 100))
+        assert await read_frame(connection) == EndFrame(message=message)
