@@ -147,15 +147,19 @@ class GuestStream(asyncio.ReadTransport):
     def pause_reading(self) -> None:
         """Send a PAUSE frame; called by the StreamReader when its buffer is full."""
         self._backlog_bytes = 0
-        self._channel.send(frames.PAUSE, self._number)
+        self._send(frames.PAUSE)
 
     def resume_reading(self) -> None:
         """Send a RESUME frame; called by the StreamReader when its buffer has space."""
         self._backlog_bytes = None
-        self._channel.send(frames.RESUME, self._number)
+        self._send(frames.RESUME)
 
     def close(self) -> None:
         """Do nothing: the stream ends with the guest."""
+
+    def _send(self, kind: bytes) -> None:
+        if not self._has_ended:  # otherwise, another terminal may have the number
+            self._channel.send(kind, self._number)
 
 
 class OutputTail(asyncio.Protocol):
@@ -196,6 +200,7 @@ class OutputTail(asyncio.Protocol):
 
 
 _CHUNK_BYTES = 4096
+_REASON_CHARACTERS_MAX = 300
 
 
 class QemuTerminal:
@@ -216,6 +221,11 @@ class QemuTerminal:
         """The terminal's output."""
         return self._stream.reader
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the command has exited and its output has ended. The guest sends no more frames with this number."""
+        return self._exit.done() and not self._stream.is_reading()
+
     async def write(self, data: bytes) -> None:
         """Write in chunks. After each chunk, wait until the guest acknowledges that the terminal accepted it."""
         async with self._write_lock:
@@ -227,11 +237,13 @@ class QemuTerminal:
 
     async def resize(self, size: TerminalSize) -> None:
         """Change the terminal's size."""
-        self._channel.send(frames.RESIZE, self._number, frames.SIZE_BODY.pack(size.rows, size.columns))
+        if self._stream.is_reading():
+            self._channel.send(frames.RESIZE, self._number, frames.SIZE_BODY.pack(size.rows, size.columns))
 
     async def hang_up(self) -> None:
         """Make the guest agent close the pty's master."""
-        self._channel.send(frames.HANG_UP, self._number)
+        if self._stream.is_reading():
+            self._channel.send(frames.HANG_UP, self._number)
 
     async def wait(self) -> ExitStatus:
         """Return the command's exit status."""
@@ -251,7 +263,7 @@ class QemuTerminal:
         elif kind == frames.INPUT_WRITTEN:
             self._finish_write()
         elif kind in (frames.READY, frames.FAILED) and not self.started.done():
-            self.started.set_result(body.decode(errors="replace"))
+            self.started.set_result(body.decode(errors="replace")[:_REASON_CHARACTERS_MAX])
         elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size and not self._exit.done():
             code, was_oom_killed = frames.EXIT_BODY.unpack(body)
             self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))

@@ -292,7 +292,10 @@ class QemuSandbox:
         """Handle a frame from the guest. Returns whether it was output. Invalid frames are ignored."""
         terminal = self._terminals.get(number)
         if terminal is not None:
-            return terminal.handle_frame(kind, body)
+            is_output = terminal.handle_frame(kind, body)
+            if terminal.has_ended:
+                del self._terminals[number]
+            return is_output
         if kind == frames.DATA and number in self._streams:
             return self._streams[number].feed(body)
         self._handle_reply(kind, number, body)
@@ -303,7 +306,7 @@ class QemuSandbox:
             _set_result(self._ready if self._started is None else self._started, "")
         elif kind == frames.FAILED and number == frames.COMMAND:
             self._report_failed_start(body)
-        elif kind == frames.EXIT and len(body) == frames.EXIT_BODY.size:
+        elif kind == frames.EXIT and number == frames.COMMAND and len(body) == frames.EXIT_BODY.size:
             code, was_oom_killed = frames.EXIT_BODY.unpack(body)
             _set_result(self._reported_exit, ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
         elif kind == frames.STATS and len(body) == frames.STATS_BODY.size:

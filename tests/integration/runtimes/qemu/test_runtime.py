@@ -18,6 +18,7 @@ from sandbox.agents.claude_code.binary_install import find_binary
 from sandbox.interfaces.runtime import Command, Sandbox, TerminalSize
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.qemu import QemuRuntime, components, kvm_selftest
+from sandbox.runtimes.qemu import sandbox as qemu_sandbox
 from sandbox.runtimes.qemu.kvm import KvmStatus
 
 
@@ -165,9 +166,29 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
         return (await terminal.output.read()).decode().replace("\r\n", "\n")
 
 
+async def open_refused_while_another_is_open(sandbox: Sandbox) -> bool:
+    """Return whether a second terminal is refused while one is open. On return, none is open."""
+    command = Command(["/bin/cat"], {"PATH": "/usr/bin:/bin"}, "/workspace")
+    terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
+    try:
+        await sandbox.open_terminal(command, TerminalSize(24, 80))
+    except AttemptError as error:
+        is_refused = "too many terminals" in error.failure.message
+    else:
+        is_refused = False
+    await terminal.hang_up()
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        await terminal.output.read()
+        await terminal.wait()
+    return is_refused
+
+
 @pytest.mark.timeout(300)
-async def test_guest_has_output_gateway_access_and_a_memory_limit(runtime: QemuRuntime, disk: Path):
+async def test_guest_has_output_gateway_access_and_a_memory_limit(
+    runtime: QemuRuntime, disk: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Combine checks from tests/contract in one guest, because booting a guest takes a long time."""
+    monkeypatch.setattr(qemu_sandbox, "GUEST_TERMINALS_MAX", 1)
     async with ready_sandbox(runtime, disk, memory_bytes=96 * MEBIBYTE) as sandbox:
         dns_task = asyncio.create_task(respond_to_query(sandbox.listeners.dns_udp))
         command = Command(["/bin/bash", "-c", _SCRIPT], {"PATH": "/usr/bin:/bin"}, "/workspace")
@@ -178,6 +199,7 @@ async def test_guest_has_output_gateway_access_and_a_memory_limit(runtime: QemuR
         accept_connection(sandbox.listeners.transparent[443])
         assert "NoNewPrivs" in command_output
         assert "CapEff:\t0000000000000000" in command_output
+        assert await open_refused_while_another_is_open(sandbox)
         assert (await run_on_a_terminal(sandbox)).splitlines() == command_output.splitlines()
         async with asyncio.timeout(TIMEOUT_SECONDS):
             exit_status = await sandbox.wait()

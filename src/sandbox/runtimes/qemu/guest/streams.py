@@ -52,6 +52,7 @@ class Streams:
 
     def close(self, number: int) -> None:
         """Close the stream, which hangs up a terminal."""
+        self._paused.discard(number)
         descriptor = self._descriptors.pop(number, None)
         if descriptor is not None:
             os.close(descriptor)

@@ -52,3 +52,14 @@ def test_exit_waits_for_paused_output_of_the_command(open_streams, number):
     streams = open_streams(number)
     streams.pause(number)
     assert not streams.are_complete()
+
+
+def test_number_of_a_paused_terminal_can_be_used_again(open_streams):
+    streams = open_streams(SHELL)
+    streams.pause(SHELL)
+    assert not [*streams.poll_events(can_send=True)]
+    streams.close(SHELL)
+    agent_end, inner_end = socket.socketpair()
+    with inner_end:
+        streams.add(SHELL, agent_end.detach())
+        assert [*streams.poll_events(can_send=True)]
