@@ -73,8 +73,7 @@ def disk(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[slurm_cluster.SlurmCluster]:
     """A Slurm cluster of three hosts. The test is skipped if Slurm is not installed."""
-    if (reason := slurm_cluster.missing_requirement()) is not None:
-        pytest.skip(reason)
+    slurm_cluster.require_slurm()
     with slurm_cluster.SlurmCluster() as cluster:
         yield cluster
 

@@ -20,7 +20,7 @@ def harness(slurm_harness):
 @pytest.fixture
 def on_host(harness):
     """Return an engine whose jobs run on one host."""
-    return lambda host: harness.connect(partition="all", extra_arguments=(f"--nodelist={host}",))
+    return lambda host: harness.connect(partition="all", extra_options=(f"--nodelist={host}",))
 
 
 def submit_directly(cluster, job, *arguments):
@@ -278,7 +278,7 @@ async def test_job_specification_contains_no_environment_values(cluster, engine,
     assert "MinMemoryNode=100M" in specification
 
 
-async def test_extra_arguments_select_the_host(on_host, create_job):
+async def test_extra_options_select_the_host(on_host, create_job):
     job = create_job("wait")
     await on_host("n3").submit(job.request)
     await job.until_beats()

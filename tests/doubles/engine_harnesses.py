@@ -54,12 +54,12 @@ class SlurmHarness:
     def __init__(self, cluster):
         self.cluster = cluster
 
-    def connect(self, partition="small", extra_arguments=()):
+    def connect(self, partition="small", extra_options=()):
         """Return a new engine, like the one that a restarted server creates."""
         return SlurmEngine(
             SlurmSettings(
                 partition=partition,
-                extra_arguments=extra_arguments,
+                extra_options=extra_options,
                 commands=str(self.cluster.commands),
                 configuration=str(self.cluster.configuration),
             )

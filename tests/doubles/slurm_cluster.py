@@ -1,7 +1,8 @@
 """A real Slurm cluster of three hosts on this machine, each in separate namespaces.
 
 The cluster has network, PID and mount namespaces, and so has each host: a host can be killed as a whole or cut off from
-the network, and no packet leaves the cluster. Slurm's commands are wrapped in scripts that enter the cluster's network.
+the network, and no packet leaves the cluster. The hosts share the kernel, its boot id and its user ids, and all files
+outside of /run. Slurm's commands are wrapped in scripts that enter the cluster's network.
 Clusters do not affect each other: the addresses exist in their namespaces only, and the configuration is found through
 `SLURM_CONF`. If the process that started a cluster dies, the kernel kills the cluster.
 """
@@ -18,6 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
+with contextlib.suppress(ImportError):  # the supervisor runs without the project's packages
+    import pytest
+
 HOSTS = ("n1", "n2", "n3")
 CPUS = 4
 MEMORY_MIB = 8000
@@ -29,7 +33,10 @@ READY_SECONDS = 60.0
 _PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo", "scontrol")
 _CLIENTS = _PROGRAMS[2:]
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-_CONTROLLER_ADDRESS = "10.77.0.254"
+CONTROLLER_ADDRESS = "10.77.0.254"
+_KERNEL_UIDS = Path("/run/sandbox-uids")
+_PROMISE = Path(sys.prefix) / "share" / "slurm-promised"
+"""`script/setup --cluster` creates this file if Slurm is installed."""
 
 _CONFIGURATION = """\
 ClusterName=test
@@ -74,10 +81,19 @@ def missing_requirement():
     return None
 
 
+def require_slurm():
+    """Skip the test if no cluster can be started here; fail if `script/setup --cluster` has prepared this machine."""
+    if (reason := missing_requirement()) is not None:
+        if _PROMISE.exists():
+            pytest.fail(f"script/setup --cluster has installed Slurm, but no cluster can be started: {reason}")
+        pytest.skip(reason)
+
+
 class SlurmCluster:
     """A context manager that starts the cluster and stops it.
 
     commands: the directory with the wrapped commands. configuration: the path for `SLURM_CONF`.
+    network: the path of the network namespace of the controller, whose address is CONTROLLER_ADDRESS.
     """
 
     def __enter__(self):
@@ -120,7 +136,7 @@ class SlurmCluster:
         )
         text = _CONFIGURATION.format(
             host=socket.gethostname(),
-            controller=_CONTROLLER_ADDRESS,
+            controller=CONTROLLER_ADDRESS,
             kill_wait=KILL_WAIT_SECONDS,
             min_job_age=min_job_age,
             directory=self.directory,
@@ -143,6 +159,7 @@ class SlurmCluster:
         self._read_reply()
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         namespaces = f"/proc/{int(children)}/ns"
+        self.network = f"{namespaces}/net"
         for name in _CLIENTS:
             script = self.commands / name
             enter = f"nsenter --net={namespaces}/net --mount={namespaces}/mnt --"
@@ -232,9 +249,14 @@ class _Supervisor:
         self._controller = None
 
     def serve(self):
+        # Sandboxes on all hosts, and those of other tests, must get different user ids: they share the kernel.
+        uids = self._directory / "uids"
+        for directory in (_KERNEL_UIDS, uids):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        _run("mount", "--bind", str(_KERNEL_UIDS), str(uids))
         _run("mount", "-t", "tmpfs", "tmpfs", "/run")
         _run("ip", "link", "add", "bridge0", "type", "bridge")
-        _run("ip", "address", "add", f"{_CONTROLLER_ADDRESS}/24", "dev", "bridge0")
+        _run("ip", "address", "add", f"{CONTROLLER_ADDRESS}/24", "dev", "bridge0")
         for device in ("lo", "bridge0"):
             _run("ip", "link", "set", device, "up")
         self._start_controller()
@@ -283,7 +305,8 @@ class _Supervisor:
     def _start_host(self, host):
         device = f"to-{host}"
         start = (
-            "mount -t tmpfs tmpfs /run; ip link set lo up; "
+            f"mount -t tmpfs tmpfs /run; mkdir -m 700 {_KERNEL_UIDS}; "
+            f"mount --bind {self._directory}/uids {_KERNEL_UIDS}; ip link set lo up; "
             "until ip link show eth0 2>/dev/null >&2; do sleep 0.01; done; "
             f"ip address add {_address(host)}/24 dev eth0; ip link set eth0 up; exec slurmd -D -N {host}"
         )

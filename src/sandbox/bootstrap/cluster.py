@@ -18,10 +18,13 @@ from cryptography.x509.oid import NameOID
 from sandbox.bootstrap.local_host import RUNNER_VARIABLES, PlacementContext, measure_capacity
 from sandbox.bootstrap.log import FORMAT_VARIABLE, LEVEL_VARIABLE
 from sandbox.bootstrap.private_directory import make_private_directory
+from sandbox.bootstrap.settings.schema import ClusterSection, SlurmSection
 from sandbox.bootstrap.worker import TOKEN_VARIABLE, host_name
 from sandbox.engines.processes.engine import ProcessEngine
+from sandbox.engines.slurm.batch_job import SlurmSettings
+from sandbox.engines.slurm.engine import SlurmEngine
 from sandbox.images.catalog import ProfileCatalog
-from sandbox.interfaces.engine import JobRequest
+from sandbox.interfaces.engine import Engine, JobRequest
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals
 from sandbox.journal.journals import FileJournals
@@ -68,17 +71,42 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
     return path, hashlib.sha256(certificate.public_bytes(Encoding.DER)).hexdigest()
 
 
+SLURM_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "USER")
+"""The variables of the server that workers on other hosts get: the user is the same there, but not the paths."""
+
+
 def worker_environment(context: PlacementContext, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker on this machine, without its join token: no key and no secret is in it."""
-    log, server = context.settings.log, context.settings.server
-    passed = {name: environment[name] for name in RUNNER_VARIABLES if name in environment}
-    return passed | {
+    """Return the environment of a worker, without its join token: no key and no secret is in it."""
+    log, server, cluster = context.settings.log, context.settings.server, context.settings.cluster
+    is_slurm = cluster.engine == "slurm"
+    names = SLURM_VARIABLES if is_slurm else RUNNER_VARIABLES
+    return {name: environment[name] for name in names if name in environment} | {
         FORMAT_VARIABLE: log.format,
         LEVEL_VARIABLE: log.level,
         "SANDBOX_CONFIG": os.devnull,
-        "SANDBOX_DATA_DIR": str(context.data_dir / "cluster" / "host"),
+        "SANDBOX_DATA_DIR": cluster.slurm.data_dir if is_slurm else str(context.data_dir / "cluster" / "host"),
         "SANDBOX_RUNTIME": server.runtime,
     }
+
+
+def worker_command(section: ClusterSection) -> tuple[str, ...]:
+    """Return the command that starts a worker, without its arguments."""
+    if section.engine == "slurm" and section.slurm.sandbox is not None:
+        return (section.slurm.sandbox, "worker")
+    return (sys.executable, "-I", "-m", "sandbox", "worker")
+
+
+def create_engine(context: PlacementContext, directory: Path) -> Engine:
+    """Create the engine that the settings name. directory: where an engine may store files."""
+    if context.settings.cluster.engine == "slurm":
+        return SlurmEngine(slurm_settings(context.settings.cluster.slurm))
+    capacity = measure_capacity(context.data_dir, context.settings.capacity)
+    return ProcessEngine(directory / "processes", host_name({}), capacity)
+
+
+def slurm_settings(section: SlurmSection) -> SlurmSettings:
+    """Return the settings of the engine `slurm`."""
+    return SlurmSettings(section.partition, section.account, section.options, section.commands, section.configuration)
 
 
 def is_over(journals: Journals, task_id: str) -> bool:
@@ -112,26 +140,25 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
     tls.minimum_version = ssl.TLSVersion.TLSv1_3
     tls.load_cert_chain(certificate)
     environment = worker_environment(context, os.environ)
-    make_private_directory(directory / "host")
+    if section.engine == "processes":
+        make_private_directory(directory / "host")
 
     def make_request(name: str, attempt_id: str, token: bytes, resources: Resources) -> JobRequest:
         address = f"{section.host}:{section.port}"
-        worker = (sys.executable, "-I", "-m", "sandbox", "worker")
         return JobRequest(
             name,
-            (*worker, attempt_id, "--server", address, "--fingerprint", fingerprint),
+            (*worker_command(section), attempt_id, "--server", address, "--fingerprint", fingerprint),
             {**environment, TOKEN_VARIABLE: token.hex()},
             resources,
             section.time_limit_seconds,
             _GRACE_SECONDS,
-            str(directory / "host" / "worker.log"),
+            # Slurm runs no job whose output file it cannot open, so the worker opens its log itself.
+            os.devnull if section.engine == "slurm" else str(directory / "host" / "worker.log"),
         )
 
-    capacity = measure_capacity(data_dir, context.settings.capacity)
-    engine = ProcessEngine(directory / "processes", host_name(), capacity)
     return await create_cluster_placement(
         directory / "jobs",
-        engine,
+        create_engine(context, directory),
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request),
         ClusterAddress(section.host, section.port, tls),
         TaskStorage(context.replicas, partial(store_runner_log, data_dir), partial(is_over, FileJournals(data_dir))),

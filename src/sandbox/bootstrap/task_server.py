@@ -89,7 +89,8 @@ class TaskServer:
         kinds_without_key = {kind for kind, upstream in upstreams.items() if upstream is None}
         conditions = StartConditions(drain, host, disk_monitor, key_settings, kinds_without_key)
         limit = UnfinishedTaskLimit(unfinished_tasks_max())
-        dispatcher = Dispatcher(tracked_tasks, Scheduler(host.capacity), launcher, conditions, host, limit)
+        scheduler = Scheduler(host.capacity, placements.largest_hosts)
+        dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         broadcast, recovery = Broadcast(), RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)

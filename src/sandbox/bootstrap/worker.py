@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from socket import gethostname
 
@@ -25,7 +26,7 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.placement import RenewLease
 from sandbox.interfaces.terminals import FRAME_BYTES_MAX
-from sandbox.interfaces.worker_messages import Claim
+from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
@@ -37,6 +38,7 @@ from sandbox.worker.worker import ServerAddress, Worker
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable with the join token (hex) of a worker."""
 
+_NODE_NAME = re.compile(HOST_NAME_PATTERN)
 _LOCK_SECONDS = 60.0
 _LOCK_POLL_SECONDS = 0.1
 
@@ -47,14 +49,37 @@ class WorkerUnusableError(SandboxError):
     code = "worker_unusable"
 
 
-def host_name() -> str:
-    """Return the name of this host, without a colon, which separates the placement from the host in the journal."""
-    return gethostname().replace(":", "-")
+NODE_VARIABLE = "SLURMD_NODENAME"
+"""The environment variable with the name that Slurm uses for the host; only jobs of Slurm have it."""
+
+
+def host_name(environment: Mapping[str, str]) -> str:
+    """Return the name that the engine uses for this host.
+
+    It has no colon, which separates the placement from the host in the journal.
+    """
+    return (environment.get(NODE_VARIABLE) or gethostname()).replace(":", "-")
+
+
+def choose_data_dir(data_dir: Path, environment: Mapping[str, str]) -> Path:
+    """Return the directory for the files of this host's workers.
+
+    Hosts of Slurm may share the directory in the settings, so each host uses a subdirectory.
+    Raises WorkerUnusableError.
+    """
+    if not (node := environment.get(NODE_VARIABLE)):
+        return data_dir
+    if not _NODE_NAME.fullmatch(node):
+        raise WorkerUnusableError(f"{NODE_VARIABLE} is not a name of a host: {node!r}.")
+    return data_dir / node
 
 
 def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> int:
     """Run the attempts of one task; return the exit code. Raises SandboxError, OSError."""
     os.umask(0o077)
+    data_dir = make_data_dir(choose_data_dir(settings.server.data_dir.absolute(), os.environ))
+    if NODE_VARIABLE in os.environ:
+        _redirect_output(data_dir / "worker.log")
     configure_logging(settings.log.format, settings.log.level)
     try:
         token = bytes.fromhex(os.environ.pop(TOKEN_VARIABLE, ""))
@@ -62,11 +87,20 @@ def run(settings: ServerSettings, attempt_id: str, address: ServerAddress) -> in
         token = b""
     if len(token) != 32:
         raise WorkerUnusableError(f"{TOKEN_VARIABLE} has no join token; an engine starts workers.")
-    return asyncio.run(_run(settings, attempt_id, address, token))
+    return asyncio.run(_run(settings, data_dir, attempt_id, address, token))
 
 
-async def _run(settings: ServerSettings, attempt_id: str, address: ServerAddress, token: bytes) -> int:
-    data_dir = make_data_dir(settings.server.data_dir.absolute())
+def _redirect_output(log: Path) -> None:
+    """Append what this process prints to a file. Raises OSError."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        for number in (1, 2):
+            os.dup2(descriptor, number)
+    finally:
+        os.close(descriptor)
+
+
+async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, address: ServerAddress, token: bytes) -> int:
     run_dir, replicas = choose_run_dir(data_dir), FileTaskReplicas(data_dir)
     context = PlacementContext(data_dir, run_dir, settings, AgentsAndRunnerCommand(registered_agents()), replicas)
     lease = Lease()
@@ -76,7 +110,7 @@ async def _run(settings: ServerSettings, attempt_id: str, address: ServerAddress
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)
         boot_id = placement.host.identity.boot_id
-        claim = Claim(attempt_id, token, os.urandom(32), host_name(), boot_id, probed.runtime)
+        claim = Claim(attempt_id, token, os.urandom(32), host_name(os.environ), boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
 
         def create_host(task_id: str) -> TaskHost:

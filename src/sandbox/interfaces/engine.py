@@ -94,6 +94,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     reason: why the job is in this phase (human-readable); may be empty.
     job_id: the engine's id of the job, for display.
     duplicate_ids: the ids of further jobs with the same name, which a crash between two submissions can cause.
+    is_ending: the engine is ending a worker that runs, so the worker must not claim its attempt any more.
     """
 
     phase: JobPhase
@@ -101,6 +102,7 @@ class JobStatus(msgspec.Struct, frozen=True):
     reason: str = ""
     job_id: str = ""
     duplicate_ids: tuple[str, ...] = ()
+    is_ending: bool = False
 
 
 Capacity = Sequence[Resources]

@@ -406,6 +406,11 @@ class ReservedHost(NamedTuple):
 class HostAllocator(Protocol):
     """Finds a host for each task, if a placement has several."""
 
+    @property
+    def largest_hosts(self) -> Sequence[Resources]:
+        """The largest hosts. A task that fits in one of them waits in the engine's queue, not in the server's."""
+        ...
+
     async def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
         """Return a host for the task's next attempt. Waits for a second at most; call it again until it succeeds.
 

@@ -37,7 +37,10 @@ RUNNER_LOG_BYTES_MAX = 1024**2
 REPORT_SECONDS_MAX = 2.0
 """Maximum interval between the heartbeats of a worker."""
 
-HostName = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z")]
+HOST_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
+"""The name of a host. It is also a valid name of a directory."""
+
+HostName = Annotated[str, msgspec.Meta(pattern=rf"\A{HOST_NAME_PATTERN}\Z")]
 Secret = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]

@@ -177,8 +177,9 @@ class Dispatcher:
         return self._scheduler.occupancy
 
     def check_capacity(self, manifest: Manifest) -> None:
-        """Raise InsufficientResourcesError if the task requests more than the whole host has."""
-        requested, total = Resources.requested_by(manifest.vm), self._scheduler.total
+        """Raise InsufficientResourcesError if the task requests more than the whole host, or any host, has."""
+        requested = Resources.requested_by(manifest.vm)
+        total = self._scheduler.closest_host(requested)
         if not requested.fits_in(total):
             raise InsufficientResourcesError(
                 requested.describe_shortfall(total, "in all"),

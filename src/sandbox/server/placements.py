@@ -1,6 +1,6 @@
 """The placements of a server. The host of an attempt selects its placement."""
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from sandbox.interfaces.file_layout import new_attempt_id
@@ -66,6 +66,12 @@ class Placements:
     def selected_host(self) -> ProbedHost:
         """The host of new attempts."""
         return self._hosts[self._selected]
+
+    @property
+    def largest_hosts(self) -> Sequence[Resources] | None:
+        """The largest hosts for new attempts if an engine queues them; None if the server does."""
+        allocator = self._by_name[self._selected].allocator
+        return None if allocator is None else allocator.largest_hosts
 
     def host_for_next_attempt(self, task: Task) -> ProbedHost:
         """Return the host of the task's next attempt. Raises HostUnreachableError.

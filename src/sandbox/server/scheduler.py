@@ -1,7 +1,7 @@
 """The scheduler: starts the oldest task that fits. Smaller tasks may overtake a larger one, up to a limit."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def _size_bytes(manifest: Manifest) -> int:
 class _QueuedTask:
     """A queued task, and how many times later tasks have overtaken it.
 
-    can_ever_fit: whether the total capacity suffices.
+    can_ever_fit: whether the total capacity suffices, or the largest host of a cluster.
     blocked_reason: why this server cannot start the task, regardless of free resources (human-readable).
     """
 
@@ -81,13 +81,17 @@ class Scheduler:
     A task that does not fit now may be overtaken QUEUE_OVERTAKES_MAX times; then all tasks behind it wait. A task that
     exceeds the host's total capacity (which may have shrunk), or that this server cannot start, does not block others.
 
+    largest_hosts: the largest hosts of a cluster, whose engine queues tasks: each task that fits in one of them is
+        admitted at once. None if the tasks share the resources `total`.
     memory_available_bytes: memory that the host has available, regardless of reservations; None if unknown. Most tasks
         never use all the memory that they request, so MEMORY_AVAILABLE_BYTES_MIN suffices to start a task, or less if
         the task requests less.
     """
 
-    def __init__(self, total: Resources) -> None:
+    def __init__(self, total: Resources, largest_hosts: Sequence[Resources] | None = None) -> None:
         self.total = total
+        self._has_engine = largest_hosts is not None
+        self._hosts = (total,) if largest_hosts is None else tuple(largest_hosts)
         self._queue: dict[str, _QueuedTask] = {}
         self._reservations: dict[str, Resources] = {}
         self._sequence = itertools.count()
@@ -127,10 +131,17 @@ class Scheduler:
             waiting=len(self._queue),
         )
 
+    def closest_host(self, requested: Resources) -> Resources:
+        """Return the host that the task fits in, if it is idle; otherwise the one that lacks the fewest resources."""
+        return min(self._hosts, key=lambda host: len(requested.describe_shortfall(host)))
+
+    def _can_ever_fit(self, requested: Resources) -> bool:
+        return requested.fits_in(self.closest_host(requested))
+
     def enqueue(self, task_id: str, requested: Resources, blocked_reason: str | None = None) -> None:
         """Append a task to the queue. blocked_reason: why this server cannot start it."""
         self._queue_numbers[task_id] = next(self._sequence)
-        self._queue[task_id] = _QueuedTask(requested, requested.fits_in(self.total), blocked_reason)
+        self._queue[task_id] = _QueuedTask(requested, self._can_ever_fit(requested), blocked_reason)
 
     def reserve(self, task_id: str, requested: Resources) -> None:
         """Reserve resources for a task that is already running."""
@@ -150,7 +161,7 @@ class Scheduler:
         """Put a task that has a reservation back at its earlier position in the queue; ignore any other task."""
         reservation = self._reservations.pop(task_id, None)
         if reservation is not None:
-            queue = {**self._queue, task_id: _QueuedTask(reservation, reservation.fits_in(self.total))}
+            queue = {**self._queue, task_id: _QueuedTask(reservation, self._can_ever_fit(reservation))}
             self._queue = {
                 each: queue[each] for each in sorted(queue, key=lambda each: self._queue_numbers.get(each, 0))
             }
@@ -162,8 +173,9 @@ class Scheduler:
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit or waiting.blocked_reason is not None:
                 continue
-            if waiting.requested.fits_in(free) and not _describe_memory_shortfall(
-                waiting.requested, memory_available_bytes
+            if self._has_engine or (
+                waiting.requested.fits_in(free)
+                and not _describe_memory_shortfall(waiting.requested, memory_available_bytes)
             ):
                 for each in overtaken:
                     each.overtaken_count += 1
@@ -186,7 +198,9 @@ class Scheduler:
                 waiting_messages[task_id] = f"Waiting: {waiting.blocked_reason}"
                 continue
             if not waiting.can_ever_fit:
-                shortfall = " and ".join(waiting.requested.describe_shortfall(self.total, "in all"))
+                shortfall = " and ".join(
+                    waiting.requested.describe_shortfall(self.closest_host(waiting.requested), "in all")
+                )
                 waiting_messages[task_id] = (
                     f"Waiting for a larger machine: requests {shortfall}; cancel the task, or raise the capacity"
                 )

@@ -1,14 +1,27 @@
-"""The certificate of a server for its workers, and what their environment contains."""
+"""The certificate of a server for its workers, its engine, and the command and environment of the workers."""
 
 import hashlib
+import socket
 import ssl
 import stat
+import sys
 from pathlib import Path
 
+import pytest
+
 from sandbox.agents import registered_agents
-from sandbox.bootstrap.cluster import create_certificate, worker_environment
+from sandbox.bootstrap.cluster import (
+    create_certificate,
+    create_engine,
+    slurm_settings,
+    worker_command,
+    worker_environment,
+)
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand, PlacementContext
 from sandbox.bootstrap.settings.load import load
+from sandbox.bootstrap.worker import WorkerUnusableError, choose_data_dir, host_name
+from sandbox.engines.slurm.batch_job import SlurmSettings
+from sandbox.engines.slurm.engine import SlurmEngine
 
 
 def test_certificate_is_private_and_stays_the_same(tmp_path):
@@ -29,9 +42,49 @@ def test_two_servers_have_different_certificates(tmp_path):
     assert len({create_certificate(directory)[1] for directory in directories}) == 2
 
 
+def make_context(**variables):
+    variables = {f"SANDBOX_{name}": value for name, value in variables.items()}
+    settings = load({"config": "/dev/null"}, {"SANDBOX_RUNTIME": "bubblewrap", **variables}).settings
+    return PlacementContext(Path("/data"), Path("/run"), settings, AgentsAndRunnerCommand(registered_agents()), None)
+
+
+def test_worker_on_another_host_gets_no_paths_of_the_server():
+    context = make_context(CLUSTER_ENGINE="slurm")
+    server = {"HOME": "/home/ci", "XDG_RUNTIME_DIR": "/run/user/7", "SSL_CERT_FILE": "/data/ca.pem", "VAULT_TOKEN": "v"}
+    environment = worker_environment(context, server)
+    assert environment["HOME"] == "/home/ci"
+    assert environment["SANDBOX_DATA_DIR"] == "/var/lib/sandbox-worker"
+    assert not {"XDG_RUNTIME_DIR", "SSL_CERT_FILE", "VAULT_TOKEN"} & set(environment)
+
+
+def test_settings_of_slurm_reach_the_engine():
+    variables = {"PARTITION": "long", "ACCOUNT": "ai", "OPTIONS": "--exclusive,--nice=5", "COMMANDS": "/opt/bin"}
+    context = make_context(
+        CLUSTER_ENGINE="slurm", **{f"CLUSTER_SLURM_{name}": each for name, each in variables.items()}
+    )
+    expected = SlurmSettings("long", "ai", ("--exclusive", "--nice=5"), "/opt/bin")
+    assert slurm_settings(context.settings.cluster.slurm) == expected
+    assert isinstance(create_engine(context, Path("/data/cluster")), SlurmEngine)
+
+
+def test_command_of_the_hosts_starts_workers():
+    section = make_context(CLUSTER_ENGINE="slurm", CLUSTER_SLURM_SANDBOX="/opt/sandbox/bin/sandbox").settings.cluster
+    assert worker_command(section) == ("/opt/sandbox/bin/sandbox", "worker")
+    assert worker_command(make_context().settings.cluster)[0] == sys.executable
+
+
+def test_hosts_of_slurm_use_different_directories():
+    assert host_name({}) == socket.gethostname()
+    assert choose_data_dir(Path("/data"), {}) == Path("/data")
+    assert host_name({"SLURMD_NODENAME": "n1"}) == "n1"
+    assert choose_data_dir(Path("/data"), {"SLURMD_NODENAME": "n1"}) == Path("/data/n1")
+    for name in ("..", "a/b", "/etc"):
+        with pytest.raises(WorkerUnusableError):
+            choose_data_dir(Path("/data"), {"SLURMD_NODENAME": name})
+
+
 def test_environment_of_a_worker_has_no_keys():
-    settings = load({"config": "/dev/null"}, {"SANDBOX_RUNTIME": "bubblewrap"}).settings
-    context = PlacementContext(Path("/data"), Path("/run"), settings, AgentsAndRunnerCommand(registered_agents()), None)
+    context = make_context()
     server = {"PATH": "/bin", "HOME": "/root", "ANTHROPIC_API_KEY": "k", "VAULT_TOKEN": "v", "SANDBOX_TOKEN": "t"}
     environment = worker_environment(context, server)
     assert environment["PATH"] == "/bin"

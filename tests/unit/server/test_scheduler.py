@@ -23,6 +23,31 @@ def test_tasks_are_admitted_in_order_while_resources_last(scheduler):
     assert [scheduler.admit_next(), scheduler.admit_next(), scheduler.admit_next()] == ["a", "b", None]
 
 
+CPU_HOST, MEMORY_HOST = Resources(16, 8 * GIB, 50 * GIB), Resources(4, 64 * GIB, 50 * GIB)
+
+
+def test_engine_queues_all_tasks_that_fit_in_a_host():
+    """The tasks together need more than all hosts have, and the server's free memory does not matter."""
+    scheduler = Scheduler(MEMORY_HOST, [CPU_HOST, MEMORY_HOST])
+    for number in range(20):
+        scheduler.enqueue(f"cpus-{number}", Resources(16, GIB, GIB))
+        scheduler.enqueue(f"memory-{number}", Resources(1, 64 * GIB, GIB))
+    admitted = [scheduler.admit_next(1) for _ in range(40)]
+    assert admitted == [f"{kind}-{number}" for number in range(20) for kind in ("cpus", "memory")]
+    assert scheduler.admit_next() is None
+
+
+def test_task_that_fits_in_no_host_waits_and_names_the_closest_one():
+    scheduler = Scheduler(MEMORY_HOST, [CPU_HOST, MEMORY_HOST])
+    scheduler.enqueue("both", Resources(5, 9 * GIB, GIB))
+    scheduler.enqueue("cpus", Resources(17, GIB, GIB))
+    scheduler.enqueue("next", SMALL)
+    assert scheduler.admit_next() == "next"
+    messages = scheduler.waiting_messages()
+    assert "9 GiB of memory (8 GiB in all)" in messages["both"]
+    assert "17 CPUs (16 in all)" in messages["cpus"]
+
+
 def test_removed_task_frees_resources(scheduler):
     for name in "abc":
         scheduler.enqueue(name, HALF)

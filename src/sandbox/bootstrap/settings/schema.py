@@ -114,7 +114,21 @@ LEASE_SECONDS_MIN = 30
 """The shortest lease: a worker sends a heartbeat every two seconds, and reconnects after 15 seconds without answers."""
 
 _RUNTIME = Format("runtime", _pattern_check("auto|bubblewrap|gvisor|qemu", "must be auto, bubblewrap, gvisor or qemu"))
-_ENGINE = Format("engine", _pattern_check("none|processes", "must be none or processes"))
+_ENGINE = Format("engine", _pattern_check("none|processes|slurm", "must be none, processes or slurm"))
+_SLURM_NAMES = Format(
+    "slurm_names", _pattern_check(r"[A-Za-z0-9_.,-]{1,256}", "must be a name, or several separated by commas")
+)
+_SLURM_ACCOUNT = Format("slurm_account", _pattern_check(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,255}", "must be a name"))
+_ABSOLUTE_PATH = Format("absolute_path", _pattern_check(r"/[\x21-\x7e]*", "must be an absolute path without spaces"))
+
+
+def _check_sbatch_option(value: str) -> str | None:
+    from sandbox.engines.slurm.batch_job import find_option_error  # local: most servers have no cluster
+
+    return find_option_error(value)
+
+
+_SBATCH_OPTION = Format("sbatch_option", _check_sbatch_option)
 
 
 def _check_lease(value: str) -> str | None:
@@ -308,6 +322,62 @@ class AccessSection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlurmSection:
+    """Slurm, which starts the workers if `cluster.engine` is slurm."""
+
+    __pydantic_config__ = _FORBID_EXTRA
+    partition: (
+        Annotated[
+            str,
+            _SLURM_NAMES,
+            Description("Partition of the jobs, or several separated by commas; none for the cluster's default."),
+        ]
+        | None
+    ) = None
+    account: Annotated[str, _SLURM_ACCOUNT, Description("Account of the jobs; none for the user's default.")] | None = (
+        None
+    )
+    options: Annotated[
+        tuple[Annotated[str, _SBATCH_OPTION], ...],
+        MaxLen(32),
+        Description(
+            "Further options of sbatch, such as --constraint=ssd: constraint, exclude, exclusive, gres, licenses, "
+            "nice, nodelist, qos, reservation, tmp or wckey."
+        ),
+    ] = ()
+    sandbox: (
+        Annotated[
+            str,
+            Len(1, 4096),
+            _ABSOLUTE_PATH,
+            Description(
+                "Path of the command sandbox on the hosts; none for the path of the server's own installation."
+            ),
+        ]
+        | None
+    ) = None
+    data_dir: Annotated[
+        str,
+        Len(1, 4096),
+        _ABSOLUTE_PATH,
+        Description("Directory for the files of workers. Each host uses a subdirectory, so hosts may share it."),
+    ] = "/var/lib/sandbox-worker"
+    commands: (
+        Annotated[
+            str,
+            Len(1, 4096),
+            _ABSOLUTE_PATH,
+            Description("Directory of sbatch, squeue, scancel and sinfo; none to search."),
+        ]
+        | None
+    ) = None
+    configuration: (
+        Annotated[str, Len(1, 4096), _ABSOLUTE_PATH, Description("Path of slurm.conf; none for Slurm's default path.")]
+        | None
+    ) = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ClusterSection:
     """Workers, which an engine starts on other hosts. Experimental."""
 
@@ -315,7 +385,10 @@ class ClusterSection:
     engine: Annotated[
         str,
         _ENGINE,
-        Description("What starts the workers: processes starts them on this machine; none runs tasks without workers."),
+        Description(
+            "What starts the workers: slurm starts them on the hosts of a cluster, processes on this machine; none "
+            "runs tasks without workers."
+        ),
     ] = "none"
     host: Annotated[str, Len(1, 253), VISIBLE, Description("Address to listen on for workers.")] = "127.0.0.1"
     port: Annotated[int, Ge(1), Le(65535), Description("Port for workers.")] = 8724
@@ -324,6 +397,7 @@ class ClusterSection:
         _LEASE,
         Description("How long a worker without contact with the server may communicate, from 30s to 168h."),
     ] = "10m"
+    slurm: SlurmSection = field(default_factory=SlurmSection)
     time_limit: Annotated[
         str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")
     ] = "168h"

@@ -4,64 +4,48 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-from annotated_types import Len, MaxLen
+from typing import NamedTuple
 
 from sandbox.engines.job_names import check_job_name
 from sandbox.interfaces.engine import JobRequest
-from sandbox.model.manifest.field_formats import Format
 
 SIGNAL_EARLY_SECONDS = 60
 """Slurm may send the signal before the time limit up to this much earlier than requested (sbatch(1), --signal)."""
 
 _MIB = 1024**2
-_PARTITION = re.compile(r"[A-Za-z0-9_.,-]{1,256}")
 _EXTRA_NAMES = (
-    *("account", "constraint", "exclude", "exclusive", "gres", "licenses", "nice", "nodelist", "qos", "reservation"),
+    *("constraint", "exclude", "exclusive", "gres", "licenses", "nice", "nodelist", "qos", "reservation"),
     *("tmp", "wckey"),
 )
-_EXTRA_ARGUMENT = re.compile(rf"--(?:{'|'.join(_EXTRA_NAMES)})(?:=[\x21-\x7e]{{1,256}})?")
+"""The options that settings may contain. Others would change what the engine relies on."""
+
+_EXTRA_OPTION = re.compile(rf"--(?:{'|'.join(_EXTRA_NAMES)})(?:=[\x21-\x7e]{{1,256}})?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _RESERVED_VARIABLE = re.compile(r"(?:SLURM|SBATCH|SPANK|_SLURM)_.*|LD_.*")
 
 
-def _find_partition_error(value: str) -> str | None:
-    return None if _PARTITION.fullmatch(value) else "must be the name of a partition, or several separated by commas"
-
-
-def _find_argument_error(value: str) -> str | None:
-    if _EXTRA_ARGUMENT.fullmatch(value):
+def find_option_error(option: str) -> str | None:
+    """Return why the settings must not contain this option of sbatch; None if they may."""
+    if _EXTRA_OPTION.fullmatch(option):
         return None
     return f"must be one of the options {', '.join(f'--{name}' for name in _EXTRA_NAMES)}, as --name=value"
 
 
-def _find_directory_error(value: str) -> str | None:
-    return None if value.startswith("/") and value.isprintable() else "must be an absolute path"
-
-
-PARTITION = Format("partition", _find_partition_error)
-SBATCH_ARGUMENT = Format("sbatch_argument", _find_argument_error)
-ABSOLUTE_PATH = Format("absolute_path", _find_directory_error)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SlurmSettings:
+class SlurmSettings(NamedTuple):
     """Settings of the engine `slurm`.
 
-    partition: the partition of the jobs; None for the default partition of the cluster.
-    extra_arguments: further arguments of sbatch, from a fixed list of options.
+    partition, account: those of the jobs; None for the defaults of the cluster.
+    extra_options: further options of sbatch; see `find_option_error`.
     commands: the directory of Slurm's commands; None for those on the standard path.
     configuration: the path of slurm.conf; None for the default path.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (the same for all section classes)
-    partition: Annotated[str, PARTITION] | None = None
-    extra_arguments: Annotated[tuple[Annotated[str, SBATCH_ARGUMENT], ...], MaxLen(32)] = ()
-    commands: Annotated[str, Len(1, 4096), ABSOLUTE_PATH] | None = None
-    configuration: Annotated[str, Len(1, 4096), ABSOLUTE_PATH] | None = None
+    partition: str | None = None
+    account: str | None = None
+    extra_options: tuple[str, ...] = ()
+    commands: str | None = None
+    configuration: str | None = None
 
 
 def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
@@ -93,7 +77,8 @@ def sbatch_arguments(request: JobRequest, settings: SlurmSettings) -> list[str]:
         f"--error={output}",
         "--open-mode=append",
         *([f"--partition={settings.partition}"] if settings.partition else []),
-        *settings.extra_arguments,
+        *([f"--account={settings.account}"] if settings.account else []),
+        *settings.extra_options,
     ]
 
 

@@ -43,6 +43,7 @@ _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RES
 _RUNNING = frozenset(
     {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
 )
+_ENDING = frozenset({"COMPLETING", "STAGE_OUT"})
 _REPORTED_BY_HOST = frozenset({"COMPLETED", "FAILED", "OUT_OF_MEMORY"})
 _DECIDED_BY_CONTROLLER = frozenset({"CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE"})
 
@@ -169,7 +170,12 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
         first, *others = sorted(found, key=_rank)
         duplicates = [job for job in others if job.was_started or job.phase is not JobPhase.ENDED]
         statuses[name] = JobStatus(
-            first.phase, first.host, first.describe(), first.job_id, tuple(job.job_id for job in duplicates)
+            first.phase,
+            first.host,
+            first.describe(),
+            first.job_id,
+            tuple(job.job_id for job in duplicates),
+            is_ending=first.state in _ENDING,
         )
         if waiting := [job.job_id for job in others if job.phase is JobPhase.WAITING]:
             surplus[name] = waiting

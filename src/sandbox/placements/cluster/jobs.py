@@ -130,10 +130,11 @@ class Job:
         self.session: Session | None = None
         self._answered_at = now
         """When the worker was last answered; an earlier server may have answered until this one started."""
+        self.status: JobStatus | None = None
+        """The last status that the engine reported, with its id and its host; None if the engine does not respond."""
         self.phase: JobPhase | None = None
+        """The phase of the status, as far as it applies to the worker that has claimed the job."""
         self.phase_since = now
-        self.engine_host = ""
-        """The host on which the engine runs the job; empty if it does not."""
         self.reason = "The job is being submitted."
         self._not_before = now
         self.claimed_at = now
@@ -211,15 +212,26 @@ class Job:
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
         """Set what the engine reported; None if it does not respond."""
-        phase = None if status is None else status.phase
-        host = status.host if status is not None and phase is JobPhase.RUNNING else ""
+        phase = None if status is None else self._phase_of_worker(status)
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
-        if host != self.engine_host:
-            self.engine_host = host
+        before, self.status = self.confirmed_host, status
+        if self.confirmed_host != before:
             self.notify()
         if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
             self.reason = status.reason or f"The job is {status.phase}."
+
+    @property
+    def confirmed_host(self) -> str:
+        """The host on which the engine runs the job; empty if it does not, or if it is ending the job."""
+        status = self.status
+        return status.host if status is not None and status.phase is JobPhase.RUNNING and not status.is_ending else ""
+
+    def _phase_of_worker(self, status: JobStatus) -> JobPhase:
+        """Return the phase. The end on another host proves nothing: an engine may start a job again, or a duplicate."""
+        if status.phase is JobPhase.ENDED and self.is_claimed and status.host != self.stored.host:
+            return JobPhase.UNREACHABLE
+        return status.phase
 
     def observe(self, now: float) -> Observation:
         """Return the observations about the worker."""
@@ -310,7 +322,7 @@ class Jobs:
     async def confirm_host(self, job: Job, host: str) -> bool:
         """Return whether the engine confirms that it runs the job on this host; asks the engine, and waits for it."""
         deadline = time.monotonic() + _CONFIRM_SECONDS
-        while job.engine_host != host:
+        while job.confirmed_host != host:
             if (rest := deadline - time.monotonic()) <= 0:
                 return False
             self._wake.set()
@@ -327,7 +339,8 @@ class Jobs:
         fields = {"host": claim.host, "boot_id": claim.boot_id, "runtime": claim.runtime}
         job.record_answer()
         self._save(job, nonce_hash=nonce_hash, **fields)
-        _log.info("The worker of task %s runs on %s", job.stored.task_id, claim.host)
+        job_id = "" if job.status is None else job.status.job_id
+        _log.info("The worker of task %s runs on %s, job %s", job.stored.task_id, claim.host, job_id or job.name)
         return job
 
     def fence(self, job: Job, reason: str) -> None:

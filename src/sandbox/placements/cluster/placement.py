@@ -9,12 +9,14 @@ import itertools
 import logging
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from sandbox.interfaces.engine import Engine
+import msgspec
+
+from sandbox.interfaces.engine import Engine, EngineUnavailableError
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
 from sandbox.interfaces.placement import (
@@ -54,7 +56,7 @@ from sandbox.interfaces.worker_messages import (
     StartSession,
     UnlockDisk,
 )
-from sandbox.model.errors import SandboxError, error_reason
+from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.fixed_limits import CONTROL_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.resources import Resources
@@ -62,6 +64,7 @@ from sandbox.model.tier import TIERS
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import StoreLog, Streams, WorkerServer, WorkerSession
 from sandbox.placements.local.runner_client import RunnerClient
+from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
 
 T = TypeVar("T")
@@ -180,7 +183,7 @@ class Workers:
 class ClusterHost:
     """Implements `interfaces.placement.Host`: any host of the cluster.
 
-    capacity: the largest host of the engine.
+    capacity: the host with the most memory.
     images: the profiles that tasks may name. The worker of an attempt finds the image (`ReservedHost.find_image`).
     """
 
@@ -367,7 +370,8 @@ class WorkerPreservedDisk:
 class ClusterAllocator:
     """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, largest_hosts: Sequence[Resources]) -> None:
+        self.largest_hosts = largest_hosts
         self._workers = workers
 
     async def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
@@ -416,18 +420,19 @@ def _is_ready(job: Job) -> bool:
 class ClusterPlacement:
     """Implements `interfaces.placement.Placement`.
 
-    is_over: returns whether a task has ended or is gone; called once for each job when the placement starts. Blocks.
+    largest_hosts: what the largest hosts have for tasks.
     """
 
     def __init__(
-        self, workers: Workers, host: ClusterHost, replicas: TaskReplicas, is_over: Callable[[str], bool]
+        self, workers: Workers, images: ProfileCatalog, largest_hosts: Sequence[Resources], storage: "TaskStorage"
     ) -> None:
-        self.host = host
+        largest = max(largest_hosts, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
+        self.host = ClusterHost(largest, images)
         self.files = ClusterFiles(workers)
-        self.allocator = ClusterAllocator(workers)
+        self.allocator = ClusterAllocator(workers, largest_hosts)
         self._workers = workers
-        self._replicas = replicas
-        self._is_over = is_over
+        self._replicas = storage.replicas
+        self._is_over = storage.is_over
 
     async def run(self) -> None:
         """Release the workers of tasks that ended while no server ran; end the thread on cancellation."""
@@ -537,6 +542,26 @@ class TaskStorage(NamedTuple):
     is_over: Callable[[str], bool]
 
 
+async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
+    """Return the largest hosts; those that were stored before if the engine does not respond, so workers can reconnect.
+
+    Raises EngineUnavailableError if none are stored, OSError.
+    """
+    try:
+        hosts = await engine.largest()
+    except EngineUnavailableError as error:
+        try:
+            stored = msgspec.json.decode(file.read_bytes(), type=tuple[Resources, ...])
+        except (OSError, *DECODE_ERRORS):
+            raise error from None
+        if not stored:
+            raise
+        _log.warning("The sizes of the hosts are those that the last server found: %s", error.message)
+        return stored
+    write_durably(file, msgspec.json.encode(tuple(hosts)))
+    return hosts
+
+
 async def create_cluster_placement(
     directory: Path,
     engine: Engine,
@@ -549,8 +574,10 @@ async def create_cluster_placement(
 
     directory: where the jobs are stored.
     """
-    largest = max(await engine.largest(), key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
-    capacity = Resources(largest.cpus, largest.memory_bytes - settings.overhead_bytes, largest.disk_bytes)
+    hosts = await load_largest_hosts(engine, directory.with_name("largest-hosts.json"))
+    largest_hosts = [
+        msgspec.structs.replace(host, memory_bytes=host.memory_bytes - settings.overhead_bytes) for host in hosts
+    ]
     thread = LoopThread()
 
     async def start() -> Jobs:
@@ -563,7 +590,7 @@ async def create_cluster_placement(
 
     try:
         workers = Workers(await thread.run(start()), thread)
-        return ClusterPlacement(workers, ClusterHost(capacity, images), storage.replicas, storage.is_over)
+        return ClusterPlacement(workers, images, largest_hosts, storage)
     except BaseException:
         await asyncio.to_thread(thread.close)
         raise

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from doubles.cluster import SMALL, ClusterServer, until
-from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
+from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import Claimed
 from sandbox.placements.cluster import decisions, jobs
@@ -81,6 +81,29 @@ async def test_worker_that_does_not_start_is_replaced(server, job, phase):
     await until(lambda: job.name in server.engine.withdrawn)
     assert [path.stem for path in server.store.iterdir()] == [new.stored.attempt_id]
     assert server.jobs.reserve("task-1", None, SMALL) is new
+
+
+@pytest.mark.parametrize("host", ["host-2", ""])
+async def test_end_on_another_host_proves_nothing(server, job, host):
+    """Slurm may start a job again, or a duplicate, while the host of the first worker is cut off."""
+    await lose(server, job)
+    server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
+    await until(lambda: job.phase is JobPhase.UNREACHABLE)
+    assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
+    server.engine.set_phase(job, JobPhase.ENDED)
+    await until(lambda: job.stored.has_ended)
+
+
+async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(server, job, monkeypatch):
+    """Both workers have the token. The one on the host that the engine reports gets the attempt."""
+    monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
+    server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
+    await until(lambda: job.confirmed_host == "host-2")
+    async with server.connect(server.claim(job)) as first:
+        assert await first.read() is None
+    async with server.connect(server.claim(job, host="host-2")) as second:
+        assert isinstance(await second.read(), Claimed)
+    assert job.stored.host == "host-2"
 
 
 async def test_ended_worker_is_taken_over(server, job):

@@ -11,6 +11,7 @@ import pytest
 
 from doubles.cluster import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, until
 from sandbox.images.catalog import ProfileCatalog
+from sandbox.interfaces.engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,
@@ -78,6 +79,7 @@ async def running_placement(server, tasks):
         ProfileCatalog(server.data_dir),
     )
     running = asyncio.create_task(placement.run())
+    await asyncio.sleep(0)  # a task that is cancelled before it starts does not close anything
     yield placement
     assert not running.done()
     running.cancel()
@@ -105,6 +107,30 @@ async def test_capacity_is_that_of_the_largest_host_without_the_overhead_of_a_wo
     assert placement.host.capacity.cpus == 8
     assert placement.host.blocked_reason() is None
     assert (await placement.host.probe()).failure is None
+
+
+async def test_all_largest_hosts_are_offered_without_the_overhead_of_a_worker(placement):
+    assert [host.cpus for host in placement.allocator.largest_hosts] == [1, 8, 64]
+    assert placement.allocator.largest_hosts[2].memory_bytes == 2**32 - OVERHEAD_BYTES
+
+
+async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_one_has_started(server, tasks):
+    """Workers have to reconnect before their leases end."""
+    available = server.engine.largest
+
+    async def fail():
+        raise EngineUnavailableError("It does not respond.")
+
+    server.engine.largest = fail
+    with pytest.raises(EngineUnavailableError):
+        async with running_placement(server, tasks):
+            pass
+    server.engine.largest = available
+    async with running_placement(server, tasks) as placement:
+        expected = placement.allocator.largest_hosts
+    server.engine.largest = fail
+    async with running_placement(server, tasks) as placement:
+        assert placement.allocator.largest_hosts == expected
 
 
 async def test_reservation_waits_for_a_worker_for_a_second_at_most(placement):

@@ -115,9 +115,11 @@ async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, j
     "status",
     [
         JobStatus(JobPhase.RUNNING, "host-2"),
+        JobStatus(JobPhase.RUNNING, "host-1", is_ending=True),
         JobStatus(JobPhase.WAITING),
         JobStatus(JobPhase.ENDED, "host-1"),
         JobStatus(JobPhase.UNREACHABLE, "host-1"),
+        JobStatus(JobPhase.UNKNOWN),
         None,
     ],
 )
@@ -141,7 +143,7 @@ async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, j
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
         server.engine.look_up = report
-        await until(lambda: job.engine_host != "host-1")
+        await until(lambda: job.confirmed_host != "host-1")
         async with server.connect(claim) as again:  # a reconnection
             assert isinstance(await again.read(), Claimed)
 

@@ -48,6 +48,14 @@ host = "192.0.2.8"
 port = 9000
 lease = "5m"
 time_limit = "24h"
+[cluster.slurm]
+partition = "long,gpu"
+account = "ai"
+options = ["--constraint=ssd", "--exclusive"]
+sandbox = "/opt/sandbox/bin/sandbox"
+data_dir = "/scratch/sandbox"
+commands = "/opt/slurm/bin"
+configuration = "/opt/slurm/etc/slurm.conf"
 [log]
 format = "json"
 level = "debug"
@@ -214,6 +222,12 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
                                             "500M or 20G, or unlimited"),
         ("[retention]\nolder_than = '2 weeks'", "retention.older_than ({file}) must be a whole number and a unit, such "
                                                 "as 12h or 90d, or unlimited"),
+        ("[cluster.slurm]\noptions = ['--uid=0']", "cluster.slurm.options.0 ({file}) must be one of the options "
+         "--constraint, --exclude, --exclusive, --gres, --licenses, --nice, --nodelist, --qos, --reservation, --tmp, "
+         "--wckey, as --name=value"),
+        ("[cluster.slurm]\ndata_dir = 'a'", "cluster.slurm.data_dir ({file}) must be an absolute path without spaces"),
+        ("[cluster.slurm]\npartition = 'a b'", "cluster.slurm.partition ({file}) must be a name, or several separated "
+         "by commas"),
         ("[cluster]\nlease = '29s'", "cluster.lease ({file}) must be at least 30s: in this time, a worker has to reach "
                                      "the server a second time"),
         ("[cluster]\nlease = '1d'", "cluster.lease ({file}) must be a whole number and a unit, such as 90s, 15m or "

@@ -65,6 +65,11 @@ def test_each_state_has_a_phase(state, phase):
     assert status_of(line(state=state)).phase is phase
 
 
+@pytest.mark.parametrize(("state", "is_ending"), [("RUNNING", False), ("COMPLETING", True), ("STAGE_OUT", True)])
+def test_job_whose_processes_are_being_ended_is_ending(state, is_ending):
+    assert status_of(line(state=state)).is_ending is is_ending
+
+
 @pytest.mark.parametrize("state", ["CANCELLED", "TIMEOUT", "PREEMPTED", "DEADLINE"])
 def test_exit_status_proves_the_end_of_a_job_that_the_controller_ended(state):
     assert status_of(line(state=state, status="143:0")).phase is JobPhase.ENDED
