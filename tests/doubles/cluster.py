@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from doubles.manifests import manifest
-from sandbox.bootstrap.cluster import create_certificate, store_runner_log
+from sandbox.bootstrap.cluster import create_certificate, is_over, store_runner_log
 from sandbox.interfaces.engine import JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.worker_messages import Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
@@ -100,8 +100,7 @@ class ClusterServer:
         await self.start()
 
     def is_over(self, task_id):
-        task = self.journals.replay(task_id).task
-        return task is not None and task.state.is_final
+        return is_over(self.journals, task_id)
 
     async def submit(self, task_id="task-1"):
         """Record a task with an attempt, and submit its job; return the job."""

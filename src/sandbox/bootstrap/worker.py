@@ -32,7 +32,7 @@ from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.worker.session import Lease
-from sandbox.worker.task_host import TaskHost
+from sandbox.worker.task_host import OtherTasks, TaskHost
 from sandbox.worker.worker import ServerAddress, Worker
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
@@ -118,7 +118,10 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
             return TaskHost(layout, placement, probed.tier, journals, replicas, sockets, remove_trees)
 
         locks = make_private_directory(data_dir / "workers")
-        worker = Worker(address, claim, lease, create_host, lambda task_id: lock_task(locks / task_id))
+        others = OtherTasks(
+            data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, 0), remove_trees
+        )
+        worker = Worker(address, claim, lease, create_host, others, lambda task_id: lock_task(locks / task_id))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.terminate)
@@ -166,9 +169,9 @@ def _shared_lock(data_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_task(path: Path) -> Iterator[None]:
+def lock_task(path: Path, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
     """Hold the lock of a task on this host, after waiting for a worker that is about to end. Raises OSError."""
-    deadline = time.monotonic() + _LOCK_SECONDS
+    deadline = time.monotonic() + seconds
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         while True:

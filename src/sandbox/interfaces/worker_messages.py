@@ -34,6 +34,9 @@ ARTIFACT_PART_BYTES = 256 * 1024
 RUNNER_LOG_BYTES_MAX = 1024**2
 """Maximum size of the log of a runner that is kept."""
 
+LEFTOVER_TASKS_MAX = 16
+"""Maximum number of tasks in a `FindEnded`."""
+
 REPORT_SECONDS_MAX = 2.0
 """Maximum interval between the heartbeats of a worker."""
 
@@ -44,6 +47,7 @@ HostName = Annotated[str, msgspec.Meta(pattern=rf"\A{HOST_NAME_PATTERN}\Z")]
 Secret = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
+_TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
@@ -136,7 +140,13 @@ class WorkDone(msgspec.Struct, frozen=True, tag="done"):
     """The task has ended, the server has all records, and the worker has removed the task's files."""
 
 
-WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone
+class FindEnded(msgspec.Struct, frozen=True, tag="find_ended"):
+    """The host has files of these tasks, which other workers left. The server answers with `EndedTasks`."""
+
+    task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASKS_MAX)]
+
+
+WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone | FindEnded
 
 
 class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
@@ -176,6 +186,12 @@ class RecordsReceived(msgspec.Struct, frozen=True, tag="records_received"):
 
     end_offset: int
     is_accepted: bool = True
+
+
+class EndedTasks(msgspec.Struct, frozen=True, tag="ended_tasks"):
+    """The tasks of a `FindEnded` that have ended, or that the server does not have."""
+
+    task_ids: tuple[str, ...]
 
 
 class UploadReceived(msgspec.Struct, frozen=True, tag="upload_received"):
@@ -308,5 +324,13 @@ class ServerCall(msgspec.Struct, frozen=True, tag="call"):
 
 
 ServerMessage = (
-    Claimed | Fenced | HeartbeatAnswer | RecordsReceived | UploadReceived | OpenStream | ReleaseTask | ServerCall
+    Claimed
+    | Fenced
+    | HeartbeatAnswer
+    | RecordsReceived
+    | UploadReceived
+    | OpenStream
+    | ReleaseTask
+    | ServerCall
+    | EndedTasks
 )

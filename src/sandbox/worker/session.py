@@ -15,6 +15,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Liveness, RecordBatch
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
+    LEFTOVER_TASKS_MAX,
     RECORDS_BYTES,
     REPORT_SECONDS_MAX,
     RUNNER_LOG_BYTES_MAX,
@@ -22,7 +23,9 @@ from sandbox.interfaces.worker_messages import (
     ArtifactPart,
     CallResult,
     Claimed,
+    EndedTasks,
     Fenced,
+    FindEnded,
     FirstMessage,
     Heartbeat,
     HeartbeatAnswer,
@@ -44,7 +47,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import encode_message, read_message
-from sandbox.worker.task_host import LocalError, TaskHost
+from sandbox.worker.task_host import LocalError, OtherTasks, TaskHost
 
 decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)
@@ -97,8 +100,11 @@ class _HostState(NamedTuple):
 class Session:
     """One connection. `run` returns once the task has ended and nothing of it is left on this host."""
 
-    def __init__(self, host: TaskHost, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial) -> None:
+    def __init__(
+        self, host: TaskHost, others: OtherTasks, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial
+    ) -> None:
         self._host = host
+        self._others = others
         self._lease = lease
         self._reader, self._writer = streams
         self._claimed = claimed
@@ -108,6 +114,7 @@ class Session:
         self._renewed_until = 0.0
         self._answered_at = time.monotonic()
         self._received: asyncio.Future[RecordsReceived] | None = None
+        self._ended: asyncio.Future[EndedTasks] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_done = False
         self._unreadable_since: float | None = None
@@ -124,6 +131,7 @@ class Session:
         """
         jobs = [asyncio.create_task(job) for job in (self._read(), self._report(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
+        self._start(self._remove_leftovers())
         try:
             await asyncio.wait({ending, *jobs}, return_when=asyncio.FIRST_COMPLETED)
             for each in (ending, *jobs):
@@ -161,8 +169,8 @@ class Session:
                     self._answered_at = time.monotonic()
                     self._lease.extend(self._sent_at.pop(message.number, 0.0), self._claimed.lease_seconds)
                     self._renew()
-                case RecordsReceived() if self._received is not None and not self._received.done():
-                    self._received.set_result(message)
+                case RecordsReceived() | EndedTasks():
+                    self._pass_on(message)
                 case ServerCall():
                     self._start(self._answer(message))
                 case OpenStream():
@@ -175,6 +183,14 @@ class Session:
                     return
                 case None:
                     raise ConnectionError("the server closed the connection")
+
+    def _pass_on(self, answer: RecordsReceived | EndedTasks) -> None:
+        """Pass an answer on, if it is expected."""
+        match answer:
+            case RecordsReceived() if self._received is not None and not self._received.done():
+                self._received.set_result(answer)
+            case EndedTasks() if self._ended is not None and not self._ended.done():
+                self._ended.set_result(answer)
 
     def _start(self, coroutine: "Awaitable[None]") -> None:
         task = asyncio.ensure_future(coroutine)
@@ -334,6 +350,22 @@ class Session:
         if answer is None:
             raise ConnectionError("the server closed the connection")
         return isinstance(answer, UploadReceived) and answer.is_accepted
+
+    # Leftovers of other tasks.
+
+    async def _remove_leftovers(self) -> None:
+        """Remove what killed workers left of tasks that the server reports as ended. Errors are only logged."""
+        try:
+            task_ids = await asyncio.to_thread(self._others.find, self._host.task_id)
+            for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):
+                asked = tuple(task_ids[start : start + LEFTOVER_TASKS_MAX])
+                self._ended = asyncio.get_running_loop().create_future()
+                await self._send(FindEnded(asked))
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    ended = await self._ended
+                await self._others.remove(set(asked) & set(ended.task_ids))
+        except (OSError, SandboxError, TimeoutError) as error:
+            _log.warning("Files of other tasks are not removed yet: %s", error_reason(error))
 
     # Requests.
 

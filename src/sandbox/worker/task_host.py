@@ -4,12 +4,21 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from sandbox.interfaces.disks import RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Journals, Liveness, TaskReplicas
-from sandbox.interfaces.placement import AttemptLocation, FinishAttempt, Placement, PreservedDisk, RunAttempt
+from sandbox.interfaces.placement import (
+    AttemptFiles,
+    AttemptLocation,
+    FinishAttempt,
+    Placement,
+    PreservedDisk,
+    RunAttempt,
+)
 from sandbox.interfaces.worker_messages import (
     EndOffset,
     FindImage,
@@ -80,6 +89,59 @@ class HostFailures:
     def clear(self) -> None:
         """Record a success."""
         self._first_at = None
+
+
+async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remove: RemovePaths) -> None:
+    """Remove everything of these tasks from this host. None of them has a runner. Raises OSError, SandboxError."""
+    task_ids = {layout.task_id for layout in layouts}
+    for leftover in (await files.scan()).leftovers:
+        if leftover.location.task_id in task_ids:
+            async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
+                await files.clean_up(leftover, keeps_disk=False)
+    await remove([layout.root for layout in layouts if layout.root.exists()])
+
+
+class OtherTasks:
+    """What killed workers left on this host of other tasks."""
+
+    def __init__(
+        self,
+        data_dir: Path,
+        files: AttemptFiles,
+        journals: Journals,
+        lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
+        remove: RemovePaths,
+    ) -> None:
+        """lock_task: locks a task on this host; raises OSError at once if a worker has it."""
+        self._data_dir = data_dir
+        self._files = files
+        self._journals = journals
+        self._lock_task = lock_task
+        self._remove = remove
+
+    def find(self, own_task_id: str) -> Sequence[str]:
+        """Return the other tasks with files on this host, also those that have a worker. Raises OSError."""
+        directory = TaskLayout(self._data_dir, own_task_id).root.parent
+        return sorted({path.name for path in directory.iterdir()} - {own_task_id}) if directory.exists() else ()
+
+    async def remove(self, task_ids: Collection[str]) -> None:
+        """Remove tasks that have ended, except those that a worker or a runner still uses.
+
+        A worker keeps the lock of its task while a sandbox is preserved. Raises OSError, SandboxError.
+        """
+        with contextlib.ExitStack() as locks:
+            unused = []
+            for task_id in task_ids:
+                try:
+                    locks.enter_context(self._lock_task(task_id))
+                    is_unused = self._journals.liveness(task_id) is Liveness.FREE
+                except OSError:
+                    is_unused = False
+                if is_unused:
+                    unused.append(TaskLayout(self._data_dir, task_id))
+            if unused:
+                _log.info("Removing the files of ended tasks: %s", ", ".join(layout.task_id for layout in unused))
+                await _remove_tasks(unused, self._files, self._remove)
 
 
 class TaskHost:
@@ -185,14 +247,7 @@ class TaskHost:
 
     async def clean_up(self) -> None:
         """Remove everything of the task from this host. No runner may run. Raises OSError, SandboxError."""
-        files = self._placement.files
-        for leftover in (await files.scan()).leftovers:
-            if leftover.location.task_id == self.task_id:
-                async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
-                    await files.clean_up(leftover, keeps_disk=False)
-        root = self.layout.root
-        if root.exists():
-            await self._remove([root])
+        await _remove_tasks([self.layout], self._placement.files, self._remove)
 
     def _locate(self, attempt_id: str) -> AttemptLocation:
         return AttemptLocation(self.task_id, attempt_id, "")

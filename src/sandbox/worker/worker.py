@@ -15,7 +15,7 @@ from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, C
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
 from sandbox.worker.session import FencedError, Lease, Session, Streams, boot_time, decoder
-from sandbox.worker.task_host import HostFailures, LocalError, TaskHost
+from sandbox.worker.task_host import HostFailures, LocalError, OtherTasks, TaskHost
 
 _log = logging.getLogger(__name__)
 
@@ -51,12 +51,14 @@ class Worker:
         claim: Claim,
         lease: Lease,
         create_host: Callable[[str], TaskHost],
+        others: OtherTasks,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
     ) -> None:
         """create_host: returns a task on this host. lock_task: locks it; raises OSError if another worker has it."""
         self._address = address
         self._claim = claim
         self._create_host = create_host
+        self._others = others
         self._lease = lease
         self._lock_task = lock_task
         self._host: TaskHost | None = None
@@ -129,7 +131,7 @@ class Worker:
                 case Claimed():
                     self._lease.extend(sent_at, answer.lease_seconds)
                     host = await self._take_task(answer.task_id)
-                    yield Session(host, self._lease, (reader, writer), answer, self._dial)
+                    yield Session(host, self._others, self._lease, (reader, writer), answer, self._dial)
                 case _:
                     raise ConnectionError("the server did not answer the claim")
         finally:

@@ -11,22 +11,31 @@ import time
 import pytest
 
 from doubles.cluster import NOW, ClusterServer, until
+from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
-from sandbox.interfaces.placement import HostUnreachableError, LeftoverScan, RunAttempt
+from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
 from sandbox.interfaces.worker_messages import EndOffset, Launch, LockDisk, ReceiveRecords, RemoveDisk, UnlockDisk
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.errors import SandboxError
-from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, Output, TaskFinished, WorkspacePrepared
+from sandbox.model.events import (
+    Artifact,
+    ArtifactCollected,
+    AttemptFailed,
+    Output,
+    TaskFinished,
+    TaskSubmitted,
+    WorkspacePrepared,
+)
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.worker import session as session_module
 from sandbox.worker import task_host
 from sandbox.worker.session import Lease, boot_time
-from sandbox.worker.task_host import TaskHost
+from sandbox.worker.task_host import OtherTasks, TaskHost
 from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_HOST_FAILED, EXIT_TERMINATED, ServerAddress, Worker
 
 LEASE_SECONDS = 30.0
@@ -45,6 +54,7 @@ class FakeHost:
         self.data_dir, self.journals = data_dir, FileJournals(data_dir)
         self.recorder, self.order, self.kills, self.deadlines = None, None, 0, []
         self.files, self.is_disk_locked, self.removals = self, False, 0
+        self.locked, self.cleaned = set(), []
         self.launch_error, self.scan_errors, self.may_lock = None, 0, asyncio.Event()
         self.may_lock.set()
 
@@ -96,7 +106,12 @@ class FakeHost:
         if self.scan_errors > 0:
             self.scan_errors -= 1
             raise OSError(errno.EIO, "Input/output error")
-        return LeftoverScan((), {})
+        attempts = self.data_dir.glob("tasks/*/attempts/*")
+        locations = [AttemptLocation(path.parent.parent.name, path.name, "") for path in sorted(attempts)]
+        return LeftoverScan([Leftover(location, (), has_handle=True) for location in locations], {})
+
+    async def clean_up(self, leftover, *, keeps_disk):
+        self.cleaned.append(leftover.location.task_id)
 
     async def renew_lease(self, attempt_id, deadline):
         if self.order is None or self.order.attempt_id != attempt_id:
@@ -115,7 +130,8 @@ class RunningWorker:
         self.locks = 0
         self.lease = Lease()
         address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
-        self.worker = Worker(address, server.claim(job), self.lease, self.create_host, self.lock_task)
+        others = OtherTasks(host.data_dir, host, host.journals, self.lock_other, remove_trees)
+        self.worker = Worker(address, server.claim(job), self.lease, self.create_host, others, self.lock_task)
         self.running = asyncio.create_task(self.worker.run())
 
     @contextlib.contextmanager
@@ -123,6 +139,12 @@ class RunningWorker:
         if self.locks:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         self.locks += 1
+        yield
+
+    @contextlib.contextmanager
+    def lock_other(self, task_id):
+        if task_id in self.host.locked:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         yield
 
     def create_host(self, task_id):
@@ -318,6 +340,62 @@ async def test_disk_that_is_locked_after_the_server_has_given_up_is_unlocked(sta
     assert await session.call(LockDisk(3, "abcdefghijkl"), str) == "free"
 
 
+# Leftovers of other tasks.
+
+
+def leave_task(worker, task_id, *ends):
+    """Record a task on the server, and leave an attempt of the task on the host."""
+    writer = worker.server.journals.create(task_id)
+    recorder = worker.server.journals.recorder(writer, None, lambda: NOW)
+    for event in (TaskSubmitted(task_id, manifest(task_id)), *ends):
+        recorder.record(event)
+    writer.close()
+    return leave_attempt(worker.host, task_id)
+
+
+def leave_attempt(host, task_id):
+    layout = TaskLayout(host.data_dir, task_id)
+    layout.attempt("abcdefghijkl").root.mkdir(parents=True)
+    return layout
+
+
+async def test_worker_removes_what_killed_workers_left_of_ended_tasks(server, start):
+    """Tasks that have not ended, or that have a worker or a runner on this host, keep their files."""
+    worker = await start()
+    await worker.session()
+    ended = [leave_task(worker, f"ended-{number}", *ENDED).root for number in range(20)]
+    removed = leave_attempt(worker.host, "removed-from-the-server").root
+    unfinished = leave_task(worker, "unfinished").root
+    preserved = leave_task(worker, "preserved", *ENDED).root
+    worker.host.locked.add("preserved")
+    running = leave_task(worker, "running", *ENDED).root
+    writer = worker.host.journals.create("running")
+    await server.restart()  # a worker looks for leftovers when it connects
+    await until(lambda: not any(path.exists() for path in (*ended, removed)), "the removal")
+    await until(lambda: set(worker.host.cleaned) == {path.name for path in (*ended, removed)})
+    assert all(path.exists() for path in (unfinished, preserved, running))
+    writer.close()
+    worker.host.locked.clear()
+    await server.restart()
+    await until(lambda: not preserved.exists(), "the removal")
+    await until(lambda: not running.exists(), "the removal")
+    assert unfinished.exists()
+
+
+async def test_error_while_leftovers_are_removed_does_not_end_the_worker(server, start):
+    worker = await start()
+    await worker.session()
+    left = leave_task(worker, "ended", *ENDED).root
+    worker.host.scan_errors = 1
+    await server.restart()
+    await until(lambda: worker.host.scan_errors == 0)
+    worker.job = server.jobs.of_task("task-1")
+    await worker.session()
+    await worker.launch()
+    await server.restart()
+    await until(lambda: not left.exists(), "the removal")
+
+
 # Errors of the host.
 
 
@@ -432,7 +510,7 @@ async def test_token_is_not_sent_to_a_server_with_another_certificate(server, tm
     attacker = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     port = attacker.sockets[0].getsockname()[1]
     address = ServerAddress("127.0.0.1", port, server.fingerprint)
-    worker = Worker(address, server.claim(job), Lease(), None, None)
+    worker = Worker(address, server.claim(job), Lease(), None, None, None)
     running = asyncio.create_task(worker.run())
     try:
         await asyncio.sleep(1)

@@ -33,7 +33,9 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     Claim,
     Claimed,
+    EndedTasks,
     Fenced,
+    FindEnded,
     FirstMessage,
     Heartbeat,
     HeartbeatAnswer,
@@ -449,8 +451,8 @@ class WorkerServer:
                 session.send(HeartbeatAnswer(message.number))
                 if session.liveness is not before:
                     job.notify()
-            case Records():
-                session.send(await self._receive_records(job, session, message))
+            case Records() | FindEnded():
+                session.send(await self._answer(job, session, message))
             case CallResult() | StreamRefused():
                 session.receive(message)
             case RunnerLog():
@@ -463,6 +465,18 @@ class WorkerServer:
             case None:
                 return False
         return True
+
+    async def _answer(
+        self, job: Job, session: WorkerSession, message: Records | FindEnded
+    ) -> RecordsReceived | EndedTasks:
+        match message:
+            case Records():
+                return await self._receive_records(job, session, message)
+            case FindEnded():
+                return EndedTasks(await asyncio.to_thread(self._filter_ended, message.task_ids))
+
+    def _filter_ended(self, task_ids: Sequence[str]) -> tuple[str, ...]:
+        return tuple(task_id for task_id in task_ids if self._is_over(task_id))
 
     async def _receive_log(self, job: Job, message: RunnerLog) -> None:
         """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""

@@ -14,7 +14,9 @@ from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
+    EndedTasks,
     Fenced,
+    FindEnded,
     Heartbeat,
     HeartbeatAnswer,
     JoinStream,
@@ -375,6 +377,14 @@ async def test_lock_is_free_only_after_the_last_record(server, job):
         await client.send(message)
         await client.read()
         assert job.session.liveness is Liveness.FREE
+
+
+async def test_worker_learns_which_tasks_have_ended(server, job):
+    server.jobs.release("task-1")
+    other = await server.submit("task-2")
+    async with server.connect(server.claim(other), FindEnded(("task-1", "task-2", "task-3"))) as client:
+        assert isinstance(await client.read(), Claimed)
+        assert await client.read() == EndedTasks(("task-3",))  # the journal decides, and the server has none of task-3
 
 
 async def test_log_of_an_attempt_is_stored(server, job):
