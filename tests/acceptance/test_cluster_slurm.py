@@ -3,7 +3,7 @@
 import pytest
 
 from doubles import slurm_cluster
-from doubles.deployment import make_repository, reply_turn, wait_until
+from doubles.deployment import bash_turn, make_repository, reply_turn, wait_until
 from doubles.remote_deployment import MAKE_FILE
 from doubles.slurm_deployment import SMALL, SlurmDeployment
 
@@ -39,3 +39,46 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
     wait_until(lambda: deployment.stored_jobs() == [], 60, "the end of the worker")
     wait_until(lambda: set(deployment.queue().values()) == {"COMPLETED"}, 60, "the end of the job")
     assert not (deployment.hosts_dir / host.partition(":")[2] / "tasks" / "task-1").exists()
+
+
+WAIT_SECONDS = 45
+"""Longer than the lease, so an agent on a host that is cut off makes its next request after the lease."""
+
+WHOLE_HOST = {**SMALL, "cpus": slurm_cluster.CPUS}
+
+
+@pytest.mark.timeout(900)
+def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deployment, cluster):
+    """Three tasks occupy three hosts. One host is killed and one is cut off; only the third one runs jobs then."""
+    wait = bash_turn(f"mkfifo /tmp/gate; read -t {WAIT_SECONDS} _ <> /tmp/gate; echo late > late.txt")
+    deployment.start_model(MAKE_FILE, wait, reply_turn())
+    deployment.start_server()
+    task_ids = [f"task-{number}" for number in range(1, 5)]
+    for task_id in task_ids:
+        deployment.submit(task_id, vm=WHOLE_HOST, lifecycle={"retries": 1})
+
+    def running():
+        """Return the tasks whose agents wait, by host."""
+        calls = {task_id: deployment.status(task_id)["progress"]["tool_calls"] for task_id in task_ids}
+        return {deployment.hosts_of(task_id)[0]: task_id for task_id in task_ids if calls[task_id] >= 2}
+
+    by_host = wait_until(lambda: len(found := running()) == 3 and found, 240, "a task on each host")
+    waiting = (set(task_ids) - set(by_host.values())).pop()
+    assert deployment.status(waiting)["state_message"] in {
+        f"Waiting for a host: The job waits in Slurm's queue ({reason})." for reason in ("Resources", "Priority")
+    }
+    lost = {by_host["cluster:n1"], by_host["cluster:n2"]}
+    cluster.kill_host("n1")
+    cluster.cut_off("n2")
+    try:
+        for task_id in task_ids:
+            status = deployment.wait(task_id, 600)
+            assert status["state"] == "completed", deployment.diagnostics(task_id)
+            assert b"+late\n" in deployment.artifact(f"{task_id}.patch", task_id)
+            errors = [(attempt["error"] or {}).get("code") for attempt in status["attempts"]]
+            assert errors == (["host_lost", None] if task_id in lost else [None]), deployment.diagnostics(task_id)
+            assert deployment.hosts_of(task_id)[-1] == "cluster:n3"
+    finally:
+        cluster.start_host("n1")
+        cluster.reconnect("n2")
+    wait_until(lambda: deployment.stored_jobs() == [], 60, "the end of the workers")

@@ -397,10 +397,10 @@ class ClusterSection:
         _LEASE,
         Description("How long a worker without contact with the server may communicate, from 30s to 168h."),
     ] = "10m"
-    slurm: SlurmSection = field(default_factory=SlurmSection)
     time_limit: Annotated[
         str, DURATION, Description("How long a worker may run, including the time that a sandbox is preserved.")
     ] = "168h"
+    slurm: SlurmSection = field(default_factory=SlurmSection)
 
     @property
     def lease_seconds(self) -> int:

@@ -215,17 +215,11 @@ class Job:
         phase = None if status is None else self._phase_of_worker(status)
         if phase is not self.phase:
             self.phase, self.phase_since = phase, now
-        before, self.status = self.confirmed_host, status
-        if self.confirmed_host != before:
+        before, self.status = confirmed_host(self), status
+        if confirmed_host(self) != before:
             self.notify()
         if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
             self.reason = status.reason or f"The job is {status.phase}."
-
-    @property
-    def confirmed_host(self) -> str:
-        """The host on which the engine runs the job; empty if it does not, or if it is ending the job."""
-        status = self.status
-        return status.host if status is not None and status.phase is JobPhase.RUNNING and not status.is_ending else ""
 
     def _phase_of_worker(self, status: JobStatus) -> JobPhase:
         """Return the phase. The end on another host proves nothing: an engine may start a job again, or a duplicate."""
@@ -238,6 +232,12 @@ class Job:
         return Observation(
             self.is_claimed, self.session is not None, now - self._answered_at, self.phase, now - self.phase_since
         )
+
+
+def confirmed_host(job: Job) -> str:
+    """Return the host on which the engine runs the job; empty if it does not, or if it is ending the job."""
+    status = job.status
+    return status.host if status is not None and status.phase is JobPhase.RUNNING and not status.is_ending else ""
 
 
 class JobSettings(NamedTuple):
@@ -322,7 +322,7 @@ class Jobs:
     async def confirm_host(self, job: Job, host: str) -> bool:
         """Return whether the engine confirms that it runs the job on this host; asks the engine, and waits for it."""
         deadline = time.monotonic() + _CONFIRM_SECONDS
-        while job.confirmed_host != host:
+        while confirmed_host(job) != host:
             if (rest := deadline - time.monotonic()) <= 0:
                 return False
             self._wake.set()

@@ -98,7 +98,7 @@ async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(s
     """Both workers have the token. The one on the host that the engine reports gets the attempt."""
     monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
-    await until(lambda: job.confirmed_host == "host-2")
+    await until(lambda: jobs.confirmed_host(job) == "host-2")
     async with server.connect(server.claim(job)) as first:
         assert await first.read() is None
     async with server.connect(server.claim(job, host="host-2")) as second:

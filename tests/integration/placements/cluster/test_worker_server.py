@@ -145,7 +145,7 @@ async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, j
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
         server.engine.look_up = report
-        await until(lambda: job.confirmed_host != "host-1")
+        await until(lambda: jobs.confirmed_host(job) != "host-1")
         async with server.connect(claim) as again:  # a reconnection
             assert isinstance(await again.read(), Claimed)
 
