@@ -1,17 +1,21 @@
 """Tasks on the hosts of a real Slurm cluster, with a real server, real runners and a scripted model."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 
 from doubles import slurm_cluster
-from doubles.deployment import bash_turn, make_repository, reply_turn, wait_until
+from doubles.deployment import SERVER_KEY, bash_turn, make_repository, reply_turn, wait_until
 from doubles.remote_deployment import MAKE_FILE
 from doubles.slurm_deployment import SMALL, SlurmDeployment
+from sandbox.bootstrap.worker import TOKEN_VARIABLE
 
 
 @pytest.fixture(scope="module")
 def cluster():
     slurm_cluster.require_slurm()
-    with slurm_cluster.SlurmCluster() as cluster:
+    with slurm_cluster.SlurmCluster(slurmd_timeout=60) as cluster:
         yield cluster
 
 
@@ -41,6 +45,16 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
     assert not (deployment.hosts_dir / host.partition(":")[2] / "tasks" / "task-1").exists()
 
 
+def check_stored_files(cluster):
+    """Slurm stores the environments of jobs, and the model key is in none of its files."""
+    contents = []
+    for path in filter(Path.is_file, cluster.directory.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            contents.append(path.read_bytes())
+    assert any(TOKEN_VARIABLE.encode() in content for content in contents)
+    assert not any(SERVER_KEY.encode() in content for content in contents)
+
+
 WAIT_SECONDS = 45
 """Longer than the lease, so an agent on a host that is cut off makes its next request after the lease."""
 
@@ -67,6 +81,7 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
     assert deployment.status(waiting)["state_message"] in {
         f"Waiting for a host: The job waits in Slurm's queue ({reason})." for reason in ("Resources", "Priority")
     }
+    check_stored_files(cluster)
     lost = {by_host["cluster:n1"], by_host["cluster:n2"]}
     cluster.kill_host("n1")
     cluster.cut_off("n2")

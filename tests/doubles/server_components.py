@@ -207,7 +207,10 @@ class RunningServer:
         launcher = RunnerLauncher(placements, secrets, upstreams, lambda: False)
         key_settings = {kind: f"{kind.upper()}_KEY" for kind in kinds}
         conditions = StartConditions(drain, host, disk_monitor, key_settings, missing_keys)
-        scheduler, limit = Scheduler(components.capacity), UnfinishedTaskLimit(components.unfinished_tasks_max)
+        scheduler, limit = (
+            Scheduler(components.capacity, components.largest_hosts),
+            UnfinishedTaskLimit(components.unfinished_tasks_max),
+        )
         dispatcher = Dispatcher(tracked_tasks, scheduler, launcher, conditions, host, limit)
         recovery = RunnerRecovery(journals, placements, launcher, secrets, conditions, clock)
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
@@ -268,6 +271,7 @@ class ServerComponents:
     def __init__(self, data_dir, store, *, capacity=AMPLE_RESOURCES, upstream=UPSTREAM):
         self.upstream, self.agent_kinds, self.kinds_without_key = upstream, ["claude"], set()
         self.data_dir, self.store, self.capacity = data_dir, store, capacity
+        self.largest_hosts = None
         self.unfinished_tasks_max = UNFINISHED_TASKS_MAX
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()

@@ -51,7 +51,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SlurmdParameters=config_overrides
-SlurmdTimeout=6
+SlurmdTimeout={slurmd_timeout}
 MessageTimeout=5
 KillWait={kill_wait}
 MinJobAge={min_job_age}
@@ -96,6 +96,10 @@ class SlurmCluster:
     network: the path of the network namespace of the controller, whose address is CONTROLLER_ADDRESS.
     """
 
+    def __init__(self, slurmd_timeout=6):
+        """slurmd_timeout: how many seconds a host may be silent. With 6, the hosts of a busy machine can be lost."""
+        self._slurmd_timeout = slurmd_timeout
+
     def __enter__(self):
         # The path must be short, because the daemons create Unix sockets below it.
         self.directory = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
@@ -138,6 +142,7 @@ class SlurmCluster:
             host=socket.gethostname(),
             controller=CONTROLLER_ADDRESS,
             kill_wait=KILL_WAIT_SECONDS,
+            slurmd_timeout=self._slurmd_timeout,
             min_job_age=min_job_age,
             directory=self.directory,
             nodes=nodes,

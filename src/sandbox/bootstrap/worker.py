@@ -119,7 +119,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
 
         locks = make_private_directory(data_dir / "workers")
         others = OtherTasks(
-            data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, 0), remove_trees
+            data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, waits=False), remove_trees
         )
         worker = Worker(address, claim, lease, create_host, others, lambda task_id: lock_task(locks / task_id))
         loop = asyncio.get_running_loop()
@@ -169,9 +169,9 @@ def _shared_lock(data_dir: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_task(path: Path, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+def lock_task(path: Path, *, waits: bool = True) -> Iterator[None]:
     """Hold the lock of a task on this host, after waiting for a worker that is about to end. Raises OSError."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + (_LOCK_SECONDS if waits else 0)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         while True:

@@ -63,7 +63,7 @@ class TaskFinishedError(SandboxError):
 
 
 class InsufficientResourcesError(SandboxError):
-    """The task requests more than this host's total capacity."""
+    """The task requests more than the capacity of this host, or of each host of a cluster."""
 
     code = "insufficient_resources"
 
@@ -75,11 +75,15 @@ class InsufficientResourcesError(SandboxError):
         available_cpus: int,
         requested_memory_bytes: int,
         available_memory_bytes: int,
+        is_cluster: bool = False,
     ) -> None:
         """shortages: the missing resources with requested and available amounts, human-readable."""
+        requested = f"The task requests {' and '.join(shortages)}, more than"
+        remedy = "Lower vm.cpus, vm.memory or vm.disk"
         super().__init__(
-            f"The task requests {' and '.join(shortages)}, more than this machine has. "
-            "Lower vm.cpus, vm.memory or vm.disk, or raise the server's capacity settings."
+            f"{requested} any host of the cluster has. {remedy}."
+            if is_cluster
+            else f"{requested} this machine has. {remedy}, or raise the server's capacity settings."
         )
         self.requested_cpus = requested_cpus
         self.available_cpus = available_cpus

@@ -187,6 +187,7 @@ class Dispatcher:
                 available_cpus=total.cpus,
                 requested_memory_bytes=requested.memory_bytes,
                 available_memory_bytes=total.memory_bytes,
+                is_cluster=self._scheduler.has_engine,
             )
 
     def reserved_slot(self, manifest: Manifest) -> AbstractContextManager[None]:

@@ -90,7 +90,7 @@ class Scheduler:
 
     def __init__(self, total: Resources, largest_hosts: Sequence[Resources] | None = None) -> None:
         self.total = total
-        self._has_engine = largest_hosts is not None
+        self.has_engine = largest_hosts is not None
         self._hosts = (total,) if largest_hosts is None else tuple(largest_hosts)
         self._queue: dict[str, _QueuedTask] = {}
         self._reservations: dict[str, Resources] = {}
@@ -173,7 +173,7 @@ class Scheduler:
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit or waiting.blocked_reason is not None:
                 continue
-            if self._has_engine or (
+            if self.has_engine or (
                 waiting.requested.fits_in(free)
                 and not _describe_memory_shortfall(waiting.requested, memory_available_bytes)
             ):

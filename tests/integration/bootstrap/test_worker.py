@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -22,6 +23,14 @@ def test_task_is_locked_by_one_worker(tmp_path, monkeypatch):
             pass
     with lock_task(tmp_path / "task-1"):
         pass
+
+
+def test_lock_of_a_task_that_has_a_worker_fails_at_once(tmp_path):
+    with lock_task(tmp_path / "task-1"):
+        started_at = time.monotonic()
+        with pytest.raises(BlockingIOError), lock_task(tmp_path / "task-1", waits=False):
+            pass
+        assert time.monotonic() - started_at < worker._LOCK_SECONDS / 2
 
 
 def test_worker_waits_for_the_end_of_an_earlier_one(tmp_path):

@@ -127,6 +127,20 @@ async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(
         await components.wait_for_launch("second")
 
 
+async def test_engine_gets_every_task_that_fits_on_a_host(components):
+    components.capacity = Resources(8, 100 * GIB, 100 * GIB)
+    components.largest_hosts = [components.capacity, Resources(2, 900 * GIB, 100 * GIB)]
+    components.available_memory_bytes = 1
+    async with components.server() as service:
+        with pytest.raises(InsufficientResourcesError, match=r"9 CPUs \(8 in all\), more than any host of the cluster"):
+            await service.submit(manifest("huge", vm={"cpus": 9}))
+        for number in range(3):
+            await service.submit(manifest(f"task-{number}", vm={"cpus": 8}))
+        await service.submit(manifest("memory", vm={"cpus": 1, "memory": "800G"}))
+        for task_id in ("task-0", "task-1", "task-2", "memory"):
+            await components.wait_for_launch(task_id)
+
+
 async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(components):
     components.unfinished_tasks_max = 3
     async with components.server() as service:
