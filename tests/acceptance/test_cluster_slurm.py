@@ -10,6 +10,7 @@ from doubles.deployment import SERVER_KEY, bash_turn, make_repository, reply_tur
 from doubles.remote_deployment import MAKE_FILE
 from doubles.slurm_deployment import SMALL, SlurmDeployment
 from sandbox.bootstrap.worker import TOKEN_VARIABLE
+from sandbox.interfaces.engine import job_name
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,14 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
     status = deployment.wait(seconds=180)
     assert status["state"] == "completed", deployment.diagnostics()
     assert b"+made\n" in deployment.artifact("task-1.patch")
-    [host] = deployment.hosts_of("task-1")
-    assert host in {f"cluster:{name}" for name in slurm_cluster.HOSTS}
+    [started] = deployment.attempts_of("task-1")
+    placement, _, host = started.host.partition(":")
+    assert placement == "cluster"
+    assert host in slurm_cluster.HOSTS
     wait_until(lambda: deployment.stored_jobs() == [], 60, "the end of the worker")
-    wait_until(lambda: set(deployment.queue().values()) == {"COMPLETED"}, 60, "the end of the job")
-    assert not (deployment.hosts_dir / host.partition(":")[2] / "tasks" / "task-1").exists()
+    job = job_name(started.attempt_id)
+    wait_until(lambda: deployment.queue()[job] == "COMPLETED", 60, "the end of the job")
+    assert not (deployment.hosts_dir / host / "tasks" / "task-1").exists()
 
 
 def check_stored_files(cluster):

@@ -43,10 +43,14 @@ class SlurmDeployment(Deployment):
         }
         return super().start_server(**{f"SANDBOX_CLUSTER_{name}": value for name, value in cluster.items()}, **options)
 
+    def attempts_of(self, task_id):
+        """Return the events that started attempts."""
+        records = FileJournals(self.data_dir).read(task_id).records
+        return [record.event for record in records if isinstance(record.event, AttemptStarted)]
+
     def hosts_of(self, task_id):
         """Return the host of each attempt, as the server recorded it."""
-        records = FileJournals(self.data_dir).read(task_id).records
-        return [record.event.host for record in records if isinstance(record.event, AttemptStarted)]
+        return [started.host for started in self.attempts_of(task_id)]
 
     def stored_jobs(self):
         """Return the jobs that the server has stored."""

@@ -78,12 +78,12 @@ class InsufficientResourcesError(SandboxError):
         is_cluster: bool = False,
     ) -> None:
         """shortages: the missing resources with requested and available amounts, human-readable."""
-        requested = f"The task requests {' and '.join(shortages)}, more than"
-        remedy = "Lower vm.cpus, vm.memory or vm.disk"
+        requested, remedy = " and ".join(shortages), "Lower vm.cpus, vm.memory or vm.disk"
         super().__init__(
-            f"{requested} any host of the cluster has. {remedy}."
+            f"The task requests {requested}, more than any host of the cluster has. {remedy}."
             if is_cluster
-            else f"{requested} this machine has. {remedy}, or raise the server's capacity settings."
+            else f"The task requests {requested}, more than this machine has. {remedy}, or raise the server's capacity "
+            "settings."
         )
         self.requested_cpus = requested_cpus
         self.available_cpus = available_cpus
