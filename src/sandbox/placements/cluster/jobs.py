@@ -219,7 +219,12 @@ class Job:
         if confirmed_host(self) != before:
             self.notify()
         if status is not None and not (phase is JobPhase.UNKNOWN and self.is_postponed):
-            self.reason = status.reason or f"The job is {status.phase}."
+            self.reason = status.reason or self._describe(status)
+
+    def _describe(self, status: JobStatus) -> str:
+        if status.phase is JobPhase.RUNNING and not self.is_claimed:
+            return f"The worker is starting on {status.host}."
+        return f"The job is {status.phase}."
 
     def _phase_of_worker(self, status: JobStatus) -> JobPhase:
         """Return the phase. The end on another host proves nothing: an engine may start a job again, or a duplicate."""

@@ -41,6 +41,15 @@ async def test_job_is_submitted_once(server, job):
     assert server.jobs.liveness("task-1") is Liveness.FREE
 
 
+async def test_engine_determines_the_reason_why_a_task_waits(server, job):
+    """The host, the engine's id and its reason have one owner: the status of the job."""
+    server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING, reason="It waits (Resources).", job_id="7")
+    await until(lambda: job.reason == "It waits (Resources).")
+    server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-1", job_id="7")
+    await until(lambda: job.reason == "The worker is starting on host-1.")
+    assert (job.status.host, job.status.job_id) == ("host-1", "7")
+
+
 async def test_job_that_the_engine_has_lost_is_submitted_again(server, job):
     server.engine.statuses.clear()
     await until(lambda: len(server.tokens(job)) == 2)
