@@ -182,6 +182,21 @@ def test_task_of_a_killed_worker_is_retried_by_another_one(deploy):
 
 
 @pytest.mark.timeout(240)
+def test_next_worker_removes_what_a_killed_worker_left_of_another_task(deploy):
+    deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    deployment.submit()
+    deployment.wait_for_second_call()
+    kill(deployment.worker_pid())
+    status = deployment.wait()
+    assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost"), deployment.diagnostics()
+    left = deployment.host_data_dir / "tasks" / "task-1"
+    assert left.exists()
+    deployment.submit("task-2")
+    wait_until(lambda: not left.exists(), 60, description="the removal")
+    assert str(left) not in Path("/proc/self/mounts").read_text()
+
+
+@pytest.mark.timeout(240)
 def test_cancelled_task_ends_on_its_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
