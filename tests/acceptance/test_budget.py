@@ -33,6 +33,7 @@ def test_task_ends_when_the_first_budget_is_exhausted(deploy, exhausted_budget, 
     limit = f"{amount:,} tokens" if name == "budget_tokens" else f"{amount} USD"
     assert status["error"]["message"].startswith(f"lifecycle.{name} ({limit}) is spent; ")
     assert len(message_requests(deployment)) == turns
+    assert "authenticate" not in deployment.logs(), "Claude Code adds this word to the gateway's message"
     events = [json.loads(line.partition("[EVENT] ")[2]) for line in deployment.logs(stream="events").splitlines()]
     assert sum(event["type"] == "usage" for event in events) == turns
     assert status["progress"]["cost_usd"] == pytest.approx(0.018 * turns)

@@ -74,14 +74,17 @@ def _explain_error_result(result: dict[str, Any]) -> tuple[FailureReason, str]:
 _GATEWAY_HINT = re.compile(r" If it persists, check your inference gateway \([^)]*\)\.?")
 """Advice to remove from messages. Claude Code adds it because its base URL is the sandbox's gateway."""
 
+_UNKNOWN_COST = "so lifecycle.budget_usd cannot bound the cost"
 _NO_CREDIT = re.compile("credit balance|billing", re.IGNORECASE)
 
 
 def _explain_api_error(status: Any, text: str) -> tuple[FailureReason, str]:
     """Return the reason, and the provider's message as reported by Claude Code, followed by what to do."""
     error_text = _GATEWAY_HINT.sub("", text)
+    if status == 402 and _UNKNOWN_COST in error_text:  # the gateway's message, which says what to do
+        return FailureReason.MODEL_REQUEST_INVALID, f"The model could not be used: {error_text.rstrip('.')}."
     match status:
-        case 400 | 402 | 403 if _NO_CREDIT.search(error_text):
+        case 400 | 402 | 403 if status == 402 or _NO_CREDIT.search(error_text):
             reason, todo = FailureReason.MODEL_BUDGET, "add credit to the account of the server's key"
         case 429:
             reason = FailureReason.MODEL_RATE_LIMITED

@@ -18,6 +18,13 @@ from sandbox.model.events import Usage
 TOKENS_MAX = 10**15
 """Maximum plausible token count of one request; a higher count is invalid."""
 
+BUDGET_STATUS = 402
+"""Status of a request that the budget does not allow.
+
+Claude Code shows the message and ends. It would repeat the request after 400, 409 or 422, print advice about the login
+before the message after 403, and replace the message after 404 or 413.
+"""
+
 
 def valid_usage(usage: Usage | None) -> Usage | None:
     """Return the usage, or None if it is invalid and could lower the total cost or make the journal unreadable."""
@@ -91,7 +98,7 @@ class ModelRequestGate:
         if self._key_rejection is not None:
             return self._key_rejection
         exhausted_reason = self._spending.exhausted_reason()
-        return None if exhausted_reason is None else Rejected(403, exhausted_reason)
+        return None if exhausted_reason is None else Rejected(BUDGET_STATUS, exhausted_reason)
 
     def check_body(self, body: bytes | bytearray, *, is_metered: bool) -> Rejected | ApprovedRequest:
         """Return the body to forward, or a rejection. is_metered: the response uses tokens."""
@@ -168,7 +175,7 @@ class ModelRequestGate:
 
     def _price_rejection(self, document: dict[str, Any]) -> Rejected | None:
         message = self._dialect.unpriced_reason(document, self._reporter.sanitize)
-        return None if message is None else Rejected(403, message)
+        return None if message is None else Rejected(BUDGET_STATUS, message)
 
 
 class Spending:

@@ -123,7 +123,7 @@ def test_budget_is_charged_with_the_usage_of_the_api():
             assert (await client.read_response())[0] == 200
             send(client)
             status, _, body = await client.read_response()
-            assert status == 403
+            assert status == 402
             assert "lifecycle.budget_usd (0.0003 USD) is spent" in json.loads(body)["error"]["message"]
             assert len(upstream.requests) == 1
             assert len(served.events_of(BudgetExhausted)) == 1
@@ -145,20 +145,20 @@ def test_interrupted_response_is_charged_with_its_upper_bound():
 
 
 @pytest.mark.parametrize(
-    ("request_fields", "rules", "message"),
+    ("request_fields", "rules", "expected", "message"),
     [
-        ({"model": "unknown-1"}, GatewayRules(budget=Budget(usd=1)), "The model unknown-1 has no price"),
-        ({"model": "scripted-1", "tools": [{"type": "web_search"}]}, GatewayRules(), "The tool web_search"),
+        ({"model": "unknown-1"}, GatewayRules(budget=Budget(usd=1)), 402, "The model unknown-1 has no price"),
+        ({"model": "scripted-1", "tools": [{"type": "web_search"}]}, GatewayRules(), 403, "The tool web_search"),
     ],
     ids=["unpriced model", "tool of the provider's servers"],
 )
-def test_denied_requests_are_not_forwarded(request_fields, rules, message):
+def test_denied_requests_are_not_forwarded(request_fields, rules, expected, message):
     async def scenario():
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, rules) as served:
             client = await served.connect()
             send(client, json.dumps(request_fields).encode())
             status, _, body = await client.read_response()
-            assert (status, upstream.requests) == (403, [])
+            assert (status, upstream.requests) == (expected, [])
             assert message in json.loads(body)["error"]["message"]
 
     run(scenario)
@@ -243,7 +243,7 @@ def test_invalid_usage_is_charged_with_its_upper_bound(usage):
             assert (counted.input_tokens, counted.output_tokens) == (10, 90)
             assert [event.error for event in served.events_of(ErrorReported)] == ["usage_unread"]
             send(client)
-            assert (await client.read_response())[0] == 403
+            assert (await client.read_response())[0] == 402
 
     run(scenario)
 

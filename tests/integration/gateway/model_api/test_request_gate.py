@@ -63,7 +63,7 @@ def test_requests_are_forwarded_until_the_budget_is_reached(budget, reason):
             for _ in range(2):
                 client.send_request(REQUEST)
                 status, kind, message = await client.read_error()
-                assert (status, kind) == (403, "permission_error")
+                assert (status, kind) == (402, "billing_error")
                 assert message.startswith(reason)
             assert len(upstream.requests) == 3
             assert len(served.events_of(BudgetExhausted)) == 1
@@ -72,7 +72,7 @@ def test_requests_are_forwarded_until_the_budget_is_reached(budget, reason):
     run(scenario)
 
 
-@pytest.mark.parametrize(("budget", "status", "sent"), [(0.006, 403, 1), (0.013, 200, 2)])
+@pytest.mark.parametrize(("budget", "status", "sent"), [(0.006, 402, 1), (0.013, 200, 2)])
 def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reached(monkeypatch, budget, status, sent):
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
@@ -159,7 +159,7 @@ def test_response_that_exhausts_the_budget_is_delivered_to_its_end():
             await wait_until(lambda: bool(served.events_of(BudgetExhausted)))
             other = await served.connect()
             other.send_request(REQUEST)
-            assert (await other.read_error())[0] == 403
+            assert (await other.read_error())[0] == 402
             writer.write(chunk(stop) + b"0\r\n\r\n")
 
         async with (
@@ -269,7 +269,7 @@ def test_model_without_a_price_is_refused_only_with_a_usd_budget():
                 client = await served.connect()
                 client.send_request(request)
                 status, kind, message = await client.read_error()
-                assert (status, kind) == (403, "permission_error")
+                assert (status, kind) == (402, "billing_error")
                 assert "unknown-model has no price" in message
                 client.send_request(b"no JSON at all")
                 assert (await client.read_error())[0] == 400
@@ -295,7 +295,7 @@ def test_response_of_a_model_without_a_price_exhausts_the_budget():
             assert (await client.read_response())[0] == 200
             assert "A response came from the model another" in served.events_of(BudgetExhausted)[0].message
             client.send_request(REQUEST)
-            assert (await client.read_error())[0] == 403
+            assert (await client.read_error())[0] == 402
 
     run(scenario)
 

@@ -70,6 +70,12 @@ def test_api_error_message_names_the_fix(status, advice):
         (400, "Credit balance is too low", "Credit balance is too low; add credit to the account of the server's key."),
         (402, "API Error: 402 There's an issue with your billing.",
          "API Error: 402 There's an issue with your billing; add credit to the account of the server's key."),
+        (402, "API Error: 402 The account is closed.",
+         "API Error: 402 The account is closed; add credit to the account of the server's key."),
+        (402, "API Error: 402 The model x has no price in Sandbox's table, so lifecycle.budget_usd cannot bound the "
+         "cost; use a model that has one, or set lifecycle.budget_tokens instead.",
+         "API Error: 402 The model x has no price in Sandbox's table, so lifecycle.budget_usd cannot bound the "
+         "cost; use a model that has one, or set lifecycle.budget_tokens instead."),
         (403, "API Error: 403 \x1b[31mNo\u202e" + "x" * 5000,
          "API Error: 403  [31mNo " + "x" * 477 + "; check the server's ANTHROPIC_API_KEY or "
          "ANTHROPIC_AUTH_TOKEN."),
@@ -110,6 +116,8 @@ def test_malformed_result_is_an_error_without_reason(result):
             ({"terminal_reason": "api_error", "api_error_status": status, "result": text}, reason)
             for status, text, reason in (
                 (400, "Credit balance is too low", "model_budget"),
+                (402, "No such account", "model_budget"),
+                (402, "x has no price, so lifecycle.budget_usd cannot bound the cost", "model_request_invalid"),
                 (403, "There's an issue with your billing.", "model_budget"),
                 (401, "Invalid key", "model_rejected"),
                 (403, "Not allowed", "model_rejected"),

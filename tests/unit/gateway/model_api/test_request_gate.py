@@ -40,7 +40,7 @@ def usage(
 def rejection_message(gate: ModelRequestGate) -> str:
     rejection = gate.check()
     assert isinstance(rejection, Rejected)
-    assert rejection.status == 403
+    assert rejection.status == 402, "Claude Code prints advice about the login after 403, and repeats others"
     return rejection.message
 
 
@@ -248,7 +248,7 @@ def test_unpriced_model_is_rejected_only_for_metered_requests_in_usd():
     usd_gate, token_gate = create_gate(Budget(usd=1.0))[0], create_gate(Budget(tokens=1000))[0]
     rejection = usd_gate.check_body(UNPRICED_REQUEST, is_metered=True)
     assert isinstance(rejection, Rejected)
-    assert rejection.status == 403
+    assert rejection.status == 402
     assert isinstance(usd_gate.check_body(UNPRICED_REQUEST, is_metered=False), ApprovedRequest)
     assert isinstance(token_gate.check_body(UNPRICED_REQUEST, is_metered=True), ApprovedRequest)
 

@@ -378,7 +378,7 @@ def test_secret_in_the_name_of_an_unpriced_model_is_redacted():
     rules = GatewayRules(budget=Budget(usd=1.0))
     gateway = ScriptedGateway(rules, lambda text: text.replace(secret, "[REDACTED]"))
     status, reason, _ = gateway.send({"model": f"a{secret}", "messages": []})
-    assert status == 403
+    assert status == 402
     assert "The model a[REDACTED] has no price" in reason
 
 
@@ -438,7 +438,7 @@ def test_unpriced_additional_model_is_rejected_with_a_usd_budget(fields):
         ScriptedGateway(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     status, reason, _ = usd_gateway.send(request() | fields)
-    assert (status, reason.partition(" in Sandbox")[0]) == (403, "The model nobody-knows-it has no price")
+    assert (status, reason.partition(" in Sandbox")[0]) == (402, "The model nobody-knows-it has no price")
     assert token_gateway.send(request() | fields)[0] is None
 
 
@@ -462,7 +462,7 @@ def test_fallbacks_of_unknown_cost_are_rejected_with_a_usd_budget(fallbacks):
         ScriptedGateway(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     status, reason, _ = usd_gateway.send(request(fallbacks=fallbacks))
-    assert status == 403
+    assert status == 402
     assert "lifecycle.budget_usd cannot bound the cost" in reason
     assert "endless" not in reason
     assert token_gateway.send(request(fallbacks=fallbacks))[0] is None
@@ -482,7 +482,7 @@ def test_surcharged_request_is_rejected_with_a_usd_budget(fields):
         ScriptedGateway(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     status, reason, _ = usd_gateway.send(body | fields)
-    assert (status, reason.partition(" costs")[0]) == (403, f"A request with '{next(iter(fields))}'")
+    assert (status, reason.partition(" costs")[0]) == (402, f"A request with '{next(iter(fields))}'")
     assert token_gateway.send(body | fields)[0] is None
     assert usd_gateway.send(body | {"speed": "standard", "inference_geo": "global"})[0] is None
     assert usd_gateway.send(body)[0] is None
@@ -497,11 +497,11 @@ def test_server_tool_with_unknown_fee_is_rejected_if_there_is_a_usd_budget(name,
     )
     body = request(**{name: [{"name": "Bash"}, {"type": tool, "name": "x"}]})
     status, reason, _ = usd_gateway.send(body)
-    assert status == 403
+    assert status == 402
     assert "lifecycle.budget_usd cannot bound the cost" in reason
     assert usd_gateway.send(body, target="/v1/messages/count_tokens")[0] is None
     assert token_gateway.send(body)[0] is None
-    assert usd_gateway.send(request(message(tool_addition({"type": tool, "name": "x"}), role="system")))[0] == 403
+    assert usd_gateway.send(request(message(tool_addition({"type": tool, "name": "x"}), role="system")))[0] == 402
 
 
 @pytest.mark.parametrize("name", HARMLESS)

@@ -64,6 +64,7 @@ _RESPONSE_HEADERS = ResponseHeaders(
 
 _ERROR_TYPES = {
     401: "authentication_error",
+    402: "billing_error",
     403: "permission_error",
     413: "request_too_large",
     429: "rate_limit_error",
