@@ -68,10 +68,11 @@ class ApplyPrompt:
         is_empty = not patch.stat().st_size
         changed = self.checkout.list_changed_files(patch) if has_diff else []
         is_json = self.options.format == "json"
-        applies, head = self.should_apply, self.head
+        applies, head, is_declined = self.should_apply, self.head, False
         if applies is None and has_diff and not is_json:
             head = self._warn_if_moved()
             applies = _confirm_apply(patch, self.options)
+            is_declined = applies is False
         blocked_reason = self._blocked_reason(task_id, head, has_diff=has_diff) if applies and not is_empty else None
         is_applied, stages = bool(applies and changed and blocked_reason is None), self._should_stage()
         if is_applied:
@@ -82,6 +83,10 @@ class ApplyPrompt:
         if blocked_reason is not None:
             fail(blocked_reason, ExitCode.CONFLICT)
         if not is_json:
+            if is_declined:
+                click.echo("Nothing was applied.", err=True)
+            elif changed:
+                print_changed_files(changed, stderr_console(has_color=self.options.has_color))
             self._print_result(task_id, changed, is_applied=is_applied, is_staged=stages)
 
     def _should_stage(self) -> bool:
@@ -118,8 +123,6 @@ class ApplyPrompt:
         return f"This checkout was at {previous} when the task started, and is at {current} now."
 
     def _print_result(self, task_id: str, changed: list[ChangedFile], *, is_applied: bool, is_staged: bool) -> None:
-        if changed:
-            print_changed_files(changed, stderr_console(has_color=self.options.has_color))
         lines = []
         if is_applied:
             lines.append(applied_message(len(changed), is_staged=is_staged))
@@ -139,9 +142,10 @@ def _describe_head(head: Head) -> str:
     return escape_text(f"{commit[:12] if commit else 'no commit'}{f' ({branch})' if branch else ''}")
 
 
-def _confirm_apply(patch: Path, options: CliOptions) -> bool:
+def _confirm_apply(patch: Path, options: CliOptions) -> bool | None:
+    """Show the patch and ask whether to apply it; return None without a terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
+        return None
     lines = patch_lines(patch)
     click.echo("", err=True)
     for line in colorize(islice(lines, PREVIEW_LINES_MAX), has_color=options.has_color):

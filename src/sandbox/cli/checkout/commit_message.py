@@ -10,6 +10,10 @@ from typing import NamedTuple
 from sandbox.cli.output.text import escape_text
 
 SUBJECT_CHARACTERS_MAX = 72
+SENTENCE_CHARACTERS_MIN = 12
+CLAUSE_CHARACTERS_MIN = 30
+"""Minimum length of the sentence or clause to which a longer subject is cut. Otherwise it is cut at a word."""
+
 BODY_CELLS_MAX = 72
 """Width of the body. Code, and words that exceed the width, are not wrapped."""
 
@@ -25,6 +29,13 @@ _HEADING = re.compile(r"#{1,6}\s+")
 _MARKERS = re.compile(r"\A(?:#{1,6}|[-*+>]|[0-9]{1,3}[.)])\s+")
 _LIST_ITEM = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+")
 _FENCES = ("```", "~~~")
+_SENTENCE_END = re.compile(r"[.!?](?=\s)")
+_CLAUSE_END = re.compile(r"(?=[,;:]\s|\s[–—(-])")
+_DANGLING_WORDS = re.compile(
+    r"( (a|an|and|as|at|because|but|by|for|from|in|of|on|or|so|that|the|to|too|very|when|which|with))+$"
+)
+"""Words that cannot end a subject."""
+
 _INSTRUCTION_START = re.compile(
     r"(---|diff -|Index: |>?From |(From|Subject|Date|Cc):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
 )
@@ -68,10 +79,19 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
     title = _plain(lines[first]) if first is not None else ""
     if first is None or not title:
         first, title = None, _plain(escape_text(task_name)) or "Apply the changes of a task"
-    title = _REBASE_INSTRUCTION.sub(lambda match: match[0].replace("!", ":"), title)
-    subject = _shorten(title)
+    title, subject = _subject(title)
     others = lines if first is None or subject != title else [*lines[:first], *lines[first + 1 :]]
-    body = list(map(_escape_instruction, _squeeze(_wrap(others))))
+    return _compose(subject, others, task_id, is_cut=is_cut)
+
+
+def _subject(title: str) -> tuple[str, str]:
+    """Return the title without an instruction for `git rebase`, and the subject, which may be shorter."""
+    title = _REBASE_INSTRUCTION.sub(lambda match: match[0].replace("!", ":"), title)
+    return title, _shorten(title)
+
+
+def _compose(subject: str, lines: Sequence[str], task_id: str, *, is_cut: bool = False) -> str:
+    body = list(map(_escape_instruction, _squeeze(_wrap(lines))))
     if len(body) > BODY_LINES_MAX or is_cut:
         body = [*body[:BODY_LINES_MAX], "…"]
     paragraphs = [subject, "\n".join(body), f"{TRAILER}: {escape_text(task_id)}"]
@@ -80,22 +100,34 @@ def build_commit_message(final_message: str, task_name: str, task_id: str) -> st
 
 
 class CommittedTask(NamedTuple):
-    """A task of a chain whose changes become one commit."""
+    """A task of a chain whose changes become one commit.
+
+    is_name_from_prompt: whether the name is only the beginning of the prompt.
+    """
 
     id: str
     name: str
     final_message: str
+    is_name_from_prompt: bool = False
 
 
 def build_chain_message(tasks: Sequence[CommittedTask]) -> str:
     """Return a commit message for a chain of tasks, which are in the order in which they ran.
 
-    The subject is the name of the first task. The body has the first line of each task's final message.
+    The subject is the name of the first task. If this name is the beginning of its prompt, the subject is the first
+    line of the first final message. The body has the first line of each task's final message, except the subject.
     """
+    titles = [_title(task.final_message) for task in tasks]
     # Remove heading marks from the name, because a heading is never used as the subject.
     name = _plain(escape_text(tasks[0].name)).lstrip("# ") or "Apply the changes of a chain of tasks"
-    steps = [f"- {_title(task.final_message) or _plain(escape_text(task.name))}" for task in tasks]
-    return build_commit_message("\n".join((name, "", *steps)), name, tasks[-1].id)
+    lines = [f"- {title or _plain(escape_text(task.name))}" for title, task in zip(titles, tasks, strict=True)]
+    at = next((at for at, title in enumerate(titles) if title), None) if tasks[0].is_name_from_prompt else None
+    title, subject = _subject(name if at is None else titles[at])
+    if at is None and subject != title:
+        lines = [title, "", *lines]
+    elif at is not None and subject == title:
+        del lines[at]
+    return _compose(subject, lines, tasks[-1].id)
 
 
 def _title(message: str) -> str:
@@ -128,10 +160,17 @@ def _plain(line: str) -> str:
 
 
 def _shorten(title: str) -> str:
+    """Cut a title at the end of a sentence, of a clause or of a word, without an ellipsis."""
+    title = title.removesuffix("…").rstrip() or title
     if len(title) <= SUBJECT_CHARACTERS_MAX:
         return title
-    cut = title[:SUBJECT_CHARACTERS_MAX]
-    return (cut.rpartition(" ")[0].rstrip(" ,;:") or cut[:-1])[: SUBJECT_CHARACTERS_MAX - 1] + "…"
+    start = title[: SUBJECT_CHARACTERS_MAX + 1]
+    for pattern, length_min in ((_SENTENCE_END, SENTENCE_CHARACTERS_MIN), (_CLAUSE_END, CLAUSE_CHARACTERS_MIN)):
+        ends = [match.end() for match in pattern.finditer(start) if match.end() >= length_min]
+        if ends:
+            return start[: ends[-1]].rstrip()
+    words = _DANGLING_WORDS.sub("", start.rpartition(" ")[0].rstrip(" ,;:"))
+    return words or title[:SUBJECT_CHARACTERS_MAX]
 
 
 def _wrap(lines: Iterable[str]) -> Iterator[str]:

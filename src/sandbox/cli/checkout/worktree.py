@@ -324,7 +324,7 @@ def _restore_backup(backup: FileBackup) -> str:
 
 
 def fail_with_git_output(sentence: str, stderr: bytes, advice: str = "") -> NoReturn:
-    """Exit with an error: a sentence, the first lines of git's output, and what to do."""
+    """Exit with an error: a sentence, the first lines of git's output, and the advice, one or more lines."""
     lines = [line for line in stderr.decode(errors="replace").splitlines() if line.strip()]
     more = [f"  … {len(lines) - GIT_ERROR_LINES_MAX} more lines"] if len(lines) > GIT_ERROR_LINES_MAX else []
     shown = [f"  {escape_text(line.removeprefix('error: '))}" for line in lines[:GIT_ERROR_LINES_MAX]]

@@ -127,6 +127,12 @@ def changes_summary(task: Mapping[str, Any], chain_size: str = "") -> str:
     return f"{changes} in {pluralize(diff['files'], 'file')}" + (f" (chain: {chain_size})" if chain_size else "")
 
 
+def task_prompt(task: Mapping[str, Any]) -> str:
+    """Return the prompt in a task's manifest; empty if there is none."""
+    sections = [section for section in (task.get("definition") or {}).values() if isinstance(section, dict)]
+    return next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
+
+
 def next_commands(task: Mapping[str, Any], width_cells: int | None = None) -> list[tuple[str, str]]:
     """Return the commands that are useful now, each with a label.
 

@@ -348,12 +348,34 @@ def test_message_of_a_chain_names_the_first_task_and_every_step(apply, chain_tas
     )
 
 
+def test_subject_of_a_chain_is_the_first_message_if_the_name_is_the_beginning_of_the_prompt(
+    apply, chain_task, api, base, checkout
+):
+    prompt = "The tests fail. Find the bug, fix it, and add a test for the missing price in the basket.\nBe brief."
+    definition = {
+        "repository": {"url": "https://example.org/x.git", "branch": "main", "commit": base},
+        "claude": {"prompt": prompt},
+    }
+    named = {"name": "The tests fail. Find the bug, fix it, and add a test…", "definition": definition}
+    first = task_status("completed", parent=None, final_message="The bug is fixed.", id="fix-40", **named)
+    api.on("GET", "/tasks/fix-40", json_response(first))
+    last = task_status("completed", parent="fix-40", final_message="Added a test.", **named)
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(last))
+    result = apply(*COMMIT, "--chain")
+    assert result.returncode == 0, result.stderr
+    message = git("log", "-1", "--format=%B", "fix/two", cwd=checkout).strip()
+    assert message == f"The bug is fixed.\n\n- Added a test.\n\nSandbox-Task: {TASK_ID}"
+
+
 def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_task, checkout):
     git("stash", "-q", "-u", cwd=checkout)
     before = everything(checkout)
     result = apply()
     assert (result.returncode, everything(checkout)) == (4, before)
-    assert f"  Apply all: sandbox task apply {TASK_ID} --chain\n" in result.stderr.decode()
+    *error, remedy = result.stderr.decode().splitlines()
+    assert remedy == f"  Apply all: sandbox task apply {TASK_ID} --chain"
+    assert error[-1] == "  The patch does not contain the changes of the earlier tasks that this one continues."
+    assert "Error: The patch does not apply to this checkout, so nothing was applied." in error
 
     result = apply("--chain")
     assert result.returncode == 0, result.stderr
@@ -407,7 +429,7 @@ def test_independent_changes_of_a_chain_are_applied_with_a_note(apply, api, chai
     result = apply()
     assert result.returncode == 0, result.stderr
     assert (checkout / "c.txt").exists()
-    assert b"  Apply all: " in result.stderr
+    assert result.stderr.decode().splitlines()[-1] == f"  Apply all: sandbox task apply {TASK_ID} --chain"
 
 
 def test_diff_of_a_whole_chain_includes_the_changes_of_earlier_tasks(run_cli, chain_task):

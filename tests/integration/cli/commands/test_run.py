@@ -118,8 +118,11 @@ def test_terminal_shows_the_patch_and_prompts(completed_task, on_terminal, termi
     assert b"print('goodbye')" in output
     terminal.type(answer)
     terminal.read_to_end(process)
+    end = terminal.output.partition(b"[y/n]:")[2]
     assert process.returncode == 0
     assert ((checkout / "new.txt").exists()) == is_applied
+    assert (b"Applied to 2 files" in end, b"Nothing was applied." in end) == (is_applied, not is_applied)
+    assert (b"new.txt" in end) == is_applied, "the lines above the result look like those of an applied patch"
 
 
 def test_carriage_return_in_the_patch_is_escaped(api, on_terminal, terminal, checkout):
@@ -142,7 +145,9 @@ def test_interrupted_prompt_prints_the_apply_command(completed_task, on_terminal
     process.send_signal(2)
     terminal.read_to_end(process)
     assert process.returncode == 0
-    assert f"Apply:     sandbox task apply {TASK_ID}".encode() in terminal.output
+    end = terminal.output.decode().replace("\r", "").partition("[y/n]:")[2]
+    assert f"\nNothing was applied.\n  Diff:      sandbox task diff {TASK_ID}\n  Apply:     sandbox task apply" in end
+    assert "new.txt" not in end
     assert git("status", "--porcelain", cwd=checkout) == ""
 
 

@@ -70,7 +70,7 @@ def test_subject_without_a_task_name_has_a_default():
 def test_long_first_line_is_shortened_and_repeated_in_the_body():
     text = "The total left out the last price because the loop ended one element too early, so I replaced it."
     subject, gap, *body = build(text).splitlines()
-    assert (subject, gap) == ("The total left out the last price because the loop ended one element…", "")
+    assert (subject, gap) == ("The total left out the last price because the loop ended one element", "")
     assert " ".join(body[:-2]) == text
     assert max(map(len, body)) <= 72
 
@@ -78,8 +78,31 @@ def test_long_first_line_is_shortened_and_repeated_in_the_body():
 @pytest.mark.parametrize("text", ["x" * 500, "word " * 500, "x" * 71 + " y"])
 def test_subject_is_bounded(text):
     subject = build(text).splitlines()[0]
-    assert len(subject) <= SUBJECT_CHARACTERS_MAX
-    assert subject.endswith("…")
+    assert 60 < len(subject) <= SUBJECT_CHARACTERS_MAX
+    assert "…" not in subject
+
+
+@pytest.mark.parametrize(
+    ("line", "subject"),
+    [
+        ("Fixed the loop. It ended one element too early, and the total left out the price.", "Fixed the loop."),
+        ("Ok. The total left out the last price of every basket, so that nobody paid for the last item.",
+         "Ok. The total left out the last price of every basket"),
+        ("The total left out the last price (the loop ended one element too early in each basket).",
+         "The total left out the last price"),
+        ("The total left out the last price, so every customer who had two items paid for the wrong one.",
+         "The total left out the last price"),
+        ("Replace the list of the prices that the basket sums with a generator that yields all of them.",
+         "Replace the list of the prices that the basket sums with a generator"),
+        ("The tests fail. Find the bug, fix it, and add a test for the missing…",
+         "The tests fail. Find the bug, fix it, and add a test for the missing"),
+        ("A" * 70 + ". " + "B" * 20, "A" * 70 + "."),
+        ("A" * 71 + ". " + "B" * 20, "A" * 71 + "."),
+        ("A" * 72 + ". " + "B" * 20, "A" * 72),
+    ],
+)  # fmt: skip
+def test_long_subject_is_cut_at_a_sentence_then_a_clause_then_a_word(line, subject):
+    assert build(line).splitlines()[0] == subject
 
 
 def test_list_items_are_wrapped_with_an_indent_but_code_is_not():
@@ -231,7 +254,33 @@ def test_message_of_a_chain_has_one_line_for_each_task():
 def test_subject_of_a_chain_is_cut_at_a_word():
     subject = build_chain_message([CommittedTask("a", "Restructure " * 9, "")] * 2).splitlines()[0]
     assert len(subject) <= SUBJECT_CHARACTERS_MAX
-    assert set(subject.removesuffix("…").split()) == {"Restructure"}
+    assert set(subject.split()) == {"Restructure"}
+
+
+def chain_of(*messages: str) -> list[CommittedTask]:
+    """Return tasks whose names are the beginnings of their prompts."""
+    return [CommittedTask(f"fix-{at}", "The tests fail. Find the…", text, True) for at, text in enumerate(messages)]
+
+
+def test_chain_without_an_own_name_gets_the_first_final_message_as_its_subject():
+    assert build_chain_message(chain_of("The bug is fixed.\nMore.", "# Done\n\nAdded a `test`.")) == (
+        "The bug is fixed.\n\n- Added a test.\n\nSandbox-Task: fix-1\n"
+    )
+    assert build_chain_message(chain_of("", "Added a test.", "Renamed it.")) == (
+        "Added a test.\n\n- The tests fail. Find the…\n- Renamed it.\n\nSandbox-Task: fix-2\n"
+    )
+
+
+def test_first_line_that_is_too_long_for_the_subject_of_a_chain_stays_in_the_body():
+    line = f"The bug is fixed. {'Every price is summed. ' * 5}"
+    subject, *body = build_chain_message(chain_of(line, "Added a test.")).splitlines()
+    assert subject == "The bug is fixed. Every price is summed. Every price is summed."
+    assert " ".join(body[1:-3]).startswith("- The bug is fixed. Every")
+    assert body[-3] == "- Added a test."
+
+
+def test_subject_of_a_chain_without_any_message_is_its_name():
+    assert build_chain_message(chain_of("", "")).startswith("The tests fail. Find the\n")
 
 
 def test_message_of_a_chain_has_no_instructions_and_its_lines_are_bounded():

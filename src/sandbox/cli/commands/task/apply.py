@@ -27,10 +27,12 @@ from sandbox.cli.errors import ExitCode, fail, print_message
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
+from sandbox.cli.output.formatting import task_prompt
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_text
 from sandbox.cli.secret_guard import allow_secrets_option
 from sandbox.cli.task_arguments import task_argument
+from sandbox.model.formatting import is_name_from_prompt
 
 if TYPE_CHECKING:
     from sandbox.client import Client
@@ -88,7 +90,8 @@ def apply(
 
     With --branch NAME, the changes are committed to a new branch, which starts at the task's commit. The commit message
     is the agent's final message. The working tree and the current branch do not change. The changes of a chain of tasks
-    become a single commit, whose message contains the name of the first task and one line for each task.
+    become a single commit, whose message has one line for each task. The subject is the first task's name; if the name
+    is only the beginning of the prompt, the subject is the first line of the first final message.
     """
     options, checkout = current_options(), Checkout(directory)
     branch = _new_branch(checkout, **branch_options, allows_local_changes=allows_local_changes)
@@ -110,14 +113,18 @@ def apply(
             tasks = _chain_of(client, status)
             _apply_to_branch(branch, task, status, tasks, options, pushes=branch_options["pushes"])
             return
-        is_staged, advice, other = not allows_local_changes, "", Path(temporary) / "other"
+        is_staged, advice, note, other = not allows_local_changes, "", "", Path(temporary) / "other"
         if is_chain and not can_apply(checkout, patch, should_stage=is_staged):
             fetch_patch(client, task_id, other, allows_secrets=allows_secrets)
             if can_apply(checkout, other, should_stage=is_staged):
                 advice = "The earlier changes are already here: leave out --chain"
         elif status is None and base and base != checkout.commit():
-            _suggest_chain(client, checkout, task, other, is_staged=is_staged)
+            note = _chain_note(client, checkout, task, other, is_staged=is_staged)
+            if note and not can_apply(checkout, patch, should_stage=is_staged):
+                note, advice = "", note
         _apply_to_worktree(checkout, task, options, is_staged=is_staged, advice=advice)
+        if note:
+            click.echo(note, err=True)
 
 
 class _Task(NamedTuple):
@@ -141,21 +148,21 @@ def _new_branch(
     return branch
 
 
-def _suggest_chain(client: Client, checkout: Checkout, task: _Task, target: Path, *, is_staged: bool) -> None:
-    """If the task continues another one, print how to apply the changes of the whole chain.
+def _chain_note(client: Client, checkout: Checkout, task: _Task, target: Path, *, is_staged: bool) -> str:
+    """If the task continues another one, return how to apply the changes of the whole chain; otherwise an empty string.
 
-    Prints nothing if the checkout has the earlier changes already: then the task's patch applies, and the patch of the
-    chain does not. target: a file for the patch of the chain.
+    The result is also empty if the checkout has the earlier changes already: then the task's patch applies, and the
+    patch of the chain does not. target: a file for the patch of the chain.
     """
     entry = find_chain_patch(client, task.id)
     if entry is None:
-        return
+        return ""
     if can_apply(checkout, task.patch, should_stage=is_staged) and not entry["contains_secret"]:
         client.download(task.id, entry["path"], target)
         if not can_apply(checkout, target, should_stage=is_staged):
-            return
+            return ""
     message = "The patch does not contain the changes of the earlier tasks that this one continues."
-    click.echo(f"{message}\n  Apply all: sandbox task apply {escape_text(task.id)} --chain", err=True)
+    return f"{message}\n  Apply all: sandbox task apply {escape_text(task.id)} --chain"
 
 
 def _apply_to_worktree(
@@ -192,7 +199,9 @@ def _chain_of(client: Client, status: Task) -> Sequence[CommittedTask]:
 
 def _committed_task(status: Task) -> CommittedTask:
     # The message of a failed agent describes the error. Older servers do not send the message.
-    return CommittedTask(status["id"], status["name"], "" if status["error"] else status.get("final_message") or "")
+    final_message = "" if status["error"] else status.get("final_message") or ""
+    is_named_by_prompt = is_name_from_prompt(status["name"], task_prompt(status))
+    return CommittedTask(status["id"], status["name"], final_message, is_named_by_prompt)
 
 
 def _apply_to_branch(

@@ -69,6 +69,12 @@ def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tupl
     return outcomes
 
 
+def _suggest_search(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Reject `--query`, the name of the API's parameter, with a suggestion."""
+    if value is not None:
+        raise click.NoSuchOption("--query", "No such option '--query'. Did you mean '--search'?", ctx=ctx)
+
+
 def _unknown_value(value: str, kind: str, known: Sequence[str]) -> str:
     suggestion = closest_name(value, known)
     message = f"unknown {kind} {value!r}"
@@ -115,8 +121,13 @@ def _unknown_value(value: str, kind: str, known: Sequence[str]) -> str:
     metavar="WORDS",
     help="Only tasks with all of these words in their name, id, prompt or repository. The start of a word is enough.",
 )
+@click.option("--query", expose_value=False, hidden=True, is_flag=False, flag_value="", callback=_suggest_search)
 @click.option(
-    "--repo", "repository", metavar="REPOSITORY", help="Only tasks of this repository: URL, OWNER/NAME or NAME."
+    "--repo",
+    "--repository",
+    "repository",
+    metavar="REPOSITORY",
+    help="Only tasks of this repository: URL, OWNER/NAME or NAME.",
 )
 @click.option("--parent", metavar="TASK_ID", help="Only tasks that continue this task.")
 @click.option("--rerun-of", metavar="TASK_ID", help="Only tasks that run this task again.")

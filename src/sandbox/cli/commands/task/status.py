@@ -28,6 +28,7 @@ from sandbox.cli.output.formatting import (
     pluralize,
     state_text,
     task_duration,
+    task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
 from sandbox.cli.output.log_parser import find_refusals, parse_log_events
@@ -260,9 +261,7 @@ def _refused_text(hosts: Counter[str]) -> str:
 
 def _prompt_row(task: Task) -> Iterator[tuple[str, str]]:
     """Yield the beginning of the prompt, unless the task's name is the whole prompt."""
-    sections = [section for section in task["definition"].values() if isinstance(section, dict)]
-    prompt = next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
-    text = shorten(prompt, _PROMPT_CHARACTERS_MAX, placeholder="…")
+    text = shorten(task_prompt(task), _PROMPT_CHARACTERS_MAX, placeholder="…")
     if text and text != task["name"]:
         yield "Prompt", escape_name(text)
 

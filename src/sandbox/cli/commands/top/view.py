@@ -287,10 +287,12 @@ def _header_line(snapshot: Snapshot, server: str, now: datetime) -> Text:
 def _counts_line(snapshot: Snapshot) -> Text:
     health = snapshot.health
     parts: list[Text] = []
-    for state in TaskState:
-        number = health["tasks"].get(state, 0)
+    # The counts do not show which sandboxes were released, so both states of a failed task are one count.
+    for state in (state for state in TaskState if state is not TaskState.FAILED_PRESERVED):
+        states = {state, TaskState.FAILED_PRESERVED} if state is TaskState.FAILED else {state}
+        number = sum(health["tasks"].get(counted, 0) for counted in states)
         if number:
-            parts.append(Text(f"{number:,} {format_state(state)}", STATE_STYLES.get(state, "")))
+            parts.append(Text(f"{number:,} {state}", STATE_STYLES.get(state, "")))
     if not health["ready"]:
         parts.append(Text(one_line(f"Not accepting tasks: {' '.join(health['reasons'])}"), "yellow"))
     return Text(" · ").join(parts)

@@ -587,6 +587,22 @@ def test_list_sends_filters(run_cli, api):
     assert api.requests[0].query == expected
 
 
+@pytest.mark.parametrize("option", ["--repo", "--repository"])
+def test_list_accepts_both_names_of_the_repository_filter(run_cli, api, option):
+    api.on("GET", "/tasks", json_response({"tasks": [], "total_count": 0}))
+    run_cli("task", "list", option, "org/app", "--search", "basket")
+    assert api.requests[0].query == {"repository": ["org/app"], "q": ["basket"]}
+
+
+@pytest.mark.parametrize("arguments", [("--query", "basket"), ("--query=basket",), ("--query",)])
+def test_search_option_is_suggested_for_the_name_of_the_api_parameter(run_cli, api, arguments):
+    result = run_cli("task", "list", *arguments)
+    assert result.returncode == 2
+    assert "No such option '--query'. Did you mean '--search'?" in result.stderr.decode()
+    assert b"--query" not in run_cli("task", "list", "--help").stdout
+    assert not api.requests
+
+
 @pytest.mark.parametrize(
     ("state", "sent"),
     [("failed", "failed,failed_preserved"), ("failed_preserved", "failed_preserved"), ("completed", "completed")],

@@ -49,6 +49,13 @@ def test_task_line_shows_its_current_activity():
     assert lines[-1] == KEY_HELP
 
 
+def test_failed_tasks_are_one_count_because_their_sandboxes_may_have_been_released():
+    released = task_status("failed_preserved", "broken", sandbox_kept=False)
+    lines = render_lines(make_view(released, tasks={"failed": 1, "failed_preserved": 2, "cancelled": 1}))
+    assert lines[1] == "3 failed · 1 cancelled"
+    assert "failed, released" in lines[4]
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (140, 50), (60, 10), (20, 5), (300, 3)])
 def test_screen_fits_the_window(width, height):
     lines = make_view(*TASKS * 30, missing=7).render(width, height, NOW)
