@@ -290,6 +290,27 @@ def test_total_cost_stays_visible_while_the_list_is_refreshed(base_url, browser)
     assert "$1.25" not in page.locator(".filter-chips").inner_text()
 
 
+def test_counts_of_a_filtered_list_stay_visible_while_it_is_refreshed(base_url, browser):
+    page = browser.open(f"{base_url}/?q=login")
+    counts = page.locator(".chips").inner_text()
+    assert "Failed 1" in " ".join(counts.split())
+
+    def targets():
+        page.title()  # receives the browser's events
+        return [request.headers.get("hx-target", "") for request in browser.requests_to("/")]
+
+    page.evaluate("document.querySelector('.chips .tally').textContent = '7'")
+    page.locator("#tasks").evaluate("(list) => list.append('changed')")
+    wait_until(lambda: targets().count("tasks") >= 2, 30, "two refreshes")
+    assert page.locator(".chips .tally").first.inner_text() == "7"
+    assert not any(target.startswith("counts-") for target in targets())
+    assert page.locator(".state-filters .tally").first.text_content() == "7"
+    page.locator(".chips").evaluate("(chips) => { chips.dataset.refresh = 1; }")
+    wait_until(lambda: page.locator(".chips").inner_text() == counts, 30, "the counts")
+    page.get_by_role("searchbox", name="Search tasks").fill("export")
+    wait_until(lambda: "Failed 2" in " ".join(page.locator(".chips").inner_text().split()), 30, "other counts")
+
+
 def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
     for width in (1440, 1024, 390):
         page = browser.open(f"{base_url}/?q=login", width=width)

@@ -755,7 +755,7 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     assert page.evaluate(SELECTION) == selected
 
     stream.send(*output_lines(1010, 200_000))
-    page.locator("#tally-output").get_by_text("200.0k").wait_for()
+    page.locator("#tally-output").get_by_text("200,000").wait_for()
     page.locator("#lines").evaluate("(box) => { box.scrollTop = 100_000 * 20; }")
     row = page.get_by_text("line 100005", exact=True)
     row.wait_for()

@@ -17,6 +17,8 @@ class ApiSettings:
     requires_token: require a token even if none exists.
     requests_per_minute: limit per client; 0 means unlimited.
     clone_hosts: hosts from which repositories may be cloned; a server that requires no token ignores them.
+    overcommit: how many times the capacity of this machine tasks may reserve, keyed by `cpus`, `memory` and `disk`;
+    empty if tasks run on other machines.
     profiles: returns the names of all profiles, each with the reason why it is unusable (empty if it is usable); called
     for each submission. None accepts every name.
     """
@@ -27,5 +29,6 @@ class ApiSettings:
     requires_token: bool = False
     requests_per_minute: int = 0
     clone_hosts: frozenset[str] = frozenset()
+    overcommit: Mapping[str, float] = field(default_factory=dict)
     profiles: Callable[[], Mapping[str, str]] | None = None
     agents: Mapping[str, Agent] = field(kw_only=True)

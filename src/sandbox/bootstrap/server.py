@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -148,6 +149,7 @@ def _api_settings(
         clone_hosts=frozenset(settings.git.allowed_hosts),
         agents=agents,
         profiles=profiles,
+        overcommit=dataclasses.asdict(settings.capacity) if settings.cluster.engine == "none" else {},
     )
 
 

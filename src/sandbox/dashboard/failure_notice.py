@@ -40,6 +40,9 @@ class FailureNotice:
 
 
 _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
+_PRONOUN = re.compile(r"^it ")
+"""Stands for the URL in a message about a clone."""
+
 _SPENT = re.compile(r"^lifecycle\.budget_(?:tokens|usd) \((?P<limit>[^()]+)\) is spent\b")
 _SELF_EXPLANATORY_CODES = {
     FailureCode.DISK_FULL,
@@ -125,7 +128,7 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     elif code == FailureCode.BUDGET_EXCEEDED and (spent := _SPENT.match(message)):
         title, detail = f"The task used its budget of {spent['limit']}", ""
     elif code == FailureCode.CLONE_FAILED:
-        detail = _CLONE_PREFIX.sub("", message)
+        detail = _PRONOUN.sub("the repository ", _CLONE_PREFIX.sub("", message))
     if any(mark in detail for mark in _REMEDY_MARKS):
         remedy = ""
     if code in _CODES_WITH_SETTING:

@@ -14,7 +14,14 @@ from starlette.responses import HTMLResponse, Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.model.formatting import format_cost, format_duration, format_size, format_state, short_repository
+from sandbox.model.formatting import (
+    format_cost,
+    format_count,
+    format_duration,
+    format_size,
+    format_state,
+    short_repository,
+)
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.printable import replace_invisible, replace_unprintable
 from sandbox.model.task import Task
@@ -71,7 +78,6 @@ def _environment() -> Environment:
         "size": format_size,
         "duration": lambda duration: format_duration(duration.total_seconds()),
         "money": format_cost,
-        "cents": format_cents,
         "count": format_count,
         "timestamp": format_timestamp,
         "state": state_label,
@@ -139,18 +145,6 @@ _STATE_CLASSES = {
     TaskState.FAILED_PRESERVED: "failed",
     TaskState.CANCELLED: "ended",
 }
-
-
-def format_count(number: int) -> str:
-    """Format a count: `4711`, `26.9k`, `1.2M`."""
-    if number < 10_000:
-        return str(number)
-    return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1_000_000:.1f}M"
-
-
-def format_cents(usd: float) -> str:
-    """Format a cost in a list: `$1.25`, and `<$0.01` for less than a cent."""
-    return f"${usd:.2f}" if usd >= 0.01 else "<$0.01"
 
 
 def state_label(value: TaskState, is_preserved: bool = True) -> str:

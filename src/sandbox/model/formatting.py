@@ -79,8 +79,15 @@ def format_duration(seconds: float) -> str:
 
 
 def format_cost(usd: float) -> str:
-    """Format a cost: `$1.25`; four decimals below one dollar."""
-    return f"${usd:.4f}" if 0 < usd < 1 else f"${usd:.2f}"
+    """Format a cost: `$1.25`, `$0.0150` and `<$0.0001`; four decimals below one dollar."""
+    if 0 < usd < 0.0001:
+        return "<$0.0001"
+    return f"${usd:.4f}" if 0 < usd < 0.99995 else f"${usd:,.2f}"
+
+
+def format_count(number: int) -> str:
+    """Format a count: `4,711`."""
+    return f"{number:,}"
 
 
 def format_state(state: str, *, is_preserved: bool = True) -> str:

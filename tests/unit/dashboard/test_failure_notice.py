@@ -38,7 +38,7 @@ def test_remedy_that_the_message_contains_is_not_repeated(message):
         (
             "clone_failed",
             "Cannot clone https://host/x.git: it has no branch 'nope'; check repository.branch.",
-            *("The repository could not be cloned", "It has no branch 'nope'; check the branch.", ""),
+            *("The repository could not be cloned", "The repository has no branch 'nope'; check the branch.", ""),
         ),
         (
             "timeout",

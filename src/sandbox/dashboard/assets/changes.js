@@ -5,7 +5,7 @@ import { Cursor, isOnScreen } from "/assets/diff_cursor.js";
 import { FileView } from "/assets/diff_file.js";
 import { FileTree } from "/assets/file_tree.js";
 import { LineComments } from "/assets/line_comments.js";
-import { $, h, lineCounts, request, size } from "/assets/page.js";
+import { $, count, h, lineCounts, request, size } from "/assets/page.js";
 import { parseInSlices } from "/assets/patch.js";
 import { ReviewStore } from "/assets/review_store.js";
 import { visible } from "/assets/untrusted_text.js";
@@ -207,7 +207,7 @@ export class Changes {
     return h(
       "div",
       { class: "diff-head" },
-      h("strong", {}, `${files.length} ${files.length === 1 ? "file" : "files"} changed`),
+      h("strong", {}, `${count(files.length)} ${files.length === 1 ? "file" : "files"} changed`),
       ...lineCounts(sum("plus"), sum("minus")),
       h(
         "div",
@@ -283,7 +283,7 @@ export class Changes {
 
   #countViewed() {
     const viewed = this.#views.filter((view) => view.isViewed).length;
-    this.viewedCount.textContent = viewed ? `${viewed} of ${this.#views.length} viewed` : "";
+    this.viewedCount.textContent = viewed ? `${count(viewed)} of ${count(this.#views.length)} viewed` : "";
   }
 }
 

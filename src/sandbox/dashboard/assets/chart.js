@@ -1,5 +1,5 @@
 // A chart over time as SVG: axes with units, the value under the pointer, and gaps where there are no samples.
-import { clock, h } from "/assets/page.js";
+import { clock, count, h } from "/assets/page.js";
 
 const POINTS_MAX = 4000;
 const DRAWN_MAX = 400;
@@ -96,9 +96,9 @@ export class Chart {
   #summary(peak) {
     if (this.kind === "step") return `total ${this.format(peak)}`;
     const limit = this.limit === null ? "" : ` of ${this.format(this.limit)}`;
-    const count = this.points.length;
+    const number = this.points.length;
     const noun = this.kind === "bars" ? "request" : "sample";
-    return `peak ${this.format(peak)}${limit}; ${count} ${noun}${count === 1 ? "" : "s"}`;
+    return `peak ${this.format(peak)}${limit}; ${count(number)} ${noun}${number === 1 ? "" : "s"}`;
   }
 
   #axes(levels) {

@@ -1,7 +1,7 @@
 // Elements of the entries of the conversation.
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
-import { $, clock, h, lineCounts, money, span } from "/assets/page.js";
+import { $, clock, count, h, lineCounts, money, span } from "/assets/page.js";
 import { allowLink } from "/assets/refused_connections.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
@@ -11,7 +11,7 @@ const WORKSPACE = "/workspace/";
 const FOLDED_LINES_MIN = 26;
 const FOLDED_LINES_SHOWN = 10;
 
-export const withOmitted = (text, count) => (count ? `${text}\n… and ${count} more characters` : text);
+export const withOmitted = (text, omitted) => (omitted ? `${text}\n… and ${count(omitted)} more characters` : text);
 
 // Paths in the sandbox are shown relative to the workspace.
 const relative = (text) => (text.startsWith(WORKSPACE) && !text.includes("\n") ? text.slice(WORKSPACE.length) : text);
@@ -51,9 +51,9 @@ const RENDERERS = {
   result: resultElement,
 };
 
-function refusalElement({ refusal, count, at, last }) {
+function refusalElement({ refusal, count: number, at, last }) {
   const { host, port, reason, isModel } = refusal;
-  const times = count > 1 ? ` ${count} times` : "";
+  const times = number > 1 ? ` ${count(number)} times` : "";
   const text = isModel ? `Model request refused${times}: ${reason}` : `${host}:${port} refused${times}: ${reason}`;
   const link = isModel ? null : allowLink(host, port, reason);
   const clocks = [...new Set([clock(at), clock(last)])].join(" – ");
@@ -143,7 +143,8 @@ function bodyElement(entry) {
     container.append(diffElement(path, differences(entry)[at]));
   });
   for (const [name, text] of fields) container.append(...fieldElements(entry, name, text, left));
-  if (omittedCharacters) container.append(h("p", { class: "muted" }, `… and ${omittedCharacters} more characters`));
+  if (omittedCharacters)
+    container.append(h("p", { class: "muted" }, `… and ${count(omittedCharacters)} more characters`));
   if (omittedFields) container.append(h("p", { class: "muted" }, `… and ${omittedFields} more fields`));
   if (output && edits.length && !isError) container.append(foldedOutput(output));
   else if (output) container.append(h("p", { class: "field-name" }, "Output"), ...outputElements(output));

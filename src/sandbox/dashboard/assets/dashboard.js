@@ -1,5 +1,16 @@
 // On every page: running clocks, periodic refresh, copying, menus, signing out.
-import { $, banner, longSpan, redirectToSignIn, refresh, request, showStoredToast, toast } from "/assets/page.js";
+import {
+  $,
+  banner,
+  clock,
+  dateTime,
+  longSpan,
+  redirectToSignIn,
+  refresh,
+  request,
+  showStoredToast,
+  toast,
+} from "/assets/page.js";
 import { openShortcutSheet } from "/assets/shortcuts.js";
 
 function tick() {
@@ -8,11 +19,11 @@ function tick() {
     const at = new Date(time.dateTime);
     const seconds = (now - at) / 1000;
     let text = longSpan(seconds);
-    if ("clock" in time.dataset) text = at.toLocaleTimeString([], { hour12: false });
+    if ("clock" in time.dataset) text = clock(at);
     else if ("ago" in time.dataset)
       text = seconds < 5 ? "now" : `${longSpan(seconds).split(" ").slice(0, 2).join(" ")} ago`;
     if (time.textContent !== text) time.textContent = text;
-    if (!time.title) time.title = at.toLocaleString();
+    if (!time.title) time.title = dateTime(at);
   }
 }
 

@@ -1,5 +1,5 @@
 // The lines of a diff as table rows: line numbers, text with syntax colors, and marks on changed words.
-import { h } from "/assets/page.js";
+import { count, h } from "/assets/page.js";
 import { STYLES } from "/assets/syntax.js";
 import { appendEscaped, elementLimit, visible } from "/assets/untrusted_text.js";
 import { wordDiff } from "/assets/word_diff.js";
@@ -105,7 +105,7 @@ export function fillText(cell, row, style, left) {
   }
   left.pieces += limit.pieces;
   const more = row.text.length - LINE_CHARACTERS_MAX;
-  if (more > 0) parts.append(h("span", { class: "muted" }, ` … and ${more} more characters`));
+  if (more > 0) parts.append(h("span", { class: "muted" }, ` … and ${count(more)} more characters`));
   if (row.isUnterminated) parts.append(h("span", { class: "unterminated muted" }, " (no newline at the end)"));
   cell.replaceChildren(parts);
 }

@@ -1,5 +1,5 @@
 // A list of conversation entries: has elements for the latest entries only, and creates them in time slices.
-import { h } from "/assets/page.js";
+import { count, h } from "/assets/page.js";
 
 const EARLIER_COUNT = 500;
 const SLICE_MILLISECONDS = 10;
@@ -101,9 +101,11 @@ export class EntryList {
     earlier.dataset.hidden = `${hidden}/${this.#droppedCount}`;
     const parts = [];
     if (hidden)
-      parts.push(h("button", { type: "button", onclick: () => this.#showEarlier() }, `Show earlier (${hidden})`));
+      parts.push(
+        h("button", { type: "button", onclick: () => this.#showEarlier() }, `Show earlier (${count(hidden)})`),
+      );
     if (this.#droppedCount)
-      parts.push(h("span", {}, ` ${this.#droppedCount} earlier entries are only in the transcript.`));
+      parts.push(h("span", {}, ` ${count(this.#droppedCount)} earlier entries are only in the transcript.`));
     earlier.replaceChildren(...parts);
   }
 

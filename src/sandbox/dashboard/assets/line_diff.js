@@ -1,5 +1,5 @@
 // The line-by-line diff of two texts, for edits in the conversation.
-import { h } from "/assets/page.js";
+import { count, h } from "/assets/page.js";
 import { appendText, elementLimit, visibleName } from "/assets/untrusted_text.js";
 
 export const COMPARISONS_MAX = 400_000;
@@ -95,7 +95,11 @@ export function diffElement(path, { rows }) {
     const omitted = shown.length - LINES_SHOWN_MAX;
     if (omitted > 0) element.append(h("p", { class: "muted" }, `… and ${omitted} more lines`));
   };
-  const more = h("button", { type: "button", class: "quiet", onclick: showAll }, `Show all ${shown.length} lines`);
+  const more = h(
+    "button",
+    { type: "button", class: "quiet", onclick: showAll },
+    `Show all ${count(shown.length)} lines`,
+  );
   element.append(more);
   return element;
 }

@@ -1,6 +1,6 @@
 // Renders Markdown as elements, not as HTML text: anything else, including HTML tags, is shown literally.
 import MarkdownIt from "/assets/markdown-it.min.js";
-import { h } from "/assets/page.js";
+import { count, h } from "/assets/page.js";
 import { splitText, TEXT_LENGTH_MAX, visible } from "/assets/untrusted_text.js";
 
 const LENGTH_MAX = 200_000;
@@ -24,7 +24,7 @@ export function markdown(text) {
   const source = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
   new Renderer(root, source).renderBlocks(parser.parse(source, {}));
   if (text.length > LENGTH_MAX)
-    root.append(h("p", { class: "muted" }, `… and ${text.length - LENGTH_MAX} more characters`));
+    root.append(h("p", { class: "muted" }, `… and ${count(text.length - LENGTH_MAX)} more characters`));
   return root;
 }
 

@@ -122,7 +122,7 @@ export class Outcome {
     const isFinal = Boolean(this.#result?.text) && !this.#result.is_error;
     $("outcome-title").textContent = isFinal ? "Final message" : "Last message";
     const omitted = this.#result?.text ? this.#result.omitted_characters : 0;
-    $("outcome-text").replaceChildren(markdown(omitted ? `${text}\n\n… and ${omitted} more characters` : text));
+    $("outcome-text").replaceChildren(markdown(omitted ? `${text}\n\n… and ${count(omitted)} more characters` : text));
     $("outcome").hidden = false;
     this.#measure();
   }

@@ -1,7 +1,7 @@
 // stdout, stderr and events as lines. Only visible lines have elements, which keeps long output responsive.
 import { LineHeights } from "/assets/line_heights.js";
 import { describe, jsonElement, TerminalText } from "/assets/output_line.js";
-import { $, clock, h, money, span } from "/assets/page.js";
+import { $, clock, count, h, money, span } from "/assets/page.js";
 import { appendText, withoutColors } from "/assets/untrusted_text.js";
 
 const LINE_HEIGHT = 20;
@@ -20,7 +20,7 @@ const DESCRIPTIONS = {
     `${previous_state ?? ""} → ${new_state}: ${state_message}`,
   tool_call: ({ tool, duration_ms, is_error }) => `${tool}, ${span(duration_ms)}${is_error ? ", failed" : ""}`,
   usage: (frame) =>
-    `${frame.model}: ${frame.input_tokens} tokens in, ${frame.output_tokens} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,
+    `${frame.model}: ${count(frame.input_tokens)} tokens in, ${count(frame.output_tokens)} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,
   egress_denied: ({ host, port, reason }) => `${host}:${port} refused: ${reason}`,
   gap: ({ first_seq, last_seq, reason }) => `${first_seq} to ${last_seq} are missing: ${reason}`,
   error: ({ error, message }) => `${error}: ${message}`,
@@ -146,24 +146,24 @@ export class Output {
   }
 
   #dropOldest() {
-    let count = 0;
+    let number = 0;
     while (
-      this.#all.length - count > LINES_MAX ||
-      (this.#characters > CHARACTERS_MAX && count < this.#all.length - 1)
+      this.#all.length - number > LINES_MAX ||
+      (this.#characters > CHARACTERS_MAX && number < this.#all.length - 1)
     ) {
-      this.#characters -= this.#all[count++].text.length;
+      this.#characters -= this.#all[number++].text.length;
     }
-    this.#all.splice(0, count);
-    this.#droppedCount += count;
+    this.#all.splice(0, number);
+    this.#droppedCount += number;
     const lengthBefore = this.#filtered.length;
     if (this.#filtered !== this.#all) this.#filtered = this.#all.filter((line) => line.stream === this.#stream);
-    const dropped = this.#filtered === this.#all ? count : lengthBefore - this.#filtered.length;
+    const dropped = this.#filtered === this.#all ? number : lengthBefore - this.#filtered.length;
     const height = this.#heights.dropFirst(Math.min(dropped, this.#heights.count));
     if (!this.#isFollowing) this.#box.scrollTop -= height;
     this.#search(this.#find.text);
     $("dropped").hidden = false;
     $("dropped").textContent =
-      `This page no longer has the first ${this.#droppedCount} lines; download the output to see all.`;
+      `This page no longer has the first ${count(this.#droppedCount)} lines; download the output to see all.`;
   }
 
   #selectStream(button) {
@@ -309,7 +309,11 @@ export class Output {
     row.append(text);
     if (isCut)
       row.append(
-        h("button", { type: "button", onclick: () => showLine(line.text) }, `Show all ${line.text.length} characters`),
+        h(
+          "button",
+          { type: "button", onclick: () => showLine(line.text) },
+          `Show all ${count(line.text.length)} characters`,
+        ),
       );
   }
 
@@ -365,7 +369,9 @@ export class Output {
     }
     const isDone = find.scanned >= this.#filtered.length;
     const position = find.at >= 0 ? `${find.at + 1} of ` : "";
-    $("find-count").textContent = find.text ? `${position}${find.hits.length} lines${isDone ? "" : " so far"}` : "";
+    $("find-count").textContent = find.text
+      ? `${position}${count(find.hits.length)} lines${isDone ? "" : " so far"}`
+      : "";
     $("find-on").disabled = $("find-back").disabled = find.hits.length === 0;
   }
 

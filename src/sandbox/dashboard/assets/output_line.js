@@ -1,6 +1,6 @@
 // What a line of output shows: its level, and folded JSON. Computed for lines in view only.
 import { summarizeAgentLine, withIdsLast } from "/assets/agent_line.js";
-import { h } from "/assets/page.js";
+import { count, h } from "/assets/page.js";
 import { appendText, elementLimit, withoutColors } from "/assets/untrusted_text.js";
 
 const JSON_MAX = 50_000;
@@ -133,6 +133,6 @@ export function jsonElement(text, isOfAgent = false) {
   }
   appendText(element, shown.slice(end), "", left);
   const omitted = pretty.length - shown.length;
-  if (omitted > 0) element.append(h("span", { class: "muted" }, `… and ${omitted} more characters`));
+  if (omitted > 0) element.append(h("span", { class: "muted" }, `… and ${count(omitted)} more characters`));
   return element;
 }

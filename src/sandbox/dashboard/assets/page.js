@@ -99,10 +99,10 @@ export function longSpan(seconds) {
   return `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
-export function count(number) {
-  if (number < 10_000) return String(number);
-  return number < 1_000_000 ? `${(number / 1000).toFixed(1)}k` : `${(number / 1_000_000).toFixed(1)}M`;
-}
+// The formats are those of sandbox/model/formatting.py.
+export const count = (number) => groupThousands(String(number));
+
+const groupThousands = (digits) => digits.replace(/\B(?<!\.\d*)(?=(\d{3})+(?!\d))/g, ",");
 
 // The numbers of added and removed lines, without zeros.
 export function lineCounts(added, removed) {
@@ -110,6 +110,21 @@ export function lineCounts(added, removed) {
   return [part("plus", "+", added), part("minus", "−", removed)].filter(Boolean);
 }
 
-export const money = (dollars) => `$${dollars.toFixed(dollars > 0 && dollars < 1 ? 4 : 2)}`;
+export function money(dollars) {
+  if (dollars > 0 && dollars < 0.0001) return "<$0.0001";
+  return dollars > 0 && dollars < 0.99995 ? `$${dollars.toFixed(4)}` : `$${groupThousands(dollars.toFixed(2))}`;
+}
 
-export const clock = (timestamp) => new Date(timestamp).toLocaleTimeString([], { hour12: false });
+const pad = (number) => String(number).padStart(2, "0");
+
+// The local time of day: 09:05:00.
+export function clock(timestamp) {
+  const at = new Date(timestamp);
+  return [at.getHours(), at.getMinutes(), at.getSeconds()].map(pad).join(":");
+}
+
+// The local date and time: 2026-01-29 09:05:00.
+export function dateTime(timestamp) {
+  const at = new Date(timestamp);
+  return `${at.getFullYear()}-${pad(at.getMonth() + 1)}-${pad(at.getDate())} ${clock(at)}`;
+}

@@ -1,5 +1,5 @@
 // Refused connections of the sandbox, grouped by host.
-import { $, clock, h } from "/assets/page.js";
+import { $, clock, count, h } from "/assets/page.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const HOSTS_MAX = 500;
@@ -64,16 +64,16 @@ export class RefusedConnections {
     if (!this.#isStale) return;
     this.#isStale = false;
     this.#showNote();
-    $("refused-count").textContent = this.total || "";
-    $("tally-network").textContent = this.total ? `${this.total} refused` : "";
+    $("refused-count").textContent = this.total ? count(this.total) : "";
+    $("tally-network").textContent = this.total ? `${count(this.total)} refused` : "";
     if (!this.#hosts.size) return;
-    const rows = [...this.#hosts.values()].map(({ host, port, reason, count, last }) =>
+    const rows = [...this.#hosts.values()].map(({ host, port, reason, count: number, last }) =>
       h(
         "tr",
         {},
         h("td", { class: "mono" }, visible(`${host}:${port}`)),
         h("td", {}, visible(reason), allowLink(host, port, reason)),
-        h("td", { class: "number" }, String(count)),
+        h("td", { class: "number" }, count(number)),
         h("td", { class: "number muted" }, clock(last)),
       ),
     );

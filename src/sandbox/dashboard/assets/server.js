@@ -1,11 +1,10 @@
 // The server page: charts of the load of the server and its host.
 import { Chart } from "/assets/chart.js";
-import { $, count, h, request, size } from "/assets/page.js";
+import { $, clock, count, h, request, size } from "/assets/page.js";
 
 const percent = (value) => `${value.toFixed(0)} %`;
 function labelTime(at, step) {
-  const seconds = step % 60_000 ? { second: "2-digit" } : {};
-  return new Date(at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...seconds, hour12: false });
+  return step % 60_000 ? clock(at) : clock(at).slice(0, 5);
 }
 
 let charts = null;

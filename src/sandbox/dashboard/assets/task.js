@@ -277,13 +277,13 @@ function updateHead(frame) {
     const { cost_usd, input_tokens, output_tokens, turns, tool_calls } = frame.progress;
     const texts = {
       cost: money(cost_usd),
-      tokens: `${count(input_tokens)} / ${count(output_tokens)}`,
-      turns,
-      tools: tool_calls,
+      tokens: `${count(input_tokens)} in, ${count(output_tokens)} out`,
+      turns: count(turns),
+      tools: count(tool_calls),
     };
     for (const [name, text] of Object.entries(texts)) {
       const element = $(`fact-${name}`);
-      if (element && element.textContent !== String(text)) element.textContent = text;
+      if (element && element.textContent !== text) element.textContent = text;
     }
   } else if (
     (frame.type === "state_change" && Date.parse(frame.timestamp) > openedAt - 5000) ||

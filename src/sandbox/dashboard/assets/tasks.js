@@ -1,6 +1,6 @@
 // The list of tasks: keeps the selection and the loaded rows when the list is refreshed, and cancels or deletes selected
 // tasks.
-import { $, h, refresh, request } from "/assets/page.js";
+import { $, count, h, refresh, request } from "/assets/page.js";
 import { forgetReview } from "/assets/review_store.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
@@ -38,7 +38,7 @@ const ACTIONS = {
 };
 
 const selected = new Map(); // name and hasEnded, by id
-const plural = (count) => `${count} task${count === 1 ? "" : "s"}`;
+const plural = (number) => `${count(number)} task${number === 1 ? "" : "s"}`;
 const checkboxes = () => [...document.querySelectorAll(".c-pick input")];
 const taskOf = (box) => ({ name: box.dataset.name, hasEnded: "ended" in box.dataset });
 const selectedFor = ({ appliesTo }) => [...selected].filter(([, task]) => appliesTo(task));
@@ -47,11 +47,11 @@ function showSelection() {
   const bulk = $("bulk");
   if (!bulk) return;
   bulk.hidden = selected.size === 0;
-  $("bulk-count").textContent = `${selected.size} selected`;
+  $("bulk-count").textContent = `${count(selected.size)} selected`;
   for (const [name, action] of Object.entries(ACTIONS)) {
-    const count = selectedFor(action).length;
-    $(`bulk-${name}`).hidden = count === 0;
-    $(`bulk-${name}`).textContent = `${action.verb} ${plural(count)}`;
+    const number = selectedFor(action).length;
+    $(`bulk-${name}`).hidden = number === 0;
+    $(`bulk-${name}`).textContent = `${action.verb} ${plural(number)}`;
   }
 }
 
@@ -100,7 +100,15 @@ document.addEventListener("change", (event) => {
   else selected.delete(box.value);
   showSelection();
 });
+// On a phone, the menu of filters has the same counts as the filters above the list, which are refreshed less often.
+function copyCounts() {
+  const links = document.querySelectorAll(".state-filters a");
+  for (const [at, link] of document.querySelectorAll(".chips a").entries())
+    if (links[at]) links[at].replaceChildren(...[...link.childNodes].map((node) => node.cloneNode(true)));
+}
+
 document.addEventListener("htmx:afterSwap", (event) => {
+  copyCounts();
   keepRows(event.detail.requestConfig?.elt?.id === "tasks");
   restoreSelection();
 });
@@ -179,7 +187,7 @@ async function applyAction() {
   };
   await Promise.all(Array.from({ length: REQUESTS_MAX }, work));
   const done = `${plural(tasks.length - failedCount)} ${action.done}`;
-  $("bulk-title").textContent = failedCount ? `${done}, ${failedCount} not ${action.done}` : done;
+  $("bulk-title").textContent = failedCount ? `${done}, ${count(failedCount)} not ${action.done}` : done;
   restoreSelection();
   refresh("tasks");
   refresh(document.querySelector(".total-cost")?.id);

@@ -51,6 +51,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
     ended, is_cut = await _finished_tasks(context.services.tasks)
     hours = _hourly_stats(ended, datetime.now(UTC))
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
+    cancelled_count = sum(task.state is TaskState.CANCELLED for task in ended)
     return await client_fairness.to_thread(
         render_page,
         request,
@@ -64,6 +65,9 @@ async def _render_server(request: Request, context: AppContext) -> Response:
         ended_count=len(ended),
         is_cut=is_cut,
         completed_count=len(completed),
+        cancelled_count=cancelled_count,
+        failed_count=len(ended) - len(completed) - cancelled_count,
+        overcommit=context.settings.overcommit,
         median=_median([task.state_changed_at - task.created_at for task in completed]),
         cost=sum(task.progress.cost_usd for task in ended),
     )

@@ -92,6 +92,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         is_preserved=is_preserved,
         deleted_data_description=describe_deleted_data(task, is_preserved=is_preserved),
         refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
+        has_work=_has_work(task),
         chain=chain_totals(chain),
         chain_start=chain[0].id,
     )
@@ -105,9 +106,23 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
     return None if patch.contains_secret and not is_operator else patch
 
 
+def _has_work(task: Task) -> bool:
+    """Return whether a follow-up can refer to anything: changes, a conversation, or those of an earlier task."""
+    progress = task.progress
+    has_conversation = bool(progress.turns or progress.tool_calls or progress.output_tokens or task.reported_message)
+    has_ended_regularly = task.state is TaskState.COMPLETED or (
+        task.manifest.agent.is_interactive and task.started_at is not None
+    )
+    return has_conversation or has_ended_regularly or task.parent is not None or _has_patch(task)
+
+
+def _has_patch(task: Task) -> bool:
+    return any(artifact.name == f"{task.id}.patch" and artifact.size_bytes for artifact in task.artifacts)
+
+
 def describe_deleted_data(task: Task, *, is_preserved: bool) -> str:
     """Return what deleting a finished task removes, as the end of a sentence."""
-    has_patch = any(artifact.name == f"{task.id}.patch" and artifact.size_bytes for artifact in task.artifacts)
+    has_patch = _has_patch(task)
     parts = ["the journal (conversation and output)"]
     if has_patch:
         parts.append("the patch")

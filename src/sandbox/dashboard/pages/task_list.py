@@ -72,6 +72,8 @@ _DEFAULT_SORT = "state_changed_at"
 """With this order, the most recently finished task comes first in the list of finished tasks."""
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
 _PERIOD = pattern_format("period", "[1-9][0-9]{0,3}[hd]", "must be a period such as 24h or 7d")
+_TOTAL_COST_ID = "total-cost-"
+_COUNTS_ID = "counts-"
 _FORM_PARAMS = frozenset({"label"})
 """Parameters of the page's forms. A redirect converts them to parameters of the API."""
 _PAGE_PARAMS = frozenset({"cursor", "offset"})
@@ -120,7 +122,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     is_first_page = query.cursor is None and query.offset == 0
     # Without a state filter, active and pending tasks come first, followed by the list of finished tasks.
     is_divided = not query.states
-    if is_first_page and _filters(request, query) and not _is_refresh(request):
+    if is_first_page and _filters(request, query) and not _is_refresh_of(request, "tasks", _COUNTS_ID):
         query = replace(query, with_totals=True)
     # Query the page last, so that a task that ends in between is found twice rather than missed.
     unfinished = await _query_unfinished(request, tasks, query) if is_divided and is_first_page else None
@@ -150,9 +152,12 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
     return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
 
 
-def _is_refresh(request: Request) -> bool:
-    """Return whether this request refreshes the list of tasks, which the page does every two seconds."""
-    return request.headers.get("HX-Target") == "tasks"
+def _is_refresh_of(request: Request, *parts: str) -> bool:
+    """Return whether this request refreshes only one of these parts of the page, given the beginnings of their ids.
+
+    The page refreshes the list (`tasks`) every two seconds, and the counts and the cost less often.
+    """
+    return request.headers.get("HX-Target", "").startswith(parts)
 
 
 def final_line(task: Task) -> str:
@@ -267,11 +272,14 @@ def _shorten(line: str) -> str:
 async def _count_by_state_filter(
     request: Request, tasks: TaskQueries, query: TaskQuery, health: Health
 ) -> Mapping[str, int]:
-    """Return the number of tasks for each state filter that match all other filters; empty if rows are continued."""
-    if query.cursor is not None:
+    """Return the number of tasks for each state filter that match all other filters.
+
+    Empty if rows are continued. Also empty for a refresh of another part of the page if counting requires queries.
+    """
+    is_filtered = _is_filtered(request, query)
+    if query.cursor is not None or (is_filtered and _is_refresh_of(request, "tasks", _TOTAL_COST_ID)):
         return {}
     counts: dict[str, int] = {}
-    is_filtered = any(name != "state" for name, _ in _filters(request, query))
     for name, states in _STATE_FILTERS.items():
         if not states:
             continue
@@ -283,17 +291,24 @@ async def _count_by_state_filter(
     return {"All": sum(counts.values()), **counts}
 
 
+def _is_filtered(request: Request, query: TaskQuery) -> bool:
+    """Return whether the list has another filter than that of the state."""
+    return any(name != "state" for name, _ in _filters(request, query))
+
+
 def _page_values(request: Request, query: TaskQuery, page: TaskPage, counts: Mapping[str, int]) -> dict[str, Any]:
     """Return the values that the template shows in addition to the tasks. counts: see _count_by_state_filter."""
     filters = _filters(request, query)
     since = request.query_params.get("since")
-    row_params = _row_params(request)
+    row_params, digest = _row_params(request), f"{crc32(_query_with(request).encode()):x}"
     next_offset, previous_offset = query.offset + query.limit, max(query.offset - query.limit, 0)
     return {
         "total_count": page.total_count,
         "total_cost": page.totals.cost_usd if page.totals else 0,
-        # The element is kept until the filters change. The id must be a valid CSS identifier.
-        "total_cost_id": f"total-cost-{crc32(_query_with(request).encode()):x}",
+        # The elements are kept until the filters change. The ids must be valid CSS identifiers.
+        "total_cost_id": f"{_TOTAL_COST_ID}{digest}",
+        "counts_id": f"{_COUNTS_ID}{digest}",
+        "are_counts_kept": _is_filtered(request, query),
         "next_rows": _query_with(request, cursor=encode_cursor(page.next_cursor, query)) if page.next_cursor else None,
         "next_page": _query_with(request, offset=str(next_offset))
         if page.next_cursor and query.cursor is None and next_offset <= OFFSET_MAX

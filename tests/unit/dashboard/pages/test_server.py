@@ -11,7 +11,7 @@ from doubles import fake_tasks
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.dashboard.pages import server
-from sandbox.interfaces.tasks import LoadSample
+from sandbox.interfaces.tasks import LoadSample, Occupancy
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
@@ -24,8 +24,44 @@ def test_truncated_statistics_are_marked(pages, monkeypatch, count, is_marked_pa
     for number in range(count):
         pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED)
     text = pages.get("/server").text
-    assert "<dd>2</dd>" in text
+    assert '<dd id="outcomes">2 of 2</dd>' in text
     assert ("only the latest 2" in text) == is_marked_partial
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "shown"),
+    [
+        ("", "–"),
+        ("done", "1 of 1"),
+        ("done failed cancelled cancelled", '1 of 4 <span class="muted">1 failed, 2 cancelled</span>'),
+        ("failed", '0 of 1 <span class="muted">1 failed</span>'),
+    ],
+)
+def test_outcomes_of_the_last_day_are_counted_separately(pages, monkeypatch, outcomes, shown):
+    monkeypatch.setattr(fake_tasks, "BEGINNING", datetime.now(UTC) - timedelta(hours=1))
+    failed = e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, "It broke."))
+    events = {
+        "done": TO_COMPLETED,
+        "failed": (failed, e.TaskFinished()),
+        "cancelled": (e.CancelRequested("", force=False), e.AgentExited(143), e.TaskFinished()),
+    }
+    for number, outcome in enumerate(outcomes.split()):
+        pages.tasks.add(f"task-{number}", *TO_RUNNING, *events[outcome])
+    text = pages.get("/server").text
+    assert f'<dd id="outcomes">{shown}</dd>' in text
+    assert "Index" not in text, "the index is mentioned only if it is not readable"
+
+
+def test_overcommitted_capacity_shows_its_factor(pages):
+    occupancy = Occupancy(*[4] * len(dataclasses.fields(Occupancy)))
+    pages.tasks.health_report = dataclasses.replace(pages.tasks.health_report, occupancy=occupancy)
+    assert "(×" not in pages.get("/server").text
+    context = pages.app.state.context
+    settings = dataclasses.replace(context.settings, overcommit={"cpus": 1.0, "memory": 1.5, "disk": 4.0})
+    object.__setattr__(context, "settings", settings)
+    text = pages.get("/server").text
+    assert re.findall(r"\(×([0-9.]+)\)", text) == ["1.5", "4"]
+    assert "lets tasks reserve more than the machine has" in text
 
 
 def load_sample(second: int, **fields: int) -> LoadSample:

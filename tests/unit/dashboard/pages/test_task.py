@@ -33,6 +33,25 @@ def test_change_is_offered_if_the_task_can_be_continued(pages, has_patch):
     assert ('data-action="continue"' in text, "data-refusal" in text) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("events", "parent", "is_offered"),
+    [
+        ([], None, False),
+        ([e.Progress(turns=1)], None, True),
+        ([e.ArtifactCollected(PATCH)], None, True),
+        ([], PARENT, True),
+    ],
+    ids=["nothing", "a conversation", "changes", "an earlier task"],
+)
+def test_change_of_a_cancelled_task_is_offered_if_there_is_something_to_refer_to(pages, events, parent, is_offered):
+    pages.tasks._apply("task-001", e.TaskSubmitted("task-001", manifest("task-001"), None, parent, None))
+    cancelled = e.CancelRequested("", force=False)
+    pages.tasks.record("task-001", *TO_RUNNING, *events, cancelled, e.AgentExited(143), e.TaskFinished())
+    pages.tasks.inheritances["task-001"] = Inheritance(PARENT, {})
+    text = pages.get("/tasks/task-001").text
+    assert ('data-action="continue"' in text, 'id="run-again"' in text) == (is_offered, True)
+
+
 def test_change_is_not_offered_without_a_clone_or_a_patch(pages):
     add_ended(pages.tasks)
     text = pages.get("/tasks/task-001").text

@@ -429,6 +429,22 @@ def test_counts_of_states_match_the_other_filters(pages_with_tasks):
     assert [query.limit for query in pages_with_tasks.tasks.queries] == [50]
 
 
+def test_periodic_refresh_of_a_filtered_list_does_not_count(pages_with_tasks):
+    path = "/?label.team=a%26b"
+    text = pages_with_tasks.get(path).text
+    (counts_id,) = re.findall(r'id="(counts-[^"]+)" hx-preserve="true"', text)
+    (cost_id,) = re.findall(r'id="(total-cost-[^"]+)" hx-preserve="true"', text)
+    for target, limits in (("tasks", [20, 50, 50]), (cost_id, [20, 50, 50]), (counts_id, [20, 50, 50, *[1] * 5])):
+        pages_with_tasks.tasks.queries.clear()
+        page = pages_with_tasks.get(path, HX_Target=target)
+        assert [query.limit for query in pages_with_tasks.tasks.queries] == limits
+        assert bool(state_counts(page)) == (target == counts_id)
+        assert f'id="{counts_id}"' in page.text
+    # Without another filter, each refresh has the counts.
+    assert state_counts(pages_with_tasks.get("/?state=completed", HX_Target="tasks"))["All"] == "1"
+    assert "counts-" not in pages_with_tasks.get("/?state=completed").text
+
+
 def test_first_label_is_shown_and_all_are_in_a_list(pages):
     pages.tasks.add("none")
     pages.tasks.add("one", labels={"team": "a"})
