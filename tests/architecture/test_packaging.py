@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from sandbox.bootstrap.machine_setup import PACKAGES
+from sandbox.dashboard.pages.server import GUIDE_PAGES
 
 DATA_SUFFIXES = {".css", ".html", ".js", ".json", ".svg", ".toml"}
 
@@ -111,4 +112,4 @@ def test_wheel_contains_the_data_files(root: Path, tmp_path: Path):
     assert len(data) > 10
     assert data - names == set()
     assert {"sandbox/runtimes/npm/package.json", "sandbox/runtimes/npm/package-lock.json"} <= names
-    assert "sandbox/dashboard/errors.md" in names
+    assert {f"sandbox/dashboard/guide/{name}.md" for name in GUIDE_PAGES} <= names

@@ -5,6 +5,7 @@ import { splitText, TEXT_LENGTH_MAX, visible } from "/assets/untrusted_text.js";
 
 const LENGTH_MAX = 200_000;
 const ELEMENTS_MAX = 3000;
+const HEADING_OFFSET = 2;
 const DEPTH_MAX = 120; // the parser nests blocks 100 levels deep, and emphasis without a limit
 
 const parser = new MarkdownIt({ html: false, linkify: true });
@@ -19,10 +20,12 @@ parser.core.ruler.at("inline", ({ tokens, md, env }) => {
 
 const TAGS = new Set("h1 h2 h3 h4 h5 h6 p blockquote ul ol li table thead tbody tr th td strong em s hr".split(" "));
 
-export function markdown(text) {
+// localAddress: returns the address of a link within the dashboard, or null. headingOffset: the difference between the levels of the
+// page's headings and those of the text.
+export function markdown(text, options = {}) {
   const root = h("div", { class: "said", dir: "auto" });
   const source = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
-  new Renderer(root, source).renderBlocks(parser.parse(source, {}));
+  new Renderer(root, source, options).renderBlocks(parser.parse(source, {}));
   if (text.length > LENGTH_MAX)
     root.append(h("p", { class: "muted" }, `… and ${count(text.length - LENGTH_MAX)} more characters`));
   return root;
@@ -30,13 +33,19 @@ export function markdown(text) {
 
 class Renderer {
   // The number of elements that may still be created; later text is shown unformatted. The layout is slow, not the parser.
-  #elementsLeft = ELEMENTS_MAX;
+  #elementsLeft;
   // The level of the previous heading. The page's own headings have the levels 1 and 2; no level is skipped.
-  #headingLevel = 2;
+  #headingLevel;
+  #headingOffset;
+  #localAddress;
 
-  constructor(root, source) {
+  constructor(root, source, { elementsMax = ELEMENTS_MAX, headingOffset = HEADING_OFFSET, localAddress = () => null }) {
     this.parents = [root];
     this.source = source;
+    this.#elementsLeft = elementsMax;
+    this.#headingOffset = headingOffset;
+    this.#headingLevel = Math.max(1, headingOffset);
+    this.#localAddress = localAddress;
   }
 
   renderBlocks(tokens) {
@@ -80,7 +89,7 @@ class Renderer {
     if (token.type === "link_open") return this.#linkElement(token.attrGet("href"), "");
     if (!TAGS.has(token.tag)) return null;
     if (token.type === "heading_open") {
-      this.#headingLevel = Math.min(6, this.#headingLevel + 1, Number(token.tag[1]) + 2);
+      this.#headingLevel = Math.min(6, this.#headingLevel + 1, Number(token.tag[1]) + this.#headingOffset);
       return this.#create(`h${this.#headingLevel}`);
     }
     if (token.tag === "ol") return this.#create("ol", { start: token.attrGet("start") });
@@ -91,6 +100,8 @@ class Renderer {
 
   // Only web and mail links are links.
   #linkElement(url, text) {
+    const address = this.#localAddress(url);
+    if (address !== null) return this.#create("a", { href: address }, text || null);
     const isSafe = /^(https?:\/\/|mailto:)/i.test(url);
     const attributes = { href: url, rel: "noreferrer noopener nofollow", target: "_blank", title: url };
     return isSafe ? this.#create("a", attributes, text || null) : this.#create("span", { title: url }, text || null);

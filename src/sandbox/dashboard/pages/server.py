@@ -1,4 +1,4 @@
-"""The pages about the server: the references of the API and of errors, and health, load, runtimes and throughput."""
+"""The pages about the server: its documentation, the references of the API and of errors, health, load and runtimes."""
 
 import re
 from collections import Counter
@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
@@ -133,13 +135,20 @@ async def show_docs(request: Request, _: AppContext) -> Response:
     return response
 
 
+class LinkedText(NamedTuple):
+    """A part of a text. href: the address that it links to; empty if it is no link."""
+
+    text: str
+    href: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorCode:
     """A row of the error reference. anchor: its id in the page; cells: the other columns."""
 
     anchor: str
     code: str
-    cells: Sequence[str]
+    cells: Sequence[Sequence[LinkedText]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +157,7 @@ class ErrorSection:
 
     title: str
     depth: int
-    notes: Sequence[str]
+    notes: Sequence[Sequence[LinkedText]]
     columns: Sequence[str]
     rows: Sequence[ErrorCode]
 
@@ -159,17 +168,18 @@ async def show_errors(request: Request, _: AppContext) -> Response:
 
 
 def _render_errors(request: Request) -> Response:
-    return render_page(request, "errors", sections=parse_error_reference(error_reference_file().read_text("utf-8")))
+    return render_page(request, "errors", sections=parse_error_reference(guide_file("errors").read_text("utf-8")))
 
 
-def error_reference_file() -> Path:
-    """Return the error reference: next to this package's modules in a wheel, otherwise in the checkout."""
-    bundled = Path(__file__).parents[1] / "errors.md"
-    return bundled if bundled.is_file() else Path(__file__).parents[4] / "docs" / "errors.md"
+def guide_file(name: str) -> Path:
+    """Return a page of the documentation: next to this package's modules in a wheel, otherwise in the checkout."""
+    bundled = Path(__file__).parents[1] / "guide"
+    directory = bundled if bundled.is_dir() else Path(__file__).parents[4] / "docs"
+    return directory / f"{name}.md"
 
 
 def parse_error_reference(text: str) -> list[ErrorSection]:
-    """Return the sections of docs/errors.md, with plain text and code in backticks. Links become text."""
+    """Return the sections of docs/errors.md, with code in backticks."""
     parts = re.split(r"^(##+) (.+)$", text, flags=re.MULTILINE)[1:]
     return [
         _parse_section(marks, title, body)
@@ -179,7 +189,7 @@ def parse_error_reference(text: str) -> list[ErrorSection]:
 
 def _parse_section(marks: str, title: str, body: str) -> ErrorSection:
     blocks = [block.strip() for block in body.split("\n\n") if block.strip()]
-    notes = [_DOCUMENT_LINK.sub(_link_text, block.replace("\n", " ")) for block in blocks if block[0] != "|"]
+    notes = [_parse_links(block.replace("\n", " ")) for block in blocks if block[0] != "|"]
     lines = [line for block in blocks if block[0] == "|" for line in block.split("\n")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
     return ErrorSection(title, len(marks), notes, head, [_parse_row(row) for row in rows])
@@ -188,13 +198,79 @@ def _parse_section(marks: str, title: str, body: str) -> ErrorSection:
 def _parse_row(row: Sequence[str]) -> ErrorCode:
     code, *cells = row
     anchor = _ANCHOR.match(cells[0])
-    texts = [_DOCUMENT_LINK.sub(_link_text, _ANCHOR.sub("", cell)) for cell in cells]
-    return ErrorCode(anchor["id"] if anchor else "", code.strip("`"), texts)
+    return ErrorCode(anchor["id"] if anchor else "", code.strip("`"), [_parse_links(cell) for cell in cells])
 
 
-def _link_text(link: re.Match[str]) -> str:
-    return f"{link['text']} (docs/{link['page']})" if link["page"] else link["text"]
+def _parse_links(text: str) -> list[LinkedText]:
+    """Split a text into parts that are links and parts that are not."""
+    parts, position = [], 0
+    for link in _DOCUMENT_LINK.finditer(text := _ANCHOR.sub("", text)):
+        href = f"{guide_path(link['page'])}{link['anchor'] or ''}" if link["page"] else link["anchor"]
+        parts += [LinkedText(text[position : link.start()]), LinkedText(link["text"], href)]
+        position = link.end()
+    return [*parts, LinkedText(text[position:])]
 
+
+def guide_path(name: str) -> str:
+    """Return the path of the dashboard's page for a page of the documentation."""
+    return {"errors": "/errors", "index": "/guide", "rest-reference": paths.DOCS}.get(name, f"/guide/{name}")
+
+
+async def show_guide(request: Request, _: AppContext) -> Response:
+    """Render a page of the documentation. A script formats its Markdown."""
+    name = request.path_params.get("name", "index")
+    if name not in GUIDE_PAGES:
+        raise HTTPException(404)
+    return await client_fairness.to_thread(_render_guide, request, name)
+
+
+def _render_guide(request: Request, name: str) -> Response:
+    text = _NO_TEXT.sub("", guide_file(name).read_text("utf-8"))
+    title, _, text = text.removeprefix("# ").partition("\n")
+    return render_page(request, "guide", name=name, title=title, text=text.strip(), pages=GUIDE_PAGES)
+
+
+GUIDE_PAGES = frozenset(
+    {
+        "access",
+        "benchmarks",
+        "chaos",
+        "cli",
+        "concepts",
+        "configuration",
+        "cookbook",
+        "dashboard",
+        "deployment",
+        "errors",
+        "gateway",
+        "glossary",
+        "index",
+        "installation",
+        "limits",
+        "manifest",
+        "mcp",
+        "metrics",
+        "network",
+        "operations",
+        "profiles",
+        "project",
+        "python-client",
+        "redaction",
+        "rest",
+        "run",
+        "runtimes",
+        "secrets",
+        "security",
+        "troubleshooting",
+        "tutorial",
+        "websocket",
+    }
+)
+"""The pages of the documentation for users. The other links of these pages become text."""
 
 _ANCHOR = re.compile(r'<a id="(?P<id>[\w-]+)"></a>')
-_DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?P<page>[\w-]+\.md)?(?:#[\w-]+)?\)")
+_DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?:(?P<page>[\w-]+)\.md)?(?P<anchor>#[\w-]+)?\)")
+_NO_TEXT = re.compile(
+    r"<!--.*?-->\n?|<picture>.*?</picture>\n?|<a id=[^>]*></a>|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
+)
+"""Comments, images and anchors, which the dashboard's pages leave out."""

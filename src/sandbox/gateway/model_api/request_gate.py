@@ -21,7 +21,7 @@ TOKENS_MAX = 10**15
 BUDGET_STATUS = 402
 """Status of a request that the budget does not allow.
 
-Claude Code shows the message and ends. It would repeat the request after 400, 409 or 422, print advice about the login
+An agent shows the message and ends. Some agents repeat a request after 400, 409 or 422, print advice about the login
 before the message after 403, and replace the message after 404 or 413.
 """
 

@@ -108,18 +108,60 @@ def test_failure_links_to_the_entry_of_its_code(pages):
 
 
 def test_error_reference_has_all_codes_of_the_document():
-    text = server.error_reference_file().read_text()
+    text = server.guide_file("errors").read_text()
     sections = server.parse_error_reference(text)
     codes = [row.code for section in sections for row in section.rows]
     assert codes == re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     rows = [row for section in sections for row in section.rows if len(row.cells) == len(section.columns) - 1]
     assert len(rows) == len(codes)
-    assert [row for row in rows if not row.anchor or "<" in "".join(row.cells) or "](" in "".join(row.cells)] == []
+    assert [row for row in rows if not row.anchor or any(mark in str(row.cells) for mark in ("<", "]("))] == []
 
 
-def test_links_in_the_error_reference_become_text():
-    text = "# E\n\nIntro.\n\n## A\n\nSee [b](b.md#c).\n\n| code | meaning |\n| --- | --- |\n"
-    text += '| `x` | <a id="x-1"></a>An [own](#o) `y`. |\n'
+def test_links_in_the_error_reference_lead_to_pages_of_the_dashboard():
+    text = "# E\n\nIntro.\n\n## A\n\nSee [b](limits.md#c).\n\n| code | meaning |\n| --- | --- |\n"
+    text += '| `x` | <a id="x-1"></a>An [own](#o) `y`, [other](errors.md#z). |\n'
     (section,) = server.parse_error_reference(text)
-    assert (section.title, section.depth, section.notes) == ("A", 2, ["See b (docs/b.md)."])
-    assert section.rows == [server.ErrorCode("x-1", "x", ["An own `y`."])]
+    link = server.LinkedText
+    assert (section.title, section.depth) == ("A", 2)
+    assert section.notes == [[link("See "), link("b", "/guide/limits#c"), link(".")]]
+    parts = [link("An "), link("own", "#o"), link(" `y`, "), link("other", "/errors#z"), link(".")]
+    assert section.rows == [server.ErrorCode("x-1", "x", [parts])]
+
+
+def test_links_of_the_error_page_have_a_target(pages):
+    text = pages.get("/errors").text
+    links = set(re.findall(r'<a href="(/guide/[^"]+|/docs)"', text))
+    assert any(link.startswith("/guide/limits#") for link in links)
+    for link in links:
+        assert pages.get(link.partition("#")[0]).status_code == 200
+    assert "(docs/" not in text
+    assert "](" not in text
+
+
+LINK = re.compile(r"\]\(([\w./-]+)\.md(?:#([\w-]+))?\)")
+DEVELOPER_PAGES = {"../ARCHITECTURE", "../CONTRIBUTING", "../CHANGELOG", "code-tour", "recipes", "releasing"}
+
+
+def test_guide_has_all_pages_of_the_documentation_for_users(pages):
+    configuration = (server.guide_file("index").parents[1] / "mkdocs.yml").read_text()
+    names = set(re.findall(r"docs/([\w-]+)\.md", configuration)) - DEVELOPER_PAGES - {"rest-reference"}
+    assert names == server.GUIDE_PAGES
+    for name in names:
+        page = pages.get(f"/guide/{name}")
+        assert page.status_code == 200
+        assert "<!--" not in page.text
+        assert "&lt;a id=" not in page.text
+        linked = {link for link, _ in LINK.findall(server.guide_file(name).read_text()) if not link.startswith("adr/")}
+        assert linked - names - DEVELOPER_PAGES - {"rest-reference"} == set(), name
+    assert "Sandbox documentation</h1>" in pages.get("/guide").text
+
+
+@pytest.mark.parametrize("name", ["nobody", "recipes", "..%2F..%2Fpyproject", "errors.md"])
+def test_other_files_are_not_pages_of_the_guide(pages, name):
+    assert pages.get(f"/guide/{name}").status_code == 404
+
+
+def test_guide_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
+    pages = pages_with_tokens(FakeTokenStore(bob="viewer"))
+    assert pages.get("/guide", accept="application/json").status_code == 401
+    assert pages.get("/guide", authorization="Bearer bob").status_code == 200
