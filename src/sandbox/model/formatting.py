@@ -52,13 +52,13 @@ def format_size(size_bytes: int) -> str:
     value, unit = float(size_bytes), 0
     while value >= _STEP and unit < len(_SIZE_UNITS) - 1:
         value, unit = value / _STEP, unit + 1
-    return f"{value:.0f} {_SIZE_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_SIZE_UNITS[unit]}"
+    return f"{value:,.0f} {_SIZE_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_SIZE_UNITS[unit]}"
 
 
 def format_gib(byte_count: int) -> str:
     """Return a size with three digits, such as `1.5 GiB`."""
     gibibytes = byte_count / 1024**3
-    return f"{gibibytes:.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"
+    return f"{gibibytes:,.0f} GiB" if gibibytes >= 1000 else f"{gibibytes:.3g} GiB"
 
 
 def format_duration(seconds: float) -> str:

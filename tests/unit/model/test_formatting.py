@@ -41,14 +41,14 @@ def test_duration_is_formatted_with_at_most_two_units(seconds: float, formatted:
     ("size_bytes", "formatted"),
     [
         (0, "0 B"),
-        (1023, "1023 B"),
+        (1023, "1,023 B"),
         (1024, "1.0 KiB"),
         (1536, "1.5 KiB"),
         (3 * 1024**2, "3.0 MiB"),
         (120 * 1024**2, "120 MiB"),
         (5 * 1024**3, "5.0 GiB"),
         (2 * 1024**4, "2.0 TiB"),
-        (5000 * 1024**4, "5000 TiB"),
+        (5000 * 1024**4, "5,000 TiB"),
     ],
 )
 def test_size_is_formatted_with_a_binary_unit(size_bytes: int, formatted: str):

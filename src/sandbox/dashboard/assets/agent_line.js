@@ -27,11 +27,13 @@ const nameOf = (value, otherwise) => textOf(value).slice(0, 80) || otherwise;
 const listOf = (value) => (Array.isArray(value) ? value.slice(0, PARTS_MAX) : []);
 const numberOf = (value) => (typeof value === "number" && Number.isFinite(value) ? Math.round(value) : null);
 
+const shorten = (text) => (text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX - 1)}…` : text);
+
 // Return { kind, text } for a known line of the event stream, otherwise null.
 export function summarizeAgentLine(value) {
   if (!isObject(value) || typeof value.session_id !== "string" || typeof value.type !== "string") return null;
   const summary = Object.hasOwn(TYPES, value.type) ? TYPES[value.type](value) : null;
-  return summary && { kind: summary.kind, text: summary.text.slice(0, TEXT_MAX) };
+  return summary && { kind: summary.kind, text: shorten(summary.text) };
 }
 
 // A copy of a line with its ids last.

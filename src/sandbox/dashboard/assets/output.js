@@ -17,7 +17,7 @@ const WRAP_SETTING = "sandbox.output.wrap";
 
 const DESCRIPTIONS = {
   state_change: ({ previous_state, new_state, state_message }) =>
-    `${previous_state ?? ""} → ${new_state}: ${state_message}`,
+    `${previous_state ? `${previous_state} → ` : ""}${new_state}: ${state_message}`,
   tool_call: ({ tool, duration_ms, is_error }) => `${tool}, ${span(duration_ms)}${is_error ? ", failed" : ""}`,
   usage: (frame) =>
     `${frame.model}: ${count(frame.input_tokens)} tokens in, ${count(frame.output_tokens)} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,

@@ -79,7 +79,7 @@ const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 export function size(bytes) {
   let unit = 0;
   for (; bytes >= 1024 && unit < UNITS.length - 1; unit++) bytes /= 1024;
-  return `${unit === 0 || bytes >= 100 ? bytes.toFixed(0) : bytes.toFixed(1)} ${UNITS[unit]}`;
+  return `${unit === 0 || bytes >= 100 ? count(bytes.toFixed(0)) : bytes.toFixed(1)} ${UNITS[unit]}`;
 }
 
 export function span(milliseconds) {
