@@ -294,7 +294,7 @@ def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
 def test_patch_with_many_files_is_truncated_and_the_rest_is_counted(base_url, browser):
     page = browser.open(f"{base_url}/tasks/many#changes", before=WATCH)
     page.get_by_text("and 42000 more; download the patch to see all.").wait_for()
-    page.get_by_text("45000 files changed").wait_for()
+    page.get_by_text("45,000 files changed").wait_for()
     assert page.locator(".file").count() == 3000
     assert page.evaluate("Math.max(0, ...window.longTasks)") < BLOCKED_MILLISECONDS_MAX
 
@@ -663,7 +663,7 @@ def test_patch_with_long_lines_does_not_block_the_page(base_url, browser):
         }.items()
     }
     assert {name: spent for name, (_, spent) in shown.items() if spent > BLOCKED_MILLISECONDS_MAX} == {}
-    assert shown["one line"][0][0].endswith(f" … and {3_000_000 - 5000} more characters")
+    assert shown["one line"][0][0].endswith(f" … and {3_000_000 - 5000:,} more characters")
     ordinary = [f"x = {number}" for number in range(790)]
     assert page.evaluate(show, patch_of_new_file(ordinary))[0] == ordinary
 

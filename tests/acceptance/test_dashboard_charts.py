@@ -63,7 +63,7 @@ def test_charts_have_axes_units_values_and_gaps(base_url, browser):
 
     assert chart(page, "Memory").locator(".chart-foot").inner_text() == "peak 2.0 GiB of 8.0 GiB; 20 samples"
     assert chart(page, "Cost").locator(".chart-foot").inner_text() == "total $0.7500"
-    assert chart(page, "Input tokens per request").locator(".chart-foot").inner_text() == "peak 3500; 2 requests"
+    assert chart(page, "Input tokens per request").locator(".chart-foot").inner_text() == "peak 3,500; 2 requests"
     # Nothing was refused.
     assert chart(page, "Refused connections").count() == 0
     assert accessibility_violations(page) == []

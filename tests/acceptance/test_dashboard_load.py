@@ -191,7 +191,7 @@ def test_hostile_output_is_rendered_as_text(base_url, browser):
     lines = page.locator(".line-text")
     rendered = next(text for text in lines.all_inner_texts() if text.startswith("green"))
     assert rendered == f"green {SCRIPT} a‹U+202E›b‹U+2066›c‹U+E0041›d x␀y␛]0;title␇z"
-    page.get_by_role("button", name=f"Show all {len(LONG_LINE)} characters").click()
+    page.get_by_role("button", name=f"Show all {len(LONG_LINE):,} characters").click()
     page.get_by_role("dialog").get_by_text("<i>0123456789").wait_for()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="stderr").click()
@@ -232,7 +232,7 @@ def test_failing_view_does_not_block_other_views(base_url, browser):
             return parse(text);
         };"""
     page = browser.open(f"{base_url}/tasks/hostile#output", before=failing)
-    page.get_by_text("1000 tokens in").wait_for()
+    page.get_by_text("1,000 tokens in").wait_for()
     assert len(browser.console_errors) > 1
     browser.ignore_errors("of the test")
 

@@ -761,7 +761,7 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     row.wait_for()
     before = row.bounding_box()["y"]
     stream.send(*output_lines(200_000, 210_001))
-    page.get_by_text("This page no longer has the first 10001 lines").wait_for()
+    page.get_by_text("This page no longer has the first 10,001 lines").wait_for()
     row.wait_for()
     assert abs(row.bounding_box()["y"] - before) < 40
     page.get_by_role("button", name="Events", exact=True).click()

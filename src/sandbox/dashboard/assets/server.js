@@ -56,6 +56,7 @@ async function update() {
 
 function draw() {
   const drawn = Object.values(charts).filter((chart) => chart.points.length);
+  for (const { element, points } of Object.values(charts)) element.hidden = !points.length;
   if (!drawn.length) return;
   note.hidden = charts.running.points.length > 1;
   const begin = Math.min(...drawn.map((chart) => chart.points[0][0]));
