@@ -208,6 +208,7 @@ def test_hostile_output_is_rendered_as_text(base_url, browser):
     page.get_by_text("2 files changed").wait_for()
     heads = page.locator(".file-head").all_inner_texts()
     assert heads == ["src/<i>.py\nnew\n+3\nViewed", "old.c\n−1\nViewed"]
+    page.locator(".file .add .tx").first.wait_for()
     added = page.locator(".file").first.locator(".add .tx").all_inner_texts()
     assert added == [f'def f(): return "{SCRIPT}"  # a‹U+202E›b‹U+2066›c‹U+E0041›d', "x = 42", "--- a/not/a/file"]
     assert page.evaluate("window.hacked === undefined")

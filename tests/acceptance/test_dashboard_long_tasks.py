@@ -751,7 +751,7 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     selected = page.evaluate(SELECTION)
     assert selected.strip() == "line 205"
     stream.send(*output_lines(1000, 1010))
-    page.locator("#tally-output").get_by_text("1010").wait_for()
+    page.locator("#tally-output").get_by_text("1,010").wait_for()
     assert page.evaluate(SELECTION) == selected
 
     stream.send(*output_lines(1010, 200_000))
