@@ -165,7 +165,7 @@ async def test_files_of_an_attempt_exist_before_its_runner(server, task_id):
 
 
 async def test_lock_is_not_free_between_launch_and_end(server, task_id):
-    """The lock is also held while the server's writer is open, and after the writer is closed."""
+    """The lock is held while the server's writer is open, and stays held after the writer is closed."""
     recorder, location = server.submit(task_id)
     handle = await server.placement.launch(server.order(location), recorder.writer)
     seen = {handle.liveness()}

@@ -84,7 +84,7 @@ def _count_follow_ups(task: Task, kind: FollowUp) -> int:
 def _count_unstarted_attempts(task: Task) -> int:
     """Count the consecutive attempts, up to the current one, whose agent did not start.
 
-    Attempts of earlier versions have no recorded follow-up. They had a follow-up only if they ended while cloning.
+    Attempts that earlier versions recorded have no follow-up. They had a follow-up only if they ended while cloning.
     """
     unstarted: list[Attempt] = []
     for attempt in reversed(task.past_attempts):

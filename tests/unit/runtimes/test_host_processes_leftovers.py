@@ -10,7 +10,7 @@ HANDLE = b'{"runtime":"bubblewrap","attempt_id":"a","details":{"kernel_uid":"200
 
 
 class FakeRuntime:
-    """A runtime that can recover handles and that records the destroyed sandboxes."""
+    """A runtime that can recover handles, and records which sandboxes were destroyed."""
 
     def __init__(self):
         self.destroyed = []

@@ -210,7 +210,7 @@ async def worker(server, placement):
 
 
 class FakeWorker:
-    """Answers requests. The test replaces the answers; None is no answer."""
+    """Answers requests. The test replaces the answers; None means that there is no answer."""
 
     def __init__(self, server, job):
         self.server, self.job = server, job

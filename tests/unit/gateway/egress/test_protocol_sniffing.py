@@ -1,4 +1,4 @@
-"""On ports other than 80 and 443, the gateway detects HTTP and TLS for another host after any prefix."""
+"""On ports other than 80 and 443, the gateway detects HTTP and TLS for another host, even if other bytes come first."""
 
 import random
 
