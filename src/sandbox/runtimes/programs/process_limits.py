@@ -18,11 +18,12 @@ Without it, the host's limit applies, which can be a billion. To list a descript
 entries, including unused ones: the table is as large as the highest descriptor that the program has used.
 """
 
-SIGNALS_MAX = 8192
+SIGNALS_MAX = 1024
 MESSAGE_QUEUE_BYTES_MAX = 819200
-"""Limits on pending timers and signals, and on bytes in POSIX message queues.
+"""Limits on timers and pending signals, and on bytes in POSIX message queues.
 
-If the server runs as root, they apply to each sandbox; otherwise, to the total of all processes of the user.
+If the server runs as root, they apply to each sandbox; otherwise, to the total of all processes of the user. All timers
+that end at the same time send their signals in one interrupt, and each signal walks all waiters of a signalfd.
 """
 
 _LIMITS = (

@@ -259,10 +259,20 @@ def test_threads_must_share_open_files(architecture: str):
     thread, files, memory = 0x10000, 0x400, 0x800 | 0x100
     assert evaluate(architecture, CLONE[architecture], thread | memory) == errno.EPERM
     assert evaluate(architecture, CLONE[architecture], thread | memory | files) == ALLOW
-    assert evaluate(architecture, CLONE[architecture], files | memory | 17) == ALLOW
+    assert evaluate(architecture, CLONE[architecture], files | 0x100 | 17) == ALLOW
     assert evaluate(architecture, CLONE[architecture], 0x4111) == ALLOW  # vfork
     assert evaluate(architecture, UNSHARE[architecture], files) == errno.EPERM
     assert [evaluate(architecture, 436, 3, 0xFFFFFFFF, flags) for flags in (0, 4, 2, 6)] == [ALLOW, ALLOW, 22, 22]
+
+
+@all_architectures
+def test_processes_may_not_share_signal_handlers(architecture: str):
+    """Only threads of one process may: a signal for a process group would notify the same waiters once per process."""
+    thread, files, handlers, memory = 0x10000, 0x400, 0x800, 0x100
+    assert evaluate(architecture, CLONE[architecture], handlers | memory | 17) == errno.EPERM
+    assert evaluate(architecture, CLONE[architecture], handlers | memory | files | 17) == errno.EPERM
+    assert evaluate(architecture, CLONE[architecture], handlers | memory | files | thread) == ALLOW
+    assert evaluate(architecture, CLONE[architecture], memory | 0x4000 | 17) == ALLOW  # vfork
 
 
 @all_architectures
@@ -380,9 +390,9 @@ def test_open_file_description_locks_return_einval(architecture: str):
 def test_poll_and_select_counts_are_limited(architecture: str):
     polls, selects = {"x86_64": ((7, 271), (23, 270)), "aarch64": ((73,), (72,))}[architecture]
     for number in polls:
-        assert [evaluate(architecture, number, 1, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
+        assert [evaluate(architecture, number, 1, count) for count in (1, 1024, 1025)] == [ALLOW, ALLOW, errno.EINVAL]
     for number in selects:
-        assert [evaluate(architecture, number, count) for count in (1, 4096, 4097)] == [ALLOW, ALLOW, errno.EINVAL]
+        assert [evaluate(architecture, number, count) for count in (1, 1024, 1025)] == [ALLOW, ALLOW, errno.EINVAL]
 
 
 @all_architectures

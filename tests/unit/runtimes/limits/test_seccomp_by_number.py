@@ -89,7 +89,7 @@ ORDINARY_ARGUMENTS = {
     "sendmmsg": (3, 0, 5, 0x4000),
     "memfd_create": (1, 3),  # MFD_CLOEXEC | MFD_ALLOW_SEALING
     "shmget": (0, 4096, 0o1600),
-    "ppoll": (1, 4096),
+    "ppoll": (1, 1024),
     "close_range": (3, 100, 4),  # CLOSE_RANGE_CLOEXEC
     "seccomp": (2, 0),  # SECCOMP_GET_ACTION_AVAIL
     "pipe2": (0, 0x84800),  # O_CLOEXEC | O_NONBLOCK | O_DIRECT
@@ -304,7 +304,7 @@ REFUSED_ARGUMENTS = [
     ("sendto", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
     ("sendmsg", (3, 0, 0x8000), errno.EOPNOTSUPP),
     ("sendmmsg", (3, 0, 5, 0x8000), errno.EOPNOTSUPP),
-    ("ppoll", (1, 4097), errno.EINVAL),
+    ("ppoll", (1, 1025), errno.EINVAL),
     *[(name, (1, 1, count), errno.E2BIG) for name in ("semop", "semtimedop") for count in (33, 500)],
     ("close_range", (3, 100, 2), errno.EINVAL),
     *[("seccomp", (mode, flags), errno.EINVAL) for mode in (0, 1) for flags in (0, 1, 2, 8)],

@@ -17,7 +17,7 @@ def test_priority_limits_are_zero(monkeypatch: pytest.MonkeyPatch, hard_limit: i
     assert limits[resource.RLIMIT_RTPRIO] == limits[resource.RLIMIT_NICE] == (0, 0)
 
 
-@pytest.mark.parametrize(("hard_limit", "expected"), [(100, 100), (resource.RLIM_INFINITY, process_limits.SIGNALS_MAX)])
+@pytest.mark.parametrize(("hard_limit", "expected"), [(100, 100), (resource.RLIM_INFINITY, 1024)])
 def test_lower_existing_limit_is_not_raised(monkeypatch: pytest.MonkeyPatch, hard_limit: int, expected: int):
     limits: dict[int, tuple[int, int]] = {}
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, hard_limit))
