@@ -19,6 +19,7 @@ from sandbox.interfaces.secrets import SecretUnavailableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, UnavailableError
 from sandbox.interfaces.terminals import TerminalConnection, TerminalRefusedError
 from sandbox.model.errors import error_reason
+from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import (
     DEBUG_SESSION_END_TIMEOUT_SECONDS,
     DEBUG_SESSION_START_TIMEOUT_SECONDS,
@@ -127,7 +128,7 @@ class PreservedSandboxes(PreservedFiles):
             async with self._lock_when_idle(task, deadline) as disk:
                 async with asyncio.timeout(SANDBOX_TEARDOWN_SECONDS):
                     await disk.remove()
-        except (OSError, TimeoutError) as error:
+        except (AttemptError, OSError, TimeoutError) as error:
             reason = error_reason(error)
             raise UnavailableError(f"The sandbox could not be removed: {reason}; release it again.") from error
 

@@ -233,7 +233,12 @@ class LocalAttemptFiles:
                 await source.clean_up(attempt_id, layout)
 
     async def remove_preserved(self, layout: AttemptLayout) -> None:
-        """Remove the handle and then the lock last; without the lock a session could start on half-removed files."""
+        """Remove the handle and then the lock last; without the lock a session could start on half-removed files.
+
+        A handle belongs to a debug session whose runner was killed. Its sandbox is destroyed first.
+        """
+        for source in self._leftover_sources if layout.handle.exists() else ():
+            await source.clean_up(layout.root.name, layout)
         removed_last = (layout.handle, layout.debug_session_lock, layout.runner_log)
         paths = await asyncio.to_thread(lambda: list(layout.root.iterdir()))
         await self._remove([path for path in paths if path not in removed_last])

@@ -1,12 +1,16 @@
-"""The cleanup of an attempt removes the sockets of its killed runner and no other files."""
+"""The cleanup of an attempt removes the sockets of its killed runner and no other files.
+
+The release of a preserved sandbox also removes the leftovers of a debug session whose runner was killed.
+"""
 
 import asyncio
 import socket
 
 import pytest
 
-from sandbox.interfaces.file_layout import AttemptLayout, probe_directory
-from sandbox.placements.local.attempt_files import SocketLeftovers
+from sandbox.disks.tree_removal import remove_trees
+from sandbox.interfaces.file_layout import AttemptLayout, TaskLayout, probe_directory
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, SocketLeftovers
 
 
 @pytest.fixture
@@ -57,3 +61,33 @@ def test_probe_sockets_are_not_listed(bind_socket, tmp_path):
 def test_missing_run_directory_has_no_leftovers(tmp_path):
     assert not SocketLeftovers(tmp_path / "none").attempt_ids()
     clean_up(tmp_path / "none", "aaaaaaaaaaaa")
+
+
+class RecordingSource:
+    """A source of leftovers that records for which attempts it was called, and whether the handle existed then."""
+
+    kind = "sandbox"
+    is_exclusive = False
+
+    def __init__(self):
+        self.calls = []
+
+    def attempt_ids(self):
+        return ()
+
+    async def clean_up(self, attempt_id, layout):
+        self.calls.append((attempt_id, layout.handle.exists()))
+
+
+@pytest.mark.parametrize("has_session_died", [True, False], ids=["killed session", "no session"])
+def test_release_destroys_the_sandbox_of_a_killed_debug_session(tmp_path, has_session_died):
+    layout = TaskLayout(tmp_path, "task-1").attempt("aaaaaaaaaaaa")
+    layout.disk.mkdir(parents=True)
+    layout.debug_session_lock.touch()
+    layout.runner_log.touch()
+    if has_session_died:
+        layout.handle.write_text("{}")
+    source = RecordingSource()
+    asyncio.run(LocalAttemptFiles(tmp_path, [source], remove_trees).remove_preserved(layout))
+    assert source.calls == ([("aaaaaaaaaaaa", True)] if has_session_died else [])
+    assert list(layout.root.iterdir()) == [layout.runner_log]
