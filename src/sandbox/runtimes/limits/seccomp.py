@@ -287,8 +287,7 @@ def assemble_filter(
         *_refuse_denied_calls(architecture),
         *_refuse_flags(architecture.clone, _ARG0, _CLONE_NAMESPACES, errno.EPERM),
         *_refuse_flags(architecture.unshare, _ARG0, _CLONE_NAMESPACES | _CLONE_NEWTIME | _CLONE_FILES, errno.EPERM),
-        *_require_shared_file_table(architecture.clone),
-        *_require_separate_signal_handlers(architecture.clone),
+        *_restrict_sharing(architecture.clone),
         *_refuse_flags(_CLOSE_RANGE, _ARG2, _CLOSE_RANGE_UNSHARE, errno.EINVAL),
         *_refuse_call(architecture.splice, errno.EINVAL),
         *_refuse_call(architecture.vmsplice, errno.EINVAL),
@@ -457,20 +456,17 @@ def _refuse_flags(call: int, argument: int, flags: int, error: int) -> list[byte
     return _for_call(call, [_load(argument), _instruction(_JUMP_SET, flags, 0, 1), _return_errno(error)])
 
 
-def _require_shared_file_table(call: int) -> list[bytes]:
-    """Refuse to create a thread that does not share the process's open files."""
-    reject_if_absent = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
-    return _for_call(
-        call, [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_THREAD, 0, len(reject_if_absent)), *reject_if_absent]
-    )
-
-
-def _require_separate_signal_handlers(call: int) -> list[bytes]:
-    """Refuse to create a process, other than a thread, that shares signal handlers."""
-    reject_unless_thread = [_instruction(_JUMP_SET, _CLONE_THREAD, 1, 0), _return_errno(errno.EPERM)]
+def _restrict_sharing(call: int) -> list[bytes]:
+    """Refuse threads that do not share the process's open files, and other processes that share signal handlers."""
+    refuse_thread = [_instruction(_JUMP_SET, _CLONE_FILES, 1, 0), _return_errno(errno.EPERM)]
+    refuse_process = [_instruction(_JUMP_SET, _CLONE_HANDLERS, 0, 1), _return_errno(errno.EPERM)]
     return _for_call(
         call,
-        [_load(_ARG0), _instruction(_JUMP_SET, _CLONE_HANDLERS, 0, len(reject_unless_thread)), *reject_unless_thread],
+        [
+            _load(_ARG0),
+            *(_instruction(_JUMP_SET, _CLONE_THREAD, 0, len(refuse_thread)), *refuse_thread),
+            *(_instruction(_JUMP_SET, _CLONE_THREAD, len(refuse_process), 0), *refuse_process),
+        ],
     )
 
 

@@ -273,6 +273,8 @@ def test_processes_may_not_share_signal_handlers(architecture: str):
     assert evaluate(architecture, CLONE[architecture], handlers | memory | files | 17) == errno.EPERM
     assert evaluate(architecture, CLONE[architecture], handlers | memory | files | thread) == ALLOW
     assert evaluate(architecture, CLONE[architecture], memory | 0x4000 | 17) == ALLOW  # vfork
+    number_of_fcntl, set_lock = {"x86_64": 72, "aarch64": 25}[architecture], 37
+    assert evaluate(architecture, CLONE[architecture], number_of_fcntl, set_lock) == ALLOW  # flags are no call number
 
 
 @all_architectures
