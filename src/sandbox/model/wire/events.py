@@ -270,7 +270,7 @@ def error_event(task: Task, code: str, message: str) -> b.ErrorEvent:
 
 
 def current_state_event(task: Task) -> b.StateChangeEvent:
-    """Return the first event of a stream that does not replay past events. It has the current state, and no previous state."""
+    """Return the first event of a stream that replays no past events: it has the current state, but no previous one."""
     return {
         "type": "state_change",
         "task_id": task.id,
