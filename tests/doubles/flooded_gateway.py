@@ -28,7 +28,7 @@ MODEL_ADDRESS = "127.0.0.9"
 async def main() -> None:
     model_port, host_port = map(int, sys.argv[1:3])
     throttle = throttle_with_debt(*map(float, sys.argv[3:]))
-    dialer._resolve = lambda host: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
+    dialer._resolve = lambda host, **_: {MODEL_ADDRESS if host == MODEL_ADDRESS else "127.0.0.1"}
     upstream = ModelUpstream(f"http://{MODEL_ADDRESS}:{model_port}", api_key=SERVER_KEY)
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
     events: list[str] = []

@@ -43,7 +43,7 @@ async def gateway_with_remote_host(handler, monkeypatch, addresses=("8.8.4.4",),
     table = {HOST: addresses, **(names or {})}
 
     def resolve(host, *_, **__):
-        addresses_found = table.get(host, ())
+        addresses_found = table.get(host.removesuffix("."), ())
         if not addresses_found:
             raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses_found]

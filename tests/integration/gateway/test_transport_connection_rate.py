@@ -22,7 +22,7 @@ def low_connection_rates(monkeypatch):
     for name in ("HOST", "MODEL"):
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_AT_ONCE", BURST)
         monkeypatch.setattr(limits, f"{name}_CONNECTIONS_PER_SECOND", PER_SECOND)
-    monkeypatch.setattr(dialer, "_resolve", lambda host: {"127.0.0.1" if host == HOST else "127.0.0.9"})
+    monkeypatch.setattr(dialer, "_resolve", lambda host, **_: {"127.0.0.1" if host == HOST else "127.0.0.9"})
 
 
 def serve(arrivals, response=RESPONSE):

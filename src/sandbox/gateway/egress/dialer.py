@@ -8,8 +8,10 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 from itertools import islice
+from pathlib import Path
 
 from sandbox.gateway import limits
+from sandbox.gateway.egress.policy import is_address
 from sandbox.gateway.lease import LEASE_EXPIRED_MESSAGE
 from sandbox.gateway.transport import (
     Address,
@@ -55,6 +57,8 @@ _NOT_GLOBAL_V6 = [
 ]
 
 
+_HOSTS_FILE = Path("/etc/hosts")
+
 _ISATAP_IDENTIFIERS = (0x00005EFE, 0x02005EFE)
 """First half of the interface identifier of an ISATAP address, which embeds an arbitrary IPv4 address (RFC 5214)."""
 
@@ -90,7 +94,7 @@ def is_dialable(address: Address) -> bool:
 
 
 class PublicDialer:
-    """Dials hosts by name, but never the model's host. Names are resolved by the system, including /etc/hosts.
+    """Dials hosts by name, but never the model's host. Names are resolved by the system, without its search domains.
 
     model_addresses: all known addresses of the model; this class and `UpstreamDialer` add to the set.
     """
@@ -118,7 +122,7 @@ class PublicDialer:
         """
         if not self._connections.is_allowed:
             raise HostUnreachableError(503, LEASE_EXPIRED_MESSAGE)
-        addresses = await self._resolve_host(host)
+        addresses = await self._resolve_host(partial(_resolve, host), host)
         await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
             raise AddressDeniedError("its address is the model's, which is reachable only through the gateway.")
@@ -139,20 +143,21 @@ class PublicDialer:
         if now - self._model_resolved_at < limits.MODEL_LOOKUP_INTERVAL_SECONDS:
             return
         try:
-            self._model_addresses.update(await self._resolve_host(self._model_host))
+            lookup = partial(_resolve, self._model_host, is_absolute=False)
+            self._model_addresses.update(await self._resolve_host(lookup, self._model_host))
             self._model_resolved_at = now
         except HostUnreachableError:
             if not self._model_addresses:
                 message = "The model's host does not resolve; until it does, no other host is reachable."
                 raise HostUnreachableError(502, message) from None
 
-    async def _resolve_host(self, host: str) -> list[Address]:
+    async def _resolve_host(self, lookup: Callable[[], set[str]], host: str) -> list[Address]:
         with suppress(ValueError):
             return [unmap_ipv4(ip_address(host))]
         try:
             async with asyncio.timeout(limits.LOOKUP_TIMEOUT_SECONDS):
                 await self._lookups.acquire()
-                return _sort_ipv4_first(await run_in_daemon_thread(partial(_resolve, host), self._lookups.release))
+                return _sort_ipv4_first(await run_in_daemon_thread(lookup, self._lookups.release))
         except TimeoutError:
             raise HostUnreachableError(
                 504, f"{host} was not resolved within {limits.LOOKUP_TIMEOUT_SECONDS:.0f} s."
@@ -169,10 +174,28 @@ async def _connect(connections: OutboundConnections, host: str, port: int, addre
     raise HostUnreachableError(502, f"{host}:{port} does not respond.")
 
 
-def _resolve(host: str) -> set[str]:
-    """Return the addresses of a host. Those beyond the limit are ignored: checking thousands takes a long time."""
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return set(islice(dict.fromkeys(str(info[4][0]) for info in found), limits.RESOLVED_ADDRESSES_MAX))
+def _resolve(host: str, *, is_absolute: bool = True) -> set[str]:
+    """Return the addresses of a host. Those beyond the limit are ignored: checking thousands takes a long time.
+
+    is_absolute: do not search for the name in the system's search domains. Otherwise, an allowed name that does not
+    exist could lead to another host.
+    """
+    listed = _read_hosts_file(host) if is_absolute else []
+    if not listed:
+        name = f"{host.removesuffix('.')}." if is_absolute else host
+        listed = [str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    return set(islice(dict.fromkeys(listed), limits.RESOLVED_ADDRESSES_MAX))
+
+
+def _read_hosts_file(host: str) -> list[str]:
+    """Return the addresses of a host in /etc/hosts. The system does not find a name with a final dot there."""
+    name = host.removesuffix(".").lower()
+    with suppress(OSError):
+        text = _HOSTS_FILE.read_text(errors="replace").lower()
+        lines = text.splitlines() if name in text else []  # the file may be long
+        fields = [line.partition("#")[0].split() for line in lines]
+        return [address for address, *names in filter(None, fields) if name in names and is_address(address)]
+    return []
 
 
 def _sort_ipv4_first(addresses_text: set[str]) -> list[Address]:

@@ -373,7 +373,7 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
             resolve = dialer.socket.getaddrinfo
 
             def rebinding(host, *rest, **more):
-                lookups.append(host)
+                lookups.append(host.removesuffix("."))
                 results = resolve(host, *rest, **more)
                 served.table[HOST] = ("169.254.169.254",)
                 return results

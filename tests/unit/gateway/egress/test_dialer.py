@@ -67,7 +67,7 @@ def test_number_of_checked_addresses_is_limited(monkeypatch, before, is_dialed):
     checked, dialed = [], []
 
     def resolve(host, *_, **__):
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in names[host]]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in names[host.removesuffix(".")]]
 
     def is_checked_as_global(address):
         checked.append(str(address))
