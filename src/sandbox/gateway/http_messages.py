@@ -16,12 +16,16 @@ _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
 _BODY_HEADERS = frozenset({b"content-encoding", b"content-type"})
-_HOST_WORDS = frozenset({b"host", b"hostname", b"uri", b"url"})
+_HOST_WORDS = frozenset({b"authority", b"host", b"hostname", b"uri", b"url", b"vhost"})
 _HOST_QUALIFIERS = frozenset(
     {
         b"backend",
         b"base",
         b"client",
+        b"destination",
+        b"dst",
+        b"envoy",
+        b"forward",
         b"forwarded",
         b"http",
         b"orig",
@@ -109,6 +113,12 @@ def forwarded_response(
 
 def _is_returned(name: bytes, rules: ResponseHeaders) -> bool:
     return name in _BODY_HEADERS or name in rules.forwarded or name.startswith(rules.forwarded_prefixes)
+
+
+def is_compressed(response: h11.Response) -> bool:
+    """Return whether the body is encoded, so the gateway can neither find a key in it nor read the usage."""
+    encodings = [value.strip().lower() for name, value in response.headers if name == b"content-encoding"]
+    return any(encoding not in (b"", b"identity") for encoding in encodings)
 
 
 def header(headers: Iterable[tuple[bytes, bytes]], header_name: bytes) -> bytes:

@@ -414,8 +414,16 @@ class ModelProtocol:
         if self._request_gate.is_key_rejection(response.status_code):
             inflight.reject_key(response.status_code)
             return
+        is_metered = inflight.is_metered and response.status_code < 300
+        if http_messages.is_compressed(response):
+            if is_metered:
+                inflight.meter = inflight.dialect.create_meter(b"")  # the response has started, so it may incur cost
+            address = self._upstream.address
+            message = f"The model at {address} compressed its response although the gateway requested otherwise."
+            self._fail_upstream(effects, 502, message)
+            return
         inflight.has_response = True
-        if inflight.is_metered and response.status_code < 300:
+        if is_metered:
             inflight.meter = inflight.dialect.create_meter(http_messages.header(response.headers, b"content-type"))
         rules, redactors = self._dialect.response_headers, [self._upstream.key_redactor]
         if response.status_code >= 400:  # the model's own text may contain such names legitimately
@@ -440,7 +448,8 @@ class ModelProtocol:
         self._charge_usage(is_complete=True)
         self._has_responded = True
         side = self._upstream_side
-        if side is not None and side.our_state is h11.DONE and side.their_state is h11.DONE:
+        is_reusable = side is not None and side.our_state is h11.DONE and side.their_state is h11.DONE
+        if side is not None and is_reusable and not side.trailing_data[0]:
             side.start_next_cycle()
         else:
             self._close_upstream(effects)

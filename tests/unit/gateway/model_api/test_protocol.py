@@ -16,7 +16,7 @@ from sandbox.gateway.model_api.protocol import ModelProtocol
 from sandbox.gateway.model_api.request_gate import ModelRequestGate
 from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.protocol import Effects, Phase
-from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
+from sandbox.interfaces.gateway import Budget, GatewayRules, KeyRejected, ModelUpstream
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
 
@@ -79,12 +79,14 @@ def create_protocol(
     uses_auth_token: bool = False,
     key: str = SERVER_KEY,
     is_unrestricted: bool = False,
+    budget: Budget = Budget(),
 ) -> tuple[ModelProtocol, RecordedEvents]:
     """Create a protocol. With `is_unrestricted`, it forwards request bodies unread."""
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if uses_auth_token else ModelUpstream(base_url, api_key=key)
     policy, reporter = ModelPolicy(DIALECT, TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)
-    gate = ModelRequestGate(GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted)), reporter, DIALECT)
+    rules = GatewayRules(egress=EgressRules(is_unrestricted=is_unrestricted), budget=budget)
+    gate = ModelRequestGate(rules, reporter, DIALECT)
     return ModelProtocol(DIALECT, policy, gate, parse_upstream(upstream, DIALECT), reporter, 8123), events
 
 
@@ -534,6 +536,17 @@ def test_unsolicited_upstream_data_is_discarded():
     assert protocol.upstream_data_received(STREAM) == Effects()
 
 
+def test_second_response_to_a_request_is_not_returned_for_the_next_request():
+    protocol, events = create_protocol()
+    protocol.client_data_received(request())
+    effects = protocol.upstream_data_received(STREAM + b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nunwanted")
+    assert effects.close_upstream
+    assert b"unwanted" not in effects.to_client
+    assert protocol.client_data_received(request()).dial
+    assert b"unwanted" not in protocol.upstream_data_received(STREAM).to_client
+    assert events == [STREAM_USAGE, STREAM_USAGE]
+
+
 def test_api_errors_are_forwarded_but_not_metered():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
@@ -551,6 +564,54 @@ def test_server_key_in_a_response_is_redacted():
     response = b"".join(protocol.upstream_data_received(part).to_client for part in (head, body[:30], body[30:]))
     assert SERVER_KEY.encode() not in response
     assert response == (head + body).replace(SERVER_KEY.encode(), b"*" * len(SERVER_KEY))
+
+
+@pytest.mark.parametrize("status", [200, 400, 529])
+@pytest.mark.parametrize("encodings", [("gzip",), ("BR",), ("identity", "zstd"), ("identity, deflate",)])
+def test_compressed_response_is_replaced_because_it_may_contain_the_server_key(status, encodings):
+    protocol, events = create_protocol()
+    protocol.client_data_received(request())
+    body = gzip.compress(SERVER_KEY.encode())
+    lines = "".join(f"Content-Encoding: {one}\r\n" for one in encodings)
+    head = f"HTTP/1.1 {status} OK\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode()
+    effects = protocol.upstream_data_received(head + body)
+    code, _, message = error_of(effects)
+    assert (code, effects.close_upstream) == (502, True)
+    assert "compressed" in message
+    assert body not in effects.to_client
+    assert events == [ErrorReported("upstream_unreachable", message)]
+    assert protocol.client_data_received(request()).dial
+
+
+@pytest.mark.parametrize(("status", "is_counted"), [(200, True), (529, False)])
+def test_compressed_response_is_counted_at_its_maximum_cost(status, is_counted):
+    protocol, events = create_protocol(budget=Budget(tokens=10_000_000))
+    body = b'{"model":"claude-haiku-4-5","max_tokens":70,"messages":[]}'
+    protocol.client_data_received(request("/v1/messages", body=body))
+    assert protocol.upstream_connected() is None
+    protocol.upstream_data_received(b"HTTP/1.1 %d OK\r\nContent-Encoding: gzip\r\nContent-Length: 1\r\n\r\nx" % status)
+    assert [one.output_tokens for one in events if isinstance(one, Usage)] == [70] * is_counted
+
+
+def test_compressed_response_may_reject_the_server_key():
+    protocol, events = create_protocol()
+    protocol.client_data_received(request())
+    effects = protocol.upstream_data_received(
+        b"HTTP/1.1 401 No\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b"
+    )
+    assert error_of(effects)[0] == 403
+    assert events == [KeyRejected("The model at up.example rejected the server's key (401); check the key.")]
+
+
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+def test_response_that_declares_no_compression_is_forwarded(encoding):
+    protocol, events = create_protocol()
+    protocol.client_data_received(request())
+    effects = protocol.upstream_data_received(
+        STREAM.replace(b"Transfer", b"Content-Encoding: %b\r\nTransfer" % encoding.encode(), 1)
+    )
+    assert effects.to_client.startswith(b"HTTP/1.1 200 OK")
+    assert events == [STREAM_USAGE]
 
 
 ORGANIZATION = "9d50ef40-6cc8-4ca6-9d35-1dc9cf26235c"
@@ -627,7 +688,7 @@ def test_count_tokens_response_is_not_metered():
 def test_response_without_readable_usage_is_reported():
     protocol, events = create_protocol()
     protocol.client_data_received(request())
-    protocol.upstream_data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n\x1f\x8b")
+    protocol.upstream_data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n\x1f\x8b")
     assert [error.error for error in events.errors] == ["usage_unread"]
 
 
