@@ -12,7 +12,9 @@ _HANDSHAKE_RECORD = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME_EXTENSION = 0
 _EARLY_DATA_EXTENSION = 42
-_ENCRYPTED_HELLO_EXTENSION = 0xFE0D
+_ENCRYPTED_NAME_EXTENSIONS = frozenset({0xFE0D, 0xFFCE})
+"""ECH, and its predecessor ESNI."""
+
 _HOST_NAME = 0
 _HEADER_BYTES = 5
 _RECORD_BYTES_MAX = 16384 + 256
@@ -108,7 +110,7 @@ def parse_server_names(body: bytes) -> ServerNames | None:
                 if has_names:
                     raise _MalformedError
                 names, has_names = _host_names(content), True
-            has_encrypted_name |= kind == _ENCRYPTED_HELLO_EXTENSION
+            has_encrypted_name |= kind in _ENCRYPTED_NAME_EXTENSIONS
             has_early_data |= kind == _EARLY_DATA_EXTENSION
     except _MalformedError:
         return None

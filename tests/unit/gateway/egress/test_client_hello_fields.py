@@ -110,6 +110,11 @@ def test_long_server_name_is_read_in_full():
 # Other extensions
 
 
+def test_encrypted_server_name_of_the_older_draft_is_found():
+    hello = read(server_names((0, NAME)), (0xFFCE, b"x"))
+    assert (hello.has_encrypted_name, hello.server_name) == (True, NAME.decode())
+
+
 def test_encrypted_hello_and_early_data_are_distinguished():
     plain, encrypted, early = (
         read(server_names((0, NAME)), *more) for more in ([], [(ENCRYPTED_HELLO, b"x")], [(EARLY_DATA, b"")])

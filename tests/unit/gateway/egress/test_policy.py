@@ -131,6 +131,10 @@ HOST_OVERRIDE_HEADERS = (
     "X-Original-URL: http://other.example/",
     "X-Rewrite-URL: http://other.example/",
     "Base-Url: http://other.example/",
+    "X-Envoy-Original-Dst-Host: 10.1.2.3:80",
+    "X-Forward-Host: other.example",
+    "X-Authority: other.example",
+    "X-Vhost: other.example",
     "True-Host: other.example",
     "X-Real-Host: other.example",
     "X-Backend-Host: other.example",
@@ -147,7 +151,8 @@ HOST_OVERRIDE_HEADERS = (
 
 @pytest.mark.parametrize("header", HOST_OVERRIDE_HEADERS)
 def test_forwarded_host_headers_are_removed(header):
-    forwarded = f"Host: {HOST}\r\nX-Hosted-By: me\r\nOrigin: http://{HOST}\r\nX-Callback-URL: http://me.example/\r\n"
+    others = f"Origin: http://{HOST}\r\nDestination: http://{HOST}/b\r\nX-Callback-URL: http://me.example/\r\n"
+    forwarded = f"Host: {HOST}\r\nX-Hosted-By: me\r\n{others}"
     request = f"GET http://{HOST}/ HTTP/1.1\r\n{header}\r\n{forwarded}\r\n".encode()
     sent = expect_tunnel(proxy().client_data_received(request)).stream_filter.start().decode()
     assert sent.lower() == f"GET / HTTP/1.1\r\n{forwarded}Connection: close\r\n\r\n".lower()
