@@ -167,7 +167,7 @@ class FakeTasks:
         if not task.state.is_final:
             raise TaskNotEndedError(task, "continue")
         if task_id not in self.inheritances:
-            raise TaskNotContinuableError(task_id, "it ended without a patch", "Submit it again.")
+            raise TaskNotContinuableError(task_id, "it ended without a patch")
         return DerivedTaskPlan(task.manifest, self.inheritances[task_id])
 
     async def continuation_refusal(self, task: Task) -> str | None:

@@ -1,7 +1,8 @@
 """Maps errors to HTTP responses."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 import msgspec
@@ -107,6 +108,7 @@ def add_error_handlers(app: Starlette) -> None:
         app.add_exception_handler(error_class, _problem_handler(status, get_extensions))
     handlers: dict[type[Exception], Callable[..., Any]] = {
         RangeNotSatisfiableError: _range_not_satisfiable,
+        TaskNotContinuableError: _task_not_continuable,
         HTTPException: _http_error,
         ClientDisconnect: _client_disconnected,
         Exception: _internal_error,
@@ -221,6 +223,14 @@ async def _range_not_satisfiable(connection: HTTPConnection, error: RangeNotSati
     return problem_response(connection, 416, error.code, error.message, headers=headers)
 
 
+async def _task_not_continuable(connection: HTTPConnection, error: TaskNotContinuableError) -> Response:
+    """Name the request that runs the task again, if that is the remedy."""
+    message = error.message
+    if error.can_rerun:
+        message = f"{message.removesuffix('.')} with POST {paths.task_path(error.task_id)}/rerun."
+    return problem_response(connection, status_of(error), error.code, message)
+
+
 async def _http_error(connection: HTTPConnection, error: HTTPException) -> Response:
     """Convert errors raised by the router."""
     if error.status_code == 405:
@@ -234,6 +244,19 @@ async def _http_error(connection: HTTPConnection, error: HTTPException) -> Respo
 
 _PATH_LENGTH_MAX = 256
 _CANCEL_PATH = re.compile(rf"({re.escape(paths.TASKS)}/[A-Za-z0-9._-]{{1,128}})/(?:cancel|stop|abort|kill)/?")
+_TASK_RESOURCE_PATH = re.compile(rf"{re.escape(paths.TASKS)}/([A-Za-z0-9._-]{{1,128}})/([a-z_-]+)/?")
+_RESOURCES_BY_OTHER_NAME = {
+    **dict.fromkeys(("patch", "diff", "changes"), "artifacts/{task_id}.patch"),
+    **dict.fromkeys(("retry", "restart", "resubmit"), "rerun"),
+    **dict.fromkeys(("events", "output"), "logs"),
+    "resume": "continue",
+    "release": "vm",
+}
+"""Resources of a task, by names that other systems use for them."""
+
+_SIMILARITY_MIN = 0.75
+"""Minimum similarity of the last segments of two similar paths, from 0 to 1."""
+
 _NO_ENDPOINT = "No such endpoint; /openapi.json lists all endpoints."
 
 
@@ -250,12 +273,35 @@ def _not_found_message(connection: HTTPConnection) -> str:
 
 
 def _closest_path(routes: Sequence[Any], path: str) -> str | None:
-    """Return the path without its trailing slashes if that exists, otherwise a similar path without parameters."""
+    """Return the path of a similar endpoint: without the trailing slashes, of the same task, or without parameters.
+
+    Administrative endpoints are never suggested, because they may delete the tasks of other users.
+    """
     endpoints = [route for route in routes if isinstance(route, Route)]
     without_slash = path.rstrip("/")
     if without_slash != path and any(route.path_regex.match(without_slash) for route in endpoints):
         return without_slash
-    return closest_name(path, {route.path for route in endpoints if not route.param_convertors})
+    if resource := _TASK_RESOURCE_PATH.fullmatch(path):
+        task_id, name = resource.groups()
+        similar = closest_name(name, set(_similar_names(name, _task_resources(endpoints))))
+        found = _RESOURCES_BY_OTHER_NAME.get(name) or similar
+        return f"{paths.TASKS}/{task_id}/{found.format(task_id=task_id)}" if found else None
+    known = {route.path for route in endpoints if not route.param_convertors and "/admin/" not in route.path}
+    return closest_name(path, set(_similar_names(path, known)))
+
+
+def _task_resources(endpoints: Sequence[Route]) -> set[str]:
+    """Return the names of the endpoints below a task, such as `logs`."""
+    names = {route.path.removeprefix(f"{paths.TASK}/") for route in endpoints if route.path != paths.TASK}
+    return {name for name in names if "/" not in name}
+
+
+def _similar_names(name: str, known: Collection[str]) -> Iterator[str]:
+    """Yield the known names whose last segment is similar to the last segment of this name."""
+    last = name.rpartition("/")[2]
+    for each in known:
+        if SequenceMatcher(None, last, each.rpartition("/")[2]).ratio() >= _SIMILARITY_MIN:
+            yield each
 
 
 def allowed_methods(routes: Sequence[Any], path: str) -> list[str]:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from sandbox.cli.checkout.patch import chain_size
-from sandbox.cli.errors import ExitCode, exit_code_for_state, fail, hint_if_output_fails, interrupt_hint
+from sandbox.cli.errors import (
+    ExitCode,
+    exit_code_for_client_error,
+    exit_code_for_state,
+    fail,
+    hint_if_output_fails,
+    interrupt_hint,
+)
 from sandbox.cli.manifest_file import ManifestFile, fail_with_field_errors, field_error_details
 from sandbox.cli.options import CliOptions
 from sandbox.cli.output.console import stderr_console
@@ -71,6 +78,9 @@ def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Seque
         return submit()
     except api.DuplicateTaskIdError as error:
         _fail_duplicate(error)
+    except api.TaskNotContinuableError as error:
+        request, command = f" with POST /api/v1/tasks/{task_id}/rerun.", f" with: sandbox task rerun {task_id}"
+        fail(f"Error: {escape_text(error.message.replace(request, command))}", exit_code_for_client_error(error))
     except api.InvalidManifestError as error:
         sources = {field_name(override.path): override.text for override in overrides}
         details: Iterable[Any] = error.details if isinstance(error.details, list) else ()

@@ -147,12 +147,17 @@ class TaskNotEndedError(SandboxError):
 
 
 class TaskNotContinuableError(SandboxError):
-    """The task has ended, but no other task can start from its work."""
+    """The task has ended, but no other task can start from its work.
+
+    can_rerun: whether the remedy is to run the task again.
+    """
 
     code = "task_not_continuable"
 
-    def __init__(self, task_id: str, reason: str, remedy: str) -> None:
-        super().__init__(f"Task {task_id} cannot be continued: {reason}. {remedy}")
+    def __init__(self, task_id: str, reason: str, remedy: str | None = None) -> None:
+        """remedy: what to do; by default, to run the task again."""
+        super().__init__(f"Task {task_id} cannot be continued: {reason}. {remedy or 'Run it again.'}")
+        self.task_id, self.can_rerun = task_id, remedy is None
 
 
 @dataclass(frozen=True, slots=True)

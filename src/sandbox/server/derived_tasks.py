@@ -32,7 +32,6 @@ from sandbox.primitives import client_fairness
 _CONVERSATION_NAME = "inherited-conversation.txt"
 _SESSION_COPY_NAME = f"inherited-{SESSION_NAME}"
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
-_RERUN_IT = "Submit it again with: sandbox task rerun."
 _APPLY_IT = "Apply its patch, push the result, and submit a new task."
 
 
@@ -95,7 +94,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
     own_patch = _find_complete_patch(layout, task)
     _origin_commit(task)
     if (base_commit := task.base_commit) is None:
-        raise TaskNotContinuableError(task.id, "its repository was never cloned", _RERUN_IT)
+        raise TaskNotContinuableError(task.id, "its repository was never cloned")
     earlier = task.parent
     sources = {} if earlier is None else {one.name: layout.artifacts / one.name for one in earlier.patches}
     patches = () if earlier is None else earlier.patches
@@ -121,9 +120,9 @@ def _find_complete_patch(layout: TaskLayout, task: Task) -> Artifact | None:
     """Return the task's patch; None if it changes nothing. Raises TaskNotContinuableError."""
     patch = next((one for one in task.artifacts if one.name == f"{task.id}.patch" and one.is_generated), None)
     if patch is None:
-        raise TaskNotContinuableError(task.id, "it ended without a patch", _RERUN_IT)
+        raise TaskNotContinuableError(task.id, "it ended without a patch")
     if patch.contains_secret:
-        raise TaskNotContinuableError(task.id, "its patch contains the value of a secret", _RERUN_IT)
+        raise TaskNotContinuableError(task.id, "its patch contains the value of a secret")
     if any(one.name == f"{task.id}.changes.tar" and one.is_generated for one in task.artifacts):
         raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_IT)
     has_changes = False
@@ -156,7 +155,7 @@ def _origin_commit(task: Task) -> str:
     if repository.commit is not None and _FULL_COMMIT.fullmatch(repository.commit):
         return repository.commit.lower()
     if task.base_commit is None:
-        raise TaskNotContinuableError(task.id, "its repository was never cloned", _RERUN_IT)
+        raise TaskNotContinuableError(task.id, "its repository was never cloned")
     reason = "its manifest has a patch and no full repository.commit, so the commit that it applies to is unknown"
     raise TaskNotContinuableError(task.id, reason, "Submit it again with repository.commit.")
 

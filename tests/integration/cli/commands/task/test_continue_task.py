@@ -40,6 +40,14 @@ def test_refusal_is_printed(run_cli, api, status, code, exit_code):
     assert b"Because of this." in result.stderr
 
 
+def test_refusal_names_the_command_that_runs_the_task_again(run_cli, api):
+    message = f"Task {TASK_ID} cannot be continued: x. Run it again with POST /api/v1/tasks/{TASK_ID}/rerun."
+    api.on("POST", CONTINUE, error_response(409, "task_not_continuable", message))
+    error = " ".join(run_cli("task", "continue", TASK_ID, "x").stderr.decode().split())
+    assert f"cannot be continued: x. Run it again with: sandbox task rerun {TASK_ID}" in error
+    assert "POST" not in error
+
+
 @pytest.mark.parametrize(
     ("continues", "text"),
     [("session", "in the agent's session"), ("context", "with the earlier conversation as text")],
