@@ -18,7 +18,15 @@ from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.journal.journals import FileJournals
 from sandbox.model.disk_watermarks import DiskSpace, Watermark
-from sandbox.model.events import AgentMessage, Artifact, AttemptStarted, Output, TaskSubmitted, ToolCallStarted
+from sandbox.model.events import (
+    AgentMessage,
+    AgentResult,
+    Artifact,
+    AttemptStarted,
+    Output,
+    TaskSubmitted,
+    ToolCallStarted,
+)
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.runner.attempt_context import AttemptContext, read_records
 from sandbox.runner.attempt_recorder import HostDiskSpace
@@ -237,6 +245,8 @@ class ScriptedAgent:
                 return [ToolFinished(tool, tool, is_error=False)]
             case b"<":
                 return [AgentMessage(tool[::-1])]
+            case b"$":
+                return [AgentResult(cost_usd=float(tool))]
             case b"!":
                 return [ScriptedReady(self._script.start_check_failure)]
         return None

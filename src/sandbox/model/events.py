@@ -303,7 +303,7 @@ class AgentResult(_EventBase, frozen=True, tag="agent_result"):
 
     text: the final message.
     reason: why the round ended, as a word from the agent's protocol; empty for a success.
-    cost_usd: cost in USD as counted by the agent; null if the agent did not report it.
+    cost_usd: cost in USD as counted by the agent; null if the agent did not report it, or counted earlier tasks too.
     omitted_characters: number of characters that were cut from the end of the text.
     """
 

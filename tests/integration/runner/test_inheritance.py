@@ -10,7 +10,7 @@ import pytest
 
 from doubles.attempt_harness import Script
 from sandbox.interfaces.workspace import PatchResult
-from sandbox.model.events import SESSION_NAME, Artifact, ErrorReported, Parent
+from sandbox.model.events import SESSION_NAME, AgentResult, Artifact, ErrorReported, Parent
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX
 from sandbox.runner.inheritance import compress_session
 from sandbox.secrets.redactor import SecretRedactor
@@ -63,6 +63,14 @@ async def test_agent_resumes_the_inherited_session_on_top_of_the_patches(make_ch
     assert script.staged_patches == [FILES["inherited-1.patch"], FILES["inherited-2.patch"]]
     assert script.prepared == (harness.task.manifest.agent.prompt, "session-1", SESSION)
     assert harness.task.attempt.session_id == "session-1"
+
+
+@pytest.mark.parametrize(("has_session", "cost_usd"), [(True, None), (False, 1.5)])
+async def test_cost_that_the_agent_counted_excludes_earlier_tasks(make_child, has_session, cost_usd):
+    """An agent that continues a session counts the cost of the whole session."""
+    harness = make_child(Script(stdout=b"$1.5\n"), has_session=has_session)
+    await harness.run()
+    assert [event.cost_usd for event in harness.events(AgentResult)] == [cost_usd]
 
 
 async def test_agent_without_a_session_gets_the_conversation_as_text(make_child):

@@ -132,7 +132,10 @@ class AgentResultItem(TypedDict):
     duration_ms: int | None
     """Duration in milliseconds, as measured by the agent."""
     cost_usd: float | None
-    """Cost in USD, as counted by the agent."""
+    """Cost in USD, as counted by the agent.
+
+    Null if the agent continued the session of an earlier task, because it counts the cost of the whole session.
+    """
     omitted_characters: int
     """Number of characters that were cut from the end of the text."""
 

@@ -13,7 +13,7 @@ from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk, DiskUsage
 from sandbox.interfaces.gateway import Gateway, GatewayFactory
 from sandbox.interfaces.runtime import ExitStatus, Stats
-from sandbox.model.events import AgentExited, AgentStarted, AttemptFailed, Metrics
+from sandbox.model.events import AgentExited, AgentResult, AgentStarted, AttemptFailed, Metrics
 from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import (
     METRICS_INTERVAL_SECONDS,
@@ -242,8 +242,12 @@ class _OutputHandler(msgspec.Struct, frozen=True):
         """Record the consequences of an event from the agent."""
         if isinstance(event, AgentReady):
             self._check_ready(event)
-        else:
-            self.progress.handle_agent_event(event, self.clock.monotonic())
+            return
+        parent = self.attempt.task.parent
+        if isinstance(event, AgentResult) and parent is not None and parent.session is not None:
+            # The agent counts the whole session, which includes the cost of the earlier tasks.
+            event = msgspec.structs.replace(event, cost_usd=None)
+        self.progress.handle_agent_event(event, self.clock.monotonic())
 
     def _check_ready(self, ready: AgentReady) -> None:
         """Release model requests if the agent has the requested tools and MCP servers; otherwise, fail the attempt."""
