@@ -32,6 +32,7 @@ from sandbox.api.streaming.response import (
 )
 from sandbox.interfaces.store import ChangeCursor
 from sandbox.interfaces.tasks import StateChange, TaskEvents
+from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.task import Task
 from sandbox.model.wire.events import (
@@ -107,6 +108,12 @@ class LogQuery(BaseModel):
     since: Annotated[str, TIME] = Field("", description="Earliest time, inclusive (RFC 3339)")
     tail: int = Field(0, ge=0, le=TAIL_MAX, description="Number of last lines, after filtering; 0 for all")
     after: int | None = Field(None, ge=0, le=SEQ_MAX, description="Only events with a greater `seq`")
+    limit: int = Field(
+        0,
+        ge=0,
+        le=TAIL_MAX,
+        description="Maximum number of events, after filtering; 0 for all. Cannot be combined with tail or follow",
+    )
     follow: bool = Field(default=False, description="Stream until the task has ended")
 
 
@@ -165,6 +172,7 @@ async def get_logs(
     The header `Accept` selects the format. Without `follow`: `text/plain`, `application/x-ndjson`, or
     `application/json` for an array of events. With `follow`: `text/event-stream`, or `application/x-ndjson`.
     """
+    _check_limit(query)
     task = await context.services.tasks.status(task_id)
     media_type, form = _choose_stream_format(request) if query.follow else _choose_format(request)
     since = "" if (time := parse_time(query.since)) is None else format_timestamp(time)
@@ -177,7 +185,7 @@ async def get_logs(
     if query.tail and not (query.follow and position is not None):
         start = await _find_tail_start(context.services.events, task, start, query.tail, encoder)
     if not query.follow:
-        messages = encode_each(context.services.events.replay(task_id, after=start), encoder)
+        messages = _limit(encode_each(context.services.events.replay(task_id, after=start), encoder), query.limit)
         return EventStreamResponse(_as_array(messages) if media_type == _JSON else messages, media_type)
     return EventStreamResponse(
         context.stream_cache.follow(task, encoder, after=start),
@@ -186,6 +194,28 @@ async def get_logs(
         keep_alive=SSE_KEEP_ALIVE if media_type == _SSE else b"",
         tracker=context.metrics.track_stream("logs"),
     )
+
+
+def _check_limit(query: LogQuery) -> None:
+    """Raise InvalidParameterError if `limit` is combined with a parameter that excludes it."""
+    message = "cannot be combined with limit"
+    conflicts = [name for name, value in (("tail", query.tail), ("follow", query.follow)) if value and query.limit]
+    if conflicts:
+        raise InvalidParameterError([FieldError.at((name,), "format", message, part="query") for name in conflicts])
+
+
+async def _limit(source: AsyncIterator[MessageBatch], count: int) -> AsyncIterator[MessageBatch]:
+    """Yield the messages of the first `count` events that pass the filter; those of all events if it is 0."""
+    found = 0
+    try:
+        async for messages in source:
+            yield messages
+            found += bool(messages)
+            if count and found == count:
+                return
+            del messages  # a stream that is waiting for memory must not hold any
+    finally:
+        await close_iterator(source)
 
 
 _POSITION_REGEX = re.compile("[0-9a-f]{1,32}-[0-9]{1,18}", re.ASCII)

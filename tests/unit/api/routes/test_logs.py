@@ -149,6 +149,50 @@ def test_tail_counts_lines_after_filtering(api):
     assert lines(api.get(f"{LOGS}?tail=1000")) == lines(api.get(f"{LOGS}?tail=0")) == lines(api.get(LOGS))
 
 
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.parametrize("stream", ["all", "events", "stdout"])
+def test_limit_pages_through_the_log(api, stream, accept):
+    def read(query):
+        text = api.get(f"{LOGS}?stream={stream}{query}", headers={"Accept": accept}).text
+        return json.loads(text) if accept == "application/json" else list(map(json.loads, text.splitlines()))
+
+    expected, pages = read(""), []
+    while page := read(f"&limit=2&after={pages[-1][-1]['seq'] if pages else 0}"):
+        pages.append(page)
+    assert [event for page in pages for event in page] == expected
+    assert {len(page) for page in pages[:-1]} == {2} - ({2} if len(pages) == 1 else set())
+    assert read("&limit=0") == read("&limit=1000000") == expected
+
+
+def test_limit_counts_lines_of_text(api):
+    assert lines(api.get(f"{LOGS}?limit=3")) == lines(api.get(LOGS))[:3]
+
+
+@pytest.mark.parametrize(
+    ("query", "fields"),
+    [("tail=1", ["tail"]), ("follow=true", ["follow"]), ("tail=1&follow=true", ["tail", "follow"])],
+)
+def test_limit_cannot_be_combined_with_other_parameters(api, query, fields):
+    response = api.get(f"{LOGS}?limit=1&{query}")
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
+    assert [detail["field"] for detail in response.json()["details"]] == fields
+    assert api.get(f"{LOGS}?limit=0&{query}").status_code == 200
+
+
+def test_limit_stops_reading_the_log(api, tasks):
+    read = []
+    replay = tasks.replay
+
+    async def record(task_id, *, after=0):
+        async for event in replay(task_id, after=after):
+            read.append(event["seq"])
+            yield event
+
+    tasks.replay = record
+    assert len(lines(api.get(f"{LOGS}?limit=2"))) == 2
+    assert max(read) < 5
+
+
 @pytest.fixture
 def replay_positions(api, tasks):
     """Add a task with a lot of output, little of it on stderr. Return a list that records where replays start."""
