@@ -13,19 +13,19 @@ from sandbox.api import paths
 from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.middleware.authentication import require_valid_credentials
 from sandbox.api.openapi import (
-    Responses,
     component_ref,
     create_router,
-    json_response,
     problem_responses,
     request_body,
 )
 from sandbox.api.request_parsing import body_memory, read_body, with_body_parser
-from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.tasks import (
     SUBMISSION_ERROR_CODES,
-    SUBMITTED_HEADERS,
+    SUBMITTED_RESPONSES,
+    DryRun,
     IdempotencyKey,
+    SubmittedOrChecked,
+    dry_run_response,
     make_idempotency,
     submitted_response,
 )
@@ -37,7 +37,6 @@ from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
 from sandbox.model.manifest.parser import parse_object, validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
-from sandbox.model.wire.bodies import SubmittedBody
 from sandbox.model.wire.requests import ContinueRequest, RerunRequest
 from sandbox.primitives import client_fairness
 
@@ -49,7 +48,6 @@ _RERUN_BODY = request_body(
 _CONTINUE_BODY = request_body(
     "The prompt, and changes to the manifest.", required=True, application_json=component_ref(ContinueRequest.__name__)
 )
-_SUBMITTED: Responses = {202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS)}
 _RERUN_ERROR_CODES = ("task_not_found", *SUBMISSION_ERROR_CODES)
 
 RequestT = TypeVar("RequestT", RerunRequest, ContinueRequest)
@@ -61,31 +59,39 @@ router = create_router("Tasks")
 @router.post(
     paths.RERUN,
     status_code=202,
-    responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES),
+    responses=SUBMITTED_RESPONSES | problem_responses(*_RERUN_ERROR_CODES),
     openapi_extra=_RERUN_BODY,
 )
 @with_body_parser(lambda content, _: parse_object(content, RerunRequest))
 async def rerun_task(
-    request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
-) -> JsonResponse[SubmittedBody]:
+    request: Request,
+    context: ContextDep,
+    task_id: paths.TaskId,
+    dry_run: DryRun = False,
+    idempotency_key: IdempotencyKey = "",
+) -> SubmittedOrChecked:
     """Submit a new task with the manifest of this task. This task may be in any state and does not change."""
     plan = context.services.derived_tasks.plan_rerun
-    return await _submit(request, context, task_id, plan, RerunRequest, idempotency_key)
+    return await _submit(request, context, task_id, plan, RerunRequest, idempotency_key, dry_run=dry_run)
 
 
 @router.post(
     paths.CONTINUE,
     status_code=202,
-    responses=_SUBMITTED | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
+    responses=SUBMITTED_RESPONSES | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
     openapi_extra=_CONTINUE_BODY,
 )
 @with_body_parser(lambda content, _: parse_object(content, ContinueRequest))
 async def continue_task(
-    request: Request, context: ContextDep, task_id: paths.TaskId, idempotency_key: IdempotencyKey = ""
-) -> JsonResponse[SubmittedBody]:
+    request: Request,
+    context: ContextDep,
+    task_id: paths.TaskId,
+    dry_run: DryRun = False,
+    idempotency_key: IdempotencyKey = "",
+) -> SubmittedOrChecked:
     """Submit a new task that starts from the result of this task. This task must have ended, and does not change."""
     plan = context.services.derived_tasks.plan_continuation
-    return await _submit(request, context, task_id, plan, ContinueRequest, idempotency_key)
+    return await _submit(request, context, task_id, plan, ContinueRequest, idempotency_key, dry_run=dry_run)
 
 
 async def _submit(
@@ -95,17 +101,21 @@ async def _submit(
     plan: PlanDerivedTask,
     kind: type[RequestT],
     idempotency_key: str,
-) -> JsonResponse[SubmittedBody]:
+    *,
+    dry_run: bool,
+) -> SubmittedOrChecked:
     async with body_memory(request, additional_bytes=fixed_limits.BODY_BYTES_MAX):  # the manifest of the earlier task
         content = await read_body(request)
         idempotency = make_idempotency(request, idempotency_key, content)
         submissions = context.services.submissions
-        if idempotency is not None and (before := await submissions.find_submission(idempotency)):
+        if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
         changes = parse_object(content, kind)
         planned = await plan(task_id)
         manifest = await client_fairness.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)
+        if dry_run:
+            return await dry_run_response(context, manifest)
         inheritance = planned.inheritance
         if inheritance is not None and manifest.agent.is_interactive:
             # There is no way to detect whether an interactive session was resumed.

@@ -13,6 +13,7 @@ from sandbox.api.app_context import AppContext, ContextDep
 from sandbox.api.errors import ManifestForbiddenError
 from sandbox.api.middleware.authentication import get_caller, require_valid_credentials
 from sandbox.api.openapi import (
+    Responses,
     component_ref,
     create_router,
     json_response,
@@ -77,13 +78,19 @@ SUBMISSION_ERROR_CODES = (
     *("invalid_manifest", "request_timeout", "duplicate_task_id", "payload_too_large"),
     *("idempotency_key_reused", "service_unavailable", "insufficient_resources"),
 )
-SUBMITTED_HEADERS = {
+_SUBMITTED_HEADERS = {
     "Location": {"description": "URL of the task", "required": True, "schema": {"type": "string"}},
     REPLAYED_HEADER: {
         "description": "`true` for a repeated key and body; the response is the earlier one",
         "schema": {"type": "string", "enum": ["true"]},
     },
 }
+SUBMITTED_RESPONSES: Responses = {
+    202: json_response(SubmittedBody, headers=_SUBMITTED_HEADERS),
+    200: json_response(DryRunBody),
+}
+"""The responses of routes that submit a task, or only validate its manifest."""
+
 _MANIFEST = component_ref("Manifest")
 _WRAPPED_MANIFEST_SCHEMAS = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
@@ -95,7 +102,7 @@ _MANIFEST_BODY = request_body(
     application_yaml=_MANIFEST,
     application_json={"anyOf": [_MANIFEST, *_WRAPPED_MANIFEST_SCHEMAS]},
 )
-_DryRun = Annotated[bool, Query(description="Validate the manifest without submitting it")]
+DryRun = Annotated[bool, Query(description="Validate the manifest without submitting it")]
 _Reason = Annotated[
     str,
     VISIBLE,
@@ -110,7 +117,7 @@ _CANCEL_BODY = request_body(
 
 _RerunOf = Annotated[str, Query(description="Id of the task that the new task reruns; shown in the new task's status")]
 
-_Submitted = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
+SubmittedOrChecked = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
 
 router = create_router("Tasks")
 
@@ -119,8 +126,7 @@ router = create_router("Tasks")
     paths.TASKS,
     status_code=202,
     responses={
-        202: json_response(SubmittedBody, headers=SUBMITTED_HEADERS),
-        200: json_response(DryRunBody),
+        **SUBMITTED_RESPONSES,
         **problem_responses(*SUBMISSION_ERROR_CODES),
     },
     openapi_extra=_MANIFEST_BODY,
@@ -129,10 +135,10 @@ router = create_router("Tasks")
 async def submit_task(
     request: Request,
     context: ContextDep,
-    dry_run: _DryRun = False,
+    dry_run: DryRun = False,
     rerun_of: _RerunOf = "",
     idempotency_key: IdempotencyKey = "",
-) -> _Submitted:
+) -> SubmittedOrChecked:
     """Submit a task. The task is durable once the response is sent."""
     async with body_memory(request):
         return await _submit(request, context, idempotency_key, dry_run=dry_run, rerun_of=rerun_of)
@@ -140,7 +146,7 @@ async def submit_task(
 
 async def _submit(
     request: Request, context: AppContext, idempotency_key: str, *, dry_run: bool, rerun_of: str
-) -> _Submitted:
+) -> SubmittedOrChecked:
     content = await read_body(request)
     idempotency = make_idempotency(request, idempotency_key, content)
     submissions = context.services.submissions
@@ -151,10 +157,7 @@ async def _submit(
     origin = await _find_origin(context, rerun_of) if rerun_of else None
     require_valid_credentials(request, context.authenticator)
     if dry_run:
-        await submissions.check_acceptance(manifest)
-        message = "The manifest is valid; nothing was submitted."
-        body: DryRunBody = {"dry_run": True, "message": message, "definition": definition_body(manifest)}
-        return JsonResponse(body)
+        return await dry_run_response(context, manifest)
     return submitted_response(await submissions.submit(manifest, idempotency, rerun_of=origin))
 
 
@@ -165,6 +168,13 @@ async def _find_origin(context: AppContext, task_id: str) -> str:
     except TaskNotFoundError:
         error = FieldError.at(("rerun_of",), "format", "is not the id of a task", part="query")
         raise InvalidParameterError([error]) from None
+
+
+async def dry_run_response(context: AppContext, manifest: Manifest) -> JsonResponse[DryRunBody]:
+    """Return the response to a valid manifest that is not submitted. Raises UnavailableError if it cannot run now."""
+    await context.services.submissions.check_acceptance(manifest)
+    message = "The manifest is valid; nothing was submitted."
+    return JsonResponse({"dry_run": True, "message": message, "definition": definition_body(manifest)})
 
 
 def submitted_response(submission: Submission) -> JsonResponse[SubmittedBody]:

@@ -246,7 +246,36 @@ def test_task_that_cannot_be_continued_is_a_conflict(api, tasks):
     tasks.record("task-001", *TO_COMPLETED)
     response = api.post(CONTINUE, json={"prompt": "x"})
     assert (response.status_code, response.json()["error"]) == (409, "task_not_continuable")
+    assert response.json()["message"] == (
+        "Task task-001 cannot be continued: it ended without a patch. "
+        "Run it again with POST /api/v1/tasks/task-001/rerun."
+    )
     assert list(tasks.entries) == ["task-001"]
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [(RERUN, {}), ("/api/v1/tasks/task-001/continue", {"prompt": "Look."})],
+    ids=["rerun", "continue"],
+)
+def test_dry_run_validates_the_changes_and_submits_nothing(api, ended, path, prompt):
+    valid = {"overrides": ["vm.cpus=2", "metadata.id=task-002"], **prompt}
+    headers = {"Idempotency-Key": "6f1c"}
+    response = api.post(f"{path}?dry_run=true", json=valid, headers=headers)
+    assert (response.status_code, response.json()["dry_run"]) == (200, True)
+    assert response.json()["definition"]["vm"]["cpus"] == 2
+    invalid = {"overrides": ["vm.cpus=many"], **prompt}
+    dry_run = api.post(f"{path}?dry_run=true", json=invalid)
+    assert (dry_run.status_code, dry_run.json()["details"]) == (400, api.post(path, json=invalid).json()["details"])
+    assert list(ended.entries) == ["task-001"]
+    assert api.post(path, json=valid, headers=headers).status_code == 202
+    assert api.post(f"{path}?dry_run=true", json=valid).status_code == 409  # the id exists now
+
+
+def test_dry_run_rejects_a_task_that_cannot_be_continued(api, tasks):
+    tasks.add("task-001", *TO_RUNNING)
+    response = api.post(f"{CONTINUE}?dry_run=true", json={"prompt": "x"})
+    assert (response.status_code, response.json()["error"]) == (409, "task_not_ended")
 
 
 @pytest.mark.parametrize("task_id", ["absent", "..", "%2e%2e", "a%2Fb", "x" * 5000, "%00"])
