@@ -64,15 +64,19 @@ def run_in_background(ports: Mapping[str, int]) -> int:
         except BaseException:
             stop_background()
             raise
-    console.print(
-        f"\nThe servers keep running in the background:\n\n  Dashboard   {addresses['server']}\n"
+    console.print(f"\n{closing_text(addresses)}", soft_wrap=True)
+    return 0 if is_completed else 1
+
+
+def closing_text(addresses: Mapping[str, str]) -> str:
+    """Return what the command prints at its end: the addresses and the next commands."""
+    return (
+        f"The servers keep running in the background:\n\n  Dashboard   {addresses['server']}\n"
         f"  Repository  {addresses['repository']}\n\nRun a task in a clone of the repository:\n\n"
         f"  git clone {addresses['repository']} && cd {Path(REPOSITORY_NAME).stem}\n"
         f'  sandbox{_server_option(addresses["server"])} run "Fix the failing test."\n\n'
-        "Stop the servers and remove their files: sandbox demo --stop",
-        soft_wrap=True,
+        "Stop the servers and remove their files: sandbox demo --stop"
     )
-    return 0 if is_completed else 1
 
 
 def _server_option(server: str) -> str:

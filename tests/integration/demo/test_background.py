@@ -51,6 +51,12 @@ def processes_with(directory: Path) -> list[int]:
     return pids
 
 
+def test_tutorial_shows_the_end_of_the_output():
+    server, repository = (f"http://127.0.0.1:{PORTS[name]}" for name in ("port", "git_port"))
+    text = background.closing_text({"server": server, "repository": f"{repository}/example.git"})
+    assert f"```\n{text}\n```\n" in Path("docs/tutorial.md").read_text()
+
+
 @pytest.mark.usefixtures("environment")
 def test_servers_run_until_they_are_stopped(tmp_path):
     addresses = start_background(ANY_PORTS)
