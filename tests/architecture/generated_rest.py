@@ -115,7 +115,9 @@ class _Page:
         if parameters:
             yield "| parameter | in | type | description |\n| --- | --- | --- | --- |"
             for each in parameters:
-                yield f"| `{each['name']}` | {each['in']} | {self._type(each['schema'])} | {_purpose(each)} |"
+                patterns = each["schema"].get("patternProperties")
+                name, type_ = ("label.KEY", "string") if patterns else (each["name"], self._type(each["schema"]))
+                yield f"| `{name}` | {each['in']} | {type_} | {_purpose(each)} |"
             yield ""
 
     def _request_body(self, operation: Schema) -> Iterator[str]:

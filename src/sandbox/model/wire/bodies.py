@@ -64,7 +64,7 @@ class SubmittedBody(TypedDict):
 
     id: str
     """Id of the task."""
-    task_id: str
+    task_id: Annotated[str, JsonSchema(deprecated=True)]
     """The same as `id`."""
     state: Literal["pending"]
     """The first state of every task."""
@@ -185,7 +185,7 @@ class AttemptBody(TypedDict):
     exit_code: int | None
     """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
     error: FailureBody | None
-    """Why the attempt failed."""
+    """Why the attempt failed; null if it was cancelled."""
     followed_by: FollowUpName | None
     """Why another attempt followed; null for the last attempt."""
 
@@ -233,7 +233,7 @@ class TaskItemBody(TypedDict):
     """Human-readable description of the current step or of the outcome."""
     vm_name: str | None
     """Name of the latest sandbox."""
-    vm_ip: None
+    vm_ip: Annotated[None, JsonSchema(deprecated=True)]
     """Always null: a sandbox has no address."""
     vm: VmBody
     """The latest sandbox."""
@@ -296,7 +296,10 @@ class TaskBody(TaskItemBody):
     definition: DefinitionBody
     """The manifest with the defaults filled in."""
     result: dict[str, Any] | None
-    """The agent's own report on its run; its keys depend on the agent. `final_message` does not."""
+    """The agent's own report on its run; its keys depend on the agent. `final_message` does not.
+
+    If `continues` is `session`, the agent counts the whole session, including earlier tasks: use `progress.cost_usd`.
+    """
     links: LinksBody
     """Paths of the task and of related resources."""
     chain: ChainBody | None
@@ -338,7 +341,7 @@ class CancelledBody(TypedDict):
     """Always true."""
     id: str
     """Id of the task."""
-    task_id: str
+    task_id: Annotated[str, JsonSchema(deprecated=True)]
     """The same as `id`."""
     previous_state: State
     """State of the task when the request was stored."""
@@ -361,7 +364,7 @@ class ReleasedBody(TypedDict):
     """Always true."""
     id: str
     """Id of the task."""
-    task_id: str
+    task_id: Annotated[str, JsonSchema(deprecated=True)]
     """The same as `id`."""
     message: str
     """Human-readable confirmation."""
@@ -374,7 +377,7 @@ class DeletedBody(TypedDict):
     """Always true."""
     id: str
     """Id of the task, which can be used again."""
-    task_id: str
+    task_id: Annotated[str, JsonSchema(deprecated=True)]
     """The same as `id`."""
     message: str
     """Human-readable confirmation."""
@@ -481,6 +484,6 @@ class ProblemBody(ProblemExtensions):
     status: int
     """HTTP status."""
     detail: str
-    """The same as `message`."""
+    """The same as `message`, for clients that know only the members of RFC 9457."""
     instance: str
     """Path of the request."""

@@ -295,12 +295,16 @@ def _failure_body(failure: Failure | None, *, is_operator: bool) -> FailureBody 
 
 
 def attempts_fields(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
-    """Return every attempt of a task, oldest first. The last one has the outcome of the task."""
+    """Return every attempt of a task, oldest first. The last one has the outcome of the task.
+
+    A cancelled attempt has no error: that its agent was killed is a consequence of the cancel request.
+    """
     last = task.attempt
     if last is None:
         return []
     if not task.is_between_attempts:
-        last = msgspec.structs.replace(last, failure=task.failure, exit_code=task.exit_code, ended_at=task.finished_at)
+        failure = None if task.cancel is not None else task.failure
+        last = msgspec.structs.replace(last, failure=failure, exit_code=task.exit_code, ended_at=task.finished_at)
     return [_attempt_body(attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
 
 

@@ -13,11 +13,12 @@ from sandbox.model import events as e
 from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Manifest, Metadata, Repository
-from sandbox.model.task import StateHistoryEntry, Task
+from sandbox.model.task import Attempt, StateHistoryEntry, Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import (
     LogStream,
+    attempts_fields,
     current_state_event,
     end_event,
     error_event,
@@ -313,6 +314,10 @@ def test_end_event_contains_the_outcome_and_an_unused_seq():
 def test_cancelled_task_has_no_error():
     assert error_fields(task(cancel=e.CancelRequested())) is None
     assert error_fields(task(failure=None)) is None
+    attempt = Attempt("attempt-1", "bubblewrap", "here")
+    failed, cancelled = task(attempt=attempt), task(attempt=attempt, cancel=e.CancelRequested())
+    assert [body["error"] is None for body in attempts_fields(failed)] == [False]
+    assert [body["error"] is None for body in attempts_fields(cancelled)] == [True]
 
 
 def test_current_state_event_has_no_previous_state():
