@@ -186,6 +186,24 @@ def test_site_search_finds_the_page_for_users_first(search, words, best):
     assert search(words)[0] == best
 
 
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("host refused", "docs/dashboard.html#allow-a-refused-host"),
+        ("limit cost", "docs/run.html#find-what-a-task-cost"),
+        ("delete a task", "docs/run.html#delete-a-task-release-a-sandbox"),
+        ("own image", "docs/profiles.html#import-your-own-container-image"),
+        ("resume after failure", "docs/run.html#run-a-task-again-after-a-failure"),
+        ("where is the patch", "docs/run.html#apply-the-patch"),
+        ("use in CI", "docs/deployment.html#ci-a-task-from-a-pull-request"),
+        ("rotate a token", "docs/access.html#rotate-a-token"),
+        ("upgrade", "docs/operations.html#upgrade"),
+    ],
+)
+def test_site_search_answers_the_questions_of_new_users(search, words, page):
+    assert page in search(words)[:2]
+
+
 @pytest.mark.parametrize("words", ["flock", "benchmark"])
 def test_site_search_omits_the_changelog_and_decision_and_developer_pages(search, words):
     pages = {result.partition("#")[0] for result in search(words)}
