@@ -14,8 +14,8 @@ from sandbox.model.fixed_limits import INPUT_ERRORS_MAX
         (
             "/api/v1/tasks?label=team%3Da",
             "label",
-            "parameters: created_after, created_before, cursor, fields, label.*, limit, offset, order, outcome, "
-            "parent, q, repository, rerun_of,",
+            "parameters: created_after, created_before, cursor, label.*, limit, offset, order, outcome, parent, q, "
+            "repository, rerun_of,",
         ),
         ("/api/v1/tasks?labels.team=a", "labels.team", "is an unknown parameter"),
         ("/api/v1/tasks/task-001?follow=true", "follow", "valid parameters: none"),

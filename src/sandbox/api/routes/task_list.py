@@ -1,8 +1,8 @@
 """Routes that list tasks, with filters, sorting and paging."""
 
-from collections.abc import Collection, Container
+from collections.abc import Container
 from dataclasses import replace
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import Query, Request
 from pydantic import BaseModel, Field
@@ -20,7 +20,7 @@ from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
 from sandbox.model.task_state import OUTCOMES, TaskState
-from sandbox.model.wire.bodies import TaskItemBody, TaskListBody
+from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import client_fairness
 
 LIMIT_MAX = 1000
@@ -39,7 +39,6 @@ _LABEL_PARAMETER = {
 }
 _STATES = CommaSeparated(tuple(TaskState))
 _OUTCOMES = CommaSeparated(tuple(OUTCOMES))
-_FIELDS = CommaSeparated(tuple(TaskItemBody.__annotations__))
 
 
 class ListQuery(BaseModel):
@@ -98,13 +97,6 @@ class ListQuery(BaseModel):
     totals: bool = Field(
         default=False, description="Also return the number and the cost of the tasks on all pages; takes longer"
     )
-    fields: Annotated[str, _FIELDS] = Field(
-        "",
-        description=(
-            "Fields of each task to return, separated by commas, such as `id,state`; all by default. The tasks then "
-            "lack fields that the schema requires, so do not use it with a generated client"
-        ),
-    )
 
 
 router = create_router("Tasks")
@@ -122,25 +114,18 @@ async def list_tasks(
         page = await query_page(context.services.tasks, task_query, request.query_params)
         preserved = await context.services.sandboxes.preserved_sandboxes(page.tasks)
         return await client_fairness.to_thread(
-            _list_response,
-            page,
-            task_query,
-            preserved,
-            _FIELDS.parse(query.fields),
-            is_operator=get_caller(request).is_operator,
+            _list_response, page, task_query, preserved, is_operator=get_caller(request).is_operator
         )
 
 
 def _list_response(
-    page: TaskPage, task_query: TaskQuery, preserved: Container[str], fields: Collection[str], *, is_operator: bool
+    page: TaskPage, task_query: TaskQuery, preserved: Container[str], *, is_operator: bool
 ) -> JsonResponse[TaskListBody]:
-    """Return a page of the list.
-
-    preserved: the ids of the tasks with a preserved sandbox. fields: the fields of each task; all if it is empty.
-    """
-    items = (task_summary_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks)
+    """Return a page of the list. preserved: the ids of the tasks with a preserved sandbox."""
     body: TaskListBody = {
-        "tasks": [_select_fields(item, fields) if fields else item for item in items],
+        "tasks": [
+            task_summary_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks
+        ],
         "total_count": page.total_count,
         "limit": task_query.limit,
         "offset": task_query.offset,
@@ -149,10 +134,6 @@ def _list_response(
         "totals": None if page.totals is None else {"tasks": page.totals.tasks, "cost_usd": page.totals.cost_usd},
     }
     return JsonResponse(body)
-
-
-def _select_fields(item: TaskItemBody, fields: Collection[str]) -> TaskItemBody:
-    return cast("TaskItemBody", {name: value for name, value in item.items() if name in fields})
 
 
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:

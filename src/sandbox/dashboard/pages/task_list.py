@@ -76,7 +76,7 @@ _TOTAL_COST_ID = "total-cost-"
 _COUNTS_ID = "counts-"
 _FORM_PARAMS = frozenset({"label"})
 """Parameters of the page's forms. A redirect converts them to parameters of the API."""
-_PAGE_PARAMS = frozenset({"cursor", "offset", "fields"})
+_PAGE_PARAMS = frozenset({"cursor", "offset"})
 _KNOWN_PARAMS = {*ListQuery.model_fields, "since"} - _PAGE_PARAMS
 _LABEL_PREFIX = "label."
 

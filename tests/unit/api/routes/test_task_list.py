@@ -24,22 +24,6 @@ KEYS = {
 }  # fmt: skip
 
 
-def test_fields_selects_the_fields_of_each_task(api, tasks):
-    tasks.add("task-001")
-    tasks.add("task-002")
-    page = api.get("/api/v1/tasks?fields=id,%20state&order=asc").json()
-    assert page["tasks"] == [{"id": "task-001", "state": "pending"}, {"id": "task-002", "state": "pending"}]
-    assert page["total_count"] == 2
-    assert set(api.get("/api/v1/tasks?fields=").json()["tasks"][0]) == KEYS
-
-
-def test_unknown_field_is_rejected_with_a_suggestion(api):
-    response = api.get("/api/v1/tasks?fields=id,final_mesage")
-    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
-    [detail] = response.json()["details"]
-    assert (detail["field"], detail["suggestion"]) == ("fields", "final_message")
-
-
 def test_pending_task_has_all_keys_and_defaults(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
