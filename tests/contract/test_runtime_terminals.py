@@ -489,7 +489,7 @@ async def wait_for_processes(sandbox: Sandbox, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_hang_up_does_not_wait_for_writers_without_cpu_time(
+async def test_hangup_does_not_wait_for_writers_that_get_no_cpu_time(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
     async with starved_sandbox(runtime, disk, enforced_limits) as sandbox:

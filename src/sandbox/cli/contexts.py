@@ -147,7 +147,7 @@ class ContextFile:
 
     def _check_private(self, found: os.stat_result) -> None:
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            raise ContextError(f"{self.path} contains tokens, so it must be a file of the user who runs this command.")
+            raise ContextError(f"{self.path} contains tokens, so the user who runs this command must own it.")
         if found.st_mode & 0o077:
             message = f"{self.path} contains tokens, but other users have access to it"
             raise ContextError(f"{message}; fix it with: chmod 600 {shlex.quote(str(self.path))}")

@@ -25,7 +25,7 @@ An escape with more leading zeros is not decoded.
 """
 
 NESTED_JSON_LEVELS_MAX = 4
-"""Maximum number of levels of nested JSON in which a value that consists mostly of escapes is searched for.
+"""Maximum depth of nested JSON in which the search finds a value that consists mostly of escapes.
 
 Applies to forms of at most 1 KiB (`TWICE_ENCODED_VALUE_BYTES_MAX`).
 """

@@ -137,7 +137,7 @@ def test_task_list_sends_only_the_passed_parameters(api, client):
     assert [request.query for request in api.requests_to("GET", "/tasks")] == [expected, {}]
 
 
-def test_names_cannot_traverse_the_url_path(api, client):
+def test_names_cannot_leave_the_path_of_the_url(api, client):
     with pytest.raises(NotFoundError):
         client.status("../../health")
     assert api.requests == []

@@ -39,7 +39,7 @@ _HEADER_BYTES_MAX = 64 * 1024
 """Maximum size of all headers of one member. Those of a backup by Sandbox have less than 3 KiB."""
 
 _LISTED_BYTES_MIN = 100
-"""Minimum size of a file in the manifest, without its name."""
+"""Minimum size of the entry of a file in the manifest, excluding the file's name."""
 
 _HOST_LOST_MESSAGE = (
     "The task was running when the backup was created; everything stored until then is included. Submit it again."

@@ -155,7 +155,7 @@ class InspectingFilter:
         return self.client_data_received(self._initial_data) if self._initial_data else b""
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
-        """Return no data until the opening has decided, then the output of its filter."""
+        """Return no data until the opening has selected a filter, then the output of that filter."""
         if self._stream_filter is not None:
             return self._stream_filter.client_data_received(data)
         outcome = self._opening.client_data_received(data)

@@ -134,7 +134,7 @@ class AgentResultItem(TypedDict):
     cost_usd: float | None
     """Cost in USD, as counted by the agent.
 
-    Null if the agent continued the session of an earlier task, because it counts the cost of the whole session.
+    Null if the agent continued the session of an earlier task, because an agent reports the cost of the whole session.
     """
     omitted_characters: int
     """Number of characters that were cut from the end of the text."""
