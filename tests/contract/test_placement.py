@@ -691,7 +691,7 @@ async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, ta
 
 
 @on_any_remote_host
-async def test_runner_that_dies_on_an_unresponsive_host_is_released_once_the_host_responds(remote, server, silent, task_id):
+async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_responds(remote, server, silent, task_id):
     location, handle = silent
     await kill_runner(server, task_id)
     assert handle.liveness() is Liveness.UNKNOWN

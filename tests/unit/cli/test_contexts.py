@@ -64,14 +64,14 @@ def test_file_that_other_users_can_access_is_refused(stored, mode):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can create a file of another user")
 def test_file_of_another_user_is_refused(stored):
     os.chown(stored.path, 12345, 12345)
-    with pytest.raises(ContextError, match="must be a file of the user"):
+    with pytest.raises(ContextError, match="so the user who runs this command must own it"):
         stored.load()
 
 
 def test_named_pipe_is_refused_without_blocking(file):
     file.path.parent.mkdir()
     os.mkfifo(file.path, 0o600)
-    with pytest.raises(ContextError, match="must be a file of the user"):
+    with pytest.raises(ContextError, match="so the user who runs this command must own it"):
         file.load()
 
 
