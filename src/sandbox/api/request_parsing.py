@@ -131,6 +131,10 @@ class CommaSeparated:
 ECHOED_NAME_LENGTH_MAX = 64
 
 
+_METHODS_WITH_BODY = frozenset({"DELETE", "PATCH", "POST", "PUT"})
+_EMPTY_BODY_LENGTHS = frozenset({"0", "1", "2"})
+"""Lengths of an empty body, a line break, and an empty object."""
+
 BodyParser = Callable[[bytes, Request], object]
 """Parses a body. Raises InvalidInputError."""
 
@@ -151,8 +155,11 @@ async def check_params(request: Request) -> None:
     """Check the parameters of a request before the route runs. Raises InvalidParameterError with all errors."""
     route = request.scope["route"]
     assert isinstance(route, APIRoute)
+    parse_body = vars(route.endpoint).get("parse_body")
     if errors := [*_all_name_errors(request, route), *_value_errors(request, route)]:
-        raise InvalidParameterError([*errors, *await _body_errors(request, vars(route.endpoint).get("parse_body"))])
+        raise InvalidParameterError([*errors, *await _body_errors(request, parse_body)])
+    if parse_body is None and request.method in _METHODS_WITH_BODY:
+        _require_empty_body(request)
 
 
 def _all_name_errors(request: Request, route: APIRoute) -> Iterator[FieldError]:
@@ -189,6 +196,14 @@ async def _body_errors(request: Request, parse_body: BodyParser | None) -> Seque
         except InvalidInputError as error:
             return error.errors
     return ()
+
+
+def _require_empty_body(request: Request) -> None:
+    """Reject a body, which may contain misplaced parameters. Clients may send an empty object."""
+    declared = request.headers.get("content-length", "0")
+    if declared not in _EMPTY_BODY_LENGTHS or "transfer-encoding" in request.headers:
+        message = "must be empty; this request has only parameters in the URL."
+        raise InvalidParameterError([FieldError.at((), "format", message)])
 
 
 def _declared_names(route: APIRoute) -> list[str]:

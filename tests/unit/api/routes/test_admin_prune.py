@@ -29,3 +29,16 @@ def test_invalid_limits_prune_nothing(api, tasks, query):
     response = api.post(f"/api/v1/admin/prune?{query}")
     assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
     assert not hasattr(tasks, "pruned_by")
+
+
+def test_parameters_in_a_body_prune_nothing(api, tasks):
+    response = api.post("/api/v1/admin/prune?older_than_seconds=60", json={"dry_run": True})
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_parameter")
+    assert response.json()["details"][0]["location"] == "body"
+    assert "only parameters in the URL" in response.json()["message"]
+    assert not hasattr(tasks, "pruned_by")
+
+
+def test_empty_object_as_a_body_is_accepted(api, tasks):
+    assert api.post("/api/v1/admin/prune?dry_run=true", json={}).status_code == 200
+    assert tasks.pruned_by == (None, True)
