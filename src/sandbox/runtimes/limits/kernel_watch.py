@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 
@@ -192,11 +194,17 @@ _PAUSE_FACTOR = 10
 _PAUSE_SECONDS_MAX = 3.0
 """The pause after a measurement is this multiple of the measurement's duration, up to the maximum."""
 
-_WAITS_MAX = 10
 _WAIT_SECONDS = 0.5
-"""Number and duration of the waits for one measurement, which may need locks that programs inside hold. If the event
-loop stops, for example because the machine is suspended, that counts as one wait.
+_WAITED_SECONDS_MAX = 5.0
+_WAITS_MAX = 120
+"""Limits on the waits for one measurement, which may need locks that programs inside hold.
+
+Time in which a thread of this process waited for a processor does not count, because then the machine is busy. It is
+limited by the number of waits. If the event loop stops, for example because the machine is suspended, that counts as
+one wait.
 """
+
+_THREADS_DIRECTORY = Path("/proc/self/task")
 
 
 async def wait_for_exceeded_limit(
@@ -227,7 +235,8 @@ async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | File
 
 
 _NOT_MEASURED = (
-    f"The sandbox's files and sockets could not be counted within {_WAITS_MAX * _WAIT_SECONDS:.0f} s; use fewer."
+    f"The sandbox's files and sockets could not be counted within {_WAITED_SECONDS_MAX:.0f} s; use fewer, or run the "
+    "task on a machine that is less busy."
 )
 
 
@@ -235,11 +244,33 @@ async def _measure_in_time(
     measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
 ) -> KernelUsage | FileUsage | None:
     measurement = asyncio.ensure_future(measure())
+    waited_seconds = 0.0
+    delays: dict[str, float] = {}
     try:
         for _ in range(_WAITS_MAX):
             done, _ = await asyncio.wait([measurement], timeout=_WAIT_SECONDS)
             if done:
                 return measurement.result()
+            earlier, delays = delays, read_run_delays()
+            delayed_seconds = max(
+                (delays[thread] - earlier[thread] for thread in delays if thread in earlier), default=0
+            )
+            waited_seconds += max(_WAIT_SECONDS - delayed_seconds, 0.0)
+            if waited_seconds >= _WAITED_SECONDS_MAX:
+                return None
         return None
     finally:
         measurement.cancel()
+
+
+def read_run_delays() -> dict[str, float]:
+    """Return the seconds for which each thread of this process has waited for a processor, keyed by thread id.
+
+    Empty if the kernel does not measure them.
+    """
+    delays = {}
+    with suppress(OSError):
+        for thread in _THREADS_DIRECTORY.iterdir():
+            with suppress(OSError, ValueError, IndexError):
+                delays[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+    return delays

@@ -1,6 +1,9 @@
 """A sandbox must end if it uses too many of the host kernel's resources, or if the usage cannot be measured."""
 
 import asyncio
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -82,6 +85,45 @@ def test_hanging_count_does_not_delay_the_count_of_open_files():
 def test_hanging_count_is_a_violation(monkeypatch):
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch._WAIT_SECONDS", 0.01)
     assert "could not be counted within 5 s" in watch_files(ScriptedSandbox(KernelUsage(), delay_seconds=60))
+
+
+def watch_slow_count_on_a_busy_machine(monkeypatch, *, busy_share):
+    """Watch a sandbox whose counts take 1 s, while a thread waits for a processor for this share of the time."""
+    watched, started_at = "sandbox.runtimes.limits.kernel_watch.", time.monotonic()
+    monkeypatch.setattr(f"{watched}_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(f"{watched}_WAITED_SECONDS_MAX", 0.5)
+    delays = {"1": lambda elapsed: 0.0, "2": lambda elapsed: elapsed * busy_share}
+    monkeypatch.setattr(
+        f"{watched}read_run_delays",
+        lambda: {thread: delay(time.monotonic() - started_at) for thread, delay in delays.items()},
+    )
+    return watch_files(ScriptedSandbox(KernelUsage(), delay_seconds=1.0), seconds=3)
+
+
+def test_count_that_waits_for_a_processor_is_not_a_violation(monkeypatch):
+    with pytest.raises(TimeoutError):
+        watch_slow_count_on_a_busy_machine(monkeypatch, busy_share=0.95)
+
+
+def test_count_that_takes_too_long_on_a_machine_with_free_processors_is_a_violation(monkeypatch):
+    assert "could not be counted" in watch_slow_count_on_a_busy_machine(monkeypatch, busy_share=0.05)
+
+
+def test_run_delays_grow_while_a_thread_waits_for_a_processor():
+    program = """
+import os, subprocess, sys, time
+from sandbox.runtimes.limits.kernel_watch import read_run_delays
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+try:
+    ends_at = time.monotonic() + 30
+    while max(read_run_delays().values()) < 0.3 and time.monotonic() < ends_at: pass
+    print(max(read_run_delays().values()) >= 0.3)
+finally:
+    for process in busy: process.kill()
+"""
+    result = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert result.stdout == "True\n"
 
 
 def test_slow_count_is_repeated_after_a_limited_pause(monkeypatch):
