@@ -277,7 +277,7 @@ reads, writes = os.pipe(); os.write(writes, b"x")
 many = (ctypes.c_int * 2 * 5000)(*((reads, 1),) * 5000)
 poll, select_ = {"x86_64": (7, 23), "aarch64": (None, None)}[os.uname().machine]
 if poll:
-    report(attempt(lambda: str(system_call(poll, many, 5000, 0))), system_call(poll, many, 4000, 0))
+    report(attempt(lambda: str(system_call(poll, many, 5000, 0))), system_call(poll, many, 1000, 0))
     report(attempt(lambda: str(system_call(select_, 5000, None, None, None, many))))
 waiting = select.epoll()
 copies = [os.dup(reads) for _ in range(5000)]
@@ -289,7 +289,7 @@ report(len(waiting.poll(0, 6000)))
 def test_poll_and_select_are_limited_but_epoll_is_not(runtime: Runtime, disk: Path):
     if has_own_kernel(runtime):
         pytest.skip("polling belongs to the sandbox's kernel")
-    assert run_lines(runtime, disk, _POLL_AND_SELECT) == ["EINVAL 4000", "EINVAL", "5000"]
+    assert run_lines(runtime, disk, _POLL_AND_SELECT) == ["EINVAL 1000", "EINVAL", "5000"]
 
 
 # Memory per socket
@@ -792,7 +792,7 @@ def test_timers_message_queues_and_priorities_are_limited(runtime: Runtime, disk
 for kind in (11, 12, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO): report(*resource.getrlimit(kind))
 """
     lines = run_lines(runtime, disk, source)
-    assert lines == ["8192 8192", "819200 819200", "0 0", "0 0"]
+    assert lines == ["1024 1024", "819200 819200", "0 0", "0 0"]
 
 
 async def test_command_with_full_socket_buffers_exits(runtime: Runtime, disk: Path):
