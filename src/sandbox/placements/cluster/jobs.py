@@ -38,6 +38,12 @@ POLL_SECONDS = 1.0
 
 _CONFIRM_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
+WITHDRAWALS_MAX = 2
+"""Maximum number of jobs that are withdrawn at once. One more job is submitted at the same time.
+
+An engine may run few commands at once, and looking the jobs up must not wait for many others.
+"""
+
 _TOKENS_MAX = 16
 _DONE_TASKS_MAX = 10_000
 _RESUBMIT_SECONDS = 5.0
@@ -278,7 +284,11 @@ class Jobs:
         """The last tasks whose job was removed. No runner of them can communicate."""
         self._wake = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._to_submit: dict[str, Job] = {}
+        """The jobs that wait for their submission, by the attempt that names them."""
+        self._submitting: asyncio.Task[None] | None = None
         self._withdrawing: set[asyncio.Task[None]] = set()
+        self._withdrawals = asyncio.Semaphore(WITHDRAWALS_MAX)
 
     @property
     def has_waited_a_lease(self) -> bool:
@@ -434,7 +444,7 @@ class Jobs:
     async def _act(self, job: Job) -> None:
         match decide(job.observe(time.monotonic()), job.stored.lease_seconds):
             case Decision.SUBMIT:
-                await self._submit(job)
+                self._submit_later(job)
             case Decision.REPLACE:
                 self._give_up(job)
                 self._create(job.stored.task_id, job.stored.resources, job)
@@ -442,10 +452,26 @@ class Jobs:
             case Decision.TAKE_OVER:
                 self._give_up(job)
 
-    async def _submit(self, job: Job) -> None:
-        """Submit the job. A crash may follow each step, so the hash of the token is stored before."""
+    def _submit_later(self, job: Job) -> None:
+        """Submit the job after those that already wait. The workers of other tasks do not wait for any of them."""
         if job.is_postponed:
             return
+        self._to_submit.setdefault(job.stored.attempt_id, job)
+        if self._submitting is None:
+            self._submitting = asyncio.create_task(self._submit_all())
+
+    async def _submit_all(self) -> None:
+        try:
+            while self._to_submit:
+                attempt_id, job = next(iter(self._to_submit.items()))
+                if attempt_id in self._jobs and not job.stored.is_given_up:
+                    await self._repeat_on_error(self._submit(job))
+                del self._to_submit[attempt_id]  # not earlier: it must not be submitted twice
+        finally:
+            self._submitting = None
+
+    async def _submit(self, job: Job) -> None:
+        """Submit the job. A crash may follow each step, so the hash of the token is stored before."""
         job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         token = os.urandom(32)
         self._save(job, token_hashes=(*job.stored.token_hashes, _hash(token))[-_TOKENS_MAX:])
@@ -455,6 +481,8 @@ class Jobs:
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):
                 await self._engine.submit(request)
+            # A look-up that began before may not have found the job.
+            job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         except EngineRejectedError as error:
             job.postpone(_REPLACE_SECONDS_MAX, error.message)
         except (SandboxError, OSError, TimeoutError) as error:
@@ -474,14 +502,14 @@ class Jobs:
             self.remove(job)
 
     def _withdraw(self, job: Job) -> None:
-        """Withdraw a job in the background: nothing depends on it, and the engine may not respond."""
+        """Withdraw a job in the background: nothing depends on the withdrawal, and the engine may not respond."""
         withdrawing = asyncio.create_task(self._withdraw_now(job.name))
         self._withdrawing.add(withdrawing)
         withdrawing.add_done_callback(self._withdrawing.discard)
 
     async def _withdraw_now(self, name: str) -> None:
         try:
-            async with asyncio.timeout(_ENGINE_SECONDS):
+            async with self._withdrawals, asyncio.timeout(_ENGINE_SECONDS):
                 await self._engine.withdraw(name)
         except (SandboxError, OSError, TimeoutError) as error:
             _log.warning("The job %s could not be withdrawn: %s", name, error_reason(error))

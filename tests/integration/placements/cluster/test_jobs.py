@@ -1,5 +1,6 @@
 """The jobs of a server: they are stored before anything happens, and survive the server."""
 
+import asyncio
 import contextlib
 import time
 
@@ -79,6 +80,69 @@ async def test_error_of_one_job_does_not_affect_the_others(server, monkeypatch):
     first, second = (server.jobs.reserve(task_id, None, SMALL) for task_id in ("task-1", "task-2"))
     await until(lambda: server.tokens(second))
     assert server.tokens(first) == []
+
+
+async def test_submissions_do_not_delay_the_workers_of_other_tasks(server, job, monkeypatch):
+    """A user may submit thousands of tasks, and each submission may take a second."""
+    monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.5)
+    started, may_submit, submit = [], asyncio.Event(), server.engine.submit
+
+    async def submit_slowly(request):
+        started.append(request.name)
+        await may_submit.wait()
+        await submit(request)
+
+    monkeypatch.setattr(server.engine, "submit", submit_slowly)
+    others = [server.jobs.reserve(f"other-{number}", None, SMALL) for number in range(5)]
+    await until(lambda: started)
+    server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
+    async with server.connect(server.claim(job, host="host-2")) as client:
+        assert isinstance(await client.read(), Claimed)
+    assert started == [others[0].name]
+    may_submit.set()
+    await until(lambda: server.tokens(others[-1]))
+    await until(lambda: all(other.phase is JobPhase.RUNNING for other in others))
+    assert started == [other.name for other in others]
+
+
+async def test_job_that_is_released_before_its_submission_is_not_submitted(server, monkeypatch):
+    started, may_submit = [], asyncio.Event()
+
+    async def submit_slowly(request):
+        started.append(request.name)
+        await may_submit.wait()
+
+    monkeypatch.setattr(server.engine, "submit", submit_slowly)
+    first, released, last = (server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(3))
+    await until(lambda: started)
+    server.jobs.release("task-1")
+    may_submit.set()
+    await until(lambda: last.name in started)
+    assert first.name in started
+    assert released.name not in started
+
+
+async def test_few_jobs_are_withdrawn_at_once(server, monkeypatch):
+    """The engine also has to look up the jobs of other tasks."""
+    running, counts, may_withdraw, withdraw = set(), [], asyncio.Event(), server.engine.withdraw
+
+    async def withdraw_slowly(name):
+        running.add(name)
+        counts.append(len(running))
+        await may_withdraw.wait()
+        await withdraw(name)
+        running.discard(name)
+
+    monkeypatch.setattr(server.engine, "withdraw", withdraw_slowly)
+    many = [server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(10)]
+    await until(lambda: all(server.tokens(each) for each in many))
+    for each in many:
+        server.jobs.release(each.stored.task_id)
+    await until(lambda: running)
+    may_withdraw.set()
+    await until(lambda: len(server.engine.withdrawn) == len(many))
+    assert max(counts) <= jobs.WITHDRAWALS_MAX
+    assert set(server.engine.withdrawn) == {each.name for each in many}
 
 
 @pytest.mark.parametrize("phase", [JobPhase.ENDED, JobPhase.UNREACHABLE])
