@@ -168,7 +168,7 @@ class Scheduler:
 
     def admit_next(self, memory_available_bytes: int | None = None) -> str | None:
         """Admit the oldest task that fits and may overtake those before it; return its id."""
-        free = self.free
+        free = self.total if self.has_engine else self.free  # unused with an engine, which may have thousands of tasks
         overtaken: list[_QueuedTask] = []
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit or waiting.blocked_reason is not None:

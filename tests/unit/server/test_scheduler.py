@@ -1,8 +1,10 @@
 """Tasks are admitted oldest first. Small tasks may overtake large ones a limited number of times."""
 
+import time
+
 import pytest
 
-from sandbox.model.fixed_limits import QUEUE_OVERTAKES_MAX
+from sandbox.model.fixed_limits import QUEUE_OVERTAKES_MAX, UNFINISHED_TASKS_MAX
 from sandbox.model.resources import Resources
 from sandbox.server.scheduler import Scheduler
 
@@ -35,6 +37,16 @@ def test_engine_queues_all_tasks_that_fit_in_a_host():
     admitted = [scheduler.admit_next(1) for _ in range(40)]
     assert admitted == [f"{kind}-{number}" for number in range(20) for kind in ("cpus", "memory")]
     assert scheduler.admit_next() is None
+
+
+def test_thousands_of_tasks_are_handed_to_an_engine_quickly():
+    """The server does nothing else until all of them are admitted."""
+    scheduler = Scheduler(MEMORY_HOST, [CPU_HOST, MEMORY_HOST])
+    for number in range(UNFINISHED_TASKS_MAX):
+        scheduler.enqueue(f"task-{number}", SMALL)
+    started = time.process_time()
+    assert all(scheduler.admit_next() for _ in range(UNFINISHED_TASKS_MAX))
+    assert time.process_time() - started < 0.3
 
 
 def test_task_that_fits_in_no_host_waits_and_names_the_closest_one():
