@@ -38,6 +38,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
 
 FAILURE_SECONDS = 120.0
@@ -122,7 +123,8 @@ class OtherTasks:
     def find(self, own_task_id: str) -> Sequence[str]:
         """Return the other tasks with files on this host, also those that have a worker. Raises OSError."""
         directory = TaskLayout(self._data_dir, own_task_id).root.parent
-        return sorted({path.name for path in directory.iterdir()} - {own_task_id}) if directory.exists() else ()
+        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        return sorted(name for name in names - {own_task_id} if is_task_id(name))
 
     async def remove(self, task_ids: Collection[str]) -> None:
         """Remove tasks that have ended, except those that a worker or a runner still uses.

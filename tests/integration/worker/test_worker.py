@@ -382,6 +382,22 @@ async def test_worker_removes_what_killed_workers_left_of_ended_tasks(server, st
     assert unfinished.exists()
 
 
+async def test_files_that_belong_to_no_task_are_kept_and_do_not_fence_the_worker(server, start):
+    """A file system may have directories such as `lost+found` or `.snapshot`."""
+    worker = await start()
+    await worker.session()
+    ended = leave_task(worker, "ended", *ENDED).root
+    others = [ended.with_name(name) for name in ("lost+found", ".snapshot", "a..b", "x" * 200)]
+    for path in others:
+        path.mkdir()
+    await server.restart()
+    await until(lambda: not ended.exists(), "the removal")
+    assert all(path.exists() for path in others)
+    worker.job = server.jobs.of_task("task-1")
+    await worker.session()
+    assert not worker.job.stored.is_fenced
+
+
 async def test_error_while_leftovers_are_removed_does_not_end_the_worker(server, start):
     worker = await start()
     await worker.session()
