@@ -144,8 +144,8 @@ def test_task_waits_for_free_memory_on_the_machine(scheduler):
     assert scheduler.admit_next(half_gib) == "a"
 
 
-def test_resources_are_formatted_without_grouping_or_exponents():
-    assert str(Resources(16, GIB // 4, 12345 * GIB)) == "16 CPUs, 0.25 GiB of memory and 12345 GiB of disk"
+def test_resources_are_formatted_without_exponents():
+    assert str(Resources(16, GIB // 4, 12345 * GIB)) == "16 CPUs, 0.25 GiB of memory and 12,345 GiB of disk"
 
 
 def test_small_task_waits_only_for_the_memory_it_requests(scheduler):
