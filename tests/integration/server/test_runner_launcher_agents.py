@@ -41,8 +41,8 @@ async def test_waiting_task_fails_without_a_runner(components):
         await service.submit(task_of_other_agent())
         task = await service.wait("task-1", 10)
         (listed,) = (await service.query(TaskQuery())).tasks
-    assert (task.state, task.failure) == (TaskState.FAILED, MISSING)
-    assert (listed.id, listed.manifest.agent.kind) == ("task-1", "other")
+    assert (task.state, task.failure, task.manifest.agent.kind) == (TaskState.FAILED, MISSING, "other")
+    assert (listed.id, listed.state) == ("task-1", TaskState.FAILED)
     assert components.runners.orders == []
     components.journals.open("task-1").close()
 

@@ -39,6 +39,15 @@ def test_parameters_in_a_body_prune_nothing(api, tasks):
     assert not hasattr(tasks, "pruned_by")
 
 
+def test_parameters_in_a_chunked_body_prune_nothing(api, tasks):
+    async def chunks():
+        yield b'{"dry_run":'
+        yield b"true}"
+
+    assert api.post("/api/v1/admin/prune", content=chunks()).status_code == 400
+    assert not hasattr(tasks, "pruned_by")
+
+
 def test_empty_object_as_a_body_is_accepted(api, tasks):
     assert api.post("/api/v1/admin/prune?dry_run=true", json={}).status_code == 200
     assert tasks.pruned_by == (None, True)
