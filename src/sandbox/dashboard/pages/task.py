@@ -81,6 +81,7 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         took=_work_duration(task),
         failure=describe_failure(failure) if failure else None,
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
+        host=_cluster_host(task),
         artifacts=await context.services.artifacts.list_artifacts(task.id),
         patch=_find_patch(task, f"{task.id}.patch", is_operator=is_operator),
         chain_patch=_find_patch(task, f"{task.id}.chain.patch", is_operator=is_operator),
@@ -96,6 +97,11 @@ async def _render_task(request: Request, context: AppContext) -> Response:
         chain=chain_totals(chain),
         chain_start=chain[0].id,
     )
+
+
+def _cluster_host(task: Task) -> str:
+    """Return the host of the latest attempt; empty for the server's own host. See `AttemptLocation.host`."""
+    return task.attempt.host.partition(":")[2] if task.attempt else ""
 
 
 def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:

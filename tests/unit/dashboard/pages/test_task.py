@@ -191,3 +191,15 @@ def test_agents_activity_is_not_shown_while_artifacts_are_collected(pages):
     works, collects = (pages.get(f"/tasks/{task_id}").text for task_id in ("works", "collects"))
     assert ('id="activity-now"' in works, 'id="activity-now"' in collects) == (True, False)
     assert ('id="activity-state"' in works, 'id="activity-state"' in collects) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "row"),
+    [("cluster:node-7", '<dt>Host</dt><dd class="mono">node-7</dd>'), ("node-7", None), ("", None)],
+)
+def test_host_in_a_cluster_is_shown(pages, recorded, row):
+    """The server's own host is not shown."""
+    pages.tasks.add("task-001", e.AttemptStarted("abcdefghijkl", "bubblewrap", recorded))
+    text = pages.get("/tasks/task-001").text
+    assert ("<dt>Host</dt>" in text) == (row is not None)
+    assert row is None or row in text
