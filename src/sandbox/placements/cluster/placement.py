@@ -1,18 +1,13 @@
-"""Runs attempts on workers that an engine starts. Connections and the engine have an event loop in a thread.
-
-So `AttemptFiles`, whose methods block, can wait for a worker in any thread of the server.
-"""
+"""Runs attempts on workers that an engine starts."""
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import ssl
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,22 +16,16 @@ from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
 from sandbox.interfaces.placement import (
     AttemptLocation,
-    CancelAttempt,
-    DebugSession,
     FinishAttempt,
     HostIdentity,
     HostPendingError,
-    HostUnreachableError,
     Leftover,
     LeftoverScan,
-    OpenTerminal,
     ProbeResult,
-    Reply,
     ReservedHost,
     RunAttempt,
     RunnerNotStartedError,
 )
-from sandbox.interfaces.terminals import ClientFrame, RunnerFrame, TerminalConnection
 from sandbox.interfaces.worker_messages import (
     RECORDS_BYTES,
     WORKER_MESSAGE_BYTES_MAX,
@@ -46,138 +35,33 @@ from sandbox.interfaces.worker_messages import (
     HasHandle,
     HasSameSecrets,
     IsPreserved,
-    IsResponsive,
-    KillRunner,
     Launch,
-    LockDisk,
     ReceiveRecords,
-    RemoveDisk,
     Request,
-    StartSession,
-    UnlockDisk,
 )
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
-from sandbox.model.fixed_limits import CONTROL_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.resources import Resources
 from sandbox.model.tier import TIERS
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
-from sandbox.placements.cluster.worker_server import StoreLog, Streams, WorkerServer, WorkerSession
-from sandbox.placements.local.runner_client import RunnerClient
+from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
+from sandbox.placements.cluster.workers import (
+    LAUNCH_SECONDS,
+    LoopThread,
+    WorkerPreservedDisk,
+    WorkerRunnerHandle,
+    Workers,
+)
 from sandbox.primitives.files import write_durably
 from sandbox.primitives.message_stream import InvalidMessageError
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
-_LAUNCH_SECONDS = 40.0
 _COPY_SECONDS = 20.0
 """How long the records that precede a launch may be sent. The caller holds a slot that other tasks need."""
 
 _RESERVE_SECONDS = 1.0
-_MARGIN_SECONDS = 2.0
 _RELEASE_SECONDS, _RELEASE_SECONDS_MAX = 1.0, 60.0
-_CLOSING_STEPS = 5
-"""Iterations of an event loop in which an aborted connection is closed."""
-_lock_ids = itertools.count(1)
-
-
-class LoopThread:
-    """An event loop in a thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._is_closing = False
-        self._thread = threading.Thread(target=self._loop.run_forever, name="cluster", daemon=True)
-        self._thread.start()
-
-    async def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread, and wait for its result. Raises OSError after `close`."""
-        self._check_open(coroutine)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
-
-    def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread, and block until its result. The coroutine must be bounded in time.
-
-        Raises OSError after `close`.
-        """
-        self._check_open(coroutine)
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    def post(self, function: Callable[[], None]) -> None:
-        """Call a function in the thread, and do not wait for it. Does nothing after `close`."""
-        if not self._is_closing:
-            self._loop.call_soon_threadsafe(function)
-
-    def _check_open(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        if self._is_closing:
-            coroutine.close()
-            raise HostUnreachableError("cluster:")
-
-    def close(self) -> None:
-        """Cancel everything, and end the thread. Idempotent."""
-        self._is_closing = True
-        if not self._loop.is_closed():
-            asyncio.run_coroutine_threadsafe(_cancel_all(), self._loop).result()
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    for _ in range(_CLOSING_STEPS):
-        await asyncio.sleep(0)
-
-
-class Workers:
-    """Reaches the workers of attempts, from any thread."""
-
-    def __init__(self, jobs: Jobs, thread: LoopThread) -> None:
-        self.jobs = jobs
-        self.thread = thread
-
-    def request_blocking(self, location: AttemptLocation, request: Request, result: Any) -> Any:
-        """Send a request to the worker of an attempt; block until its result. Raises OSError, HostUnreachableError."""
-        self.session_of(location)
-        return self.thread.wait_for(self._request(location, request, result, CONTROL_SECONDS))
-
-    async def request(
-        self, location: AttemptLocation, request: Request, result: Any, seconds: float = CONTROL_SECONDS
-    ) -> Any:
-        """Send a request to the worker of an attempt. Raises OSError, HostUnreachableError."""
-        return await self.thread.run(self._request(location, request, result, seconds))
-
-    async def _request(self, location: AttemptLocation, request: Request, result: Any, seconds: float) -> Any:
-        return await self.session_of(location).call(request, result, seconds)
-
-    def post(self, location: AttemptLocation, request: Request) -> None:
-        """Send a request, if the worker is connected, and do not wait for the result."""
-        with contextlib.suppress(HostUnreachableError):
-            self.thread.post(partial(self.session_of(location).post, request))
-
-    async def open_stream(self, location: AttemptLocation) -> Streams:
-        """Open a stream to the control socket of an attempt, in the thread. Raises OSError."""
-        return await self.session_of(location).open_stream(location.attempt_id)
-
-    def session_of(self, location: AttemptLocation) -> WorkerSession:
-        """Return the session of an attempt's worker, or of the task's current one. Raises HostUnreachableError."""
-        job = self.jobs.of_attempt(location.attempt_id) or self.jobs.of_task(location.task_id)
-        session = None if job is None or job.stored.is_given_up else job.session
-        if not isinstance(session, WorkerSession):
-            raise HostUnreachableError(location.host)
-        return session
-
-    def has_files(self, location: AttemptLocation) -> bool:
-        """Return whether the attempt's worker exists, so its host may have files.
-
-        A worker removes the files before the server forgets its job.
-        """
-        job = self.jobs.of_attempt(location.attempt_id)
-        return job is not None and job.is_claimed and not job.stored.is_given_up
 
 
 class ClusterHost:
@@ -245,126 +129,6 @@ class ClusterFiles:
         if not self._workers.has_files(location):
             return False
         return bool(self._workers.request_blocking(location, request, bool))
-
-
-class ThreadTerminal:
-    """Implements `interfaces.terminals.TerminalConnection`: a connection in the thread."""
-
-    def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
-        self._inner = inner
-        self._thread = thread
-
-    async def read(self) -> RunnerFrame:
-        """Implements `TerminalConnection.read`."""
-        return await self._thread.run(self._inner.read())
-
-    async def send(self, frame: ClientFrame) -> None:
-        """Implements `TerminalConnection.send`."""
-        await self._thread.run(self._inner.send(frame))
-
-    async def close(self) -> None:
-        """Implements `TerminalConnection.close`."""
-        await self._thread.run(self._inner.close())
-
-
-class WorkerRunnerHandle:
-    """Implements `interfaces.placement.RunnerHandle`: the worker connects each stream with the runner's socket."""
-
-    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
-        self.attempt_id = location.attempt_id
-        self._workers = workers
-        self._location = location
-        self._client = RunnerClient(partial(workers.open_stream, location))
-
-    def liveness(self) -> Liveness:
-        """Implements `RunnerHandle.liveness`."""
-        return self._workers.jobs.liveness(self._location.task_id)
-
-    async def is_responsive(self) -> bool:
-        """Let the worker ping the runner: a silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
-        request, seconds = IsResponsive(self.attempt_id), CONTROL_SECONDS + _MARGIN_SECONDS
-        try:
-            return bool(await self._workers.request(self._location, request, bool, seconds))
-        except OSError:
-            return True
-
-    async def cancel(self, order: CancelAttempt) -> Reply:
-        """Implements `RunnerHandle.cancel`."""
-        return await self._workers.thread.run(self._client.cancel(order))
-
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
-        """Implements `RunnerHandle.open_terminal`."""
-        thread = self._workers.thread
-        return ThreadTerminal(await thread.run(self._client.open_terminal(order)), thread)
-
-    async def kill(self) -> bool:
-        """Implements `RunnerHandle.kill`. A worker that was given up, or that never started, has no runner."""
-        job = self._workers.jobs.of_task(self._location.task_id)
-        if job is None or job.stored.is_given_up or not job.is_claimed:
-            return False
-        location = self._location._replace(attempt_id=job.stored.attempt_ids[-1])
-        return bool(await self._workers.request(location, KillRunner(), bool))
-
-
-class WorkerPreservedDisk:
-    """Implements `interfaces.placement.PreservedDisk`: the worker holds the lock until its session ends."""
-
-    def __init__(self, workers: Workers, location: AttemptLocation) -> None:
-        self._workers = workers
-        self._location = location
-        self._client = RunnerClient(partial(workers.open_stream, location))
-        self._lock_id = 0
-
-    @contextlib.asynccontextmanager
-    async def try_lock(self) -> AsyncIterator[Liveness]:
-        """Implements `PreservedDisk.try_lock`."""
-        lock_id, liveness = next(_lock_ids), Liveness.UNKNOWN
-        try:
-            liveness = await self._lock(lock_id)
-            self._lock_id = lock_id
-            yield liveness
-        finally:
-            self._lock_id = 0
-            await self._unlock(lock_id, liveness)
-
-    async def _lock(self, lock_id: int) -> Liveness:
-        request = LockDisk(lock_id, self._location.attempt_id)
-        try:
-            return Liveness.FREE if await self._request(request, str) == "free" else Liveness.HELD
-        except HostUnreachableError:
-            return Liveness.UNKNOWN
-
-    async def _unlock(self, lock_id: int, liveness: Liveness) -> None:
-        """Release the lock, also one that the worker may still acquire."""
-        if liveness is Liveness.HELD:
-            return
-        request = UnlockDisk(lock_id)
-        try:
-            if liveness is Liveness.FREE:
-                await self._request(request, None)
-                return
-        except asyncio.CancelledError:
-            self._workers.post(self._location, request)
-            raise
-        except HostUnreachableError:
-            pass
-        self._workers.post(self._location, request)
-
-    async def start_session(self, order: DebugSession) -> None:
-        """Implements `PreservedDisk.start_session`."""
-        await self._request(StartSession(self._lock_id, order), None, _LAUNCH_SECONDS)
-
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
-        """Implements `PreservedDisk.open_terminal`."""
-        thread = self._workers.thread
-        return ThreadTerminal(await thread.run(self._client.open_terminal(order)), thread)
-
-    async def remove(self) -> None:
-        """Implements `PreservedDisk.remove`."""
-        await self._request(RemoveDisk(self._lock_id), None, SANDBOX_TEARDOWN_SECONDS)
-
-    async def _request(self, request: Request, result: Any, seconds: float = CONTROL_SECONDS) -> Any:
-        return await self._workers.request(self._location, request, result, seconds)
 
 
 class ClusterAllocator:
@@ -472,7 +236,7 @@ class ClusterPlacement:
                 async with asyncio.timeout(_COPY_SECONDS):
                     offset = await self._copy(session, order.task_id)
                 session.record_copied(max(session.copied_end, offset))
-                await session.launch(Launch(order), _LAUNCH_SECONDS)
+                await session.launch(Launch(order), LAUNCH_SECONDS)
             except InvalidMessageError as error:
                 with contextlib.suppress(OSError):  # in memory, the worker is fenced in any case
                     self._workers.jobs.fence(job, error_reason(error))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import errno
 import ssl
-import threading
 
 import msgspec
 import pytest
@@ -37,7 +36,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ClusterAddress, LoopThread, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import ClusterAddress, TaskStorage, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
@@ -172,26 +171,6 @@ async def test_attempt_of_an_unknown_job_has_no_files(placement):
         assert liveness is Liveness.UNKNOWN
     with pytest.raises(HostUnreachableError):
         placement.allocator.find_image(LOCATION, "agentic-dev")
-
-
-async def test_closed_thread_runs_nothing(placement):
-    thread = LoopThread()
-    started = threading.Event()
-
-    async def wait():
-        started.set()
-        await asyncio.Event().wait()
-
-    waiting = asyncio.create_task(thread.run(wait()))
-    await asyncio.to_thread(started.wait)
-    await asyncio.to_thread(thread.close)
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    with pytest.raises(HostUnreachableError):
-        await thread.run(wait())
-    with pytest.raises(HostUnreachableError):
-        thread.wait_for(wait())
-    thread.close()
 
 
 # Workers that a compromised host may have changed, and hosts that fail.

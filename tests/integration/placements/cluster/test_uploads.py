@@ -222,7 +222,7 @@ import contextlib, sys
 from pathlib import Path
 from doubles.cluster import ClusterServer
 from integration.placements.cluster.test_uploads import open_upload
-from sandbox.placements.cluster.placement import LoopThread
+from sandbox.placements.cluster.workers import LoopThread
 
 async def begin():
     server = ClusterServer(Path(sys.argv[1]))
