@@ -197,3 +197,13 @@ def test_each_method_of_the_python_client_is_listed(root: Path):
     assert set(documented) == {name for name, member in vars(Client).items() if callable(member) and name[0] != "_"} - {
         "close"
     }
+
+
+def test_the_pages_for_programs_read_no_deprecated_field(root: Path):
+    schemas = json.loads((root / "openapi.json").read_text())["components"]["schemas"].values()
+    deprecated = {
+        name for one in schemas for name, field in one.get("properties", {}).items() if field.get("deprecated")
+    }
+    assert "task_id" in deprecated
+    for page in ("python-client.md", "rest.md"):
+        assert not {name for name in deprecated if f'["{name}"]' in (root / "docs" / page).read_text()}, page
