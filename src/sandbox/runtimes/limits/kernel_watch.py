@@ -22,6 +22,7 @@ from sandbox.model.fixed_limits import (
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
     SHARED_FILE_LOCKS_MAX,
+    SOCKET_BUFFER_BYTES_MAX,
     SOCKETS_MAX,
     SYSCALL_BUFFER_BYTES_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
@@ -79,9 +80,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 "connections, and accept incoming ones."
             )
         if self.buffer_bytes and self.buffer_bytes_max is not None and self.buffer_bytes > self.buffer_bytes_max:
+            # The limit does not grow with vm.memory beyond its maximum.
+            remedy = ", or raise vm.memory." if self.buffer_bytes_max < SOCKET_BUFFER_BYTES_MAX else "."
             return (
-                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers; the limit for its "
-                f"vm.memory is {self.buffer_bytes_max >> 20} MiB. Read received data, or raise vm.memory."
+                f"The sandbox's sockets held {self.buffer_bytes >> 20} MiB in their buffers; the limit is "
+                f"{self.buffer_bytes_max >> 20} MiB. Read received data{remedy}"
             )
         if self.netlink_bytes is not None and self.netlink_bytes > NETLINK_BYTES_MAX:
             return f"The sandbox left {self.netlink_bytes >> 20} MiB unread in netlink sockets; read or close them."

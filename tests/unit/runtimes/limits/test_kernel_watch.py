@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 
 
@@ -53,7 +54,12 @@ def test_socket_count_over_the_limit_is_a_violation(monkeypatch):
 def test_socket_buffers_over_the_limit_are_a_violation(monkeypatch):
     at, over = KernelUsage(10, 64 << 20, 64 << 20), KernelUsage(10, 65 << 20, 64 << 20)
     violation = watch_until_exceeded(monkeypatch, KernelUsage(10, 1 << 40, None), at, over)
-    assert "held 65 MiB in their buffers; the limit for its vm.memory is 64 MiB" in violation
+    assert "held 65 MiB in their buffers; the limit is 64 MiB. Read received data, or raise vm.memory." in violation
+
+
+def test_more_memory_is_not_proposed_if_it_does_not_raise_the_limit_on_socket_buffers():
+    violation = KernelUsage(10, 257 << 20, SOCKET_BUFFER_BYTES_MAX).find_exceeded_limit()
+    assert violation.endswith("the limit is 256 MiB. Read received data.")
 
 
 @pytest.mark.parametrize(
