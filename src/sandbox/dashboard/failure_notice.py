@@ -83,6 +83,9 @@ _NOTICES: dict[str, tuple[str, str]] = {
     FailureCode.TIMEOUT: ("The agent ran out of time", "Raise lifecycle.timeout, or make the task smaller."),
     FailureCode.TOOL_UNKNOWN: ("The agent does not have an allowed tool", "Fix its name in allowed_tools."),
 }
+_KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer of these resources.")
+"""The notice of `out_of_memory` if more memory does not help. Only the other messages name `vm.memory`."""
+
 _CHANGES = {
     "lifecycle.budget_tokens": "a larger budget",
     "lifecycle.budget_usd": "a larger budget",
@@ -119,7 +122,10 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     """Return the notice for a failure. Unknown codes from other versions get a general title."""
     code, message = failure["code"], failure["message"]
     title, remedy = _NOTICES.get(code, ("The task failed", ""))
-    names = _SETTING.findall(message) or _SETTING.findall(remedy)
+    names = _SETTING.findall(message)
+    if code == FailureCode.OUT_OF_MEMORY and not names:
+        title, remedy = _KERNEL_LIMIT_NOTICE
+    names = names or _SETTING.findall(remedy)
     setting = names[-1] if names and code in _CODES_WITH_SETTING else None
     detail = message
     if code in _SELF_EXPLANATORY_CODES and "; " in message:

@@ -108,7 +108,14 @@ def test_summary_starts_with_the_cause(code, message, summary):
         ),
         ("clone_failed", "The connection broke.", None),
         ("clone_failed", "'a' is not a directory; check repository.subpath.", None),
-        ("out_of_memory", "A process was killed.", "vm.memory"),
+        ("out_of_memory", "The sandbox ran out of memory; raise vm.memory.", "vm.memory"),
+        (
+            "out_of_memory",
+            "The sandbox's sockets held 65 MiB in their buffers; the limit is 64 MiB. Raise vm.memory.",
+            "vm.memory",
+        ),
+        ("out_of_memory", "The sandbox had 9000 sockets; the limit is 8192. Close unused connections.", None),
+        ("out_of_memory", "The sandbox had more than 8192 locks on files; release unused ones.", None),
         ("timeout", "It took too long; raise lifecycle.timeout.", "lifecycle.timeout"),
         ("agent_failed", "Raise vm.memory.", None),
         ("new_code", "Raise vm.memory.", None),
@@ -117,3 +124,10 @@ def test_summary_starts_with_the_cause(code, message, summary):
 def test_notice_names_the_setting_that_would_prevent_the_failure(code, message, setting):
     notice = describe_failure({"code": code, "message": message})
     assert (notice.setting, bool(notice.change)) == (setting, setting is not None)
+
+
+def test_limit_that_more_memory_does_not_raise_has_another_remedy():
+    message = "The sandbox left 40 MiB of kernel memory in partly used slabs. Close files in order."
+    notice = describe_failure({"code": "out_of_memory", "message": message})
+    assert (notice.title, notice.detail) == ("The sandbox reached a limit", message)
+    assert notice.remedy == "Let the agent use fewer of these resources."

@@ -74,6 +74,21 @@ def test_failure_that_a_setting_would_prevent_links_to_the_settings_field(pages,
     assert ('class="button primary" id="run-again"' in text) == (link is None)
 
 
+@pytest.mark.parametrize(
+    ("message", "is_offered"),
+    [
+        ("The sandbox ran out of memory; raise vm.memory.", True),
+        ("The sandbox had more than 8192 locks on files; release unused ones.", False),
+    ],
+)
+def test_more_memory_is_offered_only_if_the_memory_was_the_limit(pages, message, is_offered):
+    failed = e.AgentExited(1, None, Failure(FailureCode.OUT_OF_MEMORY, message))
+    pages.tasks.add("task-001", *TO_RUNNING, failed, e.TaskFinished())
+    text = pages.get("/tasks/task-001").text
+    assert ("Run again with more memory" in text) == is_offered
+    assert ('class="button primary" id="run-again"' in text) != is_offered
+
+
 @pytest.mark.parametrize(("code", "is_in_menu"), [(FailureCode.TIMEOUT, True), (FailureCode.AGENT_FAILED, False)])
 def test_a_button_for_another_setting_moves_other_actions_into_the_menu(pages, code, is_in_menu):
     failed = e.AgentExited(1, None, Failure(code, "It failed."))
