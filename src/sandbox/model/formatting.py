@@ -14,6 +14,7 @@ _TRAILING_MARKS = re.compile(r"[:\s]*")
 """Matches at the start of a reversed line. A search for the end of a line would take quadratic time."""
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
+_LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
 
 
 def short_repository(url: str) -> str:
@@ -45,6 +46,14 @@ def _first_line(prompt: str) -> str:
     for marks in (_LEADING_MARKS, _TRAILING_MARKS):
         line = marks.sub("", line, count=1)[::-1]
     return " ".join(INVISIBLE.sub(" ", line).split())
+
+
+def double_limit(value: object) -> int | float | str | None:
+    """Return twice the value of a manifest's limit, such as `4G` for `2G`; None if the value is no limit."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return 2 * value
+    limit = _LIMIT.fullmatch(value) if isinstance(value, str) else None
+    return f"{2 * int(limit['number'])}{limit['unit']}" if limit else None
 
 
 def format_size(size_bytes: int) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from doubles.manifests import NAMES_BY_PROMPT
 from sandbox.model.formatting import (
+    double_limit,
     format_cost,
     format_count,
     format_duration,
@@ -113,3 +114,11 @@ def test_name_from_the_prompt_is_recognized(name: str, is_from_prompt: bool):
 )
 def test_short_repository_name_includes_the_host_if_the_path_has_one_part(url: str, name: str):
     assert short_repository(url) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "doubled"),
+    [("2G", "4G"), ("512M", "1024M"), ("90m", "180m"), (3, 6), (0.5, 1.0), (True, None), (None, None), ("full", None)],
+)
+def test_limit_is_doubled(value, doubled):
+    assert double_limit(value) == doubled

@@ -10,7 +10,7 @@ from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.text import escape_name, escape_text
-from sandbox.model.formatting import format_duration, format_state
+from sandbox.model.formatting import double_limit, format_duration, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         commands.append(("Continue", "continue", ' "…"'))
     if not is_completed:
         field, value = _named_field(task)
-        commands.append(("Rerun", "rerun", f" --set {field}={_double_limit(field, value)}" if field else ""))
+        commands.append(("Rerun", "rerun", f" --set {field}={_proposed_value(field, value)}" if field else ""))
     return commands
 
 
@@ -178,17 +178,10 @@ def _named_field(task: Mapping[str, Any]) -> tuple[str, Any]:
     return "", None
 
 
-_LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
-
-
-def _double_limit(field: str, value: Any) -> str:
+def _proposed_value(field: str, value: Any) -> str:
     """Return twice the value of a limit, such as `4G` for `2G`; `…` if the field is no limit."""
-    if not field.startswith(("lifecycle.", "vm.")) or isinstance(value, bool):
-        return "…"
-    if isinstance(value, int | float):
-        return f"{2 * value:.12g}"
-    limit = _LIMIT.fullmatch(value) if isinstance(value, str) else None
-    return f"{2 * int(limit['number'])}{limit['unit']}" if limit else "…"
+    proposed = double_limit(value) if field.startswith(("lifecycle.", "vm.")) else None
+    return proposed if isinstance(proposed, str) else "…" if proposed is None else f"{proposed:.12g}"
 
 
 class Refusal(NamedTuple):

@@ -11,7 +11,7 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
-from sandbox.model.formatting import short_repository
+from sandbox.model.formatting import double_limit, short_repository
 from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository_url
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
@@ -55,7 +55,7 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the form with an empty manifest, or with the manifest of the task to rerun.
 
     `allow` (query parameter, repeatable): another host that the new task may reach. A value that is not a host is
-    ignored.
+    ignored. `field`: the setting to change, which has the focus. Memory is doubled.
     """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
@@ -70,6 +70,8 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
     requested = request.query_params.getlist("allow")[:ADDED_HOSTS_MAX] if task else []
     allowed = [host for host in dict.fromkeys(requested) if ALLOWED_HOST.find_error(host) is None]
     manifest = _allow_hosts(task.manifest, allowed) if task and allowed else task.manifest if task else None
+    if manifest and request.query_params.get("field") == "vm.memory":
+        manifest = _double_memory(manifest)
     text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
         request,
@@ -91,6 +93,12 @@ def _allow_hosts(manifest: Manifest, added: Sequence[str]) -> Manifest:
     """Return the manifest with these hosts added to the hosts that the sandbox may reach."""
     hosts = dict.fromkeys((*manifest.vm.allowed_hosts, *added))
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
+
+
+def _double_memory(manifest: Manifest) -> Manifest:
+    """Return the manifest with twice the memory, which the command line proposes too."""
+    memory = double_limit(manifest.vm.memory)
+    return manifest.replace(vm=replace(manifest.vm, memory=memory)) if isinstance(memory, str) else manifest
 
 
 def empty_manifest(agents: Mapping[str, Agent]) -> str:

@@ -44,6 +44,16 @@ def test_refused_host_can_be_allowed_in_a_new_run(pages):
     assert 'id="allowed"' not in pages.get("/submit?allow=hooks.example.com").text
 
 
+@pytest.mark.parametrize(
+    ("query", "memory"),
+    [("&field=vm.memory", "16G"), ("&field=vm.disk", "8G"), ("", "8G")],
+)
+def test_link_to_more_memory_doubles_it(pages, query, memory):
+    pages.tasks.add("task-001")
+    vm = manifest_of(pages.get(f"/submit?from=task-001{query}")).vm
+    assert (vm.memory, vm.disk) == (memory, "40G")
+
+
 def test_several_refused_hosts_can_be_allowed_in_a_new_run(pages):
     pages.tasks.add("task-001")
     hosts = [f"h{number}.example.com" for number in range(ADDED_HOSTS_MAX + 10)]
