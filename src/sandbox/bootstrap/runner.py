@@ -58,7 +58,7 @@ from sandbox.model.task import Task
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage, decode_launch_message
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.primitives.log_context import ATTEMPT_ID, TASK_ID
-from sandbox.runner.attempt import AttemptEnding, AttemptRunner, DeadRunnerFinisher, check_fencing
+from sandbox.runner.attempt import AttemptEnding, AttemptRunner, DeadRunnerFinisher, check_order_is_current
 from sandbox.runner.attempt_context import AttemptContext
 from sandbox.runner.attempt_recorder import AttemptRecorder, HostDiskSpace
 from sandbox.runner.control_socket import RenewHandler, record_cancel, serve_control_socket
@@ -283,7 +283,7 @@ def _take_over_journal(
     task = journals.replay(order.task_id).task
     newest = journals.find_offset(order.task_id, writer.last_seq)
     last_record = next(iter(journals.read(order.task_id, newest).records), None)
-    return writer, check_fencing(order, task, last_record)
+    return writer, check_order_is_current(order, task, last_record)
 
 
 def _create_driver(agent: Agent, host: HostSettings) -> AgentDriver:

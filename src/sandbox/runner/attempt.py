@@ -50,7 +50,7 @@ class StaleOrderError(SandboxError):
     code = "internal_error"
 
 
-def check_fencing(order: RunAttempt | FinishAttempt, task: Task | None, last_record: Record | None) -> Task:
+def check_order_is_current(order: RunAttempt | FinishAttempt, task: Task | None, last_record: Record | None) -> Task:
     """Check that the order is not stale, and return its task.
 
     Call it while holding the journal's lock, before the first step.
