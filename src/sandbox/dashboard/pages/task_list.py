@@ -47,7 +47,7 @@ _SEARCHED_WORDS_MAX = 10
 _LINE_LENGTH_MAX = 4 * _HINT_LENGTH_MAX
 """Length to which a line is cut before its words are counted: a prompt can be a single long line."""
 
-_FINAL_LINE_LENGTH_MAX = 300
+_HEADLINE_LENGTH_MAX = 300
 _BLOCK_MARKS = re.compile(r"^(?:#{1,6}|>|[-*+]|\d+\.)\s+")
 _STRONG = re.compile(r"\*\*([^*]+)\*\*")
 _PROMPT_LENGTH_MAX = 500
@@ -145,7 +145,7 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "reasons": health.reasons,
         "sharing": {task.id for task in sharing},
         "hints": await client_fairness.to_thread(distinguishing_hints, explained, prompts, query.search),
-        "final_line": final_line,
+        "final_message_headline": final_message_headline,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
     }
@@ -160,14 +160,14 @@ def _is_refresh_of(request: Request, *parts: str) -> bool:
     return request.headers.get("HX-Target", "").startswith(parts)
 
 
-def final_line(task: Task) -> str:
+def final_message_headline(task: Task) -> str:
     """Return the first line of the agent's final message that has words, without Markdown marks; empty if none has.
 
     Backticks are kept.
     """
     lines = (line.strip() for line in (task.reported_message or "").split("\n"))
     line = next((line for line in lines if any(character.isalnum() for character in line)), "")
-    return _STRONG.sub(r"\1", _BLOCK_MARKS.sub("", line[:_FINAL_LINE_LENGTH_MAX]))
+    return _STRONG.sub(r"\1", _BLOCK_MARKS.sub("", line[:_HEADLINE_LENGTH_MAX]))
 
 
 def _failure_notice(task: Task, *, is_operator: bool) -> FailureNotice | None:
