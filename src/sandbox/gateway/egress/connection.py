@@ -133,7 +133,7 @@ class EgressConnection:
         self._client.write_eof()
         self._is_half_closed = True
         self._reset_timeouts(host_stream)
-        if stream_filter.is_done:
+        if stream_filter.drops_rest:
             self._client.set_timeout(limits.LINGER_TIMEOUT_SECONDS)
         if self._client.is_closing:
             host_stream.abort()

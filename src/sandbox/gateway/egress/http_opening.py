@@ -78,7 +78,7 @@ class SingleRequestFilter:
         self._authority = authority
         self._upstream_side = http_messages.upstream_side()
         self._head = self._upstream_side.send(request) or b""
-        self.is_done = False
+        self.drops_rest = False
 
     def start(self) -> bytes | Denial:
         """Return the head and the body bytes that arrived with it."""
@@ -87,7 +87,7 @@ class SingleRequestFilter:
 
     def client_data_received(self, data: bytes) -> bytes | Denial:
         """Return the bytes that belong to the request body."""
-        if self.is_done:
+        if self.drops_rest:
             return b""
         try:
             self._client_side.receive_data(data)
@@ -101,13 +101,13 @@ class SingleRequestFilter:
     def _forward(self) -> bytes | Denial:
         output = bytearray()
         try:
-            while not self.is_done:
+            while not self.drops_rest:
                 event: Any = self._client_side.next_event()
                 if event in (h11.NEED_DATA, h11.PAUSED):
                     break
                 if isinstance(event, h11.EndOfMessage):
                     event = h11.EndOfMessage()  # without trailers
-                    self.is_done = True
+                    self.drops_rest = True
                 output += self._upstream_side.send(event) or b""
         except h11.ProtocolError:
             return Denial(self._authority.host, self._authority.port, _MALFORMED)

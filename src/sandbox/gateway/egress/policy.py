@@ -77,7 +77,7 @@ class StreamFilter(Protocol):
     """Inspects the data that the client sends to the host, for as long as the protocol requires."""
 
     @property
-    def is_done(self) -> bool:
+    def drops_rest(self) -> bool:
         """Whether the rest of the client's data is dropped."""
         ...
 
@@ -126,7 +126,7 @@ class Opening(Protocol):
         ...
 
 
-class InspectingFilter:
+class NestedOpeningFilter:
     """Requires the data inside a tunnel to pass `opening`. initial_data: data that has already arrived."""
 
     def __init__(self, opening: Opening, initial_data: bytes) -> None:
@@ -136,9 +136,9 @@ class InspectingFilter:
         self._has_host_data = False
 
     @property
-    def is_done(self) -> bool:
-        """Whether the opening has passed and its filter is done."""
-        return self._stream_filter is not None and self._stream_filter.is_done
+    def drops_rest(self) -> bool:
+        """Whether the opening has passed and its filter drops the rest of the data."""
+        return self._stream_filter is not None and self._stream_filter.drops_rest
 
     @property
     def is_passthrough(self) -> bool:

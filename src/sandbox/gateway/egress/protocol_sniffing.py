@@ -11,7 +11,7 @@ import re
 
 from sandbox.gateway.egress.client_hello import ClientHelloSearch
 from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, InspectingFilter, Opening, Tunnel, normalize_host
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedOpeningFilter, Opening, Tunnel, normalize_host
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.http_messages import parse_authority
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX, UNKNOWN_PROTOCOL_BYTES_MAX
@@ -134,7 +134,7 @@ class UnknownProtocolFilter:
     is_eof: no more bytes will follow.
     """
 
-    is_done = False
+    drops_rest = False
 
     def __init__(
         self, policy: EgressPolicy, name: str, port: int, initial_data: bytes, *, is_eof: bool = False
@@ -245,4 +245,4 @@ def open_transparent_tunnel(policy: EgressPolicy, name: str | None, address: str
     reason = policy.deny_reason(name, port)
     if reason is not None:
         return Denial(name, port, reason)
-    return Tunnel(name, port, InspectingFilter(SniffingOpening(policy, name, port), b""))
+    return Tunnel(name, port, NestedOpeningFilter(SniffingOpening(policy, name, port), b""))

@@ -11,7 +11,7 @@ from sandbox.gateway.egress.policy import (
     HTTPS_PORT,
     Denial,
     EgressPolicy,
-    InspectingFilter,
+    NestedOpeningFilter,
     Opening,
     Tunnel,
     denial_message,
@@ -55,7 +55,7 @@ class ProxyOpening:
         return Tunnel(
             target.host,
             target.port,
-            InspectingFilter(inner_opening, self._client_side.trailing_data[0]),
+            NestedOpeningFilter(inner_opening, self._client_side.trailing_data[0]),
             greeting=_ESTABLISHED,
             unreachable_response=lambda status, message: http_messages.plain_text_error(status, message).encode(
                 self._client_side

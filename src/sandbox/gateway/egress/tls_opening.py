@@ -73,7 +73,7 @@ class HelloRetryFilter:
     responded, may arrive between the two hellos.
     """
 
-    is_done = False
+    drops_rest = False
     is_searching = False
 
     def __init__(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from doubles.remote_host import client_hello
 from sandbox.gateway.egress.http_opening import HttpOpening
-from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, Denial, EgressPolicy, InspectingFilter, Tunnel
+from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, Denial, EgressPolicy, NestedOpeningFilter, Tunnel
 from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX
@@ -91,11 +91,11 @@ def test_tunnel_to_port_443_accepts_only_tls_for_its_host(payload):
 def test_tunnel_to_port_80_accepts_one_request_for_its_host():
     request = f"CONNECT {HOST}:80 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     stream_filter = expect_tunnel(proxy().client_data_received(request)).stream_filter
-    assert isinstance(stream_filter, InspectingFilter)
+    assert isinstance(stream_filter, NestedOpeningFilter)
     assert stream_filter.client_data_received(f"GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()).startswith(
         b"GET /a HTTP/1.1\r\n"
     )
-    assert stream_filter.is_done
+    assert stream_filter.drops_rest
     stream_filter = expect_tunnel(proxy().client_data_received(request)).stream_filter
     assert (
         expect_denial(stream_filter.client_data_received(b"GET /a HTTP/1.1\r\nHost: other.example\r\n\r\n")).host
@@ -112,7 +112,7 @@ def test_plain_proxy_request_is_forwarded_without_hop_by_hop_headers():
     expected = f"POST /a?b=c HTTP/1.1\r\n{end_to_end}Content-Length: 4\r\nConnection: close\r\n\r\nab"
     assert sent.lower() == expected.lower()
     assert tunnel.stream_filter.client_data_received(b"cd") == b"cd"
-    assert tunnel.stream_filter.is_done
+    assert tunnel.stream_filter.drops_rest
     assert (
         tunnel.stream_filter.client_data_received(f"GET http://{HOST}/second HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
         == b""
@@ -225,7 +225,7 @@ def test_plain_request_to_an_allowed_host_is_forwarded_once(host):
     assert sent.startswith(b"GET /a HTTP/1.1\r\n")
     assert sent.lower().endswith(b"connection: close\r\n\r\n")
     assert b"/b" not in sent
-    assert tunnel.stream_filter.is_done
+    assert tunnel.stream_filter.drops_rest
 
 
 def test_chunked_body_is_reframed():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sandbox.gateway.egress.policy import Denial, EgressPolicy, InspectingFilter, Tunnel, is_address
+from sandbox.gateway.egress.policy import Denial, EgressPolicy, NestedOpeningFilter, Tunnel, is_address
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.model.egress import EgressRules
 
@@ -13,7 +13,7 @@ class ScriptedOpening:
     def __init__(self, *outcomes: Tunnel | Denial | None) -> None:
         self.outcomes = list(outcomes)
         self.received: list[bytes] = []
-        self.is_done = False
+        self.drops_rest = False
         self.is_passthrough = False
         self.is_searching = False
 
@@ -28,23 +28,23 @@ class ScriptedOpening:
 def test_tunnel_forwards_data_once_the_opening_is_complete():
     stream_filter = ScriptedOpening()
     opening = ScriptedOpening(None, Tunnel("h", 22, stream_filter))
-    tunnel = InspectingFilter(opening, b"")
-    assert (tunnel.start(), tunnel.is_done) == (b"", False)
+    tunnel = NestedOpeningFilter(opening, b"")
+    assert (tunnel.start(), tunnel.drops_rest) == (b"", False)
     stream_filter.received.append(b"SSH-2.0")
     assert tunnel.client_data_received(b"SSH") == b""
-    assert tunnel.is_done is False
+    assert tunnel.drops_rest is False
     assert tunnel.client_data_received(b"-2.0") == b"SSH-2.0"
     assert opening.received == [b"SSH", b"-2.0"]
     assert tunnel.client_data_received(b"more") == b"MORE"
     assert opening.received == [b"SSH", b"-2.0"], "the opening is complete"
-    assert tunnel.is_done is False
-    stream_filter.is_done = True
-    assert tunnel.is_done is True
+    assert tunnel.drops_rest is False
+    stream_filter.drops_rest = True
+    assert tunnel.drops_rest is True
 
 
 def test_tunnel_is_passthrough_only_after_inspection_ends():
     stream_filter = ScriptedOpening()
-    tunnel = InspectingFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
+    tunnel = NestedOpeningFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.is_passthrough = True
     tunnel.client_data_received(b"SSH")
     assert tunnel.is_passthrough is False, "the opening is incomplete"
@@ -56,7 +56,7 @@ def test_tunnel_is_passthrough_only_after_inspection_ends():
 
 def test_tunnel_is_searching_only_after_the_opening():
     stream_filter = ScriptedOpening()
-    tunnel = InspectingFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
+    tunnel = NestedOpeningFilter(ScriptedOpening(None, Tunnel("h", 22, stream_filter)), b"")
     stream_filter.is_searching = True
     tunnel.client_data_received(b"SSH")
     assert tunnel.is_searching is False, "the opening is incomplete"
@@ -69,16 +69,16 @@ def test_tunnel_is_searching_only_after_the_opening():
 def test_data_after_the_connect_request_is_inspected_first():
     denial = Denial("h", 22, "no")
     opening = ScriptedOpening(denial)
-    assert InspectingFilter(opening, b"came").start() is denial
+    assert NestedOpeningFilter(opening, b"came").start() is denial
     assert opening.received == [b"came"]
 
 
 def test_denied_opening_remains_denied():
     denial = Denial("h", 22, "no")
-    tunnel = InspectingFilter(ScriptedOpening(denial, denial), b"")
+    tunnel = NestedOpeningFilter(ScriptedOpening(denial, denial), b"")
     assert tunnel.client_data_received(b"a") is denial
     assert tunnel.client_data_received(b"b") is denial
-    assert tunnel.is_done is False
+    assert tunnel.drops_rest is False
 
 
 def test_tls_tunnel_sends_no_plain_text_responses():
