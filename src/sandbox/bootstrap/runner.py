@@ -38,13 +38,13 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.lease import NetworkLease
 from sandbox.gateway.server import SocketGateways
-from sandbox.images.image_store import ImageLeases as HostImageLeases
+from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.disks import Disk, DiskReserve, RemovePaths
 from sandbox.interfaces.file_layout import TaskLayout, runner_socket
 from sandbox.interfaces.gateway import GatewayFactory
-from sandbox.interfaces.images import ImageLeases
+from sandbox.interfaces.images import ImageLocks
 from sandbox.interfaces.journal import JournalWriter
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, Order, Reply, RunAttempt
 from sandbox.interfaces.runtime import Confine, Runtime
@@ -91,7 +91,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     journals: FileJournals
     disk: Disk
     remove: RemovePaths
-    images: ImageLeases
+    images: ImageLocks
     runtime: Runtime
     workspaces: Workspaces
     disk_space: HostDiskSpace
@@ -306,7 +306,7 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
         journals=journals,
         disk=choose_disk(order, host),
         remove=remove_trees,
-        images=HostImageLeases(data_dir),
+        images=HostImageLocks(data_dir),
         runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
         disk_space=HostDiskSpace(measure, host.output_watermark, clock),

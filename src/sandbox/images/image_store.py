@@ -92,7 +92,7 @@ class ImageStore:
     def build_directory(self) -> Iterator[Path]:
         """Yield a private directory for building an image. It is removed at the end of the block.
 
-        First removes the remains of killed builds, and images that are neither current nor leased. Images are not
+        First removes the remains of killed builds, and images that are neither current nor locked. Images are not
         removed as soon as they are replaced, because a task may just have resolved its profile to one of them. Raises
         ProfileBusyError.
         """
@@ -166,7 +166,7 @@ class ImageStore:
             _sync_file_system(self._root)
             shutil.rmtree(self._root)
 
-    def lease(self, digest: str) -> int:
+    def lock_image(self, digest: str) -> int:
         """Return a descriptor that prevents the image's removal while it is open. Raises ImageUnusableError.
 
         Retries briefly, because an attempt to remove the image locks it for a moment.
@@ -271,16 +271,16 @@ def _sync_file_system(path: Path) -> None:
         raise OSError(f"The disk could not be flushed; check the machine's log, and try again: {error}") from error
 
 
-class ImageLeases:
-    """Implements `interfaces.images.ImageLeases`."""
+class ImageLocks:
+    """Implements `interfaces.images.ImageLocks`."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data_dir = data_dir
 
     def acquire(self, image: Image) -> None:
-        """Lease the image until the process ends. Implements `ImageLeases.acquire`."""
+        """Lock the image until the process ends. Implements `ImageLocks.acquire`."""
         try:
-            ImageStore(self._data_dir, image.profile).lease(image.digest)
+            ImageStore(self._data_dir, image.profile).lock_image(image.digest)
         except ImageUnusableError as error:
             raise AttemptError(FailureCode.PROVISION_FAILED, error.message) from error
 

@@ -63,7 +63,7 @@ class ProfileCatalog(Protocol):
         ...
 
 
-class ImageLeases(Protocol):
+class ImageLocks(Protocol):
     """Protects images from removal while they are in use."""
 
     def acquire(self, image: Image) -> None:

@@ -19,7 +19,7 @@ from sandbox.interfaces.file_layout import (
     SANDBOX_WORKSPACE,
     AttemptLayout,
 )
-from sandbox.interfaces.images import Image, ImageLeases
+from sandbox.interfaces.images import Image, ImageLocks
 from sandbox.interfaces.runtime import DEFAULT_GIT_AUTHOR, Command, Runtime, Sandbox, SandboxSpec
 from sandbox.model.events import ErrorReported, Event
 from sandbox.model.failure import Failure, FailureCode
@@ -77,7 +77,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
     image: Image | None
     runtime: Runtime
     disk: Disk
-    images: ImageLeases
+    images: ImageLocks
     clock: Clock
 
     async def run(self, terminals: TerminalServer, serve_clients: ServeClients) -> None:

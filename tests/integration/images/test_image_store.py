@@ -22,7 +22,7 @@ from sandbox.images.build import Component, build_image, import_image
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.images.definition import ImageDefinition
 from sandbox.images.errors import BuildFailedError, ImageRefusedError, ProfileBusyError, ProfileNotFoundError
-from sandbox.images.image_store import ImageLeases
+from sandbox.images.image_store import ImageLocks
 from sandbox.interfaces.images import IMAGE_DIRECTORIES, IMAGE_FILES, Image, ImageUnusableError
 from sandbox.model.failure import AttemptError
 
@@ -210,9 +210,9 @@ IMAGE_HOLDER_PROGRAM = """
 import sys
 from pathlib import Path
 from sandbox.interfaces.images import Image
-from sandbox.images.image_store import ImageLeases
+from sandbox.images.image_store import ImageLocks
 
-ImageLeases(Path(sys.argv[1])).acquire(Image("tools", sys.argv[2], ""))
+ImageLocks(Path(sys.argv[1])).acquire(Image("tools", sys.argv[2], ""))
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -253,7 +253,7 @@ def test_resolved_image_survives_the_next_build(catalog, fake_packages, tmp_path
     build(catalog, fake_packages(etc__one=b"1"))
     image = image_of(catalog)
     build(catalog, fake_packages(etc__one=b"2"))
-    ImageLeases(tmp_path / "data").acquire(image)
+    ImageLocks(tmp_path / "data").acquire(image)
 
 
 def test_image_in_use_is_not_removed(catalog, fake_packages, hold_image):
@@ -289,9 +289,9 @@ def test_acquire_retries_during_a_refused_removal(catalog, fake_packages, tmp_pa
     remover = os.open(catalog.image_store("tools").rootfs_path(image.digest).parent, os.O_RDONLY)
     fcntl.flock(remover, fcntl.LOCK_EX)
     with pytest.raises(AttemptError, match="is being removed"):
-        ImageLeases(tmp_path / "data").acquire(image)
+        ImageLocks(tmp_path / "data").acquire(image)
     monkeypatch.setattr(image_store.time, "sleep", lambda _: fcntl.flock(remover, fcntl.LOCK_UN))
-    ImageLeases(tmp_path / "data").acquire(image)
+    ImageLocks(tmp_path / "data").acquire(image)
     os.close(remover)
 
 
@@ -300,7 +300,7 @@ def test_removed_image_cannot_be_acquired(catalog, fake_packages, tmp_path):
     image = image_of(catalog)
     catalog.image_store("tools").remove_images()
     with pytest.raises(AttemptError, match="tools"):
-        ImageLeases(tmp_path / "data").acquire(image)
+        ImageLocks(tmp_path / "data").acquire(image)
     with pytest.raises(ImageUnusableError, match="tools"):
         image_of(catalog)
     with pytest.raises(ProfileNotFoundError):

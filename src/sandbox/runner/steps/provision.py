@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from sandbox.interfaces.agent import AgentDriver, AgentLaunchSpec
-from sandbox.interfaces.images import HOST_IMAGE, ImageLeases
+from sandbox.interfaces.images import HOST_IMAGE, ImageLocks
 from sandbox.interfaces.runtime import (
     HANDLE_VERSION,
     Confine,
@@ -98,7 +98,7 @@ class ProvisionStep(msgspec.Struct, frozen=True):
     attempt: AttemptContext
     driver: AgentDriver
     runtime: Runtime
-    images: ImageLeases
+    images: ImageLocks
 
     async def run(self) -> ProvisionedSandbox:
         """Store the handle, then create the sandbox. Raises AttemptError (provision_failed)."""
