@@ -34,7 +34,7 @@ from sandbox.store.listing import (
 def as_list_item(task: Task) -> Task:
     """Return a task as `TaskPage` contains it."""
     manifest = task.manifest.replace(agent=UNLISTED_AGENT, repository=without_patch(task.manifest.repository))
-    message = task.reported_message
+    message = task.final_message_or_result
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
 
 

@@ -69,7 +69,7 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "vm": _vm_body(task),
         "exit_code": task.exit_code,
         "error": error_fields(task, is_operator=is_operator),
-        "final_message": task.reported_message,
+        "final_message": task.final_message_or_result,
         "attempts": attempts_fields(task, is_operator=is_operator),
         "progress": progress_fields(task.progress),
         "repository": public_repository_url(repository.url),

@@ -79,7 +79,7 @@ class AgentStartTime(msgspec.Struct, frozen=True):
     boot_id: str
 
 
-def message_in_report(text: object) -> str | None:
+def message_in_result(text: object) -> str | None:
     """Return the agent's last message from the field `result` of the agent's own report; None if it has none."""
     return cut_final_message(text) if text and isinstance(text, str) else None
 
@@ -136,11 +136,11 @@ class Task(
     cancel_requested_at: datetime | None = None
 
     @property
-    def reported_message(self) -> str | None:
+    def final_message_or_result(self) -> str | None:
         """The agent's last message. Journals of earlier versions have it only in the agent's own report."""
         if self.final_message is not None:
             return self.final_message
-        return message_in_report((self.result or {}).get("result"))
+        return message_in_result((self.result or {}).get("result"))
 
     @property
     def created_at(self) -> datetime:

@@ -20,7 +20,7 @@ from sandbox.interfaces.store import Cursor, InvalidCursorError, TaskQuery, Task
 from sandbox.model.fixed_limits import LABELS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.manifest.field_formats import repository_location, repository_names
 from sandbox.model.manifest.schema import AgentSection, CommonFields, Manifest, Repository
-from sandbox.model.task import Task, message_in_report
+from sandbox.model.task import Task, message_in_result
 
 PagePosition = tuple[int | str | None, str]
 """The value of the sort field (times in microseconds since 1970, UTC; costs in nanodollars) and the task's id."""
@@ -223,7 +223,7 @@ def decode_list_item(encoded: bytes) -> Task:
     if manifest.repository.patch is not None:  # rows of earlier versions have it
         manifest = manifest.replace(repository=without_patch(manifest.repository))
     if message is None and row.result is not None:
-        message = message_in_report(row.result.result)
+        message = message_in_result(row.result.result)
     changes = {"manifest": manifest, "artifacts": (), "result": None, "final_message": message}
     return Task(**msgspec.structs.asdict(row) | changes)
 

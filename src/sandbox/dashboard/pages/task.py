@@ -115,7 +115,9 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
 def _has_work(task: Task) -> bool:
     """Return whether a follow-up can refer to anything: changes, a conversation, or those of an earlier task."""
     progress = task.progress
-    has_conversation = bool(progress.turns or progress.tool_calls or progress.output_tokens or task.reported_message)
+    has_conversation = bool(
+        progress.turns or progress.tool_calls or progress.output_tokens or task.final_message_or_result
+    )
     has_ended_regularly = task.state is TaskState.COMPLETED or (
         task.manifest.agent.is_interactive and task.started_at is not None
     )

@@ -165,7 +165,7 @@ def final_message_headline(task: Task) -> str:
 
     Backticks are kept.
     """
-    lines = (line.strip() for line in (task.reported_message or "").split("\n"))
+    lines = (line.strip() for line in (task.final_message_or_result or "").split("\n"))
     line = next((line for line in lines if any(character.isalnum() for character in line)), "")
     return _STRONG.sub(r"\1", _BLOCK_MARKS.sub("", line[:_HEADLINE_LENGTH_MAX]))
 
