@@ -21,7 +21,7 @@ from sandbox.model.events import Artifact
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import AgentSection, Manifest, Metadata, Repository
 from sandbox.model.state_machine import advance
-from sandbox.model.task import PROJECTION_VERSION
+from sandbox.model.task import INDEXED_TASK_VERSION
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
@@ -485,7 +485,7 @@ def test_migration_moves_artifacts_out_of_tasks(path, damage):
     changed_at = to_microseconds(task.state_changed_at)
     insert = f"INSERT INTO tasks VALUES (?, 'n', 'pending', 1, NULL, {changed_at}, 7, ?, NULL, ?)"
     for task_id, content in (("old", encode_json(task)), ("damaged", damage)):
-        connection.execute(insert, (task_id, content, PROJECTION_VERSION))
+        connection.execute(insert, (task_id, content, INDEXED_TASK_VERSION))
     connection.commit()
     connection.close()
 

@@ -169,7 +169,7 @@ class Store(Protocol):
         ...
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """Return the tasks indexed with a different PROJECTION_VERSION, and those whose row is damaged."""
+        """Return the tasks indexed with a different INDEXED_TASK_VERSION, and those whose row is damaged."""
         ...
 
     def load(self, task_id: str) -> IndexedTask | None:

@@ -22,7 +22,7 @@ from sandbox.model.fixed_limits import FINAL_MESSAGE_CHARACTERS_MAX
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.task_state import TaskState
 
-PROJECTION_VERSION = 6
+INDEXED_TASK_VERSION = 6
 """Incremented with every change that makes an old journal yield a different `Task`, so older rows are indexed again."""
 
 

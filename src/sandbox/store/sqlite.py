@@ -27,7 +27,7 @@ from sandbox.interfaces.store import (
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import Artifact
 from sandbox.model.manifest.schema import decode_manifest, encode_manifest
-from sandbox.model.task import PROJECTION_VERSION, Task
+from sandbox.model.task import INDEXED_TASK_VERSION, Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.connections import SQLITE_ERRORS, Connections, is_disk_full
 from sandbox.store.listing import (
@@ -119,13 +119,13 @@ class SqliteStore:
             connection.execute(self._sql["delete_task"], {"id": task_id})
 
     def outdated_task_ids(self) -> Sequence[str]:
-        """Return the tasks indexed with a different PROJECTION_VERSION, and those whose row is damaged."""
+        """Return the tasks indexed with a different INDEXED_TASK_VERSION, and those whose row is damaged."""
         with self._connections.read_transaction() as connection:
             rows = connection.execute(self._sql["all_tasks"])
             return [
                 row[0]
                 for fold, changed_at, *row in rows
-                if isinstance(row[0], str) and (fold != PROJECTION_VERSION or not _is_readable(row, changed_at))
+                if isinstance(row[0], str) and (fold != INDEXED_TASK_VERSION or not _is_readable(row, changed_at))
             ]
 
     def load(self, task_id: str) -> IndexedTask | None:
@@ -308,7 +308,7 @@ def _row(indexed: IndexedTask) -> dict[str, object]:
         "idempotency_key": task.idempotency.key if task.idempotency else None,
         "journal_offset": indexed.offset,
         "task": _encoder.encode(without_large_fields(task)),
-        "fold": PROJECTION_VERSION,
+        "fold": INDEXED_TASK_VERSION,
         "artifacts": msgspec.json.encode(task.artifacts),
     }
 
