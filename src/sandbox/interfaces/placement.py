@@ -411,7 +411,7 @@ class HostAllocator(Protocol):
         """The largest hosts. A task that fits in one of them waits in the engine's queue, not in the server's."""
         ...
 
-    async def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+    async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
         """Return a host for the task's next attempt. Waits for a second at most; call it again until it succeeds.
 
         An attempt that takes over a disk gets the host of the last attempt.
@@ -432,7 +432,7 @@ class HostAllocator(Protocol):
         """Return `runner_lost` or `host_lost` if the attempt cannot communicate any more and its files are gone."""
         ...
 
-    async def release(self, task_id: str) -> None:
+    async def release_host(self, task_id: str) -> None:
         """Give the task's host back once nothing is preserved on it, because the task has ended. Idempotent.
 
         Raises OSError.

@@ -90,7 +90,7 @@ class JournalTailer:
             except Exception as error:
                 tracked.report_error(error)
                 await asyncio.sleep(RETRY_PAUSE_SECONDS)
-        await self._recovery.release(tracked)
+        await self._recovery.release_host(tracked)
         # The id of a pruned task may be reused before the tailer of the first task ends.
         if self._tracked_tasks.get(tracked.task.id) is tracked:
             del self._tracked_tasks[tracked.task.id], self._asyncio_tasks[tracked.task.id]

@@ -87,14 +87,17 @@ class Placements:
         self._find(location)
         return location.placement
 
-    async def reserve(self, task: Task) -> ReservedHost:
-        """Return a host for the task's next attempt; see `HostAllocator.reserve`. Raises HostPendingError, OSError."""
+    async def reserve_host(self, task: Task) -> ReservedHost:
+        """Return a host for the task's next attempt; see `HostAllocator.reserve_host`.
+
+        Raises HostPendingError, OSError.
+        """
         name = self._name_of_next(task)
         allocator, host = self._by_name[name].allocator, self._hosts[name]
         if allocator is None:
             return ReservedHost(new_attempt_id(), host.identity, host.result.runtime, host.find_image)
         last_attempt_id = None if task.attempt is None else task.attempt.id
-        return await allocator.reserve(task.id, last_attempt_id, Resources.requested_by(task.manifest.vm))
+        return await allocator.reserve_host(task.id, last_attempt_id, Resources.requested_by(task.manifest.vm))
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Return the image of a profile on the host of an attempt, None for the host's own /usr. Blocks.
@@ -111,11 +114,11 @@ class Placements:
         placement = self._by_name.get(location.placement)
         return None if placement is None or placement.allocator is None else placement.allocator.loss(location)
 
-    async def release(self, task_id: str) -> None:
-        """Give the hosts of a task back that has ended; see `HostAllocator.release`. Raises OSError."""
+    async def release_host(self, task_id: str) -> None:
+        """Give the hosts of a task back that has ended; see `HostAllocator.release_host`. Raises OSError."""
         for placement in self._by_name.values():
             if placement.allocator is not None:
-                await placement.allocator.release(task_id)
+                await placement.allocator.release_host(task_id)
 
     def host_of(self, location: AttemptLocation) -> ProbedHost:
         """Return the host of an attempt. Raises HostUnreachableError."""

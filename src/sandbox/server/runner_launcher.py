@@ -56,7 +56,7 @@ class RunnerLauncher:
         owner = tracked.owner
         if not isinstance(owner, ServerOwned):
             return
-        reserved = await self._placements.reserve(tracked.task)
+        reserved = await self._placements.reserve_host(tracked.task)
         # Resolve before taking the lock: a cancel request must not wait for an external Vault.
         resolved = await self._secrets.resolve_for_launch(tracked.task)
         async with tracked.write_lock:

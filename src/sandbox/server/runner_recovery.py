@@ -67,10 +67,10 @@ class RunnerRecovery:
         """Check the runner of a task whose journal is held but has had no new record for a while."""
         await self._watchdog.check(tracked)
 
-    async def release(self, tracked: TrackedTask) -> None:
+    async def release_host(self, tracked: TrackedTask) -> None:
         """Give the host of a task that has ended back. An error is logged: the next server repeats it."""
         try:
-            await self._placements.release(tracked.task.id)
+            await self._placements.release_host(tracked.task.id)
         except OSError as error:
             _log.warning("The host of task %s was not given back: %s", tracked.task.id, error)
 
@@ -119,7 +119,9 @@ class RunnerRecovery:
                 tracked.status_message = f"Waiting: {reason}"
                 return
             try:
-                reserved = None if self._has_lost_disk(tracked.task) else await self._placements.reserve(tracked.task)
+                reserved = (
+                    None if self._has_lost_disk(tracked.task) else await self._placements.reserve_host(tracked.task)
+                )
             except HostPendingError as error:
                 tracked.status_message = f"Waiting for a host: {error.message}"
                 return

@@ -31,7 +31,7 @@ class FakeAllocator:
         self.is_ready, self.loss_code = True, None
         self.reserved, self.released = [], []
 
-    async def reserve(self, task_id, last_attempt_id, resources):
+    async def reserve_host(self, task_id, last_attempt_id, resources):
         await asyncio.sleep(0.01)
         if not self.is_ready:
             raise HostPendingError("All hosts are busy.")
@@ -41,7 +41,7 @@ class FakeAllocator:
     def loss(self, location):
         return self.loss_code if location.host == HOST.name else None
 
-    async def release(self, task_id):
+    async def release_host(self, task_id):
         self.released.append(task_id)
 
 

@@ -107,7 +107,7 @@ async def test_allocator_of_a_placement_reserves_hosts_and_finds_images():
         def find_image(self, location, profile):
             calls.append((location.host, profile))
 
-        async def release(self, task_id):
+        async def release_host(self, task_id):
             calls.append(task_id)
 
         def loss(self, location):
@@ -119,7 +119,7 @@ async def test_allocator_of_a_placement_reserves_hosts_and_finds_images():
     placements = Placements({"": local, "far": far}, {"": host, "far": host}, "far")
     assert placements.find_image(location("here"), "p") == "image of p"
     assert placements.find_image(location("far:one"), "p") is None
-    await placements.release("task-1")
+    await placements.release_host("task-1")
     assert calls == [("far:one", "p"), "task-1"]
     assert [placements.loss(location(name)) for name in ("here", "far:one", "gone:one")] == [None, "host_lost", None]
     with pytest.raises(HostUnreachableError):

@@ -138,8 +138,11 @@ class ClusterAllocator:
         self.largest_hosts = largest_hosts
         self._workers = workers
 
-    async def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
-        """Return the host of the task's worker; submit a job if there is none. Implements `HostAllocator.reserve`."""
+    async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
+        """Return the host of the task's worker; submit a job if there is none.
+
+        Implements `HostAllocator.reserve_host`.
+        """
         return await self._workers.thread.run(self._reserve(task_id, last_attempt_id, resources))
 
     async def _reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
@@ -167,8 +170,8 @@ class ClusterAllocator:
             return None
         return FailureCode.RUNNER_LOST if job.stored.has_ended else FailureCode.HOST_LOST
 
-    async def release(self, task_id: str) -> None:
-        """Implements `HostAllocator.release`."""
+    async def release_host(self, task_id: str) -> None:
+        """Implements `HostAllocator.release_host`."""
         await self._workers.thread.run(self._release(task_id))
 
     async def _release(self, task_id: str) -> None:
@@ -213,7 +216,7 @@ class ClusterPlacement:
             for task_id in sorted(waiting):
                 try:
                     if await asyncio.to_thread(self._is_over, task_id):
-                        await self.allocator.release(task_id)
+                        await self.allocator.release_host(task_id)
                     waiting.discard(task_id)
                 except (OSError, SandboxError) as error:
                     _log.warning("The worker of task %s is not released yet: %s", task_id, error_reason(error))

@@ -94,7 +94,7 @@ async def placement(server, tasks):
 async def reserve(server, placement, task_id="task-1"):
     """Reserve a host and record an attempt; return the job, which has been submitted."""
     with contextlib.suppress(HostPendingError):
-        await placement.allocator.reserve(task_id, None, SMALL)
+        await placement.allocator.reserve_host(task_id, None, SMALL)
     job = placement.allocator._workers.jobs.of_task(task_id)
     server.record_attempt(job)
     await until(lambda: server.tokens(job))
@@ -135,7 +135,7 @@ async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_one
 async def test_reservation_waits_for_a_worker_for_a_second_at_most(placement):
     started_at = asyncio.get_running_loop().time()
     with pytest.raises(HostPendingError):
-        await placement.allocator.reserve("task-1", None, SMALL)
+        await placement.allocator.reserve_host("task-1", None, SMALL)
     assert asyncio.get_running_loop().time() - started_at < 5
     job = placement.allocator._workers.jobs.of_task("task-1")
     assert placement.find_runner(LOCATION).liveness() is Liveness.FREE
@@ -143,7 +143,7 @@ async def test_reservation_waits_for_a_worker_for_a_second_at_most(placement):
     order = FinishAttempt("task-1", job.stored.attempt_id)
     with pytest.raises(RunnerNotStartedError):
         await placement.launch(order, UnusedWriter())
-    await placement.allocator.release("task-1")
+    await placement.allocator.release_host("task-1")
     assert placement.allocator._workers.jobs.of_task("task-1") is None
 
 
