@@ -59,7 +59,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     ended_at: datetime | None = None
     follow_up: FollowUp | None = None
 
-    def transfers_disk(self, kind: FollowUp) -> bool:
+    def hands_over_disk(self, kind: FollowUp) -> bool:
         """Return whether the attempt that follows continues with this one's disk."""
         return kind is FollowUp.RESUME or (kind is FollowUp.AGAIN and self.resumes)
 
@@ -235,5 +235,5 @@ class Task(
         if attempt is None or self.manifest.lifecycle.failure_action != "preserve":
             return False
         if attempt.follow_up is not None:
-            return attempt.transfers_disk(attempt.follow_up)
+            return attempt.hands_over_disk(attempt.follow_up)
         return attempt.vm_name is not None or attempt.resumes

@@ -125,7 +125,7 @@ class AttemptEnding:
             if follow_up is FollowUp.RESUME:
                 await self._require_resumable(self._agent)
             present = attempt.task.attempt
-            keeps_disk = present is not None and present.transfers_disk(follow_up)
+            keeps_disk = present is not None and present.hands_over_disk(follow_up)
             await self._teardown.run_for_follow_up(read_handle(attempt.layout.handle), keeps_disk=keeps_disk)
         except Exception as error:
             _log.error("No other attempt can follow", exc_info=error)

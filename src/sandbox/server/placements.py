@@ -30,10 +30,10 @@ from sandbox.model.task import Attempt, Task
 from sandbox.server.probed_host import ProbedHost
 
 
-def resumes_disk(task: Task) -> bool:
+def takes_over_disk(task: Task) -> bool:
     """Return whether the task's next attempt takes over the disk of its last one."""
     previous = task.attempt
-    return previous is not None and previous.follow_up is not None and previous.transfers_disk(previous.follow_up)
+    return previous is not None and previous.follow_up is not None and previous.hands_over_disk(previous.follow_up)
 
 
 def locate(task: Task, attempt: Attempt) -> AttemptLocation:
@@ -81,7 +81,7 @@ class Placements:
         return self._hosts[self._name_of_next(task)]
 
     def _name_of_next(self, task: Task) -> str:
-        if task.attempt is None or not resumes_disk(task):
+        if task.attempt is None or not takes_over_disk(task):
             return self._selected
         location = locate(task, task.attempt)
         self._find(location)

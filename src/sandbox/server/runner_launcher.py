@@ -21,7 +21,7 @@ from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
-from sandbox.server.placements import Placements, resumes_disk
+from sandbox.server.placements import Placements, takes_over_disk
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
 
@@ -163,7 +163,7 @@ class RunnerLauncher:
 
 
 def _next_attempt(task: Task, reserved: ReservedHost) -> AttemptStarted:
-    number, resumes = task.attempt_count + 1, resumes_disk(task)
+    number, resumes = task.attempt_count + 1, takes_over_disk(task)
     return reserved.identity.attempt_started_event(
         reserved.attempt_id, reserved.runtime, number=number, resumes=resumes
     )

@@ -89,7 +89,7 @@ async def test_state_of_a_host_without_a_placement_is_unknown(placements, host):
 )
 def test_next_attempt_runs_on_the_host_that_has_its_disk(placements, follow_up, takes_disk, name):
     attempt = SimpleNamespace(
-        id=ORDER.attempt_id, host="here", follow_up=follow_up, transfers_disk=lambda _: takes_disk
+        id=ORDER.attempt_id, host="here", follow_up=follow_up, hands_over_disk=lambda _: takes_disk
     )
     assert placements.host_for_next_attempt(SimpleNamespace(id="task-1", attempt=attempt)) == name
 
