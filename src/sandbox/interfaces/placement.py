@@ -428,7 +428,7 @@ class HostAllocator(Protocol):
         """
         ...
 
-    def loss(self, location: AttemptLocation) -> FailureCode | None:
+    def loss_code(self, location: AttemptLocation) -> FailureCode | None:
         """Return `runner_lost` or `host_lost` if the attempt cannot communicate any more and its files are gone."""
         ...
 

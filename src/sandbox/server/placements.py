@@ -109,10 +109,10 @@ class Placements:
             return self.host_of(location).find_image(profile)
         return allocator.find_image(location, profile)
 
-    def loss(self, location: AttemptLocation) -> FailureCode | None:
-        """Return how the host of an attempt was lost; None if it was not. See `HostAllocator.loss`."""
+    def loss_code(self, location: AttemptLocation) -> FailureCode | None:
+        """Return how the host of an attempt was lost; None if it was not. See `HostAllocator.loss_code`."""
         placement = self._by_name.get(location.placement)
-        return None if placement is None or placement.allocator is None else placement.allocator.loss(location)
+        return None if placement is None or placement.allocator is None else placement.allocator.loss_code(location)
 
     async def release_host(self, task_id: str) -> None:
         """Give the hosts of a task back that has ended; see `HostAllocator.release_host`. Raises OSError."""

@@ -28,7 +28,7 @@ class FakeAllocator:
     """Implements `HostAllocator`."""
 
     def __init__(self):
-        self.is_ready, self.loss_code = True, None
+        self.is_ready, self.failure_code = True, None
         self.reserved, self.released = [], []
 
     async def reserve_host(self, task_id, last_attempt_id, resources):
@@ -38,8 +38,8 @@ class FakeAllocator:
         self.reserved.append((task_id, last_attempt_id, resources))
         return ReservedHost(new_attempt_id(), HOST, "gvisor", lambda _: IMAGE)
 
-    def loss(self, location):
-        return self.loss_code if location.host == HOST.name else None
+    def loss_code(self, location):
+        return self.failure_code if location.host == HOST.name else None
 
     async def release_host(self, task_id):
         self.released.append(task_id)
@@ -113,10 +113,10 @@ async def test_attempt_of_a_lost_host_is_retried_without_a_finisher(components, 
         await service.submit(manifest(lifecycle={"retries": 1, "resume": True}))
         await components.wait_for_launch("task-1")
         components.runners.record("task-1", *TO_RUNNING)
-        allocator.loss_code = code
+        allocator.failure_code = code
         components.runners.kill("task-1")
         await until(lambda: FollowUpSkipped(FollowUp.RESUME, "The disk of the attempt was lost.") in events(components))
-        allocator.loss_code = None
+        allocator.failure_code = None
         await components.wait_for_launch("task-1", 2)
         components.runners.record("task-1", *TO_RUNNING, *TO_END)
         task = await service.wait("task-1", 10)
@@ -136,7 +136,7 @@ async def test_task_of_a_lost_host_fails_without_retries(components, allocator, 
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
         components.runners.record("task-1", *TO_RUNNING, *([AgentExited(0, {})] if agent_has_exited else []))
-        allocator.loss_code = FailureCode.HOST_LOST
+        allocator.failure_code = FailureCode.HOST_LOST
         components.runners.kill("task-1")
         task = await service.wait("task-1", 10)
         await until(lambda: "task-1" in allocator.released)
@@ -163,7 +163,7 @@ async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components
         components.runners.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptEnded())
         components.runners.kill("task-1")
         await until_message(service, "Waiting for a host: All hosts are busy.")
-        allocator.loss_code = FailureCode.HOST_LOST
+        allocator.failure_code = FailureCode.HOST_LOST
         task = await service.wait("task-1", 10)
     assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
     assert len(components.runners.orders) == 1
@@ -174,7 +174,7 @@ async def test_follow_up_waits_for_its_host(components, allocator):
         await service.submit(manifest(lifecycle={"retries": 1}))
         await components.wait_for_launch("task-1")
         components.runners.record("task-1", *TO_RUNNING)
-        allocator.is_ready, allocator.loss_code = False, FailureCode.RUNNER_LOST
+        allocator.is_ready, allocator.failure_code = False, FailureCode.RUNNER_LOST
         components.runners.kill("task-1")
         await until_message(service, "Waiting for a host: All hosts are busy.")
         await service.cancel("task-1", reason="", force=False)

@@ -161,8 +161,8 @@ class ClusterAllocator:
         image: Image | None = self._workers.request_blocking(location, FindImage(profile), Image | None)
         return image
 
-    def loss(self, location: AttemptLocation) -> FailureCode | None:
-        """Return how the attempt's worker was lost, if it was given up. Implements `HostAllocator.loss`."""
+    def loss_code(self, location: AttemptLocation) -> FailureCode | None:
+        """Return how the attempt's worker was lost, if it was given up. Implements `HostAllocator.loss_code`."""
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
             return FailureCode.HOST_LOST if self._workers.jobs.has_waited_a_lease else None

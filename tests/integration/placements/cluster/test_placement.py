@@ -154,10 +154,10 @@ class UnusedWriter:
 
 async def test_attempt_of_an_unknown_job_is_lost_only_after_a_lease(placement, monkeypatch):
     assert placement.find_runner(LOCATION).liveness() is Liveness.UNKNOWN
-    assert placement.allocator.loss(LOCATION) is None
+    assert placement.allocator.loss_code(LOCATION) is None
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
     assert placement.find_runner(LOCATION).liveness() is Liveness.FREE
-    assert placement.allocator.loss(LOCATION) is FailureCode.HOST_LOST
+    assert placement.allocator.loss_code(LOCATION) is FailureCode.HOST_LOST
 
 
 async def test_attempt_of_an_unknown_job_has_no_files(placement):
