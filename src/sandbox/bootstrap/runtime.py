@@ -132,13 +132,13 @@ def image_components() -> Mapping[str, Component]:
     }
 
 
-def make_profile_check(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
+def make_profile_lister(profiles: ProfileCatalog, find_tier: Callable[[], str]) -> Callable[[], Mapping[str, str]]:
     """Return a function that maps each profile to the reason why it is unusable (empty if it is usable).
 
     Manifests are checked against its result.
     """
 
-    def get_profiles() -> Mapping[str, str]:
+    def list_profiles() -> Mapping[str, str]:
         tier = find_tier()
         return {
             name: ""
@@ -147,4 +147,4 @@ def make_profile_check(profiles: ProfileCatalog, find_tier: Callable[[], str]) -
             for name, minimum in profiles.list_profiles().items()
         }
 
-    return get_profiles
+    return list_profiles

@@ -37,7 +37,7 @@ from sandbox.bootstrap.local_host import (
 from sandbox.bootstrap.log import configure_logging
 from sandbox.bootstrap.placements import ChosenPlacements, choose_placements, create_placements
 from sandbox.bootstrap.private_directory import make_data_dir
-from sandbox.bootstrap.runtime import make_profile_check
+from sandbox.bootstrap.runtime import make_profile_lister
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.bootstrap.task_server import TaskServer
 from sandbox.dashboard.routing import add_dashboard
@@ -99,7 +99,7 @@ async def _serve(placement_context: PlacementContext, chosen: ChosenPlacements, 
             _log.warning("Stopped during the first probe of the runtimes.")
             return
         host = placements.selected_host
-        profiles = make_profile_check(host.images, lambda: host.result.tier)
+        profiles = make_profile_lister(host.images, lambda: host.result.tier)
         api_settings = _api_settings(
             settings, [*sockets, *stream_sockets], needs_token=needs_token, agents=agents, profiles=profiles
         )
