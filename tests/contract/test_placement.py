@@ -545,7 +545,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
         await disk.open_terminal(SHELL)
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.FREE
-        await disk.start_session(DebugSession(preserved.task_id, preserved.attempt_id))
+        await disk.start_debug_session(DebugSession(preserved.task_id, preserved.attempt_id))
     assert await disk_liveness(server, preserved) is Liveness.HELD
     terminal = await open_shell(server, preserved)
     await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))

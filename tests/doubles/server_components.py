@@ -100,7 +100,7 @@ class FakePlacement:
         layout = TaskLayout(self.data_dir, location.task_id).attempt(location.attempt_id)
         return FakePreservedDisk(self, layout)
 
-    async def start_session(self, order):
+    async def start_debug_session(self, order):
         raise OSError("no debug session")
 
     async def is_responsive(self, attempt_id):
@@ -169,8 +169,8 @@ class FakePreservedDisk(LocalPreservedDisk):
         async with super().try_lock() as liveness:
             yield liveness
 
-    async def start_session(self, order):
-        await self.runners.start_session(order)
+    async def start_debug_session(self, order):
+        await self.runners.start_debug_session(order)
 
     async def open_terminal(self, order):
         return await self.runners.open_terminal(self.attempt_id, order)

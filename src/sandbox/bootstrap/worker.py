@@ -32,8 +32,8 @@ from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import RunnerSocket
 from sandbox.worker.session import Lease
-from sandbox.worker.task_host import OtherTasks, TaskHost
 from sandbox.worker.worker import ServerAddress, Worker
+from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
 TOKEN_VARIABLE = "SANDBOX_JOIN_TOKEN"
 """The environment variable with the join token (hex) of a worker."""
@@ -113,15 +113,15 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         claim = Claim(attempt_id, token, os.urandom(32), host_name(os.environ), boot_id, probed.runtime)
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
 
-        def create_host(task_id: str) -> TaskHost:
+        def create_worker_task(task_id: str) -> WorkerTask:
             layout = TaskLayout(data_dir, task_id)
-            return TaskHost(layout, placement, probed.tier, journals, replicas, sockets, remove_trees)
+            return WorkerTask(layout, placement, probed.tier, journals, replicas, sockets, remove_trees)
 
         locks = make_private_directory(data_dir / "workers")
         others = OtherTasks(
             data_dir, placement.files, journals, lambda task_id: lock_task(locks / task_id, waits=False), remove_trees
         )
-        worker = Worker(address, claim, lease, create_host, others, lambda task_id: lock_task(locks / task_id))
+        worker = Worker(address, claim, lease, create_worker_task, others, lambda task_id: lock_task(locks / task_id))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.terminate)
@@ -129,7 +129,7 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
 
 
 class RunnerSocketDirectory:
-    """Implements `worker.task_host.RunnerSockets`."""
+    """Implements `worker.worker_task.RunnerSockets`."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir

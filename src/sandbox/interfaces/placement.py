@@ -225,7 +225,7 @@ class PreservedDisk(Protocol):
         """
         ...
 
-    async def start_session(self, order: DebugSession) -> None:
+    async def start_debug_session(self, order: DebugSession) -> None:
         """Start a runner that takes over the lock. Call it in a `try_lock` block that yielded FREE. Raises OSError."""
         ...
 

@@ -192,7 +192,7 @@ class UnreachableDisk:
         """Yield UNKNOWN."""
         yield Liveness.UNKNOWN
 
-    async def start_session(self, order: DebugSession) -> None:
+    async def start_debug_session(self, order: DebugSession) -> None:
         """Raise HostUnreachableError."""
         raise HostUnreachableError(self._host)
 

@@ -254,7 +254,7 @@ class DebugSessions:
                 if liveness is Liveness.FREE and has_launched:
                     break
                 if liveness is Liveness.FREE:
-                    await self._start_session(task, disk)
+                    await self._start_debug_session(task, disk)
                     has_launched = True
             await asyncio.sleep(_SHELL_POLL_SECONDS)
         if is_unknown:
@@ -262,7 +262,7 @@ class DebugSessions:
         problem = f"The preserved sandbox of task {task.id} could not be started"
         raise UnavailableError(f"{problem}; see the runner's log on the server's host.")
 
-    async def _start_session(self, task: Task, disk: PreservedDisk) -> None:
+    async def _start_debug_session(self, task: Task, disk: PreservedDisk) -> None:
         """Start the session's runner. Raises UnavailableError if a retry may help, otherwise TerminalRefusedError."""
         location = await self._preserved_sandboxes.locate(task)
         host = self._placements.host_of(location)
@@ -275,7 +275,7 @@ class DebugSessions:
                 reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
             image = await asyncio.to_thread(self._placements.find_image, location, task.manifest.vm.profile)
-            await disk.start_session(DebugSession(task.id, location.attempt_id, image, secrets))
+            await disk.start_debug_session(DebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:

@@ -47,7 +47,7 @@ from sandbox.interfaces.worker_messages import (
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
 from sandbox.primitives.message_stream import encode_message, read_message
-from sandbox.worker.task_host import LocalError, OtherTasks, TaskHost
+from sandbox.worker.worker_task import HostFilesError, OtherTasks, WorkerTask
 
 decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
 _log = logging.getLogger(__name__)
@@ -101,9 +101,9 @@ class Session:
     """One connection. `run` returns once the task has ended and nothing of it is left on this host."""
 
     def __init__(
-        self, host: TaskHost, others: OtherTasks, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial
+        self, task: WorkerTask, others: OtherTasks, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial
     ) -> None:
-        self._host = host
+        self._worker_task = task
         self._others = others
         self._lease = lease
         self._reader, self._writer = streams
@@ -122,12 +122,12 @@ class Session:
     @property
     def has_copied_all(self) -> bool:
         """Whether the server has every record of a journal that no runner writes."""
-        return self._host.liveness() is Liveness.FREE and self._end() <= self._copied_end
+        return self._worker_task.liveness() is Liveness.FREE and self._end() <= self._copied_end
 
     async def run(self) -> None:
         """Serve the connection.
 
-        Raises OSError if it breaks, InvalidMessageError, FencedError; LocalError if this host's own files fail.
+        Raises OSError if it breaks, InvalidMessageError, FencedError; HostFilesError if this host's own files fail.
         """
         jobs = [asyncio.create_task(job) for job in (self._read(), self._report(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
@@ -141,20 +141,20 @@ class Session:
             for each in (ending, *jobs, *self._tasks):
                 each.cancel()
             await asyncio.gather(ending, *jobs, *self._tasks, return_exceptions=True)
-            await self._host.unlock_disks()
+            await self._worker_task.unlock_disks()
 
     async def _wait_for_end(self) -> None:
         """Wait until the task is over and nothing is kept; then remove its files, and send `WorkDone`."""
         while True:
             with self._local_files():
-                if self._host.is_released and self.has_copied_all and await self._host.is_done():
+                if self._worker_task.is_released and self.has_copied_all and await self._worker_task.is_done():
                     break
             await asyncio.sleep(_POLL_SECONDS)
-        for layout in self._host.layout.attempts():
+        for layout in self._worker_task.layout.attempts():
             if (data := await asyncio.to_thread(_read_end, layout.runner_log)) is not None:
                 await self._send(RunnerLog(layout.root.name, data))
         try:
-            await self._host.clean_up()
+            await self._worker_task.clean_up()
         except (OSError, SandboxError, TimeoutError) as error:
             _log.warning("Not all files are removed; the next worker on this host does it: %s", error_reason(error))
         self._is_done = True
@@ -176,7 +176,7 @@ class Session:
                 case OpenStream():
                     self._start(self._join(message))
                 case ReleaseTask():
-                    self._host.mark_released()
+                    self._worker_task.mark_released()
                 case Fenced():
                     raise FencedError(message.reason)
                 case None if self._is_done:
@@ -208,12 +208,12 @@ class Session:
     async def _report(self) -> None:
         """Send a heartbeat after each change and at least every two seconds.
 
-        Raises TimeoutError without answers, LocalError.
+        Raises TimeoutError without answers, HostFilesError.
         """
         number, reported, reported_at = 0, None, 0.0
         while True:
-            if self._host.failures.are_permanent:
-                raise LocalError("launches of runners fail")
+            if self._worker_task.failures.are_permanent:
+                raise HostFilesError("launches of runners fail")
             with self._local_files():
                 state, now = await asyncio.to_thread(self._state), time.monotonic()
             if state != reported or now - reported_at >= REPORT_SECONDS_MAX:
@@ -234,9 +234,9 @@ class Session:
 
     def _state(self) -> _HostState:
         """Read the state of the host. A launch that ends meanwhile counts as one that has not ended."""
-        launches, is_launching = self._host.launches, self._host.is_launching
-        liveness, end = self._host.liveness(), max(self._end(), self._copied_end)
-        is_launching = is_launching or self._host.is_launching or self._host.launches != launches
+        launches, is_launching = self._worker_task.launches, self._worker_task.is_launching
+        liveness, end = self._worker_task.liveness(), max(self._end(), self._copied_end)
+        is_launching = is_launching or self._worker_task.is_launching or self._worker_task.launches != launches
         return _HostState(liveness, end, launches, is_launching)
 
     def _renew(self) -> None:
@@ -248,13 +248,13 @@ class Session:
 
     async def _renew_lease(self, deadline: float) -> None:
         with contextlib.suppress(SandboxError):  # no runner is listening; the next one gets the deadline at its start
-            await self._host.renew_lease(deadline)
+            await self._worker_task.renew_lease(deadline)
 
     # Replication.
 
     def _size(self) -> int:
         try:
-            return self._host.journals.size_bytes(self._host.task_id)
+            return self._worker_task.journals.size_bytes(self._worker_task.task_id)
         except FileNotFoundError:
             return 0
 
@@ -262,19 +262,19 @@ class Session:
         """Return the offset after the last record, or any smaller one if the server has all records."""
         if self._size() <= self._copied_end:
             return 0
-        return self._host.replicas.end_offset(self._host.task_id)
+        return self._worker_task.replicas.end_offset(self._worker_task.task_id)
 
     @contextlib.contextmanager
     def _local_files(self) -> Iterator[None]:
-        """Convert the errors of this host's own files to LocalError, and record them."""
+        """Convert the errors of this host's own files to HostFilesError, and record them."""
         try:
             yield
         except (OSError, JournalDamagedError) as error:
-            self._host.failures.record(error)
-            raise LocalError(error_reason(error)) from error
+            self._worker_task.failures.record(error)
+            raise HostFilesError(error_reason(error)) from error
 
     async def _replicate(self) -> None:
-        """Send new records, each artifact before the record that names it. Raises OSError, LocalError."""
+        """Send new records, each artifact before the record that names it. Raises OSError, HostFilesError."""
         while True:
             with self._local_files():
                 has_records = self._size() > self._copied_end
@@ -283,13 +283,13 @@ class Session:
 
     async def _send_records(self) -> bool:
         """Send the next records. Returns whether the server has stored some."""
-        host, task_id, offset = self._host, self._host.task_id, self._copied_end
+        task, task_id, offset = self._worker_task, self._worker_task.task_id, self._copied_end
         with self._local_files():
             batch = await self._read_batch(offset)
             if batch is None or not batch.records:
                 return False
-            data = await asyncio.to_thread(host.replicas.read, task_id, offset, batch.next_offset - offset)
-            await asyncio.to_thread(_flush, host.layout)
+            data = await asyncio.to_thread(task.replicas.read, task_id, offset, batch.next_offset - offset)
+            await asyncio.to_thread(_flush, task.layout)
         for record in batch.records:
             if isinstance(record.event, ArtifactCollected) and not await self._upload(record.event.artifact):
                 await asyncio.sleep(_RETRY_SECONDS)
@@ -302,9 +302,9 @@ class Session:
         if not received.is_accepted:
             await asyncio.sleep(_RETRY_SECONDS)
             return False
-        self._host.failures.clear()
+        self._worker_task.failures.clear()
         if isinstance(batch.records[-1].event, TaskFinished):
-            self._host.mark_released()
+            self._worker_task.mark_released()
         return True
 
     async def _read_batch(self, offset: int) -> RecordBatch | None:
@@ -312,7 +312,7 @@ class Session:
 
         The server sends those before the next launch. Raises JournalDamagedError if this takes too long, OSError.
         """
-        journals, task_id = self._host.journals, self._host.task_id
+        journals, task_id = self._worker_task.journals, self._worker_task.task_id
         try:
             batch = await asyncio.to_thread(journals.read, task_id, offset, bytes_max=RECORDS_BYTES)
         except FileNotFoundError:
@@ -329,9 +329,9 @@ class Session:
         return batch
 
     async def _upload(self, artifact: Artifact) -> bool:
-        """Send an artifact. Returns whether the server has stored it. Raises OSError, LocalError."""
+        """Send an artifact. Returns whether the server has stored it. Raises OSError, HostFilesError."""
         with self._local_files():
-            content = (self._host.layout.artifacts / artifact.name).open("rb")
+            content = (self._worker_task.layout.artifacts / artifact.name).open("rb")
         with content:
             reader, writer = await self._dial(Upload(self._claimed.session_key, artifact))
             try:
@@ -356,7 +356,7 @@ class Session:
     async def _remove_leftovers(self) -> None:
         """Remove what killed workers left of tasks that the server reports as ended. Errors are only logged."""
         try:
-            task_ids = await asyncio.to_thread(self._others.find, self._host.task_id)
+            task_ids = await asyncio.to_thread(self._others.find, self._worker_task.task_id)
             for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):
                 asked = tuple(task_ids[start : start + LEFTOVER_TASKS_MAX])
                 self._ended = asyncio.get_running_loop().create_future()
@@ -371,7 +371,7 @@ class Session:
 
     async def _answer(self, call: ServerCall) -> None:
         try:
-            value = await self._host.carry_out(call.request)
+            value = await self._worker_task.carry_out(call.request)
             if isinstance(call.request, ReceiveRecords):
                 self._copied_end = max(self._copied_end, value)
             result = CallResult(call.call_id, msgspec.json.encode(value))
@@ -383,7 +383,7 @@ class Session:
     async def _join(self, message: OpenStream) -> None:
         """Connect the server with the control socket of an attempt, until either side closes."""
         try:
-            runner = await self._host.connect(message.attempt_id)
+            runner = await self._worker_task.connect(message.attempt_id)
         except OSError:
             await self._send(StreamRefused(message.stream_id))
             return

@@ -15,7 +15,7 @@ from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, C
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
 from sandbox.worker.session import FencedError, Lease, Session, Streams, boot_time, decoder
-from sandbox.worker.task_host import HostFailures, LocalError, OtherTasks, TaskHost
+from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTasks, WorkerTask
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +50,21 @@ class Worker:
         address: ServerAddress,
         claim: Claim,
         lease: Lease,
-        create_host: Callable[[str], TaskHost],
+        create_worker_task: Callable[[str], WorkerTask],
         others: OtherTasks,
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
     ) -> None:
-        """create_host: returns a task on this host. lock_task: locks it; raises OSError if another worker has it."""
+        """create_worker_task: returns a task on this host.
+
+        lock_task: locks it; raises OSError if another worker has it.
+        """
         self._address = address
         self._claim = claim
-        self._create_host = create_host
+        self._create_worker_task = create_worker_task
         self._others = others
         self._lease = lease
         self._lock_task = lock_task
-        self._host: TaskHost | None = None
+        self._worker_task: WorkerTask | None = None
         self._failures = HostFailures()
         self._locked_task_id: str | None = None
         self._session: Session | None = None
@@ -104,13 +107,13 @@ class Worker:
             except FencedError as error:
                 _log.error("The server does not accept this worker: %s", error)
                 return EXIT_FENCED
-            except LocalError as error:
+            except HostFilesError as error:
                 _log.error("The task cannot run on this host: %s", error)
                 if self._failures.are_permanent:
                     return EXIT_HOST_FAILED
             except (OSError, InvalidMessageError) as error:
                 _log.warning("No contact with the server: %s", error_reason(error))
-            limit = FIRST_CONTACT_SECONDS if self._host is None else CONTACT_SECONDS
+            limit = FIRST_CONTACT_SECONDS if self._worker_task is None else CONTACT_SECONDS
             if time.monotonic() - contact_at > limit:
                 return EXIT_NO_CONTACT
             # At random, because all workers lose their server at the same time.
@@ -119,7 +122,7 @@ class Worker:
 
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[Session]:
-        """Claim the attempt. Raises OSError, InvalidMessageError, FencedError, LocalError."""
+        """Claim the attempt. Raises OSError, InvalidMessageError, FencedError, HostFilesError."""
         sent_at = boot_time()
         reader, writer = await self._dial(self._claim)
         try:
@@ -130,36 +133,39 @@ class Worker:
                     raise FencedError(answer.reason)
                 case Claimed():
                     self._lease.extend(sent_at, answer.lease_seconds)
-                    host = await self._take_task(answer.task_id)
-                    yield Session(host, self._others, self._lease, (reader, writer), answer, self._dial)
+                    task = await self._take_task(answer.task_id)
+                    yield Session(task, self._others, self._lease, (reader, writer), answer, self._dial)
                 case _:
                     raise ConnectionError("the server did not answer the claim")
         finally:
             writer.close()
 
-    async def _take_task(self, task_id: str) -> TaskHost:
-        """Lock the task on this host, and remove what an earlier worker left of it. Raises LocalError, FencedError."""
+    async def _take_task(self, task_id: str) -> WorkerTask:
+        """Lock the task on this host, and remove what an earlier worker left of it.
+
+        Raises HostFilesError, FencedError.
+        """
         if self._locked_task_id not in {None, task_id}:
             raise FencedError("The attempt belongs to another task.")
-        if self._host is None:
+        if self._worker_task is None:
             try:
-                self._host = await self._prepare(task_id)
+                self._worker_task = await self._prepare(task_id)
             except (OSError, SandboxError) as error:
                 self._failures.record(error)
-                raise LocalError(error_reason(error)) from error
-            self._failures = self._host.failures
-        return self._host
+                raise HostFilesError(error_reason(error)) from error
+            self._failures = self._worker_task.failures
+        return self._worker_task
 
-    async def _prepare(self, task_id: str) -> TaskHost:
+    async def _prepare(self, task_id: str) -> WorkerTask:
         """Raises OSError, SandboxError. A repeated call keeps the lock."""
         if self._locked_task_id is None:
             await asyncio.to_thread(self._locks.enter_context, self._lock_task(task_id))
             self._locked_task_id = task_id
-        host = self._create_host(task_id)
+        task = self._create_worker_task(task_id)
         async with asyncio.timeout(_STOP_SECONDS):
-            await host.wait_until_free()  # the kernel is killing the runner of the earlier worker
-        await host.clean_up()
-        return host
+            await task.wait_until_free()  # the kernel is killing the runner of the earlier worker
+        await task.clean_up()
+        return task
 
     async def _dial(self, first: FirstMessage) -> Streams:
         """Connect, check the server's certificate, and send the first message. Raises OSError."""
@@ -181,9 +187,9 @@ class Worker:
         return reader, writer
 
     async def _kill(self) -> None:
-        if self._host is not None:
+        if self._worker_task is not None:
             with contextlib.suppress(OSError):
-                await self._host.kill()
+                await self._worker_task.kill()
 
     async def _send_rest(self, working: "asyncio.Task[int]") -> None:
         """Send the last records of the killed runner, within the engine's grace period."""
@@ -198,12 +204,12 @@ class Worker:
 
     async def _clean_up(self) -> None:
         """Remove the task from this host. What fails now is left to the next worker on this host."""
-        host = self._host
-        if host is None:
+        task = self._worker_task
+        if task is None:
             return
         try:
             async with asyncio.timeout(_STOP_SECONDS):
-                await host.wait_until_free()
-                await host.clean_up()
+                await task.wait_until_free()
+                await task.clean_up()
         except (OSError, SandboxError, TimeoutError) as error:
             _log.warning("The task's files are not removed yet: %s", error_reason(error))

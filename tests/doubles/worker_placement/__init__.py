@@ -285,8 +285,8 @@ class WorkerPreservedDisk(RunnerClient):
             self._stream = None
             writer.close()
 
-    async def start_session(self, order):
-        await self._send("start_session", order)
+    async def start_debug_session(self, order):
+        await self._send("start_debug_session", order)
 
     async def remove(self):
         await self._send("remove")

@@ -163,13 +163,15 @@ class Worker:
             async def lock():
                 return liveness.name
 
-            async def start_session(order: DebugSession):
-                await disk.start_session(order)
+            async def start_debug_session(order: DebugSession):
+                await disk.start_debug_session(order)
 
             await respond(writer, lock)
             while line := await reader.readline():
                 method, arguments = json.loads(line)
-                await respond(writer, start_session if method == "start_session" else disk.remove, arguments)
+                await respond(
+                    writer, start_debug_session if method == "start_debug_session" else disk.remove, arguments
+                )
 
 
 async def copy(reader, writer):

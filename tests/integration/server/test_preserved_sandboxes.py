@@ -83,7 +83,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.tracked_task.FINISHER_BACKOFF_SECONDS", 0.0)
     sessions = []
 
-    async def start_session(order):
+    async def start_debug_session(order):
         sessions.append(order.attempt_id)
 
     async def open_terminal(attempt_id, _):
@@ -101,7 +101,7 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             files = [components.runners.files]
             await LeftoverRemover(components.journals, components.store, service.preserved_sandboxes, files).sweep()
             assert preserved.workspace.exists()
-            monkeypatch.setattr(components.runners, "start_session", start_session)
+            monkeypatch.setattr(components.runners, "start_debug_session", start_debug_session)
             monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
             assert await service.open_terminal("task-1", OpenTerminal(24, 80)) == preserved.root.name
             assert sessions == [preserved.root.name]
@@ -231,12 +231,12 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_START_TIMEOUT_SECONDS", 0.2)
     sessions = []
 
-    async def start_session(order):
+    async def start_debug_session(order):
         sessions.append(order)
 
     async with components.server() as service:
         await fail(components, service, "task-1")
-        components.runners.disk_liveness, components.runners.start_session = Liveness.UNKNOWN, start_session
+        components.runners.disk_liveness, components.runners.start_debug_session = Liveness.UNKNOWN, start_debug_session
         with pytest.raises(UnavailableError, match="the host of the preserved sandbox does not respond"):
             await service.open_terminal("task-1", OpenTerminal(24, 80))
     assert sessions == []

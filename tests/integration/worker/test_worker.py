@@ -33,10 +33,10 @@ from sandbox.model.events import (
 )
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.worker import session as session_module
-from sandbox.worker import task_host
+from sandbox.worker import worker_task
 from sandbox.worker.session import Lease, boot_time
-from sandbox.worker.task_host import OtherTasks, TaskHost
 from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_HOST_FAILED, EXIT_TERMINATED, ServerAddress, Worker
+from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
 LEASE_SECONDS = 30.0
 PREPARED = WorkspacePrepared("c" * 40)
@@ -131,7 +131,7 @@ class RunningWorker:
         self.lease = Lease()
         address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
         others = OtherTasks(host.data_dir, host, host.journals, self.lock_other, remove_trees)
-        self.worker = Worker(address, server.claim(job), self.lease, self.create_host, others, self.lock_task)
+        self.worker = Worker(address, server.claim(job), self.lease, self.create_worker_task, others, self.lock_task)
         self.running = asyncio.create_task(self.worker.run())
 
     @contextlib.contextmanager
@@ -147,10 +147,10 @@ class RunningWorker:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         yield
 
-    def create_host(self, task_id):
+    def create_worker_task(self, task_id):
         host, replicas = self.host, FileTaskReplicas(self.host.data_dir)
         layout = TaskLayout(host.data_dir, task_id)
-        return TaskHost(layout, host, "namespaces", host.journals, replicas, host, remove_trees)
+        return WorkerTask(layout, host, "namespaces", host.journals, replicas, host, remove_trees)
 
     async def session(self):
         return await until(lambda: self.job.session, "the claim")
@@ -425,14 +425,14 @@ async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continue
 
 
 async def test_worker_on_a_host_that_cannot_be_prepared_ends(start, monkeypatch):
-    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(scan_errors=10**9)
     assert await worker.exit_code() == EXIT_HOST_FAILED
 
 
 async def test_worker_that_cannot_launch_ends(start, monkeypatch):
     """The engine confirms the end, so another attempt can follow on another host."""
-    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.EROFS, "Read-only file system"))
     await worker.session()
     launching = asyncio.create_task(worker.fail_to_launch())
@@ -442,7 +442,7 @@ async def test_worker_that_cannot_launch_ends(start, monkeypatch):
 
 
 async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
-    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start(launch_error=OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):
         await worker.launch()
@@ -455,7 +455,7 @@ async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
 
 async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start, monkeypatch):
     """It does not connect again and again."""
-    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, ArtifactCollected(Artifact("a", "a", 1, "text/plain", "sha256:" + "0" * 64)))
@@ -464,7 +464,7 @@ async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start,
 
 
 async def test_worker_whose_journal_is_damaged_ends(start, monkeypatch):
-    monkeypatch.setattr(task_host, "FAILURE_SECONDS", 0.5)
+    monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     monkeypatch.setattr(session_module, "_UNREADABLE_SECONDS", 0.2)
     worker = await start()
     await worker.launch()

@@ -74,7 +74,7 @@ async def test_state_of_a_host_without_a_placement_is_unknown(placements, host):
     ):
         with pytest.raises(RunnerUnreachableError, match="does not respond"):
             await action
-    for action in (disk.remove(), disk.start_session(DebugSession("task-1", ORDER.attempt_id))):
+    for action in (disk.remove(), disk.start_debug_session(DebugSession("task-1", ORDER.attempt_id))):
         with pytest.raises(HostUnreachableError, match=host):
             await action
     for find in (placements.files, placements.host_of):

@@ -247,8 +247,8 @@ class WorkerPreservedDisk:
             pass
         self._workers.post(self._location, request)
 
-    async def start_session(self, order: DebugSession) -> None:
-        """Implements `PreservedDisk.start_session`."""
+    async def start_debug_session(self, order: DebugSession) -> None:
+        """Implements `PreservedDisk.start_debug_session`."""
         await self._request(StartSession(self._lock_id, order), None, LAUNCH_SECONDS)
 
     async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:

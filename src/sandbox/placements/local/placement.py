@@ -289,8 +289,8 @@ class LocalPreservedDisk(RunnerSocket):
             finally:
                 os.close(lock_fd)
 
-    async def start_session(self, order: DebugSession) -> None:
-        """Start a runner that inherits the lock. Implements `PreservedDisk.start_session`."""
+    async def start_debug_session(self, order: DebugSession) -> None:
+        """Start a runner that inherits the lock. Implements `PreservedDisk.start_debug_session`."""
         assert self._lock_fd is not None
         await self._start_runner(order, self._lock_fd)
 

@@ -398,7 +398,7 @@ async def test_debug_session_holds_the_lock_of_its_disk(run_dir):
     disk, other = preserved_disk(run_dir), preserved_disk(run_dir)
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.FREE
-        await disk.start_session(DebugSession("task-1", "a" * 12))
+        await disk.start_debug_session(DebugSession("task-1", "a" * 12))
     report = await wait_for_report(run_dir)
     assert json.loads(report["order"])["order"]["type"] == "debug_session"
 

@@ -41,7 +41,7 @@ from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
 
-FAILURE_SECONDS = 120.0
+PERMANENT_AFTER_SECONDS = 120.0
 """How long this host's own files may fail before the worker gives up."""
 
 _UNRELATED_SECONDS = 600.0
@@ -63,7 +63,7 @@ class RunnerSockets(Protocol):
         ...
 
 
-class LocalError(Exception):
+class HostFilesError(Exception):
     """This host's own files fail: its disk is full or damaged, or the task's files there are."""
 
 
@@ -77,7 +77,7 @@ class HostFailures:
     @property
     def are_permanent(self) -> bool:
         """Whether the errors have been repeated for so long that another host should run the task."""
-        return self._first_at is not None and self._last_at - self._first_at >= FAILURE_SECONDS
+        return self._first_at is not None and self._last_at - self._first_at >= PERMANENT_AFTER_SECONDS
 
     def record(self, error: Exception) -> None:
         """Record an error."""
@@ -146,7 +146,7 @@ class OtherTasks:
                 await _remove_tasks(unused, self._files, self._remove)
 
 
-class TaskHost:
+class WorkerTask:
     """The worker's task on this host.
 
     launches: the number of launches that have begun.
@@ -304,7 +304,7 @@ class TaskHost:
             case LockDisk():
                 return await self._lock(request)
             case StartSession():
-                await self._locked_disk(request.lock_id).start_session(request.order)
+                await self._locked_disk(request.lock_id).start_debug_session(request.order)
             case RemoveDisk():
                 await self._locked_disk(request.lock_id).remove()
             case UnlockDisk():
