@@ -203,7 +203,7 @@ async def wait_for_turn(size_bytes: int) -> None:
         await share.wait_for_turn(size_bytes)
 
 
-def current_memory() -> MemoryShare:
+def current_memory_share() -> MemoryShare:
     """Return the `MemoryShare` of the current share; without a share, an unlimited one."""
     share = _SHARE.get()
     return share.memory if share is not None else MemoryShare(sys.maxsize)

@@ -88,7 +88,7 @@ class _Subscriber:
     def __init__(self) -> None:
         self._queue: deque[WireEvent] = deque()
         self._queued_bytes = 0
-        self._memory = client_fairness.current_memory()
+        self._memory = client_fairness.current_memory_share()
         self._gaps: dict[str, GapEvent] = {}
         self._arrived = asyncio.Event()
 
@@ -290,17 +290,17 @@ class EventStream:
             await asyncio.sleep(0)
             bytes_max = min(FOLLOW_BATCH_BYTES, end - offset)
             await client_fairness.wait_for_turn(bytes_max)
-            async with client_fairness.current_memory().reservation(_DECODED_FACTOR * bytes_max):
+            async with client_fairness.current_memory_share().reservation(_DECODED_FACTOR * bytes_max):
                 batch = self._journals.read(task_id, offset, bytes_max=bytes_max)
                 if not batch.records:
                     return
                 longer_bytes = max(0, batch.next_offset - offset - bytes_max)
                 offset = batch.next_offset
-                with client_fairness.current_memory().forced_reservation(_DECODED_FACTOR * longer_bytes):
+                with client_fairness.current_memory_share().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
                             # A conversation converted from output is a second copy of the texts.
-                            with client_fairness.current_memory().forced_reservation(converted_size_bytes(event)):
+                            with client_fairness.current_memory_share().forced_reservation(converted_size_bytes(event)):
                                 yield event
                                 del event
                 del batch, record

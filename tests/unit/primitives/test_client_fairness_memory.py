@@ -113,6 +113,6 @@ async def test_shares_have_separate_memory_and_work_without_a_share_is_unlimited
     assert await first_share.memory.try_reserve(10**12)
     assert await second_share.memory.try_reserve(1)
     assert not await first_share.memory.try_reserve(1)
-    assert await client_fairness.current_memory().try_reserve(10**12)
+    assert await client_fairness.current_memory_share().try_reserve(10**12)
     client_fairness.set_current_share(second_share)
-    assert client_fairness.current_memory() is second_share.memory
+    assert client_fairness.current_memory_share() is second_share.memory

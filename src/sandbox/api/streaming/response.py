@@ -69,7 +69,7 @@ class Prefetcher:
 
     async def __aenter__(self) -> Self:
         """Start reading. On return, the source has run to its first suspension, so its subscription is active."""
-        self._memory = client_fairness.current_memory()
+        self._memory = client_fairness.current_memory_share()
         self.stop_after(self._read())
         await asyncio.sleep(0)
         return self

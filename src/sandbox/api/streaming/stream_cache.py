@@ -281,7 +281,7 @@ class StreamCache:
                         await close_iterator(events)
                     continue
                 for batch in batches:
-                    async with client_fairness.current_memory().reservation(batch.size_bytes):
+                    async with client_fairness.current_memory_share().reservation(batch.size_bytes):
                         yield batch.encode(encoder, position)
                     position = batch.last_seq
                     if batch.is_end:
