@@ -37,9 +37,9 @@ class FileTaskReplicas:
         self._data_dir = data_dir
         self._verified: dict[str, _Verified] = {}
         """The unfinished tasks of untrusted hosts, by id."""
-        self._parts: set[Path] = set()
+        self._partials: set[Path] = set()
         """The incomplete artifacts that this process is writing."""
-        self._part_numbers = itertools.count(1)
+        self._partial_numbers = itertools.count(1)
 
     def end_offset(self, task_id: str) -> int:
         """Return the offset after the last record; see `TaskReplicas.end_offset`."""
@@ -112,15 +112,17 @@ class FileTaskReplicas:
         if artifact.name in {"", ".", ".."} or "/" in artifact.name:
             raise OSError(errno.EINVAL, "An artifact's name is not a file name", artifact.name)
         directory.mkdir(mode=0o700, exist_ok=True)
-        for leftover in directory.parent.glob(_part_name("*")):
-            if leftover not in self._parts:
+        for leftover in directory.parent.glob(_partial_name("*")):
+            if leftover not in self._partials:
                 leftover.unlink(missing_ok=True)
-        part = directory.parent / _part_name(str(next(self._part_numbers)))
-        self._parts.add(part)
+        partial = directory.parent / _partial_name(str(next(self._partial_numbers)))
+        self._partials.add(partial)
         try:
-            return FileArtifactCopy(artifact, part, directory / artifact.name, lambda: self._parts.discard(part))
+            return FileArtifactCopy(
+                artifact, partial, directory / artifact.name, lambda: self._partials.discard(partial)
+            )
         except BaseException:
-            self._parts.discard(part)
+            self._partials.discard(partial)
             raise
 
     def artifact_sizes(self, task_id: str) -> Mapping[str, int]:
@@ -152,15 +154,15 @@ class FileTaskReplicas:
 class FileArtifactCopy:
     """Implements `interfaces.journal.ArtifactCopy`. A `close` in another thread waits for the call that is running."""
 
-    def __init__(self, artifact: Artifact, part: Path, target: Path, on_close: Callable[[], None]) -> None:
+    def __init__(self, artifact: Artifact, partial: Path, target: Path, on_close: Callable[[], None]) -> None:
         self._artifact = artifact
-        self._part = part
+        self._partial = partial
         self._target = target
         self._on_close = on_close
         self._lock = threading.Lock()
         self._digest, self._size_bytes = hashlib.sha256(), 0
         self._is_published = False
-        self._file = create_private_file(part)
+        self._file = create_private_file(partial)
 
     def write(self, data: bytes) -> None:
         """Implements `ArtifactCopy.write`."""
@@ -182,7 +184,7 @@ class FileArtifactCopy:
 
     def publish(self) -> None:
         """Implements `ArtifactCopy.publish`."""
-        self._part.rename(self._target)
+        self._partial.rename(self._target)
         self._is_published = True
 
     def close(self) -> None:
@@ -196,7 +198,7 @@ class FileArtifactCopy:
                 if self._is_published:
                     fsync_path(self._target.parent)
                 else:
-                    self._part.unlink(missing_ok=True)
+                    self._partial.unlink(missing_ok=True)
             finally:
                 self._on_close()
 
@@ -205,7 +207,7 @@ class FileArtifactCopy:
             raise OSError(errno.EBADF, "The artifact is closed", self._artifact.name)
 
 
-def _part_name(number: str) -> str:
+def _partial_name(number: str) -> str:
     return f"artifact-{number}.part"
 
 

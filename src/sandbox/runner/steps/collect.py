@@ -67,28 +67,30 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
         """Return whether the chunks contain a secret value or were not all scanned in time."""
         return self.redactor is not None and self.redactor.contains(chunks)
 
-    def part(self, name: str) -> Path:
+    def partial_path(self, name: str) -> Path:
         """Return the path for an artifact that is being written."""
         return self.attempt.layout.root / name
 
-    async def store_chunks(self, name: str, content_type: str, chunks: Iterable[bytes], part_suffix: str = "") -> None:
+    async def store_chunks(
+        self, name: str, content_type: str, chunks: Iterable[bytes], partial_suffix: str = ""
+    ) -> None:
         """Write the chunks to a file and store it."""
-        part = self.part(f"{name}{part_suffix}")
+        partial = self.partial_path(f"{name}{partial_suffix}")
         abandoned = threading.Event()
         try:
-            await asyncio.to_thread(_write_chunks, part, chunks, abandoned)
+            await asyncio.to_thread(_write_chunks, partial, chunks, abandoned)
         finally:
             abandoned.set()
         # Journal content was already redacted when it was written, and a session was scanned.
-        await self.store_file(name, content_type, part, contains_secret=False)
+        await self.store_file(name, content_type, partial, contains_secret=False)
 
     async def store_file(
-        self, name: str, content_type: str, part: Path, *, contains_secret: bool, diff: DiffStatistics | None = None
+        self, name: str, content_type: str, partial: Path, *, contains_secret: bool, diff: DiffStatistics | None = None
     ) -> None:
         """Compute the checksum, flush and rename the file, then record it."""
         abandoned = threading.Event()
         try:
-            checksum, size_bytes = await asyncio.to_thread(_finalize_file, part, self.directory / name, abandoned)
+            checksum, size_bytes = await asyncio.to_thread(_finalize_file, partial, self.directory / name, abandoned)
         finally:
             abandoned.set()
         artifact = Artifact(
@@ -208,7 +210,7 @@ class CollectStep(msgspec.Struct, frozen=True):
     async def store_metadata(self) -> None:
         """Store the metadata, which is always available, after a collection that did not finish. Raises OSError."""
         self.attempt.task_layout.artifacts.mkdir(mode=0o700, exist_ok=True)
-        # An abandoned thread may still write the part file with the usual name.
+        # An abandoned thread may still write the partial file with the usual name.
         await self._store_metadata(".last")
 
     def _make_deadline_redactor(self) -> DeadlineRedactor | None:
@@ -236,8 +238,8 @@ class CollectStep(msgspec.Struct, frozen=True):
         name = f"{task.id}.patch"
         patch = await self._write_patch(artifacts, name, base_commit, _PATCH_SHARE)
         has_secret = patch.contains_secret or artifacts.is_unredactable
-        part = artifacts.part(name)
-        await artifacts.store_file(name, "text/x-diff", part, contains_secret=has_secret, diff=patch.diff)
+        partial = artifacts.partial_path(name)
+        await artifacts.store_file(name, "text/x-diff", partial, contains_secret=has_secret, diff=patch.diff)
         if patch.incomplete_reason is None:
             await self._collect_chain_patch(artifacts)
         else:
@@ -251,34 +253,38 @@ class CollectStep(msgspec.Struct, frozen=True):
         name = self._chain_patch_name
         patch = await self._write_patch(artifacts, name, parent.first_commit, _CHANGED_FILES_SHARE)
         has_secret = patch.contains_secret or artifacts.is_unredactable
-        await artifacts.store_file(name, "text/x-diff", artifacts.part(name), contains_secret=has_secret)
+        await artifacts.store_file(name, "text/x-diff", artifacts.partial_path(name), contains_secret=has_secret)
         if patch.incomplete_reason is not None:
             message = f"{name} is incomplete: {patch.incomplete_reason}. Apply the patches of the chain one by one."
             self.attempt.recorder.record_once(ErrorReported("chain_patch_truncated", message))
 
     async def _write_patch(self, artifacts: ArtifactRecorder, name: str, base_commit: str, share: float) -> PatchResult:
         """Write the changes since a commit within a share of the timeout."""
-        root, part, seconds = self.attempt.layout.root, artifacts.part(name), self._seconds(share)
+        root, partial, seconds = self.attempt.layout.root, artifacts.partial_path(name), self._seconds(share)
         try:
             async with asyncio.timeout(seconds):
-                return await self.workspaces.patch(root, base_commit, part, self.confine, artifacts.find_secret)
+                return await self.workspaces.patch(root, base_commit, partial, self.confine, artifacts.find_secret)
         except TimeoutError:
             reason = f"creating it took longer than {seconds:.1f} s"
-            part.write_text(f"# truncated: {reason}\n")
+            partial.write_text(f"# truncated: {reason}\n")
             return PatchResult(incomplete_reason=reason)
 
     async def _collect_changed_files(self, artifacts: ArtifactRecorder, base_commit: str, reason: str) -> None:
         """Store the files that the patch lacks. The task does not fail if some of these files cannot be stored."""
         name = self._tar_name
-        root, part, seconds = self.attempt.layout.root, artifacts.part(name), self._seconds(_CHANGED_FILES_SHARE)
+        root, partial, seconds = (
+            self.attempt.layout.root,
+            artifacts.partial_path(name),
+            self._seconds(_CHANGED_FILES_SHARE),
+        )
         try:
             async with asyncio.timeout(seconds):
-                missing = await self.workspaces.changed_files(root, base_commit, part, self.confine)
+                missing = await self.workspaces.changed_files(root, base_commit, partial, self.confine)
         except TimeoutError:
             problem = f"The patch is incomplete: {reason}. Storing the changed files took longer than "
             limit = f"{seconds:.1f} s; raise lifecycle.collect_timeout."
             raise AttemptError(FailureCode.COLLECT_FAILED, problem + limit) from None
-        await artifacts.store_file(name, "application/x-tar", part, contains_secret=artifacts.is_unredactable)
+        await artifacts.store_file(name, "application/x-tar", partial, contains_secret=artifacts.is_unredactable)
         exceptions = f" except some: {missing}" if missing else ""
         message = f"The patch is incomplete: {reason}. The new and changed files are in {name}{exceptions}."
         self.attempt.recorder.record_once(ErrorReported("patch_truncated", message))
@@ -376,10 +382,10 @@ class CollectStep(msgspec.Struct, frozen=True):
         size_bytes = sum(map(len, self._read_agent_output()))
         return size_bytes <= _SMALL_TRANSCRIPT_BYTES or self.disk_space.has_space_for(size_bytes)
 
-    async def _store_metadata(self, part_suffix: str = "") -> None:
+    async def _store_metadata(self, partial_suffix: str = "") -> None:
         """Store the metadata, which is short enough to scan without a deadline."""
         artifacts = ArtifactRecorder(self.attempt, self.attempt.redaction)
-        await artifacts.store_chunks(METADATA_NAME, "application/json", self._encode_metadata(), part_suffix)
+        await artifacts.store_chunks(METADATA_NAME, "application/json", self._encode_metadata(), partial_suffix)
 
     def _encode_metadata(self) -> Iterator[bytes]:
         task = self.attempt.task
@@ -411,25 +417,25 @@ def _redacted_names(names: Collection[str]) -> Iterator[str]:
     return (name for number in itertools.count(1) if (name := f"redacted-{number}") not in names)
 
 
-def _write_chunks(part: Path, chunks: Iterable[bytes], abandoned: threading.Event) -> None:
+def _write_chunks(partial: Path, chunks: Iterable[bytes], abandoned: threading.Event) -> None:
     """Write the file; remove it if it cannot be written completely, or if the caller is no longer waiting."""
-    with remove_on_failure(part), part.open("wb") as file:
+    with remove_on_failure(partial), partial.open("wb") as file:
         for chunk in chunks:
             if abandoned.is_set():
                 raise TimeoutError("The file is no longer needed")
             file.write(chunk)
 
 
-def _finalize_file(part: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
+def _finalize_file(partial: Path, target: Path, abandoned: threading.Event) -> tuple[str, int]:
     """Rename the file unless the caller is no longer waiting; return its SHA-256 in hex and its size."""
-    with remove_on_failure(part):
-        with part.open("rb") as file:
+    with remove_on_failure(partial):
+        with partial.open("rb") as file:
             checksum = hashlib.file_digest(file, "sha256").hexdigest()
             size_bytes = os.fstat(file.fileno()).st_size
-        fsync_path(part)
+        fsync_path(partial)
         if abandoned.is_set():
             raise TimeoutError("The file is no longer needed")
-        replace_durably(part, target)
+        replace_durably(partial, target)
     return checksum, size_bytes
 
 
