@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from sandbox.cli.checkout.patch import chain_size
+from sandbox.cli.checkout.patch import chain_patch_size
 from sandbox.cli.errors import (
     ExitCode,
     exit_code_for_client_error,
@@ -30,7 +30,7 @@ from sandbox.cli.output.formatting import (
     state_text,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import find_refusals
+from sandbox.cli.output.log_parser import find_refused_connections
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.model.manifest.overrides import Override, OverrideError
 
@@ -149,7 +149,7 @@ def show_submitted(client: Client, submitted: Submitted, options: CliOptions, *,
 
 def _hint(client: Client, status: Task, options: CliOptions) -> None:
     if options.format != "json":
-        size = changes_summary(status, chain_size(client, status))
+        size = changes_summary(status, chain_patch_size(client, status))
         rows = [("Changes", size)] if size else []
         # Print one line per command, so that it can be copied even from a narrow window.
         rows += [*next_commands(status), ("Artifacts", f"sandbox task artifacts {escape_text(status['id'])}")]
@@ -181,7 +181,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
 
 def _print_allow_command(client: Client, status: Task) -> None:
     """Print the command that allows the hosts that were refused while the task ran, if there are any."""
-    _, refusals = find_refusals(client, status)
-    if command := allow_command(status, refusals):
-        hosts = pluralize(len({refusal.host for refusal in refusals}), "host")
+    _, refused = find_refused_connections(client, status)
+    if command := allow_command(status, refused):
+        hosts = pluralize(len({each.host for each in refused}), "host")
         click.echo(f"  {hosts} refused. Allow in a new run:\n  {command}", err=True)

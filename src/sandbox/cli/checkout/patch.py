@@ -100,7 +100,7 @@ def find_chain_patch(client: Client, task_id: str) -> Artifact | None:
     return next(iter(_patch_entries(client, task_id, _CHAIN_PATCH.format(task_id))), None)
 
 
-def chain_size(client: Client, task: Task) -> str:
+def chain_patch_size(client: Client, task: Task) -> str:
     """Return the size of the whole chain's patch, such as `+31 −4 in 3 files`.
 
     Empty if the task continues no other one, or if the size cannot be determined.

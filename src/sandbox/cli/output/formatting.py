@@ -116,15 +116,17 @@ def format_changes(task: Mapping[str, Any]) -> str:
     return f"+{diff['additions']:,} −{diff['deletions']:,}" if diff and diff["files"] else ""
 
 
-def changes_summary(task: Mapping[str, Any], chain_size: str = "") -> str:
+def changes_summary(task: Mapping[str, Any], chain_patch_size: str = "") -> str:
     """Format the size of a task's patch: `+16 −4 in 2 files`; empty if it is unknown or no file changed.
 
-    chain_size: the size of the patch that includes the changes of the earlier tasks; empty if there is none.
+    chain_patch_size: the size of the patch that includes the changes of the earlier tasks; empty if there is none.
     """
     diff, changes = task.get("diff"), format_changes(task)
     if not diff or not changes:
-        return f"none (chain: {chain_size})" if diff and chain_size else ""
-    return f"{changes} in {pluralize(diff['files'], 'file')}" + (f" (chain: {chain_size})" if chain_size else "")
+        return f"none (chain: {chain_patch_size})" if diff and chain_patch_size else ""
+    return f"{changes} in {pluralize(diff['files'], 'file')}" + (
+        f" (chain: {chain_patch_size})" if chain_patch_size else ""
+    )
 
 
 def task_prompt(task: Mapping[str, Any]) -> str:
@@ -184,7 +186,7 @@ def _proposed_value(field: str, value: Any) -> str:
     return proposed if isinstance(proposed, str) else "…" if proposed is None else f"{proposed:.12g}"
 
 
-class Refusal(NamedTuple):
+class RefusedConnection(NamedTuple):
     """A connection that the sandbox tried to make and that was refused."""
 
     host: str
@@ -201,12 +203,12 @@ _DEFAULT_PORTS = {80, 443}
 """The ports that an allowed host covers if it has no port."""
 
 
-def allow_command(task: Mapping[str, Any], refusals: Iterable[Refusal]) -> str:
+def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection]) -> str:
     """Return the command that runs the task again with the refused hosts allowed; empty if no host can be allowed."""
     hosts = dict.fromkeys(
-        refusal.host if refusal.port in _DEFAULT_PORTS else f"{refusal.host}:{refusal.port}"
-        for refusal in refusals
-        if _HOST_NAME.fullmatch(refusal.host) and _MANIFEST_REASON.match(refusal.reason)
+        each.host if each.port in _DEFAULT_PORTS else f"{each.host}:{each.port}"
+        for each in refused
+        if _HOST_NAME.fullmatch(each.host) and _MANIFEST_REASON.match(each.reason)
     )
     if not hosts:
         return ""

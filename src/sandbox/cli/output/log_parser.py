@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.event_printer import MODEL_HOST
-from sandbox.cli.output.formatting import Refusal
+from sandbox.cli.output.formatting import RefusedConnection
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
         yield parse_event(content)
 
 
-def find_refusals(client: Client, task: Task) -> tuple[int, Counter[Refusal]]:
+def find_refused_connections(client: Client, task: Task) -> tuple[int, Counter[RefusedConnection]]:
     """Return the number of refused connections of a task, and the number of equal ones in its log.
 
     The status also counts refused model requests, which are no connections. If the log is unavailable, they are
@@ -62,7 +62,7 @@ def find_refusals(client: Client, task: Task) -> tuple[int, Counter[Refusal]]:
     """
     from sandbox.client import ClientError
 
-    count, refusals = task["progress"].get("egress_denied") or 0, Counter[Refusal]()
+    count, refused = task["progress"].get("egress_denied") or 0, Counter[RefusedConnection]()
     if count:
         with suppress(ClientError):
             for event in parse_log_events(client.logs(task["id"], stream="events"), task["id"]):
@@ -71,8 +71,8 @@ def find_refusals(client: Client, task: Task) -> tuple[int, Counter[Refusal]]:
                 if event["host"] == MODEL_HOST:
                     count -= 1
                 else:
-                    refusals[Refusal(event["host"], event["port"], event["reason"])] += 1
-    return max(count, 0), refusals
+                    refused[RefusedConnection(event["host"], event["port"], event["reason"])] += 1
+    return max(count, 0), refused
 
 
 def mark_parsed_lines(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

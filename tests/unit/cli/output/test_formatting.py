@@ -111,7 +111,7 @@ LISTED = "vm.allowed_hosts does not list it."
 
 
 @pytest.mark.parametrize(
-    ("vm", "refusals", "options"),
+    ("vm", "refused", "options"),
     [
         ({}, [("a.org", 443, LISTED)], "--set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.org'"),
         (
@@ -124,13 +124,13 @@ LISTED = "vm.allowed_hosts does not list it."
         ({}, [], ""),
     ],
 )
-def test_command_allows_the_refused_hosts_that_a_manifest_can_allow(vm, refusals, options):
+def test_command_allows_the_refused_hosts_that_a_manifest_can_allow(vm, refused, options):
     task = {"id": "fix-42", "definition": {"vm": vm}}
-    command = formatting.allow_command(task, [formatting.Refusal(*refusal) for refusal in refusals])
+    command = formatting.allow_command(task, [formatting.RefusedConnection(*each) for each in refused])
     assert command == (f"sandbox task rerun fix-42 {options}" if options else "")
 
 
 def test_command_that_allows_hosts_is_bounded():
-    refusals = [formatting.Refusal(f"host-{number}.org", 443, LISTED) for number in range(1000)]
-    command = formatting.allow_command({"id": "a", "definition": {}}, refusals)
+    refused = [formatting.RefusedConnection(f"host-{number}.org", 443, LISTED) for number in range(1000)]
+    command = formatting.allow_command({"id": "a", "definition": {}}, refused)
     assert command.count("vm.allowed_hosts[") == formatting.ALLOWED_HOSTS_MAX

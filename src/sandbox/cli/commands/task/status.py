@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sandbox.cli.checkout.patch import chain_size
+from sandbox.cli.checkout.patch import chain_patch_size
 from sandbox.cli.errors import interrupt_hint
 from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
-    Refusal,
+    RefusedConnection,
     allow_command,
     changes_summary,
     current_activity,
@@ -31,7 +31,7 @@ from sandbox.cli.output.formatting import (
     task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import find_refusals, parse_log_events
+from sandbox.cli.output.log_parser import find_refused_connections, parse_log_events
 from sandbox.cli.output.text import escape_name, terminal_width, wrap_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_cost, format_duration
@@ -54,7 +54,7 @@ _OUTCOME_ROWS = ("State", "Error", "Cost", "Budget", "Release it")
 _LABEL_CELLS = 12
 _PROMPT_CHARACTERS_MAX = 300
 _REFUSED_HOSTS_MAX = 5
-_REFUSAL_REASONS_MAX = 3
+_REFUSED_REASONS_MAX = 3
 _MESSAGE_LINES_MAX = 10
 
 
@@ -121,12 +121,12 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
-    refused_count, refusals = find_refusals(client, task)
-    results = list(_result_rows(task, chain_size(client, task)))
+    refused_count, refused = find_refused_connections(client, task)
+    results = list(_result_rows(task, chain_patch_size(client, task)))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, is_terminal=console.is_terminal))
-    rows += _refusal_rows(task, refused_count, refusals)
+    rows += _refused_connection_rows(task, refused_count, refused)
     if not console.is_terminal:
         _print_rows([*rows, *results], console, state_style)
         return
@@ -235,20 +235,20 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
-def _refusal_rows(task: Task, count: int, refusals: Counter[Refusal]) -> Iterator[tuple[str, str]]:
+def _refused_connection_rows(task: Task, count: int, refused: Counter[RefusedConnection]) -> Iterator[tuple[str, str]]:
     """Yield the refused hosts for each reason, and the command that allows them."""
     if not count:
         return
     by_reason = defaultdict[str, Counter[str]](Counter)
-    for refusal, number in refusals.items():
-        by_reason[refusal.reason][f"{refusal.host}:{refusal.port}"] += number
+    for connection, number in refused.items():
+        by_reason[connection.reason][f"{connection.host}:{connection.port}"] += number
     others = count
-    for reason, hosts in list(by_reason.items())[:_REFUSAL_REASONS_MAX]:
+    for reason, hosts in list(by_reason.items())[:_REFUSED_REASONS_MAX]:
         others -= hosts.total()
         yield "Refused", f"{_refused_text(hosts)}: {reason}"
     if others > 0:
         yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {task['id']} --stream events"
-    if command := allow_command(task, refusals):
+    if command := allow_command(task, refused):
         yield "Allow", command
 
 
