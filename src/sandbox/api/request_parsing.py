@@ -21,7 +21,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from sandbox.api.errors import PayloadTooLargeError, RequestTimeoutError
-from sandbox.interfaces.store import Cursor, Order, Sort, TaskQuery
+from sandbox.interfaces.store import Cursor, Sort, SortDirection, TaskQuery
 from sandbox.model import fixed_limits
 from sandbox.model.errors import (
     DECODE_ERRORS,
@@ -291,7 +291,7 @@ class PageCursor(msgspec.Struct, frozen=True, array_like=True):
 
     version: int
     sort: Sort
-    order: Order
+    order: SortDirection
     value: str | None
     task_id: str
 

@@ -81,7 +81,7 @@ class ChangedTask:
 
 
 Sort = Literal["created_at", "started_at", "state_changed_at", "name", "cost"]
-Order = Literal["asc", "desc"]
+SortDirection = Literal["asc", "desc"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class TaskQuery:
     states: frozenset[TaskState] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
     sort: Sort = "created_at"
-    order: Order = "desc"
+    order: SortDirection = "desc"
     limit: int = 100
     offset: int = 0
     cursor: Cursor | None = None

@@ -15,7 +15,7 @@ from sandbox.api.openapi import create_router, declare_parameters, problem_respo
 from sandbox.api.request_parsing import CURSOR, TIME, CommaSeparated, decode_cursor, encode_cursor, parse_time
 from sandbox.api.responses import JsonResponse
 from sandbox.api.task_json import task_summary_body
-from sandbox.interfaces.store import Order, Sort, TaskPage, TaskQuery, TaskTotals
+from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
@@ -84,7 +84,7 @@ class ListQuery(BaseModel):
         "", description="Only tasks submitted before this time (RFC 3339, or a date for midnight UTC)"
     )
     sort: Sort = Field("created_at", description="Field to sort by; `cost` is `progress.cost_usd`")
-    order: Order = Field("desc", description="Ascending or descending")
+    order: SortDirection = Field("desc", description="Ascending or descending")
     limit: int = Field(100, ge=1, le=LIMIT_MAX, description="Maximum number of tasks")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="Number of tasks to skip")
     cursor: Annotated[str, CURSOR] | None = Field(
