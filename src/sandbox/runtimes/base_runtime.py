@@ -19,7 +19,7 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import disk_ownership, host_processes
 from sandbox.runtimes.bwrap import require_bwrap
-from sandbox.runtimes.confined_programs import ConfinedPrograms, staged_paths
+from sandbox.runtimes.confined_programs import ConfinedPrograms, exposed_paths
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
@@ -198,7 +198,7 @@ class BaseRuntime:
     def _start_confinement(self, handle: SandboxHandle, spec: ConfinementSpec) -> LauncherProcess:
         group = _group_of(handle)
         group.create(cpus=spec.cpus, memory_bytes=spec.memory_bytes, processes_max=spec.processes_max)
-        return start_launcher(handle.attempt_id, _uid_of(handle), staged_paths(spec), transparent_ports=())
+        return start_launcher(handle.attempt_id, _uid_of(handle), exposed_paths(spec), transparent_ports=())
 
     async def _end_confinement(
         self, handle: SandboxHandle, launcher: LauncherProcess | None, remaining: Set[int]

@@ -102,7 +102,7 @@ class ConfinedPrograms:
             option = "--ro-bind" if confined_directory in self._spec.read_only else "--bind"
             yield from (
                 option,
-                f"{launcher.STAGING_DIRECTORY}/{_staged_name(number)}",
+                f"{launcher.EXPOSED_DIRECTORY}/{_exposed_name(number)}",
                 str(_ATTEMPT_ROOT / confined_directory.name),
             )
 
@@ -113,14 +113,14 @@ class ConfinedPrograms:
         raise ValueError(f"{directory} is not visible to the confined program")
 
 
-def staged_paths(spec: ConfinementSpec) -> dict[str, Path]:
-    """Return the host paths to stage, keyed by their names below the launcher's staging directory."""
-    return {_staged_name(number): path for number, path in enumerate(_confined_directories(spec))}
+def exposed_paths(spec: ConfinementSpec) -> dict[str, Path]:
+    """Return the host paths to expose, keyed by their names below the launcher's EXPOSED_DIRECTORY."""
+    return {_exposed_name(number): path for number, path in enumerate(_confined_directories(spec))}
 
 
 def _confined_directories(spec: ConfinementSpec) -> Sequence[Path]:
     return (*spec.directories, *spec.read_only)
 
 
-def _staged_name(number: int) -> str:
+def _exposed_name(number: int) -> str:
     return f"place-{number}"

@@ -8,7 +8,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
 from sandbox.runtimes.bubblewrap.disk_root import prepare_disk_root
-from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, staged_entries, staged_paths
+from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, exposed_entries, exposed_paths
 from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
@@ -87,13 +87,13 @@ class BubblewrapDriver:
         return processes_max
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Start the launcher, which stages the disk, the programs and the system files for bubblewrap."""
+        """Start the launcher, which exposes the disk, the programs and the system files for bubblewrap."""
         prepare_disk_root(spec)
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
-            staged_paths(spec),
-            entries=staged_entries(spec),
+            exposed_paths(spec),
+            entries=exposed_entries(spec),
             transparent_ports=spec.transparent_ports,
         )
 

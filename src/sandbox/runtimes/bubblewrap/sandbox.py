@@ -29,15 +29,15 @@ from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 _SHARED_MEMORY, _DISK = "shared-memory", "disk"
 
 
-def staged_paths(spec: SandboxSpec) -> dict[str, Path]:
-    """Return the disk or its directories, keyed by their names below the launcher's staging directory."""
+def exposed_paths(spec: SandboxSpec) -> dict[str, Path]:
+    """Return the disk or its directories, keyed by their names below the launcher's EXPOSED_DIRECTORY."""
     if find_disk_root(spec) is not None:
         return {_DISK: spec.disk}
     return {name: spec.disk / name for name in DISK_DIRECTORIES}
 
 
-def staged_entries(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
-    """Yield entries for the launcher to stage: the host's files that are read-only inside, and /dev/shm."""
+def exposed_entries(spec: SandboxSpec) -> Iterator[tuple[str, str, str]]:
+    """Yield entries for the launcher to expose: the host's files that are read-only inside, and /dev/shm."""
     root = describe_rootfs(spec)
     if root.image is not None:
         yield ("overlay", "image", str(root.image))
@@ -77,7 +77,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Comm
         yield from _disk_arguments()
     yield from _file_arguments(program_spec, root)
     for index, sandbox_path in enumerate(root.mounts.values()):
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/program-{index}", sandbox_path)
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/program-{index}", sandbox_path)
     for target in (*root.tmpfs_mounts, *(("/",) if disk_root is None else disk_root.tmpfs_mounts)):
         yield from ("--remount-ro", target)
     yield from ("--chdir", command.directory, "--clearenv")
@@ -87,15 +87,15 @@ def _bwrap_arguments(program_spec: ProgramSpec, spec: SandboxSpec, command: Comm
 
 def _root_arguments(root: RootFsSpec) -> Iterator[str]:
     if root.image is not None:
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", "/")
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/image", "/")
     yield from _content_arguments(root, root.tmpfs_mounts, root.links)
 
 
 def _disk_root_arguments(root: RootFsSpec, disk_root: DiskRoot) -> Iterator[str]:
     """Mount the disk and what covers its root directory. The mount points exist: bubblewrap cannot create them."""
-    yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{_DISK}", "/")
+    yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{_DISK}", "/")
     for path in disk_root.image_paths:
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image{path}", path)
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/image{path}", path)
     links = {link: target for link, target in root.links.items() if link not in disk_root.links}
     yield from _content_arguments(root, (*disk_root.tmpfs_mounts, *root.tmpfs_mounts), links)
 
@@ -108,7 +108,7 @@ def _content_arguments(root: RootFsSpec, tmpfs_mounts: Iterable[str], links: Map
     for link, target in links.items():
         yield from ("--symlink", target, link)
     for path in root.host_paths:
-        yield from ("--ro-bind-try", f"{launcher.STAGING_DIRECTORY}/host{path}", path)
+        yield from ("--ro-bind-try", f"{launcher.EXPOSED_DIRECTORY}/host{path}", path)
 
 
 def _system_arguments() -> Iterator[str]:
@@ -116,12 +116,12 @@ def _system_arguments() -> Iterator[str]:
     yield from bwrap.PROC_ARGUMENTS
     # pid 1 is bubblewrap with the agent's uid. A process that can write its memory can forge the command's exit code.
     yield from ("--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1", *bwrap.READ_ONLY_PROC_ARGUMENTS)
-    yield from (*bwrap.DEVICE_ARGUMENTS, "--bind", f"{launcher.STAGING_DIRECTORY}/{_SHARED_MEMORY}", "/dev/shm")  # noqa: S108
+    yield from (*bwrap.DEVICE_ARGUMENTS, "--bind", f"{launcher.EXPOSED_DIRECTORY}/{_SHARED_MEMORY}", "/dev/shm")  # noqa: S108
 
 
 def _disk_arguments() -> Iterator[str]:
     for name, sandbox_path in DISK_DIRECTORIES.items():
-        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", sandbox_path)
+        yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{name}", sandbox_path)
 
 
 def _file_arguments(program_spec: ProgramSpec, root: RootFsSpec) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The input of runsc: a root file system below the launcher's staging directory, and config.json.
+"""The input of runsc: a root file system below the launcher's EXPOSED_DIRECTORY, and config.json.
 
 config.json contains the environment, and so does the state file that runsc writes. Both are kept in memory: config.json
 is a nameless memfd; the state file is in a file system that is visible only to the sandbox's runsc and that disappears
@@ -20,22 +20,22 @@ from sandbox.runtimes.launcher_client import ProgramSpec, reject_nul
 from sandbox.runtimes.programs import launcher, process_limits
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
 
-STATE_DIRECTORY = f"{launcher.STAGING_DIRECTORY}/state"
-BUNDLE_DIRECTORY = f"{launcher.STAGING_DIRECTORY}/bundle"
+STATE_DIRECTORY = f"{launcher.EXPOSED_DIRECTORY}/state"
+BUNDLE_DIRECTORY = f"{launcher.EXPOSED_DIRECTORY}/bundle"
 _ROOT_NAME = "root"
 _MOUNT_POINTS = (*DISK_DIRECTORIES.values(), "/dev", "/proc", "/sys")
 _NAMESPACES = ("pid", "ipc", "uts", "mount")
-StagedEntry = tuple[str, str, str]
+ExposedEntry = tuple[str, str, str]
 
 
-def staged_entries(spec: SandboxSpec) -> Iterator[StagedEntry]:
-    """Yield additional entries for the launcher to stage: runsc's directories and the sandbox's /."""
+def exposed_entries(spec: SandboxSpec) -> Iterator[ExposedEntry]:
+    """Yield additional entries for the launcher to expose: runsc's directories and the sandbox's /."""
     yield ("own", "state", "")
     yield ("link", "bundle/config.json", f"/proc/self/fd/{launcher.FIRST_DESCRIPTOR}")
     yield from _rootfs_entries(describe_rootfs(spec))
 
 
-def _rootfs_entries(root: RootFsSpec) -> Iterator[StagedEntry]:
+def _rootfs_entries(root: RootFsSpec) -> Iterator[ExposedEntry]:
     if root.image is not None:
         yield ("image", _ROOT_NAME, str(root.image))
     for mount_path in root.tmpfs_mounts:
@@ -62,7 +62,7 @@ def encode_config(spec: SandboxSpec, command: Command) -> bytes:
     config = {
         "ociVersion": "1.0.2",
         "hostname": spec.attempt_id,
-        "root": {"path": f"{launcher.STAGING_DIRECTORY}/{_ROOT_NAME}", "readonly": True},
+        "root": {"path": f"{launcher.EXPOSED_DIRECTORY}/{_ROOT_NAME}", "readonly": True},
         "process": {**_process_config(command), "rlimits": list(_rlimits(spec))},
         "mounts": [*_kernel_mounts(spec), *_disk_mounts()],
         "linux": {"namespaces": [{"type": name} for name in _NAMESPACES]},
@@ -118,7 +118,7 @@ def _disk_mounts() -> Iterator[Mapping[str, Any]]:
         yield {
             "destination": sandbox_path,
             "type": "bind",
-            "source": f"{launcher.STAGING_DIRECTORY}/{name}",
+            "source": f"{launcher.EXPOSED_DIRECTORY}/{name}",
             "options": options,
         }
 

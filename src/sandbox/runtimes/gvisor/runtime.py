@@ -9,7 +9,7 @@ from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
 from sandbox.runtimes.base_sandbox import ReadySandbox
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
-from sandbox.runtimes.gvisor.bundle import staged_entries
+from sandbox.runtimes.gvisor.bundle import exposed_entries
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
 from sandbox.runtimes.launcher_client import LauncherProcess, start_launcher
 from sandbox.runtimes.limits import cgroups, seccomp
@@ -90,7 +90,7 @@ class GvisorDriver:
         return processes_max * _THREADS_PER_PROCESS + _GVISOR_KERNEL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Start the launcher, which stages the sandbox's complete file system. Raises OSError, AttemptError."""
+        """Start the launcher, which exposes the sandbox's complete file system. Raises OSError, AttemptError."""
         if kernel_uid is None:
             raise AttemptError(FailureCode.PROVISION_FAILED, "gVisor needs root; run the server as root.")
         paths_by_name = {name: spec.disk / name for name in DISK_DIRECTORIES}
@@ -100,7 +100,7 @@ class GvisorDriver:
             kernel_uid,
             paths_by_name,
             files_uid=files_uid,
-            entries=staged_entries(spec),
+            entries=exposed_entries(spec),
             seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )

@@ -2,7 +2,7 @@
 
 It works in these steps:
 1. Create the network and IPC namespaces and open the gateway's listeners in the network.
-2. Stage the host files for the sandbox below one path of a private mount namespace.
+2. Expose the host files for the sandbox below one path of a private mount namespace.
 3. Switch to the sandbox's kernel uid and report `ready` with the listeners.
 4. Wait for one message with the command and exec it. The message determines the program: bubblewrap, runsc or QEMU. For
    each `run` message, start a program as a child instead and continue to wait.
@@ -19,7 +19,7 @@ Arguments, in this order:
 - Descriptor of a file with a system call filter, for a process that makes the system calls of all programs inside. For
   other processes this is `-`, and open files are limited.
 - Transparent ports, separated by commas.
-- Triples of KIND, NAME and VALUE to stage at STAGING_DIRECTORY/NAME, see `stage_entries`.
+- Triples of KIND, NAME and VALUE to expose at EXPOSED_DIRECTORY/NAME, see `expose_entries`.
 - A marker for finding the process. It is otherwise ignored.
 """
 
@@ -33,8 +33,8 @@ import sys
 _signal = __import__("_signal")  # built in, and unknown to type checkers
 _ctypes = __import__("_ctypes")  # the C module behind `ctypes`
 
-STAGING_DIRECTORY = "/run"
-DEVPTS_DIRECTORY = f"{STAGING_DIRECTORY}/terminals"
+EXPOSED_DIRECTORY = "/run"
+DEVPTS_DIRECTORY = f"{EXPOSED_DIRECTORY}/terminals"
 """Mount point of the sandbox's devpts, which contains no terminals of the host."""
 
 PTYS_MAX = 256
@@ -197,8 +197,8 @@ def _open_listener(kind: int, address: str, port: int) -> _socket.socket:
     return listener
 
 
-def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
-    """Stage each entry at STAGING_DIRECTORY/NAME, for a kernel uid that has no access to the host's directories.
+def expose_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -> None:
+    """Expose each entry at EXPOSED_DIRECTORY/NAME, for a kernel uid that has no access to the host's directories.
 
     Kinds and their values:
     - `overlay`: a host path, read-only and with separate inodes where the kernel allows it
@@ -209,26 +209,26 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
     - `own`: a directory owned by the kernel uid
     - `memory`: an empty tmpfs, mounted over existing files; its mount options, or nothing for a small one
     """
-    # Open the paths first, because the mount at STAGING_DIRECTORY hides the host's files below it.
+    # Open the paths first, because the mount at EXPOSED_DIRECTORY hides the host's files below it.
     sources = {path: os.open(path, os.O_PATH) for kind, _, path in entries if kind in HOST_PATH_KINDS}
     with_parents = {path: os.path.dirname(path) for kind, _, path in entries if kind in ("overlay", "program")}  # noqa: PTH120
     parent_fds = {path: os.open(parent, os.O_PATH) for path, parent in with_parents.items()}
-    _mount("tmpfs", STAGING_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
+    _mount("tmpfs", EXPOSED_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=1m")
     for kind, name, value in entries:
-        target = f"{STAGING_DIRECTORY}/{name}"
+        target = f"{EXPOSED_DIRECTORY}/{name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
         if kind in HOST_PATH_KINDS:
             source = f"/proc/self/fd/{sources[value]}"
             if kind == "program" and not os.stat(source).st_mode & 0o004:  # noqa: PTH116
-                readable = f"{STAGING_DIRECTORY}/readable/{name}"
+                readable = f"{EXPOSED_DIRECTORY}/readable/{name}"
                 source = make_program_readable(parent_fds[value], os.path.basename(value), readable)  # noqa: PTH119
-            if kind == "overlay" and stage_overlay(value, source, parent_fds[value], name):
+            if kind == "overlay" and expose_overlay(value, source, parent_fds[value], name):
                 continue
             _bind(source, target, is_read_only=kind != "bind")
         elif kind == "link":
             os.symlink(value, target)  # noqa: PTH211
         elif kind == "file":
-            _stage_file(target, f"{STAGING_DIRECTORY}/files/{name}", value)
+            _expose_file(target, f"{EXPOSED_DIRECTORY}/files/{name}", value)
         else:
             os.makedirs(target, exist_ok=True)  # noqa: PTH103
         if kind == "own" and kernel_uid is not None:
@@ -239,17 +239,17 @@ def stage_entries(entries: list[tuple[str, str, str]], kernel_uid: int | None) -
         os.close(descriptor)
 
 
-def stage_overlay(path: str, source: str, parent: int, name: str) -> bool:
-    """Stage a read-only overlay of the path at STAGING_DIRECTORY/NAME; for a file, from an overlay of its directory.
+def expose_overlay(path: str, source: str, parent: int, name: str) -> bool:
+    """Expose a read-only overlay of the path at EXPOSED_DIRECTORY/NAME; for a file, from an overlay of its directory.
 
     source: another path of the same file. parent: descriptor of its directory. Returns False if the overlay cannot be
-    staged.
+    exposed.
     """
-    target = f"{STAGING_DIRECTORY}/{name}"
+    target = f"{EXPOSED_DIRECTORY}/{name}"
     if os.path.isdir(source):  # noqa: PTH112
         return not _has_mounts_below(path) and _mount_overlay(source, target)
     # An ordinary user's overlay opens files as that user, who may be allowed to execute but not to read them.
-    overlay = f"{STAGING_DIRECTORY}/overlays/{name}"
+    overlay = f"{EXPOSED_DIRECTORY}/overlays/{name}"
     if not os.access(source, os.R_OK) or not _mount_overlay(f"/proc/self/fd/{parent}", overlay):
         return False
     file = f"{overlay}/{os.path.basename(path)}"  # noqa: PTH119
@@ -276,7 +276,7 @@ def _mount_overlay(directory: str, target: str) -> bool:
 
     Returns False if the kernel refuses it, as in user namespaces before Linux 5.11.
     """
-    empty = f"{STAGING_DIRECTORY}/empty"  # an overlay without an upper directory needs two lower ones
+    empty = f"{EXPOSED_DIRECTORY}/empty"  # an overlay without an upper directory needs two lower ones
     for path in (empty, target):
         os.makedirs(path, exist_ok=True)  # noqa: PTH103
     options = f"lowerdir={directory}:{empty},xino=off,redirect_dir=nofollow,metacopy=off"
@@ -307,7 +307,7 @@ def _bind(path: str, target: str, *, is_read_only: bool) -> None:
         _mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
 
 
-def _stage_file(target: str, fallback: str, text: str) -> None:
+def _expose_file(target: str, fallback: str, text: str) -> None:
     """Write the file, or mount it over an existing one, which may belong to an image and is never written to."""
     path = fallback if os.path.exists(target) else target  # noqa: PTH110
     os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
@@ -482,7 +482,7 @@ def main(arguments: list[str]) -> None:
         limit_kernel_objects()
         configure_loopback()
         sockets = open_listeners([int(port) for port in ports.split(",") if port]) + open_sock_diag()
-        stage_entries(
+        expose_entries(
             list(zip(words[::3], words[1::3], words[2::3], strict=True)), int(kernel_uid) if as_root else None
         )
         mount_devpts()

@@ -91,8 +91,8 @@ class GuestSpec(msgspec.Struct, frozen=True):
     slow_reason: str | None = None
 
 
-def staged_paths(guest_spec: GuestSpec) -> dict[str, Path]:
-    """Return the host paths to stage, keyed by their names below the launcher's staging directory."""
+def exposed_paths(guest_spec: GuestSpec) -> dict[str, Path]:
+    """Return the host paths to expose, keyed by their names below the launcher's EXPOSED_DIRECTORY."""
     paths: dict[str, Path] = {name: guest_spec.spec.disk / name for name in DISK_DIRECTORIES}
     parts = rootfs_spec.describe_rootfs(guest_spec.spec).mounts
     paths.update(
@@ -117,8 +117,8 @@ def _choose_kernel(guest_spec: GuestSpec) -> Path:
     )
 
 
-def staged_program_entries(guest_spec: GuestSpec) -> list[tuple[str, str, str]]:
-    """Return entries that stage the execute-only programs so that virtiofsd can read them."""
+def exposed_program_entries(guest_spec: GuestSpec) -> list[tuple[str, str, str]]:
+    """Return entries that expose the execute-only programs so that virtiofsd can read them."""
     return [("program", f"hidden-{index}", str(path)) for index, path in enumerate(guest_spec.execute_only_programs)]
 
 
@@ -158,7 +158,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: s
     yield from bwrap.seccomp_arguments(program_spec, jail_filter)
     yield from _host_program_arguments(guest_spec, "")
     yield from (*bwrap.PROC_ARGUMENTS, *bwrap.READ_ONLY_PROC_ARGUMENTS, *bwrap.DEVICE_ARGUMENTS)
-    yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/kernel", command_lines.KERNEL)
+    yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/kernel", command_lines.KERNEL)
     yield from _guest_root_arguments(program_spec, guest_spec, guest_filter)
     yield from _command_root_arguments(program_spec, guest_spec)
     yield from ("--remount-ro", "/", "--chdir", "/", "--clearenv")
@@ -167,7 +167,7 @@ def _bwrap_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, status: s
 def _host_program_arguments(guest_spec: GuestSpec, root: str) -> Iterator[str]:
     yield from _usr_arguments(root)
     if not guest_spec.components.python.is_relative_to("/usr"):
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/python", f"{root}{guest_spec.components.python}")
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/python", f"{root}{guest_spec.components.python}")
 
 
 def _usr_arguments(root: str) -> Iterator[str]:
@@ -187,11 +187,11 @@ def _guest_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, filt
         suffix = "".join(path.suffixes[-2:] if path.suffix == ".xz" else path.suffixes[-1:])
         yield from (
             "--ro-bind",
-            f"{launcher.STAGING_DIRECTORY}/module-{index}",
+            f"{launcher.EXPOSED_DIRECTORY}/module-{index}",
             f"{SHARE_DIRECTORY}/modules/{index}{suffix}",
         )
     for index in range(len(guest_spec.execute_only_programs)):
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/hidden-{index}", f"{SHARE_DIRECTORY}/programs/{index}")
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/hidden-{index}", f"{SHARE_DIRECTORY}/programs/{index}")
     files = {
         "/start": build_start_script(guest_spec.components.interpreter),
         GUEST_AGENT_PATH: compile_guest_agent(),
@@ -221,7 +221,7 @@ def _encode_settings(guest_spec: GuestSpec) -> bytes:
 def _command_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec) -> Iterator[str]:
     root = rootfs_spec.describe_rootfs(guest_spec.spec)
     if root.image is not None:
-        yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/image", _COMMAND_ROOT)
+        yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/image", _COMMAND_ROOT)
     for mount_path in root.tmpfs_mounts:
         yield from ("--perms", "0755", "--tmpfs", f"{_COMMAND_ROOT}{mount_path}")
     for directory in (*root.directories, *(() if root.image else ("", "/dev", "/proc"))):
@@ -231,7 +231,7 @@ def _command_root_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec) ->
     for path in root.host_paths:
         yield from ("--ro-bind-try", path, f"{_COMMAND_ROOT}{path}")
     for name, sandbox_path in DISK_DIRECTORIES.items():
-        yield from ("--bind", f"{launcher.STAGING_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{sandbox_path}")
+        yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{name}", f"{_COMMAND_ROOT}{sandbox_path}")
     yield from _file_arguments(program_spec, guest_spec, root)
     for mount_path in root.tmpfs_mounts:
         yield from ("--remount-ro", f"{_COMMAND_ROOT}{mount_path}")
@@ -253,4 +253,4 @@ def _file_arguments(program_spec: ProgramSpec, guest_spec: GuestSpec, root: root
                 _COMMAND_ROOT + sandbox_path,
             )
         else:
-            yield from ("--ro-bind", f"{launcher.STAGING_DIRECTORY}/part-{index}", f"{_COMMAND_ROOT}{sandbox_path}")
+            yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/part-{index}", f"{_COMMAND_ROOT}{sandbox_path}")

@@ -127,13 +127,13 @@ class QemuDriver:
         return command_lines.JAIL_THREADS
 
     def start_launcher(self, spec: SandboxSpec, kernel_uid: int | None) -> LauncherProcess:
-        """Start the launcher, which stages the disk, the image, the programs and the guest's kernel for bubblewrap."""
+        """Start the launcher, which exposes the disk, the image, the programs and the guest's kernel for bubblewrap."""
         guest_spec = self.guest_specs[spec.attempt_id]
         return start_launcher(
             spec.attempt_id,
             kernel_uid,
-            jail.staged_paths(guest_spec),
-            entries=jail.staged_program_entries(guest_spec),
+            jail.exposed_paths(guest_spec),
+            entries=jail.exposed_program_entries(guest_spec),
             seccomp_filter=seccomp.assemble_socket_filter(os.uname().machine),
             transparent_ports=spec.transparent_ports,
         )

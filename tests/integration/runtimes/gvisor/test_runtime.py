@@ -104,10 +104,10 @@ def is_runsc(pid: int) -> bool:
     return b"\0run\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
-def find_small_files(stage: Path) -> Iterator[Path]:
+def find_small_files(exposed: Path) -> Iterator[Path]:
     """Yield small files outside the image."""
-    for directory, directories, names in os.walk(stage):
-        directories[:] = [name for name in directories if Path(directory, name) != stage / "root"]
+    for directory, directories, names in os.walk(exposed):
+        directories[:] = [name for name in directories if Path(directory, name) != exposed / "root"]
         for path in (Path(directory, name) for name in names):
             if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 20:
                 yield path

@@ -32,8 +32,8 @@ import os, sys
 from sandbox.runtimes.programs import launcher
 for path in sys.argv[1:]:
     entry = ("overlay", "file", path)
-    launcher.stage_entries([entry], None)
-    target = launcher.STAGING_DIRECTORY + "/file"
+    launcher.expose_entries([entry], None)
+    target = launcher.EXPOSED_DIRECTORY + "/file"
     is_overlaid = os.stat(target).st_dev != os.stat(path).st_dev
     print(is_overlaid, open(target).read())
 """

@@ -7,7 +7,7 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.bubblewrap.sandbox import build_program_spec, staged_entries
+from sandbox.runtimes.bubblewrap.sandbox import build_program_spec, exposed_entries
 from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
 
 SPEC = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, programs={Path("/data/tool"): "/opt/tool"})
@@ -35,7 +35,7 @@ def test_environment_values_are_passed_through_the_file_only():
 def test_command_line_contains_no_host_paths_of_the_task():
     argv, arguments = _arguments(Command(["/bin/true"], {}, "/workspace"))
     assert not any("/data" in word for word in (*argv, *arguments))
-    assert ("overlay", "program-0", "/data/tool") in staged_entries(SPEC)
+    assert ("overlay", "program-0", "/data/tool") in exposed_entries(SPEC)
 
 
 def test_all_namespaces_except_those_of_the_launcher_are_unshared():

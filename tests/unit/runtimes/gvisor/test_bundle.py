@@ -7,7 +7,13 @@ import pytest
 
 from sandbox.interfaces.runtime import Command, SandboxSpec
 from sandbox.model.failure import AttemptError
-from sandbox.runtimes.gvisor.bundle import encode_config, encode_process, exec_arguments, kill_arguments, staged_entries
+from sandbox.runtimes.gvisor.bundle import (
+    encode_config,
+    encode_process,
+    exec_arguments,
+    exposed_entries,
+    kill_arguments,
+)
 from sandbox.runtimes.gvisor.sandbox import RunscState, is_lost_peer_error, last_error, read_state
 
 PROGRAM = Path("/data/tool")
@@ -42,17 +48,17 @@ def test_no_network_namespace_is_created():
     assert "network" not in {namespace["type"] for namespace in config()["linux"]["namespaces"]}
 
 
-def test_programs_and_host_directories_are_staged():
-    entries = list(staged_entries(SPEC))
+def test_programs_and_host_directories_are_exposed():
+    entries = list(exposed_entries(SPEC))
     assert ("program", "root/opt/tool", str(PROGRAM)) in entries
     assert ("image", "root/usr", "/usr") in entries
     assert "bind" not in {kind for kind, _, _ in entries}
     assert ("link", "bundle/config.json", "/proc/self/fd/100") in entries
 
 
-def test_image_is_staged_as_the_root():
+def test_image_is_exposed_as_the_root():
     spec = SandboxSpec("attemptattem", Path("/data/attempt"), 2, 1 << 30, 64, image=Path("/images/one"))
-    entries = list(staged_entries(spec))
+    entries = list(exposed_entries(spec))
     kinds = [kind for kind, name, _ in entries if name.startswith("root")]
     assert kinds[:2] == ["image", "memory"]
     assert ("image", "root", "/images/one") in entries

@@ -97,18 +97,18 @@ def test_virtiofsd_serves_the_share_but_not_the_jail_root():
     assert "--fd=1" in arguments
 
 
-def test_unreadable_program_is_staged_for_virtiofsd_only():
+def test_unreadable_program_is_exposed_for_virtiofsd_only():
     with_unreadable_program = jail.GuestSpec(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
-    assert jail.staged_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
-    assert Path("/host/claude") not in jail.staged_paths(with_unreadable_program).values()
-    assert Path("/host/claude") in jail.staged_paths(guest_spec()).values()
+    assert jail.exposed_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
+    assert Path("/host/claude") not in jail.exposed_paths(with_unreadable_program).values()
+    assert Path("/host/claude") in jail.exposed_paths(guest_spec()).values()
 
 
 def test_only_an_emulated_guest_uses_the_unpacked_kernel():
     with_vmlinux = msgspec.structs.replace(PARTS, vmlinux=Path("/unpacked"))
     emulated = msgspec.structs.replace(guest_spec(), components=with_vmlinux)
     by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
-    kernels = [jail.staged_paths(value)["kernel"] for value in (emulated, by_kvm, guest_spec())]
+    kernels = [jail.exposed_paths(value)["kernel"] for value in (emulated, by_kvm, guest_spec())]
     assert kernels == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]
 
 
