@@ -118,7 +118,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     options = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
     lock_fd = int(options["--lock-fd"])
     if "--lifeline-fd" in options:
-        die_with_pipe(int(options["--lifeline-fd"]))
+        die_with_lifeline(int(options["--lifeline-fd"]))
     message = _read_message()
     order, host = message.order, message.host
     journals = FileJournals(Path(host.data_dir))
@@ -139,7 +139,7 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
             asyncio.run(_run_debug_session(order, host, parts, get_agents()))
 
 
-def die_with_pipe(inherited_fd: int) -> None:
+def die_with_lifeline(inherited_fd: int) -> None:
     """Make the kernel kill this process when the last writer of the pipe ends. Closes the descriptor.
 
     The kernel sends SIGKILL itself (fcntl(2), O_ASYNC and F_SETSIG), so it also ends a process that is stopped or

@@ -52,8 +52,8 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
 
 WITH_LIFELINE = """
 import os, sys, time
-from sandbox.bootstrap.runner import die_with_pipe
-die_with_pipe(int(sys.argv[1]))
+from sandbox.bootstrap.runner import die_with_lifeline
+die_with_lifeline(int(sys.argv[1]))
 print("ready", flush=True)
 time.sleep(60)
 """
