@@ -153,7 +153,7 @@ async def test_many_names_are_looked_up_in_one_call(engine, create_job):
 
 
 async def test_job_that_no_host_can_run_is_rejected(engine, create_job):
-    (largest,) = await engine.largest()
+    (largest,) = await engine.largest_hosts()
     fitting = create_job("exit", "0", resources=Resources(largest.cpus, largest.memory_bytes, largest.disk_bytes))
     await engine.submit(fitting.request)
     await until_ended(engine, fitting)

@@ -41,7 +41,7 @@ async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engin
             engine.submit(create_job("wait").request),
             engine.withdraw(job.name),
             engine.look_up([job.name]),
-            engine.largest(),
+            engine.largest_hosts(),
         ):
             with pytest.raises(EngineUnavailableError, match="scontrol ping"):
                 await call
@@ -286,12 +286,12 @@ async def test_extra_options_select_the_host(on_host, create_job):
 
 
 async def test_largest_hosts_are_limited_to_the_partition(harness):
-    (small,) = await harness.connect(partition="small").largest()
-    (large,) = await harness.connect(partition="all").largest()
+    (small,) = await harness.connect(partition="small").largest_hosts()
+    (large,) = await harness.connect(partition="all").largest_hosts()
     assert (large.cpus, large.memory_bytes) == (small.cpus, 2 * small.memory_bytes)
-    assert await harness.connect(partition=None).largest() == [large]
+    assert await harness.connect(partition=None).largest_hosts() == [large]
     with pytest.raises(EngineUnavailableError, match=r"none .*cluster\.slurm\.partition"):
-        await harness.connect(partition="none").largest()
+        await harness.connect(partition="none").largest_hosts()
 
 
 async def test_job_for_a_missing_partition_is_rejected(harness, create_job):

@@ -105,11 +105,6 @@ class JobStatus(msgspec.Struct, frozen=True):
     is_ending: bool = False
 
 
-Capacity = Sequence[Resources]
-"""The largest hosts of a cluster, whether or not they are available now. None of them has less of everything than
-another one. A job that fits in none of them can never run."""
-
-
 class Engine(Protocol):
     """Runs workers on the hosts of a cluster.
 
@@ -139,6 +134,9 @@ class Engine(Protocol):
         """
         ...
 
-    async def largest(self) -> Capacity:
-        """Return the largest hosts on which a job could run."""
+    async def largest_hosts(self) -> Sequence[Resources]:
+        """Return the largest hosts of the cluster, whether or not they are available now.
+
+        None of them has less of everything than another one. A job that fits in none of them can never run.
+        """
         ...

@@ -25,7 +25,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -34,7 +34,6 @@ import msgspec
 from sandbox.engines.job_names import check_job_name, is_job_name
 from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
 from sandbox.interfaces.engine import (
-    Capacity,
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -104,8 +103,8 @@ class ProcessEngine:
             self._job_directory(name)
         return await asyncio.to_thread(self._look_up, frozenset(names))
 
-    async def largest(self) -> Capacity:
-        """Return the capacity of this machine. Implements `Engine.largest`."""
+    async def largest_hosts(self) -> Sequence[Resources]:
+        """Return the capacity of this machine. Implements `Engine.largest_hosts`."""
         return (self._capacity,)
 
     def _job_directory(self, name: str) -> "_JobDirectory":

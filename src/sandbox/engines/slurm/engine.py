@@ -30,7 +30,6 @@ from sandbox.engines.slurm.job_states import (
     summarize,
 )
 from sandbox.interfaces.engine import (
-    Capacity,
     EngineRejectedError,
     EngineUnavailableError,
     JobPhase,
@@ -38,6 +37,7 @@ from sandbox.interfaces.engine import (
     JobStatus,
 )
 from sandbox.model.printable import replace_unprintable, replacement_character
+from sandbox.model.resources import Resources
 from sandbox.primitives.concurrency import KeyedLock
 
 _log = logging.getLogger(__name__)
@@ -146,8 +146,8 @@ class SlurmEngine:
         if result.code != 0:  # the duplicate has ended or started, or the next look-up tries again
             _log.info("scancel: %s", result.error)
 
-    async def largest(self) -> Capacity:
-        """Ask sinfo for the hosts of the partition. Implements `Engine.largest`."""
+    async def largest_hosts(self) -> Sequence[Resources]:
+        """Ask sinfo for the hosts of the partition. Implements `Engine.largest_hosts`."""
         partition = self._settings.partition
         selection = [f"--partition={partition}"] if partition else []
         result = await self._run("sinfo", "--noheader", "--exact", f"--format={SINFO_FORMAT}", *selection)

@@ -315,7 +315,7 @@ async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
     Raises EngineUnavailableError if none are stored, OSError.
     """
     try:
-        hosts = await engine.largest()
+        hosts = await engine.largest_hosts()
     except EngineUnavailableError as error:
         try:
             stored = msgspec.json.decode(file.read_bytes(), type=tuple[Resources, ...])

@@ -115,19 +115,19 @@ async def test_all_largest_hosts_are_offered_without_the_overhead_of_a_worker(pl
 
 async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_one_has_started(server, tasks):
     """Workers have to reconnect before their leases end."""
-    available = server.engine.largest
+    available = server.engine.largest_hosts
 
     async def fail():
         raise EngineUnavailableError("It does not respond.")
 
-    server.engine.largest = fail
+    server.engine.largest_hosts = fail
     with pytest.raises(EngineUnavailableError):
         async with running_placement(server, tasks):
             pass
-    server.engine.largest = available
+    server.engine.largest_hosts = available
     async with running_placement(server, tasks) as placement:
         expected = placement.allocator.largest_hosts
-    server.engine.largest = fail
+    server.engine.largest_hosts = fail
     async with running_placement(server, tasks) as placement:
         assert placement.allocator.largest_hosts == expected
 

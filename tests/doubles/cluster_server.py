@@ -51,7 +51,7 @@ class FakeEngine:
         self.submitted.append(request)
         self.statuses.setdefault(request.name, JobStatus(JobPhase.RUNNING, HOST))
 
-    async def largest(self):
+    async def largest_hosts(self):
         return [SMALL, Resources(8, 2**33, 2**40), Resources(64, 2**32, 2**40)]
 
     async def withdraw(self, name):
