@@ -46,12 +46,12 @@ from sandbox.interfaces.placement import (
 from sandbox.interfaces.terminals import EndFrame, InputFrame, OutputFrame, TerminalRefusedError
 from sandbox.model.events import ArtifactCollected, CancelRequested, ErrorReported, TaskFinished
 from sandbox.model.failure import FailureCode
-from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.secret_fingerprint import make_fingerprint
 from sandbox.server.placements import Placements
 
-BOUND_SECONDS = CONTROL_SECONDS + 3
+BOUND_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
 """The time limit for a request to a runner or a host, plus a margin for a busy machine."""
 LARGE_SECRETS = {"LARGE": "k" * 300_000}
 """Makes an order larger than a pipe's buffer, so that a launch waits until the runner reads the order."""

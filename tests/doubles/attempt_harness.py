@@ -365,8 +365,8 @@ class AttemptHarness:
         """End the attempt as a finisher does."""
         await build_finisher(attempt or self.attempt, self.parts, self.agent).finish()
 
-    def cancel(self, order):
-        return record_cancel(self.recorder, order)
+    def cancel(self, request):
+        return record_cancel(self.recorder, request)
 
     @property
     def task(self):

@@ -347,7 +347,7 @@ class FakeTasks:
     async def has_preserved_sandbox(self, task: Task) -> bool:
         return task.state is TaskState.FAILED_PRESERVED and task.id in self.preserved
 
-    async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, task_id: str, request: OpenTerminal) -> TerminalConnection:
         self._entry(task_id)
         raise TerminalRefusedError("No terminals are available.")
 

@@ -109,17 +109,17 @@ class FakePlacement:
     def kill_lock_holder(self, task_id):
         return kill_lock_holder(self.journals.lock_path(task_id))
 
-    async def cancel(self, attempt_id, order):
+    async def cancel(self, attempt_id, request):
         for launched in self.orders:
             if launched.attempt_id == attempt_id and launched.task_id in self.recorders:
                 try:
-                    self.recorders[launched.task_id].record(CancelRequested(order.reason, order.force))
+                    self.recorders[launched.task_id].record(CancelRequested(request.reason, request.force))
                 except OSError as error:
                     return Reply(done=False, message=str(error), was_disk_write_rejected=True)
                 return Reply(done=True)
         raise RunnerUnreachableError("gone")
 
-    async def open_terminal(self, attempt_id, order):
+    async def open_terminal(self, attempt_id, request):
         raise RunnerUnreachableError("gone")
 
     def record(self, task_id, *events):
@@ -144,11 +144,11 @@ class FakeRunnerHandle:
     async def is_responsive(self):
         return await self.runners.is_responsive(self.attempt_id)
 
-    async def cancel(self, order):
-        return await self.runners.cancel(self.attempt_id, order)
+    async def cancel(self, request):
+        return await self.runners.cancel(self.attempt_id, request)
 
-    async def open_terminal(self, order):
-        return await self.runners.open_terminal(self.attempt_id, order)
+    async def open_terminal(self, request):
+        return await self.runners.open_terminal(self.attempt_id, request)
 
     async def kill(self):
         return self.runners.kill_lock_holder(self.task_id)
@@ -172,8 +172,8 @@ class FakePreservedDisk(LocalPreservedDisk):
     async def start_debug_session(self, order):
         await self.runners.start_debug_session(order)
 
-    async def open_terminal(self, order):
-        return await self.runners.open_terminal(self.attempt_id, order)
+    async def open_terminal(self, request):
+        return await self.runners.open_terminal(self.attempt_id, request)
 
 
 class AdjustableClock(SystemClock):

@@ -198,11 +198,11 @@ class RunnerHandle(Protocol):
         """
         ...
 
-    async def cancel(self, order: CancelAttempt) -> Reply:
+    async def cancel(self, request: CancelAttempt) -> Reply:
         """Send the cancel request, within 5 s. Raises RunnerUnreachableError."""
         ...
 
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the attempt's sandbox, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 
@@ -229,7 +229,7 @@ class PreservedDisk(Protocol):
         """Start a runner that takes over the lock. Call it in a `try_lock` block that yielded FREE. Raises OSError."""
         ...
 
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the running session, within 5 s. Raises RunnerUnreachableError, TerminalRefusedError."""
         ...
 

@@ -444,7 +444,7 @@ class TaskArtifacts(Protocol):
 class TaskSandboxes(Protocol):
     """The sandboxes of running tasks, and the preserved sandboxes of failed tasks."""
 
-    async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, task_id: str, request: OpenTerminal) -> TerminalConnection:
         """Open a terminal in the task's sandbox. Raises TerminalRefusedError, UnavailableError."""
         ...
 

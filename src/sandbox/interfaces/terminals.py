@@ -1,4 +1,4 @@
-"""Terminal protocol between a runner and its clients: frames in both directions, after one order and its reply."""
+"""Terminal protocol between a runner and its clients: frames in both directions, after one request and its reply."""
 
 import struct
 from asyncio import IncompleteReadError, StreamReader

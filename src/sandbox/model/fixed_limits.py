@@ -237,7 +237,7 @@ OUTPUT_DRAIN_TIMEOUT_SECONDS = 5.0
 OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX = 60.0
 """Time limits for draining the pipes after all processes have ended: the time without new data, and the total time."""
 
-CONTROL_SECONDS = 5.0
+CONTROL_REQUEST_TIMEOUT_SECONDS = 5.0
 """Time limit for one request on a runner's control socket."""
 
 TERM_GRACE_SECONDS = 30.0

@@ -11,7 +11,7 @@ from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTer
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.events import CancelRequested
-from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.runner.attempt_recorder import AttemptRecorder
 from sandbox.runner.terminals import TerminalServer
 
@@ -35,13 +35,13 @@ async def serve_control_socket(
 
     async def handle_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(CONTROL_SECONDS):
-                order = _decode_order(await reader.readline())
-                reply = _handle_order(order, cancel, terminals, renew)
+            async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
+                request = _decode_request(await reader.readline())
+                reply = _handle_request(request, cancel, terminals, renew)
                 writer.write(msgspec.json.encode(reply) + b"\n")
                 await writer.drain()
-            if isinstance(order, OpenTerminal) and reply.done:
-                await terminals.serve(order, reader, writer)
+            if isinstance(request, OpenTerminal) and reply.done:
+                await terminals.serve(request, reader, writer)
         except (OSError, ValueError, TimeoutError):
             pass
         finally:
@@ -64,48 +64,48 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     """
     writer.close()
     try:
-        async with asyncio.timeout(CONTROL_SECONDS):
+        async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
             await writer.wait_closed()
     except OSError:
         writer.transport.abort()
 
 
-def _decode_order(line: bytes) -> _Request | Reply:
-    """Return the order, or the reply to invalid input."""
+def _decode_request(line: bytes) -> _Request | Reply:
+    """Return the request, or the reply to invalid input."""
     try:
         return _decoder.decode(line)
     except DECODE_ERRORS as error:
-        return Reply(done=False, message=f"Invalid order: {error}")
+        return Reply(done=False, message=f"Invalid request: {error}")
 
 
-def _handle_order(
-    order: _Request | Reply, cancel: CancelHandler, terminals: TerminalServer, renew: RenewHandler | None
+def _handle_request(
+    request: _Request | Reply, cancel: CancelHandler, terminals: TerminalServer, renew: RenewHandler | None
 ) -> Reply:
-    if isinstance(order, Reply):
-        return order
-    if isinstance(order, RenewLease):
+    if isinstance(request, Reply):
+        return request
+    if isinstance(request, RenewLease):
         if renew is None:
             return Reply(done=False, message="This runner has no lease.")
-        renew(order.deadline)
+        renew(request.deadline)
         return Reply(done=True)
-    if isinstance(order, CancelAttempt):
+    if isinstance(request, CancelAttempt):
         try:
-            return cancel(order)
+            return cancel(request)
         except OSError as error:
             return Reply(done=False, message=str(error), was_disk_write_rejected=True)
     try:
-        terminals.check(order)
+        terminals.check(request)
     except TerminalRefusedError as error:
         return Reply(done=False, message=error.message)
     return Reply(done=True)
 
 
-def record_cancel(recorder: AttemptRecorder, order: CancelAttempt) -> Reply:
+def record_cancel(recorder: AttemptRecorder, request: CancelAttempt) -> Reply:
     """Record a cancel request; it is durable when the reply is returned. Raises OSError."""
     task = recorder.task
     if task.state.is_final:
         return Reply(done=False, message=f"Task {task.id} is already {task.state}.")
-    recorder.record(CancelRequested(order.reason, order.force))
+    recorder.record(CancelRequested(request.reason, request.force))
     if recorder.task.cancel is None:
         return Reply(done=True, message=CANCEL_TOO_LATE)
     return Reply(done=True)

@@ -81,9 +81,9 @@ class _InputTimer:
 class TerminalClient:
     """A client of a terminal, connected through the control socket."""
 
-    def __init__(self, order: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.size = TerminalSize(order.rows, order.columns)
-        self.is_read_only = order.is_read_only
+    def __init__(self, request: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.size = TerminalSize(request.rows, request.columns)
+        self.is_read_only = request.is_read_only
         self._reader = reader
         self._writer = writer
         self._input_timer = _InputTimer()
@@ -234,18 +234,18 @@ class TerminalServer:
             except TimeoutError:
                 return
 
-    def check(self, order: OpenTerminal) -> None:
+    def check(self, request: OpenTerminal) -> None:
         """Raise TerminalRefusedError if the terminal cannot be opened."""
         if self._is_closed or self._terminals is None:
             raise TerminalRefusedError("The task's sandbox is not running; check the task's status.")
-        if order.is_agent_terminal and self._agent_terminal is None:
+        if request.is_agent_terminal and self._agent_terminal is None:
             raise TerminalRefusedError("The task's agent has no terminal, because headless is true.")
         if len(self._connections) >= TERMINALS_MAX:
             raise TerminalRefusedError(f"This task has {TERMINALS_MAX} open terminals; close one.")
 
-    async def serve(self, order: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve a client whose order was accepted, until it disconnects or its terminal ends."""
-        serving = asyncio.create_task(self._serve(order, TerminalClient(order, reader, writer)))
+    async def serve(self, request: OpenTerminal, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a client whose request was accepted, until it disconnects or its terminal ends."""
+        serving = asyncio.create_task(self._serve(request, TerminalClient(request, reader, writer)))
         self._connections.add(serving)
         self._changed.set()
         try:
@@ -270,17 +270,17 @@ class TerminalServer:
     def _agent_terminal(self) -> SharedTerminal | None:
         return None if self._terminals is None else self._terminals.agent_terminal
 
-    async def _serve(self, order: OpenTerminal, client: TerminalClient) -> None:
+    async def _serve(self, request: OpenTerminal, client: TerminalClient) -> None:
         with contextlib.suppress(OSError):
-            if order.is_agent_terminal and self._agent_terminal is not None:
+            if request.is_agent_terminal and self._agent_terminal is not None:
                 await self._agent_terminal.serve_client(client)
             elif self._terminals is not None and not self._is_closed:
-                await self._serve_shell(self._terminals, order, client)
+                await self._serve_shell(self._terminals, request, client)
 
-    async def _serve_shell(self, terminals: SandboxTerminals, order: OpenTerminal, client: TerminalClient) -> None:
+    async def _serve_shell(self, terminals: SandboxTerminals, request: OpenTerminal, client: TerminalClient) -> None:
         """Serve a new shell, which is hung up when the client leaves."""
         try:
-            terminal = await terminals.open_shell(order.term, client.size)
+            terminal = await terminals.open_shell(request.term, client.size)
         except AttemptError as error:
             message = error.message if self._redaction is None else self._redaction.redact_text(error.message)
             await client.send_and_drain(EndFrame(message=message))

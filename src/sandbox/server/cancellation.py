@@ -31,7 +31,7 @@ class Canceller:
         """Not shared with launches, so that a cancel request never waits for their replay slots."""
         self._clock = clock
 
-    async def cancel(self, tracked: TrackedTask, order: CancelAttempt) -> str:
+    async def cancel(self, tracked: TrackedTask, request: CancelAttempt) -> str:
         """Return a message for the caller once the request is durable. Raises TaskFinishedError, UnavailableError."""
         deadline = self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS
         async with self._write_lock(tracked, deadline):
@@ -40,7 +40,7 @@ class Canceller:
         deadline = max(deadline, self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS_MIN)
         while True:
             try:
-                message = await self._try_cancel(tracked, order, deadline)
+                message = await self._try_cancel(tracked, request, deadline)
             except (JournalDamagedError, IllegalEventError) as error:
                 raise UnavailableError(f"The task is blocked and cannot be cancelled: {error.message}") from error
             except OSError as error:
@@ -51,9 +51,9 @@ class Canceller:
                 raise UnavailableError(f"The runner of task {tracked.task.id} does not respond; try again.")
             await tracked.wait_for_change(0.05)
 
-    async def _try_cancel(self, tracked: TrackedTask, order: CancelAttempt, deadline: float) -> str | None:
+    async def _try_cancel(self, tracked: TrackedTask, request: CancelAttempt, deadline: float) -> str | None:
         """Return a message, or None to try again."""
-        cancel_requested = CancelRequested(order.reason, order.force)
+        cancel_requested = CancelRequested(request.reason, request.force)
         async with self._write_lock(tracked, deadline):
             owner = tracked.owner
             if isinstance(owner, ServerOwned):
@@ -65,7 +65,7 @@ class Canceller:
         if isinstance(owner, Orphaned):
             return await self._record_cancel(tracked, cancel_requested, deadline)
         try:
-            reply = await owner.runner.cancel(order)
+            reply = await owner.runner.cancel(request)
         except RunnerUnreachableError:
             return await self._record_cancel(tracked, cancel_requested, deadline)
         if reply.was_disk_write_rejected:

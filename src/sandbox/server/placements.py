@@ -168,11 +168,11 @@ class UnreachableRunner:
         """Return True, because only a proven lack of response counts as unresponsive."""
         return True
 
-    async def cancel(self, order: CancelAttempt) -> Reply:
+    async def cancel(self, request: CancelAttempt) -> Reply:
         """Raise RunnerUnreachableError."""
         raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
 
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
         raise RunnerUnreachableError(f"The host of attempt {self.attempt_id} does not respond.")
 
@@ -196,7 +196,7 @@ class UnreachableDisk:
         """Raise HostUnreachableError."""
         raise HostUnreachableError(self._host)
 
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Raise RunnerUnreachableError."""
         raise RunnerUnreachableError(f"The host {self._host} does not respond.")
 

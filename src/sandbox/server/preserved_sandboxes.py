@@ -210,21 +210,21 @@ class DebugSessions:
         self._placements = placements
         self._start_locks = KeyedLock()
 
-    async def open_terminal(self, task: Task, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, task: Task, request: OpenTerminal) -> TerminalConnection:
         """Open a shell in a preserved sandbox. Raises TerminalRefusedError, UnavailableError."""
         try:
-            return await self._open_terminal(task, order)
+            return await self._open_terminal(task, request)
         except SandboxNotPreservedError as error:
             raise TerminalRefusedError(error.message) from error
         except OSError as error:
             reason = error_reason(error)
             raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}; try again.") from error
 
-    async def _open_terminal(self, task: Task, order: OpenTerminal) -> TerminalConnection:
+    async def _open_terminal(self, task: Task, request: OpenTerminal) -> TerminalConnection:
         """Like `open_terminal`; also raises SandboxNotPreservedError and OSError."""
         if not await asyncio.to_thread(self._preserved_sandboxes.is_preserved, task):
             raise SandboxNotPreservedError(task)
-        if order.is_agent_terminal:
+        if request.is_agent_terminal:
             raise TerminalRefusedError(
                 f"The agent of task {task.id} has ended; open a debug shell in its preserved sandbox."
             )
@@ -238,17 +238,17 @@ class DebugSessions:
             problem = "too many clients wait for the debug session; try again."
             raise UnavailableError(f"No shell can be opened for task {task.id}: {problem}") from None
         try:
-            return await self._open_when_started(task, order, deadline)
+            return await self._open_when_started(task, request, deadline)
         finally:
             lock.release()
 
-    async def _open_when_started(self, task: Task, order: OpenTerminal, deadline: float) -> TerminalConnection:
+    async def _open_when_started(self, task: Task, request: OpenTerminal, deadline: float) -> TerminalConnection:
         """Start the session unless it is already running, and open a terminal."""
         has_launched = is_unknown = False
         while asyncio.get_running_loop().time() < deadline:
             with suppress(RunnerUnreachableError):
                 disk = await self._preserved_sandboxes.find_disk(task)
-                return await disk.open_terminal(order)
+                return await disk.open_terminal(request)
             async with self._preserved_sandboxes.try_lock(task) as (liveness, disk):
                 is_unknown = liveness is Liveness.UNKNOWN
                 if liveness is Liveness.FREE and has_launched:

@@ -237,18 +237,18 @@ class TaskSandboxes:
         self._preserved_sandboxes = preserved_sandboxes
         self._debug_sessions = debug_sessions
 
-    async def open_terminal(self, task_id: str, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, task_id: str, request: OpenTerminal) -> TerminalConnection:
         """See `interfaces.tasks.TaskSandboxes.open_terminal`."""
         task = await self._queries.status(task_id)
         if task.state is TaskState.FAILED_PRESERVED:
-            return await self._debug_sessions.open_terminal(task, order)
+            return await self._debug_sessions.open_terminal(task, request)
         if task.state.is_final or task.attempt is None:
             reason = "its sandbox was removed" if task.state.is_final else "it has no sandbox yet"
             raise TerminalRefusedError(f"Task {task_id} is {task.state}; {reason}.")
         tracked = self._tracked_tasks.get(task_id)
         if tracked is not None and isinstance(tracked.owner, RunnerOwned):
             with contextlib.suppress(RunnerUnreachableError):
-                return await tracked.owner.runner.open_terminal(order)
+                return await tracked.owner.runner.open_terminal(request)
         raise UnavailableError(f"The runner of task {task_id} does not respond; try again.")
 
     async def has_preserved_sandbox(self, task: Task) -> bool:

@@ -26,7 +26,7 @@ from sandbox.interfaces.placement import (
 from sandbox.interfaces.terminals import FRAME_BYTES_MAX
 from sandbox.model.errors import SandboxError
 from sandbox.model.events import Artifact
-from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.resources import Resources
 from sandbox.placements.local.runner_client import RunnerClient
 
@@ -248,7 +248,7 @@ class WorkerRunnerHandle(RunnerClient):
     async def is_responsive(self):
         """Let the worker ping the runner, so that a silent host can be distinguished from a silent runner."""
         try:
-            return await self._call("is_responsive", timeout=CONTROL_SECONDS + 1)
+            return await self._call("is_responsive", timeout=CONTROL_REQUEST_TIMEOUT_SECONDS + 1)
         except HostUnreachableError:
             return True
 

@@ -58,8 +58,8 @@ async def serve_terminal(tmp_path, *, is_headless=False, redaction=None):
     terminals.enable(SandboxTerminals(object(), {}, "/", None if is_headless else terminal.shared))
     client, connections = RunnerSocket(tmp_path / "abcdefghijkl.sock"), []
 
-    async def connect(order=AGENT):
-        connections.append(await client.open_terminal(order))
+    async def connect(request=AGENT):
+        connections.append(await client.open_terminal(request))
         return connections[-1]
 
     async with serve_control_socket(tmp_path / "abcdefghijkl.sock", lambda _: Reply(done=True), terminals):

@@ -272,8 +272,8 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
     """If each client polled separately, hundreds of waiting clients would keep the event loop busy."""
     connects, has_started = [], asyncio.Event()
 
-    async def open_terminal(attempt_id, order):
-        connects.append(order)
+    async def open_terminal(attempt_id, request):
+        connects.append(request)
         if not has_started.is_set():
             raise RunnerUnreachableError("The task's runner does not respond.")
         return attempt_id

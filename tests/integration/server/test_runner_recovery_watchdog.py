@@ -162,7 +162,7 @@ def filled_backlog(path):
 
 @pytest.mark.parametrize("clients", [lambda _: contextlib.nullcontext(), filled_backlog], ids=["none", "many"])
 def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch, clients):
-    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_SECONDS", 1.0)
+    monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_REQUEST_TIMEOUT_SECONDS", 1.0)
     path = runner_socket(tmp_path, "abcdefghijkl")
     runner_client = RunnerSocket(path)
     runner = process(LISTENER_PROGRAM, str(path))

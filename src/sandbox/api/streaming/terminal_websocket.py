@@ -56,9 +56,9 @@ async def serve_terminal(websocket: WebSocket) -> None:
     context = await get_context(websocket)
     task_id = websocket.path_params["task_id"]
     TASK_ID.set(task_id)
-    order = parse_open_terminal(websocket.query_params)
-    connection = await context.services.sandboxes.open_terminal(task_id, order)
-    _log.info("A terminal was opened", extra={"kind": "agent" if order.is_agent_terminal else "shell"})
+    request = parse_open_terminal(websocket.query_params)
+    connection = await context.services.sandboxes.open_terminal(task_id, request)
+    _log.info("A terminal was opened", extra={"kind": "agent" if request.is_agent_terminal else "shell"})
     try:
         with context.metrics.track_stream("websocket"):
             await websocket.accept()

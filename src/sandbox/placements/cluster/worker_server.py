@@ -55,7 +55,7 @@ from sandbox.interfaces.worker_messages import (
     WorkerMessage,
 )
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
-from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.placements.cluster.uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
@@ -181,7 +181,7 @@ class WorkerSession:
         future.set_result(streams)
         return True
 
-    async def call(self, request: Request, result: Any, seconds: float = CONTROL_SECONDS) -> Any:
+    async def call(self, request: Request, result: Any, seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS) -> Any:
         """Send a request and return its result, converted to the type `result`.
 
         Raises HostUnreachableError, or the error of the worker.
@@ -241,7 +241,7 @@ class WorkerSession:
         try:
             self._check_open()
             self.send(OpenStream(stream_id, attempt_id))
-            async with asyncio.timeout(CONTROL_SECONDS):
+            async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
                 return await future
         except TimeoutError as error:
             raise HostUnreachableError(self._host) from error

@@ -30,7 +30,7 @@ from sandbox.interfaces.worker_messages import (
     StartSession,
     UnlockDisk,
 )
-from sandbox.model.fixed_limits import CONTROL_SECONDS, SANDBOX_TEARDOWN_SECONDS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.placements.cluster.jobs import Jobs
 from sandbox.placements.cluster.worker_server import Streams, WorkerSession
 from sandbox.placements.local.runner_client import RunnerClient
@@ -107,10 +107,10 @@ class Workers:
     def request_blocking(self, location: AttemptLocation, request: Request, result: Any) -> Any:
         """Send a request to the worker of an attempt; block until its result. Raises OSError, HostUnreachableError."""
         self.session_of(location)
-        return self.thread.wait_for(self._request(location, request, result, CONTROL_SECONDS))
+        return self.thread.wait_for(self._request(location, request, result, CONTROL_REQUEST_TIMEOUT_SECONDS))
 
     async def request(
-        self, location: AttemptLocation, request: Request, result: Any, seconds: float = CONTROL_SECONDS
+        self, location: AttemptLocation, request: Request, result: Any, seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
     ) -> Any:
         """Send a request to the worker of an attempt. Raises OSError, HostUnreachableError."""
         return await self.thread.run(self._request(location, request, result, seconds))
@@ -179,20 +179,20 @@ class WorkerRunnerHandle:
 
     async def is_responsive(self) -> bool:
         """Let the worker ping the runner: a silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
-        request, seconds = IsResponsive(self.attempt_id), CONTROL_SECONDS + _MARGIN_SECONDS
+        request, seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
         try:
             return bool(await self._workers.request(self._location, request, bool, seconds))
         except OSError:
             return True
 
-    async def cancel(self, order: CancelAttempt) -> Reply:
+    async def cancel(self, request: CancelAttempt) -> Reply:
         """Implements `RunnerHandle.cancel`."""
-        return await self._workers.thread.run(self._client.cancel(order))
+        return await self._workers.thread.run(self._client.cancel(request))
 
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Implements `RunnerHandle.open_terminal`."""
         thread = self._workers.thread
-        return ThreadTerminal(await thread.run(self._client.open_terminal(order)), thread)
+        return ThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
 
     async def kill(self) -> bool:
         """Implements `RunnerHandle.kill`. A worker that was given up, or that never started, has no runner."""
@@ -251,14 +251,14 @@ class WorkerPreservedDisk:
         """Implements `PreservedDisk.start_debug_session`."""
         await self._request(StartSession(self._lock_id, order), None, LAUNCH_SECONDS)
 
-    async def open_terminal(self, order: OpenTerminal) -> TerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Implements `PreservedDisk.open_terminal`."""
         thread = self._workers.thread
-        return ThreadTerminal(await thread.run(self._client.open_terminal(order)), thread)
+        return ThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
 
     async def remove(self) -> None:
         """Implements `PreservedDisk.remove`."""
         await self._request(RemoveDisk(self._lock_id), None, SANDBOX_TEARDOWN_SECONDS)
 
-    async def _request(self, request: Request, result: Any, seconds: float = CONTROL_SECONDS) -> Any:
+    async def _request(self, request: Request, result: Any, seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS) -> Any:
         return await self._workers.request(self._location, request, result, seconds)

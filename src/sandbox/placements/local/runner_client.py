@@ -19,12 +19,12 @@ from sandbox.interfaces.terminals import (
     encode_frame,
     read_frame,
 )
-from sandbox.model.fixed_limits import CONTROL_SECONDS
+from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 
 _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(RunnerFrame)
 
 
-class UnixTerminalConnection:
+class StreamTerminalConnection:
     """Implements `interfaces.terminals.TerminalConnection`."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -56,13 +56,13 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 """Opens a stream to a runner's control socket; its reader has a limit of FRAME_BYTES_MAX. Raises OSError."""
 
 
-async def _open_terminal(connect: Connect, order: OpenTerminal) -> UnixTerminalConnection:
+async def _open_terminal(connect: Connect, request: OpenTerminal) -> StreamTerminalConnection:
     """Connect to a runner and open a terminal. Raises RunnerUnreachableError, TerminalRefusedError."""
     try:
-        async with asyncio.timeout(CONTROL_SECONDS):
+        async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
             reader, writer = await connect()
             try:
-                return await _request_terminal(reader, writer, order)
+                return await _request_terminal(reader, writer, request)
             except BaseException:
                 writer.close()
                 raise
@@ -71,13 +71,13 @@ async def _open_terminal(connect: Connect, order: OpenTerminal) -> UnixTerminalC
 
 
 async def _request_terminal(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, order: OpenTerminal
-) -> UnixTerminalConnection:
-    writer.write(msgspec.json.encode(order) + b"\n")
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: OpenTerminal
+) -> StreamTerminalConnection:
+    writer.write(msgspec.json.encode(request) + b"\n")
     reply = msgspec.json.decode(await reader.readline(), type=Reply)
     if not reply.done:
         raise TerminalRefusedError(reply.message)
-    return UnixTerminalConnection(reader, writer)
+    return StreamTerminalConnection(reader, writer)
 
 
 _INCONCLUSIVE_ERRNOS = frozenset(
@@ -101,34 +101,34 @@ class RunnerClient:
     async def is_responsive(self) -> bool:
         """Return whether the runner responds; see `RunnerHandle.is_responsive`.
 
-        A runner replies to every message, even to one that is not an order.
+        A runner replies to every message, even to an invalid one.
         """
         try:
-            async with asyncio.timeout(CONTROL_SECONDS):
+            async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
                 await _exchange(self._connect, b"{}")
         except OSError as error:
             return error.errno in _INCONCLUSIVE_ERRNOS
         return True
 
-    async def cancel(self, order: CancelAttempt) -> Reply:
+    async def cancel(self, request: CancelAttempt) -> Reply:
         """Request cancellation; see `RunnerHandle.cancel`."""
-        return await self._request(order)
+        return await self._request(request)
 
-    async def _request(self, order: CancelAttempt | RenewLease) -> Reply:
+    async def _request(self, request: CancelAttempt | RenewLease) -> Reply:
         try:
-            async with asyncio.timeout(CONTROL_SECONDS):
-                response = await _exchange(self._connect, msgspec.json.encode(order))
+            async with asyncio.timeout(CONTROL_REQUEST_TIMEOUT_SECONDS):
+                response = await _exchange(self._connect, msgspec.json.encode(request))
             return msgspec.json.decode(response, type=Reply)
         except (OSError, TimeoutError, ValueError) as error:
             raise RunnerUnreachableError("The task's runner does not respond.") from error
 
-    async def renew_lease(self, order: RenewLease) -> Reply:
+    async def renew_lease(self, request: RenewLease) -> Reply:
         """Extend the lease of the runner's gateway, within 5 s. Raises RunnerUnreachableError."""
-        return await self._request(order)
+        return await self._request(request)
 
-    async def open_terminal(self, order: OpenTerminal) -> UnixTerminalConnection:
+    async def open_terminal(self, request: OpenTerminal) -> StreamTerminalConnection:
         """Open a terminal; see `RunnerHandle.open_terminal`."""
-        return await _open_terminal(self._connect, order)
+        return await _open_terminal(self._connect, request)
 
 
 class RunnerSocket(RunnerClient):

@@ -242,7 +242,7 @@ async def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_pat
 
     async def scenario():
         async with serve_control_socket(
-            path, lambda order: Reply(done=True, message=order.reason), TerminalServer(None, CpuThrottle().queue())
+            path, lambda request: Reply(done=True, message=request.reason), TerminalServer(None, CpuThrottle().queue())
         ):
             return await RunnerSocket(path).cancel(CancelAttempt("enough"))
 

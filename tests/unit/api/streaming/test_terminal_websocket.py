@@ -9,7 +9,7 @@ from sandbox.model.errors import InvalidParameterError
 
 
 @pytest.mark.parametrize(
-    ("query", "order"),
+    ("query", "expected"),
     [
         ("", OpenTerminal(24, 80)),
         ("rows=50&columns=132&term=screen.xterm-256color", OpenTerminal(50, 132, term="screen.xterm-256color")),
@@ -17,8 +17,8 @@ from sandbox.model.errors import InvalidParameterError
         ("of=agent&watch=true", OpenTerminal(24, 80, is_agent_terminal=True, is_read_only=True)),
     ],
 )
-def test_open_terminal_is_parsed(query: str, order: OpenTerminal):
-    assert parse_open_terminal(QueryParams(query)) == order
+def test_open_terminal_is_parsed(query: str, expected: OpenTerminal):
+    assert parse_open_terminal(QueryParams(query)) == expected
 
 
 @pytest.mark.parametrize(
