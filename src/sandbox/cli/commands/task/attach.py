@@ -12,7 +12,7 @@ from sandbox.cli.task_arguments import task_argument
 from sandbox.cli.terminal import DETACH_KEYS, exit_with_terminal, format_keys, parse_detach_keys, run_terminal
 from sandbox.model.task_state import FINAL_STATES
 
-END_SECONDS_MAX = 30.0
+TASK_END_TIMEOUT_SECONDS = 30.0
 """How long to wait for a task to end after its agent has exited. The task's patch is created during this time."""
 
 
@@ -58,7 +58,7 @@ def _print_outcome(options: CliOptions, task_id: str) -> None:
     outcome = f"task {escape_text(task_id)} has not ended yet."
     try:
         with options.connect() as client:
-            status = client.wait(task_id, timeout_seconds=END_SECONDS_MAX)
+            status = client.wait(task_id, timeout_seconds=TASK_END_TIMEOUT_SECONDS)
     except ClientError:
         outcome = "the outcome of the task is not known yet."
     else:
