@@ -320,7 +320,7 @@ PATCH_BYTES_MAX = 256 * 1024 * 1024
 CHAIN_TASKS_MAX = 100
 """Maximum number of tasks in the totals of a chain."""
 
-SUBJECT_LENGTH_MAX = 200
+CURRENT_SUBJECT_CHARACTERS_MAX = 200
 """Maximum length of `Progress.current_subject`."""
 
 CHAIN_PATCHES_MAX = 100

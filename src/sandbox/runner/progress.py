@@ -23,9 +23,9 @@ from sandbox.model.events import (
 )
 from sandbox.model.fixed_limits import (
     CONVERSATION_BYTES_MAX,
+    CURRENT_SUBJECT_CHARACTERS_MAX,
     OPEN_TOOL_CALLS_MAX,
     PROGRESS_INTERVAL_SECONDS,
-    SUBJECT_LENGTH_MAX,
     TOOL_CALL_EVENTS_MAX,
 )
 from sandbox.model.task import Task
@@ -46,7 +46,7 @@ class _Call(NamedTuple):
 
     @classmethod
     def of(cls, event: ToolCallStarted) -> Self:
-        return cls(event.tool, event.summary[:SUBJECT_LENGTH_MAX] or None)
+        return cls(event.tool, event.summary[:CURRENT_SUBJECT_CHARACTERS_MAX] or None)
 
 
 def _current(call: _Call | None) -> dict[str, str | None]:
