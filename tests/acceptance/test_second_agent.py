@@ -14,11 +14,11 @@ import pytest
 
 from doubles.deployment import SERVER_KEY, Deployment, make_repository, preinstall_agent, reply_turn, wait_until
 from doubles.runner_processes import runner_pid
-from doubles.scripted_agent import all_agents
+from doubles.second_agent import all_agents
 from doubles.terminal_user import TerminalUser
 
 RESPONSES_KEY = "the-key-of-the-responses-api"
-SERVER = Path(__file__).parents[1] / "doubles" / "scripted_agent" / "server.py"
+SERVER = Path(__file__).parents[1] / "doubles" / "second_agent" / "server.py"
 MANIFEST = """\
 version: "1"
 kind: Task

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from doubles.scripted_agent import all_agents
+from doubles.second_agent import all_agents
 from sandbox.bootstrap.local_host import AgentsAndRunnerCommand
 from sandbox.bootstrap.server import run
 from sandbox.bootstrap.settings.load import load

@@ -93,7 +93,7 @@ class SecondAgent:
         return ResponsesApi()
 
     def create_driver(self, program: Path) -> AgentDriver:
-        from doubles.scripted_agent.driver import ScriptedDriver
+        from doubles.second_agent.driver import ScriptedDriver
 
         return ScriptedDriver(program)
 
