@@ -12,8 +12,8 @@ import time
 from itertools import count
 from pathlib import Path
 
+from doubles.egress_host import HOST
 from doubles.loopback_listeners import loopback_listeners
-from doubles.remote_host import HOST
 from doubles.served_gateway import SERVER_KEY, TASK_KEY
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway.egress import dialer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.remote_host import HOST
+from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway.egress import dialer
 from sandbox.gateway.limits import (

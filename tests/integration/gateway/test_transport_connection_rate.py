@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from doubles.remote_host import HOST
+from doubles.egress_host import HOST
 from doubles.served_gateway import TASK_KEY, run, served_gateway
 from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer

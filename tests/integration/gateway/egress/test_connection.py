@@ -7,7 +7,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from doubles.remote_host import HOST, client_hello, gateway_with_remote_host, tunnel
+from doubles.egress_host import HOST, client_hello, gateway_with_egress_host, tunnel
 from doubles.served_gateway import run, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer
@@ -25,7 +25,7 @@ async def echo_after_eof(reader, writer):
 
 def test_data_is_forwarded_both_ways_and_either_side_can_end_first(monkeypatch):
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
             sent = client_hello(HOST) + b"\x17\3\3" + os.urandom(2_000_000)
             client = await tunnel(served, sent[:1000])
             assert b" 200 " in await client.read_until(b"\r\n\r\n")
@@ -50,7 +50,7 @@ def test_host_that_sends_faster_than_the_client_reads_is_paused(monkeypatch):
             written += 65536
 
     async def scenario():
-        async with gateway_with_remote_host(flood, monkeypatch) as served:
+        async with gateway_with_egress_host(flood, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.read_until(b"\r\n\r\n")
             await wait_until(lambda: written > 0)
@@ -94,7 +94,7 @@ def test_end_of_stream_is_not_forwarded_after_denied_or_unsearched_data(monkeypa
             endings.append("reset")
 
     async def scenario():
-        async with gateway_with_remote_host(record_ending, monkeypatch, rules=rules) as served:
+        async with gateway_with_egress_host(record_ending, monkeypatch, rules=rules) as served:
             client = await tunnel(served, sent, port=8080)
             await client.read_until(b"\r\n\r\n")
             await asyncio.sleep(0.2)
@@ -120,7 +120,7 @@ def test_idle_tunnel_is_closed(monkeypatch):
         ended.set()
 
     async def scenario():
-        async with gateway_with_remote_host(silent, monkeypatch) as served:
+        async with gateway_with_egress_host(silent, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.read_until(b"\r\n\r\n")
             client.received = b""
@@ -137,7 +137,7 @@ def test_tunnel_with_another_server_name_is_closed_before_any_byte_is_forwarded(
         received.append(await reader.read())
 
     async def scenario():
-        async with gateway_with_remote_host(receive, monkeypatch) as served:
+        async with gateway_with_egress_host(receive, monkeypatch) as served:
             client = await tunnel(served, client_hello("other.example"))
             await client.read_to_end()
             await wait_until(lambda: bool(received))
@@ -159,7 +159,7 @@ def test_tunnel_with_another_server_name_is_closed_before_any_byte_is_forwarded(
 )
 def test_only_public_addresses_are_dialed(monkeypatch, addresses, dialed):
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch, addresses) as served:
             client = await tunnel(served)
             status = await client.read_until(b"\r\n\r\n")
             assert (b" 200 " in status) is bool(dialed)
@@ -173,7 +173,7 @@ def test_only_public_addresses_are_dialed(monkeypatch, addresses, dialed):
 def test_name_that_resolves_to_the_models_address_is_not_dialed(monkeypatch):
     async def scenario():
         names, model = {"model.example": ("8.8.4.4",)}, "http://model.example"
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch, names=names, model=model) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch, names=names, model=model) as served:
             client = await tunnel(served)
             assert b" 403 " in await client.read_until(b"\r\n\r\n")
             assert "the model's" in served.events_of(EgressDenied)[0].reason
@@ -194,7 +194,7 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
     hung = threading.Event()
 
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
             monkeypatch.setattr(dialer.socket, "getaddrinfo", lambda *_, **__: hung.wait(20) and [])
             before = threading.active_count()
             clients = [await tunnel(served) for _ in range(20)]
@@ -213,7 +213,7 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
 @pytest.mark.parametrize("host", [HOST, HOST.upper()])
 def test_unresolvable_host_is_reported_to_the_client_and_in_lower_case_in_an_event(monkeypatch, host):
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch, addresses=()) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch, addresses=()) as served:
             client = await tunnel(served, host=host)
             assert b" 502 " in await client.read_until(b"\r\n\r\n")
             assert "does not resolve" in (await client.read_to_end()).decode()
@@ -233,7 +233,7 @@ def test_disconnected_clients_close_their_upstream_connections(monkeypatch):
         writer.close()
 
     async def scenario():
-        async with gateway_with_remote_host(count, monkeypatch) as served:
+        async with gateway_with_egress_host(count, monkeypatch) as served:
             clients = [await tunnel(served, client_hello(HOST)) for _ in range(10)]
             await wait_until(lambda: open_now == 10)
             for client in clients:
@@ -252,7 +252,7 @@ def test_data_from_a_host_that_sends_first_is_forwarded(monkeypatch):
         writer.write(await reader.readline())
 
     async def scenario():
-        async with gateway_with_remote_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_egress_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=22)
             await client.read_until(b"\r\n\r\n")
             assert await client.read_until(b"\n") == b"SSH-2.0-host\r\n"
@@ -271,7 +271,7 @@ def test_request_for_another_host_is_refused_on_any_port(monkeypatch):
         received += await reader.read()
 
     async def scenario():
-        async with gateway_with_remote_host(receive, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_egress_host(receive, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
             await client.read_until(b"\r\n\r\n")
             client.received = b""
@@ -293,7 +293,7 @@ def test_refusal_is_not_sent_after_data_from_the_host(monkeypatch, greeting):
         await reader.read()
 
     async def scenario():
-        async with gateway_with_remote_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
+        async with gateway_with_egress_host(greet, monkeypatch, rules=OTHER_PORTS) as served:
             client = await tunnel(served, port=8080)
             await client.read_until(b"\r\n\r\n")
             client.received = b""
@@ -316,7 +316,7 @@ def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end
         await never_set.wait()
 
     async def scenario():
-        async with gateway_with_remote_host(silent, monkeypatch) as served:
+        async with gateway_with_egress_host(silent, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.read_until(b"\r\n\r\n")
             client.received = b""
@@ -329,7 +329,7 @@ def test_half_closed_connection_is_closed_after_a_timeout(monkeypatch, first_end
 
 def test_hosts_are_not_dialed_while_the_models_name_is_unresolved(monkeypatch):
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch, model="http://model.example") as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch, model="http://model.example") as served:
             client = await tunnel(served)
             assert b" 502 " in await client.read_until(b"\r\n\r\n")
             assert "model's host does not resolve" in (await client.read_to_end()).decode()
@@ -347,7 +347,7 @@ def test_former_model_address_is_not_dialed(monkeypatch):
 
     async def scenario():
         names = {"model.example": ("8.8.4.4", "8.8.4.6")}
-        async with gateway_with_remote_host(
+        async with gateway_with_egress_host(
             echo_after_eof, monkeypatch, ("8.8.4.8",), names, model="http://model.example"
         ) as served:
             client = await tunnel(served)
@@ -369,7 +369,7 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
     lookups = []
 
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
             resolve = dialer.socket.getaddrinfo
 
             def rebinding(host, *rest, **more):
@@ -408,7 +408,7 @@ def test_name_is_resolved_once_per_connection(monkeypatch):
 def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, is_dialed):
     async def scenario():
         full = GatewayRules(egress=EgressRules(is_unrestricted=True))
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch, rules=full) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch, rules=full) as served:
             client = await tunnel(served, host=address, port=8443)
             response = await client.read_until(b"\r\n\r\n")
             assert (b" 200 " in response, b" 403 " in response) == (is_dialed, not is_dialed)
@@ -420,7 +420,7 @@ def test_unrestricted_egress_dials_global_addresses_only(monkeypatch, address, i
 
 def test_stop_closes_all_connections_and_refuses_new_ones(monkeypatch):
     async def scenario():
-        async with gateway_with_remote_host(echo_after_eof, monkeypatch) as served:
+        async with gateway_with_egress_host(echo_after_eof, monkeypatch) as served:
             client = await tunnel(served, client_hello(HOST))
             await client.read_until(b"\r\n\r\n")
             client.received = b""

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from doubles.remote_host import HOST, client_hello, gateway_with_remote_host, tunnel
+from doubles.egress_host import HOST, client_hello, gateway_with_egress_host, tunnel
 from doubles.served_gateway import run, wait_until
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -36,7 +36,7 @@ def test_prefix_does_not_hide_a_forbidden_request(monkeypatch, sent, pause_secon
             received += data
 
     async def scenario():
-        async with gateway_with_remote_host(receive, monkeypatch, rules=RULES) as served:
+        async with gateway_with_egress_host(receive, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
             await client.read_until(b"\r\n\r\n")
             for byte in sent if pause_seconds else [sent]:
@@ -61,7 +61,7 @@ def test_stream_after_server_greeting_is_not_inspected(monkeypatch):
         writer.write(await reader.readuntil(b"\r\n.\r\n"))
 
     async def scenario():
-        async with gateway_with_remote_host(respond, monkeypatch, rules=RULES) as served:
+        async with gateway_with_egress_host(respond, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
             await client.read_until(b"\r\n\r\n")
             await client.read_until(b"220 mail\r\n")
@@ -85,7 +85,7 @@ def test_tls_after_a_plaintext_exchange_is_checked(monkeypatch, requested):
             writer.write(b"!")
 
     async def scenario():
-        async with gateway_with_remote_host(respond, monkeypatch, rules=RULES) as served:
+        async with gateway_with_egress_host(respond, monkeypatch, rules=RULES) as served:
             client = await tunnel(served, port=PORT)
             await client.read_until(b"\r\n\r\n")
             client.writer.write(SSL_REQUEST)

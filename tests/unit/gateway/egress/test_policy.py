@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.remote_host import client_hello
+from doubles.egress_host import client_hello
 from sandbox.gateway.egress.http_opening import HttpOpening
 from sandbox.gateway.egress.policy import ISOLATED_DENY_REASON, Denial, EgressPolicy, NestedOpeningFilter, Tunnel
 from sandbox.gateway.egress.proxy_opening import ProxyOpening

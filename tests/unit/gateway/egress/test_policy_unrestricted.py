@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.remote_host import client_hello
+from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
 from sandbox.gateway.egress.proxy_opening import ProxyOpening
 from sandbox.gateway.egress.tls_opening import TlsOpening

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doubles.remote_host import client_hello
+from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
 from sandbox.gateway.egress.protocol_sniffing import SniffingOpening, open_transparent_tunnel
 from sandbox.gateway.egress.proxy_opening import ProxyOpening

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.remote_host import client_hello
+from doubles.egress_host import client_hello
 from sandbox.gateway.egress.policy import Denial, EgressPolicy, Tunnel
 from sandbox.gateway.egress.tls_opening import TlsOpening
 from sandbox.gateway.limits import CLIENT_HELLO_BYTES_MAX

@@ -27,7 +27,7 @@ def client_hello(name: str, *, has_ech: bool = False, extra_extensions: bytes = 
 
 
 @asynccontextmanager
-async def gateway_with_remote_host(handler, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
+async def gateway_with_egress_host(handler, monkeypatch, addresses=("8.8.4.4",), names=None, rules=RULES, model=MODEL):
     """A gateway that resolves HOST to `addresses`, and other names with `names`; `handler` serves all connections."""
     writers, tasks = [], set()
 
