@@ -4,7 +4,7 @@ from sandbox.interfaces.auth import Principal, Role
 
 
 class FakeTokenStore:
-    """Implements `Access`. roles: each principal's role, keyed by id; empty if no tokens exist."""
+    """Implements `TokenStore`. roles: each principal's role, keyed by id; empty if no tokens exist."""
 
     def __init__(self, **roles: str) -> None:
         self.roles = roles

@@ -35,7 +35,7 @@ class Api:
     def __init__(
         self,
         tasks: FakeTasks,
-        access: TokenStore | None = None,
+        token_store: TokenStore | None = None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
         **settings: Any,
@@ -48,7 +48,7 @@ class Api:
             frozenset({"builds.example.org"}),
             **({"agents": registered_agents()} | settings),
         )
-        authenticator = Authenticator(access or FakeTokenStore(), api_settings, monotonic)
+        authenticator = Authenticator(token_store or FakeTokenStore(), api_settings, monotonic)
         self.app = create_app(AppContext.create(tasks.services, api_settings, self.shutting_down, authenticator))
         self.schema = _schema()
 

@@ -51,13 +51,13 @@ class RunningApi:
 
 @asynccontextmanager
 async def _running_api(
-    access: TokenStore | None = None, *, clone_hosts: frozenset[str] = frozenset()
+    token_store: TokenStore | None = None, *, clone_hosts: frozenset[str] = frozenset()
 ) -> AsyncIterator[RunningApi]:
     tasks, shutting_down, started = FakeTasks(), asyncio.Event(), asyncio.Event()
     sockets, stream_sockets = bind("127.0.0.1", 0), bind("127.0.0.1", 0)
     port, stream_port = sockets[0].getsockname()[1], stream_sockets[0].getsockname()[1]
     settings = ApiSettings("0.1.0", frozenset({port, stream_port}), clone_hosts=clone_hosts, agents=registered_agents())
-    authenticator = Authenticator(access or FakeTokenStore(), settings)
+    authenticator = Authenticator(token_store or FakeTokenStore(), settings)
     context = AppContext.create(tasks.services, settings, shutting_down, authenticator)
     app, stream_app = create_app(context), create_stream_app(context)
     serving = asyncio.create_task(

@@ -19,8 +19,8 @@ def tasks() -> FakeTasks:
 def api_with_tokens(tasks: FakeTasks) -> Callable[..., Api]:
     """Return a function that creates an API with tokens. It accepts the settings of `ApiSettings`."""
 
-    def make(access: TokenStore, **settings: Any) -> Api:
-        return Api(tasks, access, **settings)
+    def make(token_store: TokenStore, **settings: Any) -> Api:
+        return Api(tasks, token_store, **settings)
 
     return make
 

@@ -22,10 +22,10 @@ PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 class Pages:
     """The dashboard pages of a server with these tasks."""
 
-    def __init__(self, tasks: FakeTasks, access: TokenStore | None = None) -> None:
+    def __init__(self, tasks: FakeTasks, token_store: TokenStore | None = None) -> None:
         self.tasks = tasks
         settings = ApiSettings("0.1.0", frozenset({8121, 8122}), agents=registered_agents())
-        authenticator = Authenticator(access or FakeTokenStore(), settings)
+        authenticator = Authenticator(token_store or FakeTokenStore(), settings)
         context = AppContext.create(tasks.services, settings, asyncio.Event(), authenticator)
         self.app = create_app(context)
         add_dashboard(self.app, context)
@@ -52,4 +52,4 @@ def pages(tasks: FakeTasks) -> Pages:
 
 @pytest.fixture
 def pages_with_tokens(tasks: FakeTasks) -> Any:
-    return lambda access: Pages(tasks, access)
+    return lambda token_store: Pages(tasks, token_store)

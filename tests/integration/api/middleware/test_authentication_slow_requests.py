@@ -41,20 +41,20 @@ async def send_slowly(api, method: str, path: str, body: bytes, *, meanwhile) ->
 
 @pytest.mark.parametrize(("method", "path", "body", "status"), REQUESTS)
 async def test_request_changes_nothing_once_its_token_is_revoked(running_api, method, path, body, status):
-    access = tokens()
-    async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
+    token_store = tokens()
+    async with running_api(token_store, clone_hosts=frozenset({"github.com"})) as api:
         api.tasks.add("task-001")
-        answer = await send_slowly(api, method, path, body, meanwhile=lambda: access.roles.pop("olga"))
+        answer = await send_slowly(api, method, path, body, meanwhile=lambda: token_store.roles.pop("olga"))
         assert answer.startswith(b"HTTP/1.1 401 ")
         assert (list(api.tasks.entries), api.tasks.cancels) == (["task-001"], [])
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status"), REQUESTS)
 async def test_request_is_served_if_another_token_is_revoked(running_api, method, path, body, status):
-    access = tokens()
-    async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
+    token_store = tokens()
+    async with running_api(token_store, clone_hosts=frozenset({"github.com"})) as api:
         api.tasks.add("task-001")
-        answer = await send_slowly(api, method, path, body, meanwhile=lambda: access.roles.pop("otto"))
+        answer = await send_slowly(api, method, path, body, meanwhile=lambda: token_store.roles.pop("otto"))
         assert answer.startswith(f"HTTP/1.1 {status} ".encode())
 
 
@@ -62,14 +62,14 @@ async def test_waiting_request_is_rejected_once_its_token_is_revoked(running_api
     monkeypatch.setattr(authentication, "RECHECK_INTERVAL_SECONDS", 0.1)
 
     async def scenario():
-        access = tokens()
-        async with running_api(access) as api:
+        token_store = tokens()
+        async with running_api(token_store) as api:
             api.tasks.add("task-001")
             reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
             path = "/api/v1/tasks/task-001/wait?timeout=0.5"
             writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n\r\n".encode())
             await asyncio.sleep(0.2)
-            del access.roles["olga"]
+            del token_store.roles["olga"]
             assert (await asyncio.wait_for(reader.readline(), 10)).startswith(b"HTTP/1.1 401 ")
             writer.close()
 

@@ -186,8 +186,8 @@ async def test_submission_that_took_effect_is_never_answered_with_429(running_ap
         writer.close()
         return status_line[9:12]
 
-    access = FakeTokenStore(olga="operator", otto="operator")
-    async with running_api(access, clone_hosts=frozenset({"github.com"})) as api:
+    token_store = FakeTokenStore(olga="operator", otto="operator")
+    async with running_api(token_store, clone_hosts=frozenset({"github.com"})) as api:
         is_last_byte_due = asyncio.Event()
         submissions = [asyncio.create_task(submit(api.port, is_last_byte_due)) for _ in range(20)]
         await until(lambda: reserved_bytes(api, "olga") == LIMIT_BYTES)

@@ -13,7 +13,7 @@ from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.middleware import authentication
 
 
-def access() -> FakeTokenStore:
+def token_store() -> FakeTokenStore:
     return FakeTokenStore(vera="viewer")
 
 
@@ -23,7 +23,7 @@ async def first_event(api, *, port: int = 0, **options):
 
 
 async def test_header_token_authenticates_on_both_ports(running_api):
-    async with running_api(access()) as api:
+    async with running_api(token_store()) as api:
         api.tasks.add("task-001")
         for port in (api.stream_port, api.port):
             headers = {"Authorization": "Bearer vera"}
@@ -32,7 +32,7 @@ async def test_header_token_authenticates_on_both_ports(running_api):
 
 
 async def test_subprotocol_token_authenticates_and_is_not_echoed(running_api):
-    async with running_api(access()) as api:
+    async with running_api(token_store()) as api:
         api.tasks.add("task-001")
         subprotocols = ["sandbox.v1", "sandbox.bearer.vera"]
         event, protocol = await first_event(api, subprotocols=subprotocols, origin="https://ui.example")
@@ -43,7 +43,7 @@ async def test_subprotocol_token_authenticates_and_is_not_echoed(running_api):
 
 async def test_session_cookie_authenticates_on_the_websocket_port(running_api, caplog):
     async def scenario():
-        async with running_api(access()) as api:
+        async with running_api(token_store()) as api:
             api.tasks.add("task-001")
             async with httpx2.AsyncClient(trust_env=False) as client:
                 response = await client.post(
@@ -71,7 +71,7 @@ async def test_session_cookie_authenticates_on_the_websocket_port(running_api, c
     ],
 )
 async def test_missing_or_invalid_token_rejects_the_handshake(running_api, options):
-    async with running_api(access()) as api:
+    async with running_api(token_store()) as api:
         api.tasks.add("task-001")
         with pytest.raises(InvalidStatus) as raised:
             await first_event(api, **options)
@@ -81,7 +81,7 @@ async def test_missing_or_invalid_token_rejects_the_handshake(running_api, optio
 
 
 async def test_token_in_the_url_is_ignored(running_api):
-    async with running_api(access()) as api:
+    async with running_api(token_store()) as api:
         api.tasks.add("task-001")
         with pytest.raises(InvalidStatus) as raised:
             async with connect(api.ws("?task_id=task-001&token=vera")):

@@ -15,11 +15,11 @@ STREAM, TERMINAL = "/api/v1/tasks/stream", "/api/v1/tasks/task-001/terminal"
 class AuthenticatorHarness:
     """An authenticator with a test clock."""
 
-    def __init__(self, access: FakeTokenStore, **settings: object) -> None:
+    def __init__(self, token_store: FakeTokenStore, **settings: object) -> None:
         self.now = 100.0
-        self.access = access
+        self.token_store = token_store
         api_settings = ApiSettings("0.1.0", frozenset({8122}), frozenset({"Builds.Example.ORG"}), agents={}, **settings)
-        self.authenticator = Authenticator(access, api_settings, lambda: self.now)
+        self.authenticator = Authenticator(token_store, api_settings, lambda: self.now)
 
     def authenticate(
         self, path: str = "/api/v1/tasks", method: str = "GET", kind: str = "http", **headers: str
@@ -62,7 +62,7 @@ def test_stream_is_invalid_after_its_token_is_revoked(server, path):
     operator, viewer = (server.caller(path=path, authorization=f"Bearer {name}") for name in ("olga", "vera"))
     assert server.authenticator.is_still_valid(operator)
     assert server.authenticator.is_still_valid(viewer)
-    del server.access.roles["vera"]
+    del server.token_store.roles["vera"]
     assert not server.authenticator.is_still_valid(viewer)
     assert server.authenticator.is_still_valid(operator), "another token's stream continues"
 
@@ -80,7 +80,7 @@ def test_stream_is_invalid_after_its_session_ends(server):
 
 def test_stream_of_a_session_is_invalid_after_its_token_is_revoked(server):
     viewer = server.caller(cookie=server.session_of("vera"))
-    del server.access.roles["vera"]
+    del server.token_store.roles["vera"]
     assert not server.authenticator.is_still_valid(viewer)
 
 
@@ -89,14 +89,14 @@ def test_anonymous_stream_is_invalid_after_the_first_token_is_created():
     caller = server.caller(path=STREAM)
     assert caller == Caller(LOCAL_OPERATOR)
     assert server.authenticator.is_still_valid(caller)
-    server.access.has_tokens = True
+    server.token_store.has_tokens = True
     assert not server.authenticator.is_still_valid(caller)
 
 
 def test_stream_with_an_unknown_token_is_invalid_after_the_first_token_is_created():
     server = AuthenticatorHarness(FakeTokenStore())
     caller = server.caller(authorization="Bearer of another server")
-    server.access.has_tokens = True
+    server.token_store.has_tokens = True
     assert not server.authenticator.is_still_valid(caller)
 
 
@@ -104,7 +104,7 @@ def test_anonymous_caller_of_the_health_endpoint_remains_valid(server):
     probe = server.caller(path="/api/v1/health")
     assert probe.principal is None
     assert not probe.is_operator
-    del server.access.roles["vera"]
+    del server.token_store.roles["vera"]
     assert server.authenticator.is_still_valid(probe)
 
 

@@ -17,14 +17,14 @@ claude: {prompt: Do it.}
 
 
 @pytest.fixture
-def access():
+def token_store():
     return FakeTokenStore(olga="operator", vera="viewer")
 
 
 @pytest.fixture
-def api(api_with_tokens, access, tasks):
+def api(api_with_tokens, token_store, tasks):
     tasks.add("task-001")
-    return api_with_tokens(access, clone_hosts=frozenset({"github.com"}))
+    return api_with_tokens(token_store, clone_hosts=frozenset({"github.com"}))
 
 
 def test_operator_may_do_everything(api, tasks):
@@ -85,9 +85,9 @@ def test_metrics_need_a_token(api):
     assert api.get("/metrics", headers=VIEWER).status_code in {200, 404}
 
 
-def test_revoked_token_is_rejected_immediately(api, access):
+def test_revoked_token_is_rejected_immediately(api, token_store):
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 200
-    del access.roles["vera"]
+    del token_store.roles["vera"]
     assert api.get("/api/v1/tasks", headers=VIEWER).status_code == 401
 
 
@@ -127,10 +127,10 @@ def session_cookie(response) -> dict[str, str]:
     return {"cookie": response.headers["set-cookie"].partition(";")[0]}
 
 
-def test_session_ends_with_its_token(api, access):
+def test_session_ends_with_its_token(api, token_store):
     session = session_cookie(api.post("/api/v1/session", headers=OPERATOR))
     assert api.delete("/api/v1/tasks/task-001", headers=session).status_code == 200
-    del access.roles["olga"]
+    del token_store.roles["olga"]
     assert api.get("/api/v1/tasks", headers=session).status_code == 401
 
 
@@ -144,8 +144,8 @@ def test_request_from_another_site_cannot_use_a_session(api, tasks):
     assert api.delete("/api/v1/tasks/task-001", headers=same_origin).status_code == 200
 
 
-def test_rate_limit_response_has_a_retry_after_header(api_with_tokens, access):
-    api = api_with_tokens(access, requests_per_minute=3)
+def test_rate_limit_response_has_a_retry_after_header(api_with_tokens, token_store):
+    api = api_with_tokens(token_store, requests_per_minute=3)
     assert [api.get("/api/v1/tasks", headers=OPERATOR).status_code for _ in range(4)] == [200, 200, 200, 429]
     response = api.get("/api/v1/tasks", headers=OPERATOR)
     assert response.json()["error"] == "rate_limit_exceeded"
@@ -160,8 +160,8 @@ def test_cross_site_requests_do_not_consume_the_rate_limit(api_with_tokens):
     assert [api.get("/api/v1/tasks").status_code for _ in range(3)] == [200, 200, 429]
 
 
-def test_wrong_tokens_count_against_the_address(api_with_tokens, access):
-    api = api_with_tokens(access, requests_per_minute=3)
+def test_wrong_tokens_count_against_the_address(api_with_tokens, token_store):
+    api = api_with_tokens(token_store, requests_per_minute=3)
     statuses = [api.get("/api/v1/tasks", headers={"authorization": f"Bearer {n}"}).status_code for n in range(4)]
     assert statuses == [401, 401, 401, 429]
     assert api.get("/api/v1/tasks", headers=OPERATOR).status_code == 200
