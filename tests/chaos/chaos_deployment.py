@@ -53,16 +53,16 @@ class ChaosDeployment(Deployment):
             )
         return relay, f"https://held-{relay.port}.example.org/repo.git"
 
-    def submit_order(
+    def submit_instructions(
         self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0
     ):
         """Submit a task whose agent prints `lines` lines and then creates `files` files."""
-        order = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}
-        self.submitted[task_id] = {**order, "retries": retries}
+        instructions = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}
+        self.submitted[task_id] = {**instructions, "retries": retries}
         self.submit(
             task_id,
             repository={"url": url},
-            claude={"prompt": json.dumps(order)},
+            claude={"prompt": json.dumps(instructions)},
             vm={"cpus": cpus, "memory": "512M", "disk": "64M"},
             lifecycle={"artifact_patterns": [logging_fake_agent.WRITTEN_LINES_FILE, "made/**"], "retries": retries},
         )

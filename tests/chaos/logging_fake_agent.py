@@ -1,4 +1,4 @@
-"""A fake agent that executes the order in its prompt (JSON), and logs everything it prints to a file.
+"""A fake agent that follows the instructions in its prompt (JSON), and logs everything it prints to a file.
 
 The fake agent is installed at the path of the Claude Code copy that sandboxes run. Sandboxes can execute the file at
 this path but not read it, so the fake agent must be a native program: a few instructions that execute Python with a
@@ -20,7 +20,7 @@ _BASE = 0x400000
 AGENT = '''\
 import http.client, json, os, sys, time, urllib.parse
 
-order = json.load(sys.stdin)
+instructions = json.load(sys.stdin)
 session = sys.argv[sys.argv.index("--session-id") + 1]
 log_fd = os.open("/workspace/written.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
@@ -49,17 +49,17 @@ def request_model(question):
         sys.exit("the model responded with " + str(response.status))
 
 
-request_model("begin " + order["task"])
+request_model("begin " + instructions["task"])
 emit(type="system", subtype="init", tools=[], mcp_servers=[])
-for number in range(order["lines"]):
+for number in range(instructions["lines"]):
     content = [{"type": "text", "text": "line " + str(number)}]
     emit(type="assistant", message={"id": "msg_1", "model": "claude", "content": content})
-    time.sleep(order["pause_seconds"])
-for number in range(order["files"]):
+    time.sleep(instructions["pause_seconds"])
+for number in range(instructions["files"]):
     os.makedirs("/workspace/made", exist_ok=True)
     with open("/workspace/made/made-" + str(number), "w") as file:
         file.write(str(number) + "\\n")
-request_model("end " + order["task"])
+request_model("end " + instructions["task"])
 emit(type="result", subtype="success", is_error=False, result="Done.")
 '''
 

@@ -149,7 +149,7 @@ def _burst(deployment, target):
             if has_ended.wait(0.05):
                 return
             with contextlib.suppress(httpx2.TransportError):
-                deployment.submit_order(f"burst-{target}-{number}")
+                deployment.submit_instructions(f"burst-{target}-{number}")
 
     # While a task waits for all CPUs, no task submitted later starts.
     thread = threading.Thread(target=submit)

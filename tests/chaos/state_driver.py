@@ -63,13 +63,13 @@ class StateDriver:
 
     def _reach_pending(self, task_id, _):
         """The task is waiting for capacity, or has just been acknowledged."""
-        self._deployment.submit_order(task_id, cpus=ALL_CPUS)
+        self._deployment.submit_instructions(task_id, cpus=ALL_CPUS)
         return HeldTask(task_id)
 
     def _reach_staging(self, task_id, steps):
         """The runner has started but has not yet received the last byte of its clone."""
         relay, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
-        self._deployment.submit_order(task_id, url=url)
+        self._deployment.submit_instructions(task_id, url=url)
         held = HeldTask(task_id, relay=relay)
         if steps % 2 or self._deployment.state(task_id) == "pending":
             wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
@@ -85,14 +85,14 @@ class StateDriver:
     def _reach_running(self, task_id, steps):
         """The agent is printing lines."""
         lines = LONG_LINES if self._is_endless else SHORT_LINES
-        self._deployment.submit_order(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
+        self._deployment.submit_instructions(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
         wait_until(lambda: len(self._deployment.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
     def _reach_completing(self, task_id, steps):
         """The runner is storing many artifacts."""
-        self._deployment.submit_order(task_id, lines=20, files=150, pause_seconds=0.02)
+        self._deployment.submit_instructions(task_id, lines=20, files=150, pause_seconds=0.02)
         self._await_state(task_id, "running")
         held = HeldTask(task_id, runner=self._find_runner(task_id))
         while self._deployment.state(task_id) == "running":
@@ -105,7 +105,7 @@ class StateDriver:
     def _step_into(self, state, task_id, steps):
         """Pause the clone, then run the runner in short steps and check the state after each."""
         relay, url = self._deployment.add_pausing_relay(0)
-        self._deployment.submit_order(task_id, url=url)
+        self._deployment.submit_instructions(task_id, url=url)
         wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
         held = HeldTask(task_id, runner=self._find_runner(task_id), relay=relay)
         held.is_stopped = processes.stop(held.runner)
