@@ -52,10 +52,10 @@ def components(tmp_path):
 
 
 def leftover_remover(components, service, *kinds):
-    return collector_with(components, service, kinds)
+    return remover_with(components, service, kinds)
 
 
-def collector_with(components, service, kinds, **changes):
+def remover_with(components, service, kinds, **changes):
     found = LocalAttemptFiles(components.data_dir, kinds, remove_trees)
     arguments = {"journals": components.journals, "store": components.store, **changes}
     return LeftoverRemover(**arguments, preserved_sandboxes=service.preserved_sandboxes, all_files=[found])
@@ -138,11 +138,11 @@ async def test_leftovers_of_an_attempt_that_may_be_alive_are_kept(components, is
         if not is_indexed:
             components.store.save(row)
         before, journals = names(files), UnreachableJournals(components.data_dir)
-        collector = collector_with(components, service, [leftovers], journals=journals)
-        await collector.sweep()
+        remover = remover_with(components, service, [leftovers], journals=journals)
+        await remover.sweep()
         assert (names(files), len(leftovers.attempts)) == (before, 1)
         journals.is_unknown = False
-        await collector.sweep()
+        await remover.sweep()
         assert (names(files), leftovers.attempts) == (["runner.log"], set())
 
 
@@ -156,7 +156,7 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
         components.runners.kill("task-1")
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
-            await collector_with(components, service, [leftovers], store=store).sweep()
+            await remover_with(components, service, [leftovers], store=store).sweep()
         return names(files), leftovers.attempts
 
     assert (await scenario()) == (["runner.log"], set())
@@ -170,14 +170,14 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
     async with components.server() as service:
         files = await start(components, service, "task-1")
         await end(components, service, "task-1", *TO_END)
-        collector = LeftoverRemover(
+        remover = LeftoverRemover(
             components.journals,
             components.store,
             service.preserved_sandboxes,
             [UnreachableFiles(), components.runners.files],
         )
         with pytest.raises(LeftoverRemovalError, match="the host far:one does not respond"):
-            await collector.sweep()
+            await remover.sweep()
         assert names(files) == ["runner.log"]
 
 
