@@ -10,7 +10,7 @@ from sandbox.runtimes import base_runtime
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 
 
-class FakeLaunch:
+class FakeLauncher:
     epoll_counter = None
 
     def __init__(self) -> None:
@@ -45,13 +45,13 @@ class FakeGroup:
 
 
 async def is_killed_after(group: FakeGroup, check_count: int) -> bool:
-    launch = FakeLaunch()
-    watcher = asyncio.create_task(base_runtime._kill_on_excess(launch, group, 1 << 30))
+    launcher = FakeLauncher()
+    watcher = asyncio.create_task(base_runtime._kill_on_excess(launcher, group, 1 << 30))
     try:
         while group.checks < check_count and not watcher.done():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.01)
-        return launch.was_killed.is_set()
+        return launcher.was_killed.is_set()
     finally:
         watcher.cancel()
         with suppress(asyncio.CancelledError, OSError, ValueError):

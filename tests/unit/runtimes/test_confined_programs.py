@@ -12,7 +12,7 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.workspace.git.command import Git, GitError
 
 
-class FakeLaunch:
+class FakeLauncher:
     """A program that writes an error to stderr and exits. Afterwards, the kernel's count of OOM kills is `kills`."""
 
     def __init__(self, events: Path, kills: int) -> None:
@@ -31,8 +31,8 @@ async def test_earlier_oom_kill_is_not_attributed_to_git(tmp_path: Path, kills_a
     events.write_text("oom 1\noom_kill 1\n")
     spec = ConfinementSpec(1, 1024**3, 10, [tmp_path])
     with socket.socket() as listener:
-        launch = FakeLaunch(events, kills_after)
-        programs = ConfinedPrograms("attempt", "bwrap", launch, listener, spec, ControlGroup([tmp_path]))
+        launcher = FakeLauncher(events, kills_after)
+        programs = ConfinedPrograms("attempt", "bwrap", launcher, listener, spec, ControlGroup([tmp_path]))
         with pytest.raises(GitError) as raised:
             await Git(os.defpath, confinement=programs).run("diff-tree", directory=tmp_path)
     assert raised.value.is_out_of_memory is is_out_of_memory
