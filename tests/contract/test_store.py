@@ -99,28 +99,28 @@ def test_task_round_trip_is_complete(store):
     ]
 
 
-def as_list_item(known):
-    manifest = known.manifest
+def as_list_item(task):
+    manifest = task.manifest
     agent = AgentSection("", {"prompt": "", "model": ""})
     repository = replace(manifest.repository, patch=None)
-    return msgspec.structs.replace(known, manifest=manifest.replace(agent=agent, repository=repository))
+    return msgspec.structs.replace(task, manifest=manifest.replace(agent=agent, repository=repository))
 
 
-def with_texts(known, prompt, patch):
-    manifest = known.manifest
+def with_texts(task, prompt, patch):
+    manifest = task.manifest
     agent, repository = manifest.agent.with_prompt(prompt), replace(manifest.repository, patch=patch)
-    return msgspec.structs.replace(known, manifest=manifest.replace(agent=agent, repository=repository))
+    return msgspec.structs.replace(task, manifest=manifest.replace(agent=agent, repository=repository))
 
 
 def test_queries_for_one_task_include_artifacts_and_prompt(store):
     all_ids = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
-    known = IndexedTask(msgspec.structs.replace(all_ids, idempotency=e.Idempotency("k", "0")), 1)
-    store.save(known)
-    assert store.unfinished() == [known]
-    assert store.find_by_idempotency_key("k", NOON) == known
+    indexed = IndexedTask(msgspec.structs.replace(all_ids, idempotency=e.Idempotency("k", "0")), 1)
+    store.save(indexed)
+    assert store.unfinished() == [indexed]
+    assert store.find_by_idempotency_key("k", NOON) == indexed
     with pytest.raises(DuplicateTaskError) as caught:
-        store.insert(known)
-    assert caught.value.existing == known.task
+        store.insert(indexed)
+    assert caught.value.existing == indexed.task
 
 
 def test_prompt_beginnings_are_keyed_by_id(store):
@@ -456,10 +456,10 @@ def test_position_from_another_index_returns_all_tasks(store):
 
 
 def test_changed_tasks_have_no_large_fields(store):
-    known = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
-    store.insert(IndexedTask(known, 1))
+    original = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
+    store.insert(IndexedTask(original, 1))
     [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
-    assert changed.task == as_list_item(msgspec.structs.replace(known, artifacts=()))
+    assert changed.task == as_list_item(msgspec.structs.replace(original, artifacts=()))
 
 
 def test_cursor_of_a_missing_task_is_valid(store_with_mixed_tasks):
@@ -736,8 +736,8 @@ def test_tasks_are_filtered_by_repository(store, url):
     assert find(store, repository="mailer-3") == ["c"]
 
 
-def continuing(known, parent):
-    return msgspec.structs.replace(known, parent=e.Parent(parent, "0" * 40, ()))
+def continuing(task, parent):
+    return msgspec.structs.replace(task, parent=e.Parent(parent, "0" * 40, ()))
 
 
 def test_tasks_are_filtered_by_the_task_that_they_run_again(store):
@@ -816,7 +816,7 @@ def test_search_results_match_a_search_without_an_index(tmp_path, monkeypatch, p
     words = ["alpha", "alpine", "beta", "be", "gamma", "delta"]
     states = [TaskState.COMPLETED, TaskState.FAILED, TaskState.RUNNING]
     for number in range(120):
-        known = task(
+        created = task(
             f"t{number:03}",
             rng.choice(states),
             created=number if number % 5 else 0,
@@ -828,12 +828,12 @@ def test_search_results_match_a_search_without_an_index(tmp_path, monkeypatch, p
             cost=rng.choice([0.0, 0.1, 0.2, 1e-9, 123.456789012]),
         )
         if number % 3 == 0:
-            known = continuing(known, rng.choice(["p", "q"]))
+            created = continuing(created, rng.choice(["p", "q"]))
         for each in stores:
-            each.save(IndexedTask(known, 1))
+            each.save(IndexedTask(created, 1))
             if rng.random() < 0.05:
-                each.delete(known.id)
-                each.save(IndexedTask(known, 2))
+                each.delete(created.id)
+                each.save(IndexedTask(created, 2))
     for _ in range(60):
         query = TaskQuery(
             states=frozenset(rng.sample(states, rng.choice([0, 0, 1, 2]))),
