@@ -50,7 +50,7 @@ def _unified(folder: Path) -> tuple[Path, ControlGroup]:
     return root, Hierarchies([root]).group("attempt")
 
 
-class CachedNames:
+class DropCachesHarness:
     """A control group with files of cgroup v1 or v2, on a machine that has cached names that do not exist."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
@@ -72,21 +72,21 @@ class CachedNames:
 def test_caches_with_many_absent_names_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str, written: str
 ):
-    names = CachedNames(tmp_path, monkeypatch, control)
-    assert names.drop(5_000_000, 900_000_000) == written
+    harness = DropCachesHarness(tmp_path, monkeypatch, control)
+    assert harness.drop(5_000_000, 900_000_000) == written
 
 
 def test_caches_with_few_absent_names_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = CachedNames(tmp_path, monkeypatch, "memory.force_empty")
-    assert names.drop(500_000, 900_000_000) == ""
-    assert names.drop(5_000_000, 20_000_000) == ""
-    assert names.drop(5_000_000, 900_000_000, absent_names_before=4_900_000) == ""
+    harness = DropCachesHarness(tmp_path, monkeypatch, "memory.force_empty")
+    assert harness.drop(500_000, 900_000_000) == ""
+    assert harness.drop(5_000_000, 20_000_000) == ""
+    assert harness.drop(5_000_000, 900_000_000, absent_names_before=4_900_000) == ""
 
 
 def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    names = CachedNames(tmp_path, monkeypatch, "memory.force_empty")
+    harness = DropCachesHarness(tmp_path, monkeypatch, "memory.force_empty")
     monkeypatch.setattr(ControlGroup, "_write", _refuse_write)
-    assert names.drop(5_000_000, 900_000_000) == ""
+    assert harness.drop(5_000_000, 900_000_000) == ""
     ControlGroup([]).drop_caches(0)
 
 
