@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from doubles.cluster import NOW, ClusterServer, until
+from doubles.cluster_server import NOW, ClusterServer, until
 from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees

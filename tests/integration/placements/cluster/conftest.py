@@ -2,7 +2,7 @@
 
 import pytest
 
-from doubles.cluster import ClusterServer
+from doubles.cluster_server import ClusterServer
 
 
 @pytest.fixture

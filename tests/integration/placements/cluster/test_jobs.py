@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from doubles.cluster import SMALL, ClusterServer, until
+from doubles.cluster_server import SMALL, ClusterServer, until
 from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import Claimed

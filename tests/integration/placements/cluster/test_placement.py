@@ -8,7 +8,7 @@ import ssl
 import msgspec
 import pytest
 
-from doubles.cluster import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, until
+from doubles.cluster_server import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, until
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness

@@ -11,7 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from doubles.cluster import until
+from doubles.cluster_server import until
 from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, HeartbeatAnswer, Upload, UploadReceived
 from sandbox.model.events import Artifact
 from sandbox.placements.cluster import uploads
@@ -220,7 +220,7 @@ async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatc
 END_WITH_UPLOAD = """
 import contextlib, sys
 from pathlib import Path
-from doubles.cluster import ClusterServer
+from doubles.cluster_server import ClusterServer
 from integration.placements.cluster.test_uploads import open_upload
 from sandbox.placements.cluster.workers import LoopThread
 

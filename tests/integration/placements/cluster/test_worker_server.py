@@ -8,7 +8,7 @@ import os
 import msgspec
 import pytest
 
-from doubles.cluster import BOOT_ID, until
+from doubles.cluster_server import BOOT_ID, until
 from sandbox.interfaces.engine import EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import (
