@@ -145,7 +145,7 @@ def html_by_number(value: str) -> str:
     return "".join(f"&#{ord(letter):05};" for letter in value)
 
 
-def html_by_open_number(value: str) -> str:
+def html_by_number_without_semicolon(value: str) -> str:
     return "".join(f"&#x{ord(letter):04x}" for letter in value)
 
 
@@ -160,7 +160,7 @@ ESCAPES: list[Callable[[str], str]] = [
     html.escape,
     html_by_name,
     html_by_number,
-    html_by_open_number,
+    html_by_number_without_semicolon,
     hex_escape,
     octal_escape,
     echo_octal,
