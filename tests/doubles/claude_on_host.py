@@ -78,10 +78,14 @@ class ClaudeOnHost:
         secrets=None,
         subpath=None,
         on_line=None,
-        without=(),
+        omitted_arguments=(),
         **claude,
     ):
-        """Run the agent. on_line(line, process): called for each line of stdout; without: arguments to omit."""
+        """Run the agent.
+
+        on_line(line, process): called for each line of stdout. omitted_arguments: arguments of the command line that
+            are left out.
+        """
         spec = ClaudeCodeDriver(self.binary).prepare(
             manifest(prompt=prompt, subpath=subpath, **claude),
             session_id=SESSION_ID,
@@ -92,7 +96,7 @@ class ClaudeOnHost:
             path = self.directory / "home" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        argv = [self.host_path(argument) for argument in spec.command.argv if argument not in without]
+        argv = [self.host_path(argument) for argument in spec.command.argv if argument not in omitted_arguments]
         if self.uid is not None:
             self.chown_directories()
             # setpriv still has its capabilities when it executes a program, so let it execute `env`.

@@ -164,7 +164,7 @@ def test_hostile_repository_takes_over_without_sandbox_options(tmp_path):
         ENVIRONMENT,
         DONE,
         prepare=lambda workspace: make_hostile(workspace, base_url=None),
-        without=("--setting-sources", "", "--strict-mcp-config"),
+        omitted_arguments=("--setting-sources", "", "--strict-mcp-config"),
         prompt="\u2028 \ufeff\u00a0/compact",
     )
     assert {"HOOK", "HELPER", "MCP"} <= programs_that_ran(tmp_path)

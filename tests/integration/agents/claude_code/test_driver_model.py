@@ -25,7 +25,7 @@ time.sleep(SECONDS)
 """
 
 
-def run_hijack(directory: Path, without=()):
+def run_hijack(directory: Path, omitted_arguments=()):
     """Return the number of requests that reached the forging model, and the text of the agent's result."""
 
     async def run():
@@ -35,7 +35,7 @@ def run_hijack(directory: Path, without=()):
             (host_run.workspace / "build.py").write_text(program)
             build = Turn((ToolUse("Bash", {"command": "python3 -I build.py", "description": "build"}),))
             async with ScriptedModel(Script((build, GENUINE))) as model:
-                completed = await host_run.run(model.url, without=without)
+                completed = await host_run.run(model.url, omitted_arguments=omitted_arguments)
             return len(forging_model.messages), json.loads(completed.lines[-1])["result"]
 
     return asyncio.run(run())
@@ -47,5 +47,5 @@ def test_agent_ignores_model_settings_in_its_home(tmp_path):
 
 def test_agent_without_sandbox_options_uses_settings_in_its_home(tmp_path):
     """The control: without Sandbox's options, the attack succeeds."""
-    forged_requests, result = run_hijack(tmp_path, without=("--setting-sources", ""))
+    forged_requests, result = run_hijack(tmp_path, omitted_arguments=("--setting-sources", ""))
     assert (forged_requests > 0, result) == (True, "FORGED")
