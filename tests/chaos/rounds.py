@@ -24,7 +24,7 @@ from doubles.runner_processes import find_runner
 
 BURST_TASKS = 3
 BURST_SECONDS = 0.25
-SHARED = ("server", "all")
+SHARED_TARGETS = ("server", "all")
 """Kill targets that affect all tasks. Every other target belongs to a single task."""
 
 
@@ -50,10 +50,10 @@ def run_round(directory, runtime, chosen_pairs, seed):
     """Test the pairs with one deployment: first the targets that belong to a single task, then each shared target."""
     with ChaosDeployment(directory, runtime) as deployment:
         kills = {}
-        if own := [pair for pair in chosen_pairs if pair[0] not in SHARED]:
+        if own := [pair for pair in chosen_pairs if pair[0] not in SHARED_TARGETS]:
             with _held_tasks() as held:
                 kills |= _kill_each(deployment, own, seed, held)
-        for target in SHARED:
+        for target in SHARED_TARGETS:
             if states := sorted(state for pair_target, state in chosen_pairs if pair_target == target):
                 deployment.wait_for_all()
                 with _held_tasks() as held:
@@ -68,7 +68,10 @@ def target_state_pairs(*targets):
     own = ("runner", "sandbox", *(("gateway",) if processes.can_destroy_sockets() else ()))
     named = [one for target in targets for one in (own if target == "each" else (target,))]
     return {
-        (target, state) for target in named for state in ALLOWED_ENDS[target] if state != "pending" or target in SHARED
+        (target, state)
+        for target in named
+        for state in ALLOWED_ENDS[target]
+        if state != "pending" or target in SHARED_TARGETS
     }
 
 
