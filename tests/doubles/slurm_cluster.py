@@ -35,7 +35,7 @@ _CLIENTS = _PROGRAMS[2:]
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 CONTROLLER_ADDRESS = "10.77.0.254"
 _KERNEL_UIDS = Path("/run/sandbox-uids")
-_PROMISE = Path(sys.prefix) / "share" / "slurm-promised"
+_INSTALLED_MARKER = Path(sys.prefix) / "share" / "slurm-installed"
 """`script/setup --cluster` creates this file if Slurm is installed."""
 
 _CONFIGURATION = """\
@@ -84,7 +84,7 @@ def missing_requirement():
 def require_slurm():
     """Skip the test if no cluster can be started here; fail if `script/setup --cluster` has prepared this machine."""
     if (reason := missing_requirement()) is not None:
-        if _PROMISE.exists():
+        if _INSTALLED_MARKER.exists():
             pytest.fail(f"script/setup --cluster has installed Slurm, but no cluster can be started: {reason}")
         pytest.skip(reason)
 
