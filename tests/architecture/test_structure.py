@@ -15,11 +15,11 @@ IMPLEMENTATION_MODULES_MAX = 15
 MODULE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 50
 PACKAGE_MODULES_MAX = 20
-FRAGMENT_LINES_MAX = 70
-FRAGMENTS_MAX = 15
+SMALL_MODULE_LINES_MAX = 70
+SMALL_MODULES_MAX = 15
 MEANINGLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "core", "manager"}
 
-FRAGMENTS = {
+SMALL_MODULES = {
     "api.rate_limit": "token buckets, without HTTP",
     "api.routes.sessions": "routes of one resource; the sessions themselves are in api.auth",
 }
@@ -170,16 +170,16 @@ def test_short_modules_have_more_than_one_importer_or_a_reason(root: Path):
     for name in known:
         for target in imports(name, known):
             importers[target].add(name)
-    fragments = {
+    found = {
         name
         for name, path in known.items()
         if path.name != "__init__.py"
-        and len(path.read_text().splitlines()) < FRAGMENT_LINES_MAX
+        and len(path.read_text().splitlines()) < SMALL_MODULE_LINES_MAX
         and len(importers[name]) == 1
         and not name.startswith(COMMAND_PACKAGE)
     }
-    assert fragments == set(FRAGMENTS)
-    assert len(FRAGMENTS) <= FRAGMENTS_MAX
+    assert found == set(SMALL_MODULES)
+    assert len(SMALL_MODULES) <= SMALL_MODULES_MAX
 
 
 def test_functions_are_not_too_long(trees: dict[Path, ast.Module]):
