@@ -193,7 +193,7 @@ class Store(Protocol):
         ...
 
     def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
-        """Return up to `limit` tasks that changed their state after a position, in order of their latest change.
+        """Return up to `limit` tasks whose state changed after a position, in order of their latest change.
 
         A position from another index comes before all changes, so all tasks follow it. Empty if no task changed.
         """

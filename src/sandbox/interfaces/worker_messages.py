@@ -201,7 +201,7 @@ class UploadReceived(msgspec.Struct, frozen=True, tag="upload_received"):
 
 
 class OpenStream(msgspec.Struct, frozen=True, tag="open_stream"):
-    """The worker connects the control socket of an attempt with a new connection, and sends `JoinStream` on it."""
+    """The worker opens a new connection for the attempt's control socket, and sends `JoinStream` on that connection."""
 
     stream_id: int
     attempt_id: str

@@ -169,7 +169,7 @@ class SqliteStore:
         return ChangeCursor(*self._fetch_all("last_change")[0])
 
     def changed_tasks(self, after: ChangeCursor, limit: int) -> Sequence[ChangedTask]:
-        """Return the tasks that changed their state after a position, and the position after each."""
+        """Return the tasks whose state changed after a position, and the position after each."""
         last = self.last_change()
         is_known = after.index_id == last.index_id and after.number <= last.number
         position = after.number if is_known else 0

@@ -522,7 +522,7 @@ class Jobs:
         job = Job(stored, time.monotonic())
         if lost is not None and self._losses[task_id] > 0:
             pause = min(2.0 ** min(self._losses[task_id], _LOSSES_MAX), _REPLACE_SECONDS_MAX)
-            job.postpone(pause, f"The worker was lost; another one is started after a pause. {lost.reason}")
+            job.postpone(pause, f"The worker was lost; another one will be started after a pause. {lost.reason}")
         self._add(job)
         self._done.pop(stored.task_id, None)
         self._wake.set()

@@ -30,7 +30,7 @@ from sandbox.model.task_state import FINAL_STATES
 def wait(task_id: str, timeout_seconds: int | None) -> None:
     """Wait until a task has ended.
 
-    Prints the task's final state. Exit code: 0 completed, 1 failed, 8 cancelled, 7 not ended in time.
+    Prints the task's final state. Exit code: 0 completed, 1 failed, 8 cancelled, 7 timed out.
     """
     options = current_options()
     with options.connect() as client, interrupt_hint(task_id):
