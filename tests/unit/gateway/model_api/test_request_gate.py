@@ -1,5 +1,7 @@
 """A task's budget covers all attempts and every kind of token. Once it is spent, no request is forwarded."""
 
+import math
+
 import pytest
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
@@ -291,6 +293,15 @@ def test_usage_is_valid_only_if_each_count_is_valid(name):
     for count, is_valid in ((0, True), (TOKENS_MAX, True), (TOKENS_MAX + 1, False), (-1, False), (True, False)):
         counted = usage(**{name: count})
         assert valid_usage(counted) is (counted if is_valid else None), count
+
+
+@pytest.mark.parametrize(
+    ("cost_usd", "is_valid"),
+    [(None, True), (0.0, True), (0.5, True), (-0.5, False), (math.nan, False), (math.inf, False)],
+)
+def test_usage_is_valid_only_if_its_cost_is_finite_and_not_negative(cost_usd, is_valid):
+    counted = Usage("claude", 1, 1, cost_usd=cost_usd)
+    assert valid_usage(counted) is (counted if is_valid else None)
 
 
 class FixedBoundDialect(MessagesApi):
