@@ -308,7 +308,7 @@ def stopped_sender(lease_seconds):
 
 
 def wait_until_the_kernel_accepts_no_more(port):
-    """Wait until unsent data is queued and no more is added, so the process is not sending at this moment."""
+    """Wait until the queue of unsent data has stopped growing, so the process is not sending at this moment."""
     deadline = time.monotonic() + 20
     before = None
     while (queued := queued_bytes(port)) == 0 or queued != before:

@@ -41,7 +41,7 @@ _decoder = msgspec.msgpack.Decoder(ArtifactPart)
 
 
 class ArtifactsTooLargeError(Exception):
-    """The artifacts of a task have an impossible size, or are larger or more than those of any task may be."""
+    """The artifacts of a task have an impossible size, or exceed the limit on their number or their total size."""
 
 
 class ArtifactQuota:

@@ -165,7 +165,7 @@ class ThreadTerminal:
 
 
 class WorkerRunnerHandle:
-    """Implements `interfaces.placement.RunnerHandle`: the worker connects each stream with the runner's socket."""
+    """Implements `interfaces.placement.RunnerHandle`: the worker connects each stream to the runner's socket."""
 
     def __init__(self, workers: Workers, location: AttemptLocation) -> None:
         self.attempt_id = location.attempt_id
