@@ -401,3 +401,23 @@ def test_requests_that_cost_nothing_are_not_limited():
     gate, _ = create_gate(Budget(usd=0.05))
     start_requests(gate, 17)
     assert isinstance(gate.check_body(PARALLEL, is_metered=False), ApprovedRequest)
+
+
+class ReceivedBytesMeter(JsonMeter):
+    """Limits the output of a fully received response to its bytes, as the meter of a stream does."""
+
+    def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
+        return usage(cost_bound.input_tokens, 0 if is_fully_received else cost_bound.output_tokens_max)
+
+
+class ReceivedBytesDialect(MessagesApi):
+    def create_meter(self, content_type: bytes) -> ReceivedBytesMeter:
+        return ReceivedBytesMeter()
+
+
+def test_upper_bound_of_a_request_in_flight_is_not_limited_to_the_bytes_received():
+    rules = GatewayRules(budget=Budget(tokens=BUDGET_REQUESTS_MIN * 2000))
+    gate = ModelRequestGate(rules, EventReporter([].append, lambda: 0.0), ReceivedBytesDialect())
+    decisions = start_requests(gate, 128)
+    rejected = [each.status for each in decisions if isinstance(each, Rejected)]
+    assert rejected == [429] * (128 - BUDGET_REQUESTS_MIN)

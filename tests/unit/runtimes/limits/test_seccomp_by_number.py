@@ -277,6 +277,7 @@ ALLOWED_ARGUMENTS = [
     *[("ioctl", (0, request)) for request in (0x5401, 0x5411, 0x5413, 0x541B, 0x5421)],
     ("clone", (0x1200011,)),
     *[("fcntl", (3, 4, flags)) for flags in (0, 0x800, 0xC00, 0x4800)],  # F_SETFL: O_NONBLOCK, O_APPEND, O_DIRECT
+    ("fcntl", (3, 4, 0xFFFFDFFF)),  # F_SETFL with all flags except O_ASYNC
     # F_DUPFD F_SETFD F_GETFL F_SETOWN F_DUPFD_CLOEXEC F_ADD_SEALS
     *[("fcntl", (3, command, 0x2000)) for command in (0, 2, 3, 8, 1030, 1033)],
     *[("sched_setscheduler", (0, policy)) for policy in (0, 1, 2, 3)],  # the kernel denies real-time policies
