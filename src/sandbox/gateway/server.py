@@ -33,6 +33,7 @@ from sandbox.gateway.model_api.request_policy import ModelPolicy
 from sandbox.gateway.transport import FullSizeBufferLimit, OutboundConnections, Stream
 from sandbox.interfaces.gateway import Gateway, GatewayRules, ModelDialect, ModelUpstream, ReportEvent
 from sandbox.interfaces.runtime import Listeners
+from sandbox.primitives.concurrency import wait_readable
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 
 
@@ -250,11 +251,10 @@ class SocketGateway:
 async def _accept_connection(listener: socket, slots: asyncio.Semaphore, queue: CpuQueue) -> socket:
     """Accept the next connection once a slot is free. Raises OSError.
 
-    The event loop's `sock_accept` logs an error if it is cancelled while the listener is closed; this function does
-    not. A slot is taken only once a connection is waiting, so an idle listener does not block the other listeners.
+    A slot is taken only once a connection is waiting, so an idle listener does not block the other listeners.
     """
     while True:
-        await _wait_readable(listener)
+        await wait_readable(listener)
         await queue.wait()
         await slots.acquire()
         try:
@@ -277,15 +277,6 @@ def _is_peer_closed(accepted: socket) -> bool:
         return False
     except OSError:
         return True
-
-
-async def _wait_readable(listener: socket) -> None:
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(listener, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(listener)
 
 
 def _close_connection(accepted: socket, slots: asyncio.Semaphore, _task: asyncio.Task[None]) -> None:

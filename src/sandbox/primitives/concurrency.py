@@ -1,9 +1,10 @@
-"""Runs coroutines and blocking work concurrently."""
+"""Runs coroutines and blocking work concurrently, and waits for sockets."""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -44,6 +45,32 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
         raise OSError(errno.EAGAIN, "The machine cannot start another thread") from error
     await finished.wait()
     return done.result()
+
+
+async def wait_readable(watched: socket.socket) -> None:
+    """Return once the socket is readable, or once a connection waits on the listener."""
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(watched, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(watched)
+
+
+async def accept_connection(listener: socket.socket) -> socket.socket:
+    """Accept a connection on a listener that does not block. Raises OSError.
+
+    If a caller is cancelled, no accepted connection is lost. The event loop's `sock_accept` can lose one, and it logs
+    an error if the listener is closed at the same time.
+    """
+    while True:
+        await wait_readable(listener)
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, InterruptedError):
+            continue
+        connection.setblocking(False)
+        return connection
 
 
 async def run_until_first_complete(*coroutines: Coroutine[Any, Any, T]) -> T:

@@ -1,12 +1,14 @@
-"""A function in a daemon thread releases its slot exactly once. The first coroutine to complete ends the others."""
+"""A function in a daemon thread releases its slot exactly once. The first coroutine to complete ends the others. No
+accepted connection is lost."""
 
 import asyncio
 import errno
+import socket
 import threading
 
 import pytest
 
-from sandbox.primitives.concurrency import run_in_daemon_thread, run_until_first_complete
+from sandbox.primitives.concurrency import accept_connection, run_in_daemon_thread, run_until_first_complete
 
 
 async def test_thread_limit_raises_eagain_and_releases_the_slot(monkeypatch):
@@ -84,3 +86,34 @@ async def test_cancelling_the_caller_ends_all():
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert (first.has_ended, second.has_ended) == (True, True)
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        yield listener
+
+
+async def test_accepts_connections_one_after_the_other(listener):
+    for number in range(3):
+        accepting = asyncio.create_task(accept_connection(listener))
+        await asyncio.sleep(0)
+        with socket.create_connection(listener.getsockname()) as client, await accepting as accepted:
+            client.sendall(b"%d" % number)
+            assert await asyncio.get_running_loop().sock_recv(accepted, 9) == b"%d" % number
+
+
+async def test_connection_that_arrives_during_a_cancellation_is_accepted_by_the_next_caller(listener):
+    loop = asyncio.get_running_loop()
+    accepting = asyncio.create_task(accept_connection(listener))
+    await asyncio.sleep(0)
+    waking, waker = socket.socketpair()
+    with waking, waker, socket.create_connection(listener.getsockname()) as client:
+        loop.add_reader(waking, accepting.cancel)
+        waker.send(b"1")  # the event loop receives both events at once
+        with pytest.raises(asyncio.CancelledError):
+            await accepting
+        loop.remove_reader(waking)
+        with await asyncio.wait_for(accept_connection(listener), 5) as accepted:
+            assert accepted.getpeername() == client.getsockname()

@@ -58,6 +58,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.placements.cluster.uploads import ArtifactsTooLargeError, ArtifactUploads
+from sandbox.primitives.concurrency import accept_connection
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -313,7 +314,7 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection = await accept_connection(listener)
             except OSError as error:
                 _log.warning("A connection of a worker was not accepted: %s", error_reason(error))
                 await asyncio.sleep(_ACCEPT_PAUSE_SECONDS)
@@ -326,8 +327,6 @@ class WorkerServer:
                 oldest = next(iter(self._unknown))
                 del self._unknown[oldest]
                 oldest.cancel()
-            # sock_accept does not yield to the event loop if a connection is waiting.
-            await asyncio.sleep(0)
 
     def _serving_ended(self, serving: "asyncio.Task[None]") -> None:
         self._serving.discard(serving)

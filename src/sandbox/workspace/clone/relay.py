@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
+from sandbox.primitives.concurrency import accept_connection
+
 CLONE_CONNECT_TIMEOUT_SECONDS = 30.0
 """Time limit for resolving the remote's name and connecting to one of its addresses. After that, the clone fails."""
 
@@ -84,7 +86,7 @@ class SocksProxy:
             while True:
                 await slots.acquire()
                 try:
-                    client, _ = await asyncio.get_running_loop().sock_accept(listener)
+                    client = await accept_connection(listener)
                 except OSError:  # git has already exited, or no descriptor is left
                     slots.release()
                     await asyncio.sleep(_ACCEPT_RETRY_SECONDS)
