@@ -1,4 +1,4 @@
-"""A second placement: a host with its own data directory, reached only through the socket of a worker on that host."""
+"""A second placement: a host with its own data directory, reached only through the socket of a daemon on that host."""
 
 import json
 import os
@@ -9,35 +9,35 @@ from pathlib import Path
 
 import pytest
 
-from doubles import worker_placement
+from doubles import daemon_placement
 from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
 from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, deploying
 from sandbox.demo.model_script import Fault, Turn
 
-PACKAGE = Path(worker_placement.__file__).parent
+PACKAGE = Path(daemon_placement.__file__).parent
 
 
-class WorkerDeployment(RemoteDeployment):
-    """A deployment whose tasks run on a worker, which has its own data directory and survives server restarts."""
+class DaemonDeployment(RemoteDeployment):
+    """A deployment whose tasks run on a host with a daemon, which has its own data directory and survives restarts."""
 
     def start_host(self):
-        self.host_data_dir, self.worker_socket = self.directory / "worker", self.directory / "worker.sock"
+        self.host_data_dir, self.daemon_socket = self.directory / "host", self.directory / "daemon.sock"
         preinstall_agent(self.host_data_dir)
         settings = json.dumps({"data_dir": str(self.host_data_dir)})
-        command = [sys.executable, str(PACKAGE / "worker.py"), settings, str(self.worker_socket)]
-        self.worker = self._start("worker", command, {"SANDBOX_RUNTIME": self.runtime}, ())
+        command = [sys.executable, str(PACKAGE / "daemon.py"), settings, str(self.daemon_socket)]
+        self.daemon = self._start("daemon", command, {"SANDBOX_RUNTIME": self.runtime}, ())
 
     def start_server(self):
         if not self.data_dir.exists():
             preinstall_agent(self.data_dir)
         settings = {"host": "127.0.0.1", "port": "0", "ws_port": "0", "data_dir": str(self.data_dir)}
         model = {"ANTHROPIC_BASE_URL": self.model_url, "ANTHROPIC_API_KEY": SERVER_KEY}
-        command = [sys.executable, str(PACKAGE / "server.py"), json.dumps(settings), str(self.worker_socket)]
+        command = [sys.executable, str(PACKAGE / "server.py"), json.dumps(settings), str(self.daemon_socket)]
         self.server = self._start("server", command, {"SANDBOX_RUNTIME": self.runtime, **model}, ())
         if self.http is not None:
             self.http.close()
         self.http = self._client()
-        wait_until(lambda: self.http.get("/api/v1/health").json()["ready"], description="the worker's first report")
+        wait_until(lambda: self.http.get("/api/v1/health").json()["ready"], description="the daemon's first report")
 
     def restart_server(self, signal_number=signal.SIGKILL):
         self.server.stop(signal_number)
@@ -51,34 +51,34 @@ class WorkerDeployment(RemoteDeployment):
 
 @pytest.fixture
 def deploy(tmp_path):
-    with deploying(WorkerDeployment(tmp_path)) as start:
+    with deploying(DaemonDeployment(tmp_path)) as start:
         yield start
 
 
 @pytest.mark.timeout(240)
-def test_task_survives_a_server_restart_and_an_unresponsive_worker(deploy):
+def test_task_survives_a_server_restart_and_an_unresponsive_host(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
     runner = deployment.runner_pid()
     assert runner is not None
     deployment.restart_server()
-    check_silence(deployment)
+    check_unresponsive_host(deployment)
     assert deployment.runner_pid() == runner
     deployment.answer()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     check_copy(deployment)
 
 
-def check_silence(deployment):
-    """Check that the server makes no decision about the runner while the worker does not respond."""
-    deployment.worker.send_signal(signal.SIGSTOP)
+def check_unresponsive_host(deployment):
+    """Check that the server makes no decision about the runner while the daemon does not respond."""
+    deployment.daemon.send_signal(signal.SIGSTOP)
     message = "The runner's host does not respond; the task's current state is unknown."
     wait_until(lambda: deployment.status()["state_message"] == message, 30, description="the message")
     health = deployment.http.get("/api/v1/health").json()
     assert not health["ready"]
     assert "does not respond" in " ".join(health["reasons"])
-    deployment.worker.send_signal(signal.SIGCONT)
+    deployment.daemon.send_signal(signal.SIGCONT)
     wait_until(lambda: deployment.status()["state_message"] != message, description="the task's state")
     assert deployment.status()["state"] == "running"
 
@@ -100,16 +100,16 @@ def check_copy(deployment):
 
 
 @pytest.mark.timeout(240)
-def test_cancelled_task_ends_on_the_worker(deploy):
+def test_cancelled_task_ends_on_its_host(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
     cancel = partial(deployment.http.delete, "/api/v1/tasks/task-1", timeout=60)
-    deployment.worker.send_signal(signal.SIGSTOP)
+    deployment.daemon.send_signal(signal.SIGSTOP)
     rejected = cancel()
     assert (rejected.status_code, rejected.json()["error"]) == (503, "service_unavailable"), rejected.text
-    deployment.worker.send_signal(signal.SIGCONT)
-    # The worker may have received the rejected request.
+    deployment.daemon.send_signal(signal.SIGCONT)
+    # The daemon may have received the rejected request.
     assert cancel().status_code in {200, 409}
     assert deployment.wait()["state"] == "cancelled", deployment.diagnostics()
     assert b"+made\n" in deployment.artifact("task-1.patch")
@@ -117,7 +117,7 @@ def test_cancelled_task_ends_on_the_worker(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_finisher_of_a_killed_runner_runs_on_the_worker(deploy):
+def test_finisher_of_a_killed_runner_runs_on_its_host(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
     deployment.wait_for_second_call()
@@ -128,7 +128,7 @@ def test_finisher_of_a_killed_runner_runs_on_the_worker(deploy):
 
 
 @pytest.mark.timeout(240)
-def test_sandbox_is_preserved_on_the_worker(deploy):
+def test_sandbox_is_preserved_on_its_host(deploy):
     deployment = deploy(
         bash_turn("echo kept > kept.txt"),
         Turn(faults=(Fault("error", status=400, times=9),)),
@@ -138,10 +138,10 @@ def test_sandbox_is_preserved_on_the_worker(deploy):
     assert deployment.wait()["state"] == "failed_preserved", deployment.diagnostics()
     deployment.restart_server()
     deployment.check_preserved_file()
-    deployment.worker.send_signal(signal.SIGSTOP)
+    deployment.daemon.send_signal(signal.SIGSTOP)
     assert deployment.status()["sandbox_kept"]
     assert deployment.request_release() == 503
-    deployment.worker.send_signal(signal.SIGCONT)
+    deployment.daemon.send_signal(signal.SIGCONT)
     deployment.release()
     root = deployment.host_data_dir / "tasks" / "task-1" / "attempts"
     assert [path.name for path in root.glob("*/*")] == ["runner.log"]

@@ -1,6 +1,6 @@
 """The contract of placements and their runner handles, tested with real runners.
 
-Runners run on the server's host (`LocalPlacement`), on a worker with a separate data directory (`WorkerPlacement`), or
+Runners run on the server's host (`LocalPlacement`), at a daemon with a separate data directory (`DaemonPlacement`), or
 on workers that an engine starts (`ClusterPlacement`).
 """
 
@@ -20,12 +20,12 @@ from functools import partial
 
 import pytest
 
-from doubles import placed_servers
-from doubles.placed_servers import (
+from doubles import placement_harnesses
+from doubles.placement_harnesses import (
     HOSTS,
     find_runners,
     serving,
-    silent_repository,
+    unresponsive_repository,
     until,
     until_liveness,
 )
@@ -61,7 +61,7 @@ task_numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def repository_url():
-    with silent_repository() as url:
+    with unresponsive_repository() as url:
         yield url
 
 
@@ -113,7 +113,7 @@ async def end(server, handle):
 
 async def until_reply(handle):
     """Request cancellation until the runner is listening, and return its reply."""
-    deadline = time.monotonic() + placed_servers.SECONDS
+    deadline = time.monotonic() + placement_harnesses.SECONDS
     while True:
         try:
             return await handle.cancel(CancelAttempt("enough"))
@@ -339,7 +339,7 @@ async def kill_runner(server, task_id):
 
 async def until_listening(handle):
     """Wait until the runner responds to requests."""
-    async with asyncio.timeout(placed_servers.SECONDS):
+    async with asyncio.timeout(placement_harnesses.SECONDS):
         while True:
             try:
                 await handle.open_terminal(SHELL)
@@ -371,7 +371,7 @@ async def test_runner_survives_a_server_that_closes(host, repository_url, task_i
 
 
 async def test_runner_survives_a_server_that_is_killed(host, repository_url, task_id):
-    command = [sys.executable, placed_servers.__file__, host.kind, str(host.directory), repository_url, task_id]
+    command = [sys.executable, placement_harnesses.__file__, host.kind, str(host.directory), repository_url, task_id]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
         try:
             location = AttemptLocation(*json.loads(await asyncio.to_thread(first.stdout.readline)))
@@ -506,7 +506,7 @@ async def test_copying_ends_when_it_is_cancelled(host):
 # Preserved disks and files.
 
 
-with_leftovers = pytest.mark.parametrize("host", ["local", "worker"], indirect=True)
+on_hosts_with_leftovers = pytest.mark.parametrize("host", ["local", "daemon"], indirect=True)
 """The workers of a cluster remove everything of a task that has ended, and the leftovers on their hosts."""
 
 
@@ -527,7 +527,7 @@ def attempt_layout(server, location):
     return TaskLayout(server.host.host_data_dir, location.task_id).attempt(location.attempt_id)
 
 
-@with_leftovers
+@on_hosts_with_leftovers
 async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
     first, second = (server.placement.preserved_disk(preserved) for _ in range(2))
     async with first.try_lock() as liveness:
@@ -538,7 +538,7 @@ async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
         assert liveness is Liveness.FREE
 
 
-@with_leftovers
+@on_hosts_with_leftovers
 async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved):
     disk = server.placement.preserved_disk(preserved)
     with bounded(), pytest.raises(RunnerUnreachableError):
@@ -550,7 +550,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
     terminal = await open_shell(server, preserved)
     await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))
     output, frame = b"", None
-    async with asyncio.timeout(placed_servers.SECONDS):
+    async with asyncio.timeout(placement_harnesses.SECONDS):
         while not isinstance(frame := await terminal.read(), EndFrame):
             output += frame.data if isinstance(frame, OutputFrame) else b""
     await terminal.close()
@@ -561,7 +561,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
 
 async def open_shell(server, location):
     """Open a shell as soon as the debug session is listening."""
-    async with asyncio.timeout(placed_servers.SECONDS):
+    async with asyncio.timeout(placement_harnesses.SECONDS):
         while True:
             with contextlib.suppress(RunnerUnreachableError):
                 return await server.placement.preserved_disk(location).open_terminal(SHELL)
@@ -574,12 +574,12 @@ async def disk_liveness(server, location):
 
 
 async def until_disk(server, location, expected):
-    async with asyncio.timeout(placed_servers.SECONDS):
+    async with asyncio.timeout(placement_harnesses.SECONDS):
         while await disk_liveness(server, location) is not expected:
             await asyncio.sleep(0.02)
 
 
-@with_leftovers
+@on_hosts_with_leftovers
 async def test_removed_disk_leaves_only_the_log(server, preserved):
     files, layout = server.placement.files, attempt_layout(server, preserved)
     assert files.is_preserved(preserved)
@@ -593,7 +593,7 @@ async def test_removed_disk_leaves_only_the_log(server, preserved):
     assert list(layout.root.iterdir()) == [layout.runner_log]
 
 
-@with_leftovers
+@on_hosts_with_leftovers
 async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
     location, handle = await server.launch(task_id)
     await until_listening(handle)
@@ -601,7 +601,7 @@ async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
     layout.disk.mkdir(exist_ok=True)
     [leftover] = [each for each in (await server.placement.files.scan()).leftovers if each.location.task_id == task_id]
     with server.journals.try_lock(task_id) as has_lock:
-        assert has_lock is (server.host.kind == "worker")
+        assert has_lock is (server.host.kind == "daemon")
         if has_lock:
             await server.placement.files.clean_up(leftover, keeps_disk=False)
     assert layout.disk.exists()
@@ -609,7 +609,7 @@ async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
     await end(server, handle)
 
 
-@with_leftovers
+@on_hosts_with_leftovers
 async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     location, handle = await server.launch(task_id)
     await until_listening(handle)
@@ -629,7 +629,7 @@ async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     assert task_id not in {each.location.task_id for each in (await files.scan()).leftovers}
 
 
-@with_leftovers
+@on_hosts_with_leftovers
 async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved):
     attempt_layout(server, preserved).secret_fingerprint.write_bytes(make_fingerprint({"NAME": "value"}))
     files = server.placement.files
@@ -640,8 +640,8 @@ async def test_secrets_are_compared_with_those_of_the_attempt(server, preserved)
 # Hosts that do not respond. The server's own host always responds.
 
 
-on_remote_host = pytest.mark.parametrize("host", ["worker"], indirect=True)
-on_any_remote_host = pytest.mark.parametrize("host", ["worker", "cluster"], indirect=True)
+on_daemon_host = pytest.mark.parametrize("host", ["daemon"], indirect=True)
+on_any_remote_host = pytest.mark.parametrize("host", ["daemon", "cluster"], indirect=True)
 
 
 @pytest.fixture
@@ -652,7 +652,7 @@ def remote(host):
 
 
 @pytest.fixture
-async def silent(remote, server, task_id):
+async def unresponsive_runner(remote, server, task_id):
     """The location and the handle of a runner whose host has just stopped responding."""
     location, handle = await server.launch(task_id)
     await until_listening(handle)
@@ -663,8 +663,8 @@ async def silent(remote, server, task_id):
 
 
 @on_any_remote_host
-async def test_nothing_is_concluded_about_a_runner_on_a_silent_host(remote, server, silent, task_id):
-    location, handle = silent
+async def test_liveness_of_a_runner_on_an_unresponsive_host_is_unknown(remote, server, unresponsive_runner, task_id):
+    location, handle = unresponsive_runner
     [runner] = find_runners(remote.host_data_dir, task_id)
     with bounded():
         assert await handle.is_responsive()
@@ -678,9 +678,9 @@ async def test_nothing_is_concluded_about_a_runner_on_a_silent_host(remote, serv
 
 
 @on_any_remote_host
-async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, task_id):
+async def test_requests_to_an_unresponsive_host_fail_in_time(remote, server, unresponsive_runner, task_id):
     """The requests may still be carried out later, because the host may have received them."""
-    location, handle = silent
+    location, handle = unresponsive_runner
     _, killed = await asyncio.gather(check_unreachable(handle), handle.kill(), return_exceptions=True)
     assert isinstance(killed, HostUnreachableError)
     assert handle.liveness() is Liveness.UNKNOWN
@@ -691,8 +691,10 @@ async def test_requests_to_a_silent_host_fail_in_time(remote, server, silent, ta
 
 
 @on_any_remote_host
-async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_responds(remote, server, silent, task_id):
-    location, handle = silent
+async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_responds(
+    remote, server, unresponsive_runner, task_id
+):
+    location, handle = unresponsive_runner
     await kill_runner(server, task_id)
     assert handle.liveness() is Liveness.UNKNOWN
     remote.resume()
@@ -700,9 +702,9 @@ async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_res
     await check_finisher(server, location)
 
 
-@on_remote_host
-async def test_silent_host_starts_nothing_and_reveals_no_files(server, silent, task_id):
-    location, handle = silent
+@on_daemon_host
+async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unresponsive_runner, task_id):
+    location, handle = unresponsive_runner
     recorder, other = server.submit(f"{task_id}-b")
     files = server.placement.files
     questions = (files.has_disk, files.is_preserved, partial(files.has_same_secrets, secrets={}))
@@ -722,8 +724,8 @@ async def test_silent_host_starts_nothing_and_reveals_no_files(server, silent, t
     assert handle.liveness() is Liveness.UNKNOWN
 
 
-@on_remote_host
-async def test_runner_survives_the_restart_of_its_worker(remote, server, task_id):
+@on_daemon_host
+async def test_runner_survives_the_restart_of_its_daemon(remote, server, task_id):
     _, handle = await server.launch(task_id)
     await until_listening(handle)
     [runner] = find_runners(remote.host_data_dir, task_id)
@@ -736,17 +738,17 @@ async def test_runner_survives_the_restart_of_its_worker(remote, server, task_id
     await end(server, handle)
 
 
-@on_remote_host
+@on_daemon_host
 @pytest.mark.parametrize("delay_seconds", [0, 0.005, 0.02])
 async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, server, task_id, delay_seconds):
     """The runner's state is known again once the host responds."""
     recorder, location = server.submit(task_id)
 
-    def kill_worker():
+    def kill_daemon():
         time.sleep(delay_seconds)
         remote.kill()
 
-    killing = on_request(server, "launch", lambda: threading.Thread(target=kill_worker).start())
+    killing = on_request(server, "launch", lambda: threading.Thread(target=kill_daemon).start())
     with killing, contextlib.suppress(RunnerNotStartedError):
         await server.launch_recorded(recorder, location)
     assert server.placement.find_runner(location).liveness() is not Liveness.FREE
@@ -757,7 +759,7 @@ async def test_launch_that_loses_its_host_starts_at_most_one_runner(remote, serv
 @contextlib.contextmanager
 def on_request(server, method, act):
     """Call `act` before each request that the server sends with this method."""
-    client = server.placement._worker
+    client = server.placement._daemon
     call = client.call
 
     def acting_call(name, *arguments, **options):
@@ -772,7 +774,7 @@ def on_request(server, method, act):
         client.call = call
 
 
-@on_remote_host
+@on_daemon_host
 async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await kill_runner(server, task_id)
@@ -796,7 +798,7 @@ async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id
     await until_liveness(finisher, Liveness.FREE)
 
 
-@on_remote_host
+@on_daemon_host
 async def test_rejected_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await until_listening(handle)

@@ -191,7 +191,7 @@ async def test_ended_worker_is_taken_over(server, job):
 
 
 @pytest.mark.parametrize("phase", [JobPhase.RUNNING, JobPhase.WAITING, JobPhase.UNREACHABLE, JobPhase.UNKNOWN])
-async def test_silent_worker_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
+async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, monkeypatch, phase):
     monkeypatch.setattr(decisions, "LEASE_MARGIN_SECONDS", 0.5)
     server = ClusterServer(tmp_path, lease_seconds=0.5)
     await server.start()

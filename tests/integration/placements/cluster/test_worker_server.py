@@ -215,7 +215,7 @@ async def test_strangers_get_no_answer(server, job, data):
 
 
 @contextlib.asynccontextmanager
-async def silent_connections(server, count):
+async def connections_without_handshake(server, count):
     """Connections that do not even begin the TLS handshake."""
     async with contextlib.AsyncExitStack() as stack:
         streams = []
@@ -253,7 +253,7 @@ async def test_idle_connections_do_not_keep_workers_away(server, job, monkeypatc
 
 async def test_connections_without_a_handshake_are_closed(server, job, monkeypatch):
     monkeypatch.setattr(worker_server, "_FIRST_MESSAGE_SECONDS", 0.3)
-    async with silent_connections(server, 2) as readers:
+    async with connections_without_handshake(server, 2) as readers:
         assert [await is_closed(reader) for reader in readers] == [True, True]
         async with server.connect(b"") as stranger:
             assert await stranger.read() is None

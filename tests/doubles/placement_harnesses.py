@@ -1,4 +1,6 @@
-"""Servers for the contract tests of `Placement`. Each uses one placement, with real runners here or at a worker.
+"""Servers for the contract tests of `Placement`. Each uses one placement.
+
+Runners are real. They run on this machine, on a host with a daemon, or on the workers of a cluster.
 
 Run as a program, the module launches an attempt and waits to be killed. Its arguments are the kind, the directory, the
 repository URL and the task id.
@@ -20,11 +22,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from doubles import worker_placement
+from doubles import daemon_placement
+from doubles.daemon_placement import DaemonClient, DaemonPlacement
 from doubles.deployment import Process, preinstall_agent
 from doubles.manifests import manifest
 from doubles.runner_processes import find_runners
-from doubles.worker_placement import WorkerClient, WorkerPlacement
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.cluster import create_placement as create_cluster_placement
@@ -45,10 +47,10 @@ from sandbox.model.resources import Resources
 
 RUNTIME = "bubblewrap"
 SECONDS = 40
-PACKAGE = Path(worker_placement.__file__).parent
+PACKAGE = Path(daemon_placement.__file__).parent
 
 
-class OneHost:
+class SingleHost:
     """A placement with one host."""
 
     def reserve(self, placement, task_id):
@@ -60,7 +62,7 @@ class OneHost:
                 os.kill(pid, signal.SIGKILL)
 
 
-class LocalHost(OneHost):
+class LocalHost(SingleHost):
     """A host on which its servers run too."""
 
     kind = "local"
@@ -91,50 +93,50 @@ class LocalHost(OneHost):
         shutil.rmtree(choose_run_dir(self.data_dir), ignore_errors=True)
 
 
-class WorkerHost(OneHost):
-    """A host with a separate data directory, which servers reach through the socket of its worker."""
+class HostWithDaemon(SingleHost):
+    """A host with a separate data directory, which servers reach through the socket of a daemon."""
 
-    kind = "worker"
+    kind = "daemon"
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.data_dir, self.host_data_dir = directory / "data", directory / "worker"
+        self.data_dir, self.host_data_dir = directory / "data", directory / "host"
         self.data_dir.mkdir(exist_ok=True)
-        self.socket = directory / "worker.sock"
-        self.worker = None
+        self.socket = directory / "daemon.sock"
+        self.daemon = None
 
     def start(self):
         if not self.host_data_dir.exists():
             preinstall_agent(self.host_data_dir)
         settings = json.dumps({"data_dir": str(self.host_data_dir)})
-        command = [sys.executable, str(PACKAGE / "worker.py"), settings, str(self.socket)]
+        command = [sys.executable, str(PACKAGE / "daemon.py"), settings, str(self.socket)]
         environment = {**os.environ, "SANDBOX_RUNTIME": RUNTIME}
 
         def start(**streams):
             return subprocess.Popen(command, env=environment, **streams)
 
-        self.worker = Process(start, log=self.directory / "worker.log")
+        self.daemon = Process(start, log=self.directory / "daemon.log")
 
     def stop(self):
-        """Make the host silent, like a host behind a broken network: connections get no response."""
-        self.worker.send_signal(signal.SIGSTOP)
+        """Make the host unresponsive, like a host behind a broken network: connections get no response."""
+        self.daemon.send_signal(signal.SIGSTOP)
 
     def resume(self):
-        self.worker.send_signal(signal.SIGCONT)
+        self.daemon.send_signal(signal.SIGCONT)
 
     def kill(self):
-        """Kill the worker; its runners continue."""
-        self.worker.stop(signal.SIGKILL)
+        """Kill the daemon; its runners continue."""
+        self.daemon.stop(signal.SIGKILL)
         self.socket.unlink(missing_ok=True)
 
     async def create_placement(self):
         return await asyncio.to_thread(
-            WorkerPlacement, WorkerClient(self.socket), self.data_dir, FileTaskReplicas(self.data_dir)
+            DaemonPlacement, DaemonClient(self.socket), self.data_dir, FileTaskReplicas(self.data_dir)
         )
 
     def close(self):
-        if self.worker is not None:
-            self.worker.stop(signal.SIGKILL)
+        if self.daemon is not None:
+            self.daemon.stop(signal.SIGKILL)
         shutil.rmtree(choose_run_dir(self.host_data_dir), ignore_errors=True)
 
 
@@ -189,7 +191,7 @@ class ClusterHost:
         return found
 
     def stop(self):
-        """Make the workers silent."""
+        """Stop the workers, so that they do not respond."""
         self._signal(signal.SIGSTOP)
 
     def resume(self):
@@ -222,7 +224,7 @@ class ClusterHost:
             shutil.rmtree(choose_run_dir(data_dir), ignore_errors=True)
 
 
-class PlacedServer:
+class ServerHarness:
     """What a server does with its placement: submits tasks, launches runners, and reads their records."""
 
     def __init__(self, host, placement, repository_url):
@@ -305,7 +307,7 @@ async def serving(host, repository_url):
     placement = await host.create_placement()
     copying = asyncio.create_task(placement.run())
     try:
-        yield PlacedServer(host, placement, repository_url)
+        yield ServerHarness(host, placement, repository_url)
     finally:
         copying.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -326,13 +328,13 @@ async def until_liveness(handle, expected):
 
 
 @contextlib.contextmanager
-def silent_repository():
+def unresponsive_repository():
     """The URL of a git host that accepts connections and never responds: a runner that clones from it waits."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/repository.git"
 
 
-HOSTS = {host.kind: host for host in (LocalHost, WorkerHost, ClusterHost)}
+HOSTS = {host.kind: host for host in (LocalHost, HostWithDaemon, ClusterHost)}
 
 
 async def _launch_and_wait(kind, directory, repository_url, task_id):

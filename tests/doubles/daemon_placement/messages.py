@@ -1,4 +1,4 @@
-"""The messages between the server and the worker, as JSON lines."""
+"""The messages between the server and the daemon, as JSON lines."""
 
 import msgspec
 
@@ -11,7 +11,7 @@ class TaskReport(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """The state of the worker's host, which the server polls."""
+    """The state of the daemon's host, which the server polls."""
 
     memory_available_bytes: int | None
     tasks: dict[str, TaskReport]

@@ -1,4 +1,4 @@
-"""Runs a server whose attempts run at the worker. Arguments: the settings as JSON, and the worker's socket."""
+"""Runs a server whose attempts run at the daemon. Arguments: the settings as JSON, and the daemon's socket."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from doubles.worker_placement import NAME, create_placement_with
+from doubles.daemon_placement import NAME, create_placement_with
 from sandbox.bootstrap.placements import ChosenPlacements
 from sandbox.bootstrap.server import run
 from sandbox.bootstrap.settings.load import load

@@ -1,4 +1,4 @@
-"""The worker: starts runners on its host. Arguments: the settings as a JSON object, and the path of the socket."""
+"""The daemon: starts runners on its host. Arguments: the settings as a JSON object, and the path of the socket."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import msgspec
 
-from doubles.worker_placement.messages import Report, Response, TaskReport
+from doubles.daemon_placement.messages import Report, Response, TaskReport
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.data_dir_lock import lock_data_dir
 from sandbox.bootstrap.local_host import (
@@ -126,7 +126,7 @@ async def respond(writer, function, arguments=()):
     await writer.drain()
 
 
-class Worker:
+class Daemon:
     """Serves the connections of the server."""
 
     def __init__(self, context, placement):
@@ -193,7 +193,7 @@ async def main(settings, path):
     with lock_data_dir(data_dir):
         placement = await create_local_placement(context)
         await placement.host.probe()
-        server = await asyncio.start_unix_server(Worker(context, placement).serve, path, limit=MESSAGE_BYTES_MAX)
+        server = await asyncio.start_unix_server(Daemon(context, placement).serve, path, limit=MESSAGE_BYTES_MAX)
         print(json.dumps({"socket": path}), flush=True)
         await server.serve_forever()
 

@@ -1,7 +1,7 @@
-"""A second placement, structured like a package of `sandbox/placements/`: one host, reached through a worker's socket.
+"""A second placement, structured like a package of `sandbox/placements/`: one host, reached through a daemon's socket.
 
-The worker (`worker.py`) has its own data and run directory, and starts runners with the local placement.
-`server.py` composes a server that runs all attempts there. A stopped worker simulates a host that does not respond.
+The daemon (`daemon.py`) has its own data and run directory, and starts runners with the local placement.
+`server.py` composes a server that runs all attempts there. A stopped daemon simulates a host that does not respond.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from doubles.worker_placement.messages import Report, Response
+from doubles.daemon_placement.messages import Report, Response
 from sandbox.interfaces.images import Image, ImageUnusableError
 from sandbox.interfaces.journal import JournalBusyError, Liveness
 from sandbox.interfaces.placement import (
@@ -30,20 +30,20 @@ from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.model.resources import Resources
 from sandbox.placements.local.runner_client import RunnerClient
 
-NAME = "worker"
+NAME = "daemon"
 POLL_SECONDS = 0.1
-SILENCE_SECONDS = 2.0
+RESPONSE_TIMEOUT_SECONDS = 2.0
 _ERRORS = {error.__name__: error for error in (ImageUnusableError, JournalBusyError, RunnerNotStartedError)}
 
 
-class WorkerClient:
-    """Client of the worker's socket: one connection for each call."""
+class DaemonClient:
+    """Client of the daemon's socket: one connection for each call."""
 
     def __init__(self, path, host=NAME):
         self.path, self.host = str(path), host
 
     def call(self, method, *arguments, result=None, timeout=5.0):
-        """Call a method of `worker.RpcMethods`. Blocks.
+        """Call a method of `daemon.RpcMethods`. Blocks.
 
         Raises HostUnreachableError, or the error that the method raised.
         """
@@ -74,15 +74,15 @@ def decode_response(line, result):
     return msgspec.json.decode(response.result, type=result)
 
 
-class WorkerHost:
+class DaemonHost:
     """Implements `Host` and the `ProfileCatalog` of its images."""
 
-    def __init__(self, worker):
-        self._worker = worker
-        name, boot_id = worker.call("identity", result=tuple[str, str])
+    def __init__(self, daemon):
+        self._daemon = daemon
+        name, boot_id = daemon.call("identity", result=tuple[str, str])
         self.identity = HostIdentity(f"{NAME}:{name}", boot_id)
-        self.capacity = worker.call("capacity", result=Resources)
-        self._profiles = worker.call("profiles", result=dict[str, str])
+        self.capacity = daemon.call("capacity", result=Resources)
+        self._profiles = daemon.call("profiles", result=dict[str, str])
         self.report, self.seen_at = None, float("-inf")
 
     @property
@@ -91,13 +91,13 @@ class WorkerHost:
 
     @property
     def responds(self):
-        return time.monotonic() - self.seen_at < SILENCE_SECONDS
+        return time.monotonic() - self.seen_at < RESPONSE_TIMEOUT_SECONDS
 
     def list_profiles(self):
         return self._profiles
 
     def find_image(self, profile, tier):
-        return self._worker.call("find_image", profile, tier, result=Image | None)
+        return self._daemon.call("find_image", profile, tier, result=Image | None)
 
     def blocked_reason(self):
         return None if self.responds else f"The host {self.identity.name} does not respond."
@@ -106,35 +106,35 @@ class WorkerHost:
         return None if self.report is None else self.report.memory_available_bytes
 
     async def probe(self):
-        return await asyncio.to_thread(self._worker.call, "probe", result=ProbeResult, timeout=60)
+        return await asyncio.to_thread(self._daemon.call, "probe", result=ProbeResult, timeout=60)
 
 
-class WorkerFiles:
+class DaemonFiles:
     """Implements `AttemptFiles`."""
 
-    def __init__(self, worker):
-        self._worker = worker
+    def __init__(self, daemon):
+        self._daemon = daemon
 
     def has_disk(self, location):
-        return self._worker.call("has_disk", location, result=bool)
+        return self._daemon.call("has_disk", location, result=bool)
 
     def is_preserved(self, location):
-        return self._worker.call("is_preserved", location, result=bool)
+        return self._daemon.call("is_preserved", location, result=bool)
 
     def has_same_secrets(self, location, secrets):
-        return self._worker.call("has_same_secrets", location, secrets, result=bool)
+        return self._daemon.call("has_same_secrets", location, secrets, result=bool)
 
     def has_handle(self, task_id):
-        return self._worker.call("has_handle", task_id, result=bool)
+        return self._daemon.call("has_handle", task_id, result=bool)
 
     async def scan(self):
-        return await asyncio.to_thread(self._worker.call, "scan", result=LeftoverScan)
+        return await asyncio.to_thread(self._daemon.call, "scan", result=LeftoverScan)
 
     async def clean_up(self, leftover, *, keeps_disk):
-        await asyncio.to_thread(self._worker.call, "clean_up", leftover, keeps_disk, timeout=30)
+        await asyncio.to_thread(self._daemon.call, "clean_up", leftover, keeps_disk, timeout=30)
 
     async def clean_up_unowned(self, kind, attempt_id):
-        await asyncio.to_thread(self._worker.call, "clean_up_unowned", kind, attempt_id, timeout=30)
+        await asyncio.to_thread(self._daemon.call, "clean_up_unowned", kind, attempt_id, timeout=30)
 
 
 def copy_artifact(replicas, task_id, artifact, content):
@@ -149,15 +149,15 @@ def copy_artifact(replicas, task_id, artifact, content):
         copy.close()
 
 
-class WorkerPlacement:
+class DaemonPlacement:
     """Implements `Placement`."""
 
     allocator = None
 
-    def __init__(self, worker, data_dir, replicas):
-        self._worker, self._data_dir, self._replicas = worker, data_dir, replicas
-        self.host, self.files = WorkerHost(worker), WorkerFiles(worker)
-        worker.host = self.host.identity.name
+    def __init__(self, daemon, data_dir, replicas):
+        self._daemon, self._data_dir, self._replicas = daemon, data_dir, replicas
+        self.host, self.files = DaemonHost(daemon), DaemonFiles(daemon)
+        daemon.host = self.host.identity.name
         self._liveness, self._launches, self._reported_launches = {}, Counter(), Counter()
 
     async def run(self):
@@ -167,9 +167,9 @@ class WorkerPlacement:
             await asyncio.sleep(POLL_SECONDS)
 
     def _copy_all(self):
-        """Copy the records that the worker reports, then publish which locks are held."""
+        """Copy the records that the daemon reports, then publish which locks are held."""
         launches = self._launches.copy()
-        report = self._worker.call("report", result=Report, timeout=1)
+        report = self._daemon.call("report", result=Report, timeout=1)
         for task_id, task in report.tasks.items():
             try:
                 self._copy(task_id, task)
@@ -183,21 +183,21 @@ class WorkerPlacement:
 
     def _copy(self, task_id, task):
         while (offset := self._replicas.end_offset(task_id)) < task.end_offset:
-            data, artifacts = self._worker.call("read", task_id, offset, result=tuple[bytes, list[Artifact]])
+            data, artifacts = self._daemon.call("read", task_id, offset, result=tuple[bytes, list[Artifact]])
             for artifact in artifacts:
                 copy_artifact(self._replicas, task_id, artifact, self._fetch(task_id, artifact))
             self._replicas.receive(task_id, offset, data)
 
     def _fetch(self, task_id, artifact):
         offset = 0
-        while chunk := self._worker.call("fetch", task_id, artifact.name, offset, result=bytes):
+        while chunk := self._daemon.call("fetch", task_id, artifact.name, offset, result=bytes):
             yield chunk
             offset += len(chunk)
 
     async def launch(self, order, writer):
         await asyncio.to_thread(writer.sync)
         await asyncio.shield(self._launch(order))  # a cancelled launch continues, and may start the runner
-        return WorkerRunnerHandle(self, order.task_id, order.attempt_id)
+        return DaemonRunnerHandle(self, order.task_id, order.attempt_id)
 
     async def _launch(self, order):
         self._launches[order.task_id] += 1
@@ -210,18 +210,18 @@ class WorkerPlacement:
 
     async def _send_order(self, order):
         try:
-            offset = await asyncio.to_thread(self._worker.call, "end_offset", order.task_id, result=int)
+            offset = await asyncio.to_thread(self._daemon.call, "end_offset", order.task_id, result=int)
         except HostUnreachableError as error:
             raise RunnerNotStartedError(*error.args) from error
         data = await asyncio.to_thread(self._replicas.read, order.task_id, offset, 2**26)
         with contextlib.suppress(HostUnreachableError):  # the runner may have been started: its liveness is unknown
-            await asyncio.to_thread(self._worker.call, "launch", order, offset, data, timeout=40)
+            await asyncio.to_thread(self._daemon.call, "launch", order, offset, data, timeout=40)
 
     def find_runner(self, location):
-        return WorkerRunnerHandle(self, location.task_id, location.attempt_id)
+        return DaemonRunnerHandle(self, location.task_id, location.attempt_id)
 
     def preserved_disk(self, location):
-        return WorkerPreservedDisk(self._worker, location)
+        return DaemonPreservedDisk(self._daemon, location)
 
     def liveness(self, task_id):
         is_launching = self._launches[task_id] % 2
@@ -230,23 +230,23 @@ class WorkerPlacement:
         if task_id in self._liveness:
             return self._liveness[task_id]
         is_reported = self._launches[task_id] == self._reported_launches[task_id]
-        # The worker does not have the task's journal if no runner was ever started.
+        # The daemon does not have the task's journal if no runner was ever started.
         is_new = is_reported and task_id not in self.host.report.tasks
         return Liveness.FREE if is_new else Liveness.UNKNOWN
 
 
-class WorkerRunnerHandle(RunnerClient):
-    """Implements `RunnerHandle`: the worker connects each stream with the runner's socket."""
+class DaemonRunnerHandle(RunnerClient):
+    """Implements `RunnerHandle`: the daemon connects each stream with the runner's socket."""
 
     def __init__(self, placement, task_id, attempt_id):
-        super().__init__(lambda: placement._worker.open("relay", attempt_id))
+        super().__init__(lambda: placement._daemon.open("relay", attempt_id))
         self._placement, self._task_id, self.attempt_id = placement, task_id, attempt_id
 
     def liveness(self):
         return self._placement.liveness(self._task_id)
 
     async def is_responsive(self):
-        """Let the worker ping the runner, so that a silent host can be distinguished from a silent runner."""
+        """Let the daemon ping the runner, to distinguish an unresponsive host from an unresponsive runner."""
         try:
             return await self._call("is_responsive", timeout=CONTROL_REQUEST_TIMEOUT_SECONDS + 1)
         except HostUnreachableError:
@@ -256,21 +256,21 @@ class WorkerRunnerHandle(RunnerClient):
         return await self._call("kill")
 
     async def _call(self, method, timeout=5.0):
-        call, task_id = self._placement._worker.call, self._task_id
+        call, task_id = self._placement._daemon.call, self._task_id
         return await asyncio.to_thread(call, method, task_id, self.attempt_id, result=bool, timeout=timeout)
 
 
-class WorkerPreservedDisk(RunnerClient):
-    """Implements `PreservedDisk`: the worker holds the lock as long as the connection is open."""
+class DaemonPreservedDisk(RunnerClient):
+    """Implements `PreservedDisk`: the daemon holds the lock as long as the connection is open."""
 
-    def __init__(self, worker, location):
-        super().__init__(lambda: worker.open("relay", location.attempt_id))
-        self._worker, self._location, self._stream = worker, location, None
+    def __init__(self, daemon, location):
+        super().__init__(lambda: daemon.open("relay", location.attempt_id))
+        self._daemon, self._location, self._stream = daemon, location, None
 
     @contextlib.asynccontextmanager
     async def try_lock(self):
         try:
-            reader, writer = await self._worker.open("lock_disk", self._location)
+            reader, writer = await self._daemon.open("lock_disk", self._location)
         except OSError:
             yield Liveness.UNKNOWN
             return
@@ -300,13 +300,13 @@ class WorkerPreservedDisk(RunnerClient):
             async with asyncio.timeout(30 if result is None else 5):
                 return decode_response(await self._stream[0].readline(), result)
         except (TimeoutError, msgspec.DecodeError) as error:
-            raise HostUnreachableError(self._worker.host) from error
+            raise HostUnreachableError(self._daemon.host) from error
 
 
 def create_placement_with(path: Path):
-    """Return the entry that the registry would contain. path: the path of the worker's socket."""
+    """Return the entry that the registry would contain. path: the path of the daemon's socket."""
 
     async def create_placement(context):
-        return await asyncio.to_thread(WorkerPlacement, WorkerClient(path), context.data_dir, context.replicas)
+        return await asyncio.to_thread(DaemonPlacement, DaemonClient(path), context.data_dir, context.replicas)
 
     return create_placement
