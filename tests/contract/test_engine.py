@@ -7,9 +7,9 @@ import pytest
 from doubles.engine_harnesses import (
     SMALL,
     status_of,
-    until,
-    until_ended,
-    until_phase,
+    wait_for_end,
+    wait_for_phase,
+    wait_until,
 )
 from sandbox.interfaces.engine import EngineRejectedError, JobPhase, JobRequest, job_name
 from sandbox.interfaces.file_layout import new_attempt_id
@@ -31,14 +31,14 @@ async def test_worker_runs_and_ends(engine, create_job):
     job = create_job("wait")
     assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     status = await status_of(engine, job)
     assert status.phase is JobPhase.RUNNING
     assert status.host
     assert status.job_id
     assert status.duplicate_ids == ()
     await engine.withdraw(job.name)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     assert not await job.is_alive()
 
 
@@ -46,7 +46,7 @@ async def test_worker_runs_and_ends(engine, create_job):
 async def test_job_ends_with_its_worker(engine, create_job, code):
     job = create_job("exit", str(code))
     await engine.submit(job.request)
-    status = await until_ended(engine, job)
+    status = await wait_for_end(engine, job)
     assert len(job.starts()) == 1
     assert status.reason
     assert not code or str(code) in status.reason
@@ -55,14 +55,14 @@ async def test_job_ends_with_its_worker(engine, create_job, code):
 async def test_worker_that_cannot_be_executed_ends(engine, create_job):
     job = create_job("exit", "0")
     await engine.submit(JobRequest(job.name, ("/does/not/exist",), {}, SMALL, time_limit_seconds=60))
-    assert "127" in (await until_ended(engine, job)).reason
+    assert "127" in (await wait_for_end(engine, job)).reason
 
 
 async def test_arguments_and_environment_reach_the_worker_unchanged(engine, create_job):
     environment = {"PATH": "/usr/bin:/bin", "TOKEN": "a,b =$x\n'\"", "EMPTY": ""}
     job = create_job("wait", *HOSTILE_ARGUMENTS, environment=environment)
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     (start,) = job.events.read("start")
     assert start["arguments"] == list(HOSTILE_ARGUMENTS)
     assert environment.items() <= start["environment"].items()
@@ -75,7 +75,7 @@ async def test_output_is_appended_to_the_file(engine, create_job, tmp_path):
     job = create_job("exit", "0", output_file=str(output))
     command = ("/bin/sh", "-c", "echo out; echo error >&2")
     await engine.submit(JobRequest(job.name, command, {}, SMALL, 60, output_file=str(output)))
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     assert output.read_text() == "earlier\nout\nerror\n"
 
 
@@ -83,10 +83,10 @@ async def test_job_submitted_repeatedly_starts_once(harness, create_job):
     job = create_job("wait")
     engine = harness.connect()
     await asyncio.gather(*(engine.submit(job.request) for _ in range(3)))
-    await job.until_beats()
+    await job.wait_for_beat()
     await harness.connect().submit(job.request)  # a server that does not remember the first submission
     await engine.withdraw(job.name)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     await engine.submit(job.request)
     assert (await status_of(engine, job)).phase is JobPhase.ENDED
     assert len(job.starts()) == 1
@@ -96,14 +96,14 @@ async def test_job_submitted_repeatedly_starts_once(harness, create_job):
 async def test_job_waits_until_it_fits(harness, engine, create_job):
     first, second = (create_job("wait", resources=harness.full) for _ in range(2))
     await engine.submit(first.request)
-    await first.until_beats()
+    await first.wait_for_beat()
     await engine.submit(second.request)
     status = await status_of(engine, second)
     assert (status.phase, status.host) == (JobPhase.WAITING, "")
     assert status.reason
     await engine.withdraw(first.name)
-    await until_phase(engine, second, JobPhase.RUNNING)
-    await second.until_beats()
+    await wait_for_phase(engine, second, JobPhase.RUNNING)
+    await second.wait_for_beat()
     assert len(first.starts()) == len(second.starts()) == 1
 
 
@@ -111,22 +111,22 @@ async def test_withdrawn_waiting_job_is_never_started(harness, engine, create_jo
     first, second, third = (create_job("wait", resources=harness.full) for _ in range(3))
     for job in (first, second, third):
         await engine.submit(job.request)
-    await first.until_beats()
+    await first.wait_for_beat()
     await engine.withdraw(second.name)
-    assert (await until_ended(engine, second)).host == ""
+    assert (await wait_for_end(engine, second)).host == ""
     await engine.withdraw(first.name)
-    await until_phase(engine, third, JobPhase.RUNNING)
-    await third.until_beats()
+    await wait_for_phase(engine, third, JobPhase.RUNNING)
+    await third.wait_for_beat()
     assert second.starts() == []
 
 
 async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
     job = create_job("stubborn")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     await engine.withdraw(job.name)
     await engine.withdraw(job.name)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     assert len(job.events.read("term")) >= 1
     assert not await job.is_alive()
 
@@ -134,7 +134,7 @@ async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
 async def test_withdrawing_an_unknown_job_has_no_effect(engine, create_job):
     job, other = create_job("wait"), create_job("wait")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     await engine.withdraw(other.name)
     assert (await status_of(engine, other)).phase is JobPhase.UNKNOWN
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
@@ -144,7 +144,7 @@ async def test_many_names_are_looked_up_in_one_call(engine, create_job):
     jobs = [create_job("wait") for _ in range(2)]
     for job in jobs:
         await engine.submit(job.request)
-        await job.until_beats()
+        await job.wait_for_beat()
     others = {job_name(new_attempt_id()) for _ in range(3000)}
     statuses = await engine.look_up([*others, *(job.name for job in jobs)])
     assert {name for name, status in statuses.items() if status.phase is JobPhase.RUNNING} == {job.name for job in jobs}
@@ -156,7 +156,7 @@ async def test_job_that_no_host_can_run_is_rejected(engine, create_job):
     (largest,) = await engine.largest_hosts()
     fitting = create_job("exit", "0", resources=Resources(largest.cpus, largest.memory_bytes, largest.disk_bytes))
     await engine.submit(fitting.request)
-    await until_ended(engine, fitting)
+    await wait_for_end(engine, fitting)
     for resources in (Resources(largest.cpus + 1, 1, 1), Resources(1, largest.memory_bytes + 1, 1)):
         job = create_job("wait", resources=resources)
         with pytest.raises(EngineRejectedError, match="request"):
@@ -182,10 +182,10 @@ async def test_jobs_survive_the_server(harness, create_job):
     job, waiting = create_job("wait", resources=harness.full), create_job("wait", resources=harness.full)
     first = harness.connect()
     await first.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     await first.submit(waiting.request)
     second = harness.connect()
     assert (await status_of(second, job)).phase is JobPhase.RUNNING
     await second.withdraw(job.name)
-    await until_phase(second, waiting, JobPhase.RUNNING)
-    await until(waiting.starts)
+    await wait_for_phase(second, waiting, JobPhase.RUNNING)
+    await wait_until(waiting.starts)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, until, until_ended, until_phase
+from doubles.engine_harnesses import GIB, MIB, ProcessHarness, status_of, wait_for_end, wait_for_phase, wait_until
 from sandbox.engines.processes import engine as process_engine
 from sandbox.engines.processes.engine import ProcessEngine
 from sandbox.engines.processes.supervisor import read_boot_id, read_start_time
@@ -42,7 +42,7 @@ async def test_job_is_started_by_the_next_server(harness, create_job):
     store(harness, job)
     engine = harness.connect()
     assert (await status_of(engine, job)).phase in {JobPhase.WAITING, JobPhase.RUNNING}
-    await job.until_beats()
+    await job.wait_for_beat()
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
 
 
@@ -52,16 +52,16 @@ async def test_incomplete_request_is_not_a_job(harness, engine, create_job):
     (files_of(harness, job) / "request.part").write_text("{")
     assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
 
 
 async def test_started_job_is_never_started_again(harness, engine, create_job):
     """A supervisor that is killed between its start and the worker's end leaves a free lock."""
     job = create_job("exit", "0")
     await engine.submit(job.request)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     (files_of(harness, job) / "ended.json").unlink()
-    await until_ended(engine, job)  # the supervisor may still hold its lock
+    await wait_for_end(engine, job)  # the supervisor may still hold its lock
     assert "restarted" in (await status_of(engine, job)).reason
     await engine.submit(job.request)
     start_supervisor(files_of(harness, job))
@@ -77,10 +77,10 @@ async def test_concurrent_supervisors_start_one_worker(harness, engine, create_j
     job = create_job("wait")
     store(harness, job)
     await asyncio.gather(*(asyncio.to_thread(start_supervisor, files_of(harness, job)) for _ in range(6)))
-    await job.until_beats()
+    await job.wait_for_beat()
     assert len(job.starts()) == 1
     await engine.withdraw(job.name)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     assert len(job.starts()) == 1
 
 
@@ -89,16 +89,16 @@ async def test_concurrent_servers_share_the_queue(harness, create_job):
     engines = [harness.connect() for _ in range(3)]
     await asyncio.gather(*(engine.submit(job.request) for engine in engines for job in jobs))
     for job in jobs:
-        await job.until_beats()
+        await job.wait_for_beat()
     assert [len(job.starts()) for job in jobs] == [1, 1, 1, 1]
 
 
 async def test_worker_dies_with_its_supervisor(harness, engine, create_job):
     job = create_job("stubborn")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     os.kill(supervisor_pid(harness, job), signal.SIGKILL)
-    status = await until_ended(engine, job)
+    status = await wait_for_end(engine, job)
     assert "killed together with its supervisor" in status.reason
     assert not await job.is_alive()
 
@@ -107,19 +107,19 @@ async def test_job_does_not_end_while_its_worker_is_alive(harness, engine, creat
     """The worker inherits the lock, so a stopped supervisor does not matter."""
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     pid = supervisor_pid(harness, job)
     os.kill(pid, signal.SIGSTOP)
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
     await engine.withdraw(job.name)  # continues the supervisor
-    status = await until_ended(engine, job)
+    status = await wait_for_end(engine, job)
     assert "143" in status.reason
 
 
 async def test_processes_of_an_ended_worker_are_killed(engine, create_job):
     job = create_job("leave")
     await engine.submit(job.request)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     assert len(job.starts()) == 2
     assert not await job.is_alive()
 
@@ -128,7 +128,7 @@ async def test_processes_of_an_ended_worker_are_killed(engine, create_job):
 async def test_worker_is_stopped_at_its_time_limit(engine, create_job, action, reason):
     job = create_job(action, time_limit_seconds=2, grace_seconds=1)
     await engine.submit(job.request)
-    assert reason in (await until_ended(engine, job)).reason
+    assert reason in (await wait_for_end(engine, job)).reason
     assert len(job.events.read("term")) == 1
     assert not await job.is_alive()
 
@@ -137,8 +137,8 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
     job, other = create_job("wait"), create_job("wait")
     await engine.submit(job.request)
     await engine.submit(other.request)
-    await job.until_beats()
-    await other.until_beats()
+    await job.wait_for_beat()
+    await other.wait_for_beat()
     started = json.loads((files_of(harness, other) / "started.json").read_bytes())
     for change in ({"start_time": started["start_time"] + 1}, {"boot_id": "another boot"}):
         (files_of(harness, job) / "started.json").write_text(json.dumps(started | change))
@@ -148,14 +148,14 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
     # Control: with the right start time and boot id, the process is signaled.
     (files_of(harness, job) / "started.json").write_text(json.dumps(started))
     await engine.withdraw(job.name)
-    await until_ended(engine, other)
+    await wait_for_end(engine, other)
 
 
 async def test_ended_process_is_not_signaled(harness, engine, create_job):
     job = create_job("exit", "0")
     await engine.submit(job.request)
-    await until_ended(engine, job)
-    await until(lambda: read_start_time(supervisor_pid(harness, job)) is None)
+    await wait_for_end(engine, job)
+    await wait_until(lambda: read_start_time(supervisor_pid(harness, job)) is None)
     await engine.withdraw(job.name)
     assert "exited with 0" in (await status_of(engine, job)).reason
 
@@ -169,8 +169,8 @@ async def test_jobs_start_in_submission_order(harness, engine, create_job):
     assert (await status_of(engine, small)).phase is JobPhase.WAITING
     await engine.withdraw(large.name)
     await engine.withdraw(first.name)
-    await until_phase(engine, small, JobPhase.RUNNING)
-    await small.until_beats()
+    await wait_for_phase(engine, small, JobPhase.RUNNING)
+    await small.wait_for_beat()
     assert large.starts() == []
 
 
@@ -188,10 +188,10 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
     jobs = [create_job("exit", "0") for _ in range(3)]
     for job in jobs:
         await engine.submit(job.request)
-        await until_ended(engine, job)
+        await wait_for_end(engine, job)
     running = create_job("wait")
     await engine.submit(running.request)
-    await running.until_beats()
+    await running.wait_for_beat()
     await status_of(engine, running)
     statuses = await engine.look_up([job.name for job in (*jobs, running)])
     assert [statuses[job.name].phase for job in (*jobs, running)] == [
@@ -203,7 +203,7 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
 async def test_files_are_private(harness, engine, create_job):
     job = create_job("wait", environment={"TOKEN": "secret"})
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     assert harness.directory.stat().st_mode & 0o077 == 0
     assert files_of(harness, job).stat().st_mode & 0o077 == 0
     arguments = Path(f"/proc/{supervisor_pid(harness, job)}/cmdline").read_bytes()
@@ -221,7 +221,7 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
     engine = harness.connect()
     await engine.withdraw(withdrawn.name)
     await status_of(engine, started)
-    await started.until_beats()
+    await started.wait_for_beat()
     assert started.events.read("start")[0]["environment"]["TOKEN"] == "secret"
     assert not [path for path in harness.directory.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
@@ -231,7 +231,7 @@ async def test_worker_without_its_environment_is_started(harness, create_job):
     job = create_job("exit", "3", environment={"TOKEN": "secret"})
     store(harness, job)
     (files_of(harness, job) / "environment").unlink()
-    status = await until_phase(harness.connect(), job, JobPhase.ENDED)
+    status = await wait_for_phase(harness.connect(), job, JobPhase.ENDED)
     assert "exited with 3" in status.reason
 
 
@@ -247,7 +247,7 @@ async def test_other_files_are_ignored(harness, engine, create_job):
     await engine.submit(job.request)
     (harness.directory / "lost+found").mkdir()
     (harness.directory / "sandbox-aaaaaaaaaaaa").write_text("")
-    await job.until_beats()
+    await job.wait_for_beat()
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from doubles.engine_harnesses import SECONDS, status_of, until, until_ended, until_phase
+from doubles.engine_harnesses import SECONDS, status_of, wait_for_end, wait_for_phase, wait_until
 from sandbox.engines.slurm import engine as slurm_engine
 from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase
 
@@ -33,8 +33,8 @@ def submit_directly(cluster, job, *arguments):
 async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.until_beats()
-    cluster.save_state((await until_phase(engine, job, JobPhase.RUNNING)).job_id)
+    await job.wait_for_beat()
+    cluster.save_state((await wait_for_phase(engine, job, JobPhase.RUNNING)).job_id)
     cluster.kill_controller()
     try:
         for call in (
@@ -65,7 +65,7 @@ async def test_paused_controller_is_unavailable_in_bounded_time(cluster, engine,
         cluster.resume_controller()
         monkeypatch.undo()
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     assert len(job.starts()) == 1
 
 
@@ -93,7 +93,7 @@ async def lose_job(cluster, harness, create_job, saved_job_id):
 async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, harness, engine, create_job):
     blocker = create_job("wait", resources=harness.full)
     await engine.submit(blocker.request)
-    await blocker.until_beats()
+    await blocker.wait_for_beat()
     lost, lost_id = await lose_job(cluster, harness, create_job, (await status_of(engine, blocker)).job_id)
     other = create_job("wait", resources=harness.full)
     assert (await status_of(engine, blocker)).phase is JobPhase.RUNNING
@@ -105,9 +105,9 @@ async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, har
     await engine.submit(lost.request)
     assert (await status_of(engine, lost)).phase is JobPhase.WAITING
     await engine.withdraw(blocker.name)
-    await other.until_beats()
+    await other.wait_for_beat()
     await engine.withdraw(other.name)
-    await lost.until_beats()
+    await lost.wait_for_beat()
     assert [len(job.starts()) for job in (blocker, other, lost)] == [1, 1, 1]
 
 
@@ -116,11 +116,11 @@ async def test_job_on_a_killed_host_is_unreachable(cluster, on_host, create_job)
     engine = on_host("n2")
     await engine.submit(job.request)
     await on_host("n3").submit(other.request)
-    await job.until_beats()
-    await other.until_beats()
+    await job.wait_for_beat()
+    await other.wait_for_beat()
     cluster.kill_host("n2")
     try:
-        status = await until_phase(engine, job, JobPhase.UNREACHABLE, seconds=HOST_LOST_SECONDS)
+        status = await wait_for_phase(engine, job, JobPhase.UNREACHABLE, seconds=HOST_LOST_SECONDS)
         assert status.host == "n2"
         assert "has not confirmed" in status.reason
         assert (await status_of(engine, other)).phase is JobPhase.RUNNING
@@ -136,15 +136,15 @@ async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on
     engine = on_host("n2")
     await engine.submit(job.request)
     await engine.submit(connected.request)
-    await job.until_beats()
-    await connected.until_beats()
+    await job.wait_for_beat()
+    await connected.wait_for_beat()
     await engine.withdraw(connected.name)
-    await until_ended(engine, connected)
+    await wait_for_end(engine, connected)
     cluster.cut_off("n2")
     try:
         await engine.withdraw(job.name)
         assert (await status_of(engine, job)).phase is JobPhase.RUNNING
-        status = await until_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED, seconds=HOST_LOST_SECONDS)
+        status = await wait_for_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED, seconds=HOST_LOST_SECONDS)
         assert status.phase is JobPhase.UNREACHABLE
         assert "CANCELLED" in status.reason
         assert await job.is_alive()
@@ -160,10 +160,10 @@ async def test_job_that_may_have_been_started_twice_has_not_ended(cluster, on_ho
     cluster.cut_off("n2")
     try:
         await engine.submit(job.request)
-        assert (await until_phase(engine, job, JobPhase.RUNNING)).host == "n2"
-        assert (await until_phase(engine, job, JobPhase.WAITING)).host == ""
+        assert (await wait_for_phase(engine, job, JobPhase.RUNNING)).host == "n2"
+        assert (await wait_for_phase(engine, job, JobPhase.WAITING)).host == ""
         await engine.withdraw(job.name)
-        status = await until_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED)
+        status = await wait_for_phase(engine, job, JobPhase.UNREACHABLE, JobPhase.ENDED)
         assert status.phase is JobPhase.UNREACHABLE
         assert "no host has confirmed" in status.reason
     finally:
@@ -175,39 +175,39 @@ async def test_controller_that_forgot_a_start_reports_the_end_correctly(cluster,
     """The killed controller had saved the job as waiting, or not at all. Slurm ends workers that it does not expect."""
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     cluster.kill_controller()
     cluster.start_controller()
     status = await status_of(engine, job)
     if status.phase is not JobPhase.RUNNING:  # the controller forgot the start
-        await until_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
+        await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
     await engine.withdraw(job.name)
-    await until_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
-    await until_dead(job)
+    await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNKNOWN)
+    await wait_until_dead(job)
     assert len(job.starts()) == 1
 
 
-async def until_dead(job):
+async def wait_until_dead(job):
     async def is_dead():
         return not await job.is_alive()
 
-    await until(is_dead)
+    await wait_until(is_dead)
 
 
 @pytest.mark.parametrize(("action", "phase"), [("wait", JobPhase.ENDED), ("clean", JobPhase.UNREACHABLE)])
 async def test_exit_code_proves_the_end_of_a_withdrawn_worker(engine, create_job, action, phase):
     job = create_job(action)
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     await engine.withdraw(job.name)
-    status = await until_phase(engine, job, JobPhase.ENDED, JobPhase.UNREACHABLE)
+    status = await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNREACHABLE)
     assert status.phase is phase
 
 
 async def test_waiting_duplicate_is_reported_and_withdrawn(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     duplicate = submit_directly(cluster, job, "--wrap=exec sleep 100")
     status = await status_of(engine, job)
     assert status.phase is JobPhase.RUNNING
@@ -221,7 +221,7 @@ async def test_waiting_duplicate_is_reported_and_withdrawn(cluster, engine, crea
 async def test_first_of_two_waiting_jobs_is_kept(cluster, harness, engine, create_job):
     blocker, job = create_job("wait", resources=harness.full), create_job("wait")
     await engine.submit(blocker.request)
-    await blocker.until_beats()
+    await blocker.wait_for_beat()
     await engine.submit(job.request)
     duplicate = submit_directly(cluster, job, "--partition=small", "--wrap=exec sleep 100")
     status = await status_of(engine, job)
@@ -229,19 +229,19 @@ async def test_first_of_two_waiting_jobs_is_kept(cluster, harness, engine, creat
     assert status.duplicate_ids == (duplicate,)
     assert status.job_id != duplicate
     await engine.withdraw(blocker.name)
-    await job.until_beats()
+    await job.wait_for_beat()
     assert (await status_of(engine, job)).job_id == status.job_id
 
 
 async def test_forgotten_job_is_unknown(cluster, engine, create_job):
     job = create_job("exit", "0")
     await engine.submit(job.request)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     cluster.write_configuration(min_job_age=2)
     try:
         cluster.kill_controller()
         cluster.start_controller()
-        status = await until_phase(engine, job, JobPhase.UNKNOWN)
+        status = await wait_for_phase(engine, job, JobPhase.UNKNOWN)
         assert status.reason
     finally:
         cluster.write_configuration()
@@ -252,19 +252,19 @@ async def test_forgotten_job_is_unknown(cluster, engine, create_job):
 async def test_suspended_job_counts_as_running_and_can_be_withdrawn(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     cluster.run("scontrol", "suspend", (await status_of(engine, job)).job_id)
-    await until(lambda: "SUSPENDED" in cluster.run("squeue", "--noheader", "--format=%T"))
+    await wait_until(lambda: "SUSPENDED" in cluster.run("squeue", "--noheader", "--format=%T"))
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
     await engine.withdraw(job.name)
-    await until_ended(engine, job)
+    await wait_for_end(engine, job)
     assert not await job.is_alive()
 
 
 async def test_job_specification_contains_no_environment_values(cluster, engine, create_job, tmp_path):
     job = create_job("wait", environment={"TOKEN": "secret-token"})
     await engine.submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     job_id = (await status_of(engine, job)).job_id
     script = tmp_path / "script"
     cluster.run("scontrol", "write", "batch_script", job_id, str(script))
@@ -281,7 +281,7 @@ async def test_job_specification_contains_no_environment_values(cluster, engine,
 async def test_extra_options_select_the_host(on_host, create_job):
     job = create_job("wait")
     await on_host("n3").submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()
     assert (await status_of(on_host("n3"), job)).host == "n3"
 
 
@@ -299,4 +299,4 @@ async def test_job_for_a_missing_partition_is_rejected(harness, create_job):
     with pytest.raises(EngineRejectedError, match="Invalid partition name"):
         await harness.connect(partition="none").submit(job.request)
     await harness.connect().submit(job.request)
-    await job.until_beats()
+    await job.wait_for_beat()

@@ -26,8 +26,8 @@ from doubles.placement_harnesses import (
     find_runners,
     serving,
     unresponsive_repository,
-    until,
-    until_liveness,
+    wait_for_liveness,
+    wait_until,
 )
 from doubles.random_seed import seed
 from sandbox.bootstrap.clock import SystemClock
@@ -107,11 +107,11 @@ def bounded(seconds=BOUND_SECONDS):
 
 async def end(server, handle):
     """Cancel the attempt, and wait until its runner has ended."""
-    assert (await until_reply(handle)).done
-    await until_liveness(handle, Liveness.FREE)
+    assert (await wait_for_reply(handle)).done
+    await wait_for_liveness(handle, Liveness.FREE)
 
 
-async def until_reply(handle):
+async def wait_for_reply(handle):
     """Request cancellation until the runner is listening, and return its reply."""
     deadline = time.monotonic() + placement_harnesses.SECONDS
     while True:
@@ -128,7 +128,7 @@ async def until_reply(handle):
 async def test_runner_takes_over_the_journal(server, task_id):
     location, handle = await server.launch(task_id)
     assert handle.attempt_id == location.attempt_id
-    await until_liveness(handle, Liveness.HELD)
+    await wait_for_liveness(handle, Liveness.HELD)
     await end(server, handle)
     task = server.task(task_id)
     assert (task.state, task.cancel.reason) == (TaskState.CANCELLED, "enough")
@@ -158,7 +158,7 @@ async def test_files_of_an_attempt_exist_before_its_runner(server, task_id):
     looking = threading.Thread(target=look, daemon=True)
     looking.start()
     handle = await server.launch_recorded(recorder, location)
-    await until(lambda: found, "the runner")
+    await wait_until(lambda: found, "the runner")
     looking.join()
     assert found == [(True, True)]
     await end(server, handle)
@@ -231,7 +231,7 @@ async def test_runner_that_dies_before_it_reads_its_order_was_not_started(server
             is_started = False
         location = server.location(attempt_task_id)
         handle = server.placement.find_runner(location)
-        await until_liveness(handle, Liveness.FREE)
+        await wait_for_liveness(handle, Liveness.FREE)
         await check_finisher(server, location)
         if not is_started:
             break
@@ -256,7 +256,7 @@ async def test_cancelled_launch_leaves_at_most_one_runner(server, task_id):
 
 async def check_one_runner(server, task_id):
     """Wait for the runner, check that there is no other, and return its pid."""
-    await until(lambda: server.runner_pid(task_id), "the runner")
+    await wait_until(lambda: server.runner_pid(task_id), "the runner")
     [runner] = find_runners(server.host.host_data_dir, task_id)
     return runner
 
@@ -264,7 +264,7 @@ async def check_one_runner(server, task_id):
 async def check_settled(server, location):
     """Check that a launch with an unknown result has started either one runner or none, once its host responds."""
     handle = server.placement.find_runner(location)
-    await until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
+    await wait_until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
     if handle.liveness() is Liveness.HELD:
         await check_one_runner(server, location.task_id)
         await end(server, handle)
@@ -280,14 +280,14 @@ async def test_attempt_whose_runner_was_never_started_is_free(server, task_id):
     recorder, location = server.submit(task_id)
     recorder.writer.close()
     handle = server.placement.find_runner(location)
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     await check_finisher(server, location)
 
 
 async def test_free_follows_every_record_and_artifact(server, task_id):
     _, handle = await server.launch(task_id)
-    await until_liveness(handle, Liveness.HELD)
-    assert (await until_reply(handle)).done
+    await wait_for_liveness(handle, Liveness.HELD)
+    assert (await wait_for_reply(handle)).done
     is_free = False
     while not is_free:
         is_free = handle.liveness() is Liveness.FREE
@@ -308,14 +308,14 @@ async def test_killed_runner_is_free_and_can_be_finished(server, task_id, moment
         case "start":
             await kill_runner(server, task_id)
         case "work":
-            await until_listening(handle)
+            await wait_until_listening(handle)
         case "end":
-            await until_listening(handle)
+            await wait_until_listening(handle)
             assert (await handle.cancel(CancelAttempt())).done
         case "random":
             await asyncio.sleep(random.Random(seed()).random())
     kill_runners(server.host, task_id)
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location, is_cancelled=moment == "end")
 
@@ -323,21 +323,21 @@ async def test_killed_runner_is_free_and_can_be_finished(server, task_id, moment
 async def test_killed_finisher_is_free_and_can_be_repeated(server, task_id):
     location, handle = await server.launch(task_id)
     assert await kill_runner(server, task_id)
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     finisher = await server.finish(location)
     kill_runners(server.host, task_id)
-    await until_liveness(finisher, Liveness.FREE)
+    await wait_for_liveness(finisher, Liveness.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location)
 
 
 async def kill_runner(server, task_id):
-    pid = await until(lambda: server.runner_pid(task_id), "the runner")
+    pid = await wait_until(lambda: server.runner_pid(task_id), "the runner")
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
-async def until_listening(handle):
+async def wait_until_listening(handle):
     """Wait until the runner responds to requests."""
     async with asyncio.timeout(placement_harnesses.SECONDS):
         while True:
@@ -352,7 +352,7 @@ async def until_listening(handle):
 async def check_finisher(server, location, *, is_cancelled=False):
     """Check that a finisher ends the attempt of a runner that died."""
     finisher = await server.finish(location)
-    await until_liveness(finisher, Liveness.FREE)
+    await wait_for_liveness(finisher, Liveness.FREE)
     task = server.task(location.task_id)
     if is_cancelled:
         assert task.state is TaskState.CANCELLED
@@ -381,12 +381,12 @@ async def test_runner_survives_a_server_that_is_killed(host, repository_url, tas
 
 
 async def check_runner_of_earlier_server(host, repository_url, location):
-    [runner] = await until(lambda: find_runners(host.host_data_dir, location.task_id), "the runner")
+    [runner] = await wait_until(lambda: find_runners(host.host_data_dir, location.task_id), "the runner")
     async with serving(host, repository_url) as server:
         handle = server.placement.find_runner(location)
         assert handle.attempt_id == location.attempt_id
         assert handle.liveness() is not Liveness.FREE
-        await until_liveness(handle, Liveness.HELD)
+        await wait_for_liveness(handle, Liveness.HELD)
         assert await handle.is_responsive()
         assert find_runners(host.host_data_dir, location.task_id) == [runner]
         await end(server, handle)
@@ -397,10 +397,10 @@ async def check_runner_of_earlier_server(host, repository_url, location):
 async def test_end_while_no_server_runs_is_found_later(host, repository_url, task_id):
     async with serving(host, repository_url) as first:
         location, handle = await first.launch(task_id)
-        await until_reply(handle)
-    await until(lambda: not find_runners(host.host_data_dir, task_id), "the runner's end")
+        await wait_for_reply(handle)
+    await wait_until(lambda: not find_runners(host.host_data_dir, task_id), "the runner's end")
     async with serving(host, repository_url) as server:
-        await until_liveness(server.placement.find_runner(location), Liveness.FREE)
+        await wait_for_liveness(server.placement.find_runner(location), Liveness.FREE)
         assert server.task(task_id).state is TaskState.CANCELLED
 
 
@@ -409,13 +409,13 @@ async def test_end_while_no_server_runs_is_found_later(host, repository_url, tas
 
 async def test_cancel_is_on_disk_when_its_reply_arrives(server, task_id):
     _, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     with bounded():
         reply = await handle.cancel(CancelAttempt("enough", force=True))
     assert reply.done
     requests = [event for event in server.events_on_host(task_id) if isinstance(event, CancelRequested)]
     assert requests == [CancelRequested("enough", True)]
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     assert server.task(task_id).cancel.force
 
 
@@ -430,7 +430,7 @@ async def test_attempt_without_a_runner_is_unreachable_but_not_unresponsive(serv
 async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id):
     _, handle = await server.launch(task_id)
     await end(server, handle)
-    await until(lambda: not find_runners(server.host.host_data_dir, task_id), "the runner's end")
+    await wait_until(lambda: not find_runners(server.host.host_data_dir, task_id), "the runner's end")
     await check_unreachable(handle)
     assert await handle.kill() is False
 
@@ -446,7 +446,7 @@ async def check_unreachable(handle, *, is_responsive=True):
 
 async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
     _, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     with bounded(), pytest.raises(TerminalRefusedError):
         await handle.open_terminal(SHELL)
     await end(server, handle)
@@ -454,7 +454,7 @@ async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
 
 async def test_stuck_runner_is_unresponsive_until_it_continues(server, task_id):
     _, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     assert await handle.is_responsive()
     [runner] = find_runners(server.host.host_data_dir, task_id)
     os.kill(runner, signal.SIGSTOP)
@@ -466,12 +466,12 @@ async def test_stuck_runner_is_unresponsive_until_it_continues(server, task_id):
 
 async def test_kill_ends_a_stuck_runner(server, task_id):
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     [runner] = find_runners(server.host.host_data_dir, task_id)
     os.kill(runner, signal.SIGSTOP)
     with bounded():
         assert await handle.kill()
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     assert not await handle.kill()
     await check_finisher(server, location)
 
@@ -485,12 +485,12 @@ async def test_kill_spares_a_server_that_holds_the_lock(server, task_id):
 async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(server, task_id):
     """`liveness` and `kill` apply to the task's journal; requests apply to the attempt."""
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     other = server.placement.find_runner(location._replace(attempt_id=new_attempt_id()))
-    await until_liveness(other, Liveness.HELD)
+    await wait_for_liveness(other, Liveness.HELD)
     await check_unreachable(other)
     assert await other.kill()
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
 
 
 async def test_copying_ends_when_it_is_cancelled(host):
@@ -514,7 +514,7 @@ on_hosts_with_leftovers = pytest.mark.parametrize("host", ["local", "daemon"], i
 async def preserved(server, task_id):
     """The location of an ended attempt whose disk is preserved."""
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     await end(server, handle)
     layout = attempt_layout(server, location)
     for directory in (layout.disk / "workspace", layout.disk / "home", layout.disk / "tmp"):
@@ -555,7 +555,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
             output += frame.data if isinstance(frame, OutputFrame) else b""
     await terminal.close()
     assert b"kept\r\n" in output
-    await until_disk(server, preserved, Liveness.FREE)
+    await wait_for_disk_liveness(server, preserved, Liveness.FREE)
     assert server.placement.files.is_preserved(preserved)
 
 
@@ -573,7 +573,7 @@ async def disk_liveness(server, location):
         return liveness
 
 
-async def until_disk(server, location, expected):
+async def wait_for_disk_liveness(server, location, expected):
     async with asyncio.timeout(placement_harnesses.SECONDS):
         while await disk_liveness(server, location) is not expected:
             await asyncio.sleep(0.02)
@@ -596,7 +596,7 @@ async def test_removed_disk_leaves_only_the_log(server, preserved):
 @on_hosts_with_leftovers
 async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     layout = attempt_layout(server, location)
     layout.disk.mkdir(exist_ok=True)
     [leftover] = [each for each in (await server.placement.files.scan()).leftovers if each.location.task_id == task_id]
@@ -612,9 +612,9 @@ async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
 @on_hosts_with_leftovers
 async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     await kill_runner(server, task_id)
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     layout, files = attempt_layout(server, location), server.placement.files
     layout.disk.mkdir(exist_ok=True)
     [leftover] = [each for each in (await files.scan()).leftovers if each.location.task_id == task_id]
@@ -655,10 +655,10 @@ def remote(host):
 async def unresponsive_runner(remote, server, task_id):
     """The location and the handle of a runner whose host has just stopped responding."""
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
-    await until_liveness(handle, Liveness.HELD)
+    await wait_until_listening(handle)
+    await wait_for_liveness(handle, Liveness.HELD)
     remote.stop()
-    await until_liveness(handle, Liveness.UNKNOWN)
+    await wait_for_liveness(handle, Liveness.UNKNOWN)
     return location, handle
 
 
@@ -672,7 +672,7 @@ async def test_liveness_of_a_runner_on_an_unresponsive_host_is_unknown(remote, s
         with bounded(0.5):
             assert each.liveness() is Liveness.UNKNOWN
     remote.resume()
-    await until_liveness(handle, Liveness.HELD)
+    await wait_for_liveness(handle, Liveness.HELD)
     assert find_runners(remote.host_data_dir, task_id) == [runner]
     await end(server, handle)
 
@@ -685,7 +685,7 @@ async def test_requests_to_an_unresponsive_host_fail_in_time(remote, server, unr
     assert isinstance(killed, HostUnreachableError)
     assert handle.liveness() is Liveness.UNKNOWN
     remote.resume()
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     if not server.task(task_id).state.is_final:
         await check_finisher(server, location, is_cancelled=server.task(task_id).cancel is not None)
 
@@ -698,7 +698,7 @@ async def test_dead_runner_of_an_unresponsive_host_is_released_once_the_host_res
     await kill_runner(server, task_id)
     assert handle.liveness() is Liveness.UNKNOWN
     remote.resume()
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     await check_finisher(server, location)
 
 
@@ -727,13 +727,13 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
 @on_daemon_host
 async def test_runner_survives_the_restart_of_its_daemon(remote, server, task_id):
     _, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     [runner] = find_runners(remote.host_data_dir, task_id)
     remote.kill()
-    await until_liveness(handle, Liveness.UNKNOWN)
+    await wait_for_liveness(handle, Liveness.UNKNOWN)
     await check_unreachable(handle)
     await asyncio.to_thread(remote.start)
-    await until_liveness(handle, Liveness.HELD)
+    await wait_for_liveness(handle, Liveness.HELD)
     assert find_runners(remote.host_data_dir, task_id) == [runner]
     await end(server, handle)
 
@@ -778,7 +778,7 @@ def on_request(server, method, act):
 async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id):
     location, handle = await server.launch(task_id)
     await kill_runner(server, task_id)
-    await until_liveness(handle, Liveness.FREE)
+    await wait_for_liveness(handle, Liveness.FREE)
     started = threading.Event()
 
     def delay():
@@ -788,25 +788,25 @@ async def test_reports_during_a_slow_launch_are_not_used(remote, server, task_id
     seen = set()
     with on_request(server, "launch", delay):
         launching = asyncio.create_task(server.finish(location))
-        await until(started.is_set, "the launch")
+        await wait_until(started.is_set, "the launch")
         while not launching.done():
             seen.add(handle.liveness())
             await asyncio.sleep(0.001)
     finisher = await launching
     seen.add(finisher.liveness())
     assert seen == {Liveness.UNKNOWN}
-    await until_liveness(finisher, Liveness.FREE)
+    await wait_for_liveness(finisher, Liveness.FREE)
 
 
 @on_daemon_host
 async def test_rejected_copy_does_not_stop_the_copies_of_other_tasks(remote, server, task_id):
     location, handle = await server.launch(task_id)
-    await until_listening(handle)
+    await wait_until_listening(handle)
     writer = server.journals.open(task_id)  # another writer appends to the server's copy
     writer.append(ErrorReported("test", "Not on the host."), at=SystemClock().now(), durable=True)
     writer.close()
-    assert (await until_reply(handle)).done
-    await until(lambda: not find_runners(remote.host_data_dir, task_id), "the runner's end")
+    assert (await wait_for_reply(handle)).done
+    await wait_until(lambda: not find_runners(remote.host_data_dir, task_id), "the runner's end")
     _, other = await server.launch(f"{task_id}-b")
     await end(server, other)
     assert handle.liveness() is not Liveness.FREE, "the copy lacks records"

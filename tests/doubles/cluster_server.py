@@ -29,7 +29,7 @@ NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)
 _decoder = msgspec.msgpack.Decoder(ServerMessage)
 
 
-async def until(condition, what="the condition"):
+async def wait_until(condition, what="the condition"):
     """Poll until the condition returns a true value; return that value."""
     async with asyncio.timeout(SECONDS):
         while not (value := condition()):
@@ -106,7 +106,7 @@ class ClusterServer:
         """Record a task with an attempt, and submit its job; return the job."""
         job = self.jobs.reserve(task_id, None, SMALL)
         self.record_attempt(job)
-        await until(lambda: self.tokens(job), "the submission")
+        await wait_until(lambda: self.tokens(job), "the submission")
         return job
 
     def record_attempt(self, job):

@@ -68,7 +68,7 @@ class SlurmHarness:
     def close(self):
         """Cancel all jobs, and wait until they have ended."""
         self.cluster.run("scancel", "--me")
-        self.cluster.until_idle()
+        self.cluster.wait_until_idle()
 
 
 class Job:
@@ -87,9 +87,9 @@ class Job:
         """Return the ids of the workers that were started."""
         return [event["worker"] for event in self.events.read("start")]
 
-    async def until_beats(self):
+    async def wait_for_beat(self):
         """Wait until the worker is running."""
-        await until(lambda: self.events.read("beat"))
+        await wait_until(lambda: self.events.read("beat"))
 
     def beats(self):
         """Return how many heartbeats the job's workers have recorded so far."""
@@ -106,7 +106,7 @@ class Job:
         return False
 
 
-async def until(condition, seconds=SECONDS):
+async def wait_until(condition, seconds=SECONDS):
     """Poll until the condition holds, and return its value."""
     deadline = time.monotonic() + seconds
     while True:
@@ -123,7 +123,7 @@ async def status_of(engine, job):
     return (await engine.look_up([job.name]))[job.name]
 
 
-async def until_phase(engine, job, *phases, seconds=SECONDS):
+async def wait_for_phase(engine, job, *phases, seconds=SECONDS):
     """Wait until the job is in one of the phases; return its status."""
 
     deadline = time.monotonic() + seconds
@@ -133,5 +133,5 @@ async def until_phase(engine, job, *phases, seconds=SECONDS):
     return status
 
 
-async def until_ended(engine, job):
-    return await until_phase(engine, job, JobPhase.ENDED)
+async def wait_for_end(engine, job):
+    return await wait_for_phase(engine, job, JobPhase.ENDED)

@@ -314,7 +314,7 @@ async def serving(host, repository_url):
             await copying
 
 
-async def until(condition, what, seconds=SECONDS):
+async def wait_until(condition, what, seconds=SECONDS):
     """Poll until the condition returns a true value; return that value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -323,8 +323,8 @@ async def until(condition, what, seconds=SECONDS):
     return value
 
 
-async def until_liveness(handle, expected):
-    await until(lambda: handle.liveness() is expected, f"{expected} of {handle.attempt_id}")
+async def wait_for_liveness(handle, expected):
+    await wait_until(lambda: handle.liveness() is expected, f"{expected} of {handle.attempt_id}")
 
 
 @contextlib.contextmanager
@@ -340,7 +340,7 @@ HOSTS = {host.kind: host for host in (LocalHost, HostWithDaemon, ClusterHost)}
 async def _launch_and_wait(kind, directory, repository_url, task_id):
     async with serving(HOSTS[kind](Path(directory)), repository_url) as server:
         location, handle = await server.launch(task_id)
-        await until_liveness(handle, Liveness.HELD)
+        await wait_for_liveness(handle, Liveness.HELD)
         print(json.dumps(location), flush=True)
         await asyncio.sleep(3600)
 

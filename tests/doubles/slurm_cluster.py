@@ -218,7 +218,7 @@ class SlurmCluster:
         """Resume a stopped controller."""
         self._request("signal-controller", "CONT")
 
-    def until_idle(self):
+    def wait_until_idle(self):
         """Wait until all hosts respond and run no jobs. Slurm disables a host whose processes it could not kill."""
 
         def is_idle():

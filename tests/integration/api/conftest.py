@@ -76,12 +76,12 @@ def running_api():
     return _running_api
 
 
-async def _until(condition, seconds: float = 5.0) -> None:
+async def _wait_until(condition, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
 
 
 @pytest.fixture
-def until():
-    return _until
+def wait_until():
+    return _wait_until

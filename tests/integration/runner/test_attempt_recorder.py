@@ -49,7 +49,7 @@ class FullDisk:
         return append(event, transition, **when)
 
 
-async def until(condition):
+async def wait_until(condition):
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.01)
@@ -68,7 +68,7 @@ async def test_rejected_record_is_written_later_without_loss(make_harness, monke
 
     async def scenario():
         work = asyncio.create_task(harness.run())
-        await until(lambda: disk.rejected_count > 2)
+        await wait_until(lambda: disk.rejected_count > 2)
         assert not work.done()
         disk.is_full = False
         await asyncio.wait_for(work, 20)
@@ -97,7 +97,7 @@ async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harn
 
     async def scenario():
         work = asyncio.create_task(harness.run())
-        await until(lambda: "kill" in harness.script.calls)
+        await wait_until(lambda: "kill" in harness.script.calls)
         assert not harness.script.is_gateway_serving
         disk.is_full = False
         await asyncio.wait_for(work, 20)
@@ -113,9 +113,9 @@ async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harn
 
     async def scenario():
         work = asyncio.create_task(harness.run())
-        await until(lambda: disk.rejected_count)
+        await wait_until(lambda: disk.rejected_count)
         assert harness.attempt.layout.disk.exists()
-        await until(lambda: not harness.attempt.layout.disk.exists())
+        await wait_until(lambda: not harness.attempt.layout.disk.exists())
         disk.is_full = False
         await asyncio.wait_for(work, 20)
 
@@ -127,12 +127,12 @@ async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(mak
     harness = make_harness(Script(runs_until_signal=True))
     disk = FullDisk(harness, monkeypatch, AgentStarted)
     work = asyncio.create_task(harness.run())
-    await until(lambda: disk.rejected_count > 2)
+    await wait_until(lambda: disk.rejected_count > 2)
     with pytest.raises(TerminalRefusedError):
         harness.terminals.check(OpenTerminal(24, 80))
     assert not harness.script.is_gateway_serving
     disk.is_full = False
-    await until(lambda: harness.script.is_gateway_serving)
+    await wait_until(lambda: harness.script.is_gateway_serving)
     harness.terminals.check(OpenTerminal(24, 80))
     await cancel_and_wait(harness, work)
 
@@ -145,10 +145,10 @@ async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(ma
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        await until(lambda: harness.events(Progress))
+        await wait_until(lambda: harness.events(Progress))
         assert harness.outputs("stdout") == []
         harness.space = AMPLE_SPACE
-        await until(lambda: len(harness.events(Gap)) == 2)
+        await wait_until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
 
     await scenario()
@@ -185,12 +185,12 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
 
     async def scenario():
         work = asyncio.create_task(harness.run())
-        await until(lambda: disk.rejected_count > 5)
+        await wait_until(lambda: disk.rejected_count > 5)
         # A cancel request that cannot be recorded immediately is rejected.
         with pytest.raises(OSError, match="is full"):
             harness.cancel(CancelAttempt(force=True))
         disk.is_full, disk.full_after_event_type = False, None
-        await until(lambda: len(harness.events(Gap)) == 2)
+        await wait_until(lambda: len(harness.events(Gap)) == 2)
         await cancel_and_wait(harness, work)
 
     await scenario()
@@ -210,11 +210,11 @@ async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, mon
 
     async def scenario():
         work = asyncio.create_task(harness.run())
-        await until(lambda: disk.rejected_count > 5)
+        await wait_until(lambda: disk.rejected_count > 5)
         for _ in range(2):
             harness.script.report_to_runner(Usage("m", 100, 20, 0, 0, 0.25))
         disk.is_full, disk.full_after_event_type = False, None
-        await until(lambda: len(harness.events(Usage)) == 2)
+        await wait_until(lambda: len(harness.events(Usage)) == 2)
         await cancel_and_wait(harness, work)
 
     await scenario()
@@ -297,8 +297,8 @@ async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_ha
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        await until(lambda: len(tries) > 5)
-        await until(lambda: len(synced) > 5)
+        await wait_until(lambda: len(tries) > 5)
+        await wait_until(lambda: len(synced) > 5)
         await cancel_and_wait(harness, work)
 
     await scenario()

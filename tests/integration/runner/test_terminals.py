@@ -43,7 +43,7 @@ class RecordingTerminal:
         self.sizes.append(size)
         self.changed.set()
 
-    async def until(self, condition):
+    async def wait_until(self, condition):
         async with asyncio.timeout(60):
             while not condition():
                 self.changed.clear()
@@ -89,11 +89,11 @@ async def test_first_client_types_and_the_next_takes_over(tmp_path):
         await second.send(InputFrame(b"not mine"))
         await second.send(ResizeFrame(11, 22))
         await first.send(InputFrame(b"mine"))
-        await terminal.until(lambda: terminal.typed == b"mine")
+        await terminal.wait_until(lambda: terminal.typed == b"mine")
         await first.close()
         assert await read_frame(second) == WriteAccessFrame(may_write=True)
         await second.send(InputFrame(b" now"))
-        await terminal.until(lambda: terminal.typed == b"mine now")
+        await terminal.wait_until(lambda: terminal.typed == b"mine now")
         assert terminal.sizes == [TerminalSize(30, 100), TerminalSize(11, 22)]
         assert terminals.has_agent_clients
 
@@ -156,7 +156,7 @@ async def test_long_input_to_a_slow_program_arrives_whole(tmp_path, monkeypatch)
         client = await connect()
         for _ in range(20):
             await client.send(InputFrame(b"x" * 4096))
-        await terminal.until(lambda: len(terminal.typed) == 20 * 4096)
+        await terminal.wait_until(lambda: len(terminal.typed) == 20 * 4096)
 
 
 async def test_all_clients_receive_the_same_output_and_late_clients_receive_a_replay(tmp_path):

@@ -53,13 +53,13 @@ def allocator(components):
     return components.runners.allocator
 
 
-async def until(condition):
+async def wait_until(condition):
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def until_message(service, message):
+async def wait_for_message(service, message):
     async with asyncio.timeout(10):
         while (await service.status("task-1")).state_message != message:
             await asyncio.sleep(0.005)
@@ -80,14 +80,14 @@ async def test_attempt_starts_on_its_reserved_host(components, allocator):
         assert (order.attempt_id, order.image) == (event.attempt_id, IMAGE)
         components.runners.record("task-1", *TO_RUNNING, *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
-        await until(lambda: "task-1" in allocator.released)
+        await wait_until(lambda: "task-1" in allocator.released)
 
 
 async def test_task_waits_for_its_host_before_its_secrets_are_read(components, allocator):
     allocator.is_ready = False
     async with components.server() as service:
         await service.submit(manifest(manifest_secrets=["TOKEN"]))
-        await until_message(service, "Waiting for a host: All hosts are busy.")
+        await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         assert (components.requested_secrets, started(components)) == ([], [])
         allocator.is_ready = True
         await components.wait_for_launch("task-1")
@@ -98,10 +98,10 @@ async def test_task_that_waits_for_its_host_can_be_cancelled(components, allocat
     allocator.is_ready = False
     async with components.server() as service:
         await service.submit(manifest())
-        await until_message(service, "Waiting for a host: All hosts are busy.")
+        await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         await service.cancel("task-1", reason="", force=False)
         assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
-        await until(lambda: "task-1" in allocator.released)
+        await wait_until(lambda: "task-1" in allocator.released)
         allocator.is_ready = True
         await asyncio.sleep(0.1)
     assert (components.runners.orders, allocator.reserved) == ([], [])
@@ -115,7 +115,9 @@ async def test_attempt_of_a_lost_host_is_retried_without_a_finisher(components, 
         components.runners.record("task-1", *TO_RUNNING)
         allocator.failure_code = code
         components.runners.kill("task-1")
-        await until(lambda: FollowUpSkipped(FollowUp.RESUME, "The disk of the attempt was lost.") in events(components))
+        await wait_until(
+            lambda: FollowUpSkipped(FollowUp.RESUME, "The disk of the attempt was lost.") in events(components)
+        )
         allocator.failure_code = None
         await components.wait_for_launch("task-1", 2)
         components.runners.record("task-1", *TO_RUNNING, *TO_END)
@@ -139,7 +141,7 @@ async def test_task_of_a_lost_host_fails_without_retries(components, allocator, 
         allocator.failure_code = FailureCode.HOST_LOST
         components.runners.kill("task-1")
         task = await service.wait("task-1", 10)
-        await until(lambda: "task-1" in allocator.released)
+        await wait_until(lambda: "task-1" in allocator.released)
     assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
     assert len(components.runners.orders) == 1
 
@@ -162,7 +164,7 @@ async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components
         allocator.is_ready = False
         components.runners.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptEnded())
         components.runners.kill("task-1")
-        await until_message(service, "Waiting for a host: All hosts are busy.")
+        await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         allocator.failure_code = FailureCode.HOST_LOST
         task = await service.wait("task-1", 10)
     assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
@@ -176,7 +178,7 @@ async def test_follow_up_waits_for_its_host(components, allocator):
         components.runners.record("task-1", *TO_RUNNING)
         allocator.is_ready, allocator.failure_code = False, FailureCode.RUNNER_LOST
         components.runners.kill("task-1")
-        await until_message(service, "Waiting for a host: All hosts are busy.")
+        await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         await service.cancel("task-1", reason="", force=False)
         assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
     assert len(components.runners.orders) == 1

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from doubles.cluster_server import NOW, ClusterServer, until
+from doubles.cluster_server import NOW, ClusterServer, wait_until
 from doubles.manifests import manifest
 from sandbox.bootstrap.cluster import create_certificate
 from sandbox.disks.tree_removal import remove_trees
@@ -153,7 +153,7 @@ class RunningWorker:
         return WorkerTask(layout, host, "namespaces", host.journals, replicas, host, remove_trees)
 
     async def session(self):
-        return await until(lambda: self.job.session, "the claim")
+        return await wait_until(lambda: self.job.session, "the claim")
 
     async def launch(self):
         """Send the records and the order, as the placement does."""
@@ -162,7 +162,7 @@ class RunningWorker:
         data = self.server.replicas.read("task-1", offset, 2**20)
         assert await session.call(ReceiveRecords(offset, data), int) == offset + len(data)
         await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id)), 10)
-        await self.until_liveness(Liveness.HELD)
+        await self.wait_for_liveness(Liveness.HELD)
 
     async def fail_to_launch(self):
         """Launch like a server that tries again until the worker has ended."""
@@ -171,12 +171,12 @@ class RunningWorker:
                 await self.launch()
             await asyncio.sleep(0.02)
 
-    async def until_liveness(self, expected):
-        await until(lambda: self.server.jobs.liveness("task-1") is expected, expected)
+    async def wait_for_liveness(self, expected):
+        await wait_until(lambda: self.server.jobs.liveness("task-1") is expected, expected)
 
-    async def until_copied(self):
+    async def wait_until_copied(self):
         records = self.host.journals.read("task-1").records
-        await until(lambda: list(self.server.journals.read("task-1").records) == list(records), "the copy")
+        await wait_until(lambda: list(self.server.journals.read("task-1").records) == list(records), "the copy")
 
     async def exit_code(self):
         async with asyncio.timeout(20):
@@ -213,7 +213,7 @@ async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED, output("x"))
-    await worker.until_copied()
+    await worker.wait_until_copied()
     worker.host.record(*ENDED)
     assert not worker.running.done()
     attempt = TaskLayout(worker.host.data_dir, "task-1").attempt(worker.job.stored.attempt_id)
@@ -222,7 +222,7 @@ async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
     worker.host.end()
     assert await worker.exit_code() == EXIT_DONE
     assert server.is_over("task-1")
-    await until(lambda: server.jobs.of_task("task-1") is None)
+    await wait_until(lambda: server.jobs.of_task("task-1") is None)
     assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
     log = TaskLayout(server.data_dir, "task-1").attempt(attempt.root.name).runner_log.read_bytes()
     assert (len(log), log[-4:]) == (2**20, b"\0end")
@@ -231,7 +231,7 @@ async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
 async def test_worker_without_a_runner_is_free_and_exits_when_its_task_is_released(server, start):
     worker = await start()
     await worker.session()
-    await worker.until_liveness(Liveness.FREE)
+    await worker.wait_for_liveness(Liveness.FREE)
     server.jobs.release("task-1")
     assert await worker.exit_code() == EXIT_DONE
 
@@ -240,7 +240,7 @@ async def test_lease_is_renewed_from_the_moment_of_sending(start):
     worker = await start()
     await worker.launch()
     worker.host.record(output("x"))
-    await until(lambda: len(worker.host.deadlines) >= 2)
+    await wait_until(lambda: len(worker.host.deadlines) >= 2)
     assert worker.host.deadlines == sorted(set(worker.host.deadlines))
     now = boot_time()
     assert all(now < deadline <= now + LEASE_SECONDS for deadline in worker.host.deadlines)
@@ -250,14 +250,14 @@ async def test_lease_is_renewed_from_the_moment_of_sending(start):
 async def test_lease_is_not_renewed_without_answers(server, start):
     worker = await start()
     await worker.launch()
-    await until(lambda: worker.host.deadlines)
+    await wait_until(lambda: worker.host.deadlines)
     await server.stop()
     stopped_at, deadline = boot_time(), worker.lease.deadline
     worker.host.record(output("x"))
     await asyncio.sleep(0.5)
     assert worker.lease.deadline == deadline <= stopped_at + LEASE_SECONDS
     await server.start()
-    await until(lambda: worker.lease.deadline > deadline)
+    await wait_until(lambda: worker.lease.deadline > deadline)
 
 
 async def test_records_of_a_time_without_a_server_are_copied_later(server, start):
@@ -268,8 +268,8 @@ async def test_records_of_a_time_without_a_server_are_copied_later(server, start
     await server.start()
     worker.job = server.jobs.of_task("task-1")
     await worker.session()
-    await worker.until_copied()
-    await worker.until_liveness(Liveness.HELD)
+    await worker.wait_until_copied()
+    await worker.wait_for_liveness(Liveness.HELD)
     worker.host.record(*ENDED)
     worker.host.end()
     assert await worker.exit_code() == EXIT_DONE
@@ -283,7 +283,7 @@ async def test_records_are_sent_again_if_the_server_cannot_store_them(server, st
     await asyncio.sleep(0.3)
     assert len(server.journals.read("task-1").records) == 2
     writer.close()
-    await worker.until_copied()
+    await worker.wait_until_copied()
 
 
 async def test_launch_during_which_the_server_dies_leaves_no_locked_journal(server, start):
@@ -299,14 +299,14 @@ async def test_launch_during_which_the_server_dies_leaves_no_locked_journal(serv
     data = server.replicas.read("task-1", 0, 2**20)
     await session.call(ReceiveRecords(0, data), int)
     launching = asyncio.create_task(session.launch(Launch(RunAttempt("task-1", worker.job.stored.attempt_id)), 10))
-    await until(started.is_set)
+    await wait_until(started.is_set)
     await server.restart()
     await asyncio.gather(launching, return_exceptions=True)
     worker.job = server.jobs.of_task("task-1")
-    await worker.until_liveness(Liveness.HELD)
+    await worker.wait_for_liveness(Liveness.HELD)
     assert worker.host.order is not None
     worker.host.end()
-    await worker.until_liveness(Liveness.FREE)
+    await worker.wait_for_liveness(Liveness.FREE)
 
 
 async def test_disk_is_locked_until_the_session_ends(server, start):
@@ -371,14 +371,14 @@ async def test_worker_removes_what_killed_workers_left_of_ended_tasks(server, st
     running = leave_task(worker, "running", *ENDED).root
     writer = worker.host.journals.create("running")
     await server.restart()  # a worker looks for leftovers when it connects
-    await until(lambda: not any(path.exists() for path in (*ended, removed)), "the removal")
-    await until(lambda: set(worker.host.cleaned) == {path.name for path in (*ended, removed)})
+    await wait_until(lambda: not any(path.exists() for path in (*ended, removed)), "the removal")
+    await wait_until(lambda: set(worker.host.cleaned) == {path.name for path in (*ended, removed)})
     assert all(path.exists() for path in (unfinished, preserved, running))
     writer.close()
     worker.host.locked.clear()
     await server.restart()
-    await until(lambda: not preserved.exists(), "the removal")
-    await until(lambda: not running.exists(), "the removal")
+    await wait_until(lambda: not preserved.exists(), "the removal")
+    await wait_until(lambda: not running.exists(), "the removal")
     assert unfinished.exists()
 
 
@@ -391,7 +391,7 @@ async def test_files_that_belong_to_no_task_are_kept_and_do_not_fence_the_worker
     for path in others:
         path.mkdir()
     await server.restart()
-    await until(lambda: not ended.exists(), "the removal")
+    await wait_until(lambda: not ended.exists(), "the removal")
     assert all(path.exists() for path in others)
     worker.job = server.jobs.of_task("task-1")
     await worker.session()
@@ -404,12 +404,12 @@ async def test_error_while_leftovers_are_removed_does_not_end_the_worker(server,
     left = leave_task(worker, "ended", *ENDED).root
     worker.host.scan_errors = 1
     await server.restart()
-    await until(lambda: worker.host.scan_errors == 0)
+    await wait_until(lambda: worker.host.scan_errors == 0)
     worker.job = server.jobs.of_task("task-1")
     await worker.session()
     await worker.launch()
     await server.restart()
-    await until(lambda: not left.exists(), "the removal")
+    await wait_until(lambda: not left.exists(), "the removal")
 
 
 # Errors of the host.
@@ -417,9 +417,9 @@ async def test_error_while_leftovers_are_removed_does_not_end_the_worker(server,
 
 async def test_worker_that_fails_to_prepare_its_host_keeps_the_lock_and_continues(start):
     worker = await start(scan_errors=2)
-    await until(lambda: worker.host.scan_errors == 0)
+    await wait_until(lambda: worker.host.scan_errors == 0)
     await worker.session()
-    await worker.until_liveness(Liveness.FREE)
+    await worker.wait_for_liveness(Liveness.FREE)
     assert worker.locks == 1
     await worker.launch()
 
@@ -469,7 +469,7 @@ async def test_worker_whose_journal_is_damaged_ends(start, monkeypatch):
     worker = await start()
     await worker.launch()
     worker.host.record(PREPARED)
-    await worker.until_copied()
+    await worker.wait_until_copied()
     worker.host.record(output("damaged"), output("whole"))
     records = worker.host.data_dir / "tasks" / "task-1" / "journal" / "records"
     records.write_bytes(records.read_bytes().replace(b"damaged", b"DAMAGED"))
@@ -483,7 +483,7 @@ async def test_fenced_worker_kills_its_runner(server, start):
     assert await worker.exit_code() == EXIT_FENCED
     assert worker.host.kills == 1
     assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
-    await until(lambda: worker.job.session is None)
+    await wait_until(lambda: worker.job.session is None)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
 
 

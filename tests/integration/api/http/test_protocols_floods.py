@@ -62,12 +62,12 @@ async def flood(port, head, data):
 
 
 @pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
-async def test_short_chunks_are_parsed_in_batches(running_api, until, monkeypatch, request_line):
+async def test_short_chunks_are_parsed_in_batches(running_api, wait_until, monkeypatch, request_line):
     chunks = CallsPerTurn(monkeypatch, framing.RequestFraming, "_read_chunk")
     async with running_api(FakeTokenStore(otto="operator")) as api:
         watching = asyncio.create_task(chunks.watch())
         clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
-        await until(lambda: chunks.total >= 5000, 30)
+        await wait_until(lambda: chunks.total >= 5000, 30)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
             assert (await client.get("/api/v1/tasks")).status_code == 200
         assert chunks.maximum <= PER_TURN_MAX
@@ -117,13 +117,13 @@ async def test_body_in_chunks_of_any_size_is_read(running_api, size):
     assert response.count(b'"dry_run":true') == 3
 
 
-async def test_short_frames_are_parsed_in_batches(running_api, until, monkeypatch):
+async def test_short_frames_are_parsed_in_batches(running_api, wait_until, monkeypatch):
     pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         watching = asyncio.create_task(pings.watch())
         clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
         assert {first for first, _, _ in clients} == {b"HTTP/1.1 101 Switching Protocols\r\n"}
-        await until(lambda: pings.total >= 5000, 30)
+        await wait_until(lambda: pings.total >= 5000, 30)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
             assert (await client.get("/api/v1/tasks")).status_code == 200
         assert pings.maximum <= PER_TURN_MAX
@@ -151,7 +151,7 @@ async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkey
     assert pings.total == 0
 
 
-async def test_empty_fragments_of_a_message_are_not_buffered(running_api, until, monkeypatch):
+async def test_empty_fragments_of_a_message_are_not_buffered(running_api, wait_until, monkeypatch):
     """A message can have any number of empty fragments, which do not increase its size."""
     kept = []
     original = protocols.WebSocketProtocol.handle_cont
@@ -165,7 +165,7 @@ async def test_empty_fragments_of_a_message_are_not_buffered(running_api, until,
         data = FIRST_FRAGMENT + FRAGMENT * 3000
         first, _, writer = await flood(api.stream_port, HANDSHAKE % AS_VIEWER, data)
         assert first == b"HTTP/1.1 101 Switching Protocols\r\n"
-        await until(lambda: len(kept) == 3000, 30)
+        await wait_until(lambda: len(kept) == 3000, 30)
         writer.close()
     assert max(kept) <= 100
 

@@ -28,7 +28,7 @@ def with_viewer_token(api, **options):
 
 
 @pytest.mark.parametrize("payload", PAYLOADS.values(), ids=PAYLOADS)
-async def test_unauthenticated_connections_are_limited(running_api, until, monkeypatch, payload):
+async def test_unauthenticated_connections_are_limited(running_api, wait_until, monkeypatch, payload):
     monkeypatch.setattr(protocols, "UNAUTHENTICATED_CONNECTIONS_MAX", 20)
     async with running_api(FakeTokenStore(vera="viewer")) as api, with_viewer_token(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
@@ -36,7 +36,7 @@ async def test_unauthenticated_connections_are_limited(running_api, until, monke
             sockets = [socket.create_connection(("127.0.0.1", api.port)) for _ in range(60)]
             for each in sockets:
                 await asyncio.get_running_loop().run_in_executor(None, send_ignoring_errors, each, payload)
-            await until(lambda: sum(map(is_closed, sockets)) >= 40)
+            await wait_until(lambda: sum(map(is_closed, sockets)) >= 40)
             assert (await client.get("/api/v1/tasks/task-001")).status_code == 200
             api.tasks.record("task-001", *TO_COMPLETED)
             assert "event: end" in [line async for line in stream.aiter_lines()]
@@ -56,12 +56,12 @@ def is_closed(client: socket.socket) -> bool:
     return bool(poll.poll(0))
 
 
-async def test_concurrent_requests_are_limited_per_token(running_api, until, monkeypatch):
+async def test_concurrent_requests_are_limited_per_token(running_api, wait_until, monkeypatch):
     monkeypatch.setattr(authenticator, "REQUESTS_AT_ONCE_MAX", 3)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api, with_viewer_token(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         streams = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]
-        await until(lambda: api.open_streams("logs") == 3)
+        await wait_until(lambda: api.open_streams("logs") == 3)
         rejected = await client.get("/api/v1/tasks")
         assert (rejected.status_code, rejected.json()["error"]) == (429, "rate_limit_exceeded")
         other_response = await client.get("/api/v1/tasks", headers={"Authorization": "Bearer otto"})

@@ -20,7 +20,7 @@ from sandbox.model import fixed_limits
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
 
-async def test_shutdown_closes_twenty_streams_in_time(running_api, until):
+async def test_shutdown_closes_twenty_streams_in_time(running_api, wait_until):
     async def read_to_the_end(client):
         async with client.stream("GET", LOGS) as response:
             return "".join([text async for text in response.aiter_text()])
@@ -34,8 +34,8 @@ async def test_shutdown_closes_twenty_streams_in_time(running_api, until):
             logs = [asyncio.create_task(read_to_the_end(client)) for _ in range(10)]
             sockets = [await stack.enter_async_context(connect(api.ws("?task_id=task-001"))) for _ in range(5)]
             sockets += [await stack.enter_async_context(connect(api.ws())) for _ in range(5)]
-            await until(lambda: (api.open_streams("logs"), api.open_streams("websocket")) == (10, 10))
-            await until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 5)
+            await wait_until(lambda: (api.open_streams("logs"), api.open_streams("websocket")) == (10, 10))
+            await wait_until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 5)
             with set_on_signals(api.shutting_down):
                 started = time.monotonic()
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -57,7 +57,7 @@ async def test_shutdown_closes_twenty_streams_in_time(running_api, until):
     await scenario()
 
 
-async def test_stalled_client_does_not_delay_shutdown(running_api, until):
+async def test_stalled_client_does_not_delay_shutdown(running_api, wait_until):
     async with running_api() as api:
         api.tasks.add("task-001", *TO_RUNNING)
         for number in range(300):
@@ -66,7 +66,7 @@ async def test_stalled_client_does_not_delay_shutdown(running_api, until):
         stalled.sendall(f"GET {LOGS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         plain = socket.create_connection(("127.0.0.1", api.port))
         plain.sendall(b"GET /api/v1/tasks/task-001/logs HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await until(lambda: api.tasks.open_followers == 1)
+        await wait_until(lambda: api.tasks.open_followers == 1)
         assert await api.stop() < fixed_limits.SHUTDOWN_TIMEOUT_SECONDS
         stalled.close()
         plain.close()

@@ -54,7 +54,7 @@ class MessagesPerTurn:
             await asyncio.sleep(0)
 
 
-async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until, monkeypatch):
+async def test_streams_of_one_token_are_sent_in_small_batches(running_api, wait_until, monkeypatch):
     counter = MessagesPerTurn(monkeypatch)
 
     async def scenario():
@@ -67,7 +67,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until
             api.tasks.record("task-001", *(e.Output.from_bytes("stdout", b"a line\n") for _ in range(LINES)))
             async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
                 assert (await other_client.get("/api/v1/tasks/task-001")).status_code == 200
-            await until(lambda: outputs(received) == [LINES] * STREAMS, 30)
+            await wait_until(lambda: outputs(received) == [LINES] * STREAMS, 30)
             watching.cancel()
             for stream in streams:
                 await stream.close()
@@ -77,7 +77,7 @@ async def test_streams_of_one_token_are_sent_in_small_batches(running_api, until
     assert counter.maximum <= 2 * MESSAGES_PER_TURN_MAX
 
 
-async def test_streams_of_all_tasks_are_limited_per_token(running_api, until, monkeypatch):
+async def test_streams_of_all_tasks_are_limited_per_token(running_api, wait_until, monkeypatch):
     monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 2)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         api.tasks.add("task-001", *TO_RUNNING)
@@ -90,7 +90,7 @@ async def test_streams_of_all_tasks_are_limited_per_token(running_api, until, mo
             assert await stream.recv()
         async with connect(api.ws(), additional_headers={"Authorization": "Bearer otto"}):
             await first.close()
-            await until(lambda: api.open_streams("websocket") == 2)
+            await wait_until(lambda: api.open_streams("websocket") == 2)
         async with with_viewer_token(api):
             await second.close()
 
@@ -124,7 +124,7 @@ async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api,
             assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
 
-async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, until, monkeypatch):
+async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_api, wait_until, monkeypatch):
     responses = maximum = count_in_turn = 0
     denied = authentication._denied_response
 
@@ -151,7 +151,7 @@ async def test_pipelined_unauthenticated_requests_share_the_event_loop(running_a
                 writer.write(data)
             async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as other_client:
                 assert (await other_client.get("/api/v1/tasks")).status_code == 200
-            await until(lambda: responses == 2000, 60)
+            await wait_until(lambda: responses == 2000, 60)
             watcher.cancel()
             for _, writer in clients:
                 writer.close()

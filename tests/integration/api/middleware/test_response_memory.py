@@ -66,7 +66,7 @@ def reserved_bytes(api, token="vera"):
 
 
 @pytest.mark.parametrize("path", [LIST, f"{LIST}/large"])
-async def test_unread_responses_are_limited(running_api, until, tmp_path, path):
+async def test_unread_responses_are_limited(running_api, wait_until, tmp_path, path):
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         store_many_artifacts(api, tmp_path / "file")
         with ExitStack() as opened:
@@ -79,7 +79,7 @@ async def test_unread_responses_are_limited(running_api, until, tmp_path, path):
             assert int(refused.headers["retry-after"]) > 0
             assert (await client.get(LIST, headers=OPERATOR_HEADERS)).status_code == 200
             assert (await client.get("/api/health")).status_code == 200
-        await until(lambda: reserved_bytes(api) == 0)
+        await wait_until(lambda: reserved_bytes(api) == 0)
         assert (await client.get(LIST, headers=VIEWER_HEADERS)).status_code == 200
 
 
@@ -120,40 +120,40 @@ async def test_parallel_downloads_are_complete(running_api, tmp_path):
 
 
 @pytest.mark.parametrize("path", [LOGS, f"{LOGS}?follow=true&after=0"])
-async def test_unread_streams_use_response_memory_until_they_end(running_api, until, path):
+async def test_unread_streams_use_response_memory_until_they_end(running_api, wait_until, path):
     async with api_with_two_tokens(running_api) as api, httpx2.AsyncClient(base_url=api.http, timeout=20) as client:
         api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
         with ExitStack() as opened:
             for _ in range(20):
                 opened.enter_context(connect_without_reading(api.port, path))
-            await until(lambda: reserved_bytes(api) > LIMIT_BYTES)
+            await wait_until(lambda: reserved_bytes(api) > LIMIT_BYTES)
             assert (await client.get(LOGS, headers=VIEWER_HEADERS)).status_code == 429
             whole = await client.get(LOGS, headers=OPERATOR_HEADERS)
             assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
-        await until(lambda: reserved_bytes(api) == 0)
+        await wait_until(lambda: reserved_bytes(api) == 0)
         whole = await client.get(LOGS, headers=VIEWER_HEADERS)
         assert whole.text.count("STDOUT") == len(LARGE_OUTPUT)
 
 
-async def test_unread_websocket_uses_response_memory(running_api, until):
+async def test_unread_websocket_uses_response_memory(running_api, wait_until):
     async with api_with_two_tokens(running_api) as api:
         api.tasks.add("task-001", *TO_RUNNING, *LARGE_OUTPUT, *TO_COMPLETED)
         query = "?task_id=task-001&after=0"
         async with connect(api.ws(query), additional_headers=VIEWER_HEADERS) as reading:
             received = [message async for message in reading]
         assert sum('"type":"output"' in message for message in received) == len(LARGE_OUTPUT)
-        await until(lambda: reserved_bytes(api) == 0)
+        await wait_until(lambda: reserved_bytes(api) == 0)
         upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         with ExitStack() as opened:
             path = f"{STREAM}?task_id=task-001&after=0"
             headers = f"{upgrade}Sec-WebSocket-Key: {'A' * 22}==\r\n"
             for _ in range(20):
                 opened.enter_context(connect_without_reading(api.stream_port, path, headers=headers))
-            await until(lambda: reserved_bytes(api) > LIMIT_BYTES)
-        await until(lambda: reserved_bytes(api) == 0)
+            await wait_until(lambda: reserved_bytes(api) > LIMIT_BYTES)
+        await wait_until(lambda: reserved_bytes(api) == 0)
 
 
-async def test_unfinished_request_bodies_use_only_their_tokens_memory(running_api, until):
+async def test_unfinished_request_bodies_use_only_their_tokens_memory(running_api, wait_until):
     async with running_api(FakeTokenStore(olga="operator", otto="operator")) as api:
         submission = b"name: x", "/api/v1/tasks?dry_run=true"
         with ExitStack() as opened:
@@ -161,16 +161,16 @@ async def test_unfinished_request_bodies_use_only_their_tokens_memory(running_ap
                 client = opened.enter_context(socket.create_connection(("127.0.0.1", api.port)))
                 head = f"POST {submission[1]} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer olga\r\n"
                 client.sendall(f"{head}Content-Length: 1000000\r\n\r\nx".encode())
-            await until(lambda: reserved_bytes(api, "olga") > 0)
+            await wait_until(lambda: reserved_bytes(api, "olga") > 0)
             assert reserved_bytes(api, "olga") <= LIMIT_BYTES
             async with httpx2.AsyncClient(base_url=api.http, headers=OPERATOR_HEADERS) as other_client:
                 assert (await other_client.post(submission[1], content=submission[0])).status_code == 400
-        await until(lambda: reserved_bytes(api, "olga") == 0)
+        await wait_until(lambda: reserved_bytes(api, "olga") == 0)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer olga"}) as operator_client:
             assert (await operator_client.post(submission[1], content=submission[0])).status_code == 400
 
 
-async def test_submission_that_took_effect_is_never_answered_with_429(running_api, until):
+async def test_submission_that_took_effect_is_never_answered_with_429(running_api, wait_until):
     manifest = b"""{"version": "1", "kind": "Task", "metadata": {"name": "x"}, "claude": {"prompt": "Do it."},
         "repository": {"url": "https://github.com/org/repo.git", "branch": "main"}}"""
     body = manifest.ljust(LIMIT_BYTES // 4)  # each submission uses half of the limit
@@ -190,7 +190,7 @@ async def test_submission_that_took_effect_is_never_answered_with_429(running_ap
     async with running_api(token_store, clone_hosts=frozenset({"github.com"})) as api:
         is_last_byte_due = asyncio.Event()
         submissions = [asyncio.create_task(submit(api.port, is_last_byte_due)) for _ in range(20)]
-        await until(lambda: reserved_bytes(api, "olga") == LIMIT_BYTES)
+        await wait_until(lambda: reserved_bytes(api, "olga") == LIMIT_BYTES)
         is_last_byte_due.set()
         statuses = await asyncio.gather(*submissions)
         assert statuses.count(b"202") == len(api.tasks.entries) > 0

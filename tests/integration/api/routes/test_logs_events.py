@@ -108,15 +108,15 @@ async def test_invalid_position_is_rejected(running_api, text):
         assert problem["details"][0]["field"] == "after"
 
 
-async def test_disconnected_clients_are_not_counted(running_api, until):
+async def test_disconnected_clients_are_not_counted(running_api, wait_until):
     async with running_api() as api:
         async with following(api) as follower:
             await follower.next_message()
             assert (api.open_streams("events"), api.tasks.open_followers) == (1, 1)
-        await until(lambda: api.open_streams("events") == 0 and api.tasks.open_followers == 0)
+        await wait_until(lambda: api.open_streams("events") == 0 and api.tasks.open_followers == 0)
 
 
-async def test_number_of_streams_is_limited(running_api, until, monkeypatch):
+async def test_number_of_streams_is_limited(running_api, wait_until, monkeypatch):
     monkeypatch.setattr(authenticator, "ALL_TASKS_STREAMS_MAX", 1)
     async with running_api() as api, httpx2.AsyncClient(trust_env=False) as client:
         assert (await client.head(f"{api.http}{EVENTS}")).status_code == 200
@@ -124,7 +124,7 @@ async def test_number_of_streams_is_limited(running_api, until, monkeypatch):
             await follower.next_message()
             refused = await client.get(f"{api.http}{EVENTS}")
             assert (refused.status_code, refused.json()["error"]) == (429, "rate_limit_exceeded")
-        await until(lambda: api.open_streams("events") == 0)
+        await wait_until(lambda: api.open_streams("events") == 0)
         async with following(api) as follower:
             await follower.next_message()
 

@@ -42,24 +42,24 @@ async def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):
                     break
 
 
-async def test_disconnected_stream_is_detected_immediately(running_api, until):
+async def test_disconnected_stream_is_detected_immediately(running_api, wait_until):
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
         async with client.stream("GET", LOGS):
-            await until(lambda: api.tasks.open_followers == 1)
-        await until(lambda: api.tasks.open_followers == 0)
+            await wait_until(lambda: api.tasks.open_followers == 1)
+        await wait_until(lambda: api.tasks.open_followers == 0)
 
 
-async def test_wait_is_cancelled_when_its_client_disconnects(running_api, until):
+async def test_wait_is_cancelled_when_its_client_disconnects(running_api, wait_until):
     def has_pending_wait():
         return any("FakeTasks.wait" in str(task.get_coro()) for task in asyncio.all_tasks())
 
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001")
         request = asyncio.create_task(client.get("/api/v1/tasks/task-001/wait?timeout=600"))
-        await until(has_pending_wait)
+        await wait_until(has_pending_wait)
         request.cancel()
-        await until(lambda: not has_pending_wait())
+        await wait_until(lambda: not has_pending_wait())
 
 
 async def test_oversized_body_is_rejected_with_and_without_content_length(running_api):

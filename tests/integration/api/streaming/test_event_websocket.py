@@ -72,11 +72,11 @@ async def test_stream_of_all_tasks_misses_nothing_after_the_handshake(running_ap
                 assert (event["task_id"], event["new_state"]) == (f"task-{number}", "pending")
 
 
-async def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, until):
+async def test_disconnect_is_detected_and_client_messages_are_ignored(running_api, wait_until):
     async with running_api() as api:
         api.tasks.add("task-001")
         async with connect(api.ws("?task_id=task-001")) as socket, connect(api.ws()) as other:
-            await until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 1)
+            await wait_until(lambda: api.tasks.open_followers == 1 and len(api.tasks.subscribers) == 1)
             for _ in range(50):
                 await socket.send("whatever")
                 await other.send(b"\x00")
@@ -84,7 +84,7 @@ async def test_disconnect_is_detected_and_client_messages_are_ignored(running_ap
             await other.recv()
             assert json.loads(await socket.recv())["type"] == "state_change"
             assert json.loads(await socket.recv())["type"] == "error"
-        await until(lambda: api.tasks.open_followers == 0 and not api.tasks.subscribers)
+        await wait_until(lambda: api.tasks.open_followers == 0 and not api.tasks.subscribers)
 
 
 @pytest.mark.parametrize(
@@ -139,16 +139,16 @@ async def test_unknown_path_on_the_stream_port_is_not_found(running_api):
         assert raised.value.response.status_code == 404
 
 
-async def test_gap_in_the_stream_of_all_tasks_passes_filters(running_api, until):
+async def test_gap_in_the_stream_of_all_tasks_passes_filters(running_api, wait_until):
     gap = {"type": "gap", "task_id": "task-001", "seq": 9, "first_seq": 7, "last_seq": 9, "reason": "slow_client"}
     async with running_api() as api, connect(api.ws("?filter=output")) as socket:
-        await until(lambda: len(api.tasks.subscribers) == 1)
+        await wait_until(lambda: len(api.tasks.subscribers) == 1)
         api.tasks.add("task-001", *TO_RUNNING)
         api.tasks.subscribers[0].put_nowait(gap)
         assert json.loads(await asyncio.wait_for(socket.recv(), 5)) == gap
 
 
-async def test_connection_without_pong_is_closed(running_api, until, monkeypatch):
+async def test_connection_without_pong_is_closed(running_api, wait_until, monkeypatch):
     monkeypatch.setattr(server, "PING_INTERVAL_SECONDS", 0.05)
     monkeypatch.setattr(server, "PONG_TIMEOUT_SECONDS", 0.1)
     async with running_api() as api:
@@ -162,7 +162,7 @@ async def test_connection_without_pong_is_closed(running_api, until, monkeypatch
             )
             assert b"101" in await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
             await asyncio.wait_for(reader.read(), 5)
-            await until(lambda: not api.tasks.subscribers)
+            await wait_until(lambda: not api.tasks.subscribers)
             api.tasks.record("task-001", e.ErrorReported("slow", "Slow."))
             assert json.loads(await responsive.recv())["type"] == "state_change"
             assert json.loads(await asyncio.wait_for(responsive.recv(), 5))["type"] == "error"

@@ -50,7 +50,7 @@ def serve_terminal(api, connection, task_id="task-001"):
     return orders
 
 
-async def until(condition):
+async def wait_until(condition):
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)
@@ -88,7 +88,7 @@ async def test_input_in_short_fragments_arrives_whole(running_api):
         serve_terminal(api, connection)
         async with connect(terminal_url(api)) as terminal:
             await terminal.send([pasted[index : index + 1] for index in range(len(pasted))])
-            await until(lambda: connection.received)
+            await wait_until(lambda: connection.received)
         assert connection.received == [InputFrame(pasted)]
 
 
@@ -173,7 +173,7 @@ async def test_input_after_token_revocation_is_discarded(running_api, monkeypatc
         async with connect(terminal_url(api), additional_headers={"Authorization": "Bearer otto"}) as terminal:
             await terminal.recv()
             await terminal.send(b"good")
-            await until(lambda: connection.received)
+            await wait_until(lambda: connection.received)
             tokens.roles = {**tokens.roles, "otto": role} if role else {"olga": "operator"}
             await terminal.send(b"evil")
             with pytest.raises(ConnectionClosed) as raised:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.engine_harnesses import until
+from doubles.engine_harnesses import wait_until
 from sandbox.engines.slurm import engine as slurm_engine
 from sandbox.engines.slurm.batch_job import SlurmSettings
 from sandbox.engines.slurm.engine import SlurmEngine
@@ -181,12 +181,12 @@ async def test_command_dies_with_the_server(slurm, tmp_path):
     )
     server = subprocess.Popen([sys.executable, "-c", script])
     try:
-        await until(pid_file.exists)
+        await wait_until(pid_file.exists)
     finally:
         server.kill()
         server.wait()
     process = Path(f"/proc/{int(pid_file.read_text())}/stat")
-    await until(lambda: not process.exists() or b") Z" in process.read_bytes())
+    await wait_until(lambda: not process.exists() or b") Z" in process.read_bytes())
 
 
 @pytest.mark.parametrize("stream", ["1", "2"])

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from doubles.cluster_server import SMALL, ClusterServer, until
+from doubles.cluster_server import SMALL, ClusterServer, wait_until
 from sandbox.interfaces.engine import EngineRejectedError, EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import Claimed
@@ -30,13 +30,13 @@ async def lose(server, job):
     """Let a worker claim the job and lose its connection."""
     async with claimed(server, job):
         pass
-    await until(lambda: job.session is None)
+    await wait_until(lambda: job.session is None)
 
 
 async def test_job_is_submitted_once(server, job):
     await server.restart()
     again = server.jobs.reserve("task-1", None, SMALL)
-    await until(lambda: again.phase is JobPhase.RUNNING)
+    await wait_until(lambda: again.phase is JobPhase.RUNNING)
     assert again.stored == job.stored
     assert [request.name for request in server.engine.submitted] == [job.name]
     assert server.jobs.liveness("task-1") is Liveness.FREE
@@ -45,15 +45,15 @@ async def test_job_is_submitted_once(server, job):
 async def test_engine_determines_the_reason_why_a_task_waits(server, job):
     """The host, the engine's id and its reason have one owner: the status of the job."""
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING, reason="It waits (Resources).", job_id="7")
-    await until(lambda: job.reason == "It waits (Resources).")
+    await wait_until(lambda: job.reason == "It waits (Resources).")
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-1", job_id="7")
-    await until(lambda: job.reason == "The worker is starting on host-1.")
+    await wait_until(lambda: job.reason == "The worker is starting on host-1.")
     assert (job.status.host, job.status.job_id) == ("host-1", "7")
 
 
 async def test_job_that_the_engine_has_lost_is_submitted_again(server, job):
     server.engine.statuses.clear()
-    await until(lambda: len(server.tokens(job)) == 2)
+    await wait_until(lambda: len(server.tokens(job)) == 2)
     assert len(set(server.tokens(job))) == 2
 
 
@@ -63,9 +63,9 @@ async def test_job_that_the_engine_has_lost_is_submitted_again(server, job):
 async def test_submission_that_fails_is_repeated(server, error):
     server.engine.error = error
     job = server.jobs.reserve("task-1", None, SMALL)
-    await until(lambda: str(error) in job.reason)
+    await wait_until(lambda: str(error) in job.reason)
     server.engine.error = None
-    await until(lambda: server.tokens(job))
+    await wait_until(lambda: server.tokens(job))
 
 
 async def test_error_of_one_job_does_not_affect_the_others(server, monkeypatch):
@@ -78,7 +78,7 @@ async def test_error_of_one_job_does_not_affect_the_others(server, monkeypatch):
 
     monkeypatch.setattr(server.engine, "submit", fail)
     first, second = (server.jobs.reserve(task_id, None, SMALL) for task_id in ("task-1", "task-2"))
-    await until(lambda: server.tokens(second))
+    await wait_until(lambda: server.tokens(second))
     assert server.tokens(first) == []
 
 
@@ -94,14 +94,14 @@ async def test_submissions_do_not_delay_the_workers_of_other_tasks(server, job, 
 
     monkeypatch.setattr(server.engine, "submit", submit_slowly)
     others = [server.jobs.reserve(f"other-{number}", None, SMALL) for number in range(5)]
-    await until(lambda: started)
+    await wait_until(lambda: started)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
     async with server.connect(server.claim(job, host="host-2")) as client:
         assert isinstance(await client.read(), Claimed)
     assert started == [others[0].name]
     may_submit.set()
-    await until(lambda: server.tokens(others[-1]))
-    await until(lambda: all(other.phase is JobPhase.RUNNING for other in others))
+    await wait_until(lambda: server.tokens(others[-1]))
+    await wait_until(lambda: all(other.phase is JobPhase.RUNNING for other in others))
     assert started == [other.name for other in others]
 
 
@@ -114,10 +114,10 @@ async def test_job_that_is_released_before_its_submission_is_not_submitted(serve
 
     monkeypatch.setattr(server.engine, "submit", submit_slowly)
     first, released, last = (server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(3))
-    await until(lambda: started)
+    await wait_until(lambda: started)
     server.jobs.release("task-1")
     may_submit.set()
-    await until(lambda: last.name in started)
+    await wait_until(lambda: last.name in started)
     assert first.name in started
     assert released.name not in started
 
@@ -135,12 +135,12 @@ async def test_few_jobs_are_withdrawn_at_once(server, monkeypatch):
 
     monkeypatch.setattr(server.engine, "withdraw", withdraw_slowly)
     many = [server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(10)]
-    await until(lambda: all(server.tokens(each) for each in many))
+    await wait_until(lambda: all(server.tokens(each) for each in many))
     for each in many:
         server.jobs.release(each.stored.task_id)
-    await until(lambda: running)
+    await wait_until(lambda: running)
     may_withdraw.set()
-    await until(lambda: len(server.engine.withdrawn) == len(many))
+    await wait_until(lambda: len(server.engine.withdrawn) == len(many))
     assert max(counts) <= jobs.WITHDRAWALS_MAX
     assert set(server.engine.withdrawn) == {each.name for each in many}
 
@@ -148,10 +148,10 @@ async def test_few_jobs_are_withdrawn_at_once(server, monkeypatch):
 @pytest.mark.parametrize("phase", [JobPhase.ENDED, JobPhase.UNREACHABLE])
 async def test_worker_that_does_not_start_is_replaced(server, job, phase):
     server.engine.set_phase(job, phase)
-    new = await until(lambda: (found := server.jobs.of_task("task-1")) is not job and found)
+    new = await wait_until(lambda: (found := server.jobs.of_task("task-1")) is not job and found)
     assert new.stored.attempt_id != job.stored.attempt_id
-    await until(lambda: server.tokens(new))
-    await until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: server.tokens(new))
+    await wait_until(lambda: job.name in server.engine.withdrawn)
     assert [path.stem for path in server.store.iterdir()] == [new.stored.attempt_id]
     assert server.jobs.reserve("task-1", None, SMALL) is new
 
@@ -161,17 +161,17 @@ async def test_end_on_another_host_proves_nothing(server, job, host):
     """Slurm may start a job again, or a duplicate, while the host of the first worker is cut off."""
     await lose(server, job)
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
-    await until(lambda: job.phase is JobPhase.UNREACHABLE)
+    await wait_until(lambda: job.phase is JobPhase.UNREACHABLE)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
-    await until(lambda: job.stored.has_ended)
+    await wait_until(lambda: job.stored.has_ended)
 
 
 async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(server, job, monkeypatch):
     """Both workers have the token. The one on the host that the engine reports gets the attempt."""
     monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
-    await until(lambda: jobs.confirmed_host(job) == "host-2")
+    await wait_until(lambda: jobs.confirmed_host(job) == "host-2")
     async with server.connect(server.claim(job)) as first:
         assert await first.read() is None
     async with server.connect(server.claim(job, host="host-2")) as second:
@@ -183,7 +183,7 @@ async def test_ended_worker_is_taken_over(server, job):
     await lose(server, job)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
-    await until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
+    await wait_until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
     assert (job.stored.is_given_up, job.stored.has_ended) == (True, True)
     await server.restart()
     assert server.jobs.liveness("task-1") is Liveness.FREE
@@ -200,9 +200,9 @@ async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, mo
         await lose(server, job)
         server.engine.set_phase(job, phase)
         assert not job.stored.is_given_up
-        await until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
+        await wait_until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
         assert (job.stored.is_given_up, job.stored.has_ended) == (True, False)
-        await until(lambda: job.name in server.engine.withdrawn)
+        await wait_until(lambda: job.name in server.engine.withdrawn)
     finally:
         await server.stop()
 
@@ -219,7 +219,7 @@ async def test_restarted_server_waits_a_whole_lease(tmp_path, monkeypatch):
         await server.restart()
         started_at = time.monotonic()
         job = server.jobs.of_task("task-1")
-        await until(lambda: job.stored.is_given_up)
+        await wait_until(lambda: job.stored.is_given_up)
         assert time.monotonic() - started_at > 1.9
     finally:
         await server.stop()
@@ -232,7 +232,7 @@ async def test_engine_that_does_not_respond_proves_nothing(server, job):
         raise EngineUnavailableError("It does not respond.")
 
     server.engine.look_up = fail
-    await until(lambda: job.phase is None)
+    await wait_until(lambda: job.phase is None)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
 
 
@@ -249,7 +249,7 @@ async def test_next_attempt_gets_a_new_id_on_the_same_worker(server, job):
 async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(server, job):
     claim = server.claim(job)
     server.jobs.release("task-1")
-    await until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: job.name in server.engine.withdrawn)
     assert list(server.store.iterdir()) == []
     async with server.connect(claim) as client:
         assert not isinstance(await client.read(), Claimed)
@@ -258,7 +258,7 @@ async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(ser
 async def test_job_of_a_lost_worker_is_removed_with_its_task(server, job):
     await lose(server, job)
     server.engine.set_phase(job, JobPhase.ENDED)
-    await until(lambda: job.stored.is_given_up)
+    await wait_until(lambda: job.stored.is_given_up)
     server.jobs.release("task-1")
     assert list(server.store.iterdir()) == []
 
@@ -268,7 +268,7 @@ async def test_worker_that_is_lost_after_its_task_ended_is_forgotten(server, job
     server.jobs.release("task-1")
     assert server.jobs.of_task("task-1") is job
     server.engine.set_phase(job, JobPhase.ENDED)
-    await until(lambda: server.jobs.of_task("task-1") is None)
+    await wait_until(lambda: server.jobs.of_task("task-1") is None)
     assert list(server.store.iterdir()) == []
 
 
@@ -279,16 +279,16 @@ async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pause
     for number in range(4):
         if number == 3:
             monkeypatch.setattr(jobs, "_STABLE_SECONDS", 0.0)
-        await until(lambda job=job: server.tokens(job), "the submission")
+        await wait_until(lambda job=job: server.tokens(job), "the submission")
         await lose(server, job)
         server.engine.set_phase(job, JobPhase.ENDED)
-        await until(lambda job=job: job.stored.is_given_up)
+        await wait_until(lambda job=job: job.stored.is_given_up)
         lost, job = job, server.jobs.reserve("task-1", None, SMALL)
         pauses.append(job._not_before - time.monotonic())
         if number < 3:
             assert job.reason.startswith("The worker was lost")
             assert "It is ended." in job.reason
-            await until(lambda job=job: job.phase is JobPhase.UNKNOWN)
+            await wait_until(lambda job=job: job.phase is JobPhase.UNKNOWN)
             assert job.reason.startswith("The worker was lost")
         assert server.jobs.of_attempt(lost.stored.attempt_id) is lost
         job.postpone(0, "")

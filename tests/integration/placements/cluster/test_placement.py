@@ -8,7 +8,7 @@ import ssl
 import msgspec
 import pytest
 
-from doubles.cluster_server import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, until
+from doubles.cluster_server import OVERHEAD_BYTES, SMALL, ClusterServer, make_request, wait_until
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.engine import EngineUnavailableError
 from sandbox.interfaces.journal import Liveness
@@ -97,7 +97,7 @@ async def reserve(server, placement, task_id="task-1"):
         await placement.allocator.reserve_host(task_id, None, SMALL)
     job = placement.allocator._workers.jobs.of_task(task_id)
     server.record_attempt(job)
-    await until(lambda: server.tokens(job))
+    await wait_until(lambda: server.tokens(job))
     return job
 
 
@@ -182,7 +182,7 @@ async def worker(server, placement):
     worker = FakeWorker(server, await reserve(server, placement))
     async with server.connect(server.claim(worker.job), Heartbeat(1, "free", 0, 0, is_launching=False)) as client:
         serving = asyncio.create_task(worker.serve(client))
-        await until(lambda: worker.job.session and worker.job.session.liveness is Liveness.FREE)
+        await wait_until(lambda: worker.job.session and worker.job.session.liveness is Liveness.FREE)
         yield worker
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
@@ -245,7 +245,7 @@ async def test_worker_without_progress_is_fenced(placement, worker, request_type
     with pytest.raises(RunnerNotStartedError, match="its journal has"):
         await worker.launch(placement)
     assert "Launch" not in worker.names()
-    await until(lambda: worker.job.stored.is_fenced)
+    await wait_until(lambda: worker.job.stored.is_fenced)
     with pytest.raises(RunnerNotStartedError):
         await worker.launch(placement)
 
@@ -276,17 +276,17 @@ async def test_lock_that_the_worker_acquires_too_late_is_released(placement, wor
     disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.UNKNOWN  # the worker has not answered
-    [lock, unlock] = await until(lambda: len(worker.requests) == 2 and worker.requests)
+    [lock, unlock] = await wait_until(lambda: len(worker.requests) == 2 and worker.requests)
     assert (type(lock), unlock) == (LockDisk, UnlockDisk(lock.lock_id))
 
 
 async def test_lock_of_a_cancelled_request_is_released(placement, worker):
     disk = placement.preserved_disk(LOCATION._replace(attempt_id=worker.job.stored.attempt_id))
     locking = asyncio.create_task(disk.try_lock().__aenter__())
-    [lock] = await until(lambda: worker.requests)
+    [lock] = await wait_until(lambda: worker.requests)
     locking.cancel()
     await asyncio.gather(locking, return_exceptions=True)
-    assert await until(lambda: worker.requests[1:]) == [UnlockDisk(lock.lock_id)]
+    assert await wait_until(lambda: worker.requests[1:]) == [UnlockDisk(lock.lock_id)]
 
 
 async def test_acquired_lock_is_released_once(placement, worker):
@@ -317,7 +317,7 @@ async def test_release_of_old_jobs_is_repeated_after_an_error(server, tasks, mon
     monkeypatch.setattr(jobs.JobStore, "remove", remove)
     async with running_placement(server, tasks) as placement:
         remaining = placement.allocator._workers.jobs
-        await until(lambda: remaining.task_ids() == {"task-2"})
+        await wait_until(lambda: remaining.task_ids() == {"task-2"})
         assert (tasks.errors, errors) == (0, [])
         job = remaining.of_task("task-2")
         async with server.connect(server.claim(job)) as client:

@@ -11,7 +11,7 @@ import sys
 import msgspec
 import pytest
 
-from doubles.cluster_server import until
+from doubles.cluster_server import wait_until
 from sandbox.interfaces.worker_messages import ArtifactPart, Heartbeat, HeartbeatAnswer, Upload, UploadReceived
 from sandbox.model.events import Artifact
 from sandbox.placements.cluster import uploads
@@ -56,7 +56,7 @@ async def test_second_upload_at_the_same_time_is_rejected(server, job):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as first:
-            await until(lambda: incomplete(server))
+            await wait_until(lambda: incomplete(server))
             assert await upload(server, key, ARTIFACT, b"x") is None
             await finish_upload(first)
             assert await first.read() == UploadReceived(is_accepted=True)
@@ -85,7 +85,7 @@ async def open_upload(server, job):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
-            await until(lambda: incomplete(server, job.stored.task_id))
+            await wait_until(lambda: incomplete(server, job.stored.task_id))
             yield client, uploading
 
 
@@ -104,7 +104,7 @@ async def test_upload_ends_with_its_session(server, job):
     async with open_upload(server, job) as (client, uploading):
         client.writer.transport.abort()
         assert await uploading.read() is None
-    await until(lambda: not incomplete(server))
+    await wait_until(lambda: not incomplete(server))
     assert stored(server) == set()
 
 
@@ -113,7 +113,7 @@ async def test_upload_ends_when_the_worker_connects_again(server, job):
     async with server.connect(claim) as first:
         key = (await first.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
-            await until(lambda: incomplete(server))
+            await wait_until(lambda: incomplete(server))
             async with server.connect(claim) as second:
                 key = (await second.read()).session_key
                 assert await uploading.read() is None
@@ -145,7 +145,7 @@ async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, m
         await finish_upload(uploading)
         assert await uploading.read() is None
     assert job.stored.is_given_up
-    await until(lambda: not incomplete(server))
+    await wait_until(lambda: not incomplete(server))
     assert stored(server) == set()
 
 
@@ -155,7 +155,7 @@ async def test_upload_that_stops_is_closed(server, job, monkeypatch):
         assert await uploading.read() is None
         await client.send(FREE)
         assert await client.read() == HeartbeatAnswer(1)
-    await until(lambda: not incomplete(server))
+    await wait_until(lambda: not incomplete(server))
 
 
 async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
@@ -173,7 +173,7 @@ async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
         assert await uploading.read() is None
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-    await until(lambda: not incomplete(server))
+    await wait_until(lambda: not incomplete(server))
 
 
 async def test_artifact_that_cannot_be_stored_is_requested_again(server, job, monkeypatch):
@@ -213,7 +213,7 @@ async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatc
     if restarts:
         await server.restart()
     assert await upload_text(server, claim, "c.txt") is None
-    await until(lambda: server.jobs.of_task("task-1").stored.is_fenced)
+    await wait_until(lambda: server.jobs.of_task("task-1").stored.is_fenced)
     assert stored(server) == {"a.txt", "b.txt"}
 
 
@@ -263,5 +263,5 @@ async def test_artifact_with_an_impossible_size_fences_the_worker(server, job, s
         key = (await client.read()).session_key
         artifact = msgspec.structs.replace(ARTIFACT, size_bytes=size)
         assert await upload(server, key, artifact) is None
-        await until(lambda: job.stored.is_fenced)
+        await wait_until(lambda: job.stored.is_fenced)
         assert await client.read() is None

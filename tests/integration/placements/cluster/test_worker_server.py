@@ -8,7 +8,7 @@ import os
 import msgspec
 import pytest
 
-from doubles.cluster_server import BOOT_ID, until
+from doubles.cluster_server import BOOT_ID, wait_until
 from sandbox.interfaces.engine import EngineUnavailableError, JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.worker_messages import (
@@ -60,7 +60,7 @@ async def test_worker_with_the_token_gets_the_task(server, job):
         assert (claimed.task_id, claimed.lease_seconds) == ("task-1", server.lease_seconds)
         assert claimed.end_offset == server.replicas.end_offset("task-1")
         assert job.identity == ("cluster:host-1", BOOT_ID)
-    await until(lambda: job.session is None)
+    await wait_until(lambda: job.session is None)
 
 
 async def test_token_is_stored_as_a_hash_only(server, job):
@@ -137,7 +137,7 @@ async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, j
         return dict.fromkeys(names, status)
 
     server.engine.look_up = report
-    await until(lambda: job.phase is (None if status is None else status.phase))
+    await wait_until(lambda: job.phase is (None if status is None else status.phase))
     async with server.connect(claim) as client:
         assert await client.read() is None
     assert not job.is_claimed
@@ -145,7 +145,7 @@ async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, j
     async with server.connect(claim) as client:
         assert isinstance(await client.read(), Claimed)
         server.engine.look_up = report
-        await until(lambda: jobs.confirmed_host(job) != "host-1")
+        await wait_until(lambda: jobs.confirmed_host(job) != "host-1")
         async with server.connect(claim) as again:  # a reconnection
             assert isinstance(await again.read(), Claimed)
 
@@ -157,7 +157,7 @@ async def keep_job(self, job):
 async def test_claim_waits_until_the_engine_reports_the_start(server, job):
     """A worker may connect before the next look-up."""
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING)
-    await until(lambda: job.phase is JobPhase.WAITING)
+    await wait_until(lambda: job.phase is JobPhase.WAITING)
     async with server.connect(server.claim(job)) as client:
         await asyncio.sleep(0.1)
         assert not job.is_claimed
@@ -181,7 +181,7 @@ async def test_tokens_of_all_submissions_are_valid(server, job):
     server.engine.statuses.clear()
     await server.restart()
     job = server.jobs.of_task("task-1")
-    await until(lambda: len(server.tokens(job)) == 2)
+    await wait_until(lambda: len(server.tokens(job)) == 2)
     first, second = server.tokens(job)
     claim = server.claim(job, token=first)
     async with server.connect(claim) as client:
@@ -321,7 +321,7 @@ async def test_illegal_message_fences_the_worker(server, job, number):
         await client.send(FREE)
         assert isinstance(await client.read(), Fenced)
         assert await client.read() is None
-    await until(lambda: job.name in server.engine.withdrawn)
+    await wait_until(lambda: job.name in server.engine.withdrawn)
     await check_rejected(server, claim)
     await server.restart()
     await check_rejected(server, claim)

@@ -125,7 +125,7 @@ def placement_of(run_dir, code=None, environment=None):
     return make_placement(run_dir, [sys.executable, "-I", str(run_dir / "runner.py")], environment)
 
 
-async def until(condition):
+async def wait_until(condition):
     deadline = time.monotonic() + SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition was not true in time"
@@ -134,7 +134,7 @@ async def until(condition):
 
 
 async def wait_for_report(run_dir):
-    await until((run_dir / "report").exists)
+    await wait_until((run_dir / "report").exists)
     return json.loads((run_dir / "report").read_text())
 
 
@@ -213,7 +213,7 @@ async def test_output_of_a_runner_is_appended_to_its_log(run_dir, lock_fd):
         for _ in range(2):
             await placement_of(run_dir).launch(order_for(run_dir), lock_fd)
             report = await wait_for_report(run_dir)
-            await until(lambda report=report: not exists(report["pid"]))
+            await wait_until(lambda report=report: not exists(report["pid"]))
             (run_dir / "report").unlink()
 
     await launch_twice()
@@ -228,7 +228,7 @@ async def test_exited_runner_leaves_no_zombie(run_dir, lock_fd):
         report = await wait_for_report(run_dir)
         assert exists(report["pid"])
         (run_dir / "go").touch()
-        await until(lambda: not exists(report["pid"]))
+        await wait_until(lambda: not exists(report["pid"]))
 
     before = open_descriptors()
     await launch()
@@ -243,7 +243,7 @@ async def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
     await wait_for_report(run_dir)
     assert is_held(run_dir)
     (run_dir / "go").touch()
-    await until(lambda: not is_held(run_dir))
+    await wait_until(lambda: not is_held(run_dir))
 
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
@@ -262,7 +262,7 @@ def test_runner_outlives_its_server(run_dir, end):
     assert exists(report["pid"])
     assert is_held(run_dir)
     (run_dir / "go").touch()
-    asyncio.run(until(lambda: not is_held(run_dir)))
+    asyncio.run(wait_until(lambda: not is_held(run_dir)))
 
 
 async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
@@ -299,7 +299,7 @@ async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, m
         with pytest.raises(RunnerNotStartedError, match="did not accept its order") as refused:
             await placement_of(run_dir, code).launch(order_for(run_dir, "k" * 300_000), lock_fd)
         assert refused.value.errno == error_number
-        await until(lambda: children() <= before)
+        await wait_until(lambda: children() <= before)
         return refused.value
 
     assert str(log_of(run_dir)) in str(await launch())
@@ -330,7 +330,7 @@ async def test_cancelled_caller_can_close_its_lock(run_dir):
         report = await wait_for_report(run_dir)
         assert is_held(run_dir)
         (run_dir / "go").touch()
-        await until(lambda: not exists(report["pid"]))
+        await wait_until(lambda: not exists(report["pid"]))
 
     await launch()
     assert not is_held(run_dir)
@@ -375,7 +375,7 @@ async def test_runner_without_a_pidfd_is_killed_and_reaped(run_dir, lock_fd, mon
     before = children()
     with pytest.raises(OSError, match="Too many open files"):
         await placement_of(run_dir, "import time; time.sleep(60)").launch(order_for(run_dir), lock_fd)
-    await until(lambda: children() <= before)
+    await wait_until(lambda: children() <= before)
 
 
 def preserved_disk(run_dir):
@@ -452,5 +452,5 @@ async def test_handle_reports_and_kills_a_runner_of_an_earlier_server(run_dir):
         await found.cancel(CancelAttempt())
     assert await found.is_responsive()  # a socket without a listener does not prove that the runner is stuck
     assert await found.kill()
-    await until(lambda: found.liveness() is Liveness.FREE)
+    await wait_until(lambda: found.liveness() is Liveness.FREE)
     assert not await found.kill()

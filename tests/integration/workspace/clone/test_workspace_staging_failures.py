@@ -441,20 +441,20 @@ def test_git_ends_when_the_runner_is_killed(harness):
     arguments = [json.dumps(dict(harness.environment)), PUBLIC_URL, str(harness.attempt_dir)]
     runner = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd="/")
     try:
-        assert becomes_true(lambda: harness.server.requests)
+        assert is_met_in_time(lambda: harness.server.requests)
         assert command_lines_below(str(harness.attempt_dir))
     finally:
         runner.kill()
         runner.wait()
 
-    assert becomes_true(
+    assert is_met_in_time(
         lambda: not [line for line in command_lines_below(str(harness.attempt_dir)) if b"clone" in line]
     )
     harness.server.resume()
-    assert becomes_true(lambda: command_lines_below(str(harness.attempt_dir)) == [])
+    assert is_met_in_time(lambda: command_lines_below(str(harness.attempt_dir)) == [])
 
 
-def becomes_true(condition):
+def is_met_in_time(condition):
     """Return whether the condition becomes true within 10 s."""
     end = time.monotonic() + 10
     while not condition() and time.monotonic() < end:
