@@ -31,7 +31,7 @@ async def test_worker_runs_and_ends(engine, create_job):
     job = create_job("wait")
     assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     status = await status_of(engine, job)
     assert status.phase is JobPhase.RUNNING
     assert status.host
@@ -62,7 +62,7 @@ async def test_arguments_and_environment_reach_the_worker_unchanged(engine, crea
     environment = {"PATH": "/usr/bin:/bin", "TOKEN": "a,b =$x\n'\"", "EMPTY": ""}
     job = create_job("wait", *HOSTILE_ARGUMENTS, environment=environment)
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     (start,) = job.events.read("start")
     assert start["arguments"] == list(HOSTILE_ARGUMENTS)
     assert environment.items() <= start["environment"].items()
@@ -83,7 +83,7 @@ async def test_job_submitted_repeatedly_starts_once(harness, create_job):
     job = create_job("wait")
     engine = harness.connect()
     await asyncio.gather(*(engine.submit(job.request) for _ in range(3)))
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     await harness.connect().submit(job.request)  # a server that does not remember the first submission
     await engine.withdraw(job.name)
     await wait_for_end(engine, job)
@@ -94,36 +94,36 @@ async def test_job_submitted_repeatedly_starts_once(harness, create_job):
 
 
 async def test_job_waits_until_it_fits(harness, engine, create_job):
-    first, second = (create_job("wait", resources=harness.full) for _ in range(2))
+    first, second = (create_job("wait", resources=harness.whole_host) for _ in range(2))
     await engine.submit(first.request)
-    await first.wait_for_beat()
+    await first.wait_for_heartbeat()
     await engine.submit(second.request)
     status = await status_of(engine, second)
     assert (status.phase, status.host) == (JobPhase.WAITING, "")
     assert status.reason
     await engine.withdraw(first.name)
     await wait_for_phase(engine, second, JobPhase.RUNNING)
-    await second.wait_for_beat()
+    await second.wait_for_heartbeat()
     assert len(first.starts()) == len(second.starts()) == 1
 
 
 async def test_withdrawn_waiting_job_is_never_started(harness, engine, create_job):
-    first, second, third = (create_job("wait", resources=harness.full) for _ in range(3))
+    first, second, third = (create_job("wait", resources=harness.whole_host) for _ in range(3))
     for job in (first, second, third):
         await engine.submit(job.request)
-    await first.wait_for_beat()
+    await first.wait_for_heartbeat()
     await engine.withdraw(second.name)
     assert (await wait_for_end(engine, second)).host == ""
     await engine.withdraw(first.name)
     await wait_for_phase(engine, third, JobPhase.RUNNING)
-    await third.wait_for_beat()
+    await third.wait_for_heartbeat()
     assert second.starts() == []
 
 
 async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
     job = create_job("stubborn")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     await engine.withdraw(job.name)
     await engine.withdraw(job.name)
     await wait_for_end(engine, job)
@@ -134,7 +134,7 @@ async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
 async def test_withdrawing_an_unknown_job_has_no_effect(engine, create_job):
     job, other = create_job("wait"), create_job("wait")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     await engine.withdraw(other.name)
     assert (await status_of(engine, other)).phase is JobPhase.UNKNOWN
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
@@ -144,7 +144,7 @@ async def test_many_names_are_looked_up_in_one_call(engine, create_job):
     jobs = [create_job("wait") for _ in range(2)]
     for job in jobs:
         await engine.submit(job.request)
-        await job.wait_for_beat()
+        await job.wait_for_heartbeat()
     others = {job_name(new_attempt_id()) for _ in range(3000)}
     statuses = await engine.look_up([*others, *(job.name for job in jobs)])
     assert {name for name, status in statuses.items() if status.phase is JobPhase.RUNNING} == {job.name for job in jobs}
@@ -179,10 +179,10 @@ async def test_environment_is_not_in_repr(create_job):
 
 
 async def test_jobs_survive_the_server(harness, create_job):
-    job, waiting = create_job("wait", resources=harness.full), create_job("wait", resources=harness.full)
+    job, waiting = create_job("wait", resources=harness.whole_host), create_job("wait", resources=harness.whole_host)
     first = harness.connect()
     await first.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     await first.submit(waiting.request)
     second = harness.connect()
     assert (await status_of(second, job)).phase is JobPhase.RUNNING

@@ -42,7 +42,7 @@ async def test_job_is_started_by_the_next_server(harness, create_job):
     store(harness, job)
     engine = harness.connect()
     assert (await status_of(engine, job)).phase in {JobPhase.WAITING, JobPhase.RUNNING}
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
 
 
@@ -52,7 +52,7 @@ async def test_incomplete_request_is_not_a_job(harness, engine, create_job):
     (files_of(harness, job) / "request.part").write_text("{")
     assert (await status_of(engine, job)).phase is JobPhase.UNKNOWN
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
 
 
 async def test_started_job_is_never_started_again(harness, engine, create_job):
@@ -77,7 +77,7 @@ async def test_concurrent_supervisors_start_one_worker(harness, engine, create_j
     job = create_job("wait")
     store(harness, job)
     await asyncio.gather(*(asyncio.to_thread(start_supervisor, files_of(harness, job)) for _ in range(6)))
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert len(job.starts()) == 1
     await engine.withdraw(job.name)
     await wait_for_end(engine, job)
@@ -89,14 +89,14 @@ async def test_concurrent_servers_share_the_queue(harness, create_job):
     engines = [harness.connect() for _ in range(3)]
     await asyncio.gather(*(engine.submit(job.request) for engine in engines for job in jobs))
     for job in jobs:
-        await job.wait_for_beat()
+        await job.wait_for_heartbeat()
     assert [len(job.starts()) for job in jobs] == [1, 1, 1, 1]
 
 
 async def test_worker_dies_with_its_supervisor(harness, engine, create_job):
     job = create_job("stubborn")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     os.kill(supervisor_pid(harness, job), signal.SIGKILL)
     status = await wait_for_end(engine, job)
     assert "killed together with its supervisor" in status.reason
@@ -107,7 +107,7 @@ async def test_job_does_not_end_while_its_worker_is_alive(harness, engine, creat
     """The worker inherits the lock, so a stopped supervisor does not matter."""
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     pid = supervisor_pid(harness, job)
     os.kill(pid, signal.SIGSTOP)
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
@@ -137,8 +137,8 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
     job, other = create_job("wait"), create_job("wait")
     await engine.submit(job.request)
     await engine.submit(other.request)
-    await job.wait_for_beat()
-    await other.wait_for_beat()
+    await job.wait_for_heartbeat()
+    await other.wait_for_heartbeat()
     started = json.loads((files_of(harness, other) / "started.json").read_bytes())
     for change in ({"start_time": started["start_time"] + 1}, {"boot_id": "another boot"}):
         (files_of(harness, job) / "started.json").write_text(json.dumps(started | change))
@@ -161,8 +161,8 @@ async def test_ended_process_is_not_signaled(harness, engine, create_job):
 
 
 async def test_jobs_start_in_submission_order(harness, engine, create_job):
-    first = create_job("wait", resources=harness.full)
-    large = create_job("wait", resources=harness.full)
+    first = create_job("wait", resources=harness.whole_host)
+    large = create_job("wait", resources=harness.whole_host)
     small = create_job("wait")
     for job in (first, large, small):
         await engine.submit(job.request)
@@ -170,7 +170,7 @@ async def test_jobs_start_in_submission_order(harness, engine, create_job):
     await engine.withdraw(large.name)
     await engine.withdraw(first.name)
     await wait_for_phase(engine, small, JobPhase.RUNNING)
-    await small.wait_for_beat()
+    await small.wait_for_heartbeat()
     assert large.starts() == []
 
 
@@ -191,7 +191,7 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
         await wait_for_end(engine, job)
     running = create_job("wait")
     await engine.submit(running.request)
-    await running.wait_for_beat()
+    await running.wait_for_heartbeat()
     await status_of(engine, running)
     statuses = await engine.look_up([job.name for job in (*jobs, running)])
     assert [statuses[job.name].phase for job in (*jobs, running)] == [
@@ -203,7 +203,7 @@ async def test_old_ended_jobs_are_forgotten(harness, engine, create_job, monkeyp
 async def test_files_are_private(harness, engine, create_job):
     job = create_job("wait", environment={"TOKEN": "secret"})
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert harness.directory.stat().st_mode & 0o077 == 0
     assert files_of(harness, job).stat().st_mode & 0o077 == 0
     arguments = Path(f"/proc/{supervisor_pid(harness, job)}/cmdline").read_bytes()
@@ -221,7 +221,7 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
     engine = harness.connect()
     await engine.withdraw(withdrawn.name)
     await status_of(engine, started)
-    await started.wait_for_beat()
+    await started.wait_for_heartbeat()
     assert started.events.read("start")[0]["environment"]["TOKEN"] == "secret"
     assert not [path for path in harness.directory.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
@@ -237,7 +237,7 @@ async def test_worker_without_its_environment_is_started(harness, create_job):
 
 async def test_unusable_directory_makes_the_engine_unavailable(tmp_path, create_job):
     (tmp_path / "file").write_text("")
-    engine = ProcessEngine(tmp_path / "file", "this-host", ProcessHarness.full)
+    engine = ProcessEngine(tmp_path / "file", "this-host", ProcessHarness.whole_host)
     with pytest.raises(EngineUnavailableError, match="cannot be managed"):
         await engine.submit(create_job("wait").request)
 
@@ -247,7 +247,7 @@ async def test_other_files_are_ignored(harness, engine, create_job):
     await engine.submit(job.request)
     (harness.directory / "lost+found").mkdir()
     (harness.directory / "sandbox-aaaaaaaaaaaa").write_text("")
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
 
 

@@ -33,7 +33,7 @@ def submit_directly(cluster, job, *arguments):
 async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     cluster.save_state((await wait_for_phase(engine, job, JobPhase.RUNNING)).job_id)
     cluster.kill_controller()
     try:
@@ -65,7 +65,7 @@ async def test_paused_controller_is_unavailable_in_bounded_time(cluster, engine,
         cluster.resume_controller()
         monkeypatch.undo()
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert len(job.starts()) == 1
 
 
@@ -77,7 +77,7 @@ async def lose_job(cluster, harness, create_job, saved_job_id):
     """
     engine = harness.connect()
     for _ in range(5):
-        job = create_job("wait", resources=harness.full)
+        job = create_job("wait", resources=harness.whole_host)
         cluster.save_state(saved_job_id)
         await engine.submit(job.request)
         status = await status_of(engine, job)
@@ -91,11 +91,11 @@ async def lose_job(cluster, harness, create_job, saved_job_id):
 
 
 async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, harness, engine, create_job):
-    blocker = create_job("wait", resources=harness.full)
+    blocker = create_job("wait", resources=harness.whole_host)
     await engine.submit(blocker.request)
-    await blocker.wait_for_beat()
+    await blocker.wait_for_heartbeat()
     lost, lost_id = await lose_job(cluster, harness, create_job, (await status_of(engine, blocker)).job_id)
-    other = create_job("wait", resources=harness.full)
+    other = create_job("wait", resources=harness.whole_host)
     assert (await status_of(engine, blocker)).phase is JobPhase.RUNNING
     # Slurm reuses the lost job's id for another job. Only names identify jobs.
     await engine.submit(other.request)
@@ -105,9 +105,9 @@ async def test_job_that_a_killed_controller_lost_is_submitted_again(cluster, har
     await engine.submit(lost.request)
     assert (await status_of(engine, lost)).phase is JobPhase.WAITING
     await engine.withdraw(blocker.name)
-    await other.wait_for_beat()
+    await other.wait_for_heartbeat()
     await engine.withdraw(other.name)
-    await lost.wait_for_beat()
+    await lost.wait_for_heartbeat()
     assert [len(job.starts()) for job in (blocker, other, lost)] == [1, 1, 1]
 
 
@@ -116,8 +116,8 @@ async def test_job_on_a_killed_host_is_unreachable(cluster, on_host, create_job)
     engine = on_host("n2")
     await engine.submit(job.request)
     await on_host("n3").submit(other.request)
-    await job.wait_for_beat()
-    await other.wait_for_beat()
+    await job.wait_for_heartbeat()
+    await other.wait_for_heartbeat()
     cluster.kill_host("n2")
     try:
         status = await wait_for_phase(engine, job, JobPhase.UNREACHABLE, seconds=HOST_LOST_SECONDS)
@@ -136,8 +136,8 @@ async def test_withdrawn_job_on_a_host_without_network_has_not_ended(cluster, on
     engine = on_host("n2")
     await engine.submit(job.request)
     await engine.submit(connected.request)
-    await job.wait_for_beat()
-    await connected.wait_for_beat()
+    await job.wait_for_heartbeat()
+    await connected.wait_for_heartbeat()
     await engine.withdraw(connected.name)
     await wait_for_end(engine, connected)
     cluster.cut_off("n2")
@@ -175,7 +175,7 @@ async def test_controller_that_forgot_a_start_reports_the_end_correctly(cluster,
     """The killed controller had saved the job as waiting, or not at all. Slurm ends workers that it does not expect."""
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     cluster.kill_controller()
     cluster.start_controller()
     status = await status_of(engine, job)
@@ -198,7 +198,7 @@ async def wait_until_dead(job):
 async def test_exit_code_proves_the_end_of_a_withdrawn_worker(engine, create_job, action, phase):
     job = create_job(action)
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     await engine.withdraw(job.name)
     status = await wait_for_phase(engine, job, JobPhase.ENDED, JobPhase.UNREACHABLE)
     assert status.phase is phase
@@ -207,7 +207,7 @@ async def test_exit_code_proves_the_end_of_a_withdrawn_worker(engine, create_job
 async def test_waiting_duplicate_is_reported_and_withdrawn(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     duplicate = submit_directly(cluster, job, "--wrap=exec sleep 100")
     status = await status_of(engine, job)
     assert status.phase is JobPhase.RUNNING
@@ -219,9 +219,9 @@ async def test_waiting_duplicate_is_reported_and_withdrawn(cluster, engine, crea
 
 
 async def test_first_of_two_waiting_jobs_is_kept(cluster, harness, engine, create_job):
-    blocker, job = create_job("wait", resources=harness.full), create_job("wait")
+    blocker, job = create_job("wait", resources=harness.whole_host), create_job("wait")
     await engine.submit(blocker.request)
-    await blocker.wait_for_beat()
+    await blocker.wait_for_heartbeat()
     await engine.submit(job.request)
     duplicate = submit_directly(cluster, job, "--partition=small", "--wrap=exec sleep 100")
     status = await status_of(engine, job)
@@ -229,7 +229,7 @@ async def test_first_of_two_waiting_jobs_is_kept(cluster, harness, engine, creat
     assert status.duplicate_ids == (duplicate,)
     assert status.job_id != duplicate
     await engine.withdraw(blocker.name)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert (await status_of(engine, job)).job_id == status.job_id
 
 
@@ -252,7 +252,7 @@ async def test_forgotten_job_is_unknown(cluster, engine, create_job):
 async def test_suspended_job_counts_as_running_and_can_be_withdrawn(cluster, engine, create_job):
     job = create_job("wait")
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     cluster.run("scontrol", "suspend", (await status_of(engine, job)).job_id)
     await wait_until(lambda: "SUSPENDED" in cluster.run("squeue", "--noheader", "--format=%T"))
     assert (await status_of(engine, job)).phase is JobPhase.RUNNING
@@ -264,7 +264,7 @@ async def test_suspended_job_counts_as_running_and_can_be_withdrawn(cluster, eng
 async def test_job_specification_contains_no_environment_values(cluster, engine, create_job, tmp_path):
     job = create_job("wait", environment={"TOKEN": "secret-token"})
     await engine.submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     job_id = (await status_of(engine, job)).job_id
     script = tmp_path / "script"
     cluster.run("scontrol", "write", "batch_script", job_id, str(script))
@@ -281,7 +281,7 @@ async def test_job_specification_contains_no_environment_values(cluster, engine,
 async def test_extra_options_select_the_host(on_host, create_job):
     job = create_job("wait")
     await on_host("n3").submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()
     assert (await status_of(on_host("n3"), job)).host == "n3"
 
 
@@ -299,4 +299,4 @@ async def test_job_for_a_missing_partition_is_rejected(harness, create_job):
     with pytest.raises(EngineRejectedError, match="Invalid partition name"):
         await harness.connect(partition="none").submit(job.request)
     await harness.connect().submit(job.request)
-    await job.wait_for_beat()
+    await job.wait_for_heartbeat()

@@ -25,17 +25,17 @@ SMALL = Resources(1, 100 * MIB, GIB)
 
 
 class ProcessHarness:
-    """Runs jobs as processes of this machine. full: the resources of a job that leaves no room for another one."""
+    """Runs jobs as processes of this machine. whole_host: the resources of a job that leaves no room for another."""
 
     kill_seconds = 1.0
-    full = Resources(4, 1000 * MIB, 10 * GIB)
+    whole_host = Resources(4, 1000 * MIB, 10 * GIB)
 
     def __init__(self, directory):
         self.directory = directory / "jobs"
 
     def connect(self):
         """Return a new engine, like the one that a restarted server creates."""
-        return ProcessEngine(self.directory, "this-host", self.full)
+        return ProcessEngine(self.directory, "this-host", self.whole_host)
 
     def close(self):
         """Kill the processes of all jobs."""
@@ -49,7 +49,7 @@ class SlurmHarness:
     """Runs jobs on a Slurm cluster, in a partition with one host."""
 
     kill_seconds = slurm_cluster.KILL_WAIT_SECONDS
-    full = Resources(slurm_cluster.CPUS, 1000 * MIB, 10 * GIB)
+    whole_host = Resources(slurm_cluster.CPUS, 1000 * MIB, 10 * GIB)
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -87,22 +87,22 @@ class Job:
         """Return the ids of the workers that were started."""
         return [event["worker"] for event in self.events.read("start")]
 
-    async def wait_for_beat(self):
+    async def wait_for_heartbeat(self):
         """Wait until the worker is running."""
-        await wait_until(lambda: self.events.read("beat"))
+        await wait_until(lambda: self.events.read("heartbeat"))
 
-    def beats(self):
+    def count_heartbeats(self):
         """Return how many heartbeats the job's workers have recorded so far."""
-        return len(self.events.read("beat"))
+        return len(self.events.read("heartbeat"))
 
     async def is_alive(self):
         """Return whether a worker is running. A worker that is only slow on a busy machine counts as alive."""
-        before = self.beats()
+        before = self.count_heartbeats()
         deadline = time.monotonic() + 3.0
         while time.monotonic() < deadline:
-            if self.beats() > before:
+            if self.count_heartbeats() > before:
                 return True
-            await asyncio.sleep(engine_worker.BEAT_SECONDS)
+            await asyncio.sleep(engine_worker.HEARTBEAT_SECONDS)
         return False
 
 

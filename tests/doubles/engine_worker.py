@@ -18,7 +18,7 @@ import time
 import uuid
 from pathlib import Path
 
-BEAT_SECONDS = 0.1
+HEARTBEAT_SECONDS = 0.1
 
 
 class EventFile:
@@ -53,12 +53,12 @@ def main(directory, action, *arguments):
         sys.exit(int(arguments[0]))
     if action == "leave":
         subprocess.Popen([sys.executable, "-I", "-S", __file__, directory, "stubborn"], start_new_session=True)
-        while len(events.read("beat")) < 3:
-            time.sleep(BEAT_SECONDS)
+        while len(events.read("heartbeat")) < 3:
+            time.sleep(HEARTBEAT_SECONDS)
         return
     while True:
-        events.append(kind="beat", worker=worker_id)
-        time.sleep(BEAT_SECONDS)
+        events.append(kind="heartbeat", worker=worker_id)
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 if __name__ == "__main__":
