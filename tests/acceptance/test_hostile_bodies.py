@@ -12,7 +12,7 @@ from doubles.deployment import Deployment, reply_turn
 
 MEBIBYTE = 1024**2
 JSON, YAML = "application/json", "application/yaml"
-SECONDS = 5.0
+RESPONSE_SECONDS_MAX = 5.0
 
 MINIMAL = {
     "version": "1",
@@ -102,7 +102,7 @@ def test_hostile_bodies_are_rejected_within_a_second_and_freed(deployment):
             assert response.json()["details"], name
             assert len(response.content) < 100_000, name
             durations[name] = max(durations.get(name, 0), seconds)
-    assert {name: seconds for name, seconds in durations.items() if seconds > SECONDS} == {}
+    assert {name: seconds for name, seconds in durations.items() if seconds > RESPONSE_SECONDS_MAX} == {}
     grown = resident_bytes(deployment.server.pid) - before
     assert grown < 32 * MEBIBYTE, f"{grown / MEBIBYTE:.0f} MiB more"
     assert deployment.http.get("/api/v1/health/ready").status_code == 200
@@ -113,10 +113,10 @@ def test_only_bodies_above_the_size_limit_are_rejected(deployment):
     padding = MEBIBYTE - len(MINIMAL_JSON)
     response, seconds = post(deployment, MINIMAL_JSON[:-1] + b" " * (padding + 1) + b"}", JSON)
     assert (response.status_code, response.json()["error"]) == (413, "payload_too_large")
-    assert seconds < SECONDS
+    assert seconds < RESPONSE_SECONDS_MAX
     chunks = (b" " * 65_536 for _ in range(1000))
     response, seconds = post(deployment, chunks, JSON)
-    assert (response.status_code, seconds < SECONDS) == (413, True)
+    assert (response.status_code, seconds < RESPONSE_SECONDS_MAX) == (413, True)
     response, _ = post(deployment, MINIMAL_JSON[:-1] + b" " * padding + b"}", JSON)
     assert response.status_code == 202, response.text
     deployment.wait(response.json()["task_id"])
@@ -129,7 +129,7 @@ def test_content_length_over_the_limit_is_rejected_before_the_body(deployment):
         head = f"POST /api/v1/tasks HTTP/1.1\r\nHost: localhost:{port}\r\nContent-Length: 999999999999\r\n\r\n"
         connection.sendall(head.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
-    assert time.monotonic() - begin < SECONDS
+    assert time.monotonic() - begin < RESPONSE_SECONDS_MAX
 
 
 def test_slow_bodies_do_not_delay_other_requests(deployment):
@@ -140,7 +140,7 @@ def test_slow_bodies_do_not_delay_other_requests(deployment):
         for connection in slow:
             connection.sendall(head.encode() + b"{")
         response, seconds = post(deployment, b"{}", JSON)
-        assert (response.status_code, seconds < SECONDS) == (400, True)
+        assert (response.status_code, seconds < RESPONSE_SECONDS_MAX) == (400, True)
     finally:
         for connection in slow:
             connection.close()
@@ -160,4 +160,4 @@ def test_all_validation_errors_are_listed_for_every_body_format(deployment):
         response, seconds = post(deployment, body.encode(), kind)
         assert response.status_code == 400
         assert {detail["field"].removeprefix("manifest.") for detail in response.json()["details"]} == fields, kind
-        assert seconds < SECONDS
+        assert seconds < RESPONSE_SECONDS_MAX

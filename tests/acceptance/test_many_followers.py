@@ -14,7 +14,7 @@ from sandbox.demo.model_script import Text, Turn
 
 CLIENTS = 10
 LINES = 3000
-SECONDS = 15.0
+FOLLOW_SECONDS = 15.0
 LINES_PER_TURN = 1000
 
 
@@ -40,7 +40,7 @@ async def follow_until_enough(deployment, port, seed):
         await asyncio.to_thread(
             wait_until, lambda: "This is line" in deployment.logs(stream="stdout"), 60, "the first line"
         )
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline and max(len(client.seqs) for client in clients) < LINES:
             await asyncio.wait({running}, timeout=0.1)
             if running.done():

@@ -18,7 +18,7 @@ WORK = (
     bash_turn("setsid sleep 98765 >/dev/null 2>&1 & echo hi > new.txt"),
     bash_turn("while ! test -e go; do sleep 0.05; done; rm go"),
 )
-SECONDS = 40
+END_SECONDS_MAX = 40
 """10 s for the end of the sandbox, 20 s for finalization and teardown, and a reserve for a busy machine."""
 
 
@@ -68,8 +68,8 @@ def test_task_completes_despite_an_unkillable_process(deploy, freeze):
     freeze(pid)
     release_agent(pid)
     started_at = time.monotonic()
-    assert deployment.wait(seconds=SECONDS + 20)["state"] == "completed"
-    assert time.monotonic() - started_at < SECONDS
+    assert deployment.wait(seconds=END_SECONDS_MAX + 20)["state"] == "completed"
+    assert time.monotonic() - started_at < END_SECONDS_MAX
     assert b"new.txt" in deployment.artifact("task-1.patch")
     assert "teardown_failed" in deployment.logs(stream="events")
     freeze.thaw()

@@ -51,7 +51,7 @@ while True:
     report(writer.last_seq)
 """
 )
-SECONDS = 20
+TIMEOUT_SECONDS = 20
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def process(code, *arguments, pass_fds=()):
 
 
 def wait_until_free(journals):
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while journals.liveness("task-1") is Liveness.HELD:
         assert time.monotonic() < deadline, "the lock is still held"
         time.sleep(0.005)
@@ -221,7 +221,7 @@ def test_journal_has_no_gaps_after_kills(journals, tmp_path):
 
 def test_concurrent_reader_sees_each_record_once(journals, tmp_path):
     with process(APPEND_FOREVER, tmp_path) as runner:
-        seqs, offset, deadline = [], 0, time.monotonic() + SECONDS
+        seqs, offset, deadline = [], 0, time.monotonic() + TIMEOUT_SECONDS
         while len(seqs) < 200:
             assert time.monotonic() < deadline
             batch = journals.read("task-1", offset, bytes_max=50_000)

@@ -113,7 +113,7 @@ async def end(server, handle):
 
 async def wait_for_reply(handle):
     """Request cancellation until the runner is listening, and return its reply."""
-    deadline = time.monotonic() + placement_harnesses.SECONDS
+    deadline = time.monotonic() + placement_harnesses.TIMEOUT_SECONDS
     while True:
         try:
             return await handle.cancel(CancelAttempt("enough"))
@@ -339,7 +339,7 @@ async def kill_runner(server, task_id):
 
 async def wait_until_listening(handle):
     """Wait until the runner responds to requests."""
-    async with asyncio.timeout(placement_harnesses.SECONDS):
+    async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
         while True:
             try:
                 await handle.open_terminal(SHELL)
@@ -550,7 +550,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
     terminal = await open_shell(server, preserved)
     await terminal.send(InputFrame(b"cat kept.txt; exit 7\n"))
     output, frame = b"", None
-    async with asyncio.timeout(placement_harnesses.SECONDS):
+    async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
         while not isinstance(frame := await terminal.read(), EndFrame):
             output += frame.data if isinstance(frame, OutputFrame) else b""
     await terminal.close()
@@ -561,7 +561,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
 
 async def open_shell(server, location):
     """Open a shell as soon as the debug session is listening."""
-    async with asyncio.timeout(placement_harnesses.SECONDS):
+    async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
         while True:
             with contextlib.suppress(RunnerUnreachableError):
                 return await server.placement.preserved_disk(location).open_terminal(SHELL)
@@ -574,7 +574,7 @@ async def disk_liveness(server, location):
 
 
 async def wait_for_disk_liveness(server, location, expected):
-    async with asyncio.timeout(placement_harnesses.SECONDS):
+    async with asyncio.timeout(placement_harnesses.TIMEOUT_SECONDS):
         while await disk_liveness(server, location) is not expected:
             await asyncio.sleep(0.02)
 

@@ -23,7 +23,7 @@ from sandbox.placements.cluster.worker_server import WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
 
 SMALL = Resources(1, 2**28, 2**28)
-SECONDS, OVERHEAD_BYTES = 20, 2**20
+TIMEOUT_SECONDS, OVERHEAD_BYTES = 20, 2**20
 HOST, BOOT_ID = "host-1", "boot-1"
 NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)
 _decoder = msgspec.msgpack.Decoder(ServerMessage)
@@ -31,7 +31,7 @@ _decoder = msgspec.msgpack.Decoder(ServerMessage)
 
 async def wait_until(condition, what="the condition"):
     """Poll until the condition returns a true value; return that value."""
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         while not (value := condition()):
             await asyncio.sleep(0.01)
     assert value, what
@@ -158,7 +158,7 @@ class WorkerConnection:
 
     async def read(self):
         """Return the next message; None at the end of the connection."""
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             try:
                 return await read_message(self.reader, _decoder, 2**28)
             except OSError:

@@ -18,7 +18,7 @@ from sandbox.interfaces.engine import JobPhase, JobRequest, job_name
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.model.resources import Resources
 
-SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 MIB = 1024**2
 GIB = 1024**3
 SMALL = Resources(1, 100 * MIB, GIB)
@@ -106,7 +106,7 @@ class Job:
         return False
 
 
-async def wait_until(condition, seconds=SECONDS):
+async def wait_until(condition, seconds=TIMEOUT_SECONDS):
     """Poll until the condition holds, and return its value."""
     deadline = time.monotonic() + seconds
     while True:
@@ -123,7 +123,7 @@ async def status_of(engine, job):
     return (await engine.look_up([job.name]))[job.name]
 
 
-async def wait_for_phase(engine, job, *phases, seconds=SECONDS):
+async def wait_for_phase(engine, job, *phases, seconds=TIMEOUT_SECONDS):
     """Wait until the job is in one of the phases; return its status."""
 
     deadline = time.monotonic() + seconds

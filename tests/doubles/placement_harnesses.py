@@ -46,7 +46,7 @@ from sandbox.model.events import TaskSubmitted
 from sandbox.model.resources import Resources
 
 RUNTIME = "bubblewrap"
-SECONDS = 40
+TIMEOUT_SECONDS = 40
 PACKAGE = Path(daemon_placement.__file__).parent
 
 
@@ -171,7 +171,7 @@ class ClusterHost:
     def reserve(self, placement, task_id):
         """Wait until the task has a worker; return the attempt's id and the worker's host."""
         workers, resources = placement.allocator._workers, Resources(1, 2**28, 2**28)
-        deadline = time.monotonic() + SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while True:
             try:
                 reserved = workers.thread.wait_for(placement.allocator._reserve(task_id, None, resources))
@@ -314,7 +314,7 @@ async def serving(host, repository_url):
             await copying
 
 
-async def wait_until(condition, what, seconds=SECONDS):
+async def wait_until(condition, what, seconds=TIMEOUT_SECONDS):
     """Poll until the condition returns a true value; return that value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -31,7 +31,7 @@ UNCONFINED = (
     "--propagation",
     "private",
 )
-SECONDS = 20
+ATTACK_SECONDS = 20
 CREDENTIALS = (
     *("the host's /etc/shadow", "root's home directory", "writing to the image", "writing to /etc"),
     *("the memory of the init process", "the file descriptors of the init process"),
@@ -77,7 +77,15 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:  # some attacks mount over /tmp
         path, results = Path(directory, "attacks.json"), Path(directory, "results.json")
         path.write_text(json.dumps({"prelude": f"MARKER = {marker!r}\n{prelude}", "attacks": [entry]}))
-        command = [*UNCONFINED, sys.executable, sandbox_attacks.__file__, str(path), str(results), "1", str(SECONDS)]
+        command = [
+            *UNCONFINED,
+            sys.executable,
+            sandbox_attacks.__file__,
+            str(path),
+            str(results),
+            "1",
+            str(ATTACK_SECONDS),
+        ]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)
         finally:

@@ -23,7 +23,7 @@ from sandbox.runner.terminals import TerminalServer
 
 ATTEMPT_ID = "abcdefghijkl"
 GIB = 1024**3
-SECONDS = 5
+TIMEOUT_SECONDS = 5
 
 
 class FillingDisk:
@@ -107,7 +107,7 @@ async def open_session(tmp_path, disk, script=None):
             is_open.set()
             yield
 
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(TIMEOUT_SECONDS):
         running = asyncio.create_task(session.run(terminals, listen))
         await asyncio.wait({running, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
         connection = await RunnerSocket(tmp_path / f"{ATTEMPT_ID}.sock").open_terminal(OpenTerminal(24, 80))

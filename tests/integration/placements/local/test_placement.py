@@ -37,7 +37,7 @@ from sandbox.placements.local.attempt_files import LocalAttemptFiles
 from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk, RunnerProgram
 
-SECONDS = 20
+TIMEOUT_SECONDS = 20
 RUNNER = """
 import json, os, pathlib, sys, time
 order = sys.stdin.read()
@@ -126,7 +126,7 @@ def placement_of(run_dir, code=None, environment=None):
 
 
 async def wait_until(condition):
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition was not true in time"
         await asyncio.sleep(0.005)
@@ -254,7 +254,7 @@ def test_runner_outlives_its_server(run_dir, end):
         report = asyncio.run(wait_for_report(run_dir))
         if end == "is killed":
             os.kill(server.pid, signal.SIGKILL)
-        _, stderr = server.communicate(b"\n", timeout=SECONDS)
+        _, stderr = server.communicate(b"\n", timeout=TIMEOUT_SECONDS)
     # In debug mode, asyncio would report each slow step on a busy machine.
     messages = [line for line in stderr.splitlines() if not line.startswith(b"Executing ")]
     assert (server.returncode, messages) == (-signal.SIGKILL if end == "is killed" else 0, [])
@@ -292,7 +292,9 @@ async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
     ids=["exits first", "never reads"],
 )
 async def test_runner_that_does_not_read_its_order_is_killed(run_dir, lock_fd, monkeypatch, code, error_number):
-    monkeypatch.setattr(local_placement, "ORDER_TIMEOUT_SECONDS", 0.5 if error_number == errno.ETIMEDOUT else SECONDS)
+    monkeypatch.setattr(
+        local_placement, "ORDER_TIMEOUT_SECONDS", 0.5 if error_number == errno.ETIMEDOUT else TIMEOUT_SECONDS
+    )
     before = children()
 
     async def launch():
