@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from store_list import fill
 
-from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
+from doubles.deployment import FINAL_STATES, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.reconnecting_sse_clients import ReconnectingClient
 
@@ -145,7 +145,9 @@ def cancel_all(deployment, running):
             http.delete(f"/api/v1/tasks/{name}?force=true")
         for name in running:
             wait_until(
-                lambda name=name: http.get(f"/api/v1/tasks/{name}").json()["state"] in TERMINAL, TIMEOUT_SECONDS, name
+                lambda name=name: http.get(f"/api/v1/tasks/{name}").json()["state"] in FINAL_STATES,
+                TIMEOUT_SECONDS,
+                name,
             )
 
 

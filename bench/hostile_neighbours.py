@@ -20,7 +20,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from doubles import floods
-from doubles.deployment import ORGANISATION, TERMINAL, Deployment, bash_turn, make_repository, reply_turn, wait_until
+from doubles.deployment import (
+    FINAL_STATES,
+    ORGANISATION,
+    Deployment,
+    bash_turn,
+    make_repository,
+    reply_turn,
+    wait_until,
+)
 
 HOSTILE_TASKS = 4
 PORTS = {"model": 8123, "proxy": 3128, "dns_udp": 53, "dns_tcp": 53, "transparent_80": 80, "transparent_443": 443}
@@ -152,7 +160,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
                 time.sleep(max(0.0, 10 - sum(whole for _, whole in attacked)))
             print_results(before, alone, attacked, states, watch)
             for one in hostile:
-                if deployment.status(one)["state"] not in TERMINAL:
+                if deployment.status(one)["state"] not in FINAL_STATES:
                     deployment.http.delete(f"/api/v1/tasks/{one}", params={"force": "true"})
             for one in hostile:
                 print(f"{one}: {deployment.wait(one, 60)['state']} after cancellation")

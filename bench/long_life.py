@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
+from doubles.deployment import FINAL_STATES, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.leftovers import find_leftovers
 
@@ -65,7 +65,7 @@ def run_tasks(deployment, first, count):
             running[name] = time.monotonic()
         for name, began in list(running.items()):
             status = deployment.status(name)
-            if status["state"] in TERMINAL:
+            if status["state"] in FINAL_STATES:
                 assert status["state"] == "completed", deployment.diagnostics(name)
                 del running[name]
             assert time.monotonic() - began < TASK_SECONDS, deployment.diagnostics(name)

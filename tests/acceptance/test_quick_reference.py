@@ -156,7 +156,7 @@ curl http://localhost:8122/api/v1/tasks/task-001/artifacts/report.md \\
 """
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-TERMINAL = ["completed", "failed", "failed_preserved", "cancelled"]
+FINAL_STATES = ["completed", "failed", "failed_preserved", "cancelled"]
 DEFAULTS = """\
 vm.profile agentic-dev
 vm.cpus 4
@@ -420,8 +420,8 @@ def test_error_has_code_and_message(user, status, error, line, fields):
     assert body["message"]
 
 
-def test_terminal_states_can_be_listed(user):
-    for state in TERMINAL:
+def test_final_states_can_be_listed(user):
+    for state in FINAL_STATES:
         tasks = json.loads(user.shell(f"curl -f http://localhost:8122/api/v1/tasks?state={state}"))["tasks"]
         assert {task["state"] for task in tasks} <= {state}
         assert ("task-001" in {task["id"] for task in tasks}) == (state == "completed")

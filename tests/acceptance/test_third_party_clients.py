@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import pytest
 
-from doubles.deployment import TERMINAL, bash_turn, reply_turn, wait_until
+from doubles.deployment import FINAL_STATES, bash_turn, reply_turn, wait_until
 from doubles.third_party_clients import (
     UNKNOWN_BRANCH_MANIFEST,
     WSCAT,
@@ -38,7 +38,7 @@ def check_live_events(deployment, task_id, events, started_clients):
     for event in events:
         if event["type"] == "output" and not has_output:
             has_output = True
-            assert deployment.status(task_id)["state"] not in TERMINAL
+            assert deployment.status(task_id)["state"] not in FINAL_STATES
             started_clients.append(task_id)
         assert event["seq"] > last_seq, "duplicate event"
         last_seq = event["seq"]

@@ -2,7 +2,7 @@
 
 import json
 
-TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
+FINAL_STATES = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def read_records(data_dir, task_id):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sandbox.model.task_state import ALLOWED_TRANSITIONS, TaskState
 
 STATES = ("pending", "staging", "provisioning", "ready", "running", "completing")
-TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
+FINAL_STATES = {"completed", "failed", "failed_preserved", "cancelled"}
 COMPLETED = ("completed", None)
 LOST_RUNNER = ("failed", "runner_lost")
 LOST_SANDBOX = ("failed", "sandbox_lost")
@@ -185,7 +185,7 @@ def check_journal_is_consistent(task: TaskEvidence) -> Iterator[str]:
 def check_final_state(task: TaskEvidence) -> Iterator[str]:
     """Only the last record has a final state. That state is allowed for the kill target, and clients receive it."""
     states = [record["transition"]["new_state"] for record in task.records if "transition" in record]
-    ends = [state for state in states if state in TERMINAL]
+    ends = [state for state in states if state in FINAL_STATES]
     if len(ends) != 1 or task.records[-1].get("transition", {}).get("new_state") != ends[0]:
         yield f"the task's states are {states}"
     if states and task.status.get("state") != states[-1]:

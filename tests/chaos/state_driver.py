@@ -135,6 +135,6 @@ class StateDriver:
         wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_SECONDS, "an attempt")
         deadline = time.monotonic() + REACH_SECONDS
         while (pid := find_runner(self._deployment.data_dir, task_id)) is None:
-            if self._deployment.state(task_id) in journal_file.TERMINAL or time.monotonic() > deadline:
+            if self._deployment.state(task_id) in journal_file.FINAL_STATES or time.monotonic() > deadline:
                 return None
         return pid

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from doubles.deployment import TERMINAL, wait_until
+from doubles.deployment import FINAL_STATES, wait_until
 from doubles.fault_harness import FaultHarness, journal_path
 from doubles.syscall_faults import Fault, fill_file_system, small_file_system
 
@@ -70,7 +70,7 @@ def _run_on_full_disk(harness, small):
         assert not harness.submit("task-2", 1) or deployment.status("task-2")["state"] == "pending"
         deadline = time.monotonic() + 4
         while time.monotonic() < deadline:  # the agent ends while the disk is full
-            assert deployment.status("task-1")["state"] not in TERMINAL - {"completed"}, deployment.status("task-1")
+            assert deployment.status("task-1")["state"] not in FINAL_STATES - {"completed"}, deployment.status("task-1")
             time.sleep(0.2)
         filler.unlink()
         ended = deployment.wait("task-1")

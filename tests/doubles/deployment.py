@@ -282,7 +282,7 @@ class Deployment:
     def wait(self, task_id="task-1", seconds=60):
         """Wait for the end of a task; return its status."""
         deadline = time.monotonic() + seconds
-        while (status := self.status(task_id))["state"] not in TERMINAL:
+        while (status := self.status(task_id))["state"] not in FINAL_STATES:
             assert time.monotonic() < deadline, f"{status}\n{self.diagnostics(task_id)}"
             self.http.get(f"/api/v1/tasks/{task_id}/wait?timeout=5")
         return status
@@ -366,11 +366,11 @@ class Deployment:
         with self._client() as http:
             for task in http.get("/api/v1/tasks").json()["tasks"]:
                 address = f"/api/v1/tasks/{task['id']}"
-                if task["state"] not in TERMINAL and http.delete(f"{address}?force=true").is_success:
+                if task["state"] not in FINAL_STATES and http.delete(f"{address}?force=true").is_success:
                     http.get(f"{address}/wait?timeout=20")
 
 
-TERMINAL = {"completed", "failed", "failed_preserved", "cancelled"}
+FINAL_STATES = {"completed", "failed", "failed_preserved", "cancelled"}
 
 
 def _text(content):

@@ -9,7 +9,7 @@ import time
 
 import httpx2
 
-from doubles.deployment import TERMINAL, Deployment, make_repository, reply_turn, wait_until
+from doubles.deployment import FINAL_STATES, Deployment, make_repository, reply_turn, wait_until
 from doubles.fake_agent import make_fake_agent
 from doubles.leftovers import find_leftovers
 from doubles.syscall_faults import failed_calls, injected_fault
@@ -56,7 +56,7 @@ class FaultHarness:
     def wait_for_end(self, task_id, injection):
         """Wait until the task has ended, or the fault has lasted long enough."""
         start = first_hit_at = time.monotonic()
-        while self.state(task_id) not in TERMINAL and time.monotonic() - start < 60:
+        while self.state(task_id) not in FINAL_STATES and time.monotonic() - start < 60:
             if not injection.hits:
                 first_hit_at = time.monotonic()
             elif time.monotonic() - first_hit_at > FAULT_SECONDS:
@@ -82,7 +82,7 @@ class FaultHarness:
 
     def check(self, status):
         """Check that a failure has a reason, and that the journal is complete and has the same final state."""
-        assert status["state"] in TERMINAL
+        assert status["state"] in FINAL_STATES
         if status["state"] != "completed":
             assert status["error"]["code"], status
             assert status["error"]["message"], status

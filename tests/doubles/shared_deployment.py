@@ -6,7 +6,7 @@ the next test gets a new one.
 
 import shutil
 
-from doubles.deployment import TERMINAL, Deployment, wait_until
+from doubles.deployment import FINAL_STATES, Deployment, wait_until
 
 _EMPTY_SECONDS = 10.0
 _RESET_SEPARATELY = {"home", "git", "data"}
@@ -115,7 +115,7 @@ def _prune_all(deployment):
     for task in deployment.http.get("/api/v1/tasks?limit=100").json()["tasks"]:
         if task["state"] == "failed_preserved":
             deployment.http.delete(f"/api/v1/tasks/{task['id']}/vm")
-        assert task["state"] in TERMINAL
+        assert task["state"] in FINAL_STATES
     deployment.http.post("/api/v1/admin/prune?older_than_seconds=0")
     return not any(any((deployment.data_dir / name).glob("*")) for name in ("tasks", "pruned"))
 

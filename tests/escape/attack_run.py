@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from doubles import fake_public_host
-from doubles.deployment import ORGANISATION, SERVER_KEY, TERMINAL, Deployment, make_repository, reply_turn
+from doubles.deployment import FINAL_STATES, ORGANISATION, SERVER_KEY, Deployment, make_repository, reply_turn
 from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
 from doubles.isolated_network import (
     INTERNET_ADDRESS,
@@ -225,7 +225,7 @@ class AttackRun:
         """Wait for the agent's first output: a task may be `running` before its sandbox has entered all namespaces."""
         deadline = time.monotonic() + TASK_SECONDS
         while (state := self.deployment.status(task_id)["state"]) != "running" or not self._agent_output(task_id):
-            is_waiting = state not in TERMINAL and time.monotonic() < deadline
+            is_waiting = state not in FINAL_STATES and time.monotonic() < deadline
             assert is_waiting, f"{state}\n{self.deployment.diagnostics(task_id)}"
             time.sleep(0.05)
         self._watch.mark_sandbox_ready()

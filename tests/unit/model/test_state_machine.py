@@ -502,7 +502,7 @@ def test_event_without_an_effect_changes_nothing_but_its_position():
         assert (result.transition, msgspec.structs.replace(result.task, last_seq=before.last_seq)) == (None, before)
 
 
-def test_only_terminal_states_have_no_transitions():
+def test_only_final_states_have_no_transitions():
     assert {state for state in TaskState if not ALLOWED_TRANSITIONS[state]} == FINAL_STATES
     assert set(ALLOWED_TRANSITIONS) == set(TaskState)
 
