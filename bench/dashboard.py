@@ -86,7 +86,7 @@ def measure_patch() -> None:
         deployment = Deployment(Path(directory))
         tasks = StoredTasks(deployment.data_dir)
         tasks.current_time = datetime.now(UTC) - timedelta(hours=1)
-        tasks.finish(TASK, artifacts=[(f"{TASK}.patch", make_patch().encode())])
+        tasks.add_completed_task(TASK, artifacts=[(f"{TASK}.patch", make_patch().encode())])
         tasks.index()
         deployment.model_url = "http://127.0.0.1:9"  # not used
         deployment.start_server()

@@ -134,7 +134,7 @@ def deployment(tmp_path_factory):
     deployment = Deployment(tmp_path_factory.mktemp("artifacts"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)
-    tasks.finish("evil", artifacts=[*FILES.items(), ("large.png", LARGE_IMAGE)])
+    tasks.add_completed_task("evil", artifacts=[*FILES.items(), ("large.png", LARGE_IMAGE)])
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"
     deployment.start_server()

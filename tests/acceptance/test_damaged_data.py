@@ -65,11 +65,11 @@ def damage(rng, tasks):
 def tasks(deployment):
     tasks = StoredTasks(deployment.data_dir)
     for number, task_id in enumerate(FINISHED):
-        tasks.finish(task_id, lines=20 * number)
+        tasks.add_completed_task(task_id, lines=20 * number)
         if number % 2:
             tasks.journals.compress(task_id)
-    tasks.run("running").writer.close()
-    tasks.begin("waiting").writer.close()
+    tasks.add_running_task("running").writer.close()
+    tasks.add_task("waiting").writer.close()
     tasks.index()
     return tasks
 

@@ -83,18 +83,18 @@ def server_url(tmp_path_factory):
     hostile = patch_of_new_file([SCRIPT, "a\x1b[8mb\u202ec"], name="<i>/x.html").encode()
     many = "".join(f"diff --git a/{at} b/{at}\nnew file mode 100644\nindex 0..e\n" for at in range(45_000)).encode()
     for name, patch in {"kinds": every_kind, "same": every_kind, "hostile": hostile, "many": many}.items():
-        tasks.finish(name, artifacts=[(f"{name}.patch", patch)])
+        tasks.add_completed_task(name, artifacts=[(f"{name}.patch", patch)])
     first, second, third = CHAIN
     patches = {
         "step.patch": make_patch(tmp_path_factory.mktemp("step"), second, third),
         "step.chain.patch": make_patch(tmp_path_factory.mktemp("chain"), first, third),
     }
     parent = Parent("kinds", "0" * 40, ())
-    tasks.finish("step", parent=parent, artifacts=list(patches.items()))
+    tasks.add_completed_task("step", parent=parent, artifacts=list(patches.items()))
     unchanged = [("unchanged.patch", b""), ("unchanged.chain.patch", patches["step.chain.patch"])]
-    tasks.finish("unchanged", parent=parent, artifacts=unchanged)
-    tasks.finish("cut", artifacts=[("cut.patch", b"# truncated: creating it took longer than 1.0 s\n")])
-    tasks.finish("large", artifacts=[("large.patch", large_patch().encode())])
+    tasks.add_completed_task("unchanged", parent=parent, artifacts=unchanged)
+    tasks.add_completed_task("cut", artifacts=[("cut.patch", b"# truncated: creating it took longer than 1.0 s\n")])
+    tasks.add_completed_task("large", artifacts=[("large.patch", large_patch().encode())])
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
     deployment.start_server()

@@ -17,7 +17,7 @@ def server_url(tmp_path_factory):
     deployment = Deployment(tmp_path_factory.mktemp("charts"))
     tasks = StoredTasks(deployment.data_dir)
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)
-    recorder = tasks.run("sampled", lines=0)
+    recorder = tasks.add_running_task("sampled", lines=0)
     for at in range(20):
         tasks.current_time += timedelta(seconds=60 if at == 10 else 5)
         cpu = 50.0 + at if at else None
@@ -25,8 +25,8 @@ def server_url(tmp_path_factory):
     recorder.record(Usage("claude", 3000, 400, 500, 0, cost_usd=0.25))
     tasks.current_time += timedelta(seconds=1)
     recorder.record(Usage("claude", 1000, 100, cost_usd=0.5))
-    tasks.end(recorder)
-    tasks.finish("unsampled", lines=0)
+    tasks.complete(recorder)
+    tasks.add_completed_task("unsampled", lines=0)
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
     deployment.start_server()

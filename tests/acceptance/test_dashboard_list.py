@@ -31,25 +31,27 @@ def store_tasks(data_dir):
     labels = {"team": "docs-and-examples", "kind": "chore", "area": "web"}
     failure = Failure(FailureCode.AGENT_FAILED, REASON)
     for task_id in ("old-1", "old-2", "old-3", "old-4", "old-5"):
-        tasks.fail(task_id, failure, name=f"Empty the cache {task_id}", **options)
+        tasks.add_failed_task(task_id, failure, name=f"Empty the cache {task_id}", **options)
     chain = {"name": "Translate the guide", "labels": labels, **options}
-    tasks.fail("chain-1", failure, claude={"prompt": "Translate it to French."}, **chain)
-    tasks.fail("chain-2", failure, claude={"prompt": "Now to Welsh."}, parent=Parent("chain-1", "0" * 40, ()), **chain)
-    tasks.fail("chain-3", failure, claude={"prompt": "Translate it to French."}, rerun_of="chain-1", **chain)
+    tasks.add_failed_task("chain-1", failure, claude={"prompt": "Translate it to French."}, **chain)
+    tasks.add_failed_task(
+        "chain-2", failure, claude={"prompt": "Now to Welsh."}, parent=Parent("chain-1", "0" * 40, ()), **chain
+    )
+    tasks.add_failed_task("chain-3", failure, claude={"prompt": "Translate it to French."}, rerun_of="chain-1", **chain)
     spent = Failure(FailureCode.BUDGET_EXCEEDED, "lifecycle.budget_usd (0.5 USD) is spent. Raise the budget.")
     for task_id, name in (("long-name", LONG_NAME), ("short-name", "Repair the export")):
         kept = {"failure_action": "preserve"}
-        tasks.fail(task_id, spent, name=name, labels=labels, lifecycle=kept, **options)
+        tasks.add_failed_task(task_id, spent, name=name, labels=labels, lifecycle=kept, **options)
     for number in range(FINISHED_COUNT):
         url = f"https://github.com/org/{('web', 'app')[number % 2]}.git"
-        tasks.finish(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
-    recorder = tasks.run(FAILED, name="Fix the login", labels={"team": "platform"}, **options)
+        tasks.add_completed_task(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
+    recorder = tasks.add_running_task(FAILED, name="Fix the login", labels={"team": "platform"}, **options)
     recorder.record(Progress(cost_usd=1.25))
     patch = Artifact(f"{FAILED}.patch", f".sandbox/{FAILED}.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
     recorder.record(ArtifactCollected(patch, diff=DiffStatistics(12, 376, 3)))
-    tasks.end_with_failure(recorder, Failure(FailureCode.AGENT_FAILED, REASON))
+    tasks.fail(recorder, Failure(FailureCode.AGENT_FAILED, REASON))
     for number in range(3):
-        tasks.begin(f"waits-{number}", name=f"Waits {number}").writer.close()
+        tasks.add_task(f"waits-{number}", name=f"Waits {number}").writer.close()
     tasks.index()
     (data_dir / "draining").write_text(datetime.now(UTC).isoformat())
 

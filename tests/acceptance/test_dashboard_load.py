@@ -136,28 +136,28 @@ def loaded_server(tmp_path_factory):
     tasks.current_time = datetime.now(UTC) - timedelta(hours=1)  # within the retention time
     files = {"page.html": SCRIPT, "notes.md": HOSTILE, "hostile.patch": PATCH}
     artifacts = [(name, text.encode()) for name, text in files.items()]
-    recorder = tasks.run("hostile", lines=0, artifacts=artifacts)
+    recorder = tasks.add_running_task("hostile", lines=0, artifacts=artifacts)
     for event in hostile_events():
         recorder.record(event)
-    tasks.end(recorder)
-    recorder = tasks.run("poisoned", lines=0)
+    tasks.complete(recorder)
+    recorder = tasks.add_running_task("poisoned", lines=0)
     for event in malformed_events():
         recorder.record(event)
-    tasks.end(recorder)
-    recorder = tasks.run("wide", lines=0)
+    tasks.complete(recorder)
+    recorder = tasks.add_running_task("wide", lines=0)
     for event in events_with_many_fields():
         recorder.record(event)
-    tasks.end(recorder)
-    tasks.finish("endless", lines=LINES)
+    tasks.complete(recorder)
+    tasks.add_completed_task("endless", lines=LINES)
     said = assistant({"type": "text", "text": "Said *in between*."}).data
     transcript = [("transcript.ndjson", said)]
-    recorder = tasks.run("plain", lines=0, artifacts=transcript, claude={"output_format": "text"})
+    recorder = tasks.add_running_task("plain", lines=0, artifacts=transcript, claude={"output_format": "text"})
     recorder.record(Output.from_bytes("transcript", said))
     recorder.record(Output.from_bytes("stdout", b"Said afterwards.\n"))
-    tasks.end(recorder)
-    recorder = tasks.run("session", lines=0, artifacts=transcript, claude={"headless": False})
+    tasks.complete(recorder)
+    recorder = tasks.add_running_task("session", lines=0, artifacts=transcript, claude={"headless": False})
     recorder.record(assistant({"type": "text", "text": "Forged by a program."}))
-    tasks.end(recorder)
+    tasks.complete(recorder)
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
     deployment.start_server()

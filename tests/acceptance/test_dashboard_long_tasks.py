@@ -41,15 +41,17 @@ def base_url(tmp_path_factory):
     """URL of a server with finished tasks; most tests replace a task's event stream with a fake one."""
     deployment = Deployment(tmp_path_factory.mktemp("stories"))
     tasks = StoredTasks(deployment.data_dir)
-    tasks.finish("chat")
-    tasks.finish("labelled", labels={"team": "a"})
-    tasks.finish("patched", artifacts=[("patched.patch", b"diff --git a/a b/a\nnew file mode 100644\nindex 0..e\n")])
-    tasks.finish("session", claude={"headless": False})
-    tasks.finish("large", lines=2000)
-    tasks.finish("resumed", parent=Parent("chat", "0" * 40, (), session_id="a"))
-    tasks.finish("continued", parent=Parent("chat", "0" * 40, ()))
+    tasks.add_completed_task("chat")
+    tasks.add_completed_task("labelled", labels={"team": "a"})
+    tasks.add_completed_task(
+        "patched", artifacts=[("patched.patch", b"diff --git a/a b/a\nnew file mode 100644\nindex 0..e\n")]
+    )
+    tasks.add_completed_task("session", claude={"headless": False})
+    tasks.add_completed_task("large", lines=2000)
+    tasks.add_completed_task("resumed", parent=Parent("chat", "0" * 40, (), session_id="a"))
+    tasks.add_completed_task("continued", parent=Parent("chat", "0" * 40, ()))
     for task_id, message in FAILURES.items():
-        tasks.fail(task_id, Failure(FailureCode.AGENT_FAILED, message), lines=0, artifacts=())
+        tasks.add_failed_task(task_id, Failure(FailureCode.AGENT_FAILED, message), lines=0, artifacts=())
     tasks.index()
     deployment.model_url = "http://127.0.0.1:9"  # not used
     deployment.start_server()

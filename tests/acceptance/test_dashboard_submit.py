@@ -38,7 +38,9 @@ def submit_server(tmp_path_factory):
     try:
         tasks = StoredTasks(deployment.data_dir)
         for number, (name, branch) in enumerate([("web", "main"), ("app", "release-2"), ("app", "main")]):
-            tasks.finish(f"task-{number}", repository={"url": f"https://github.com/org/{name}.git", "branch": branch})
+            tasks.add_completed_task(
+                f"task-{number}", repository={"url": f"https://github.com/org/{name}.git", "branch": branch}
+            )
         tasks.index()
         deployment.model_url = "http://127.0.0.1:9"
         (deployment.home / ".gitconfig").write_text(

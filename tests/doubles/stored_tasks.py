@@ -41,7 +41,7 @@ class StoredTasks:
         """Store and index the completed tasks task-1, task-2 and task-3."""
         tasks = cls(data_dir)
         for number in (1, 2, 3):
-            tasks.finish(f"task-{number}")
+            tasks.add_completed_task(f"task-{number}")
         tasks.index()
         return tasks
 
@@ -49,7 +49,7 @@ class StoredTasks:
         self.current_time += timedelta(milliseconds=1)
         return self.current_time
 
-    def begin(self, task_id, *events, parent=None, rerun_of=None, **parts):
+    def add_task(self, task_id, *events, parent=None, rerun_of=None, **parts):
         """Submit a task and record events; return the recorder with its open writer."""
         self.current_time += timedelta(minutes=1)
         recorder = JournalRecorder(self.journals.create(task_id), None, self._now)
@@ -58,7 +58,7 @@ class StoredTasks:
             recorder.record(event)
         return recorder
 
-    def run(
+    def add_running_task(
         self,
         task_id,
         *,
@@ -70,7 +70,7 @@ class StoredTasks:
         **parts,
     ):
         """Create a running task; return its recorder. line_bytes: minimum size of each output line."""
-        recorder = self.begin(task_id, AttemptStarted(attempt_id, "bubblewrap", host, "boot"), *TO_RUNNING, **parts)
+        recorder = self.add_task(task_id, AttemptStarted(attempt_id, "bubblewrap", host, "boot"), *TO_RUNNING, **parts)
         for number in range(lines):
             recorder.record(
                 Output.from_bytes("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n")
@@ -79,22 +79,22 @@ class StoredTasks:
             recorder.record(self.store_artifact(task_id, name, content))
         return recorder
 
-    def finish(self, task_id, **options):
+    def add_completed_task(self, task_id, **options):
         """Create a completed task with a closed writer; return the task."""
-        return self.end(self.run(task_id, **options))
+        return self.complete(self.add_running_task(task_id, **options))
 
-    def end(self, recorder):
+    def complete(self, recorder):
         """Complete a running task and close its writer; return the task."""
         for event in TO_END:
             recorder.record(event)
         recorder.writer.close()
         return recorder.task
 
-    def fail(self, task_id, failure, **options):
+    def add_failed_task(self, task_id, failure, **options):
         """Create a failed task with a closed writer; return the task."""
-        return self.end_with_failure(self.run(task_id, **options), failure)
+        return self.fail(self.add_running_task(task_id, **options), failure)
 
-    def end_with_failure(self, recorder, failure):
+    def fail(self, recorder, failure):
         """Fail a running task and close its writer; return the task."""
         for event in (AgentExited(1, None, failure), TaskFinished()):
             recorder.record(event)

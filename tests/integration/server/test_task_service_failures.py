@@ -571,9 +571,9 @@ async def test_failed_task_ends_on_a_full_disk(components):
 async def test_task_without_index_row_and_journal_does_not_affect_others(tmp_path, caplog, journal, is_finished):
     stored = StoredTasks.with_three_tasks(tmp_path)
     if is_finished:
-        stored.finish("lost")
+        stored.add_completed_task("lost")
     else:
-        stored.begin("lost").writer.close()
+        stored.add_task("lost").writer.close()
     stored.index("lost")
     stored.damage_row("lost")
     if journal == "gone":

@@ -202,7 +202,7 @@ def test_copied_task_is_replayed(tmp_path, replicas):
     from doubles.stored_tasks import StoredTasks
 
     stored = StoredTasks(tmp_path / "original")
-    stored.finish("task-1")
+    stored.add_completed_task("task-1")
     data = Path(records(tmp_path / "original")).read_bytes()
     replicas.receive("task-1", 0, data)
     copy, original = (FileJournals(tmp_path / name).replay("task-1") for name in ("copy", "original"))

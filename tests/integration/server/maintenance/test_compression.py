@@ -21,11 +21,11 @@ from sandbox.store.sqlite import SqliteStore
 def stored(tmp_path):
     """Two tasks that ended long ago, one that has just ended, and a running one."""
     instance = StoredTasks(tmp_path)
-    instance.finish("old-1", lines=2000)
-    instance.finish("old-2")
+    instance.add_completed_task("old-1", lines=2000)
+    instance.add_completed_task("old-2")
     instance.current_time = datetime.now(UTC) - timedelta(seconds=JOURNAL_COMPRESSION_DELAY_SECONDS / 2)
-    instance.finish("young")
-    instance.run("running").writer.close()
+    instance.add_completed_task("young")
+    instance.add_running_task("running").writer.close()
     instance.index()
     return instance
 

@@ -38,8 +38,8 @@ def components(tmp_path):
     """Two tasks that have just ended, one with a preserved sandbox."""
     stored = StoredTasks(tmp_path / "data")
     stored.current_time = datetime.now(UTC) - timedelta(minutes=10)
-    stored.finish("done")
-    stored.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
+    stored.add_completed_task("done")
+    stored.add_failed_task("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
     files = TaskLayout(stored.data_dir, "preserved").attempt("b" * 12)
     files.disk.mkdir(parents=True)
     files.handle.write_text("{}")

@@ -30,7 +30,7 @@ ALL = Retention(older_than_seconds=0)
 def stored(tmp_path):
     instance = StoredTasks(tmp_path)
     for number in range(1, 6):
-        instance.finish(f"task-{number}", labels={"number": str(number)})
+        instance.add_completed_task(f"task-{number}", labels={"number": str(number)})
     instance.index()
     return instance
 
@@ -103,7 +103,7 @@ async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, component
 
 
 async def test_replay_ends_with_an_error_if_the_task_is_pruned(stored, components):
-    stored.finish("long", lines=20_000)
+    stored.add_completed_task("long", lines=20_000)
     stored.index("long")
 
     async def scenario():
@@ -126,9 +126,9 @@ def make_manifest():
 
 
 def test_unfinished_tasks_and_preserved_sandboxes_are_kept(stored, components):
-    running = stored.run("running")
-    stored.fail("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
-    stored.fail("released", FAILED, attempt_id="c" * 12, lifecycle={"failure_action": "preserve"})
+    running = stored.add_running_task("running")
+    stored.add_failed_task("preserved", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
+    stored.add_failed_task("released", FAILED, attempt_id="c" * 12, lifecycle={"failure_action": "preserve"})
     handle = TaskLayout(stored.data_dir, "preserved").attempt("b" * 12).handle
     handle.parent.mkdir(parents=True)
     handle.write_text("{}")
@@ -334,7 +334,7 @@ def test_unreadable_preserved_sandbox_is_kept_and_does_not_block_others(
 @pytest.mark.parametrize("retention_limits", PRUNE_ALL)
 def test_task_of_an_unreachable_host_is_kept_and_does_not_block_others(stored, components, retention_limits):
     """An unreachable host may still have part of the task's sandbox."""
-    stored.finish("elsewhere", attempt_id="c" * 12, host="gone:far")
+    stored.add_completed_task("elsewhere", attempt_id="c" * 12, host="gone:far")
     stored.index("elsewhere")
     with pytest.raises(UnavailableError, match=r"Finished tasks removed: 5\. .*elsewhere: the host gone:far does not"):
         prune(components, Retention(**retention_limits))
@@ -373,7 +373,7 @@ def test_task_is_kept_until_its_sandbox_is_removed(stored, components):
 
 def preserve(stored, task_id, attempt_id, size_bytes):
     """Add a task with a preserved sandbox of the given size."""
-    stored.fail(task_id, FAILED, attempt_id=attempt_id, lifecycle={"failure_action": "preserve"})
+    stored.add_failed_task(task_id, FAILED, attempt_id=attempt_id, lifecycle={"failure_action": "preserve"})
     workspace = TaskLayout(stored.data_dir, task_id).attempt(attempt_id).workspace
     workspace.mkdir(parents=True)
     (workspace / "big").write_bytes(os.urandom(size_bytes))

@@ -71,7 +71,7 @@ async def test_concurrent_deletions_succeed_once(components):
 
 
 async def test_task_that_has_not_ended_is_kept(components, stored):
-    recorder = stored.run("working")
+    recorder = stored.add_running_task("working")
     stored.index("working")
     async with components.server() as service:
         with pytest.raises(TaskNotEndedError, match="cancel it, then delete it"):
@@ -121,7 +121,7 @@ async def test_task_is_kept_until_its_sandbox_is_removed(stored, components):
 
 
 async def test_preserved_sandbox_is_deleted_too(stored, components):
-    stored.fail("kept", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
+    stored.add_failed_task("kept", FAILED, attempt_id="b" * 12, lifecycle={"failure_action": "preserve"})
     workspace = TaskLayout(stored.data_dir, "kept").attempt("b" * 12).workspace
     workspace.mkdir(parents=True)
     (workspace / "file").write_text("x")

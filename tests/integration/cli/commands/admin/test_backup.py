@@ -32,12 +32,12 @@ from sandbox.model.failure import Failure, FailureCode
 def stored(tmp_path):
     """Finished, compressed, running and pending tasks, and a token. The running task is writing a record."""
     tasks = StoredTasks(tmp_path / "data")
-    tasks.finish("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
-    tasks.finish("packed", lines=40, line_bytes=8000)  # more than one chunk
+    tasks.add_completed_task("done", artifacts=(("notes.txt", b"kept\n"), ("größer – λ.bin", os.urandom(3_000_000))))
+    tasks.add_completed_task("packed", lines=40, line_bytes=8000)  # more than one chunk
     tasks.journals.compress("packed")
-    tasks.running = tasks.run("running")
-    tasks.waiting = tasks.begin("waiting")
-    tasks.exited = tasks.run("exited")
+    tasks.running = tasks.add_running_task("running")
+    tasks.waiting = tasks.add_task("waiting")
+    tasks.exited = tasks.add_running_task("exited")
     tasks.exited.record(AgentExited(0, {"is_error": False}))
     tasks.exited.record(tasks.store_artifact("exited", "metadata.json", b"{}"))
     tasks.index()
@@ -202,7 +202,7 @@ def test_prune_during_backup_does_not_lose_artifacts(stored, tmp_path, monkeypat
 
 def test_task_that_cannot_be_finalized_does_not_block_others(stored, tmp_path):
     """A compressed journal is read-only. The journal of this task was compressed too early."""
-    stored.run("early").writer.close()
+    stored.add_running_task("early").writer.close()
     records = stored.records("early")
     compressed._write_verified(records.read_bytes().splitlines(keepends=True), records.with_name("records.gz"))
     records.unlink()
@@ -366,12 +366,12 @@ def test_journal_with_foreign_paths_is_rejected(tmp_path, target):
     stored = StoredTasks(tmp_path / "data")
     names = {"attempt_id": "../../../../precious"} if target == "attempt" else {}
     artifacts = () if target == "attempt" else (artifact_event(artifact),)
-    recorder = stored.run("evil", lifecycle={"failure_action": "preserve"}, **names)
+    recorder = stored.add_running_task("evil", lifecycle={"failure_action": "preserve"}, **names)
     for event in (*artifacts, AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished()):
         recorder.record(event)
     recorder.writer.close()
     task = recorder.task
-    stored.finish("good")
+    stored.add_completed_task("good")
     create_backup(stored.data_dir, tmp_path / "backup.tar")
 
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
@@ -387,10 +387,10 @@ def artifact_event(name):
 
 def test_journal_of_another_task_is_rejected(tmp_path):
     stored = StoredTasks(tmp_path / "data")
-    stored.run("one").writer.close()
-    stored.finish("two")
+    stored.add_running_task("one").writer.close()
+    stored.add_completed_task("two")
     (stored.data_dir / "tasks" / "one").rename(stored.data_dir / "tasks" / "three")
-    stored.run("one", attempt_id="b" * 12).writer.close()
+    stored.add_running_task("one", attempt_id="b" * 12).writer.close()
     create_backup(stored.data_dir, tmp_path / "backup.tar")
     restored = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert (restored.tasks_count, restored.lost) == (2, ["one"])
@@ -455,7 +455,7 @@ def test_more_files_than_a_manifest_can_list_are_rejected(stored, tmp_path, monk
 def test_many_artifacts_with_long_names_are_restored(tmp_path):
     tasks = StoredTasks(tmp_path / "data")
     names = [f"{number:03} {'ü' * 98}" for number in range(300)]
-    tasks.finish("named", artifacts=[(name, name.encode()) for name in names])
+    tasks.add_completed_task("named", artifacts=[(name, name.encode()) for name in names])
     create_backup(tasks.data_dir, tmp_path / "backup.tar")
     result = restore_here(tmp_path / "backup.tar", tmp_path / "new")
     assert (result.tasks_count, *result.discrepancies) == (1,)

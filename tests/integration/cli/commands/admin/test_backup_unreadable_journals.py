@@ -69,7 +69,7 @@ def test_backup_reports_a_lock_that_cannot_be_opened(stored, tmp_path):
 
 def test_backup_pads_a_partially_unreadable_artifact(stored, tmp_path, monkeypatch):
     content = os.urandom(300_000)
-    stored.finish("broken", artifacts=(("big.bin", content), ("small.txt", b"kept\n")))
+    stored.add_completed_task("broken", artifacts=(("big.bin", content), ("small.txt", b"kept\n")))
     monkeypatch.setattr(io, "FileIO", _failing_after(100_000))
     manifest = create_backup(stored.data_dir, tmp_path / "backup.tar")
     monkeypatch.undo()

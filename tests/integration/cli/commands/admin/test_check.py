@@ -46,7 +46,7 @@ def snapshot(directory):
 
 
 def test_running_task_can_be_ahead_of_the_index(check, stored):
-    running = stored.run("task-4")
+    running = stored.add_running_task("task-4")
     stored.index("task-4")
     running.record(Output.from_bytes("stdout", b"more\n"))
     # The writer has written only part of a record.
@@ -59,7 +59,7 @@ def test_running_task_can_be_ahead_of_the_index(check, stored):
 
 def test_all_kinds_of_findings_are_reported_together(check, stored, run_cli):
     for number in range(4, 10):
-        stored.finish(f"task-{number}")
+        stored.add_completed_task(f"task-{number}")
     stored.index(*(f"task-{number}" for number in range(4, 9)))
     flip(stored.records("task-1"), 100)
     stored.records("task-2").unlink()
@@ -97,7 +97,7 @@ def test_all_kinds_of_findings_are_reported_together(check, stored, run_cli):
 @pytest.mark.parametrize("is_finished", [True, False])
 def test_suggested_rebuild_drops_a_task_without_a_journal(check, stored, run_cli, is_finished):
     if not is_finished:
-        stored.run("task-9").writer.close()
+        stored.add_running_task("task-9").writer.close()
         stored.index("task-9")
     task_id = "task-1" if is_finished else "task-9"
     stored.records(task_id).unlink()

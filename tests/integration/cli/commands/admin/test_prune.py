@@ -13,7 +13,7 @@ from sandbox.bootstrap.data_dir_lock import lock_data_dir
 def stored(tmp_path):
     tasks = StoredTasks(tmp_path / "data")
     for number in range(1, 5):
-        tasks.finish(f"task-{number}")
+        tasks.add_completed_task(f"task-{number}")
     tasks.index("task-1", "task-2")
     return tasks
 

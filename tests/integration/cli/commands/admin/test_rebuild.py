@@ -19,8 +19,8 @@ from sandbox.interfaces.store import IndexedTask, TaskQuery
 def stored(tmp_path):
     tasks = StoredTasks(tmp_path / "data")
     for number in range(1, 6):
-        tasks.finish(f"task-{number}", labels={"number": str(number)})
-    tasks.run("task-6").writer.close()
+        tasks.add_completed_task(f"task-{number}", labels={"number": str(number)})
+    tasks.add_running_task("task-6").writer.close()
     tasks.index()
     return tasks
 

@@ -49,7 +49,7 @@ print(*outcomes)
 @pytest.fixture
 def run(tmp_path):
     tasks = StoredTasks(tmp_path / "data")
-    tasks.finish("task-1")
+    tasks.add_completed_task("task-1")
     tasks.index()
     (tmp_path / "small").mkdir()
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LANG": "C.UTF-8"}
@@ -86,7 +86,7 @@ def test_incomplete_new_index_does_not_replace_the_old_one(tmp_path):
     """The disk has space for the WAL of the new index but not for the index; SQLite reports no error in this case."""
     tasks = StoredTasks(tmp_path / "data")
     for number in range(60):
-        tasks.finish(f"task-{number}", claude={"allowed_tools": ("t" * 250,) * 40})
+        tasks.add_completed_task(f"task-{number}", claude={"allowed_tools": ("t" * 250,) * 40})
     tasks.index()
     (tmp_path / "small").mkdir()
     script = ("unshare", "--mount", "sh", "-c", REBUILD_ON_SMALL_DISK, "sh")
