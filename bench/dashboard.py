@@ -229,11 +229,11 @@ async def serve_and_record(data_dir: Path, parent: Connection) -> None:
         )
         await service.submit(manifest(TASK))
         await components.wait_for_launch(TASK)
-        components.runners.record(TASK, *TO_RUNNING)
+        components.placement.record(TASK, *TO_RUNNING)
         parent.send(port)
         while (order := await asyncio.to_thread(parent.recv)) is not None:
             parent.send(memory_megabytes() if order == "memory" else await record_events(components, order))
-        components.runners.record(TASK, *TO_END)
+        components.placement.record(TASK, *TO_END)
         shutting_down.set()
         await serving
 
@@ -243,7 +243,7 @@ async def record_events(components, seconds: int) -> int:
     began = time.monotonic()
     per_tick = EVENTS_PER_SECOND // TICKS_PER_SECOND
     for tick in range(seconds * TICKS_PER_SECOND):
-        components.runners.record(TASK, *[make_event(tick * per_tick + number) for number in range(per_tick)])
+        components.placement.record(TASK, *[make_event(tick * per_tick + number) for number in range(per_tick)])
         await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
     return seconds * EVENTS_PER_SECOND
 

@@ -123,17 +123,17 @@ async def serve_and_record(data_dir: Path, parent: Connection, seconds: int) -> 
         )
         await service.submit(manifest("task-001"))
         await components.wait_for_launch("task-001")
-        components.runners.record("task-001", *TO_RUNNING)
+        components.placement.record("task-001", *TO_RUNNING)
         parent.send(port)
         await asyncio.to_thread(parent.recv)
         cpu_before, began = time.process_time(), time.monotonic()
         per_tick = LINES_PER_SECOND // TICKS_PER_SECOND
         for tick in range(seconds * TICKS_PER_SECOND):
             lines = [Output.from_bytes("stdout", (TEXT % (tick * per_tick + n)).encode()) for n in range(per_tick)]
-            components.runners.record("task-001", *lines)
+            components.placement.record("task-001", *lines)
             await asyncio.sleep(max(0.0, began + (tick + 1) / TICKS_PER_SECOND - time.monotonic()))
         cpu_seconds = time.process_time() - cpu_before
-        components.runners.record("task-001", *TO_END)
+        components.placement.record("task-001", *TO_END)
         await asyncio.to_thread(parent.recv)
         shutting_down.set()
         await serving

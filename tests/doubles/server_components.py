@@ -135,45 +135,45 @@ class FakePlacement:
 class FakeRunnerHandle:
     """The handle of a runner that the test simulates."""
 
-    def __init__(self, runners, task_id, attempt_id):
-        self.runners, self.task_id, self.attempt_id = runners, task_id, attempt_id
+    def __init__(self, placement, task_id, attempt_id):
+        self.placement, self.task_id, self.attempt_id = placement, task_id, attempt_id
 
     def liveness(self):
-        return self.runners.liveness(self.task_id)
+        return self.placement.liveness(self.task_id)
 
     async def is_responsive(self):
-        return await self.runners.is_responsive(self.attempt_id)
+        return await self.placement.is_responsive(self.attempt_id)
 
     async def cancel(self, request):
-        return await self.runners.cancel(self.attempt_id, request)
+        return await self.placement.cancel(self.attempt_id, request)
 
     async def open_terminal(self, request):
-        return await self.runners.open_terminal(self.attempt_id, request)
+        return await self.placement.open_terminal(self.attempt_id, request)
 
     async def kill(self):
-        return self.runners.kill_lock_holder(self.task_id)
+        return self.placement.kill_lock_holder(self.task_id)
 
 
 class FakePreservedDisk(LocalPreservedDisk):
     """A preserved disk with a real lock, and with sessions that the test simulates."""
 
-    def __init__(self, runners, layout):
-        super().__init__(layout, Path("/none"), None, runners.files)
-        self.runners, self.attempt_id = runners, layout.root.name
+    def __init__(self, placement, layout):
+        super().__init__(layout, Path("/none"), None, placement.files)
+        self.placement, self.attempt_id = placement, layout.root.name
 
     @asynccontextmanager
     async def try_lock(self):
-        if self.runners.disk_liveness is not None:
-            yield self.runners.disk_liveness
+        if self.placement.disk_liveness is not None:
+            yield self.placement.disk_liveness
             return
         async with super().try_lock() as liveness:
             yield liveness
 
     async def start_debug_session(self, order):
-        await self.runners.start_debug_session(order)
+        await self.placement.start_debug_session(order)
 
     async def open_terminal(self, request):
-        return await self.runners.open_terminal(self.attempt_id, request)
+        return await self.placement.open_terminal(self.attempt_id, request)
 
 
 class AdjustableClock(SystemClock):
@@ -194,8 +194,10 @@ class RunningServer:
         probes = [RuntimeProbe("bubblewrap", components.runtime_failure is None, "namespaces", 1)]
         probe_result = ProbeResult(probes, "bubblewrap", "namespaces", components.runtime_failure)
         self.host = host = ProbedHost(probe_result, components, clock)
-        runners, names = components.runners, components.placement_names
-        self.placements = placements = Placements(dict.fromkeys(names, runners), dict.fromkeys(names, host), names[-1])
+        placement, names = components.placement, components.placement_names
+        self.placements = placements = Placements(
+            dict.fromkeys(names, placement), dict.fromkeys(names, host), names[-1]
+        )
         self.preserved_sandboxes = preserved = PreservedSandboxes(placements)
         secrets = TaskSecrets(components.resolve)
         self.debug_sessions = DebugSessions(preserved, secrets, placements)
@@ -276,7 +278,7 @@ class ServerComponents:
         self.journals = FileJournals(data_dir)
         self.clock = AdjustableClock()
         files = LocalAttemptFiles(data_dir, (), self.remove_files)
-        self.runners = FakePlacement(self, data_dir, self.journals, self.clock, files)
+        self.placement = FakePlacement(self, data_dir, self.journals, self.clock, files)
         self.identity, self.host_problem = HostIdentity("here", "b"), None
         self.placement_names = [""]
         self.available_memory_bytes = 100 * GIB
@@ -338,7 +340,7 @@ class ServerComponents:
         """Submit task-1 and wait until its state is `running`."""
         await service.submit(manifest())
         await self.wait_for_launch("task-1")
-        self.runners.record("task-1", *TO_RUNNING)
+        self.placement.record("task-1", *TO_RUNNING)
         await self.wait_for_state(service, "task-1", TaskState.RUNNING)
 
     async def wait_for_state(self, service, task_id, state):
@@ -350,9 +352,9 @@ class ServerComponents:
         """Kill `count` runners of the task, one after the other."""
         for number in range(1, count + 1):
             await self.wait_for_launch(task_id, number)
-            self.runners.kill(task_id)
+            self.placement.kill(task_id)
 
     async def wait_for_launch(self, task_id, count=1):
         async with asyncio.timeout(10):
-            while sum(order.task_id == task_id for order in self.runners.orders) < count:
+            while sum(order.task_id == task_id for order in self.placement.orders) < count:
                 await asyncio.sleep(0.005)

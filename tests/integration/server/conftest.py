@@ -12,5 +12,5 @@ def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)

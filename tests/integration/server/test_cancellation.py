@@ -37,12 +37,12 @@ async def test_cancel_without_a_runner_reports_the_outcome(
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
-            components.runners.record("task-1", *events)
-            components.runners.kill("task-1")
+            components.placement.record("task-1", *events)
+            components.placement.kill("task-1")
             cancelled = await service.cancel("task-1", reason="", force=False)
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", *later_events)
+            components.placement.record("task-1", *later_events)
             return cancelled.message, (await service.wait("task-1", 10)).state
 
     assert (await scenario()) == (message, state)
@@ -67,23 +67,23 @@ async def test_cancel_of_a_task_with_a_busy_journal_reports_not_started(componen
 class SlowStart:
     """The launch of a runner blocks until `release_start` is set."""
 
-    def __init__(self, runners, monkeypatch):
+    def __init__(self, placement, monkeypatch):
         self.has_started, self.release_start = asyncio.Event(), asyncio.Event()
-        launch = runners.launch
+        launch = placement.launch
 
         async def launch_slowly(order, writer):
             self.has_started.set()
             await self.release_start.wait()
             return await launch(order, writer)
 
-        monkeypatch.setattr(runners, "launch", launch_slowly)
+        monkeypatch.setattr(placement, "launch", launch_slowly)
 
 
 async def test_cancel_during_launch_times_out_with_a_reason(components, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 0.3)
 
     async def scenario():
-        slow_start = SlowStart(components.runners, monkeypatch)
+        slow_start = SlowStart(components.placement, monkeypatch)
         async with components.server() as service:
             await service.submit(manifest())
             await slow_start.has_started.wait()
@@ -106,7 +106,7 @@ async def test_cancel_is_retried_when_the_launch_ends_at_the_timeout(components,
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 30)
 
     async def scenario():
-        slow_start = SlowStart(components.runners, monkeypatch)
+        slow_start = SlowStart(components.placement, monkeypatch)
         async with components.server() as service:
             await service.submit(manifest())
             await slow_start.has_started.wait()

@@ -33,8 +33,8 @@ OUTCOME = (e.AgentExited(0, {"is_error": False}),)
 def components(tmp_path):
     instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 def store(components, task_id, name, content, **fields):
@@ -49,8 +49,8 @@ def store(components, task_id, name, content, **fields):
 async def run_to_end(components, service, task_id, *events):
     await components.wait_for_launch(task_id)
     if (await service.status(task_id)).attempt is None or not (await service.status(task_id)).agent_has_exited:
-        components.runners.record(task_id, *TO_RUNNING, *CONVERSATION, *OUTCOME)
-    components.runners.record(task_id, *events, e.TaskFinished())
+        components.placement.record(task_id, *TO_RUNNING, *CONVERSATION, *OUTCOME)
+    components.placement.record(task_id, *events, e.TaskFinished())
     await service.wait(task_id, 10)
 
 
@@ -185,7 +185,7 @@ async def test_task_that_never_cloned_its_repository_is_refused(components):
         await service.submit(manifest("task-1"))
         await components.wait_for_launch("task-1")
         failure = Failure(FailureCode.CLONE_FAILED, "no such branch")
-        components.runners.record("task-1", e.AttemptFailed(failure), e.TaskFinished())
+        components.placement.record("task-1", e.AttemptFailed(failure), e.TaskFinished())
         task = await service.wait("task-1", 10)
         assert (task.state, task.base_commit) == ("failed", None)
         with pytest.raises(TaskNotContinuableError) as caught:

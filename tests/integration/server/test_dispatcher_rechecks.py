@@ -17,7 +17,7 @@ async def count_rechecks(components, monkeypatch, *events):
         monkeypatch.setattr(service.host, "recheck", lambda: requests.append(1))
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *events, TaskFinished())
+        components.placement.record("task-1", *events, TaskFinished())
         await service.wait("task-1", 10)
         async with asyncio.timeout(10):
             while "task-1" in service.tracked_tasks:

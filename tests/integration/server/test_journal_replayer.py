@@ -65,10 +65,10 @@ async def test_lost_tasks_with_long_journals_do_not_block_the_server(components,
             for task_id in task_ids:
                 await service.submit(manifest(task_id))
                 await components.wait_for_launch(task_id)
-                components.runners.record(task_id, *TO_RUNNING)
+                components.placement.record(task_id, *TO_RUNNING)
                 await components.wait_for_state(service, task_id, TaskState.RUNNING)
             for task_id in task_ids:
-                components.runners.kill(task_id)
+                components.placement.kill(task_id)
             try:
                 await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
                 await asyncio.sleep(0.3)
@@ -78,7 +78,7 @@ async def test_lost_tasks_with_long_journals_do_not_block_the_server(components,
                 slow_journals.release_opens.set()
             for task_id in task_ids:
                 await components.wait_for_launch(task_id, 2)
-                components.runners.record(task_id, *LOST)
+                components.placement.record(task_id, *LOST)
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
     await scenario()
@@ -122,12 +122,12 @@ async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, s
         for task_id in [*long, "short"]:
             await service.submit(manifest(task_id))
             await components.wait_for_launch(task_id)
-            components.runners.record(task_id, *TO_RUNNING)
+            components.placement.record(task_id, *TO_RUNNING)
             await components.wait_for_state(service, task_id, TaskState.RUNNING)
         for task_id in long:
-            components.runners.kill(task_id)
+            components.placement.kill(task_id)
         await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
-        components.runners.kill("short")
+        components.placement.kill("short")
         await asyncio.sleep(0.5)  # the task is detected as lost and waits for a slot
         try:
             cancelled = await asyncio.wait_for(service.cancel("short", reason="no need", force=True), 2)
@@ -136,7 +136,7 @@ async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, s
         finally:
             slow_journals.release_opens.set()
         await components.wait_for_launch("short", 2)
-        components.runners.record("short", *LOST)
+        components.placement.record("short", *LOST)
         assert (await service.wait("short", 10)).state is TaskState.CANCELLED
 
 
@@ -148,9 +148,9 @@ async def test_cancel_request_queued_behind_others_times_out(components, slow_jo
         for task_id in task_ids:
             await service.submit(manifest(task_id))
             await components.wait_for_launch(task_id)
-            components.runners.record(task_id, *TO_RUNNING)
+            components.placement.record(task_id, *TO_RUNNING)
             await components.wait_for_state(service, task_id, TaskState.RUNNING)
-            components.runners.kill(task_id)
+            components.placement.kill(task_id)
         first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
         await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
         with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):

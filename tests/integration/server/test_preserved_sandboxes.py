@@ -32,8 +32,8 @@ DAY = 24 * 3600
 def components(tmp_path):
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 def files(components, order):
@@ -44,9 +44,9 @@ async def fail(components, service, task_id, failure_action="preserve"):
     """Fail a task and leave the files of its sandbox, as a runner does."""
     await service.submit(manifest(task_id, lifecycle={"failure_action": failure_action}))
     await components.wait_for_launch(task_id)
-    components.runners.record(task_id, *TO_RUNNING, *FAILED)
+    components.placement.record(task_id, *TO_RUNNING, *FAILED)
     await service.wait(task_id, 10)
-    preserved = files(components, components.runners.orders[-1])
+    preserved = files(components, components.placement.orders[-1])
     deep = preserved.workspace / "a" / "b"
     deep.mkdir(parents=True)
     (deep / "file").write_text("x")
@@ -65,14 +65,14 @@ async def lose_before_disk_takeover(components, service):
     """
     await service.submit(manifest(lifecycle={"failure_action": "preserve", "resume": True}))
     await components.wait_for_launch("task-1")
-    preserved = files(components, components.runners.orders[0])
+    preserved = files(components, components.placement.orders[0])
     preserved.workspace.mkdir(parents=True)
     preserved.runner_log.write_text("log")
-    components.runners.record("task-1", *TO_RUNNING, LOST, AttemptEnded())
+    components.placement.record("task-1", *TO_RUNNING, LOST, AttemptEnded())
     async with asyncio.timeout(30):
         while not (await service.status("task-1")).state.is_final:
-            if "task-1" in components.runners.recorders:
-                components.runners.kill("task-1")
+            if "task-1" in components.placement.recorders:
+                components.placement.kill("task-1")
             await asyncio.sleep(0.005)
     assert (await service.status("task-1")).attempt_count == 2
     return preserved
@@ -98,11 +98,11 @@ def test_disk_without_a_takeover_is_preserved_in_place(components, monkeypatch):
             assert task.state is TaskState.FAILED_PRESERVED
             assert await service.has_preserved_sandbox(task)
             assert service.preserved_sandboxes.find_preserved([task]) == {"task-1"}
-            files = [components.runners.files]
+            files = [components.placement.files]
             await LeftoverRemover(components.journals, components.store, service.preserved_sandboxes, files).sweep()
             assert preserved.workspace.exists()
-            monkeypatch.setattr(components.runners, "start_debug_session", start_debug_session)
-            monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
+            monkeypatch.setattr(components.placement, "start_debug_session", start_debug_session)
+            monkeypatch.setattr(components.placement, "open_terminal", open_terminal)
             assert await service.open_terminal("task-1", OpenTerminal(24, 80)) == preserved.root.name
             assert sessions == [preserved.root.name]
             await service.release("task-1")
@@ -218,11 +218,11 @@ async def test_release_while_the_host_does_not_respond_is_rejected(components, m
     monkeypatch.setattr("sandbox.server.preserved_sandboxes.DEBUG_SESSION_END_TIMEOUT_SECONDS", 0.2)
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
-        components.runners.disk_liveness = Liveness.UNKNOWN
+        components.placement.disk_liveness = Liveness.UNKNOWN
         with pytest.raises(UnavailableError, match="The host of this sandbox does not respond"):
             await service.release("task-1")
         assert preserved.workspace.exists()
-        components.runners.disk_liveness = None
+        components.placement.disk_liveness = None
         await service.release("task-1")
         assert not preserved.workspace.exists()
 
@@ -236,7 +236,10 @@ async def test_shell_while_the_host_does_not_respond_is_rejected(components, mon
 
     async with components.server() as service:
         await fail(components, service, "task-1")
-        components.runners.disk_liveness, components.runners.start_debug_session = Liveness.UNKNOWN, start_debug_session
+        components.placement.disk_liveness, components.placement.start_debug_session = (
+            Liveness.UNKNOWN,
+            start_debug_session,
+        )
         with pytest.raises(UnavailableError, match="the host of the preserved sandbox does not respond"):
             await service.open_terminal("task-1", OpenTerminal(24, 80))
     assert sessions == []
@@ -247,7 +250,7 @@ async def test_sandbox_on_a_host_that_does_not_respond_is_not_exclusive(componen
         await fail(components, service, "task-1")
         preserved, task = service.preserved_sandboxes, await service.status("task-1")
         for liveness, is_exclusive in ((Liveness.UNKNOWN, False), (Liveness.HELD, False), (None, True)):
-            components.runners.disk_liveness = liveness
+            components.placement.disk_liveness = liveness
             async with preserved.exclusive(task) as exclusive:
                 assert exclusive is is_exclusive
 
@@ -280,7 +283,7 @@ async def test_clients_that_wait_for_a_session_share_its_polls(components, monke
 
     async with components.server() as service:
         preserved = await fail(components, service, "task-1")
-        monkeypatch.setattr(components.runners, "open_terminal", open_terminal)
+        monkeypatch.setattr(components.placement, "open_terminal", open_terminal)
         async with service.preserved_sandboxes.try_lock(await service.status("task-1")):
             clients = [asyncio.create_task(service.open_terminal("task-1", OpenTerminal(24, 80))) for _ in range(200)]
             await asyncio.sleep(1)
@@ -321,7 +324,7 @@ async def test_shell_opened_during_a_release_is_rejected(components, monkeypatch
             await service.release("task-1")
             raise RunnerUnreachableError("not listening yet")
 
-        monkeypatch.setattr(components.runners, "open_terminal", release_first)
+        monkeypatch.setattr(components.placement, "open_terminal", release_first)
         with pytest.raises(TerminalRefusedError, match="it was released, or has expired"):
             await service.open_terminal("task-1", OpenTerminal(24, 80))
 
@@ -391,14 +394,14 @@ async def test_release_without_a_preserved_sandbox_is_rejected(components):
             preserved = await fail(components, service, "destroyed", failure_action="destroy")
             await service.submit(manifest("running", lifecycle={"failure_action": "preserve"}))
             await components.wait_for_launch("running")
-            components.runners.record("running", *TO_RUNNING)
+            components.placement.record("running", *TO_RUNNING)
             await components.wait_for_state(service, "running", TaskState.RUNNING)
             for task_id in ("destroyed", "running"):
                 with pytest.raises(SandboxNotPreservedError):
                     await service.release(task_id)
             with pytest.raises(TaskNotFoundError):
                 await service.release("nobody")
-            components.runners.record("running", *TO_END)
+            components.placement.record("running", *TO_END)
             return preserved
 
     assert (await scenario()).disk.exists()

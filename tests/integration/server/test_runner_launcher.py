@@ -40,8 +40,8 @@ def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, MemoryStore(), upstream=UPSTREAM)
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 async def collect(events):
@@ -53,12 +53,12 @@ async def test_finisher_does_not_get_the_model_key(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
-            components.runners.kill("task-1")
+            components.placement.record("task-1", *TO_RUNNING)
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
     await scenario()
-    first, finisher = components.runners.orders
+    first, finisher = components.placement.orders
     assert (first.upstream, type(finisher)) == (UPSTREAM, FinishAttempt)
 
 
@@ -73,17 +73,17 @@ def test_runner_that_never_started_is_followed_by_another_attempt(components):
     async def after():
         async with components.server() as service:
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", LOST, AttemptEnded())
-            components.runners.kill("task-1")
+            components.placement.record("task-1", LOST, AttemptEnded())
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 3)
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     asyncio.run(before())
-    components.runners.kill("task-1")
+    components.placement.kill("task-1")
     task = asyncio.run(after())
     assert (task.state, task.attempt_count) == (TaskState.COMPLETED, 2)
-    first, finisher, second = components.runners.orders
+    first, finisher, second = components.placement.orders
     assert [isinstance(order, FinishAttempt) for order in (first, finisher, second)] == [False, True, False]
     assert finisher.attempt_id == first.attempt_id
     assert task.attempt.id == second.attempt_id != first.attempt_id
@@ -96,16 +96,16 @@ async def test_task_fails_after_repeated_immediate_runner_deaths(components):
             await service.submit(manifest())
             for count in range(1, 2 + FINISHERS_MAX):
                 await components.wait_for_launch("task-1", count)
-                if isinstance(components.runners.orders[-1], FinishAttempt):
-                    components.runners.record("task-1", LOST, AttemptEnded())
-                components.runners.kill("task-1")
+                if isinstance(components.placement.orders[-1], FinishAttempt):
+                    components.placement.record("task-1", LOST, AttemptEnded())
+                components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 6)
-            components.runners.record("task-1", LOST, TaskFinished())
+            components.placement.record("task-1", LOST, TaskFinished())
             return await service.wait("task-1", 10)
 
     task = await scenario()
     assert (task.state, task.attempt_count) == (TaskState.FAILED, 3)
-    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True] * 3
+    assert [isinstance(order, FinishAttempt) for order in components.placement.orders] == [False, True] * 3
 
 
 @pytest.mark.parametrize(("failure_kind", "code"), [("image", "provision_failed"), ("launch", "internal_error")])
@@ -116,24 +116,24 @@ async def test_task_whose_next_attempt_cannot_be_launched_is_ended_by_a_finisher
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", LOST, AttemptEnded())
+            components.placement.record("task-1", LOST, AttemptEnded())
             if failure_kind == "image":
                 components.image_error = "The image is gone."
             else:
-                components.runners.launch_error = OSError("no more processes")
-            components.runners.kill("task-1")
+                components.placement.launch_error = OSError("no more processes")
+            components.placement.kill("task-1")
             async with asyncio.timeout(10):
-                while failure_kind == "launch" and not components.runners.failure_count:
+                while failure_kind == "launch" and not components.placement.failure_count:
                     await asyncio.sleep(0.01)
-            components.runners.launch_error = None
+            components.placement.launch_error = None
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", TaskFinished())
+            components.placement.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = await scenario()
     assert (task.state, task.failure.code) == (TaskState.FAILED, code)
-    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True]
-    assert components.runners.orders[1].attempt_id == task.attempt.id
+    assert [isinstance(order, FinishAttempt) for order in components.placement.orders] == [False, True]
+    assert components.placement.orders[1].attempt_id == task.attempt.id
 
 
 async def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(components):
@@ -141,30 +141,30 @@ async def test_cancelled_task_with_a_dead_runner_has_no_further_attempt(componen
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", CancelRequested("enough"))
-            components.runners.kill("task-1")
+            components.placement.record("task-1", CancelRequested("enough"))
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
     await scenario()
-    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True]
+    assert [isinstance(order, FinishAttempt) for order in components.placement.orders] == [False, True]
 
 
 async def test_cancel_with_a_dead_runner_is_recorded_before_the_finisher(components, monkeypatch):
     # Disable the periodic check, so only the cancel request detects the lost runner.
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
-    launch, cancel_requests = components.runners.launch, []
+    launch, cancel_requests = components.placement.launch, []
 
     async def recording_launch(order, writer):
         handle = await launch(order, writer)
-        cancel_requests.append(components.runners.recorders["task-1"].task.cancel)
+        cancel_requests.append(components.placement.recorders["task-1"].task.cancel)
         return handle
 
-    monkeypatch.setattr(components.runners, "launch", recording_launch)
+    monkeypatch.setattr(components.placement, "launch", recording_launch)
 
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await service.cancel("task-1", reason="enough", force=False)
             monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.05)
             await components.wait_for_launch("task-1", 2)
@@ -182,11 +182,11 @@ async def test_finisher_backoff_grows(components, monkeypatch):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
+            components.placement.record("task-1", *TO_RUNNING)
             for count in range(1, 2 + FINISHERS_MAX):
                 await components.wait_for_launch("task-1", count)
                 launched_at.append(time.monotonic())
-                components.runners.kill("task-1")
+                components.placement.kill("task-1")
                 while count == 3 and "tried after a pause" not in (await service.status("task-1")).state_message:
                     await asyncio.sleep(0.01)
             await service.wait("task-1", 20)
@@ -205,13 +205,13 @@ async def test_forced_cancel_skips_the_finisher_backoff(components, monkeypatch)
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
+            components.placement.record("task-1", *TO_RUNNING)
             await components.kill_runners("task-1", 2)
             await service.cancel("task-1", reason="", force=True)
             await components.wait_for_launch("task-1", 3)
 
     await scenario()
-    assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True, True]
+    assert [isinstance(order, FinishAttempt) for order in components.placement.orders] == [False, True, True]
 
 
 async def test_running_task_ends_after_all_finishers_die(components, monkeypatch):
@@ -221,7 +221,7 @@ async def test_running_task_ends_after_all_finishers_die(components, monkeypatch
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
+            components.placement.record("task-1", *TO_RUNNING)
             await components.kill_runners("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
@@ -236,7 +236,7 @@ async def run_until_finishers_are_exhausted(components, *events):
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING, *events)
+        components.placement.record("task-1", *TO_RUNNING, *events)
         await components.kill_runners("task-1", 1 + FINISHERS_MAX)
         return await service.wait("task-1", 20)
 
@@ -274,7 +274,7 @@ def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
-            components.runners.record("task-1", *TO_RUNNING, *lines, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *lines, *TO_END)
             await service.wait("task-1", 10)
             events = await collect(service.replay("task-1"))
             for position in (0, 1, 6, 8, events[-2]["seq"]):
@@ -330,12 +330,12 @@ def test_rewritten_record_is_published_once(components, monkeypatch):
                 asyncio.create_task(receive(service.follow_all(), all_events)),
             ]
             await asyncio.sleep(0)
-            components.runners.record("task-1", *TO_RUNNING[:2])
+            components.placement.record("task-1", *TO_RUNNING[:2])
             monkeypatch.setattr("sandbox.journal.writer.os.fdatasync", fail_after_publishing)
             with pytest.raises(OSError, match="Input/output"):
-                await asyncio.to_thread(components.runners.record, "task-1", TO_RUNNING[2])
+                await asyncio.to_thread(components.placement.record, "task-1", TO_RUNNING[2])
             await components.wait_for_state(service, "task-1", TaskState.READY)
-            components.runners.record("task-1", TO_RUNNING[2], *TO_END)
+            components.placement.record("task-1", TO_RUNNING[2], *TO_END)
             await asyncio.wait_for(asyncio.gather(*receivers), 10)
             return task_events, all_events
 
@@ -352,12 +352,12 @@ def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING[:2])
+            components.placement.record("task-1", *TO_RUNNING[:2])
             await components.wait_for_state(service, "task-1", TaskState.READY)
 
     async def after():
         async with components.server() as service:
-            components.runners.record("task-1", TO_RUNNING[2])
+            components.placement.record("task-1", TO_RUNNING[2])
             await components.wait_for_state(service, "task-1", TaskState.RUNNING)
             return [event["seq"] for event in await collect(service.replay("task-1"))]
 

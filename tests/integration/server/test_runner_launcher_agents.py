@@ -43,7 +43,7 @@ async def test_waiting_task_fails_without_a_runner(components):
         (listed,) = (await service.query(TaskQuery())).tasks
     assert (task.state, task.failure, task.manifest.agent.kind) == (TaskState.FAILED, MISSING, "other")
     assert (listed.id, listed.state) == ("task-1", TaskState.FAILED)
-    assert components.runners.orders == []
+    assert components.placement.orders == []
     components.journals.open("task-1").close()
 
 
@@ -53,8 +53,8 @@ async def start_on_a_server_with_the_agent(components, *events):
     async with components.server() as service:
         await service.submit(task_of_other_agent(lifecycle={"retries": 1}))
         await components.wait_for_launch("task-1")
-    components.runners.record("task-1", *TO_RUNNING, Output("stdout", "from the agent\n"), *events)
-    components.runners.kill("task-1")
+    components.placement.record("task-1", *TO_RUNNING, Output("stdout", "from the agent\n"), *events)
+    components.placement.kill("task-1")
 
 
 async def finish_on_a_server_without_the_agent(components, *events):
@@ -62,10 +62,10 @@ async def finish_on_a_server_without_the_agent(components, *events):
     components.agent_kinds = ["claude"]
     async with components.server() as service:
         await components.wait_for_launch("task-1", 2)
-        components.runners.record("task-1", *events)
+        components.placement.record("task-1", *events)
         task = await service.wait("task-1", 10)
         types = [event["type"] async for event in service.replay("task-1")]
-    assert isinstance(components.runners.orders[-1], FinishAttempt)
+    assert isinstance(components.placement.orders[-1], FinishAttempt)
     assert task.manifest.agent == OTHER
     return task, types
 
@@ -113,7 +113,7 @@ async def test_waiting_task_without_a_model_key_gets_no_runner_and_delays_no_oth
         waiting = await service.status("task-1")
         assert (waiting.state, waiting.failure) == (TaskState.PENDING, None)
         assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and restart the server."
-        assert [order.task_id for order in components.runners.orders] == ["task-2"]
+        assert [order.task_id for order in components.placement.orders] == ["task-2"]
     components.kinds_without_key = set()
     async with components.server():
         await components.wait_for_launch("task-1")
@@ -127,8 +127,8 @@ async def test_next_attempt_without_a_model_key_waits_for_a_server_that_has_one(
             while "model key" not in (waiting := await service.status("task-1")).state_message:
                 await asyncio.sleep(0.01)
         assert waiting.state_message == "Waiting: No model key is set: set OTHER_KEY and restart the server."
-        assert (waiting.state.is_final, len(components.runners.orders)) == (False, 1)
+        assert (waiting.state.is_final, len(components.placement.orders)) == (False, 1)
     components.kinds_without_key = set()
     async with components.server():
         await components.wait_for_launch("task-1", 2)
-    assert components.runners.orders[-1].upstream is not None
+    assert components.placement.orders[-1].upstream is not None

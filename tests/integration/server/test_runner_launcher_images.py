@@ -20,8 +20,8 @@ def components(tmp_path, monkeypatch):
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     instance.profile_images = {"my-tools": IMAGE}
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 def run_task(components, *steps, profile="my-tools"):
@@ -39,23 +39,23 @@ def run_task(components, *steps, profile="my-tools"):
 
 def test_runner_order_contains_the_image(components):
     run_task(components, lambda _: components.wait_for_launch("task-1"))
-    assert [order.image for order in components.runners.orders] == [IMAGE]
+    assert [order.image for order in components.placement.orders] == [IMAGE]
 
 
 def test_runner_order_for_a_profile_without_an_image_has_no_image(components):
     run_task(components, lambda _: components.wait_for_launch("task-1"), profile="basic")
-    assert [order.image for order in components.runners.orders] == [None]
+    assert [order.image for order in components.placement.orders] == [None]
 
 
 def test_finisher_order_has_no_image(components):
     async def kill_runner(_):
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING[:1])
+        components.placement.record("task-1", *TO_RUNNING[:1])
         components.image_error = "The image is gone."
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
 
     run_task(components, kill_runner, lambda _: components.wait_for_launch("task-1", 2))
-    first, finisher = components.runners.orders
+    first, finisher = components.placement.orders
     assert (first.image, type(finisher)) == (IMAGE, FinishAttempt)
 
 
@@ -64,4 +64,4 @@ def test_unusable_image_fails_the_task_with_a_remedy(components):
     failed = run_task(components, lambda service: service.wait("task-1", 10))
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "provision_failed")
     assert failed.failure.message == components.image_error
-    assert components.runners.orders == []
+    assert components.placement.orders == []

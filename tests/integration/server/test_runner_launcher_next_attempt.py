@@ -28,14 +28,14 @@ def long_backoff(monkeypatch):
 
 def end_attempt(components, end):
     """Record an attempt that ends and may be retried, then end its runner."""
-    components.runners.record("task-1", *TO_RUNNING, end, AttemptEnded())
-    components.runners.kill("task-1")
+    components.placement.record("task-1", *TO_RUNNING, end, AttemptEnded())
+    components.placement.kill("task-1")
 
 
 def orders(components):
     return [
         (isinstance(order, FinishAttempt), isinstance(order, RunAttempt) and order.resumes)
-        for order in components.runners.orders
+        for order in components.placement.orders
     ]
 
 
@@ -46,13 +46,13 @@ async def test_retry_is_launched_with_a_new_attempt_id(components, no_backoff):
             await components.wait_for_launch("task-1")
             end_attempt(components, FAILED)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     task = await scenario()
     assert (task.state, task.attempt_count) == (TaskState.COMPLETED, 2)
     assert orders(components) == [(False, False), (False, False)]
-    assert len({order.attempt_id for order in components.runners.orders}) == 2
+    assert len({order.attempt_id for order in components.placement.orders}) == 2
 
 
 async def test_resuming_attempt_has_the_resume_flag(components):
@@ -62,7 +62,7 @@ async def test_resuming_attempt_has_the_resume_flag(components):
             await components.wait_for_launch("task-1")
             end_attempt(components, LOST)
             await components.wait_for_launch("task-1", 2)
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 3)
 
     await scenario()
@@ -96,7 +96,7 @@ async def test_cancel_during_backoff_launches_a_finisher(components, long_backof
             end_attempt(components, FAILED)
             await service.cancel("task-1", reason="enough", force=False)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", TaskFinished())
+            components.placement.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -113,7 +113,7 @@ async def test_cancel_between_attempts_does_not_wait_for_secrets(components, mon
         is_requested, may_respond = asyncio.Event(), asyncio.Event()
 
         async def slow_vault(secrets):
-            if components.runners.orders:
+            if components.placement.orders:
                 is_requested.set()
                 await may_respond.wait()
             return await vault(secrets)
@@ -129,7 +129,7 @@ async def test_cancel_between_attempts_does_not_wait_for_secrets(components, mon
                 await service.cancel("task-1", reason="enough", force=False)
             may_respond.set()
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", TaskFinished())
+            components.placement.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -146,7 +146,7 @@ async def test_retry_with_missing_secrets_fails_the_task(components, no_backoff)
             components.secrets = {}
             end_attempt(components, FAILED)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", TaskFinished())
+            components.placement.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -163,10 +163,10 @@ async def test_task_finalized_by_the_server_is_not_retried(components, monkeypat
         async with components.server() as service:
             await service.submit(manifest(lifecycle={"retries": 5, "resume": True}))
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
-            components.runners.kill("task-1")
+            components.placement.record("task-1", *TO_RUNNING)
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 2)
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -179,19 +179,21 @@ async def test_next_attempt_waits_for_a_working_runtime(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
-            components.runners.kill("task-1")
+            components.placement.record(
+                "task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded()
+            )
+            components.placement.kill("task-1")
         components.runtime_failure = "The runtime does not work here."
         async with components.server() as service:
             async with asyncio.timeout(10):
                 while not (message := (await service.status("task-1")).state_message).startswith("Waiting:"):
                     await asyncio.sleep(0.01)
             assert "The runtime does not work here." in message
-            assert len(components.runners.orders) == 1
+            assert len(components.placement.orders) == 1
             probe_result = service.host.result
             service.host.result = structs.replace(probe_result, failure=None)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     assert (await scenario()).state is TaskState.COMPLETED
@@ -202,13 +204,15 @@ async def test_cancel_between_attempts_works_without_a_runtime(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded())
-            components.runners.kill("task-1")
+            components.placement.record(
+                "task-1", AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")), AttemptEnded()
+            )
+            components.placement.kill("task-1")
         components.runtime_failure = "The runtime does not work here."
         async with components.server() as service:
             await service.cancel("task-1", reason="", force=False)
             await components.wait_for_launch("task-1", 2)
-            components.runners.record("task-1", TaskFinished())
+            components.placement.record("task-1", TaskFinished())
             return await service.wait("task-1", 10)
 
     assert (await scenario()).state is TaskState.CANCELLED

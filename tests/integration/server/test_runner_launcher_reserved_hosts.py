@@ -48,9 +48,9 @@ class FakeAllocator:
 @pytest.fixture
 def allocator(components):
     components.placement_names = ["", "cluster"]
-    components.runners.allocator = FakeAllocator()
+    components.placement.allocator = FakeAllocator()
     components.secrets = {"TOKEN": "value"}
-    return components.runners.allocator
+    return components.placement.allocator
 
 
 async def wait_until(condition):
@@ -75,10 +75,10 @@ async def test_attempt_starts_on_its_reserved_host(components, allocator):
         await components.wait_for_launch("task-1")
         [(task_id, last_attempt_id, resources)] = allocator.reserved
         assert (task_id, last_attempt_id, resources.cpus) == ("task-1", None, manifest().vm.cpus)
-        [event], [order] = started(components), components.runners.orders
+        [event], [order] = started(components), components.placement.orders
         assert (event.host, event.boot_id, event.runtime) == (*HOST, "gvisor")
         assert (order.attempt_id, order.image) == (event.attempt_id, IMAGE)
-        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
         await wait_until(lambda: "task-1" in allocator.released)
 
@@ -91,7 +91,7 @@ async def test_task_waits_for_its_host_before_its_secrets_are_read(components, a
         assert (components.requested_secrets, started(components)) == ([], [])
         allocator.is_ready = True
         await components.wait_for_launch("task-1")
-        assert components.runners.orders[0].secrets == {"TOKEN": "value"}
+        assert components.placement.orders[0].secrets == {"TOKEN": "value"}
 
 
 async def test_task_that_waits_for_its_host_can_be_cancelled(components, allocator):
@@ -104,7 +104,7 @@ async def test_task_that_waits_for_its_host_can_be_cancelled(components, allocat
         await wait_until(lambda: "task-1" in allocator.released)
         allocator.is_ready = True
         await asyncio.sleep(0.1)
-    assert (components.runners.orders, allocator.reserved) == ([], [])
+    assert (components.placement.orders, allocator.reserved) == ([], [])
 
 
 @pytest.mark.parametrize("code", [FailureCode.RUNNER_LOST, FailureCode.HOST_LOST])
@@ -112,18 +112,18 @@ async def test_attempt_of_a_lost_host_is_retried_without_a_finisher(components, 
     async with components.server() as service:
         await service.submit(manifest(lifecycle={"retries": 1, "resume": True}))
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING)
+        components.placement.record("task-1", *TO_RUNNING)
         allocator.failure_code = code
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
         await wait_until(
             lambda: FollowUpSkipped(FollowUp.RESUME, "The disk of the attempt was lost.") in events(components)
         )
         allocator.failure_code = None
         await components.wait_for_launch("task-1", 2)
-        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_END)
         task = await service.wait("task-1", 10)
-    assert [type(order) for order in components.runners.orders] == [RunAttempt] * 2
-    assert not components.runners.orders[1].resumes
+    assert [type(order) for order in components.placement.orders] == [RunAttempt] * 2
+    assert not components.placement.orders[1].resumes
     assert (task.state, task.past_attempts[0].failure.code) == (TaskState.COMPLETED, code)
     assert allocator.reserved[1][1] == task.past_attempts[0].id
 
@@ -137,23 +137,23 @@ async def test_task_of_a_lost_host_fails_without_retries(components, allocator, 
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING, *([AgentExited(0, {})] if agent_has_exited else []))
+        components.placement.record("task-1", *TO_RUNNING, *([AgentExited(0, {})] if agent_has_exited else []))
         allocator.failure_code = FailureCode.HOST_LOST
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
         task = await service.wait("task-1", 10)
         await wait_until(lambda: "task-1" in allocator.released)
     assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
-    assert len(components.runners.orders) == 1
+    assert len(components.placement.orders) == 1
 
 
 async def test_runner_that_dies_on_a_host_that_is_not_lost_gets_a_finisher(components, allocator):
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING)
-        components.runners.kill("task-1")
+        components.placement.record("task-1", *TO_RUNNING)
+        components.placement.kill("task-1")
         await components.wait_for_launch("task-1", 2)
-    assert isinstance(components.runners.orders[1], FinishAttempt)
+    assert isinstance(components.placement.orders[1], FinishAttempt)
 
 
 async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components, allocator):
@@ -162,23 +162,23 @@ async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components
         await service.submit(manifest(lifecycle={"resume": True}))
         await components.wait_for_launch("task-1")
         allocator.is_ready = False
-        components.runners.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptEnded())
-        components.runners.kill("task-1")
+        components.placement.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptEnded())
+        components.placement.kill("task-1")
         await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         allocator.failure_code = FailureCode.HOST_LOST
         task = await service.wait("task-1", 10)
     assert (task.state, task.failure.code) == (TaskState.FAILED, FailureCode.HOST_LOST)
-    assert len(components.runners.orders) == 1
+    assert len(components.placement.orders) == 1
 
 
 async def test_follow_up_waits_for_its_host(components, allocator):
     async with components.server() as service:
         await service.submit(manifest(lifecycle={"retries": 1}))
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING)
+        components.placement.record("task-1", *TO_RUNNING)
         allocator.is_ready, allocator.failure_code = False, FailureCode.RUNNER_LOST
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
         await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         await service.cancel("task-1", reason="", force=False)
         assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
-    assert len(components.runners.orders) == 1
+    assert len(components.placement.orders) == 1

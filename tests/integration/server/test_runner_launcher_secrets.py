@@ -28,8 +28,8 @@ def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 0.1)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 def bytes_below(directory):
@@ -44,16 +44,16 @@ async def test_secret_values_are_passed_to_the_runner_and_not_stored(components,
         async with components.server() as service:
             await service.submit(with_secret())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
+            components.placement.record("task-1", *TO_RUNNING)
             await components.wait_for_state(service, "task-1", TaskState.RUNNING)
             return repr(await service.health()) + repr(await service.status("task-1"))
 
     output = await scenario()
-    assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}]
+    assert [order.secrets for order in components.placement.orders] == [{"TOKEN": VALUE}]
     stored = bytes_below(components.data_dir)
     assert b"SERVER_TOKEN" in stored
     assert VALUE.encode() not in stored
-    assert VALUE not in output + caplog.text + repr(components.runners.orders)
+    assert VALUE not in output + caplog.text + repr(components.placement.orders)
 
 
 async def test_finisher_gets_the_secrets_for_redaction(components):
@@ -63,12 +63,12 @@ async def test_finisher_gets_the_secrets_for_redaction(components):
         async with components.server() as service:
             await service.submit(with_secret())
             await components.wait_for_launch("task-1")
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
     await scenario()
-    assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {"TOKEN": VALUE}]
-    assert isinstance(components.runners.orders[1], FinishAttempt)
+    assert [order.secrets for order in components.placement.orders] == [{"TOKEN": VALUE}, {"TOKEN": VALUE}]
+    assert isinstance(components.placement.orders[1], FinishAttempt)
     assert components.requested_secrets == ["TOKEN", "TOKEN"]
 
 
@@ -79,13 +79,13 @@ async def test_finisher_is_launched_if_secrets_are_unavailable(components):
         async with components.server() as service:
             await service.submit(with_secret())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING[:1])
+            components.placement.record("task-1", *TO_RUNNING[:1])
             components.secrets = {}
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 2)
 
     await scenario()
-    assert [order.secrets for order in components.runners.orders] == [{"TOKEN": VALUE}, {}]
+    assert [order.secrets for order in components.placement.orders] == [{"TOKEN": VALUE}, {}]
 
 
 async def test_missing_secret_fails_the_task_before_the_attempt(components):
@@ -98,7 +98,7 @@ async def test_missing_secret_fails_the_task_before_the_attempt(components):
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert failed.failure.message == "Secret TOKEN is not available."
     assert [entry.state for entry in failed.history] == [TaskState.PENDING, TaskState.FAILED]
-    assert components.runners.orders == []
+    assert components.placement.orders == []
     kinds = [type(record.event) for record in read_records(components.journals, "task-1")]
     assert AttemptStarted not in kinds
 
@@ -154,4 +154,4 @@ async def test_cancel_does_not_wait_for_a_slow_secret_source(components, monkeyp
             return await service.wait("task-1", 10)
 
     assert (await scenario()).state is TaskState.CANCELLED
-    assert components.runners.orders == []
+    assert components.placement.orders == []

@@ -198,8 +198,8 @@ def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.runner_recovery.RUNNER_SILENCE_SECONDS", 0.02)
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 def count_pings_before_kills(components, is_responsive, *, pings_min, kills=1):
@@ -216,11 +216,11 @@ def count_pings_before_kills(components, is_responsive, *, pings_min, kills=1):
 
     def kill_lock_holder(task_id):
         pings_before_kills.append(len(pings))
-        components.runners.kill(task_id)
+        components.placement.kill(task_id)
         return True
 
     async def scenario():
-        components.runners.is_responsive, components.runners.kill_lock_holder = ping, kill_lock_holder
+        components.placement.is_responsive, components.placement.kill_lock_holder = ping, kill_lock_holder
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")
@@ -253,7 +253,7 @@ async def test_runner_that_does_not_respond_and_is_not_found_is_logged_once(comp
         return False
 
     async def scenario():
-        components.runners.is_responsive, components.runners.kill_lock_holder = ping, lambda _: False
+        components.placement.is_responsive, components.placement.kill_lock_holder = ping, lambda _: False
         async with components.server() as service:
             await service.submit(manifest("task-1"))
             await components.wait_for_launch("task-1")

@@ -25,8 +25,8 @@ def components(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.server.dispatcher.MEMORY_CHECK_INTERVAL_SECONDS", 0.05)
     instance = ServerComponents(tmp_path, MemoryStore())
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 async def message(service, task_id):
@@ -38,7 +38,7 @@ async def test_task_waits_for_available_memory(components):
     async with components.server() as service:
         await service.submit(manifest())
         assert await message(service, "task-1") == ("Waiting for 0.5 GiB of free memory (the machine has 0.293 GiB)")
-        assert components.runners.orders == []
+        assert components.placement.orders == []
         tasks = (await service.query(TaskQuery(frozenset({TaskState.PENDING})))).tasks
         assert [task.state_message for task in tasks] == [await message(service, "task-1")]
         components.available_memory_bytes = GIB
@@ -54,31 +54,31 @@ async def test_starting_tasks_reserve_memory_and_running_ones_do_not(components)
             await service.submit(manifest(f"task-{number}"))
         await components.wait_for_launch("task-1")
         assert "free memory" in await message(service, "task-2")
-        components.runners.record("task-0", *TO_RUNNING)
+        components.placement.record("task-0", *TO_RUNNING)
         await components.wait_for_launch("task-2")
         assert "free memory" in await message(service, "task-3")
 
 
 async def test_admitted_task_clears_its_pending_reason(components):
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
-    launch, may_continue = components.runners.launch, asyncio.Event()
+    launch, may_continue = components.placement.launch, asyncio.Event()
 
     async def launch_slowly(order, writer):
         if order.task_id == "second":
             await may_continue.wait()
         return await launch(order, writer)
 
-    components.runners.launch = launch_slowly
+    components.placement.launch = launch_slowly
     async with components.server() as service:
         await service.submit(manifest("first"))
         await service.submit(manifest("second"))
         assert "CPUs" in await message(service, "second")
         await components.wait_for_launch("first")
-        components.runners.record("first", *TO_RUNNING, *TO_END)
+        components.placement.record("first", *TO_RUNNING, *TO_END)
         async with asyncio.timeout(10):
             while "CPUs" in await message(service, "second"):
                 await asyncio.sleep(0.005)
-        assert len(components.runners.orders) == 1
+        assert len(components.placement.orders) == 1
         may_continue.set()
         await components.wait_for_launch("second")
 
@@ -95,7 +95,7 @@ def test_oversized_task_after_a_restart_does_not_block_others(components):
         async with components.server() as service:
             await service.submit(manifest("small", vm={"cpus": 4}))
             assert "larger machine: requests 8 CPUs (4 in all)" in await message(service, "huge")
-            components.runners.record("running", *TO_RUNNING, *TO_END)
+            components.placement.record("running", *TO_RUNNING, *TO_END)
             await components.wait_for_launch("small")
             await service.cancel("huge", reason="", force=False)
             return (await service.wait("huge", 10)).state
@@ -147,7 +147,7 @@ async def test_draining_server_starts_no_tasks_and_finishes_running_ones(compone
         assert "being drained" in (await service.status("task-2")).state_message
         draining = await service.drain_status()
         assert (draining.running, draining.waiting) == (1, 1)
-        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_END)
         await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
         assert (await service.drain_status()).running == 0
     async with components.server() as service:  # the drain survives a restart
@@ -184,7 +184,7 @@ async def test_admitted_but_delayed_task_does_not_start_during_a_drain(component
             await wait_for_message(service, "task-1", "being drained")
             await asyncio.sleep(0.2)
             draining = await service.drain_status()
-            assert (draining.running, draining.waiting, components.runners.orders) == (0, 2, [])
+            assert (draining.running, draining.waiting, components.placement.orders) == (0, 2, [])
             if is_cancelled:
                 await service.cancel("task-1", reason="", force=False)
                 assert (await service.wait("task-1", 10)).state is TaskState.CANCELLED
@@ -256,9 +256,9 @@ async def test_task_with_the_id_of_a_pruned_one_keeps_its_queue_position(compone
             resume_tailer.set()
             await asyncio.wait_for(following, 10)
             assert "Waiting for" in await message(service, "again")
-            components.runners.record("before", *TO_RUNNING, *TO_END)
+            components.placement.record("before", *TO_RUNNING, *TO_END)
             await components.wait_for_launch("again")
-            components.runners.record("again", *TO_RUNNING, *TO_END)
+            components.placement.record("again", *TO_RUNNING, *TO_END)
             return (await service.wait("again", 10)).state
 
     assert (await scenario()) is TaskState.COMPLETED
@@ -268,7 +268,7 @@ async def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, 
     components.capacity = Resources(4, 100 * GIB, 100 * GIB)
     async with components.server() as service:
         following = await prune_pending_task(components, service, "again")
-        components.runners.record("before", *TO_RUNNING, *TO_END)
+        components.placement.record("before", *TO_RUNNING, *TO_END)
         await service.wait("before", 10)
         await service.submit(manifest("again"))
         await components.wait_for_launch("again")
@@ -276,6 +276,6 @@ async def test_task_with_the_id_of_a_pruned_one_keeps_its_resources(components, 
         await asyncio.wait_for(following, 10)
         await service.submit(manifest("after"))
         assert "Waiting for 4 CPUs (0 free)" in await message(service, "after")
-        components.runners.record("again", *TO_RUNNING, *TO_END)
+        components.placement.record("again", *TO_RUNNING, *TO_END)
         await service.wait("again", 10)
         await components.wait_for_launch("after")

@@ -25,8 +25,8 @@ def components(request, tmp_path):
     store = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "index.sqlite")
     instance = ServerComponents(tmp_path, store)
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 async def test_repeated_submission_returns_the_original_task(components):
@@ -36,7 +36,7 @@ async def test_repeated_submission_returns_the_original_task(components):
             assert (first.is_replayed, first.task.state) == (False, TaskState.PENDING)
             early_replay = await service.submit(manifest(""), KEY)
             await components.wait_for_launch(first.task.id)
-            components.runners.record(first.task.id, *TO_RUNNING, *TO_END)
+            components.placement.record(first.task.id, *TO_RUNNING, *TO_END)
             await service.wait(first.task.id, 10)
             late_replay = await service.submit(manifest(""), KEY)
             assert (early_replay.is_replayed, late_replay.is_replayed) == (True, True)
@@ -55,7 +55,7 @@ async def test_key_reused_with_another_body_is_rejected(components):
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
             with pytest.raises(IdempotencyKeyReusedError):
                 await service.submit(manifest("task-2"), OTHER_BODY)
@@ -150,8 +150,8 @@ async def test_active_task_is_found_by_key_without_an_index_row(tmp_path):
             return await service.submit(manifest("third"), KEY)
 
     assert (await scenario()).task.id == "second"
-    for task_id in list(components.runners.recorders):
-        components.runners.kill(task_id)
+    for task_id in list(components.placement.recorders):
+        components.placement.kill(task_id)
 
 
 async def test_submission_with_a_key_is_rejected_if_the_index_fails(tmp_path):

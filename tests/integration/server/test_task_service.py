@@ -44,13 +44,13 @@ async def test_check_acceptance_matches_submit_and_has_no_effect(components):
         with pytest.raises(InsufficientResourcesError):
             await service.check_acceptance(manifest(vm={"cpus": 9}))
         assert (await service.query(TaskQuery())).total_count == 0
-        assert not components.runners.orders
+        assert not components.placement.orders
         await service.submit(manifest())
         with pytest.raises(DuplicateTaskError):
             await service.check_acceptance(manifest())
         await service.check_acceptance(manifest("task-2"))
         await components.wait_for_launch("task-1")
-        components.runners.record("task-1", *TO_RUNNING, *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, *TO_END)
         await service.wait("task-1", 10)
 
 
@@ -62,7 +62,7 @@ async def test_task_is_submitted_launched_followed_and_completed(components):
             assert submitted.task.state is TaskState.PENDING
             await components.wait_for_launch("task-1")
             followed = asyncio.create_task(collect(service.follow("task-1", after=0)))
-            components.runners.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"hello\n"), *TO_END)
             task = await service.wait("task-1", 10)
             assert task.state is TaskState.COMPLETED
             return await followed
@@ -123,7 +123,7 @@ async def test_oversized_task_is_rejected_and_task_without_free_resources_waits(
         await components.wait_for_launch("first")
         waiting = await service.status("second")
         assert (waiting.state, waiting.state_message) == (TaskState.PENDING, "Waiting for 1 CPUs (0 free)")
-        components.runners.record("first", *TO_RUNNING, *TO_END)
+        components.placement.record("first", *TO_RUNNING, *TO_END)
         await components.wait_for_launch("second")
 
 
@@ -152,7 +152,7 @@ async def test_submission_above_the_limit_of_unfinished_tasks_is_refused(compone
         with pytest.raises(UnavailableError, match="unfinished"):
             await service.check_acceptance(manifest("another"))
         await components.wait_for_launch("task-0")
-        components.runners.record("task-0", *TO_RUNNING, *TO_END)
+        components.placement.record("task-0", *TO_RUNNING, *TO_END)
         await service.wait("task-0", 10)
         await asyncio.sleep(0.1)
         await service.check_acceptance(manifest("another"))
@@ -190,9 +190,9 @@ async def test_pending_task_is_cancelled_without_a_runner(components):
             with pytest.raises(TaskFinishedError):
                 await service.cancel("second", reason="", force=False)
             await components.wait_for_launch("first")
-            components.runners.record("first", *TO_RUNNING, *TO_END)
+            components.placement.record("first", *TO_RUNNING, *TO_END)
             await service.wait("first", 10)
-        return [order.task_id for order in components.runners.orders]
+        return [order.task_id for order in components.placement.orders]
 
     assert (await scenario()) == ["first"]
 
@@ -203,7 +203,7 @@ async def test_cancel_is_durable_and_sent_to_the_runner(components):
             await components.start_running_task(service)
             await service.cancel("task-1", reason="why not", force=False)
             assert components.journals.replay("task-1").task.cancel.reason == "why not"
-            components.runners.record(
+            components.placement.record(
                 "task-1", AgentExited(143, None, Failure(FailureCode.AGENT_FAILED, "x")), TaskFinished()
             )
             return (await service.wait("task-1", 10)).state
@@ -232,21 +232,23 @@ def test_restarted_server_resumes_all_tasks(components):
             for name in ("running", "cancelled-late", "waiting"):
                 await service.submit(manifest(name, vm={"cpus": 4}))
             await components.wait_for_launch("running")
-            components.runners.record("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
+            components.placement.record("running", *TO_RUNNING, Output.from_bytes("stdout", b"1\n"))
             await components.wait_for_state(service, "running", TaskState.RUNNING)
 
     async def after():
         async with components.server() as service:
-            components.runners.record("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
+            components.placement.record("running", Output.from_bytes("stdout", b"2\n"), *TO_END)
             await service.wait("running", 10)
             await components.wait_for_launch("waiting")
             return await collect(service.follow("running", after=0))
 
     asyncio.run(before())
-    components.runners.record("cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished())
+    components.placement.record(
+        "cancelled-late", AttemptFailed(Failure(FailureCode.CLONE_FAILED, "no")), TaskFinished()
+    )
     events = asyncio.run(after())
     assert [event["data"] for event in events if event["type"] == "output"] == ["1\n", "2\n"]
-    *results, last = [order.task_id for order in components.runners.orders]
+    *results, last = [order.task_id for order in components.placement.orders]
     assert (sorted(results), last) == (["cancelled-late", "running"], "waiting")
     assert components.store.load("cancelled-late").task.state is TaskState.FAILED
 
@@ -256,7 +258,7 @@ def test_lost_index_is_rebuilt_from_the_journals(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             await service.wait("task-1", 10)
 
     async def after():
@@ -273,13 +275,13 @@ async def test_lost_runner_is_detected_and_a_finisher_launched(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
-            components.runners.kill("task-1")
+            components.placement.record("task-1", *TO_RUNNING)
+            components.placement.kill("task-1")
             await components.wait_for_launch("task-1", 2)
-            assert [isinstance(order, FinishAttempt) for order in components.runners.orders] == [False, True]
-            assert len({order.attempt_id for order in components.runners.orders}) == 1
+            assert [isinstance(order, FinishAttempt) for order in components.placement.orders] == [False, True]
+            assert len({order.attempt_id for order in components.placement.orders}) == 1
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
-            components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())
+            components.placement.record("task-1", AgentExited(None, None, lost), TaskFinished())
             return await service.wait("task-1", 10)
 
     assert (await scenario()).failure.code == "runner_lost"
@@ -292,7 +294,7 @@ async def test_task_ends_after_all_finishers_die(components, monkeypatch):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING[:1])
+            components.placement.record("task-1", *TO_RUNNING[:1])
             await components.kill_runners("task-1", 1 + FINISHERS_MAX)
             return await service.wait("task-1", 20)
 
@@ -303,18 +305,18 @@ async def test_cancel_of_a_task_with_a_dead_runner_is_recorded(components):
     async def scenario():
         async with components.server() as service:
             await components.start_running_task(service)
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await service.cancel("task-1", reason="", force=False)
             await components.wait_for_launch("task-1", 2)
             lost = Failure(FailureCode.RUNNER_LOST, "lost")
-            components.runners.record("task-1", AgentExited(None, None, lost), TaskFinished())
+            components.placement.record("task-1", AgentExited(None, None, lost), TaskFinished())
             return (await service.wait("task-1", 10)).state
 
     assert (await scenario()) is TaskState.CANCELLED
 
 
 async def test_failing_launch_fails_the_task(components):
-    components.runners.launch_error = OSError("no more processes")
+    components.placement.launch_error = OSError("no more processes")
 
     async def scenario():
         async with components.server() as service:
@@ -434,7 +436,7 @@ async def test_follow_during_submit_gets_every_event(components, monkeypatch):
             may_continue.set()
             await submitting
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             return await asyncio.wait_for(following, 10)
 
     events = await scenario()
@@ -454,13 +456,13 @@ async def test_follow_from_now_starts_with_the_current_state(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
+            components.placement.record("task-1", *TO_RUNNING, Output.from_bytes("stdout", b"old\n"))
             async with asyncio.timeout(10):
                 while (await service.status("task-1")).last_seq < 6:
                     await asyncio.sleep(0.005)
             stream = service.follow("task-1")
             first = await anext(stream)
-            components.runners.record("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
+            components.placement.record("task-1", Output.from_bytes("stdout", b"new\n"), *TO_END)
             return first, await collect(stream)
 
     first, rest = await scenario()
@@ -481,7 +483,7 @@ async def test_follow_all_streams_every_task(components):
             events.append(await next_event)
             for name in ("a", "b"):
                 await components.wait_for_launch(name)
-                components.runners.record(name, *TO_RUNNING, *TO_END)
+                components.placement.record(name, *TO_RUNNING, *TO_END)
             async with asyncio.timeout(10):
                 while sum(event["type"] == "end" for event in events) < 2:
                     events.append(await anext(stream))
@@ -505,7 +507,7 @@ def test_index_ahead_of_its_journal_is_reloaded(components):
             return (await service.status("task-1")).state
 
     asyncio.run(before())
-    components.runners.kill("task-1")
+    components.placement.kill("task-1")
     records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     assert asyncio.run(after()) is TaskState.PROVISIONING
@@ -524,11 +526,11 @@ def test_follow_all_streams_the_end_of_a_truncated_journal(components, caplog):
             events = asyncio.create_task(collect_until_end(service.follow_all()))
             await components.wait_for_launch("task-1", 2)
             caplog.clear()
-            components.runners.record("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
+            components.placement.record("task-1", AttemptFailed(Failure(FailureCode.HOST_LOST, "lost")), TaskFinished())
             return await asyncio.wait_for(events, 10)
 
     asyncio.run(before())
-    components.runners.kill("task-1")
+    components.placement.kill("task-1")
     records = components.data_dir / "tasks/task-1/journal/records"
     records.write_bytes(b"".join(records.read_bytes().splitlines(keepends=True)[:3]))
     events = asyncio.run(after())

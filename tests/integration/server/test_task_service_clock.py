@@ -56,11 +56,11 @@ async def test_task_order_and_waits_ignore_clock_jumps(tmp_path):
             assert time.monotonic() - started > 0.9
             for number in range(6):
                 await components.wait_for_launch(f"task-{number}")
-                components.runners.record(f"task-{number}", *TO_RUNNING, *TO_END)
+                components.placement.record(f"task-{number}", *TO_RUNNING, *TO_END)
                 assert (await service.wait(f"task-{number}", 30)).state is TaskState.COMPLETED
 
     await asyncio.wait_for(scenario(), 60)
-    assert [order.task_id for order in components.runners.orders] == [f"task-{number}" for number in range(6)]
+    assert [order.task_id for order in components.placement.orders] == [f"task-{number}" for number in range(6)]
     for number in range(6):
         indexed = components.store.load(f"task-{number}").task
         assert indexed == components.journals.replay(indexed.id).task

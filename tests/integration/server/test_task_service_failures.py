@@ -99,8 +99,8 @@ def disk(monkeypatch):
 def components(tmp_path):
     instance = ServerComponents(tmp_path, FailingStore())
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 async def test_submit_on_a_full_disk_is_rejected_and_can_be_repeated(components, disk):
@@ -122,7 +122,7 @@ async def test_submit_succeeds_with_a_broken_index(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             components.store.is_failing = False
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
             assert (await service.status("task-1")).state is TaskState.COMPLETED
 
@@ -136,10 +136,10 @@ async def test_temporarily_broken_index_catches_up(components):
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
             components.store.is_failing = True
-            components.runners.record("task-1", *TO_RUNNING)
+            components.placement.record("task-1", *TO_RUNNING)
             await wait_for_failures(components.store)
             components.store.is_failing = False
-            components.runners.record("task-1", *TO_END)
+            components.placement.record("task-1", *TO_END)
             return await service.wait("task-1", 10)
 
     assert (await scenario()).state is TaskState.COMPLETED
@@ -160,12 +160,12 @@ async def test_launch_on_a_full_disk_is_retried(components, disk):
 async def test_failing_finisher_launch_is_retried(components):
     async with components.server() as service:
         await components.start_running_task(service)
-        components.runners.launch_error = OSError("no more processes")
-        components.runners.kill("task-1")
-        await wait_for_failures(components.runners)
-        components.runners.launch_error = None
+        components.placement.launch_error = OSError("no more processes")
+        components.placement.kill("task-1")
+        await wait_for_failures(components.placement)
+        components.placement.launch_error = None
         await components.wait_for_launch("task-1", 2)
-        components.runners.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_END)
         await service.wait("task-1", 10)
 
 
@@ -176,11 +176,11 @@ async def test_end_of_a_task_is_written_once_the_disk_has_space(components, disk
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING[:1])
+            components.placement.record("task-1", *TO_RUNNING[:1])
             await components.kill_runners("task-1", FINISHERS_MAX)
             await components.wait_for_launch("task-1", 1 + FINISHERS_MAX)
             disk.is_full = True
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await wait_for_failures(disk)
             disk.is_full = False
             return await service.wait("task-1", 10)
@@ -200,11 +200,11 @@ async def test_cancel_persists_if_the_end_cannot_be_written(components, disk):
                 await service.cancel("second", reason="", force=False)
             disk.is_full = False
             await components.wait_for_launch("first")
-            components.runners.record("first", *TO_RUNNING, *TO_END)
+            components.placement.record("first", *TO_RUNNING, *TO_END)
             return (await service.wait("second", 10)).state
 
     assert (await scenario()) is TaskState.CANCELLED
-    assert [order.task_id for order in components.runners.orders] == ["first"]
+    assert [order.task_id for order in components.placement.orders] == ["first"]
 
 
 async def test_server_starts_with_a_cancelled_task_that_cannot_end_yet(components, disk):
@@ -307,12 +307,12 @@ async def test_invalid_journal_does_not_affect_other_tasks(components):
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING)
-            recorder = components.runners.recorders["task-1"]
+            components.placement.record("task-1", *TO_RUNNING)
+            recorder = components.placement.recorders["task-1"]
             recorder.writer.append(AttemptStarted("another", "x", "here"), at=components.clock.now())
             await service.submit(manifest("task-2"))
             await components.wait_for_launch("task-2")
-            components.runners.record("task-2", *TO_RUNNING, *TO_END)
+            components.placement.record("task-2", *TO_RUNNING, *TO_END)
             return (await service.wait("task-2", 10)).state
 
     assert (await scenario()) is TaskState.COMPLETED
@@ -325,7 +325,7 @@ async def test_unreadable_journal_does_not_affect_other_tasks(components, caplog
         async with components.server() as service:
             await service.submit(manifest("other"))
             await components.wait_for_launch("other")
-            components.runners.record("other", *TO_RUNNING, *TO_END)
+            components.placement.record("other", *TO_RUNNING, *TO_END)
             return await service.wait("other", 10)
 
     assert (await scenario()).state is TaskState.COMPLETED
@@ -338,7 +338,7 @@ async def test_journal_damage_is_shown_in_the_status(components):
         records = components.data_dir / "tasks/task-1/journal/records"
         with records.open("ab") as file:
             file.write(b"00000000 {}\n")
-        components.runners.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_END)
         async with asyncio.timeout(10):
             while "checksum" not in (await service.status("task-1")).state_message:
                 await asyncio.sleep(0.01)
@@ -358,7 +358,7 @@ async def test_journal_with_a_damaged_tail_is_not_reread_from_the_start(componen
             monkeypatch.setattr(components.journals, "read", recording_read)
             with (components.data_dir / "tasks/task-1/journal/records").open("ab") as file:
                 file.write(b"00000000 {}\n")
-            components.runners.record("task-1", *TO_END)
+            components.placement.record("task-1", *TO_END)
             offsets.clear()
             async with asyncio.timeout(10):
                 while len(offsets) < 4:
@@ -374,7 +374,7 @@ async def test_cancel_of_a_task_with_a_damaged_journal_is_rejected(components):
     async with components.server() as service:
         await components.start_running_task(service)
         damage(components.data_dir / "tasks/task-1/journal/records")
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
         with pytest.raises(UnavailableError, match=r"is blocked.*checksum"):
             await service.cancel("task-1", reason="", force=False)
 
@@ -434,14 +434,14 @@ async def test_sixty_tasks_start_roughly_in_order_and_complete_on_three_slots(co
             for name in names:
                 await service.submit(manifest(name))
             async with asyncio.timeout(60):
-                while len(components.runners.orders) < len(names) or components.runners.recorders:
-                    for name in list(components.runners.recorders):
-                        components.runners.record(name, *TO_RUNNING, *TO_END)
+                while len(components.placement.orders) < len(names) or components.placement.recorders:
+                    for name in list(components.placement.recorders):
+                        components.placement.record(name, *TO_RUNNING, *TO_END)
                     await asyncio.sleep(0.002)
             return [(await service.wait(name, 10)).state for name in names]
 
     assert set(await scenario()) == {TaskState.COMPLETED}
-    launched = [order.task_id for order in components.runners.orders]
+    launched = [order.task_id for order in components.placement.orders]
     assert sorted(launched) == names
     # Three launches run concurrently, so their order may vary.
     assert all(abs(launched.index(name) - number) <= 3 for number, name in enumerate(names))
@@ -461,12 +461,12 @@ def test_pending_tasks_keep_their_order_across_a_restart(components):
         async with components.server() as service:
             for name in names:
                 await components.wait_for_launch(name)
-                components.runners.record(name, *TO_RUNNING, *TO_END)
+                components.placement.record(name, *TO_RUNNING, *TO_END)
             return [(await service.wait(name, 10)).state for name in names]
 
     asyncio.run(before())
     assert set(asyncio.run(after())) == {TaskState.COMPLETED}
-    assert [order.task_id for order in components.runners.orders] == names
+    assert [order.task_id for order in components.placement.orders] == names
 
 
 def test_running_task_gets_its_resources_before_an_older_pending_task(components):
@@ -483,8 +483,8 @@ def test_running_task_gets_its_resources_before_an_older_pending_task(components
     async def after():
         async with components.server():
             await asyncio.sleep(0.1)
-            assert len(components.runners.orders) == 1
-            components.runners.record("running", *TO_RUNNING, *TO_END)
+            assert len(components.placement.orders) == 1
+            components.placement.record("running", *TO_RUNNING, *TO_END)
             await components.wait_for_launch("waiting")
 
     asyncio.run(before())
@@ -499,7 +499,7 @@ async def test_tasks_leak_no_descriptors_or_asyncio_tasks(components):
             for number in range(60):
                 await service.submit(manifest(f"task-{number}"))
                 await components.wait_for_launch(f"task-{number}")
-                components.runners.record(f"task-{number}", *TO_RUNNING, *TO_END)
+                components.placement.record(f"task-{number}", *TO_RUNNING, *TO_END)
                 await service.wait(f"task-{number}", 10)
                 if number in (20, 59):
                     await asyncio.sleep(0.3)
@@ -530,13 +530,13 @@ def test_rejected_task_leaves_nothing_for_the_next_server(components, disk):
 
 async def test_temporary_launch_failure_is_followed_by_a_finisher(components):
     async with components.server() as service:
-        components.runners.launch_error = RunnerNotStartedError(errno.EAGAIN, "No process to spare")
+        components.placement.launch_error = RunnerNotStartedError(errno.EAGAIN, "No process to spare")
         await service.submit(manifest())
-        await wait_for_failures(components.runners)
+        await wait_for_failures(components.placement)
         assert not (await service.status("task-1")).state.is_final
-        components.runners.launch_error = None
+        components.placement.launch_error = None
         await components.wait_for_launch("task-1")
-        assert isinstance(components.runners.orders[-1], FinishAttempt)
+        assert isinstance(components.placement.orders[-1], FinishAttempt)
 
 
 async def test_task_with_a_recorded_failure_ends_after_a_restart(components):
@@ -614,7 +614,7 @@ async def test_record_that_can_be_neither_flushed_nor_truncated_is_not_read(comp
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -641,7 +641,7 @@ async def test_record_that_is_truncated_after_a_failed_flush_is_not_read(compone
         async with components.server() as service:
             await service.submit(manifest())
             await components.wait_for_launch("task-1")
-            components.runners.record("task-1", *TO_RUNNING, *TO_END)
+            components.placement.record("task-1", *TO_RUNNING, *TO_END)
             return await service.wait("task-1", 10)
 
     task = await scenario()
@@ -674,6 +674,6 @@ async def test_artifact_with_an_invalid_file_name_is_missing(components, name):
         is_possible = len(name.encode()) <= 255
         if is_possible:
             (directory / name).write_bytes(b"x")
-        components.runners.record("task-1", *TO_RUNNING, ArtifactCollected(artifact), *TO_END)
+        components.placement.record("task-1", *TO_RUNNING, ArtifactCollected(artifact), *TO_END)
         await service.wait("task-1", 10)
         assert [each.artifact.name for each in await service.artifacts("task-1")] == [name] * is_possible

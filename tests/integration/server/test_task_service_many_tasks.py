@@ -43,9 +43,9 @@ async def test_day_of_tasks_leaves_only_retained_tasks(components):
         task_id = f"task-{number}"
         await service.submit(manifest(task_id))
         await components.wait_for_launch(task_id)
-        components.runners.record(task_id, *TO_RUNNING, *TO_END)
+        components.placement.record(task_id, *TO_RUNNING, *TO_END)
         await components.wait_for_state(service, task_id, TaskState.COMPLETED)
-        components.runners.orders.clear()
+        components.placement.orders.clear()
         components.clock.set_back_by -= INTERVAL
         await compressor.sweep()
         await service.prune(Retention(older_than_seconds=RETENTION_HOURS * 3600), dry_run=False)

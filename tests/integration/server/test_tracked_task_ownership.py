@@ -26,11 +26,11 @@ def components(components, monkeypatch):
 
 
 def make_liveness_unknown(components):
-    components.runners.liveness = lambda _: Liveness.UNKNOWN
+    components.placement.liveness = lambda _: Liveness.UNKNOWN
 
 
 def restore_liveness(components):
-    components.runners.liveness = components.journals.liveness
+    components.placement.liveness = components.journals.liveness
 
 
 def owner(service, task_id="task-1"):
@@ -64,9 +64,9 @@ async def test_owner_is_the_server_then_the_runner_then_nobody(components, monke
         async with asyncio.timeout(10):
             while not isinstance(owner(service), RunnerOwned):
                 await asyncio.sleep(0.005)
-        assert owner(service).runner.attempt_id == components.runners.orders[0].attempt_id
-        components.runners.launch_error = OSError("no more processes")
-        components.runners.kill("task-1")
+        assert owner(service).runner.attempt_id == components.placement.orders[0].attempt_id
+        components.placement.launch_error = OSError("no more processes")
+        components.placement.kill("task-1")
         async with asyncio.timeout(10):
             while not isinstance(owner(service), Orphaned):
                 await asyncio.sleep(0.005)
@@ -79,19 +79,19 @@ async def test_no_finisher_starts_while_the_runner_may_be_alive(components):
         pings.append(attempt_id)
         return False
 
-    components.runners.is_responsive = ping
+    components.placement.is_responsive = ping
     async with components.server() as service:
         await components.start_running_task(service)
         make_liveness_unknown(components)
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
         await wait_for_message(service, UNKNOWN_MESSAGE)
         await asyncio.sleep(0.3)
-        assert [type(order) for order in components.runners.orders] == [RunAttempt]
+        assert [type(order) for order in components.placement.orders] == [RunAttempt]
         assert pings == []
         restore_liveness(components)
         await components.wait_for_launch("task-1", 2)
-        assert isinstance(components.runners.orders[1], FinishAttempt)
-        components.runners.record("task-1", *LOST)
+        assert isinstance(components.placement.orders[1], FinishAttempt)
+        components.placement.record("task-1", *LOST)
         assert (await service.wait("task-1", 10)).state is TaskState.FAILED
 
 
@@ -102,7 +102,7 @@ async def test_runner_that_responds_again_continues(components):
         await wait_for_message(service, UNKNOWN_MESSAGE)
         restore_liveness(components)
         await wait_for_message(service, "The agent is working")
-        components.runners.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED
 
 
@@ -112,7 +112,7 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
     async with components.server() as service:
         await components.start_running_task(service)
         make_liveness_unknown(components)
-        components.runners.kill("task-1")
+        components.placement.kill("task-1")
         seq = components.journals.replay("task-1").task.last_seq
         with pytest.raises(UnavailableError, match="The runner of task task-1 does not respond; try again"):
             await service.cancel("task-1", reason="", force=False)
@@ -121,7 +121,7 @@ async def test_cancel_is_not_recorded_while_the_runner_may_be_alive(components, 
         cancelled = await service.cancel("task-1", reason="", force=False)
         assert cancelled.message == "The task is being stopped; its results so far are stored."
         await components.wait_for_launch("task-1", 2)
-        components.runners.record("task-1", *LOST)
+        components.placement.record("task-1", *LOST)
 
 
 async def test_pending_task_waits_until_its_journal_is_known_to_be_free(components):
@@ -133,7 +133,7 @@ async def test_pending_task_waits_until_its_journal_is_known_to_be_free(componen
         assert isinstance(owner(service), Orphaned)
         await wait_for_message(service, UNKNOWN_MESSAGE)
         await asyncio.sleep(0.3)
-        assert components.runners.orders == []
+        assert components.placement.orders == []
         journals.is_unknown = False
         await components.wait_for_launch("task-1")
 
@@ -157,8 +157,8 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
         await components.wait_for_state(service, "task-1", TaskState.STAGING)
         assert isinstance(owner(service), RunnerOwned)
         await service.cancel("task-1", reason="enough", force=False)
-        assert components.runners.recorders["task-1"].task.cancel.reason == "enough"
-        components.runners.record("task-1", TaskFinished())
+        assert components.placement.recorders["task-1"].task.cancel.reason == "enough"
+        components.placement.record("task-1", TaskFinished())
 
 
 async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(components, monkeypatch):
@@ -167,7 +167,7 @@ async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(compo
     components.placement_names, components.identity = ["", "far"], HostIdentity("far:one", "b")
     async with components.server() as service:
         await components.start_running_task(service)
-    components.runners.kill("task-1")
+    components.placement.kill("task-1")
     components.placement_names = [""]
     async with components.server() as service:
         await wait_for_message(service, UNKNOWN_MESSAGE)
@@ -175,12 +175,12 @@ async def test_liveness_of_a_runner_is_unknown_if_its_placement_is_missing(compo
             await service.cancel("task-1", reason="", force=True)
         assert owner(service).runner.liveness() is Liveness.UNKNOWN
         assert not await owner(service).runner.kill()
-        assert len(components.runners.orders) == 1
+        assert len(components.placement.orders) == 1
     components.placement_names = ["far", ""]
     async with components.server() as service:
         await components.wait_for_launch("task-1", 2)
-        assert isinstance(components.runners.orders[-1], FinishAttempt)
-        components.runners.record("task-1", *LOST)
+        assert isinstance(components.placement.orders[-1], FinishAttempt)
+        components.placement.record("task-1", *LOST)
         assert (await service.wait("task-1", 10)).failure.code is FailureCode.RUNNER_LOST
 
 
@@ -190,5 +190,5 @@ async def test_renamed_host_still_has_the_runners_of_its_data_directory(componen
     components.identity = HostIdentity("renamed", "b")
     async with components.server() as service:
         assert owner(service).runner.liveness() is Liveness.HELD
-        components.runners.record("task-1", *TO_END)
+        components.placement.record("task-1", *TO_END)
         assert (await service.wait("task-1", 10)).state is TaskState.COMPLETED

@@ -47,8 +47,8 @@ class FakeLeftovers:
 def components(tmp_path):
     instance = ServerComponents(tmp_path, SqliteStore(tmp_path / "index.sqlite"))
     yield instance
-    for task_id in list(instance.runners.recorders):
-        instance.runners.kill(task_id)
+    for task_id in list(instance.placement.recorders):
+        instance.placement.kill(task_id)
 
 
 def leftover_remover(components, service, *kinds):
@@ -65,12 +65,12 @@ async def start(components, service, task_id, **sections):
     """Start a task with the files of a real attempt."""
     await service.submit(manifest(task_id, **sections))
     await components.wait_for_launch(task_id)
-    files = TaskLayout(components.data_dir, task_id).attempt(components.runners.orders[-1].attempt_id)
+    files = TaskLayout(components.data_dir, task_id).attempt(components.placement.orders[-1].attempt_id)
     files.workspace.mkdir(parents=True)
     files.repository.mkdir()
     files.handle.write_text("{}")
     files.runner_log.write_text("log")
-    components.runners.record(task_id, *TO_RUNNING)
+    components.placement.record(task_id, *TO_RUNNING)
     return files
 
 
@@ -79,7 +79,7 @@ def names(files):
 
 
 async def end(components, service, task_id, *events):
-    components.runners.record(task_id, *events)
+    components.placement.record(task_id, *events)
     await components.wait_for_state(service, task_id, (await service.wait(task_id, 10)).state)
 
 
@@ -102,7 +102,7 @@ async def test_running_and_foreign_sandboxes_are_kept(components):
             leftovers.attempts |= {files.root.name, "of-another-server"}
             before = names(files)
             await leftover_remover(components, service, leftovers).sweep()
-            components.runners.record("task-1", *TO_END)
+            components.placement.record("task-1", *TO_END)
             return before == names(files), len(leftovers.attempts)
 
     assert (await scenario()) == (True, 2)
@@ -113,14 +113,14 @@ async def test_leftovers_of_a_locked_journal_are_kept(components):
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts.add(files.root.name)
-            recorder = components.runners.recorders["task-1"]
+            recorder = components.placement.recorders["task-1"]
             for event in TO_END:
                 recorder.record(event)
             await components.wait_for_state(service, "task-1", TaskState.COMPLETED)
             before = names(files)
             await leftover_remover(components, service, leftovers).sweep()
             while_locked = (before == names(files), len(leftovers.attempts))
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             await leftover_remover(components, service, leftovers).sweep()
             return while_locked, names(files), leftovers.attempts
 
@@ -152,8 +152,8 @@ async def test_leftovers_of_a_task_that_ended_while_no_server_ran_are_removed(co
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts.add(files.root.name)
         for event in TO_END:
-            components.runners.recorders["task-1"].record(event)
-        components.runners.kill("task-1")
+            components.placement.recorders["task-1"].record(event)
+        components.placement.kill("task-1")
         with closing(SqliteStore(components.data_dir / "index.sqlite")) as store:
             assert not store.load("task-1").task.state.is_final
             await remover_with(components, service, [leftovers], store=store).sweep()
@@ -174,7 +174,7 @@ async def test_host_that_does_not_respond_does_not_block_other_hosts(components)
             components.journals,
             components.store,
             service.preserved_sandboxes,
-            [UnreachableFiles(), components.runners.files],
+            [UnreachableFiles(), components.placement.files],
         )
         with pytest.raises(LeftoverRemovalError, match="the host far:one does not respond"):
             await remover.sweep()
@@ -249,8 +249,8 @@ async def test_leftovers_of_a_task_that_waits_for_a_finisher_are_kept(components
         async with components.server() as service:
             files, leftovers = await start(components, service, "task-1"), FakeLeftovers()
             leftovers.attempts.add(files.root.name)
-            components.runners.launch_error = OSError("no more processes")
-            components.runners.kill("task-1")
+            components.placement.launch_error = OSError("no more processes")
+            components.placement.kill("task-1")
             before = names(files)
             await leftover_remover(components, service, leftovers).sweep()
             return before == names(files), len(leftovers.attempts)

@@ -96,7 +96,7 @@ async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, component
                 await anext(service.replay("task-1"))
             second = await service.submit(make_manifest())
             await components.wait_for_launch("task-1")
-            components.runners.kill("task-1")
+            components.placement.kill("task-1")
             return second.task.last_seq, (await service.query(TaskQuery(labels={"number": "1"}))).total_count
 
     assert (await scenario()) == (1, 0)

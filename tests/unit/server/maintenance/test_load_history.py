@@ -28,7 +28,7 @@ def sample(tmp_path: Path) -> Callable[..., list[LoadSample]]:
                     await server.submit(manifest(f"task-{number}"))
                     await components.wait_for_launch(f"task-{number}")
                     if number < running:
-                        components.runners.record(f"task-{number}", *TO_RUNNING)
+                        components.placement.record(f"task-{number}", *TO_RUNNING)
                 for load in loads:
                     components.host_load = replace(components.host_load, **load)
                     server.load.add_sample()
