@@ -30,28 +30,28 @@ SORTS: tuple[Literal["created_at", "started_at", "state_changed_at", "name", "co
     *("created_at", "started_at", "state_changed_at"),
     *("name", "cost"),
 )
-LIFE = (TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY, TaskState.RUNNING)
-STATES = [TaskState.COMPLETED] * 90 + [TaskState.FAILED] * 8 + [TaskState.CANCELLED] * 2
-BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+STATES_TO_RUNNING = (TaskState.PENDING, TaskState.STAGING, TaskState.PROVISIONING, TaskState.READY, TaskState.RUNNING)
+FINAL_STATES_BY_SHARE = [TaskState.COMPLETED] * 90 + [TaskState.FAILED] * 8 + [TaskState.CANCELLED] * 2
+START_TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-TEXTS = random.Random(2)
+RNG = random.Random(2)
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-VOCABULARY = ["".join(TEXTS.choices(LETTERS, k=TEXTS.randrange(2, 12))) for _ in range(20_000)]
+VOCABULARY = ["".join(RNG.choices(LETTERS, k=RNG.randrange(2, 12))) for _ in range(20_000)]
 
 
 def prompt(number: int) -> str:
     """Return a prompt of about 100 words, most of them common. A word such as `half` is in that share of prompts."""
     frequent = ["Fix", "the", "failing", "test,", "and", "explain", "in", "one", "paragraph", "why", "it", "failed."]
-    words = [VOCABULARY[int(TEXTS.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
+    words = [VOCABULARY[int(RNG.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
     marks = [word for word, share in (("half", 2), ("tenth", 10), ("thousandth", 1000)) if number % share == 0]
     return " ".join([*frequent, *words, *marks])
 
 
 def task(number: int) -> Task:
     """Create a task. Nearly all are finished; one in 10,000 is running."""
-    state = STATES[number % len(STATES)] if number % 10_000 else TaskState.RUNNING
-    at = BEGIN + timedelta(seconds=60 * number)
+    state = FINAL_STATES_BY_SHARE[number % len(FINAL_STATES_BY_SHARE)] if number % 10_000 else TaskState.RUNNING
+    at = START_TIME + timedelta(seconds=60 * number)
     labels = {"team": f"team-{number % 10}", "ticket": str(number // 2), "all": "yes"}
     manifest = Manifest(
         metadata=Metadata(name=f"task {number % 1000}", id=f"task-{number:06}", labels=labels),
@@ -64,7 +64,7 @@ def task(number: int) -> Task:
             },
         ),
     )
-    states = LIFE[:1] if state is TaskState.CANCELLED else LIFE
+    states = STATES_TO_RUNNING[:1] if state is TaskState.CANCELLED else STATES_TO_RUNNING
     history = [StateHistoryEntry(entered, at + timedelta(seconds=index)) for index, entered in enumerate(states)]
     if state is not history[-1].state:
         history.append(StateHistoryEntry(state, at + timedelta(seconds=500 + number % 997)))
@@ -84,7 +84,7 @@ def fill(path: Path, count: int) -> SqliteStore:
         store.insert(IndexedTask(each, 1))
         inserts.append(time.thread_time() - begin)
         if number % 10 == 0:
-            history = (*each.history, StateHistoryEntry(each.state, BEGIN))
+            history = (*each.history, StateHistoryEntry(each.state, START_TIME))
             progress = msgspec.structs.replace(each.progress, cost_usd=each.progress.cost_usd + 0.1)
             began = msgspec.structs.replace(each, history=history, progress=progress)
             begin = time.thread_time()
@@ -115,7 +115,7 @@ def measure(name: str, query: Callable[[], object]) -> None:
 def measure_searches(store: SqliteStore, count: int) -> None:
     """Measure searches for words that all, many, few or no tasks contain, also with filters and in other orders."""
     failed, completed = frozenset({TaskState.FAILED}), frozenset({TaskState.COMPLETED})
-    middle, end = BEGIN + timedelta(minutes=count // 2), BEGIN + timedelta(minutes=count // 2 + 500)
+    middle, end = START_TIME + timedelta(minutes=count // 2), START_TIME + timedelta(minutes=count // 2 + 500)
     queries = {
         "word of all": TaskQuery(search="fix"),
         "word of half": TaskQuery(search="half"),
@@ -153,7 +153,7 @@ def measure_searches(store: SqliteStore, count: int) -> None:
 
 def measure_totals(store: SqliteStore, count: int) -> None:
     """Measure lists with totals, which add up the costs of all matching tasks."""
-    failed, middle = frozenset({TaskState.FAILED}), BEGIN + timedelta(minutes=count // 2)
+    failed, middle = frozenset({TaskState.FAILED}), START_TIME + timedelta(minutes=count // 2)
     queries = {
         "totals": TaskQuery(with_totals=True),
         "totals, by cost": TaskQuery(sort="cost", with_totals=True),

@@ -99,13 +99,13 @@ def kill_runners(host, task_id):
 
 
 @contextlib.contextmanager
-def bounded(seconds=BOUND_SECONDS):
+def time_limit(seconds=BOUND_SECONDS):
     started_at = time.monotonic()
     yield
     assert time.monotonic() - started_at < seconds
 
 
-async def end(server, handle):
+async def cancel_and_wait_for_end(server, handle):
     """Cancel the attempt, and wait until its runner has ended."""
     assert (await wait_for_reply(handle)).done
     await wait_for_liveness(handle, Liveness.FREE)
@@ -129,7 +129,7 @@ async def test_runner_takes_over_the_journal(server, task_id):
     location, handle = await server.launch(task_id)
     assert handle.attempt_id == location.attempt_id
     await wait_for_liveness(handle, Liveness.HELD)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
     task = server.task(task_id)
     assert (task.state, task.cancel.reason) == (TaskState.CANCELLED, "enough")
     epochs = [record.epoch for record in server.journals.read(task_id).records]
@@ -139,7 +139,7 @@ async def test_runner_takes_over_the_journal(server, task_id):
 async def test_launch_passes_on_records_that_are_not_flushed(server, task_id):
     recorder, location = server.submit(task_id, flushes=False)
     handle = await server.launch_recorded(recorder, location)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
     assert server.task(task_id).state is TaskState.CANCELLED
 
 
@@ -161,7 +161,7 @@ async def test_files_of_an_attempt_exist_before_its_runner(server, task_id):
     await wait_until(lambda: found, "the runner")
     looking.join()
     assert found == [(True, True)]
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 async def test_lock_is_not_free_between_launch_and_end(server, task_id):
@@ -175,7 +175,7 @@ async def test_lock_is_not_free_between_launch_and_end(server, task_id):
         seen.add(handle.liveness())
         await asyncio.sleep(0.001)
     assert Liveness.FREE not in seen
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 @pytest.mark.parametrize("concurrently", [False, True])
@@ -191,7 +191,7 @@ async def test_writer_is_handed_to_one_runner(server, task_id, concurrently):
     [handle] = [result for result in results if not isinstance(result, BaseException)]
     assert [type(result) for result in results if result is not handle] == [JournalBusyError]
     await check_one_runner(server, task_id)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 async def test_attempt_with_a_runner_is_not_launched_again(server, task_id):
@@ -201,7 +201,7 @@ async def test_attempt_with_a_runner_is_not_launched_again(server, task_id):
         with pytest.raises(JournalBusyError):
             await relaunch(location)
     assert find_runners(server.host.host_data_dir, task_id) == [runner]
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
     assert server.task(task_id).state is TaskState.CANCELLED
 
 
@@ -216,7 +216,7 @@ async def test_launch_that_failed_can_be_repeated_with_the_same_writer(server, t
     assert isinstance(failed.value, RunnerNotStartedError) is (server.host.kind == "cluster")
     assert find_runners(server.host.host_data_dir, task_id) == []
     attempts.unlink()
-    await end(server, await server.launch_recorded(recorder, location))
+    await cancel_and_wait_for_end(server, await server.launch_recorded(recorder, location))
 
 
 async def test_runner_that_dies_before_it_reads_its_order_was_not_started(server, task_id):
@@ -240,7 +240,7 @@ async def test_runner_that_dies_before_it_reads_its_order_was_not_started(server
 
 async def test_large_order_is_accepted(server, task_id):
     _, handle = await server.launch(task_id, secrets=LARGE_SECRETS)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 async def test_cancelled_launch_leaves_at_most_one_runner(server, task_id):
@@ -267,7 +267,7 @@ async def check_settled(server, location):
     await wait_until(lambda: handle.liveness() is not Liveness.UNKNOWN, "a known state")
     if handle.liveness() is Liveness.HELD:
         await check_one_runner(server, location.task_id)
-        await end(server, handle)
+        await cancel_and_wait_for_end(server, handle)
     else:
         await check_finisher(server, location)
 
@@ -389,7 +389,7 @@ async def check_runner_of_earlier_server(host, repository_url, location):
         await wait_for_liveness(handle, Liveness.HELD)
         assert await handle.is_responsive()
         assert find_runners(host.host_data_dir, location.task_id) == [runner]
-        await end(server, handle)
+        await cancel_and_wait_for_end(server, handle)
         assert server.task(location.task_id).state is TaskState.CANCELLED
         assert isinstance(server.events(location.task_id)[-1], TaskFinished)
 
@@ -410,7 +410,7 @@ async def test_end_while_no_server_runs_is_found_later(host, repository_url, tas
 async def test_cancel_is_on_disk_when_its_reply_arrives(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    with bounded():
+    with time_limit():
         reply = await handle.cancel(CancelAttempt("enough", force=True))
     assert reply.done
     requests = [event for event in server.events_on_host(task_id) if isinstance(event, CancelRequested)]
@@ -429,7 +429,7 @@ async def test_attempt_without_a_runner_is_unreachable_but_not_unresponsive(serv
 
 async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id):
     _, handle = await server.launch(task_id)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
     await wait_until(lambda: not find_runners(server.host.host_data_dir, task_id), "the runner's end")
     await check_unreachable(handle)
     assert await handle.kill() is False
@@ -438,7 +438,7 @@ async def test_ended_runner_is_unreachable_but_not_unresponsive(server, task_id)
 async def check_unreachable(handle, *, is_responsive=True):
     """Check that requests fail in time, and that they allow no conclusion about the runner."""
     requests = handle.is_responsive(), handle.cancel(CancelAttempt()), handle.open_terminal(SHELL)
-    with bounded():
+    with time_limit():
         response, *errors = await asyncio.gather(*requests, return_exceptions=True)
     assert response is is_responsive
     assert [type(error) for error in errors] == [RunnerUnreachableError] * 2
@@ -447,9 +447,9 @@ async def check_unreachable(handle, *, is_responsive=True):
 async def test_terminal_is_refused_while_there_is_no_sandbox(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    with bounded(), pytest.raises(TerminalRefusedError):
+    with time_limit(), pytest.raises(TerminalRefusedError):
         await handle.open_terminal(SHELL)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 async def test_stuck_runner_is_unresponsive_until_it_continues(server, task_id):
@@ -469,7 +469,7 @@ async def test_kill_ends_a_stuck_runner(server, task_id):
     await wait_until_listening(handle)
     [runner] = find_runners(server.host.host_data_dir, task_id)
     os.kill(runner, signal.SIGSTOP)
-    with bounded():
+    with time_limit():
         assert await handle.kill()
     await wait_for_liveness(handle, Liveness.FREE)
     assert not await handle.kill()
@@ -499,7 +499,7 @@ async def test_copying_ends_when_it_is_cancelled(host):
     await asyncio.wait({copying}, timeout=0.3)
     assert copying.done() is (host.kind == "local")
     copying.cancel()
-    with bounded(2):
+    with time_limit(2):
         await asyncio.wait({copying})
 
 
@@ -515,7 +515,7 @@ async def preserved(server, task_id):
     """The location of an ended attempt whose disk is preserved."""
     location, handle = await server.launch(task_id)
     await wait_until_listening(handle)
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
     layout = attempt_layout(server, location)
     for directory in (layout.disk / "workspace", layout.disk / "home", layout.disk / "tmp"):
         directory.mkdir(parents=True)
@@ -541,7 +541,7 @@ async def test_preserved_disk_has_one_user_at_a_time(server, preserved):
 @on_hosts_with_leftovers
 async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserved):
     disk = server.placement.preserved_disk(preserved)
-    with bounded(), pytest.raises(RunnerUnreachableError):
+    with time_limit(), pytest.raises(RunnerUnreachableError):
         await disk.open_terminal(SHELL)
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.FREE
@@ -606,7 +606,7 @@ async def test_files_of_a_running_attempt_are_not_removed(server, task_id):
             await server.placement.files.clean_up(leftover, keeps_disk=False)
     assert layout.disk.exists()
     assert await handle.is_responsive()
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 @on_hosts_with_leftovers
@@ -666,15 +666,15 @@ async def unresponsive_runner(remote, server, task_id):
 async def test_liveness_of_a_runner_on_an_unresponsive_host_is_unknown(remote, server, unresponsive_runner, task_id):
     location, handle = unresponsive_runner
     [runner] = find_runners(remote.host_data_dir, task_id)
-    with bounded():
+    with time_limit():
         assert await handle.is_responsive()
     for each in (handle, server.placement.find_runner(location)):
-        with bounded(0.5):
+        with time_limit(0.5):
             assert each.liveness() is Liveness.UNKNOWN
     remote.resume()
     await wait_for_liveness(handle, Liveness.HELD)
     assert find_runners(remote.host_data_dir, task_id) == [runner]
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 @on_any_remote_host
@@ -708,7 +708,7 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
     recorder, other = server.submit(f"{task_id}-b")
     files = server.placement.files
     questions = (files.has_disk, files.is_preserved, partial(files.has_same_secrets, secrets={}))
-    with bounded():
+    with time_limit():
         disk, launched, *answers = await asyncio.gather(
             disk_liveness(server, location),
             server.launch_recorded(recorder, other),
@@ -735,7 +735,7 @@ async def test_runner_survives_the_restart_of_its_daemon(remote, server, task_id
     await asyncio.to_thread(remote.start)
     await wait_for_liveness(handle, Liveness.HELD)
     assert find_runners(remote.host_data_dir, task_id) == [runner]
-    await end(server, handle)
+    await cancel_and_wait_for_end(server, handle)
 
 
 @on_daemon_host
@@ -808,7 +808,7 @@ async def test_rejected_copy_does_not_stop_the_copies_of_other_tasks(remote, ser
     assert (await wait_for_reply(handle)).done
     await wait_until(lambda: not find_runners(remote.host_data_dir, task_id), "the runner's end")
     _, other = await server.launch(f"{task_id}-b")
-    await end(server, other)
+    await cancel_and_wait_for_end(server, other)
     assert handle.liveness() is not Liveness.FREE, "the copy lacks records"
     assert server.placement.find_runner(location).liveness() is not Liveness.FREE
 

@@ -50,7 +50,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.model.wire.events import WireEvent, current_state_event, end_event, format_timestamp, to_wire_event
 from sandbox.server.cancellation import STOPPING_MESSAGE
 
-BEGINNING = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+START_TIME = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
 
 TO_RUNNING: tuple[e.Event, ...] = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
@@ -123,12 +123,12 @@ class FakeTasks:
 
     def add_artifact(self, task_id: str, artifact: Artifact, file: Path) -> None:
         """Store an artifact of the task."""
-        self.entries[task_id].artifacts.append(StoredArtifact(artifact, file, BEGINNING))
+        self.entries[task_id].artifacts.append(StoredArtifact(artifact, file, START_TIME))
 
     def _apply(self, task_id: str, event: e.Event) -> None:
         entry = self.entries.get(task_id)
         seq = entry.task.last_seq + 1 if entry else 1
-        at = BEGINNING + timedelta(milliseconds=123) + seq * self.event_interval
+        at = START_TIME + timedelta(milliseconds=123) + seq * self.event_interval
         result = advance(entry.task if entry else None, event, seq=seq, at=at)
         wire_event = to_wire_event(task_id, e.Record(seq, 1, at, event, result.transition))
         if entry is None:
@@ -237,7 +237,7 @@ class FakeTasks:
             raise self.failure
         self.cancels.append((task_id, reason, force))
         after = self.record(task_id, e.CancelRequested(reason, force))
-        return Cancellation(task, after.state, after.cancel_requested_at or BEGINNING, STOPPING_MESSAGE)
+        return Cancellation(task, after.state, after.cancel_requested_at or START_TIME, STOPPING_MESSAGE)
 
     async def prune(self, retention: Retention | None, *, dry_run: bool) -> Sequence[PrunedTask]:
         self.pruned_by = (retention, dry_run)
@@ -352,7 +352,7 @@ class FakeTasks:
         raise TerminalRefusedError("No terminals are available.")
 
     async def drain(self) -> DrainStatus:
-        self.current_drain = DrainStatus(BEGINNING, 1, 2)
+        self.current_drain = DrainStatus(START_TIME, 1, 2)
         return self.current_drain
 
     async def undo_drain(self) -> DrainStatus:

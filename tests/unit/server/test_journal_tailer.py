@@ -16,7 +16,7 @@ from sandbox.server.event_stream import Broadcast
 from sandbox.server.journal_tailer import JournalTailer
 from sandbox.server.tracked_task import Orphaned, TrackedTask
 
-BEGIN = (
+TO_AGENT_EXIT = (
     e.AttemptStarted("abcdefghijkl", "bubblewrap", "here"),
     e.WorkspacePrepared("c" * 40),
     e.SandboxCreated("vm", "bubblewrap", "host"),
@@ -47,7 +47,7 @@ class TailedTask:
     def __init__(self, data_dir):
         self.journals, self.store = FileJournals(data_dir), CountingStore()
         self.recorder = JournalRecorder(self.journals.create("task-1"), None, SystemClock().now)
-        for event in (e.TaskSubmitted("task-1", manifest()), *BEGIN):
+        for event in (e.TaskSubmitted("task-1", manifest()), *TO_AGENT_EXIT):
             self.recorder.record(event)
         reading = self.journals.replay("task-1")
         self.tailer = JournalTailer({}, self.journals, self.store, SystemClock(), Broadcast(), Mock(), Mock())

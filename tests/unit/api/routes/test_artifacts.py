@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from doubles.example_requests import PATCH_ARTIFACT, Example
-from doubles.fake_tasks import BEGINNING
+from doubles.fake_tasks import START_TIME
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.api.routes.artifacts import content_disposition
 from sandbox.model.events import Artifact
@@ -72,7 +72,7 @@ def test_list_has_metadata_and_urls(api, add_artifact):
         "size_bytes": len(DATA),
         "content_type": "application/octet-stream",
         "checksum": f"sha256:{CHECKSUM}",
-        "created_at": BEGINNING.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "created_at": START_TIME.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "download_url": f"{ARTIFACTS}/report.bin",
         "contains_secret": False,
     }

@@ -19,7 +19,7 @@ from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
 
 @pytest.mark.parametrize(("count", "is_marked_partial"), [(2, False), (3, True)])
 def test_truncated_statistics_are_marked(pages, monkeypatch, count, is_marked_partial):
-    monkeypatch.setattr(fake_tasks, "BEGINNING", datetime.now(UTC) - timedelta(hours=1))
+    monkeypatch.setattr(fake_tasks, "START_TIME", datetime.now(UTC) - timedelta(hours=1))
     monkeypatch.setattr(server, "STATS_TASKS_MAX", 2)
     for number in range(count):
         pages.tasks.add(f"task-{number}", *TO_RUNNING, *TO_COMPLETED)
@@ -38,7 +38,7 @@ def test_truncated_statistics_are_marked(pages, monkeypatch, count, is_marked_pa
     ],
 )
 def test_outcomes_of_the_last_day_are_counted_separately(pages, monkeypatch, outcomes, shown):
-    monkeypatch.setattr(fake_tasks, "BEGINNING", datetime.now(UTC) - timedelta(hours=1))
+    monkeypatch.setattr(fake_tasks, "START_TIME", datetime.now(UTC) - timedelta(hours=1))
     failed = e.AgentExited(1, failure=Failure(FailureCode.AGENT_FAILED, "It broke."))
     events = {
         "done": TO_COMPLETED,
