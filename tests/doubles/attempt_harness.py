@@ -35,19 +35,19 @@ from sandbox.runner.terminals import TerminalServer
 from sandbox.secrets.redactor import SecretRedactor
 
 ATTEMPT_ID = "abcdefghijkl"
-BASE = "c0ffee" + "0" * 34
+BASE_COMMIT = "c0ffee" + "0" * 34
 BOOT_ID = "this-boot"
 
 
 @dataclass
-class Script:
+class AttemptScript:
     """The scripted behavior of an attempt's agent, sandbox and gateway.
 
     runs_until_signal: the agent runs until it gets a signal. ignores_term: SIGTERM does not end the agent.
     survives_kill: SIGKILL does not end the agent.
     events_when_serving: the events that the gateway reports when it starts to serve.
-    The gateway sets `rules`, `report_to_runner` (the callback that receives its events) and `redact` (the function that
-    redacts names) when it is created, and `is_gateway_serving` when it starts to serve.
+    The gateway sets `gateway_rules`, `report_to_runner` (the callback that receives its events) and `redact` (the
+    function that redacts names) when it is created, and `is_gateway_serving` when it starts to serve.
     """
 
     stdout: bytes = b'{"type":"result"}\n'
@@ -68,12 +68,12 @@ class Script:
     patch_incomplete_reason: str | None = None
     patch_content: bytes = b""
     tar_seconds: float = 0.0
-    rules: object = None
+    gateway_rules: object = None
     redact: Callable[[str], str] = str
     start_check_failure: Failure | None = None
     has_session: bool = True
     session: bytes | None = None
-    prepared: tuple = ()
+    prepare_arguments: tuple = ()
     staged_patches: list[bytes] = field(default_factory=list)
     violation: str = ""
     collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
@@ -176,7 +176,7 @@ class ScriptedGateway:
 
     def create(self, upstream, task_key, report, rules, redact=str):
         self._script.report_to_runner = report
-        self._script.rules = rules
+        self._script.gateway_rules = rules
         self._script.redact = redact
         return self
 
@@ -217,7 +217,7 @@ class ScriptedAgent:
 
     def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False, session=None):
         self._script.calls += ["resume"] if resumes else []
-        self._script.prepared = (manifest.agent.prompt, session_id, session)
+        self._script.prepare_arguments = (manifest.agent.prompt, session_id, session)
         return AgentLaunchSpec(
             Command(["agent"], secrets, "/workspace"),
             session_id,
@@ -268,7 +268,7 @@ class ScriptedWorkspaces:
             raise self._script.stage_error
         (attempt_dir / "disk/workspace").mkdir(parents=True)
         (attempt_dir / "repository.git").mkdir()
-        return BASE
+        return BASE_COMMIT
 
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         if self._script.patch_error:

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 
-from doubles.attempt_harness import AttemptHarness, Script
+from doubles.attempt_harness import AttemptHarness, AttemptScript
 from sandbox.model.events import Gap, Output, ToolCallEnded
 from sandbox.runner.attempt_context import read_records
 
@@ -13,7 +13,7 @@ LINES_PER_LOOP_ITERATION_MAX = 250
 
 
 async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
-    harness = AttemptHarness(tmp_path, Script(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
+    harness = AttemptHarness(tmp_path, AttemptScript(stdout=b"\n" * LINES, stderr=b"\n" * LINES))
     iteration, lines = 0, Counter()
     record = harness.recorder.record
 
@@ -43,7 +43,7 @@ async def test_line_flood_does_not_starve_other_coroutines(tmp_path):
 
 async def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
-    harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
+    harness = AttemptHarness(tmp_path, AttemptScript(stdout=b"+Bash\n" + b"line\n" * 100 + b"-Bash\n"))
     await harness.run()
     harness.writer.close()
     events = [record.event for record in read_records(harness.journals, "task-1")]
@@ -60,7 +60,7 @@ async def test_output_above_total_limit_is_dropped_and_still_parsed(tmp_path, mo
 async def test_flood_of_fake_tool_calls_is_counted_without_filling_the_journal(tmp_path, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_output.OUTPUT_BYTES_MAX", 1000)
     monkeypatch.setattr("sandbox.runner.progress.TOOL_CALL_EVENTS_MAX", 10, raising=False)
-    harness = AttemptHarness(tmp_path, Script(stdout=b"+Bash\n-Bash\n" * 1000))
+    harness = AttemptHarness(tmp_path, AttemptScript(stdout=b"+Bash\n-Bash\n" * 1000))
     await harness.run()
     harness.writer.close()
     assert harness.states[-1] == "completed"

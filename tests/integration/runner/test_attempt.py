@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from doubles.attempt_harness import ATTEMPT_ID, BOOT_ID, Script
+from doubles.attempt_harness import ATTEMPT_ID, BOOT_ID, AttemptScript
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.events import (
@@ -36,7 +36,7 @@ def short_grace(monkeypatch, seconds):
 
 
 async def test_task_passes_through_all_states(make_harness):
-    script = Script(stdout=b"+Bash\n-Bash\nhello\nlast")
+    script = AttemptScript(stdout=b"+Bash\n-Bash\nhello\nlast")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
     await harness.run()
     assert harness.states == ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
@@ -48,7 +48,7 @@ async def test_task_passes_through_all_states(make_harness):
 
 
 async def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(make_harness):
-    harness = make_harness(Script(patch_incomplete_reason="it is too large"))
+    harness = make_harness(AttemptScript(patch_incomplete_reason="it is too large"))
     await harness.run()
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
@@ -60,7 +60,7 @@ async def test_truncated_patch_adds_changed_files_and_does_not_fail_the_task(mak
 
 
 async def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness):
-    harness = make_harness(Script(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
+    harness = make_harness(AttemptScript(patch_seconds=60), lifecycle={"collect_timeout": "2s"})
     await harness.run()
     assert harness.states[-1] == "completed"
     assert harness.artifacts >= {"task-1.patch", "task-1.changes.tar"}
@@ -68,7 +68,7 @@ async def test_slow_patch_is_abandoned_and_changed_files_are_stored(make_harness
 
 
 async def test_files_from_an_earlier_attempt_are_removed_before_the_clone(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     earlier = harness.attempt.task_layout.attempt("bcdefghijklm")
     (earlier.disk / "workspace").mkdir(parents=True)
     earlier.runner_log.write_text("killed\n")
@@ -78,7 +78,7 @@ async def test_files_from_an_earlier_attempt_are_removed_before_the_clone(make_h
 
 
 async def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_harness):
-    harness = make_harness(Script(stdout=b"one\ntwo\n", stderr=b"warn\n"))
+    harness = make_harness(AttemptScript(stdout=b"one\ntwo\n", stderr=b"warn\n"))
     await harness.run()
     artifacts = harness.attempt.task_layout.artifacts
     assert (artifacts / "transcript.ndjson").read_bytes() == b"one\ntwo\n"
@@ -90,7 +90,7 @@ async def test_recorded_artifacts_are_on_disk_and_no_other_files_remain(make_har
 
 
 async def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
-    script = Script()
+    script = AttemptScript()
     harness = make_harness(script)
     await harness.run()
     assert script.calls == ["create", "start", "kill", "destroy"]
@@ -100,22 +100,22 @@ async def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
     ("script", "states", "code"),
     [
         (
-            Script(stage_error=AttemptError(FailureCode.CLONE_FAILED, "no branch")),
+            AttemptScript(stage_error=AttemptError(FailureCode.CLONE_FAILED, "no branch")),
             ["pending", "staging", "failed"],
             "clone_failed",
         ),
         (
-            Script(create_error=AttemptError(FailureCode.PROVISION_FAILED, "No space was left")),
+            AttemptScript(create_error=AttemptError(FailureCode.PROVISION_FAILED, "No space was left")),
             ["pending", "staging", "provisioning", "failed"],
             "provision_failed",
         ),
         (
-            Script(exit=ExitStatus(3), stderr=b"boom"),
+            AttemptScript(exit=ExitStatus(3), stderr=b"boom"),
             ["pending", "staging", "provisioning", "ready", "running", "completing", "failed"],
             "agent_failed",
         ),
         (
-            Script(patch_error=AttemptError(FailureCode.COLLECT_FAILED, "too big")),
+            AttemptScript(patch_error=AttemptError(FailureCode.COLLECT_FAILED, "too big")),
             ["pending", "staging", "provisioning", "ready", "running", "completing", "failed"],
             "collect_failed",
         ),
@@ -132,13 +132,13 @@ async def test_failure_of_a_step_is_recorded_with_its_code(make_harness, script,
 
 
 async def test_teardown_error_does_not_fail_a_successful_task(make_harness):
-    harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
+    harness = make_harness(AttemptScript(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
     await harness.run()
     assert harness.task.state is TaskState.COMPLETED
 
 
 async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
-    script = Script(runs_until_signal=True)
+    script = AttemptScript(runs_until_signal=True)
     harness = make_harness(script)
 
     async def scenario():
@@ -155,7 +155,7 @@ async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
 
 
 async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harness, monkeypatch):
-    script = Script(runs_until_signal=True, ignores_term=True)
+    script = AttemptScript(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
     async def scenario():
@@ -172,7 +172,7 @@ async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harn
 
 
 async def test_later_force_cancel_skips_grace_period(make_harness):
-    script = Script(runs_until_signal=True, ignores_term=True)
+    script = AttemptScript(runs_until_signal=True, ignores_term=True)
     harness = make_harness(script)
 
     async def scenario():
@@ -188,7 +188,7 @@ async def test_later_force_cancel_skips_grace_period(make_harness):
 
 
 async def test_cancel_during_clone_stops_the_clone(make_harness):
-    harness = make_harness(Script(stage_seconds=60))
+    harness = make_harness(AttemptScript(stage_seconds=60))
 
     async def scenario():
         work = asyncio.create_task(harness.run())
@@ -201,7 +201,7 @@ async def test_cancel_during_clone_stops_the_clone(make_harness):
 
 
 async def test_cancel_after_outcome_is_rejected(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await harness.run()
     reply = harness.cancel(CancelAttempt())
     assert not reply.done
@@ -211,9 +211,9 @@ async def test_cancel_after_outcome_is_rejected(make_harness):
 @pytest.mark.parametrize(
     ("lifecycle", "code", "script"),
     [
-        ({"timeout": "1s"}, "timeout", Script(runs_until_signal=True)),
-        ({"hang_timeout": "1s"}, "hang", Script(runs_until_signal=True, stdout=b"")),
-        ({"stage_timeout": "1s"}, "stage_timeout", Script(stage_seconds=60)),
+        ({"timeout": "1s"}, "timeout", AttemptScript(runs_until_signal=True)),
+        ({"hang_timeout": "1s"}, "hang", AttemptScript(runs_until_signal=True, stdout=b"")),
+        ({"stage_timeout": "1s"}, "stage_timeout", AttemptScript(stage_seconds=60)),
     ],
 )
 async def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecycle, code, script):
@@ -225,7 +225,7 @@ async def test_each_time_limit_ends_the_task_with_its_code(make_harness, lifecyc
 
 
 async def test_finisher_completes_attempt_of_dead_runner(make_harness):
-    script = Script()
+    script = AttemptScript()
     harness = make_harness(script)
 
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
@@ -244,7 +244,7 @@ async def test_finisher_completes_attempt_of_dead_runner(make_harness):
 
 async def test_finisher_preserves_recorded_outcome(make_harness):
 
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(AgentExited(0, {"is_error": False}, None))
@@ -272,7 +272,7 @@ async def test_finisher_does_not_read_workspace_of_a_live_sandbox(make_harness):
 
 def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
     """Return a dead runner's attempt whose sandbox cannot be destroyed."""
-    harness = make_harness(Script(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
+    harness = make_harness(AttemptScript(destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "still there")))
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(exit_event)
@@ -285,7 +285,7 @@ def attempt_with_undestroyable_sandbox(make_harness, exit_event, *, metadata):
 
 
 async def test_unexpected_exception_is_recorded_as_internal_error(make_harness, caplog):
-    harness = make_harness(Script(create_error=ZeroDivisionError("bug")))
+    harness = make_harness(AttemptScript(create_error=ZeroDivisionError("bug")))
     await harness.run()
     assert harness.task.failure == Failure(
         FailureCode.INTERNAL, "The runner failed (ZeroDivisionError); please report this."
@@ -299,7 +299,7 @@ async def test_unexpected_exception_is_recorded_as_internal_error(make_harness, 
     ids=["another boot", "the same boot", "a journal without a boot id"],
 )
 async def test_finisher_distinguishes_lost_host_from_lost_runner(make_harness, boot_id, code):
-    harness = make_harness(Script(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
+    harness = make_harness(AttemptScript(), boot_id=boot_id, lifecycle={"artifact_patterns": ["*.md"]})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("vm", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.attempt.layout.workspace.mkdir(parents=True)

@@ -7,7 +7,7 @@ import threading
 import msgspec
 import pytest
 
-from doubles.attempt_harness import ATTEMPT_ID, Script
+from doubles.attempt_harness import ATTEMPT_ID, AttemptScript
 from sandbox.interfaces.disks import DiskUsage
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.model.events import (
@@ -40,7 +40,7 @@ def fail_first_record(harness, monkeypatch, kind):
     ("kind", "lifecycle"), [(Progress, {}), (AttemptFailed, {"timeout": "1s"}), (AttemptFailed, {"hang_timeout": "1s"})]
 )
 async def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
-    harness = make_harness(Script(runs_until_signal=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
     fail_first_record(harness, monkeypatch, kind)
     await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
@@ -48,7 +48,7 @@ async def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatc
 
 
 async def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypatch):
-    harness = make_harness(Script(runs_until_signal=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True))
     fail_first_record(harness, monkeypatch, Usage)
 
     async def scenario():
@@ -63,7 +63,7 @@ async def test_agent_stops_when_usage_cannot_be_recorded(make_harness, monkeypat
 
 
 async def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, monkeypatch):
-    script = Script(runs_until_signal=True)
+    script = AttemptScript(runs_until_signal=True)
     harness = make_harness(script)
     fail_first_record(harness, monkeypatch, AgentStarted)
     await asyncio.wait_for(harness.run(), 10)
@@ -73,7 +73,7 @@ async def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, m
 
 async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
-    harness = make_harness(Script(runs_until_signal=True, survives_kill=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True, survives_kill=True))
 
     async def scenario():
         work = asyncio.create_task(harness.run())
@@ -88,7 +88,7 @@ async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch)
 
 
 async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_harness):
-    script = Script()
+    script = AttemptScript()
     harness = make_harness(script)
     harness.recorder.record(CancelRequested("", force=False))
     await harness.run(msgspec.structs.replace(harness.attempt, recorder=harness.make_recorder(harness.task)))
@@ -97,7 +97,7 @@ async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_har
 
 
 async def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplog):
-    harness = make_harness(Script(runs_until_signal=True, stdout=b"hello\n"))
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=b"hello\n"))
     sync, calls = harness.writer.sync, []
 
     def sync_with_one_failure():
@@ -124,7 +124,7 @@ async def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch,
 
 
 async def test_finisher_collects_a_partially_collected_attempt_once(make_harness):
-    harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*.md",)})
+    harness = make_harness(AttemptScript(), lifecycle={"artifact_patterns": ("*.md",)})
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "scripted", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     harness.recorder.record(AgentExited(0, {"is_error": False}, None))
@@ -142,7 +142,7 @@ async def test_finisher_collects_a_partially_collected_attempt_once(make_harness
 
 async def test_collection_timeout_leaves_no_partial_files(make_harness):
     """Neither the patch nor the files were completed: the work is lost, but the events are not."""
-    harness = make_harness(Script(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
+    harness = make_harness(AttemptScript(patch_seconds=60, tar_seconds=60), lifecycle={"collect_timeout": "5s"})
     harness.attempt.layout.runner_log.write_bytes(b"a log\n")
     await asyncio.wait_for(harness.run(), 20)
     assert harness.task.failure.code == "collect_failed"
@@ -159,7 +159,7 @@ async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, 
         return DiskUsage(2, 1, is_full=True)
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.usage", usage)
-    harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
     assert "kill" in harness.script.calls
@@ -172,7 +172,7 @@ async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
-    harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
     assert "cannot be measured" in harness.task.failure.message
@@ -190,7 +190,7 @@ async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.usage", usage)
     monkeypatch.setattr("sandbox.runner.resource_exhaustion.DISK_CHECK_INTERVAL_SECONDS", 0.01)
-    harness = make_harness(Script(runs_until_signal=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True))
 
     async def scenario():
         work = asyncio.create_task(harness.run())
@@ -214,7 +214,7 @@ async def test_disk_error_while_writing_home_files_fails_with_advice(make_harnes
         raise OSError(number, "The disk")
 
     monkeypatch.setattr("sandbox.runner.steps.provision.write_home_files", refuse_home)
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await harness.run()
     assert (harness.states[-1], harness.task.failure.code) == ("failed", code)
     assert advice in harness.task.failure.message
@@ -228,7 +228,7 @@ async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_har
 
     monkeypatch.setattr("sandbox.runner.agent_process.KILL_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr("doubles.attempt_harness.ScriptedSandbox.kill", ignore_kill)
-    harness = make_harness(Script(runs_until_signal=True, ignores_term=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
 
     async def scenario():
         work = asyncio.create_task(harness.run())
@@ -252,7 +252,7 @@ async def test_terminal_clients_receive_the_end_before_collection(make_harness, 
         raise OSError("The terminal failed")
 
     harness, broken, ends = (
-        make_harness(Script(runs_until_signal=True), claude={"headless": False}),
+        make_harness(AttemptScript(runs_until_signal=True), claude={"headless": False}),
         asyncio.Event(),
         [],
     )

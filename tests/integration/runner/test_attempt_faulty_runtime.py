@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from doubles.attempt_harness import AttemptHarness, Script
+from doubles.attempt_harness import AttemptHarness, AttemptScript
 from doubles.faulty_runtime import FaultyRuntime, RuntimeFaults
 from sandbox.agents.claude_code.driver import ClaudeCodeDriver
 from sandbox.interfaces.placement import CancelAttempt
@@ -23,7 +23,7 @@ def run_attempt(tmp_path):
     harnesses = []
 
     def run_attempt(faults, *, cancel_in=None, **parts):
-        harness = AttemptHarness(tmp_path, Script(), **parts)
+        harness = AttemptHarness(tmp_path, AttemptScript(), **parts)
         harnesses.append(harness)
         runtime: Runtime = FaultyRuntime(faults)
         harness.agent = ClaudeCodeDriver(Path("/usr/bin/true"))

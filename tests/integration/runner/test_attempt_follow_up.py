@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_harness import ATTEMPT_ID, BASE, BOOT_ID, Script, ScriptedAgent
+from doubles.attempt_harness import ATTEMPT_ID, BASE_COMMIT, BOOT_ID, AttemptScript, ScriptedAgent
 from doubles.memory_store import MemoryStore
 from sandbox.agents.claude_code.driver import render_result
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser, convert_recorded_line
@@ -39,7 +39,7 @@ from sandbox.server.event_stream import Broadcast, EventStream
 from sandbox.server.tracked_task import Orphaned, TrackedTask
 
 TO_RUNNING = (
-    WorkspacePrepared(BASE),
+    WorkspacePrepared(BASE_COMMIT),
     SandboxCreated("v", "scripted", "host"),
     AgentStarted("session", time.monotonic()),
 )
@@ -71,7 +71,7 @@ def next_attempt(harness, *, resumes, **parts):
 
 
 async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
+    harness = make_harness(AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1})
     await harness.run()
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
@@ -83,7 +83,7 @@ async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(ma
 def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harness):
     """The disk is removed, and with it any file that may hold an undetected secret."""
     harness = make_harness(
-        Script(exit=ExitStatus(1)),
+        AttemptScript(exit=ExitStatus(1)),
         secrets={"TOKEN": "the value of a token"},
         manifest_secrets=("TOKEN",),
         lifecycle={"retries": 1},
@@ -97,7 +97,7 @@ def test_artifacts_of_task_cancelled_between_attempts_are_not_flagged(make_harne
 
 
 def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
+    harness = make_harness(AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1})
     asyncio.run(harness.run())
     harness.script.exit = ExitStatus(0)
     asyncio.run(harness.run(next_attempt(harness, resumes=False)))
@@ -108,7 +108,9 @@ def test_retry_starts_with_a_fresh_workspace_and_decides_the_outcome(make_harnes
 
 
 def test_rendered_output_shows_the_last_attempt_only(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"})
+    harness = make_harness(
+        AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "json"}
+    )
     asyncio.run(harness.run())
     assert harness.outputs("stdout") == []
     harness.script.exit = ExitStatus(0)
@@ -117,7 +119,7 @@ def test_rendered_output_shows_the_last_attempt_only(make_harness):
 
 
 async def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
-    script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
+    script = AttemptScript(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
     await harness.run()
     assert harness.task.state is TaskState.FAILED
@@ -125,7 +127,9 @@ async def test_rendered_output_is_shown_when_the_retry_is_skipped(make_harness):
 
 
 def test_rendered_output_is_shown_when_the_task_is_cancelled_before_the_retry(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"})
+    harness = make_harness(
+        AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1}, claude={"output_format": "text"}
+    )
     asyncio.run(harness.run())
     assert harness.outputs("stdout") == []
     harness.recorder.record(CancelRequested("enough"))
@@ -159,7 +163,7 @@ async def shown_results(harness):
 
 def end_without_the_retry(make_harness, *, is_cancelled, **parts):
     """Run an attempt in which Claude Code fails, and end the task without the pending retry."""
-    script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
+    script = AttemptScript(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, **parts)
     harness.agent = ClaudeCodeLines(script)
     if not is_cancelled:
@@ -183,7 +187,7 @@ def test_result_is_shown_once_when_no_retry_follows(make_harness, output_format,
 
 def test_rendered_result_is_not_marked_parsed_if_its_conversation_was_not_recorded(make_harness):
     """An earlier version of the server, which could not read conversation events, started the attempt."""
-    script = Script(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
+    script = AttemptScript(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
     harness = make_harness(script, lifecycle={"retries": 1}, claude={"output_format": "json"})
     harness.agent = ClaudeCodeLines(script)
     asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, records_conversation=False)))
@@ -193,7 +197,7 @@ def test_rendered_result_is_not_marked_parsed_if_its_conversation_was_not_record
 
 
 async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harness):
-    script = Script(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
+    script = AttemptScript(exit=ExitStatus(1), destroy_error=AttemptError(FailureCode.SANDBOX_LOST, "It does not end."))
     harness = make_harness(script, lifecycle={"retries": 5})
     await harness.run()
     [skipped] = harness.events(FollowUpSkipped)
@@ -205,7 +209,7 @@ async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harnes
 
 async def test_partially_removed_workspace_produces_no_patch(make_harness):
     """A patch would show the removed files as deleted by the agent."""
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1})
+    harness = make_harness(AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1})
 
     async def fail_removal(paths):
         if paths:
@@ -221,7 +225,7 @@ async def test_partially_removed_workspace_produces_no_patch(make_harness):
 
 @pytest.mark.parametrize("events_recorded", range(3))
 async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_harness, events_recorded):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     kill_after(harness, *TO_RUNNING[:events_recorded])
     await harness.finish()
     assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
@@ -230,7 +234,7 @@ async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_h
 
 
 async def test_finisher_does_not_repeat_a_started_agent(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     kill_after(harness, *TO_RUNNING)
     await harness.finish()
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "runner_lost")
@@ -238,7 +242,7 @@ async def test_finisher_does_not_repeat_a_started_agent(make_harness):
 
 async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harness):
     """The first finisher recorded the failure and removed part of the workspace."""
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     kill_after(harness, AttemptFailed(Failure(FailureCode.RUNNER_LOST, "gone")))
     (harness.attempt.layout.workspace / "edited.txt").unlink()
     await harness.finish()
@@ -247,7 +251,7 @@ async def test_second_finisher_completes_the_work_of_a_killed_finisher(make_harn
 
 
 def test_resume_hands_over_the_disk_and_the_session(make_harness):
-    harness = make_harness(Script(), lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"
@@ -256,7 +260,7 @@ def test_resume_hands_over_the_disk_and_the_session(make_harness):
     assert harness.task.state is TaskState.COMPLETED
     assert "resume" in harness.script.calls
     assert [event.session_id for event in harness.events(AgentStarted)] == ["session", "session"]
-    assert [event.base_commit for event in harness.events(WorkspacePrepared)] == [BASE, BASE]
+    assert [event.base_commit for event in harness.events(WorkspacePrepared)] == [BASE_COMMIT, BASE_COMMIT]
     assert "task-1.patch" in harness.artifacts
     assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
 
@@ -264,7 +268,7 @@ def test_resume_hands_over_the_disk_and_the_session(make_harness):
 @pytest.mark.parametrize("secrets", [{"TOKEN": "rotated since"}, {"TOKEN": "first of all", "MORE": "another one"}])
 def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_harness, secrets):
     original = {"TOKEN": "first of all"}
-    harness = make_harness(Script(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), secrets=original, manifest_secrets=("TOKEN",), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.finish())
@@ -280,7 +284,9 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
 @pytest.mark.parametrize(("retries", "follow_up"), [(1, "retry"), (0, None)])
 async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, retries, follow_up):
     rotated = {"TOKEN": "rotated since"}
-    harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries})
+    harness = make_harness(
+        AttemptScript(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True, "retries": retries}
+    )
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
@@ -290,7 +296,7 @@ async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, r
 
 
 def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
-    harness = make_harness(Script(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), secrets={"TOKEN": "first of all"}, lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.finish())
@@ -300,7 +306,7 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
 
 
 async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     kill_after(harness, *TO_RUNNING, Progress(turns=2, current_tool="Bash"), Usage("m", 100, 20, 0, 0, 0.25))
     await harness.finish()
     progress = harness.task.progress
@@ -309,7 +315,7 @@ async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_ha
 
 
 def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
-    harness = make_harness(Script(), lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
@@ -322,7 +328,7 @@ def test_finisher_completes_an_interrupted_disk_takeover(make_harness):
 
 
 def test_cancel_before_resume_preserves_the_work(make_harness):
-    harness = make_harness(Script(), lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
@@ -333,7 +339,7 @@ def test_cancel_before_resume_preserves_the_work(make_harness):
 
 
 def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
-    harness = make_harness(Script(), lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
     asyncio.run(harness.finish())
     attempt = next_attempt(harness, resumes=True)
@@ -345,7 +351,7 @@ def test_cancel_during_disk_takeover_preserves_the_work(make_harness):
 
 def test_timeout_before_resume_preserves_the_work(make_harness):
     """A timeout before the resume means that the machine was down for longer than `lifecycle.timeout`."""
-    harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s"})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True, "timeout": "1s"})
     kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
     asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"
@@ -356,7 +362,7 @@ def test_timeout_before_resume_preserves_the_work(make_harness):
 
 
 def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
-    harness = make_harness(Script(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True, "timeout": "1s", "failure_action": "preserve"})
     kill_after(harness, *TO_RUNNING[:-1], AgentStarted("session", harness.parts.clock.monotonic() - 3600))
     asyncio.run(harness.finish())
     asyncio.run(harness.run(next_attempt(harness, resumes=True)))
@@ -366,7 +372,7 @@ def test_failure_action_preserve_applies_to_a_failed_resume(make_harness):
 
 
 def test_failure_between_attempts_preserves_nothing(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
+    harness = make_harness(AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1, "failure_action": "preserve"})
     asyncio.run(harness.run())
     harness.recorder.record(AttemptFailed(Failure(FailureCode.SECRET_UNAVAILABLE, "gone")))
     asyncio.run(harness.finish())
@@ -376,7 +382,7 @@ def test_failure_between_attempts_preserves_nothing(make_harness):
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 async def test_missing_session_prevents_resume(make_harness, retries, follow_up):
-    harness = make_harness(Script(has_session=False), lifecycle={"resume": True, "retries": retries})
+    harness = make_harness(AttemptScript(has_session=False), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
     await harness.finish()
     [skipped] = harness.events(FollowUpSkipped)
@@ -386,7 +392,7 @@ async def test_missing_session_prevents_resume(make_harness, retries, follow_up)
 
 
 def test_task_past_its_timeout_starts_no_further_agent(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
+    harness = make_harness(AttemptScript(exit=ExitStatus(1)), lifecycle={"retries": 1, "timeout": "1s"})
     asyncio.run(harness.run())
     attempt = next_attempt(harness, resumes=False)
 
@@ -403,7 +409,7 @@ def test_task_past_its_timeout_starts_no_further_agent(make_harness):
 
 
 async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     served = []
 
     async def serve(listeners):
@@ -426,7 +432,7 @@ async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
 
 
 async def test_invalid_model_url_fails_provisioning_with_its_message(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
 
     def refuse(*_, **__):
         raise ValueError("ANTHROPIC_BASE_URL has no host.")
@@ -439,7 +445,7 @@ async def test_invalid_model_url_fails_provisioning_with_its_message(make_harnes
 
 @pytest.mark.parametrize(("retries", "follow_up"), [(0, None), (1, "retry")])
 async def test_broken_gateway_loses_the_sandbox(make_harness, retries, follow_up):
-    harness = make_harness(Script(runs_until_signal=True), lifecycle={"retries": retries})
+    harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle={"retries": retries})
 
     async def serve(listeners):
         raise OSError("a listener is gone")
@@ -458,7 +464,7 @@ async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, 
 
     The control is `test_resume_hands_over_the_disk_and_the_session`.
     """
-    harness = make_harness(Script(), lifecycle={"resume": True, "retries": retries})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True, "retries": retries})
     kill_after(harness, *TO_RUNNING)
 
     async def verify(self):
@@ -501,7 +507,7 @@ class MountedDisk(DirectoryDisk):
 
 
 async def test_cancel_during_disk_release_preserves_the_work(make_harness):
-    harness = make_harness(Script(), lifecycle={"resume": True})
+    harness = make_harness(AttemptScript(), lifecycle={"resume": True})
     kill_after(harness, *TO_RUNNING)
 
     async def remove(paths):
@@ -518,7 +524,7 @@ async def test_cancel_during_disk_release_preserves_the_work(make_harness):
 
 @pytest.mark.parametrize("events", [TO_RUNNING, TO_RUNNING[:1]], ids=["the agent ran", "the agent had not started"])
 async def test_finisher_without_the_agent_collects_the_workspace_instead_of_preparing_an_attempt(make_harness, events):
-    harness = make_harness(Script(), lifecycle={"retries": 1, "resume": True})
+    harness = make_harness(AttemptScript(), lifecycle={"retries": 1, "resume": True})
     harness.agent = None
     kill_after(harness, *events)
     await harness.finish()

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 import pytest
 
-from doubles.attempt_harness import Script
+from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.images import Image
 from sandbox.model.events import SandboxCreated
 from sandbox.model.failure import AttemptError, FailureCode
@@ -18,7 +18,7 @@ def run_in_image(make_harness):
     """Run an attempt with the given image until it ends."""
 
     def run(image, acquire=None):
-        harness = make_harness(Script())
+        harness = make_harness(AttemptScript())
         if acquire is not None:
             harness.parts.images.acquire = acquire
         asyncio.run(harness.run(msgspec.structs.replace(harness.attempt, image=image)))

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from doubles.attempt_harness import Script
+from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.placement import CancelAttempt
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.task_state import TaskState
@@ -30,7 +30,7 @@ def kill_while_files_are_removed(harness, monkeypatch):
 
 
 def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_harness, monkeypatch):
-    script = Script(patch_incomplete_reason="it is too large")
+    script = AttemptScript(patch_incomplete_reason="it is too large")
     harness = make_harness(script, lifecycle={"artifact_patterns": ("*.md",)})
     kill_while_files_are_removed(harness, monkeypatch)
     collected = harness.task.artifacts
@@ -43,7 +43,7 @@ def test_finisher_preserves_artifacts_when_workspace_is_partially_removed(make_h
 
 
 def test_collection_is_repeated_if_interrupted_before_the_metadata_is_stored(make_harness, monkeypatch):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
 
     async def killed(step):
         raise KilledError
@@ -60,7 +60,7 @@ def test_collection_is_repeated_if_interrupted_before_the_metadata_is_stored(mak
 
 async def test_runner_stays_responsive_while_it_hashes_artifacts(make_harness, monkeypatch):
     """A tar file with the changed files can be a gigabyte in size."""
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     file_digest, started, answered = hashlib.file_digest, threading.Event(), threading.Event()
 
     def slow_digest(file, kind):

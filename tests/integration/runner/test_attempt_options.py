@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from doubles.attempt_harness import Script
+from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.gateway import BudgetExhausted
 from sandbox.interfaces.runtime import ExitStatus
 from sandbox.model.egress import EgressRule
@@ -33,7 +33,9 @@ ARTIFACTS_FROM_THE_JOURNAL = {"transcript.ndjson", "metadata.json"}
 
 
 async def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
-    script = Script(stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3))
+    script = AttemptScript(
+        stdout=f"+{VALUE}\n-{VALUE}\nit is {VALUE}!\n".encode(), stderr=VALUE.encode(), exit=ExitStatus(3)
+    )
     harness = make_harness(script, secrets=SECRETS)
     await harness.run()
     assert b"it is [REDACTED:TOKEN]!\n" in harness.outputs()
@@ -43,7 +45,7 @@ async def test_secret_value_is_in_no_stored_file(make_harness, tmp_path):
 
 
 async def test_host_of_denied_egress_is_redacted(make_harness):
-    script = Script(runs_until_signal=True)
+    script = AttemptScript(runs_until_signal=True)
     harness = make_harness(script, secrets=SECRETS)
 
     async def scenario():
@@ -58,14 +60,14 @@ async def test_host_of_denied_egress_is_redacted(make_harness):
 
 
 async def test_gateway_redacts_a_name_before_truncation(make_harness):
-    script = Script()
+    script = AttemptScript()
     harness = make_harness(script, secrets=SECRETS)
     await harness.run()
     assert script.redact(f"{'x' * 250}.{VALUE}") == f"{'x' * 250}.[REDACTED:TOKEN]"
 
 
 async def test_output_without_secrets_is_unchanged(make_harness):
-    script = Script(stdout=f"it is {VALUE}!\n".encode())
+    script = AttemptScript(stdout=f"it is {VALUE}!\n".encode())
     harness = make_harness(script)
     await harness.run()
     assert script.redact(VALUE) == VALUE
@@ -74,7 +76,9 @@ async def test_output_without_secrets_is_unchanged(make_harness):
 
 async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
     harness = make_harness(
-        Script(collected={"report.md": VALUE.encode()}), secrets=SECRETS, lifecycle={"artifact_patterns": ("*.md",)}
+        AttemptScript(collected={"report.md": VALUE.encode()}),
+        secrets=SECRETS,
+        lifecycle={"artifact_patterns": ("*.md",)},
     )
     await harness.run()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
@@ -88,7 +92,7 @@ async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
 
 
 async def test_secret_too_short_for_redaction_is_reported(make_harness):
-    harness = make_harness(Script(), secrets={"PIN": "1234"})
+    harness = make_harness(AttemptScript(), secrets={"PIN": "1234"})
     await harness.run()
     reports = [event for event in harness.events(ErrorReported) if event.error == "secret_not_redacted"]
     assert len(reports) == 1
@@ -96,13 +100,13 @@ async def test_secret_too_short_for_redaction_is_reported(make_harness):
 
 
 async def test_exhausted_budget_ends_the_task(make_harness):
-    script = Script(runs_until_signal=True)
+    script = AttemptScript(runs_until_signal=True)
     harness = make_harness(script, lifecycle={"budget_usd": 0.05, "budget_tokens": 1000})
 
     async def scenario():
         work = asyncio.create_task(harness.run())
         await harness.wait_for_state(TaskState.RUNNING)
-        assert (script.rules.budget.usd, script.rules.budget.tokens) == (0.05, 1000)
+        assert (script.gateway_rules.budget.usd, script.gateway_rules.budget.tokens) == (0.05, 1000)
         script.report_to_runner(BudgetExhausted("0.05 USD are spent; raise lifecycle.budget_usd."))
         await work
 
@@ -113,16 +117,16 @@ async def test_exhausted_budget_ends_the_task(make_harness):
 
 @pytest.mark.parametrize("claude", [{"allowed_tools": ("Read",)}, {"allowed_tools": ()}])
 async def test_model_requests_are_held_until_the_start_is_checked(make_harness, claude):
-    script = Script(stdout=b"!\nhello\n")
+    script = AttemptScript(stdout=b"!\nhello\n")
     harness = make_harness(script, claude=claude)
     await harness.run()
-    assert script.rules.hold_model_requests
+    assert script.gateway_rules.hold_model_requests
     assert "release model" in script.calls
 
 
 async def test_failed_start_check_ends_the_task_before_a_model_request(make_harness):
     failure = Failure(FailureCode.MCP_FAILED, "The MCP server 'github' did not connect.")
-    script = Script(stdout=b"!\n", runs_until_signal=True, start_check_failure=failure)
+    script = AttemptScript(stdout=b"!\n", runs_until_signal=True, start_check_failure=failure)
     harness = make_harness(script, claude={"allowed_tools": ("mcp__github",)})
     await harness.run()
     assert harness.task.failure == failure
@@ -130,21 +134,21 @@ async def test_failed_start_check_ends_the_task_before_a_model_request(make_harn
 
 
 async def test_model_requests_are_not_held_without_a_start_check(make_harness):
-    script = Script(stdout=b"!\n")
+    script = AttemptScript(stdout=b"!\n")
     harness = make_harness(script)
     await harness.run()
-    assert not script.rules.hold_model_requests
+    assert not script.gateway_rules.hold_model_requests
 
 
 async def test_gateway_receives_the_egress_rules(make_harness):
-    script = Script()
+    script = AttemptScript()
     harness = make_harness(script, vm={"network_mode": "outbound", "allowed_hosts": ("api.github.com",)})
     await harness.run()
-    assert script.rules.egress.rules == (EgressRule("api.github.com"),)
+    assert script.gateway_rules.egress.rules == (EgressRule("api.github.com"),)
 
 
 async def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harness):
-    harness = make_harness(Script(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
+    harness = make_harness(AttemptScript(stdout=b"event one\nevent two\n"), claude={"output_format": "text"})
     await harness.run()
     assert harness.outputs("stdout") == [b"rendered\n"]
     transcript = harness.attempt.task_layout.artifacts / "transcript.ndjson"
@@ -153,20 +157,22 @@ async def test_rendered_output_is_stdout_and_events_are_the_transcript(make_harn
 
 @pytest.mark.parametrize("exit_code", [0, 3])
 async def test_last_message_is_recorded_with_the_exit(make_harness, exit_code):
-    harness = make_harness(Script(stdout=b"<.tsriF\n+Bash\n-Bash\n<.tsaL\nnot a message\n", exit=ExitStatus(exit_code)))
+    harness = make_harness(
+        AttemptScript(stdout=b"<.tsriF\n+Bash\n-Bash\n<.tsaL\nnot a message\n", exit=ExitStatus(exit_code))
+    )
     await harness.run()
     assert harness.task.final_message == "Last."
 
 
 async def test_agent_without_a_message_has_no_final_message(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await harness.run()
     assert (harness.task.state, harness.task.final_message) == (TaskState.COMPLETED, None)
 
 
 async def test_final_message_is_cut_after_secrets_are_redacted(make_harness):
     text = "x" * (FINAL_MESSAGE_CHARACTERS_MAX - len(VALUE) // 2) + VALUE
-    harness = make_harness(Script(stdout=f"<{text[::-1]}\n".encode()), secrets=SECRETS)
+    harness = make_harness(AttemptScript(stdout=f"<{text[::-1]}\n".encode()), secrets=SECRETS)
     await harness.run()
     message = harness.task.final_message
     assert (len(message), message[-1]) == (FINAL_MESSAGE_CHARACTERS_MAX, "…")
@@ -177,7 +183,9 @@ async def test_final_message_is_cut_after_secrets_are_redacted(make_harness):
 @pytest.mark.parametrize("output_format", ["stream-json", "text"])
 async def test_terminal_output_is_not_parsed_as_events(make_harness, output_format):
     terminal_output = b'\x1b[2J{"type":"result","is_error":false}\n'
-    harness = make_harness(Script(stdout=terminal_output), claude={"headless": False, "output_format": output_format})
+    harness = make_harness(
+        AttemptScript(stdout=terminal_output), claude={"headless": False, "output_format": output_format}
+    )
     await asyncio.wait_for(harness.run(), 20)
     assert harness.states[-1] == "completed"
     assert harness.outputs("stdout") == [terminal_output]
@@ -185,7 +193,7 @@ async def test_terminal_output_is_not_parsed_as_events(make_harness, output_form
 
 
 async def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
-    harness = make_harness(Script(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
+    harness = make_harness(AttemptScript(exit=ExitStatus(3)), lifecycle={"failure_action": "preserve"})
     await harness.run()
     assert harness.task.state is TaskState.FAILED_PRESERVED
     assert harness.attempt.layout.workspace.is_dir()
@@ -196,7 +204,7 @@ async def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
 
 
 async def test_success_preserves_no_files(make_harness):
-    harness = make_harness(Script(), lifecycle={"failure_action": "preserve"})
+    harness = make_harness(AttemptScript(), lifecycle={"failure_action": "preserve"})
     await harness.run()
     assert harness.task.state is TaskState.COMPLETED
     assert not harness.attempt.layout.disk.exists()
@@ -204,7 +212,7 @@ async def test_success_preserves_no_files(make_harness):
 
 
 async def test_sandbox_resource_usage_is_sampled(make_harness):
-    harness = make_harness(Script(), vm={"memory": "2G"})
+    harness = make_harness(AttemptScript(), vm={"memory": "2G"})
     await harness.run()
     samples = harness.events(Metrics)
     assert samples
@@ -213,7 +221,7 @@ async def test_sandbox_resource_usage_is_sampled(make_harness):
 
 async def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
     """The files are not merged, and the recorded names match the files."""
-    script = Script(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
+    script = AttemptScript(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
     harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
     await harness.run()
     directory = harness.attempt.task_layout.artifacts
@@ -225,7 +233,7 @@ async def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harn
 @pytest.mark.parametrize("secrets", [None, {"TOKEN": "another-value-since-then"}])
 async def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_harness, secrets):
     names = (f"a-{VALUE}.txt", f"b-{VALUE}.txt", "redacted-1")
-    script = Script(collected={name: name.encode() for name in names})
+    script = AttemptScript(collected={name: name.encode() for name in names})
     harness = attempt_of_dead_runner(make_harness, script, secrets)
     await harness.finish()
     directory = harness.attempt.task_layout.artifacts
@@ -238,7 +246,9 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
 
 async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
     """The runner died right after storing the artifact."""
-    harness = attempt_of_dead_runner(make_harness, Script(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None)
+    harness = attempt_of_dead_runner(
+        make_harness, AttemptScript(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None
+    )
     directory = harness.attempt.task_layout.artifacts
     directory.mkdir()
     (directory / "report.md").write_bytes(b"ours\n")
@@ -259,7 +269,7 @@ async def test_finisher_records_no_new_path_for_an_existing_artifact_name(make_h
         yield Artifact("report.md", f"{VALUE}/report.md", len(VALUE), "text/markdown", checksum)
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.collect", collect_report)
-    harness = attempt_of_dead_runner(make_harness, Script(), None)
+    harness = attempt_of_dead_runner(make_harness, AttemptScript(), None)
     harness.recorder.record(ArtifactCollected(Artifact("report.md", "docs/report.md", 5, "text/markdown", "sha256:0")))
     await harness.finish()
     assert VALUE not in repr(harness.task.artifacts)
@@ -273,7 +283,7 @@ def artifacts_without_secret(harness):
 
 
 async def test_finisher_with_secret_values_flags_only_matches(make_harness):
-    script = Script(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
+    script = AttemptScript(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
     harness = attempt_of_dead_runner(make_harness, script, SECRETS)
     await harness.finish()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from doubles.attempt_harness import Script
+from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.placement import CancelAttempt, OpenTerminal
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.interfaces.workspace import PatchResult
@@ -63,7 +63,7 @@ async def cancel_and_wait(harness, work):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
 @pytest.mark.parametrize("kind", [Output, Progress, AgentExited, Usage, ArtifactCollected, TaskFinished])
 async def test_rejected_record_is_written_later_without_loss(make_harness, monkeypatch, kind, number):
-    harness = make_harness(Script(stdout=LINES, events_when_serving=(Usage("a-model", 1, 1),)))
+    harness = make_harness(AttemptScript(stdout=LINES, events_when_serving=(Usage("a-model", 1, 1),)))
     disk = FullDisk(harness, monkeypatch, kind, number=number)
 
     async def scenario():
@@ -81,7 +81,7 @@ async def test_rejected_record_is_written_later_without_loss(make_harness, monke
 
 
 async def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness, monkeypatch):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     disk = FullDisk(harness, monkeypatch, AgentExited)
     harness.reserve.on_released = lambda: setattr(disk, "is_full", False)
     await asyncio.wait_for(harness.run(), 20)
@@ -92,7 +92,7 @@ async def test_disk_reserve_is_released_on_the_first_rejected_write(make_harness
     ("lifecycle", "code"), [({"timeout": "1s"}, "timeout"), ({"hang_timeout": "1s"}, "hang")], ids=["timeout", "hang"]
 )
 async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harness, monkeypatch, lifecycle, code):
-    harness = make_harness(Script(runs_until_signal=True), lifecycle=lifecycle)
+    harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle=lifecycle)
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
@@ -108,7 +108,7 @@ async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harn
 
 async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harness, monkeypatch):
     """The agent's disk may occupy the space that the records need."""
-    harness = make_harness(Script(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
+    harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle={"timeout": "1s", "collect_timeout": "1s"})
     disk = FullDisk(harness, monkeypatch, AgentStarted)
 
     async def scenario():
@@ -124,7 +124,7 @@ async def test_timeout_removes_the_disk_before_agent_start_is_recorded(make_harn
 
 
 async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(make_harness, monkeypatch):
-    harness = make_harness(Script(runs_until_signal=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True))
     disk = FullDisk(harness, monkeypatch, AgentStarted)
     work = asyncio.create_task(harness.run())
     await wait_until(lambda: disk.rejected_count > 2)
@@ -139,7 +139,7 @@ async def test_gateway_and_terminals_open_only_after_agent_start_is_recorded(mak
 
 async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt_recorder.DISK_SPACE_CHECK_INTERVAL_SECONDS", 0.0)
-    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
     harness.space = FULL
 
     async def scenario():
@@ -160,7 +160,7 @@ async def test_output_is_dropped_below_the_disk_watermark_and_stored_above_it(ma
 
 @pytest.mark.parametrize("space", [FULL, AMPLE_SPACE], ids=["full", "ample"])
 async def test_conversation_is_dropped_with_output_below_the_disk_watermark(make_harness, space):
-    harness = make_harness(Script(stdout=b"+Bash\n-Bash\n"))
+    harness = make_harness(AttemptScript(stdout=b"+Bash\n-Bash\n"))
     harness.space = space
     await asyncio.wait_for(harness.run(), 20)
     is_stored = space is AMPLE_SPACE
@@ -169,7 +169,7 @@ async def test_conversation_is_dropped_with_output_below_the_disk_watermark(make
 
 
 async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_harness):
-    harness = make_harness(Script(stdout=LINES))
+    harness = make_harness(AttemptScript(stdout=LINES))
     harness.space = FULL
     await asyncio.wait_for(harness.run(), 20)
     assert harness.task.state is TaskState.COMPLETED
@@ -179,7 +179,7 @@ async def test_task_completes_and_records_gaps_when_output_is_never_stored(make_
 
 async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 10 * 300)
-    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)
     disk.is_full, disk.full_after_event_type = False, AgentStarted
 
@@ -204,7 +204,7 @@ async def test_output_above_buffer_limit_is_dropped_while_disk_is_full(make_harn
 async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, monkeypatch):
     """If the usage were lost, the next attempt would get a budget that was already spent."""
     monkeypatch.setattr("sandbox.runner.attempt_recorder.BUFFERED_OUTPUT_BYTES_MAX", 300)
-    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
     disk = FullDisk(harness, monkeypatch, object)
     disk.is_full, disk.full_after_event_type = False, AgentStarted
 
@@ -222,7 +222,7 @@ async def test_usage_is_recorded_when_buffer_limit_is_exceeded(make_harness, mon
 
 
 async def test_collection_retries_on_full_disk_within_collect_timeout(make_harness, monkeypatch):
-    harness = make_harness(Script(), lifecycle={"collect_timeout": "10m"})
+    harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "10m"})
     targets = []
 
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
@@ -240,7 +240,7 @@ async def test_collection_retries_on_full_disk_within_collect_timeout(make_harne
 
 
 async def test_disk_full_during_collection_fails_the_task_with_disk_full(make_harness, monkeypatch):
-    harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
+    harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "1s"})
 
     async def patch(self, attempt_dir, base_commit, target, confine, find_secret):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -258,7 +258,7 @@ async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypa
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("sandbox.disks.directory.DirectoryDisk.verify", verify)
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "disk_full")
     assert "task-1.patch" in harness.artifacts
@@ -268,7 +268,7 @@ async def test_data_loss_on_workspace_disk_fails_the_task(make_harness, monkeypa
 async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monkeypatch, is_finisher):
     """Teardown removes the reserve with the attempt's files. If it were allocated later, nothing would remove it."""
     error = AttemptError(FailureCode.INTERNAL, "There is no sandbox.")
-    harness = make_harness(Script(create_error=error))
+    harness = make_harness(AttemptScript(create_error=error))
     monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
 
     async def slow(*_, **__):
@@ -284,7 +284,7 @@ async def test_disk_reserve_is_not_allocated_during_teardown(make_harness, monke
 async def test_output_is_flushed_when_disk_reserve_cannot_be_reallocated(make_harness, monkeypatch, caplog):
     """With a quota or a copy-on-write file system, the reserve may not fit although other writes succeed."""
     monkeypatch.setattr("sandbox.runner.attempt_recorder.OUTPUT_SYNC_INTERVAL_SECONDS", 0.001)
-    harness = make_harness(Script(runs_until_signal=True, stdout=LINES))
+    harness = make_harness(AttemptScript(runs_until_signal=True, stdout=LINES))
     tries, synced = [], []
 
     def refuse():

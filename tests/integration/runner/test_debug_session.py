@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from doubles.attempt_harness import Script, ScriptedImages, ScriptedRuntime, ScriptedSandbox
+from doubles.attempt_harness import AttemptScript, ScriptedImages, ScriptedRuntime, ScriptedSandbox
 from doubles.manifests import manifest
 from sandbox.bootstrap.clock import SystemClock
 from sandbox.interfaces.agent import AgentLaunchSpec
@@ -80,7 +80,7 @@ class ShellSandbox(ScriptedSandbox):
 
 class ShellRuntime(ScriptedRuntime):
     async def create(self, handle, spec):
-        return ShellSandbox(handle, Script(runs_until_signal=True), self._script)
+        return ShellSandbox(handle, AttemptScript(runs_until_signal=True), self._script)
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +95,9 @@ async def open_session(tmp_path, disk, script=None):
     """A debug session with one open shell. Yields the connection and the task that runs the session."""
     files = AttemptLayout(tmp_path / "attempt")
     files.root.mkdir()
-    runtime = ShellRuntime(script or Script())
+    runtime = ShellRuntime(script or AttemptScript())
     start = AgentLaunchSpec(Command(("claude",), {}, SANDBOX_HOME), session_id="", programs={}, git_author="Author")
-    vm, images = manifest(vm={"disk": "1G"}).vm, ScriptedImages(Script())
+    vm, images = manifest(vm={"disk": "1G"}).vm, ScriptedImages(AttemptScript())
     session = DebugSessionRunner(ATTEMPT_ID, files, vm, start, None, runtime, disk, images, SystemClock())
     terminals, is_open = TerminalServer(None, CpuThrottle().queue()), asyncio.Event()
 
@@ -175,7 +175,7 @@ async def test_session_ends_when_its_full_disk_grows_further(tmp_path):
 
 
 async def test_too_many_sockets_end_the_session(tmp_path):
-    script = Script()
+    script = AttemptScript()
     async with open_session(tmp_path, FillingDisk(), script) as (connection, running):
         script.violation = "The sandbox had 9000 sockets."
         assert "9000 sockets" in (await connection.read()).message

@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_harness import Script
+from doubles.attempt_harness import AttemptScript
 from sandbox.interfaces.workspace import PatchResult
 from sandbox.model.events import SESSION_NAME, AgentResult, Artifact, ErrorReported, Parent
 from sandbox.model.fixed_limits import SESSION_BYTES_MAX
@@ -56,28 +56,28 @@ def make_child(make_harness):
 
 
 async def test_agent_resumes_the_inherited_session_on_top_of_the_patches(make_child):
-    script = Script()
+    script = AttemptScript()
     harness = make_child(script)
     await harness.run()
     assert harness.states[-1] == "completed"
     assert script.staged_patches == [FILES["inherited-1.patch"], FILES["inherited-2.patch"]]
-    assert script.prepared == (harness.task.manifest.agent.prompt, "session-1", SESSION)
+    assert script.prepare_arguments == (harness.task.manifest.agent.prompt, "session-1", SESSION)
     assert harness.task.attempt.session_id == "session-1"
 
 
 @pytest.mark.parametrize(("has_session", "cost_usd"), [(True, None), (False, 1.5)])
 async def test_cost_that_the_agent_counted_excludes_earlier_tasks(make_child, has_session, cost_usd):
     """An agent that continues a session counts the cost of the whole session."""
-    harness = make_child(Script(stdout=b"$1.5\n"), has_session=has_session)
+    harness = make_child(AttemptScript(stdout=b"$1.5\n"), has_session=has_session)
     await harness.run()
     assert [event.cost_usd for event in harness.events(AgentResult)] == [cost_usd]
 
 
 async def test_agent_without_a_session_gets_the_conversation_as_text(make_child):
-    script = Script()
+    script = AttemptScript()
     harness = make_child(script, has_session=False)
     await harness.run()
-    prompt, session_id, session = script.prepared
+    prompt, session_id, session = script.prepare_arguments
     assert session is None
     assert session_id != "session-1"
     assert prompt.index("User: First.") < prompt.index("</earlier-conversation>") < prompt.index("new request")
@@ -91,12 +91,12 @@ async def test_agent_without_a_session_gets_the_conversation_as_text(make_child)
 
 async def test_spaces_in_the_conversation_do_not_delay_the_agent(make_child, monkeypatch):
     monkeypatch.setitem(FILES, "inherited-conversation.txt", b"User: <" + b" " * 59_000)
-    script = Script()
+    script = AttemptScript()
     harness = make_child(script, has_session=False)
     begin = time.process_time()
     await harness.run()
     assert time.process_time() - begin < 5
-    assert "User: < " in script.prepared[0]
+    assert "User: < " in script.prepare_arguments[0]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ async def test_spaces_in_the_conversation_do_not_delay_the_agent(make_child, mon
 )
 @pytest.mark.parametrize("is_missing", [False, True])
 async def test_damaged_file_fails_the_attempt(make_child, name, has_session, code, is_missing):
-    harness = make_child(Script(), has_session=has_session)
+    harness = make_child(AttemptScript(), has_session=has_session)
     path = harness.attempt.task_layout.artifacts / name
     path.unlink() if is_missing else path.write_bytes(path.read_bytes() + b"x")
     await harness.run()
@@ -118,7 +118,7 @@ async def test_damaged_file_fails_the_attempt(make_child, name, has_session, cod
 
 
 async def test_chain_patch_is_relative_to_the_first_commit(make_child, monkeypatch):
-    harness = make_child(Script())
+    harness = make_child(AttemptScript())
     bases = []
     patch = type(harness.parts.workspaces).patch
 
@@ -133,7 +133,7 @@ async def test_chain_patch_is_relative_to_the_first_commit(make_child, monkeypat
 
 
 async def test_incomplete_chain_patch_is_reported_and_the_task_completes(make_child, monkeypatch):
-    harness = make_child(Script())
+    harness = make_child(AttemptScript())
     patch = type(harness.parts.workspaces).patch
 
     async def cut(workspaces, attempt_dir, base_commit, target, *arguments):
@@ -147,7 +147,7 @@ async def test_incomplete_chain_patch_is_reported_and_the_task_completes(make_ch
 
 
 async def test_first_task_of_a_chain_has_no_chain_patch(make_harness):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await harness.run()
     assert not any("chain" in name for name in harness.artifacts)
 
@@ -163,7 +163,7 @@ def kept_session(harness):
 
 
 async def test_session_is_kept_as_an_internal_artifact(make_harness):
-    harness = make_harness(Script(session=SESSION), secrets={"KEY": SECRET})
+    harness = make_harness(AttemptScript(session=SESSION), secrets={"KEY": SECRET})
     await harness.run()
     assert kept_session(harness) == SESSION
 
@@ -174,7 +174,7 @@ async def test_session_is_kept_as_an_internal_artifact(make_harness):
     ids=["secret", "encoded secret", "too large", "none"],
 )
 async def test_unsuitable_session_is_not_kept(make_harness, session):
-    harness = make_harness(Script(session=session), secrets={"KEY": SECRET})
+    harness = make_harness(AttemptScript(session=session), secrets={"KEY": SECRET})
     await harness.run()
     assert kept_session(harness) is None
     assert harness.states[-1] == "completed"
@@ -192,25 +192,25 @@ async def test_large_session_is_scanned_in_chunks(make_harness, monkeypatch, par
 
     monkeypatch.setattr(SecretRedactor, "contains", lambda self, chunks: contains(self, record_sizes(chunks)))
     session = b"x" * (SCAN_BYTES - len(SECRET) // 2) + part + b"x" * 2 * SCAN_BYTES
-    harness = make_harness(Script(session=session), secrets={"KEY": SECRET})
+    harness = make_harness(AttemptScript(session=session), secrets={"KEY": SECRET})
     await harness.run()
     assert kept_session(harness) == (None if part == SECRET.encode() else session)
     assert max(sizes) == SCAN_BYTES
 
 
 async def test_session_is_not_kept_for_a_server_of_an_earlier_version(make_harness):
-    harness = make_harness(Script(session=SESSION))
+    harness = make_harness(AttemptScript(session=SESSION))
     await harness.run(msgspec.structs.replace(harness.attempt, keeps_session=False))
     assert kept_session(harness) is None
 
 
 async def test_session_is_not_kept_if_the_values_of_the_secrets_are_unknown(make_harness):
-    harness = make_harness(Script(session=SESSION), manifest_secrets=["KEY"])
+    harness = make_harness(AttemptScript(session=SESSION), manifest_secrets=["KEY"])
     await harness.run()
     assert kept_session(harness) is None
 
 
 async def test_interactive_session_is_not_kept(make_harness):
-    harness = make_harness(Script(session=SESSION), claude={"headless": False})
+    harness = make_harness(AttemptScript(session=SESSION), claude={"headless": False})
     await harness.run()
     assert kept_session(harness) is None

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from doubles.attempt_harness import AttemptHarness, Script
+from doubles.attempt_harness import AttemptHarness, AttemptScript
 from doubles.manifests import manifest
 from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING, ServerComponents
@@ -29,7 +29,7 @@ def _jumping_clock(monkeypatch):
 )
 async def test_agent_timeouts_ignore_clock_jumps(tmp_path, lifecycle, code):
     harness = AttemptHarness(
-        tmp_path, Script(runs_until_signal=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle
+        tmp_path, AttemptScript(runs_until_signal=code is not None, stdout=b"a line\n" * 20), lifecycle=lifecycle
     )
     started = time.monotonic()
     await asyncio.wait_for(harness.run(), 60)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from doubles.attempt_harness import BASE, Script
+from doubles.attempt_harness import BASE_COMMIT, AttemptScript
 from sandbox.interfaces.workspace import PatchResult, SkippedFile
 from sandbox.model.disk_watermarks import DiskSpace
 from sandbox.model.events import Artifact, ArtifactCollected, AttemptFailed, EgressDenied, ErrorReported
@@ -27,7 +27,9 @@ SECRET = "s3cret-value-of-the-customer"
 async def test_denied_egress_is_counted_and_listed_up_to_a_limit(make_harness, monkeypatch):
     monkeypatch.setattr(collect, "_DENIALS_MAX", 3)
     harness = make_harness(
-        Script(events_when_serving=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)])
+        AttemptScript(
+            events_when_serving=[EgressDenied(f"host-{number}.test", 443, "not allowed") for number in range(7)]
+        )
     )
     await harness.run()
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
@@ -40,7 +42,9 @@ async def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harn
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
     harness = make_harness(
-        Script(collected=collected), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("*",), "timeout": "20s"}
+        AttemptScript(collected=collected),
+        secrets={"KEY": SECRET},
+        lifecycle={"artifact_patterns": ("*",), "timeout": "20s"},
     )
     refused, store_chunks = [], collect.ArtifactRecorder.store_chunks
 
@@ -76,7 +80,7 @@ async def test_name_truncated_within_a_secret_is_redacted(make_harness, monkeypa
     """Truncation removes the start of a name, and thus part of the secret. Only the path contains directories."""
     paths = (f"{SECRET}-{'x' * 180}.md", f"{SECRET}/{'y' * 230}.md", f"{SECRET}/notes.md", f"out/{'z' * 230}.md")
     find_files(monkeypatch, paths)
-    harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
+    harness = make_harness(AttemptScript(), secrets={"KEY": SECRET}, lifecycle={"artifact_patterns": ("**",)})
     await harness.run()
     paths_by_name = {artifact.name: artifact.path for artifact in harness.task.artifacts if not artifact.is_generated}
     replacement = "[REDACTED:KEY]"
@@ -90,7 +94,7 @@ async def test_name_equal_to_the_end_of_a_secret_with_slashes_is_redacted(make_h
     """The path contains the whole value and is redacted. The name would reveal the text after the last slash."""
     value = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
     find_files(monkeypatch, [f"out/{value}", f"out/{value}.md", f"{value}/notes.md", "K7MDENG/report.md"])
-    harness = make_harness(Script(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
+    harness = make_harness(AttemptScript(), secrets={"KEY": value}, lifecycle={"artifact_patterns": ("**",)})
     await harness.run()
     replacement = "[REDACTED:KEY]"
     assert {one.name: one.path for one in harness.task.artifacts if not one.is_generated} == {
@@ -104,28 +108,32 @@ async def test_name_equal_to_the_end_of_a_secret_with_slashes_is_redacted(make_h
 @pytest.mark.parametrize(("content", "is_flagged"), [(b"\x00" + SECRET.encode(), True), (b"\x00ordinary", False)])
 async def test_patch_is_flagged_for_secrets_in_its_files(make_harness, content, is_flagged):
     """Git may have compressed the content in the patch."""
-    harness = make_harness(Script(patch_content=content), secrets={"KEY": SECRET})
+    harness = make_harness(AttemptScript(patch_content=content), secrets={"KEY": SECRET})
     await harness.run()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
     assert flags == {"task-1.patch": is_flagged, "transcript.ndjson": False, "metadata.json": False}
 
 
-@pytest.mark.parametrize("value", [BASE[:8], "task-1.p", "transcript"])
+@pytest.mark.parametrize("value", [BASE_COMMIT[:8], "task-1.p", "transcript"])
 async def test_secret_within_a_generated_name_does_not_remove_artifacts(make_harness, value):
     """Any value of eight characters can be a secret, even a commit id or a word in a task's name."""
     base_commits = []
-    harness = make_harness(Script(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
+    harness = make_harness(AttemptScript(), secrets={"WORD": value}, lifecycle={"artifact_patterns": ("*",)})
     workspaces = harness.parts.workspaces
     make_patch = workspaces.patch
     workspaces.patch = lambda root, base, *rest: (base_commits.append(base), make_patch(root, base, *rest))[1]
     await harness.run()
-    assert (harness.task.state, harness.task.base_commit, base_commits) == (TaskState.COMPLETED, BASE, [BASE])
+    assert (harness.task.state, harness.task.base_commit, base_commits) == (
+        TaskState.COMPLETED,
+        BASE_COMMIT,
+        [BASE_COMMIT],
+    )
     assert harness.artifacts >= {"task-1.patch", "transcript.ndjson", "metadata.json"}
     assert harness.artifacts == {path.name for path in harness.attempt.task_layout.artifacts.iterdir()}
 
 
 def test_error_codes_are_not_redacted(make_harness):
-    harness = make_harness(Script(), secrets={"WORD": "artifact"})
+    harness = make_harness(AttemptScript(), secrets={"WORD": "artifact"})
     harness.recorder.record(ErrorReported("artifact_left_out", "An artifact was left out."))
     assert harness.events(ErrorReported) == [ErrorReported("artifact_left_out", "An [REDACTED:WORD] was left out.")]
 
@@ -134,7 +142,9 @@ def test_error_codes_are_not_redacted(make_harness):
 async def test_partial_file_is_removed_before_the_next_try_on_a_full_disk(make_harness, monkeypatch, step):
     """If the file remained, one task would occupy the space that other tasks free, until its collection times out."""
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
-    harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
+    harness = make_harness(
+        AttemptScript(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"}
+    )
     part, original, refused, leftovers = (
         harness.attempt.layout.root / "transcript.ndjson",
         getattr(collect, step),
@@ -165,7 +175,7 @@ async def test_large_transcript_that_would_fill_the_disk_is_not_copied(make_harn
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
     output = b'{"type":"result"}\n' * 10
     harness = make_harness(
-        Script(stdout=output, stderr=output),
+        AttemptScript(stdout=output, stderr=output),
         claude={"output_format": "stream-json"},
         lifecycle={"collect_timeout": "1s"},
     )
@@ -181,7 +191,7 @@ async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypat
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     patch_error = AttemptError(FailureCode.COLLECT_FAILED, "The patch could not be created: it is odd.")
     harness = make_harness(
-        Script(patch_error=patch_error), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"}
+        AttemptScript(patch_error=patch_error), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "20s"}
     )
     refused, store_chunks = [], collect.ArtifactRecorder.store_chunks
 
@@ -207,7 +217,9 @@ async def test_retries_on_full_disk_do_not_repeat_events(make_harness, monkeypat
 async def test_stored_transcript_needs_no_additional_space_on_retry(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(collect, "_SMALL_TRANSCRIPT_BYTES", 10)
-    harness = make_harness(Script(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"})
+    harness = make_harness(
+        AttemptScript(), claude={"output_format": "stream-json"}, lifecycle={"collect_timeout": "20s"}
+    )
     refused, store_chunks = [], collect.ArtifactRecorder.store_chunks
 
     async def fail_while_disk_is_full(artifacts, name, *rest):
@@ -227,7 +239,7 @@ async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(mak
     """The time limit applies to the total for all artifacts; no single artifact exceeds the limit."""
     names = [f"{letter}.md" for letter in "abcdef"]
     harness = make_harness(
-        Script(collected=dict.fromkeys(names, b"slow " * 4)),
+        AttemptScript(collected=dict.fromkeys(names, b"slow " * 4)),
         secrets={"KEY": SECRET},
         lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
     )
@@ -244,7 +256,7 @@ async def test_slow_secret_scan_does_not_lose_the_patch(make_harness, slow_secre
         return PatchResult(contains_secret=await asyncio.to_thread(find_secret, [b"slow"] * 50))
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.patch", patch)
-    harness = make_harness(Script(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
+    harness = make_harness(AttemptScript(), secrets={"KEY": SECRET}, lifecycle={"collect_timeout": "5s"})
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.events(ErrorReported)) == (TaskState.COMPLETED, [])
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}
@@ -272,7 +284,7 @@ async def test_metadata_is_stored_after_collection_timeout(make_harness, monkeyp
         yield
 
     monkeypatch.setattr("doubles.attempt_harness.ScriptedWorkspaces.collect", never_end)
-    harness = make_harness(Script(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
+    harness = make_harness(AttemptScript(), lifecycle={"artifact_patterns": ("*",), "collect_timeout": "1s"})
     await asyncio.wait_for(harness.run(), 20)
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, FailureCode.COLLECT_FAILED)
     assert harness.artifacts == {"task-1.patch", "transcript.ndjson", "metadata.json"}
@@ -282,7 +294,7 @@ async def test_metadata_is_stored_after_collection_timeout(make_harness, monkeyp
 
 async def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkeypatch):
     """The abandoned thread is still running at the timeout, and removes its partial file when it stops."""
-    harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
+    harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "1s"})
     may_continue, has_ended, started = threading.Event(), threading.Event(), []
     write_chunks, finalize_file = collect._write_chunks, collect._finalize_file
 
@@ -311,7 +323,7 @@ async def test_metadata_survives_an_abandoned_writer_thread(make_harness, monkey
 
 async def test_file_stored_after_collection_timeout_is_removed(make_harness, monkeypatch):
     """The thread that stores the patch is still running at the timeout, and continues before the teardown."""
-    harness = make_harness(Script(), lifecycle={"collect_timeout": "1s"})
+    harness = make_harness(AttemptScript(), lifecycle={"collect_timeout": "1s"})
     is_over, has_ended = threading.Event(), threading.Event()
     finalize_file, digest, teardown = collect._finalize_file, hashlib.file_digest, TeardownStep.run
 

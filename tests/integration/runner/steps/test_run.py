@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from doubles.attempt_harness import ATTEMPT_ID, Script, ScriptedAgent, ScriptedGateway
+from doubles.attempt_harness import ATTEMPT_ID, AttemptScript, ScriptedAgent, ScriptedGateway
 from sandbox.interfaces.placement import CancelAttempt, Reply
 from sandbox.journal.writer import JournalRecorder
 from sandbox.model.events import (
@@ -36,7 +36,7 @@ SECRET = {"WORD": "open sesame"}
 
 
 async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
-    harness = make_harness(Script(runs_until_signal=True, violation="The sandbox had 9000 sockets."))
+    harness = make_harness(AttemptScript(runs_until_signal=True, violation="The sandbox had 9000 sockets."))
     await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
     assert harness.task.failure.code == "out_of_memory"
@@ -45,7 +45,7 @@ async def test_agent_above_socket_limit_is_stopped_with_a_reason(make_harness):
 
 async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_harness):
     long = b"x" * OUTPUT_LINE_BYTES_MAX + b"+Bash\n"
-    harness = make_harness(Script(stdout=b"+Read\n" + long + b"-Read\n"))
+    harness = make_harness(AttemptScript(stdout=b"+Read\n" + long + b"-Read\n"))
     await harness.run()
     assert b"".join(harness.outputs()) == b"+Read\n" + long + b"-Read\n"
     assert harness.task.progress.tool_calls == 1
@@ -53,7 +53,7 @@ async def test_tail_of_a_split_line_is_stored_and_not_parsed_as_an_event(make_ha
 
 @pytest.mark.parametrize("records_conversation", [True, False])
 async def test_conversation_is_recorded_only_if_the_server_reads_it(make_harness, records_conversation):
-    harness = make_harness(Script(stdout=b"+Bash\nnoise\n-Bash\n"))
+    harness = make_harness(AttemptScript(stdout=b"+Bash\nnoise\n-Bash\n"))
     attempt = msgspec.structs.replace(harness.attempt, records_conversation=records_conversation)
     await harness.run(attempt)
     assert len(harness.events(ToolCallStarted)) == int(records_conversation)
@@ -70,7 +70,7 @@ async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, m
     monkeypatch.setattr(ScriptedAgent, "parse_line", lambda agent, line: parsed.append(line) or parse_line(agent, line))
     middle = OUTPUT_LINE_BYTES_MAX - 4  # the limit splits the value
     harness = make_harness(
-        Script(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
+        AttemptScript(stdout=b"+" + b"x" * middle + b"open sesame" + b"y" * 2_000_000 + b"\n"), secrets=SECRET
     )
     await harness.run()
     assert parsed == [b"+" + b"x" * middle + b"[REDACTED:WORD]" + b"y" * 2_000_000 + b"\n"]
@@ -80,7 +80,7 @@ async def test_line_stored_in_parts_is_parsed_whole_and_redacted(make_harness, m
 
 
 async def test_progress_usage_comes_from_the_gateway(make_harness):
-    harness = make_harness(Script(runs_until_signal=True))
+    harness = make_harness(AttemptScript(runs_until_signal=True))
 
     async def scenario():
         work = asyncio.create_task(harness.run())
@@ -97,7 +97,7 @@ async def test_progress_usage_comes_from_the_gateway(make_harness):
 async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.1)
     monkeypatch.setattr(AgentOutput, "read_stderr", lambda *_: asyncio.Event().wait())
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: nothing was received for 0.1 s after the agent ended."
@@ -105,7 +105,7 @@ async def test_unread_output_at_the_end_is_recorded_as_a_gap(make_harness, monke
 
 async def test_pending_output_is_read_after_the_machine_stalls(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.2)
-    harness, lines = make_harness(Script(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
+    harness, lines = make_harness(AttemptScript(stdout=b"line\n" * 2000 + b"the result\n")), itertools.count(1)
     record = harness.recorder.record
 
     def record_with_stalls(event):
@@ -121,7 +121,7 @@ async def test_pending_output_is_read_after_the_machine_stalls(make_harness, mon
 
 async def test_output_delayed_by_cpu_throttling_is_read_after_agent_exit(make_harness, monkeypatch):
     monkeypatch.setattr("sandbox.runner.agent_process.OUTPUT_DRAIN_TIMEOUT_SECONDS", 0.1)
-    harness = make_harness(Script(stdout=b"line\n" * 500 + b"the result\n"))
+    harness = make_harness(AttemptScript(stdout=b"line\n" * 500 + b"the result\n"))
     throttle, start = harness.parts.throttle, CpuThrottle.start
 
     def start_in_debt():
@@ -157,7 +157,7 @@ async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkey
 
     read_stdout = AgentOutput.read_stdout
     monkeypatch.setattr(AgentOutput, "read_stderr", read_endless)
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     await asyncio.wait_for(harness.run(), 10)
     (gap,) = harness.events(Gap)
     assert gap.reason == "The end of the output is missing: the output did not end within 0.6 s after the agent ended."
@@ -166,7 +166,7 @@ async def test_endless_output_after_agent_exit_is_abandoned(make_harness, monkey
 
 async def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_harness, monkeypatch):
     monkeypatch.setattr(ScriptedGateway, "requests_in_flight", 1)
-    harness = make_harness(Script(runs_until_signal=True), lifecycle={"hang_timeout": "1s"})
+    harness = make_harness(AttemptScript(runs_until_signal=True), lifecycle={"hang_timeout": "1s"})
 
     async def scenario():
         work = asyncio.create_task(harness.run())
@@ -181,7 +181,7 @@ async def test_silence_is_not_a_hang_while_a_model_request_is_in_flight(make_har
 
 
 async def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monkeypatch):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     artifacts = harness.attempt.task_layout.artifacts
     on_disk, recorded = set(), {}
     fsync, record = os.fsync, JournalRecorder.record
@@ -203,7 +203,7 @@ async def test_artifact_name_is_on_disk_before_it_is_recorded(make_harness, monk
 
 
 async def test_workspace_files_cannot_take_generated_artifact_names(make_harness, monkeypatch):
-    harness = make_harness(Script(), lifecycle={"artifact_patterns": ("**",)})
+    harness = make_harness(AttemptScript(), lifecycle={"artifact_patterns": ("**",)})
     workspaces = harness.parts.workspaces
     requested = []
 
@@ -219,7 +219,7 @@ async def test_workspace_files_cannot_take_generated_artifact_names(make_harness
 
 
 async def test_finisher_destroys_the_sandbox_before_it_records_the_end(make_harness, monkeypatch):
-    harness = make_harness(Script())
+    harness = make_harness(AttemptScript())
     for event in (WorkspacePrepared("c0ffee" + "0" * 34), SandboxCreated("v", "none", "host"), AgentStarted("s")):
         harness.recorder.record(event)
     runtime = harness.parts.runtime
