@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from doubles import floods
-from doubles.flood_bench import FloodBench, flood_bench, send_model_request
+from doubles.flood_harness import FloodHarness, flood_harness, send_model_request
 
 
 def main() -> None:
@@ -28,27 +28,27 @@ def main() -> None:
     print(f"{'flood':<36} {'cores':>6} {'later':>6}   kept: median, max ms   fresh: median, max ms   events  MiB")
     for name in floods.flood_names():
         if options.only in name:
-            with flood_bench() as bench:
-                measured = measure(bench, name, options.seconds)
+            with flood_harness() as harness:
+                measured = measure(harness, name, options.seconds)
             print(
-                f"{measured} {bench.final_report['events']:>6} {bench.final_report['peak_memory_bytes'] >> 20:>4}",
+                f"{measured} {harness.final_report['events']:>6} {harness.final_report['peak_memory_bytes'] >> 20:>4}",
                 flush=True,
             )
 
 
-def measure(bench: FloodBench, name: str, seconds: float) -> str:
+def measure(harness: FloodHarness, name: str, seconds: float) -> str:
     """Run one flood; return the start of its result line."""
     durations: dict[str, list[float]] = {"kept": [], "fresh": []}
-    samples = [(time.monotonic(), bench.cpu_seconds)]
-    with bench.connected() as kept, bench.flooded(name):
+    samples = [(time.monotonic(), harness.cpu_seconds)]
+    with harness.connected() as kept, harness.flooded(name):
         while len(samples) < 3:
             durations["kept"].append(timed(kept))
-            with bench.connected() as fresh:
+            with harness.connected() as fresh:
                 durations["fresh"].append(timed(fresh))
             time.sleep(0.1)
             now = time.monotonic()
             if now > samples[0][0] + seconds / 2 * len(samples):
-                samples.append((now, bench.cpu_seconds))
+                samples.append((now, harness.cpu_seconds))
     (began, before), (middle, between), (end, after) = samples
     cores, later = (after - before) / (end - began), (after - between) / (end - middle)
     times = "   ".join(f"{statistics.median(one):>9.1f} {max(one):>9.1f}  " for one in durations.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from doubles import floods
 from doubles.deployment import bash_turn, wait_until
-from doubles.flood_bench import cpu_seconds
+from doubles.flood_harness import cpu_seconds
 from doubles.runner_processes import runner_pid
 from sandbox.gateway.limits import NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 import pytest
 
 from doubles import floods
-from doubles.flood_bench import flood_bench, send_model_request
+from doubles.flood_harness import flood_harness, send_model_request
 from sandbox.gateway.limits import MODEL_CONNECTION_CPU_DEBT_SECONDS, NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
 from sandbox.model.fixed_limits import RUNNER_CPU_BURST_SECONDS, RUNNER_CPU_CORES
 
@@ -43,35 +43,35 @@ FLOODS = (
 def test_flood_is_limited_in_cpu_and_model_requests_continue(name):
     seconds = []
     spent = RUNNER_CPU_BURST_SECONDS + NEW_MODEL_CONNECTION_CPU_DEBT_SECONDS
-    with flood_bench(spent, CPU_TIME_FACTOR) as bench, bench.connected() as kept_alive:
+    with flood_harness(spent, CPU_TIME_FACTOR) as harness, harness.connected() as kept_alive:
         send_model_request(kept_alive)
-        started, cpu_started = time.monotonic(), bench.cpu_seconds
-        with bench.flooded(name):
+        started, cpu_started = time.monotonic(), harness.cpu_seconds
+        with harness.flooded(name):
             while time.monotonic() < started + FLOOD_SECONDS:
                 requested_at = time.monotonic()
                 send_model_request(kept_alive)
                 seconds.append(time.monotonic() - requested_at)
                 time.sleep(0.1)
-            used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
-        with bench.connected() as new:
+            used, elapsed = harness.cpu_seconds - cpu_started, time.monotonic() - started
+        with harness.connected() as new:
             send_model_request(new)
     assert used < RUNNER_CPU_CORES / CPU_TIME_FACTOR * elapsed + SLACK_CPU_SECONDS
     assert statistics.median(seconds) < 1
-    assert bench.final_report["events"] < EVENTS_PER_SECOND_MAX * elapsed + len(seconds) + 100
-    assert bench.final_report["peak_memory_bytes"] < 200 * 1024**2
+    assert harness.final_report["events"] < EVENTS_PER_SECOND_MAX * elapsed + len(seconds) + 100
+    assert harness.final_report["peak_memory_bytes"] < 200 * 1024**2
 
 
 def test_forwarded_requests_are_limited_in_cpu():
-    with flood_bench(RUNNER_CPU_BURST_SECONDS + MODEL_CONNECTION_CPU_DEBT_SECONDS, CPU_TIME_FACTOR) as bench:
-        started, cpu_started = time.monotonic(), bench.cpu_seconds
-        with bench.flooded("forwarded requests"):
+    with flood_harness(RUNNER_CPU_BURST_SECONDS + MODEL_CONNECTION_CPU_DEBT_SECONDS, CPU_TIME_FACTOR) as harness:
+        started, cpu_started = time.monotonic(), harness.cpu_seconds
+        with harness.flooded("forwarded requests"):
             time.sleep(FLOOD_SECONDS)
-            used, elapsed = bench.cpu_seconds - cpu_started, time.monotonic() - started
+            used, elapsed = harness.cpu_seconds - cpu_started, time.monotonic() - started
     assert used < RUNNER_CPU_CORES / CPU_TIME_FACTOR * elapsed + SLACK_CPU_SECONDS
 
 
-def open_tunnel(bench, kind):
-    floods.PORTS.update(bench.ports)
+def open_tunnel(harness, kind):
+    floods.PORTS.update(harness.ports)
     connection = floods.connect("proxy")
     connection.sendall(floods.tunnel(kind))
     head = b""
@@ -85,10 +85,10 @@ def test_package_installation_stays_within_the_cpu_burst():
     """The control: 600 connections to a host and 2000 DNS queries, many of them concurrent."""
     tunnels, failures = 600, []
 
-    def install(bench):
+    def install(harness):
         try:
             for _ in range(tunnels // 20):
-                with open_tunnel(bench, floods.hello(floods.HOST)) as connection:
+                with open_tunnel(harness, floods.hello(floods.HOST)) as connection:
                     connection.sendall(b"\x17\3\3" + b"y" * 20_000)
                     connection.shutdown(socket.SHUT_WR)
                     received = b""
@@ -98,30 +98,30 @@ def test_package_installation_stays_within_the_cpu_burst():
         except Exception as error:
             failures.append(error)
 
-    with flood_bench() as bench:
-        before = bench.cpu_seconds
-        threads = [threading.Thread(target=install, args=(bench,)) for _ in range(20)]
+    with flood_harness() as harness:
+        before = harness.cpu_seconds
+        threads = [threading.Thread(target=install, args=(harness,)) for _ in range(20)]
         for thread in threads:
             thread.start()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as resolver:
-            resolver.connect(("127.0.0.1", bench.ports["dns_udp"]))
+            resolver.connect(("127.0.0.1", harness.ports["dns_udp"]))
             resolver.settimeout(20)
             for _ in range(2000):
                 resolver.send(floods.query(floods.HOST))
                 assert resolver.recv(1000)[3] & 15 == 0
         for thread in threads:
             thread.join()
-        used = bench.cpu_seconds - before
+        used = harness.cpu_seconds - before
     assert failures == []
     assert used < RUNNER_CPU_BURST_SECONDS
 
 
 def test_large_clone_stays_within_the_cpu_burst():
     megabytes = 600
-    with flood_bench() as bench, ExitStack() as stack:
-        connection = stack.enter_context(open_tunnel(bench, b"\2"))
-        before, received, buffer = bench.cpu_seconds, 0, bytearray(1 << 20)
+    with flood_harness() as harness, ExitStack() as stack:
+        connection = stack.enter_context(open_tunnel(harness, b"\2"))
+        before, received, buffer = harness.cpu_seconds, 0, bytearray(1 << 20)
         while received < megabytes * 10**6:
             received += connection.recv_into(buffer)
-        used = bench.cpu_seconds - before
+        used = harness.cpu_seconds - before
     assert used / megabytes < RUNNER_CPU_BURST_SECONDS / 600

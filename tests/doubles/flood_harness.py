@@ -18,7 +18,7 @@ BODY = b'{"model":"claude-haiku-4-5","max_tokens":1,"messages":[]}'
 
 
 @dataclass
-class FloodBench:
+class FloodHarness:
     gateway: subprocess.Popen[str]
     ports: dict[str, int]
     final_report: dict[str, int] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class FloodBench:
 
 
 @contextlib.contextmanager
-def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodBench]:
+def flood_harness(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[FloodHarness]:
     """Run a gateway and its upstream hosts. After the block, `final_report` contains the gateway's report.
 
     spent_seconds: CPU budget used before the start.
@@ -60,10 +60,10 @@ def flood_bench(spent_seconds: float = 0.0, factor: float = 1.0) -> Iterator[Flo
         arguments = (str(host_ports["model"]), str(host_ports["host"]), str(spent_seconds), str(factor))
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         gateway = stack.enter_context(_running(_program(flooded_gateway.__file__, *arguments, **pipes)))
-        bench = FloodBench(gateway, json.loads(gateway.stdout.readline()))
-        yield bench
+        harness = FloodHarness(gateway, json.loads(gateway.stdout.readline()))
+        yield harness
         output, _ = gateway.communicate("", timeout=60)
-        bench.final_report.update(json.loads(output))
+        harness.final_report.update(json.loads(output))
 
 
 def send_model_request(connection: HTTPConnection) -> None:
