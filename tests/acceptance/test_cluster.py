@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
-from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, deploying
+from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, closing_deployment
 from sandbox.bootstrap.settings.schema import LEASE_SECONDS_MIN
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.journals import FileJournals
@@ -99,7 +99,7 @@ def kill(pid):
 
 @pytest.fixture
 def deploy(tmp_path):
-    with deploying(ClusterDeployment(tmp_path)) as start:
+    with closing_deployment(ClusterDeployment(tmp_path)) as start:
         yield start
 
 
@@ -126,13 +126,13 @@ def test_killed_server_loses_nothing(deploy):
     """The worker and its runner continue, and the next server gets what was recorded in the meantime."""
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
     assert runner is not None
     assert worker is not None
     deployment.restart_server(signal.SIGKILL)
     assert (deployment.runner_pid(), deployment.worker_pid()) == (runner, worker)
-    deployment.answer()
+    deployment.finish_second_command()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     patch = deployment.artifact("task-1.patch")
     assert b"+made\n" in patch
@@ -147,7 +147,7 @@ def test_model_requests_wait_while_the_lease_is_expired(deploy):
     wait = f"mkfifo /tmp/gate; read -t {LEASE_SECONDS + 10} _ <> /tmp/gate"  # Claude Code rejects a long `sleep`
     deployment = deploy(MAKE_FILE, bash_turn(f"{wait}; echo late > late.txt"), reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     requests = deployment.count_model_requests()
     deployment.server.stop(signal.SIGKILL)
     time.sleep(LEASE_SECONDS + 17)
@@ -163,12 +163,12 @@ def test_model_requests_wait_while_the_lease_is_expired(deploy):
 def test_task_of_a_killed_worker_is_retried_by_another_one(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
     kill(worker)
     wait_until(lambda: not Path(f"/proc/{runner}").exists(), 10, description="the runner's end")
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 4, 60, description="the second attempt")
-    deployment.answer()
+    deployment.finish_second_command()
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
     assert b"+made\n" in deployment.artifact("task-1.patch")
@@ -185,7 +185,7 @@ def test_task_of_a_killed_worker_is_retried_by_another_one(deploy):
 def test_next_worker_removes_what_a_killed_worker_left_of_another_task(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     kill(deployment.worker_pid())
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost"), deployment.diagnostics()
@@ -200,7 +200,7 @@ def test_next_worker_removes_what_a_killed_worker_left_of_another_task(deploy):
 def test_cancelled_task_ends_on_its_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     assert deployment.http.delete("/api/v1/tasks/task-1", timeout=60).status_code == 200
     assert deployment.wait()["state"] == "cancelled", deployment.diagnostics()
     assert b"+made\n" in deployment.artifact("task-1.patch")
@@ -211,12 +211,12 @@ def test_cancelled_task_ends_on_its_worker(deploy):
 def test_finisher_and_retry_of_a_killed_runner_run_on_the_same_worker(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     worker = deployment.worker_pid()
     kill(deployment.runner_pid())
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 4, 90, description="the second attempt")
     assert deployment.worker_pid() == worker
-    deployment.answer()
+    deployment.finish_second_command()
     status = deployment.wait()
     assert status["state"] == "completed", deployment.diagnostics()
     assert [(attempt["error"] or {}).get("code") for attempt in status["attempts"]] == ["runner_lost", None]
@@ -248,7 +248,7 @@ def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
     """A worker that is stopped together with its runner is silent. After the lease, the engine withdraws its job."""
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit(lifecycle={"retries": 1})
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
     deployment.signal(signal.SIGSTOP, worker, runner)
     stopped_at = time.monotonic()
@@ -259,7 +259,7 @@ def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
     assert deployment.exit_code(lost) == 143
     assert not Path(f"/proc/{runner}").exists()
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 4, 90, description="the second attempt")
-    deployment.answer()
+    deployment.finish_second_command()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
 
 
@@ -267,7 +267,7 @@ def test_task_of_a_lost_host_is_retried_after_the_lease(deploy):
 def test_terminated_worker_sends_the_last_records_and_exits_with_an_error(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
     deployment.signal(signal.SIGTERM, worker)
     status = deployment.wait()
@@ -288,7 +288,7 @@ def test_keys_and_secrets_are_in_nothing_that_an_engine_stores(deploy):
     deployment.server.stop()
     deployment.start_server(TOKEN=SECRET)
     deployment.submit(secrets=[{"name": "TOKEN", "source": "env", "key": "TOKEN"}])
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     [worker], [job] = deployment.worker_pids(), deployment.jobs()
     supervisor = json.loads((job / "started.json").read_bytes())["pid"]
     places = [
@@ -301,7 +301,7 @@ def test_keys_and_secrets_are_in_nothing_that_an_engine_stores(deploy):
     planted.write_text(f"x{SERVER_KEY}y{SECRET}z")
     assert find_values([*places, planted]) == [planted] * 2
     planted.unlink()
-    deployment.answer()
+    deployment.finish_second_command()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
 
 

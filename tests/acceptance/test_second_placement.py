@@ -11,7 +11,7 @@ import pytest
 
 from doubles import daemon_placement
 from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
-from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, deploying
+from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, closing_deployment
 from sandbox.demo.model_script import Fault, Turn
 
 PACKAGE = Path(daemon_placement.__file__).parent
@@ -51,7 +51,7 @@ class DaemonDeployment(RemoteDeployment):
 
 @pytest.fixture
 def deploy(tmp_path):
-    with deploying(DaemonDeployment(tmp_path)) as start:
+    with closing_deployment(DaemonDeployment(tmp_path)) as start:
         yield start
 
 
@@ -59,13 +59,13 @@ def deploy(tmp_path):
 def test_task_survives_a_server_restart_and_an_unresponsive_host(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     runner = deployment.runner_pid()
     assert runner is not None
     deployment.restart_server()
     check_unresponsive_host(deployment)
     assert deployment.runner_pid() == runner
-    deployment.answer()
+    deployment.finish_second_command()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     check_copy(deployment)
 
@@ -103,7 +103,7 @@ def check_copy(deployment):
 def test_cancelled_task_ends_on_its_host(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     cancel = partial(deployment.http.delete, "/api/v1/tasks/task-1", timeout=60)
     deployment.daemon.send_signal(signal.SIGSTOP)
     rejected = cancel()
@@ -120,7 +120,7 @@ def test_cancelled_task_ends_on_its_host(deploy):
 def test_finisher_of_a_killed_runner_runs_on_its_host(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.submit()
-    deployment.wait_for_second_call()
+    deployment.wait_for_second_tool_call()
     os.kill(deployment.runner_pid(), signal.SIGKILL)
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost"), deployment.diagnostics()

@@ -9,7 +9,7 @@ from doubles.terminal_user import TerminalUser
 
 MAKE_FILE = bash_turn("echo made > made.txt")
 WAIT_FOR_FIFO = bash_turn("mkfifo /tmp/gate && read _ < /tmp/gate; cat answer.txt")
-"""The agent waits for `RemoteDeployment.answer`."""
+"""The agent waits for `RemoteDeployment.finish_second_command`."""
 
 
 class RemoteDeployment(Deployment):
@@ -21,25 +21,25 @@ class RemoteDeployment(Deployment):
     def runner_pid(self):
         return find_runner(self.host_data_dir, "task-1")
 
-    def wait_for_second_call(self):
+    def wait_for_second_tool_call(self):
         wait_until(lambda: self.status()["progress"]["tool_calls"] == 2, 60, description="the second tool call")
 
-    def shell(self, text):
+    def type_into_shell(self, text):
         """Open a shell in the sandbox, and type the text."""
         terminal = TerminalUser("task", "shell", "task-1", server=self.server.ready_message["http"])
         terminal.expect(r"\$ ")
         terminal.type(text)
         return terminal
 
-    def answer(self):
+    def finish_second_command(self):
         """Let the agent's second command end."""
-        terminal = self.shell("echo from-the-user > answer.txt; echo > /tmp/gate; exit 7\n")
+        terminal = self.type_into_shell("echo from-the-user > answer.txt; echo > /tmp/gate; exit 7\n")
         assert terminal.exit_code() == 7
         terminal.close()
 
     def check_preserved_file(self):
         """Read the file `kept.txt` in a shell of the preserved sandbox."""
-        terminal = self.shell("cat kept.txt; exit 3\n")
+        terminal = self.type_into_shell("cat kept.txt; exit 3\n")
         terminal.expect("kept\r\n")
         assert terminal.exit_code() == 3
         terminal.close()
@@ -59,7 +59,7 @@ class RemoteDeployment(Deployment):
 
 
 @contextlib.contextmanager
-def deploying(deployment):
+def closing_deployment(deployment):
     """Yield a function that starts the deployment, given the turns of the model. Close the deployment afterwards."""
     try:
         yield partial(_start, deployment)
