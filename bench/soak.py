@@ -53,7 +53,7 @@ def main():
                 f"{runtime}: {sequential_count} in sequence, each {median:.2f} s (median), max {max(durations):.2f} s"
             )
             if parallel_count:
-                durations = run_tasks(deployment, [f"crowd-{number}" for number in range(parallel_count)])
+                durations = run_tasks(deployment, [f"parallel-{number}" for number in range(parallel_count)])
                 print(f"{runtime}: {parallel_count} in parallel, all completed after {max(durations):.2f} s")
             wait_until(lambda: not find_leftovers(deployment.data_dir), QUIET_SECONDS, "all leftovers to be removed")
             print(f"{runtime}: no leftovers")

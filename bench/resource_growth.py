@@ -1,6 +1,6 @@
 """Runs thousands of short tasks on one server, and checks that its resource usage does not grow.
 
-Run with the project's Python: python bench/long_life.py [TASKS [KEPT [DRAWING]]]    (defaults: 2000, 200, no drawing)
+Run with the project's Python: python bench/resource_growth.py [TASKS [KEPT [DRAWING]]] (default: 2000 200, no drawing)
 
 Runners and sandboxes are real; the agent is fake. After every KEPT tasks, all but the latest KEPT are pruned. Prints
 the server's memory, descriptors, threads and files, and draws them as SVG. Exits with 1 if the second half of the run
@@ -20,7 +20,7 @@ from doubles.deployment import FINAL_STATES, Deployment, make_repository, reply_
 from doubles.fake_agent import make_fake_agent
 from doubles.leftovers import find_leftovers
 
-AT_ONCE = 4
+PARALLEL_TASKS = 4
 TASK_SECONDS, QUIET_SECONDS = 120, 15
 SLACK = {"memory_mb": 1.15, "descriptors": 1.25, "threads": 1.25, "files": 1.25}
 TITLES = {
@@ -56,10 +56,10 @@ def sample(deployment, tasks):
 
 
 def run_tasks(deployment, first, count):
-    """Run tasks, AT_ONCE at a time; each must complete."""
+    """Run tasks, PARALLEL_TASKS at a time; each must complete."""
     waiting, running = [f"short-{number}" for number in range(first, first + count)], {}
     while waiting or running:
-        while waiting and len(running) < AT_ONCE:
+        while waiting and len(running) < PARALLEL_TASKS:
             name = waiting.pop(0)
             deployment.submit(name, vm={"cpus": 1, "memory": "64M", "disk": "64M"})
             running[name] = time.monotonic()

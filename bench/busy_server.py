@@ -1,6 +1,6 @@
 """Measures a server with a hundred running tasks and followers, and thousands of pending and finished tasks.
 
-Run with the project's Python: python bench/crowd.py [RUNNING [WAITING [FINISHED]]]    (defaults: 100, 1000, 10000)
+Run with the project's Python: python bench/busy_server.py [RUNNING [WAITING [FINISHED]]]  (default: 100 1000 10000)
 
 Runners and sandboxes are real; a fake agent prints two lines per second. At the end, the server is killed and
 restarted, to measure how soon the new server follows every task again. The latest results are in docs/benchmarks.md.
@@ -156,7 +156,7 @@ def main():
     running, waiting, finished = (
         int(sys.argv[n]) if len(sys.argv) > n else default for n, default in ((1, 100), (2, 1000), (3, 10_000))
     )
-    with tempfile.TemporaryDirectory(prefix="crowd-") as directory:
+    with tempfile.TemporaryDirectory(prefix="busy-server-") as directory:
         deployment = Deployment(Path(directory), forks=False)
         make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
         deployment.start_git()
@@ -165,7 +165,7 @@ def main():
         make_fake_agent(deployment.directory / "agent", [(line, LINE_SECONDS)] * int(AGENT_SECONDS / LINE_SECONDS))
         deployment.data_dir.mkdir(mode=0o700)
         fill(deployment.data_dir / "index.sqlite", finished).close()
-        names = [f"crowd-{number}" for number in range(running)]
+        names = [f"running-{number}" for number in range(running)]
         try:
             print(f"started with {finished} finished tasks: responds after {start_timed_server(deployment):.2f} s")
             print_usage(deployment, "idle")

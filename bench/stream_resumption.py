@@ -1,6 +1,6 @@
 """Measures how fast an event stream resumes near the end of a long journal.
 
-Run: python bench/resuming.py [RECORDS]    (default: 30000)
+Run: python bench/stream_resumption.py [RECORDS]    (default: 30000)
 
 Compares the server's implementation with a baseline, which reads the journal from the start and skips the events that
 the reader already has. Prints the median of each, their ratio, and the same for the last ten lines.
@@ -29,7 +29,7 @@ from sandbox.runner.attempt_context import read_records
 from sandbox.server.event_stream import Broadcast, EventStream
 
 ROUNDS = 15
-LEFT = 100
+REMAINING_RECORDS = 100
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
 ENCODER = LogEncoder("all", "", _format_ndjson, is_following=False)
 
@@ -58,11 +58,11 @@ class LongTask:
 
     async def resume(self) -> int:
         """Return the number of remaining events."""
-        return len([event async for event in self.replay("task-1", after=self.task.last_seq - LEFT)])
+        return len([event async for event in self.replay("task-1", after=self.task.last_seq - REMAINING_RECORDS)])
 
     async def resume_from_start(self) -> int:
         """Return the number of remaining events; reads the journal from the start."""
-        after = self.task.last_seq - LEFT
+        after = self.task.last_seq - REMAINING_RECORDS
         records = (record for record in read_records(self.journals, "task-1") if record.seq > after)
         return len([event for record in records if (event := to_wire_event("task-1", record)) is not None])
 
@@ -94,7 +94,7 @@ async def main() -> None:
     records = int(sys.argv[1]) if len(sys.argv) > 1 else 30_000
     with tempfile.TemporaryDirectory() as directory:
         task = LongTask(Path(directory), records)
-        print(f"{records:,} records; the last {LEFT} of them are unread")
+        print(f"{records:,} records; the last {REMAINING_RECORDS} of them are unread")
         await compare("the unread records", task.resume, task.resume_from_start)
         await compare("the last ten lines", task.tail, task.tail_from_start)
 
