@@ -21,7 +21,7 @@ LOST_SANDBOX = ("failed", "sandbox_lost")
 AGENT_FAILED = ("failed", "agent_failed")
 KILLED = 128 + signal.SIGKILL
 
-ALLOWED_ENDS = {
+ALLOWED_OUTCOMES = {
     # The runner continues without the server.
     "server": {state: {COMPLETED} for state in STATES},
     # If the agent had not started, the task is attempted again; otherwise it fails. A recorded outcome is final.
@@ -34,7 +34,7 @@ ALLOWED_ENDS = {
     "gateway": {"ready": {COMPLETED, LOST_SANDBOX}, "running": {LOST_SANDBOX}},
 }
 # A runner killed after its sandbox may have recorded the loss of the sandbox.
-ALLOWED_ENDS["all"] = {**ALLOWED_ENDS["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
+ALLOWED_OUTCOMES["all"] = {**ALLOWED_OUTCOMES["runner"], "running": {LOST_RUNNER, LOST_SANDBOX}}
 """`{kill target: {state at the kill: {(state, code)}}}`: the only final states that are allowed."""
 
 WRITTEN_LINES_FILE = "written.txt"
@@ -76,8 +76,8 @@ class TaskEvidence:
     files: int = 0
 
     @property
-    def end(self):
-        """State and error code, as reported to clients."""
+    def outcome(self):
+        """The state and the error code, as reported to clients."""
         return self.status.get("state"), (self.status.get("error") or {}).get("code")
 
     @property
@@ -192,19 +192,21 @@ def check_final_state(task: TaskEvidence) -> Iterator[str]:
         yield f"clients get {task.status.get('state')}, the journal has {states[-1]}"
     # With retries left, the loss of an agent is not final.
     must_complete = task.target is None or task.retries
-    allowed = {COMPLETED} if must_complete else _allowed_ends(task)
-    if task.end not in allowed:
-        yield f"the task ended as {task.end}: {task.status.get('error')}"
+    allowed = {COMPLETED} if must_complete else _allowed_outcomes(task)
+    if task.outcome not in allowed:
+        yield f"the task ended as {task.outcome}: {task.status.get('error')}"
 
 
-def _allowed_ends(task: TaskEvidence) -> set:
-    """Return the allowed ends.
+def _allowed_outcomes(task: TaskEvidence) -> set:
+    """Return the allowed outcomes.
 
     If the agent's death was recorded before the runner was killed, only a failed agent is allowed.
     """
     recorded_agent_kill = task.target == "all" and task.state_at_kill == "completing" and task.agent_was_killed
     return (
-        {AGENT_FAILED} if recorded_agent_kill else ALLOWED_ENDS[task.target].get(_corrected_state_at_kill(task), set())
+        {AGENT_FAILED}
+        if recorded_agent_kill
+        else ALLOWED_OUTCOMES[task.target].get(_corrected_state_at_kill(task), set())
     )
 
 
@@ -212,7 +214,7 @@ def _corrected_state_at_kill(task: TaskEvidence) -> str:
     """Return the state at the kill, corrected by what the runner recorded after the end of its sandbox."""
     recorded_start = task.target == "sandbox" and task.state_at_kill == "ready" and task.has_event("agent_started")
     recorded_sandbox_loss = task.target == "all" and task.state_at_kill == "completing" and task.lost_sandbox
-    return "running" if recorded_sandbox_loss or (recorded_start and task.end != COMPLETED) else task.state_at_kill
+    return "running" if recorded_sandbox_loss or (recorded_start and task.outcome != COMPLETED) else task.state_at_kill
 
 
 def check_output_lines(task: TaskEvidence) -> Iterator[str]:
@@ -223,10 +225,10 @@ def check_output_lines(task: TaskEvidence) -> Iterator[str]:
     printed, written = task.printed, task.written or b""
     if not task.stdout.startswith(task.stdout_before):
         yield "output that was read before is missing"
-    if task.end == LOST_RUNNER:
+    if task.outcome == LOST_RUNNER:
         if not written.startswith(printed) or (printed and not printed.endswith(b"\n")):
             yield f"{_describe_difference(printed, written)}; the journal is not a prefix of the log"
-    elif task.end == COMPLETED or task.target not in {"sandbox", "gateway", "all"}:
+    elif task.outcome == COMPLETED or task.target not in {"sandbox", "gateway", "all"}:
         if printed != written:
             yield _describe_difference(printed, written)
     elif printed not in {written, _without_last_line(written)}:
@@ -254,7 +256,7 @@ def _check_contents(task, contents):
         yield "the patch does not reproduce the workspace"
     if contents.get("transcript.ndjson", task.stdout) != task.stdout:
         yield "the transcript differs from the output"
-    if task.end == COMPLETED:
+    if task.outcome == COMPLETED:
         wrong = [n for n in range(task.files) if contents.get(f"made-{n}") != f"{n}\n".encode()]
         if wrong:
             yield f"files of the agent are missing or changed: {wrong}"
@@ -266,7 +268,7 @@ def check_agent_runs_once(task: TaskEvidence) -> Iterator[str]:
     for agent_starts, source in ((task.agent_starts, "by the model requests"), (recorded_starts, "by the journal")):
         if agent_starts > 1 + task.retries:
             yield f"the agent ran {agent_starts} times, {source}"
-    if task.end == COMPLETED and not (task.agent_starts and recorded_starts):
+    if task.outcome == COMPLETED and not (task.agent_starts and recorded_starts):
         yield "the task completed without an agent"
 
 

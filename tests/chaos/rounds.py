@@ -17,7 +17,7 @@ import httpx2
 from chaos import journal_file, processes
 from chaos.chaos_deployment import ChaosDeployment
 from chaos.evidence_collection import collect_evidence
-from chaos.oracle import AGENT_FAILED, ALLOWED_ENDS, LOST_SANDBOX, STATES, evaluate
+from chaos.oracle import AGENT_FAILED, ALLOWED_OUTCOMES, LOST_SANDBOX, STATES, evaluate
 from chaos.state_driver import StateDriver
 from doubles.leftovers import processes as task_processes
 from doubles.runner_processes import find_runner
@@ -30,20 +30,23 @@ SHARED_TARGETS = ("server", "all")
 
 @dataclass
 class RoundResult:
-    """The outcome of one round. ends: the number of tasks, keyed by (kill target, state at the kill, end)."""
+    """The result of one round. outcomes: the number of tasks, keyed by (kill target, state at the kill, outcome)."""
 
-    ends: Counter
+    outcomes: Counter
     violations: list
 
     @property
     def covered(self):
         """The tested pairs of target and state.
 
-        If the recorded end shows that the sandbox or the agent died before the runner, the kill counts for `running`,
-        regardless of the state at the kill.
+        If the outcome shows that the sandbox or the agent died before the runner, the kill counts for `running`, regardless
+        of the state at the kill.
         """
         ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
-        return {(target, "running" if (target, end) in ended_earlier else state) for target, state, end in self.ends}
+        return {
+            (target, "running" if (target, outcome) in ended_earlier else state)
+            for target, state, outcome in self.outcomes
+        }
 
 
 def run_round(directory, runtime, chosen_pairs, seed):
@@ -59,8 +62,8 @@ def run_round(directory, runtime, chosen_pairs, seed):
                 with _held_tasks() as held:
                     kills |= _kill_together(deployment, target, states, seed, held)
         evidence = collect_evidence(deployment, kills)
-    ends = Counter((task.target, task.state_at_kill, task.end) for task in evidence.tasks if task.target)
-    return RoundResult(ends, evaluate(evidence))
+    outcomes = Counter((task.target, task.state_at_kill, task.outcome) for task in evidence.tasks if task.target)
+    return RoundResult(outcomes, evaluate(evidence))
 
 
 def target_state_pairs(*targets):
@@ -70,7 +73,7 @@ def target_state_pairs(*targets):
     return {
         (target, state)
         for target in named
-        for state in ALLOWED_ENDS[target]
+        for state in ALLOWED_OUTCOMES[target]
         if state != "pending" or target in SHARED_TARGETS
     }
 

@@ -34,15 +34,17 @@ def records(lines):
     return [{"seq": number, "epoch": 1, **entry} for number, entry in enumerate(found, 1)]
 
 
-def task_evidence(lines=LINES, written=LINES, target="server", state_at_kill="running", end="completed", code=None):
+def task_evidence(
+    lines=LINES, written=LINES, target="server", state_at_kill="running", final_state="completed", code=None
+):
     text, printed = "".join(written).encode(), "".join(lines).encode()
     journal_records = records(lines)
-    journal_records[-1]["transition"]["new_state"] = end
+    journal_records[-1]["transition"]["new_state"] = final_state
     return TaskEvidence(
         "task-1",
         target,
         state_at_kill,
-        {"state": end, "error": {"code": code} if code else None},
+        {"state": final_state, "error": {"code": code} if code else None},
         journal_records,
         stdout_before="".join(lines[:2]).encode(),
         artifacts=[
@@ -59,16 +61,16 @@ def task_evidence(lines=LINES, written=LINES, target="server", state_at_kill="ru
 
 
 def lost_runner(lines):
-    return task_evidence(lines, target="runner", end="failed", code="runner_lost")
+    return task_evidence(lines, target="runner", final_state="failed", code="runner_lost")
 
 
 def lost_sandbox(lines):
-    return task_evidence(lines, target="sandbox", end="failed", code="sandbox_lost")
+    return task_evidence(lines, target="sandbox", final_state="failed", code="sandbox_lost")
 
 
 def killed_agent(lines, exit_code=137, target="all", state_at_kill="completing", code="agent_failed"):
     """All processes are killed, the agent first. The runner had recorded the agent's death before it was killed."""
-    task = task_evidence(lines, target=target, state_at_kill=state_at_kill, end="failed", code=code)
+    task = task_evidence(lines, target=target, state_at_kill=state_at_kill, final_state="failed", code=code)
     exited = next(entry["event"] for entry in task.records if entry["event"]["type"] == "agent_exited")
     exited |= {"exit_code": exit_code, "failure": {"code": "agent_failed"}}
     return task
