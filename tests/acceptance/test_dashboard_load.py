@@ -14,8 +14,8 @@ from sandbox.model.events import EgressDenied, Metrics, Output, ToolCallEnded, U
 LINES = 10_000
 BLOCKED_MILLISECONDS_MAX = 5000
 """A busy machine renders these pages in one to three seconds; without the tested limits it takes 11 s to minutes."""
-VISIBLE = "async (text) => (await import('/assets/untrusted_text.js')).visible(text)"
-RENDERED = """async (text) => {
+MAKE_VISIBLE = "async (text) => (await import('/assets/untrusted_text.js')).visible(text)"
+RENDER_MARKDOWN = """async (text) => {
     const { markdown } = await import("/assets/markdown.js");
     const began = performance.now();
     const element = document.body.appendChild(markdown(text));
@@ -44,7 +44,7 @@ diff --git a/old.c b/old.c
  int main(void) {{ return 0; }} /* one */
 -static const char *s = "two"; // 3
 """
-DEEP = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
+DEEP_JSON = b'{"a":' * 20_000 + b"1" + b"}" * 20_000
 LONG_LINE = "<i>" + "0123456789" * 104_857 + "the very end"
 
 
@@ -105,7 +105,7 @@ def malformed_events():
     deep_tool_result = {"type": "tool_result", "tool_use_id": "deep", "is_error": True, "content": "DEEP"}
     deep_tool_use = {"type": "tool_use", "id": "asks", "name": "asks", "input": {"deep": "DEEP"}}
     for line in (stdout_event({"type": "user", "message": {"content": [deep_tool_result]}}), assistant(deep_tool_use)):
-        yield Output.from_bytes("stdout", line.data.replace(b'"DEEP"', DEEP))
+        yield Output.from_bytes("stdout", line.data.replace(b'"DEEP"', DEEP_JSON))
     tool_results = [
         {
             "type": "tool_result",
@@ -271,15 +271,15 @@ def test_invisible_characters_are_escaped_as_in_the_cli(base_url, browser):
         ),
     ):
         assert escape_text(hidden) != hidden
-        assert page.evaluate(VISIBLE, hidden) != hidden, hex(ord(hidden))
+        assert page.evaluate(MAKE_VISIBLE, hidden) != hidden, hex(ord(hidden))
     plain = "caf\u00e9\t\u9577 \U0001f44d\n"
-    assert page.evaluate(VISIBLE, plain) == plain
+    assert page.evaluate(MAKE_VISIBLE, plain) == plain
 
 
 def test_pathological_markdown_does_not_block_the_page(base_url, browser):
     page = open_plain_page(base_url, browser)
     durations = {
-        name: page.evaluate(RENDERED, text)[1]
+        name: page.evaluate(RENDER_MARKDOWN, text)[1]
         for name, text in {
             "heading": f"# x{' ' * 4_000}x",
             "fence": f"```{'a' * 150_000}`",
@@ -329,7 +329,7 @@ def test_pathological_markdown_does_not_block_the_page(base_url, browser):
         "<https://example.com/%E2%80%AE>": ">https://example.com/%E2%80%AE</a>",
         "long\n" * 2_000 + "*text*": "long\nlong\n</div>",
     }.items():
-        assert html in page.evaluate(RENDERED, text)[0]
+        assert html in page.evaluate(RENDER_MARKDOWN, text)[0]
 
 
 def test_pathological_output_and_edits_do_not_block_the_page(base_url, browser):
@@ -377,7 +377,7 @@ def test_pathological_output_and_edits_do_not_block_the_page(base_url, browser):
 def test_long_paragraph_does_not_block_the_page(base_url, browser):
     page = open_plain_page(base_url, browser)
     durations = {
-        name: page.evaluate(RENDERED, text)[1]
+        name: page.evaluate(RENDER_MARKDOWN, text)[1]
         for name, text in {
             "nested emphasis": "**a " * 3_000 + "\n\n" + "**a " * 600 + " b**" * 600,
             "both directions": "\u05d0 a " * 50_000,
@@ -390,7 +390,7 @@ def test_long_paragraph_does_not_block_the_page(base_url, browser):
 
 def test_nested_emphasis_is_rendered_to_a_bounded_depth(base_url, browser):
     page = open_plain_page(base_url, browser)
-    html = page.evaluate(RENDERED, "**a " * 600 + " b**" * 600)[0]
+    html = page.evaluate(RENDER_MARKDOWN, "**a " * 600 + " b**" * 600)[0]
     assert 90 < html.count("<strong>") < 150
     assert html.count(" b") == 600
 
@@ -406,7 +406,7 @@ def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):
 
 
 def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/wide", before=WATCH)
+    page = browser.open(f"{base_url}/tasks/wide", before=RECORD_LONG_TASKS)
     page.get_by_text("19900 more fields").wait_for()
     page.get_by_text("large failed").wait_for()
     assert page.locator(".field-name", has_text="small-").count() == 3
@@ -415,7 +415,7 @@ def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
 
 
 def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/endless#output", before=WATCH)
+    page = browser.open(f"{base_url}/tasks/endless#output", before=RECORD_LONG_TASKS)
     page.get_by_text(f"line {LINES - 1} of endless").wait_for()
     page.get_by_role("searchbox").fill("line 424")
     page.get_by_text("11 lines", exact=True).wait_for()
@@ -430,7 +430,7 @@ def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser)
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network", "manifest")
 VIEW_CONTENT = ".says, .line, .file, .artifact-row, .chart text, .refused, .code"
-WATCH = """window.longTasks = [];
+RECORD_LONG_TASKS = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
 

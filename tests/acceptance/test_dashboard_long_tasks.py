@@ -22,16 +22,20 @@ from sandbox.model.failure import Failure, FailureCode
 LINES_PER_EVENT = 1000
 BLOCKED_MILLISECONDS_MAX = 2000
 """On an idle machine the longest task takes under 100 ms."""
-SPENT = "lifecycle.budget_usd (0.5 USD) is spent; no more model requests are forwarded. Raise the budget."
-OVERLOADED = "API Error: 529 Overloaded. This is a server-side issue, usually temporary — try again in a moment."
+BUDGET_SPENT_MESSAGE = (
+    "lifecycle.budget_usd (0.5 USD) is spent; no more model requests are forwarded. Raise the budget."
+)
+OVERLOADED_MESSAGE = (
+    "API Error: 529 Overloaded. This is a server-side issue, usually temporary — try again in a moment."
+)
 FAILURES = {
-    "overloaded": f"The model could not be used: {OVERLOADED.rstrip('.')}; submit the task again later.",
-    "spent": SPENT,
+    "overloaded": f"The model could not be used: {OVERLOADED_MESSAGE.rstrip('.')}; submit the task again later.",
+    "spent": BUDGET_SPENT_MESSAGE,
     "refused-model": "The model could not be used; check claude.model.",
     "refusal": "The model refused: I will not  do this; change claude.prompt.",
     "other-failure": "Claude Code exited with code 1.",
 }
-WATCH = """window.longTasks = [];
+RECORD_LONG_TASKS = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
 
@@ -293,13 +297,18 @@ MODEL_REFUSAL = {"type": "egress_denied", "timestamp": "2026-01-29T10:00:00.000Z
 @pytest.mark.parametrize(
     ("task_id", "message", "reason", "is_shown"),
     [
-        ("spent", f"Failed to authenticate. API Error: 403 {SPENT}", SPENT, False),
+        ("spent", f"Failed to authenticate. API Error: 403 {BUDGET_SPENT_MESSAGE}", BUDGET_SPENT_MESSAGE, False),
         ("refused-model", "API Error: 403 The model x has no price.", "The model x has no price.", False),
-        ("refusal", "I will not\ndo this.", SPENT, False),
-        ("overloaded", f"{OVERLOADED} If it persists, check your inference gateway (127.0.0.1:8123).", SPENT, False),
-        ("overloaded", "API Error: the tests of the error messages fail.", SPENT, True),
-        ("spent", f"I fixed {'many files and ' * 20}then: {SPENT}", SPENT, True),
-        ("other-failure", "The tests fail.", SPENT, True),
+        ("refusal", "I will not\ndo this.", BUDGET_SPENT_MESSAGE, False),
+        (
+            "overloaded",
+            f"{OVERLOADED_MESSAGE} If it persists, check your inference gateway (127.0.0.1:8123).",
+            BUDGET_SPENT_MESSAGE,
+            False,
+        ),
+        ("overloaded", "API Error: the tests of the error messages fail.", BUDGET_SPENT_MESSAGE, True),
+        ("spent", f"I fixed {'many files and ' * 20}then: {BUDGET_SPENT_MESSAGE}", BUDGET_SPENT_MESSAGE, True),
+        ("other-failure", "The tests fail.", BUDGET_SPENT_MESSAGE, True),
     ],
 )
 def test_last_message_is_not_shown_if_it_repeats_a_refusal(open_task, task_id, message, reason, is_shown):
@@ -317,7 +326,9 @@ def test_last_message_is_not_shown_if_it_repeats_a_refusal(open_task, task_id, m
 def test_model_gateway_refusals_are_not_refused_connections(open_task):
     page, stream = open_task("chat#network")
     denied = {**MODEL_REFUSAL, "host": "example.com", "port": 443, "reason": "vm.allowed_hosts does not list it."}
-    stream.send({**MODEL_REFUSAL, "reason": SPENT}, {**MODEL_REFUSAL, "reason": SPENT}, denied)
+    stream.send(
+        {**MODEL_REFUSAL, "reason": BUDGET_SPENT_MESSAGE}, {**MODEL_REFUSAL, "reason": BUDGET_SPENT_MESSAGE}, denied
+    )
     counters = dict.fromkeys(("cost_usd", "input_tokens", "output_tokens", "turns", "tool_calls"), 0)
     stream.send({"type": "progress", "progress": {**counters, "egress_denied": 3}})
     wait_until(lambda: page.locator("#tally-network").inner_text() == "1 refused", 30, "the refused connection")
@@ -355,8 +366,10 @@ def test_main_actions_stay_in_view_when_only_the_title_is_out_of_view(open_runni
     assert page.locator(".figures").bounding_box()["y"] > 0
 
 
-IMPORT = tool_call_started("t", command="make import", summary="make import", input={"description": "Import the data"})
-MOVED = tool_result("t", "The command was moved to the background.", in_background=True)
+IMPORT_STARTED = tool_call_started(
+    "t", command="make import", summary="make import", input={"description": "Import the data"}
+)
+MOVED_TO_BACKGROUND = tool_result("t", "The command was moved to the background.", in_background=True)
 
 
 def test_background_command_is_shown_as_running_until_it_ends(open_running_task):
@@ -365,7 +378,7 @@ def test_background_command_is_shown_as_running_until_it_ends(open_running_task)
     def activity():
         return " ".join(page.locator(".activity").inner_text().split())
 
-    stream.send(IMPORT, MOVED, agent_message("The import runs. I wait."))
+    stream.send(IMPORT_STARTED, MOVED_TO_BACKGROUND, agent_message("The import runs. I wait."))
     page.get_by_text("The import runs. I wait.").first.wait_for()
     assert page.locator(".tool-took").inner_text() == "running in the background"
     assert activity().startswith("Claude Code is working")
@@ -385,8 +398,10 @@ def test_background_command_is_shown_as_running_until_it_ends(open_running_task)
 
 def test_background_command_that_fails_or_outlives_the_agent_is_not_a_success(open_running_task):
     page, stream = open_running_task("chat")
-    other = [{**event, "tool_use_id": "u"} for event in (IMPORT, MOVED)]
-    stream.send(IMPORT, MOVED, *other, tool_call("t", is_error=True), agent_result("I leave it running."))
+    other = [{**event, "tool_use_id": "u"} for event in (IMPORT_STARTED, MOVED_TO_BACKGROUND)]
+    stream.send(
+        IMPORT_STARTED, MOVED_TO_BACKGROUND, *other, tool_call("t", is_error=True), agent_result("I leave it running.")
+    )
     page.get_by_text("I leave it running.").wait_for()
     assert page.locator(".tool-took").all_inner_texts() == ["failed · 5 ms", "running in the background"]
     change = {"previous_state": "running", "new_state": "completing", "state_message": "Collecting artifacts"}
@@ -512,7 +527,7 @@ def test_commands_are_rendered_with_exit_code_duration_and_folded_output(open_ta
     assert page.evaluate("document.activeElement.tagName") == "PRE"
 
 
-DIFFS = """async (pairs) => {
+COMPUTE_DIFFS = """async (pairs) => {
     const { diffLines } = await import("/assets/line_diff.js");
     return pairs.map(([before, after]) => {
         const { rows, additions, deletions } = diffLines(before, after);
@@ -527,12 +542,14 @@ def test_diff_contains_both_texts(open_task):
     words = "abcab"
     texts = ["", "a\n", "\n\n", *("\n".join(words[at:] + words[:at]) for at in range(5))]
     pairs = [[before, after] for before in [None, *texts] for after in texts]
-    for (before, after), (old, new, additions, deletions) in zip(pairs, page.evaluate(DIFFS, pairs), strict=True):
+    for (before, after), (old, new, additions, deletions) in zip(
+        pairs, page.evaluate(COMPUTE_DIFFS, pairs), strict=True
+    ):
         assert old == (before or "").removesuffix("\n").split("\n") if before else old == []
         assert new == (after.removesuffix("\n").split("\n") if after else [])
         assert len(new) - len(old) == additions - deletions
     large = "\n".join(map(str, range(5000)))
-    ((_, _, additions, deletions),) = page.evaluate(DIFFS, [[large, large.replace("1", "x")]])
+    ((_, _, additions, deletions),) = page.evaluate(COMPUTE_DIFFS, [[large, large.replace("1", "x")]])
     assert additions == deletions > 2000
 
 
@@ -741,7 +758,7 @@ def output_lines(first, end):
         yield output("".join(f"line {number}\n" for number in numbers))
 
 
-SELECTION = "getSelection().toString()"
+SELECTED_TEXT = "getSelection().toString()"
 
 
 def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
@@ -750,11 +767,11 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     page.get_by_text("line 999", exact=True).wait_for()
     page.locator("#lines").evaluate("(box) => { box.scrollTop = 200 * 20; }")
     page.get_by_text("line 205", exact=True).select_text()
-    selected = page.evaluate(SELECTION)
+    selected = page.evaluate(SELECTED_TEXT)
     assert selected.strip() == "line 205"
     stream.send(*output_lines(1000, 1010))
     page.locator("#tally-output").get_by_text("1,010").wait_for()
-    assert page.evaluate(SELECTION) == selected
+    assert page.evaluate(SELECTED_TEXT) == selected
 
     stream.send(*output_lines(1010, 200_000))
     page.locator("#tally-output").get_by_text("200,000").wait_for()
@@ -806,7 +823,7 @@ def test_end_of_a_long_conversation_is_retained(open_task):
 
 def test_ten_thousand_entries_do_not_block_the_page(open_running_task, open_task):
     for open_page in (open_task, open_running_task):
-        page, stream = open_page("chat", WATCH)
+        page, stream = open_page("chat", RECORD_LONG_TASKS)
         for first in range(0, 10_000, 500):
             stream.send(*(entry for number in range(first, first + 500, 2) for entry in call_and_message(number)))
         page.locator(".says", has_text="Part 9998 is done.").wait_for(state="attached")
@@ -859,7 +876,7 @@ def test_repeated_result_replaces_the_previous_one(open_task):
     assert page.locator("#talk > li").count() == 60
 
 
-PAUSED_FOLLOW = """async () => {
+FOLLOW_WITH_PAUSES = """async () => {
     const { follow } = await import("/assets/event_stream.js");
     const lines = [];
     const over = (following) => new Promise((done) => {
@@ -876,20 +893,20 @@ PAUSED_FOLLOW = """async () => {
 
 def test_slow_page_pauses_the_stream_without_losing_events(open_task, browser):
     page, _ = open_task("chat")
-    assert page.evaluate(PAUSED_FOLLOW) == [f"line {number} of large\n" for number in range(2000)]
+    assert page.evaluate(FOLLOW_WITH_PAUSES) == [f"line {number} of large\n" for number in range(2000)]
     resume_positions = [int(one.url.partition("after=")[2]) for one in browser.requests_to("large/story")]
     assert len({*resume_positions}) > 2
 
 
-NO_TIMER = "window.setInterval = () => 0;"
-REFRESH = """() => new Promise((done) => {
+DISABLE_TIMERS = "window.setInterval = () => 0;"
+REFRESH_LIST = """() => new Promise((done) => {
     document.addEventListener("htmx:afterRequest", () => setTimeout(done, 0), { once: true });
     window.htmx.trigger("#tasks", "refresh");
 })"""
 
 
 def test_list_refresh_preserves_focus_input_and_clicks(base_url, browser):
-    page = browser.open(base_url, before=NO_TIMER)
+    page = browser.open(base_url, before=DISABLE_TIMERS)
     routes = []
 
     def fulfill(route):
@@ -902,13 +919,13 @@ def test_list_refresh_preserves_focus_input_and_clicks(base_url, browser):
     refreshes = page.locator("#refreshes")
     for focused in ("#sort", "#label-labelled-1"):
         page.locator(focused).focus()
-        page.evaluate(REFRESH)
+        page.evaluate(REFRESH_LIST)
         assert page.locator(f"{focused}:focus").count() == 1
         assert refreshes.inner_text() == str(len(routes))
     page.locator("#task-chat").hover()
     page.mouse.down()
     before = refreshes.inner_text()
-    page.evaluate(REFRESH)
+    page.evaluate(REFRESH_LIST)
     assert refreshes.inner_text() == before
     page.mouse.up()
     page.wait_for_url("**/tasks/chat")
@@ -917,16 +934,16 @@ def test_list_refresh_preserves_focus_input_and_clicks(base_url, browser):
     label = page.get_by_label("Label", exact=True)
     label.fill("team=")
     page.locator("#filter").click()  # an open menu postpones the refresh
-    page.evaluate(REFRESH)
+    page.evaluate(REFRESH_LIST)
     assert refreshes.inner_text() == str(len(routes))
     assert label.input_value() == "team="
     # A failed refresh shows a banner until the next success.
     page.unroute(f"{base_url}/")
     page.route(f"{base_url}/", lambda route: route.fulfill(status=503, body="busy"))
-    page.evaluate(REFRESH)
+    page.evaluate(REFRESH_LIST)
     page.get_by_text("The server responded with 503; this page may be outdated.").wait_for()
     assert page.locator("#task-chat").is_visible()
     page.unroute(f"{base_url}/")
-    page.evaluate(REFRESH)
+    page.evaluate(REFRESH_LIST)
     page.locator("#banner").wait_for(state="hidden")
     browser.ignore_errors("503")

@@ -39,8 +39,8 @@ class RoundResult:
     def covered(self):
         """The tested pairs of target and state.
 
-        If the outcome shows that the sandbox or the agent died before the runner, the kill counts for `running`, regardless
-        of the state at the kill.
+        If the outcome shows that the sandbox or the agent died before the runner, the kill counts for `running`. The
+        state at the kill is then ignored.
         """
         ended_earlier = {("all", LOST_SANDBOX), ("all", AGENT_FAILED)}
         return {

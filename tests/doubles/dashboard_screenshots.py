@@ -24,13 +24,13 @@ PAGES = (
 )
 """The other pages: screenshot name, path and status code."""
 
-APP = '''"""Greets people."""
+APP_SOURCE = '''"""Greets people."""
 
 
 def greet(name):
     return "hello " + name
 '''
-PLAN = """I looked at the repository first. `greet` fails for `None` and greets nobody for an empty name:
+PLAN_MESSAGE = """I looked at the repository first. `greet` fails for `None` and greets nobody for an empty name:
 
 1. **Test first**: there are none at all, so I add `tests/test_app.py`
 2. **Then the fix**: an empty name greets the world
@@ -40,7 +40,7 @@ PLAN = """I looked at the repository first. `greet` fails for `None` and greets 
 | `"Ada"` | hello Ada | hello Ada |
 | `""` | hello | hello world |
 """
-FIX = r"""mkdir -p tests out && cat > tests/test_app.py <<'END'
+FIX_SCRIPT = r"""mkdir -p tests out && cat > tests/test_app.py <<'END'
 from app import greet
 
 
@@ -58,7 +58,7 @@ END
 printf '# What was done\n\nAn empty name greets the **world**, and a test checks this.\n' > report.md
 printf '\033[32mPASS\033[0m tests/test_app.py::test_an_empty_name_greets_the_world\n\033[33m1 passed\033[0m in 0.01s\n'
 """
-BUSY = "import time\nend = time.time() + 12\nwhile time.time() < end: sum(range(100000))\n"
+CPU_LOAD_SCRIPT = "import time\nend = time.time() + 12\nwhile time.time() < end: sum(range(100000))\n"
 
 
 def shell(command, description):
@@ -66,10 +66,10 @@ def shell(command, description):
 
 
 TURNS = (
-    Turn((Text(PLAN), shell("python3 -m pytest -q tests", "Run the tests"))),
-    Turn((Text("As expected: there is nothing to run yet."), shell(FIX, "Write the test and the fix"))),
+    Turn((Text(PLAN_MESSAGE), shell("python3 -m pytest -q tests", "Run the tests"))),
+    Turn((Text("As expected: there is nothing to run yet."), shell(FIX_SCRIPT, "Write the test and the fix"))),
     Turn((shell("curl -sS -m 5 https://telemetry.example.com/ping; true", "Report to telemetry"),)),
-    Turn((shell(f"python3 -c '{BUSY}'", "Try it with large inputs"),)),
+    Turn((shell(f"python3 -c '{CPU_LOAD_SCRIPT}'", "Try it with large inputs"),)),
     Turn((Text("Done: an empty name greets the world now, and **a test checks this**. Nothing else has changed."),)),
 )
 
@@ -93,7 +93,7 @@ def main(directory: Path) -> None:
 
 def run_tasks(deployment):
     """Run six tasks. In the end, two are completed, one failed, one cancelled, one running and one pending."""
-    make_repository(deployment.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP})
+    make_repository(deployment.repositories / "app.git", {"README.md": "# App\n", "src/app.py": APP_SOURCE})
     deployment.start_git()
     deployment.start_model(*TURNS)
     deployment.start_server()

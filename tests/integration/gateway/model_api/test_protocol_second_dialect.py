@@ -21,7 +21,7 @@ BODY = json.dumps({"model": "scripted-1", "input": "Say hello."}).encode()
 RESPONSE = json.dumps(
     {"model": "scripted-1", "output": [], "usage": {"input_tokens": 100, "output_tokens": 50}}
 ).encode()
-SPENT = Usage("scripted-1", 100, 50, 0, 0, 0.0003)
+EXPECTED_USAGE = Usage("scripted-1", 100, 50, 0, 0, 0.0003)
 STREAM = (
     b'event: response.created\ndata: {"type":"response.created","response":{"model":"scripted-1"}}\n\n'
     b'event: response.completed\ndata: {"type":"response.completed","response":' + RESPONSE + b"}\n\n"
@@ -69,7 +69,7 @@ def test_request_is_forwarded_with_the_servers_key_and_its_usage_is_read(handler
             assert request.target == "/v1/responses"
             assert request.headers["authorization"] == f"Bearer {SERVER_KEY}"
             assert TASK_KEY.encode() not in request.head
-            assert served.events == [SPENT]
+            assert served.events == [EXPECTED_USAGE]
 
     run(scenario)
 
@@ -263,7 +263,7 @@ def test_valid_usage_of_the_same_dialect_is_counted():
 @pytest.mark.parametrize("limit", [-(10**9), 10**30])
 def test_request_with_an_impossible_limit_is_rejected(limit):
     async def scenario():
-        budget, dialect = GatewayRules(budget=Budget(tokens=100)), CarelessDialect(SPENT)
+        budget, dialect = GatewayRules(budget=Budget(tokens=100)), CarelessDialect(EXPECTED_USAGE)
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", "max_output_tokens": limit}).encode())

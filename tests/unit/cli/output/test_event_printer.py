@@ -390,19 +390,19 @@ def test_elapsed_time_is_measured_by_the_clock_of_the_server():
     assert printer.elapsed_seconds >= 13
 
 
-SPENT = "lifecycle.budget_tokens (10 tokens) is spent. Raise the budget."
-SPENT_EVENTS = (
-    {"type": "error", "error": "budget_exceeded", "message": SPENT},
+BUDGET_SPENT_MESSAGE = "lifecycle.budget_tokens (10 tokens) is spent. Raise the budget."
+BUDGET_SPENT_EVENTS = (
+    {"type": "error", "error": "budget_exceeded", "message": BUDGET_SPENT_MESSAGE},
     {"type": "usage", "input_tokens": 1},
-    {"type": "egress_denied", "host": "model", "port": 1, "reason": SPENT},
+    {"type": "egress_denied", "host": "model", "port": 1, "reason": BUDGET_SPENT_MESSAGE},
     {"type": "state_change", "new_state": "completing"},
     {"type": "error", "error": "usage_unread", "message": "The maximum is counted."},
 )
 
 
 def test_spent_budget_is_not_printed_if_the_caller_prints_why_the_task_failed():
-    failed = {"type": "state_change", "new_state": "failed", "state_message": SPENT}
-    lines = [line.strip() for line in print_without_failure(*SPENT_EVENTS, failed)]
+    failed = {"type": "state_change", "new_state": "failed", "state_message": BUDGET_SPENT_MESSAGE}
+    lines = [line.strip() for line in print_without_failure(*BUDGET_SPENT_EVENTS, failed)]
     assert lines == ["completing", "The maximum is counted.", "failed"]
 
 
@@ -411,4 +411,4 @@ def test_spent_budget_is_not_printed_if_the_caller_prints_why_the_task_failed():
 )
 def test_spent_budget_is_printed_if_the_task_ends_for_another_reason(state, message):
     end = {"type": "state_change", "new_state": state, "state_message": message}
-    assert SPENT in " ".join(" ".join(print_without_failure(*SPENT_EVENTS, end)).split())
+    assert BUDGET_SPENT_MESSAGE in " ".join(" ".join(print_without_failure(*BUDGET_SPENT_EVENTS, end)).split())
