@@ -35,7 +35,7 @@ older_than = "60d"
 WAIT_FOR_FIFO = "mkfifo /tmp/gate && read _ < /tmp/gate"
 # The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
 # itself, which counts as the first of these turns.
-RESUMED = (bash_turn("cat first.txt; echo second > second.txt"),) * 2
+RESUMED_TURNS = (bash_turn("cat first.txt; echo second > second.txt"),) * 2
 SCRIPTS = {
     "PLAY-FINISH": (
         bash_turn("mkdir out && echo kept > out/kept.txt && echo finished > finished.txt"),
@@ -49,11 +49,11 @@ SCRIPTS = {
     "PLAY-CANCEL": (bash_turn(f"echo begun > begun.txt; {WAIT_FOR_FIFO}"), reply_turn("Finished.")),
     "PLAY-LOSE": (bash_turn(f"echo lost > lost.txt; {WAIT_FOR_FIFO}"), reply_turn("Finished.")),
     "PLAY-ORPHAN": (bash_turn(WAIT_FOR_FIFO), reply_turn("Finished.")),
-    "PLAY-RESUME": (bash_turn(f"echo first > first.txt; {WAIT_FOR_FIFO}"), *RESUMED, reply_turn("Both.")),
+    "PLAY-RESUME": (bash_turn(f"echo first > first.txt; {WAIT_FOR_FIFO}"), *RESUMED_TURNS, reply_turn("Both.")),
     "PLAY-TALK": (reply_turn("GOODDAY"), reply_turn("WELLCOME")),
 }
-KILLED = ("lose", "orphan", "resume")
-WAITING = ("run", "cancel", *KILLED)
+KILLED_TASKS = ("lose", "orphan", "resume")
+WAITING_TASKS = ("run", "cancel", *KILLED_TASKS)
 """Tasks whose agents wait in a shell command."""
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing"]
@@ -151,7 +151,7 @@ def test_new_server_takes_over_tasks_of_the_old_version(deployment, old_version,
     ]
     run_old_server(deployment, old_version)
     before, received = finished_tasks(deployment), follow_to_running(deployment)
-    runners = {name: runner_pid(deployment, name) for name in (*WAITING, "talk")}
+    runners = {name: runner_pid(deployment, name) for name in (*WAITING_TASKS, "talk")}
     deployment.server.stop(signal.SIGTERM)
     assert all(b"sandbox.wiring.runner" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in runners.values())
     kill_runners(deployment)
@@ -197,12 +197,12 @@ def new_command(deployment, *command_words):
 def run_old_server(deployment, old_version):
     """Start the old server; wait until one task is finished, one is preserved, and the other agents wait for input."""
     deployment.start_server(python=old_version.python)
-    for name in ("finish", "keep", *WAITING):
+    for name in ("finish", "keep", *WAITING_TASKS):
         submit(deployment, name)
     submit(deployment, "talk", headless=False)
     assert deployment.wait("finish", 120)["state"] == "completed", deployment.diagnostics("finish")
     assert deployment.wait("keep")["state"] == "failed_preserved", deployment.diagnostics("keep")
-    for name in WAITING:
+    for name in WAITING_TASKS:
         wait_until(
             lambda name=name: deployment.status(name)["progress"]["current_tool"] == "Bash", 60, f"{name} to wait"
         )
@@ -269,7 +269,7 @@ def read_events(lines):
 
 def kill_runners(deployment):
     """Kill three runners. The new server must finalize one task, resume another, and clean up after the third."""
-    for name in KILLED:
+    for name in KILLED_TASKS:
         assert kill_lock_holder(deployment.data_dir / "tasks" / name / "journal" / "lock")
         wait_until(lambda name=name: runner_pid(deployment, name) is None, description=f"the runner of {name} to end")
     finalize_journal(deployment.data_dir, "orphan")

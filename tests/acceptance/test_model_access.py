@@ -5,8 +5,8 @@ import json
 from doubles.deployment import bash_turn, reply_turn
 from sandbox.demo.model_script import Fault, Text, ToolUse, Turn
 
-SEARCH = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))
-FETCH = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),))
+SEARCH_TURN = Turn((Text("I search."), ToolUse("WebSearch", {"query": "how to leave a sandbox"})))
+FETCH_TURN = Turn((ToolUse("WebFetch", {"url": "https://files.example.org/a", "prompt": "What?"}),))
 
 
 def offered_tool_types(deployment):
@@ -19,12 +19,12 @@ def denials(deployment):
     return [event for event in deployment.wire_events() if event["type"] == "egress_denied"]
 
 
-IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
-TOOL = {"type": "web_fetch_20250910", "name": "web_fetch"}
-ADDED = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": TOOL}}
-REASONS = (
-    (IMAGE, "A source of type url makes the model provider's servers access the network"),
-    (ADDED, "The tool web_fetch_20250910 makes the model provider's servers access the network"),
+URL_IMAGE = {"type": "image", "source": {"type": "url", "url": "https://evil.example.com/?leak=1"}}
+WEB_FETCH_TOOL = {"type": "web_fetch_20250910", "name": "web_fetch"}
+TOOL_ADDITION = {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": WEB_FETCH_TOOL}}
+DENIED_BLOCKS = (
+    (URL_IMAGE, "A source of type url makes the model provider's servers access the network"),
+    (TOOL_ADDITION, "The tool web_fetch_20250910 makes the model provider's servers access the network"),
 )
 
 
@@ -43,9 +43,9 @@ def count_messages_with(deployment, block):
 
 def test_server_side_tools_are_denied_without_full_network(deploy):
     """Claude Code's WebSearch and other programs' server-side tools are denied. WebFetch uses the sandbox's network."""
-    commands = [send_block(block) for block, _ in REASONS]
+    commands = [send_block(block) for block, _ in DENIED_BLOCKS]
     # The model also reports once that it is overloaded (529).
-    deployment = deploy(Turn(SEARCH.content, faults=(Fault(status=529),)), FETCH, *commands, reply_turn())
+    deployment = deploy(Turn(SEARCH_TURN.content, faults=(Fault(status=529),)), FETCH_TURN, *commands, reply_turn())
     deployment.submit(vm={"network_mode": "outbound", "allowed_hosts": ["other.example.org"]})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     searched, _, *programs = deployment.tool_results()
@@ -55,19 +55,19 @@ def test_server_side_tools_are_denied_without_full_network(deploy):
     assert sum("web_search_20250305" in denial["reason"] for denial in denials(deployment)) == 1
     others = {(denial["host"], denial["port"]) for denial in denials(deployment)} - {("model", 8123)}
     assert others == {("files.example.org", 443)}
-    for (block, reason), output in zip(REASONS, programs, strict=True):
+    for (block, reason), output in zip(DENIED_BLOCKS, programs, strict=True):
         assert reason in output
         assert count_messages_with(deployment, block) == 0
 
 
 def test_server_side_tools_are_allowed_with_full_network(deploy):
-    commands = [send_block(block) for block, _ in REASONS]
-    deployment = deploy(SEARCH, *commands, reply_turn(), reply_turn())
+    commands = [send_block(block) for block, _ in DENIED_BLOCKS]
+    deployment = deploy(SEARCH_TURN, *commands, reply_turn(), reply_turn())
     deployment.submit(vm={"network_mode": "full"})
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
     assert "web_search_20250305" in offered_tool_types(deployment)
     assert denials(deployment) == []
-    for (block, reason), output in zip(REASONS, deployment.tool_results()[1:], strict=True):
+    for (block, reason), output in zip(DENIED_BLOCKS, deployment.tool_results()[1:], strict=True):
         assert reason not in output
         assert count_messages_with(deployment, block) == 1
 

@@ -46,13 +46,13 @@ echo 'not committed' > "späte Datei.txt"
 git ls-files -s > /dev/null
 tar --exclude=.git --exclude=debug.log --sort=name -cf - . | sha256sum
 """
-LONG = "python3 -c \"open('big.txt','w').write('x'*300000)\""
+WRITE_LARGE_FILE = "python3 -c \"open('big.txt','w').write('x'*300000)\""
 PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/environ /proc/1/cmdline"
 
 
 @pytest.mark.usefixtures("without_fork_server")
 def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
-    long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": LONG, "description": "work"})))
+    long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": WRITE_LARGE_FILE, "description": "work"})))
     deployment = deploy(
         bash_turn(CHANGE), long_message, bash_turn(PRINT_ENVIRONMENT), reply_turn("I did it."), files=FILES
     )

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-FUNCTIONS = {
+FUNCTIONS_WITH_LOGIC = {
     "file_layout.TaskLayout.attempts": "the inverse of `attempt`: finds the directories that it names",
     "runtime.Listeners.close": "closes the fields of the record",
     "terminals.encode_frame": "a runner and its clients, which are different packages, must use the same format",
@@ -15,7 +15,7 @@ FUNCTIONS = {
 }
 """Functions with logic, and the reason why each is in `interfaces/`."""
 
-IMPORTS = {
+LOGIC_IMPORTS = {
     "file_layout: base64": "the ids in file names are created in the module that defines their format",
     "file_layout: os": "the ids in file names are created in the module that defines their format",
     "terminals: struct": "the format of the frames",
@@ -81,7 +81,7 @@ def test_interfaces_have_no_logic(trees: dict[Path, ast.Module]):
         for name, function in functions(tree, module)
         if not is_declaration(function)
     }
-    assert found == set(FUNCTIONS)
+    assert found == set(FUNCTIONS_WITH_LOGIC)
 
 
 def test_interfaces_import_only_what_declarations_need(trees: dict[Path, ast.Module]):
@@ -91,7 +91,7 @@ def test_interfaces_import_only_what_declarations_need(trees: dict[Path, ast.Mod
         for name in imported_modules(tree)
         if name not in DECLARATION_MODULES and not name.startswith(("sandbox.", "msgspec"))
     }
-    assert found == set(IMPORTS)
+    assert found == set(LOGIC_IMPORTS)
 
 
 def test_interfaces_use_no_implementation(trees: dict[Path, ast.Module]):

@@ -44,7 +44,7 @@ for number in range(100_000):
     print(number, flush=True)
 """
 
-TO_VERSION_10 = """
+DOWNGRADE_TO_VERSION_10 = """
 DROP INDEX tasks_by_state_change;
 DROP TABLE changes;
 DROP INDEX tasks_by_cost;
@@ -58,8 +58,8 @@ ALTER TABLE searchable DROP COLUMN cost;
 PRAGMA user_version = 10;
 """
 
-TO_VERSION_7 = f"""
-{TO_VERSION_10}
+DOWNGRADE_TO_VERSION_7 = f"""
+{DOWNGRADE_TO_VERSION_10}
 DROP TABLE searchable;
 DROP TABLE search;
 DROP INDEX tasks_by_creation;
@@ -76,8 +76,8 @@ CREATE TABLE labels (task_id TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NU
 PRAGMA user_version = 7;
 """
 
-TO_VERSION_3 = f"""
-{TO_VERSION_7}
+DOWNGRADE_TO_VERSION_3 = f"""
+{DOWNGRADE_TO_VERSION_7}
 DROP TABLE texts;
 ALTER TABLE tasks DROP COLUMN artifacts;
 ALTER TABLE tasks DROP COLUMN fold;
@@ -169,7 +169,7 @@ def test_failed_transaction_changes_nothing(path):
 def test_read_only_open_of_an_older_index_reports_the_fix(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.executescript(TO_VERSION_3)
+    connection.executescript(DOWNGRADE_TO_VERSION_3)
     connection.close()
 
     with pytest.raises(StoreUnusableError, match=r"version 3.*start the server"):
@@ -275,7 +275,7 @@ def test_tasks_of_an_older_index_become_searchable(path):
     store.close()
     execute(path, "UPDATE tasks SET task = X'7B' WHERE id = 'task-1'")
     connection = sqlite3.connect(path)
-    connection.executescript(TO_VERSION_7)
+    connection.executescript(DOWNGRADE_TO_VERSION_7)
     connection.close()
 
     for _ in range(2):
@@ -317,7 +317,7 @@ def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monke
         assert store.query(TaskQuery(parent="first")).total_count == 0
         store.close()
     connection = sqlite3.connect(path)
-    connection.executescript(f"{TO_VERSION_10}\nPRAGMA user_version = 8;")
+    connection.executescript(f"{DOWNGRADE_TO_VERSION_10}\nPRAGMA user_version = 8;")
     connection.close()
 
     store = SqliteStore(path)
@@ -334,7 +334,7 @@ def test_tasks_of_an_index_with_split_states_are_found_by_their_state(path, monk
         store.insert(IndexedTask(preserved("a", prompt="alpha"), 1))
         store.close()
     connection = sqlite3.connect(path)
-    connection.executescript(f"{TO_VERSION_10}\nPRAGMA user_version = 9;")
+    connection.executescript(f"{DOWNGRADE_TO_VERSION_10}\nPRAGMA user_version = 9;")
     connection.close()
 
     store = SqliteStore(path)
@@ -360,7 +360,7 @@ def test_tasks_of_an_index_without_costs_get_their_costs(path, damage):
     store.close()
     execute(path, "UPDATE tasks SET task = ? WHERE id = 'damaged'", damage)
     connection = sqlite3.connect(path)
-    connection.executescript(TO_VERSION_10)
+    connection.executescript(DOWNGRADE_TO_VERSION_10)
     connection.close()
 
     store = SqliteStore(path)
@@ -382,7 +382,7 @@ def test_changes_continue_after_a_restart_and_an_upgrade(path):
     assert (store.last_change(), store.changed_tasks(before, 10)) == (before, [])
     store.close()
     connection = sqlite3.connect(path)
-    connection.executescript(TO_VERSION_10)
+    connection.executescript(DOWNGRADE_TO_VERSION_10)
     connection.close()
 
     store = SqliteStore(path)
@@ -639,7 +639,7 @@ def test_older_index_is_copied_before_migration(path):
     newest = version(path)
     corrupt(path, "task", encode_json(known))
     connection = sqlite3.connect(path)
-    connection.executescript(TO_VERSION_3)
+    connection.executescript(DOWNGRADE_TO_VERSION_3)
     connection.close()
     path.with_name("index.sqlite.v3.new").write_bytes(b"incomplete")
 
@@ -814,7 +814,7 @@ def test_new_index_is_not_copied(path):
 def test_failed_copy_leaves_the_index_unchanged(path):
     SqliteStore(path).close()
     connection = sqlite3.connect(path)
-    connection.executescript(TO_VERSION_3)
+    connection.executescript(DOWNGRADE_TO_VERSION_3)
     connection.close()
     path.with_name("index.sqlite.v3.new").mkdir()
 

@@ -15,7 +15,7 @@ from sandbox.demo.scripted_model import ScriptedModel
 
 RECORDINGS = Path(__file__).parents[1] / "unit" / "agents" / "claude_code" / "recordings"
 NO_RETRIES = {"CLAUDE_CODE_MAX_RETRIES": "0"}
-LONG = "import time; time.sleep(30)"
+SLEEP = "import time; time.sleep(30)"
 
 
 def bash(command, **options):
@@ -34,7 +34,7 @@ def end_during_tool(number):
 
 DONE = Turn((Text("All done."),))
 WORK = Turn((Text("Working."), bash("echo worked")))
-FAULTY = {"content": DONE.content}
+DONE_CONTENT = {"content": DONE.content}
 SUBAGENT = {"description": "look", "prompt": "SUBAGENT-BRANCH: look around", "subagent_type": "general-purpose"}
 
 CASES = {
@@ -77,8 +77,8 @@ CASES = {
         "branches": {"SUBAGENT-BRANCH": (Turn((bash("echo inside"),)), Turn((Text("Looked around."),)))},
     },
     "max_turns": {"turns": (WORK, WORK, DONE), "claude": {"max_turns": 1}},
-    "retried_500": {"turns": (Turn(faults=(Fault("error", 500, "Try again.", times=2),), **FAULTY),)},
-    "retried_cut_stream": {"turns": (Turn(faults=(Fault("cut"),), **FAULTY),)},
+    "retried_500": {"turns": (Turn(faults=(Fault("error", 500, "Try again.", times=2),), **DONE_CONTENT),)},
+    "retried_cut_stream": {"turns": (Turn(faults=(Fault("cut"),), **DONE_CONTENT),)},
     "overloaded_529": {
         "turns": (WORK, Turn(faults=(Fault("error", 529, "Overloaded", times=99),))),
         "environment": NO_RETRIES,
@@ -91,11 +91,11 @@ CASES = {
     "unknown_model_404": {"turns": (Turn(faults=(Fault("error", 404, "model: no-such-model", times=99),)),)},
     "refusal": {"turns": (Turn((Text("I can't."),), stop_reason="refusal"),) * 3},
     "ended_by_sigterm": {
-        "turns": (Turn((bash(f'python3 -c "{LONG}"'),)), DONE),
+        "turns": (Turn((bash(f'python3 -c "{SLEEP}"'),)), DONE),
         "on_line": end_during_tool(signal.SIGTERM),
     },
     "ended_by_sigint": {
-        "turns": (Turn((bash(f'python3 -c "{LONG}"'),)), DONE),
+        "turns": (Turn((bash(f'python3 -c "{SLEEP}"'),)), DONE),
         "on_line": end_during_tool(signal.SIGINT),
     },
     "ended_by_sigkill": {"turns": (Turn((bash("kill -9 $PPID; sleep 1"),)), DONE)},

@@ -25,11 +25,15 @@ from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.runtimes import nodejs
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
-SERVER = "@modelcontextprotocol/server-github"
-START = ClaudeCodeDriver(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
-CLIENT = {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+SERVER_PACKAGE = "@modelcontextprotocol/server-github"
+LAUNCH_SPEC = ClaudeCodeDriver(Path("/no/binary")).prepare(manifest(), session_id="0", task_key=TASK_KEY, secrets={})
+INITIALIZE_PARAMS = {
+    "protocolVersion": "2024-11-05",
+    "capabilities": {},
+    "clientInfo": {"name": "test", "version": "1"},
+}
 REQUESTS = [
-    {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": CLIENT},
+    {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": INITIALIZE_PARAMS},
     {"jsonrpc": "2.0", "method": "notifications/initialized"},
     {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
 ]
@@ -93,9 +97,9 @@ def run_shell(runtime, disk, script, stdin=b"", *, has_gateway=False):
         async with ready_sandbox(runtime, disk, memory_bytes=1024 * MEBIBYTE) as sandbox:
             argv = ["/bin/bash", "-c", script]
             if not has_gateway:
-                return await run_in(sandbox, argv, START.command.environment, stdin)
+                return await run_in(sandbox, argv, LAUNCH_SPEC.command.environment, stdin)
             async with serve_gateway(sandbox):
-                return await run_in(sandbox, argv, START.command.environment, stdin)
+                return await run_in(sandbox, argv, LAUNCH_SPEC.command.environment, stdin)
 
     return asyncio.run(run())
 
@@ -113,7 +117,7 @@ def test_node_npm_and_npx_are_installed(runtime, disk):
     assert versions[3] == "1000"
 
 
-@pytest.mark.parametrize("name", [SERVER, f"{SERVER}@{nodejs.pinned_packages()[SERVER]}"])
+@pytest.mark.parametrize("name", [SERVER_PACKAGE, f"{SERVER_PACKAGE}@{nodejs.pinned_packages()[SERVER_PACKAGE]}"])
 def test_pinned_mcp_server_runs_without_a_network(runtime, disk, name):
     completed = run_shell(runtime, disk, f"npx -y {name}", STDIN)
     assert completed.code == 0, completed.errors
@@ -121,7 +125,7 @@ def test_pinned_mcp_server_runs_without_a_network(runtime, disk, name):
     assert {"create_issue", "get_file_contents"} <= {tool["name"] for tool in responses(completed)[2]["tools"]}
 
 
-@pytest.mark.parametrize("name", ["no-such-package", f"{SERVER}@0.6.2", f"{SERVER}@latest"])
+@pytest.mark.parametrize("name", ["no-such-package", f"{SERVER_PACKAGE}@0.6.2", f"{SERVER_PACKAGE}@latest"])
 def test_packages_that_are_not_pinned_fail_fast_with_a_reason(runtime, disk, name):
     started = time.monotonic()
     completed = run_shell(runtime, disk, f"npx -y {name}", STDIN, has_gateway=True)
@@ -163,14 +167,16 @@ def test_npm_and_npx_work_normally_with_a_registry(runtime, disk):
 
 
 def test_package_installed_in_the_project_takes_precedence(runtime, disk):
-    package = disk / "workspace" / "node_modules" / SERVER
+    package = disk / "workspace" / "node_modules" / SERVER_PACKAGE
     package.mkdir(parents=True)
-    (package / "package.json").write_text(json.dumps({"name": SERVER, "version": "9.9.9", "bin": {"own": "own.js"}}))
+    (package / "package.json").write_text(
+        json.dumps({"name": SERVER_PACKAGE, "version": "9.9.9", "bin": {"own": "own.js"}})
+    )
     (package / "own.js").write_text("#!/usr/bin/env node\nconsole.log('the project’s own')\n")
     (package / "own.js").chmod(0o755)
     (disk / "workspace" / "node_modules" / ".bin").mkdir()
-    (disk / "workspace" / "node_modules" / ".bin" / "own").symlink_to(f"../{SERVER}/own.js")
-    completed = run_shell(runtime, disk, f"npx -y {SERVER}")
+    (disk / "workspace" / "node_modules" / ".bin" / "own").symlink_to(f"../{SERVER_PACKAGE}/own.js")
+    completed = run_shell(runtime, disk, f"npx -y {SERVER_PACKAGE}")
     assert completed.output == "the project’s own\n", completed.errors
 
 
@@ -182,7 +188,7 @@ def test_installation_is_read_only_in_the_sandbox(runtime, disk):
 
 async def test_real_agent_connects_to_the_pinned_server(runtime, disk, tmp_path):
     """The example from the quick reference, in a sandbox that can reach only the model."""
-    servers = {"mcpServers": {"github": {"command": "npx", "args": ["-y", SERVER], "env": {"TOKEN": "x"}}}}
+    servers = {"mcpServers": {"github": {"command": "npx", "args": ["-y", SERVER_PACKAGE], "env": {"TOKEN": "x"}}}}
     call = ToolUse("mcp__github__create_issue", {"owner": "o", "repo": "r", "title": 1})
     turns = (Turn((call,)), Turn((Text("Done."),)))
     binary = install_binary(tmp_path)
@@ -220,7 +226,7 @@ def node_finding(data_dir, monkeypatch):
 def test_doctor_reports_the_packages_available_without_a_registry(tmp_path, monkeypatch):
     finding = node_finding(tmp_path / "data", monkeypatch)
     assert finding.ok
-    assert f"{SERVER} {nodejs.pinned_packages()[SERVER]}" in finding.message
+    assert f"{SERVER_PACKAGE} {nodejs.pinned_packages()[SERVER_PACKAGE]}" in finding.message
 
 
 def test_sandboxes_work_without_the_node_wheel(runtime, disk, monkeypatch):

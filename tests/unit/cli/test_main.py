@@ -112,11 +112,12 @@ def test_common_options_have_defaults(probe_options):
     assert probe_options("task", "probe") == ("http://localhost:8122", "", "text", True)
 
 
-COMMON = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
+COMMON_OPTIONS = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
 
 
 @pytest.mark.parametrize(
-    "arguments", [[*COMMON, "task", "probe"], ["task", *COMMON, "probe"], ["task", "probe", *COMMON]]
+    "arguments",
+    [[*COMMON_OPTIONS, "task", "probe"], ["task", *COMMON_OPTIONS, "probe"], ["task", "probe", *COMMON_OPTIONS]],
 )
 def test_common_options_are_accepted_before_and_after_the_command(probe_options, arguments):
     assert probe_options(*arguments) == ("http://a", "t", "json", False)

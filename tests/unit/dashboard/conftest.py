@@ -16,7 +16,7 @@ from sandbox.api.settings import ApiSettings
 from sandbox.dashboard.routing import add_dashboard
 from sandbox.interfaces.auth import TokenStore
 
-PAGE = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+BROWSER_HEADERS = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 class Pages:
@@ -34,7 +34,10 @@ class Pages:
         async def request() -> httpx2.Response:
             transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
             async with httpx2.AsyncClient(transport=transport, base_url="http://localhost:8122") as client:
-                request_headers = {**PAGE, **{name.replace("_", "-"): value for name, value in headers.items()}}
+                request_headers = {
+                    **BROWSER_HEADERS,
+                    **{name.replace("_", "-"): value for name, value in headers.items()},
+                }
                 return await client.request(method, path, headers=request_headers)
 
         return asyncio.run(request())

@@ -12,7 +12,7 @@ from sandbox.model.manifest.schema import Vm
 from sandbox.runner.resource_exhaustion import ExhaustionDetector
 
 KILLED = Failure(FailureCode.AGENT_FAILED, "Claude Code was killed by signal 9.")
-SILENT = AgentOutcome(None, KILLED)
+OUTCOME_WITHOUT_RESULT = AgentOutcome(None, KILLED)
 """The outcome of an agent that died without output."""
 NORMAL_STATS = Stats(1.0, 1, 1)
 
@@ -54,7 +54,7 @@ def test_nothing_is_reported_while_resources_are_sufficient(scenario):
     scenario.check_disk()
     assert scenario.events == []
     assert scenario.detector.disk_usage == DiskUsage(50, 100, False)
-    assert scenario.detector.explain_failure(SILENT, "Claude Code") is KILLED
+    assert scenario.detector.explain_failure(OUTCOME_WITHOUT_RESULT, "Claude Code") is KILLED
     assert scenario.detector.explain_failure(AgentOutcome(None, None), "Claude Code") is None
 
 
@@ -63,7 +63,7 @@ def test_full_disk_is_reported_once_and_explains_the_failure(scenario):
     scenario.check_disk()
     scenario.check_disk()
     assert scenario.codes == ["disk_full"]
-    failure = scenario.detector.explain_failure(SILENT, "Claude Code")
+    failure = scenario.detector.explain_failure(OUTCOME_WITHOUT_RESULT, "Claude Code")
     assert failure.code == "disk_full"
     assert "vm.disk is 1G" in failure.message
     assert KILLED.message in failure.message
@@ -81,7 +81,7 @@ def test_fork_failures_are_reported_once(scenario):
     scenario.detector.update(Stats(1.0, 1, 512, fork_failures=9))
     scenario.detector.update(Stats(1.0, 1, 512, fork_failures=10))
     assert scenario.codes == ["process_limit"]
-    assert scenario.detector.explain_failure(SILENT, "Claude Code").code == "process_limit"
+    assert scenario.detector.explain_failure(OUTCOME_WITHOUT_RESULT, "Claude Code").code == "process_limit"
 
 
 def explained_code(scenario, message, result):
@@ -117,7 +117,7 @@ def test_disk_that_is_no_longer_full_does_not_explain_the_failure(scenario):
     scenario.disk.is_full = False
     scenario.check_disk()
     assert scenario.codes == ["disk_full"]
-    assert scenario.detector.explain_failure(SILENT, "Claude Code") is KILLED
+    assert scenario.detector.explain_failure(OUTCOME_WITHOUT_RESULT, "Claude Code") is KILLED
 
 
 def test_oom_kill_is_reported_while_the_agent_runs(scenario):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sandbox.secrets.scanner import MultiPatternSearch
 from sandbox.secrets.value_patterns import SecretPattern
 
-HOSTS = [f"node{number:04d}.internal.example.com:secretpw{number:04d}".encode() for number in range(1200)]
+PATTERNS = [f"node{number:04d}.internal.example.com:secretpw{number:04d}".encode() for number in range(1200)]
 
 
 def create_search(*patterns: bytes) -> MultiPatternSearch:
@@ -16,16 +16,16 @@ def create_search(*patterns: bytes) -> MultiPatternSearch:
 
 
 def test_patterns_with_a_common_middle_are_indexed_selectively():
-    patterns_by_word = create_search(*HOSTS)._patterns_by_word
-    middle = b"".join(HOSTS[0][9:36] for _ in range(4))
+    patterns_by_word = create_search(*PATTERNS)._patterns_by_word
+    middle = b"".join(PATTERNS[0][9:36] for _ in range(4))
     words = {int.from_bytes(middle[at : at + 4], sys.byteorder) for at in range(len(middle) - 3)}
-    assert sum(len(patterns_by_word.get(word, ())) for word in words) < len(HOSTS) / 4
-    assert max(map(len, patterns_by_word.values())) < len(HOSTS) / 10
+    assert sum(len(patterns_by_word.get(word, ())) for word in words) < len(PATTERNS) / 4
+    assert max(map(len, patterns_by_word.values())) < len(PATTERNS) / 10
 
 
-@given(st.sampled_from(HOSTS), st.binary(max_size=9), st.binary(max_size=9))
+@given(st.sampled_from(PATTERNS), st.binary(max_size=9), st.binary(max_size=9))
 def test_each_pattern_is_found_at_every_position(pattern: bytes, before: bytes, after: bytes):
-    matches = [(match.start, match.end) for match in SEARCH.find(before + pattern + after)]
+    matches = [(match.start, match.end) for match in PATTERN_SEARCH.find(before + pattern + after)]
     assert (len(before), len(before) + len(pattern)) in matches
 
 
@@ -36,4 +36,4 @@ def test_each_of_many_patterns_is_found(patterns: list[bytes], offset: int, data
     assert offset in matches
 
 
-SEARCH = create_search(*HOSTS)
+PATTERN_SEARCH = create_search(*PATTERNS)

@@ -24,7 +24,7 @@ UNAVAILABLE = ProbeResult(
     "It does not work.",
 )
 AVAILABLE = structs.replace(UNAVAILABLE, failure=None)
-YIELD = asyncio.sleep
+REAL_SLEEP = asyncio.sleep
 """The real function, before the fixture `clock` replaces it."""
 
 
@@ -58,7 +58,7 @@ async def run_until_idle(host):
     """Run the host until it waits for a request."""
     running = asyncio.create_task(host.run())
     for _ in range(5):
-        await YIELD(0)
+        await REAL_SLEEP(0)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running

@@ -15,9 +15,15 @@ JAPANESE = "夜間のテストを直す" * 8
 LABELS = {"team": "payments", "ticket": "OPS-1234", "environment": "staging", "note": "a\tb"}
 REASON = "Cannot clone https://github.com/org/repository.git: it has no branch 'nowhere'; check repository.branch."
 FAILED = {"state": "failed_preserved", "error": {"code": "clone_failed", "message": REASON}}
-PATTERNS = "must be a glob relative to the workspace root, without '..' and without a '/' at its beginning"
+PATTERN_ERROR = "must be a glob relative to the workspace root, without '..' and without a '/' at its beginning"
 FIELD_ERRORS = [
-    {"field": f"lifecycle.artifact_patterns[{number}]", "rule": "format", "message": PATTERNS, "line": 9, "column": 5}
+    {
+        "field": f"lifecycle.artifact_patterns[{number}]",
+        "rule": "format",
+        "message": PATTERN_ERROR,
+        "line": 9,
+        "column": 5,
+    }
     for number in range(3)
 ]
 REPOSITORY = {"url": "https://github.com/an-organisation/a-repository.git", "branch": "main", "commit": "c" * 40}

@@ -25,7 +25,9 @@ from sandbox.model.resources import Resources
 
 NAME = "sandbox-abcdefghij23"
 REQUEST = JobRequest(NAME, ("/opt/worker", "x"), {"TOKEN": "secret"}, Resources(1, 1, 1), 60)
-RECORD = 'printf "%s\\0" "$0" "$@" >>"{calls}"; printf "\\n" >>"{calls}"; env >"{calls}.env"; cat >"{calls}.stdin"\n'
+RECORD_CALL_SCRIPT = (
+    'printf "%s\\0" "$0" "$@" >>"{calls}"; printf "\\n" >>"{calls}"; env >"{calls}.env"; cat >"{calls}.stdin"\n'
+)
 
 
 class FakeSlurm:
@@ -39,7 +41,7 @@ class FakeSlurm:
 
     def define(self, name, script):
         path = self.directory / name
-        path.write_text(f"#!/bin/sh\n{RECORD.format(calls=self._calls)}{script}\n")
+        path.write_text(f"#!/bin/sh\n{RECORD_CALL_SCRIPT.format(calls=self._calls)}{script}\n")
         path.chmod(0o755)
 
     @property

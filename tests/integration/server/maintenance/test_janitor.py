@@ -17,14 +17,14 @@ from sandbox.model.fixed_limits import CLOCK_TRUST_SECONDS
 from sandbox.server.maintenance.janitor import Janitor, PeriodicJob
 from sandbox.store.sqlite import SqliteStore
 
-DAYS = timedelta(days=91)
+CLOCK_OFFSET = timedelta(days=91)
 FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
 
 
 class MisadjustedClock(AdjustableClock):
     """A clock that is months ahead until it is corrected, and that can skip time."""
 
-    offset, skipped = DAYS, timedelta()
+    offset, skipped = CLOCK_OFFSET, timedelta()
 
     def now(self):
         return super().now() + self.offset + self.skipped

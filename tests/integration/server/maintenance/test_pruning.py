@@ -23,7 +23,7 @@ from sandbox.server.maintenance import pruning
 from sandbox.store.sqlite import SqliteStore
 
 FAILED = Failure(FailureCode.AGENT_FAILED, "It failed.")
-ALL = Retention(older_than_seconds=0)
+NO_RETENTION = Retention(older_than_seconds=0)
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_oldest_tasks_are_pruned_completely(stored, components):
 def test_task_whose_writer_may_be_alive_is_kept(stored, components):
     components.journals = UnreachableJournals(stored.data_dir)
     names = [f"task-{number}" for number in range(1, 6)]
-    assert prune(components, ALL) == ([], names)
+    assert prune(components, NO_RETENTION) == ([], names)
     components.journals.is_unknown = False
-    assert prune(components, ALL) == (names, [])
+    assert prune(components, NO_RETENTION) == (names, [])
 
 
 def test_size_limit_counts_bytes_on_disk(stored, components):
@@ -88,7 +88,7 @@ def test_size_limit_counts_bytes_on_disk(stored, components):
 async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, components):
     async def scenario():
         async with components.server() as service:
-            await service.prune(ALL, dry_run=False)
+            await service.prune(NO_RETENTION, dry_run=False)
             for call in (service.status, service.artifacts):
                 with pytest.raises(TaskNotFoundError):
                     await call("task-1")
@@ -110,7 +110,7 @@ async def test_replay_ends_with_an_error_if_the_task_is_pruned(stored, component
         async with components.server() as service:
             stream = service.replay("long")
             await anext(stream)
-            await service.prune(ALL, dry_run=False)
+            await service.prune(NO_RETENTION, dry_run=False)
             *_, error_event, end_event = [event async for event in stream]
             return error_event, end_event
 
@@ -134,7 +134,7 @@ def test_unfinished_tasks_and_preserved_sandboxes_are_kept(stored, components):
     handle.write_text("{}")
     stored.index("running", "preserved", "released")
 
-    pruned, remaining = prune(components, ALL)
+    pruned, remaining = prune(components, NO_RETENTION)
     assert pruned == [*(f"task-{number}" for number in range(1, 6)), "released"]
     assert remaining == ["running", "preserved"]
     assert handle.exists()
@@ -143,8 +143,8 @@ def test_unfinished_tasks_and_preserved_sandboxes_are_kept(stored, components):
 
 def test_task_with_a_locked_journal_is_kept(stored, components):
     with stored.journals.try_lock("task-1"):
-        assert prune(components, ALL)[1] == ["task-1"]
-    assert prune(components, ALL)[0] == ["task-1"]
+        assert prune(components, NO_RETENTION)[1] == ["task-1"]
+    assert prune(components, NO_RETENTION)[0] == ["task-1"]
 
 
 def test_task_without_files_is_pruned(stored, components):
@@ -250,7 +250,9 @@ def test_failing_removal_does_not_block_other_tasks_and_limits(stored, component
     assert list((stored.data_dir / "pruned").iterdir()) == []
 
 
-REBUILD = r"its entry in the index is damaged .*{}.*\)\); start the server again, or stop it and run: .*rebuild\.$"
+REBUILD_MESSAGE = (
+    r"its entry in the index is damaged .*{}.*\)\); start the server again, or stop it and run: .*rebuild\.$"
+)
 
 
 def block_lock(stored):
@@ -262,25 +264,25 @@ def block_lock(stored):
 
 def damage_artifacts(stored):
     stored.damage_row("task-1", "artifacts")
-    return REBUILD.format("")
+    return REBUILD_MESSAGE.format("")
 
 
 def damage_task(stored):
     stored.damage_row("task-1", "task")
-    return REBUILD.format("")
+    return REBUILD_MESSAGE.format("")
 
 
 def damage_task_into_another(stored):
     with contextlib.closing(stored.store()) as store:
         other = store.load("task-2").task
     stored.damage_row("task-1", "task", encode_json(other))
-    return REBUILD.format("contains task task-2")
+    return REBUILD_MESSAGE.format("contains task task-2")
 
 
 def damage_time_of_change(stored):
     """Set the time of the last state change in the row to 0, which differs from the time in the task."""
     stored.damage_row("task-1", "state_changed_at", 0)
-    return REBUILD.format("but at 0 in its row")
+    return REBUILD_MESSAGE.format("but at 0 in its row")
 
 
 PRUNE_ALL = [{"older_than_seconds": 0}, {"keep": 0}, {"max_bytes": 0}]
@@ -306,7 +308,7 @@ async def test_damaged_search_index_does_not_block_other_tasks(stored, component
     async with components.server() as service:
         with contextlib.closing(sqlite3.connect(stored.data_dir / "index.sqlite")) as connection, connection:
             connection.execute("UPDATE searchable SET state = '-1' WHERE id = 'task-1'")
-        reason = rf"task-\d: {REBUILD.format('malformed')}"
+        reason = rf"task-\d: {REBUILD_MESSAGE.format('malformed')}"
         with pytest.raises(UnavailableError, match=rf"Finished tasks removed: 4\. .*{reason}"):
             await service.prune(Retention(older_than_seconds=0), dry_run=False)
     assert len(directories(stored)) == 1
@@ -366,9 +368,9 @@ def test_task_is_kept_until_its_sandbox_is_removed(stored, components):
     handle = TaskLayout(stored.data_dir, "task-1").attempt("a" * 12).handle
     handle.parent.mkdir(parents=True, exist_ok=True)
     handle.write_text("{}")
-    assert prune(components, ALL)[1] == ["task-1"]
+    assert prune(components, NO_RETENTION)[1] == ["task-1"]
     handle.unlink()
-    assert prune(components, ALL)[0] == ["task-1"]
+    assert prune(components, NO_RETENTION)[0] == ["task-1"]
 
 
 def preserve(stored, task_id, attempt_id, size_bytes):

@@ -107,20 +107,20 @@ def test_rerun_of_a_failed_task_suggests_twice_the_limit(field, value, suggestio
     assert formatting.next_commands(task)[-1][1] == f"sandbox task rerun {TASK['id']} --set {field}={suggestion}"
 
 
-LISTED = "vm.allowed_hosts does not list it."
+NOT_LISTED_REASON = "vm.allowed_hosts does not list it."
 
 
 @pytest.mark.parametrize(
     ("vm", "refused", "options"),
     [
-        ({}, [("a.org", 443, LISTED)], "--set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.org'"),
+        ({}, [("a.org", 443, NOT_LISTED_REASON)], "--set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.org'"),
         (
             {"network_mode": "outbound", "allowed_hosts": ["x.org"]},
-            [("a.org", 8443, LISTED), ("a.org", 443, LISTED), ("a.org", 80, LISTED)],
+            [("a.org", 8443, NOT_LISTED_REASON), ("a.org", 443, NOT_LISTED_REASON), ("a.org", 80, NOT_LISTED_REASON)],
             "--set 'vm.allowed_hosts[1]=a.org:8443' --set 'vm.allowed_hosts[2]=a.org'",
         ),
         ({"network_mode": "full"}, [("10.0.0.1", 80, "it is not a public address.")], ""),
-        ({}, [("*.org", 443, LISTED), ("a b", 443, LISTED)], ""),
+        ({}, [("*.org", 443, NOT_LISTED_REASON), ("a b", 443, NOT_LISTED_REASON)], ""),
         ({}, [], ""),
     ],
 )
@@ -131,6 +131,6 @@ def test_command_allows_the_refused_hosts_that_a_manifest_can_allow(vm, refused,
 
 
 def test_command_that_allows_hosts_is_bounded():
-    refused = [formatting.RefusedConnection(f"host-{number}.org", 443, LISTED) for number in range(1000)]
+    refused = [formatting.RefusedConnection(f"host-{number}.org", 443, NOT_LISTED_REASON) for number in range(1000)]
     command = formatting.allow_command({"id": "a", "definition": {}}, refused)
     assert command.count("vm.allowed_hosts[") == formatting.ALLOWED_HOSTS_MAX

@@ -23,7 +23,7 @@ VALID: dict[str, Any] = {
     "claude": {"prompt": "Do it"},
 }
 REMOVED = object()
-SERVER = "claude.mcp_config.mcpServers.x"
+MCP_SERVER_PATH = "claude.mcp_config.mcpServers.x"
 
 
 def with_value(path: str, value: Any) -> dict[str, Any]:
@@ -151,10 +151,20 @@ INVALID: list[tuple[str, Any, str, str]] = [
     ("claude/allowed_tools", ["Bash()"], "claude.allowed_tools[0]", "format"),
     ("claude/allowed_tools", ["mcp__x(y)"], "claude.allowed_tools[0]", "format"),
     ("claude/mcp_config", {}, "claude.mcp_config.mcpServers", "required"),
-    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "type": "ws"}}}, f"{SERVER}.type", "enum"),
-    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "type": "http"}}}, f"{SERVER}.type", "format"),
-    ("claude/mcp_config", {"mcpServers": {"x": {"url": "http://x/", "type": "stdio"}}}, f"{SERVER}.type", "format"),
-    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "cwd": "/"}}}, f"{SERVER}.cwd", "unknown_field"),
+    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "type": "ws"}}}, f"{MCP_SERVER_PATH}.type", "enum"),
+    ("claude/mcp_config", {"mcpServers": {"x": {"command": "x", "type": "http"}}}, f"{MCP_SERVER_PATH}.type", "format"),
+    (
+        "claude/mcp_config",
+        {"mcpServers": {"x": {"url": "http://x/", "type": "stdio"}}},
+        f"{MCP_SERVER_PATH}.type",
+        "format",
+    ),
+    (
+        "claude/mcp_config",
+        {"mcpServers": {"x": {"command": "x", "cwd": "/"}}},
+        f"{MCP_SERVER_PATH}.cwd",
+        "unknown_field",
+    ),
     ("claude/max_turns", 0, "claude.max_turns", "range"),
     ("claude/max_turns", 1.5, "claude.max_turns", "type"),
     ("claude/max_turns", "5", "claude.max_turns", "type"),
@@ -414,13 +424,16 @@ def test_invalid_secret_is_reported_with_its_index(secret, expected):
 @pytest.mark.parametrize(
     ("server", "field"),
     [
-        ({}, SERVER),
-        ({"command": None}, SERVER),
-        ({"command": "x", "url": "http://x/"}, SERVER),
-        ({"command": "x", "env": {"A": "${NOPE}"}}, f"{SERVER}.env.A"),
-        ({"command": "x", "args": ["-y", "--key=${NOPE}"]}, f"{SERVER}.args[1]"),
-        ({"url": "http://x/${NOPE}"}, f"{SERVER}.url"),
-        ({"url": "http://x/", "headers": {"Authorization": "Bearer ${NOPE}"}}, f"{SERVER}.headers.Authorization"),
+        ({}, MCP_SERVER_PATH),
+        ({"command": None}, MCP_SERVER_PATH),
+        ({"command": "x", "url": "http://x/"}, MCP_SERVER_PATH),
+        ({"command": "x", "env": {"A": "${NOPE}"}}, f"{MCP_SERVER_PATH}.env.A"),
+        ({"command": "x", "args": ["-y", "--key=${NOPE}"]}, f"{MCP_SERVER_PATH}.args[1]"),
+        ({"url": "http://x/${NOPE}"}, f"{MCP_SERVER_PATH}.url"),
+        (
+            {"url": "http://x/", "headers": {"Authorization": "Bearer ${NOPE}"}},
+            f"{MCP_SERVER_PATH}.headers.Authorization",
+        ),
     ],
 )
 def test_mcp_server_requires_one_transport_and_declared_secrets(server, field):

@@ -7,7 +7,7 @@ import pytest
 from doubles.manifests import parse_manifest
 from sandbox.model.manifest.parser import InvalidManifestError
 
-WEAK = "requires a runtime of tier vm or stronger; this server's runtime has tier namespaces"
+TIER_TOO_WEAK_MESSAGE = "requires a runtime of tier vm or stronger; this server's runtime has tier namespaces"
 
 
 def parse(vm, **parts):
@@ -37,14 +37,18 @@ def test_offered_profile_is_accepted():
 
 
 def test_error_for_an_unknown_profile_lists_the_offered_profiles():
-    profiles = {"basic": "", "strict": WEAK, "agentic-dev": ""}
+    profiles = {"basic": "", "strict": TIER_TOO_WEAK_MESSAGE, "agentic-dev": ""}
     offered = "must be one of this server's profiles: agentic-dev, basic"
     assert single_error({"profile": "nothing"}, profiles) == ("vm.profile", "not_offered", offered)
 
 
 @pytest.mark.parametrize("vm", [{"profile": "agentic-dev"}, {}])
 def test_profile_that_needs_a_stronger_runtime_is_rejected(vm):
-    assert single_error(vm, {"agentic-dev": WEAK}) == ("vm.profile", "not_offered", WEAK)
+    assert single_error(vm, {"agentic-dev": TIER_TOO_WEAK_MESSAGE}) == (
+        "vm.profile",
+        "not_offered",
+        TIER_TOO_WEAK_MESSAGE,
+    )
 
 
 def test_any_profile_is_accepted_without_a_list_of_profiles():

@@ -31,7 +31,7 @@ from sandbox.model.wire.events import (
 )
 
 TIMESTAMP = datetime(2026, 1, 29, 10, 10, 15, 123456, tzinfo=UTC)
-STAMP = "2026-01-29T10:10:15.123Z"
+FORMATTED_TIMESTAMP = "2026-01-29T10:10:15.123Z"
 MANIFEST = Manifest(
     metadata=Metadata(name="x", labels={"team": "platform"}),
     repository=Repository(url="https://git.example/r", branch="main"),
@@ -87,7 +87,7 @@ WIRE_EXAMPLES: dict[type, tuple[e.Event, dict[str, Any] | None]] = {
         e.Progress(1, 2, "Bash", TIMESTAMP, 3, 4, 5, 0.5, 6, 7, "npm test"),
         {"type": "progress", "progress": {"output_bytes": 1, "tool_calls": 2, "current_tool": "Bash",
          "current_subject": "npm test",
-         "last_activity_at": STAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5,
+         "last_activity_at": FORMATTED_TIMESTAMP, "turns": 3, "input_tokens": 4, "output_tokens": 5, "cost_usd": 0.5,
          "egress_denied": 6}},
     ),
     e.Metrics: (
@@ -130,7 +130,7 @@ def test_every_event_is_converted_or_omitted(event, fields):
     wire_event = to_wire_event("t", e.Record(7, 1, TIMESTAMP, event))
     expected = None
     if fields is not None:
-        expected = {"type": fields["type"], "task_id": "t", "seq": 7, "timestamp": STAMP, **fields}
+        expected = {"type": fields["type"], "task_id": "t", "seq": 7, "timestamp": FORMATTED_TIMESTAMP, **fields}
     assert msgspec.json.encode(wire_event) == msgspec.json.encode(expected)  # in this order
 
 
@@ -163,7 +163,7 @@ def test_record_with_a_transition_becomes_a_state_change(event):
         "type": "state_change",
         "task_id": "t",
         "seq": 7,
-        "timestamp": STAMP,
+        "timestamp": FORMATTED_TIMESTAMP,
         "previous_state": "ready",
         "new_state": "running",
         "state_message": "Claude Code is working",
@@ -183,7 +183,13 @@ def test_converted_conversation_is_part_of_the_output_event():
     wire_event = to_wire_event("t", record, [e.AgentMessage("Hello.")])
     assert (wire_event["data"], wire_event["parsed"], wire_event["conversation"]) == ("{}\n", True, CONVERTED)
     assert log_stream_of(wire_event) == "stdout"
-    extracted = {"type": "conversation", "task_id": "t", "seq": 7, "timestamp": STAMP, "conversation": CONVERTED}
+    extracted = {
+        "type": "conversation",
+        "task_id": "t",
+        "seq": 7,
+        "timestamp": FORMATTED_TIMESTAMP,
+        "conversation": CONVERTED,
+    }
     assert extract_conversation(wire_event) == extracted
     assert extract_conversation(to_wire_event("t", record, [])) is None
     assert to_wire_event("t", record, [])["parsed"] is True
@@ -289,7 +295,7 @@ def test_unknown_event_type_is_rejected():
 
 
 def test_timestamps_are_utc_with_milliseconds():
-    assert format_timestamp(TIMESTAMP.astimezone(timezone(timedelta(hours=5, minutes=30)))) == STAMP
+    assert format_timestamp(TIMESTAMP.astimezone(timezone(timedelta(hours=5, minutes=30)))) == FORMATTED_TIMESTAMP
     assert format_timestamp(datetime(2026, 1, 1, tzinfo=UTC)) == "2026-01-01T00:00:00.000Z"
 
 
@@ -304,7 +310,7 @@ def test_end_event_contains_the_outcome_and_an_unused_seq():
         "type": "end",
         "task_id": "t",
         "seq": 10,
-        "timestamp": STAMP,
+        "timestamp": FORMATTED_TIMESTAMP,
         "state": "failed",
         "exit_code": 143,
         "error": {"code": "timeout", "reason": None, "message": "It took too long."},

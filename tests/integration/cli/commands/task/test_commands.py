@@ -378,30 +378,30 @@ def serve_refusals(api, task, *refusals, count):
     api.on("GET", f"/tasks/{TASK_ID}/logs", send_log)
 
 
-ISOLATED = "vm.network_mode is isolated: only the model is reachable."
-ALLOW = f"sandbox task rerun {TASK_ID} --set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.example'"
+ISOLATED_REASON = "vm.network_mode is isolated: only the model is reachable."
+ALLOW_COMMAND = f"sandbox task rerun {TASK_ID} --set vm.network_mode=outbound --set 'vm.allowed_hosts[0]=a.example'"
 
 
 def test_status_shows_reasons_of_refusals_and_the_command_that_allows_the_hosts(run_cli, api, on_terminal, terminal):
-    refusals = [("a.example", 443, ISOLATED), ("10.0.0.1", 80, "it is not a public address.")]
+    refusals = [("a.example", 443, ISOLATED_REASON), ("10.0.0.1", 80, "it is not a public address.")]
     serve_refusals(api, task_status("completed"), *refusals, count=5)
     rows = [
-        f"Refused     1 connection to a.example:443: {ISOLATED}",
+        f"Refused     1 connection to a.example:443: {ISOLATED_REASON}",
         "Refused     1 connection to 10.0.0.1:80: it is not a public address.",
         f"Refused     3 connections: sandbox task logs {TASK_ID} --stream events",
     ]
     lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
-    assert [line for line in lines if line.startswith(("Refused", "Allow"))] == [*rows, f"Allow       {ALLOW}"]
+    assert [line for line in lines if line.startswith(("Refused", "Allow"))] == [*rows, f"Allow       {ALLOW_COMMAND}"]
     # A terminal wraps the other lines, but a command is copied as one line.
-    assert f"Allow       {ALLOW}" in show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
+    assert f"Allow       {ALLOW_COMMAND}" in show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
 
 
 @pytest.mark.parametrize("state", ["completed", "failed"])
 def test_followed_task_ends_with_the_command_that_allows_the_refused_hosts(task, api, manifest, run_cli, state):
     task(state)
-    serve_refusals(api, task_status(state), ("a.example", 443, ISOLATED), count=1)
+    serve_refusals(api, task_status(state), ("a.example", 443, ISOLATED_REASON), count=1)
     stderr = run_cli("task", "submit", manifest, "--follow").stderr.decode()
-    assert f"  1 host refused. Allow in a new run:\n  {ALLOW}\n" in stderr
+    assert f"  1 host refused. Allow in a new run:\n  {ALLOW_COMMAND}\n" in stderr
     serve_refusals(api, task_status(state), count=0)
     assert "refused. Allow" not in run_cli("task", "submit", manifest, "--follow").stderr.decode()
 

@@ -22,21 +22,21 @@ def configure(tmp_path, monkeypatch):
     return apply
 
 
-CORE = "[core]\n\tpager = of-core\n"
+CORE_PAGER_SETTING = "[core]\n\tpager = of-core\n"
 
 
 @pytest.mark.parametrize(
     ("configuration", "variables", "pager"),
     [
         ("", {"PAGER": "of-everything"}, "of-everything"),
-        (CORE, {"PAGER": "of-everything"}, "of-core"),
-        (CORE + "[pager]\n\tdiff = of-diff\n", {}, "of-diff"),
-        (CORE + "[pager]\n\tdiff = of-diff\n", {"GIT_PAGER": "of-git"}, "of-git"),
-        (CORE + "[pager]\n\tdiff = true\n", {}, "of-core"),
-        (CORE + "[pager]\n\tdiff = false\n", {"GIT_PAGER": "of-git"}, None),
-        (CORE, {"GIT_PAGER": "cat"}, None),
-        (CORE, {"GIT_PAGER": ""}, None),
-        (CORE, {"PATH": "/nonexistent"}, None),
+        (CORE_PAGER_SETTING, {"PAGER": "of-everything"}, "of-core"),
+        (CORE_PAGER_SETTING + "[pager]\n\tdiff = of-diff\n", {}, "of-diff"),
+        (CORE_PAGER_SETTING + "[pager]\n\tdiff = of-diff\n", {"GIT_PAGER": "of-git"}, "of-git"),
+        (CORE_PAGER_SETTING + "[pager]\n\tdiff = true\n", {}, "of-core"),
+        (CORE_PAGER_SETTING + "[pager]\n\tdiff = false\n", {"GIT_PAGER": "of-git"}, None),
+        (CORE_PAGER_SETTING, {"GIT_PAGER": "cat"}, None),
+        (CORE_PAGER_SETTING, {"GIT_PAGER": ""}, None),
+        (CORE_PAGER_SETTING, {"PATH": "/nonexistent"}, None),
     ],
 )
 def test_diff_uses_the_pager_of_git_diff(configure, configuration, variables, pager):
