@@ -82,7 +82,7 @@ def deploy(request, deployment, shared_deployments):
 
 
 @pytest.fixture
-def deploy_leak_checked(request, deploy, deployment):
+def deploy_and_check_leftovers(request, deploy, deployment):
     """Like `deploy`; fails if leftovers of a task remain 5 seconds after the task has ended."""
     yield deploy
     try:

@@ -41,8 +41,8 @@ def newest_messages(deployment):
 
 
 @pytest.mark.usefixtures("without_fork_server")
-def test_chain_of_three_follow_ups_resumes_the_session(deploy_leak_checked, tmp_path):
-    deployment = deploy_leak_checked(*(turn for step in STEPS for turn in step), files=FILES)
+def test_chain_of_three_follow_ups_resumes_the_session(deploy_and_check_leftovers, tmp_path):
+    deployment = deploy_and_check_leftovers(*(turn for step in STEPS for turn in step), files=FILES)
     chain = [deployment.submit("first", metadata={"name": "A task", "id": "first", "labels": {"team": "a"}})]
     assert deployment.wait("first")["state"] == "completed", deployment.diagnostics("first")
     push_another_commit(deployment, tmp_path)

@@ -90,7 +90,7 @@ def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, object_nam
     assert {deployment.status(task_id)["error"]["code"] for task_id in tasks} == {"runner_lost"}
 
 
-def sweep_finished(deployment):
+def sweep_condition(deployment):
     """Return a condition that is true at the end of the janitor's round, which removes incomplete images last."""
     incomplete_image = deployment.data_dir / "profiles" / "half-made" / "part"
     incomplete_image.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(d
         ]
         crash(deployment, "lost")
         before = [attempt_leftovers(layout) for layout in kept_layouts]
-        is_finished = sweep_finished(deployment)
+        is_finished = sweep_condition(deployment)
         deployment.start_server()
         wait_until(is_finished, 30, "the end of the janitor's round")
         assert [attempt_leftovers(layout) for layout in kept_layouts] == before

@@ -83,8 +83,8 @@ def check_completed_or_out_of_memory(deployment):
     assert status["state"] == "completed" or status["error"]["code"] == "out_of_memory", deployment.diagnostics()
 
 
-def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_leak_checked):
-    deployment = deploy_leak_checked(bash_turn(FILL), bash_turn("kill -9 $PPID"))
+def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(bash_turn(FILL), bash_turn("kill -9 $PPID"))
     deployment.submit(vm={"disk": "100M"})
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), deployment.diagnostics()
@@ -117,14 +117,14 @@ def measured_responses():
 
 
 def test_server_responds_and_reports_metrics_under_resource_exhaustion(
-    has_disk_limit, deploy_leak_checked, measured_responses
+    has_disk_limit, deploy_and_check_leftovers, measured_responses
 ):
     """Memory is exhausted last, since the OOM killer may kill the agent."""
     fits = bash_turn(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash_turn("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
     exhausting_turns = (outputs, bash_turn(FLOOD), python_turn(FILES), python_turn(FORK), python_turn(FILL_MEMORY))
     fills = FILLS if has_disk_limit else ()
-    deployment = deploy_leak_checked(fits, *fills, *exhausting_turns, reply_turn())
+    deployment = deploy_and_check_leftovers(fits, *fills, *exhausting_turns, reply_turn())
     deployment.submit(vm={"memory": "1G", "disk": "200M"})
     with measured_responses(deployment) as durations, stream_of(deployment) as stream:
         events = [json.loads(text) for text in stream]
@@ -145,11 +145,11 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     assert json.loads(deployment.artifact("metadata.json"))["state"] == deployment.status()["state"]
 
 
-def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_leak_checked, deployment, tmp_path):
+def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_and_check_leftovers, deployment, tmp_path):
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     fills = FILLS if has_disk_limit else ()
-    deployment = deploy_leak_checked(*fills, python_turn(FILL_MEMORY), reply_turn())
+    deployment = deploy_and_check_leftovers(*fills, python_turn(FILL_MEMORY), reply_turn())
     deployment.submit(vm={"disk": "100M", "memory": "1G"})
     check_completed_or_out_of_memory(deployment)
     if has_disk_limit:

@@ -67,9 +67,9 @@ def test_task_is_attempted_again_if_the_runner_is_killed_before_agent_start(depl
     assert deployment.artifact(f"{task_id}.patch", task_id).count(b"+once") == 1
 
 
-def test_failed_agent_is_retried_in_a_fresh_workspace(deploy_leak_checked):
+def test_failed_agent_is_retried_in_a_fresh_workspace(deploy_and_check_leftovers):
     failure = Fault("error", status=403, message="Not today.", times=1)
-    deployment = deploy_leak_checked(
+    deployment = deploy_and_check_leftovers(
         bash_turn("echo line >> lines.txt"), msgspec.structs.replace(reply_turn("Second time."), faults=(failure,))
     )
     deployment.submit(lifecycle={"retries": 2})
@@ -131,8 +131,8 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     assert status["result"]["result"] == "Both."
 
 
-def test_task_cancelled_between_attempts_keeps_its_history(deploy_leak_checked):
-    deployment = deploy_leak_checked(
+def test_task_cancelled_between_attempts_keeps_its_history(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(
         msgspec.structs.replace(reply_turn(), faults=(Fault("error", status=403, times=99),))
     )
     deployment.submit(lifecycle={"retries": 100})

@@ -23,8 +23,8 @@ def check_end(deployment, state, code):
     return status
 
 
-def test_cancel_stops_the_agent_and_collects_its_work(deploy_leak_checked):
-    deployment = deploy_leak_checked(bash_turn("echo half > half.txt"), bash_turn(WAIT_FOREVER))
+def test_cancel_stops_the_agent_and_collects_its_work(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(bash_turn("echo half > half.txt"), bash_turn(WAIT_FOREVER))
     shutil.rmtree(choose_run_dir(deployment.data_dir))
     deployment.submit()
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
@@ -40,26 +40,26 @@ def test_cancel_stops_the_agent_and_collects_its_work(deploy_leak_checked):
     assert (second_response.status_code, second_response.json()["error"]) == (409, "task_already_terminal")
 
 
-def test_timeout_ends_the_task(deploy_leak_checked):
-    deployment = deploy_leak_checked(bash_turn(f"echo half > half.txt; {WAIT_FOREVER}"))
+def test_timeout_ends_the_task(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(bash_turn(f"echo half > half.txt; {WAIT_FOREVER}"))
     deployment.submit(lifecycle={"timeout": "15s"})
     status = check_end(deployment, "failed", "timeout")
     assert "lifecycle.timeout" in status["error"]["message"]
     assert b"+half" in deployment.artifact("task-1.patch")
 
 
-def test_missing_branch_is_named_in_the_error(deploy_leak_checked):
-    deployment = deploy_leak_checked(reply_turn())
+def test_missing_branch_is_named_in_the_error(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(reply_turn())
     deployment.submit(repository={"branch": "no-such-branch"})
     status = check_end(deployment, "failed", "clone_failed")
     assert "no-such-branch" in status["error"]["message"]
     assert deployment.states() == ["pending", "staging", "failed"]
 
 
-def test_exit_code_zero_after_an_interrupt_is_a_failure(deploy_leak_checked):
+def test_exit_code_zero_after_an_interrupt_is_a_failure(deploy_and_check_leftovers):
     """After two interrupts Claude Code exits with 0, with or without an error result."""
     interrupt = "sleep 3; kill -INT $agent; sleep 0.01; kill -INT $agent"
-    deployment = deploy_leak_checked(
+    deployment = deploy_and_check_leftovers(
         bash_turn(f'agent=$PPID; (setsid sh -c "{interrupt}" >/dev/null 2>&1 &); echo bye > bye.txt'),
         Turn(faults=(Fault("hang", times=99),)),
     )
@@ -76,8 +76,10 @@ def transcript(deployment):
     return [json.loads(line) for line in deployment.artifact("transcript.ndjson").splitlines()]
 
 
-def test_nonzero_exit_fails_with_the_reason(deploy_leak_checked):
-    deployment = deploy_leak_checked(Turn(faults=(Fault("error", status=400, message="The prompt is odd.", times=99),)))
+def test_nonzero_exit_fails_with_the_reason(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(
+        Turn(faults=(Fault("error", status=400, message="The prompt is odd.", times=99),))
+    )
     deployment.submit()
     status = check_end(deployment, "failed", "agent_failed")
     assert status["exit_code"] == 1
@@ -85,9 +87,9 @@ def test_nonzero_exit_fails_with_the_reason(deploy_leak_checked):
     assert len(status["attempts"]) == 1  # the manifest allows no retries
 
 
-def test_forged_result_is_ignored(deploy_leak_checked):
+def test_forged_result_is_ignored(deploy_and_check_leftovers):
     forged = json.dumps({"type": "result", "subtype": "success", "is_error": False, "result": "All done!"})
-    deployment = deploy_leak_checked(
+    deployment = deploy_and_check_leftovers(
         bash_turn(
             f"echo '{forged}' > /proc/$PPID/fd/1 || echo refused > refused.txt; "
             "for fd in /proc/$PPID/fd/*; do echo forged > $fd; done; kill -9 $PPID"
@@ -102,8 +104,8 @@ def test_forged_result_is_ignored(deploy_leak_checked):
     assert b"+refused" in deployment.artifact("task-1.patch")
 
 
-def test_out_of_memory_has_its_own_error_code(deploy_leak_checked):
-    deployment = deploy_leak_checked(
+def test_out_of_memory_has_its_own_error_code(deploy_and_check_leftovers):
+    deployment = deploy_and_check_leftovers(
         bash_turn('python3 -c "x = bytearray(900 * 1024 * 1024); print(len(x))"; kill -9 $PPID'), reply_turn()
     )
     deployment.submit(vm={"memory": "512M"})
@@ -124,10 +126,10 @@ open("bottom.txt", "w").write("deep")
 """
 
 
-def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(deploy_leak_checked):
+def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(deploy_and_check_leftovers):
     """The model is also overloaded twice, and its response is such a long line that it is stored in parts."""
     overloaded = Fault("error", status=529, message="Overloaded", times=2)
-    deployment = deploy_leak_checked(
+    deployment = deploy_and_check_leftovers(
         bash_turn("setsid nohup sleep 600 >/dev/null 2>&1 & disown; echo top > top.txt"),
         python_turn(DEEP_TREE),
         Turn(content=reply_turn("y" * 1_200_000).content, faults=(overloaded,)),

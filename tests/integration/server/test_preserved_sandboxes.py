@@ -329,10 +329,10 @@ async def test_shell_opened_during_a_release_is_rejected(components, monkeypatch
             await service.open_terminal("task-1", OpenTerminal(24, 80))
 
 
-def assert_shell_is_rejected(components, obstruct, match):
+def assert_shell_is_rejected(components, break_sandbox, match):
     async def scenario():
         async with components.server() as service:
-            obstruct(service, await fail(components, service, "task-1"))
+            break_sandbox(service, await fail(components, service, "task-1"))
             with pytest.raises(UnavailableError, match=match):
                 await service.open_terminal("task-1", OpenTerminal(24, 80))
 
@@ -340,20 +340,20 @@ def assert_shell_is_rejected(components, obstruct, match):
 
 
 def test_shell_with_a_failing_lock_file_is_rejected(components):
-    def obstruct(_, preserved):
+    def break_sandbox(_, preserved):
         preserved.debug_session_lock.symlink_to("/nowhere")
 
-    assert_shell_is_rejected(components, obstruct, r"No shell can be opened for task task-1: .*; try again\.")
+    assert_shell_is_rejected(components, break_sandbox, r"No shell can be opened for task task-1: .*; try again\.")
 
 
 def test_shell_in_an_unreadable_preserved_sandbox_is_rejected(components, monkeypatch):
     def raise_error(_):
         raise OSError(errno.EIO, "Input/output error")
 
-    def obstruct(service, _):
+    def break_sandbox(service, _):
         monkeypatch.setattr(service.preserved_sandboxes, "is_preserved", raise_error)
 
-    assert_shell_is_rejected(components, obstruct, "Input/output error; try again")
+    assert_shell_is_rejected(components, break_sandbox, "Input/output error; try again")
 
 
 async def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):

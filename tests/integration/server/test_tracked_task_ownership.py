@@ -49,7 +49,7 @@ async def submit_waiting(components, service):
     await service.submit(manifest())
 
 
-async def let_start(components, service):
+async def start_waiting_task(components, service):
     components.available_memory_bytes = 100 * GIB
     await service.undo_drain()  # this call makes the server schedule pending tasks
     await components.wait_for_launch("task-1")
@@ -60,7 +60,7 @@ async def test_owner_is_the_server_then_the_runner_then_nobody(components, monke
     async with components.server() as service:
         await submit_waiting(components, service)
         assert isinstance(owner(service), ServerOwned)
-        await let_start(components, service)
+        await start_waiting_task(components, service)
         async with asyncio.timeout(10):
             while not isinstance(owner(service), RunnerOwned):
                 await asyncio.sleep(0.005)
@@ -150,7 +150,7 @@ async def test_cancel_reaches_a_runner_whose_attempt_is_not_indexed(components):
     async with components.server() as service:
         await submit_waiting(components, service)
         row = components.store.load("task-1")
-        await let_start(components, service)
+        await start_waiting_task(components, service)
         await components.wait_for_state(service, "task-1", TaskState.STAGING)
     components.store.save(row)
     async with components.server() as service:

@@ -130,7 +130,7 @@ class RunningWorker:
         self.locks = 0
         self.lease = Lease()
         address = ServerAddress("127.0.0.1", server.port, server.fingerprint)
-        others = OtherTasks(host.data_dir, host, host.journals, self.lock_other, remove_trees)
+        others = OtherTasks(host.data_dir, host, host.journals, self.lock_other_task, remove_trees)
         self.worker = Worker(address, server.claim(job), self.lease, self.create_worker_task, others, self.lock_task)
         self.running = asyncio.create_task(self.worker.run())
 
@@ -142,7 +142,7 @@ class RunningWorker:
         yield
 
     @contextlib.contextmanager
-    def lock_other(self, task_id):
+    def lock_other_task(self, task_id):
         if task_id in self.host.locked:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
         yield

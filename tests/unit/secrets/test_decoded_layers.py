@@ -56,7 +56,7 @@ SUFFIXES = [b">>", b"n", b"b", b"41", b"0m", b";", b"'", b'"', b"\\"]
 LETTERS = ["a", "0", "n", "b", '"', "'", " ", "é"]
 
 
-def redact_framed(
+def redact_in_context(
     value: str, before: bytes = b"<<", after: bytes = b">>", redactor: SecretRedactor | None = None
 ) -> bytes:
     redactor, data = redactor or SecretRedactor({"S": value}), before + value.encode() + after
@@ -72,7 +72,7 @@ def test_value_that_contains_an_escape_is_found(escape: str, middle: str):
     half = len(middle) // 2
     candidates = (middle + escape, escape + middle, middle[:half] + escape + middle[half:], middle + escape * 3)
     for value in filter(lambda value: len(value) >= 8, candidates):
-        assert b"[REDACTED:S]" in redact_framed(value)
+        assert b"[REDACTED:S]" in redact_in_context(value)
 
 
 @pytest.mark.parametrize("before", PREFIXES)
@@ -82,7 +82,7 @@ def test_value_that_contains_an_escape_is_found(escape: str, middle: str):
 def test_context_does_not_hide_a_short_value(value: str, before: bytes):
     redactor = SecretRedactor({"S": value})
     for after in SUFFIXES:
-        assert b"[REDACTED:S]" in redact_framed(value, before, after, redactor)
+        assert b"[REDACTED:S]" in redact_in_context(value, before, after, redactor)
 
 
 @settings(deadline=None)
@@ -97,7 +97,7 @@ def test_context_does_not_hide_a_short_value(value: str, before: bytes):
 def test_any_plain_value_is_found(pieces: list[str], before: bytes, after: bytes):
     value = "".join(pieces)
     if len(value) >= 8:
-        assert b"[REDACTED:S]" in redact_framed(value, before, after)
+        assert b"[REDACTED:S]" in redact_in_context(value, before, after)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def apply(run_cli, checkout):
     return run
 
 
-def everything(directory) -> tuple[object, ...]:
+def snapshot(directory) -> tuple[object, ...]:
     """Return everything that a failed command must not change: files, index, references, reflogs and configuration."""
     logs = {path: path.read_bytes() for path in (directory / ".git" / "logs").rglob("*") if path.is_file()}
     return (
@@ -116,7 +116,7 @@ PUSH = (*COMMIT, "--push")
 
 @pytest.mark.parametrize("option", [(), ("--commit",)])
 def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, checkout, base, option):
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*COMMIT, *option)
     assert result.returncode == 0, result.stderr
     assert result.stdout.decode().splitlines() == ["+1 -1  a.txt", "+1 -0  new.txt"]
@@ -141,7 +141,7 @@ def test_commit_on_a_new_branch_leaves_the_working_tree_alone(apply, task, check
     trailers = git("log", "-1", "--format=%(trailers:key=Sandbox-Task)", "fix/two", cwd=checkout).strip()
     assert trailers == f"Sandbox-Task: {TASK_ID}"
     git("branch", "-q", "-D", "fix/two", cwd=checkout)
-    assert everything(checkout) == before
+    assert snapshot(checkout) == before
 
 
 def test_missing_base_commit_is_fetched(apply, bare, tmp_path, checkout, serve_task):
@@ -169,11 +169,11 @@ def test_fetching_the_tasks_branch_moves_no_local_branch(apply, bare, tmp_path, 
     git("push", "-q", "origin", "HEAD:other", "HEAD:fix/other", cwd=work)
     git("branch", "-q", "mine", base, cwd=checkout)
     serve_task(make_patch(bare, tmp_path, {"a.txt": "A\n"}), "1" * 40, {"branch": branch})
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*COMMIT)
     assert result.returncode == 4, result.stderr
     assert f"has the task's commit {'1' * 12}." in result.stderr.decode()
-    assert everything(checkout) == before
+    assert snapshot(checkout) == before
 
 
 def test_base_commit_is_fetched_with_its_branch(apply, bare, git_server, tmp_path, checkout, serve_task):
@@ -209,12 +209,12 @@ def test_branch_is_pushed_with_the_users_credentials(apply, task, checkout, bare
 
 def test_rejected_credentials_change_nothing(apply, task, checkout, bare, git_server):
     git_server.credentials = "ada:secret"
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*PUSH)
     assert result.returncode == 4
     assert result.stderr.startswith(b"Error: git could not push to origin, so no branch was created.\n  ")
     assert result.stderr.endswith(b"\n  Create the branch only here: leave out --push\n")
-    assert (everything(checkout), git("branch", cwd=bare).split()) == (before, ["*", "main"])
+    assert (snapshot(checkout), git("branch", cwd=bare).split()) == (before, ["*", "main"])
 
 
 @pytest.mark.parametrize("start", ["main~0", "main^{tree}"])
@@ -222,21 +222,21 @@ def test_existing_remote_branch_is_never_changed(apply, task, checkout, bare, st
     if start.endswith("{tree}"):  # unrelated history
         start = git("commit-tree", "-m", "Other", "main^{tree}", cwd=bare).strip()
     git("update-ref", "refs/heads/fix/two", start, cwd=bare)
-    there, before = git("rev-parse", "fix/two", cwd=bare), everything(checkout)
+    there, before = git("rev-parse", "fix/two", cwd=bare), snapshot(checkout)
     result = apply(*PUSH)
     assert (result.returncode, result.stderr.decode()) == (
         4,
         "Error: The branch fix/two already exists on origin, so nothing was changed.\n"
         "  Choose another name: --branch fix/two-2\n",
     )
-    assert (git("rev-parse", "fix/two", cwd=bare), everything(checkout)) == (there, before)
+    assert (git("rev-parse", "fix/two", cwd=bare), snapshot(checkout)) == (there, before)
 
 
 def test_existing_branch_is_never_changed(apply, task, checkout, api):
     git("branch", "fix/two", cwd=checkout)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*COMMIT)
-    assert (result.returncode, everything(checkout), api.requests) == (4, before, [])
+    assert (result.returncode, snapshot(checkout), api.requests) == (4, before, [])
     assert b"already exists in this checkout" in result.stderr
 
 
@@ -252,9 +252,9 @@ def test_branch_without_a_commit_counts_as_existing(apply, task, checkout):
     "name", ["-x", "a..b", "a b", "@{-1}", "HEAD", "refs/heads/x.lock", "", "a\x1b[31m", "x/", "../x"]
 )
 def test_invalid_name_is_a_usage_error(apply, task, checkout, api, name):
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply("--branch", name)
-    assert (result.returncode, everything(checkout), api.requests) == (2, before, [])
+    assert (result.returncode, snapshot(checkout), api.requests) == (2, before, [])
     assert b"\x1b" not in result.stderr
 
 
@@ -270,18 +270,18 @@ def test_incomplete_options_are_usage_errors(apply, task, arguments):
 
 def test_name_below_an_existing_branch_fails(apply, task, checkout):
     git("branch", "fix", cwd=checkout)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*COMMIT)
-    assert (result.returncode, everything(checkout)) == (4, before)
+    assert (result.returncode, snapshot(checkout)) == (4, before)
     assert b"git could not create the branch fix/two." in result.stderr
 
 
 def test_patch_that_does_not_apply_changes_nothing(apply, checkout, serve_task, base):
     patch = b"diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-other\n+text\n"
     serve_task(patch, base)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*PUSH)
-    assert (result.returncode, everything(checkout)) == (4, before)
+    assert (result.returncode, snapshot(checkout)) == (4, before)
     sentence = f"Error: The patch does not apply to commit {base[:12]}, so no branch was created.\n"
     assert result.stderr.decode().startswith(sentence)
 
@@ -289,9 +289,9 @@ def test_patch_that_does_not_apply_changes_nothing(apply, checkout, serve_task, 
 def test_unknown_base_commit_changes_nothing(apply, checkout, serve_task, bare, tmp_path):
     patch = make_patch(bare, tmp_path, {"a.txt": "x\n"})
     serve_task(patch, "1234567890" * 4)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*COMMIT)
-    assert (result.returncode, everything(checkout)) == (4, before)
+    assert (result.returncode, snapshot(checkout)) == (4, before)
     assert b"Neither this checkout nor its remote origin has the task's commit 123456789012." in result.stderr
 
 
@@ -369,9 +369,9 @@ def test_subject_of_a_chain_is_the_first_message_if_the_name_is_the_beginning_of
 
 def test_changes_of_a_whole_chain_are_applied_to_the_working_tree(apply, chain_task, checkout):
     git("stash", "-q", "-u", cwd=checkout)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply()
-    assert (result.returncode, everything(checkout)) == (4, before)
+    assert (result.returncode, snapshot(checkout)) == (4, before)
     *error, remedy = result.stderr.decode().splitlines()
     assert remedy == f"  Apply all: sandbox task apply {TASK_ID} --chain"
     assert error[-1] == "  The patch does not contain the changes of the earlier tasks that this one continues."
@@ -393,9 +393,9 @@ def earlier_changes_applied(chain_task, checkout):
 
 @pytest.mark.usefixtures("earlier_changes_applied")
 def test_chain_whose_earlier_changes_are_already_applied_is_rejected_with_a_remedy(apply, checkout):
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply("--chain")
-    assert (result.returncode, everything(checkout)) == (4, before)
+    assert (result.returncode, snapshot(checkout)) == (4, before)
     assert "  The earlier changes are already here: leave out --chain\n" in result.stderr.decode()
 
 
@@ -446,9 +446,9 @@ def test_chain_option_without_a_parent_gives_the_tasks_own_patch(apply, run_cli,
 
 def test_missing_git_identity_is_reported_with_a_remedy(apply, task, checkout, tmp_path):
     (tmp_path / ".gitconfig").write_text("[user]\n\tuseConfigOnly = true\n")
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*COMMIT)
-    assert (result.returncode, everything(checkout)) == (4, before)
+    assert (result.returncode, snapshot(checkout)) == (4, before)
     assert b"git config user.name NAME" in result.stderr
 
 
@@ -474,9 +474,9 @@ def test_users_hook_runs_before_the_push(apply, task, checkout, bare):
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\necho 'not today' >&2\nexit 1\n")
     hook.chmod(hook.stat().st_mode | stat.S_IXUSR)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*PUSH)
-    assert (result.returncode, everything(checkout), git("branch", cwd=bare).split()) == (4, before, ["*", "main"])
+    assert (result.returncode, snapshot(checkout), git("branch", cwd=bare).split()) == (4, before, ["*", "main"])
     assert b"not today" in result.stderr
 
 
@@ -484,14 +484,14 @@ def test_users_hook_runs_before_the_push(apply, task, checkout, bare):
 def test_patch_cannot_leave_the_repository(apply, checkout, serve_task, base, tmp_path, path):
     patch = f"diff --git a/{path} b/{path}\nnew file mode 100755\n--- /dev/null\n+++ b/{path}\n@@ -0,0 +1 @@\n+owned\n"
     serve_task(patch.encode(), base)
-    before = everything(checkout)
-    assert (apply(*COMMIT).returncode, everything(checkout)) == (4, before)
+    before = snapshot(checkout)
+    assert (apply(*COMMIT).returncode, snapshot(checkout)) == (4, before)
     assert not (tmp_path / "escaped").exists()
 
 
 def test_interrupted_push_deletes_the_branch(start_cli, task, checkout, git_server, environment, apply, tmp_path):
     git_server.stall()
-    before = everything(checkout)
+    before = snapshot(checkout)
     options = {"start_new_session": True, "stderr": subprocess.PIPE}
     process = start_cli("task", "apply", TASK_ID, *PUSH, cwd=checkout, **options)
     branch = checkout / ".git" / "refs" / "heads" / "fix" / "two"
@@ -500,15 +500,15 @@ def test_interrupted_push_deletes_the_branch(start_cli, task, checkout, git_serv
     os.killpg(process.pid, signal.SIGINT)
     process.communicate(timeout=30)
     git_server.resume()
-    assert (process.returncode, everything(checkout)) == (130, before)
+    assert (process.returncode, snapshot(checkout)) == (130, before)
     assert apply(*COMMIT).returncode == 0
 
 
 def test_task_without_changes_creates_no_branch(apply, checkout, serve_task, base):
     serve_task(b"", base)
-    before = everything(checkout)
+    before = snapshot(checkout)
     result = apply(*PUSH)
-    assert (result.returncode, everything(checkout)) == (0, before)
+    assert (result.returncode, snapshot(checkout)) == (0, before)
     assert b"changed nothing" in result.stderr
 
 

@@ -65,7 +65,7 @@ RESOLVER = "search corp.example.net\nnameserver 127.0.0.1\noptions timeout:2 att
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def dialed_addresses(tmp_path_factory):
     """The address that is dialed for each name, or why none is dialed."""
     directory = tmp_path_factory.mktemp("resolver")
     mounts = []
@@ -80,19 +80,19 @@ def found(tmp_path_factory):
     return json.loads(result.stdout)
 
 
-def test_name_that_does_not_exist_is_not_searched_in_other_domains(found):
-    assert found["absent.example.org"] == "absent.example.org does not resolve."
+def test_name_that_does_not_exist_is_not_searched_in_other_domains(dialed_addresses):
+    assert dialed_addresses["absent.example.org"] == "absent.example.org does not resolve."
 
 
-def test_names_that_exist_are_resolved(found):
-    assert found["real.example.org"] == found["real.example.org."] == "8.8.4.4"
+def test_names_that_exist_are_resolved(dialed_addresses):
+    assert dialed_addresses["real.example.org"] == dialed_addresses["real.example.org."] == "8.8.4.4"
 
 
-def test_hosts_file_takes_precedence(found):
-    assert found["pinned.example.org"] == found["alias.example.org"] == "9.9.9.9"
+def test_hosts_file_takes_precedence(dialed_addresses):
+    assert dialed_addresses["pinned.example.org"] == dialed_addresses["alias.example.org"] == "9.9.9.9"
 
 
-def test_name_of_the_model_may_be_in_a_search_domain(found):
+def test_name_of_the_model_may_be_in_a_search_domain(dialed_addresses):
     """The operator chooses the name of the model's host."""
     for name in ("also-the-model.example.org", "model.corp.example.net"):
-        assert "is the model's" in found[name]
+        assert "is the model's" in dialed_addresses[name]

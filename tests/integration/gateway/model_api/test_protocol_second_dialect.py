@@ -38,7 +38,7 @@ async def respond_with_stream(_: UpstreamRequest, writer: asyncio.StreamWriter) 
     writer.write(STREAM)
 
 
-async def break_off(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
+async def abort_during_response(_: UpstreamRequest, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
     await writer.drain()
     writer.transport.abort()
@@ -134,7 +134,10 @@ def test_budget_is_charged_with_the_usage_of_the_api():
 def test_interrupted_response_is_charged_with_its_upper_bound():
     async def scenario():
         rules = GatewayRules(budget=Budget(tokens=10_000))
-        async with scripted_upstream(break_off) as upstream, gateway_for(upstream.base_url, rules) as served:
+        async with (
+            scripted_upstream(abort_during_response) as upstream,
+            gateway_for(upstream.base_url, rules) as served,
+        ):
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 77}).encode())
             await client.read_to_end()
@@ -206,7 +209,7 @@ def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
         SocketGateways(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)
 
 
-class CarelessDialect(ResponsesApi):
+class UnvalidatedUsageDialect(ResponsesApi):
     """Returns a request's usage and limits without validating them."""
 
     def __init__(self, usage: Usage) -> None:
@@ -234,7 +237,7 @@ class CarelessDialect(ResponsesApi):
 def test_invalid_usage_is_charged_with_its_upper_bound(usage):
     async def scenario():
         budget = GatewayRules(budget=Budget(tokens=100, usd=1.0))
-        dialect = CarelessDialect(usage)
+        dialect = UnvalidatedUsageDialect(usage)
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 90}).encode())
@@ -250,7 +253,7 @@ def test_invalid_usage_is_charged_with_its_upper_bound(usage):
 
 def test_valid_usage_of_the_same_dialect_is_counted():
     async def scenario():
-        budget, dialect = GatewayRules(budget=Budget(tokens=100)), CarelessDialect(Usage("scripted-1", 3, 4))
+        budget, dialect = GatewayRules(budget=Budget(tokens=100)), UnvalidatedUsageDialect(Usage("scripted-1", 3, 4))
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", "max_output_tokens": 90}).encode())
@@ -263,7 +266,7 @@ def test_valid_usage_of_the_same_dialect_is_counted():
 @pytest.mark.parametrize("limit", [-(10**9), 10**30])
 def test_request_with_an_impossible_limit_is_rejected(limit):
     async def scenario():
-        budget, dialect = GatewayRules(budget=Budget(tokens=100)), CarelessDialect(EXPECTED_USAGE)
+        budget, dialect = GatewayRules(budget=Budget(tokens=100)), UnvalidatedUsageDialect(EXPECTED_USAGE)
         async with scripted_upstream(respond) as upstream, gateway_for(upstream.base_url, budget, dialect) as served:
             client = await served.connect()
             send(client, json.dumps({"model": "scripted-1", "max_output_tokens": limit}).encode())
@@ -273,7 +276,7 @@ def test_request_with_an_impossible_limit_is_rejected(limit):
     run(scenario)
 
 
-class TokenDialect(ResponsesApi):
+class AuthTokenDialect(ResponsesApi):
     """Sends the server's token even if the server also has a key."""
 
     def credential(self, upstream: ModelUpstream) -> tuple[bytes, bytes]:
@@ -283,7 +286,7 @@ class TokenDialect(ResponsesApi):
 def test_sent_credential_is_redacted():
     settings = ModelUpstream("http://127.0.0.1:9", api_key="other-key-0123", auth_token="sent-token-0123")
     text = b"other-key-0123 sent-token-0123"
-    assert parse_upstream(settings, TokenDialect()).key_redactor.redact(text) == b"other-key-0123 ***************"
+    assert parse_upstream(settings, AuthTokenDialect()).key_redactor.redact(text) == b"other-key-0123 ***************"
     assert parse_upstream(settings, ResponsesApi()).key_redactor.redact(text) == b"************** sent-token-0123"
 
 

@@ -26,7 +26,7 @@ async def claimed(server, job):
         yield client
 
 
-async def lose(server, job):
+async def lose_contact(server, job):
     """Let a worker claim the job and lose its connection."""
     async with claimed(server, job):
         pass
@@ -159,7 +159,7 @@ async def test_worker_that_does_not_start_is_replaced(server, job, phase):
 @pytest.mark.parametrize("host", ["host-2", ""])
 async def test_end_on_another_host_proves_nothing(server, job, host):
     """Slurm may start a job again, or a duplicate, while the host of the first worker is cut off."""
-    await lose(server, job)
+    await lose_contact(server, job)
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
     await wait_until(lambda: job.phase is JobPhase.UNREACHABLE)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
@@ -180,7 +180,7 @@ async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(s
 
 
 async def test_ended_worker_is_taken_over(server, job):
-    await lose(server, job)
+    await lose_contact(server, job)
     assert server.jobs.liveness("task-1") is Liveness.UNKNOWN
     server.engine.set_phase(job, JobPhase.ENDED)
     await wait_until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
@@ -197,7 +197,7 @@ async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, mo
     await server.start()
     try:
         job = await server.submit()
-        await lose(server, job)
+        await lose_contact(server, job)
         server.engine.set_phase(job, phase)
         assert not job.stored.is_given_up
         await wait_until(lambda: server.jobs.liveness("task-1") is Liveness.FREE)
@@ -214,7 +214,7 @@ async def test_restarted_server_waits_a_whole_lease(tmp_path, monkeypatch):
     await server.start()
     try:
         job = await server.submit()
-        await lose(server, job)
+        await lose_contact(server, job)
         server.lease_seconds = 0.1
         await server.restart()
         started_at = time.monotonic()
@@ -226,7 +226,7 @@ async def test_restarted_server_waits_a_whole_lease(tmp_path, monkeypatch):
 
 
 async def test_engine_that_does_not_respond_proves_nothing(server, job):
-    await lose(server, job)
+    await lose_contact(server, job)
 
     async def fail(names):
         raise EngineUnavailableError("It does not respond.")
@@ -256,7 +256,7 @@ async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(ser
 
 
 async def test_job_of_a_lost_worker_is_removed_with_its_task(server, job):
-    await lose(server, job)
+    await lose_contact(server, job)
     server.engine.set_phase(job, JobPhase.ENDED)
     await wait_until(lambda: job.stored.is_given_up)
     server.jobs.release("task-1")
@@ -264,7 +264,7 @@ async def test_job_of_a_lost_worker_is_removed_with_its_task(server, job):
 
 
 async def test_worker_that_is_lost_after_its_task_ended_is_forgotten(server, job):
-    await lose(server, job)
+    await lose_contact(server, job)
     server.jobs.release("task-1")
     assert server.jobs.of_task("task-1") is job
     server.engine.set_phase(job, JobPhase.ENDED)
@@ -280,7 +280,7 @@ async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pause
         if number == 3:
             monkeypatch.setattr(jobs, "_STABLE_SECONDS", 0.0)
         await wait_until(lambda job=job: server.tokens(job), "the submission")
-        await lose(server, job)
+        await lose_contact(server, job)
         server.engine.set_phase(job, JobPhase.ENDED)
         await wait_until(lambda job=job: job.stored.is_given_up)
         lost, job = job, server.jobs.reserve("task-1", None, SMALL)
