@@ -244,7 +244,7 @@ def test_keyboard_moves_between_files_and_changes(base_url, browser):
     assert page.get_by_text("1 of 8 viewed").count() == 0
 
 
-def test_a_key_marks_each_file_as_viewed_and_goes_on(base_url, browser):
+def test_a_key_marks_each_file_as_viewed_and_selects_the_next_one(base_url, browser):
     page = open_changes(browser, base_url)
     names = page.locator(".file").evaluate_all("(files) => files.map((file) => file.ariaLabel)")
     page.keyboard.press("j")

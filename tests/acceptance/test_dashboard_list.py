@@ -344,7 +344,7 @@ def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
             assert row.get_by_text(text, exact=False).first.is_visible(), (width, text)
 
 
-def test_labels_give_way_to_a_long_name(base_url, browser):
+def test_labels_are_hidden_next_to_a_long_name(base_url, browser):
     page = browser.open(f"{base_url}/?q=repair", width=1440)
     for task_id, is_shown in (("long-name", False), ("short-name", True)):
         row = page.locator("tr", has=page.locator(f"#task-{task_id}"))

@@ -275,7 +275,7 @@ async def check_settled(server, location):
 # Liveness.
 
 
-async def test_attempt_whose_runner_was_never_started_is_free(server, task_id):
+async def test_lock_of_an_attempt_whose_runner_was_never_started_is_free(server, task_id):
     """The server may have died after it recorded `AttemptStarted` and before the launch."""
     recorder, location = server.submit(task_id)
     recorder.writer.close()
@@ -284,7 +284,7 @@ async def test_attempt_whose_runner_was_never_started_is_free(server, task_id):
     await check_finisher(server, location)
 
 
-async def test_free_follows_every_record_and_artifact(server, task_id):
+async def test_lock_is_free_only_after_every_record_and_artifact(server, task_id):
     _, handle = await server.launch(task_id)
     await wait_for_liveness(handle, Liveness.HELD)
     assert (await wait_for_reply(handle)).done
@@ -302,7 +302,7 @@ async def test_free_follows_every_record_and_artifact(server, task_id):
 
 
 @pytest.mark.parametrize("moment", ["start", "work", "end", "random"])
-async def test_killed_runner_is_free_and_can_be_finished(server, task_id, moment):
+async def test_lock_of_a_killed_runner_is_free_and_a_finisher_ends_the_attempt(server, task_id, moment):
     location, handle = await server.launch(task_id)
     match moment:
         case "start":
@@ -320,7 +320,7 @@ async def test_killed_runner_is_free_and_can_be_finished(server, task_id, moment
         await check_finisher(server, location, is_cancelled=moment == "end")
 
 
-async def test_killed_finisher_is_free_and_can_be_repeated(server, task_id):
+async def test_lock_of_a_killed_finisher_is_free_and_another_finisher_ends_the_attempt(server, task_id):
     location, handle = await server.launch(task_id)
     assert await kill_runner(server, task_id)
     await wait_for_liveness(handle, Liveness.FREE)

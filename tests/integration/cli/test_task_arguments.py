@@ -93,7 +93,7 @@ def test_cancel_sends_the_whole_id(run_cli, api, search):
     assert (result.returncode, result.stderr.decode()) == (0, f"Task {FIRST} was cancelled.\n")
 
 
-def test_exact_id_wins(run_cli, api, search):
+def test_exact_id_takes_precedence_over_a_prefix(run_cli, api, search):
     search(FIRST, SECOND)
     api.on("GET", "/tasks/5e17", json_response(task_status("running", task_id="5e17")))
     assert run_cli("task", "status", "5e17").stdout.startswith(b"Task        5e17\n")

@@ -228,7 +228,7 @@ async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
     assert (len(log), log[-4:]) == (2**20, b"\0end")
 
 
-async def test_worker_without_a_runner_is_free_and_exits_when_its_task_is_released(server, start):
+async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_is_released(server, start):
     worker = await start()
     await worker.session()
     await worker.wait_for_liveness(Liveness.FREE)

@@ -120,5 +120,5 @@ def test_short_repository_name_includes_the_host_if_the_path_has_one_part(url: s
     ("value", "doubled"),
     [("2G", "4G"), ("512M", "1024M"), ("90m", "180m"), (3, 6), (0.5, 1.0), (True, None), (None, None), ("full", None)],
 )
-def test_limit_is_doubled(value, doubled):
+def test_suggested_limit_is_twice_the_given_one(value, doubled):
     assert double_limit(value) == doubled

@@ -59,13 +59,13 @@ async def fail(message):
     raise OSError(message)
 
 
-async def test_returns_the_first_result_after_the_others_have_ended():
+async def test_first_result_is_returned_after_the_others_have_ended():
     endless = Endless()
     assert await run_until_first_complete(endless.run(), return_value(1)) == 1
     assert endless.has_ended
 
 
-async def test_raises_the_first_exception_after_the_others_have_ended():
+async def test_first_exception_is_raised_after_the_others_have_ended():
     endless = Endless()
     with pytest.raises(OSError, match="broken"):
         await run_until_first_complete(endless.run(), fail("broken"))
@@ -77,7 +77,7 @@ async def test_order_of_the_arguments_decides_between_simultaneous_completions(o
     assert await run_until_first_complete(return_value(1), other(2)) == 1
 
 
-async def test_cancelling_the_caller_ends_all():
+async def test_cancelling_the_caller_ends_all_coroutines():
     first, second = Endless(), Endless()
     caller = asyncio.create_task(run_until_first_complete(first.run(), second.run()))
     await asyncio.sleep(0)

@@ -122,7 +122,7 @@ async def test_job_that_is_released_before_its_submission_is_not_submitted(serve
     assert released.name not in started
 
 
-async def test_few_jobs_are_withdrawn_at_once(server, monkeypatch):
+async def test_number_of_concurrent_withdrawals_is_limited(server, monkeypatch):
     """The engine also has to look up the jobs of other tasks."""
     running, counts, may_withdraw, withdraw = set(), [], asyncio.Event(), server.engine.withdraw
 
@@ -157,7 +157,7 @@ async def test_worker_that_does_not_start_is_replaced(server, job, phase):
 
 
 @pytest.mark.parametrize("host", ["host-2", ""])
-async def test_end_on_another_host_proves_nothing(server, job, host):
+async def test_end_on_another_host_does_not_prove_the_end_of_the_worker(server, job, host):
     """Slurm may start a job again, or a duplicate, while the host of the first worker is cut off."""
     await lose_contact(server, job)
     server.engine.statuses[job.name] = JobStatus(JobPhase.ENDED, host)
@@ -225,7 +225,7 @@ async def test_restarted_server_waits_a_whole_lease(tmp_path, monkeypatch):
         await server.stop()
 
 
-async def test_engine_that_does_not_respond_proves_nothing(server, job):
+async def test_liveness_is_unknown_while_the_engine_does_not_respond(server, job):
     await lose_contact(server, job)
 
     async def fail(names):

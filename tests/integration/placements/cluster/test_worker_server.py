@@ -205,7 +205,7 @@ async def test_tokens_of_all_submissions_are_valid(server, job):
         b"",
     ],
 )
-async def test_strangers_get_no_answer(server, job, data):
+async def test_connection_without_a_claim_gets_no_answer(server, job, data):
     async with server.connect(data) as client:
         if data:
             assert await client.read() is None
@@ -236,7 +236,7 @@ async def is_closed(reader):
 
 
 @pytest.mark.parametrize("uses_tls", [False, True])
-async def test_idle_connections_do_not_keep_workers_away(server, job, monkeypatch, uses_tls):
+async def test_idle_connections_do_not_block_workers(server, job, monkeypatch, uses_tls):
     monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 8)
     async with contextlib.AsyncExitStack() as idle:
         claimed = await idle.enter_async_context(server.connect(server.claim(job)))
@@ -379,7 +379,7 @@ async def test_lock_is_free_only_after_the_last_record(server, job):
         assert job.session.liveness is Liveness.FREE
 
 
-async def test_worker_learns_which_tasks_have_ended(server, job):
+async def test_worker_receives_the_tasks_that_have_ended(server, job):
     server.jobs.release("task-1")
     other = await server.submit("task-2")
     async with server.connect(server.claim(other), FindEnded(("task-1", "task-2", "task-3"))) as client:

@@ -27,7 +27,7 @@ from sandbox.cli.checkout.branch import pull_request_url
         ("github.com", None),
     ],
 )
-def test_pull_request_url(remote, url):
+def test_url_that_opens_a_pull_request_depends_on_the_git_host(remote, url):
     assert pull_request_url(remote, "fix/two") == url
 
 

@@ -262,7 +262,7 @@ def chain_of(*messages: str) -> list[CommittedTask]:
     return [CommittedTask(f"fix-{at}", "The tests fail. Find the…", text, True) for at, text in enumerate(messages)]
 
 
-def test_chain_without_an_own_name_gets_the_first_final_message_as_its_subject():
+def test_subject_of_a_chain_without_its_own_name_is_the_first_final_message():
     assert build_chain_message(chain_of("The bug is fixed.\nMore.", "# Done\n\nAdded a `test`.")) == (
         "The bug is fixed.\n\n- Added a test.\n\nSandbox-Task: fix-1\n"
     )

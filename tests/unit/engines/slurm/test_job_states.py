@@ -84,7 +84,7 @@ def test_cancelled_job_without_a_host_has_ended(host):
     assert (status.phase, status.host) == (JobPhase.ENDED, "")
 
 
-def test_exit_status_of_a_failed_host_proves_nothing():
+def test_exit_status_of_a_failed_host_does_not_prove_the_end_of_the_job():
     """Slurm itself sets the exit status of a job whose host failed."""
     assert status_of(line(state="NODE_FAIL", status="0:1")).phase is JobPhase.UNREACHABLE
     assert status_of(line(state="NODE_FAIL", status="0:1", host="n/a")).phase is JobPhase.UNREACHABLE

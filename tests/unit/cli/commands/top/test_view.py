@@ -96,7 +96,7 @@ def test_filter_is_shown_and_explains_an_empty_list():
     assert render_lines(view)[3] == "No such tasks."
 
 
-def test_filters_take_turns():
+def test_state_filters_are_selected_in_a_cycle():
     task_filter, seen = TaskFilter("word"), []
     for _ in STATE_FILTERS:
         task_filter = task_filter.next_states()
