@@ -30,7 +30,7 @@ FILES = {
     "services/billing/invoice.py": "TAX = 19\n",
     "data/orders.csv": "month,cents\n2026-01,1200\n2026-01,300\n2026-02,50\n",
 }
-REPORT = """\
+REPORT_PROGRAM = """\
 import collections, csv, pathlib
 months = collections.Counter()
 for row in csv.DictReader(open("data/orders.csv")): months[row["month"]] += int(row["cents"])
@@ -44,7 +44,7 @@ def write(name, content):
     return Turn((ToolUse("Write", {"file_path": f"/workspace/{name}", "content": content}),))
 
 
-FAILING = Turn((), faults=(Fault(status=403, times=100),))
+FAILING_TURN = Turn((), faults=(Fault(status=403, times=100),))
 SCRIPTS = {
     "The tests fail.": (bash_turn("sed -i 's/a - b/a + b/' calc.py && python3 -m unittest 2>&1"), reply_turn("Fixed.")),
     "Add unit tests": (
@@ -61,12 +61,12 @@ SCRIPTS = {
         reply_turn(),
     ),
     "Which function computes": (reply_turn("calc.py:1"),),
-    "Read data/orders.csv": (bash_turn(f"python3 - <<'END'\n{REPORT}END"), reply_turn()),
+    "Read data/orders.csv": (bash_turn(f"python3 - <<'END'\n{REPORT_PROGRAM}END"), reply_turn()),
     "Replace every call": (
         Turn(bash_turn("echo migrated > migrated.txt").content, faults=(Fault(status=403),)),
         reply_turn("Migrated."),
     ),
-    "Write a program crash.py": (bash_turn("echo 'raise SystemExit(1)' > crash.py"), FAILING),
+    "Write a program crash.py": (bash_turn("echo 'raise SystemExit(1)' > crash.py"), FAILING_TURN),
 }
 
 

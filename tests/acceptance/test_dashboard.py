@@ -24,9 +24,9 @@ claude:
 lifecycle:
   artifact_patterns: ["*.md"]
 """
-WORK = "printf 'print(\"good day\")\\n' > src/app.py; "
-REPORT = "printf '# Report\\n\\nAll **good**.\\n' > report.md; cat /nowhere"
-PAUSE = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
+EDIT_COMMAND = "printf 'print(\"good day\")\\n' > src/app.py; "
+REPORT_COMMAND = "printf '# Report\\n\\nAll **good**.\\n' > report.md; cat /nowhere"
+PAUSE_COMMAND = "sleep 2; printf '\\033[32mPASS\\033[0m\\n'"
 
 
 @pytest.fixture
@@ -54,7 +54,11 @@ def assert_applies(patch, repository, directory):
 
 
 def test_user_submits_and_follows_a_task_and_downloads_its_results(deploy, browser, dashboard_url, tmp_path):
-    deployment = deploy(bash_turn(WORK + REPORT), bash_turn(PAUSE), reply_turn("Done: the greeting is **polite** now."))
+    deployment = deploy(
+        bash_turn(EDIT_COMMAND + REPORT_COMMAND),
+        bash_turn(PAUSE_COMMAND),
+        reply_turn("Done: the greeting is **polite** now."),
+    )
     listing, page = browser.open(dashboard_url(deployment)), browser.open(dashboard_url(deployment))
     page.get_by_role("link", name="Submit your first task").click()
     page.wait_for_url("**/submit")  # also waits for the page's scripts, which handle the tabs

@@ -13,17 +13,17 @@ from doubles.deployment import bash_turn, python_turn, reply_turn
 from doubles.runtime_availability import require_runtime
 from sandbox.disks.loop import loop_unavailable_reason
 
-FILL = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
-FLOOD = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' 'x' | fold -w 1023 > flood.log"
-FILES = """
+FILL_DISK_COMMAND = "dd if=/dev/zero of=$HOME/filler bs=1M count=400 2>&1; echo made > small.txt"
+WRITE_LOG_COMMAND = "dd if=/dev/zero bs=1M count=16 2>/dev/null | tr '\\0' 'x' | fold -w 1023 > flood.log"
+CREATE_FILES_PROGRAM = """
 import os
 for directory in range(10):
     os.makedirs(f"many/{directory}")
     for number in range(1000):
         open(f"many/{directory}/{number}", "w").close()
 """
-FILL_MEMORY = "x = [bytearray(64 * 1024 * 1024) for _ in range(64)]"
-FORK = """
+FILL_MEMORY_PROGRAM = "x = [bytearray(64 * 1024 * 1024) for _ in range(64)]"
+FORK_PROGRAM = """
 import os, signal
 started = []
 try:
@@ -53,8 +53,8 @@ def has_disk_limit(tmp_path):
     return asyncio.run(loop_unavailable_reason(tmp_path)) is None
 
 
-FILLS = (
-    bash_turn(f"{FILL}; {pause(4)}"),
+FILL_DISK_TURNS = (
+    bash_turn(f"{FILL_DISK_COMMAND}; {pause(4)}"),
     bash_turn("rm $HOME/filler; echo again > again.txt; cat small.txt again.txt"),
 )
 
@@ -84,7 +84,7 @@ def check_completed_or_out_of_memory(deployment):
 
 
 def test_agent_killed_on_a_full_disk_fails_with_disk_full(deploy_and_check_leftovers):
-    deployment = deploy_and_check_leftovers(bash_turn(FILL), bash_turn("kill -9 $PPID"))
+    deployment = deploy_and_check_leftovers(bash_turn(FILL_DISK_COMMAND), bash_turn("kill -9 $PPID"))
     deployment.submit(vm={"disk": "100M"})
     status = deployment.wait()
     assert (status["state"], status["error"]["code"]) == ("failed", "disk_full"), deployment.diagnostics()
@@ -122,8 +122,14 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
     """Memory is exhausted last, since the OOM killer may kill the agent."""
     fits = bash_turn(f"dd if=/dev/zero of=filler bs=1M count=60 2>&1; {pause(6)}; rm filler")
     outputs = bash_turn("dd if=/dev/zero bs=1M count=8 2>/dev/null | tr '\\0' 'x'")
-    exhausting_turns = (outputs, bash_turn(FLOOD), python_turn(FILES), python_turn(FORK), python_turn(FILL_MEMORY))
-    fills = FILLS if has_disk_limit else ()
+    exhausting_turns = (
+        outputs,
+        bash_turn(WRITE_LOG_COMMAND),
+        python_turn(CREATE_FILES_PROGRAM),
+        python_turn(FORK_PROGRAM),
+        python_turn(FILL_MEMORY_PROGRAM),
+    )
+    fills = FILL_DISK_TURNS if has_disk_limit else ()
     deployment = deploy_and_check_leftovers(fits, *fills, *exhausting_turns, reply_turn())
     deployment.submit(vm={"memory": "1G", "disk": "200M"})
     with measured_responses(deployment) as durations, stream_of(deployment) as stream:
@@ -148,8 +154,8 @@ def test_server_responds_and_reports_metrics_under_resource_exhaustion(
 def test_limit_errors_are_reported_in_gvisor(has_disk_limit, deploy_and_check_leftovers, deployment, tmp_path):
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
-    fills = FILLS if has_disk_limit else ()
-    deployment = deploy_and_check_leftovers(*fills, python_turn(FILL_MEMORY), reply_turn())
+    fills = FILL_DISK_TURNS if has_disk_limit else ()
+    deployment = deploy_and_check_leftovers(*fills, python_turn(FILL_MEMORY_PROGRAM), reply_turn())
     deployment.submit(vm={"disk": "100M", "memory": "1G"})
     check_completed_or_out_of_memory(deployment)
     if has_disk_limit:

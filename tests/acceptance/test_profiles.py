@@ -8,7 +8,7 @@ import sys
 from doubles.deployment import bash_turn, reply_turn
 from doubles.image_archives import directory, docker_archive, entry, layer, minimal_root, oci_archive
 
-INSPECT = (
+INSPECT_COMMAND = (
     "cat /opt/tools/marker; ls /usr/share >/dev/null 2>&1 || { echo bare; echo bare >bare.txt; }; "
     "git log -1 --format=%s; echo new >made.txt"
 )
@@ -33,7 +33,7 @@ MANIFEST = {
 
 
 def test_images_are_built_used_and_removed_with_a_running_server(deploy, tmp_path):
-    deployment = deploy(bash_turn(INSPECT), reply_turn())
+    deployment = deploy(bash_turn(INSPECT_COMMAND), reply_turn())
     layers = minimal_root(), layer(directory("opt/tools"), entry("opt/tools/marker", b"my tools\n"))
     assert rejection_message(deployment, "my-tools").endswith(": agentic-dev, basic")
     image_in_use = build(deployment, "my-tools", oci_archive(tmp_path / "old.tar", *layers, compression="+gzip"))

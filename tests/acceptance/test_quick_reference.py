@@ -145,12 +145,12 @@ ws.onmessage = (event) => {
 };
 """
 
-SUBMIT = """\
+SUBMIT_COMMAND = """\
 curl -X POST http://localhost:8122/api/v1/tasks \\
   -H "Content-Type: application/yaml" \\
   --data-binary @task.yaml
 """
-DOWNLOAD = """\
+DOWNLOAD_COMMAND = """\
 curl http://localhost:8122/api/v1/tasks/task-001/artifacts/report.md \\
   -o report.md
 """
@@ -256,7 +256,7 @@ class User:
     def submit(self, manifest, task_id=None, **fields):
         """Submit a task with the reference's command; return its id."""
         self.write(manifest, task_id, **fields)
-        response = json.loads(self.shell(SUBMIT))
+        response = json.loads(self.shell(SUBMIT_COMMAND))
         assert response.get("state") == "pending", response
         return response["task_id"]
 
@@ -345,7 +345,7 @@ def test_documented_query_returns_the_documented_fields(user, line, check):
 
 def test_artifact_is_downloaded_by_curl(user):
     (user.directory / "report.md").unlink(missing_ok=True)
-    user.shell(DOWNLOAD)
+    user.shell(DOWNLOAD_COMMAND)
     assert (user.directory / "report.md").read_text() == REPORT
 
 
@@ -405,11 +405,11 @@ def test_defaults_match_the_table(user):
 @pytest.mark.parametrize(
     ("status", "error", "line", "fields"),
     [
-        (400, "invalid_manifest", SUBMIT, {"metadata__name": ""}),
+        (400, "invalid_manifest", SUBMIT_COMMAND, {"metadata__name": ""}),
         (404, "task_not_found", "curl http://localhost:8122/api/v1/tasks/task-404", {}),
-        (409, "duplicate_task_id", SUBMIT, {"metadata__id": "task-001"}),
+        (409, "duplicate_task_id", SUBMIT_COMMAND, {"metadata__id": "task-001"}),
         (409, "task_already_terminal", "curl -X DELETE http://localhost:8122/api/v1/tasks/task-001", {}),
-        (507, "insufficient_resources", SUBMIT, {"vm__cpus": 4096}),
+        (507, "insufficient_resources", SUBMIT_COMMAND, {"vm__cpus": 4096}),
     ],
 )
 def test_error_has_code_and_message(user, status, error, line, fields):

@@ -29,7 +29,7 @@ scripted:
   effort: high
 lifecycle: {budget_usd: 1}
 """
-CALL = {
+WRITE_FILE_CALL = {
     "type": "function_call",
     "call_id": "call-1",
     "name": "write_file",
@@ -55,7 +55,9 @@ class ResponsesModel:
                 model.requests.append((self.path, dict(self.headers), body))
                 is_first = len(body["input"]) == 1
                 assert is_first or model.may_continue.wait(60)
-                output = CALL if is_first or model.always_calls else {"type": "message", "text": "It is written."}
+                output = (
+                    WRITE_FILE_CALL if is_first or model.always_calls else {"type": "message", "text": "It is written."}
+                )
                 usage = {"input_tokens": 1000, "output_tokens": 1000}
                 content = json.dumps({"model": body["model"], "output": [output], "usage": usage}).encode()
                 self.send_response(200)

@@ -21,7 +21,7 @@ def document(root: Path) -> str:
 
 
 def test_table_lists_exactly_the_attacks(document: str):
-    expected = [(kind, row) for kind, rows in results_table.names().items() for row in rows]
+    expected = [(kind, row) for kind, rows in results_table.row_names().items() for row in rows]
     assert list(results_table.parse(document).outcomes) == expected, "run script/escape-battery"
 
 
@@ -73,7 +73,7 @@ def test_inside_outcomes_are_limited_to_runtimes_with_their_own_kernel():
 
 
 def test_each_category_has_enough_attacks():
-    names = results_table.names()
+    names = results_table.row_names()
     assert all(len(names[kind]) == len(set(names[kind])) >= minimum for kind, minimum in ATTACKS_MIN.items())
 
 
@@ -102,7 +102,7 @@ def verdicts_of(runtime_tier: str) -> dict[str, dict[str, Verdict]]:
 
 
 def test_writing_a_column_does_not_change_the_other_columns(document: str):
-    (kind, row), parsed_table = ("network", results_table.names()["network"][0]), results_table.parse(document)
+    (kind, row), parsed_table = ("network", results_table.row_names()["network"][0]), results_table.parse(document)
     before = {row_key: outcomes["bubblewrap"] for row_key, outcomes in parsed_table.outcomes.items()}
     verdicts = verdicts_of("qemu")
     verdicts[kind][row] = Verdict(Outcome.ESCAPED, "it succeeded")

@@ -27,7 +27,7 @@ from sandbox.store.listing import PageReader, task_terms, to_microseconds
 from sandbox.store.schema import StoreTooNewError, StoreUnusableError
 from sandbox.store.sqlite import SqliteStore
 
-INSERT_FOREVER = """
+INSERT_FOREVER_PROGRAM = """
 import sys
 from pathlib import Path
 
@@ -125,7 +125,7 @@ def test_task_persists_across_restarts(path):
 
 def test_acknowledged_inserts_survive_a_kill(path):
     task = encode_json(submitted("a")).decode()
-    command = [sys.executable, "-c", INSERT_FOREVER, str(path), task]
+    command = [sys.executable, "-c", INSERT_FOREVER_PROGRAM, str(path), task]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         reported = [int(server.stdout.readline()) for _ in range(20)]
         os.kill(server.pid, signal.SIGKILL)

@@ -30,14 +30,14 @@ from escape.host_watch import HOLD_SECONDS, HostWatch
 from sandbox.demo.model_script import ToolUse, Turn
 
 HOST, HOST_ADDRESS, SERVER_IP_ADDRESS = "files.example.org", "8.8.4.4", "8.8.4.5"
-NAMES = {
+ADDRESSES_BY_NAME = {
     HOST: HOST_ADDRESS,
     "other.example": HOST_ADDRESS,
     "inside.example": PRIVATE_ADDRESS,
     "metadata.example": METADATA_ADDRESS,
     "own.example": SERVER_IP_ADDRESS,
 }
-ALLOWED = [HOST, "inside.example", "metadata.example", "own.example"]
+ALLOWED_HOSTS = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
 TASK_SECONDS = 900
 ATTACK_SECONDS, ATTACK_SECONDS_EMULATED = 30, 180
@@ -138,7 +138,9 @@ class AttackRun:
 
     def _with_hosts(self):
         hosts, resolver = self.directory / "hosts", self.directory / "resolv.conf"
-        hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in NAMES.items()))
+        hosts.write_text(
+            "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in ADDRESSES_BY_NAME.items())
+        )
         resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
         mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
         if self.user is not None and sys.base_prefix.startswith("/root/"):
@@ -189,7 +191,7 @@ class AttackRun:
     def _run_tasks(self):
         self.status = self._task(
             "task-1", ["out/**", "nested/**", ".network.json", ".credentials.json"], ("network", "credentials"),
-            vm={"network_mode": "outbound", "allowed_hosts": ALLOWED},
+            vm={"network_mode": "outbound", "allowed_hosts": ALLOWED_HOSTS},
         )  # fmt: skip
         assert self.status["state"] == "completed", self.deployment.diagnostics()
         if self.user is None and self.attacks["resources"]:

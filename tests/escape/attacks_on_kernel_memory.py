@@ -1,12 +1,12 @@
 """Attacks that evade the OOM killer, or use kernel memory that is not charged to the sandbox."""
 
 from escape.attack import OWN_KERNEL, Attack
-from escape.host_watch import BUFFERS_BYTES, FILTERS_BYTES
+from escape.host_watch import COMPILED_FILTERS_BYTES, SOCKET_BUFFERS_BYTES
 
 PRELUDE = f"""
 import ctypes, errno, mmap, os, pathlib, resource, socket, struct, threading, time
-BUFFERS = {BUFFERS_BYTES}
-FILTERS = {FILTERS_BYTES}
+BUFFERS = {SOCKET_BUFFERS_BYTES}
+FILTERS = {COMPILED_FILTERS_BYTES}
 libc = ctypes.CDLL(None, use_errno=True)
 
 def checked(result):

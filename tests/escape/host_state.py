@@ -145,7 +145,7 @@ def socket_buffer_bytes():
     return sum(map(int, pages)) * os.sysconf("SC_PAGE_SIZE")
 
 
-def filter_bytes():
+def bpf_filter_bytes():
     """Return the memory used by compiled BPF filters and programs; 0 if the kernel does not report it."""
     try:
         lines = _read(Path("/proc/vmallocinfo")).splitlines()

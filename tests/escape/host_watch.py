@@ -26,7 +26,7 @@ AIO_EVENTS = 20_000
 """The number of AIO events that an attack requests: far more than other programs on the machine use."""
 
 
-BUFFERS_BYTES, FILTERS_BYTES = 400 << 20, 12 << 20
+SOCKET_BUFFERS_BYTES, COMPILED_FILTERS_BYTES = 400 << 20, 12 << 20
 """Kernel memory that attacks try to use for socket buffers and compiled filters: more than all other programs use."""
 
 
@@ -53,7 +53,7 @@ class HostWatch:
         self._roots = {pid: Path("/proc", str(pid), "root") for pid in self._protected_pids}
         self._etc = {pid: host_state.read_etc(root) for pid, root in self._roots.items()}
         self._settings, self._aio_events = host_state.read_settings(), host_state.aio_events()
-        self._buffer_bytes, self._filter_bytes = host_state.socket_buffer_bytes(), host_state.filter_bytes()
+        self._buffer_bytes, self._bpf_filter_bytes = host_state.socket_buffer_bytes(), host_state.bpf_filter_bytes()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -138,11 +138,11 @@ class HostWatch:
 
     def _socket_buffers(self, *_):
         growth = host_state.socket_buffer_bytes() - self._buffer_bytes
-        return {f"{growth >> 20} MiB more"} if growth >= BUFFERS_BYTES * 3 // 4 else set()
+        return {f"{growth >> 20} MiB more"} if growth >= SOCKET_BUFFERS_BYTES * 3 // 4 else set()
 
     def _compiled_filters(self, *_):
-        growth = host_state.filter_bytes() - self._filter_bytes
-        return {f"{growth >> 20} MiB more"} if growth >= FILTERS_BYTES * 3 // 4 else set()
+        growth = host_state.bpf_filter_bytes() - self._bpf_filter_bytes
+        return {f"{growth >> 20} MiB more"} if growth >= COMPILED_FILTERS_BYTES * 3 // 4 else set()
 
     def _oom_scores(self, _, pairs):
         for pid, old, new in pairs:

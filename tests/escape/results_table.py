@@ -24,7 +24,7 @@ _TITLES = {
 }
 
 
-def names():
+def row_names():
     """Return `{kind: row names}`, in order."""
     return {
         **{kind: [attack.name for attack in attacks] for kind, attacks in ATTACKS.items()},
@@ -60,7 +60,7 @@ class Table:
 
     def _column(self, verdicts):
         traps = {f"{trap.name}: the host {trap.requirement}": trap.name for trap in TRAPS}
-        for kind, rows in names().items():
+        for kind, rows in row_names().items():
             for row in rows:
                 yield (kind, row), verdicts.get(kind, {}).get(traps.get(row, row) if kind == "collection" else row)
 
@@ -71,7 +71,7 @@ class Table:
         for runtime in RUNTIMES:
             date, versions = self.runs.get(runtime, (NOT_RUN, NOT_RUN))
             yield f"| {runtime} | {date} | {versions} | {' | '.join(self._counts(runtime))} |"
-        for kind, rows in names().items():
+        for kind, rows in row_names().items():
             yield f"\n### {_TITLES[kind]}\n"
             yield f"| {len(rows)} | {' | '.join(RUNTIMES)} |\n| --- |{' --- |' * len(RUNTIMES)}"
             for row in rows:
@@ -79,7 +79,9 @@ class Table:
                 yield f"| {row.replace('|', '&#124;')} | {' | '.join(cells)} |"
 
     def _counts(self, runtime):
-        outcomes = [self.outcomes.get((kind, row), {}).get(runtime) for kind, rows in names().items() for row in rows]
+        outcomes = [
+            self.outcomes.get((kind, row), {}).get(runtime) for kind, rows in row_names().items() for row in rows
+        ]
         has_run = runtime in self.runs
         return [str(outcomes.count(outcome)) if has_run else NOT_RUN for outcome in (*PASSED, Outcome.ESCAPED)]
 

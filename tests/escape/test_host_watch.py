@@ -257,11 +257,11 @@ def test_socket_buffers_and_filters_are_counted_machine_wide():
     assert host_state.socket_buffer_bytes() - before > 20 << 20
     for each in (listener, *(end for pair in pairs for end in pair)):
         each.close()
-    filters = host_state.filter_bytes()
+    filters = host_state.bpf_filter_bytes()
     code = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 1))
     sockets = [socket.socket() for _ in range(500)]
     for each in sockets:
         each.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(code)))
-    assert host_state.filter_bytes() - filters > 1 << 20
+    assert host_state.bpf_filter_bytes() - filters > 1 << 20
     for each in sockets:
         each.close()

@@ -34,7 +34,7 @@ PREPARED = WorkspacePrepared("c" * 40)
 FAILED = AttemptFailed(Failure(FailureCode.INTERNAL, "It failed."))
 
 
-class Copy:
+class ServerCopy:
     """The server's copy of a task with one attempt, and the records that a worker may send next."""
 
     def __init__(self, data_dir):
@@ -64,7 +64,7 @@ class Copy:
 
 @pytest.fixture
 def copy(tmp_path):
-    return Copy(tmp_path)
+    return ServerCopy(tmp_path)
 
 
 def test_records_of_a_runner_are_copied(copy):

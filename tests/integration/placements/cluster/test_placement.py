@@ -41,7 +41,7 @@ from sandbox.placements.cluster.placement import ClusterAddress, TaskStorage, cr
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
 
-class Tasks:
+class FakeTaskStates:
     """Whether tasks are over. errors: how often this cannot be read."""
 
     def __init__(self):
@@ -56,7 +56,7 @@ class Tasks:
 
 @pytest.fixture
 def tasks():
-    return Tasks()
+    return FakeTaskStates()
 
 
 @pytest.fixture

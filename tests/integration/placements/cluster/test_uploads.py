@@ -56,18 +56,18 @@ async def test_second_upload_at_the_same_time_is_rejected(server, job):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as first:
-            await wait_until(lambda: incomplete(server))
+            await wait_until(lambda: incomplete_artifact_files(server))
             assert await upload(server, key, ARTIFACT, b"x") is None
             await finish_upload(first)
             assert await first.read() == UploadReceived(is_accepted=True)
 
 
-def incomplete(server, task_id="task-1"):
+def incomplete_artifact_files(server, task_id="task-1"):
     """Return the files of artifacts that are being stored."""
     return list((server.data_dir / "tasks" / task_id).glob("*.part"))
 
 
-def stored(server, task_id="task-1"):
+def stored_artifact_names(server, task_id="task-1"):
     """Return the names of the stored artifacts."""
     return {path.name for path in (server.data_dir / "tasks" / task_id).glob("artifacts/*")}
 
@@ -85,7 +85,7 @@ async def open_upload(server, job):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
-            await wait_until(lambda: incomplete(server, job.stored.task_id))
+            await wait_until(lambda: incomplete_artifact_files(server, job.stored.task_id))
             yield client, uploading
 
 
@@ -104,8 +104,8 @@ async def test_upload_ends_with_its_session(server, job):
     async with open_upload(server, job) as (client, uploading):
         client.writer.transport.abort()
         assert await uploading.read() is None
-    await wait_until(lambda: not incomplete(server))
-    assert stored(server) == set()
+    await wait_until(lambda: not incomplete_artifact_files(server))
+    assert stored_artifact_names(server) == set()
 
 
 async def test_upload_ends_when_the_worker_connects_again(server, job):
@@ -113,7 +113,7 @@ async def test_upload_ends_when_the_worker_connects_again(server, job):
     async with server.connect(claim) as first:
         key = (await first.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
-            await wait_until(lambda: incomplete(server))
+            await wait_until(lambda: incomplete_artifact_files(server))
             async with server.connect(claim) as second:
                 key = (await second.read()).session_key
                 assert await uploading.read() is None
@@ -145,8 +145,8 @@ async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, m
         await finish_upload(uploading)
         assert await uploading.read() is None
     assert job.stored.is_given_up
-    await wait_until(lambda: not incomplete(server))
-    assert stored(server) == set()
+    await wait_until(lambda: not incomplete_artifact_files(server))
+    assert stored_artifact_names(server) == set()
 
 
 async def test_upload_that_stops_is_closed(server, job, monkeypatch):
@@ -155,7 +155,7 @@ async def test_upload_that_stops_is_closed(server, job, monkeypatch):
         assert await uploading.read() is None
         await client.send(FREE)
         assert await client.read() == HeartbeatAnswer(1)
-    await wait_until(lambda: not incomplete(server))
+    await wait_until(lambda: not incomplete_artifact_files(server))
 
 
 async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
@@ -173,7 +173,7 @@ async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
         assert await uploading.read() is None
         sending.cancel()
         await asyncio.gather(sending, return_exceptions=True)
-    await wait_until(lambda: not incomplete(server))
+    await wait_until(lambda: not incomplete_artifact_files(server))
 
 
 async def test_artifact_that_cannot_be_stored_is_requested_again(server, job, monkeypatch):
@@ -214,7 +214,7 @@ async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatc
         await server.restart()
     assert await upload_text(server, claim, "c.txt") is None
     await wait_until(lambda: server.jobs.of_task("task-1").stored.is_fenced)
-    assert stored(server) == {"a.txt", "b.txt"}
+    assert stored_artifact_names(server) == {"a.txt", "b.txt"}
 
 
 END_WITH_UPLOAD = """

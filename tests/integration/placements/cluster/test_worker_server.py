@@ -262,7 +262,7 @@ async def test_connections_without_a_handshake_are_closed(server, job, monkeypat
 # Messages after the claim.
 
 
-class Writer:
+class RecordEncoder:
     """Encodes the records of a runner."""
 
     def __init__(self, server):
@@ -303,10 +303,10 @@ def illegal_messages(server):
     yield encode_message(RunnerLog("../../../x", b""))
     yield encode_message(RunnerLog(server.jobs.of_task("task-1").stored.attempt_id, bytes(2**20 + 1)))
     yield encode_message(Records(end, b"not a record\n"))
-    yield encode_message(Records(end, Writer(server).line(OUTPUT, epoch=7)))
-    yield encode_message(Records(end, Writer(server).line(OUTPUT, event=TaskFinished())))
-    yield encode_message(Records(end, Writer(server).line(OUTPUT, event=AttemptStarted("a", "b", "c"))))
-    yield encode_message(Records(0, Writer(server).line(OUTPUT)))
+    yield encode_message(Records(end, RecordEncoder(server).line(OUTPUT, epoch=7)))
+    yield encode_message(Records(end, RecordEncoder(server).line(OUTPUT, event=TaskFinished())))
+    yield encode_message(Records(end, RecordEncoder(server).line(OUTPUT, event=AttemptStarted("a", "b", "c"))))
+    yield encode_message(Records(0, RecordEncoder(server).line(OUTPUT)))
 
 
 @pytest.mark.parametrize("number", range(15))
@@ -331,7 +331,7 @@ async def test_illegal_message_fences_the_worker(server, job, number):
 
 
 async def test_records_are_copied_and_repeated_ones_have_no_effect(server, job):
-    writer = Writer(server)
+    writer = RecordEncoder(server)
     first, second = writer.records(WorkspacePrepared("c" * 40), OUTPUT), writer.records(*ENDED)
     async with server.connect(server.claim(job), first, first, second) as client:
         ends = [await client.read() for _ in range(4)][1:]
@@ -345,7 +345,7 @@ async def test_records_are_copied_and_repeated_ones_have_no_effect(server, job):
 
 
 async def test_records_after_a_gap_are_requested_again(server, job):
-    writer = Writer(server)
+    writer = RecordEncoder(server)
     first, second = writer.records(OUTPUT), writer.records(OUTPUT)
     async with server.connect(server.claim(job), second, first, second) as client:
         answers = [await client.read() for _ in range(4)][1:]
@@ -354,7 +354,7 @@ async def test_records_after_a_gap_are_requested_again(server, job):
 
 
 async def test_records_wait_while_the_server_writes(server, job):
-    message = Writer(server).records(OUTPUT)
+    message = RecordEncoder(server).records(OUTPUT)
     writer = server.journals.open("task-1")
     async with server.connect(server.claim(job), message) as client:
         await client.read()
@@ -365,7 +365,7 @@ async def test_records_wait_while_the_server_writes(server, job):
 
 
 async def test_lock_is_free_only_after_the_last_record(server, job):
-    writer = Writer(server)
+    writer = RecordEncoder(server)
     message = writer.records(OUTPUT)
     async with server.connect(server.claim(job), HELD) as client:
         await client.read()

@@ -38,7 +38,7 @@ from sandbox.placements.local.launch_message import HostSettings
 from sandbox.placements.local.placement import LocalPlacement, LocalPreservedDisk, RunnerProgram
 
 TIMEOUT_SECONDS = 20
-RUNNER = """
+RUNNER_PROGRAM = """
 import json, os, pathlib, sys, time
 order = sys.stdin.read()
 run_dir = pathlib.Path(json.loads(order)["host"]["run_dir"])
@@ -55,7 +55,7 @@ deadline = time.monotonic() + 60
 while not (run_dir / "go").exists() and time.monotonic() < deadline:
     time.sleep(0.005)
 """
-SERVER = """
+SERVER_PROGRAM = """
 import asyncio, contextlib, fcntl, os, pathlib, sys, time
 from types import SimpleNamespace
 from sandbox.interfaces.placement import RunAttempt
@@ -84,7 +84,7 @@ asyncio.run(serve())
 @pytest.fixture
 def run_dir(tmp_path):
     """The directory of the fake runner, which exits at the end of the test."""
-    (tmp_path / "runner.py").write_text(RUNNER)
+    (tmp_path / "runner.py").write_text(RUNNER_PROGRAM)
     yield tmp_path
     (tmp_path / "go").touch()
 
@@ -248,7 +248,7 @@ async def test_runner_holds_the_lock_after_the_caller_closed_it(run_dir):
 
 @pytest.mark.parametrize("end", ["exits", "is killed"])
 def test_runner_outlives_its_server(run_dir, end):
-    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER, str(run_dir)]
+    command = [sys.executable, "-X", "dev", "-W", "error", "-c", SERVER_PROGRAM, str(run_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as server:
         assert server.stdout.readline() == b"launched\n"
         report = asyncio.run(wait_for_report(run_dir))
@@ -266,7 +266,7 @@ def test_runner_outlives_its_server(run_dir, end):
 
 
 async def test_large_order_is_sent_without_blocking_the_loop(run_dir, lock_fd):
-    slow_runner = "import time\ntime.sleep(0.3)\n" + RUNNER
+    slow_runner = "import time\ntime.sleep(0.3)\n" + RUNNER_PROGRAM
     ticks = []
 
     async def tick():
