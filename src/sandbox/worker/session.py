@@ -97,8 +97,8 @@ class _HostState(NamedTuple):
     is_launching: bool
 
 
-class Session:
-    """One connection. `run` returns once the task has ended and nothing of it is left on this host."""
+class ServerSession:
+    """One connection to the server. `run` returns once the task has ended and nothing of it is left on this host."""
 
     def __init__(
         self, task: WorkerTask, others: OtherTasks, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, Claimed, Fenced, FirstMessage
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
-from sandbox.worker.session import FencedError, Lease, Session, Streams, boot_time, decoder
+from sandbox.worker.session import FencedError, Lease, ServerSession, Streams, boot_time, decoder
 from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTasks, WorkerTask
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Worker:
         self._worker_task: WorkerTask | None = None
         self._failures = HostFailures()
         self._locked_task_id: str | None = None
-        self._session: Session | None = None
+        self._session: ServerSession | None = None
         self._locks = contextlib.ExitStack()
         self._terminated = asyncio.Event()
 
@@ -121,7 +121,7 @@ class Worker:
             pause = min(2 * pause, _RECONNECT_SECONDS_MAX)
 
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Session]:
+    async def _connected(self) -> AsyncIterator[ServerSession]:
         """Claim the attempt. Raises OSError, InvalidMessageError, FencedError, HostFilesError."""
         sent_at = boot_time()
         reader, writer = await self._dial(self._claim)
@@ -134,7 +134,7 @@ class Worker:
                 case Claimed():
                     self._lease.extend(sent_at, answer.lease_seconds)
                     task = await self._take_task(answer.task_id)
-                    yield Session(task, self._others, self._lease, (reader, writer), answer, self._dial)
+                    yield ServerSession(task, self._others, self._lease, (reader, writer), answer, self._dial)
                 case _:
                     raise ConnectionError("the server did not answer the claim")
         finally:

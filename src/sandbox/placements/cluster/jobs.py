@@ -111,7 +111,7 @@ class JobStore:
         return self._directory / f"{job.attempt_id}.json"
 
 
-class Session(Protocol):
+class JobSession(Protocol):
     """The connection of the worker that has claimed a job; implemented by `WorkerSession`."""
 
     @property
@@ -133,7 +133,7 @@ class Job:
 
     def __init__(self, stored: StoredJob, now: float) -> None:
         self.stored = stored
-        self.session: Session | None = None
+        self.session: JobSession | None = None
         self._answered_at = now
         """When the worker was last answered; an earlier server may have answered until this one started."""
         self.status: JobStatus | None = None
@@ -183,14 +183,14 @@ class Job:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def connect(self, session: Session) -> None:
+    def connect(self, session: JobSession) -> None:
         """Set the connection of the worker, and close an earlier one."""
         if self.session is not None:
             self.session.close()
         self.session = session
         self.record_answer()
 
-    def disconnect(self, session: Session) -> None:
+    def disconnect(self, session: JobSession) -> None:
         """Remove the connection, unless the worker has another one already."""
         if self.session is session:
             self.session = None
