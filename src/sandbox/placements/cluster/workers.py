@@ -144,7 +144,7 @@ class Workers:
         return job is not None and job.is_claimed and not job.stored.is_given_up
 
 
-class ThreadTerminal:
+class LoopThreadTerminal:
     """Implements `interfaces.terminals.TerminalConnection`: a connection in the thread."""
 
     def __init__(self, inner: TerminalConnection, thread: LoopThread) -> None:
@@ -192,7 +192,7 @@ class WorkerRunnerHandle:
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Implements `RunnerHandle.open_terminal`."""
         thread = self._workers.thread
-        return ThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
+        return LoopThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
 
     async def kill(self) -> bool:
         """Implements `RunnerHandle.kill`. A worker that was given up, or that never started, has no runner."""
@@ -254,7 +254,7 @@ class WorkerPreservedDisk:
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Implements `PreservedDisk.open_terminal`."""
         thread = self._workers.thread
-        return ThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
+        return LoopThreadTerminal(await thread.run(self._client.open_terminal(request)), thread)
 
     async def remove(self) -> None:
         """Implements `PreservedDisk.remove`."""
