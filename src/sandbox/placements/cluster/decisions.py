@@ -16,7 +16,7 @@ It covers late packets, and clocks that each run up to 1 % too fast or too slowl
 CLAIM_SECONDS = 300.0
 """How long a worker that the engine has started may take to claim its attempt."""
 
-DRAIN_SECONDS = 15.0
+LAST_RECORDS_TIMEOUT_SECONDS = 15.0
 """How long the connection of a worker whose job has ended may stay open. The last records may be on their way."""
 
 
@@ -64,8 +64,8 @@ def decide(observed: Observation, lease_seconds: float) -> Decision:
         return _decide_unclaimed(observed)
     if observed.silent_seconds >= takeover_seconds(lease_seconds):
         return Decision.TAKE_OVER
-    is_drained = not observed.is_connected or observed.phase_seconds >= DRAIN_SECONDS
-    if observed.phase is JobPhase.ENDED and is_drained:
+    is_done_sending = not observed.is_connected or observed.phase_seconds >= LAST_RECORDS_TIMEOUT_SECONDS
+    if observed.phase is JobPhase.ENDED and is_done_sending:
         return Decision.TAKE_OVER
     return Decision.WAIT
 

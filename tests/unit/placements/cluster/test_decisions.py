@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sandbox.interfaces.engine import JobPhase
 from sandbox.placements.cluster.decisions import (
     CLAIM_SECONDS,
-    DRAIN_SECONDS,
+    LAST_RECORDS_TIMEOUT_SECONDS,
     LEASE_MARGIN_SECONDS,
     ClaimState,
     Decision,
@@ -56,9 +56,13 @@ def test_claimed_attempt_is_taken_over_after_its_lease(phase):
 
 @pytest.mark.parametrize(
     ("is_connected", "seconds", "decision"),
-    [(False, 0, Decision.TAKE_OVER), (True, 0, Decision.WAIT), (True, DRAIN_SECONDS, Decision.TAKE_OVER)],
+    [
+        (False, 0, Decision.TAKE_OVER),
+        (True, 0, Decision.WAIT),
+        (True, LAST_RECORDS_TIMEOUT_SECONDS, Decision.TAKE_OVER),
+    ],
 )
-def test_ended_job_is_taken_over_once_its_connection_is_drained(is_connected, seconds, decision):
+def test_ended_job_is_taken_over_once_its_connection_has_ended(is_connected, seconds, decision):
     assert decide(Observation(True, is_connected, 0, JobPhase.ENDED, seconds), LEASE) is decision
 
 
