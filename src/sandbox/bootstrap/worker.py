@@ -31,6 +31,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
 from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.session import Lease
 from sandbox.worker.worker import ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
@@ -138,7 +139,7 @@ class RunnerSocketDirectory:
         """Extend the lease of an attempt's runner. Raises SandboxError."""
         await RunnerSocket(runner_socket(self._run_dir, attempt_id)).renew_lease(RenewLease(deadline))
 
-    async def connect(self, attempt_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, attempt_id: str) -> StreamPair:
         """Open a stream to the control socket of an attempt's runner. Raises OSError."""
         return await asyncio.open_unix_connection(runner_socket(self._run_dir, attempt_id), limit=FRAME_BYTES_MAX)
 

@@ -1,7 +1,7 @@
 """Messages on a byte stream: the length of each message, then the message in MessagePack."""
 
 import struct
-from asyncio import IncompleteReadError, StreamReader
+from asyncio import IncompleteReadError, StreamReader, StreamWriter
 from typing import TypeVar
 
 import msgspec
@@ -9,6 +9,9 @@ import msgspec
 from sandbox.model.errors import DECODE_ERRORS
 
 T = TypeVar("T")
+StreamPair = tuple[StreamReader, StreamWriter]
+"""Both directions of a connection."""
+
 _LENGTH = struct.Struct("!I")
 
 

@@ -46,7 +46,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import Artifact, ArtifactCollected, TaskFinished
-from sandbox.primitives.message_stream import encode_message, read_message
+from sandbox.primitives.message_stream import StreamPair, encode_message, read_message
 from sandbox.worker.worker_task import HostFilesError, OtherTasks, WorkerTask
 
 decoder: "msgspec.msgpack.Decoder[ServerMessage]" = msgspec.msgpack.Decoder(ServerMessage)
@@ -72,8 +72,7 @@ class FencedError(Exception):
     """The server does not accept this worker."""
 
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Dial = Callable[[FirstMessage], Awaitable[Streams]]
+Dial = Callable[[FirstMessage], Awaitable[StreamPair]]
 """Opens a connection to the server, and sends the first message on it. Raises OSError."""
 
 
@@ -101,7 +100,7 @@ class ServerSession:
     """One connection to the server. `run` returns once the task has ended and nothing of it is left on this host."""
 
     def __init__(
-        self, task: WorkerTask, others: OtherTasks, lease: Lease, streams: Streams, claimed: Claimed, dial: Dial
+        self, task: WorkerTask, others: OtherTasks, lease: Lease, streams: StreamPair, claimed: Claimed, dial: Dial
     ) -> None:
         self._worker_task = task
         self._others = others
@@ -393,7 +392,7 @@ class ServerSession:
                 await _connect(server, runner)
 
 
-async def _connect(first: Streams, second: Streams) -> None:
+async def _connect(first: StreamPair, second: StreamPair) -> None:
     """Copy in both directions until one side has closed."""
     copies = [
         asyncio.create_task(_copy(first[0], second[1])),

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, Claimed, Fenced, FirstMessage
 from sandbox.model.errors import SandboxError, error_reason
-from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
-from sandbox.worker.session import FencedError, Lease, ServerSession, Streams, boot_time, decoder
+from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
+from sandbox.worker.session import FencedError, Lease, ServerSession, boot_time, decoder
 from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTasks, WorkerTask
 
 _log = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class Worker:
         await task.clean_up()
         return task
 
-    async def _dial(self, first: FirstMessage) -> Streams:
+    async def _dial(self, first: FirstMessage) -> StreamPair:
         """Connect, check the server's certificate, and send the first message. Raises OSError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3

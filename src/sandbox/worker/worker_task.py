@@ -40,6 +40,7 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.fixed_limits import SANDBOX_TEARDOWN_SECONDS
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.task_state import TaskState
+from sandbox.primitives.message_stream import StreamPair
 
 PERMANENT_AFTER_SECONDS = 120.0
 """How long this host's own files may fail before the worker gives up."""
@@ -58,7 +59,7 @@ class RunnerSockets(Protocol):
         """Extend the lease of an attempt's runner. Raises SandboxError."""
         ...
 
-    async def connect(self, attempt_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, attempt_id: str) -> StreamPair:
         """Open a stream to the control socket of an attempt's runner. Raises OSError."""
         ...
 
@@ -232,7 +233,7 @@ class WorkerTask:
         if self._attempt_id:
             await self._sockets.renew_lease(self._attempt_id, deadline)
 
-    async def connect(self, attempt_id: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def connect(self, attempt_id: str) -> StreamPair:
         """Open a stream to the control socket of an attempt. Raises OSError."""
         return await self._sockets.connect(attempt_id)
 

@@ -59,9 +59,8 @@ from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
 from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.placements.cluster.uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.primitives.concurrency import accept_connection
-from sandbox.primitives.message_stream import InvalidMessageError, encode_message, read_message
+from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 StoreLog = Callable[[str, str, bytes], None]
 """Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
 _log = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ class WorkerSession:
         self.key = os.urandom(32)
         self._numbers = itertools.count(1)
         self._results: dict[int, asyncio.Future[CallResult]] = {}
-        self._streams: dict[int, asyncio.Future[Streams]] = {}
+        self._streams: dict[int, asyncio.Future[StreamPair]] = {}
         self._report: Heartbeat | None = None
         self._reported_at = time.monotonic()
         self._is_launching = False
@@ -174,7 +173,7 @@ class WorkerSession:
         finally:
             self._uploads.discard(task)
 
-    def receive_stream(self, message: JoinStream, streams: Streams) -> bool:
+    def receive_stream(self, message: JoinStream, streams: StreamPair) -> bool:
         """Pass a connection on. Return False if nobody waits for it."""
         future = self._streams.get(message.stream_id)
         if future is None or future.done():
@@ -234,10 +233,10 @@ class WorkerSession:
         finally:
             self._report = None
 
-    async def open_stream(self, attempt_id: str) -> Streams:
+    async def open_stream(self, attempt_id: str) -> StreamPair:
         """Open a stream to the control socket of an attempt. Raises OSError."""
         stream_id = next(self._numbers)
-        future: asyncio.Future[Streams] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[StreamPair] = asyncio.get_running_loop().create_future()
         self._streams[stream_id] = future
         try:
             self._check_open()

@@ -32,8 +32,9 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
 from sandbox.placements.cluster.jobs import Jobs
-from sandbox.placements.cluster.worker_server import Streams, WorkerSession
+from sandbox.placements.cluster.worker_server import WorkerSession
 from sandbox.placements.local.runner_client import RunnerClient
+from sandbox.primitives.message_stream import StreamPair
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ class Workers:
         with contextlib.suppress(HostUnreachableError):
             self.thread.post(partial(self.session_of(location).post, request))
 
-    async def open_stream(self, location: AttemptLocation) -> Streams:
+    async def open_stream(self, location: AttemptLocation) -> StreamPair:
         """Open a stream to the control socket of an attempt, in the thread. Raises OSError."""
         return await self.session_of(location).open_stream(location.attempt_id)
 

@@ -20,6 +20,7 @@ from sandbox.interfaces.terminals import (
     read_frame,
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
+from sandbox.primitives.message_stream import StreamPair
 
 _decoder: "msgspec.msgpack.Decoder[RunnerFrame]" = msgspec.msgpack.Decoder(RunnerFrame)
 
@@ -52,7 +53,7 @@ class StreamTerminalConnection:
             await self._writer.wait_closed()
 
 
-Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+Connect = Callable[[], Awaitable[StreamPair]]
 """Opens a stream to a runner's control socket; its reader has a limit of FRAME_BYTES_MAX. Raises OSError."""
 
 

@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import NamedTuple
 
 from sandbox.primitives.concurrency import accept_connection
+from sandbox.primitives.message_stream import StreamPair
 
 CLONE_CONNECT_TIMEOUT_SECONDS = 30.0
 """Time limit for resolving the remote's name and connecting to one of its addresses. After that, the clone fails."""
@@ -120,7 +121,7 @@ class SocksProxy:
         finally:
             writer.transport.abort()
 
-    async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> "StreamPair":
+    async def _negotiate(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> StreamPair:
         """Serve SOCKS5 (RFC 1928), without authentication and with CONNECT only."""
         async with asyncio.timeout(CLONE_CONNECT_TIMEOUT_SECONDS):
             _, methods = await reader.readexactly(2)
@@ -137,7 +138,7 @@ class SocksProxy:
         writer.write(_encode_reply(_SUCCEEDED))
         return remote
 
-    async def _dial(self, address: HostPort) -> "StreamPair":
+    async def _dial(self, address: HostPort) -> StreamPair:
         is_target = self._is_target(address)
         if not is_target and not (self._dial_policy.follows_redirects and address.port in _WEB_PORTS):
             # Refuse before resolving: a DNS name could exfiltrate data that a clone has read, and the response shows
@@ -154,9 +155,6 @@ class SocksProxy:
 
     def _is_target(self, address: HostPort) -> bool:
         return address == self._target or (self._dial_policy.follows_redirects and address.host == self._target.host)
-
-
-StreamPair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _read_address(reader: asyncio.StreamReader) -> HostPort:
