@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
-def boot_time() -> float:
+def seconds_since_boot() -> float:
     """Return the seconds since the host booted, including the time in which the host was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -35,10 +35,10 @@ class LeaseExpiredError(ConnectionError):
 class NetworkLease:
     """The deadline after which a gateway sends nothing.
 
-    deadline: in seconds of `boot_time`.
+    deadline: in seconds of `seconds_since_boot`.
     """
 
-    def __init__(self, deadline: float, clock: Callable[[], float] = boot_time) -> None:
+    def __init__(self, deadline: float, clock: Callable[[], float] = seconds_since_boot) -> None:
         self._deadline = deadline
         self._clock = clock
         self._renewed = asyncio.Event()

@@ -63,7 +63,7 @@ _MESSAGE_CHARACTERS_MAX = 4096
 _COPY_BYTES = 2**16
 
 
-def boot_time() -> float:
+def seconds_since_boot() -> float:
     """Return the seconds since the host booted, including the time in which the host was suspended."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -77,7 +77,7 @@ Dial = Callable[[FirstMessage], Awaitable[StreamPair]]
 
 
 class Lease:
-    """Until when the runner may communicate, in seconds of `boot_time`."""
+    """Until when the runner may communicate, in seconds of `seconds_since_boot`."""
 
     def __init__(self) -> None:
         self.deadline = 0.0
@@ -217,7 +217,7 @@ class ServerSession:
                 state, now = await asyncio.to_thread(self._state), time.monotonic()
             if state != reported or now - reported_at >= REPORT_SECONDS_MAX:
                 number, reported, reported_at = number + 1, state, now
-                self._sent_at[number] = boot_time()
+                self._sent_at[number] = seconds_since_boot()
                 await self._send(
                     Heartbeat(
                         number,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from sandbox.interfaces.worker_messages import FIRST_MESSAGE_BYTES_MAX, Claim, Claimed, Fenced, FirstMessage
 from sandbox.model.errors import SandboxError, error_reason
 from sandbox.primitives.message_stream import InvalidMessageError, StreamPair, encode_message, read_message
-from sandbox.worker.session import FencedError, Lease, ServerSession, boot_time, decoder
+from sandbox.worker.session import FencedError, Lease, ServerSession, decoder, seconds_since_boot
 from sandbox.worker.worker_task import HostFailures, HostFilesError, OtherTasks, WorkerTask
 
 _log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Worker:
     @contextlib.asynccontextmanager
     async def _connected(self) -> AsyncIterator[ServerSession]:
         """Claim the attempt. Raises OSError, InvalidMessageError, FencedError, HostFilesError."""
-        sent_at = boot_time()
+        sent_at = seconds_since_boot()
         reader, writer = await self._dial(self._claim)
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):

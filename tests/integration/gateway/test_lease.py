@@ -18,7 +18,7 @@ from doubles.egress_host import HOST
 from doubles.served_gateway import run, served_gateway, wait_until
 from sandbox.gateway import limits
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.lease import LeasedSocket, LeaseExpiredError, NetworkLease, boot_time
+from sandbox.gateway.lease import LeasedSocket, LeaseExpiredError, NetworkLease, seconds_since_boot
 from sandbox.gateway.transport import OutboundConnections
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRule, EgressRules
@@ -225,11 +225,11 @@ async def open_tunnel(served, port):
 
 SENDER = """
 import asyncio, sys
-from sandbox.gateway.lease import NetworkLease, boot_time
+from sandbox.gateway.lease import NetworkLease, seconds_since_boot
 from sandbox.gateway.transport import OutboundConnections
 
 async def main():
-    lease = NetworkLease(boot_time() + float(sys.argv[2]))
+    lease = NetworkLease(seconds_since_boot() + float(sys.argv[2]))
     stream = await OutboundConnections(lease).open("127.0.0.1", int(sys.argv[1]))
     while True:
         stream.write(b"x" * 65536)
@@ -242,7 +242,7 @@ asyncio.run(main())
 def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline():
     """The process may be stopped, so only the kernel can prevent the data from being sent when the peer reads."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
-        connection.lease = NetworkLease(boot_time() + 1.0)
+        connection.lease = NetworkLease(seconds_since_boot() + 1.0)
         connection.connect(server.getsockname())
         connection.setblocking(False)
         with suppress(BlockingIOError):
@@ -258,13 +258,13 @@ def test_kernel_ends_a_connection_whose_data_is_not_acknowledged_at_the_deadline
 def test_renewal_also_extends_the_time_for_data_that_was_sent_before():
     """A host that pauses for a moment must not lose a connection whose lease is valid."""
     with socket.create_server(("127.0.0.1", 0)) as server, LeasedSocket() as connection:
-        connection.lease = lease = NetworkLease(boot_time() + 1.0)
+        connection.lease = lease = NetworkLease(seconds_since_boot() + 1.0)
         connection.connect(server.getsockname())
         connection.setblocking(False)
         with suppress(BlockingIOError):
             while True:
                 connection.send(bytes(1 << 20))
-        lease.renew(boot_time() + 60)
+        lease.renew(seconds_since_boot() + 60)
         time.sleep(2.5)  # without a renewal, the kernel ends the connection after this time; see above
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         accepted, _ = server.accept()

@@ -34,7 +34,7 @@ from sandbox.model.events import (
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.worker import session as session_module
 from sandbox.worker import worker_task
-from sandbox.worker.session import Lease, boot_time
+from sandbox.worker.session import Lease, seconds_since_boot
 from sandbox.worker.worker import EXIT_DONE, EXIT_FENCED, EXIT_HOST_FAILED, EXIT_TERMINATED, ServerAddress, Worker
 from sandbox.worker.worker_task import OtherTasks, WorkerTask
 
@@ -242,7 +242,7 @@ async def test_lease_is_renewed_from_the_moment_of_sending(start):
     worker.host.record(output("x"))
     await wait_until(lambda: len(worker.host.deadlines) >= 2)
     assert worker.host.deadlines == sorted(set(worker.host.deadlines))
-    now = boot_time()
+    now = seconds_since_boot()
     assert all(now < deadline <= now + LEASE_SECONDS for deadline in worker.host.deadlines)
     assert worker.lease.deadline <= now + LEASE_SECONDS
 
@@ -252,7 +252,7 @@ async def test_lease_is_not_renewed_without_answers(server, start):
     await worker.launch()
     await wait_until(lambda: worker.host.deadlines)
     await server.stop()
-    stopped_at, deadline = boot_time(), worker.lease.deadline
+    stopped_at, deadline = seconds_since_boot(), worker.lease.deadline
     worker.host.record(output("x"))
     await asyncio.sleep(0.5)
     assert worker.lease.deadline == deadline <= stopped_at + LEASE_SECONDS

@@ -96,7 +96,7 @@ class Worker:
     job: int
     nonce: bytes
     rate: float
-    boot_time: float = 0.0
+    seconds_since_boot: float = 0.0
     deadline: float = float("-inf")
     has_runner: bool = False
     is_alive: bool = True
@@ -107,7 +107,7 @@ class Worker:
 
     @property
     def can_communicate(self):
-        return self.is_alive and self.has_runner and self.boot_time < self.deadline
+        return self.is_alive and self.has_runner and self.seconds_since_boot < self.deadline
 
 
 @dataclass
@@ -153,14 +153,14 @@ class ClusterModel(RuleBasedStateMachine):
     def pass_time(self, seconds):
         self.server_time += seconds * self.server_rate
         for worker in self.workers:
-            worker.boot_time += seconds * worker.rate
+            worker.seconds_since_boot += seconds * worker.rate
 
     @precondition(lambda self: self.submitted and len(self.workers) < 6)
-    @rule(data=st.data(), rate=RATES, boot_time=st.floats(0, 1e4))
-    def engine_starts_a_worker(self, data, rate, boot_time):
+    @rule(data=st.data(), rate=RATES, seconds_since_boot=st.floats(0, 1e4))
+    def engine_starts_a_worker(self, data, rate, seconds_since_boot):
         """An engine also starts jobs that the server has given up, and starts a job twice."""
         number = data.draw(st.sampled_from(sorted(self.submitted)))
-        self.workers.append(Worker(number, b"%d" % next(self.nonces), rate, boot_time))
+        self.workers.append(Worker(number, b"%d" % next(self.nonces), rate, seconds_since_boot))
 
     @precondition(lambda self: len(self.workers) < 6 and self.job.number not in self.ended)
     @rule(rate=RATES)
@@ -177,7 +177,7 @@ class ClusterModel(RuleBasedStateMachine):
         self.exchange(self.pick(data, lambda each: each.is_alive), starts=False)
 
     def exchange(self, worker, *, starts):
-        worker.sent.append(worker.boot_time)
+        worker.sent.append(worker.seconds_since_boot)
         self.answer(worker, -1)
         if worker.answers:
             self.receive(worker, -1, starts=starts)
@@ -187,7 +187,7 @@ class ClusterModel(RuleBasedStateMachine):
     def worker_sends(self, data):
         """Send a claim or a heartbeat; the rules for the answer are the same."""
         worker = self.pick(data, lambda each: each.is_alive)
-        worker.sent.append(worker.boot_time)
+        worker.sent.append(worker.seconds_since_boot)
 
     @precondition(lambda self: any(worker.sent for worker in self.workers))
     @rule(data=st.data())
