@@ -37,7 +37,7 @@ RUNNER_LOG_BYTES_MAX = 1024**2
 LEFTOVER_TASKS_MAX = 16
 """Maximum number of tasks in a `FindEnded`."""
 
-REPORT_SECONDS_MAX = 2.0
+HEARTBEAT_SECONDS_MAX = 2.0
 """Maximum interval between the heartbeats of a worker."""
 
 HOST_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"

@@ -15,9 +15,9 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, Liveness, RecordBatch
 from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
+    HEARTBEAT_SECONDS_MAX,
     LEFTOVER_TASKS_MAX,
     RECORDS_BYTES,
-    REPORT_SECONDS_MAX,
     RUNNER_LOG_BYTES_MAX,
     SERVER_MESSAGE_BYTES_MAX,
     ArtifactPart,
@@ -128,7 +128,7 @@ class ServerSession:
 
         Raises OSError if it breaks, InvalidMessageError, FencedError; HostFilesError if this host's own files fail.
         """
-        jobs = [asyncio.create_task(job) for job in (self._read(), self._report(), self._replicate())]
+        jobs = [asyncio.create_task(job) for job in (self._read(), self._send_heartbeats(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
         self._start(self._remove_leftovers())
         try:
@@ -204,7 +204,7 @@ class ServerSession:
 
     # Heartbeats and the lease.
 
-    async def _report(self) -> None:
+    async def _send_heartbeats(self) -> None:
         """Send a heartbeat after each change and at least every two seconds.
 
         Raises TimeoutError without answers, HostFilesError.
@@ -215,7 +215,7 @@ class ServerSession:
                 raise HostFilesError("launches of runners fail")
             with self._local_files():
                 state, now = await asyncio.to_thread(self._state), time.monotonic()
-            if state != reported or now - reported_at >= REPORT_SECONDS_MAX:
+            if state != reported or now - reported_at >= HEARTBEAT_SECONDS_MAX:
                 number, reported, reported_at = number + 1, state, now
                 self._sent_at[number] = seconds_since_boot()
                 await self._send(

@@ -28,7 +28,7 @@ from sandbox.interfaces.journal import (
 from sandbox.interfaces.placement import HostUnreachableError, RunnerNotStartedError
 from sandbox.interfaces.worker_messages import (
     FIRST_MESSAGE_BYTES_MAX,
-    REPORT_SECONDS_MAX,
+    HEARTBEAT_SECONDS_MAX,
     WORKER_MESSAGE_BYTES_MAX,
     CallResult,
     Claim,
@@ -74,7 +74,7 @@ JOURNAL_BYTES_MAX = 4 * 1024**3
 _FIRST_MESSAGE_SECONDS = 10.0
 """How long the TLS handshake may take, and the first message after it."""
 
-_SILENCE_SECONDS = 3 * REPORT_SECONDS_MAX
+_SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS_MAX
 _CLOSE_SECONDS = 2.0
 _ACCEPT_PAUSE_SECONDS = 0.1
 _BACKLOG = 512
@@ -100,8 +100,8 @@ class WorkerSession:
         self._numbers = itertools.count(1)
         self._results: dict[int, asyncio.Future[CallResult]] = {}
         self._streams: dict[int, asyncio.Future[StreamPair]] = {}
-        self._report: Heartbeat | None = None
-        self._reported_at = time.monotonic()
+        self._heartbeat: Heartbeat | None = None
+        self._heartbeat_at = time.monotonic()
         self._is_launching = False
         self._launches = 0
         self.copied_end = copied_end
@@ -109,15 +109,15 @@ class WorkerSession:
 
     @property
     def liveness(self) -> Liveness:
-        """Whether a runner holds the journal's lock; UNKNOWN if no report covers the last launch. Thread-safe."""
-        report = self._report
-        if report is None or self._is_launching or report.is_launching or report.launches < self._launches:
+        """Whether a runner holds the journal's lock; UNKNOWN if no heartbeat covers the last launch. Thread-safe."""
+        heartbeat = self._heartbeat
+        if heartbeat is None or self._is_launching or heartbeat.is_launching or heartbeat.launches < self._launches:
             return Liveness.UNKNOWN
-        if time.monotonic() - self._reported_at >= _SILENCE_SECONDS:
+        if time.monotonic() - self._heartbeat_at >= _SILENCE_SECONDS:
             return Liveness.UNKNOWN
-        if report.liveness == "held":
+        if heartbeat.liveness == "held":
             return Liveness.HELD
-        return Liveness.FREE if self.copied_end >= report.end_offset else Liveness.UNKNOWN
+        return Liveness.FREE if self.copied_end >= heartbeat.end_offset else Liveness.UNKNOWN
 
     def has_key(self, key: bytes) -> bool:
         """Return whether this is the session's key."""
@@ -147,7 +147,7 @@ class WorkerSession:
         """Store the state of the worker's host, or pass a result on to its caller, who may have given up."""
         match message:
             case Heartbeat():
-                self._report, self._reported_at = message, time.monotonic()
+                self._heartbeat, self._heartbeat_at = message, time.monotonic()
             case CallResult():
                 result = self._results.get(message.call_id)
                 if result is not None and not result.done():
@@ -222,7 +222,7 @@ class WorkerSession:
         self._is_launching = False
 
     async def launch(self, request: Request, seconds: float) -> None:
-        """Send a launch. Reports from before the launch do not count any more.
+        """Send a launch. Heartbeats from before the launch do not count any more.
 
         Returns normally if the worker does not respond: the runner may have been started.
         """
@@ -231,7 +231,7 @@ class WorkerSession:
         except HostUnreachableError:
             pass
         finally:
-            self._report = None
+            self._heartbeat = None
 
     async def open_stream(self, attempt_id: str) -> StreamPair:
         """Open a stream to the control socket of an attempt. Raises OSError."""
