@@ -25,7 +25,7 @@ WORKER_MESSAGE_BYTES_MAX = 34 * 1024**2
 SERVER_MESSAGE_BYTES_MAX = 256 * 1024**2
 """Maximum size of a message from the server. A launch contains the secrets of a task."""
 
-RECORDS_BYTES = 1024**2
+RECORD_BATCH_BYTES = 1024**2
 """Size of a batch of records, unless one record is larger."""
 
 ARTIFACT_PART_BYTES = 256 * 1024
@@ -35,7 +35,7 @@ RUNNER_LOG_BYTES_MAX = 1024**2
 """Maximum size of the log of a runner that is kept."""
 
 LEFTOVER_TASKS_MAX = 16
-"""Maximum number of tasks in a `FindEnded`."""
+"""Maximum number of tasks in a `FindEndedTasks`."""
 
 HEARTBEAT_SECONDS_MAX = 2.0
 """Maximum interval between the heartbeats of a worker."""
@@ -44,7 +44,7 @@ HOST_NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
 """The name of a host. It is also a valid name of a directory."""
 
 HostName = Annotated[str, msgspec.Meta(pattern=rf"\A{HOST_NAME_PATTERN}\Z")]
-Secret = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+_RandomBytes = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 _TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
@@ -59,8 +59,8 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     """
 
     attempt_id: _AttemptId
-    token: Secret
-    nonce: Secret
+    token: _RandomBytes
+    nonce: _RandomBytes
     host: HostName
     boot_id: _ShortText
     runtime: _ShortText
@@ -73,14 +73,14 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 class JoinStream(msgspec.Struct, frozen=True, tag="join_stream"):
     """The connection carries the stream that an `OpenStream` requested."""
 
-    session_key: Secret
+    session_key: _RandomBytes
     stream_id: _Number
 
 
 class Upload(msgspec.Struct, frozen=True, tag="upload"):
     """The connection carries an artifact of the worker's task."""
 
-    session_key: Secret
+    session_key: _RandomBytes
     artifact: Artifact
 
 
@@ -140,13 +140,13 @@ class WorkDone(msgspec.Struct, frozen=True, tag="done"):
     """The task has ended, the server has all records, and the worker has removed the task's files."""
 
 
-class FindEnded(msgspec.Struct, frozen=True, tag="find_ended"):
+class FindEndedTasks(msgspec.Struct, frozen=True, tag="find_ended"):
     """The host has files of these tasks, which other workers left. The server answers with `EndedTasks`."""
 
     task_ids: Annotated[tuple[_TaskId, ...], msgspec.Meta(max_length=LEFTOVER_TASKS_MAX)]
 
 
-WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone | FindEnded
+WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | WorkDone | FindEndedTasks
 
 
 class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
@@ -189,7 +189,7 @@ class RecordsReceived(msgspec.Struct, frozen=True, tag="records_received"):
 
 
 class EndedTasks(msgspec.Struct, frozen=True, tag="ended_tasks"):
-    """The tasks of a `FindEnded` that have ended, or that the server does not have."""
+    """The tasks of a `FindEndedTasks` that have ended, or that the server does not have."""
 
     task_ids: tuple[str, ...]
 
@@ -224,7 +224,7 @@ class Launch(msgspec.Struct, frozen=True, tag="launch"):
     order: RunAttempt | FinishAttempt
 
 
-class EndOffset(msgspec.Struct, frozen=True, tag="end_offset"):
+class ReadEndOffset(msgspec.Struct, frozen=True, tag="end_offset"):
     """Return the size of the journal on the worker's host."""
 
 
@@ -278,7 +278,7 @@ class LockDisk(msgspec.Struct, frozen=True, tag="lock_disk"):
     attempt_id: str
 
 
-class StartSession(msgspec.Struct, frozen=True, tag="start_session"):
+class StartDebugSession(msgspec.Struct, frozen=True, tag="start_session"):
     """Start a debug session on a locked disk."""
 
     lock_id: int
@@ -300,7 +300,7 @@ class UnlockDisk(msgspec.Struct, frozen=True, tag="unlock_disk"):
 Request = (
     ReceiveRecords
     | Launch
-    | EndOffset
+    | ReadEndOffset
     | IsResponsive
     | KillRunner
     | FindImage
@@ -309,7 +309,7 @@ Request = (
     | HasSameSecrets
     | HasHandle
     | LockDisk
-    | StartSession
+    | StartDebugSession
     | RemoveDisk
     | UnlockDisk
 )

@@ -17,7 +17,7 @@ from sandbox.interfaces.worker_messages import (
     ARTIFACT_PART_BYTES,
     HEARTBEAT_SECONDS_MAX,
     LEFTOVER_TASKS_MAX,
-    RECORDS_BYTES,
+    RECORD_BATCH_BYTES,
     RUNNER_LOG_BYTES_MAX,
     SERVER_MESSAGE_BYTES_MAX,
     ArtifactPart,
@@ -25,7 +25,7 @@ from sandbox.interfaces.worker_messages import (
     Claimed,
     EndedTasks,
     Fenced,
-    FindEnded,
+    FindEndedTasks,
     FirstMessage,
     Heartbeat,
     HeartbeatAnswer,
@@ -313,7 +313,7 @@ class ServerSession:
         """
         journals, task_id = self._worker_task.journals, self._worker_task.task_id
         try:
-            batch = await asyncio.to_thread(journals.read, task_id, offset, bytes_max=RECORDS_BYTES)
+            batch = await asyncio.to_thread(journals.read, task_id, offset, bytes_max=RECORD_BATCH_BYTES)
         except FileNotFoundError:
             await asyncio.sleep(_RETRY_SECONDS)
             return None
@@ -359,7 +359,7 @@ class ServerSession:
             for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):
                 asked = tuple(task_ids[start : start + LEFTOVER_TASKS_MAX])
                 self._ended = asyncio.get_running_loop().create_future()
-                await self._send(FindEnded(asked))
+                await self._send(FindEndedTasks(asked))
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     ended = await self._ended
                 await self._others.remove(set(asked) & set(ended.task_ids))

@@ -20,7 +20,6 @@ from sandbox.interfaces.placement import (
     RunAttempt,
 )
 from sandbox.interfaces.worker_messages import (
-    EndOffset,
     FindImage,
     HasDisk,
     HasHandle,
@@ -30,10 +29,11 @@ from sandbox.interfaces.worker_messages import (
     KillRunner,
     Launch,
     LockDisk,
+    ReadEndOffset,
     ReceiveRecords,
     RemoveDisk,
     Request,
-    StartSession,
+    StartDebugSession,
     UnlockDisk,
 )
 from sandbox.model.errors import SandboxError, error_reason
@@ -199,7 +199,7 @@ class WorkerTask:
     async def carry_out(self, request: Request) -> Any:
         """Carry out a request, and return its result. Raises OSError, SandboxError."""
         match request:
-            case ReceiveRecords() | EndOffset() | Launch():
+            case ReceiveRecords() | ReadEndOffset() | Launch():
                 return await self._prepare_or_launch(request)
             case IsResponsive():
                 return await self._placement.find_runner(self._locate(request.attempt_id)).is_responsive()
@@ -208,7 +208,7 @@ class WorkerTask:
             case FindImage():
                 images = self._placement.host.images
                 return await asyncio.to_thread(images.find_image, request.profile, self._tier)
-            case LockDisk() | StartSession() | RemoveDisk() | UnlockDisk():
+            case LockDisk() | StartDebugSession() | RemoveDisk() | UnlockDisk():
                 return await self._use_disk(request)
             case _:
                 return await asyncio.to_thread(self._ask_files, request)
@@ -255,13 +255,13 @@ class WorkerTask:
     def _locate(self, attempt_id: str) -> AttemptLocation:
         return AttemptLocation(self.task_id, attempt_id, "")
 
-    async def _prepare_or_launch(self, request: ReceiveRecords | EndOffset | Launch) -> int:
+    async def _prepare_or_launch(self, request: ReceiveRecords | ReadEndOffset | Launch) -> int:
         """Carry out a part of a launch. Record an error of this host's files, until a launch succeeds."""
         try:
             match request:
                 case ReceiveRecords():
                     return await asyncio.to_thread(self.replicas.receive, self.task_id, request.offset, request.data)
-                case EndOffset():
+                case ReadEndOffset():
                     return await asyncio.to_thread(self.replicas.end_offset, self.task_id)
                 case Launch():
                     launches = await self._launch(request.order)
@@ -300,11 +300,11 @@ class WorkerTask:
             self._launching_count -= 1
         return launches
 
-    async def _use_disk(self, request: LockDisk | StartSession | RemoveDisk | UnlockDisk) -> str | None:
+    async def _use_disk(self, request: LockDisk | StartDebugSession | RemoveDisk | UnlockDisk) -> str | None:
         match request:
             case LockDisk():
                 return await self._lock(request)
-            case StartSession():
+            case StartDebugSession():
                 await self._locked_disk(request.lock_id).start_debug_session(request.order)
             case RemoveDisk():
                 await self._locked_disk(request.lock_id).remove()

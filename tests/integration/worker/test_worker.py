@@ -17,7 +17,7 @@ from sandbox.disks.tree_removal import remove_trees
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import AttemptLocation, HostUnreachableError, Leftover, LeftoverScan, RunAttempt
-from sandbox.interfaces.worker_messages import EndOffset, Launch, LockDisk, ReceiveRecords, RemoveDisk, UnlockDisk
+from sandbox.interfaces.worker_messages import Launch, LockDisk, ReadEndOffset, ReceiveRecords, RemoveDisk, UnlockDisk
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.journal.writer import JournalRecorder
@@ -158,7 +158,7 @@ class RunningWorker:
     async def launch(self):
         """Send the records and the order, as the placement does."""
         session = await self.session()
-        offset = await session.call(EndOffset(), int)
+        offset = await session.call(ReadEndOffset(), int)
         data = self.server.replicas.read("task-1", offset, 2**20)
         assert await session.call(ReceiveRecords(offset, data), int) == offset + len(data)
         await session.launch(Launch(RunAttempt("task-1", self.job.stored.attempt_id)), 10)
@@ -333,7 +333,7 @@ async def test_disk_that_is_locked_after_the_server_has_given_up_is_unlocked(sta
         await session.call(LockDisk(1, "abcdefghijkl"), str, 0.2)
     session.post(UnlockDisk(1))
     waiting = asyncio.create_task(session.call(LockDisk(2, "abcdefghijkl"), str))
-    await session.call(EndOffset(), int)
+    await session.call(ReadEndOffset(), int)
     worker.host.may_lock.set()
     assert await waiting in {"free", "held"}
     await session.call(UnlockDisk(2), None)

@@ -27,15 +27,15 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
 )
 from sandbox.interfaces.worker_messages import (
-    RECORDS_BYTES,
+    RECORD_BATCH_BYTES,
     WORKER_MESSAGE_BYTES_MAX,
-    EndOffset,
     FindImage,
     HasDisk,
     HasHandle,
     HasSameSecrets,
     IsPreserved,
     Launch,
+    ReadEndOffset,
     ReceiveRecords,
     Request,
 )
@@ -256,7 +256,7 @@ class ClusterPlacement:
         A worker that continues slowly gets the rest at the next launch. Raises OSError, InvalidMessageError.
         """
         end = await asyncio.to_thread(self._replicas.end_offset, task_id)
-        offset = int(await session.call(EndOffset(), int))
+        offset = int(await session.call(ReadEndOffset(), int))
         if not 0 <= offset <= end:
             raise InvalidMessageError(f"its journal has {offset} bytes, and the server's has {end}")
         while data := await asyncio.to_thread(self._read, task_id, offset):
@@ -267,7 +267,7 @@ class ClusterPlacement:
         return offset
 
     def _read(self, task_id: str, offset: int) -> bytes:
-        data = self._replicas.read(task_id, offset, RECORDS_BYTES)
+        data = self._replicas.read(task_id, offset, RECORD_BATCH_BYTES)
         return data or self._replicas.read(task_id, offset, WORKER_MESSAGE_BYTES_MAX)
 
     def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> tuple[Job, WorkerSession]:

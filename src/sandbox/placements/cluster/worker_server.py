@@ -35,7 +35,7 @@ from sandbox.interfaces.worker_messages import (
     Claimed,
     EndedTasks,
     Fenced,
-    FindEnded,
+    FindEndedTasks,
     FirstMessage,
     Heartbeat,
     HeartbeatAnswer,
@@ -449,7 +449,7 @@ class WorkerServer:
                 session.send(HeartbeatAnswer(message.number))
                 if session.liveness is not before:
                     job.notify()
-            case Records() | FindEnded():
+            case Records() | FindEndedTasks():
                 session.send(await self._answer(job, session, message))
             case CallResult() | StreamRefused():
                 session.receive(message)
@@ -465,12 +465,12 @@ class WorkerServer:
         return True
 
     async def _answer(
-        self, job: Job, session: WorkerSession, message: Records | FindEnded
+        self, job: Job, session: WorkerSession, message: Records | FindEndedTasks
     ) -> RecordsReceived | EndedTasks:
         match message:
             case Records():
                 return await self._receive_records(job, session, message)
-            case FindEnded():
+            case FindEndedTasks():
                 return EndedTasks(await asyncio.to_thread(self._filter_ended, message.task_ids))
 
     def _filter_ended(self, task_ids: Sequence[str]) -> tuple[str, ...]:

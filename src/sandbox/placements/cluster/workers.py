@@ -27,7 +27,7 @@ from sandbox.interfaces.worker_messages import (
     LockDisk,
     RemoveDisk,
     Request,
-    StartSession,
+    StartDebugSession,
     UnlockDisk,
 )
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS, SANDBOX_TEARDOWN_SECONDS
@@ -250,7 +250,7 @@ class WorkerPreservedDisk:
 
     async def start_debug_session(self, order: DebugSession) -> None:
         """Implements `PreservedDisk.start_debug_session`."""
-        await self._request(StartSession(self._lock_id, order), None, LAUNCH_SECONDS)
+        await self._request(StartDebugSession(self._lock_id, order), None, LAUNCH_SECONDS)
 
     async def open_terminal(self, request: OpenTerminal) -> TerminalConnection:
         """Implements `PreservedDisk.open_terminal`."""

@@ -24,10 +24,10 @@ from sandbox.interfaces.placement import (
 from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
-    EndOffset,
     Heartbeat,
     Launch,
     LockDisk,
+    ReadEndOffset,
     ReceiveRecords,
     ServerCall,
     UnlockDisk,
@@ -194,7 +194,7 @@ class FakeWorker:
     def __init__(self, server, job):
         self.server, self.job = server, job
         self.requests, self.end = [], 0
-        self.answers = {EndOffset: lambda _: self.end, ReceiveRecords: self.receive, Launch: lambda _: 1}
+        self.answers = {ReadEndOffset: lambda _: self.end, ReceiveRecords: self.receive, Launch: lambda _: 1}
 
     def receive(self, request):
         self.end = request.offset + len(request.data)
@@ -225,7 +225,7 @@ class FakeWorker:
 
 async def test_worker_gets_the_records_before_the_order(server, placement, worker):
     await worker.launch(placement)
-    assert worker.names() == ["EndOffset", "ReceiveRecords", "Launch"]
+    assert worker.names() == ["ReadEndOffset", "ReceiveRecords", "Launch"]
     assert worker.end == server.replicas.end_offset("task-1")
     assert not worker.job.stored.is_fenced
 
@@ -236,8 +236,8 @@ async def test_worker_gets_the_records_before_the_order(server, placement, worke
         (ReceiveRecords, lambda request: request.offset),
         (ReceiveRecords, lambda request: request.offset + 1),
         (ReceiveRecords, lambda request: request.offset + len(request.data) + 1),
-        (EndOffset, lambda _: -1),
-        (EndOffset, lambda _: 2**40),
+        (ReadEndOffset, lambda _: -1),
+        (ReadEndOffset, lambda _: 2**40),
     ],
 )
 async def test_worker_without_progress_is_fenced(placement, worker, request_type, answer):
@@ -263,7 +263,7 @@ async def test_records_that_are_received_slowly_end_the_launch(placement, worker
     assert worker.names()[-1] == "Launch"
 
 
-@pytest.mark.parametrize("request_type", [EndOffset, ReceiveRecords, Launch])
+@pytest.mark.parametrize("request_type", [ReadEndOffset, ReceiveRecords, Launch])
 async def test_disk_error_of_a_host_lets_the_next_attempt_follow(placement, worker, request_type):
     """Another host may have no such error, so the task is not ended."""
     worker.answers[request_type] = lambda _: CallResult(0, error="OSError", message="[Errno 30] Read-only file system")

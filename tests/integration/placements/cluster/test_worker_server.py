@@ -16,7 +16,7 @@ from sandbox.interfaces.worker_messages import (
     Claimed,
     EndedTasks,
     Fenced,
-    FindEnded,
+    FindEndedTasks,
     Heartbeat,
     HeartbeatAnswer,
     JoinStream,
@@ -382,7 +382,7 @@ async def test_lock_is_free_only_after_the_last_record(server, job):
 async def test_worker_receives_the_tasks_that_have_ended(server, job):
     server.jobs.release("task-1")
     other = await server.submit("task-2")
-    async with server.connect(server.claim(other), FindEnded(("task-1", "task-2", "task-3"))) as client:
+    async with server.connect(server.claim(other), FindEndedTasks(("task-1", "task-2", "task-3"))) as client:
         assert isinstance(await client.read(), Claimed)
         assert await client.read() == EndedTasks(("task-3",))  # the journal decides, and the server has none of task-3
 
