@@ -31,7 +31,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ClusterAddress, ClusterPlacement, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
 from sandbox.primitives.files import create_private_file, replace_durably
 
 WORKER_OVERHEAD_BYTES = 256 * 1024**2
@@ -160,7 +160,7 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         directory / "jobs",
         create_engine(context, directory),
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request),
-        ClusterAddress(section.host, section.port, tls),
+        ListenAddress(section.host, section.port, tls),
         TaskStorage(context.replicas, partial(store_runner_log, data_dir), partial(is_over, FileJournals(data_dir))),
         ProfileCatalog(data_dir),
     )

@@ -108,7 +108,7 @@ class ServerSession:
         self._reader, self._writer = streams
         self._claimed = claimed
         self._dial = dial
-        self._copied_end = claimed.end_offset
+        self._copied_end_offset = claimed.end_offset
         self._sent_at: dict[int, float] = {}
         self._renewed_until = 0.0
         self._answered_at = time.monotonic()
@@ -121,7 +121,7 @@ class ServerSession:
     @property
     def has_copied_all(self) -> bool:
         """Whether the server has every record of a journal that no runner writes."""
-        return self._worker_task.liveness() is Liveness.FREE and self._end() <= self._copied_end
+        return self._worker_task.liveness() is Liveness.FREE and self._end() <= self._copied_end_offset
 
     async def run(self) -> None:
         """Serve the connection.
@@ -234,7 +234,7 @@ class ServerSession:
     def _state(self) -> _HostState:
         """Read the state of the host. A launch that ends meanwhile counts as one that has not ended."""
         launches, is_launching = self._worker_task.launches, self._worker_task.is_launching
-        liveness, end = self._worker_task.liveness(), max(self._end(), self._copied_end)
+        liveness, end = self._worker_task.liveness(), max(self._end(), self._copied_end_offset)
         is_launching = is_launching or self._worker_task.is_launching or self._worker_task.launches != launches
         return _HostState(liveness, end, launches, is_launching)
 
@@ -259,7 +259,7 @@ class ServerSession:
 
     def _end(self) -> int:
         """Return the offset after the last record, or any smaller one if the server has all records."""
-        if self._size() <= self._copied_end:
+        if self._size() <= self._copied_end_offset:
             return 0
         return self._worker_task.replicas.end_offset(self._worker_task.task_id)
 
@@ -276,13 +276,13 @@ class ServerSession:
         """Send new records, each artifact before the record that names it. Raises OSError, HostFilesError."""
         while True:
             with self._local_files():
-                has_records = self._size() > self._copied_end
+                has_records = self._size() > self._copied_end_offset
             if not has_records or not await self._send_records():
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _send_records(self) -> bool:
         """Send the next records. Returns whether the server has stored some."""
-        task, task_id, offset = self._worker_task, self._worker_task.task_id, self._copied_end
+        task, task_id, offset = self._worker_task, self._worker_task.task_id, self._copied_end_offset
         with self._local_files():
             batch = await self._read_batch(offset)
             if batch is None or not batch.records:
@@ -297,7 +297,7 @@ class ServerSession:
         await self._send(Records(offset, data))
         async with asyncio.timeout(_ANSWER_SECONDS):
             received = await self._received
-        self._copied_end = received.end_offset
+        self._copied_end_offset = received.end_offset
         if not received.is_accepted:
             await asyncio.sleep(_RETRY_SECONDS)
             return False
@@ -372,7 +372,7 @@ class ServerSession:
         try:
             value = await self._worker_task.carry_out(call.request)
             if isinstance(call.request, ReceiveRecords):
-                self._copied_end = max(self._copied_end, value)
+                self._copied_end_offset = max(self._copied_end_offset, value)
             result = CallResult(call.call_id, msgspec.json.encode(value))
         except (OSError, SandboxError) as error:
             message = error_reason(error)[:_MESSAGE_CHARACTERS_MAX]

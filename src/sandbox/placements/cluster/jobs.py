@@ -291,7 +291,7 @@ class Jobs:
         self._withdrawals = asyncio.Semaphore(WITHDRAWALS_MAX)
 
     @property
-    def has_waited_a_lease(self) -> bool:
+    def have_earlier_leases_ended(self) -> bool:
         """Whether every lease that an earlier server extended has ended, if it had the same setting."""
         return time.monotonic() - self._started_at >= takeover_seconds(self._settings.lease_seconds)
 
@@ -307,7 +307,7 @@ class Jobs:
         """Return whether a runner of the task may write. Thread-safe."""
         job = self.of_task(task_id)
         if job is None:
-            return Liveness.FREE if task_id in self._done or self.has_waited_a_lease else Liveness.UNKNOWN
+            return Liveness.FREE if task_id in self._done or self.have_earlier_leases_ended else Liveness.UNKNOWN
         if job.stored.is_given_up or not job.is_claimed:
             return Liveness.FREE
         session = job.session

@@ -165,7 +165,7 @@ class ClusterAllocator:
         """Return how the attempt's worker was lost, if it was given up. Implements `HostAllocator.loss_code`."""
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
-            return FailureCode.HOST_LOST if self._workers.jobs.has_waited_a_lease else None
+            return FailureCode.HOST_LOST if self._workers.jobs.have_earlier_leases_ended else None
         if not job.stored.is_given_up:
             return None
         return FailureCode.RUNNER_LOST if job.stored.has_ended else FailureCode.HOST_LOST
@@ -238,7 +238,7 @@ class ClusterPlacement:
             try:
                 async with asyncio.timeout(_COPY_SECONDS):
                     offset = await self._copy(session, order.task_id)
-                session.record_copied(max(session.copied_end, offset))
+                session.record_copied(max(session.copied_end_offset, offset))
                 await session.launch(Launch(order), LAUNCH_SECONDS)
             except InvalidMessageError as error:
                 with contextlib.suppress(OSError):  # in memory, the worker is fenced in any case
@@ -289,7 +289,7 @@ class ClusterPlacement:
         return WorkerPreservedDisk(self._workers, location)
 
 
-class ClusterAddress(NamedTuple):
+class ListenAddress(NamedTuple):
     """Where the server listens for workers, and the certificate that it shows."""
 
     host: str
@@ -333,7 +333,7 @@ async def create_cluster_placement(
     directory: Path,
     engine: Engine,
     settings: JobSettings,
-    address: ClusterAddress,
+    address: ListenAddress,
     storage: TaskStorage,
     images: ProfileCatalog,
 ) -> ClusterPlacement:

@@ -89,11 +89,11 @@ _ERRORS: dict[str, Callable[[str], Exception]] = {
 class WorkerSession:
     """The connection of the worker that has claimed a job.
 
-    copied_end: the size of the server's copy of the journal.
+    copied_end_offset: the offset after the last record of the server's copy of the journal.
     key: authenticates further connections of the session.
     """
 
-    def __init__(self, writer: asyncio.StreamWriter, host: str, copied_end: int) -> None:
+    def __init__(self, writer: asyncio.StreamWriter, host: str, copied_end_offset: int) -> None:
         self._writer = writer
         self._host = host
         self.key = os.urandom(32)
@@ -104,7 +104,7 @@ class WorkerSession:
         self._heartbeat_at = time.monotonic()
         self._is_launching = False
         self._launches = 0
-        self.copied_end = copied_end
+        self.copied_end_offset = copied_end_offset
         self._uploads: set[asyncio.Task[Any]] = set()
 
     @property
@@ -117,7 +117,7 @@ class WorkerSession:
             return Liveness.UNKNOWN
         if heartbeat.liveness == "held":
             return Liveness.HELD
-        return Liveness.FREE if self.copied_end >= heartbeat.end_offset else Liveness.UNKNOWN
+        return Liveness.FREE if self.copied_end_offset >= heartbeat.end_offset else Liveness.UNKNOWN
 
     def has_key(self, key: bytes) -> bool:
         """Return whether this is the session's key."""
@@ -159,7 +159,7 @@ class WorkerSession:
 
     def record_copied(self, end_offset: int) -> None:
         """Set the size of the server's copy of the journal."""
-        self.copied_end = end_offset
+        self.copied_end_offset = end_offset
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[None]:
@@ -404,20 +404,20 @@ class WorkerServer:
             _log.warning("The engine does not report that the worker of task %s runs on %s", task_id, claim.host)
             return  # the worker tries again, because the engine may respond later
         job = self._jobs.claim(claim)
-        copied_end = 0
+        copied_end_offset = 0
         if job is not None:
             self._mark_authenticated()
-            copied_end = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
+            copied_end_offset = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
         # The worker may have been given up in the meantime; then it must not get an answer that extends its lease.
         if job is None or not job.is_accepted:
             writer.write(encode_message(Fenced("Another worker has this attempt, or the attempt is over.")))
             await writer.drain()
             return
         task_id = job.stored.task_id
-        session = WorkerSession(writer, job.identity.name, copied_end)
+        session = WorkerSession(writer, job.identity.name, copied_end_offset)
         job.connect(session)
         self._sessions[session] = job
-        session.send(Claimed(session.key, task_id, job.stored.lease_seconds, copied_end))
+        session.send(Claimed(session.key, task_id, job.stored.lease_seconds, copied_end_offset))
         if job.is_released:
             session.release()
         try:
@@ -488,8 +488,8 @@ class WorkerServer:
     async def _receive_records(self, job: Job, session: WorkerSession, message: Records) -> RecordsReceived:
         """Append records to the copy. Raises JournalDamagedError if the worker may not write them."""
         task_id = job.stored.task_id
-        if message.offset > session.copied_end:
-            return RecordsReceived(session.copied_end, is_accepted=False)
+        if message.offset > session.copied_end_offset:
+            return RecordsReceived(session.copied_end_offset, is_accepted=False)
         if message.offset + len(message.data) > JOURNAL_BYTES_MAX:
             raise JournalDamagedError("The journal is too large.")
         try:
@@ -499,7 +499,7 @@ class WorkerServer:
         except (JournalBusyError, OSError) as error:
             _log.debug("Records of task %s are not stored yet: %s", task_id, error_reason(error))
             session.record_copied(await asyncio.to_thread(self._replicas.end_offset, task_id))
-            return RecordsReceived(session.copied_end, is_accepted=False)
+            return RecordsReceived(session.copied_end_offset, is_accepted=False)
         session.record_copied(end)
         return RecordsReceived(end)
 

@@ -36,7 +36,7 @@ from sandbox.model.failure import FailureCode
 from sandbox.placements.cluster import jobs
 from sandbox.placements.cluster import placement as placement_module
 from sandbox.placements.cluster.jobs import JobSettings
-from sandbox.placements.cluster.placement import ClusterAddress, TaskStorage, create_cluster_placement
+from sandbox.placements.cluster.placement import ListenAddress, TaskStorage, create_cluster_placement
 
 LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
@@ -73,7 +73,7 @@ async def running_placement(server, tasks):
         server.store,
         server.engine,
         JobSettings(600, OVERHEAD_BYTES, make_request),
-        ClusterAddress("127.0.0.1", server.port, tls),
+        ListenAddress("127.0.0.1", server.port, tls),
         TaskStorage(server.replicas, None, tasks.is_over),
         ProfileCatalog(server.data_dir),
     )
