@@ -121,7 +121,7 @@ class ServerSession:
     @property
     def has_copied_all(self) -> bool:
         """Whether the server has every record of a journal that no runner writes."""
-        return self._worker_task.liveness() is Liveness.FREE and self._end() <= self._copied_end_offset
+        return self._worker_task.liveness() is Liveness.FREE and self._end_offset() <= self._copied_end_offset
 
     async def run(self) -> None:
         """Serve the connection.
@@ -150,7 +150,7 @@ class ServerSession:
                     break
             await asyncio.sleep(_POLL_SECONDS)
         for layout in self._worker_task.layout.attempts():
-            if (data := await asyncio.to_thread(_read_end, layout.runner_log)) is not None:
+            if (data := await asyncio.to_thread(_read_log_tail, layout.runner_log)) is not None:
                 await self._send(RunnerLog(layout.root.name, data))
         try:
             await self._worker_task.clean_up()
@@ -171,9 +171,9 @@ class ServerSession:
                 case RecordsReceived() | EndedTasks():
                     self._pass_on(message)
                 case ServerCall():
-                    self._start(self._answer(message))
+                    self._start(self._answer_call(message))
                 case OpenStream():
-                    self._start(self._join(message))
+                    self._start(self._serve_stream(message))
                 case ReleaseTask():
                     self._worker_task.mark_released()
                 case Fenced():
@@ -234,7 +234,7 @@ class ServerSession:
     def _state(self) -> _HostState:
         """Read the state of the host. A launch that ends meanwhile counts as one that has not ended."""
         launches, is_launching = self._worker_task.launches, self._worker_task.is_launching
-        liveness, end = self._worker_task.liveness(), max(self._end(), self._copied_end_offset)
+        liveness, end = self._worker_task.liveness(), max(self._end_offset(), self._copied_end_offset)
         is_launching = is_launching or self._worker_task.is_launching or self._worker_task.launches != launches
         return _HostState(liveness, end, launches, is_launching)
 
@@ -251,15 +251,15 @@ class ServerSession:
 
     # Replication.
 
-    def _size(self) -> int:
+    def _journal_size(self) -> int:
         try:
             return self._worker_task.journals.size_bytes(self._worker_task.task_id)
         except FileNotFoundError:
             return 0
 
-    def _end(self) -> int:
+    def _end_offset(self) -> int:
         """Return the offset after the last record, or any smaller one if the server has all records."""
-        if self._size() <= self._copied_end_offset:
+        if self._journal_size() <= self._copied_end_offset:
             return 0
         return self._worker_task.replicas.end_offset(self._worker_task.task_id)
 
@@ -276,7 +276,7 @@ class ServerSession:
         """Send new records, each artifact before the record that names it. Raises OSError, HostFilesError."""
         while True:
             with self._local_files():
-                has_records = self._size() > self._copied_end_offset
+                has_records = self._journal_size() > self._copied_end_offset
             if not has_records or not await self._send_records():
                 await asyncio.sleep(_POLL_SECONDS)
 
@@ -368,7 +368,7 @@ class ServerSession:
 
     # Requests.
 
-    async def _answer(self, call: ServerCall) -> None:
+    async def _answer_call(self, call: ServerCall) -> None:
         try:
             value = await self._worker_task.carry_out(call.request)
             if isinstance(call.request, ReceiveRecords):
@@ -379,7 +379,7 @@ class ServerSession:
             result = CallResult(call.call_id, error=type(error).__name__[:64], message=message)
         await self._send(result)
 
-    async def _join(self, message: OpenStream) -> None:
+    async def _serve_stream(self, message: OpenStream) -> None:
         """Connect the server with the control socket of an attempt, until either side closes."""
         try:
             runner = await self._worker_task.connect(message.attempt_id)
@@ -389,10 +389,10 @@ class ServerSession:
         with contextlib.suppress(OSError), contextlib.closing(runner[1]):
             server = await self._dial(JoinStream(self._claimed.session_key, message.stream_id))
             with contextlib.closing(server[1]):
-                await _connect(server, runner)
+                await _copy_both_ways(server, runner)
 
 
-async def _connect(first: StreamPair, second: StreamPair) -> None:
+async def _copy_both_ways(first: StreamPair, second: StreamPair) -> None:
     """Copy in both directions until one side has closed."""
     copies = [
         asyncio.create_task(_copy(first[0], second[1])),
@@ -413,7 +413,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
 
 
-def _read_end(log: Path) -> bytes | None:
+def _read_log_tail(log: Path) -> bytes | None:
     """Return the end of a log; None if it cannot be read."""
     try:
         with log.open("rb") as file:

@@ -85,7 +85,7 @@ class Worker:
             if not working.done():
                 _log.warning("Terminated: the runner is killed")
                 await self._kill()
-                await self._send_rest(working)
+                await self._send_last_records(working)
                 return EXIT_TERMINATED
             if (code := working.result()) != EXIT_DONE:
                 await self._kill()
@@ -191,7 +191,7 @@ class Worker:
             with contextlib.suppress(OSError):
                 await self._worker_task.kill()
 
-    async def _send_rest(self, working: "asyncio.Task[int]") -> None:
+    async def _send_last_records(self, working: "asyncio.Task[int]") -> None:
         """Send the last records of the killed runner, within the engine's grace period."""
         deadline = time.monotonic() + _STOP_SECONDS
         while not working.done() and time.monotonic() < deadline:

@@ -184,7 +184,7 @@ class WorkerTask:
         self._launching: set[asyncio.Task[int]] = set()
         self._attempt_id = ""
         self._disks: dict[int, tuple[contextlib.AsyncExitStack, PreservedDisk]] = {}
-        self._wanted_locks: set[int] = set()
+        self._requested_locks: set[int] = set()
         """The locks that are being acquired."""
 
     @property
@@ -211,7 +211,7 @@ class WorkerTask:
             case LockDisk() | StartDebugSession() | RemoveDisk() | UnlockDisk():
                 return await self._use_disk(request)
             case _:
-                return await asyncio.to_thread(self._ask_files, request)
+                return await asyncio.to_thread(self._check_files, request)
 
     def mark_released(self) -> None:
         """Remember that the server has the last record of the task, or that it released the task."""
@@ -319,13 +319,13 @@ class WorkerTask:
 
     async def _lock(self, request: LockDisk) -> str:
         disk, stack = self._placement.preserved_disk(self._locate(request.attempt_id)), contextlib.AsyncExitStack()
-        self._wanted_locks.add(request.lock_id)
+        self._requested_locks.add(request.lock_id)
         try:
             liveness = await stack.enter_async_context(disk.try_lock())
         finally:
-            is_wanted = request.lock_id in self._wanted_locks
-            self._wanted_locks.discard(request.lock_id)
-        if liveness is not Liveness.FREE or not is_wanted:
+            is_requested = request.lock_id in self._requested_locks
+            self._requested_locks.discard(request.lock_id)
+        if liveness is not Liveness.FREE or not is_requested:
             await stack.aclose()
             return "held"
         self._disks[request.lock_id] = stack, disk
@@ -333,11 +333,11 @@ class WorkerTask:
 
     async def _unlock(self, lock_id: int) -> None:
         """Release a lock. The server may have stopped waiting for it, so it may not be acquired yet."""
-        self._wanted_locks.discard(lock_id)
+        self._requested_locks.discard(lock_id)
         if lock_id in self._disks:
             await self._disks.pop(lock_id)[0].aclose()
 
-    def _ask_files(self, request: Request) -> bool:
+    def _check_files(self, request: Request) -> bool:
         files = self._placement.files
         match request:
             case HasDisk():
