@@ -11,7 +11,7 @@ from functools import partial
 import msgspec
 
 from doubles.manifests import manifest
-from sandbox.bootstrap.cluster import create_certificate, is_over, store_runner_log
+from sandbox.bootstrap.cluster import create_certificate, has_task_ended, store_runner_log
 from sandbox.interfaces.engine import JobPhase, JobRequest, JobStatus
 from sandbox.interfaces.worker_messages import Claim, ServerMessage
 from sandbox.journal.journals import FileJournals
@@ -84,7 +84,7 @@ class ClusterServer:
             JobStore(self.store), self.engine, JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request)
         )
         await WorkerServer(
-            self.jobs, self.replicas, partial(store_runner_log, self.data_dir), self.is_over, tls
+            self.jobs, self.replicas, partial(store_runner_log, self.data_dir), self.has_task_ended, tls
         ).listen("127.0.0.1", self.port)
         self.jobs.start()
         self.tasks = asyncio.all_tasks() - before
@@ -99,8 +99,8 @@ class ClusterServer:
         await self.stop()
         await self.start()
 
-    def is_over(self, task_id):
-        return is_over(self.journals, task_id)
+    def has_task_ended(self, task_id):
+        return has_task_ended(self.journals, task_id)
 
     async def submit(self, task_id="task-1"):
         """Record a task with an attempt, and submit its job; return the job."""

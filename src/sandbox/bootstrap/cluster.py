@@ -109,7 +109,7 @@ def slurm_settings(section: SlurmSection) -> SlurmSettings:
     return SlurmSettings(section.partition, section.account, section.options, section.commands, section.configuration)
 
 
-def is_over(journals: Journals, task_id: str) -> bool:
+def has_task_ended(journals: Journals, task_id: str) -> bool:
     """Return whether a task has ended or is gone. A task whose journal cannot be read now is not over."""
     try:
         task = journals.replay(task_id).task
@@ -161,6 +161,8 @@ async def create_placement(context: PlacementContext) -> ClusterPlacement:
         create_engine(context, directory),
         JobSettings(section.lease_seconds, WORKER_OVERHEAD_BYTES, make_request),
         ListenAddress(section.host, section.port, tls),
-        TaskStorage(context.replicas, partial(store_runner_log, data_dir), partial(is_over, FileJournals(data_dir))),
+        TaskStorage(
+            context.replicas, partial(store_runner_log, data_dir), partial(has_task_ended, FileJournals(data_dir))
+        ),
         ProfileCatalog(data_dir),
     )

@@ -167,7 +167,7 @@ class Worker:
         await task.clean_up()
         return task
 
-    async def _dial(self, first: FirstMessage) -> StreamPair:
+    async def _dial(self, first_message: FirstMessage) -> StreamPair:
         """Connect, check the server's certificate, and send the first message. Raises OSError."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -179,7 +179,7 @@ class Worker:
                 certificate = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
                 if not compare_digest(hashlib.sha256(certificate).hexdigest(), self._address.fingerprint):
                     raise ConnectionError("another server answers: its certificate has a different fingerprint")
-                writer.write(encode_message(first))
+                writer.write(encode_message(first_message))
                 await writer.drain()
             except BaseException:
                 writer.transport.abort()

@@ -221,7 +221,7 @@ async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
     attempt.runner_log.write_bytes(b"start" + bytes(2**20) + b"end")
     worker.host.end()
     assert await worker.exit_code() == EXIT_DONE
-    assert server.is_over("task-1")
+    assert server.has_task_ended("task-1")
     await wait_until(lambda: server.jobs.of_task("task-1") is None)
     assert not TaskLayout(worker.host.data_dir, "task-1").root.exists()
     log = TaskLayout(server.data_dir, "task-1").attempt(attempt.root.name).runner_log.read_bytes()

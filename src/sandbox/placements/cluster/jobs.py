@@ -172,10 +172,10 @@ class Job:
         """Whether the job is not submitted yet because an earlier submission failed."""
         return time.monotonic() < self._not_before
 
-    async def wait_for_change(self, seconds: float) -> None:
+    async def wait_for_change(self, timeout_seconds: float) -> None:
         """Wait until the connection of the worker or its liveness has changed, or the time has passed."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()
 
     def notify(self) -> None:

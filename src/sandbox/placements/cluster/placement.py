@@ -199,7 +199,7 @@ class ClusterPlacement:
         self.allocator = ClusterAllocator(workers, largest_hosts)
         self._workers = workers
         self._replicas = storage.replicas
-        self._is_over = storage.is_over
+        self._has_task_ended = storage.has_task_ended
 
     async def run(self) -> None:
         """Release the workers of tasks that ended while no server ran; end the thread on cancellation."""
@@ -215,7 +215,7 @@ class ClusterPlacement:
         while waiting:
             for task_id in sorted(waiting):
                 try:
-                    if await asyncio.to_thread(self._is_over, task_id):
+                    if await asyncio.to_thread(self._has_task_ended, task_id):
                         await self.allocator.release_host(task_id)
                     waiting.discard(task_id)
                 except (OSError, SandboxError) as error:
@@ -301,12 +301,12 @@ class TaskStorage(NamedTuple):
     """The server's files of tasks.
 
     replicas: the copies of journals and artifacts. store_log: see `StoreLog`.
-    is_over: returns whether a task has ended or is gone. Blocks.
+    has_task_ended: returns whether a task has ended or is gone. Blocks.
     """
 
     replicas: TaskReplicas
     store_log: StoreLog
-    is_over: Callable[[str], bool]
+    has_task_ended: Callable[[str], bool]
 
 
 async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
@@ -349,7 +349,7 @@ async def create_cluster_placement(
 
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings)
-        await WorkerServer(jobs, storage.replicas, storage.store_log, storage.is_over, address.tls).listen(
+        await WorkerServer(jobs, storage.replicas, storage.store_log, storage.has_task_ended, address.tls).listen(
             address.host, address.port
         )
         jobs.start()

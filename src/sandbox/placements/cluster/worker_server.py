@@ -181,8 +181,10 @@ class WorkerSession:
         future.set_result(streams)
         return True
 
-    async def call(self, request: Request, result: Any, seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS) -> Any:
-        """Send a request and return its result, converted to the type `result`.
+    async def call(
+        self, request: Request, result_type: Any, timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
+    ) -> Any:
+        """Send a request and return its result, converted to `result_type`.
 
         Raises HostUnreachableError, or the error of the worker.
         """
@@ -191,7 +193,7 @@ class WorkerSession:
         try:
             self._check_open()
             self.send(ServerCall(call_id, request))
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout_seconds):
                 answer = await future
         except TimeoutError as error:
             raise HostUnreachableError(self._host) from error
@@ -200,7 +202,7 @@ class WorkerSession:
         if answer.error:
             raise _ERRORS.get(answer.error, OSError)(answer.message)
         try:
-            return msgspec.json.decode(answer.value, type=result)
+            return msgspec.json.decode(answer.value, type=result_type)
         except DECODE_ERRORS as error:
             raise HostUnreachableError(self._host) from error
 
@@ -221,13 +223,13 @@ class WorkerSession:
         """End the launch that `begin_launch` began."""
         self._is_launching = False
 
-    async def launch(self, request: Request, seconds: float) -> None:
+    async def launch(self, request: Request, timeout_seconds: float) -> None:
         """Send a launch. Heartbeats from before the launch do not count any more.
 
         Returns normally if the worker does not respond: the runner may have been started.
         """
         try:
-            self._launches = await self.call(request, int, seconds)
+            self._launches = await self.call(request, int, timeout_seconds)
         except HostUnreachableError:
             pass
         finally:
@@ -257,7 +259,7 @@ class WorkerServer:
     """Listens for workers.
 
     replicas: the copies of journals and artifacts.
-    is_over: returns whether a task has ended or is gone. Blocks.
+    has_task_ended: returns whether a task has ended or is gone. Blocks.
     tls: the server's certificate.
     """
 
@@ -266,11 +268,11 @@ class WorkerServer:
         jobs: Jobs,
         replicas: TaskReplicas,
         store_log: StoreLog,
-        is_over: Callable[[str], bool],
+        has_task_ended: Callable[[str], bool],
         tls: ssl.SSLContext,
     ) -> None:
         self._jobs = jobs
-        self._is_over = is_over
+        self._has_task_ended = has_task_ended
         self._store_log = store_log
         self._replicas = replicas
         self._tls = tls
@@ -356,31 +358,33 @@ class WorkerServer:
             if not isinstance(error, OSError):
                 raise
             return
-        first: FirstMessage | None = None
+        first_message: FirstMessage | None = None
         try:
             async with asyncio.timeout(_FIRST_MESSAGE_SECONDS):
-                first = await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
+                first_message = await read_message(reader, _first_decoder, FIRST_MESSAGE_BYTES_MAX)
         except (OSError, InvalidMessageError) as error:
             _log.debug("A connection to the port for workers was closed: %s", error_reason(error))
         finally:
-            if first is None:
+            if first_message is None:
                 transport.abort()
-        if first is not None:
-            await self._serve(first, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        if first_message is not None:
+            await self._serve(first_message, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
 
-    async def _serve(self, first: FirstMessage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, first_message: FirstMessage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         keeps_open = False
         self._streams -= {each for each in self._streams if each.is_closing()}
         try:
-            match first:
+            match first_message:
                 case Claim():
-                    await self._serve_claim(first, reader, writer)
+                    await self._serve_claim(first_message, reader, writer)
                 case JoinStream():
-                    session = self._find_session(first.session_key)
-                    keeps_open = session is not None and session.receive_stream(first, (reader, writer))
+                    session = self._find_session(first_message.session_key)
+                    keeps_open = session is not None and session.receive_stream(first_message, (reader, writer))
                     self._streams |= {writer} if keeps_open else set()
                 case Upload():
-                    await self._serve_upload(first, reader, writer)
+                    await self._serve_upload(first_message, reader, writer)
         except (OSError, InvalidMessageError, SandboxError) as error:
             _log.debug("A connection of a worker was closed: %s", error_reason(error))
         except asyncio.CancelledError:
@@ -456,7 +460,7 @@ class WorkerServer:
             case RunnerLog():
                 await self._receive_log(job, message)
             case WorkDone():
-                if not job.is_released and not await asyncio.to_thread(self._is_over, job.stored.task_id):
+                if not job.is_released and not await asyncio.to_thread(self._has_task_ended, job.stored.task_id):
                     raise InvalidMessageError("the task has not ended")
                 self._jobs.remove(job)
                 return False
@@ -474,7 +478,7 @@ class WorkerServer:
                 return EndedTasks(await asyncio.to_thread(self._filter_ended, message.task_ids))
 
     def _filter_ended(self, task_ids: Sequence[str]) -> tuple[str, ...]:
-        return tuple(task_id for task_id in task_ids if self._is_over(task_id))
+        return tuple(task_id for task_id in task_ids if self._has_task_ended(task_id))
 
     async def _receive_log(self, job: Job, message: RunnerLog) -> None:
         """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""

@@ -105,19 +105,25 @@ class Workers:
         self.jobs = jobs
         self.thread = thread
 
-    def request_blocking(self, location: AttemptLocation, request: Request, result: Any) -> Any:
+    def request_blocking(self, location: AttemptLocation, request: Request, result_type: Any) -> Any:
         """Send a request to the worker of an attempt; block until its result. Raises OSError, HostUnreachableError."""
         self.session_of(location)
-        return self.thread.wait_for(self._request(location, request, result, CONTROL_REQUEST_TIMEOUT_SECONDS))
+        return self.thread.wait_for(self._request(location, request, result_type, CONTROL_REQUEST_TIMEOUT_SECONDS))
 
     async def request(
-        self, location: AttemptLocation, request: Request, result: Any, seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
+        self,
+        location: AttemptLocation,
+        request: Request,
+        result_type: Any,
+        timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS,
     ) -> Any:
         """Send a request to the worker of an attempt. Raises OSError, HostUnreachableError."""
-        return await self.thread.run(self._request(location, request, result, seconds))
+        return await self.thread.run(self._request(location, request, result_type, timeout_seconds))
 
-    async def _request(self, location: AttemptLocation, request: Request, result: Any, seconds: float) -> Any:
-        return await self.session_of(location).call(request, result, seconds)
+    async def _request(
+        self, location: AttemptLocation, request: Request, result_type: Any, timeout_seconds: float
+    ) -> Any:
+        return await self.session_of(location).call(request, result_type, timeout_seconds)
 
     def post(self, location: AttemptLocation, request: Request) -> None:
         """Send a request, if the worker is connected, and do not wait for the result."""
@@ -180,9 +186,9 @@ class WorkerRunnerHandle:
 
     async def is_responsive(self) -> bool:
         """Let the worker ping the runner: a silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
-        request, seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
+        request, timeout_seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
         try:
-            return bool(await self._workers.request(self._location, request, bool, seconds))
+            return bool(await self._workers.request(self._location, request, bool, timeout_seconds))
         except OSError:
             return True
 
@@ -261,5 +267,7 @@ class WorkerPreservedDisk:
         """Implements `PreservedDisk.remove`."""
         await self._request(RemoveDisk(self._lock_id), None, SANDBOX_TEARDOWN_SECONDS)
 
-    async def _request(self, request: Request, result: Any, seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS) -> Any:
-        return await self._workers.request(self._location, request, result, seconds)
+    async def _request(
+        self, request: Request, result_type: Any, timeout_seconds: float = CONTROL_REQUEST_TIMEOUT_SECONDS
+    ) -> Any:
+        return await self._workers.request(self._location, request, result_type, timeout_seconds)

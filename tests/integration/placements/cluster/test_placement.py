@@ -47,7 +47,7 @@ class FakeTaskStates:
     def __init__(self):
         self.over, self.errors = set(), 0
 
-    def is_over(self, task_id):
+    def has_task_ended(self, task_id):
         if self.errors > 0:
             self.errors -= 1
             raise OSError(errno.EIO, "Input/output error")
@@ -74,7 +74,7 @@ async def running_placement(server, tasks):
         server.engine,
         JobSettings(600, OVERHEAD_BYTES, make_request),
         ListenAddress("127.0.0.1", server.port, tls),
-        TaskStorage(server.replicas, None, tasks.is_over),
+        TaskStorage(server.replicas, None, tasks.has_task_ended),
         ProfileCatalog(server.data_dir),
     )
     running = asyncio.create_task(placement.run())

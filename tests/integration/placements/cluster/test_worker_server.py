@@ -338,7 +338,7 @@ async def test_records_are_copied_and_repeated_ones_have_no_effect(server, job):
         assert ends == [RecordsReceived(second.offset), RecordsReceived(second.offset), RecordsReceived(writer.end)]
         await client.send(WorkDone())
         assert await client.read() is None
-    assert server.is_over("task-1")
+    assert server.has_task_ended("task-1")
     assert server.jobs.of_task("task-1") is None
     assert server.jobs.liveness("task-1") is Liveness.FREE
     assert list(server.store.iterdir()) == []
