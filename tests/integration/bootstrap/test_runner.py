@@ -32,10 +32,10 @@ main()
 def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
     journals = FileJournals(tmp_path)
     writer = journals.create("task-1")
-    order_in, order_out = os.pipe()
+    order_read_fd, order_write_fd = os.pipe()
     runner = subprocess.Popen(
         [sys.executable, "-c", SHORT_LAUNCH_TIMEOUT, f"--lock-fd={writer.lock_fd}"],
-        stdin=order_in,
+        stdin=order_read_fd,
         pass_fds=(writer.lock_fd,),
     )
     try:
@@ -46,8 +46,8 @@ def test_runner_without_an_order_exits_and_releases_the_journal(tmp_path):
     finally:
         runner.kill()
         runner.wait()
-        os.close(order_in)
-        os.close(order_out)
+        os.close(order_read_fd)
+        os.close(order_write_fd)
 
 
 WITH_LIFELINE = """

@@ -53,13 +53,13 @@ def main(directory: Path) -> int:
     request = json.loads((directory / "request.json").read_bytes())["request"]
     with suppress(FileNotFoundError):  # without its token, the worker ends, and the server submits another job
         request["environment"] = json.loads((directory / "environment").read_bytes())
-    is_started_in, is_started_out = os.pipe()
+    started_read_fd, started_write_fd = os.pipe()
     if os.fork() != 0:
-        os.close(is_started_out)
-        return 0 if os.read(is_started_in, 1) else 1
-    os.close(is_started_in)
+        os.close(started_write_fd)
+        return 0 if os.read(started_read_fd, 1) else 1
+    os.close(started_read_fd)
     os.setsid()
-    _Supervisor(directory, request, lock_fd).run(is_started_out)
+    _Supervisor(directory, request, lock_fd).run(started_write_fd)
     return 0
 
 
@@ -70,15 +70,15 @@ class _Supervisor:
         self._lock_fd = lock_fd
         self._libc = ctypes.CDLL(None, use_errno=True)
 
-    def run(self, is_started_out: int) -> None:
+    def run(self, started_write_fd: int) -> None:
         """Record the start, run the worker until it ends, kill what it left behind, and record how it ended."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         own = {"pid": os.getpid(), "start_time": read_start_time(os.getpid()), "boot_id": read_boot_id()}
         write_durably(self._directory / "started.json", json.dumps(own).encode())
         with suppress(FileNotFoundError):
             (self._directory / "environment").unlink()  # it has the join token
-        os.write(is_started_out, b"1")
-        os.close(is_started_out)
+        os.write(started_write_fd, b"1")
+        os.close(started_write_fd)
         # Processes that the worker leaves behind become children of this process.
         self._libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         supervisor, worker = os.getpid(), os.fork()

@@ -119,7 +119,7 @@ class SlurmEngine:
         for some in _batches(sorted(set(names)), NAMES_PER_COMMAND):
             queued = await self._query(some)
             statuses |= queued.statuses
-            for name, job_ids in queued.surplus.items():
+            for name, job_ids in queued.waiting_duplicates.items():
                 await self._withdraw_waiting(name, job_ids)
         return statuses
 

@@ -149,10 +149,10 @@ def _rank(job: SlurmJob) -> tuple[int, int]:
 
 
 class QueuedJobs(NamedTuple):
-    """The jobs with certain names. surplus: waiting jobs whose name another job has too, keyed by name."""
+    """The jobs with certain names. waiting_duplicates: waiting jobs whose name another job has too, keyed by name."""
 
     statuses: Mapping[str, JobStatus]
-    surplus: Mapping[str, Sequence[str]]
+    waiting_duplicates: Mapping[str, Sequence[str]]
 
 
 def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
@@ -162,7 +162,7 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
         if job.name in by_name and not job.was_refused:
             by_name[job.name].append(job)
     statuses: dict[str, JobStatus] = {}
-    surplus: dict[str, Sequence[str]] = {}
+    waiting_duplicates: dict[str, Sequence[str]] = {}
     for name, found in by_name.items():
         if not found:
             statuses[name] = JobStatus(JobPhase.UNKNOWN, reason="Slurm has no job with this name.")
@@ -178,8 +178,8 @@ def summarize(names: Collection[str], jobs: Iterable[SlurmJob]) -> QueuedJobs:
             is_ending=first.state in _ENDING,
         )
         if waiting := [job.job_id for job in others if job.phase is JobPhase.WAITING]:
-            surplus[name] = waiting
-    return QueuedJobs(statuses, surplus)
+            waiting_duplicates[name] = waiting
+    return QueuedJobs(statuses, waiting_duplicates)
 
 
 def parse_hosts(output: str, partition: str | None) -> Sequence[Resources]:

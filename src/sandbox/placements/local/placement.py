@@ -170,25 +170,25 @@ class LocalPlacement:
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, lock_fd)
             message = LaunchMessage(order, self._host_settings())
-            order_in, order_out = os.pipe()
-            stack.callback(os.close, order_out)
+            order_read_fd, order_write_fd = os.pipe()
+            stack.callback(os.close, order_write_fd)
             try:
                 log_path = _create_log_directory(message)
-                pidfd = self._spawn(order_in, log_path, lock_fd)
+                pidfd = self._spawn(order_read_fd, log_path, lock_fd)
             finally:
-                os.close(order_in)
+                os.close(order_read_fd)
             try:
-                _send_message(order_out, msgspec.json.encode(message), pidfd, log_path)
+                _send_message(order_write_fd, msgspec.json.encode(message), pidfd, log_path)
             finally:
                 loop.call_soon_threadsafe(loop.add_reader, pidfd, _reap, loop, pidfd)
 
-    def _spawn(self, order_in: int, log_path: Path, lock_fd: int) -> int:
+    def _spawn(self, order_read_fd: int, log_path: Path, lock_fd: int) -> int:
         """Start the process. Returns its pidfd."""
         log_fd = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             process = subprocess.Popen(
                 [*self._program.command, *self._program.lifeline_options, f"--lock-fd={lock_fd}"],
-                stdin=order_in,
+                stdin=order_read_fd,
                 stdout=log_fd,
                 stderr=log_fd,
                 cwd="/",
@@ -210,10 +210,10 @@ class LocalPlacement:
         return pidfd
 
 
-def _send_message(order_out: int, message: bytes, pidfd: int, log_path: Path) -> None:
+def _send_message(order_write_fd: int, message: bytes, pidfd: int, log_path: Path) -> None:
     """Write the message to a runner's stdin, and kill a runner that does not read it. Raises OSError."""
     try:
-        _write_all(order_out, message, ORDER_TIMEOUT_SECONDS)
+        _write_all(order_write_fd, message, ORDER_TIMEOUT_SECONDS)
     except OSError as error:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)

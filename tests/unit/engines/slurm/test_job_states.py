@@ -158,7 +158,7 @@ def test_every_name_has_a_status():
 
 
 @pytest.mark.parametrize(
-    ("states", "first", "surplus", "duplicates"),
+    ("states", "first", "waiting_duplicates", "duplicates"),
     [
         (["RUNNING", "PENDING"], 1, ["2"], ("2",)),
         (["PENDING", "RUNNING"], 2, ["1"], ("1",)),
@@ -171,7 +171,7 @@ def test_every_name_has_a_status():
         (["COMPLETED", "RUNNING"], 2, [], ("1",)),
     ],
 )
-def test_job_that_was_started_determines_the_status_of_duplicates(states, first, surplus, duplicates):
+def test_job_that_was_started_determines_the_status_of_duplicates(states, first, waiting_duplicates, duplicates):
     lines = [
         line(number, state, "n/a" if state == "PENDING" else "n1", reason="x") for number, state in enumerate(states, 1)
     ]
@@ -179,7 +179,7 @@ def test_job_that_was_started_determines_the_status_of_duplicates(states, first,
         queued = summarize([NAME], parse_jobs("".join(order)))
         assert queued.statuses[NAME].job_id == str(first)
         assert queued.statuses[NAME].duplicate_ids == duplicates
-        assert list(queued.surplus.get(NAME, [])) == surplus
+        assert list(queued.waiting_duplicates.get(NAME, [])) == waiting_duplicates
 
 
 def test_withdrawn_duplicate_is_not_reported():
