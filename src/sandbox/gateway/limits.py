@@ -31,13 +31,13 @@ again for itself."""
 CONNECTIONS_MAX = 128
 """Maximum number of open connections, separately for the model listener, hosts and DNS; additional ones wait."""
 
-HOST_CONNECTIONS_AT_ONCE = 1024
+HOST_CONNECTIONS_BURST = 1024
 """Maximum burst of new connections to hosts. Each occupies a local port for a minute after it is closed."""
 
 HOST_CONNECTIONS_PER_SECOND = 10
 """Rate of new connections to hosts after the burst; additional ones wait."""
 
-MODEL_CONNECTIONS_AT_ONCE = 256
+MODEL_CONNECTIONS_BURST = 256
 """Maximum burst of new connections to the model's address. All tasks share the local ports for this address."""
 
 MODEL_CONNECTIONS_PER_SECOND = 4
@@ -115,7 +115,7 @@ HALF_CLOSED_TIMEOUT_SECONDS = 60.0
 LOOKUP_TIMEOUT_SECONDS = 5.0
 """Time limit for resolving the name of a host; above it: 504."""
 
-LOOKUPS_MAX = 8
+CONCURRENT_LOOKUPS_MAX = 8
 """Maximum number of concurrent name lookups; additional ones wait within LOOKUP_TIMEOUT_SECONDS."""
 
 RESOLVED_ADDRESSES_MAX = 64

@@ -379,7 +379,7 @@ INDEX_INTERVAL_SECONDS = 1.0
 LOSS_CHECK_INTERVAL_SECONDS = 1.0
 """How long a journal may be silent before its lock is checked."""
 
-JOURNAL_REPLAYS_MAX = 2
+CONCURRENT_JOURNAL_REPLAYS_MAX = 2
 """Maximum number of unlocked journals that are scanned concurrently from start to end, per kind of reader.
 
 The kinds are launchers and tailers. Additional scans wait.

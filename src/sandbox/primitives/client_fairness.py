@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 MESSAGES_PER_TURN_MAX = 64
 """Maximum number of messages (of up to 4 KiB) that are encoded or sent for one client per event loop iteration."""
 
-THREADS_AT_ONCE_MAX = 2
+CONCURRENT_THREADS_MAX = 2
 """Maximum number of threads that read for one client concurrently, so threads stay free for other clients."""
 
 RESPONSE_BYTES_MAX = 128 * 1024 * 1024
@@ -132,7 +132,7 @@ class FairShare:
         self._messages_left = MESSAGES_PER_TURN_MAX
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._has_renewal_scheduled = False
-        self.threads = asyncio.Semaphore(THREADS_AT_ONCE_MAX)
+        self.threads = asyncio.Semaphore(CONCURRENT_THREADS_MAX)
         self.history_reads = asyncio.Semaphore()
         self.memory = MemoryShare()
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import partial
 
 from sandbox.interfaces.journal import Journals, JournalWriter, Recorder, ReplayState
-from sandbox.model.fixed_limits import JOURNAL_REPLAYS_MAX
+from sandbox.model.fixed_limits import CONCURRENT_JOURNAL_REPLAYS_MAX
 from sandbox.primitives.concurrency import run_in_daemon_thread
 
 
@@ -35,7 +35,7 @@ class JournalReplayer:
 
     def __init__(self, journals: Journals) -> None:
         self._journals = journals
-        self._semaphore = asyncio.Semaphore(JOURNAL_REPLAYS_MAX)
+        self._semaphore = asyncio.Semaphore(CONCURRENT_JOURNAL_REPLAYS_MAX)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[ReplaySlot]:

@@ -13,7 +13,7 @@ from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model.events import AgentExited, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
-from sandbox.model.fixed_limits import JOURNAL_REPLAYS_MAX
+from sandbox.model.fixed_limits import CONCURRENT_JOURNAL_REPLAYS_MAX
 from sandbox.model.task_state import TaskState
 from sandbox.server.journal_replayer import JournalReplayer
 
@@ -70,7 +70,7 @@ async def test_lost_tasks_with_long_journals_do_not_block_the_server(components,
             for task_id in task_ids:
                 components.placement.kill(task_id)
             try:
-                await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
+                await slow_journals.wait_for_opens(CONCURRENT_JOURNAL_REPLAYS_MAX)
                 await asyncio.sleep(0.3)
                 await asyncio.wait_for(service.health(), 5)
                 await asyncio.wait_for(service.submit(manifest("new")), 5)
@@ -82,7 +82,7 @@ async def test_lost_tasks_with_long_journals_do_not_block_the_server(components,
                 assert (await service.wait(task_id, 10)).failure.code == "runner_lost"
 
     await scenario()
-    assert slow_journals.maximum == JOURNAL_REPLAYS_MAX
+    assert slow_journals.maximum == CONCURRENT_JOURNAL_REPLAYS_MAX
 
 
 async def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journals):
@@ -96,7 +96,7 @@ async def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journa
 
     async def scenario():
         journals = JournalReplayer(components.journals)
-        for _ in range(JOURNAL_REPLAYS_MAX + 1):
+        for _ in range(CONCURRENT_JOURNAL_REPLAYS_MAX + 1):
             slow_journals.release_opens.clear()
             pending = asyncio.create_task(open_with_slot(journals))
             await slow_journals.wait_for_opens()
@@ -117,7 +117,7 @@ async def test_cancelled_scan_releases_its_lock_and_slot(components, slow_journa
 async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, slow_journals):
     """The cancelled task has a short journal. It waits behind the others for the scan that precedes a finisher."""
     slow_journals.fast_task_ids.add("short")
-    long = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX)]
+    long = [f"long-{number}" for number in range(CONCURRENT_JOURNAL_REPLAYS_MAX)]
     async with components.server() as service:
         for task_id in [*long, "short"]:
             await service.submit(manifest(task_id))
@@ -126,7 +126,7 @@ async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, s
             await components.wait_for_state(service, task_id, TaskState.RUNNING)
         for task_id in long:
             components.placement.kill(task_id)
-        await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
+        await slow_journals.wait_for_opens(CONCURRENT_JOURNAL_REPLAYS_MAX)
         components.placement.kill("short")
         await asyncio.sleep(0.5)  # the task is detected as lost and waits for a slot
         try:
@@ -143,7 +143,7 @@ async def test_cancel_is_recorded_during_long_scans_of_other_tasks(components, s
 async def test_cancel_request_queued_behind_others_times_out(components, slow_journals, monkeypatch):
     monkeypatch.setattr("sandbox.server.cancellation.CANCEL_TIMEOUT_SECONDS", 1.0)
     monkeypatch.setattr("sandbox.server.journal_tailer.LOSS_CHECK_INTERVAL_SECONDS", 60.0)
-    task_ids = [f"long-{number}" for number in range(JOURNAL_REPLAYS_MAX + 1)]
+    task_ids = [f"long-{number}" for number in range(CONCURRENT_JOURNAL_REPLAYS_MAX + 1)]
     async with components.server() as service:
         for task_id in task_ids:
             await service.submit(manifest(task_id))
@@ -152,9 +152,9 @@ async def test_cancel_request_queued_behind_others_times_out(components, slow_jo
             await components.wait_for_state(service, task_id, TaskState.RUNNING)
             components.placement.kill(task_id)
         first = [asyncio.create_task(service.cancel(task_id, reason="", force=False)) for task_id in task_ids[:-1]]
-        await slow_journals.wait_for_opens(JOURNAL_REPLAYS_MAX)
+        await slow_journals.wait_for_opens(CONCURRENT_JOURNAL_REPLAYS_MAX)
         with pytest.raises(UnavailableError, match="still cancelling other tasks whose runners died"):
             await asyncio.wait_for(service.cancel(task_ids[-1], reason="", force=False), 5)
         slow_journals.release_opens.set()
-        assert len(await asyncio.gather(*first)) == JOURNAL_REPLAYS_MAX
+        assert len(await asyncio.gather(*first)) == CONCURRENT_JOURNAL_REPLAYS_MAX
         await service.cancel(task_ids[-1], reason="", force=False)

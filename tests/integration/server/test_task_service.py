@@ -20,7 +20,7 @@ from sandbox.model.fixed_limits import FINISHERS_MAX
 from sandbox.model.resources import Resources
 from sandbox.model.task_state import TaskState
 from sandbox.primitives import client_fairness
-from sandbox.primitives.client_fairness import THREADS_AT_ONCE_MAX, FairShares
+from sandbox.primitives.client_fairness import CONCURRENT_THREADS_MAX, FairShares
 from sandbox.server.submissions import SubmissionStore
 
 
@@ -351,7 +351,7 @@ async def test_health_does_not_wait_for_the_threads_of_a_client(components):
             await released.wait()
 
     async with components.server() as service, asyncio.TaskGroup() as lists:
-        for _ in range(2 * THREADS_AT_ONCE_MAX):
+        for _ in range(2 * CONCURRENT_THREADS_MAX):
             lists.create_task(read_a_long_list())
         client_fairness.set_current_share(share)
         try:

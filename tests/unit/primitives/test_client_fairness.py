@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from sandbox.primitives import client_fairness
-from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX, FairShares
+from sandbox.primitives.client_fairness import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX, FairShares
 
 
 async def acquire_repeatedly(share, count, taken, size_bytes=100):
@@ -130,7 +130,7 @@ async def test_threads_per_client_are_limited(use_share):
         return maximum
 
     maximum = await run()
-    assert (maximum <= THREADS_AT_ONCE_MAX + 1) is use_share
+    assert (maximum <= CONCURRENT_THREADS_MAX + 1) is use_share
 
 
 async def test_thread_slot_is_held_for_several_steps():
@@ -148,4 +148,4 @@ async def test_thread_slot_is_held_for_several_steps():
 
     async with asyncio.timeout(10):
         await asyncio.gather(*(asyncio.create_task(use_slot()) for _ in range(20)))
-    assert maximum == THREADS_AT_ONCE_MAX
+    assert maximum == CONCURRENT_THREADS_MAX

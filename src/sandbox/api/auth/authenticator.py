@@ -146,7 +146,7 @@ def _parse_origin(origin: str, names: Collection[str]) -> tuple[str, int] | None
 LOCAL_OPERATOR = Principal("", "local", Role.OPERATOR)
 """The principal of every client of a server without tokens."""
 
-REQUESTS_AT_ONCE_MAX = 1000
+CONCURRENT_REQUESTS_MAX = 1000
 """Maximum number of concurrent requests per token, including streams; further requests get 429."""
 
 ALL_TASKS_STREAMS_MAX = 100
@@ -218,7 +218,7 @@ class Authenticator:
         client = f"token {principal.id}" if principal else client_key(connection.client and connection.client.host)
         if wait_seconds := self._rate_limiter.acquire(client):
             return _rate_limited(wait_seconds, principal)
-        if principal and self._requests_in_progress[principal.id] >= REQUESTS_AT_ONCE_MAX:
+        if principal and self._requests_in_progress[principal.id] >= CONCURRENT_REQUESTS_MAX:
             return _rate_limited(1, principal)
         if not requires_token:
             return Caller(LOCAL_OPERATOR)

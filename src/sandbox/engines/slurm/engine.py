@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 COMMAND_TIMEOUT_SECONDS = 25.0
 """Time limit for one command. Slurm's own commands wait for minutes if the controller accepts connections only."""
 
-COMMANDS_MAX = 4
+CONCURRENT_COMMANDS_MAX = 4
 """Number of concurrent commands. Each one is a request to the controller, which serves all users of the cluster."""
 
 NAMES_PER_COMMAND = 2000
@@ -85,7 +85,7 @@ class SlurmEngine:
     def __init__(self, settings: SlurmSettings) -> None:
         self._settings = settings
         self._locks = KeyedLock()
-        self._slots = asyncio.Semaphore(COMMANDS_MAX)
+        self._slots = asyncio.Semaphore(CONCURRENT_COMMANDS_MAX)
 
     async def submit(self, request: JobRequest) -> None:
         """Look the name up, then call sbatch. Implements `Engine.submit`.

@@ -111,9 +111,9 @@ class PublicDialer:
         self._model_addresses = model_addresses
         self._model_resolved_at = float("-inf")
         self._address_policy = address_policy
-        self._lookups = asyncio.Semaphore(limits.LOOKUPS_MAX)
+        self._lookups = asyncio.Semaphore(limits.CONCURRENT_LOOKUPS_MAX)
         self._full_buffer_connections = FullSizeBufferLimit()
-        self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_AT_ONCE, limits.HOST_CONNECTIONS_PER_SECOND)
+        self._rate_limiter = ConnectionRateLimiter(limits.HOST_CONNECTIONS_BURST, limits.HOST_CONNECTIONS_PER_SECOND)
 
     async def dial(self, host: str, port: int) -> Stream:
         """Connect to a host. Waits while the connection rate is exceeded.

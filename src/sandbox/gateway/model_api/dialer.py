@@ -105,9 +105,7 @@ class UpstreamDialer:
         self.addresses: set[Address] = set()
         self._ssl_context: SSLContext | None = None
         self._full_buffer_connections = FullSizeBufferLimit()
-        self._rate_limiter = ConnectionRateLimiter(
-            limits.MODEL_CONNECTIONS_AT_ONCE, limits.MODEL_CONNECTIONS_PER_SECOND
-        )
+        self._rate_limiter = ConnectionRateLimiter(limits.MODEL_CONNECTIONS_BURST, limits.MODEL_CONNECTIONS_PER_SECOND)
 
     async def dial(self) -> Stream:
         """Connect to the upstream. Waits while the connection rate is exceeded. Raises UpstreamUnreachableError."""

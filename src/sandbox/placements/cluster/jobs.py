@@ -38,7 +38,7 @@ POLL_SECONDS = 1.0
 
 _CONFIRM_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
-WITHDRAWALS_MAX = 2
+CONCURRENT_WITHDRAWALS_MAX = 2
 """Maximum number of jobs that are withdrawn at once. One more job is submitted at the same time.
 
 An engine may run few commands at once, and looking the jobs up must not wait for many others.
@@ -288,7 +288,7 @@ class Jobs:
         """The jobs that wait for their submission, by the attempt that names them."""
         self._submitting: asyncio.Task[None] | None = None
         self._withdrawing: set[asyncio.Task[None]] = set()
-        self._withdrawals = asyncio.Semaphore(WITHDRAWALS_MAX)
+        self._withdrawals = asyncio.Semaphore(CONCURRENT_WITHDRAWALS_MAX)
 
     @property
     def have_earlier_leases_ended(self) -> bool:

@@ -57,7 +57,7 @@ def is_closed(client: socket.socket) -> bool:
 
 
 async def test_concurrent_requests_are_limited_per_token(running_api, wait_until, monkeypatch):
-    monkeypatch.setattr(authenticator, "REQUESTS_AT_ONCE_MAX", 3)
+    monkeypatch.setattr(authenticator, "CONCURRENT_REQUESTS_MAX", 3)
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api, with_viewer_token(api) as client:
         api.tasks.add("task-001", *TO_RUNNING)
         streams = [asyncio.create_task(client.get("/api/v1/tasks/task-001/logs?follow=true")) for _ in range(3)]

@@ -15,7 +15,7 @@ from sandbox.api.middleware import authentication
 from sandbox.api.routes import tasks
 from sandbox.api.streaming import event_websocket
 from sandbox.model import events as e
-from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX, THREADS_AT_ONCE_MAX
+from sandbox.primitives.client_fairness import CONCURRENT_THREADS_MAX, MESSAGES_PER_TURN_MAX
 
 STREAMS, LINES = 20, 300
 
@@ -116,10 +116,10 @@ async def test_artifact_lists_of_one_token_have_limited_concurrency(running_api,
             )
             requests = [asyncio.create_task(client.get(path, headers=first)) for _ in range(20)]
             async with asyncio.timeout(10):
-                while active < THREADS_AT_ONCE_MAX:
+                while active < CONCURRENT_THREADS_MAX:
                     await asyncio.sleep(0.01)
             assert (await client.get("/api/v1/tasks?limit=1000", headers=second)).status_code == 200
-            assert maximum == THREADS_AT_ONCE_MAX
+            assert maximum == CONCURRENT_THREADS_MAX
             may_continue.set()
             assert {response.status_code for response in await asyncio.gather(*requests)} == {200}
 
@@ -187,9 +187,9 @@ async def test_manifests_for_one_token_are_parsed_in_a_limited_number_of_threads
         )
         requests = [asyncio.create_task(client.post(path, content=b"slow", headers=first)) for _ in range(40)]
         async with asyncio.timeout(10):
-            while active < THREADS_AT_ONCE_MAX:
+            while active < CONCURRENT_THREADS_MAX:
                 await asyncio.sleep(0.01)
             assert (await client.post(path, content=b"quick", headers=second)).status_code == 400
         may_continue.set()
         assert {response.status_code for response in await asyncio.gather(*requests)} == {400}
-        assert maximum == THREADS_AT_ONCE_MAX
+        assert maximum == CONCURRENT_THREADS_MAX

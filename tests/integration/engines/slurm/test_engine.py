@@ -253,4 +253,4 @@ async def test_number_of_concurrent_commands_is_limited(engine, slurm, tmp_path)
     await asyncio.gather(*(engine.withdraw(NAME) for _ in range(12)))
     counts = [int(count) for count in (tmp_path / "counts").read_text().split()]
     assert len(counts) == 12
-    assert max(counts) <= slurm_engine.COMMANDS_MAX
+    assert max(counts) <= slurm_engine.CONCURRENT_COMMANDS_MAX

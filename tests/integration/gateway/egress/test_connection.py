@@ -200,7 +200,7 @@ def test_hanging_resolver_blocks_neither_clients_nor_the_gateway(monkeypatch):
             clients = [await tunnel(served) for _ in range(20)]
             for client in clients:
                 assert b" 504 " in await client.read_until(b"\r\n\r\n")
-            assert threading.active_count() - before <= limits.LOOKUPS_MAX
+            assert threading.active_count() - before <= limits.CONCURRENT_LOOKUPS_MAX
             assert [report.error for report in served.events_of(ErrorReported)] == ["host_unreachable"]
 
     run(scenario)

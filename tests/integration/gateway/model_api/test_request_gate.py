@@ -74,7 +74,7 @@ def test_requests_are_forwarded_until_the_budget_is_reached(budget, reason):
 
 @pytest.mark.parametrize(("budget", "status", "sent"), [(0.006, 402, 1), (0.013, 200, 2)])
 def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reached(monkeypatch, budget, status, sent):
-    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_BURST", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
 
     async def scenario():
@@ -101,7 +101,7 @@ def test_request_that_waits_for_a_connection_is_refused_once_the_budget_is_reach
 
 @pytest.mark.parametrize("rules", [GatewayRules(), rules_with_budget(100)])
 def test_wait_for_a_connection_may_exceed_the_head_timeout(monkeypatch, rules):
-    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_BURST", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 1.0)
     monkeypatch.setitem(connection.PHASE_TIMEOUT_SECONDS, Phase.HEAD, 0.4)
 
@@ -129,7 +129,7 @@ def test_connection_without_a_complete_head_still_ends(monkeypatch):
 
 
 def test_request_that_waits_for_a_connection_at_shutdown_costs_nothing(monkeypatch):
-    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_AT_ONCE", 1)
+    monkeypatch.setattr(limits, "MODEL_CONNECTIONS_BURST", 1)
     monkeypatch.setattr(limits, "MODEL_CONNECTIONS_PER_SECOND", 0.01)
 
     async def scenario():

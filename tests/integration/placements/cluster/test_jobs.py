@@ -141,7 +141,7 @@ async def test_number_of_concurrent_withdrawals_is_limited(server, monkeypatch):
     await wait_until(lambda: running)
     may_withdraw.set()
     await wait_until(lambda: len(server.engine.withdrawn) == len(many))
-    assert max(counts) <= jobs.WITHDRAWALS_MAX
+    assert max(counts) <= jobs.CONCURRENT_WITHDRAWALS_MAX
     assert set(server.engine.withdrawn) == {each.name for each in many}
 
 

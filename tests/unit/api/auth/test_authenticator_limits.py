@@ -16,7 +16,7 @@ LIMIT = 3
 
 @pytest.fixture(autouse=True)
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(authenticator_module, "REQUESTS_AT_ONCE_MAX", LIMIT)
+    monkeypatch.setattr(authenticator_module, "CONCURRENT_REQUESTS_MAX", LIMIT)
     monkeypatch.setattr(authenticator_module, "ALL_TASKS_STREAMS_MAX", LIMIT)
 
 
