@@ -60,7 +60,7 @@ from sandbox.store.sqlite import SqliteStore
 
 _log = logging.getLogger(__name__)
 
-_TASK_SHARE = 4
+_DESCRIPTORS_PER_TASK = 4
 """The server accepts at most one unfinished task per this many of its file descriptors; a waiting task uses two."""
 
 
@@ -144,7 +144,11 @@ class TaskServer:
 def unfinished_tasks_max() -> int:
     """Return how many unfinished tasks this process can track, given its limit on file descriptors."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return UNFINISHED_TASKS_MAX if soft == resource.RLIM_INFINITY else min(UNFINISHED_TASKS_MAX, soft // _TASK_SHARE)
+    return (
+        UNFINISHED_TASKS_MAX
+        if soft == resource.RLIM_INFINITY
+        else min(UNFINISHED_TASKS_MAX, soft // _DESCRIPTORS_PER_TASK)
+    )
 
 
 def _convert_line(agents: Mapping[str, Agent], manifest: Manifest, line: bytes) -> Sequence[ConversationEvent] | None:

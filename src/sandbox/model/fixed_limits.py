@@ -249,9 +249,9 @@ KILL_TIMEOUT_SECONDS = 10.0
 SANDBOX_PROCESSES_MAX = 512
 """Maximum number of processes and threads of a sandbox. At this number, fork(2) fails in the sandbox."""
 
-OVERCOMMIT_CPUS = 8
-OVERCOMMIT_MEMORY = 2
-OVERCOMMIT_DISK = 4
+CPU_OVERCOMMIT_FACTOR = 8
+MEMORY_OVERCOMMIT_FACTOR = 2
+DISK_OVERCOMMIT_FACTOR = 4
 """Overcommit factors of the machine's CPUs, memory and disk.
 
 A task that alone exceeds the resulting capacity gets 507.

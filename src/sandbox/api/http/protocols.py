@@ -24,7 +24,7 @@ from sandbox.primitives.client_fairness import FairShare
 UNAUTHENTICATED_CONNECTIONS_MAX = 1024
 """Maximum number of connections per port without an authenticated request; another connection closes the oldest."""
 
-_DESCRIPTORS_SHARE = 8
+_DESCRIPTORS_DIVISOR = 8
 """Divisor of the file descriptor limit: on each port, unauthenticated connections may use 1/8 of the descriptors."""
 
 STALL_TIMEOUT_SECONDS = 600.0
@@ -95,7 +95,7 @@ class PortState(ServerState):
         limit = (
             UNAUTHENTICATED_CONNECTIONS_MAX
             if soft == resource.RLIM_INFINITY
-            else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_SHARE)
+            else min(UNAUTHENTICATED_CONNECTIONS_MAX, soft // _DESCRIPTORS_DIVISOR)
         )
         self.unauthenticated_connections = UnauthenticatedConnections(limit)
 

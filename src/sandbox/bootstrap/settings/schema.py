@@ -18,13 +18,13 @@ from annotated_types import Ge, Le, Len, MaxLen
 from sandbox.model.disk_watermarks import Watermark
 from sandbox.model.egress import CLONE_HOST_PATTERN
 from sandbox.model.fixed_limits import (
+    CPU_OVERCOMMIT_FACTOR,
+    DISK_OVERCOMMIT_FACTOR,
+    MEMORY_OVERCOMMIT_FACTOR,
     NEW_TASKS_FREE_BYTES,
     NEW_TASKS_FREE_PERCENT,
     OUTPUT_FREE_BYTES,
     OUTPUT_FREE_PERCENT,
-    OVERCOMMIT_CPUS,
-    OVERCOMMIT_DISK,
-    OVERCOMMIT_MEMORY,
 )
 from sandbox.model.manifest.field_formats import (
     BYTE_SIZE,
@@ -192,9 +192,9 @@ class CapacitySection:
     """Overcommit factors for the resources of the machine."""
 
     __pydantic_config__ = _FORBID_EXTRA
-    cpus: Annotated[Factor, Description("Overcommit factor for CPUs.")] = OVERCOMMIT_CPUS
-    memory: Annotated[Factor, Description("Overcommit factor for memory.")] = OVERCOMMIT_MEMORY
-    disk: Annotated[Factor, Description("Overcommit factor for the data directory's disk.")] = OVERCOMMIT_DISK
+    cpus: Annotated[Factor, Description("Overcommit factor for CPUs.")] = CPU_OVERCOMMIT_FACTOR
+    memory: Annotated[Factor, Description("Overcommit factor for memory.")] = MEMORY_OVERCOMMIT_FACTOR
+    disk: Annotated[Factor, Description("Overcommit factor for the data directory's disk.")] = DISK_OVERCOMMIT_FACTOR
 
 
 @dataclass(frozen=True, kw_only=True)
