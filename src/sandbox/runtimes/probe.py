@@ -90,31 +90,31 @@ async def run_probe(
     hierarchies: cgroups.Hierarchies,
     *,
     memory_bytes: int,
-    within_seconds: float = _PROBE_SECONDS,
+    timeout_seconds: float = _PROBE_SECONDS,
 ) -> frozenset[str]:
     """Create a sandbox, run a copy of `true` in it and destroy it. Returns the limits that are enforced.
 
-    within_seconds: time limit for the whole probe. If the machine is busy, the probe is repeated with more time:
+    timeout_seconds: time limit for the whole probe. If the machine is busy, the probe is repeated with more time:
     otherwise, tasks that use all their CPU time could make a runtime look broken. Raises SandboxError, OSError,
     TimeoutError.
     """
     try:
-        return await _run_probe_once(runtime, run_dir, hierarchies, memory_bytes, within_seconds)
+        return await _run_probe_once(runtime, run_dir, hierarchies, memory_bytes, timeout_seconds)
     except TimeoutError:
         if not is_machine_busy():
             raise
-    return await _run_probe_once(runtime, run_dir, hierarchies, memory_bytes, within_seconds * _BUSY_TIME_FACTOR)
+    return await _run_probe_once(runtime, run_dir, hierarchies, memory_bytes, timeout_seconds * _BUSY_TIME_FACTOR)
 
 
 async def _run_probe_once(
-    runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies, memory_bytes: int, within_seconds: float
+    runtime: Runtime, run_dir: Path, hierarchies: cgroups.Hierarchies, memory_bytes: int, timeout_seconds: float
 ) -> frozenset[str]:
     import shutil
 
     attempt_id = new_attempt_id()
     disk = probe_directory(run_dir, attempt_id)
     try:
-        async with asyncio.timeout(within_seconds):
+        async with asyncio.timeout(timeout_seconds):
             handle = runtime.prepare(attempt_id)
             try:
                 disk.mkdir(parents=True, mode=0o700)
@@ -125,7 +125,7 @@ async def _run_probe_once(
                 await runtime.destroy(handle, disk)
                 shutil.rmtree(disk, ignore_errors=True)
     except TimeoutError:
-        raise TimeoutError(f"The program 'true' did not exit within {within_seconds:g} s in a sandbox.") from None
+        raise TimeoutError(f"The program 'true' did not exit within {timeout_seconds:g} s in a sandbox.") from None
 
 
 async def find_confinement_problem(runtime: Runtime, run_dir: Path) -> str | None:

@@ -95,11 +95,11 @@ class Canceller:
         return _describe_outcome(recorder.task)
 
     @asynccontextmanager
-    async def _slot(self, within_seconds: float) -> AsyncIterator[ReplaySlot]:
-        """Wait for a replay slot. Raises UnavailableError if none becomes free within `within_seconds`."""
+    async def _slot(self, timeout_seconds: float) -> AsyncIterator[ReplaySlot]:
+        """Wait for a replay slot. Raises UnavailableError if none becomes free within `timeout_seconds`."""
         async with AsyncExitStack() as stack:
             try:
-                async with asyncio.timeout(within_seconds):
+                async with asyncio.timeout(timeout_seconds):
                     slot = await stack.enter_async_context(self._replayer.slot())
             except TimeoutError as error:
                 raise UnavailableError(

@@ -174,11 +174,11 @@ class TrackedTask:
         """Make the tailer check the journal now. Called after the server wrote to the journal or released its lock."""
         self._wake_event.set()
 
-    async def wait_for_wake(self, seconds: float) -> None:
+    async def wait_for_wake(self, timeout_seconds: float) -> None:
         """Wait for `wake` or the timeout."""
         # Do not use wait_for: in Python 3.11 it loses a cancellation that coincides with the wake-up.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(timeout_seconds):
                 await self._wake_event.wait()
         self._wake_event.clear()
 

@@ -75,7 +75,7 @@ async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, se
     set_load(0)
     runtime = FailingRuntime(exit_, stderr)
     with pytest.raises((SandboxError, TimeoutError)) as caught:
-        await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
+        await run_probe(runtime, tmp_path, runtime, memory_bytes=1, timeout_seconds=0.1)
     assert str(caught.value) == message
 
 
@@ -102,16 +102,16 @@ def set_load(monkeypatch):
 async def test_probe_on_a_busy_machine_is_repeated_with_more_time(tmp_path, set_load):
     set_load(3)
     runtime = HangingFirstRuntime(1)
-    assert await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1) == frozenset()
+    assert await run_probe(runtime, tmp_path, runtime, memory_bytes=1, timeout_seconds=0.1) == frozenset()
     with pytest.raises(TimeoutError, match=r"within 0\.4 s"):
-        await run_probe(HangingFirstRuntime(2), tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
+        await run_probe(HangingFirstRuntime(2), tmp_path, runtime, memory_bytes=1, timeout_seconds=0.1)
 
 
 async def test_probe_on_an_idle_machine_is_not_repeated(tmp_path, set_load):
     set_load(2)
     runtime = HangingFirstRuntime(1)
     with pytest.raises(TimeoutError, match=r"within 0\.1 s"):
-        await run_probe(runtime, tmp_path, runtime, memory_bytes=1, within_seconds=0.1)
+        await run_probe(runtime, tmp_path, runtime, memory_bytes=1, timeout_seconds=0.1)
 
 
 def test_bubblewrap_remedy_consists_of_sentences(tmp_path):

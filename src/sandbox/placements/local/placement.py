@@ -220,12 +220,12 @@ def _send_message(order_write_fd: int, message: bytes, pidfd: int, log_path: Pat
         raise OSError(error.errno, f"The runner did not accept its order; see {log_path}") from error
 
 
-def _write_all(pipe_fd: int, data: bytes, seconds: float) -> None:
-    """Write all data within `seconds`. Raises TimeoutError, BrokenPipeError."""
+def _write_all(pipe_fd: int, data: bytes, timeout_seconds: float) -> None:
+    """Write all data within `timeout_seconds`. Raises TimeoutError, BrokenPipeError."""
     os.set_blocking(pipe_fd, False)
     poll = select.poll()
     poll.register(pipe_fd, select.POLLOUT)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + timeout_seconds
     while data:
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError(errno.ETIMEDOUT, "Nothing reads from the pipe")

@@ -203,7 +203,7 @@ except OSError as error:
 """Imports only built-in and C modules: with `array`, `os` and `socket`, it would take twice as long."""
 
 
-def _has_files_in_transit(uid: int, seconds: float = _CLAIM_CHECK_SECONDS) -> bool | None:
+def _has_files_in_transit(uid: int, timeout_seconds: float = _CLAIM_CHECK_SECONDS) -> bool | None:
     """Return whether an earlier owner sent files over a socket that were never received; None if unknown.
 
     In sockets that contain each other, such files can outlive all processes. The kernel counts them toward the uid's
@@ -211,7 +211,7 @@ def _has_files_in_transit(uid: int, seconds: float = _CLAIM_CHECK_SECONDS) -> bo
     """
     argv = [sys.executable, "-I", "-S", "-E", "-c", _SEND_FILE, str(uid)]
     try:
-        check = subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False, timeout=seconds)
+        check = subprocess.run(argv, stderr=subprocess.DEVNULL, env={}, check=False, timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         return True
     return {0: False, 9: True}.get(check.returncode)

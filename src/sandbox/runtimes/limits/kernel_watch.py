@@ -226,7 +226,9 @@ async def wait_for_exceeded_limit(
     )
 
 
-async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | FileUsage]], seconds: float) -> str:
+async def _poll_for_violation(
+    measure: Callable[[], Awaitable[KernelUsage | FileUsage]], interval_seconds: float
+) -> str:
     loop = asyncio.get_running_loop()
     while True:
         started_at = loop.time()
@@ -234,7 +236,7 @@ async def _poll_for_violation(measure: Callable[[], Awaitable[KernelUsage | File
         violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
         if violation:
             return violation
-        await asyncio.sleep(max(seconds, min(_PAUSE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))
+        await asyncio.sleep(max(interval_seconds, min(_PAUSE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))
 
 
 _NOT_MEASURED = (

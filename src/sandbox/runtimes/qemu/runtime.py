@@ -79,7 +79,7 @@ async def probe_qemu(
             return _PROPERTIES.unavailable(_KVM_REQUIRED, is_explicit_only=True)
         seconds = _KVM_SECONDS if excludes_emulation else _EMULATED_SECONDS
         limits = await run_probe(
-            runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, within_seconds=seconds
+            runtime, run_dir, runtime.hierarchies, memory_bytes=_MEMORY_BYTES, timeout_seconds=seconds
         )
     except (SandboxError, OSError, TimeoutError) as error:
         has_not_booted = isinstance(error, TimeoutError) or isinstance(error.__cause__, BootError)
@@ -192,18 +192,18 @@ class QemuRuntime(BaseRuntime):
 
     async def _boot_with_fallback(self, handle: SandboxHandle, guest_spec: jail.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
-        for accelerator, within_seconds in self._boot_attempts():
+        for accelerator, timeout_seconds in self._boot_attempts():
             is_fallback = accelerator is Accelerator.TCG and self._kvm.is_present()
             slow_reason = _KVM_FALLBACK_MESSAGE if is_fallback else None
             self._guest_specs[handle.attempt_id] = replace(guest_spec, accelerator=accelerator, slow_reason=slow_reason)
             try:
-                sandbox = await self._boot(handle, guest_spec.spec, within_seconds)
+                sandbox = await self._boot(handle, guest_spec.spec, timeout_seconds)
             except BootError as error:
                 problem = error
             else:
                 self.last_accelerator = accelerator
                 return sandbox
-            if problem.has_timed_out and within_seconds == KVM_RETRY_BOOT_SECONDS and not is_machine_busy():
+            if problem.has_timed_out and timeout_seconds == KVM_RETRY_BOOT_SECONDS and not is_machine_busy():
                 self._kvm.record_failure()
         raise problem
 
@@ -217,13 +217,13 @@ class QemuRuntime(BaseRuntime):
         if not self._excludes_emulation:
             yield from ((Accelerator.TCG, BOOT_SECONDS * 2**number) for number in range(BOOTS_MAX))
 
-    async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, within_seconds: float) -> QemuSandbox:
+    async def _boot(self, handle: SandboxHandle, spec: SandboxSpec, timeout_seconds: float) -> QemuSandbox:
         sandbox = await super().create(
             handle, replace(spec, memory_bytes=spec.memory_bytes + command_lines.JAIL_OVERHEAD_BYTES)
         )
         assert isinstance(sandbox, QemuSandbox)
         try:
-            await sandbox.boot(within_seconds)
+            await sandbox.boot(timeout_seconds)
         except BaseException:
             await self._discard(handle, spec.disk)
             raise

@@ -90,13 +90,13 @@ class QemuSandbox:
         self._exit_task: asyncio.Task[ExitStatus] | None = None
         self.slow_reason = guest_spec.slow_reason
 
-    async def boot(self, within_seconds: float) -> None:
+    async def boot(self, timeout_seconds: float) -> None:
         """Boot the guest and wait for the agent's response.
 
         Raises BootError, and AttemptError (provision_failed) if nothing starts.
         """
         try:
-            async with asyncio.timeout(within_seconds):
+            async with asyncio.timeout(timeout_seconds):
                 reports = await self._execute()
                 await self._console.open(self._launcher.output)
                 await self._stderr.open(self._launcher.errors)
@@ -104,7 +104,7 @@ class QemuSandbox:
                 await _wait_first(self._ready, self._channel.ended)
         except TimeoutError:
             raise BootError(
-                f"it took longer than {within_seconds:.0f} s; {self._last_output_line()}", has_timed_out=True
+                f"it took longer than {timeout_seconds:.0f} s; {self._last_output_line()}", has_timed_out=True
             ) from None
         except OSError as error:
             raise BootError(f"its files cannot be opened: {error.strerror or error}") from error

@@ -31,8 +31,8 @@ class FakeQemuRuntime(QemuRuntime):
         self.boots = []
         self.outcomes = list(outcomes)
 
-    async def _boot(self, handle, spec, within_seconds):
-        self.boots.append((self._guest_specs[handle.attempt_id].accelerator, within_seconds))
+    async def _boot(self, handle, spec, timeout_seconds):
+        self.boots.append((self._guest_specs[handle.attempt_id].accelerator, timeout_seconds))
         outcome = self.outcomes.pop(0) if self.outcomes else BOOTED
         if outcome is not BOOTED:
             raise outcome
