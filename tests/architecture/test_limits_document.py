@@ -40,7 +40,7 @@ ROWS = [
     (
         "Sandboxes",
         "Cached names of files, including hard links and names that do not exist",
-        "model.fixed_limits.CACHED_NAMES_MAX",
+        "model.fixed_limits.DENTRIES_MAX",
     ),
     ("Sandboxes", "Processes that are killed for lack of memory", "model.fixed_limits.OOM_KILLS_MAX"),
     ("Sandboxes", "Pseudo-terminals", "runtimes.programs.launcher.PTYS_MAX"),

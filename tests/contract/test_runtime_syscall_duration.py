@@ -407,7 +407,7 @@ time.sleep(600)
 def test_cached_file_names_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     if runtime.name != "bubblewrap":
         pytest.skip("programs cannot watch the host's directories")
-    monkeypatch.setattr(kernel_watch, "CACHED_NAMES_MAX", _NAMES_MAX)
+    monkeypatch.setattr(kernel_watch, "DENTRIES_MAX", _NAMES_MAX)
 
     async def scenario() -> str:
         async with ready_sandbox(runtime, disk) as sandbox:
@@ -431,11 +431,11 @@ def test_absent_names_in_directories_of_the_host_are_forgotten_at_the_end(
 ):
     if runtime.name != "bubblewrap" or os.geteuid() != 0:
         pytest.skip("the names of the sandbox are not cached on the host")
-    monkeypatch.setattr(cgroups, "_ABSENT_NAMES_GROWTH_MAX", -(1 << 40))  # other programs may free names meanwhile
+    monkeypatch.setattr(cgroups, "_NEGATIVE_DENTRIES_GROWTH_MAX", -(1 << 40))  # other programs may free names meanwhile
     drop, charged = ControlGroup.drop_caches, []
 
-    def drop_caches(group: ControlGroup, absent_names_before: int) -> None:
-        drop(group, absent_names_before)
+    def drop_caches(group: ControlGroup, negative_dentries_before: int) -> None:
+        drop(group, negative_dentries_before)
         deadline = time.monotonic() + 5  # the kernel frees names after a grace period
         while (group.stats().memory_bytes or 0) >= 5 * MEBIBYTE and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -450,7 +450,7 @@ def test_absent_names_in_directories_of_the_host_are_forgotten_at_the_end(
 def test_ordinary_number_of_file_names_is_within_the_limit(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(kernel_watch, "CACHED_NAMES_MAX", _NAMES_MAX)
+    monkeypatch.setattr(kernel_watch, "DENTRIES_MAX", _NAMES_MAX)
     assert measure(runtime, disk, _FEW_NAMES).find_exceeded_limit() == ""
 
 

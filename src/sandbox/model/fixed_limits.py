@@ -156,14 +156,14 @@ RECLAIMABLE_SLAB_MEMORY_DIVISOR = 8
 This is 1/8 of the machine's memory, at least FREE_SLAB_BYTES_MAX.
 """
 
-ANON_MAPPING_LINK_BYTES_MAX = 96 * 1024 * 1024
+ANON_VMA_CHAIN_BYTES_MAX = 96 * 1024 * 1024
 """Maximum memory used by the links between anonymous mappings (64 bytes each), attributed to one sandbox.
 
 When a process ends, the kernel removes its links without interruption: 0.14 s for each million. A program can create
 1.5 million between two counts.
 """
 
-CACHED_NAMES_MAX = 5 * 1024 * 1024
+DENTRIES_MAX = 5 * 1024 * 1024
 """Maximum number of file names that the kernel has cached (dentries), attributed to one sandbox.
 
 A file can have many names (hard links), and the kernel also caches names that do not exist. When a program watches a

@@ -17,7 +17,7 @@ from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
-from sandbox.runtimes.limits.slab_usage import CachedExtentMeter, count_absent_names
+from sandbox.runtimes.limits.slab_usage import CachedExtentMeter, count_negative_dentries
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
@@ -46,7 +46,7 @@ class BaseSandbox(ABC):
         self._launcher = ready.launcher
         self._syscall_buffer_meter: SyscallBufferMeter | None = None
         self._extent_meter = CachedExtentMeter(ready.spec.disk)
-        self._absent_names_before = count_absent_names()
+        self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
         self._has_started = False
         self._was_killed = False
@@ -127,7 +127,7 @@ class BaseSandbox(ABC):
                 await self.wait()
         except TimeoutError:
             raise AttemptError(FailureCode.SANDBOX_LOST, BUSY_KERNEL_MESSAGE) from None
-        await asyncio.to_thread(self._group.drop_caches, self._absent_names_before)
+        await asyncio.to_thread(self._group.drop_caches, self._negative_dentries_before)
         for terminal in self._terminals:
             await terminal.hang_up()
             await terminal.wait()

@@ -25,10 +25,10 @@ from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import (
-    NAME_BYTES,
+    DENTRY_BYTES,
     GroupUsage,
     SlabMeter,
-    count_absent_names,
+    count_negative_dentries,
     reclaimable_free_slab_bytes_max,
 )
 
@@ -61,7 +61,7 @@ _SANDBOXES_AT_LIMIT_MIN = 8
 """Minimum number of sandboxes that can together exhaust all buffers; then the datagrams of the others are dropped."""
 
 
-_ABSENT_NAMES_GROWTH_MAX = 1024 * 1024
+_NEGATIVE_DENTRIES_GROWTH_MAX = 1024 * 1024
 """If the machine's number of cached names that do not exist grew by less, a sandbox's caches are kept at its end."""
 
 
@@ -115,16 +115,16 @@ class ControlGroup(msgspec.Struct, frozen=True):
         for pid in self.process_ids():
             host_processes.send_signal(pid, signal.SIGKILL, self._contains)
 
-    def drop_caches(self, absent_names_before: int) -> None:
+    def drop_caches(self, negative_dentries_before: int) -> None:
         """Free what the kernel has cached for the group, if this may include many names that do not exist.
 
         Such names in the host's directories would outlive the group, and those of many sandboxes would add up. Call
         this once no process is left. Takes 0.5 s of CPU time for a million names.
 
-        absent_names_before: the number of cached names that do not exist on the machine before the sandbox started.
+        negative_dentries_before: the machine's number of cached names that do not exist, before the sandbox started.
         """
-        usage, growth = self._group_usage(), count_absent_names() - absent_names_before
-        if usage is None or min(growth, usage.kernel_bytes // NAME_BYTES) <= _ABSENT_NAMES_GROWTH_MAX:
+        usage, growth = self._group_usage(), count_negative_dentries() - negative_dentries_before
+        if usage is None or min(growth, usage.kernel_bytes // DENTRY_BYTES) <= _NEGATIVE_DENTRIES_GROWTH_MAX:
             return
         with suppress(OSError):  # the kernel reports an error if something remains
             if not self._write("memory.force_empty", 0):
@@ -185,11 +185,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             buffer_bytes=buffers,
             buffer_bytes_max=buffers_max,
             netlink_bytes=kernel_usage.count_netlink_bytes(pid),
-            unreclaimable_free_slab_bytes=slabs.unreclaimable_free if slabs else None,
-            reclaimable_free_slab_bytes=slabs.reclaimable_free if slabs else None,
+            unreclaimable_free_slab_bytes=slabs.unreclaimable_free_bytes if slabs else None,
+            reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
-            anon_mapping_link_bytes=slabs.mapping_links if slabs else None,
-            cached_names=slabs.names // NAME_BYTES if slabs else None,
+            anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
+            dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
         )

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from sandbox.model.fixed_limits import (
-    ANON_MAPPING_LINK_BYTES_MAX,
+    ANON_VMA_CHAIN_BYTES_MAX,
     CACHED_EXTENTS_MAX,
-    CACHED_NAMES_MAX,
+    DENTRIES_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
     FILE_LOCKS_MAX,
@@ -43,8 +43,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: memory that is still allocated for freed kernel objects of unreclaimable kinds.
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
-    anon_mapping_link_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
-    cached_names: number of file names that the kernel has cached, including names that do not exist.
+    anon_vma_chain_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
+    dentries: number of file names that the kernel has cached, including names that do not exist.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
@@ -61,8 +61,8 @@ class KernelUsage(msgspec.Struct, frozen=True):
     unreclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes_max: int | None = None
-    anon_mapping_link_bytes: int | None = None
-    cached_names: int | None = None
+    anon_vma_chain_bytes: int | None = None
+    dentries: int | None = None
     udp_sockets_on_port: int | None = None
     syscall_buffer_bytes: int | None = None
     cached_extents: int | None = None
@@ -114,10 +114,10 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The sandbox left {reclaimable >> 20} MiB of kernel memory in partly used slabs of inodes and file "
                 f"names; the limit is {reclaimable_max >> 20} MiB. Close files in the order in which they were created."
             )
-        if self.anon_mapping_link_bytes is not None and self.anon_mapping_link_bytes > ANON_MAPPING_LINK_BYTES_MAX:
+        if self.anon_vma_chain_bytes is not None and self.anon_vma_chain_bytes > ANON_VMA_CHAIN_BYTES_MAX:
             return (
-                f"The kernel held {self.anon_mapping_link_bytes >> 20} MiB to link mappings of the sandbox's processes "
-                f"with those of their parents; the limit is {ANON_MAPPING_LINK_BYTES_MAX >> 20} MiB. Split fewer "
+                f"The kernel held {self.anon_vma_chain_bytes >> 20} MiB to link mappings of the sandbox's processes "
+                f"with those of their parents; the limit is {ANON_VMA_CHAIN_BYTES_MAX >> 20} MiB. Split fewer "
                 "mappings, or start fewer generations of processes."
             )
         if self.syscall_buffer_bytes is not None and self.syscall_buffer_bytes > SYSCALL_BUFFER_BYTES_MAX:
@@ -133,10 +133,10 @@ class KernelUsage(msgspec.Struct, frozen=True):
         return ""
 
     def _find_file_violation(self) -> str:
-        if self.cached_names is not None and self.cached_names > CACHED_NAMES_MAX:
+        if self.dentries is not None and self.dentries > DENTRIES_MAX:
             return (
-                f"The kernel had cached {self.cached_names} file names for the sandbox; the limit is "
-                f"{CACHED_NAMES_MAX}. Look up fewer names that do not exist, and create fewer hard links."
+                f"The kernel had cached {self.dentries} file names for the sandbox; the limit is "
+                f"{DENTRIES_MAX}. Look up fewer names that do not exist, and create fewer hard links."
             )
         if self.cached_extents is not None and self.cached_extents > CACHED_EXTENTS_MAX:
             return (

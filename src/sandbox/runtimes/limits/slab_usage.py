@@ -30,10 +30,10 @@ from sandbox.model.fixed_limits import (
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
-_MAPPING_LINKS = "anon_vma_chain"
-_NAME_COUNTS = Path("/proc/sys/fs/dentry-state")
-_ALL_NAMES_FIELD, _ABSENT_NAMES_FIELD = 0, 4
-NAME_BYTES = 192
+_ANON_VMA_CHAIN = "anon_vma_chain"
+_DENTRY_STATE = Path("/proc/sys/fs/dentry-state")
+_DENTRIES_FIELD, _NEGATIVE_DENTRIES_FIELD = 0, 4
+DENTRY_BYTES = 192
 """Size of a cached name (struct dentry)."""
 
 _INTERVAL_SECONDS = 1.0
@@ -57,30 +57,30 @@ class GroupUsage(NamedTuple):
 
 
 class SlabUsage(NamedTuple):
-    """Kernel memory in slabs, in bytes.
+    """Kernel memory in slabs.
 
-    unreclaimable_free, reclaimable_free: free objects of the kinds that the kernel cannot reclaim, and of those that it
-    can, such as cached inodes.
-    mapping_links: the links between anonymous mappings, which are in use. A mapping has one link for each ancestor with
-        which its process may share pages of the mapping.
-    names: the cached names of files (dentries), including names that do not exist.
+    unreclaimable_free_bytes, reclaimable_free_bytes: free objects of the kinds that the kernel cannot reclaim, and of
+        those that it can, such as cached inodes.
+    anon_vma_chain_bytes: the links between anonymous mappings, which are in use. A mapping has one link for each
+        ancestor with which its process may share pages of the mapping.
+    dentry_bytes: the cached names of files (dentries), including names that do not exist.
     """
 
-    unreclaimable_free: int
-    reclaimable_free: int
-    mapping_links: int = 0
-    names: int = 0
+    unreclaimable_free_bytes: int
+    reclaimable_free_bytes: int
+    anon_vma_chain_bytes: int = 0
+    dentry_bytes: int = 0
 
 
 def measure_slab_usage(
-    slabs: Path = _SLABS, flags: Path = _FLAGS, name_counts: Path = _NAME_COUNTS
+    slabs: Path = _SLABS, flags: Path = _FLAGS, dentry_state: Path = _DENTRY_STATE
 ) -> SlabUsage | None:
     """Measure the machine's slabs; return None if only root may read the statistics."""
     try:
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
         return None
-    unreclaimable = reclaimable = mapping_links = 0
+    unreclaimable = reclaimable = anon_vma_chain_bytes = 0
     for line in lines:
         name, active, objects, size, _ = line.split(maxsplit=4)
         free = (int(objects) - int(active)) * int(size)
@@ -88,21 +88,21 @@ def measure_slab_usage(
             reclaimable += free
         else:
             unreclaimable += free
-        if name == _MAPPING_LINKS:
-            mapping_links += int(active) * int(size)
+        if name == _ANON_VMA_CHAIN:
+            anon_vma_chain_bytes += int(active) * int(size)
     return SlabUsage(
-        unreclaimable, reclaimable, mapping_links, _count_names(name_counts, _ALL_NAMES_FIELD) * NAME_BYTES
+        unreclaimable, reclaimable, anon_vma_chain_bytes, _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
     )
 
 
-def count_absent_names(name_counts: Path = _NAME_COUNTS) -> int:
+def count_negative_dentries(dentry_state: Path = _DENTRY_STATE) -> int:
     """Return how many names that do not exist the machine's kernel has cached; 0 if unknown, as before Linux 5.0."""
-    return _count_names(name_counts, _ABSENT_NAMES_FIELD)
+    return _count_dentries(dentry_state, _NEGATIVE_DENTRIES_FIELD)
 
 
-def _count_names(name_counts: Path, field: int) -> int:
+def _count_dentries(dentry_state: Path, field: int) -> int:
     try:
-        return int(name_counts.read_text().split()[field])
+        return int(dentry_state.read_text().split()[field])
     except (OSError, ValueError, IndexError):
         return 0
 
@@ -175,8 +175,8 @@ class SlabMeter:
             return None
         found = SlabUsage(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
         return found._replace(
-            mapping_links=min(found.mapping_links, usage.kernel_bytes),
-            names=min(found.names, usage.kernel_bytes),
+            anon_vma_chain_bytes=min(found.anon_vma_chain_bytes, usage.kernel_bytes),
+            dentry_bytes=min(found.dentry_bytes, usage.kernel_bytes),
         )
 
     def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:

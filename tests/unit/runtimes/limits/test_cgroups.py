@@ -61,10 +61,10 @@ class DropCachesHarness:
         self._monkeypatch = monkeypatch
         self._group = ControlGroup([directory])
 
-    def drop(self, absent_names: int, kernel_bytes: int, absent_names_before: int = 100_000) -> str:
-        self._monkeypatch.setattr(cgroups, "count_absent_names", lambda: absent_names)
+    def drop(self, negative_dentries: int, kernel_bytes: int, negative_dentries_before: int = 100_000) -> str:
+        self._monkeypatch.setattr(cgroups, "count_negative_dentries", lambda: negative_dentries)
         self._charge.write_text(f"{kernel_bytes}\n")
-        self._group.drop_caches(absent_names_before)
+        self._group.drop_caches(negative_dentries_before)
         return self._control.read_text()
 
 
@@ -80,7 +80,7 @@ def test_caches_with_few_absent_names_are_kept(tmp_path: Path, monkeypatch: pyte
     harness = DropCachesHarness(tmp_path, monkeypatch, "memory.force_empty")
     assert harness.drop(500_000, 900_000_000) == ""
     assert harness.drop(5_000_000, 20_000_000) == ""
-    assert harness.drop(5_000_000, 900_000_000, absent_names_before=4_900_000) == ""
+    assert harness.drop(5_000_000, 900_000_000, negative_dentries_before=4_900_000) == ""
 
 
 def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sandbox.model.fixed_limits import (
-    ANON_MAPPING_LINK_BYTES_MAX,
+    ANON_VMA_CHAIN_BYTES_MAX,
     CACHED_EXTENTS_MAX,
-    CACHED_NAMES_MAX,
+    DENTRIES_MAX,
     DISK_DIRECTORIES_MAX,
     FREE_SLAB_BYTES_MAX,
 )
@@ -34,7 +34,7 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 """
 
 
-CHARGED_KINDS = ("mapping_links", "names")
+CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes")
 """Kinds that are in use, so all of their memory is charged to a control group."""
 
 
@@ -55,7 +55,7 @@ class SingleKindMeter:
 
 
 class FakeSlabs:
-    def __init__(self, used_bytes: int | None = 0, kind: str = "unreclaimable_free") -> None:
+    def __init__(self, used_bytes: int | None = 0, kind: str = "unreclaimable_free_bytes") -> None:
         self.bytes, self.kind, self.now = used_bytes, kind, 100.0
 
     def measure(self) -> SlabUsage | None:
@@ -87,7 +87,7 @@ def test_names_count_as_zero_if_their_number_is_unknown(tmp_path: Path, state: s
         (tmp_path / "dentry-state").write_text(state)
     found = measure_slab_usage(tmp_path / "slabinfo", tmp_path, tmp_path / "dentry-state")
     assert found is not None
-    assert found.names == 0
+    assert found.dentry_bytes == 0
 
 
 def test_unreadable_slabinfo_counts_as_zero(tmp_path: Path):
@@ -197,13 +197,13 @@ def test_objects_in_use_that_are_not_charged_to_the_sandbox_are_not_attributed(k
 
 
 def test_mapping_links_above_the_limit_are_a_violation():
-    assert not KernelUsage(anon_mapping_link_bytes=ANON_MAPPING_LINK_BYTES_MAX).find_exceeded_limit()
-    assert "97 MiB" in KernelUsage(anon_mapping_link_bytes=ANON_MAPPING_LINK_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+    assert not KernelUsage(anon_vma_chain_bytes=ANON_VMA_CHAIN_BYTES_MAX).find_exceeded_limit()
+    assert "97 MiB" in KernelUsage(anon_vma_chain_bytes=ANON_VMA_CHAIN_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
 def test_more_cached_names_than_the_limit_are_a_violation():
-    assert not KernelUsage(cached_names=CACHED_NAMES_MAX).find_exceeded_limit()
-    assert "file names" in KernelUsage(cached_names=CACHED_NAMES_MAX + 1).find_exceeded_limit()
+    assert not KernelUsage(dentries=DENTRIES_MAX).find_exceeded_limit()
+    assert "file names" in KernelUsage(dentries=DENTRIES_MAX + 1).find_exceeded_limit()
 
 
 class FakeDisk:
