@@ -59,7 +59,7 @@ _OWN_FILES = (
 )
 """Prefixes of the paths of files that have a separate inode in each sandbox."""
 
-_HOST_SETTINGS = "/proc/sys/"
+_SYSCTL_DIRECTORY = "/proc/sys/"
 """Prefix of the settings that are bind-mounted from the host's /proc if the server runs as an ordinary user."""
 
 
@@ -210,7 +210,7 @@ def is_shared_with_host(file: str) -> bool:
     """Return whether the host uses this file too: a device, a file of /usr or of an image, an eventfd or similar."""
     with suppress(OSError):
         path = str(Path(file.format("fd")).readlink())
-        return path.startswith(_HOST_SETTINGS) or not path.startswith(_OWN_FILES)
+        return path.startswith(_SYSCTL_DIRECTORY) or not path.startswith(_OWN_FILES)
     return False
 
 

@@ -96,8 +96,8 @@ class PendingSyscallInterrupter:
 
 _PROC = Path("/proc")
 _KERNEL_MEMORY_FIELDS = ("SUnreclaim:", "VmallocUsed:")
-_SETTINGS = "/proc/sys/"
-_SETTING_BUFFER_BYTES = 4 << 20
+_SYSCTL_DIRECTORY = "/proc/sys/"
+_SYSCTL_BUFFER_BYTES = 4 << 20
 """Largest buffer for one read of a setting, the kernel's KMALLOC_MAX_SIZE."""
 
 _RUNNING = "running"
@@ -121,7 +121,7 @@ def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> 
     """
     request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
-    threads_min = SYSCALL_BUFFER_BYTES_MAX // max(_SETTING_BUFFER_BYTES, request_bytes)
+    threads_min = SYSCALL_BUFFER_BYTES_MAX // max(_SYSCTL_BUFFER_BYTES, request_bytes)
     if sum(len(one.threads) for one in processes) <= threads_min:
         return 0
     return sum(one.sum_buffers() for one in processes)
@@ -158,8 +158,8 @@ class _ProcessCalls:
     def _measure_file(self, thread: Path, descriptor: str) -> int:
         with suppress(OSError):
             target = str((thread / "fd" / descriptor).readlink())
-            if target.startswith(_SETTINGS):
-                return _SETTING_BUFFER_BYTES
+            if target.startswith(_SYSCTL_DIRECTORY):
+                return _SYSCTL_BUFFER_BYTES
             if self._netlink_sockets is None:
                 self._netlink_sockets = _read_netlink_sockets(thread / "net/netlink")
             return self._request_bytes if target in self._netlink_sockets else 0

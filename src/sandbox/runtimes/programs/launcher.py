@@ -46,7 +46,7 @@ INOTIFY_WATCHES_MAX = 131_072
 A read in /proc/self/fdinfo lists all watches of an instance without interruption: 3 s for a million.
 """
 
-NAMESPACE_SETTINGS = {
+NAMESPACE_SYSCTLS = {
     "net/ipv4/tcp_rmem": "4096 32768 1048576",
     "net/ipv4/tcp_wmem": "4096 16384 1048576",
     "net/ipv4/tcp_max_tw_buckets": "16384",
@@ -89,10 +89,10 @@ _mount_call, _prctl, _setns, _unshare = (
 )
 
 
-def check_errno(result: int, what: str) -> None:
+def check_errno(result: int, operation: str) -> None:
     if result != 0:
         number = _ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, f"{operation}: {os.strerror(number)}")
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -137,7 +137,7 @@ def limit_kernel_objects() -> None:
 
     A container's /proc/sys may be read-only, and older kernels have some of these settings only for the whole machine.
     """
-    for name, value in NAMESPACE_SETTINGS.items():
+    for name, value in NAMESPACE_SYSCTLS.items():
         try:
             with open(f"/proc/sys/{name}", "w") as file:  # noqa: PTH123
                 file.write(value)

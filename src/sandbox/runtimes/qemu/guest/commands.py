@@ -23,7 +23,7 @@ def start_init() -> int:
 
     Every later child of this process is in the namespace. Returns init's pid. Raises OSError.
     """
-    machine.check(machine.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
+    machine.check_errno(machine.libc.unshare(_CLONE_NEWPID | _CLONE_NEWIPC), "unshare")
     done, done_write_fd = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -123,5 +123,7 @@ def _drop_privileges() -> None:
 def _install_seccomp_filter(program: bytes) -> None:
     buffer = ctypes.create_string_buffer(program, len(program))
     header = _SockFprog(len(program) // 8, ctypes.addressof(buffer))
-    machine.check(machine.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-    machine.check(machine.libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header), 0, 0), "seccomp")
+    machine.check_errno(machine.libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    machine.check_errno(
+        machine.libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(header), 0, 0), "seccomp"
+    )

@@ -34,18 +34,18 @@ _LINKS = {
 libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check(result: int, what: str) -> int:
+def check_errno(result: int, operation: str) -> int:
     """Return the result of a C function. Raises OSError if it is -1."""
     if result == -1:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        raise OSError(number, f"{operation}: {os.strerror(number)}")
     return result
 
 
 def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str | None = None) -> None:
     """Call mount(2). Raises OSError."""
     texts = [None if text is None else text.encode() for text in (source, target, kind, data)]
-    check(libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+    check_errno(libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
 
 
 def prepare(settings: list[str]) -> None:
@@ -67,7 +67,7 @@ def prepare(settings: list[str]) -> None:
     mount("sysfs", "/sys", "sysfs")
     mount("devtmpfs", "/dev", "devtmpfs")
     mount("tmpfs", "/run", "tmpfs")
-    check(libc.sethostname(host_name.encode(), len(host_name)), "sethostname")
+    check_errno(libc.sethostname(host_name.encode(), len(host_name)), "sethostname")
     for name in sorted(os.listdir(_MODULES)):  # noqa: PTH208
         _load_module(f"{_MODULES}/{name}")
     _configure_network()
@@ -95,7 +95,7 @@ def drop_file_caches(files_max: int) -> None:
 def _load_module(path: str) -> None:
     file = os.open(path, os.O_RDONLY)
     flags = 0 if path.endswith(".ko") else _COMPRESSED
-    check(libc.syscall(_FINIT_MODULE, file, b"", flags), f"module {path}")
+    check_errno(libc.syscall(_FINIT_MODULE, file, b"", flags), f"module {path}")
     os.close(file)
 
 
@@ -233,4 +233,4 @@ def _address_number(address: str) -> int:
 
 def _bpf(command: int, attributes: bytes) -> int:
     buffer = ctypes.create_string_buffer(attributes, _ATTRIBUTES_BYTES)
-    return check(libc.syscall(_BPF, command, buffer, _ATTRIBUTES_BYTES), "bpf")
+    return check_errno(libc.syscall(_BPF, command, buffer, _ATTRIBUTES_BYTES), "bpf")
