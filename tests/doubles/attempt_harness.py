@@ -332,7 +332,7 @@ class AttemptHarness:
             reserve=self.reserve,
             clock=clock,
             boot_id=BOOT_ID,
-            redaction=SecretRedactor(secrets) if secrets else None,
+            redactor=SecretRedactor(secrets) if secrets else None,
         )
         self.agent, self.gateways = ScriptedAgent(script), ScriptedGateway(script)
         self.recorder = self.make_recorder(None)
@@ -343,12 +343,12 @@ class AttemptHarness:
             data_dir,
             self.recorder,
             secrets or {},
-            self.parts.redaction,
+            self.parts.redactor,
             ModelUpstream("http://model", api_key="k"),
             keeps_session=True,
         )
         self.attempt.layout.root.mkdir(parents=True)
-        self.terminals = TerminalServer(self.parts.redaction, self.parts.throttle.queue())
+        self.terminals = TerminalServer(self.parts.redactor, self.parts.throttle.queue())
 
     def make_recorder(self, task):
         """Return the recorder of another runner that continues this task."""

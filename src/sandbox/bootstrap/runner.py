@@ -84,7 +84,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     confine: confines host programs; None means that the runtime confines them.
     boot_id: the host's current boot.
     throttle: limits the CPU usage of all work that a sandbox causes in its runner.
-    redaction: removes the values of the task's secrets; None if the task has no secrets.
+    redactor: removes the values of the task's secrets; None if the task has no secrets.
     """
 
     data_dir: Path
@@ -100,7 +100,7 @@ class RunnerParts(msgspec.Struct, frozen=True):
     boot_id: str
     confine: Confine | None = None
     throttle: CpuThrottle = msgspec.field(default_factory=CpuThrottle)
-    redaction: Redactor | None = None
+    redactor: Redactor | None = None
 
 
 def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> None:
@@ -125,9 +125,9 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     signal.alarm(_startup_timeout_seconds(journals, order.task_id))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
-    if (redaction := _make_redactor(order.secrets)) is not None:
-        configure_logging(log_format, log_level, redaction.redact_text)
-    parts = _create_parts(order, host, journals, redaction)
+    if (redactor := _make_redactor(order.secrets)) is not None:
+        configure_logging(log_format, log_level, redactor.redact_text)
+    parts = _create_parts(order, host, journals, redactor)
     if isinstance(parts.disk, LoopDisk):
         unshare_mounts()
     match order:
@@ -188,13 +188,13 @@ async def _run_attempt(
         parts.data_dir,
         recorder,
         order.secrets,
-        parts.redaction,
+        parts.redactor,
         order.upstream,
         order.image,
         order.records_conversation,
         order.keeps_session,
     )
-    terminals = TerminalServer(parts.redaction, parts.throttle.queue())
+    terminals = TerminalServer(parts.redactor, parts.throttle.queue())
     runner = build_runner(attempt, parts, agent, _create_driver(agent, host), gateways, terminals)
     signal.alarm(0)
     async with _control_socket(host, attempt, terminals, None if lease is None else lease.renew):
@@ -211,7 +211,7 @@ async def _finish_attempt(
     agent = agents.get(task.manifest.agent.kind)
     recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
-        order.attempt_id, parts.data_dir, recorder, order.secrets, parts.redaction, keeps_session=order.keeps_session
+        order.attempt_id, parts.data_dir, recorder, order.secrets, parts.redactor, keeps_session=order.keeps_session
     )
     finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
     signal.alarm(0)
@@ -254,7 +254,7 @@ async def _run_debug_session(
     if task is None:
         raise ValueError("the task's journal is empty")
     agent = agents.get(task.manifest.agent.kind)
-    terminals = TerminalServer(parts.redaction, parts.throttle.queue())
+    terminals = TerminalServer(parts.redactor, parts.throttle.queue())
     session = DebugSessionRunner(
         order.attempt_id,
         TaskLayout(parts.data_dir, order.task_id).attempt(order.attempt_id),
@@ -290,7 +290,7 @@ def _create_driver(agent: Agent, host: HostSettings) -> AgentDriver:
     return agent.create_driver(Path(host.agent_program(agent.kind)))
 
 
-def _create_parts(order: Order, host: HostSettings, journals: FileJournals, redaction: Redactor | None) -> RunnerParts:
+def _create_parts(order: Order, host: HostSettings, journals: FileJournals, redactor: Redactor | None) -> RunnerParts:
     """Create the components."""
     data_dir, clock = Path(host.data_dir), SystemClock()
     follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects
@@ -314,16 +314,16 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
         clock=clock,
         boot_id=read_boot_id(),
         confine=None if host.can_confine else no_confinement,
-        redaction=redaction,
+        redactor=redactor,
     )
 
 
 def create_recorder(parts: RunnerParts, writer: JournalWriter, task: Task | None) -> AttemptRecorder:
     """Create the recorder of an attempt. task: the task in the journal; None if the journal is empty."""
-    redaction = parts.redaction
+    redactor = parts.redactor
 
     def redact(event: Event) -> Event:
-        return event if redaction is None else redact_event(event, redaction)
+        return event if redactor is None else redact_event(event, redactor)
 
     return AttemptRecorder(parts.journals, writer, task, parts.clock.now, parts.disk_space, parts.reserve, redact)
 

@@ -67,7 +67,7 @@ def create_gateway(
             f"The server has no model key; set {key_setting} and restart the server.",
         )
     rules = _gateway_rules(attempt.task, is_checked_when_ready=provisioned.launch_spec.is_checked_when_ready)
-    redact = attempt.redaction.redact_text if attempt.redaction is not None else str
+    redact = attempt.redactor.redact_text if attempt.redactor is not None else str
     try:
         return gateways.create(attempt.upstream, provisioned.task_key, report, rules, redact=redact)
     except ValueError as error:

@@ -172,7 +172,7 @@ class AgentOutput:
         on_chunk: Callable[[int], None],
         stdout: StdoutProcessing,
         *,
-        redaction: Redactor | None,
+        redactor: Redactor | None,
         quota: OutputQuota,
         queue: CpuQueue,
     ) -> None:
@@ -182,7 +182,7 @@ class AgentOutput:
         self._record = record
         self._on_chunk = on_chunk
         self._stdout = stdout
-        self._redaction = redaction
+        self._redactor = redactor
         self._stderr_tail: deque[bytes] = deque()
         self._stderr_tail_bytes = 0
         self._line_joiner = LineJoiner()
@@ -237,7 +237,7 @@ class AgentOutput:
 
     async def _read_pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
         splitter = LineSplitter()
-        stream = self._redaction.stream() if self._redaction is not None else None
+        stream = self._redactor.stream() if self._redactor is not None else None
         while (chunk := await _read_chunk(reader, stream)) != b"":
             if chunk is None:
                 yield splitter.feed(stream.flush_lines() if stream is not None else b"")
@@ -293,10 +293,10 @@ async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | Non
 
 
 async def redacted_chunks(
-    reader: asyncio.StreamReader, redaction: Redactor | None, queue: CpuQueue
+    reader: asyncio.StreamReader, redactor: Redactor | None, queue: CpuQueue
 ) -> AsyncIterator[bytes]:
     """Yield redacted output. Data that may be the start of a secret value is held back for a short time."""
-    stream = redaction.stream() if redaction is not None else None
+    stream = redactor.stream() if redactor is not None else None
     while (chunk := await _read_chunk(reader, stream)) != b"":
         await queue.wait()
         if stream is None:

@@ -252,8 +252,8 @@ class AttemptRunner(msgspec.Struct, frozen=True):
             await self.ending.follow_up_or_end()
 
     def _record_unredacted_secrets(self) -> None:
-        redaction = self.attempt.redaction
-        for name in redaction.unsearchable_secret_names if redaction is not None else ():
+        redactor = self.attempt.redactor
+        for name in redactor.unsearchable_secret_names if redactor is not None else ():
             message = f"The value of {name} is under 8 characters, too short to be redacted from logs and artifacts."
             self.attempt.recorder.record(ErrorReported("secret_not_redacted", message))
 

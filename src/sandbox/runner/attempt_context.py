@@ -21,7 +21,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     """The current attempt: its id, files and recorder, but not the components that only some steps use.
 
     secrets: values, keyed by name.
-    redaction: removes those values from all output; None without secrets.
+    redactor: removes those values from all output; None without secrets.
     upstream: the model API; None if the attempt will not run an agent.
     image: the root file system of the sandbox; None for the host's own /usr.
     records_conversation: whether to record conversation events, because the server reads them.
@@ -33,7 +33,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     data_dir: Path
     recorder: AttemptRecorder
     secrets: Mapping[str, str] = {}
-    redaction: Redactor | None = None
+    redactor: Redactor | None = None
     upstream: ModelUpstream | None = None
     image: Image | None = None
     records_conversation: bool = True

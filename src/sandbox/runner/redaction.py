@@ -28,28 +28,28 @@ _UNREDACTED_FIELDS: Mapping[type, frozenset[str]] = {
 """Codes and lookup names that Sandbox defines. They are never redacted, even if a secret has such a value."""
 
 
-def redact_event(event: Event, redaction: Redactor) -> Event:
+def redact_event(event: Event, redactor: Redactor) -> Event:
     """Redact every text of an event. Output is redacted as a stream, before it becomes an event."""
     if isinstance(event, Output):
         return event
-    redacted: Event = _redact_value(event, redaction)
+    redacted: Event = _redact_value(event, redactor)
     return redacted
 
 
-def _redact_value(value: Any, redaction: Redactor) -> Any:
+def _redact_value(value: Any, redactor: Redactor) -> Any:
     """Redact `str` but none of its subclasses, such as enums: their values are defined by Sandbox."""
     if type(value) is str:
-        return redaction.redact_text(value)
+        return redactor.redact_text(value)
     if isinstance(value, dict):
-        return redaction.redact_json(value)
+        return redactor.redact_json(value)
     if isinstance(value, tuple):
-        return tuple(_redact_value(item, redaction) for item in value)
+        return tuple(_redact_value(item, redactor) for item in value)
     if isinstance(value, msgspec.Struct):
         if isinstance(value, Artifact) and value.is_generated:
             return value
         redacted_fields = set(value.__struct_fields__) - _UNREDACTED_FIELDS.get(type(value), frozenset())
         return msgspec.structs.replace(
-            value, **{name: _redact_value(getattr(value, name), redaction) for name in redacted_fields}
+            value, **{name: _redact_value(getattr(value, name), redactor) for name in redacted_fields}
         )
     return value
 
@@ -61,27 +61,27 @@ class DeadlineRedactor:
     monotonic: returns seconds.
     """
 
-    def __init__(self, redaction: Redactor, seconds: float, monotonic: Callable[[], float]) -> None:
-        self._redaction = redaction
+    def __init__(self, redactor: Redactor, seconds: float, monotonic: Callable[[], float]) -> None:
+        self._redactor = redactor
         self._seconds_left = seconds
         self._monotonic = monotonic
 
     @property
     def unsearchable_secret_names(self) -> tuple[str, ...]:
         """See `Redactor.unsearchable_secret_names`."""
-        return self._redaction.unsearchable_secret_names
+        return self._redactor.unsearchable_secret_names
 
     def redact(self, data: bytes) -> bytes:
         """See `Redactor.redact`."""
-        return self._redaction.redact(data)
+        return self._redactor.redact(data)
 
     def redact_text(self, text: str) -> str:
         """See `Redactor.redact_text`."""
-        return self._redaction.redact_text(text)
+        return self._redactor.redact_text(text)
 
     def redact_json(self, value: Any) -> Any:
         """See `Redactor.redact_json`."""
-        return self._redaction.redact_json(value)
+        return self._redactor.redact_json(value)
 
     def contains(self, chunks: Iterable[bytes]) -> bool:
         """Return whether the chunks contain a secret value or were not all scanned in time."""
@@ -100,10 +100,10 @@ class DeadlineRedactor:
                 started_at = self._monotonic()
             deadline += self._monotonic() - started_at
 
-        contains_secret = self._redaction.contains(until_deadline())
+        contains_secret = self._redactor.contains(until_deadline())
         self._seconds_left = deadline - self._monotonic()
         return contains_secret or is_cut
 
     def stream(self) -> StreamRedactor:
         """See `Redactor.stream`."""
-        return self._redaction.stream()
+        return self._redactor.stream()

@@ -190,8 +190,8 @@ class TerminalServer:
     queue: the queue in which the output of shells waits for the runner's CPU budget.
     """
 
-    def __init__(self, redaction: Redactor | None, queue: CpuQueue) -> None:
-        self._redaction = redaction
+    def __init__(self, redactor: Redactor | None, queue: CpuQueue) -> None:
+        self._redactor = redactor
         self._queue = queue
         self._terminals: SandboxTerminals | None = None
         self._is_closed = False
@@ -282,7 +282,7 @@ class TerminalServer:
         try:
             terminal = await terminals.open_shell(request.term, client.size)
         except AttemptError as error:
-            message = error.message if self._redaction is None else self._redaction.redact_text(error.message)
+            message = error.message if self._redactor is None else self._redactor.redact_text(error.message)
             await client.send_and_drain(EndFrame(message=message))
             return
         may_write = asyncio.Event()
@@ -307,7 +307,7 @@ class TerminalServer:
         await client.send_and_drain(EndFrame(exit_.code))
 
     async def _forward_output(self, terminal: Terminal, client: TerminalClient) -> None:
-        async for chunk in redacted_chunks(terminal.output, self._redaction, self._queue):
+        async for chunk in redacted_chunks(terminal.output, self._redactor, self._queue):
             await client.send_and_drain(OutputFrame(chunk))
 
 

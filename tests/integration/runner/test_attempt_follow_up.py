@@ -273,7 +273,7 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
     asyncio.run(harness.finish())
     assert harness.task.attempt.follow_up == "resume"  # the secrets still had their original values
-    asyncio.run(harness.run(next_attempt(harness, resumes=True, secrets=secrets, redaction=SecretRedactor(secrets))))
+    asyncio.run(harness.run(next_attempt(harness, resumes=True, secrets=secrets, redactor=SecretRedactor(secrets))))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
     assert "start" not in harness.script.calls
     unflagged = {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
@@ -289,7 +289,7 @@ async def test_resume_with_changed_secrets_falls_back_to_a_retry(make_harness, r
     )
     kill_after(harness, *TO_RUNNING)
     harness.attempt.layout.secret_fingerprint.write_bytes(make_fingerprint(harness.attempt.secrets))
-    attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redaction=SecretRedactor(rotated))
+    attempt = msgspec.structs.replace(harness.attempt, secrets=rotated, redactor=SecretRedactor(rotated))
     await harness.finish(attempt)
     assert harness.task.attempt.follow_up == follow_up
     assert [event.follow_up for event in harness.events(FollowUpSkipped)] == ["resume"]

@@ -51,9 +51,9 @@ class RecordingTerminal:
 
 
 @asynccontextmanager
-async def serve_terminal(tmp_path, *, is_headless=False, redaction=None):
+async def serve_terminal(tmp_path, *, is_headless=False, redactor=None):
     """Serve a recording terminal; yield the server, the terminal and a function that connects another client."""
-    terminals, terminal = TerminalServer(redaction, CpuThrottle().queue()), RecordingTerminal()
+    terminals, terminal = TerminalServer(redactor, CpuThrottle().queue()), RecordingTerminal()
     terminal.shared = SharedTerminal(terminal)
     terminals.enable(SandboxTerminals(object(), {}, "/", None if is_headless else terminal.shared))
     client, connections = RunnerSocket(tmp_path / "abcdefghijkl.sock"), []
@@ -297,14 +297,14 @@ class RefusingSandbox:
 
 
 @pytest.mark.parametrize(
-    ("redaction", "message"),
+    ("redactor", "message"),
     [
         (SecretRedactor({"TOKEN": "the-secret-value"}), "It failed: [REDACTED:TOKEN]"),
         (None, "It failed: the-secret-value"),
     ],
 )
-async def test_reason_why_a_shell_cannot_be_opened_is_redacted(tmp_path, redaction, message):
-    async with serve_terminal(tmp_path, redaction=redaction) as (terminals, _, connect):
+async def test_reason_why_a_shell_cannot_be_opened_is_redacted(tmp_path, redactor, message):
+    async with serve_terminal(tmp_path, redactor=redactor) as (terminals, _, connect):
         terminals.enable(SandboxTerminals(RefusingSandbox(), {}, "/"))
         connection = await connect(OpenTerminal(30, 100))
         assert await read_frame(connection) == EndFrame(message=message)

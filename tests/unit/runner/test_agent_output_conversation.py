@@ -32,8 +32,8 @@ def say(text, **options):
 def process(chunks, secrets=None, *, marks_parsed=True):
     """Return the events that are recorded when the agent writes these chunks."""
     events = []
-    redaction = SecretRedactor(secrets) if secrets else None
-    record = events.append if redaction is None else lambda event: events.append(redact_event(event, redaction))
+    redactor = SecretRedactor(secrets) if secrets else None
+    record = events.append if redactor is None else lambda event: events.append(redact_event(event, redactor))
 
     def handle(event):
         if not isinstance(event, COUNTED):
@@ -44,7 +44,7 @@ def process(chunks, secrets=None, *, marks_parsed=True):
             record,
             lambda _: None,
             StdoutProcessing("stdout", ClaudeOutputParser(SESSION).parse_line, handle, marks_parsed=marks_parsed),
-            redaction=redaction,
+            redactor=redactor,
             quota=OutputQuota(SystemClock()),
             queue=CpuThrottle().queue(),
         )
@@ -92,7 +92,7 @@ def test_many_events_from_one_line_do_not_starve_other_coroutines():
         processing = StdoutProcessing("stdout", lambda _: [TurnStarted()] * 1000, events.append, marks_parsed=True)
         quota = OutputQuota(SystemClock())
         output = AgentOutput(
-            lambda _: None, lambda _: None, processing, redaction=None, quota=quota, queue=CountingQueue()
+            lambda _: None, lambda _: None, processing, redactor=None, quota=quota, queue=CountingQueue()
         )
         reader = asyncio.StreamReader()
         reader.feed_data(b"line\n")

@@ -45,7 +45,7 @@ def output(harness, written):
         written.append,
         lambda _: None,
         StdoutProcessing("stdout", lambda _: None, lambda _: None, marks_parsed=True),
-        redaction=None,
+        redactor=None,
         quota=OutputQuota(SystemClock()),
         queue=harness.throttle.queue(),
     )

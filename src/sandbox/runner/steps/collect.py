@@ -215,11 +215,11 @@ class CollectStep(msgspec.Struct, frozen=True):
 
     def _make_deadline_redactor(self) -> DeadlineRedactor | None:
         """Create the secret scanner for collected files; None if there are no secrets or their values differ."""
-        redaction = self.attempt.redaction
-        if redaction is None or not self._has_same_secrets():
+        redactor = self.attempt.redactor
+        if redactor is None or not self._has_same_secrets():
             return None
         seconds = max(SECRET_SCAN_SECONDS_MIN, self._seconds(_SCAN_SHARE))
-        return DeadlineRedactor(redaction, seconds, self.clock.monotonic)
+        return DeadlineRedactor(redactor, seconds, self.clock.monotonic)
 
     def _has_same_secrets(self) -> bool:
         """Return whether this disk's agent had the same secret values. True if the disk does not exist."""
@@ -384,7 +384,7 @@ class CollectStep(msgspec.Struct, frozen=True):
 
     async def _store_metadata(self, partial_suffix: str = "") -> None:
         """Store the metadata, which is short enough to scan without a deadline."""
-        artifacts = ArtifactRecorder(self.attempt, self.attempt.redaction)
+        artifacts = ArtifactRecorder(self.attempt, self.attempt.redactor)
         await artifacts.store_chunks(METADATA_NAME, "application/json", self._encode_metadata(), partial_suffix)
 
     def _encode_metadata(self) -> Iterator[bytes]:

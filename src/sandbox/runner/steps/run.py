@@ -219,7 +219,7 @@ class RunStep(msgspec.Struct, frozen=True):
             time_limit,
             ExhaustionDetector(manifest.vm, self.disk, record),
             parser,
-            AgentOutput(record, handler.count_output, stdout, redaction=attempt.redaction, quota=quota, queue=queue),
+            AgentOutput(record, handler.count_output, stdout, redactor=attempt.redactor, quota=quota, queue=queue),
             queue,
         )
 
@@ -251,8 +251,8 @@ class _OutputHandler(msgspec.Struct, frozen=True):
 
     def _check_ready(self, ready: AgentReady) -> None:
         """Release model requests if the agent has the requested tools and MCP servers; otherwise, fail the attempt."""
-        redaction = self.attempt.redaction
-        redact = redaction.redact_text if redaction is not None else str
+        redactor = self.attempt.redactor
+        redact = redactor.redact_text if redactor is not None else str
         failure = ready.find_failure(self.attempt.task.manifest, redact)
         if failure is not None:
             self.attempt.recorder.record(AttemptFailed(failure))
@@ -325,9 +325,9 @@ class _AgentRun(msgspec.Struct, frozen=True):
 
     def _final_message(self) -> str | None:
         """Return the agent's last message, which is redacted before it is cut: a part of a secret is not redacted."""
-        redaction, message = self.attempt.redaction, self.progress.last_message
-        if redaction is not None:
-            message = redaction.redact_text(message)
+        redactor, message = self.attempt.redactor, self.progress.last_message
+        if redactor is not None:
+            message = redactor.redact_text(message)
         return cut_final_message(message) or None
 
     async def _start_agent(self) -> tuple[AgentProcess, Sequence[OutputReader], SharedTerminal | None]:
@@ -344,7 +344,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         except TimeoutError:
             message = "The agent did not start in the sandbox in time; submit the task again."
             raise AttemptError(FailureCode.PROVISION_FAILED, message) from None
-        chunks = redacted_chunks(agent.terminal.output, self.attempt.redaction, self.output_queue)
+        chunks = redacted_chunks(agent.terminal.output, self.attempt.redactor, self.output_queue)
         shared = SharedTerminal(agent.terminal)
         return agent, [partial(self.output.read_terminal, chunks, shared.broadcast)], shared
 
