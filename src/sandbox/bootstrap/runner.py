@@ -348,9 +348,9 @@ def build_runner(
     )
 
 
-def build_finisher(attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None) -> DeadRunnerFinisher:
-    """Connect an attempt's finisher to its components. agent: None if this version does not have the agent."""
-    ending = _build_ending(attempt, parts, agent, _choose_confine(attempt, parts))
+def build_finisher(attempt: AttemptContext, parts: RunnerParts, driver: AgentDriver | None) -> DeadRunnerFinisher:
+    """Connect an attempt's finisher to its components. driver: None if this version does not have the agent."""
+    ending = _build_ending(attempt, parts, driver, _choose_confine(attempt, parts))
     return DeadRunnerFinisher(attempt, parts.runtime, parts.boot_id, ending)
 
 
@@ -359,11 +359,11 @@ def _choose_confine(attempt: AttemptContext, parts: RunnerParts) -> Confine:
 
 
 def _build_ending(
-    attempt: AttemptContext, parts: RunnerParts, agent: AgentDriver | None, confine: Confine
+    attempt: AttemptContext, parts: RunnerParts, driver: AgentDriver | None, confine: Confine
 ) -> AttemptEnding:
-    collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, agent)
+    collect = CollectStep(attempt, parts.journals, parts.workspaces, confine, parts.disk_space, parts.clock, driver)
     teardown = TeardownStep(attempt, parts.runtime, parts.disk, parts.remove)
-    return AttemptEnding(attempt, collect, teardown, parts.disk, parts.journals, agent)
+    return AttemptEnding(attempt, collect, teardown, parts.disk, parts.journals, driver)
 
 
 def choose_disk(order: Order, host: HostSettings) -> Disk:

@@ -70,7 +70,7 @@ def check_order_is_current(order: RunAttempt | FinishAttempt, task: Task | None,
 class AttemptEnding:
     """Ends an attempt: prepares for the next attempt, or collects the results and ends the task.
 
-    agent: renders the last result, and determines whether the session can be resumed; None if this version of Sandbox
+    driver: renders the last result, and determines whether the session can be resumed; None if this version of Sandbox
         does not have the task's agent, so no other attempt follows.
     """
 
@@ -81,14 +81,14 @@ class AttemptEnding:
         teardown: TeardownStep,
         disk: Disk,
         journals: Journals,
-        agent: AgentDriver | None,
+        driver: AgentDriver | None,
     ) -> None:
         self._attempt = attempt
         self._collect = collect
         self._teardown = teardown
         self._disk = disk
         self._journals = journals
-        self._agent = agent
+        self._driver = driver
         self._storage_failure: Failure | None = None
         """Why the artifacts cannot be stored."""
 
@@ -119,11 +119,11 @@ class AttemptEnding:
         """Tear down the attempt before the next attempt. If that fails, skip the next attempt and return False."""
         attempt = self._attempt
         try:
-            if self._agent is None:
+            if self._driver is None:
                 kind = attempt.task.manifest.agent.kind
                 raise AttemptError(FailureCode.AGENT_NOT_OFFERED, f"This server does not have the agent {kind}.")
             if follow_up is FollowUp.RESUME:
-                await self._require_resumable(self._agent)
+                await self._require_resumable(self._driver)
             present = attempt.task.attempt
             keeps_disk = present is not None and present.hands_over_disk(follow_up)
             await self._teardown.run_for_follow_up(read_handle(attempt.layout.handle), keeps_disk=keeps_disk)
@@ -137,16 +137,16 @@ class AttemptEnding:
         attempt.recorder.record(AttemptEnded())
         return True
 
-    async def _require_resumable(self, agent: AgentDriver) -> None:
+    async def _require_resumable(self, driver: AgentDriver) -> None:
         """Raise AttemptError if the agent cannot resume; a retry may still follow."""
-        if not await asyncio.to_thread(self._has_session, agent):
+        if not await asyncio.to_thread(self._has_session, driver):
             raise AttemptError(FailureCode.SANDBOX_LOST, "The agent's session is not on the disk.")
         await require_same_secrets(self._attempt)
 
-    def _has_session(self, agent: AgentDriver) -> bool:
+    def _has_session(self, driver: AgentDriver) -> bool:
         present = self._attempt.task.attempt
         session_id = present.session_id if present is not None else None
-        return session_id is not None and agent.has_session(self._attempt.layout.home, session_id)
+        return session_id is not None and driver.has_session(self._attempt.layout.home, session_id)
 
     async def _collect_with_timeout(self) -> None:
         seconds = self._attempt.task.manifest.lifecycle.collect_timeout_seconds
@@ -195,16 +195,16 @@ class AttemptEnding:
     async def _record_last_result(self) -> None:
         """Render the agent's last result and record it as stdout, unless stdout is already recorded or is not rendered.
 
-        Only the agent can render its result. Raises OSError.
+        Only the agent's driver can render the result. Raises OSError.
         """
         manifest = self._attempt.task.manifest
-        if self._agent is None or not manifest.agent.has_rendered_stdout:
+        if self._driver is None or not manifest.agent.has_rendered_stdout:
             return
         unrecorded = await asyncio.to_thread(self._find_unrecorded_result)
         if unrecorded is None:
             return
         exited, is_in_conversation = unrecorded
-        text = self._agent.render_output(manifest, exited.result)
+        text = self._driver.render_output(manifest, exited.result)
         for output in rendered_output(text, is_parsed=is_in_conversation):
             self._attempt.recorder.record(output)
 

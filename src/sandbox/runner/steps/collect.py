@@ -160,7 +160,7 @@ class ArtifactRecorder(msgspec.Struct, frozen=True):
 class CollectStep(msgspec.Struct, frozen=True):
     """Stores the artifacts of an attempt.
 
-    confine: confines git. disk_space: free space of the data directory. agent: reads the session that is kept for
+    confine: confines git. disk_space: free space of the data directory. driver: reads the session that is kept for
     tasks that continue this one; None if this version does not have the task's agent.
     """
 
@@ -170,7 +170,7 @@ class CollectStep(msgspec.Struct, frozen=True):
     confine: Confine
     disk_space: HostDiskSpace
     clock: Clock
-    agent: AgentDriver | None = None
+    driver: AgentDriver | None = None
 
     async def run(self) -> None:
         """Store the patch, the transcript, the files that match the patterns, and the metadata.
@@ -202,8 +202,8 @@ class CollectStep(msgspec.Struct, frozen=True):
             failure = Failure(error.failure.code, message) if artifacts.is_unredactable else error.failure
             attempt.recorder.record_once(AttemptFailed(failure))
         await self._store_transcript(artifacts)
-        if self.agent is not None:
-            await self._store_session(artifacts, self.agent)
+        if self.driver is not None:
+            await self._store_session(artifacts, self.driver)
         await self._collect_pattern_matches(artifacts)
         await self._store_metadata()
 
@@ -289,7 +289,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         message = f"The patch is incomplete: {reason}. The new and changed files are in {name}{exceptions}."
         self.attempt.recorder.record_once(ErrorReported("patch_truncated", message))
 
-    async def _store_session(self, artifacts: ArtifactRecorder, agent: AgentDriver) -> None:
+    async def _store_session(self, artifacts: ArtifactRecorder, driver: AgentDriver) -> None:
         """Store the agent's session for a task that continues this one, unless it may contain a secret value.
 
         An interactive session is not stored: users may have typed anything into it.
@@ -299,7 +299,7 @@ class CollectStep(msgspec.Struct, frozen=True):
             return
         if attempt.task.manifest.agent.is_interactive or artifacts.is_unredactable or not home.is_dir():
             return
-        content = await asyncio.to_thread(agent.read_session, home, present.session_id, SESSION_BYTES_MAX)
+        content = await asyncio.to_thread(driver.read_session, home, present.session_id, SESSION_BYTES_MAX)
         if content is None or await _scan_for_secrets(artifacts.find_secret, _split_chunks(content)):
             return
         compressed = await asyncio.to_thread(compress_session, content)
