@@ -250,7 +250,7 @@ async def test_wait_may_be_called_repeatedly(runtime: Runtime, disk: Path):
         await sandbox.start(Command(["/bin/sh", "-c", "exit 4"], {}, "/workspace"))
         exits = await asyncio.gather(sandbox.wait(), sandbox.wait())
         await sandbox.kill()
-        assert {exit_.code for exit_ in (*exits, await sandbox.wait())} == {4}
+        assert {exit_status.code for exit_status in (*exits, await sandbox.wait())} == {4}
 
 
 async def test_destroy_is_idempotent_and_works_without_create(runtime: Runtime, disk: Path):

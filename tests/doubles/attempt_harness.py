@@ -227,8 +227,8 @@ class ScriptedAgent:
             is_checked_when_ready=manifest.agent.settings["allowed_tools"] is not None,
         )
 
-    def check_interactive_exit(self, exit_):
-        return self.outcome(exit_, b"").failure
+    def check_interactive_exit(self, exit_status):
+        return self.outcome(exit_status, b"").failure
 
     def render_output(self, manifest, result):
         return b"rendered\n" if manifest.agent.has_rendered_stdout else b""
@@ -251,10 +251,10 @@ class ScriptedAgent:
                 return [ScriptedReady(self._script.start_check_failure)]
         return None
 
-    def outcome(self, exit_, stderr_tail):
-        if exit_.code == 0:
+    def outcome(self, exit_status, stderr_tail):
+        if exit_status.code == 0:
             return AgentOutcome({"is_error": False}, None)
-        return AgentOutcome(None, Failure(FailureCode.AGENT_FAILED, f"exit {exit_.code}: {stderr_tail.decode()}"))
+        return AgentOutcome(None, Failure(FailureCode.AGENT_FAILED, f"exit {exit_status.code}: {stderr_tail.decode()}"))
 
 
 class ScriptedWorkspaces:

@@ -69,9 +69,9 @@ async def run_in(
         return decode_result(await sandbox.wait(), stdout, stderr)
 
 
-def decode_result(exit_: ExitStatus, output: bytes, errors: bytes) -> CommandResult:
+def decode_result(exit_status: ExitStatus, output: bytes, errors: bytes) -> CommandResult:
     """Return the result with decoded output."""
-    return CommandResult(exit_.code, output.decode(), errors.decode(), exit_.was_oom_killed)
+    return CommandResult(exit_status.code, output.decode(), errors.decode(), exit_status.was_oom_killed)
 
 
 async def run_once(

@@ -84,7 +84,7 @@ class OutputParser(Protocol):
         """
         ...
 
-    def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
+    def outcome(self, exit_status: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
         """Interpret the exit: it is a success only with exit code 0 and a last result with `is_error: false`."""
         ...
 
@@ -137,7 +137,7 @@ class AgentDriver(Protocol):
         """Create a parser for the output of one agent run."""
         ...
 
-    def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
+    def check_interactive_exit(self, exit_status: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, based only on its exit status; None if it succeeded."""
         ...
 

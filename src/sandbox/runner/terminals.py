@@ -135,10 +135,10 @@ class SharedTerminal:
         for client in tuple(self._clients):
             client.send(OutputFrame(data))
 
-    def close(self, exit_: ExitStatus) -> None:
+    def close(self, exit_status: ExitStatus) -> None:
         """Send the end frame to all clients."""
         for client in tuple(self._clients):
-            client.send(EndFrame(exit_.code))
+            client.send(EndFrame(exit_status.code))
         self._ended.set()
 
     async def serve_client(self, client: TerminalClient) -> None:
@@ -204,10 +204,10 @@ class TerminalServer:
         """Whether the agent's terminal has clients. While it does, the hang timeout does not apply."""
         return self._agent_terminal is not None and self._agent_terminal.has_clients
 
-    def close_agent_terminal(self, exit_: ExitStatus) -> None:
+    def close_agent_terminal(self, exit_status: ExitStatus) -> None:
         """Send the end frame to the clients of the agent's terminal."""
         if self._agent_terminal is not None:
-            self._agent_terminal.close(exit_)
+            self._agent_terminal.close(exit_status)
 
     def enable(self, terminals: SandboxTerminals) -> None:
         """Allow clients to open these terminals. Does nothing after `disable`."""
@@ -299,12 +299,12 @@ class TerminalServer:
         """Forward the shell's output (no faster than the client reads it) and its exit code."""
         forwarding = asyncio.create_task(self._forward_output(terminal, client))
         try:
-            exit_ = await terminal.wait()
+            exit_status = await terminal.wait()
             await asyncio.wait({forwarding}, timeout=OUTPUT_DRAIN_TIMEOUT_SECONDS)
         finally:
             forwarding.cancel()
             await asyncio.gather(forwarding, return_exceptions=True)
-        await client.send_and_drain(EndFrame(exit_.code))
+        await client.send_and_drain(EndFrame(exit_status.code))
 
     async def _forward_output(self, terminal: Terminal, client: TerminalClient) -> None:
         async for chunk in redacted_chunks(terminal.output, self._redactor, self._queue):

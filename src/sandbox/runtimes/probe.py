@@ -193,10 +193,12 @@ async def _run_true(
     sandbox = await runtime.create(handle, spec)
     limits = hierarchies.group(handle.attempt_id).limits()
     _, errors = await sandbox.start(Command([program], {}, SANDBOX_WORKSPACE))
-    exit_ = await sandbox.wait()
-    if exit_.code != 0:
+    exit_status = await sandbox.wait()
+    if exit_status.code != 0:
         still_running = "did not exit before its sandbox ended"
-        end_description = still_running if exit_.code is None else f"exited with code {exit_.code} in a sandbox"
+        end_description = (
+            still_running if exit_status.code is None else f"exited with code {exit_status.code} in a sandbox"
+        )
         stderr = (await errors.read(4096)).decode(errors="replace").strip().removesuffix(".")
         raise SandboxError(f"'true' {end_description}{': ' if stderr else ''}{stderr}.")
     return limits

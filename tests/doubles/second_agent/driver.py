@@ -70,8 +70,8 @@ class ScriptedDriver:
     def create_parser(self, session_id: str) -> "ScriptedParser":
         return ScriptedParser()
 
-    def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
-        return None if exit_.code == 0 else Failure(FailureCode.AGENT_FAILED, "The scripted agent failed.")
+    def check_interactive_exit(self, exit_status: ExitStatus) -> Failure | None:
+        return None if exit_status.code == 0 else Failure(FailureCode.AGENT_FAILED, "The scripted agent failed.")
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         return b""
@@ -99,8 +99,8 @@ class ScriptedParser:
             pass
         return ()
 
-    def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
-        if exit_.code == 0 and self._end is not None and not self._end["is_error"]:
+    def outcome(self, exit_status: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
+        if exit_status.code == 0 and self._end is not None and not self._end["is_error"]:
             return AgentOutcome(self._end, None)
         text = stderr_tail.decode(errors="replace") if self._end is None else self._end["result"]
         return AgentOutcome(self._end, Failure(FailureCode.AGENT_FAILED, f"The scripted agent failed: {text}"))

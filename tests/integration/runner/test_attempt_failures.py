@@ -264,7 +264,7 @@ async def test_terminal_clients_receive_the_end_before_collection(make_harness, 
         monkeypatch.setattr("sandbox.runner.agent_output.AgentOutput.read_terminal", raise_when_broken)
     monkeypatch.setattr(
         "sandbox.runner.terminals.SharedTerminal.close",
-        lambda _, exit_: ends.append((exit_.code, harness.recorder.task.state)),
+        lambda _, exit_status: ends.append((exit_status.code, harness.recorder.task.state)),
     )
 
     async def scenario():

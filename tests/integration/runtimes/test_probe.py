@@ -14,13 +14,13 @@ from sandbox.runtimes.probe import MachineBusyError, find_confinement_problem, r
 
 
 class FailingRuntime:
-    """A runtime whose programs end with `exit_`, or never end if `exit_` is None.
+    """A runtime whose programs end with `exit_status`, or never end if `exit_status` is None.
 
     The same object acts as the runtime's sandboxes and control groups.
     """
 
-    def __init__(self, exit_: ExitStatus | None, stderr: bytes = b"") -> None:
-        self.exit_, self.stderr = exit_, stderr
+    def __init__(self, exit_status: ExitStatus | None, stderr: bytes = b"") -> None:
+        self.exit_status, self.stderr = exit_status, stderr
 
     def prepare(self, attempt_id):
         return SimpleNamespace(attempt_id=attempt_id)
@@ -38,9 +38,9 @@ class FailingRuntime:
         return None, SimpleNamespace(read=read)
 
     async def wait(self):
-        if self.exit_ is None:
+        if self.exit_status is None:
             await asyncio.Event().wait()
-        return self.exit_
+        return self.exit_status
 
     def confine(self, handle, spec):
         return self
@@ -59,7 +59,7 @@ class FailingRuntime:
 
 
 @pytest.mark.parametrize(
-    ("exit_", "stderr", "message"),
+    ("exit_status", "stderr", "message"),
     [
         (ExitStatus(1), b"no room\n", "'true' exited with code 1 in a sandbox: no room."),
         (ExitStatus(137), b"", "'true' exited with code 137 in a sandbox."),
@@ -71,9 +71,9 @@ class FailingRuntime:
         (None, b"", "The program 'true' did not exit within 0.1 s in a sandbox."),
     ],
 )
-async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, set_load, exit_, stderr, message):
+async def test_exit_of_the_probe_program_is_described_in_a_sentence(tmp_path, set_load, exit_status, stderr, message):
     set_load(0)
-    runtime = FailingRuntime(exit_, stderr)
+    runtime = FailingRuntime(exit_status, stderr)
     with pytest.raises((SandboxError, TimeoutError)) as caught:
         await run_probe(runtime, tmp_path, runtime, memory_bytes=1, timeout_seconds=0.1)
     assert str(caught.value) == message
@@ -88,7 +88,7 @@ class HangingFirstRuntime(FailingRuntime):
 
     async def create(self, handle, spec):
         self.hanging_count -= 1
-        self.exit_ = None if self.hanging_count >= 0 else ExitStatus(0)
+        self.exit_status = None if self.hanging_count >= 0 else ExitStatus(0)
         return self
 
 

@@ -309,9 +309,9 @@ class ClaudeCodeDriver:
         """Return an output parser for one run."""
         return ClaudeOutputParser(session_id)
 
-    def check_interactive_exit(self, exit_: ExitStatus) -> Failure | None:
+    def check_interactive_exit(self, exit_status: ExitStatus) -> Failure | None:
         """Return why a terminal session failed, based only on its exit status; None if it succeeded."""
-        return determine_interactive_failure(exit_)
+        return determine_interactive_failure(exit_status)
 
     def render_output(self, manifest: Manifest, result: Mapping[str, Any] | None) -> bytes:
         """Return the task's stdout, rendered from the last result; empty if `output_format` is `stream-json`."""

@@ -23,33 +23,33 @@ _NO_RESULT_MESSAGE = f"without a final result; {_SEE_LOGS}"
 _AFTER_RESULT_MESSAGE = f"after it reported success; {_SEE_LOGS}"
 
 
-def determine_failure(exit_: ExitStatus, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
+def determine_failure(exit_status: ExitStatus, result: dict[str, Any] | None, stderr_tail: bytes) -> Failure | None:
     """Return the failure, or None for success: exit code 0 and a last result with `is_error: false`."""
-    if exit_.code == 0 and result is not None and result.get("is_error") is False:
+    if exit_status.code == 0 and result is not None and result.get("is_error") is False:
         return None
     # An error that the agent reports takes precedence, because the OOM kill may have happened long before.
-    if exit_.was_oom_killed and (result is None or result.get("is_error") is False):
+    if exit_status.was_oom_killed and (result is None or result.get("is_error") is False):
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
-    if exit_.code is None:
+    if exit_status.code is None:
         return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
     if result is not None and result.get("is_error") is not False:
         reason, message = _explain_error_result(result)
         return Failure(FailureCode.AGENT_FAILED, message, reason=reason)
-    if exit_.code == 0:
+    if exit_status.code == 0:
         return Failure(FailureCode.AGENT_NO_RESULT, f"Claude Code exited with code 0 {_NO_RESULT_MESSAGE}")
-    message = _exit_message(exit_.code, result, stderr_tail)
+    message = _exit_message(exit_status.code, result, stderr_tail)
     return Failure(FailureCode.AGENT_FAILED, message, reason=FailureReason.AGENT_EXIT)
 
 
-def determine_interactive_failure(exit_: ExitStatus) -> Failure | None:
+def determine_interactive_failure(exit_status: ExitStatus) -> Failure | None:
     """Return the failure, or None for success: exit code 0."""
-    if exit_.code == 0:
+    if exit_status.code == 0:
         return None
-    if exit_.was_oom_killed:
+    if exit_status.was_oom_killed:
         return Failure(FailureCode.OUT_OF_MEMORY, "The sandbox ran out of memory; raise vm.memory.")
-    if exit_.code is None:
+    if exit_status.code is None:
         return Failure(FailureCode.SANDBOX_LOST, _SANDBOX_LOST_MESSAGE)
-    message = f"{_describe_exit(exit_.code)} before its session ended."
+    message = f"{_describe_exit(exit_status.code)} before its session ended."
     return Failure(FailureCode.AGENT_FAILED, message, reason=FailureReason.AGENT_EXIT)
 
 

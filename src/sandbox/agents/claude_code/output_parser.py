@@ -149,10 +149,10 @@ class ClaudeOutputParser:
             return None
         return tuple(self._handle_event(event, line))
 
-    def outcome(self, exit_: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
+    def outcome(self, exit_status: ExitStatus, stderr_tail: bytes) -> AgentOutcome:
         """Return the outcome: success only for exit code 0 and a last result with `is_error: false`."""
         result = read_result(self._result_line) if self._result_line is not None else None
-        return AgentOutcome(result, determine_failure(exit_, result, stderr_tail))
+        return AgentOutcome(result, determine_failure(exit_status, result, stderr_tail))
 
     def _handle_event(self, event: StreamEvent, line: bytes) -> Iterator[AgentEvent]:
         match event.type:

@@ -305,7 +305,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         await drain_output(reading, self.output, self.output_queue, self.attempt.recorder.record)
         return ended
 
-    async def record_exit(self, exit_: ExitStatus) -> None:
+    async def record_exit(self, exit_status: ExitStatus) -> None:
         """Record the agent's outcome, after everything else that the agent caused."""
         self.progress.set_denied_count(self.gateway.denied_count)
         self.progress.close()
@@ -313,11 +313,11 @@ class _AgentRun(msgspec.Struct, frozen=True):
         await self.exhaustion.check_disk()
         manifest = self.attempt.task.manifest
         if manifest.agent.is_interactive:
-            outcome = AgentOutcome(None, self.driver.check_interactive_exit(exit_))
+            outcome = AgentOutcome(None, self.driver.check_interactive_exit(exit_status))
         else:
-            outcome = self.output_parser.outcome(exit_, self.output.stderr_tail)
+            outcome = self.output_parser.outcome(exit_status, self.output.stderr_tail)
         failure = self.exhaustion.explain_failure(outcome, self.agent_name)
-        exited = AgentExited(exit_.code, outcome.result, failure, self._final_message())
+        exited = AgentExited(exit_status.code, outcome.result, failure, self._final_message())
         if not manifest.agent.is_interactive and not will_be_followed_up(self.attempt.task, exited):
             await self.output.record_rendered_stdout(self.driver.render_output(manifest, outcome.result))
         self.output.close()

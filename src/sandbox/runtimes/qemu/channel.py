@@ -268,12 +268,12 @@ class QemuTerminal:
             code, was_oom_killed = frames.EXIT_BODY.unpack(body)
             self._exit.set_result(ExitStatus(code if 0 <= code < 256 else None, was_oom_killed))
 
-    def finish(self, exit_: ExitStatus) -> None:
+    def finish(self, exit_status: ExitStatus) -> None:
         """End the terminal, because the guest has ended."""
         self._stream.finish()
         self._finish_write()
         if not self._exit.done():
-            self._exit.set_result(exit_)
+            self._exit.set_result(exit_status)
 
     def _finish_write(self) -> None:
         if self._write_ack is not None and not self._write_ack.done():

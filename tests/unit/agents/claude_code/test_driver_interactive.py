@@ -71,7 +71,7 @@ def test_permission_prompts_are_enabled_if_skip_permissions_is_false():
 
 
 @pytest.mark.parametrize(
-    ("exit_", "code"),
+    ("exit_status", "code"),
     [
         (ExitStatus(0), None),
         (ExitStatus(1), "agent_failed"),
@@ -80,6 +80,6 @@ def test_permission_prompts_are_enabled_if_skip_permissions_is_false():
         (ExitStatus(137, was_oom_killed=True), "out_of_memory"),
     ],
 )
-def test_exit_status_maps_to_failure_code(exit_: ExitStatus, code: str | None):
-    failure = ClaudeCodeDriver(Path("/opt/claude")).check_interactive_exit(exit_)
+def test_exit_status_maps_to_failure_code(exit_status: ExitStatus, code: str | None):
+    failure = ClaudeCodeDriver(Path("/opt/claude")).check_interactive_exit(exit_status)
     assert (failure and failure.code) == code

@@ -22,7 +22,7 @@ def test_quoted_line_is_truncated_and_printable():
 
 
 @pytest.mark.parametrize(
-    ("exit_", "code", "advice"),
+    ("exit_status", "code", "advice"),
     [
         (ExitStatus(0), FailureCode.AGENT_NO_RESULT, "without a final result"),
         (ExitStatus(None), FailureCode.SANDBOX_LOST, "submit the task again"),
@@ -32,8 +32,8 @@ def test_quoted_line_is_truncated_and_printable():
     ],
     ids=str,
 )
-def test_exit_without_result_maps_to_code_and_advice(exit_, code, advice):
-    failure = determine_failure(exit_, None, b"")
+def test_exit_without_result_maps_to_code_and_advice(exit_status, code, advice):
+    failure = determine_failure(exit_status, None, b"")
     assert failure.code is code
     assert advice in failure.message
 
@@ -143,5 +143,5 @@ def test_bad_exit_has_a_reason_and_other_codes_have_none():
         determine_interactive_failure(ExitStatus(1)),
     ]
     assert [(failure.code, failure.reason) for failure in failures] == [("agent_failed", "agent_exit")] * 3
-    for exit_ in (ExitStatus(0), ExitStatus(None), ExitStatus(137, was_oom_killed=True)):
-        assert determine_failure(exit_, None, b"").reason == ""
+    for exit_status in (ExitStatus(0), ExitStatus(None), ExitStatus(137, was_oom_killed=True)):
+        assert determine_failure(exit_status, None, b"").reason == ""

@@ -72,11 +72,11 @@ def test_tool_list_of_an_init_event_is_truncated():
 DONE = ExitStatus(0)
 
 
-def outcome(*lines, exit_=DONE):
+def outcome(*lines, exit_status=DONE):
     parser = ClaudeOutputParser(SESSION)
     for one in lines:
         parser.parse_line(one)
-    return parser.outcome(exit_, b"")
+    return parser.outcome(exit_status, b"")
 
 
 GARBAGE = [
@@ -197,7 +197,7 @@ def test_permitted_events_after_a_result_do_not_invalidate_it(later):
 
 
 @pytest.mark.parametrize(
-    ("exit_", "code"),
+    ("exit_status", "code"),
     [
         (ExitStatus(1), FailureCode.AGENT_FAILED),
         (ExitStatus(137), FailureCode.AGENT_FAILED),
@@ -207,12 +207,12 @@ def test_permitted_events_after_a_result_do_not_invalidate_it(later):
     ],
     ids=str,
 )
-def test_bad_exit_overrides_a_forged_result(exit_, code):
-    assert outcome(line(**GOOD_RESULT), exit_=exit_).failure.code is code
+def test_bad_exit_overrides_a_forged_result(exit_status, code):
+    assert outcome(line(**GOOD_RESULT), exit_status=exit_status).failure.code is code
 
 
 def test_oom_of_a_tool_does_not_fail_the_run():
-    assert outcome(line(**GOOD_RESULT), exit_=ExitStatus(0, was_oom_killed=True)).failure is None
+    assert outcome(line(**GOOD_RESULT), exit_status=ExitStatus(0, was_oom_killed=True)).failure is None
 
 
 def test_names_are_truncated_and_printable():
