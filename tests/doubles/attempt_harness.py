@@ -224,7 +224,7 @@ class ScriptedAgent:
             programs={},
             git_author="Author",
             home_files={".claude/settings.json": b"{}"},
-            is_checked_when_ready=manifest.agent.settings["allowed_tools"] is not None,
+            hold_model_requests=manifest.agent.settings["allowed_tools"] is not None,
         )
 
     def check_interactive_exit(self, exit_status):

@@ -22,7 +22,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     programs: as in SandboxSpec.
     git_author: name of the author of commits in the sandbox.
     home_files: contents, keyed by path relative to the home directory; written before the agent starts.
-    is_checked_when_ready: model requests wait until `AgentReady.find_failure` has found no failure.
+    hold_model_requests: model requests wait until `AgentReady.find_failure` has found no failure.
     model_variables: names of the environment variables that give access to the model; users' shells do not get them.
     """
 
@@ -31,7 +31,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     programs: Mapping[Path, str]
     git_author: str
     home_files: Mapping[str, bytes] = {}
-    is_checked_when_ready: bool = False
+    hold_model_requests: bool = False
     model_variables: frozenset[str] = frozenset()
 
 

@@ -66,7 +66,7 @@ def create_gateway(
             FailureCode.PROVISION_FAILED,
             f"The server has no model key; set {key_setting} and restart the server.",
         )
-    rules = _gateway_rules(attempt.task, is_checked_when_ready=provisioned.launch_spec.is_checked_when_ready)
+    rules = _gateway_rules(attempt.task, hold_model_requests=provisioned.launch_spec.hold_model_requests)
     redact = attempt.redactor.redact_text if attempt.redactor is not None else str
     try:
         return gateways.create(attempt.upstream, provisioned.task_key, report, rules, redact=redact)
@@ -74,12 +74,12 @@ def create_gateway(
         raise AttemptError(FailureCode.PROVISION_FAILED, str(error)) from None
 
 
-def _gateway_rules(task: Task, *, is_checked_when_ready: bool) -> GatewayRules:
+def _gateway_rules(task: Task, *, hold_model_requests: bool) -> GatewayRules:
     """Return the rules. Model requests are held only if the agent must be checked before the first request."""
     return GatewayRules(
         egress=egress_rules(task.manifest.vm),
         budget=remaining_budget(task),
-        hold_model_requests=is_checked_when_ready,
+        hold_model_requests=hold_model_requests,
     )
 
 

@@ -293,7 +293,7 @@ class ClaudeCodeDriver:
             programs={self._binary: PROGRAM},
             git_author=f"{DISPLAY_NAME} (Sandbox)",
             home_files=files,
-            is_checked_when_ready=claude.headless and needs_ready_check(claude),
+            hold_model_requests=claude.headless and needs_ready_check(claude),
             model_variables=frozenset({"ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"}),
         )
 
