@@ -12,12 +12,13 @@ from sandbox.agents.claude_code.outcome import ClaudeReady, determine_failure
 from sandbox.agents.claude_code.stream_json import (
     TEXT_CHARACTERS_MAX,
     ApiRetryEvent,
+    ClaudeTaskEvent,
     ContentBlock,
     InitEvent,
     StreamEvent,
-    TaskEvent,
     content_text,
     read_blocks,
+    read_claude_task,
     read_event,
     read_fields,
     read_init,
@@ -28,7 +29,6 @@ from sandbox.agents.claude_code.stream_json import (
     read_result_event,
     read_retry,
     read_string,
-    read_task,
     sanitize,
     to_text,
 )
@@ -42,7 +42,7 @@ from sandbox.model.manifest.schema import Manifest
 OPEN_CALLS_MAX = 10_000
 """Maximum number of unanswered tool calls that are tracked. Beyond that, the oldest call is dropped."""
 
-TASKS_MAX = 1000
+CLAUDE_TASKS_MAX = 1000
 """Maximum number of tasks of Claude Code that are tracked. Beyond that, the oldest task is dropped."""
 
 INIT_TOOLS_MAX = 10_000
@@ -60,7 +60,7 @@ CONVERTED_EVENTS_MAX = 100
 LINE_TEXT_CHARACTERS_MAX = 10 * CONVERSATION_TEXT_CHARACTERS_MAX
 """Maximum number of characters of all events of one line, which are in memory until the runner has recorded them."""
 
-_TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
+_CLAUDE_TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
 _INPUT_FIELDS_MAX = 100
 _RESULT_BLOCKS_MAX = 1000
 _SYNTHETIC_MODEL = "<synthetic>"
@@ -86,7 +86,7 @@ class _BackgroundCalls:
     def __contains__(self, tool_use_id: str) -> bool:
         return any(self._calls[task_id] == tool_use_id for task_id in self._background_tasks)
 
-    def handle(self, subtype: str, event: TaskEvent) -> Iterator[tuple[str, bool]]:
+    def handle(self, subtype: str, event: ClaudeTaskEvent) -> Iterator[tuple[str, bool]]:
         """Yield each call that has ended in the background, and whether it failed."""
         task_id = _cut_id(event.task_id)
         match subtype:
@@ -104,7 +104,7 @@ class _BackgroundCalls:
                         yield tool_use_id, False
 
     def _add(self, task_id: str, tool_use_id: str, *, in_background: bool) -> None:
-        if len(self._calls) >= TASKS_MAX:
+        if len(self._calls) >= CLAUDE_TASKS_MAX:
             self._remove(next(iter(self._calls)))
         self._calls[task_id] = tool_use_id
         if in_background:
@@ -166,8 +166,8 @@ class ClaudeOutputParser:
                 yield from self._initialize(line)
             case "system" if event.subtype == "api_retry":
                 yield ApiRetry(_retry_message(read_retry(line)))
-            case "system" if event.subtype in _TASK_SUBTYPES:
-                for tool_use_id, is_error in self._background_calls.handle(event.subtype, read_task(line)):
+            case "system" if event.subtype in _CLAUDE_TASK_SUBTYPES:
+                for tool_use_id, is_error in self._background_calls.handle(event.subtype, read_claude_task(line)):
                     if tool_use_id in self._calls_with_result:
                         yield self._finish_call(tool_use_id, is_error=is_error)
         for shown in _convert_event(event, line):

@@ -103,13 +103,13 @@ class ApiRetryEvent(msgspec.Struct):
     error: str = ""
 
 
-class TaskPatch(msgspec.Struct):
+class ClaudeTaskPatch(msgspec.Struct):
     """The changed fields of a task in a `system/task_updated` event."""
 
     is_backgrounded: bool | None = None
 
 
-class TaskEvent(msgspec.Struct):
+class ClaudeTaskEvent(msgspec.Struct):
     """A `system` event about a tool call that runs as a task of Claude Code, such as a long command or a subagent.
 
     tasks: all background tasks, in a `background_tasks_changed` event.
@@ -119,8 +119,8 @@ class TaskEvent(msgspec.Struct):
     tool_use_id: str | None = None
     is_backgrounded: bool | None = None
     status: str = ""
-    patch: TaskPatch | None = None
-    tasks: list[TaskEvent] = []
+    patch: ClaudeTaskPatch | None = None
+    tasks: list[ClaudeTaskEvent] = []
 
 
 class ResultEvent(msgspec.Struct):
@@ -140,7 +140,7 @@ _MESSAGE = msgspec.json.Decoder(Message)
 _BLOCK = msgspec.json.Decoder(ContentBlock)
 _INIT = msgspec.json.Decoder(InitEvent)
 _RETRY = msgspec.json.Decoder(ApiRetryEvent)
-_TASK = msgspec.json.Decoder(TaskEvent)
+_CLAUDE_TASK = msgspec.json.Decoder(ClaudeTaskEvent)
 _RESULT = msgspec.json.Decoder(dict[str, Any])
 _RESULT_EVENT = msgspec.json.Decoder(ResultEvent)
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -177,9 +177,9 @@ def read_retry(line: bytes) -> ApiRetryEvent:
     return _decode(_RETRY, line) or ApiRetryEvent()
 
 
-def read_task(line: bytes) -> TaskEvent:
+def read_claude_task(line: bytes) -> ClaudeTaskEvent:
     """Decode an event about a task; fields of an unexpected shape are empty."""
-    return _decode_if_sparse(_TASK, line) or TaskEvent()
+    return _decode_if_sparse(_CLAUDE_TASK, line) or ClaudeTaskEvent()
 
 
 def read_result(line: bytes) -> dict[str, Any] | None:

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from doubles.manifests import manifest
 from sandbox.agents.claude_code.output_parser import (
+    CLAUDE_TASKS_MAX,
     CONVERTED_EVENTS_MAX,
     INIT_TOOLS_MAX,
     LINE_TEXT_CHARACTERS_MAX,
     OPEN_CALLS_MAX,
-    TASKS_MAX,
     ClaudeOutputParser,
     convert_recorded_line,
 )
@@ -297,16 +297,16 @@ def test_invalid_task_event_moves_no_call_to_the_background(subtype, fields):
 
 def test_tracked_tasks_are_bounded():
     parser = ClaudeOutputParser(SESSION)
-    for number in range(TASKS_MAX + 1):
+    for number in range(CLAUDE_TASKS_MAX + 1):
         parser.parse_line(tool_use(f"t{number}"))
         started = task("task_started", task_id=f"a{number}", tool_use_id=f"t{number}", is_backgrounded=True)
         parser.parse_line(started)
     oldest, _ = parser.parse_line(tool_result("t0"))
     assert not oldest.in_background
-    (newest,) = parser.parse_line(tool_result(f"t{TASKS_MAX}"))
+    (newest,) = parser.parse_line(tool_result(f"t{CLAUDE_TASKS_MAX}"))
     assert newest.in_background
     ends = parser.parse_line(task("background_tasks_changed", tasks=[]))
-    assert ends == (ToolFinished(f"t{TASKS_MAX}", "Bash", is_error=False),)
+    assert ends == (ToolFinished(f"t{CLAUDE_TASKS_MAX}", "Bash", is_error=False),)
 
 
 def test_memory_for_tracked_tasks_is_bounded():
