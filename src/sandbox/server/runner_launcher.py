@@ -58,14 +58,14 @@ class RunnerLauncher:
             return
         reserved = await self._placements.reserve_host(tracked.task)
         # Resolve before taking the lock: a cancel request must not wait for an external Vault.
-        resolved = await self._secrets.resolve_for_launch(tracked.task)
+        secrets_or_failure = await self._secrets.resolve_for_launch(tracked.task)
         async with tracked.write_lock:
             if not isinstance(tracked.owner, ServerOwned):
                 return
             recorder = tracked.owner.recorder
             next_owner: JournalOwner = Orphaned()
             try:
-                next_owner = await self.start_pending(recorder, resolved, reserved)
+                next_owner = await self.start_pending(recorder, secrets_or_failure, reserved)
             finally:
                 # Close the journal even if the end could not be written, because a finisher waits for the lock.
                 if recorder.task.state is not TaskState.PENDING:
@@ -77,7 +77,7 @@ class RunnerLauncher:
         self._secrets.cancel_lookups()
 
     async def start_pending(
-        self, recorder: Recorder, resolved: Mapping[str, str] | Failure, reserved: ReservedHost | None
+        self, recorder: Recorder, secrets_or_failure: Mapping[str, str] | Failure, reserved: ReservedHost | None
     ) -> JournalOwner:
         """Start the first attempt of a pending task, or end the task if it cannot start. Return the next owner.
 
@@ -88,30 +88,30 @@ class RunnerLauncher:
         if recorder.task.cancel is not None or recorder.task.failure is not None:
             await asyncio.to_thread(recorder.record, TaskFinished())
             return Orphaned()
-        if isinstance(resolved, Failure):
-            return await _fail_start(recorder, resolved, is_first=True)
-        return Orphaned() if reserved is None else await self._start_attempt(recorder, resolved, reserved)
+        if isinstance(secrets_or_failure, Failure):
+            return await _fail_start(recorder, secrets_or_failure, is_first=True)
+        return Orphaned() if reserved is None else await self._start_attempt(recorder, secrets_or_failure, reserved)
 
     async def start_follow_up(
-        self, recorder: Recorder, resolved: Mapping[str, str] | Failure, reserved: ReservedHost
+        self, recorder: Recorder, secrets_or_failure: Mapping[str, str] | Failure, reserved: ReservedHost
     ) -> JournalOwner:
         """Start the next attempt; if that fails, a finisher finalizes the task. Return the next owner.
 
         Raises OSError.
         """
-        if isinstance(resolved, Failure):
-            return await _fail_start(recorder, resolved, is_first=False)
-        return await self._start_attempt(recorder, resolved, reserved)
+        if isinstance(secrets_or_failure, Failure):
+            return await _fail_start(recorder, secrets_or_failure, is_first=False)
+        return await self._start_attempt(recorder, secrets_or_failure, reserved)
 
     async def start_finisher(
-        self, recorder: Recorder, attempt: Attempt, resolved: Mapping[str, str] | Failure
+        self, recorder: Recorder, attempt: Attempt, secrets_or_failure: Mapping[str, str] | Failure
     ) -> JournalOwner:
         """Start a finisher for an attempt whose runner died. Return the next owner. Raises OSError.
 
         A finisher gets no model access. It gets the secrets only to redact the collected files. It does not need the
         task's agent.
         """
-        secrets = {} if isinstance(resolved, Failure) else dict(resolved)
+        secrets = {} if isinstance(secrets_or_failure, Failure) else dict(secrets_or_failure)
         order = FinishAttempt(recorder.task.id, attempt.id, secrets, keeps_session=True)
         return RunnerOwned(await self._placements.launch(order, attempt.host, recorder.writer))
 

@@ -133,7 +133,7 @@ class RunnerRecovery:
             tracked.status_message = "The cleanup failed; it is retried after a pause."
             return
         # Resolve before taking a slot or lock: a cancel request must not wait for an external Vault.
-        resolved = await self._secrets.resolve_for_attempt(tracked.task)
+        secrets_or_failure = await self._secrets.resolve_for_attempt(tracked.task)
         # Take the slot first: a cancel request must not wait on the lock while this waits for other tasks' journals.
         with contextlib.suppress(JournalBusyError):
             async with (
@@ -142,7 +142,7 @@ class RunnerRecovery:
                 self._replayer.recorder(tracked.task.id, tracked.replay_state, slot, self._clock.now) as recorder,
             ):
                 if not recorder.task.state.is_final:
-                    await self._recover(recorder, tracked, resolved, reserved)
+                    await self._recover(recorder, tracked, secrets_or_failure, reserved)
 
     def _has_lost_disk(self, task: Task) -> bool:
         """Return whether the next attempt would take over a disk whose host was lost."""
@@ -154,22 +154,22 @@ class RunnerRecovery:
         self,
         recorder: Recorder,
         tracked: TrackedTask,
-        resolved: Mapping[str, str] | Failure,
+        secrets_or_failure: Mapping[str, str] | Failure,
         reserved: ReservedHost | None,
     ) -> None:
         attempt = recorder.task.attempt
         if attempt is None:
-            tracked.transfer(await self._launcher.start_pending(recorder, resolved, reserved))
+            tracked.transfer(await self._launcher.start_pending(recorder, secrets_or_failure, reserved))
         elif _can_continue(recorder.task) and not self._has_lost_disk(recorder.task):
             if reserved is not None:  # otherwise the task has changed in the meantime
-                tracked.transfer(await self._launcher.start_follow_up(recorder, resolved, reserved))
+                tracked.transfer(await self._launcher.start_follow_up(recorder, secrets_or_failure, reserved))
                 tracked.finishers.reset()
         elif (code := self._placements.loss_code(locate(recorder.task, attempt))) is not None:
             await asyncio.to_thread(end_lost_attempt, recorder, code)
         elif tracked.finishers.is_exhausted:
             await asyncio.to_thread(_finalize_lost, recorder, tracked)
         else:
-            tracked.transfer(await self._launcher.start_finisher(recorder, attempt, resolved))
+            tracked.transfer(await self._launcher.start_finisher(recorder, attempt, secrets_or_failure))
             tracked.finishers.record_launch(self._clock.monotonic())
 
 
