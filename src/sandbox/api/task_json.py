@@ -25,7 +25,7 @@ from sandbox.model.wire.bodies import (
     TaskItemBody,
     VmBody,
 )
-from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp, progress_fields
+from sandbox.model.wire.events import attempt_bodies, format_timestamp, progress_body, task_failure_body
 
 
 async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
@@ -68,10 +68,10 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "vm_ip": None,
         "vm": _vm_body(task),
         "exit_code": task.exit_code,
-        "error": error_fields(task, is_operator=is_operator),
+        "error": task_failure_body(task, is_operator=is_operator),
         "final_message": task.final_message_or_result,
-        "attempts": attempts_fields(task, is_operator=is_operator),
-        "progress": progress_fields(task.progress),
+        "attempts": attempt_bodies(task, is_operator=is_operator),
+        "progress": progress_body(task.progress),
         "repository": public_repository_url(repository.url),
         "branch": repository.branch,
         "base_commit": task.base_commit,

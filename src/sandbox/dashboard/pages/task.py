@@ -24,7 +24,7 @@ from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.model.tier import TIER_DESCRIPTIONS
-from sandbox.model.wire.events import WireEvent, error_fields, wire_size_bytes
+from sandbox.model.wire.events import WireEvent, task_failure_body, wire_size_bytes
 from sandbox.primitives import client_fairness
 
 PAGE_EVENTS_MAX = 200_000
@@ -62,7 +62,7 @@ async def show_task(request: Request, context: AppContext) -> Response:
 async def _render_task(request: Request, context: AppContext) -> Response:
     task = await context.services.tasks.status(request.path_params["task_id"])
     is_operator = get_caller(request).is_operator
-    failure = error_fields(task, is_operator=is_operator)
+    failure = task_failure_body(task, is_operator=is_operator)
     agents = context.settings.agents
     is_preserved = await context.services.sandboxes.has_preserved_sandbox(task)
     children = await context.services.tasks.query(TaskQuery(parent=task.id, order="asc", limit=_CHILDREN_SHOWN))

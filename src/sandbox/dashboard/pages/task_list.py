@@ -30,7 +30,7 @@ from sandbox.model.formatting import is_name_from_prompt, short_repository
 from sandbox.model.manifest.field_formats import pattern_format
 from sandbox.model.task import Task
 from sandbox.model.task_state import FINAL_STATES, TaskState
-from sandbox.model.wire.events import error_fields
+from sandbox.model.wire.events import task_failure_body
 from sandbox.primitives import client_fairness
 
 _PAGE_ROWS = 50
@@ -171,7 +171,7 @@ def final_message_headline(task: Task) -> str:
 
 
 def _failure_notice(task: Task, *, is_operator: bool) -> FailureNotice | None:
-    error = error_fields(task, is_operator=is_operator)
+    error = task_failure_body(task, is_operator=is_operator)
     return describe_failure(error) if error else None
 
 

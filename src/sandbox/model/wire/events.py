@@ -176,7 +176,7 @@ def _conversation_item(event: e.ConversationEvent) -> b.ConversationItem:
 def _other_event(base: b.BaseEvent, event: e.Event) -> WireEvent | None:
     match event:
         case e.Progress():
-            return {"type": "progress", **base, "progress": progress_fields(event)}
+            return {"type": "progress", **base, "progress": progress_body(event)}
         case e.Metrics():
             return {"type": "metrics", **base, "metrics": _metrics_body(event)}
         case e.AttemptStarted() if event.number > 1:
@@ -252,7 +252,7 @@ def end_event(task: Task) -> b.EndEvent:
         "timestamp": format_timestamp(task.state_changed_at),
         "state": task.state.value,
         "exit_code": task.exit_code,
-        "error": error_fields(task),
+        "error": task_failure_body(task),
     }
 
 
@@ -282,7 +282,7 @@ def current_state_event(task: Task) -> b.StateChangeEvent:
     }
 
 
-def error_fields(task: Task, *, is_operator: bool = False) -> FailureBody | None:
+def task_failure_body(task: Task, *, is_operator: bool = False) -> FailureBody | None:
     """Return why a task failed, or None if it did not fail."""
     return None if task.cancel is not None else _failure_body(task.failure, is_operator=is_operator)
 
@@ -294,7 +294,7 @@ def _failure_body(failure: Failure | None, *, is_operator: bool) -> FailureBody 
     return {"code": failure.code, "reason": failure.reason or None, "message": message}
 
 
-def attempts_fields(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
+def attempt_bodies(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
     """Return every attempt of a task, oldest first. The last one has the outcome of the task.
 
     A cancelled attempt has no error: that its agent was killed is a consequence of the cancel request.
@@ -321,7 +321,7 @@ def _attempt_body(attempt: Attempt, *, is_operator: bool) -> AttemptBody:
     }
 
 
-def progress_fields(progress: e.Progress) -> ProgressBody:
+def progress_body(progress: e.Progress) -> ProgressBody:
     """Return a task's progress. Unknown values are null."""
     at = progress.last_activity_at
     return {

@@ -35,7 +35,7 @@ from sandbox.model.failure import AttemptError, Failure, FailureCode
 from sandbox.model.fixed_limits import SECRET_SCAN_SECONDS_MIN, SESSION_BYTES_MAX
 from sandbox.model.state_machine import final_state
 from sandbox.model.task import Task
-from sandbox.model.wire.events import attempts_fields, error_fields, format_timestamp
+from sandbox.model.wire.events import attempt_bodies, format_timestamp, task_failure_body
 from sandbox.primitives.files import fsync_path, remove_on_failure, replace_durably
 from sandbox.primitives.secret_fingerprint import matches_fingerprint
 from sandbox.runner.attempt_context import AttemptContext, read_records
@@ -476,7 +476,7 @@ def _summarize(task: Task) -> dict[str, object]:
         "labels": manifest.metadata.labels,
         "state": state,
         "state_message": message,
-        "error": error_fields(task),
+        "error": task_failure_body(task),
         "exit_code": task.exit_code,
         "states": [{"state": entry.state, "at": format_timestamp(entry.at)} for entry in task.history],
         "repository": {
@@ -484,7 +484,7 @@ def _summarize(task: Task) -> dict[str, object]:
             "branch": manifest.repository.branch,
             "base_commit": task.base_commit,
         },
-        "attempts": attempts_fields(task),
+        "attempts": attempt_bodies(task),
         "usage": {
             "model": manifest.agent.model,
             "turns": progress.turns,

@@ -18,14 +18,14 @@ from sandbox.model.task_state import TaskState
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import (
     LogStream,
-    attempts_fields,
+    attempt_bodies,
     current_state_event,
     end_event,
     error_event,
-    error_fields,
     extract_conversation,
     format_timestamp,
     log_stream_of,
+    task_failure_body,
     to_wire_event,
     wire_size_bytes,
 )
@@ -318,12 +318,12 @@ def test_end_event_contains_the_outcome_and_an_unused_seq():
 
 
 def test_cancelled_task_has_no_error():
-    assert error_fields(task(cancel=e.CancelRequested())) is None
-    assert error_fields(task(failure=None)) is None
+    assert task_failure_body(task(cancel=e.CancelRequested())) is None
+    assert task_failure_body(task(failure=None)) is None
     attempt = Attempt("attempt-1", "bubblewrap", "here")
     failed, cancelled = task(attempt=attempt), task(attempt=attempt, cancel=e.CancelRequested())
-    assert [body["error"] is None for body in attempts_fields(failed)] == [False]
-    assert [body["error"] is None for body in attempts_fields(cancelled)] == [True]
+    assert [body["error"] is None for body in attempt_bodies(failed)] == [False]
+    assert [body["error"] is None for body in attempt_bodies(cancelled)] == [True]
 
 
 def test_current_state_event_has_no_previous_state():
