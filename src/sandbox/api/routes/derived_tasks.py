@@ -24,7 +24,7 @@ from sandbox.api.routes.tasks import (
     SUBMITTED_RESPONSES,
     DryRun,
     IdempotencyKey,
-    SubmittedOrChecked,
+    SubmissionResponse,
     dry_run_response,
     make_idempotency,
     submitted_response,
@@ -69,7 +69,7 @@ async def rerun_task(
     task_id: paths.TaskId,
     dry_run: DryRun = False,
     idempotency_key: IdempotencyKey = "",
-) -> SubmittedOrChecked:
+) -> SubmissionResponse:
     """Submit a new task with the manifest of this task. This task may be in any state and does not change."""
     plan = context.services.derived_tasks.plan_rerun
     return await _submit(request, context, task_id, plan, RerunRequest, idempotency_key, dry_run=dry_run)
@@ -88,7 +88,7 @@ async def continue_task(
     task_id: paths.TaskId,
     dry_run: DryRun = False,
     idempotency_key: IdempotencyKey = "",
-) -> SubmittedOrChecked:
+) -> SubmissionResponse:
     """Submit a new task that starts from the result of this task. This task must have ended, and does not change."""
     plan = context.services.derived_tasks.plan_continuation
     return await _submit(request, context, task_id, plan, ContinueRequest, idempotency_key, dry_run=dry_run)
@@ -103,7 +103,7 @@ async def _submit(
     idempotency_key: str,
     *,
     dry_run: bool,
-) -> SubmittedOrChecked:
+) -> SubmissionResponse:
     async with body_memory(request, additional_bytes=fixed_limits.BODY_BYTES_MAX):  # the manifest of the earlier task
         content = await read_body(request)
         idempotency = make_idempotency(request, idempotency_key, content)

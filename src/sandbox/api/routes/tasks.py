@@ -28,7 +28,7 @@ from sandbox.interfaces.tasks import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
-from sandbox.model.manifest.parser import WRAPPED_MANIFEST, WRAPPED_TEXT, parse_manifest, parse_object
+from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest, parse_object
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.manifest.yaml import manifest_data
 from sandbox.model.task import Task
@@ -94,10 +94,10 @@ SUBMITTED_RESPONSES: Responses = {
 _MANIFEST = component_ref("Manifest")
 _WRAPPED_MANIFEST_SCHEMAS = [
     {"type": "object", "properties": {name: schema}, "required": [name], "additionalProperties": False}
-    for name, schema in ((WRAPPED_MANIFEST, _MANIFEST), (WRAPPED_TEXT, {"type": "string"}))
+    for name, schema in ((MANIFEST_KEY, _MANIFEST), (MANIFEST_TEXT_KEY, {"type": "string"}))
 ]
 _MANIFEST_BODY = request_body(
-    f'The manifest. JSON may also be wrapped as `{{"{WRAPPED_MANIFEST}": {{…}}}}` or `{{"{WRAPPED_TEXT}": "…"}}`.',
+    f'The manifest. JSON may also be wrapped as `{{"{MANIFEST_KEY}": {{…}}}}` or `{{"{MANIFEST_TEXT_KEY}": "…"}}`.',
     required=True,
     application_yaml=_MANIFEST,
     application_json={"anyOf": [_MANIFEST, *_WRAPPED_MANIFEST_SCHEMAS]},
@@ -117,7 +117,7 @@ _CANCEL_BODY = request_body(
 
 _RerunOf = Annotated[str, Query(description="Id of the task that the new task reruns; shown in the new task's status")]
 
-SubmittedOrChecked = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
+SubmissionResponse = JsonResponse[SubmittedBody] | JsonResponse[DryRunBody]
 
 router = create_router("Tasks")
 
@@ -138,7 +138,7 @@ async def submit_task(
     dry_run: DryRun = False,
     rerun_of: _RerunOf = "",
     idempotency_key: IdempotencyKey = "",
-) -> SubmittedOrChecked:
+) -> SubmissionResponse:
     """Submit a task. The task is durable once the response is sent."""
     async with body_memory(request):
         return await _submit(request, context, idempotency_key, dry_run=dry_run, rerun_of=rerun_of)
@@ -146,7 +146,7 @@ async def submit_task(
 
 async def _submit(
     request: Request, context: AppContext, idempotency_key: str, *, dry_run: bool, rerun_of: str
-) -> SubmittedOrChecked:
+) -> SubmissionResponse:
     content = await read_body(request)
     idempotency = make_idempotency(request, idempotency_key, content)
     submissions = context.services.submissions

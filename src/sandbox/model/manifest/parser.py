@@ -31,8 +31,8 @@ ObjectT = TypeVar("ObjectT")
 SHIPPED_PROFILES: Mapping[str, str] = {"agentic-dev": "", "basic": ""}
 """The built-in profiles. The empty values mean that each of them is usable."""
 
-WRAPPED_MANIFEST = "manifest"
-WRAPPED_TEXT = "manifest_yaml"
+MANIFEST_KEY = "manifest"
+MANIFEST_TEXT_KEY = "manifest_yaml"
 """The only key of a JSON body that wraps a manifest: its value is the manifest, or the manifest's text."""
 
 
@@ -174,13 +174,13 @@ def _location_of_byte(body: bytes, index: int) -> SourceLocation:
 
 def _unwrap(text: str, *, is_json: bool) -> Any:
     root = _read_json_or_yaml(text, is_json=is_json)
-    if not isinstance(root, Pairs) or len(root) != 1 or root[0].key not in (WRAPPED_MANIFEST, WRAPPED_TEXT):
+    if not isinstance(root, Pairs) or len(root) != 1 or root[0].key not in (MANIFEST_KEY, MANIFEST_TEXT_KEY):
         return root
     wrapped = root[0]
-    if wrapped.key == WRAPPED_MANIFEST:
+    if wrapped.key == MANIFEST_KEY:
         return wrapped.value
     if not isinstance(wrapped.value, str):
-        reject(f"must contain the text of a manifest in {WRAPPED_TEXT}", rule="type")
+        reject(f"must contain the text of a manifest in {MANIFEST_TEXT_KEY}", rule="type")
     # Encode it again, so the same checks apply; they also reject lone surrogates.
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 

@@ -83,7 +83,7 @@ def _item_type(kind: Any) -> Any:
     return get_args(kind)[1] if get_origin(kind) is dict else None
 
 
-class _Failure(NamedTuple):
+class _FailedCheck(NamedTuple):
     """A failed check of the value at a path of a record."""
 
     path: FieldPath
@@ -94,33 +94,33 @@ class _Failure(NamedTuple):
 def describe_violation(error: ErrorDetails, object_type: Any = None) -> RuleViolation:
     """Describe an error that pydantic found. object_type: the dataclass, for suggestions of field names."""
     path = tuple(part for part in error["loc"] if part != "[key]")
-    failure = _Failure(path, error, object_type)
+    failed_check = _FailedCheck(path, error, object_type)
     for pattern, rule, format_message in _MESSAGES:
         if re.fullmatch(pattern, error["type"]):
-            return RuleViolation(path, rule, format_message(failure), _suggestion(failure))
+            return RuleViolation(path, rule, format_message(failed_check), _suggestion(failed_check))
     return RuleViolation(path, "format", "is not valid")
 
 
-def _suggestion(failure: _Failure) -> str | None:
-    error = failure.error
+def _suggestion(failed_check: _FailedCheck) -> str | None:
+    error = failed_check.error
     if error["type"] == "literal_error":
         offered = _offered_values(error)
         return closest_name(str(error["input"]), offered) if len(offered) > 1 else None
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return _closest_field(failure.path, failure.object_type)
-    if (form := _format_of_number(failure)) is not None:
+        return _closest_field(failed_check.path, failed_check.object_type)
+    if (form := _format_of_number(failed_check)) is not None:
         return form.suggest(str(error["input"]))
     suggestion = error.get("ctx", {}).get("suggestion")
     return suggestion if isinstance(suggestion, str) else None
 
 
-def _format_of_number(failure: _Failure) -> Format | None:
+def _format_of_number(failed_check: _FailedCheck) -> Format | None:
     """Return the format of a field that has a number instead of text, if the number's text has a wrong format too."""
-    value, dataclass_type = failure.error["input"], _type_at(failure.path[:-1], failure.object_type)
+    value, dataclass_type = failed_check.error["input"], _type_at(failed_check.path[:-1], failed_check.object_type)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if failure.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):
+    if failed_check.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):
         return None
-    form = _field_formats(dataclass_type).get(str(failure.path[-1]))
+    form = _field_formats(dataclass_type).get(str(failed_check.path[-1]))
     return form if form is not None and form.find_error(str(value)) is not None else None
 
 
@@ -152,19 +152,19 @@ def _offered_values(error: ErrorDetails) -> list[str]:
     return re.findall("'([^']*)'", expected) or [expected]
 
 
-def _enum_message(failure: _Failure) -> str:
-    offered = _offered_values(failure.error)
+def _enum_message(failed_check: _FailedCheck) -> str:
+    offered = _offered_values(failed_check.error)
     return f"must be one of {', '.join(offered)}" if len(offered) > 1 else f'must be "{offered[0]}"'
 
 
-def _format_message(failure: _Failure) -> str:
-    return failure.error["msg"]
+def _format_message(failed_check: _FailedCheck) -> str:
+    return failed_check.error["msg"]
 
 
-def _type_message(expected: str) -> Callable[[_Failure], str]:
-    def format_message(failure: _Failure) -> str:
-        value = failure.error["input"]
-        if (form := _format_of_number(failure)) is not None:
+def _type_message(expected: str) -> Callable[[_FailedCheck], str]:
+    def format_message(failed_check: _FailedCheck) -> str:
+        value = failed_check.error["input"]
+        if (form := _format_of_number(failed_check)) is not None:
             return str(form.find_error(str(value)))  # in quotes, the value would be rejected again
         hint = "; put it in quotes" if expected == "text" and isinstance(value, bool | int | float) else ""
         return f"must be {expected}, not {_describe_type(value)}{hint}"
@@ -184,21 +184,21 @@ def _describe_type(value: Any) -> str:
     return kinds.get(type(value), "null")
 
 
-def _bound_message(failure: _Failure) -> str:
-    context = failure.error.get("ctx", {})
+def _bound_message(failed_check: _FailedCheck) -> str:
+    context = failed_check.error.get("ctx", {})
     phrase, bound = ("at least", context["ge"]) if "ge" in context else ("at most", context["le"])
     return f"must be {phrase} {int(bound) if bound == int(bound) else bound}"
 
 
-def _length_message(failure: _Failure) -> str:
-    error = failure.error
+def _length_message(failed_check: _FailedCheck) -> str:
+    error = failed_check.error
     context, unit = error.get("ctx", {}), "characters" if error["type"].startswith("string") else "entries"
     if "max_length" in context:
         return f"must have at most {context['max_length']} {unit}"
     return "must not be empty"
 
 
-_MESSAGES: tuple[tuple[str, RuleName, Callable[[_Failure], str]], ...] = (
+_MESSAGES: tuple[tuple[str, RuleName, Callable[[_FailedCheck], str]], ...] = (
     ("missing", "required", lambda _: "is required"),
     ("unexpected_keyword_argument|extra_forbidden", "unknown_field", lambda _: "is an unknown field"),
     ("literal_error", "enum", _enum_message),
