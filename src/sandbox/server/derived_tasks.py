@@ -61,7 +61,7 @@ class DerivedTaskPlanner:
         conversation = (await self._read_conversation(task)).encode(errors="replace")
         described = _describe(_CONVERSATION_NAME, "text/plain", conversation)
         parent = msgspec.structs.replace(inheritance.parent, conversation=described)
-        repository = dataclasses.replace(task.manifest.repository, commit=_origin_commit(task))
+        repository = dataclasses.replace(task.manifest.repository, commit=_chain_start_commit(task))
         manifest = task.manifest.replace(repository=repository)
         return DerivedTaskPlan(manifest, Inheritance(parent, inheritance.sources, conversation))
 
@@ -92,7 +92,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
     Raises TaskNotContinuableError.
     """
     own_patch = _find_complete_patch(layout, task)
-    _origin_commit(task)
+    _chain_start_commit(task)
     if (base_commit := task.base_commit) is None:
         raise TaskNotContinuableError(task.id, "its repository was never cloned")
     earlier = task.parent
@@ -145,7 +145,7 @@ _LINE_BYTES_MAX = 64 * 1024
 _INCOMPLETE_MARKS = (b"# truncated: ", b"# skipped, too large for a patch: ")
 
 
-def _origin_commit(task: Task) -> str:
+def _chain_start_commit(task: Task) -> str:
     """Return the remote's commit from which this task's chain started. Raises TaskNotContinuableError."""
     repository = task.manifest.repository
     if task.parent is not None and repository.commit is not None:

@@ -88,7 +88,7 @@ _IDEOGRAPHS = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPHS}]|[^\W_{_IDEOGRAPHS}]+")
 """Chinese and Japanese are written without spaces, so each of their characters is a word."""
 
-_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK, _PARENT_MARK, _ORIGIN_MARK = "\ue000\ue001\ue002\ue003\ue004"
+_LABEL_MARK, _REPOSITORY_MARK, _STATE_MARK, _PARENT_MARK, _RERUN_OF_MARK = "\ue000\ue001\ue002\ue003\ue004"
 """First characters of terms that are not words. None is a letter or a digit, so no word contains them."""
 
 
@@ -114,8 +114,8 @@ def task_terms(task: Task) -> str:
     beginnings = {word[:length] for word in words for length in range(1, len(word) + 1)}
     repositories = {_exact_term(_REPOSITORY_MARK, name) for name in repository_names(url)}
     parents = [_exact_term(_PARENT_MARK, task.parent.task_id)] if task.parent is not None else []
-    origins = [_exact_term(_ORIGIN_MARK, task.rerun_of)] if task.rerun_of is not None else []
-    return " ".join((*beginnings, *repositories, *parents, *origins, *_label_terms(manifest.metadata.labels)))
+    originals = [_exact_term(_RERUN_OF_MARK, task.rerun_of)] if task.rerun_of is not None else []
+    return " ".join((*beginnings, *repositories, *parents, *originals, *_label_terms(manifest.metadata.labels)))
 
 
 def state_term(state: str) -> str:
@@ -128,8 +128,8 @@ def content_digest(task: Task) -> bytes:
     manifest = task.manifest
     texts = (manifest.metadata.name, manifest.metadata.labels, task.id, manifest.repository.url, manifest.agent.prompt)
     parents = (task.parent.task_id,) if task.parent is not None else ()
-    origins = ({"rerun_of": task.rerun_of},) if task.rerun_of is not None else ()
-    return blake2b(msgspec.json.encode((*texts, *parents, *origins)), digest_size=8).digest()
+    originals = ({"rerun_of": task.rerun_of},) if task.rerun_of is not None else ()
+    return blake2b(msgspec.json.encode((*texts, *parents, *originals)), digest_size=8).digest()
 
 
 def query_terms(query: TaskQuery) -> str:
@@ -144,7 +144,7 @@ def query_terms(query: TaskQuery) -> str:
     if query.parent:
         terms.append(_exact_term(_PARENT_MARK, query.parent))
     if query.rerun_of:
-        terms.append(_exact_term(_ORIGIN_MARK, query.rerun_of))
+        terms.append(_exact_term(_RERUN_OF_MARK, query.rerun_of))
     quoted = [f'"{term}"' for term in (*terms, *_label_terms(query.labels))]
     if quoted and query.states:
         states = " OR ".join(f'"{state_term(state)}"' for state in sorted(query.states))

@@ -154,14 +154,14 @@ async def _submit(
         # Manifests that were accepted earlier may be rejected today; replay the submission before parsing.
         return submitted_response(before)
     manifest = await client_fairness.to_thread(_parse_submission, content, request, context)
-    origin = await _find_origin(context, rerun_of) if rerun_of else None
+    original_id = await _check_rerun_of(context, rerun_of) if rerun_of else None
     require_valid_credentials(request, context.authenticator)
     if dry_run:
         return await dry_run_response(context, manifest)
-    return submitted_response(await submissions.submit(manifest, idempotency, rerun_of=origin))
+    return submitted_response(await submissions.submit(manifest, idempotency, rerun_of=original_id))
 
 
-async def _find_origin(context: AppContext, task_id: str) -> str:
+async def _check_rerun_of(context: AppContext, task_id: str) -> str:
     """Return the id of an existing task. Raises InvalidParameterError."""
     try:
         return (await context.services.tasks.status(task_id)).id
