@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-from sandbox.cli.checkout.origin import find_origin
+from sandbox.cli.checkout.clone_source import find_clone_source
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail
 from sandbox.cli.lazy_group import command, help_examples
@@ -99,8 +99,8 @@ def _manifest_from_checkout(preset: set[str], agent_kind: str, *, is_interactive
     name = (checkout.root if checkout else Path.cwd()).name
     missing = [path for path in ("repository.url", "repository.branch") if path not in preset]
     if missing and checkout and checkout.git_output("remote"):
-        origin = find_origin(checkout, None)
-        repository = {"url": origin.url, "branch": origin.branch}
+        source = find_clone_source(checkout, None)
+        repository = {"url": source.url, "branch": source.branch}
     elif missing and not is_interactive:
         _fail_unknown_repository(checkout, missing)
     return {

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from sandbox.cli.checkout.apply_prompt import ApplyPrompt
-from sandbox.cli.checkout.origin import Origin, create_local_patch, find_origin
+from sandbox.cli.checkout.clone_source import CloneSource, create_local_patch, find_clone_source
 from sandbox.cli.checkout.worktree import Checkout
 from sandbox.cli.errors import ExitCode, fail, interrupt_hint
 from sandbox.cli.lazy_group import command, help_examples
@@ -86,21 +86,21 @@ def run(
 
     options, checkout = current_options(), Checkout(directory)
     text = read_prompt(prompt)
-    origin = find_origin(checkout, run_options["remote"])
+    source = find_clone_source(checkout, run_options["remote"])
     if includes_dirty is None:
-        _require_pushed(checkout, origin)
+        _require_pushed(checkout, source)
     overrides: list[Override] = run_options["overrides"]
     if run_options["task_id"] is not None:
         overrides.append(id_override(run_options["task_id"]))
-    _print_origin(origin, checkout, includes_dirty=bool(includes_dirty))
+    _print_clone_source(source, checkout, includes_dirty=bool(includes_dirty))
     has_local_changes = bool(includes_dirty) and bool(
         checkout.count_changed() or checkout.count_changed(untracked=True)
     )
     apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, has_local_changes, checkout.head())
-    patch = create_local_patch(checkout, origin.commit) if includes_dirty else b""
+    patch = create_local_patch(checkout, source.commit) if includes_dirty else b""
     manifest = ManifestFile(
         "sandbox run",
-        write_json(_build_manifest(text, origin, checkout.subpath(), patch, next(iter(registered_agents())))),
+        write_json(_build_manifest(text, source, checkout.subpath(), patch, next(iter(registered_agents())))),
     )
     with options.connect() as client:
         submitted = submit_manifest(client, manifest, overrides)
@@ -112,18 +112,18 @@ def run(
         apply_prompt.run(client, task_id, is_empty_reported=has_no_changes(status))
 
 
-def _require_pushed(checkout: Checkout, origin: Origin) -> None:
+def _require_pushed(checkout: Checkout, source: CloneSource) -> None:
     changed = checkout.count_changed()
     missing = [f"{pluralize(changed, 'file')} changed and not committed"] if changed else []
-    missing += [f"{pluralize(origin.unpushed, 'commit')} not on {origin.remote}"] if origin.unpushed else []
+    missing += [f"{pluralize(source.unpushed, 'commit')} not on {source.remote}"] if source.unpushed else []
     if missing:
         message = f"Error: The task would start without local changes: {' and '.join(missing)}."
         advice = "  Include them:       add --include-dirty\n  Start without them: add --leave-dirty"
         fail(f"{escape_text(message)}\n{advice}", ExitCode.CONFLICT)
 
 
-def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes, agent_kind: str) -> dict[str, Any]:
-    repository = {"url": origin.url, "branch": origin.branch, "commit": origin.commit}
+def _build_manifest(prompt: str, source: CloneSource, subpath: str, patch: bytes, agent_kind: str) -> dict[str, Any]:
+    repository = {"url": source.url, "branch": source.branch, "commit": source.commit}
     repository |= {"patch": base64.b64encode(patch).decode()} if patch else {}
     return {
         "version": "1",
@@ -134,10 +134,10 @@ def _build_manifest(prompt: str, origin: Origin, subpath: str, patch: bytes, age
     }
 
 
-def _print_origin(origin: Origin, checkout: Checkout, *, includes_dirty: bool) -> None:
-    lines = [f"From {origin.url}, {origin.branch} at {origin.commit[:12]}."]
-    if origin.has_credentials:
-        lines.append(f"The credentials in the address of {origin.remote} are not sent; the server clones with its own.")
+def _print_clone_source(source: CloneSource, checkout: Checkout, *, includes_dirty: bool) -> None:
+    lines = [f"From {source.url}, {source.branch} at {source.commit[:12]}."]
+    if source.has_credentials:
+        lines.append(f"The credentials in the address of {source.remote} are not sent; the server clones with its own.")
     untracked = 0 if includes_dirty else checkout.count_changed(untracked=True)
     if untracked:
         lines.append(f"{pluralize(untracked, 'untracked file')} {'is' if untracked == 1 else 'are'} not included.")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """A commit in a remote repository.
+class CloneSource:
+    """What a task clones to start from a checkout: a commit in a remote repository.
 
     commit: the latest commit of this checkout's history that is known to be in the remote's branch.
     unpushed: number of later commits in this checkout's history.
@@ -38,8 +38,8 @@ class Origin:
     has_credentials: bool
 
 
-def find_origin(checkout: Checkout, remote: str | None) -> Origin:
-    """Determine the origin without network access. Exits with an error if local information is insufficient.
+def find_clone_source(checkout: Checkout, remote: str | None) -> CloneSource:
+    """Determine the source without network access. Exits with an error if local information is insufficient.
 
     remote: the remote's name; None uses the current branch's upstream, otherwise `origin`, otherwise the only remote.
     """
@@ -50,7 +50,7 @@ def find_origin(checkout: Checkout, remote: str | None) -> Origin:
     url, has_credentials = _remote_url(checkout, name)
     branch, commit = _find_pushed_base(checkout, name, head)
     unpushed = int(checkout.git_output("rev-list", "--count", f"{commit}..{head}") or 0)
-    return Origin(name, url, branch, commit, unpushed, has_credentials)
+    return CloneSource(name, url, branch, commit, unpushed, has_credentials)
 
 
 def _choose_remote(checkout: Checkout) -> str:
