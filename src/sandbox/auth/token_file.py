@@ -51,9 +51,9 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def generate_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
     """Generate a token. Returns its text and its record."""
-    identity = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
+    token_id = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
     secret = secrets.token_hex(_SECRET_BYTES)
-    return f"sbx_{identity}_{secret}", TokenRecord(identity, role, name, now, _digest(secret), expires_at)
+    return f"sbx_{token_id}_{secret}", TokenRecord(token_id, role, name, now, _digest(secret), expires_at)
 
 
 def parse_token_id(token: str) -> str | None:
@@ -132,8 +132,8 @@ class TokenFile:
 
     def authenticate(self, token: str | None) -> Principal | None:
         """See `TokenStore.authenticate`."""
-        identity = parse_token_id(token) if token is not None else None
-        record = self._find_valid(identity) if identity is not None else None
+        token_id = parse_token_id(token) if token is not None else None
+        record = self._find_valid(token_id) if token_id is not None else None
         return record.principal if record is not None and token is not None and verify_token(token, record) else None
 
     def find_principal(self, principal_id: str) -> Principal | None:
@@ -183,13 +183,13 @@ class TokenFile:
             self._write(tuple(record for record in records if record is not found))
         return found
 
-    def _find_valid(self, identity: str) -> TokenRecord | None:
+    def _find_valid(self, token_id: str) -> TokenRecord | None:
         try:
             self._refresh()
         except OSError as error:
             _log.error("All requests are denied: %s", error)
             return None
-        record = self._records.get(identity)
+        record = self._records.get(token_id)
         return record if record is not None and record.is_valid(self._now()) else None
 
     def _refresh(self) -> None:

@@ -19,9 +19,9 @@ _START_MESSAGES = {"http.response.start", "websocket.accept", "websocket.http.re
 
 def get_request_id(connection: HTTPConnection) -> str:
     """Return the request id that the client sent, or a generated one."""
-    identity: str = connection.scope.setdefault("state", {}).get("request_id") or uuid.uuid4().hex
-    connection.scope["state"]["request_id"] = identity
-    return identity
+    request_id: str = connection.scope.setdefault("state", {}).get("request_id") or uuid.uuid4().hex
+    connection.scope["state"]["request_id"] = request_id
+    return request_id
 
 
 def is_head_request(scope: Scope) -> bool:
@@ -44,25 +44,25 @@ class ResponseHeadersMiddleware:
         state = scope.setdefault("state", {})
         if _REQUEST_ID.fullmatch(request_id_header):
             state["request_id"] = request_id_header
-        identity = get_request_id(HTTPConnection(scope))
+        request_id = get_request_id(HTTPConnection(scope))
         # Never reset the variable: the server runs each request in a separate context, and logs its errors in that
         # context.
-        REQUEST_ID.set(identity)
+        REQUEST_ID.set(request_id)
         if scope.get("method") == "HEAD":
             state["wants_head_only"] = True
             scope = {**scope, "method": "GET"}
 
         async def send_wrapped(message: Message) -> None:
-            await send(_with_headers(message, identity, head_only=bool(state.get("wants_head_only"))))
+            await send(_with_headers(message, request_id, head_only=bool(state.get("wants_head_only"))))
 
         await self._app(scope, receive, send_wrapped)
 
 
-def _with_headers(message: Message, identity: str, *, head_only: bool) -> Message:
+def _with_headers(message: Message, request_id: str, *, head_only: bool) -> Message:
     if message["type"] in _START_MESSAGES:
         message = {**message, "headers": list(message.get("headers", []))}
         headers = MutableHeaders(raw=message["headers"])
-        headers.setdefault("x-request-id", identity)
+        headers.setdefault("x-request-id", request_id)
         if message["type"] != "websocket.accept":
             headers.setdefault("x-content-type-options", "nosniff")
             headers.setdefault("cache-control", "no-store")

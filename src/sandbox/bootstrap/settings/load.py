@@ -68,7 +68,7 @@ def load(options: Mapping[str, Any], environment: Mapping[str, str]) -> Configur
     data = _read(file) if has_file else {}
     origins = dict.fromkeys(_dotted_paths(data, ()), str(file))
     for key in setting_keys():
-        for origin, text in _overrides(key, options, environment):
+        for origin, text in _overriding_values(key, options, environment):
             if _set_value(data, key, key.parse(text)):
                 origins[key.path] = origin
     settings, errors = validate(data, origins)
@@ -122,7 +122,9 @@ def _dotted_paths(data: Mapping[str, Any], section: tuple[str, ...]) -> list[str
     return paths
 
 
-def _overrides(key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]) -> list[tuple[str, str]]:
+def _overriding_values(
+    key: SettingKey, options: Mapping[str, Any], environment: Mapping[str, str]
+) -> list[tuple[str, str]]:
     """Return (origin, value) pairs that override the file, lowest precedence first.
 
     An empty variable counts as unset.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from sandbox.cli.commands.login import print_overrides
+from sandbox.cli.commands.login import print_overriding_variables
 from sandbox.cli.contexts import DEFAULT_CONTEXT, DEFAULT_NAME, ContextFile, default_file
 from sandbox.cli.lazy_group import SuggestingGroup, help_examples
 from sandbox.cli.options import complete_context, current_options, output_options
@@ -51,7 +51,7 @@ def list_contexts() -> None:
         console, has_border = stdout_console(has_color=options.has_color), options.format == "table"
         columns = ("CURRENT", "NAME", "SERVER", "TOKEN")
         print_table(console, columns, [[*map(cell, row)] for row in rows], has_border=has_border, shrinkable=("TOKEN",))
-    print_overrides()
+    print_overriding_variables()
 
 
 @context.command(
@@ -68,7 +68,7 @@ def use(name: str) -> None:
         contexts = file.load().use(name)
         file.save(contexts)
     print_message(f"The current context is now {name}: {contexts.find(name).server}")
-    print_overrides()
+    print_overriding_variables()
 
 
 @context.command(epilog=help_examples("sandbox context remove prod"))

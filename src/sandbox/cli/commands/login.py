@@ -50,10 +50,10 @@ def login(address: str | None, name: str | None) -> None:
     with file.changing():
         file.save(file.load().add(name, Context(server, token)))
     print_message(f"Logged in to {server}. The current context is now {name}.")
-    print_overrides()
+    print_overriding_variables()
 
 
-def print_overrides() -> None:
+def print_overriding_variables() -> None:
     """Print which environment variables override the current context."""
     for variable in ("SANDBOX_SERVER", "SANDBOX_CONTEXT", "SANDBOX_TOKEN"):
         if os.environ.get(variable):
