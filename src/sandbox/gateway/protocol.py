@@ -12,9 +12,9 @@ class Phase(Enum):
     HEAD = "head"
     BODY = "body"
     HELD = "held"
-    RESPONSE = "answer"
+    RESPONSE = "response"
     IDLE = "idle"
-    CLOSING = "over"
+    CLOSING = "closing"
 
 
 class Effects(msgspec.Struct):
