@@ -87,9 +87,9 @@ class FaultHarness:
             assert status["error"]["code"], status
             assert status["error"]["message"], status
         records = self.deployment.data_dir / "tasks" / status["id"] / "journal" / "records"
-        extent = find_journal_end(records)
-        assert extent.end == records.stat().st_size
-        assert extent.last.transition.new_state == status["state"]
+        journal_end = find_journal_end(records)
+        assert journal_end.end_offset == records.stat().st_size
+        assert journal_end.last_record.transition.new_state == status["state"]
         self.final_statuses[status["id"]] = status
 
     def check_all(self):

@@ -123,7 +123,7 @@ class CompressedJournal:
         return data
 
 
-def compress_journal(records: Path, target: Path) -> None:
+def compress_journal(records_path: Path, target: Path) -> None:
     """Replace a plain journal, whose lock the caller holds, with a compressed one. A torn tail is dropped.
 
     The compressed file is written under a temporary name, read back, compared and renamed; then the plain file is
@@ -134,26 +134,26 @@ def compress_journal(records: Path, target: Path) -> None:
     temporary = target.with_name(f"{target.name}.new")
     temporary.unlink(missing_ok=True)
     try:
-        journal_end = find_journal_end(records)
+        journal_end = find_journal_end(records_path)
     except FileNotFoundError:
         target.stat()
         return
-    if journal_end.last is None or not isinstance(journal_end.last.event, TaskFinished):
-        message = f"{records} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
+    if journal_end.last_record is None or not isinstance(journal_end.last_record.event, TaskFinished):
+        message = f"{records_path} does not contain the end of its task; stop the server and run: sandbox admin rebuild"
         raise JournalDamagedError(message)
     try:
-        _write_verified(_lines_before(records, journal_end.end), temporary)
+        _write_verified(_lines_before(records_path, journal_end.end_offset), temporary)
     except Exception:
         temporary.unlink(missing_ok=True)
         raise
     temporary.rename(target)
     fsync_path(target.parent)
-    records.unlink()
+    records_path.unlink()
     fsync_path(target.parent)
 
 
-def _lines_before(records: Path, end: int) -> Iterator[bytes]:
-    return (text for offset, text in iter_lines(records) if offset < end)
+def _lines_before(records_path: Path, end: int) -> Iterator[bytes]:
+    return (text for offset, text in iter_lines(records_path) if offset < end)
 
 
 def _write_verified(texts: Iterable[bytes], target: Path) -> None:

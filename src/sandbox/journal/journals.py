@@ -72,7 +72,7 @@ class FileJournals:
         directory = self._directory(task_id)
         lock_fd = lock.acquire(directory / "lock")
         try:
-            return FileJournalWriter(directory / "records", lock_fd, _measure_accepted(directory / "records"))
+            return FileJournalWriter(directory / "records", lock_fd, _find_accepted_end(directory / "records"))
         except BaseException:
             os.close(lock_fd)
             raise
@@ -84,16 +84,16 @@ class FileJournals:
         """
         directory = self._directory(task_id)
         lock.adopt(directory / "lock", lock_fd)
-        return FileJournalWriter(directory / "records", lock_fd, _measure_accepted(directory / "records"))
+        return FileJournalWriter(directory / "records", lock_fd, _find_accepted_end(directory / "records"))
 
     def read(self, task_id: str, offset: int = 0, *, bytes_max: int = 1 << 20) -> RecordBatch:
         """Read whole records from `offset`; see `Journals.read`."""
-        records = self._directory(task_id) / "records"
+        records_path = self._directory(task_id) / "records"
         try:
-            return read_batch(records, offset, bytes_max)
+            return read_batch(records_path, offset, bytes_max)
         except FileNotFoundError:
-            with CompressedJournal(_compressed_path(records)) as packed:
-                return decode_batch(records, offset, packed.lines(offset, bytes_max))
+            with CompressedJournal(_compressed_path(records_path)) as packed:
+                return decode_batch(records_path, offset, packed.lines(offset, bytes_max))
 
     def replay(self, task_id: str, state: ReplayState | None = None) -> ReplayState:
         """Compute a task from its journal; see `Journals.replay`."""
@@ -119,20 +119,20 @@ class FileJournals:
 
     def find_offset(self, task_id: str, seq: int) -> int:
         """Return the offset of record `seq`; see `Journals.find_offset`."""
-        records = self._directory(task_id) / "records"
+        records_path = self._directory(task_id) / "records"
         try:
-            return find_record_offset(records, seq)
+            return find_record_offset(records_path, seq)
         except FileNotFoundError:
-            with CompressedJournal(_compressed_path(records)) as packed:
+            with CompressedJournal(_compressed_path(records_path)) as packed:
                 return packed.find_offset(seq)
 
     def size_bytes(self, task_id: str) -> int:
         """Return the size in bytes; see `Journals.size_bytes`."""
-        records = self._directory(task_id) / "records"
+        records_path = self._directory(task_id) / "records"
         try:
-            return records.stat().st_size
+            return records_path.stat().st_size
         except FileNotFoundError:
-            with CompressedJournal(_compressed_path(records)) as packed:
+            with CompressedJournal(_compressed_path(records_path)) as packed:
                 return packed.size_bytes
 
     def compress(self, task_id: str) -> None:
@@ -186,34 +186,36 @@ class FileJournals:
         return TaskLayout(self._data_dir, task_id).root / "journal"
 
 
-def _compressed_path(records: Path) -> Path:
-    return records.with_name("records.gz")
+def _compressed_path(records_path: Path) -> Path:
+    return records_path.with_name("records.gz")
 
 
-def _has_journal(records: Path) -> bool:
-    return has_first_record(records) or _compressed_path(records).is_file()
+def _has_journal(records_path: Path) -> bool:
+    return has_first_record(records_path) or _compressed_path(records_path).is_file()
 
 
-def _measure_accepted(records: Path) -> JournalEnd:
+def _find_accepted_end(records_path: Path) -> JournalEnd:
     """Return the end of an accepted task's journal. Record 1 was flushed, so if it is missing, the journal is damaged.
 
     Raises JournalDamagedError, FileNotFoundError.
     """
-    journal_end = find_journal_end(records)
-    if journal_end.last is None:
-        raise JournalDamagedError(f"The journal does not begin with an intact record; restore {records}.")
+    journal_end = find_journal_end(records_path)
+    if journal_end.last_record is None:
+        raise JournalDamagedError(f"The journal does not begin with an intact record; restore {records_path}.")
     return journal_end
 
 
 def _check_no_records(directory: Path) -> None:
     """Raise FileExistsError if the task has a journal, even a damaged one."""
-    records = directory / "records"
+    records_path = directory / "records"
     try:
-        if not _compressed_path(records).exists() and (not records.exists() or find_journal_end(records).last is None):
+        if not _compressed_path(records_path).exists() and (
+            not records_path.exists() or find_journal_end(records_path).last_record is None
+        ):
             return
     except JournalDamagedError:
         pass
-    raise FileExistsError(errno.EEXIST, "The task already has a journal", str(records))
+    raise FileExistsError(errno.EEXIST, "The task already has a journal", str(records_path))
 
 
 def create_directories(directory: Path) -> int:
@@ -234,12 +236,12 @@ def create_directories(directory: Path) -> int:
 
 def _create_records(directory: Path, lock_fd: int) -> FileJournalWriter:
     """Create an empty records file and flush it and its parent directories to disk."""
-    records = directory / "records"
+    records_path = directory / "records"
     try:
-        os.close(os.open(records, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.close(os.open(records_path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         for changed in (directory, *directory.parents[:3]):
             fsync_path(changed)
-        return FileJournalWriter(records, lock_fd, JournalEnd(None, 0))
+        return FileJournalWriter(records_path, lock_fd, JournalEnd(None, 0))
     except BaseException:
         _remove_journal(directory, lock_fd)
         raise

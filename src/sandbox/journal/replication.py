@@ -44,13 +44,13 @@ class FileTaskReplicas:
     def end_offset(self, task_id: str) -> int:
         """Return the offset after the last record; see `TaskReplicas.end_offset`."""
         try:
-            return find_record_offset(self._records(task_id), _AFTER_LAST_SEQ)
+            return find_record_offset(self._records_path(task_id), _AFTER_LAST_SEQ)
         except FileNotFoundError:
             return 0
 
     def read(self, task_id: str, offset: int, bytes_max: int) -> bytes:
         """Return the bytes of whole records; see `TaskReplicas.read`."""
-        with self._records(task_id).open("rb") as original:
+        with self._records_path(task_id).open("rb") as original:
             original.seek(offset)
             data = original.read(bytes_max)
         return data[: data.rfind(b"\n") + 1]
@@ -58,17 +58,17 @@ class FileTaskReplicas:
     def receive(self, task_id: str, offset: int, data: bytes) -> int:
         """Append whole records; see `TaskReplicas.receive`."""
         first_seq = _check_lines(data)
-        records = self._records(task_id)
-        lock_fd = self._lock(records)
+        records_path = self._records_path(task_id)
+        lock_fd = self._lock(records_path)
         try:
             end = self.end_offset(task_id)
             if offset > end:
                 raise JournalOffsetError(f"The copy of the journal ends at byte {end}, before {offset}.")
-            with records.open("r+b", buffering=0) as copy:
+            with records_path.open("r+b", buffering=0) as copy:
                 os.ftruncate(copy.fileno(), end)
                 if os.pread(copy.fileno(), min(len(data), end - offset), offset) != data[: end - offset]:
                     raise JournalOffsetError(f"Another writer has continued the journal at byte {offset}.")
-                if first_seq > 1 and find_record_offset(records, first_seq - 1) >= offset:
+                if first_seq > 1 and find_record_offset(records_path, first_seq - 1) >= offset:
                     raise JournalDamagedError(f"The records before number {first_seq} are missing.")
                 rest = memoryview(data)[end - offset :]
                 while rest:
@@ -97,7 +97,7 @@ class FileTaskReplicas:
         try:
             if verified.offset > self.end_offset(task_id):
                 verified = _Verified(None, 0, 0)
-            while (batch := read_batch(self._records(task_id), verified.offset, _READ_BYTES)).records:
+            while (batch := read_batch(self._records_path(task_id), verified.offset, _READ_BYTES)).records:
                 task = verified.task
                 for record in batch.records:
                     task = replay(task, record)
@@ -133,21 +133,21 @@ class FileTaskReplicas:
         except FileNotFoundError:
             return {}
 
-    def _lock(self, records: Path) -> int:
+    def _lock(self, records_path: Path) -> int:
         """Acquire the lock of the copy, after creating the copy if it is missing. Raises JournalBusyError, OSError."""
-        if records.exists():
-            return lock.acquire(records.with_name("lock"), create=True)
-        lock_fd = create_directories(records.parent)
+        if records_path.exists():
+            return lock.acquire(records_path.with_name("lock"), create=True)
+        lock_fd = create_directories(records_path.parent)
         try:
-            records.touch(0o600)
-            for changed in (records.parent, *records.parent.parents[:3]):
+            records_path.touch(0o600)
+            for changed in (records_path.parent, *records_path.parent.parents[:3]):
                 fsync_path(changed)
         except BaseException:
             os.close(lock_fd)
             raise
         return lock_fd
 
-    def _records(self, task_id: str) -> Path:
+    def _records_path(self, task_id: str) -> Path:
         return TaskLayout(self._data_dir, _check_id(task_id)).root / "journal" / "records"
 
 

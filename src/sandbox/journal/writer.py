@@ -23,21 +23,21 @@ _REWRITE_CHUNK_BYTES = 8 * 1024 * 1024
 class FileJournalWriter:
     """Appends records to a journal whose lock it holds. Not thread-safe, but `sync` may run in another thread."""
 
-    def __init__(self, records: Path, lock_fd: int, journal_end: JournalEnd) -> None:
+    def __init__(self, records_path: Path, lock_fd: int, journal_end: JournalEnd) -> None:
         """Continue after `journal_end` and drop the data after it. Takes ownership of `lock_fd` on success."""
         self._lock_fd = lock_fd
-        self._records = records
-        self._end = journal_end.end
-        self._last_seq = journal_end.last.seq if journal_end.last else 0
-        self._epoch = journal_end.last.epoch + 1 if journal_end.last else 1
-        self._has_torn_tail = records.stat().st_size > journal_end.end
+        self._records_path = records_path
+        self._end = journal_end.end_offset
+        self._last_seq = journal_end.last_record.seq if journal_end.last_record else 0
+        self._epoch = journal_end.last_record.epoch + 1 if journal_end.last_record else 1
+        self._has_torn_tail = records_path.stat().st_size > journal_end.end_offset
         # An earlier writer may have died before its records were flushed.
-        self._is_dirty = journal_end.end > 0
+        self._is_dirty = journal_end.end_offset > 0
         self._flushed_end = 0
         self._possibly_lost_end = 0
         self._flush_lock = threading.Lock()
         self._is_handed_over = False
-        self._records_fd = os.open(records, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._records_fd = os.open(records_path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:
             self._drop_torn_tail()
         except BaseException:
@@ -102,7 +102,9 @@ class FileJournalWriter:
 
     def _check_not_handed_over(self) -> None:
         if self._is_handed_over:
-            raise JournalBusyError(f"{self._records.parent} was handed over to another process, which writes it now.")
+            raise JournalBusyError(
+                f"{self._records_path.parent} was handed over to another process, which writes it now."
+            )
 
     def _flush(self, appended_bytes: int = 0) -> None:
         """Flush to disk. After a failed flush, first rewrite the data, because the kernel has marked it as clean.
@@ -118,7 +120,7 @@ class FileJournalWriter:
                 at = self._flushed_end
                 while at < min(self._possibly_lost_end, end):
                     begin, at = at, min(at + _REWRITE_CHUNK_BYTES, end)
-                    _rewrite(self._records, begin, at)
+                    _rewrite(self._records_path, begin, at)
                     os.fdatasync(self._records_fd)
                     # Do not count the record that is being appended: it may be cut off if the last fdatasync fails.
                     self._flushed_end = min(at, self._end)
@@ -154,9 +156,9 @@ class FileJournalWriter:
             self._is_dirty = True
 
 
-def _rewrite(records: Path, begin: int, end: int) -> None:
+def _rewrite(records_path: Path, begin: int, end: int) -> None:
     """Rewrite the same bytes in place, so that the kernel writes them to disk again."""
-    with records.open("r+b", buffering=0) as file:
+    with records_path.open("r+b", buffering=0) as file:
         data = memoryview(os.pread(file.fileno(), end - begin, begin))
         while data:
             written = os.pwrite(file.fileno(), data, begin)
