@@ -319,16 +319,16 @@ class AsyncClient:
                 operation.send(response)
         return operation.result
 
-    async def _request(self, call: Request[ResponseT]) -> ResponseT:
-        async with self._stream(call) as response:
-            body = await _read_body(response, call.response_bytes_max)
-        return self._connection.parse_response(call, response.status_code, body)
+    async def _request(self, request: Request[ResponseT]) -> ResponseT:
+        async with self._stream(request) as response:
+            body = await _read_body(response, request.response_bytes_max)
+        return self._connection.parse_response(request, response.status_code, body)
 
     @asynccontextmanager
-    async def _stream(self, call: Request[Any] | Request[StreamedBody]) -> AsyncGenerator[httpx2.Response, None]:
+    async def _stream(self, request: Request[Any] | Request[StreamedBody]) -> AsyncGenerator[httpx2.Response, None]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
-            async with self._http.stream(**self._connection.request_arguments(call)) as response:
+            async with self._http.stream(**self._connection.request_arguments(request)) as response:
                 self._connection.check_encoding(response)
                 if not response.is_success:
                     raise self._connection.parse_error(response, await _read_body(response, ERROR_BYTES_MAX))

@@ -313,16 +313,16 @@ class Client:
                 operation.send(response)
         return operation.result
 
-    def _request(self, call: Request[ResponseT]) -> ResponseT:
-        with self._stream(call) as response:
-            body = _read_body(response, call.response_bytes_max)
-        return self._connection.parse_response(call, response.status_code, body)
+    def _request(self, request: Request[ResponseT]) -> ResponseT:
+        with self._stream(request) as response:
+            body = _read_body(response, request.response_bytes_max)
+        return self._connection.parse_response(request, response.status_code, body)
 
     @contextmanager
-    def _stream(self, call: Request[Any] | Request[StreamedBody]) -> Iterator[httpx2.Response]:
+    def _stream(self, request: Request[Any] | Request[StreamedBody]) -> Iterator[httpx2.Response]:
         """Send a request; yield a successful response whose body the caller reads."""
         with self._connection.translate_errors():
-            with self._http.stream(**self._connection.request_arguments(call)) as response:
+            with self._http.stream(**self._connection.request_arguments(request)) as response:
                 self._connection.check_encoding(response)
                 if not response.is_success:
                     raise self._connection.parse_error(response, _read_body(response, ERROR_BYTES_MAX))

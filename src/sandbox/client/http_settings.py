@@ -57,26 +57,26 @@ class ConnectionSettings:
             "verify": _ssl_context(self.server),
         }
 
-    def request_arguments(self, call: Request[Any]) -> dict[str, Any]:
+    def request_arguments(self, request: Request[Any]) -> dict[str, Any]:
         """Return the httpx2 arguments for one request.
 
         Raises InvalidParameterError for a header that cannot be sent.
         """
         import httpx2
 
-        for name, value in call.headers.items():
+        for name, value in request.headers.items():
             if not _HEADER_VALUE.fullmatch(value):
                 raise InvalidParameterError(f"{name} must be ASCII without line breaks and without spaces around it.")
         arguments: dict[str, Any] = {
-            "method": call.method,
-            "url": "/api/v1" + call.path,
-            "params": call.params,
-            "headers": call.headers,
-            "content": call.content,
+            "method": request.method,
+            "url": "/api/v1" + request.path,
+            "params": request.params,
+            "headers": request.headers,
+            "content": request.content,
         }
-        if call.read_seconds is not None:
+        if request.read_seconds is not None:
             arguments["timeout"] = httpx2.Timeout(
-                self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, read=call.read_seconds
+                self.timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, read=request.read_seconds
             )
         return arguments
 
@@ -85,13 +85,13 @@ class ConnectionSettings:
         if "," in response.headers.get("Content-Encoding", ""):
             raise unexpected_response_error(self.server, response.status_code)
 
-    def parse_response(self, call: Request[ResponseT], status: int, body: bytes) -> ResponseT:
+    def parse_response(self, request: Request[ResponseT], status: int, body: bytes) -> ResponseT:
         """Parse the JSON object in a response. Raises UnexpectedResponseError if it does not match the request."""
         response = parse_object(body)
         if (
             response is None
-            or not response.keys() >= set(call.required_keys)
-            or not matches_schema(response, call.response_type)
+            or not response.keys() >= set(request.required_keys)
+            or not matches_schema(response, request.response_type)
         ):
             raise unexpected_response_error(self.server, status)
         return cast("ResponseT", response)

@@ -100,12 +100,12 @@ class Operation(Generic[ResponseT]):
             self.step, self.result = None, end.value
 
 
-def submit(call: Request[Submitted]) -> OperationSteps[Submitted]:
+def submit(request: Request[Submitted]) -> OperationSteps[Submitted]:
     """Submit, and retry if the response was lost; the idempotency key prevents a second task."""
     deadline, backoff, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
     while True:
         try:
-            submitted: Submitted = yield call
+            submitted: Submitted = yield request
         except ClientError as error:
             is_lost = is_lost or (isinstance(error, UnreachableError) and error.may_have_arrived)
             if not is_lost or time.monotonic() > deadline:
