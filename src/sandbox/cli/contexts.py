@@ -145,10 +145,10 @@ class ContextFile:
                 opened.write(_encode(contexts))
             replace_durably(new, target)
 
-    def _check_private(self, found: os.stat_result) -> None:
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+    def _check_private(self, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
             raise ContextError(f"{self.path} contains tokens, so the user who runs this command must own it.")
-        if found.st_mode & 0o077:
+        if status.st_mode & 0o077:
             message = f"{self.path} contains tokens, but other users have access to it"
             raise ContextError(f"{message}; fix it with: chmod 600 {shlex.quote(str(self.path))}")
 

@@ -87,17 +87,17 @@ def create_backup(data_dir: Path, target: Path) -> BackupManifest:
     """
     if os.path.lexists(target):
         raise _exists_error(target)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    descriptor = _create_part(part, target)
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    descriptor = _create_partial(partial, target)
     try:
         with os.fdopen(descriptor, "wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
                 manifest = _write_backup(data_dir, BackupWriter(tar))
             file.flush()
             os.fsync(file.fileno())
-        _rename_to_target(part, target)
+        _rename_to_target(partial, target)
     finally:
-        part.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     fsync_path(target.parent)
     return manifest
 
@@ -132,10 +132,10 @@ class _CountingWriter(io.BufferedIOBase):
         return self._size_bytes
 
 
-def _create_part(part: Path, target: Path) -> int:
+def _create_partial(partial: Path, target: Path) -> int:
     """Create the temporary file. Raises an OSError that names the target, or its directory if this does not exist."""
     try:
-        return os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileNotFoundError as error:
         advice = "No such directory; create it first"
         raise FileNotFoundError(error.errno, advice, str(target.parent)) from None
@@ -143,16 +143,16 @@ def _create_part(part: Path, target: Path) -> int:
         raise OSError(error.errno, error.strerror, str(target)) from None
 
 
-def _rename_to_target(part: Path, target: Path) -> None:
+def _rename_to_target(partial: Path, target: Path) -> None:
     """Rename without overwriting.
 
     If the disk does not support hard links, only a check before the rename prevents overwriting.
     """
     try:
-        if not try_link(part, target):
+        if not try_link(partial, target):
             if os.path.lexists(target):
                 raise _exists_error(target)
-            part.rename(target)
+            partial.rename(target)
     except FileExistsError:
         raise _exists_error(target) from None
 

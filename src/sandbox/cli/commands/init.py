@@ -166,9 +166,9 @@ def _prompt_fields(data: dict[str, Any], preset: set[str], agent_kind: str) -> N
     )
 
 
-def _validator(form: Format) -> Callable[[str], str]:
+def _validator(text_format: Format) -> Callable[[str], str]:
     def check(value: str) -> str:
-        error = form.find_error(value)
+        error = text_format.find_error(value)
         if error is not None:
             width = terminal_width(sys.stderr)
             width_left = width - len("Error: ") if width else None

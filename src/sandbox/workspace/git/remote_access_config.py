@@ -17,8 +17,8 @@ async def read_user_config(environment: Mapping[str, str], path: str) -> Sequenc
     global_config = {"GIT_CONFIG_GLOBAL": environment.get("GIT_CONFIG_GLOBAL")}
     reader = Git(path, variables={**user_environment(environment), **global_config})
     # Not a git directory: only the user's files are read, independent of the working directory.
-    listed = await reader.run("--git-dir=/dev/null", "config", "--includes", "--list", "-z", directory=Path("/"))
-    return parse_settings(listed)
+    listing = await reader.run("--git-dir=/dev/null", "config", "--includes", "--list", "-z", directory=Path("/"))
+    return parse_settings(listing)
 
 
 async def find_proxy(url: str, settings: Sequence[GitSetting], path: str) -> str:
@@ -38,10 +38,10 @@ def user_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in _USER_VARIABLES if name in environment}
 
 
-def parse_settings(listed: bytes) -> Sequence[GitSetting]:
+def parse_settings(listing: bytes) -> Sequence[GitSetting]:
     """Parse `git config --list -z` and return the used settings. A key without a value means true."""
     settings = []
-    for item in listed.decode(errors="surrogateescape").split("\0"):
+    for item in listing.decode(errors="surrogateescape").split("\0"):
         key, has_value, value = item.partition("\n")
         if _USED_KEYS.fullmatch(key):
             settings.append((key, value if has_value else "true"))

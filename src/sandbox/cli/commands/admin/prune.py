@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 def _parse_age_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     from sandbox.bootstrap.settings.schema import AGE, UNLIMITED, parse_age
 
-    return None if value is None else parse_age(_check_bound(value, AGE.find_error(value), UNLIMITED))
+    return None if value is None else parse_age(_check_limit(value, AGE.find_error(value), UNLIMITED))
 
 
 def _parse_size_option(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
     from sandbox.bootstrap.settings.schema import DISK_SIZE, UNLIMITED, parse_disk_size
 
-    return None if value is None else parse_disk_size(_check_bound(value, DISK_SIZE.find_error(value), UNLIMITED))
+    return None if value is None else parse_disk_size(_check_limit(value, DISK_SIZE.find_error(value), UNLIMITED))
 
 
-def _check_bound(value: str, error: str | None, unlimited: str) -> str:
+def _check_limit(value: str, error: str | None, unlimited: str) -> str:
     """Reject `unlimited`: to set no limit, users omit the option."""
     if error is not None or value == unlimited:
         raise click.BadParameter((error or "omit the option for no limit").removesuffix(f", or {unlimited}"))
@@ -74,12 +74,12 @@ def prune(
     if not offline and any(value is not None for value in options.values()):
         message = "--data-dir and --config require --offline; add --offline, or set a server with --server."
         raise click.UsageError(message)
-    bounds = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
+    limits = {"older_than_seconds": older_than, "keep": keep, "max_bytes": max_bytes}
     if offline:
-        result = _prune_offline(bounds, options, dry_run=dry_run)
+        result = _prune_offline(limits, options, dry_run=dry_run)
     else:
         with current_options().connect() as client:
-            result = client.prune(**bounds, dry_run=dry_run)
+            result = client.prune(**limits, dry_run=dry_run)
     if current_options().format == "json":
         print_json(result)
         return
@@ -88,19 +88,19 @@ def prune(
         state = state_text(task, is_terminal=sys.stdout.isatty())
         click.echo(escape_text(f"{task['id']}  {state}  {task['finished_at']}  {size}"))
     verb, size = "Would remove" if dry_run else "Removed", format_size(result["total_size_bytes"])
-    is_bounded = any(bound is not None for bound in bounds.values())
-    advice = "" if result["total_count"] or is_bounded else " Choose tasks with --older-than, --keep or --max-bytes."
+    is_limited = any(limit is not None for limit in limits.values())
+    advice = "" if result["total_count"] or is_limited else " Choose tasks with --older-than, --keep or --max-bytes."
     click.echo(f"{verb} {pluralize(result['total_count'], 'task')}, {size}.{advice}", err=True)
 
 
-def _prune_offline(bounds: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
+def _prune_offline(limits: Mapping[str, int | None], options: Mapping[str, Any], *, dry_run: bool) -> Pruned:
     settings = load_configuration(options).settings
     from sandbox.bootstrap.admin_operations import prune_data_dir
     from sandbox.interfaces.tasks import Retention
     from sandbox.model.wire.events import format_timestamp
 
-    is_bounded = any(bound is not None for bound in bounds.values())
-    retention = Retention(**bounds) if is_bounded else settings.retention.retention
+    is_limited = any(limit is not None for limit in limits.values())
+    retention = Retention(**limits) if is_limited else settings.retention.retention
     pruned = prune_data_dir(settings.server.data_dir.absolute(), retention, dry_run=dry_run)
     tasks = [cast("PrunedTask", {**asdict(one), "finished_at": format_timestamp(one.finished_at)}) for one in pruned]
     return {
