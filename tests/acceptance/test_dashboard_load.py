@@ -484,7 +484,7 @@ def test_shortcuts_are_listed_and_do_not_apply_while_typing(base_url, browser):
     page.goto(f"{base_url}/submit#yaml")
     editor = page.get_by_label("Manifest, YAML")
     editor.press_sequentially("c?")
-    page.locator("#verdict.ill").wait_for()
+    page.locator("#validation-status.ill").wait_for()
     assert "c?" in editor.input_value()
     assert page.url.endswith("/submit#yaml")
     assert sheet.count() == 0

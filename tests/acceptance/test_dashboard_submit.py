@@ -515,7 +515,7 @@ def test_link_to_a_setting_opens_its_field(base_url, browser):
     wait_until(lambda: page.evaluate("document.activeElement.id") == "branch", 30, "the focused field")
     assert page.locator("#advanced").get_attribute("open") is None
     page.goto(f"{base_url}/submit?from=task-1&field=unknown%22")
-    page.locator("#verdict.good").wait_for()
+    page.locator("#validation-status.good").wait_for()
     assert page.evaluate("document.activeElement.id") == ""
 
 

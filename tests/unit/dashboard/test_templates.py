@@ -63,10 +63,10 @@ def replace_symbols(text: str) -> str:
 
 
 FORMATS = """
-const { count, money, size, span } = await import(process.argv[1]);
+const { count, formatDuration, money, size } = await import(process.argv[1]);
 const numbers = JSON.parse(require("node:fs").readFileSync(0, "utf8"));
 console.log(JSON.stringify(numbers.map((number) => [money(number), count(Math.floor(number)), size(Math.floor(number)),
-  span(number * 1000)])));
+  formatDuration(number * 1000)])));
 """
 
 

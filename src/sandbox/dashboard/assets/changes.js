@@ -1,7 +1,7 @@
 // The patch as a diff: a tree of files, and the files' lines, unified or side by side. For a task that continues others,
 // the user can switch to the patch of the whole chain.
 import { ChangeDialog } from "/assets/ask_for_change.js";
-import { Cursor, isOnScreen } from "/assets/diff_cursor.js";
+import { DiffCursor, isOnScreen } from "/assets/diff_cursor.js";
 import { FileView } from "/assets/diff_file.js";
 import { FileTree } from "/assets/file_tree.js";
 import { LineComments } from "/assets/line_comments.js";
@@ -37,7 +37,7 @@ export class Changes {
     this.store = new ReviewStore(patchName);
     this.comments = new LineComments(this.store);
     this.ask = new ChangeDialog(this.store, this.comments, artifactsUrl.replace(/\/artifacts$/, ""));
-    this.cursor = new Cursor(this.#container, this);
+    this.cursor = new DiffCursor(this.#container, this);
     this.#container.append(this.#content);
     this.viewedCount = h("span", { class: "muted viewed-count", role: "status" });
     $("tabs")?.after(this.viewedCount);

@@ -88,7 +88,7 @@ export class Chart {
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.drawing.setAttribute("aria-label", `${this.name}: ${this.#summary(peak)}`);
     this.drawing.replaceChildren(...this.#gaps(), ...this.#axes(ticks), ...this.#marks());
-    if (hasLimit) this.drawing.append(this.#across("limit", this.limit));
+    if (hasLimit) this.drawing.append(this.#horizontalLine("limit", this.limit));
     this.foot.textContent = this.#summary(peak);
     this.#showLatest();
   }
@@ -104,7 +104,7 @@ export class Chart {
   #axes(levels) {
     const { begin, length, width } = this.scale;
     const values = levels.flatMap((level) => [
-      this.#across("grid", level),
+      this.#horizontalLine("grid", level),
       svg("text", { x: MARGIN.left - 6, y: this.#y(level) + 4, "text-anchor": "end" }, this.format(level)),
     ]);
     const ticks = timeTicks(length, width - MARGIN.left - MARGIN.right);
@@ -117,7 +117,7 @@ export class Chart {
     return [...values, ...times];
   }
 
-  #across(name, value) {
+  #horizontalLine(name, value) {
     const y = this.#y(value);
     return svg("line", { class: name, x1: MARGIN.left, x2: this.scale.width - MARGIN.right, y1: y, y2: y });
   }
@@ -201,22 +201,22 @@ export class Chart {
     const inside = event.clientX - box.left - MARGIN.left;
     const at = begin + (inside / (width - MARGIN.left - MARGIN.right)) * length;
     const near = this.points.reduce((best, point) => (Math.abs(point[0] - at) < Math.abs(best[0] - at) ? point : best));
-    this.#removeHair();
+    this.#removeCrosshair();
     const x = this.#x(near[0]);
     this.drawing.append(
-      svg("line", { class: "hair", x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
-      svg("circle", { class: "hair", cx: x, cy: this.#y(near[1]), r: 3.5 }),
+      svg("line", { class: "crosshair", x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }),
+      svg("circle", { class: "crosshair", cx: x, cy: this.#y(near[1]), r: 3.5 }),
     );
     const since = this.labelTime ? "" : `, ${elapsed(near[0] - begin)}`;
     this.value.textContent = `${this.format(near[1])} at ${clock(near[0])}${since}`;
   }
 
-  #removeHair() {
-    for (const element of this.drawing.querySelectorAll(".hair")) element.remove();
+  #removeCrosshair() {
+    for (const element of this.drawing.querySelectorAll(".crosshair")) element.remove();
   }
 
   #showLatest() {
-    this.#removeHair();
+    this.#removeCrosshair();
     this.value.textContent = this.points.length ? this.format(this.points.at(-1)[1]) : "–";
   }
 }

@@ -1,7 +1,7 @@
 // Elements of the entries of the conversation.
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
-import { $, clock, count, h, lineCounts, money, span } from "/assets/page.js";
+import { $, clock, count, formatDuration, h, lineCounts, money } from "/assets/page.js";
 import { allowLink } from "/assets/refused_connections.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
@@ -111,7 +111,7 @@ function toolStatus(entry) {
   const { isError, exitCode, duration, output, isStopped } = entry;
   if (isRunningInBackground(entry)) return ["running in the background"];
   if (isStopped) return ["stopped with the agent"];
-  const took = duration === undefined ? "" : span(duration);
+  const took = duration === undefined ? "" : formatDuration(duration);
   if (isError) return [[exitCode == null ? "failed" : `exit ${exitCode}`, took].filter(Boolean).join(" · ")];
   if (!isDone({ output, duration })) return ["…"];
   return [h("span", { class: "tool-ok", role: "img", "aria-label": "succeeded" }, "✓"), took && ` ${took}`];
@@ -195,7 +195,7 @@ const endLabel = (reason) => (reason === "success" ? "Ended with an error" : `En
 function resultElement({ event, isRepeated, hasSuccessor }) {
   const facts = [
     event.turns !== null && `${event.turns} ${event.turns === 1 ? "turn" : "turns"}`,
-    event.duration_ms !== null && span(event.duration_ms),
+    event.duration_ms !== null && formatDuration(event.duration_ms),
     // An agent that resumed a session counts the cost of the earlier tasks too.
     event.cost_usd !== null && !$("task-data").dataset.resumes && `${money(event.cost_usd)} as counted by the agent`,
   ].filter(Boolean);

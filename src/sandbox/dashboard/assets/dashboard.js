@@ -4,7 +4,7 @@ import {
   banner,
   clock,
   dateTime,
-  longSpan,
+  formatLongDuration,
   redirectToSignIn,
   refresh,
   request,
@@ -18,10 +18,10 @@ function tick() {
   for (const time of document.querySelectorAll("time[data-ago], time[data-for], time[data-clock]")) {
     const at = new Date(time.dateTime);
     const seconds = (now - at) / 1000;
-    let text = longSpan(seconds);
+    let text = formatLongDuration(seconds);
     if ("clock" in time.dataset) text = clock(at);
     else if ("ago" in time.dataset)
-      text = seconds < 5 ? "now" : `${longSpan(seconds).split(" ").slice(0, 2).join(" ")} ago`;
+      text = seconds < 5 ? "now" : `${formatLongDuration(seconds).split(" ").slice(0, 2).join(" ")} ago`;
     if (time.textContent !== text) time.textContent = text;
     if (!time.title) time.title = dateTime(at);
   }

@@ -1,7 +1,7 @@
 // Moves between files and changes with the keyboard.
 import { toast } from "/assets/page.js";
 
-export class Cursor {
+export class DiffCursor {
   #view = null;
   #row = null; // { view, at, element }
 

@@ -1,6 +1,6 @@
 // The top of a task's page: the agent's final message, its current activity, and the size of the patch.
 import { markdown } from "/assets/markdown.js";
-import { $, clock, count, lineCounts, longSpan, request } from "/assets/page.js";
+import { $, clock, count, formatLongDuration, lineCounts, request } from "/assets/page.js";
 import { isModelRefusal } from "/assets/refused_connections.js";
 import { visible } from "/assets/untrusted_text.js";
 
@@ -109,7 +109,7 @@ export class Outcome {
     element.querySelector(".activity-text").textContent = line;
     const time = element.querySelector("time");
     if (time.dateTime !== at)
-      Object.assign(time, { dateTime: at, textContent: longSpan((Date.now() - new Date(at)) / 1000) });
+      Object.assign(time, { dateTime: at, textContent: formatLongDuration((Date.now() - new Date(at)) / 1000) });
     element.hidden = false;
     element.title = `Since ${clock(at)}`;
   }

@@ -1,7 +1,7 @@
 // stdout, stderr and events as lines. Only visible lines have elements, which keeps long output responsive.
 import { LineHeights } from "/assets/line_heights.js";
 import { describe, jsonElement, TerminalText } from "/assets/output_line.js";
-import { $, clock, count, h, money, span } from "/assets/page.js";
+import { $, clock, count, formatDuration, h, money } from "/assets/page.js";
 import { appendText, withoutColors } from "/assets/untrusted_text.js";
 
 const LINE_HEIGHT = 20;
@@ -18,7 +18,8 @@ const WRAP_SETTING = "sandbox.output.wrap";
 const DESCRIPTIONS = {
   state_change: ({ previous_state, new_state, state_message }) =>
     `${previous_state ? `${previous_state} → ` : ""}${new_state}: ${state_message}`,
-  tool_call: ({ tool, duration_ms, is_error }) => `${tool}, ${span(duration_ms)}${is_error ? ", failed" : ""}`,
+  tool_call: ({ tool, duration_ms, is_error }) =>
+    `${tool}, ${formatDuration(duration_ms)}${is_error ? ", failed" : ""}`,
   usage: (frame) =>
     `${frame.model}: ${count(frame.input_tokens)} tokens in, ${count(frame.output_tokens)} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,
   egress_denied: ({ host, port, reason }) => `${host}:${port} refused: ${reason}`,

@@ -28,7 +28,7 @@ export function toast(text) {
 const NEXT_TOAST = "sandbox.toast";
 
 // Leave the page, and show the text on the next one.
-export function leave(url, text) {
+export function navigateWithToast(url, text) {
   try {
     sessionStorage.setItem(NEXT_TOAST, text);
   } catch (error) {
@@ -82,14 +82,14 @@ export function size(bytes) {
   return `${unit === 0 || bytes >= 100 ? count(bytes.toFixed(0)) : bytes.toFixed(1)} ${UNITS[unit]}`;
 }
 
-export function span(milliseconds) {
+export function formatDuration(milliseconds) {
   if (milliseconds < 100) return `${Math.max(0, Math.round(milliseconds))} ms`;
   const seconds = milliseconds / 1000;
-  return seconds < 10 ? `${seconds.toFixed(1)} s` : longSpan(Math.round(seconds));
+  return seconds < 10 ? `${seconds.toFixed(1)} s` : formatLongDuration(Math.round(seconds));
 }
 
 // Format whole seconds, for a running clock.
-export function longSpan(seconds) {
+export function formatLongDuration(seconds) {
   seconds = Math.max(0, Math.floor(seconds));
   if (seconds < 60) return `${seconds} s`;
   const minutes = Math.floor(seconds / 60);

@@ -82,7 +82,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 // Follow a link in the header, if the header has this link for the user.
-const follow = (selector) => () => {
+const clickLink = (selector) => () => {
   const link = document.querySelector(selector);
   link?.click();
   return link !== null;
@@ -90,7 +90,7 @@ const follow = (selector) => () => {
 
 registerShortcuts("Everywhere", [
   { keys: "?", label: "Show this sheet", run: openShortcutSheet },
-  { keys: "g t", label: "Go to the tasks", run: follow('.top nav a[href="/"]') },
-  { keys: "g s", label: "Go to the server", run: follow('.top nav a[href="/server"]') },
-  { keys: "c", label: "New task", run: follow('.top a[href="/submit"]') },
+  { keys: "g t", label: "Go to the tasks", run: clickLink('.top nav a[href="/"]') },
+  { keys: "g s", label: "Go to the server", run: clickLink('.top nav a[href="/server"]') },
+  { keys: "c", label: "New task", run: clickLink('.top a[href="/submit"]') },
 ]);

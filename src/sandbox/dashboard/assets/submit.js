@@ -18,7 +18,7 @@ const form = new ManifestForm($("panel-form"), page.dataset.agents.split(" "), (
   changed();
 });
 const initialText = editor.text;
-const verdict = $("verdict");
+const validationStatus = $("validation-status");
 let errors = [];
 let validation = null;
 let timer = 0;
@@ -44,9 +44,9 @@ function selectTab(name) {
   showTab();
 }
 
-function showVerdict(text, style) {
-  verdict.replaceChildren(...withCode(text));
-  verdict.className = `verdict ${style}`;
+function showValidationStatus(text, style) {
+  validationStatus.replaceChildren(...withCode(text));
+  validationStatus.className = `validation-status ${style}`;
 }
 
 // The errors, except those of fields that the user has not filled in yet.
@@ -96,18 +96,20 @@ const isNameDerived = () => !form.isNamed && !form.value("metadata.name") && !fo
 function handleResult(error) {
   errors = (error?.details ?? []).filter(({ field }) => field !== "metadata.name" || !isNameDerived());
   const shownCount = showResult();
-  if (!error) showVerdict("Ready to submit.", "good");
-  else if (!errors.length) showVerdict(error.message, "ill");
-  else if (!shownCount) showVerdict(INVITATION, "");
+  if (!error) showValidationStatus("Ready to submit.", "good");
+  else if (!errors.length) showValidationStatus(error.message, "ill");
+  else if (!shownCount) showValidationStatus(INVITATION, "");
   else showErrorCount(shownCount);
 }
 
 // The number of errors is a link to the first one.
 function showErrorCount(count) {
-  showVerdict("", "ill");
+  showValidationStatus("", "ill");
   const first = () => (selectedTab() === "form" ? form.firstOf(shownErrors()) : errors[0]);
   const text = count === 1 ? "1 error" : `${count} errors`;
-  verdict.append(h("button", { type: "button", title: "Go to the error", onclick: () => goTo(first()) }, text));
+  validationStatus.append(
+    h("button", { type: "button", title: "Go to the error", onclick: () => goTo(first()) }, text),
+  );
 }
 
 // Keep unsubmitted input in this browser tab. A manifest contains no secret values.
@@ -144,7 +146,7 @@ async function check() {
   if (!isComplete && editor.text === initialText) {
     errors = [];
     showResult();
-    showVerdict(INVITATION, "");
+    showValidationStatus(INVITATION, "");
     return;
   }
   validation = new AbortController();
@@ -155,7 +157,7 @@ async function check() {
   } catch (error) {
     if (signal.aborted) return;
     if (error.status) handleResult(error);
-    else showVerdict("The server does not respond.", "ill");
+    else showValidationStatus("The server does not respond.", "ill");
   }
 }
 
@@ -198,7 +200,7 @@ async function submit() {
   } catch (error) {
     saveDraft();
     if (error.status) handleResult(error);
-    else showVerdict("The server does not respond. Your text is not lost; try again.", "ill");
+    else showValidationStatus("The server does not respond. Your text is not lost; try again.", "ill");
     if (errors.length && error.details) goTo(selectedTab() === "form" ? form.firstOf(errors) : errors[0]);
     else toast(error.message);
     button.disabled = false;
@@ -215,7 +217,7 @@ function applyTemplate(text) {
   const agent = template.keys().find((key) => page.dataset.agents.split(" ").includes(key));
   const settings = settingsOf(template, agent);
   const isCombined = !form.manifest.problem && form.agent === agent && settings.length > 0;
-  const changes = isCombined ? settings : describedTask(agent);
+  const changes = isCombined ? settings : taskFields(agent);
   let manifest = isCombined ? form.manifest : template;
   for (const [path, value] of changes) manifest = new ManifestDocument(manifest.set(path, value));
   isComplete = false;
@@ -248,7 +250,7 @@ function settingsOf(template, agent) {
 }
 
 // What describes the task in the current manifest: prompt, name, labels and repository.
-function describedTask(agent) {
+function taskFields(agent) {
   const { manifest } = form;
   const read = (path) => (manifest.problem ? "" : (manifest.readText(path) ?? ""));
   const labels = manifest.problem ? {} : (manifest.readMap(["metadata", "labels"]) ?? {});

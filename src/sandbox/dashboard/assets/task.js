@@ -1,5 +1,5 @@
 // The page of one task: distributes its events to the views, and handles the actions.
-import { $, banner, count, h, leave, money, refresh, request, toast } from "/assets/page.js";
+import { $, banner, count, h, money, navigateWithToast, refresh, request, toast } from "/assets/page.js";
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
@@ -386,7 +386,7 @@ const ACTIONS = {
     if (!(await confirm("Delete this task?", text, "Delete task", false))) return;
     const response = await request(`${api}/data`, { method: "DELETE" });
     forgetReview(patch);
-    leave("/", (await response.json()).message);
+    navigateWithToast("/", (await response.json()).message);
   },
 };
 

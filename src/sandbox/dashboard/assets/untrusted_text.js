@@ -127,15 +127,15 @@ export const withoutColors = (text) => (text.includes("\x1b[") ? text.replace(SG
 // The number of elements that may be created; several texts can share one limit.
 export const elementLimit = (pieces = PIECES_MAX) => ({ pieces });
 
-// Append text to parent; mark matches of `wanted` (lower case).
-export function appendText(parent, text, wanted = "", left = elementLimit()) {
+// Append text to parent; mark matches of `searched` (lower case).
+export function appendText(parent, text, searched = "", left = elementLimit()) {
   const all = runs(text);
   let at = 0;
   for (; at < all.length && left.pieces > 0; at++, left.pieces--) {
     const [part, classNames] = all[at];
     const container = classNames ? element("span", parent, left) : parent;
     if (classNames) container.className = classNames;
-    if (wanted) appendMarked(container, part, wanted, left);
+    if (searched) appendMarked(container, part, searched, left);
     else appendEscaped(container, part, left);
   }
   const rest = all.slice(at).map(([part]) => part);
@@ -143,16 +143,16 @@ export function appendText(parent, text, wanted = "", left = elementLimit()) {
   return parent;
 }
 
-function appendMarked(parent, text, wanted, left) {
+function appendMarked(parent, text, searched, left) {
   const lower = text.toLowerCase();
   let end = 0;
   for (
     let at;
-    left.pieces > 0 && lower.length === text.length && (at = lower.indexOf(wanted, end)) >= 0;
-    end = at + wanted.length
+    left.pieces > 0 && lower.length === text.length && (at = lower.indexOf(searched, end)) >= 0;
+    end = at + searched.length
   ) {
     if (at > end) appendEscaped(parent, text.slice(end, at), left);
-    appendEscaped(element("mark", parent, left), text.slice(at, at + wanted.length), left);
+    appendEscaped(element("mark", parent, left), text.slice(at, at + searched.length), left);
   }
   if (end < text.length) appendEscaped(parent, text.slice(end), left);
 }
