@@ -54,7 +54,7 @@ ROWS = [
     (
         "Gateway",
         "Model requests in flight whose maximum cost exceeds the rest of the budget",
-        "gateway.limits.BUDGET_REQUESTS_MIN",
+        "gateway.limits.BUDGET_REQUESTS_IN_FLIGHT_MIN",
     ),
     ("Gateway", "Connection attempt to a host", "gateway.limits.CONNECT_TIMEOUT_SECONDS"),
     ("Gateway", "Silence of the model", "gateway.limits.UPSTREAM_TIMEOUT_SECONDS"),

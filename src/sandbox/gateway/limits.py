@@ -91,7 +91,7 @@ HOLD_TIMEOUT_SECONDS = 120.0
 BUFFERED_BYTES_MAX = 64 * 1024 * 1024
 """Maximum total size of model request bodies waiting for a decision or for the upstream; above it: 429."""
 
-BUDGET_REQUESTS_MIN = 16
+BUDGET_REQUESTS_IN_FLIGHT_MIN = 16
 """Number of model requests in flight that a budget never limits. An agent sends about ten at once.
 
 Above it, a request is rejected (429) if it and the requests in flight might spend the rest of the budget.
@@ -121,7 +121,7 @@ CONCURRENT_LOOKUPS_MAX = 8
 RESOLVED_ADDRESSES_MAX = 64
 """Maximum number of addresses of one host that are checked; the system's order decides which ones."""
 
-ADDRESSES_MAX = 4
+TRIED_ADDRESSES_MAX = 4
 """Maximum number of addresses of one host that are tried, within CONNECT_TIMEOUT_SECONDS in total."""
 
 MODEL_LOOKUP_INTERVAL_SECONDS = 30.0

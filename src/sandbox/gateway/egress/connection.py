@@ -5,7 +5,7 @@ from functools import partial
 
 from sandbox.gateway import limits
 from sandbox.gateway.connection import PriorityCpuQueues
-from sandbox.gateway.egress.dialer import AddressDeniedError, HostUnreachableError, PublicDialer
+from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer
 from sandbox.gateway.egress.policy import Denial, Opening, StreamFilter, Tunnel, denial_message
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.transport import READ_BYTES, RELAY_BYTES, Stream
@@ -66,7 +66,7 @@ class EgressConnection:
             return Denial(
                 host, port, str(error), tunnel.unreachable_response(403, denial_message(host, port, str(error)))
             )
-        except HostUnreachableError as error:
+        except EgressHostUnreachableError as error:
             self._reporter.report_error("host_unreachable", str(error))
             await self._send_and_linger(tunnel.unreachable_response(error.status, str(error)))
             return None

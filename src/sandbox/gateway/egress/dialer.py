@@ -80,7 +80,7 @@ class AddressDeniedError(Exception):
     """No address of the name may be dialed. The message is for users."""
 
 
-class HostUnreachableError(Exception):
+class EgressHostUnreachableError(Exception):
     """The host could not be reached. `status` is the HTTP status for the client; the message is for users."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -118,10 +118,10 @@ class PublicDialer:
     async def dial(self, host: str, port: int) -> Stream:
         """Connect to a host. Waits while the connection rate is exceeded.
 
-        Raises AddressDeniedError or HostUnreachableError.
+        Raises AddressDeniedError or EgressHostUnreachableError.
         """
         if not self._connections.is_allowed:
-            raise HostUnreachableError(503, LEASE_EXPIRED_MESSAGE)
+            raise EgressHostUnreachableError(503, LEASE_EXPIRED_MESSAGE)
         addresses = await self._resolve_host(partial(_resolve, host), host)
         await self._refresh_model_addresses()
         if not self._model_addresses.isdisjoint(addresses):
@@ -130,7 +130,7 @@ class PublicDialer:
         if not allowed:
             raise AddressDeniedError("its name resolves to no public address.")
         await self._rate_limiter.wait()
-        stream = await _connect(self._connections, host, port, allowed[: limits.ADDRESSES_MAX])
+        stream = await _connect(self._connections, host, port, allowed[: limits.TRIED_ADDRESSES_MAX])
         self._full_buffer_connections.add(stream)
         return stream
 
@@ -146,10 +146,10 @@ class PublicDialer:
             lookup = partial(_resolve, self._model_host, is_absolute=False)
             self._model_addresses.update(await self._resolve_host(lookup, self._model_host))
             self._model_resolved_at = now
-        except HostUnreachableError:
+        except EgressHostUnreachableError:
             if not self._model_addresses:
                 message = "The model's host does not resolve; until it does, no other host is reachable."
-                raise HostUnreachableError(502, message) from None
+                raise EgressHostUnreachableError(502, message) from None
 
     async def _resolve_host(self, lookup: Callable[[], set[str]], host: str) -> list[Address]:
         with suppress(ValueError):
@@ -159,11 +159,11 @@ class PublicDialer:
                 await self._lookups.acquire()
                 return _sort_ipv4_first(await run_in_daemon_thread(lookup, self._lookups.release))
         except TimeoutError:
-            raise HostUnreachableError(
+            raise EgressHostUnreachableError(
                 504, f"{host} was not resolved within {limits.LOOKUP_TIMEOUT_SECONDS:.0f} s."
             ) from None
         except (OSError, UnicodeError):
-            raise HostUnreachableError(502, f"{host} does not resolve.") from None
+            raise EgressHostUnreachableError(502, f"{host} does not resolve.") from None
 
 
 async def _connect(connections: OutboundConnections, host: str, port: int, addresses: list[Address]) -> Stream:
@@ -171,7 +171,7 @@ async def _connect(connections: OutboundConnections, host: str, port: int, addre
         with suppress(OSError):  # TimeoutError included
             async with asyncio.timeout(limits.CONNECT_TIMEOUT_SECONDS / len(addresses)):
                 return await connections.open(str(address), port)
-    raise HostUnreachableError(502, f"{host}:{port} does not respond.")
+    raise EgressHostUnreachableError(502, f"{host}:{port} does not respond.")
 
 
 def _resolve(host: str, *, is_absolute: bool = True) -> set[str]:

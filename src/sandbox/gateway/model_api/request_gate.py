@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUDGET_REQUESTS_MIN, BUFFERED_BYTES_MAX
+from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.interfaces.gateway import Budget, CostBound, GatewayRules, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
@@ -196,7 +196,7 @@ class Spending:
 
         A few requests are always allowed: their actual cost is usually far below their bounds.
         """
-        if len(self._bounds) < BUDGET_REQUESTS_MIN:
+        if len(self._bounds) < BUDGET_REQUESTS_IN_FLIGHT_MIN:
             return False
         bounds = [each for each in (bound, *self._bounds.values()) if each is not None]
         tokens = self._finished[0] + sum(map(_total_tokens, bounds))

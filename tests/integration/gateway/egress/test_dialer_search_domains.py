@@ -15,7 +15,7 @@ import pytest
 PROGRAM = r"""
 import asyncio, json, socket, threading
 import dns.message, dns.rrset
-from sandbox.gateway.egress.dialer import AddressDeniedError, HostUnreachableError, PublicDialer, is_global
+from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer, is_global
 from sandbox.gateway.transport import OutboundConnections
 
 NAMES = {"real.example.org.": "8.8.4.4", "pinned.example.org.": "8.8.4.7", "model.corp.example.net.": "8.8.4.6"}
@@ -49,7 +49,7 @@ async def main():
         dialed.clear()
         try:
             await PublicDialer("model", is_global, set(), Connections()).dial(name, 443)
-        except (AddressDeniedError, HostUnreachableError) as error:
+        except (AddressDeniedError, EgressHostUnreachableError) as error:
             found[name] = dialed[0] if dialed else str(error)
     print(json.dumps(found))
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.egress.dialer import AddressDeniedError, HostUnreachableError, PublicDialer, is_global
+from sandbox.gateway.egress.dialer import AddressDeniedError, EgressHostUnreachableError, PublicDialer, is_global
 from sandbox.gateway.limits import RESOLVED_ADDRESSES_MAX
 from sandbox.gateway.transport import OutboundConnections, unmap_ipv4
 
@@ -75,14 +75,14 @@ def test_number_of_checked_addresses_is_limited(monkeypatch, before, is_dialed):
 
     async def connect(_connections, _host, _port, allowed):
         dialed.extend(map(str, allowed))
-        raise HostUnreachableError(502, "not connected in this test")
+        raise EgressHostUnreachableError(502, "not connected in this test")
 
     monkeypatch.setattr(dialer.socket, "getaddrinfo", resolve)
     monkeypatch.setattr(dialer, "_connect", connect)
 
     async def dial():
         public = PublicDialer("model.example.com", is_checked_as_global, set(), OutboundConnections())
-        with pytest.raises((HostUnreachableError, AddressDeniedError)):
+        with pytest.raises((EgressHostUnreachableError, AddressDeniedError)):
             await public.dial("files.example.org", 443)
 
     asyncio.run(dial())

@@ -7,7 +7,7 @@ import pytest
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, StreamMeter
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import BUDGET_REQUESTS_MIN, BUFFERED_BYTES_MAX
+from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import parse_upstream
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
@@ -378,8 +378,8 @@ def start_requests(gate: ModelRequestGate, count: int) -> list[ApprovedRequest |
 def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
     gate, events = create_gate(budget)
     decisions = start_requests(gate, 128)
-    assert all(isinstance(each, ApprovedRequest) for each in decisions[:BUDGET_REQUESTS_MIN])
-    assert {each.status for each in decisions[BUDGET_REQUESTS_MIN:]} == {429}
+    assert all(isinstance(each, ApprovedRequest) for each in decisions[:BUDGET_REQUESTS_IN_FLIGHT_MIN])
+    assert {each.status for each in decisions[BUDGET_REQUESTS_IN_FLIGHT_MIN:]} == {429}
     assert gate.check() is None
     assert events == []
 
@@ -416,8 +416,8 @@ class ReceivedBytesDialect(MessagesApi):
 
 
 def test_upper_bound_of_a_request_in_flight_is_not_limited_to_the_bytes_received():
-    rules = GatewayRules(budget=Budget(tokens=BUDGET_REQUESTS_MIN * 2000))
+    rules = GatewayRules(budget=Budget(tokens=BUDGET_REQUESTS_IN_FLIGHT_MIN * 2000))
     gate = ModelRequestGate(rules, EventReporter([].append, lambda: 0.0), ReceivedBytesDialect())
     decisions = start_requests(gate, 128)
     rejected = [each.status for each in decisions if isinstance(each, Rejected)]
-    assert rejected == [429] * (128 - BUDGET_REQUESTS_MIN)
+    assert rejected == [429] * (128 - BUDGET_REQUESTS_IN_FLIGHT_MIN)
