@@ -38,13 +38,13 @@ _log = logging.getLogger(__name__)
 
 _OUT_OF_SPACE_MESSAGE = "The disk of this shell is full; open another shell, or release the sandbox."
 
-_PROGRAM_PATH = (
+_PATH_DIRECTORIES = (
     f"{SANDBOX_HOME}/.local/bin",
     f"{NODE_DIRECTORY}/bin",
     *("/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"),
 )
 _SHELL_VARIABLES = {
-    "PATH": ":".join(_PROGRAM_PATH),
+    "PATH": ":".join(_PATH_DIRECTORIES),
     "HOME": SANDBOX_HOME,
     "USER": SANDBOX_USER,
     "LOGNAME": SANDBOX_USER,

@@ -32,7 +32,7 @@ from sandbox.primitives import client_fairness
 _CONVERSATION_NAME = "inherited-conversation.txt"
 _SESSION_COPY_NAME = f"inherited-{SESSION_NAME}"
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.IGNORECASE)
-_APPLY_IT = "Apply its patch, push the result, and submit a new task."
+_APPLY_ADVICE = "Apply its patch, push the result, and submit a new task."
 
 
 class DerivedTaskPlanner:
@@ -104,7 +104,7 @@ def _inherit_files(layout: TaskLayout, task: Task) -> Inheritance:
         patches = (*patches, _copy_of(own_patch, name))
     if len(patches) > CHAIN_PATCHES_MAX or sum(patch.size_bytes for patch in patches) > CHAIN_BYTES_MAX:
         limits = f"{CHAIN_PATCHES_MAX} patches and {CHAIN_BYTES_MAX // 1024**2} MiB in total"
-        raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_IT)
+        raise TaskNotContinuableError(task.id, f"its chain exceeds the limit of {limits}", _APPLY_ADVICE)
     session_id = task.attempt.session_id if task.attempt is not None else None
     kept = next((artifact for artifact in task.artifacts if artifact.name == SESSION_NAME), None)
     session = None
@@ -124,14 +124,14 @@ def _find_complete_patch(layout: TaskLayout, task: Task) -> Artifact | None:
     if patch.contains_secret:
         raise TaskNotContinuableError(task.id, "its patch contains the value of a secret")
     if any(one.name == f"{task.id}.changes.tar" and one.is_generated for one in task.artifacts):
-        raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_IT)
+        raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_ADVICE)
     has_changes = False
     try:
         with (layout.artifacts / patch.name).open("rb") as file:
             # Comments come first. Each names a path that is not in the patch, or the reason why the patch is empty.
             while line := file.readline(_LINE_BYTES_MAX):
                 if line.startswith(_INCOMPLETE_MARKS):
-                    raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_IT)
+                    raise TaskNotContinuableError(task.id, "its patch is incomplete", _APPLY_ADVICE)
                 if not line.startswith(b"#"):
                     has_changes = True
                     break

@@ -222,7 +222,7 @@ PROGRAM = "/run/sandbox/bin/claude"
 MODEL_URL = f"http://127.0.0.1:{MODEL_PORT}"
 PROXY_URL = f"http://127.0.0.1:{PROXY_PORT}"
 
-_PROGRAM_PATH = (
+_PATH_DIRECTORIES = (
     str(PurePosixPath(PROGRAM).parent),
     f"{SANDBOX_HOME}/.local/bin",
     f"{NODE_DIRECTORY}/bin",
@@ -371,7 +371,7 @@ def _environment(task_key: str) -> dict[str, str]:
     proxies = dict.fromkeys(("HTTPS_PROXY", "HTTP_PROXY", "https_proxy", "http_proxy"), PROXY_URL)
     direct = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost,::1")
     return {
-        "PATH": ":".join(_PROGRAM_PATH),
+        "PATH": ":".join(_PATH_DIRECTORIES),
         "HOME": SANDBOX_HOME,
         "USER": SANDBOX_USER,
         "LOGNAME": SANDBOX_USER,

@@ -22,10 +22,10 @@ from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent
 from sandbox.primitives.log_context import TASK_ID
 
-EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
+STREAMED_EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
 """Event types that the stream sends."""
 
-_TYPES = CommaSeparated(tuple(sorted(EVENT_TYPES)))
+_TYPES = CommaSeparated(tuple(sorted(STREAMED_EVENT_TYPES)))
 _UNFILTERED_TYPES = frozenset({"gap", "end"})
 _NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class StreamRequest:
             message = "requires task_id, because seq is per task"
             raise InvalidParameterError([FieldError.at(("after",), "format", message, part="query")])
         names = _TYPES.parse(params.filter)
-        return cls(params.task_id or None, names | _UNFILTERED_TYPES if names else EVENT_TYPES, after)
+        return cls(params.task_id or None, names | _UNFILTERED_TYPES if names else STREAMED_EVENT_TYPES, after)
 
 
 @dataclass(frozen=True, slots=True)
