@@ -313,29 +313,6 @@ def test_counts_of_a_filtered_list_stay_visible_while_it_is_refreshed(base_url, 
     wait_until(lambda: "Failed 2" in " ".join(page.locator(".chips").inner_text().split()), 30, "other counts")
 
 
-def test_documentation_is_formatted_and_its_pages_link_to_each_other(base_url, browser):
-    page = browser.open(base_url, width=390)
-    page.get_by_role("navigation", name="Pages").get_by_role("link", name="Docs").click()
-    page.get_by_role("heading", name="Sandbox documentation").wait_for()
-    page.get_by_role("link", name="limits", exact=True).click()
-    page.wait_for_url("**/guide/limits")
-    page.locator(".guide table").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert accessibility_violations(page) == []
-    page.goto(f"{base_url}/guide/run#commit-to-a-branch")
-    heading = page.get_by_role("heading", name="Commit to a branch", level=2).or_(
-        page.get_by_role("heading", name="Commit to a branch", level=3)
-    )
-    heading.wait_for()
-    wait_until(lambda: 0 <= heading.bounding_box()["y"] < 400, 30, "the section")
-    page.get_by_role("link", name="All pages").click()
-    page.wait_for_url("**/guide")
-    # Pages for developers are not part of the dashboard.
-    page.locator(".guide", has_text="Contribute").wait_for()
-    links = page.locator(".guide a").evaluate_all("(links) => links.map((link) => link.getAttribute('href'))")
-    assert all(link.startswith(("/guide/", "/errors", "/docs", "http", "#")) for link in links), links
-
-
 def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
     for width in (1440, 1024, 390):
         page = browser.open(f"{base_url}/?q=login", width=width)

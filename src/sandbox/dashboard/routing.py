@@ -16,7 +16,8 @@ from sandbox.api.middleware.authentication import accepts_html
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.responses import reason_phrase
 from sandbox.dashboard.pages.forms import show_sign_in, show_submit
-from sandbox.dashboard.pages.server import send_load, show_docs, show_errors, show_guide, show_server
+from sandbox.dashboard.pages.guide import show_guide, show_guide_search
+from sandbox.dashboard.pages.server import send_load, show_docs, show_errors, show_server
 from sandbox.dashboard.pages.task import send_events, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.proof_bundle import send_proof_bundle
@@ -34,6 +35,7 @@ _ROUTES: dict[str, _PageHandler] = {
     "/server/load": send_load,
     "/errors": show_errors,
     "/guide": show_guide,
+    "/guide/search": show_guide_search,
     "/guide/{name}": show_guide,
     "/tasks/{task_id}": show_task,
     "/tasks/{task_id}/story": send_events,

@@ -121,6 +121,7 @@ document.addEventListener("click", (event) => {
   if (button.dataset.copyCommand) copy(command(button.dataset.copyCommand));
   if (button.dataset.copyManifest)
     copy(COMMANDS[button.dataset.copyManifest]($("manifest-text").textContent.trimStart()));
+  if ("copyCode" in button.dataset) copy(button.parentElement.querySelector("pre").textContent);
   if (button.dataset.action === "sign-out") {
     request("/api/v1/session", { method: "DELETE" }).then(
       () => {

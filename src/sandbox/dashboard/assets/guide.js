@@ -1,13 +1,16 @@
-// Formats a page of the documentation: headings with ids, and links to the other pages.
+// The documentation: formats a page, lists its sections, and adds copy buttons to its code.
 
 import { markdown } from "/assets/markdown.js";
-import { $ } from "/assets/page.js";
+import { $, h } from "/assets/page.js";
+import { registerShortcuts } from "/assets/shortcuts.js";
 
 const ELEMENTS_MAX = 20_000;
 const PATHS = { errors: "/errors", index: "/guide", "rest-reference": "/docs" };
+const EXAMPLE_SERVER = /\b(http|ws):\/\/localhost:8122(?!\d)/g;
+const SECTIONS_MIN = 2;
 
 const guide = $("guide");
-const pages = new Set([...guide.dataset.pages.split(" "), ...Object.keys(PATHS)]);
+const pages = new Set([...(guide?.dataset.pages.split(" ") ?? []), ...Object.keys(PATHS)]);
 
 // The address of a link; null if the page is not in the dashboard.
 function pageAddress(url) {
@@ -24,14 +27,108 @@ const slug = (text) =>
     .trim()
     .replaceAll(" ", "-");
 
-const text = guide.textContent;
-const formatted = markdown(text, { elementsMax: ELEMENTS_MAX, headingOffset: 0, localAddress: pageAddress });
-const seen = new Map();
-for (const heading of formatted.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
-  const id = slug(heading.textContent);
-  const number = seen.get(id) ?? 0;
-  seen.set(id, number + 1);
-  heading.id = number ? `${id}_${number}` : id;
+function addIds(headings) {
+  const seen = new Map();
+  for (const heading of headings) {
+    const id = slug(heading.textContent);
+    const number = seen.get(id) ?? 0;
+    seen.set(id, number + 1);
+    heading.id = number ? `${id}_${number}` : id;
+  }
 }
-guide.replaceChildren(formatted);
-if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+
+// Commands in the documentation are for the default server. Show the address of this server instead.
+const withThisServer = (text) =>
+  text.replace(EXAMPLE_SERVER, (_, scheme) =>
+    scheme === "ws" ? location.origin.replace(/^http/, "ws") : location.origin,
+  );
+
+function completeCode(code) {
+  for (const node of code.childNodes) {
+    const text = withThisServer(node.data ?? "");
+    if (node.nodeType === Node.TEXT_NODE && text !== node.data) node.data = text;
+  }
+  const pre = code.parentElement;
+  const frame = h("div", { class: "guide-code" });
+  pre.replaceWith(frame);
+  frame.append(h("button", { type: "button", "data-copy-code": true, "aria-label": "Copy the code" }, "Copy"), pre);
+}
+
+// The list of the page's sections, which marks the one in view.
+function showContents(headings) {
+  if (headings.length < SECTIONS_MIN) return;
+  const link = (heading) =>
+    h("a", { href: `#${heading.id}`, class: heading.tagName === "H3" && "inner" }, heading.textContent);
+  const links = headings.map(link);
+  const nav = $("guide-contents").querySelector("nav");
+  nav.append(...links);
+  $("guide-contents").hidden = false;
+  let current = null;
+  const mark = () => {
+    const top = headings.findLastIndex((heading) => heading.getBoundingClientRect().top < 80);
+    const isAtEnd = window.innerHeight + window.scrollY >= document.documentElement.scrollHeight - 2;
+    const linked = headings.findIndex(({ id }) => id === decodeURIComponent(location.hash.slice(1)));
+    const next = links[isAtEnd && linked > top ? linked : top] ?? null;
+    if (next === current) return;
+    current?.removeAttribute("aria-current");
+    current = next;
+    current?.setAttribute("aria-current", "location");
+    const box = $("guide-contents");
+    if (current && box.scrollHeight > box.clientHeight) box.scrollTop = current.offsetTop - box.clientHeight / 2;
+  };
+  let isWaiting = false;
+  const markLater = () => {
+    if (isWaiting) return;
+    isWaiting = true;
+    requestAnimationFrame(() => {
+      isWaiting = false;
+      mark();
+    });
+  };
+  window.addEventListener("scroll", markLater, { passive: true });
+  window.addEventListener("hashchange", markLater);
+  markLater();
+}
+
+// The lists are open if there is space for them next to the text.
+function openWhere(details, query) {
+  const media = window.matchMedia(query);
+  const apply = () => {
+    details.open = media.matches;
+  };
+  media.addEventListener("change", apply);
+  apply();
+}
+
+openWhere($("guide-pages"), "(min-width: 901px)");
+$("guide-pages").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+
+if (guide) {
+  const options = { elementsMax: ELEMENTS_MAX, headingOffset: 0, localAddress: pageAddress };
+  const formatted = markdown(guide.textContent, options);
+  addIds(formatted.querySelectorAll("h1, h2, h3, h4, h5, h6"));
+  for (const code of formatted.querySelectorAll("pre > code")) completeCode(code);
+  guide.replaceChildren(formatted);
+  openWhere($("guide-contents"), "(min-width: 1201px)");
+  showContents([...guide.querySelectorAll("h2, h3")]);
+  if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
+}
+
+// The results below the search field: the arrow keys move through them, Escape closes them.
+const words = $("guide-words");
+const found = $("guide-found");
+$("guide-search").addEventListener("keydown", (event) => {
+  const places = [words, ...found.querySelectorAll("a")];
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const at = places.indexOf(document.activeElement);
+  if (event.key === "Escape") found.replaceChildren();
+  else if (step && at >= 0 && places[at + step]) {
+    event.preventDefault();
+    places[at + step].focus();
+  }
+});
+found.addEventListener("click", (event) => {
+  if (event.target.closest("a")) document.activeElement.blur(); // a section of this page
+});
+
+registerShortcuts("Docs", [{ keys: "/", label: "Search the documentation", run: () => words.focus() }]);

@@ -1,21 +1,19 @@
-"""The pages about the server: its documentation, the references of the API and of errors, health, load and runtimes."""
+"""The pages about the server: the references of its API and of errors, health, load and runtimes."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from sandbox.api import paths
 from sandbox.api.app_context import AppContext
 from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
+from sandbox.dashboard.pages.guide import HeadingAnchors, guide_file, guide_path, guide_values
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
@@ -156,6 +154,7 @@ class ErrorSection:
     """A section of the error reference. depth: 2 or 3, as the level of its heading."""
 
     title: str
+    anchor: str
     depth: int
     notes: Sequence[Sequence[LinkedText]]
     columns: Sequence[str]
@@ -168,31 +167,26 @@ async def show_errors(request: Request, _: AppContext) -> Response:
 
 
 def _render_errors(request: Request) -> Response:
-    return render_page(request, "errors", sections=parse_error_reference(guide_file("errors").read_text("utf-8")))
-
-
-def guide_file(name: str) -> Path:
-    """Return a page of the documentation: next to this package's modules in a wheel, otherwise in the checkout."""
-    bundled = Path(__file__).parents[1] / "guide"
-    directory = bundled if bundled.is_dir() else Path(__file__).parents[4] / "docs"
-    return directory / f"{name}.md"
+    sections = parse_error_reference(guide_file("errors").read_text("utf-8"))
+    return render_page(request, "errors", sections=sections, **guide_values("errors"))
 
 
 def parse_error_reference(text: str) -> list[ErrorSection]:
     """Return the sections of docs/errors.md, with code in backticks."""
     parts = re.split(r"^(##+) (.+)$", text, flags=re.MULTILINE)[1:]
+    anchors = HeadingAnchors()
     return [
-        _parse_section(marks, title, body)
+        _parse_section(marks, title, anchors.add(title), body)
         for marks, title, body in zip(parts[::3], parts[1::3], parts[2::3], strict=True)
     ]
 
 
-def _parse_section(marks: str, title: str, body: str) -> ErrorSection:
+def _parse_section(marks: str, title: str, anchor: str, body: str) -> ErrorSection:
     blocks = [block.strip() for block in body.split("\n\n") if block.strip()]
     notes = [_parse_links(block.replace("\n", " ")) for block in blocks if block[0] != "|"]
     lines = [line for block in blocks if block[0] == "|" for line in block.split("\n")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-    return ErrorSection(title, len(marks), notes, head, [_parse_row(row) for row in rows])
+    return ErrorSection(title, anchor, len(marks), notes, head, [_parse_row(row) for row in rows])
 
 
 def _parse_row(row: Sequence[str]) -> ErrorCode:
@@ -211,66 +205,5 @@ def _parse_links(text: str) -> list[LinkedText]:
     return [*parts, LinkedText(text[position:])]
 
 
-def guide_path(name: str) -> str:
-    """Return the path of the dashboard's page for a page of the documentation."""
-    return {"errors": "/errors", "index": "/guide", "rest-reference": paths.DOCS}.get(name, f"/guide/{name}")
-
-
-async def show_guide(request: Request, _: AppContext) -> Response:
-    """Render a page of the documentation. A script formats its Markdown."""
-    name = request.path_params.get("name", "index")
-    if name not in GUIDE_PAGES:
-        raise HTTPException(404)
-    return await client_fairness.to_thread(_render_guide, request, name)
-
-
-def _render_guide(request: Request, name: str) -> Response:
-    text = _NO_TEXT.sub("", guide_file(name).read_text("utf-8"))
-    title, _, text = text.removeprefix("# ").partition("\n")
-    return render_page(request, "guide", name=name, title=title, text=text.strip(), pages=GUIDE_PAGES)
-
-
-GUIDE_PAGES = frozenset(
-    {
-        "access",
-        "benchmarks",
-        "chaos",
-        "cli",
-        "concepts",
-        "configuration",
-        "cookbook",
-        "dashboard",
-        "deployment",
-        "errors",
-        "gateway",
-        "glossary",
-        "index",
-        "installation",
-        "limits",
-        "manifest",
-        "mcp",
-        "metrics",
-        "network",
-        "operations",
-        "profiles",
-        "project",
-        "python-client",
-        "redaction",
-        "rest",
-        "run",
-        "runtimes",
-        "secrets",
-        "security",
-        "troubleshooting",
-        "tutorial",
-        "websocket",
-    }
-)
-"""The pages of the documentation for users. The other links of these pages become text."""
-
 _ANCHOR = re.compile(r'<a id="(?P<id>[\w-]+)"></a>')
 _DOCUMENT_LINK = re.compile(r"\[(?P<text>[^\]]+)\]\((?:(?P<page>[\w-]+)\.md)?(?P<anchor>#[\w-]+)?\)")
-_NO_TEXT = re.compile(
-    r"<!--.*?-->\n?|<picture>.*?</picture>\n?|<a id=[^>]*></a>|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
-)
-"""Comments, images and anchors, which the dashboard's pages leave out."""

@@ -10,7 +10,7 @@ import pytest
 from doubles import fake_tasks
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from sandbox.dashboard.pages import server
+from sandbox.dashboard.pages import guide, server
 from sandbox.interfaces.tasks import LoadSample, Occupancy
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
@@ -108,7 +108,7 @@ def test_failure_links_to_the_entry_of_its_code(pages):
 
 
 def test_error_reference_has_all_codes_of_the_document():
-    text = server.guide_file("errors").read_text()
+    text = guide.guide_file("errors").read_text()
     sections = server.parse_error_reference(text)
     codes = [row.code for section in sections for row in section.rows]
     assert codes == re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
@@ -136,32 +136,3 @@ def test_links_of_the_error_page_have_a_target(pages):
         assert pages.get(link.partition("#")[0]).status_code == 200
     assert "(docs/" not in text
     assert "](" not in text
-
-
-LINK = re.compile(r"\]\(([\w./-]+)\.md(?:#([\w-]+))?\)")
-DEVELOPER_PAGES = {"../ARCHITECTURE", "../CONTRIBUTING", "../CHANGELOG", "code-tour", "recipes", "releasing"}
-
-
-def test_guide_has_all_pages_of_the_documentation_for_users(pages):
-    configuration = (server.guide_file("index").parents[1] / "mkdocs.yml").read_text()
-    names = set(re.findall(r"docs/([\w-]+)\.md", configuration)) - DEVELOPER_PAGES - {"rest-reference"}
-    assert names == server.GUIDE_PAGES
-    for name in names:
-        page = pages.get(f"/guide/{name}")
-        assert page.status_code == 200
-        assert "<!--" not in page.text
-        assert "&lt;a id=" not in page.text
-        linked = {link for link, _ in LINK.findall(server.guide_file(name).read_text()) if not link.startswith("adr/")}
-        assert linked - names - DEVELOPER_PAGES - {"rest-reference"} == set(), name
-    assert "Sandbox documentation</h1>" in pages.get("/guide").text
-
-
-@pytest.mark.parametrize("name", ["nobody", "recipes", "..%2F..%2Fpyproject", "errors.md"])
-def test_other_files_are_not_pages_of_the_guide(pages, name):
-    assert pages.get(f"/guide/{name}").status_code == 404
-
-
-def test_guide_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
-    pages = pages_with_tokens(FakeTokenStore(bob="viewer"))
-    assert pages.get("/guide", accept="application/json").status_code == 401
-    assert pages.get("/guide", authorization="Bearer bob").status_code == 200

@@ -1,0 +1,275 @@
+"""The pages of the documentation, and the search in them.
+
+The search uses a full-text table in memory: one row for each section, made from the Markdown that is shipped.
+"""
+
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from sandbox.api import paths
+from sandbox.api.app_context import AppContext
+from sandbox.dashboard.templates import render_page
+from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX
+from sandbox.primitives import client_fairness
+
+GUIDE_GROUPS: Mapping[str, Sequence[str]] = {
+    "Start": ("index", "installation", "tutorial", "concepts"),
+    "Use": (
+        "cookbook",
+        "run",
+        "project",
+        "secrets",
+        "network",
+        "profiles",
+        "dashboard",
+        "python-client",
+        "mcp",
+        "troubleshooting",
+    ),
+    "Operate": ("deployment", "access", "operations"),
+    "Reference": (
+        "manifest",
+        "configuration",
+        "limits",
+        "cli",
+        "rest",
+        "rest-reference",
+        "websocket",
+        "metrics",
+        "errors",
+        "glossary",
+    ),
+    "Background": ("security", "runtimes", "gateway", "redaction", "chaos", "benchmarks"),
+}
+"""The pages in the order of the documentation's site."""
+
+GUIDE_PAGES = frozenset(chain.from_iterable(GUIDE_GROUPS.values())) - {"rest-reference"}
+"""The pages of the documentation for users. Links to other pages become text. The REST reference is at `/docs`."""
+
+_LIST_TITLES = {"index": "Overview", "rest-reference": "REST reference", "dashboard": "Dashboard"}
+"""Titles in the list of pages that are not the titles of the pages."""
+
+RESULTS_MAX = 20
+SEARCHED_WORDS_MAX = 10
+_PREFIX_LENGTH_MIN = 3
+"""Shorter words match only as a whole, except the last one, which the user may still be typing."""
+
+_MARK_BEGIN, _MARK_END = "\x01", "\x02"
+_SEARCH = """
+SELECT page, anchor, title, heading, snippet(sections, 5, char(1), char(2), '…', 24)
+FROM sections WHERE sections MATCH ?
+ORDER BY heading = ? COLLATE NOCASE DESC, is_minor, bm25(sections, 0, 0, 0, 6.0, 12.0, 1.0), rowid LIMIT ?
+"""
+"""A match in the heading or in the page's title counts more than one in the text."""
+
+_MINOR_PAGES = frozenset({"index", "benchmarks", "chaos", "gateway", "redaction", "glossary"})
+"""Their sections, and the rows of tables, come after the sections of the other pages."""
+
+_NO_TEXT = re.compile(
+    r"<!--.*?-->\n?|<picture>.*?</picture>\n?|<a id=[^>]*></a>|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
+)
+"""Comments, images and anchors, which the dashboard's pages leave out."""
+
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_HEADING = re.compile(r"(#{2,4}) (?P<title>.+)")
+_CODE_ROW = re.compile(r"\| `(?P<code>\w+)` \| .*?<a id=\"(?P<anchor>[\w-]+)\"></a>")
+"""A row of a table that has its own anchor, such as that of an error code."""
+
+_LINK = re.compile(r"!?\[(?P<text>[^\]]*)\]\([^)]*\)")
+_MARKS = re.compile(r"<[^>]*>|\*+(?=\S)|(?<=\S)\*+|`")
+_BLOCK_MARKS = re.compile(r"^\s*(?:[-*>#]+|\d+\.) |^\s*\|[\s:|-]+\|\s*$|\|", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of a page that the search finds.
+
+    heading: empty for the part before the first heading. is_minor: whether it comes after the other results.
+    """
+
+    anchor: str
+    title: str
+    heading: str
+    text: str
+    is_minor: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """A section that was found. excerpt: parts of its text, each with whether it was searched for."""
+
+    href: str
+    title: str
+    heading: str
+    excerpt: Sequence[tuple[str, bool]]
+
+
+def guide_file(name: str) -> Path:
+    """Return a page of the documentation: next to this package's modules in a wheel, otherwise in the checkout."""
+    bundled = Path(__file__).parents[1] / "guide"
+    directory = bundled if bundled.is_dir() else Path(__file__).parents[4] / "docs"
+    return directory / f"{name}.md"
+
+
+def guide_path(name: str) -> str:
+    """Return the path of the dashboard's page for a page of the documentation."""
+    return {"errors": "/errors", "index": "/guide", "rest-reference": paths.DOCS}.get(name, f"/guide/{name}")
+
+
+def guide_values(current: str) -> dict[str, Any]:
+    """Return the values for the list of pages. current: the name of the page that is shown."""
+    groups = [
+        (group, [(guide_path(name), _short_title(name), name == current) for name in names])
+        for group, names in GUIDE_GROUPS.items()
+    ]
+    return {"groups": groups, "search": "", "search_length_max": SEARCH_CHARACTERS_MAX}
+
+
+async def show_guide(request: Request, _: AppContext) -> Response:
+    """Render a page of the documentation. A script formats its Markdown."""
+    name = request.path_params.get("name", "index")
+    if name not in GUIDE_PAGES:
+        raise HTTPException(404)
+    return await client_fairness.to_thread(_render_guide, request, name)
+
+
+def _render_guide(request: Request, name: str) -> Response:
+    text = _NO_TEXT.sub("", guide_file(name).read_text("utf-8"))
+    title, _, text = text.removeprefix("# ").partition("\n")
+    pages = sorted(GUIDE_PAGES)
+    return render_page(request, "guide", title=title, text=text.strip(), pages=pages, **guide_values(name))
+
+
+async def show_guide_search(request: Request, _: AppContext) -> Response:
+    """Render the sections of the documentation that contain the words of `q`."""
+    words = request.query_params.get("q", "")[:SEARCH_CHARACTERS_MAX]
+    return await client_fairness.to_thread(_render_search, request, words)
+
+
+def _render_search(request: Request, words: str) -> Response:
+    values = {**guide_values(""), "search": words, "results": search_guide(words)}
+    return render_page(request, "guide_search", **values)
+
+
+def search_guide(text: str) -> list[SearchResult]:
+    """Return the best sections for these words: first those with all words, then those with some of them."""
+    terms = _search_terms(text)
+    if not terms:
+        return []
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.deserialize(_index())
+        found: dict[tuple[str, str], SearchResult] = {}
+        for operator in (" AND ", " OR ")[: len(terms)]:
+            for page, anchor, *parts in connection.execute(_SEARCH, (operator.join(terms), text.strip(), RESULTS_MAX)):
+                found.setdefault((page, anchor), _make_result(page, anchor, *parts))
+    return list(found.values())[:RESULTS_MAX]
+
+
+def _search_terms(text: str) -> list[str]:
+    """Return the words as terms of a full-text query. A word with several parts, such as `vm.memory`, is a phrase."""
+    words = [word.replace('"', "") for word in text.split()]
+    words = [word for word in words if any(character.isalnum() for character in word)][:SEARCHED_WORDS_MAX]
+    return [
+        f'"{word}"*' if at == len(words) - 1 or len(word) >= _PREFIX_LENGTH_MIN else f'"{word}"'
+        for at, word in enumerate(words)
+    ]
+
+
+def _make_result(page: str, anchor: str, title: str, heading: str, excerpt: str) -> SearchResult:
+    parts = [
+        (part, is_match)
+        for piece in excerpt.split(_MARK_BEGIN)
+        for part, is_match in _split_match(piece, has_match=_MARK_END in piece)
+        if part
+    ]
+    return SearchResult(guide_path(page) + (f"#{anchor}" if anchor else ""), title.partition(":")[0], heading, parts)
+
+
+def _split_match(piece: str, *, has_match: bool) -> Sequence[tuple[str, bool]]:
+    match, _, rest = piece.partition(_MARK_END)
+    return [(match, True), (rest, False)] if has_match else [(piece, False)]
+
+
+@cache
+def _index() -> bytes:
+    """Return the full-text table as the content of a database. Each search opens its own copy."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(
+            "CREATE VIRTUAL TABLE sections USING fts5 (page UNINDEXED, anchor UNINDEXED, is_minor UNINDEXED, "
+            "title, heading, text, tokenize = 'porter unicode61')"
+        )
+        rows = [
+            (name, section.anchor, section.is_minor, section.title, section.heading, section.text)
+            for name in chain.from_iterable(GUIDE_GROUPS.values())
+            if name in GUIDE_PAGES
+            for section in split_sections(name, guide_file(name).read_text("utf-8"))
+        ]
+        connection.executemany("INSERT INTO sections VALUES (?, ?, ?, ?, ?, ?)", rows)
+        connection.commit()
+        return connection.serialize()
+
+
+def split_sections(page: str, text: str) -> Iterator[Section]:
+    """Split a page at its headings. A row with an anchor, such as that of an error code, is a section too."""
+    first, _, body = _COMMENT.sub("", text).partition("\n")
+    title, is_minor = first.removeprefix("# "), page in _MINOR_PAGES
+    anchors = HeadingAnchors()
+    heading, anchor, is_code = "", "", False
+    lines: list[str] = []
+    for line in body.split("\n"):
+        is_code ^= line.lstrip().startswith("```")
+        match = None if is_code else _HEADING.fullmatch(line)
+        if match:
+            yield Section(anchor, title, heading, plain_text(lines), is_minor)
+            heading, lines = _without_marks(match["title"]), []
+            anchor = anchors.add(heading)
+            continue
+        lines.append(line)
+        if row := _CODE_ROW.match(line):
+            yield Section(row["anchor"], title, row["code"], plain_text([line[row.end() :]]), is_minor=True)
+    yield Section(anchor, title, heading, plain_text(lines), is_minor)
+
+
+class HeadingAnchors:
+    """The anchors of a page's headings. `guide.js` uses the same ones."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, heading: str) -> str:
+        """Return the anchor of the next heading: a repeated one gets a number."""
+        anchor = re.sub(r"[^\w\- ]", "", heading.lower(), flags=re.ASCII).strip().replace(" ", "-")
+        number = self._counts[anchor]
+        self._counts[anchor] += 1
+        return f"{anchor}_{number}" if number else anchor
+
+
+def plain_text(lines: Sequence[str]) -> str:
+    """Return lines of Markdown as plain text on one line."""
+    kept = "\n".join(line for line in lines if not line.lstrip().startswith(("```", "![")))
+    return " ".join(_without_marks(_BLOCK_MARKS.sub(" ", kept)).split())
+
+
+def _without_marks(text: str) -> str:
+    return _MARKS.sub("", _LINK.sub(r"\g<text>", text))
+
+
+@cache
+def _short_title(name: str) -> str:
+    """Return a page's title for the list of pages."""
+    if name in _LIST_TITLES:
+        return _LIST_TITLES[name]
+    with guide_file(name).open(encoding="utf-8") as file:
+        return file.readline().removeprefix("# ").strip().partition(":")[0]
