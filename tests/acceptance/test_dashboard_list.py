@@ -45,6 +45,8 @@ def store_tasks(data_dir):
     for number in range(FINISHED_COUNT):
         url = f"https://github.com/org/{('web', 'app')[number % 2]}.git"
         tasks.add_completed_task(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
+    hosted = {"url": "http://127.0.0.1:9643/example-service", "branch": "main"}
+    tasks.add_completed_task("hosted", name="Hosted", repository=hosted, **options)
     recorder = tasks.add_running_task(FAILED, name="Fix the login", labels={"team": "platform"}, **options)
     recorder.record(Progress(cost_usd=1.25))
     patch = Artifact(f"{FAILED}.patch", f".sandbox/{FAILED}.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
@@ -319,6 +321,21 @@ def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
         row = page.locator(".tasks tbody tr")
         for text in ("+376", "−3", "$1.25", "The model's provider refused", "Fix the login", "failed"):
             assert row.get_by_text(text, exact=False).first.is_visible(), (width, text)
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_name_of_a_repository_stays_visible_in_a_narrow_row(base_url, browser, width):
+    page = browser.open(f"{base_url}/?q=hosted", width=width)
+    name, owner = page.locator(".repository-name"), page.locator(".repository-owner")
+    assert name.inner_text() == "example-service"
+    widths = "(element) => [element.clientWidth, element.scrollWidth]"
+    shown, needed = name.evaluate(widths)
+    assert shown == needed
+    shown, needed = page.locator(".branch").evaluate(widths)
+    assert shown == needed
+    shown, needed = owner.evaluate(widths)
+    assert (shown < needed) == (width == 390)
+    assert accessibility_violations(page) == []
 
 
 def test_labels_are_hidden_next_to_a_long_name(base_url, browser):

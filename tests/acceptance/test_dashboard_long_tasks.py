@@ -632,6 +632,36 @@ def test_agent_lines_are_summarized_in_the_output(open_task):
     assert page.locator(".line-text").all_inner_texts()[0] == AGENT_LINES[0][0]["data"].strip()
 
 
+def test_tool_result_in_the_output_keeps_its_lines(open_task):
+    page, stream = open_task("chat#output")
+    lines = ['"""Adds up a basket."""', "", "def total(items):", "\treturn <b>sum(items)</b>"]
+    numbered = "".join(f"{number:6}\u2192{line}\n" for number, line in enumerate(lines, 1))
+    blocks = [{"type": "text", "text": "first"}, {"type": "text", "text": "second"}]
+    results = [f"\n{numbered}\n", "one line\n", blocks, "", {"no": "list"}]
+    stream.send(*(agent_blocks({"type": "tool_result", "content": content}, kind="user") for content in results))
+    rows = page.locator(".line")
+    wait_until(lambda: rows.count() == len(results), 30, "all lines")
+    assert [text.rstrip() for text in page.locator(".line-text").all_inner_texts()] == [
+        'tool result: 1\u2192"""Adds up a basket.""" +3 lines',
+        "tool result: one line",
+        "tool result: first +1 line",
+        "tool result:",
+        "tool result:",
+    ]
+    rows.first.get_by_role("button", name="+3 lines").click()
+    shown = rows.first.locator("pre")
+    assert shown.inner_text() == numbered.rstrip("\n")
+    assert shown.locator("b").count() == 0
+    assert rows.first.bounding_box()["height"] > 70
+    assert accessibility_violations(page) == []
+    rows.first.get_by_role("button", name="Tool result").click()
+    assert rows.first.bounding_box()["height"] < 30
+    rows.nth(1).get_by_role("button", name="JSON").click()
+    assert '"tool_result"' in rows.nth(1).inner_text()
+    page.get_by_role("searchbox").fill("return")
+    assert page.locator("mark").inner_text() == "return"
+
+
 def test_json_in_output_is_folded_and_log_levels_are_marked(open_task):
     page, stream = open_task("chat#output")
     nested = '{"level": "error", "msg": "no <b>disk</b>", "at": {"host": {"name": "needle"}}, "list": [1, 2]}'
@@ -793,13 +823,58 @@ def test_page_of_a_removed_task_sends_no_more_requests(open_task, base_url, brow
     page.get_by_text("Here.").wait_for()
     page.route(f"{base_url}/tasks/chat", lambda route: route.fulfill(status=404, body="gone"))
     stream.is_missing = True
-    page.get_by_text("This task has been removed.").wait_for()
+    page.get_by_text("This task was deleted.").wait_for()
     assert page.locator("#live").inner_text() == ""
     request_count = len(stream.requests)
     page.evaluate("dispatchEvent(new Event('online')); fetch('/assets/icon.svg').then((answer) => answer.text())")
     assert len(stream.requests) == request_count
     assert page.locator("#head[data-refresh]").count() == 0
     browser.ignore_errors("404")
+
+
+def test_page_of_a_deleted_task_offers_no_actions_and_says_nothing_untrue(open_task, base_url, browser):
+    page, _ = open_task("patched#changes")
+    page.locator(".file").first.wait_for()
+    assert page.locator("#review").count() == 1
+    page.get_by_text("The agent sent no messages.").wait_for(state="attached")
+    page.route(f"{base_url}/tasks/patched", lambda route: route.fulfill(status=404, body="gone"))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.get_by_text("This task was deleted.").wait_for()
+    main = page.locator("main")
+    actions = main.locator("[data-action], [data-copy-command], [data-proxy], a[href^='/submit'], a[download]")
+    assert [action for action in actions.all() if action.is_visible()] == []
+    assert page.locator("#head .pill").inner_text() == "deleted"
+    page.keyboard.press("q")
+    assert page.get_by_role("dialog").count() == 0
+    assert page.locator(".file").first.is_visible(), "what the page has loaded stays"
+    page.get_by_role("tab", name="Conversation").click()
+    assert page.get_by_text("The agent sent no messages.").count() == 0
+    page.get_by_text("The conversation was deleted with the task.").wait_for()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("The artifacts were deleted with the task.").wait_for()
+    assert accessibility_violations(page) == []
+    page.get_by_role("link", name="All tasks").click()
+    page.wait_for_url(f"{base_url}/")
+    browser.ignore_errors("404")
+
+
+def test_final_message_takes_one_line_above_the_changes(open_task):
+    page, stream = open_task("patched")
+    page.set_viewport_size({"width": 1024, "height": 768})
+    stream.send(agent_result("# Done\n\n" + "It works now. " * 20 + "\n\n- one\n- two"))
+    outcome = page.locator("#outcome")
+    outcome.wait_for()
+    assert outcome.bounding_box()["height"] > 60
+    page.get_by_role("tab", name="Changes").click()
+    assert outcome.bounding_box()["height"] < 40
+    page.get_by_role("button", name="Show all").click()
+    assert outcome.get_by_text("two").is_visible()
+    assert outcome.bounding_box()["height"] > 100
+    page.get_by_role("button", name="Show less").click()
+    assert outcome.bounding_box()["height"] < 40
+    assert accessibility_violations(page) == []
+    page.get_by_role("tab", name="Conversation").click()
+    assert outcome.bounding_box()["height"] > 60
 
 
 LONG_CONVERSATION = """async ([use, answer]) => {

@@ -511,6 +511,8 @@ def test_link_to_a_setting_opens_its_field(base_url, browser):
     page = browser.open(f"{base_url}/submit?from=task-1&field=lifecycle.timeout")
     wait_until(lambda: page.evaluate("document.activeElement.id") == "timeout", 30, "the focused field")
     assert page.locator("#advanced").get_attribute("open") is not None
+    assert page.locator("#timeout").input_value() == "48h"
+    assert page.get_by_text("raised from 24h").is_visible()
     page.goto(f"{base_url}/submit?from=task-1&field=repository.branch")
     wait_until(lambda: page.evaluate("document.activeElement.id") == "branch", 30, "the focused field")
     assert page.locator("#advanced").get_attribute("open") is None

@@ -5,7 +5,6 @@ An id that a user chose must be complete: `fix-1` must not become `fix-10` after
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from sandbox.cli.options import current_options
 from sandbox.cli.output.formatting import pluralize, state_text
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.text import escape_name, escape_text, terminal_width
+from sandbox.model.formatting import is_generated_id, is_generated_id_prefix
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -43,8 +43,6 @@ SUGGESTIONS_MAX = 3
 
 _PAGE_TASKS = 200
 _PAGES_MAX = 10
-_GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_ANY_GENERATED_ID = "00000000-0000-0000-0000-000000000000"
 _NAME_CELLS_MAX = 60
 
 
@@ -111,7 +109,7 @@ def find_task_id(connect: Callable[[], Client], text: str) -> str:
     Returns `text` itself if there is no such task: the server then reports the error. Exits with an error if several
     ids begin with `text`, or if `text` is too short to search for. Raises ClientError.
     """
-    if not _is_prefix(text):
+    if not is_generated_id_prefix(text):
         return text
     from sandbox.client import InvalidRequestError, TaskNotFoundError
 
@@ -156,12 +154,6 @@ def _latest_tasks(options: CliOptions) -> Sequence[TaskSummary]:
         return ()
 
 
-def _is_prefix(text: str) -> bool:
-    is_complete = len(text) >= len(_ANY_GENERATED_ID)
-    filled = text + _ANY_GENERATED_ID[len(text) :]
-    return bool(text) and not is_complete and _GENERATED_ID.fullmatch(filled) is not None
-
-
 def _find_by_prefix(client: Client, prefix: str) -> str:
     """Search for the words in the prefix, because the API searches by word.
 
@@ -184,7 +176,7 @@ def _find_by_prefix(client: Client, prefix: str) -> str:
 
 
 def _begins_with(task_id: str, prefix: str) -> bool:
-    return task_id.startswith(prefix) and _GENERATED_ID.fullmatch(task_id) is not None
+    return task_id.startswith(prefix) and is_generated_id(task_id)
 
 
 def _fail_ambiguous(prefix: str, found: Sequence[TaskSummary], *, is_complete: bool) -> NoReturn:

@@ -142,6 +142,11 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     return FailureNotice(title, _capitalize(detail), _capitalize(remedy), code, message, setting)
 
 
+def form_label(setting: str) -> str:
+    """Return the words for a setting of a notice, such as "the memory"."""
+    return _FORM_LABELS[setting]
+
+
 def _use_form_labels(text: str) -> str:
     return _SETTING.sub(lambda name: _FORM_LABELS[name[0]], text)
 

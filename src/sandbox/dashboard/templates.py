@@ -58,8 +58,13 @@ def render_page(request: Request, template: str, status: int = 200, **values: An
         "principal": caller.principal,
         "may_change": caller.is_operator,
         "has_session": caller.credentials is not None,
+        "duration_definition": _DURATION_DEFINITION,
     }
     return HTMLResponse(text.render(common | values), status, HEADERS)
+
+
+_DURATION_DEFINITION = "From the first start of the agent to the end of the task: without the wait and the clone"
+"""The only meaning of "Duration" on all pages: `Task.duration_seconds`."""
 
 
 @cache

@@ -14,6 +14,8 @@ _TRAILING_MARKS = re.compile(r"[:\s]*")
 """Matches at the start of a reversed line. A search for the end of a line would take quadratic time."""
 _SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 _STEP = 1024
+_GENERATED_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_ANY_GENERATED_ID = "00000000-0000-0000-0000-000000000000"
 _LIMIT = re.compile(r"(?P<number>[1-9][0-9]{0,5})(?P<unit>[a-zA-Z]{1,3})")
 
 
@@ -46,6 +48,16 @@ def _first_line(prompt: str) -> str:
     for marks in (_LEADING_MARKS, _TRAILING_MARKS):
         line = marks.sub("", line, count=1)[::-1]
     return " ".join(INVISIBLE.sub(" ", line).split())
+
+
+def is_generated_id(text: str) -> bool:
+    """Return whether the text has the form of an id that the server generates."""
+    return _GENERATED_ID.fullmatch(text) is not None
+
+
+def is_generated_id_prefix(text: str) -> bool:
+    """Return whether the text can be the beginning of a generated id, but not a complete one."""
+    return 0 < len(text) < len(_ANY_GENERATED_ID) and is_generated_id(text + _ANY_GENERATED_ID[len(text) :])
 
 
 def double_limit(value: object) -> int | float | str | None:

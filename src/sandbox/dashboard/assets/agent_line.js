@@ -29,11 +29,17 @@ const numberOf = (value) => (typeof value === "number" && Number.isFinite(value)
 
 const shorten = (text) => (text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX - 1)}…` : text);
 
-// Return { kind, text } for a known line of the event stream, otherwise null.
+// Return { kind, text, moreLines } for a known line of the event stream, otherwise null. moreLines: the number of lines of a
+// tool's result after the first one, which is the text.
 export function summarizeAgentLine(value) {
   if (!isObject(value) || typeof value.session_id !== "string" || typeof value.type !== "string") return null;
   const summary = Object.hasOwn(TYPES, value.type) ? TYPES[value.type](value) : null;
-  return summary && { kind: summary.kind, text: shorten(summary.text) };
+  return summary && { kind: summary.kind, text: shorten(summary.text), moreLines: summary.moreLines ?? 0 };
+}
+
+// The text of the tool result in a line of the event stream, with its line breaks.
+export function toolResultOf({ message }) {
+  return resultText(blocksOf(message)[0].content);
 }
 
 // A copy of a line with its ids last.
@@ -105,7 +111,7 @@ function summarizeBlock(block) {
     case "tool_use":
       return { kind: nameOf(block.name, "tool"), text: inputOf(block.input) };
     case "tool_result":
-      return { kind: block.is_error === true ? "tool error" : "tool result", text: outputOf(block.content) };
+      return summarizeResult(block);
     default:
       return { kind: nameOf(block.type, "block"), text: "" };
   }
@@ -119,14 +125,26 @@ function inputOf(input) {
   return texts.find(Boolean) ?? "";
 }
 
-const outputOf = (content) =>
-  textOf(content) ||
-  listOf(content)
-    .map((block) => (isObject(block) ? textOf(block.text) || nameOf(block.type, "") : ""))
-    .join(" ");
+function summarizeResult({ content, is_error }) {
+  const [first, ...others] = resultText(content).split("\n");
+  return { kind: is_error === true ? "tool error" : "tool result", text: textOf(first), moreLines: others.length };
+}
+
+// Without empty lines at the beginning and at the end.
+function resultText(content) {
+  const parts = typeof content === "string" ? [content] : listOf(content).map(partText);
+  return parts
+    .join("\n")
+    .replace(/^(?:[^\S\n]*\n)+/, "")
+    .trimEnd();
+}
+
+const partText = (block) =>
+  isObject(block) ? (typeof block.text === "string" ? block.text : nameOf(block.type, "")) : "";
 
 function join(parts) {
   if (!parts.length) return null;
   const [{ kind, text }, ...others] = parts;
+  if (!others.length) return parts[0];
   return { kind, text: [text, ...others.map((part) => `${part.kind}: ${part.text}`)].join(" · ") };
 }

@@ -173,14 +173,14 @@ export class ManifestForm {
   }
 
   // Focus the field of this error. Return whether there is one.
-  goTo(name) {
+  goTo(name, { scrolls = true } = {}) {
     const element = this.#elementOf(name);
     if (!element || element.disabled) return false;
     const closed = element.closest("details:not([open])");
     if (closed) closed.open = true;
-    element.focus();
+    element.focus({ preventScroll: !scrolls });
     // The message is below the field, and the browser scrolls to the field only.
-    element.closest(".field, .secret").scrollIntoView({ block: "nearest" });
+    if (scrolls) element.closest(".field, .secret").scrollIntoView({ block: "nearest" });
     return true;
   }
 

@@ -1,6 +1,6 @@
 // stdout, stderr and events as lines. Only visible lines have elements, which keeps long output responsive.
 import { LineHeights } from "/assets/line_heights.js";
-import { describe, jsonElement, TerminalText } from "/assets/output_line.js";
+import { describe, jsonElement, TerminalText, toolResultElement } from "/assets/output_line.js";
 import { $, clock, count, formatDuration, h, money } from "/assets/page.js";
 import { appendText, withoutColors } from "/assets/untrusted_text.js";
 
@@ -319,6 +319,7 @@ export class Output {
   }
 
   #foldedJson(line, preview) {
+    const { kind, moreLines } = describe(line);
     const toggle = () => {
       line.isOpen = !line.isOpen;
       const at = [...this.#rowsElement.children].findIndex((row) => row.contains(button));
@@ -332,17 +333,18 @@ export class Output {
         type: "button",
         class: "line-fold",
         "aria-expanded": String(line.isOpen === true),
-        "aria-label": "JSON",
+        "aria-label": moreLines ? "Tool result" : "JSON",
         onclick: toggle,
       },
       line.isOpen ? "▾" : "▸",
     );
-    const { kind } = describe(line);
     const text = h("span", { class: kind ? "line-text" : "line-text folded" });
-    if (line.isOpen) text.append(jsonElement(line.text, kind !== undefined));
+    if (line.isOpen) text.append(moreLines ? toolResultElement(line.text) : jsonElement(line.text, kind !== undefined));
     else if (kind) {
       appendText(text.appendChild(h("span", { class: "line-kind" })), `${kind}:`);
       appendText(text, ` ${preview}`);
+      const more = `+${count(moreLines)} line${moreLines === 1 ? "" : "s"}`;
+      if (moreLines) text.append(" ", h("button", { type: "button", tabindex: "-1", onclick: toggle }, more));
     } else appendText(text, preview);
     return [button, text];
   }

@@ -1,5 +1,5 @@
 // What a line of output shows: its level, and folded JSON. Computed for lines in view only.
-import { summarizeAgentLine, withIdsLast } from "/assets/agent_line.js";
+import { summarizeAgentLine, toolResultOf, withIdsLast } from "/assets/agent_line.js";
 import { count, h } from "/assets/page.js";
 import { appendText, elementLimit, withoutColors } from "/assets/untrusted_text.js";
 
@@ -22,8 +22,8 @@ const LEVEL_NAMES = { fatal: "error", critical: "error", panic: "error", warning
 const LEVEL_NUMBERS = { 10: "debug", 20: "debug", 40: "warn", 50: "error", 60: "error" };
 const LEVEL_KEYS = ["level", "severity", "levelname", "log.level"];
 
-// Describe a line: { level, preview, kind }. preview: a summary of its JSON; null if it is not a JSON object or array.
-// kind: the kind of a line of the agent's event stream; undefined for all other lines.
+// Describe a line: { level, preview, kind, moreLines }. preview: a summary of its JSON; null if it is not a JSON object or array.
+// kind: the kind of a line of the agent's event stream; undefined for all other lines. moreLines: see summarizeAgentLine.
 export function describe(line) {
   if (line.view) return line.view;
   const text = withoutColors(line.text);
@@ -59,7 +59,7 @@ export class TerminalText {
 
 function describeValue(line, value) {
   const summary = line.stream === "stdout" ? summarizeAgentLine(value) : null;
-  if (summary) return { level: "", preview: summary.text, kind: summary.kind };
+  if (summary) return { level: "", preview: summary.text, kind: summary.kind, moreLines: summary.moreLines };
   return { level: levelOfValue(value), preview: preview(value) };
 }
 
@@ -115,6 +115,15 @@ function indent(json, isOfAgent) {
   }
   const value = JSON.parse(json);
   return JSON.stringify(isOfAgent ? withIdsLast(value) : value, null, 2);
+}
+
+// The element of an expanded tool result, with its line breaks.
+export function toolResultElement(text) {
+  const result = toolResultOf(JSON.parse(withoutColors(text)));
+  const element = appendText(h("pre", { class: "json" }), result.slice(0, OPENED_MAX));
+  const omitted = result.length - OPENED_MAX;
+  if (omitted > 0) element.append(h("span", { class: "muted" }, `… and ${count(omitted)} more characters`));
+  return element;
 }
 
 // The element of expanded JSON. isOfAgent: the text is a line of the agent's event stream.

@@ -308,7 +308,8 @@ form.show(editor.text);
 showTab();
 const field = new URLSearchParams(location.search).get("field"); // the setting that a link asks to change
 if (selectedTab() === "form") {
-  if (field) form.goTo(field);
+  if (field)
+    form.goTo(field, { scrolls: !$("raised") }); // the reason at the top stays in view
   else if (!isComplete) $("prompt").focus();
 }
 check();

@@ -16,6 +16,7 @@ const REFRESH_MILLISECONDS = 1000;
 const BATCH_MILLISECONDS = 8;
 const PENDING_CHARACTERS_MAX = 16_000_000;
 const DRAW_MILLISECONDS = 100;
+const DELETION_CHECK_MILLISECONDS = 60_000;
 
 const conversation = new Conversation();
 const output = new Output(format === "terminal");
@@ -42,6 +43,7 @@ function select(name, { focus = false, keep = true } = {}) {
   if (focus) tab.focus();
   if (keep) history.replaceState(null, "", name === "conversation" ? location.pathname + location.search : `#${name}`);
   revealTab();
+  $("outcome").classList.toggle("brief", name === "changes");
   if (name === "changes") changes.show(hasEnded());
   showMainActions();
   draw();
@@ -312,11 +314,38 @@ const stream = follow(events, Number(after), enqueue, (state) => {
 });
 
 document.addEventListener("htmx:responseError", (event) => {
-  if (event.detail.target.id !== "head" || event.detail.xhr.status !== 404) return;
+  if (event.detail.target.id === "head" && event.detail.xhr.status === 404) showDeleted();
+});
+
+// The task was deleted, for example in another window. The page keeps what it has loaded, but offers no actions.
+let isDeleted = false;
+
+function showDeleted() {
+  isDeleted = true;
   stream.end();
   delete $("head").dataset.refresh;
-  banner("This task has been removed.");
-});
+  document.body.classList.add("is-deleted");
+  const link = h("a", { class: "button primary", id: "to-list", href: "/" }, "All tasks");
+  document.querySelector("#head .actions").replaceChildren(link);
+  for (const pill of document.querySelectorAll("#head .pill, #title-bar .pill")) {
+    pill.className = "pill ended";
+    pill.lastChild.data = "deleted";
+  }
+  $("refused-note").hidden = true;
+  $("talk-empty").textContent = "The conversation was deleted with the task.";
+  $("artifact-list").replaceChildren(
+    h("p", { class: "empty-note muted" }, "The artifacts were deleted with the task."),
+  );
+  showMainActions();
+  banner("This task was deleted. The page keeps only what it has loaded before.");
+}
+
+// No event reports the deletion of a task that has ended.
+function checkDeletion() {
+  if (!document.hidden && hasEnded() && !isDeleted) refresh("head");
+}
+setInterval(checkDeletion, DELETION_CHECK_MILLISECONDS);
+document.addEventListener("visibilitychange", checkDeletion);
 document.addEventListener("htmx:afterSwap", (event) => {
   if (event.detail.target?.id !== "head") return;
   const isOver = hasEnded() && "refresh" in $("head").dataset;
@@ -393,7 +422,11 @@ const ACTIONS = {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-action]");
   const act = button && ACTIONS[button.dataset.action];
-  if (act) act(button).catch((error) => toast(error.message));
+  if (act)
+    act(button).catch((error) => {
+      toast(error.message);
+      if (error.code === "task_not_found") showDeleted();
+    });
 });
 
 // A shortcut does not apply if its action is not available for this task or this user.

@@ -2,20 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
+from sandbox.dashboard.failure_notice import describe_failure, form_label
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
+from sandbox.model.failure import FailureCode
 from sandbox.model.formatting import double_limit, short_repository
 from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository_url
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
+from sandbox.model.wire.events import error_fields
 from sandbox.primitives import client_fairness
 
 _RECENT_TASKS = 100
@@ -25,6 +29,22 @@ ADDED_HOSTS_MAX = 50
 
 RECENT_BRANCHES_MAX = 20
 """Maximum number of branches for each recent repository."""
+
+
+_DOUBLED_LIMITS = frozenset(
+    {"lifecycle.budget_tokens", "lifecycle.budget_usd", "lifecycle.timeout", "vm.disk", "vm.memory"}
+)
+"""The limits for which a link to the form can ask for twice the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class RaisedLimit:
+    """A limit that the form raises. field: its manifest field; label: its name, such as "the memory"."""
+
+    field: str
+    label: str
+    before: str
+    after: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +75,7 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the form with an empty manifest, or with the manifest of the task to rerun.
 
     `allow` (query parameter, repeatable): another host that the new task may reach. A value that is not a host is
-    ignored. `field`: the setting to change, which has the focus. Memory is doubled.
+    ignored. `field`: the setting to change, which has the focus. A limit that caused a failure is doubled.
     """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
@@ -70,8 +90,8 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
     requested = request.query_params.getlist("allow")[:ADDED_HOSTS_MAX] if task else []
     allowed = [host for host in dict.fromkeys(requested) if ALLOWED_HOST.find_error(host) is None]
     manifest = _allow_hosts(task.manifest, allowed) if task and allowed else task.manifest if task else None
-    if manifest and request.query_params.get("field") == "vm.memory":
-        manifest = _double_memory(manifest)
+    manifest, raised = _raise_limit(manifest, request.query_params.get("field", "")) if manifest else (None, None)
+    error = error_fields(task, is_operator=sees_all) if task else None
     text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
         request,
@@ -81,6 +101,8 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
         agents=list(settings.agents),
         again=task,
         allowed=allowed,
+        raised=raised,
+        failure=describe_failure(error) if error else None,
         models=[model for agent in settings.agents.values() for model in agent.priced_models],
         repositories=recent_repositories(recent),
         profiles=sorted(settings.profiles()) if settings.profiles else [],
@@ -95,10 +117,23 @@ def _allow_hosts(manifest: Manifest, added: Sequence[str]) -> Manifest:
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 
 
-def _double_memory(manifest: Manifest) -> Manifest:
-    """Return the manifest with twice the memory, which the command line proposes too."""
-    memory = double_limit(manifest.vm.memory)
-    return manifest.replace(vm=replace(manifest.vm, memory=memory)) if isinstance(memory, str) else manifest
+def _raise_limit(manifest: Manifest, field: str) -> tuple[Manifest, RaisedLimit | None]:
+    """Return the manifest with twice the value of this limit, which the command line proposes too."""
+    section, _, name = field.partition(".")
+    if field not in _DOUBLED_LIMITS:
+        return manifest, None
+    before = getattr(getattr(manifest, section), name)
+    after: Any = double_limit(before)
+    if after is None:
+        return manifest, None
+    raised = RaisedLimit(field, form_label(field), *map(_format_limit, (before, after)))
+    if section == "vm":
+        return manifest.replace(vm=replace(manifest.vm, **{name: after})), raised
+    return manifest.replace(lifecycle=replace(manifest.lifecycle, **{name: after})), raised
+
+
+def _format_limit(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.12g}"
 
 
 def empty_manifest(agents: Mapping[str, Agent]) -> str:
@@ -115,9 +150,14 @@ def empty_manifest(agents: Mapping[str, Agent]) -> str:
 
 
 def recent_repositories(tasks: Sequence[Task]) -> Sequence[RecentRepository]:
-    """Return the repositories of these tasks and their branches, in order, without duplicates."""
+    """Return the repositories of these tasks and their branches, in order, without duplicates.
+
+    A repository or branch that could not be cloned is left out, unless another task could clone it.
+    """
     branches: dict[str, dict[str, None]] = {}
     for task in tasks:
+        if task.failure and task.failure.code == FailureCode.CLONE_FAILED:
+            continue
         repository = task.manifest.repository
         branches.setdefault(public_repository_url(repository.url), {})[repository.branch] = None
     return [

@@ -68,7 +68,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
         cancelled_count=cancelled_count,
         failed_count=len(ended) - len(completed) - cancelled_count,
         overcommit=context.settings.overcommit,
-        median=_median([task.state_changed_at - task.created_at for task in completed]),
+        median=_median_duration(completed),
         cost=sum(task.progress.cost_usd for task in ended),
     )
 
@@ -122,8 +122,9 @@ def _hourly_stats(ended: Sequence[Task], now: datetime) -> list[HourStats]:
     ]
 
 
-def _median(durations: list[timedelta]) -> timedelta | None:
-    return sorted(durations)[len(durations) // 2] if durations else None
+def _median_duration(completed: Sequence[Task]) -> timedelta | None:
+    durations = sorted(task.duration_seconds(task.state_changed_at) or 0.0 for task in completed)
+    return timedelta(seconds=durations[len(durations) // 2]) if durations else None
 
 
 async def show_docs(request: Request, _: AppContext) -> Response:

@@ -6,19 +6,20 @@ from datetime import datetime, timedelta
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext
-from sandbox.api.middleware.authentication import get_caller
+from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parsing import SEQ, check_format, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, MessageBatch, close_iterator
 from sandbox.api.task_json import chain_totals
 from sandbox.dashboard.failure_notice import describe_failure
-from sandbox.dashboard.templates import render_page
+from sandbox.dashboard.templates import quote_segment, render_page
 from sandbox.interfaces.store import TaskQuery
+from sandbox.interfaces.tasks import TaskNotFoundError, TaskQueries
 from sandbox.model.events import Artifact
-from sandbox.model.formatting import short_repository
+from sandbox.model.formatting import is_generated_id, is_generated_id_prefix, short_repository
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.yaml import manifest_yaml
 from sandbox.model.task import Task
@@ -31,6 +32,10 @@ PAGE_EVENTS_MAX = 200_000
 """If there are more events, the page shows only the latest ones; the log contains all of them."""
 
 _CHILDREN_SHOWN = 3
+_PREFIX_LENGTH_MIN = 4
+_PREFIX_TASKS_MAX = 200
+"""Maximum number of tasks that a search for the beginning of an id reads. Prompts may contain the same word."""
+
 _BATCH_BYTES = 64 * 1024
 
 _STATE_SEQUENCE = (
@@ -56,11 +61,29 @@ class StateEntry:
 async def show_task(request: Request, context: AppContext) -> Response:
     """Render the task's current status; its scripts load the events and update the page."""
     async with client_fairness.thread_slot():
-        return await _render_task(request, context)
+        try:
+            task = await context.services.tasks.status(request.path_params["task_id"])
+        except TaskNotFoundError as error:
+            found = await _find_by_prefix(context.services.tasks, error.task_id) if accepts_html(request) else None
+            if found is None:
+                raise
+            return RedirectResponse(f"/tasks/{quote_segment(found)}", 303)
+        return await _render_task(request, context, task)
 
 
-async def _render_task(request: Request, context: AppContext) -> Response:
-    task = await context.services.tasks.status(request.path_params["task_id"])
+async def _find_by_prefix(tasks: TaskQueries, prefix: str) -> str | None:
+    """Return the only generated id that begins with this text, such as the id that pages show; None if there is none.
+
+    Other ids are not found by their beginning: the id of a deleted task may be the beginning of another task's id.
+    """
+    if len(prefix) < _PREFIX_LENGTH_MIN or not is_generated_id_prefix(prefix):
+        return None
+    page = await tasks.query(TaskQuery(search=prefix, limit=_PREFIX_TASKS_MAX))
+    found = [task.id for task in page.tasks if task.id.startswith(prefix) and is_generated_id(task.id)]
+    return found[0] if len(found) == 1 and page.next_cursor is None else None
+
+
+async def _render_task(request: Request, context: AppContext, task: Task) -> Response:
     is_operator = get_caller(request).is_operator
     failure = task_failure_body(task, is_operator=is_operator)
     agents = context.settings.agents

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from textwrap import shorten
 from typing import Any
 from urllib.parse import urlencode
@@ -23,7 +24,7 @@ from sandbox.api.responses import JsonResponse
 from sandbox.api.routes.task_list import OFFSET_MAX, ListQuery, parse_query, query_page
 from sandbox.dashboard.failure_notice import FailureNotice, describe_failure
 from sandbox.dashboard.templates import render_page, short_id
-from sandbox.interfaces.store import TaskPage, TaskQuery
+from sandbox.interfaces.store import Sort, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import Health, TaskQueries
 from sandbox.model.fixed_limits import SEARCH_CHARACTERS_MAX, SEARCHED_PROMPT_CHARACTERS_MAX
 from sandbox.model.formatting import is_name_from_prompt, short_repository
@@ -70,6 +71,9 @@ _SORT_LABELS = {
 }
 _DEFAULT_SORT = "state_changed_at"
 """With this order, the most recently finished task comes first in the list of finished tasks."""
+_TIME_LABELS = {"state_changed_at": "Changed", "started_at": "Started", "created_at": "Submitted"}
+"""The heading of the column with the time. Its times are those by which the list is sorted, if it is sorted by time."""
+
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
 _PERIOD = pattern_format("period", "[1-9][0-9]{0,3}[hd]", "must be a period such as 24h or 7d")
 _TOTAL_COST_ID = "total-cost-"
@@ -148,6 +152,8 @@ async def _render_tasks(request: Request, context: AppContext, query: TaskQuery)
         "final_message_headline": final_message_headline,
         "failure": partial(_failure_notice, is_operator=get_caller(request).is_operator),
         "now": datetime.now(UTC),
+        "time_label": _TIME_LABELS[_time_field(query)],
+        "shown_time": attrgetter(_time_field(query)),
     }
     return await client_fairness.to_thread(partial(render_page, request, "tasks", **values))
 
@@ -180,8 +186,14 @@ async def _query_unfinished(request: Request, tasks: TaskQueries, query: TaskQue
     common = replace(query, with_totals=False, sort="created_at", order="desc", limit=_ACTIVE_ROWS)
     pending_query = replace(common, states=frozenset({TaskState.PENDING}), order="asc", limit=_PENDING_ROWS)
     pending = await query_page(tasks, pending_query, request.query_params)
-    active = await query_page(tasks, replace(common, states=frozenset(_ACTIVE_STATES)), request.query_params)
+    active_query = replace(common, states=frozenset(_ACTIVE_STATES), sort=_time_field(query))
+    active = await query_page(tasks, active_query, request.query_params)
     return active, pending
+
+
+def _time_field(query: TaskQuery) -> Sort:
+    """Return the time by which the list is sorted; the submission if it is sorted by something else."""
+    return query.sort if query.sort in _TIME_LABELS else "created_at"
 
 
 def _unfinished_sections(request: Request, unfinished: tuple[TaskPage, TaskPage], page: TaskPage) -> list[Section]:

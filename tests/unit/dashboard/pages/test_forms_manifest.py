@@ -7,12 +7,14 @@ from urllib.parse import quote
 
 import pytest
 
-from doubles.fake_tasks import manifest
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
-from doubles.manifests import parse_manifest
+from doubles.manifests import manifest, parse_manifest
 from sandbox.agents.claude_code.agent import ClaudeCode
 from sandbox.dashboard.pages.forms import ADDED_HOSTS_MAX, RECENT_REPOSITORIES_MAX
+from sandbox.model import events as e
 from sandbox.model.errors import InvalidManifestError
+from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.manifest.schema import Repository, Secret
 
 
@@ -44,14 +46,53 @@ def test_refused_host_can_be_allowed_in_a_new_run(pages):
     assert 'id="allowed"' not in pages.get("/submit?allow=hooks.example.com").text
 
 
+FAILED = (*TO_RUNNING, e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It broke.")), e.TaskFinished())
+
+
 @pytest.mark.parametrize(
-    ("query", "memory"),
-    [("&field=vm.memory", "16G"), ("&field=vm.disk", "8G"), ("", "8G")],
+    ("field", "raised"),
+    [
+        ("vm.memory", "the memory from 8G to 16G"),
+        ("vm.disk", "the disk size from 40G to 80G"),
+        ("lifecycle.timeout", "the timeout from 90m to 180m"),
+        ("lifecycle.budget_usd", "the budget in USD from 0.05 to 0.1"),
+        ("lifecycle.budget_tokens", "the token budget from 1000 to 2000"),
+        ("repository.branch", None),
+        ("vm.cpus", None),
+        ("lifecycle.nothing", None),
+        ("", None),
+    ],
 )
-def test_link_to_more_memory_doubles_it(pages, query, memory):
-    pages.tasks.add("task-001")
-    vm = manifest_of(pages.get(f"/submit?from=task-001{query}")).vm
-    assert (vm.memory, vm.disk) == (memory, "40G")
+def test_link_to_a_higher_limit_doubles_it_and_marks_the_field(pages, field, raised):
+    limits = {"timeout": "90m", "budget_usd": 0.05, "budget_tokens": 1000}
+    asyncio.run(pages.tasks.submit(manifest("task-001", lifecycle=limits)))
+    pages.tasks.record("task-001", *FAILED)
+    page = pages.get(f"/submit?from=task-001&field={field}")
+    notice = re.search(r'id="raised">This form raises ([^<]+)\.</span>', page.text)
+    assert (notice and notice[1]) == raised
+    marked = re.findall(r'<div class="field raised">.*?data-path="([^"]+)"', page.text, re.DOTALL)
+    assert marked == ([field] if raised else [])
+    before, after = (manifest_of(pages.get(f"/submit?from=task-001{query}")) for query in ("", f"&field={field}"))
+    assert (before == after) == (raised is None)
+    if raised:
+        section, _, name = field.partition(".")
+        value = getattr(getattr(after, section), name)
+        assert raised.endswith(f" to {value}")
+
+
+def test_limit_that_is_not_set_is_not_raised(pages):
+    pages.tasks.add("task-001", *FAILED)
+    assert "This form raises" not in pages.get("/submit?from=task-001&field=lifecycle.budget_usd").text
+
+
+def test_form_shows_why_the_earlier_task_failed(pages):
+    pages.tasks.add("failed", *FAILED)
+    pages.tasks.add("done", *TO_RUNNING, *TO_COMPLETED)
+    text = pages.get("/submit?from=failed").text
+    assert "<strong>The agent failed.</strong> It broke." in text
+    assert 'href="/errors#agent_failed"' in text
+    assert 'id="failure"' not in pages.get("/submit?from=done").text
+    assert 'id="failure"' not in pages.get("/submit").text
 
 
 def test_several_refused_hosts_can_be_allowed_in_a_new_run(pages):
@@ -114,6 +155,20 @@ def test_branches_of_each_recent_repository_are_suggested(pages):
     text = pages.get("/submit").text
     suggested = re.findall(r'<option value="https://example.org/(.).git" data-branches="([^"]+)">', text)
     assert suggested == [("a", "main next"), ("b", "stable")]
+
+
+def test_branch_that_could_not_be_cloned_is_not_suggested(pages):
+    failure = Failure(FailureCode.CLONE_FAILED, "Cannot clone it: there is no such branch.")
+    for number, (name, branch, is_cloned) in enumerate(
+        [("a", "mian", False), ("a", "main", True), ("b", "main", False), ("c", "next", False), ("c", "next", True)]
+    ):
+        repository = Repository(url=f"https://example.org/{name}.git", branch=branch)
+        asyncio.run(pages.tasks.submit(manifest(f"task-{number:03}").replace(repository=repository)))
+        if not is_cloned:
+            pages.tasks.record(f"task-{number:03}", e.AttemptFailed(failure))
+    text = pages.get("/submit").text
+    suggested = re.findall(r'<option value="https://example.org/(.).git" data-branches="([^"]+)">', text)
+    assert suggested == [("a", "main"), ("c", "next")]
 
 
 def test_hostile_repository_is_escaped(pages):

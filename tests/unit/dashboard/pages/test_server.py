@@ -15,6 +15,7 @@ from sandbox.interfaces.tasks import LoadSample, Occupancy
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
+from sandbox.model.formatting import format_duration
 
 
 @pytest.mark.parametrize(("count", "is_marked_partial"), [(2, False), (3, True)])
@@ -50,6 +51,19 @@ def test_outcomes_of_the_last_day_are_counted_separately(pages, monkeypatch, out
     text = pages.get("/server").text
     assert f'<dd id="outcomes">{shown}</dd>' in text
     assert "Index" not in text, "the index is mentioned only if it is not readable"
+
+
+def test_median_is_that_of_the_duration_on_other_pages(pages, monkeypatch):
+    """The wait for capacity and the clone are not part of a task's duration."""
+    monkeypatch.setattr(fake_tasks, "BEGINNING", datetime.now(UTC) - timedelta(hours=1))
+    pages.tasks.event_interval = timedelta(seconds=10)
+    task = pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
+    assert task.duration_seconds(datetime.now(UTC)) < (task.state_changed_at - task.created_at).total_seconds()
+    duration = format_duration(task.duration_seconds(datetime.now(UTC)))
+    assert f'<dd id="median">{duration}</dd>' in pages.get("/server").text
+    assert re.search(rf">Duration</dt><dd>{duration}</dd>", pages.get("/tasks/task-001").text)
+    for path in ("/", "/server", "/tasks/task-001"):
+        assert 'title="From the first start of the agent to the end of the task' in pages.get(path).text
 
 
 def test_overcommitted_capacity_shows_its_factor(pages):

@@ -218,3 +218,32 @@ def test_host_in_a_cluster_is_shown(pages, recorded, row):
     text = pages.get("/tasks/task-001").text
     assert ("<dt>Host</dt>" in text) == (row is not None)
     assert row is None or row in text
+
+
+GENERATED = ("21d64869-6bb9-4f0e-8f0e-0123456789ab", "21d6aaaa-6bb9-4f0e-8f0e-0123456789ab")
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        ("21d64869", GENERATED[0]),
+        ("21d64869-6bb9-4f0e-8f0e-0123456789a", GENERATED[0]),
+        ("21d6a", GENERATED[1]),
+        ("21d6", None),
+        ("21d", None),
+        ("21d64869-6bb9-4f0e-8f0e-0123456789ac", None),
+        ("fed", None),
+        ("fedcba98", None),
+        ("named", None),
+    ],
+)
+def test_beginning_of_a_generated_id_leads_to_its_task(pages, path, found):
+    """The id of a deleted task, such as `fed`, must not lead to another task."""
+    for task_id in (*GENERATED, "fedcba98-2", "named-2"):
+        pages.tasks.add(task_id)
+    response = pages.get(f"/tasks/{path}")
+    assert (response.status_code, response.headers.get("location")) == (
+        (303, f"/tasks/{found}") if found else (404, None)
+    )
+    assert pages.get(f"/tasks/{path}", accept="application/json").status_code == 404
+    assert pages.get(f"/tasks/{GENERATED[0]}").status_code == 200

@@ -17,6 +17,8 @@ from sandbox.dashboard.pages.task_list import distinguishing_hints
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import SEARCHED_PROMPT_CHARACTERS_MAX
+from sandbox.model.manifest.schema import Repository
+from sandbox.model.wire.events import format_timestamp
 
 
 def rows(page):
@@ -231,7 +233,7 @@ def test_row_has_repository_changes_cost_and_failure(pages):
     pages.tasks.record("done", e.ArtifactCollected(patch, diff=e.DiffStatistics(2, 376, 3)), *TO_COMPLETED)
     text = pages.get("/").text
     assert ("The agent exited with 1." in text, "$1.50" in text, "+376" in text, "−3" in text) == (True,) * 4
-    assert re.search(r'href="/\?repository=https%3A%2F%2Fgithub.com%2Forg%2Frepo.git"[^>]*>org/repo</a>', text)
+    assert re.search(r'href="/\?repository=https%3A%2F%2Fgithub.com%2Forg%2Frepo.git"[^>]*>(?:<span [^>]*>)?org/<', text)
     assert "@main</span>" in text
 
 
@@ -498,3 +500,31 @@ def test_completed_task_with_refused_connections_is_marked(pages):
     pages.tasks.add("quiet", *TO_RUNNING, *TO_COMPLETED)
     marks = re.findall(r'href="([^"]+)" title="[^"]*">(\d+ refused)<', pages.get("/").text)
     assert marks == [("/tasks/kept#network", "2 refused")]
+
+
+@pytest.mark.parametrize(
+    ("sort", "heading", "field"),
+    [
+        ("", "Changed", "state_changed_at"),
+        ("?sort=created_at", "Submitted", "created_at"),
+        ("?sort=started_at", "Started", "started_at"),
+        ("?sort=cost", "Submitted", "created_at"),
+        ("?sort=name", "Submitted", "created_at"),
+    ],
+)
+def test_time_column_shows_the_time_by_which_the_list_is_sorted(pages_with_tasks, sort, heading, field):
+    text = pages_with_tasks.get(f"/{sort}").text
+    assert re.findall(r'class="c-age number">(\w+)</th>', text)[0] == heading
+    shown = dict(re.findall(r'id="task-(\w+)".*?c-age number muted">(?:<time datetime="([^"]*)")?', text, re.DOTALL))
+    for task_id, entry in pages_with_tasks.tasks.entries.items():
+        expected = getattr(entry.task, field)
+        assert shown[task_id] == (format_timestamp(expected) if expected else ""), task_id
+
+
+def test_name_and_owner_of_a_repository_are_separate(pages):
+    repository = Repository(url="http://127.0.0.1:9643/example", branch="main")
+    asyncio.run(pages.tasks.submit(manifest("task-001").replace(repository=repository)))
+    text = pages.get("/").text
+    assert (
+        '<span class="repository-owner">127.0.0.1:9643/</span><span class="repository-name">example</span></a>' in text
+    )
