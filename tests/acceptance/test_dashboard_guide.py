@@ -135,6 +135,8 @@ def test_code_has_copy_buttons_and_the_address_of_this_server(base_url, browser)
     assert page.evaluate("window.copied") == code.inner_text()
     assert f"{base_url}/api/v1/tasks" in code.inner_text()
     assert page.get_by_text("localhost:8122").count() == 0
+    page.locator(".guide pre .s-s").first.wait_for()
+    assert accessibility_violations(page) == [], "with syntax colors"
     # The default of an option stays.
     page.goto(f"{base_url}/guide/cli")
     page.locator("#guide .said").wait_for()

@@ -42,11 +42,11 @@ def store_tasks(data_dir):
     for task_id, name in (("long-name", LONG_NAME), ("short-name", "Repair the export")):
         kept = {"failure_action": "preserve"}
         tasks.add_failed_task(task_id, spent, name=name, labels=labels, lifecycle=kept, **options)
+    hosted = {"url": "http://127.0.0.1:9643/example", "branch": "main"}
+    tasks.add_failed_task("hosted", failure, name="Hosted", repository=hosted, **options)
     for number in range(FINISHED_COUNT):
         url = f"https://github.com/org/{('web', 'app')[number % 2]}.git"
         tasks.add_completed_task(f"done-{number:04}", name=f"Update page {number}", repository={"url": url}, **options)
-    hosted = {"url": "http://127.0.0.1:9643/example-service", "branch": "main"}
-    tasks.add_completed_task("hosted", name="Hosted", repository=hosted, **options)
     recorder = tasks.add_running_task(FAILED, name="Fix the login", labels={"team": "platform"}, **options)
     recorder.record(Progress(cost_usd=1.25))
     patch = Artifact(f"{FAILED}.patch", f".sandbox/{FAILED}.patch", 9, "text/x-diff", "sha256:" + "0" * 64)
@@ -327,7 +327,7 @@ def test_row_shows_changes_cost_and_reason_at_every_width(base_url, browser):
 def test_name_of_a_repository_stays_visible_in_a_narrow_row(base_url, browser, width):
     page = browser.open(f"{base_url}/?q=hosted", width=width)
     name, owner = page.locator(".repository-name"), page.locator(".repository-owner")
-    assert name.inner_text() == "example-service"
+    assert name.inner_text() == "example"
     widths = "(element) => [element.clientWidth, element.scrollWidth]"
     shown, needed = name.evaluate(widths)
     assert shown == needed

@@ -3,6 +3,7 @@
 import { markdown } from "/assets/markdown.js";
 import { $, h } from "/assets/page.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
+import { highlight, STYLES } from "/assets/syntax.js";
 
 const ELEMENTS_MAX = 20_000;
 const PATHS = { errors: "/errors", index: "/guide", "rest-reference": "/docs" };
@@ -52,6 +53,21 @@ function completeCode(code) {
   const frame = h("div", { class: "guide-code" });
   pre.replaceWith(frame);
   frame.append(h("button", { type: "button", "data-copy-code": true, "aria-label": "Copy the code" }, "Copy"), pre);
+}
+
+// Colors from the worker, which the page does not wait for.
+async function addColors(code) {
+  const text = code.textContent;
+  const [spans = []] = await highlight(code.dataset.language, [text]);
+  const parts = [];
+  let end = 0;
+  for (let at = 0; at < spans.length; at += 3) {
+    const [from, to, style] = spans.slice(at, at + 3);
+    if (from > end) parts.push(text.slice(end, from));
+    parts.push(h("span", { class: STYLES[style] || null }, text.slice(from, to)));
+    end = to;
+  }
+  if (parts.length) code.replaceChildren(...parts, text.slice(end));
 }
 
 // The list of the page's sections, which marks the one in view.
@@ -109,6 +125,7 @@ if (guide) {
   addIds(formatted.querySelectorAll("h1, h2, h3, h4, h5, h6"));
   for (const code of formatted.querySelectorAll("pre > code")) completeCode(code);
   guide.replaceChildren(formatted);
+  for (const code of guide.querySelectorAll("code[data-language]")) addColors(code);
   openWhere($("guide-contents"), "(min-width: 1201px)");
   showContents([...guide.querySelectorAll("h2, h3")]);
   if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();

@@ -1,6 +1,7 @@
 // Renders Markdown as elements, not as HTML text: anything else, including HTML tags, is shown literally.
 import MarkdownIt from "/assets/markdown-it.min.js";
 import { count, h } from "/assets/page.js";
+import { languageOf } from "/assets/syntax.js";
 import { splitText, TEXT_LENGTH_MAX, visible } from "/assets/untrusted_text.js";
 
 const LENGTH_MAX = 200_000;
@@ -56,7 +57,7 @@ class Renderer {
       }
       if (token.type === "inline" && token.content.length > TEXT_LENGTH_MAX) this.#append(...splitText(token.content));
       else if (token.type === "inline") this.#renderInline(token.children);
-      else if (token.type === "fence" || token.type === "code_block") this.#append(this.#codeBlock(token.content));
+      else if (token.type === "fence" || token.type === "code_block") this.#append(this.#codeBlock(token));
       else this.#renderToken(token);
     }
   }
@@ -107,8 +108,10 @@ class Renderer {
     return isSafe ? this.#create("a", attributes, text || null) : this.#create("span", { title: url }, text || null);
   }
 
-  #codeBlock(text) {
-    return this.#create("pre", { tabindex: "0", dir: "ltr" }, h("code", {}, ...splitText(text.replace(/\n$/, ""))));
+  // info: the language, such as "sh".
+  #codeBlock({ content, info }) {
+    const code = h("code", { "data-language": languageOf(`.${info}`) }, ...splitText(content.replace(/\n$/, "")));
+    return this.#create("pre", { tabindex: "0", dir: "ltr" }, code);
   }
 
   #withCheckbox(text) {

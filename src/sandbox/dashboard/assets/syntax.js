@@ -41,7 +41,9 @@ const LANGUAGES = {
   yaml: "yml yaml",
 };
 const BY_ENDING = new Map(
-  Object.entries(LANGUAGES).flatMap(([language, endings]) => endings.split(" ").map((ending) => [ending, language])),
+  Object.entries(LANGUAGES).flatMap(([language, endings]) =>
+    [language, ...endings.split(" ")].map((ending) => [ending, language]),
+  ),
 );
 
 // The language of a file, by the end of its name; undefined if unknown.

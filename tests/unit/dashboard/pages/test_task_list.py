@@ -233,7 +233,9 @@ def test_row_has_repository_changes_cost_and_failure(pages):
     pages.tasks.record("done", e.ArtifactCollected(patch, diff=e.DiffStatistics(2, 376, 3)), *TO_COMPLETED)
     text = pages.get("/").text
     assert ("The agent exited with 1." in text, "$1.50" in text, "+376" in text, "−3" in text) == (True,) * 4
-    assert re.search(r'href="/\?repository=https%3A%2F%2Fgithub.com%2Forg%2Frepo.git"[^>]*>(?:<span [^>]*>)?org/<', text)
+    assert re.search(
+        r'href="/\?repository=https%3A%2F%2Fgithub.com%2Forg%2Frepo.git"[^>]*>(?:<span [^>]*>)?org/<', text
+    )
     assert "@main</span>" in text
 
 
