@@ -339,9 +339,10 @@ export class Output {
       line.isOpen ? "▾" : "▸",
     );
     const text = h("span", { class: kind ? "line-text" : "line-text folded" });
+    if (kind && (moreLines || !line.isOpen))
+      appendText(text.appendChild(h("span", { class: "line-kind" })), `${kind}:`);
     if (line.isOpen) text.append(moreLines ? toolResultElement(line.text) : jsonElement(line.text, kind !== undefined));
     else if (kind) {
-      appendText(text.appendChild(h("span", { class: "line-kind" })), `${kind}:`);
       appendText(text, ` ${preview}`);
       const more = `+${count(moreLines)} line${moreLines === 1 ? "" : "s"}`;
       if (moreLines) text.append(" ", h("button", { type: "button", tabindex: "-1", onclick: toggle }, more));
