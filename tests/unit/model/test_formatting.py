@@ -11,6 +11,8 @@ from sandbox.model.formatting import (
     format_count,
     format_duration,
     format_size,
+    is_generated_id,
+    is_generated_id_prefix,
     is_name_from_prompt,
     name_from_prompt,
     short_repository,
@@ -122,3 +124,21 @@ def test_short_repository_name_includes_the_host_if_the_path_has_one_part(url: s
 )
 def test_suggested_limit_is_twice_the_given_one(value, doubled):
     assert double_limit(value) == doubled
+
+
+@pytest.mark.parametrize(
+    ("text", "is_prefix", "is_complete"),
+    [
+        ("2", True, False),
+        ("21d64869", True, False),
+        ("21d64869-6bb9-4f0e-8f0e-0123456789a", True, False),
+        ("21d64869-6bb9-4f0e-8f0e-0123456789ab", False, True),
+        ("21d64869-6bb9-4f0e-8f0e-0123456789abc", False, False),
+        ("21d648696", False, False),
+        ("21D64869", False, False),
+        ("fix-tests", False, False),
+        ("", False, False),
+    ],
+)
+def test_beginning_of_a_generated_id_is_recognized(text, is_prefix, is_complete):
+    assert (is_generated_id_prefix(text), is_generated_id(text)) == (is_prefix, is_complete)
