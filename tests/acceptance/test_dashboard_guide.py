@@ -137,7 +137,11 @@ def test_code_has_copy_buttons_and_the_address_of_this_server(base_url, browser)
     assert page.get_by_text("localhost:8122").count() == 0
     page.locator(".guide pre .s-s").first.wait_for()
     assert accessibility_violations(page) == [], "with syntax colors"
+    page.goto(f"{base_url}/guide/metrics")
+    page.locator("#guide .said").wait_for()
+    assert page.get_by_text(f'targets: ["{base_url.partition("//")[2]}"]').count() == 1
     # The default of an option stays.
     page.goto(f"{base_url}/guide/cli")
     page.locator("#guide .said").wait_for()
     assert page.get_by_text("the default is http://localhost:8122").count() == 1
+    assert page.get_by_text("# back to http://localhost:8122").count() == 1

@@ -7,7 +7,7 @@ import { highlight, STYLES } from "/assets/syntax.js";
 
 const ELEMENTS_MAX = 20_000;
 const PATHS = { errors: "/errors", index: "/guide", "rest-reference": "/docs" };
-const EXAMPLE_SERVER = /\b(http|ws):\/\/localhost:8122(?!\d)/g;
+const EXAMPLE_SERVER = /(\bhttp:\/\/|(?<![\w:/]))localhost:8122(?!\d)/g;
 const SECTIONS_MIN = 2;
 
 const guide = $("guide");
@@ -38,11 +38,17 @@ function addIds(headings) {
   }
 }
 
-// Commands in the documentation are for the default server. Show the address of this server instead.
+// Commands in the documentation are for the default server. Show the address of this server instead, except in comments,
+// which are about the default.
 const withThisServer = (text) =>
-  text.replace(EXAMPLE_SERVER, (_, scheme) =>
-    scheme === "ws" ? location.origin.replace(/^http/, "ws") : location.origin,
-  );
+  text
+    .split("\n")
+    .map((line) =>
+      line.startsWith("#")
+        ? line
+        : line.replace(EXAMPLE_SERVER, (_, scheme) => (scheme ? location.origin : location.host)),
+    )
+    .join("\n");
 
 function completeCode(code) {
   for (const node of code.childNodes) {
