@@ -19,7 +19,7 @@ from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
-from sandbox.model.wire.events import error_fields
+from sandbox.model.wire.events import task_failure_body
 from sandbox.primitives import client_fairness
 
 _RECENT_TASKS = 100
@@ -91,7 +91,7 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
     allowed = [host for host in dict.fromkeys(requested) if ALLOWED_HOST.find_error(host) is None]
     manifest = _allow_hosts(task.manifest, allowed) if task and allowed else task.manifest if task else None
     manifest, raised = _raise_limit(manifest, request.query_params.get("field", "")) if manifest else (None, None)
-    error = error_fields(task, is_operator=sees_all) if task else None
+    error = task_failure_body(task, is_operator=sees_all) if task else None
     text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
         request,
