@@ -132,7 +132,8 @@ class Client:
 
         totals: also return the number and the cost of the tasks on all pages. Older servers reject the request.
         filters: a task must match all of them. `states`: it is in one of them. `outcomes`: it has one of `active`,
-        `succeeded`, `failed` (which includes `failed_preserved`) and `cancelled`. `labels`: it has all of them.
+        `succeeded`, `failed` and `cancelled`. In both filters, `failed` includes `failed_preserved`. `labels`: it has
+        all of them.
         `search`: for each of these words, its name, id, prompt or repository contains a word that begins with it.
         `repository`: URL, or `OWNER/NAME`. `parent`: it continues this task. `rerun_of`: it runs this task again.
         `created_after` (inclusive), `created_before`: RFC 3339, or a date for midnight UTC.

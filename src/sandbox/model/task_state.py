@@ -1,5 +1,6 @@
 """The states of a task and the allowed transitions."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -35,6 +36,16 @@ OUTCOMES: dict[str, frozenset[TaskState]] = {
     "cancelled": frozenset({TaskState.CANCELLED}),
 }
 """All states, grouped by what became of the task. A failed task is `failed_preserved` if its sandbox was preserved."""
+
+
+def filter_states(states: Iterable[TaskState]) -> frozenset[TaskState]:
+    """Return the states that a filter selects: `failed` includes `failed_preserved`, which alone narrows the filter.
+
+    Users who look for failed tasks do not know which of them have a preserved sandbox.
+    """
+    selected = frozenset(states)
+    return selected | OUTCOMES["failed"] if TaskState.FAILED in selected else selected
+
 
 _EARLY_ENDS = frozenset({TaskState.FAILED, TaskState.CANCELLED})
 

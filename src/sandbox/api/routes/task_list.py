@@ -19,7 +19,7 @@ from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, T
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.fixed_limits import REPOSITORY_FILTER_CHARACTERS_MAX, SEARCH_CHARACTERS_MAX, TASK_ID_CHARACTERS_MAX
-from sandbox.model.task_state import OUTCOMES, TaskState
+from sandbox.model.task_state import OUTCOMES, TaskState, filter_states
 from sandbox.model.wire.bodies import TaskListBody
 from sandbox.primitives import client_fairness
 
@@ -47,8 +47,8 @@ class ListQuery(BaseModel):
     state: Annotated[str, _STATES] = Field(
         "",
         description=(
-            "States, separated by commas. A failed task with a preserved sandbox is in the state `failed_preserved`, "
-            "not `failed`: use `outcome=failed` for both"
+            "States, separated by commas. `failed` includes `failed_preserved`; `failed_preserved` selects only the "
+            "failed tasks whose sandbox was preserved"
         ),
     )
     outcome: Annotated[str, _OUTCOMES] = Field(
@@ -138,7 +138,7 @@ def _list_response(
 
 def parse_query(list_query: ListQuery, params: QueryParams) -> TaskQuery:
     """Build the query from the parameters. Raises InvalidParameterError."""
-    states = frozenset(map(TaskState, _STATES.parse(list_query.state)))
+    states = filter_states(map(TaskState, _STATES.parse(list_query.state)))
     outcomes = _OUTCOMES.parse(list_query.outcome)
     if states and outcomes:
         raise InvalidParameterError(

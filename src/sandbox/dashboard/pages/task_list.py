@@ -358,10 +358,7 @@ def _api_links(context: AppContext) -> Response:
 def _parse_list_query(request: Request) -> ListQuery:
     params = request.query_params
     defaults = {"limit": str(_PAGE_ROWS), "sort": _DEFAULT_SORT, "order": _default_order(params)}
-    list_query = parse_query_params(params, ListQuery, defaults=defaults, ignores_unknown=True)
-    # The page has one filter for both states of a failed task, and labels both "failed".
-    is_failed = list_query.state == TaskState.FAILED
-    return list_query.model_copy(update={"state": ",".join(_STATE_FILTERS["Failed"])}) if is_failed else list_query
+    return parse_query_params(params, ListQuery, defaults=defaults, ignores_unknown=True)
 
 
 def _default_order(params: Mapping[str, str]) -> str:

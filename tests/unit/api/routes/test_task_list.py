@@ -376,6 +376,21 @@ def test_outcome_selects_states(api, tasks, outcome, states):
     assert {state.value for state in tasks.queries[-1].states} == states
 
 
+@pytest.mark.parametrize(
+    ("value", "states"),
+    [
+        ("failed", {"failed", "failed_preserved"}),
+        ("running,failed", {"running", "failed", "failed_preserved"}),
+        ("failed,failed_preserved", {"failed", "failed_preserved"}),
+        ("failed_preserved", {"failed_preserved"}),
+        ("completed,cancelled", {"completed", "cancelled"}),
+    ],
+)
+def test_state_failed_includes_the_tasks_with_a_preserved_sandbox(api, tasks, value, states):
+    assert api.get(f"/api/v1/tasks?state={value}").status_code == 200
+    assert {state.value for state in tasks.queries[-1].states} == states
+
+
 @pytest.mark.parametrize("query", ["outcome=failed&state=failed", "outcome=success"])
 def test_invalid_outcome_is_an_error(api, query):
     problem = api.get(f"/api/v1/tasks?{query}").json()

@@ -63,7 +63,7 @@ _Limit = Annotated[int, Field(ge=1, le=tools.LISTED_TASKS_MAX, description="Numb
 _Search = Annotated[
     str | None, Field(description="Words in a task's name, id, prompt or repository; the start of a word is enough.")
 ]
-_State = Annotated[TaskState | None, Field(description="Only tasks in this state.")]
+_State = Annotated[TaskState | None, Field(description="Only tasks in this state; failed includes failed_preserved.")]
 _Repository = Annotated[str | None, Field(description="Only tasks of this repository: URL or OWNER/NAME.")]
 _Lines = Annotated[int, Field(ge=1, le=tools.LINES_MAX, description="Number of lines, from the end.")]
 

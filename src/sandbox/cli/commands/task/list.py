@@ -56,9 +56,7 @@ def _parse_states(ctx: click.Context, parameter: click.Parameter, values: tuple[
     for state in states:
         if state not in set(TaskState):
             raise click.BadParameter(_unknown_value(state, "state", list(TaskState)))
-    # Users who look for failed tasks do not know which of them have a preserved sandbox.
-    preserved = [TaskState.FAILED_PRESERVED] if TaskState.FAILED in states else []
-    return list(dict.fromkeys([*states, *preserved]))
+    return list(dict.fromkeys(states))
 
 
 def _parse_outcomes(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> list[str]:
