@@ -31,7 +31,7 @@ _FAILED_STATUS_FIELDS = (
     "sandbox_kept",
 )
 
-_PROBLEM = "ProblemBody"
+_PROBLEM = "Problem"
 _JSON_COLUMNS_MAX = 88
 
 Schema = dict[str, Any]
@@ -78,6 +78,7 @@ class _Page:
         self._components: dict[str, Schema] = schema["components"]["schemas"]
         self._uses = Counter(model for _, _, operation in self.operations() for model in _response_models(operation))
         self._linked = [_PROBLEM]
+        self._manifest = _manifest_models(self._components)
 
     def operations(self) -> Iterator[tuple[str, str, Schema]]:
         return _operations(self._schema)
@@ -106,7 +107,7 @@ class _Page:
             for model in pending:
                 tables[model] = list(self._fields(self._components[model]))
         for model in sorted(tables):
-            yield f"### {_title(model)}\n"
+            yield f"### {model}\n"
             yield f"{self._components[model]['description']}\n"
             yield from tables[model]
 
@@ -182,10 +183,10 @@ class _Page:
         return "time" if schema.get("format") == "date-time" else str(kind)
 
     def _link(self, model: str) -> str:
-        if not model.endswith("Body") and "enum" not in self._components[model]:
+        if model in self._manifest:
             return "[object](manifest.md)"
         self._linked.append(model)
-        return f"[{_title(model)}](#{_title(model).lower()})"
+        return f"[{model}](#{model.lower()})"
 
 
 def _operations(schema: Schema) -> Iterator[tuple[str, str, Schema]]:
@@ -204,8 +205,15 @@ def _model(response: Schema) -> str | None:
     return reference.rpartition("/")[2] or None
 
 
-def _title(model: str) -> str:
-    return model.removesuffix("Body")
+def _manifest_models(components: Mapping[str, Schema]) -> set[str]:
+    """Return the names of the manifest and of its records, which another page describes."""
+    found: set[str] = set()
+    pending = {"Manifest"}
+    while pending:
+        found |= pending
+        text = json.dumps([components[model] for model in pending])
+        pending = {*re.findall(r'"#/components/schemas/(\w+)"', text)} - found
+    return found
 
 
 def _errors(operation: Schema) -> str:

@@ -93,8 +93,13 @@ COMPONENT_REF = "#/components/schemas/{model}"
 """The reference to a component; `model` is the name of the component's class."""
 
 
+def component_name(kind: type) -> str:
+    """Return the name of a class in the schema and in the reference: `Task` for `TaskBody`."""
+    return kind.__name__.removesuffix("Body")
+
+
 def component_ref(model: str) -> dict[str, str]:
-    """Return a reference to the schema of a class that `schemas` includes."""
+    """Return a reference to a component that `schemas` includes."""
     return {"$ref": COMPONENT_REF.format(model=model)}
 
 
@@ -103,7 +108,8 @@ class ApiRoute(APIRoute):
 
     The first sentence of the function's docstring is the summary.
 
-    A function that returns `JsonResponse[TaskBody]` responds with the component `TaskBody`, described by its docstring.
+    A function that returns `JsonResponse[TaskBody]` responds with the component `Task`. The docstring of `TaskBody`
+    describes it.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -147,7 +153,7 @@ def _json_responses(endpoint: Callable[..., Any], status: int) -> Responses:
 
 def json_response(body: type, **extra: Any) -> dict[str, Any]:
     """Describe a response by the docstring of its body's class, which is in `model/wire/`."""
-    content = {"application/json": {"schema": component_ref(body.__name__)}}
+    content = {"application/json": {"schema": component_ref(component_name(body))}}
     return {"description": inspect.getdoc(body), "content": content, **extra}
 
 
@@ -171,7 +177,7 @@ def _problem_response(status: int, codes: Sequence[str]) -> dict[str, Any]:
     """Describe an error response by its codes. `build_schema` adds an example of each code."""
     return {
         "description": f"{reason_phrase(status)}: {' or '.join(f'`{code}`' for code in codes)}",
-        "content": {_PROBLEM: {"schema": component_ref("ProblemBody")}},
+        "content": {_PROBLEM: {"schema": component_ref("Problem")}},
         **({"headers": _RETRY_AFTER} if status in {429, 503} else {}),
     }
 

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from sandbox.api.errors import ERROR_CODES
-from sandbox.api.openapi import COMPONENT_REF, component_ref
+from sandbox.api.openapi import COMPONENT_REF, component_name, component_ref
 from sandbox.model.events import FollowUp
 from sandbox.model.failure import FailureCode, FailureReason
 from sandbox.model.manifest.rules import AgentSchema
@@ -37,24 +37,23 @@ _EXAMPLE = {
 
 
 def component_schemas(agents: Mapping[str, AgentSchema]) -> dict[str, Any]:
-    """Return the schemas of all bodies and events, and of the objects in them, keyed by class name."""
+    """Return the schemas of all bodies and events, and of the objects in them, keyed by `component_name`."""
     kinds = (vars(bodies) | vars(server_bodies)).values()
     declared = tuple(kind for kind in kinds if is_typeddict(kind) and kind.__name__.endswith("Body"))
     enums = {enum.__name__: TypeAdapter(enum).json_schema() for enum in _ENUMS}
-    described = _schema_of(tuple.__class_getitem__((*declared, event_bodies.Event)))
+    described = _with_component_names(_schema_of(tuple.__class_getitem__((*declared, event_bodies.Event))))
     schemas: dict[str, Any] = _with_enum_refs(described["$defs"])
     schemas["Event"] = {"description": "An event of a task; `type` distinguishes them.", **described["prefixItems"][-1]}
     schemas = _with_discriminators(schemas, schemas)
     manifest = _manifest_schemas(agents)
-    schemas[bodies.DefinitionBody.__name__] = _definition_schema(
-        schemas[bodies.DefinitionBody.__name__], manifest, agents
-    )
+    definition = component_name(bodies.DefinitionBody)
+    schemas[definition] = _definition_schema(schemas[definition], manifest, agents)
     for body, name, words in (
         (bodies.ProblemBody, "error", ERROR_CODES),
         (bodies.FailureBody, "code", FailureCode),
         (bodies.FailureBody, "reason", FailureReason),
     ):
-        schemas[body.__name__]["properties"][name]["examples"] = sorted(words)
+        schemas[component_name(body)]["properties"][name]["examples"] = sorted(words)
     requests = {kind.__name__: _request_schema(kind) for kind in (CancelRequest, ContinueRequest, RerunRequest)}
     return schemas | enums | requests | manifest
 
@@ -120,6 +119,21 @@ def _schema_of(kind: Any) -> dict[str, Any]:
     """Return the schema of a type. Objects in it do not accept undeclared keys."""
     adapter = TypeAdapter(kind, config=ConfigDict(extra="forbid"))
     return adapter.json_schema(mode="serialization", ref_template=COMPONENT_REF, schema_generator=_SchemaGenerator)
+
+
+def _with_component_names(schema: Any) -> Any:
+    """Remove the suffix `Body` of class names from definitions, references and titles."""
+    if isinstance(schema, list):
+        return [_with_component_names(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    renamed = {name: _with_component_names(each) for name, each in schema.items()}
+    for keyword in {"$ref", "title"} & renamed.keys():
+        if isinstance(renamed[keyword], str):  # a property may have the name of a keyword
+            renamed[keyword] = renamed[keyword].removesuffix("Body")
+    if "$defs" in renamed:
+        renamed["$defs"] = {name.removesuffix("Body"): each for name, each in renamed["$defs"].items()}
+    return renamed
 
 
 def _with_enum_refs(schema: Any) -> Any:

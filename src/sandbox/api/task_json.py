@@ -23,7 +23,7 @@ from sandbox.model.wire.bodies import (
     TaskBody,
     TaskCancelBody,
     TaskItemBody,
-    VmBody,
+    TaskVmBody,
 )
 from sandbox.model.wire.events import attempt_bodies, format_timestamp, progress_body, task_failure_body
 
@@ -124,7 +124,7 @@ def _optional_timestamp(at: datetime | None) -> str | None:
     return format_timestamp(at) if at else None
 
 
-def _vm_body(task: Task) -> VmBody:
+def _vm_body(task: Task) -> TaskVmBody:
     vm, attempt = task.manifest.vm, task.attempt
     return {
         "runtime": attempt.runtime if attempt else None,

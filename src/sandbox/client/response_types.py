@@ -20,7 +20,7 @@ TaskPage = bodies.TaskListBody
 Attempt = bodies.AttemptBody
 Failure = bodies.FailureBody
 Progress = bodies.ProgressBody
-Vm = bodies.VmBody
+Vm = bodies.TaskVmBody
 
 Cancellation = bodies.CancelledBody
 Release = bodies.ReleasedBody

@@ -53,7 +53,7 @@ def test_every_operation_parameter_and_response_is_described(api):
 def test_json_responses_refer_to_components(api):
     responses = api.schema["paths"]["/api/v1/tasks"]["post"]["responses"]
     content = responses["202"]["content"]["application/json"]
-    assert content["schema"] == {"$ref": "#/components/schemas/SubmittedBody"}
+    assert content["schema"] == {"$ref": "#/components/schemas/Submitted"}
     assert responses["202"]["description"].startswith("The task was accepted.")
 
 
@@ -136,7 +136,7 @@ def test_every_documented_error_has_an_example_with_its_code_and_status(api):
     assert documented - examples.keys() == {"response_memory_exceeded"}
     assert examples.keys() <= documented
     for example in examples.values():
-        validator(api, {"$ref": "#/components/schemas/ProblemBody"}).validate(example["value"])
+        validator(api, {"$ref": "#/components/schemas/Problem"}).validate(example["value"])
 
 
 def validator(api, schema):
@@ -150,9 +150,9 @@ def test_deprecated_properties_are_marked(api):
         for field, described in component.get("properties", {}).items()
         if described.get("deprecated")
     }
-    same_as_id = {(f"{name}Body", "task_id") for name in ("Submitted", "Cancelled", "Released", "Deleted")}
-    always_null = {("TaskItemBody", "vm_ip"), ("TaskBody", "vm_ip")}
-    assert deprecated == {("CancelledBody", "cancelled_at")} | same_as_id | always_null
+    same_as_id = {(name, "task_id") for name in ("Submitted", "Cancelled", "Released", "Deleted")}
+    always_null = {("TaskItem", "vm_ip"), ("Task", "vm_ip")}
+    assert deprecated == {("Cancelled", "cancelled_at")} | same_as_id | always_null
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_time_parameters_have_one_type(api, path, name):
 def test_schema_lists_the_known_codes(api):
     """The codes are listed as examples. Later versions may add codes, and generated types must accept those."""
     components = api.schema["components"]["schemas"]
-    failure = components["FailureBody"]["properties"]
+    failure = components["Failure"]["properties"]
     assert failure["code"]["type"] == "string"
     assert failure["code"]["examples"] == sorted(FailureCode)
     assert failure["reason"]["examples"] == sorted(FailureReason)
-    error = components["ProblemBody"]["properties"]["error"]
+    error = components["Problem"]["properties"]["error"]
     assert "enum" not in error
     documented = {
         code
@@ -183,7 +183,7 @@ def test_schema_lists_the_known_codes(api):
 
 def test_definition_has_the_sections_of_the_manifest(api):
     components = api.schema["components"]["schemas"]
-    properties = components["DefinitionBody"]["properties"]
+    properties = components["Definition"]["properties"]
     sections = {name: agent.section.__name__ for name, agent in registered_agents().items()}
     for name, component in {"vm": "Vm", "lifecycle": "Lifecycle", **sections}.items():
         alternatives = properties[name].get("anyOf", [properties[name]])  # with several agents, a section is optional

@@ -1,19 +1,23 @@
 """The schemas of all bodies match their declarations and the server's validation."""
 
 import json
-from typing import Any, get_args
+import re
+from typing import Any, get_args, is_typeddict
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import TypeAdapter
 
 from doubles.manifests import parse_manifest
 from sandbox.agents import registered_agents
 from sandbox.agents.claude_code.agent import ClaudeCode
+from sandbox.api.openapi import component_name
 from sandbox.api.schemas import component_schemas
 from sandbox.model.errors import InvalidManifestError
 from sandbox.model.events import FollowUp
+from sandbox.model.manifest.schema import declare_manifest
 from sandbox.model.task_state import TaskState
-from sandbox.model.wire import bodies, event_bodies
+from sandbox.model.wire import bodies, event_bodies, server_bodies
 
 
 class OtherAgent(ClaudeCode):
@@ -35,14 +39,30 @@ def test_each_component_and_property_is_described(components):
     assert [name for name, schema in components.items() if not schema.get("description")] == []
     properties = {(name, key): value for name, schema in objects.items() for key, value in schema["properties"].items()}
     assert [each for each, value in properties.items() if not value.get("description", "").endswith(".")] == []
-    assert components["TaskBody"]["properties"]["id"]["description"] == "Id of the task."  # inherited
+    assert components["Task"]["properties"]["id"]["description"] == "Id of the task."  # inherited
+
+
+def test_components_have_the_names_of_the_reference(components):
+    assert {"Task", "TaskItem", "Problem", "FieldError", "TaskVm", "Vm"} <= components.keys()
+    assert [name for name in components if name.endswith("Body")] == []
+    text = json.dumps(components)
+    assert re.findall(r'"title": "(\w+Body)"', text) == []
+    assert set(re.findall(r'"#/components/schemas/([^"]*)"', text)) <= components.keys()
+
+
+def test_bodies_and_manifest_records_have_different_names(components):
+    """A component of the same name would replace the other one."""
+    kinds = (vars(bodies) | vars(server_bodies)).values()
+    declared = {component_name(kind) for kind in kinds if is_typeddict(kind)}
+    records = TypeAdapter(declare_manifest({})).json_schema()["$defs"].keys()
+    assert declared & records == set()
 
 
 def test_enums_are_components(components):
     assert components["TaskState"]["enum"] == list(TaskState)
-    task = components["TaskBody"]["properties"]
+    task = components["Task"]["properties"]
     assert task["state"]["$ref"] == "#/components/schemas/TaskState"
-    assert components["HealthBody"]["properties"]["tasks"]["propertyNames"] == {"$ref": task["state"]["$ref"]}
+    assert components["Health"]["properties"]["tasks"]["propertyNames"] == {"$ref": task["state"]["$ref"]}
 
 
 def test_events_are_discriminated_by_type(components):
@@ -57,18 +77,18 @@ def test_events_are_discriminated_by_type(components):
 
 
 def test_optional_members_are_not_required(components):
-    problem = components["ProblemBody"]
+    problem = components["Problem"]
     assert {"existing_task", "reasons"} <= problem["properties"].keys() - set(problem["required"])
 
 
 def test_definition_has_the_sections_of_the_registered_agents():
-    only_claude = component_schemas({"claude": ClaudeCode()})["DefinitionBody"]
+    only_claude = component_schemas({"claude": ClaudeCode()})["Definition"]
     assert only_claude["required"] == ["repository", "claude", "vm", "secrets", "lifecycle"]
-    several = component_schemas({"claude": ClaudeCode(), "other": OtherAgent()})["DefinitionBody"]
+    several = component_schemas({"claude": ClaudeCode(), "other": OtherAgent()})["Definition"]
     assert several["required"] == ["repository", "vm", "secrets", "lifecycle"]
     assert several["oneOf"] == [{"required": ["claude"]}, {"required": ["other"]}]
     assert several["properties"]["other"]["description"] == "The manifest's section `other`."
-    without_claude = component_schemas({"other": OtherAgent()})["DefinitionBody"]
+    without_claude = component_schemas({"other": OtherAgent()})["Definition"]
     assert list(without_claude["properties"]) == ["repository", "vm", "secrets", "lifecycle", "other"]
     assert without_claude["required"] == ["repository", "other", "vm", "secrets", "lifecycle"]
 

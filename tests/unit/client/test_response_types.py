@@ -34,7 +34,7 @@ NAMES = {
     "Task": "TaskBody",
     "TaskPage": "TaskListBody",
     "TaskSummary": "TaskItemBody",
-    "Vm": "VmBody",
+    "Vm": "TaskVmBody",
 }
 
 

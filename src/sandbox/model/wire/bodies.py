@@ -76,7 +76,7 @@ class SubmittedBody(TypedDict):
     """Paths of the task and of related resources."""
 
 
-class SecretBody(TypedDict):
+class TaskSecretBody(TypedDict):
     """A secret, by name only."""
 
     name: str
@@ -93,7 +93,7 @@ class DefinitionBody(TypedDict):
     """The manifest's section `claude`."""
     vm: dict[str, Any]
     """The manifest's section `vm`."""
-    secrets: list[SecretBody]
+    secrets: list[TaskSecretBody]
     """The secrets, by name only."""
     lifecycle: dict[str, Any]
     """The manifest's section `lifecycle`."""
@@ -121,7 +121,7 @@ class FailureBody(TypedDict):
     """Human-readable cause and remedy."""
 
 
-class VmBody(TypedDict):
+class TaskVmBody(TypedDict):
     """The sandbox. `isolates` describes the tier. `runtime`, `tier`, `isolates` and `image` are null until known."""
 
     runtime: str | None
@@ -235,7 +235,7 @@ class TaskItemBody(TypedDict):
     """Name of the latest sandbox."""
     vm_ip: Annotated[None, JsonSchema(deprecated=True)]
     """Always null: a sandbox has no address."""
-    vm: VmBody
+    vm: TaskVmBody
     """The latest sandbox."""
     exit_code: int | None
     """Exit code of the agent; 128 plus the number of a signal; null if unknown."""
