@@ -214,7 +214,7 @@ STATUS_BY_CODE: dict[str, int] = {
 }
 """The status of each error code that an operation may return."""
 
-ERROR_CODES = frozenset({*STATUS_BY_CODE, "bad_request", "method_not_allowed"})
+ERROR_CODES = frozenset({*STATUS_BY_CODE, "bad_request", "not_found", "method_not_allowed"})
 """All error codes of responses: those of operations, and those of requests that match no operation."""
 
 

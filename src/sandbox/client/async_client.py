@@ -177,7 +177,7 @@ class AsyncClient:
         return await self._request(requests.cancel(task_id, reason, force=force))
 
     async def release(self, task_id: str) -> Release:
-        """Remove the preserved sandbox of a failed task. Raises NotFoundError if there is none."""
+        """Remove the preserved sandbox of a failed task. Raises SandboxNotFoundError if there is none."""
         return await self._request(requests.release(task_id))
 
     async def delete(self, task_id: str) -> Deletion:

@@ -175,7 +175,7 @@ class Client:
         return self._request(requests.cancel(task_id, reason, force=force))
 
     def release(self, task_id: str) -> Release:
-        """Remove the preserved sandbox of a failed task. Raises NotFoundError if there is none."""
+        """Remove the preserved sandbox of a failed task. Raises SandboxNotFoundError if there is none."""
         return self._request(requests.release(task_id))
 
     def delete(self, task_id: str) -> Deletion:

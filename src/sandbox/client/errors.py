@@ -164,7 +164,7 @@ class ArtifactContainsSecretError(AccessError):
 
 
 class NotFoundError(ClientError):
-    """The path or the preserved sandbox does not exist."""
+    """The path does not exist."""
 
     code = "not_found"
 
@@ -179,6 +179,17 @@ class ArtifactNotFoundError(NotFoundError):
     """The task has no such artifact."""
 
     code = "artifact_not_found"
+
+
+class SandboxNotFoundError(NotFoundError):
+    """The task has no preserved sandbox."""
+
+    code = "sandbox_not_found"
+
+    @property
+    def task_state(self) -> str | None:
+        """The state of the task."""
+        return self._text("task_state")
 
 
 class ConflictError(ClientError):
@@ -329,6 +340,7 @@ API_ERRORS: tuple[type[ClientError], ...] = (
     ArtifactContainsSecretError,
     TaskNotFoundError,
     ArtifactNotFoundError,
+    SandboxNotFoundError,
     NotFoundError,
     MethodNotAllowedError,
     RequestTimeoutError,
@@ -385,7 +397,7 @@ def error_from_response(server: str, status: int, body: bytes, retry_after: str 
 def refine_not_found(error: ClientError, server: str, path: str) -> ClientError:
     """Return the error, or UnexpectedResponseError if the server lacks a path that every compatible version has.
 
-    Paths that end in `/vm` are exempt: a missing preserved sandbox has the same code.
+    Paths that end in `/vm` are exempt: older servers send the same code for a missing preserved sandbox.
     """
     if error.code != NotFoundError.code or path.endswith("/vm"):
         return error

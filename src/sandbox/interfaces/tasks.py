@@ -125,7 +125,7 @@ class IdempotencyKeyReusedError(SandboxError):
 class SandboxNotPreservedError(SandboxError):
     """The task has no preserved sandbox, or it was removed."""
 
-    code = "not_found"
+    code = "sandbox_not_found"
 
     def __init__(self, task: Task) -> None:
         was_preserved = task.state is TaskState.FAILED_PRESERVED

@@ -26,6 +26,7 @@ def error_body(code: str, details=None, **fields) -> bytes:
         (403, "forbidden", client.ForbiddenError, client.AccessError),
         (404, "task_not_found", client.TaskNotFoundError, client.NotFoundError),
         (404, "artifact_not_found", client.ArtifactNotFoundError, client.NotFoundError),
+        (404, "sandbox_not_found", client.SandboxNotFoundError, client.NotFoundError),
         (409, "duplicate_task_id", client.DuplicateTaskIdError, client.ConflictError),
         (409, "task_already_terminal", client.TaskAlreadyTerminalError, client.ConflictError),
         (413, "payload_too_large", client.PayloadTooLargeError, client.InvalidManifestError),
@@ -87,6 +88,7 @@ def test_error_fields_become_attributes():
         error_from_response(SERVER, 409, error_body("task_already_terminal", task_state="failed")).task_state
         == "failed"
     )
+    assert error_from_response(SERVER, 404, error_body("sandbox_not_found", task_state="failed")).task_state == "failed"
     amounts = {"requested_cpus": 64, "available_cpus": 8, "requested_memory": "1024G", "available_memory": "64G"}
     raised = error_from_response(SERVER, 507, error_body("insufficient_resources", **amounts))
     assert {name: getattr(raised, name) for name in amounts} == amounts

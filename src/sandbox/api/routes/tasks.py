@@ -288,7 +288,7 @@ async def cancel_task(
     return JsonResponse(body)
 
 
-@router.delete(paths.VM, responses=problem_responses("task_not_found", "not_found", "service_unavailable"))
+@router.delete(paths.VM, responses=problem_responses("task_not_found", "sandbox_not_found", "service_unavailable"))
 async def release_sandbox(context: ContextDep, task_id: paths.TaskId) -> JsonResponse[ReleasedBody]:
     """Remove the preserved sandbox of a task and free its disk space."""
     await context.services.sandboxes.release(task_id)

@@ -453,7 +453,7 @@ class ProblemExtensions(TypedDict, total=False):
     existing_task: ExistingTaskBody | None
     """The task that already has the id, for `duplicate_task_id`."""
     task_state: State | None
-    """State of the task, for `task_already_terminal`, `task_not_ended`, and `not_found` of a preserved sandbox."""
+    """State of the task, for `task_already_terminal`, `task_not_ended` and `sandbox_not_found`."""
     requested_cpus: int | None
     """CPUs that the task requests, for `insufficient_resources`."""
     available_cpus: int | None

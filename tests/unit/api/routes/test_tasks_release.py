@@ -64,14 +64,14 @@ def test_preserved_sandbox_is_released_once(api, tasks):
     assert (response.status_code, response.json()) == (200, expected)
     assert not tasks.preserved
     second_response = api.delete("/api/v1/tasks/task-001/vm")
-    assert (second_response.status_code, second_response.json()["error"]) == (404, "not_found")
+    assert (second_response.status_code, second_response.json()["error"]) == (404, "sandbox_not_found")
 
 
-def test_task_state_distinguishes_a_missing_sandbox_from_an_unknown_path(api, tasks):
+def test_code_distinguishes_a_missing_sandbox_from_an_unknown_path(api, tasks):
     tasks.add("task-001")
     missing = api.delete("/api/v1/tasks/task-001/vm").json()
     unknown = api.delete("/api/v1/tasks/task-001/vmm").json()
-    assert (missing["error"], missing["task_state"]) == ("not_found", "pending")
+    assert (missing["error"], missing["task_state"]) == ("sandbox_not_found", "pending")
     assert unknown["error"] == "not_found"
     assert "task_state" not in unknown
 
