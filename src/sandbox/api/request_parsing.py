@@ -33,6 +33,7 @@ from sandbox.model.errors import (
     closest_name,
 )
 from sandbox.model.manifest.field_formats import Format
+from sandbox.model.manifest.parser import parse_object
 from sandbox.model.manifest.validation import describe_violation
 from sandbox.primitives import client_fairness
 
@@ -374,6 +375,26 @@ async def _read_bounded(request: Request) -> bytes:
 
 def _too_large() -> PayloadTooLargeError:
     return PayloadTooLargeError(f"The body can have at most {fixed_limits.BODY_BYTES_MAX} bytes.")
+
+
+ObjectT = TypeVar("ObjectT")
+
+
+def parse_json_body(
+    content: bytes, request: Request, kind: type[ObjectT], defaults: Mapping[str, Any] | None = None
+) -> ObjectT:
+    """Parse a JSON body like `parse_object`. An error about an unknown field says if it is a query parameter."""
+    try:
+        return parse_object(content, kind, defaults)
+    except InvalidParameterError as error:
+        names = _declared_names(request.scope["route"])
+        raise InvalidParameterError([_as_query_parameter(each, names) for each in error.errors]) from None
+
+
+def _as_query_parameter(error: FieldError, names: Collection[str]) -> FieldError:
+    if error.rule != "unknown_field" or error.field not in names:
+        return error
+    return FieldError.at((error.field,), error.rule, f"is a query parameter; add ?{error.field}=VALUE to the URL")
 
 
 def has_json_body(request: Request) -> bool:

@@ -130,11 +130,11 @@ class InvalidParameterError(InvalidInputError):
     code = "invalid_parameter"
 
 
-def closest_name(name: str, known: Collection[str]) -> str | None:
-    """Return the known name that a misspelled one resembles, or None."""
+def closest_name(name: str, known: Collection[str], similarity_min: float = 0.6) -> str | None:
+    """Return the known name that a misspelled one resembles, or None. similarity_min: from 0 to 1."""
     if len(name) > _SUGGESTION_NAME_LENGTH_MAX:
         return None
-    return next(iter(get_close_matches(name, sorted(known), n=1)), None)
+    return next(iter(get_close_matches(name, sorted(known), n=1, cutoff=similarity_min)), None)
 
 
 def with_suggestion(message: str, suggestion: str | None) -> str:

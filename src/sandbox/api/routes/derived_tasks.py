@@ -18,7 +18,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, read_body, with_body_parser
+from sandbox.api.request_parsing import body_memory, parse_json_body, read_body, with_body_parser
 from sandbox.api.routes.tasks import (
     SUBMISSION_ERROR_CODES,
     SUBMITTED_RESPONSES,
@@ -35,7 +35,7 @@ from sandbox.model.errors import FieldError, InvalidManifestError, InvalidParame
 from sandbox.model.formatting import is_name_from_prompt, name_from_prompt
 from sandbox.model.manifest.document import read_json, to_document, write_json
 from sandbox.model.manifest.overrides import Override, OverrideError, parse_override
-from sandbox.model.manifest.parser import parse_object, validate_document
+from sandbox.model.manifest.parser import validate_document
 from sandbox.model.manifest.schema import Manifest, encode_manifest
 from sandbox.model.wire.requests import ContinueRequest, RerunRequest
 from sandbox.primitives import client_fairness
@@ -62,7 +62,7 @@ router = create_router("Tasks")
     responses=SUBMITTED_RESPONSES | problem_responses(*_RERUN_ERROR_CODES),
     openapi_extra=_RERUN_BODY,
 )
-@with_body_parser(lambda content, _: parse_object(content, RerunRequest))
+@with_body_parser(lambda content, request: parse_json_body(content, request, RerunRequest))
 async def rerun_task(
     request: Request,
     context: ContextDep,
@@ -81,7 +81,7 @@ async def rerun_task(
     responses=SUBMITTED_RESPONSES | problem_responses(*_RERUN_ERROR_CODES, "task_not_ended", "task_not_continuable"),
     openapi_extra=_CONTINUE_BODY,
 )
-@with_body_parser(lambda content, _: parse_object(content, ContinueRequest))
+@with_body_parser(lambda content, request: parse_json_body(content, request, ContinueRequest))
 async def continue_task(
     request: Request,
     context: ContextDep,
@@ -110,7 +110,7 @@ async def _submit(
         submissions = context.services.submissions
         if idempotency is not None and not dry_run and (before := await submissions.find_submission(idempotency)):
             return submitted_response(before)
-        changes = parse_object(content, kind)
+        changes = parse_json_body(content, request, kind)
         planned = await plan(task_id)
         manifest = await client_fairness.to_thread(_change_manifest, planned, changes, context)
         require_valid_credentials(request, context.authenticator)
@@ -154,7 +154,7 @@ def _change_manifest(
     except InvalidManifestError as error:
         raise InvalidManifestError([_locate(each, overrides) for each in error.errors]) from None
     if planned.inheritance is not None:
-        _check_same_work(earlier, manifest)
+        _check_same_work(earlier, manifest, overrides)
     return manifest
 
 
@@ -171,15 +171,23 @@ def _contains(outer: str, inner: str) -> bool:
     return inner == outer or inner.startswith((f"{outer}.", f"{outer}["))
 
 
-def _check_same_work(earlier: Manifest, manifest: Manifest) -> None:
+def _check_same_work(earlier: Manifest, manifest: Manifest, overrides: Sequence[Override]) -> None:
     """Raise InvalidParameterError if the new task could not continue the work of the earlier one."""
-    messages = []
+    errors = []
     if manifest.repository != earlier.repository:
-        messages.append("must not change repository: the task starts from the work of an earlier task")
+        message = "must not change: the task starts from the work of an earlier task"
+        errors.append(_override_error("repository", message, overrides))
     if manifest.agent.kind != earlier.agent.kind:
-        messages.append(f"must not change the agent, which is {earlier.agent.kind}")
-    if messages:
-        raise InvalidParameterError([FieldError.at(("overrides",), "format", message) for message in messages])
+        message = f"must not change the agent, which is {earlier.agent.kind}"
+        errors.append(_override_error(manifest.agent.kind, message, overrides))
+    if errors:
+        raise InvalidParameterError(errors)
+
+
+def _override_error(section: str, message: str, overrides: Sequence[Override]) -> FieldError:
+    """Create an error about the last override that sets a section, or a field of it."""
+    path = next((each.path for each in reversed(overrides) if each.path[0] == section), (section,))
+    return _locate(FieldError.at(path, "format", message), overrides)
 
 
 def _apply_overrides(data: dict[str, Any], texts: Sequence[str]) -> list[Override]:

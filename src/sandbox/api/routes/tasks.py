@@ -20,7 +20,7 @@ from sandbox.api.openapi import (
     problem_responses,
     request_body,
 )
-from sandbox.api.request_parsing import body_memory, has_json_body, read_body, with_body_parser
+from sandbox.api.request_parsing import body_memory, has_json_body, parse_json_body, read_body, with_body_parser
 from sandbox.api.responses import JsonResponse
 from sandbox.api.streaming.response import wait_for_disconnect
 from sandbox.api.task_json import definition_body, links_body, task_body
@@ -28,7 +28,7 @@ from sandbox.interfaces.tasks import Submission, TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.events import Idempotency
 from sandbox.model.manifest.field_formats import VISIBLE, pattern_format
-from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest, parse_object
+from sandbox.model.manifest.parser import MANIFEST_KEY, MANIFEST_TEXT_KEY, parse_manifest
 from sandbox.model.manifest.schema import Manifest
 from sandbox.model.manifest.yaml import manifest_data
 from sandbox.model.task import Task
@@ -262,14 +262,14 @@ async def wait_for_task(
     ),
     openapi_extra=_CANCEL_BODY,
 )
-@with_body_parser(lambda content, _: parse_object(content, CancelRequest))
+@with_body_parser(lambda content, request: parse_json_body(content, request, CancelRequest))
 async def cancel_task(
     request: Request, context: ContextDep, task_id: paths.TaskId, reason: _Reason = "", *, force: _Force = False
 ) -> JsonResponse[CancelledBody]:
     """Cancel a task. May be repeated with `force`, which skips the grace period."""
     async with body_memory(request):
         content = await read_body(request)
-        cancel_request = parse_object(content, CancelRequest, {"reason": reason, "force": force})
+        cancel_request = parse_json_body(content, request, CancelRequest, {"reason": reason, "force": force})
     require_valid_credentials(request, context.authenticator)
     cancellation = await context.services.cancellation.cancel(
         task_id, reason=cancel_request.reason, force=cancel_request.force

@@ -187,12 +187,28 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
 
 def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
     if is_json:
-        return read_json(text)
+        try:
+            return read_json(text)
+        except InvalidManifestError as error:
+            if not _is_yaml_mapping(text):
+                raise
+            message = f"{error.errors[0].message}; the text is YAML: send it with Content-Type: application/yaml"
+            raise InvalidManifestError([msgspec.structs.replace(error.errors[0], message=message)]) from None
     if text.lstrip().startswith("{"):
         # JSON sent without its content type. YAML does not support all JSON escapes.
         with suppress(InvalidManifestError):
             return read_json(text)
     return read_yaml(text)
+
+
+def _is_yaml_mapping(text: str) -> bool:
+    """Return whether a text that is not JSON is a mapping in YAML."""
+    if text.lstrip().startswith(("{", "[")):
+        return False
+    with suppress(InvalidManifestError):
+        root = read_yaml(text)
+        return root is not None and isinstance(root.value, Pairs)
+    return False
 
 
 def _to_field_errors(

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origi
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from sandbox.model import fixed_limits
 from sandbox.model.errors import FieldPath, RuleName, closest_name
 from sandbox.model.manifest.field_formats import Format
 from sandbox.model.manifest.rules import RuleViolation
@@ -32,7 +33,12 @@ class Validator(Generic[ObjectT]):
         try:
             return self._adapter.validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
-            violations = [describe_violation(each, self.object_type) for each in error.errors(include_url=False)]
+            details = error.errors(include_url=False)
+            # Further errors are only counted, so do not search all sections for the names of their fields.
+            violations = [
+                describe_violation(each, self.object_type, searches_sections=index < fixed_limits.INPUT_ERRORS_MAX)
+                for index, each in enumerate(details)
+            ]
             return self._merge_misspelled(violations)
 
     def _merge_misspelled(self, violations: list[RuleViolation]) -> list[RuleViolation]:
@@ -89,12 +95,19 @@ class _FailedCheck(NamedTuple):
     path: FieldPath
     error: ErrorDetails
     object_type: Any
+    searches_sections: bool
 
 
-def describe_violation(error: ErrorDetails, object_type: Any = None) -> RuleViolation:
-    """Describe an error that pydantic found. object_type: the dataclass, for suggestions of field names."""
+def describe_violation(
+    error: ErrorDetails, object_type: Any = None, *, searches_sections: bool = False
+) -> RuleViolation:
+    """Describe an error that pydantic found.
+
+    object_type: the dataclass, for suggestions of field names.
+    searches_sections: whether an unknown field is also searched for in the other sections.
+    """
     path = tuple(part for part in error["loc"] if part != "[key]")
-    failed_check = _FailedCheck(path, error, object_type)
+    failed_check = _FailedCheck(path, error, object_type, searches_sections)
     for pattern, rule, format_message in _MESSAGES:
         if re.fullmatch(pattern, error["type"]):
             return RuleViolation(path, rule, format_message(failed_check), _suggestion(failed_check))
@@ -107,7 +120,7 @@ def _suggestion(failed_check: _FailedCheck) -> str | None:
         offered = _offered_values(error)
         return closest_name(str(error["input"]), offered) if len(offered) > 1 else None
     if error["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        return _closest_field(failed_check.path, failed_check.object_type)
+        return _closest_field(failed_check)
     if (form := _format_of_number(failed_check)) is not None:
         return form.suggest(str(error["input"]))
     suggestion = error.get("ctx", {}).get("suggestion")
@@ -132,10 +145,40 @@ def _field_formats(dataclass_type: Any) -> dict[str, Format]:
     return {name: each for name, parts in metadata.items() for each in parts if isinstance(each, Format)}
 
 
-def _closest_field(path: FieldPath, object_type: Any) -> str | None:
-    """Return the known field whose name resembles that of an unknown field, or None."""
-    dataclass_type = _type_at(path[:-1], object_type)
-    return closest_name(str(path[-1]), _field_types(dataclass_type)) if _is_dataclass_type(dataclass_type) else None
+_SECTION_SIMILARITY_MIN = 0.8
+"""A field of another section must have a name that is more similar than that of a field of the same object."""
+
+
+def _closest_field(failed_check: _FailedCheck) -> str | None:
+    """Return the known field whose name resembles that of an unknown field: of the object, or `SECTION.FIELD`."""
+    dataclass_type = _type_at(failed_check.path[:-1], failed_check.object_type)
+    if not _is_dataclass_type(dataclass_type):
+        return None
+    name = str(failed_check.path[-1])
+    close = closest_name(name, _field_types(dataclass_type))
+    if close is not None or not failed_check.searches_sections:
+        return close
+    sections = _sections_by_field(failed_check.object_type)
+    found = closest_name(name, sections, _SECTION_SIMILARITY_MIN)
+    return f"{sections[found]}.{found}" if found is not None else None
+
+
+@cache
+def _sections_by_field(dataclass_type: Any) -> dict[str, str]:
+    """Return the name of the section that has each field; the first one if several have it."""
+    sections: dict[str, str] = {}
+    for section, kind in _field_types(dataclass_type).items():
+        for name in _field_types(kind) if _is_dataclass_type(kind) else ():
+            sections.setdefault(name, section)
+    return sections
+
+
+def _unknown_field_message(failed_check: _FailedCheck) -> str:
+    """List the valid fields, unless there is a suggestion."""
+    dataclass_type = _type_at(failed_check.path[:-1], failed_check.object_type)
+    if not _is_dataclass_type(dataclass_type) or _closest_field(failed_check) is not None:
+        return "is an unknown field"
+    return f"is an unknown field; valid fields: {', '.join(_field_types(dataclass_type))}"
 
 
 def _type_at(path: FieldPath, object_type: Any) -> Any:
@@ -200,7 +243,7 @@ def _length_message(failed_check: _FailedCheck) -> str:
 
 _MESSAGES: tuple[tuple[str, RuleName, Callable[[_FailedCheck], str]], ...] = (
     ("missing", "required", lambda _: "is required"),
-    ("unexpected_keyword_argument|extra_forbidden", "unknown_field", lambda _: "is an unknown field"),
+    ("unexpected_keyword_argument|extra_forbidden", "unknown_field", _unknown_field_message),
     ("literal_error", "enum", _enum_message),
     ("enum", "enum", _format_message),
     ("format", "format", _format_message),

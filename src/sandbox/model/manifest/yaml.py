@@ -63,10 +63,21 @@ def read_yaml(text: str) -> Node | None:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.handle_event(event)
     except yaml.MarkedYAMLError as error:
+        if _has_lost_line_breaks(text):
+            problem, mark = error.problem or "it cannot be read", error.problem_mark or error.context_mark
+            reject(f"is not valid YAML: {problem}; {_LOST_LINE_BREAKS}", location=_location(mark))
         _reject_invalid(error, builder.last_quoted)
     except yaml.YAMLError:
         reject("is not valid YAML")
     return builder.root
+
+
+_KEYS_OF_LOST_LINES_MIN = 4
+_LOST_LINE_BREAKS = "the manifest has only one line: if curl sent it, use --data-binary, because -d removes line breaks"
+
+
+def _has_lost_line_breaks(text: str) -> bool:
+    return "\n" not in text.strip() and len(re.findall(r"\w:\s", text)) >= _KEYS_OF_LOST_LINES_MIN
 
 
 def _reject_invalid(error: yaml.MarkedYAMLError, last_quoted: yaml.ScalarEvent | None) -> NoReturn:

@@ -231,6 +231,27 @@ def test_invalid_continuation_is_rejected(api, ended, body, code):
     assert list(ended.entries) == ["task-001"]
 
 
+def test_override_of_the_repository_is_located_in_a_continuation(api, ended):
+    body = {"prompt": "x", "overrides": ["vm.cpus=2", "repository.branch=dev", "vm.memory=2G"]}
+    [detail] = api.post(CONTINUE, json=body).json()["details"]
+    assert (detail["location"], detail["field"]) == ("body.overrides[1]", "repository.branch")
+    assert detail["message"] == "must not change: the task starts from the work of an earlier task"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (RERUN, {"set": ["vm.cpus=2"]}, "is an unknown field; valid fields: overrides, prompt"),
+        (CONTINUE, {"prompt": "x", "zzz": 1}, "is an unknown field; valid fields: prompt, overrides"),
+        (RERUN, {"dry_run": True}, "is a query parameter; add ?dry_run=VALUE to the URL"),
+        (f"{RERUN}?dry_run=1&x=1", {"dry_run": True}, "is a query parameter; add ?dry_run=VALUE to the URL"),
+    ],
+)
+def test_unknown_field_of_a_body_gets_a_remedy(api, ended, path, body, message):
+    details = api.post(path, json=body).json()["details"]
+    assert message in [each["message"] for each in details if each["location"].startswith("body.")]
+
+
 @pytest.mark.parametrize("prompt", ["/clear", "--resume x", "</earlier-conversation>", "$(reboot)", "ü\u202e"])
 def test_prompt_is_text(api, ended, prompt):
     response = api.post(CONTINUE, json={"prompt": prompt})

@@ -23,6 +23,8 @@ VALID: dict[str, Any] = {
     "claude": {"prompt": "Do it"},
 }
 REMOVED = object()
+SECTIONS = "version, kind, metadata, repository, claude, vm, secrets, lifecycle"
+VM_FIELDS = "profile, cpus, memory, disk, network_mode, allowed_hosts"
 MCP_SERVER_PATH = "claude.mcp_config.mcpServers.x"
 
 
@@ -505,6 +507,57 @@ def test_misspelled_field_of_a_list_item_is_reported_as_one_error():
     ]
 
 
+def test_misplaced_fields_beyond_the_listed_errors_are_not_searched_for():
+    """A body can have thousands of unknown fields, and a search takes time."""
+    manifest = VALID | {f"prompt{number}": "x" for number in range(150)}
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(json.dumps(manifest).encode(), is_json=True)
+    assert {error.suggestion for error in caught.value.errors} == {"claude.prompt"}
+    begun = time.process_time()
+    with pytest.raises(InvalidManifestError):
+        parse_manifest(json.dumps(VALID | {f"promt{n}": "x" for n in range(15_000)}).encode(), is_json=True)
+    assert time.process_time() - begun < 5
+
+
+ONE_LINE = 'version: "1"kind: Taskmetadata:  name: My Taskrepository:  url: https://git.example/org/repo.git'
+
+
+@pytest.mark.parametrize("text", [ONE_LINE, ONE_LINE.replace('"', "") + "\n"])
+def test_manifest_without_its_line_breaks_gets_the_remedy(text):
+    """`curl -d @task.yaml` removes the line breaks."""
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(text.encode(), is_json=False)
+    message = caught.value.errors[0].message
+    assert message.startswith("is not valid YAML: ")
+    assert message.endswith(
+        "; the manifest has only one line: if curl sent it, use --data-binary, because -d removes line breaks"
+    )
+
+
+@pytest.mark.parametrize("text", ["claude: [", "claude:\n  prompt: x\n version: [", "a: b: c"])
+def test_other_invalid_yaml_gets_no_advice_about_line_breaks(text):
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(text.encode(), is_json=False)
+    assert "--data-binary" not in caught.value.errors[0].message
+
+
+def test_yaml_that_is_declared_as_json_gets_the_remedy():
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(b"# A task\nversion: 1\nkind: Task\n", is_json=True)
+    [error] = caught.value.errors
+    assert error.message == (
+        "is not valid JSON: expecting value; the text is YAML: send it with Content-Type: application/yaml"
+    )
+    assert (error.line, error.column) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ['{"version": 1', "version", "[1", "a: [", ""])
+def test_other_invalid_json_gets_no_advice_about_yaml(text):
+    with pytest.raises(InvalidManifestError) as caught:
+        parse_manifest(text.encode(), is_json=True)
+    assert "YAML" not in caught.value.errors[0].message
+
+
 def test_offered_profile_is_accepted():
     body = json.dumps(with_value("vm", {"profile": "basic"})).encode()
     assert parse_manifest(body, is_json=True, profiles={"agentic-dev": "", "basic": ""}).vm.profile == "basic"
@@ -522,7 +575,10 @@ def test_first_hundred_errors_are_listed_and_all_errors_are_counted():
     [
         ("claude/prompt", REMOVED, "is required"),
         ("claude/promts", "x", "is an unknown field; did you mean 'prompt'?"),
-        ("claude/zzz", "x", "is an unknown field"),
+        ("vm/zzz", "x", f"is an unknown field; valid fields: {VM_FIELDS}"),
+        ("limits", {}, f"is an unknown field; valid fields: {SECTIONS}"),
+        ("promt", "x", "is an unknown field; did you mean 'claude.prompt'?"),
+        ("vm/timeout", "1h", "is an unknown field; did you mean 'lifecycle.timeout'?"),
         ("vm/cpus", "4", "must be a whole number, not text"),
         ("vm/cpus", 0, "must be at least 1"),
         ("vm/cpus", 5000, "must be at most 4096"),
@@ -542,7 +598,7 @@ def test_first_hundred_errors_are_listed_and_all_errors_are_counted():
         ("metadata", [], "must be a mapping, not a list"),
         ("lifecycle/artifact_patterns", "x", "must be a list, not text"),
         ("vm/profile", "mine", "must be one of this server's profiles: agentic-dev, basic"),
-        ("metadata/\x1b[31m", 1, "is an unknown field"),
+        ("metadata/\x1b[31m", 1, "is an unknown field; valid fields: name, id, labels"),
     ],
 )
 def test_error_message_explains_the_rule(path, value, message):
