@@ -172,8 +172,8 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
     if should_follow and options.format != "json":
         _print_allow_command(client, status)
     if code is not ExitCode.SUCCESS:
-        width = terminal_width(sys.stderr)
-        fail(outcome_summary(status, ends_with_outcome=should_follow, width_cells=width), code)
+        is_terminal = terminal_width(sys.stderr) is not None
+        fail(outcome_summary(status, ends_with_outcome=should_follow, is_terminal=is_terminal), code)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
     return status
@@ -182,6 +182,6 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
 def _print_allow_command(client: Client, status: Task) -> None:
     """Print the command that allows the hosts that were refused while the task ran, if there are any."""
     _, refused = find_refused_connections(client, status)
-    if command := allow_command(status, refused):
+    if command := allow_command(status, refused, is_terminal=terminal_width(sys.stderr) is not None):
         hosts = pluralize(len({each.host for each in refused}), "host")
         click.echo(f"  {hosts} refused. Allow in a new run:\n  {command}", err=True)

@@ -135,17 +135,17 @@ def task_prompt(task: Mapping[str, Any]) -> str:
     return next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
 
 
-def next_commands(task: Mapping[str, Any], width_cells: int | None = None) -> list[tuple[str, str]]:
-    """Return the commands that are useful now, each with a label.
+def next_commands(task: Mapping[str, Any], *, is_terminal: bool = False) -> list[tuple[str, str]]:
+    """Return the commands that are useful now, each with a label. On a terminal, generated ids are shortened."""
+    task_id = command_id(task, is_terminal=is_terminal)
+    return [(label, f"sandbox task {verb} {task_id}{rest}") for label, verb, rest in _next_commands(task)]
 
-    width_cells: width into which each command should fit; if one does not fit, generated ids are shortened.
-    """
-    task_id = escape_text(str(task["id"]))
-    commands = [(label, f"sandbox task {verb} ", rest) for label, verb, rest in _next_commands(task)]
-    longest = max(len(start) + len(task_id) + len(rest) for _, start, rest in commands)
-    if width_cells is not None and longest > width_cells and GENERATED_ID_PATTERN.fullmatch(task_id):
-        task_id = task_id[:SHORT_ID_CHARACTERS]
-    return [(label, f"{start}{task_id}{rest}") for label, start, rest in commands]
+
+def command_id(task: Mapping[str, Any], *, is_terminal: bool) -> str:
+    """Return a task's id for a command that people copy, shortened on a terminal if it was generated."""
+    task_id = escape_text(str(task.get("id") or task.get("task_id")))
+    is_shortened = is_terminal and GENERATED_ID_PATTERN.fullmatch(task_id)
+    return task_id[:SHORT_ID_CHARACTERS] if is_shortened else task_id
 
 
 def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -203,7 +203,7 @@ _DEFAULT_PORTS = {80, 443}
 """The ports that an allowed host covers if it has no port."""
 
 
-def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection]) -> str:
+def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection], *, is_terminal: bool = False) -> str:
     """Return the command that runs the task again with the refused hosts allowed; empty if no host can be allowed."""
     hosts = dict.fromkeys(
         each.host if each.port in _DEFAULT_PORTS else f"{each.host}:{each.port}"
@@ -221,7 +221,7 @@ def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection])
         f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), listed)
     ]
     options = "".join(f" --set {shlex.quote(assignment)}" for assignment in assignments)
-    return f"sandbox task rerun {escape_text(str(task['id']))}{options}"
+    return f"sandbox task rerun {command_id(task, is_terminal=is_terminal)}{options}"
 
 
 def has_no_changes(task: Mapping[str, Any]) -> bool:
@@ -230,13 +230,11 @@ def has_no_changes(task: Mapping[str, Any]) -> bool:
     return diff is not None and not diff["files"]
 
 
-def outcome_summary(
-    status: Mapping[str, Any], *, ends_with_outcome: bool = False, width_cells: int | None = None
-) -> str:
+def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = False, is_terminal: bool = False) -> str:
     """Describe how a task ended and what to do next.
 
-    ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. width_cells: the
-    width of the terminal. On a terminal, all commands that are useful now are listed.
+    ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. is_terminal: list
+    all commands that are useful now.
     """
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
     outcome = f"Task {task_id} {_OUTCOMES.get(str(status.get('state')), 'ended')}"
@@ -247,22 +245,23 @@ def outcome_summary(
         message, code = str(error.get("message")), error.get("code")
         sentence = f"{' '.join(message.split()).removesuffix('.')}." if ends_with_outcome else f"{message} ({code})"
         outcome += f": {escape_text(sentence)}"
-        lines += _failure_commands(status, width_cells)
+        lines += _failure_commands(status, is_terminal=is_terminal)
     else:
         outcome += "."
     if status.get("sandbox_kept"):
+        shown_id = command_id(status, is_terminal=is_terminal)
         lines += [
             "  Its sandbox is preserved.",
-            f"  Open a shell:      sandbox task shell {task_id}",
-            f"  Remove it:         sandbox task release {task_id}",
+            f"  Open a shell:      sandbox task shell {shown_id}",
+            f"  Remove it:         sandbox task release {shown_id}",
         ]
     return "\n".join([*lines, outcome] if ends_with_outcome else [outcome, *lines])
 
 
-def _failure_commands(status: Mapping[str, Any], width_cells: int | None) -> list[str]:
-    if width_cells is None:
-        return [f"  See what happened: sandbox task logs {escape_text(str(status['id']))}"]
-    commands = next_commands(status, width_cells - len(f"  {'':<18} "))
+def _failure_commands(status: Mapping[str, Any], *, is_terminal: bool) -> list[str]:
+    if not is_terminal:
+        return [f"  See what happened: sandbox task logs {command_id(status, is_terminal=False)}"]
+    commands = next_commands(status, is_terminal=True)
     return [f"  {label + ':':<18} {command}" for label, command in commands]
 
 

@@ -66,12 +66,11 @@ def test_next_commands_depend_on_the_outcome(changes, commands):
     assert [command for _, command in formatting.next_commands(task)] == expected
 
 
-def test_generated_ids_are_shortened_if_a_command_does_not_fit():
+def test_generated_ids_in_commands_are_shortened_on_a_terminal():
     task = {**TASK, "diff": DIFF}
-    longest = len(f'sandbox task continue {TASK["id"]} "…"')
-    assert formatting.next_commands(task, longest) == formatting.next_commands(task)
-    assert formatting.next_commands(task, longest - 1)[0] == ("Diff", "sandbox task diff 3f2c1d7e")
-    chosen = formatting.next_commands({**task, "id": "x" * 60}, 40)
+    assert formatting.next_commands(task)[0] == ("Diff", f"sandbox task diff {TASK['id']}")
+    assert formatting.next_commands(task, is_terminal=True)[0] == ("Diff", "sandbox task diff 3f2c1d7e")
+    chosen = formatting.next_commands({**task, "id": "x" * 60}, is_terminal=True)
     assert chosen[0] == ("Diff", f"sandbox task diff {'x' * 60}")
 
 

@@ -20,6 +20,7 @@ from sandbox.cli.output.formatting import (
     RefusedConnection,
     allow_command,
     changes_summary,
+    command_id,
     current_activity,
     format_datetime,
     format_elapsed,
@@ -48,9 +49,12 @@ if TYPE_CHECKING:
 _STATIC_ROWS = frozenset({"Task", "Name", "Prompt", "Labels", "Repository", "Continues", "Rerun of", "Created"})
 """Rows that do not change while a task is watched."""
 
-_OUTCOME_ROWS = ("State", "Error", "Cost", "Budget", "Release it")
+_OUTCOME_ROWS = ("State", "Error", "Cost", "Budget")
 """Rows that a terminal shows first, together with those of `_outcome_rows`."""
 
+_COMMAND_LABELS = frozenset(
+    {"Allow", "Apply", "Cancel", "Continue", "Diff", "Logs", "Release it", "Rerun", "Shell", "Watch"}
+)
 _LABEL_CELLS = 12
 _PROMPT_CHARACTERS_MAX = 300
 _REFUSED_HOSTS_MAX = 5
@@ -70,7 +74,7 @@ _MESSAGE_LINES_MAX = 10
 def status(task_id: str, watches: bool) -> None:
     """Show a task.
 
-    On a terminal, the outcome and the next commands come first.
+    The commands that are useful now come last. On a terminal, the outcome comes first.
     """
     options = current_options()
     with options.connect() as client:
@@ -102,7 +106,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
     )
     task = client.status(task_id)
     if task["state"] in FINAL_STATES:
-        click.echo(outcome_summary(task, ends_with_outcome=True, width_cells=terminal_width(sys.stdout)))
+        click.echo(outcome_summary(task, ends_with_outcome=True, is_terminal=terminal_width(sys.stdout) is not None))
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
@@ -126,22 +130,34 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, is_terminal=console.is_terminal))
-    rows += _refused_connection_rows(task, refused_count, refused)
+    rows += _refused_connection_rows(task, refused_count, refused, is_terminal=console.is_terminal)
+    commands = list(_command_rows(task, is_terminal=console.is_terminal))
     if not console.is_terminal:
-        _print_rows([*rows, *results], console, state_style)
+        _print_rows([*rows, *results, *commands], console, state_style)
         return
-    _print_rows(_outcome_rows(task, dict(rows), results, options.server, console.width), console, state_style)
+    _print_rows(_outcome_rows(task, dict(rows), results, options.server), console, state_style)
     console.print()
     # The outcome shows the duration.
     _print_rows(
         [(label, value.partition("  after ")[0]) for label, value in rows if label not in _OUTCOME_ROWS], console
     )
+    console.print()
+    _print_rows(commands, console)
+
+
+def _command_rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
+    """Yield the commands that are useful now."""
+    yield from next_commands(task, is_terminal=is_terminal)
+    if task.get("sandbox_kept"):
+        shown_id = command_id(task, is_terminal=is_terminal)
+        yield "Shell", f"sandbox task shell {shown_id}"
+        yield "Release it", f"sandbox task release {shown_id}"
 
 
 def _outcome_rows(
-    task: Task, rows: Mapping[str, str], results: Iterable[tuple[str, str]], server: str, width: int
+    task: Task, rows: Mapping[str, str], results: Iterable[tuple[str, str]], server: str
 ) -> Iterator[tuple[str, str]]:
-    """Yield the outcome, the dashboard's address and the next commands.
+    """Yield the outcome and the dashboard's address.
 
     rows: the rows that are printed without a terminal. results: the rows from `_result_rows`.
     """
@@ -155,10 +171,6 @@ def _outcome_rows(
     if duration := task_duration(task):
         yield "Duration", duration
     yield "Dashboard", task_page_url(server, task["id"])
-    yield from next_commands(task, width - _LABEL_CELLS)
-    if task.get("sandbox_kept"):
-        yield "Shell", f"sandbox task shell {task['id']}"
-        yield "Release it", f"sandbox task release {task['id']}"
 
 
 def _result_rows(task: Task, chain: str) -> Iterator[tuple[str, str]]:
@@ -185,7 +197,7 @@ def _print_rows(rows: Iterable[tuple[str, str]], console: Console, state_style: 
     for label, value in rows:
         style = state_style if label == "State" else ""
         # A command is one line, so that it can be copied.
-        cells = None if label == "Allow" else width_left
+        cells = None if label in _COMMAND_LABELS else width_left
         lines = _message_lines(value, width_left) if label == "Message" else wrap_text(value, cells)
         for number, line in enumerate(lines):
             label_text = label if number == 0 else ""
@@ -221,6 +233,9 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
         yield "Finished", format_datetime(task["finished_at"]) + (f"  after {elapsed}" if elapsed else "")
     if task["vm_name"] and task["vm"]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
+        if not is_terminal and task["state"] == "failed_preserved" and "sandbox_kept" in task:
+            # On a terminal, the state shows this.
+            runtime_details.append("preserved" if task["sandbox_kept"] else "released")
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
     yield from _attempt_rows(task)
     yield from _progress_rows(task)
@@ -235,7 +250,9 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
-def _refused_connection_rows(task: Task, count: int, refused: Counter[RefusedConnection]) -> Iterator[tuple[str, str]]:
+def _refused_connection_rows(
+    task: Task, count: int, refused: Counter[RefusedConnection], *, is_terminal: bool
+) -> Iterator[tuple[str, str]]:
     """Yield the refused hosts for each reason, and the command that allows them."""
     if not count:
         return
@@ -247,8 +264,9 @@ def _refused_connection_rows(task: Task, count: int, refused: Counter[RefusedCon
         others -= hosts.total()
         yield "Refused", f"{_refused_text(hosts)}: {reason}"
     if others > 0:
-        yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {task['id']} --stream events"
-    if command := allow_command(task, refused):
+        shown_id = command_id(task, is_terminal=is_terminal)
+        yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {shown_id} --stream events"
+    if command := allow_command(task, refused, is_terminal=is_terminal):
         yield "Allow", command
 
 
@@ -305,5 +323,3 @@ def _progress_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield "Exit code", str(task["exit_code"])
     if task["error"]:
         yield "Error", f"{task['error'].get('message')} ({task['error'].get('code')})"
-    if task.get("sandbox_kept"):
-        yield "Release it", f"sandbox task release {task['id']}"

@@ -44,4 +44,4 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:
-        fail(outcome_summary(status, width_cells=terminal_width(sys.stderr)), code)
+        fail(outcome_summary(status, is_terminal=terminal_width(sys.stderr) is not None), code)

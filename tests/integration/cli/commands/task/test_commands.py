@@ -214,7 +214,11 @@ def test_status_shows_the_task(run_cli, api):
     assert result.returncode == 0
     lines = result.stdout.decode().splitlines()
     assert lines[:3] == ["Task        fix-42", "Name        Fix bug #42", "State       failed  Claude Code is working"]
-    assert lines[-1] == "Error       Claude Code exited with 1. (agent_failed)"
+    assert lines[-3:] == [
+        "Error       Claude Code exited with 1. (agent_failed)",
+        "Logs        sandbox task logs fix-42",
+        "Rerun       sandbox task rerun fix-42",
+    ]
     assert json.loads(run_cli("task", "status", TASK_ID, "--format", "json").stdout) == task_status("failed")
 
 
@@ -241,24 +245,30 @@ def test_status_on_a_terminal_begins_with_the_outcome(api, on_terminal, terminal
         "Cost        $0.0895",
         "Duration    2 min 5 s",
         f"Dashboard   {api.url}/tasks/{TASK_ID}",
+    ]
+    details = lines[lines.index("") + 1 :]
+    assert details[:2] == ["Task        fix-42", "Name        Fix bug #42"]
+    assert details[-4:] == [
+        "",
         f"Diff        sandbox task diff {TASK_ID}",
         f"Apply       sandbox task apply {TASK_ID}",
         f'Continue    sandbox task continue {TASK_ID} "…"',
     ]
-    details = lines[lines.index("") + 1 :]
-    assert details[:2] == ["Task        fix-42", "Name        Fix bug #42"]
     assert not [line for line in details if line.startswith(("State", "Cost"))]
 
 
-def test_status_in_a_pipe_ends_with_changes_and_the_final_message(run_cli, api):
+def test_status_in_a_pipe_ends_with_the_result_and_the_next_commands(run_cli, api):
     task = task_status("completed", diff=DIFF, final_message="Fixed \x1b[31m.\n\nAll tests pass.")
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task))
     lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
     assert lines[0] == "Task        fix-42"
-    assert lines[-3:] == [
+    assert lines[-6:] == [
         "Changes     +1,016 −4 in 2 files",
         r"Message     Fixed \x1b[31m.",
         f"{'':12}All tests pass.",
+        "Diff        sandbox task diff fix-42",
+        "Apply       sandbox task apply fix-42",
+        'Continue    sandbox task continue fix-42 "…"',
     ]
 
 
@@ -273,7 +283,8 @@ def test_status_of_a_failed_task_suggests_setting_the_field_named_in_the_message
         "Changes     +1,016 −4 in 2 files",
     ]
     assert lines[3] == "Message     Building"
-    assert lines[lines.index("") - 5 : lines.index("")] == [
+    assert lines[-6:] == [
+        "",
         f"Diff        sandbox task diff {TASK_ID}",
         f'Continue    sandbox task continue {TASK_ID} "…"',
         f"Rerun       sandbox task rerun {TASK_ID} --set vm.memory=4G",
@@ -477,7 +488,16 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", sandbox_kept=is_preserved)))
     output = run_cli("task", "status", TASK_ID).stdout.decode() + run_cli("task", "wait", TASK_ID).stderr.decode()
     assert output.count(f"sandbox task release {TASK_ID}") == 2 * is_preserved
-    assert output.count(f"sandbox task shell {TASK_ID}") == is_preserved
+    assert output.count(f"sandbox task shell {TASK_ID}") == 2 * is_preserved
+    assert (" · preserved\n" in output, " · released\n" in output) == (is_preserved, not is_preserved)
+
+
+def test_status_on_a_terminal_has_one_form_of_the_id_in_all_commands(api, on_terminal, terminal):
+    task = task_status("failed_preserved", GENERATED_ID, diff=DIFF)
+    api.on("GET", f"/tasks/{GENERATED_ID}", json_response(task))
+    lines = show_on_terminal(on_terminal, terminal, "task", "status", GENERATED_ID)
+    commands = [line[12:] for line in lines if line[12:].startswith("sandbox task ")]
+    assert [command.split()[3] for command in commands] == [GENERATED_ID[:8]] * 5
 
 
 @pytest.mark.parametrize(
