@@ -48,10 +48,27 @@ class GlobalOption(click.Option):
         return super().get_help_record(ctx) if describes else None
 
 
+_EXAMPLES = "Examples:"
+
+
 class CommandWithGlobalOptionsHelp(click.Command):
     """A command whose help ends with one list of the global options that it accepts."""
 
     describes_global_options = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. An error about a missing argument has an example."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            if isinstance(error.param, click.Argument) and (example := self._first_example()):
+                raise click.MissingParameter(f"For example: {example}", error.ctx, error.param) from None
+            raise
+
+    def _first_example(self) -> str:
+        """Return the first example of the help; empty if there is none."""
+        _, _, examples = (self.epilog or "").partition(_EXAMPLES)
+        return examples.strip().partition("\n")[0]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Add the list of global options to the help, then the examples."""
@@ -81,7 +98,7 @@ def command(*arguments: Any, **attributes: Any) -> Callable[[Callable[..., Any]]
 
 def help_examples(*lines: str, note: str = "") -> str:
     """Return the end of a command's help: a note, followed by examples, which are not wrapped."""
-    block = "\n".join(("\b", "Examples:", *(f"  {line}" for line in lines)))
+    block = "\n".join(("\b", _EXAMPLES, *(f"  {line}" for line in lines)))
     return f"{note}\n\n{block}" if note else block
 
 
@@ -179,6 +196,11 @@ _ROOT_SYNONYMS = {
 }
 """The same for names that are typed without a group."""
 
+_COMMANDS_BY_TOPIC = {
+    **dict.fromkeys(("cost", "costs", "spend", "usage"), ("task status TASK_ID", "task list --sort cost --totals")),
+}
+"""Maps names that are no commands to the command lines that show what the names stand for."""
+
 _SIMILARITY_MIN = 0.7
 """With difflib's default of 0.6, commands with unrelated meanings would be suggested."""
 
@@ -190,6 +212,10 @@ def _suggest(name: str, ctx: click.Context) -> list[str]:
     synonym = f"{root.command_path} {_ROOT_SYNONYMS.get(name)}"
     if ctx is root and synonym in paths:
         return [synonym]
+    if ctx is root or ctx.info_name == "task":
+        topics = [f"{root.command_path} {line}" for line in _COMMANDS_BY_TOPIC.get(name, ())]
+        if topics:
+            return topics
     inner = [path for path in paths if path.rpartition(" ")[0] == ctx.command_path]
     return (
         [path for path in inner if _last_word(path) in _SYNONYMS.get(name, ())]

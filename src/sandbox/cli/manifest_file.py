@@ -112,8 +112,10 @@ def field_error_lines(file_name: str, field_errors: object) -> list[str]:
 
 
 def fail_with_field_errors(file_name: str, message: str, field_errors: object) -> NoReturn:
-    """Print the errors of a manifest and exit."""
+    """Print the errors of a manifest and exit. A single error of an option is one line."""
     lines = field_error_lines(file_name, field_errors)
+    if len(lines) == 1 and lines[0].startswith(_OPTION_PREFIX):
+        fail(f"Error: {lines[0]}", ExitCode.INVALID_MANIFEST)
     summary = f"{escape_text(file_name)} has {pluralize(len(lines), 'error')}." if lines else escape_text(message)
     fail("\n".join([*lines, f"Error: {summary}"]), ExitCode.INVALID_MANIFEST)
 
@@ -125,8 +127,14 @@ def field_error_details(field_errors: Iterable[FieldError]) -> list[dict[str, An
     return [msgspec.to_builtins(field_error) for field_error in field_errors]
 
 
+_OPTION_PREFIX = "--set "
+
+
 def _field_error_line(file_name: str, field_error: Mapping[str, Any]) -> str:
     source = str(field_error.get("source") or file_name)
+    if source.startswith(f"{_OPTION_PREFIX}{field_error.get('field')}="):
+        message = str(field_error.get("message", "")).removeprefix("is an ")  # the option contains the field
+        return escape_text(f"{source}: {message}")
     if field_error.get("line") is not None:
         source += f":{field_error['line']}:{field_error.get('column') or 1}"
     field = f"{field_error['field']}: " if field_error.get("field") else ""

@@ -209,6 +209,28 @@ def test_suggestion_of_a_similar_command_has_its_full_name(arguments, message):
     assert message in result.output.splitlines()[-1]
 
 
+@pytest.mark.parametrize("arguments", ["cost", "task cost demo", "task usage"])
+def test_unknown_command_for_the_cost_names_the_commands_that_show_it(arguments):
+    result = CliRunner().invoke(main.root, arguments.split(), prog_name="sandbox")
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-2:] == [
+        "  sandbox task status TASK_ID",
+        "  sandbox task list --sort cost --totals",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "example"),
+    [("run", 'sandbox run "Fix the failing tests."'), ("task status", "sandbox task status 5e173eb5")],
+)
+def test_missing_argument_error_has_an_example(arguments, example):
+    result = CliRunner().invoke(main.root, arguments.split(), prog_name="sandbox")
+    assert result.exit_code == 2
+    last = result.output.splitlines()[-1]
+    assert last.startswith("Error: Missing argument ")
+    assert last.endswith(f". For example: {example}")
+
+
 def test_several_similar_commands_are_listed():
     result = CliRunner().invoke(main.root, ["list"], prog_name="sandbox")
     assert result.output.splitlines()[-5:] == [

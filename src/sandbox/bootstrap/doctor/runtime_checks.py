@@ -141,8 +141,8 @@ def _confinement_findings(chosen: RuntimeProbe, run_dir: Path) -> list[Finding]:
 
 def _other_findings(probe: RuntimeProbe) -> list[Finding]:
     if not probe.is_available and probe.is_explicit_only:
-        message, remedy = f"{probe.runtime} works only slowly without KVM", f"Select it with --runtime {probe.runtime}."
-        return [Finding("runtime", False, message, remedy, is_needed=False, runtime=probe.runtime)]
+        message = f"{probe.runtime} works only slowly without KVM, and is used only if selected by name"
+        return [Finding("runtime", False, message, is_needed=False, runtime=probe.runtime)]
     if not probe.is_available:
         message = f"{probe.runtime} does not work here"
         return [Finding("runtime", False, message, probe.remedy, is_needed=False)]

@@ -86,12 +86,21 @@ def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: 
     for finding in findings:
         name = escape_text(finding.name) if finding.name != previous_name else ""
         previous_name = finding.name
-        mark = ("✓", "green") if finding.ok else ("✗", "bold red") if finding.is_needed else ("!", "yellow")
+        mark = _mark(finding)
         first, *others = wrap_text(finding.message, width_left)
         console.print(Text.assemble(mark, " ", (f"{name:<{width}}", "bold"), "  ", first), soft_wrap=True)
         remedy = wrap_text(f"→ {finding.remedy}", width_left) if finding.remedy else []
         for line in (*others, *remedy):
             console.print(Text(" " * (width + 4) + line), soft_wrap=True)
+
+
+def _mark(finding: Finding) -> tuple[str, str]:
+    """Return the symbol of a finding and its style: `·` marks properties of a runtime, which nobody has to fix."""
+    if finding.ok:
+        return "✓", "green"
+    if finding.is_needed:
+        return "✗", "bold red"
+    return ("·", "dim") if finding.runtime else ("!", "yellow")
 
 
 def _summarize_limits(findings: Sequence[Finding]) -> list[Finding]:

@@ -76,6 +76,26 @@ def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
     return format_state(state, is_preserved=task.get("sandbox_kept") is not False) if is_terminal else state
 
 
+_CLAUSE_END = re.compile(r"[;.](?=\s)|[;.]$")
+_CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
+
+
+def failure_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
+    """Return why a task failed, for a table: on a terminal the cause, without the remedy and the repository's URL.
+
+    Without a terminal, the output is for scripts: the code of the error, and whether the sandbox was released, which
+    the state does not show.
+    """
+    error = task["error"]
+    if not error:
+        return ""
+    if is_terminal:
+        message = _CLONE_PREFIX.sub("Cannot clone: ", error["message"])
+        return message[: end.start()] if (end := _CLAUSE_END.search(message)) else message
+    is_released = task["state"] == TaskState.FAILED_PRESERVED and task.get("sandbox_kept") is False
+    return f"{error['code']}{' (released)' if is_released else ''}"
+
+
 def pluralize(number: int, noun: str) -> str:
     """Format a count with its noun: `1 task`, `2 tasks`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -134,6 +134,13 @@ def test_doctor_prints_a_warning_and_succeeds(bootstrap):
     assert result.stdout.startswith("! cgroups")
 
 
+def test_doctor_distinguishes_information_from_what_can_be_fixed(bootstrap):
+    information = Finding("runtime", False, "qemu works only slowly", is_needed=False, runtime="qemu")
+    bootstrap.findings = [SELECTED, information, WEAK]
+    lines = invoke("doctor").stdout.splitlines()
+    assert [line[0] for line in lines if not line.startswith(" ")] == ["✓", "·", "!"]
+
+
 def print_on_terminal(bootstrap, monkeypatch, findings, *options):
     """Run the command on a terminal; return the printed lines and the verdict."""
     import sandbox.cli.commands.doctor as command
@@ -188,7 +195,7 @@ def test_doctor_counts_the_limits_of_the_selected_runtime_on_a_terminal(bootstra
     lines, verdict = print_on_terminal(bootstrap, monkeypatch, [SELECTED, *LIMITS])
     assert lines == [
         "✓ sandbox  sandboxes run with gvisor",
-        "! gap      2 known limits of gvisor on this kernel; show them with --all",
+        "· gap      2 known limits of gvisor on this kernel; show them with --all",
     ]
     assert verdict == "Tasks can run with gvisor.\n"
 

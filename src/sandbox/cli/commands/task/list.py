@@ -12,7 +12,15 @@ from sandbox.cli.lazy_group import command, help_examples
 from sandbox.cli.options import common_options, current_options, parse_past_time_option
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES
-from sandbox.cli.output.formatting import format_age, format_changes, pluralize, shorten_ids, state_text, task_duration
+from sandbox.cli.output.formatting import (
+    failure_text,
+    format_age,
+    format_changes,
+    pluralize,
+    shorten_ids,
+    state_text,
+    task_duration,
+)
 from sandbox.cli.output.json_output import print_json
 from sandbox.cli.output.table import cell, print_table
 from sandbox.cli.task_arguments import find_task_id
@@ -31,11 +39,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import TaskPage, TaskSummary
 
 PAGE_TASKS_MAX = 1000
-_COLUMNS = ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "DURATION", "COST", "LABELS", "CHANGES")
-_TERMINAL_COLUMNS = (
-    *("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES"),
-    *("DURATION", "COST", "LABELS", "REASON"),
-)
+_COLUMNS = ("ID", "STATE", "AGE", "NAME", "REPOSITORY", "CHANGES", "DURATION", "COST", "LABELS", "REASON")
 _SHRINKABLE = ("LABELS", "DURATION", "REASON", "REPOSITORY", "CHANGES", "COST", "AGE", "NAME")
 SORTS = ("created_at", "started_at", "state_changed_at", "name", "cost")
 
@@ -159,8 +163,8 @@ def list_tasks(
     """List tasks, newest first.
 
     On a terminal, generated ids are shortened, ↻ marks a rerun, and ↳ marks a task that continues another one. The
-    reason for a failure is printed below the task if the window is too narrow for another column. Commands accept the
-    shortened ids. If the output is piped, or with --format json, ids are complete.
+    cause of a failure is printed below the task if the window is too narrow for another column. Commands accept the
+    shortened ids. If the output is piped, or with --format json, ids are complete, and REASON is the code of the error.
     """
     if lists_all and limit is not None:
         raise click.UsageError("Give --limit or --all.")
@@ -189,7 +193,7 @@ def list_tasks(
 def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_whole_ids: bool) -> None:
     console = stdout_console(has_color=options.has_color)
     is_terminal, has_border = console.is_terminal, options.format == "table"
-    columns: Sequence[str] = _TERMINAL_COLUMNS if is_terminal else _COLUMNS
+    columns: Sequence[str] = _COLUMNS
     ids = shorten_ids(task["id"] for task in tasks) if is_terminal and not shows_whole_ids else {}
     rows = [_cells(task, ids.get(task["id"], task["id"]), is_terminal=is_terminal) for task in tasks]
     if is_terminal and (repository := _common_repository(tasks)):
@@ -246,7 +250,7 @@ def _cells(task: TaskSummary, shown_id: str, *, is_terminal: bool) -> dict[str, 
         "DURATION": cell(task_duration(task)),
         "COST": cell(_cost(task)),
         "LABELS": cell(",".join(f"{key}={value}" for key, value in task["labels"].items())),
-        "REASON": cell(task["error"]["message"] if task["error"] else ""),
+        "REASON": cell(failure_text(task, is_terminal=is_terminal)),
     }
 
 

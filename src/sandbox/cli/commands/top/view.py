@@ -13,6 +13,7 @@ from sandbox.cli.output.event_layout import one_line
 from sandbox.cli.output.event_printer import STATE_STYLES
 from sandbox.cli.output.formatting import (
     current_activity,
+    failure_text,
     format_age,
     format_elapsed,
     pluralize,
@@ -20,7 +21,8 @@ from sandbox.cli.output.formatting import (
     state_text,
     task_duration,
 )
-from sandbox.cli.output.table import cell, fit_table, plain_lines
+from sandbox.cli.output.table import MAIN_COLUMN_CELLS, cell, fit_table, plain_lines
+from sandbox.cli.output.text import wrap_text
 from sandbox.model.formatting import format_cost, format_duration, format_size, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
@@ -54,6 +56,10 @@ SEARCH_BYTES_MAX = 100
 _ENTER, _ESCAPE, _ERASE, _ERASE_LINE = (b"\r", b"\n"), b"\x1b", (b"\x7f", b"\x08"), b"\x15"
 _HEAD_LINES = 3
 _FOOT_LINES = 2
+_DETAIL_LINES = 3
+"""Lines that show the name and the whole activity or failure of the selected task."""
+
+_HEIGHT_WITH_DETAILS_MIN = 16
 
 
 @dataclass(frozen=True)
@@ -176,13 +182,15 @@ class TopView:
         """Return the screen's lines, limited to its width and height."""
         if self._snapshot is None:
             return [Text(f"Connecting to {self._server} …")]
-        rows_max = max(height - _HEAD_LINES - _FOOT_LINES - 1, 1)
+        details = self._details(width) if height >= _HEIGHT_WITH_DETAILS_MIN else []
+        rows_max = max(height - _HEAD_LINES - _FOOT_LINES - 1 - len(details), 1)
         filter_line = Text(one_line(str(self.filter)), "yellow")
         head = [_header_line(self._snapshot, self._server, now), _counts_line(self._snapshot), filter_line]
         table = (
             _help_lines()[: rows_max + 1] if self.is_help_open else self._table(self._snapshot, width, rows_max, now)
         )
-        lines = [*head, *table, *[Text()] * (rows_max + 1 - len(table)), self._overflow_line(rows_max), self._footer()]
+        padding = [Text()] * (rows_max + 1 - len(table))
+        lines = [*head, *table, *padding, self._overflow_line(rows_max), *details, self._footer()]
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return lines[:height]
@@ -200,11 +208,8 @@ class TopView:
         self._scroll_offset = min(max(self._scroll_offset, selected_index - rows_max + 1), selected_index, last_first)
         visible_tasks = snapshot.tasks[self._scroll_offset : self._scroll_offset + rows_max]
         ids = shorten_ids(task["id"] for task in snapshot.tasks)
-        table_rows = [task_row(task, now, shown_id=ids[task["id"]]) for task in visible_tasks]
-        for row in table_rows:
-            row[COLUMNS.index("NAME")].truncate(max(width // 4, NAME_CELLS_MIN), overflow="ellipsis")
         heading, *rows = plain_lines(
-            *fit_table(COLUMNS, table_rows, SHRINKABLE, width - 2, main_cells_min=NOW_CELLS_MIN)
+            *_fit_rows([task_row(task, now, shown_id=ids[task["id"]]) for task in visible_tasks], width)
         )
         marked = [Text.assemble("  ", heading)]
         for at, line in enumerate(rows, self._scroll_offset):
@@ -212,6 +217,17 @@ class TopView:
             if at == selected_index:
                 marked[-1].stylize("bold")
         return marked
+
+    def _details(self, width: int) -> list[Text]:
+        """Return the name of the selected task, and its whole activity or failure, in a fixed number of lines."""
+        task = self.selected_task
+        if task is None or self.is_help_open:
+            return []
+        activity = task["error"]["message"] if task["error"] else _current_activity(task, is_terminal=True)
+        lines = wrap_text(f"{one_line(task['name'])}: {one_line(activity)}", width)
+        if len(lines) > _DETAIL_LINES:
+            lines = [*lines[: _DETAIL_LINES - 1], f"{lines[_DETAIL_LINES - 1]}…"]
+        return [Text(line) for line in [*lines, *[""] * (_DETAIL_LINES - len(lines))]]
 
     def _overflow_line(self, rows_max: int) -> Text:
         assert self._snapshot is not None
@@ -236,6 +252,18 @@ class TopView:
         return Text(KEY_HELP, "dim")
 
 
+def _fit_rows(rows: list[list[Text]], width: int) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
+    """Return the columns that fit. NAME is kept before the other columns, and NOW shrinks for it if necessary."""
+    for row in rows:
+        row[COLUMNS.index("NAME")].truncate(max(width // 4, NAME_CELLS_MIN), overflow="ellipsis")
+    for now_cells_min in (NOW_CELLS_MIN, MAIN_COLUMN_CELLS):
+        copies = [[each.copy() for each in row] for row in rows]
+        columns, fitted = fit_table(COLUMNS, copies, SHRINKABLE, width - 2, main_cells_min=now_cells_min)
+        if "NAME" in columns:
+            break
+    return columns, fitted
+
+
 def task_row(task: TaskSummary, now: datetime, *, is_terminal: bool = True, shown_id: str | None = None) -> list[Text]:
     """Return the cells of one task. shown_id: the shortened id; None for the whole id."""
     progress = task["progress"]
@@ -253,13 +281,10 @@ def task_row(task: TaskSummary, now: datetime, *, is_terminal: bool = True, show
 
 
 def _current_activity(task: TaskSummary, *, is_terminal: bool) -> str:
-    """Return what the task is doing, or how it ended.
-
-    Without a terminal, the output is for scripts, so an error is shown as its code.
-    """
+    """Return what the task is doing, or how it ended."""
     if task["state"] in FINAL_STATES:
         if task["error"]:
-            return task["error"]["message" if is_terminal else "code"]
+            return failure_text(task, is_terminal=is_terminal)
         elapsed = task_duration(task) or format_elapsed(task["started_at"], task["finished_at"])
         return f"took {elapsed}" if elapsed else ""
     return current_activity(task["progress"]) or task["state_message"]

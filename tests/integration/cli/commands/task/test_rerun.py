@@ -73,7 +73,7 @@ def test_errors_name_the_option(run_cli, api):
     result = run_cli("task", "rerun", TASK_ID, "--set", "vm.cpus=many")
     assert result.returncode == 9
     assert result.stderr.decode().splitlines() == [
-        "--set vm.cpus=many: vm.cpus: must be a number",
+        "--set vm.cpus=many: must be a number",
         f"The manifest of task {TASK_ID}: vm.profile: is gone",
         f"Error: The manifest of task {TASK_ID} has 2 errors.",
     ]

@@ -44,7 +44,7 @@ def test_task_line_shows_its_current_activity():
     assert lines[3].split() == ["ID", "STATE", "AGE", "TURNS", "TOKENS", "COST", "NOW", "NAME"]
     assert lines[4].split()[:9] == ["▸", "fix-42", "running", "119", "s", "4", "27,501", "$0.0895", "Bash"]
     assert "Waiting for 8 CPUs" in lines[5]
-    assert "Claude Code exited with 1." in lines[6]
+    assert "  Claude Code exited with 1  " in lines[6]
     assert "took 27 s" in lines[7]
     assert lines[-1] == KEY_HELP
 
@@ -192,11 +192,11 @@ def test_selection_stops_at_both_ends_and_scrolls():
     lines = render_lines(view, height=24)
     assert view.selected_id == "task-99"
     assert any(line.startswith("▸ task-99") for line in lines)
-    assert lines[-2] == "3 older ones: sandbox task list"
+    assert lines[-5] == "3 older ones: sandbox task list"
     view.move_selection(-1000)
     lines = render_lines(view, height=24)
     assert lines[4].startswith("▸ task-0")
-    assert lines[-2].startswith("82 more tasks below")
+    assert lines[-5].startswith("85 more tasks below")
 
 
 def test_unready_or_unreachable_server_is_shown():
@@ -227,3 +227,32 @@ def test_name_is_kept_before_the_numbers_and_leaves_room_for_the_activity(width,
     begin, end = lines[3].index("NOW"), lines[3].index("NAME")
     assert end - begin >= 28
     assert lines[4][end:].startswith("Rename the module")
+
+
+def test_name_stays_in_a_narrow_window_next_to_a_long_id_and_state():
+    reason = "The agent was still working after 1h; raise lifecycle.timeout."
+    failed = {"error": {"code": "timeout", "message": reason}, "sandbox_kept": True}
+    lines = render_lines(make_view(task_status("failed_preserved", "fetch-refused", **failed)), 80)
+    assert "NAME" in lines[3].split()
+    assert "failed, preserved" in lines[4]
+    assert "Fix bug #42" in lines[4]
+
+
+def test_whole_failure_of_the_selected_task_is_shown_above_the_keys():
+    reason = f"The clone failed after {'a long time in a big repository ' * 4}of the server; try again."
+    tasks = [task_status("running", "fix-42"), task_status("failed", "b", error={"code": "x", "message": reason})]
+    view = make_view(*tasks)
+    assert render_lines(view, 80)[-4].startswith("Fix bug #42: ")
+    view.move_selection(1)
+    lines = render_lines(view, 80)
+    assert " ".join(" ".join(lines[-4:-1]).split()) == f"Fix bug #42: {reason}"
+    assert lines[-1] == KEY_HELP
+    assert len(view.render(80, 24, NOW)) == 24
+    assert not [line for line in render_lines(view, 80, 10) if line.startswith("Fix bug #42: ")]
+
+
+def test_failure_that_is_too_long_for_the_window_is_cut():
+    reason = "word " * 200
+    lines = render_lines(make_view(task_status("failed", "b", error={"code": "x", "message": reason})), 80)
+    assert lines[-2].endswith("…")
+    assert all(len(line) <= 80 for line in lines)
