@@ -20,6 +20,8 @@ REFERENCE = "rest-reference.md"
 _EXAMPLE_LINES_MAX = 40
 """Longer responses are shown only for some operations."""
 _LONG_EXAMPLES = ("get_task", "list_tasks", "get_health")
+_FIRST = ("submit_task", "get_task", "wait_for_task", "list_tasks")
+"""The operations that most readers need."""
 _FAILED_STATUS_FIELDS = (
     "id",
     "state",
@@ -80,7 +82,7 @@ class _Page:
         self._linked = [_PROBLEM]
         self._manifest = _manifest_models(self._components)
 
-    def operations(self) -> Iterator[tuple[str, str, Schema]]:
+    def operations(self) -> list[tuple[str, str, Schema]]:
         return _operations(self._schema)
 
     def endpoint(self, method: str, path: str, operation: Schema, examples: Mapping[str, Any]) -> Iterator[str]:
@@ -189,10 +191,20 @@ class _Page:
         return f"[{model}](#{model.lower()})"
 
 
-def _operations(schema: Schema) -> Iterator[tuple[str, str, Schema]]:
-    for path, operations in schema["paths"].items():
-        for method, operation in operations.items():
-            yield method.upper(), path, operation
+def _operations(schema: Schema) -> list[tuple[str, str, Schema]]:
+    """Return the operations in the order of the schema, except that those in `_FIRST` come first in their section."""
+    operations = [
+        (method.upper(), path, operation)
+        for path, operations in schema["paths"].items()
+        for method, operation in operations.items()
+    ]
+    tags = list(dict.fromkeys(operation["tags"][0] for _, _, operation in operations))
+
+    def position(each: tuple[str, str, Schema]) -> tuple[int, int]:
+        name = each[2]["operationId"]
+        return tags.index(each[2]["tags"][0]), _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+    return sorted(operations, key=position)
 
 
 def _response_models(operation: Schema) -> set[str]:

@@ -175,7 +175,10 @@ def test_documented_profile_definitions_are_valid(root: Path, tmp_path: Path):
 
 
 def test_glossary_defines_the_architecture_terms(root: Path):
-    words = set(re.findall(r"\*\*([a-z ]+)\*\*", (root / "docs" / "glossary.md").read_text()))
+    pages = [(root / "docs" / name).read_text() for name in ("glossary.md", "code-tour.md")]
+    defined = [word for page in pages for word in re.findall(r"^\| \*\*([a-z ]+)\*\* \|", page, re.MULTILINE)]
+    assert len(defined) == len(set(defined))
+    words = {word for page in pages for word in re.findall(r"\*\*([a-z ]+)\*\*", page)}
     used = set(re.findall(r"\*\*([a-z]+)\*\*", (root / "ARCHITECTURE.md").read_text()))
     terms = {word.removesuffix("s") if word not in words else word for word in used - {"bold"}}
     assert terms
