@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from codecs import BOM_UTF8
 from collections.abc import Collection, Hashable, Mapping
 from contextlib import suppress
@@ -185,30 +186,26 @@ def _unwrap(text: str, *, is_json: bool) -> Any:
     return read_yaml(_decode_text(wrapped.value.encode(errors="surrogatepass")))
 
 
+_YAML_START = re.compile(r"(?:\s*#.*\n)*+\s*\w+:\s")
+"""The beginning of a mapping in YAML, after comments."""
+
+_YAML_HEADER = "Content-Type: application/yaml"
+
+
 def _read_json_or_yaml(text: str, *, is_json: bool) -> Any:
     if is_json:
         try:
             return read_json(text)
         except InvalidManifestError as error:
-            if not _is_yaml_mapping(text):
+            if not _YAML_START.match(text):
                 raise
-            message = f"{error.errors[0].message}; the text is YAML: send it with Content-Type: application/yaml"
+            message = f"{error.errors[0].message}; the text looks like YAML: send it with {_YAML_HEADER}"
             raise InvalidManifestError([msgspec.structs.replace(error.errors[0], message=message)]) from None
     if text.lstrip().startswith("{"):
         # JSON sent without its content type. YAML does not support all JSON escapes.
         with suppress(InvalidManifestError):
             return read_json(text)
     return read_yaml(text)
-
-
-def _is_yaml_mapping(text: str) -> bool:
-    """Return whether a text that is not JSON is a mapping in YAML."""
-    if text.lstrip().startswith(("{", "[")):
-        return False
-    with suppress(InvalidManifestError):
-        root = read_yaml(text)
-        return root is not None and isinstance(root.value, Pairs)
-    return False
 
 
 def _to_field_errors(

@@ -541,17 +541,18 @@ def test_other_invalid_yaml_gets_no_advice_about_line_breaks(text):
     assert "--data-binary" not in caught.value.errors[0].message
 
 
-def test_yaml_that_is_declared_as_json_gets_the_remedy():
+@pytest.mark.parametrize("text", ["# A task\nversion: 1\nkind: Task\n", ONE_LINE])
+def test_yaml_that_is_declared_as_json_gets_the_remedy(text):
     with pytest.raises(InvalidManifestError) as caught:
-        parse_manifest(b"# A task\nversion: 1\nkind: Task\n", is_json=True)
+        parse_manifest(text.encode(), is_json=True)
     [error] = caught.value.errors
     assert error.message == (
-        "is not valid JSON: expecting value; the text is YAML: send it with Content-Type: application/yaml"
+        "is not valid JSON: expecting value; the text looks like YAML: send it with Content-Type: application/yaml"
     )
     assert (error.line, error.column) == (1, 1)
 
 
-@pytest.mark.parametrize("text", ['{"version": 1', "version", "[1", "a: [", ""])
+@pytest.mark.parametrize("text", ['{"version": 1', "version", "[1", '"a": 1', "a:1", ""])
 def test_other_invalid_json_gets_no_advice_about_yaml(text):
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(text.encode(), is_json=True)
