@@ -233,11 +233,16 @@ def finished_tasks(deployment):
     }
 
 
+def without_added_keys(error):
+    """Return an error without the keys that old servers do not send."""
+    return {key: error[key] for key in error if key not in {"reason", "remedy"}}
+
+
 def without_additions(events):
     """Return the events without the fields that the new server adds to the output of old runners."""
     for event in events:
         if event["type"] == "end" and event["error"] is not None:
-            event["error"].pop("reason", None)
+            event["error"] = without_added_keys(event["error"])
     return [{key: event[key] for key in event if key not in {"parsed", "conversation"}} for event in events]
 
 
@@ -248,7 +253,7 @@ def status_without_texts(deployment, name):
     status["progress"].pop("current_subject", None)
     for failed in (status, *status["attempts"]):
         if failed["error"] is not None:
-            failed["error"].pop("reason", None)
+            failed["error"] = without_added_keys(failed["error"])
     return {key: status[key] for key in status if key not in ADDED_STATUS_FIELDS}
 
 

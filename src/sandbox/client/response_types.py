@@ -19,6 +19,7 @@ TaskSummary = bodies.TaskItemBody
 TaskPage = bodies.TaskListBody
 Attempt = bodies.AttemptBody
 Failure = bodies.FailureBody
+Remedy = bodies.RemedyBody
 Progress = bodies.ProgressBody
 Vm = bodies.TaskVmBody
 

@@ -1,13 +1,15 @@
 """Failures of tasks: a stable code and a message."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 import msgspec
 
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
+from sandbox.model.formatting import propose_override
 
 _LEAKED_SOURCES = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
 """The prefix of messages in which earlier versions exposed the source of a secret."""
@@ -104,6 +106,40 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     def message_for(self, *, is_operator: bool) -> str:
         """Return the message for operators or the one for everyone else."""
         return (is_operator and self.detail) or self.message
+
+
+_CODES_THAT_NAME_A_FIELD = frozenset(
+    {
+        FailureCode.BUDGET_EXCEEDED,
+        FailureCode.CLONE_FAILED,
+        FailureCode.DISK_FULL,
+        FailureCode.HANG,
+        FailureCode.OUT_OF_MEMORY,
+        FailureCode.PROVISION_TIMEOUT,
+        FailureCode.STAGE_TIMEOUT,
+        FailureCode.TIMEOUT,
+    }
+)
+"""Failures whose messages come from Sandbox and name the field that another value of may help."""
+
+_LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
+
+
+class Remedy(NamedTuple):
+    """What to do about a failure. overrides: changes of the manifest for a new run; empty if the user chooses them."""
+
+    text: str
+    overrides: tuple[str, ...] = ()
+
+
+def find_remedy(code: FailureCode, message: str, value_of: Callable[[str, str], Any]) -> Remedy | None:
+    """Return what to do about a failure; None if only its message says it. value_of: see `propose_override`."""
+    if code in _LOST_CODES:
+        return Remedy("Run the task again.")
+    field, value = propose_override(message, value_of) if code in _CODES_THAT_NAME_A_FIELD else ("", "")
+    if not field:
+        return None
+    return Remedy(f"Raise {field}.", (f"{field}={value}",)) if value else Remedy(f"Check {field}.")
 
 
 class AttemptError(SandboxError):

@@ -65,7 +65,7 @@ def test_detail_of_earlier_attempts_depends_on_the_role(api_with_tokens, tasks):
 def test_without_tokens_the_caller_is_the_operator(api, tasks):
     tasks.add("task-001", NEW, TaskFinished())
     error = api.get("/api/v1/tasks/task-001").json()["error"]
-    assert error == {"code": "secret_unavailable", "reason": None, "message": DETAIL}
+    assert error == {"code": "secret_unavailable", "reason": None, "message": DETAIL, "remedy": None}
 
 
 def test_secret_source_is_removed_from_a_transition_recorded_by_an_earlier_version():
@@ -74,7 +74,7 @@ def test_secret_source_is_removed_from_a_transition_recorded_by_an_earlier_versi
         "epoch": 1,
         "at": "2026-01-29T10:10:15.123Z",
         "event": {"type": "task_finished"},
-        "transition": {"previous_state": "pending", "new_state": "failed", "message": DETAIL},
+        "transition": {"previous_state": "pending", "new_state": "failed", "message": DETAIL, "remedy": None},
     }
     record = msgspec.convert(stored, Record)
     assert record.transition.message == missing_secrets_message(["TOKEN"])

@@ -29,6 +29,7 @@ NAMES = {
     "Pruned": "PrunedBody",
     "PrunedTask": "PrunedTaskBody",
     "Release": "ReleasedBody",
+    "Remedy": "RemedyBody",
     "Runtime": "RuntimeBody",
     "Submitted": "SubmittedBody",
     "Task": "TaskBody",

@@ -10,7 +10,7 @@ from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.text import escape_name, escape_text
-from sandbox.model.formatting import double_limit, format_duration, format_state
+from sandbox.model.formatting import format_duration, format_state, propose_override
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
@@ -127,9 +127,6 @@ def shorten_ids(ids: Iterable[str]) -> dict[str, str]:
     }
 
 
-_FIELD = re.compile(r"\b([a-z]+)\.([a-z_]+)\b")
-
-
 def format_changes(task: Mapping[str, Any]) -> str:
     """Format the number of changed lines: `+16 −4`; empty if the size of the patch is unknown or no file changed."""
     diff = task.get("diff")
@@ -182,28 +179,21 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     if has_changes or is_completed:
         commands.append(("Continue", "continue", ' "…"'))
     if not is_completed:
-        field, value = _named_field(task)
-        commands.append(("Rerun", "rerun", f" --set {field}={_proposed_value(field, value)}" if field else ""))
+        commands.append(("Rerun", "rerun", _rerun_options(task)))
     return commands
 
 
-def _named_field(task: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the manifest field named in the error message, such as `vm.memory`, and its value.
-
-    The field is empty if no field is named.
-    """
-    message = str((task.get("error") or {}).get("message"))
+def _rerun_options(task: Mapping[str, Any]) -> str:
+    """Return the option that changes the field named in the error message; `…` is a value that the user chooses."""
     definition = task.get("definition") or {}
-    for section, field in _FIELD.findall(message):
-        if field in (definition.get(section) or {}):
-            return f"{section}.{field}", definition[section][field]
-    return "", None
+    message = str((task.get("error") or {}).get("message"))
 
+    def value_of(section: str, name: str) -> Any:
+        values = definition.get(section) or {}
+        return values[name] or "" if name in values else None
 
-def _proposed_value(field: str, value: Any) -> str:
-    """Return twice the value of a limit, such as `4G` for `2G`; `…` if the field is no limit."""
-    proposed = double_limit(value) if field.startswith(("lifecycle.", "vm.")) else None
-    return proposed if isinstance(proposed, str) else "…" if proposed is None else f"{proposed:.12g}"
+    field, value = propose_override(message, value_of)
+    return f" --set {field}={value or '…'}" if field else ""
 
 
 class RefusedConnection(NamedTuple):

@@ -110,6 +110,15 @@ class DryRunBody(TypedDict):
     """The manifest with the defaults filled in."""
 
 
+class RemedyBody(TypedDict):
+    """What to do about a failure."""
+
+    text: str
+    """One sentence, such as `Raise vm.memory.`. The message of the failure can say more."""
+    overrides: list[str]
+    """Overrides for `POST /tasks/{id}/rerun`, such as `vm.memory=16G`; empty if there is none to propose."""
+
+
 class FailureBody(TypedDict):
     """Why the task failed: a stable code, and a message that says what to do."""
 
@@ -119,6 +128,8 @@ class FailureBody(TypedDict):
     """A stable word for the cause if the code has several causes; otherwise null. Later versions may add words."""
     message: str
     """Human-readable cause and remedy."""
+    remedy: RemedyBody | None
+    """What to do, for programs; null if only the message says it."""
 
 
 class TaskVmBody(TypedDict):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from sandbox.model import events as e
-from sandbox.model.failure import Failure
+from sandbox.model.failure import Failure, find_remedy
 from sandbox.model.task import Attempt, Task
 from sandbox.model.wire import event_bodies as b
 from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody
@@ -284,14 +284,23 @@ def current_state_event(task: Task) -> b.StateChangeEvent:
 
 def task_failure_body(task: Task, *, is_operator: bool = False) -> FailureBody | None:
     """Return why a task failed, or None if it did not fail."""
-    return None if task.cancel is not None else _failure_body(task.failure, is_operator=is_operator)
+    return None if task.cancel is not None else _failure_body(task, task.failure, is_operator=is_operator)
 
 
-def _failure_body(failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
+def _failure_body(task: Task, failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
     if failure is None:
         return None
-    message = failure.message_for(is_operator=is_operator)
-    return {"code": failure.code, "reason": failure.reason or None, "message": message}
+
+    def value_of(section: str, field: str) -> Any:
+        return getattr(getattr(task.manifest, section, None), field, None)
+
+    remedy = find_remedy(failure.code, failure.message, value_of)
+    return {
+        "code": failure.code,
+        "reason": failure.reason or None,
+        "message": failure.message_for(is_operator=is_operator),
+        "remedy": None if remedy is None else {"text": remedy.text, "overrides": list(remedy.overrides)},
+    }
 
 
 def attempt_bodies(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:
@@ -305,10 +314,10 @@ def attempt_bodies(task: Task, *, is_operator: bool = False) -> list[AttemptBody
     if not task.is_between_attempts:
         failure = None if task.cancel is not None else task.failure
         last = msgspec.structs.replace(last, failure=failure, exit_code=task.exit_code, ended_at=task.finished_at)
-    return [_attempt_body(attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
+    return [_attempt_body(task, attempt, is_operator=is_operator) for attempt in (*task.past_attempts, last)]
 
 
-def _attempt_body(attempt: Attempt, *, is_operator: bool) -> AttemptBody:
+def _attempt_body(task: Task, attempt: Attempt, *, is_operator: bool) -> AttemptBody:
     return {
         "number": attempt.number,
         "id": attempt.id,
@@ -316,7 +325,7 @@ def _attempt_body(attempt: Attempt, *, is_operator: bool) -> AttemptBody:
         "ended_at": format_timestamp(attempt.ended_at) if attempt.ended_at else None,
         "resumes": attempt.resumes,
         "exit_code": attempt.exit_code,
-        "error": _failure_body(attempt.failure, is_operator=is_operator),
+        "error": _failure_body(task, attempt.failure, is_operator=is_operator),
         "followed_by": attempt.follow_up.value if attempt.follow_up else None,
     }
 

@@ -84,6 +84,7 @@ def test_failed_task_has_an_error(api, tasks):
         "code": "clone_failed",
         "reason": None,
         "message": "There is no branch main.",
+        "remedy": None,
     }
 
 
@@ -400,10 +401,19 @@ def test_invalid_outcome_is_an_error(api, query):
 def test_failed_task_has_the_code_and_the_reason(api, tasks):
     failure = Failure(FailureCode.AGENT_FAILED, "No credit.", reason=FailureReason.MODEL_BUDGET)
     tasks.add("task-001", *TO_RUNNING, e.AgentExited(1, failure=failure), e.TaskFinished())
-    expected = {"code": "agent_failed", "reason": "model_budget", "message": "No credit."}
+    expected = {"code": "agent_failed", "reason": "model_budget", "message": "No credit.", "remedy": None}
     status = api.get("/api/v1/tasks/task-001").json()
     assert (status["error"], status["attempts"][-1]["error"]) == (expected, expected)
     assert status["state_message"] == "No credit."
+
+
+def test_failed_task_has_a_remedy_that_reruns_it(api, tasks):
+    failure = Failure(FailureCode.OUT_OF_MEMORY, "A process was killed because vm.memory (8G) was used up; raise it.")
+    tasks.add("task-001", *TO_RUNNING, e.AgentExited(137, failure=failure), e.TaskFinished())
+    remedy = api.get("/api/v1/tasks/task-001").json()["error"]["remedy"]
+    assert remedy == {"text": "Raise vm.memory.", "overrides": ["vm.memory=16G"]}
+    rerun = api.post("/api/v1/tasks/task-001/rerun?dry_run=true", json={"overrides": remedy["overrides"]})
+    assert rerun.json()["definition"]["vm"]["memory"] == "16G"
 
 
 def test_failure_recorded_by_an_earlier_version_has_no_reason(api, tasks):

@@ -313,7 +313,7 @@ def test_end_event_contains_the_outcome_and_an_unused_seq():
         "timestamp": FORMATTED_TIMESTAMP,
         "state": "failed",
         "exit_code": 143,
-        "error": {"code": "timeout", "reason": None, "message": "It took too long."},
+        "error": {"code": "timeout", "reason": None, "message": "It took too long.", "remedy": None},
     }
 
 
