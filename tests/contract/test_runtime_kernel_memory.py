@@ -600,6 +600,43 @@ def test_links_between_mappings_are_limited(
     assert exceeds or not violation
 
 
+_MAPPINGS_OF_ONE_FILE = """
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
+for page in range(60000):  # with gaps, so that the kernel does not merge them. 0x11: MAP_SHARED, MAP_FIXED
+    address = (1 << 40) + page * 8192
+    assert libc.mmap(address, 4096, 1, 0x11, file, 0) == address
+for _ in range({processes}):
+    if os.fork() == 0: time.sleep(600)
+report("held"); time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("processes", "exceeds"), [(28, True), (10, False)])
+def test_mappings_of_a_file_are_limited(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], processes: int, exceeds: bool
+):
+    if has_own_kernel(runtime):
+        pytest.skip("mappings belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("kernel memory cannot be measured here")
+    source = _MAPPINGS_OF_ONE_FILE.replace("{processes}", str(processes))
+
+    async def scenario() -> KernelUsage:
+        async with ready_sandbox(runtime, disk, memory_bytes=2 * MEMORY_BYTES) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            await sandbox.kernel_usage()
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            await asyncio.sleep(1.1)  # the interval between two counts
+            return await sandbox.kernel_usage()
+
+    violation = asyncio.run(scenario()).find_exceeded_limit()
+    assert ("memory mappings" in violation) == exceeds, violation
+    assert exceeds or not violation
+
+
 # Buffers of system calls in progress
 
 

@@ -163,6 +163,13 @@ When a process ends, the kernel removes its links without interruption: 0.14 s f
 1.5 million between two counts.
 """
 
+VMA_BYTES_MAX = 240 * 1024 * 1024
+"""Maximum memory used by the mappings of processes (struct vm_area_struct, 192 bytes each), attributed to one sandbox.
+
+To truncate a file, the kernel walks all mappings of the file without interruption: 0.35 s for each million. Programs
+can create 1.2 million between two counts.
+"""
+
 DENTRIES_MAX = 5 * 1024 * 1024
 """Maximum number of file names that the kernel has cached (dentries), attributed to one sandbox.
 

@@ -189,6 +189,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
             anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
+            vma_bytes=slabs.vma_bytes if slabs else None,
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,

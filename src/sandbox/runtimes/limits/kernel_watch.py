@@ -17,6 +17,7 @@ from sandbox.model.fixed_limits import (
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
+    VMA_BYTES_MAX,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
@@ -44,6 +45,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     reclaimable_free_slab_bytes: the same for reclaimable kinds, such as cached inodes and file names.
     reclaimable_free_slab_bytes_max: the limit on reclaimable_free_slab_bytes.
     anon_vma_chain_bytes: memory used by the links between the anonymous mappings of processes and their ancestors.
+    vma_bytes: memory used by the mappings of processes.
     dentries: number of file names that the kernel has cached, including names that do not exist.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
@@ -62,6 +64,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     reclaimable_free_slab_bytes: int | None = None
     reclaimable_free_slab_bytes_max: int | None = None
     anon_vma_chain_bytes: int | None = None
+    vma_bytes: int | None = None
     dentries: int | None = None
     udp_sockets_on_port: int | None = None
     syscall_buffer_bytes: int | None = None
@@ -119,6 +122,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
                 f"The kernel held {self.anon_vma_chain_bytes >> 20} MiB to link mappings of the sandbox's processes "
                 f"with those of their parents; the limit is {ANON_VMA_CHAIN_BYTES_MAX >> 20} MiB. Split fewer "
                 "mappings, or start fewer generations of processes."
+            )
+        if self.vma_bytes is not None and self.vma_bytes > VMA_BYTES_MAX:
+            return (
+                f"The kernel held {self.vma_bytes >> 20} MiB to describe the memory mappings of the sandbox's "
+                f"processes; the limit is {VMA_BYTES_MAX >> 20} MiB. Map files less often, or start fewer processes."
             )
         if self.syscall_buffer_bytes is not None and self.syscall_buffer_bytes > SYSCALL_BUFFER_BYTES_MAX:
             return (

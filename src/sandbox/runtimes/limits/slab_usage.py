@@ -3,9 +3,9 @@
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
-The kernel does not show which sandbox caused free objects, links between anonymous mappings, or cached names. The links
-and the names are charged, but the kernel removes all links of a process, and walks all names in a directory, without
-interruption. Growth is therefore attributed to each sandbox in proportion to its peak charge and to the CPU time that
+The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
+The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
+names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak charge and to the CPU time that
 it used meanwhile, relative to the other sandboxes.
 
 The number of cached extents, and of directories, comes from the ext4 file system of the sandbox's disk.
@@ -30,7 +30,7 @@ from sandbox.model.fixed_limits import (
 _SLABS = Path("/proc/slabinfo")
 _FLAGS = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
-_ANON_VMA_CHAIN = "anon_vma_chain"
+_VMA, _ANON_VMA_CHAIN = "vm_area_struct", "anon_vma_chain"
 _DENTRY_STATE = Path("/proc/sys/fs/dentry-state")
 _DENTRIES_FIELD, _NEGATIVE_DENTRIES_FIELD = 0, 4
 DENTRY_BYTES = 192
@@ -64,12 +64,14 @@ class SlabUsage(NamedTuple):
     anon_vma_chain_bytes: the links between anonymous mappings, which are in use. A mapping has one link for each
         ancestor with which its process may share pages of the mapping.
     dentry_bytes: the cached names of files (dentries), including names that do not exist.
+    vma_bytes: the mappings of all processes, which are in use.
     """
 
     unreclaimable_free_bytes: int
     reclaimable_free_bytes: int
     anon_vma_chain_bytes: int = 0
     dentry_bytes: int = 0
+    vma_bytes: int = 0
 
 
 def measure_slab_usage(
@@ -80,7 +82,7 @@ def measure_slab_usage(
         lines = slabs.read_text().splitlines()[_HEADER_LINES:]
     except OSError:
         return None
-    unreclaimable = reclaimable = anon_vma_chain_bytes = 0
+    unreclaimable = reclaimable = vma_bytes = anon_vma_chain_bytes = 0
     for line in lines:
         name, active, objects, size, _ = line.split(maxsplit=4)
         free = (int(objects) - int(active)) * int(size)
@@ -88,11 +90,11 @@ def measure_slab_usage(
             reclaimable += free
         else:
             unreclaimable += free
-        if name == _ANON_VMA_CHAIN:
-            anon_vma_chain_bytes += int(active) * int(size)
-    return SlabUsage(
-        unreclaimable, reclaimable, anon_vma_chain_bytes, _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
-    )
+        used = int(active) * int(size)
+        vma_bytes += used if name == _VMA else 0
+        anon_vma_chain_bytes += used if name == _ANON_VMA_CHAIN else 0
+    dentry_bytes = _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
+    return SlabUsage(unreclaimable, reclaimable, anon_vma_chain_bytes, dentry_bytes, vma_bytes)
 
 
 def count_negative_dentries(dentry_state: Path = _DENTRY_STATE) -> int:
@@ -177,6 +179,7 @@ class SlabMeter:
         return found._replace(
             anon_vma_chain_bytes=min(found.anon_vma_chain_bytes, usage.kernel_bytes),
             dentry_bytes=min(found.dentry_bytes, usage.kernel_bytes),
+            vma_bytes=min(found.vma_bytes, usage.kernel_bytes),
         )
 
     def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:

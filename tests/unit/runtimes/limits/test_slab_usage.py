@@ -12,6 +12,7 @@ from sandbox.model.fixed_limits import (
     DENTRIES_MAX,
     DISK_DIRECTORIES_MAX,
     FREE_SLAB_BYTES_MAX,
+    VMA_BYTES_MAX,
 )
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.slab_usage import (
@@ -34,7 +35,7 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 """
 
 
-CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes")
+CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes")
 """Kinds that are in use, so all of their memory is charged to a control group."""
 
 
@@ -77,7 +78,7 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
         (tmp_path / name / "reclaim_account").write_text(f"{reclaimable}\n")
     (tmp_path / "dentry-state").write_text("1034086\t1022194\t45\t0\t322168\t0\n")
     found = measure_slab_usage(tmp_path / "slabinfo", tmp_path, tmp_path / "dentry-state")
-    assert found == SlabUsage(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64, 1034086 * 192)
+    assert found == SlabUsage(20 * 4096 + 21 * 192 + 120 * 64, 89900 * 192, 5000 * 64, 1034086 * 192, 100 * 192)
 
 
 @pytest.mark.parametrize("state", ["", "\n", None])
@@ -199,6 +200,11 @@ def test_objects_in_use_that_are_not_charged_to_the_sandbox_are_not_attributed(k
 def test_mapping_links_above_the_limit_are_a_violation():
     assert not KernelUsage(anon_vma_chain_bytes=ANON_VMA_CHAIN_BYTES_MAX).find_exceeded_limit()
     assert "97 MiB" in KernelUsage(anon_vma_chain_bytes=ANON_VMA_CHAIN_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+
+
+def test_mappings_above_the_limit_are_a_violation():
+    assert not KernelUsage(vma_bytes=VMA_BYTES_MAX).find_exceeded_limit()
+    assert "241 MiB" in KernelUsage(vma_bytes=VMA_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
 def test_more_cached_names_than_the_limit_are_a_violation():
