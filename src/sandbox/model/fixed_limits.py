@@ -221,6 +221,13 @@ files that can be in transit over sockets.
 OPEN_DIRECTORIES_MAX = 8192
 """Maximum number of open directories of one sandbox. A partly read one can use 20 KiB of uncharged kernel memory."""
 
+UNCHARGED_GROWTH_MAX = 128 * 1024 * 1024
+"""Growth of the kernel memory that is not charged to a sandbox after which the sandbox's files are counted early.
+
+One processor can create 0.4 GiB of partly read directories in a second. A count of many files takes 0.2 s, and the
+pause after the count 2 s.
+"""
+
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Bounds of the total size of one sandbox's TCP and UDP socket buffers: an eighth of vm.memory, within these bounds."""

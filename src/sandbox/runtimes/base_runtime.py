@@ -23,7 +23,7 @@ from sandbox.runtimes.confined_programs import ConfinedPrograms, exposed_paths
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
-from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
@@ -353,6 +353,7 @@ async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory
             lambda: launcher.kernel_usage(group, memory_bytes, buffers),
             lambda: asyncio.to_thread(group.file_counts),
             lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
+            partial(count_uncharged_bytes, group),
         )
     except Exception:
         _log.exception(

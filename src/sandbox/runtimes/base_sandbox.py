@@ -5,6 +5,7 @@ import signal
 import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
-from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import CachedExtentMeter, count_negative_dentries
@@ -94,7 +95,10 @@ class BaseSandbox(ABC):
 
     async def wait_for_exceeded_limit(self) -> str:
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
-        return await wait_for_exceeded_limit(self.kernel_usage, self.file_counts, self.detailed_file_usage)
+        uncharged_bytes = partial(count_uncharged_bytes, self._group)
+        return await wait_for_exceeded_limit(
+            self.kernel_usage, self.file_counts, self.detailed_file_usage, uncharged_bytes
+        )
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the kernel usage of the control group, of the launcher's network namespace and of the disk.

@@ -27,6 +27,7 @@ from sandbox.model.fixed_limits import (
     SOCKETS_MAX,
     SYSCALL_BUFFER_BYTES_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
+    UNCHARGED_GROWTH_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
 
@@ -126,7 +127,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
         if self.vma_bytes is not None and self.vma_bytes > VMA_BYTES_MAX:
             return (
                 f"The kernel held {self.vma_bytes >> 20} MiB to describe the memory mappings of the sandbox's "
-                f"processes; the limit is {VMA_BYTES_MAX >> 20} MiB. Map files less often, or start fewer processes."
+                f"processes; the limit is {VMA_BYTES_MAX >> 20} MiB. Map fewer files, or start fewer processes."
             )
         if self.syscall_buffer_bytes is not None and self.syscall_buffer_bytes > SYSCALL_BUFFER_BYTES_MAX:
             return (
@@ -222,29 +223,60 @@ async def wait_for_exceeded_limit(
     kernel_usage: Callable[[], Awaitable[KernelUsage]],
     file_counts: Callable[[], Awaitable[FileUsage]],
     detailed_file_usage: Callable[[], Awaitable[FileUsage]],
+    uncharged_bytes: Callable[[], int | None],
 ) -> str:
     """Wait until the sandbox exceeds a limit; return why it must end. Each kind of usage is polled separately.
 
     Measuring one kind may take a long time and must not delay the others.
+
+    uncharged_bytes: returns the machine's kernel memory that is not charged to the sandbox; None if unknown. If it
+        grows, the files are counted early: partly read directories can use hundreds of MiB per second.
     """
     return await run_until_first_complete(
         _poll_for_violation(kernel_usage, KERNEL_USAGE_CHECK_INTERVAL_SECONDS),
-        _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS),
+        _poll_for_violation(file_counts, FILE_USAGE_CHECK_INTERVAL_SECONDS, uncharged_bytes),
         _poll_for_violation(detailed_file_usage, FILE_USAGE_CHECK_INTERVAL_SECONDS),
     )
 
 
 async def _poll_for_violation(
-    measure: Callable[[], Awaitable[KernelUsage | FileUsage]], interval_seconds: float
+    measure: Callable[[], Awaitable[KernelUsage | FileUsage]],
+    interval_seconds: float,
+    uncharged_bytes: Callable[[], int | None] = lambda: None,
 ) -> str:
     loop = asyncio.get_running_loop()
     while True:
-        started_at = loop.time()
+        started_at, bytes_before = loop.time(), uncharged_bytes()
         usage = await _measure_in_time(measure)
         violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
         if violation:
             return violation
-        await asyncio.sleep(max(interval_seconds, min(_PAUSE_FACTOR * (loop.time() - started_at), _PAUSE_SECONDS_MAX)))
+        measured_seconds = loop.time() - started_at
+        pause_seconds = max(interval_seconds, min(_PAUSE_FACTOR * measured_seconds, _PAUSE_SECONDS_MAX))
+        if bytes_before is None:
+            await asyncio.sleep(pause_seconds)
+        else:
+            await _pause_until_grown(pause_seconds, measured_seconds, bytes_before, uncharged_bytes)
+
+
+async def _pause_until_grown(
+    seconds: float, seconds_min: float, lowest: int, uncharged_bytes: Callable[[], int | None]
+) -> None:
+    """Sleep until the memory has grown by more than UNCHARGED_GROWTH_MAX since its lowest size.
+
+    Sleeps for at least `seconds_min`, so that a program cannot make the runner count all the time, and for at most
+    `seconds`.
+    """
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+    while (remaining_seconds := started_at + seconds - loop.time()) > 0:
+        await asyncio.sleep(min(KERNEL_USAGE_CHECK_INTERVAL_SECONDS, remaining_seconds))
+        current = uncharged_bytes()
+        if current is None:
+            continue
+        lowest = min(lowest, current)
+        if current - lowest > UNCHARGED_GROWTH_MAX and loop.time() - started_at >= seconds_min:
+            return
 
 
 _NOT_MEASURED = (

@@ -5,8 +5,8 @@ of each, most of the charge is removed but little memory is freed. The program c
 objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
 The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
 The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
-names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak charge and to the CPU time that
-it used meanwhile, relative to the other sandboxes.
+names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak
+charge and to the CPU time that it used meanwhile, relative to the other sandboxes.
 
 The number of cached extents, and of directories, comes from the ext4 file system of the sandbox's disk.
 """

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from sandbox.runtimes.launcher_client import (
     reject_nul,
     wait_for_exit,
 )
-from sandbox.runtimes.limits.cgroups import ControlGroup
+from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 from sandbox.runtimes.limits.slab_usage import CachedExtentMeter
 from sandbox.runtimes.qemu.channel import Channel, GuestStream, OutputTail, QemuTerminal
@@ -164,7 +165,10 @@ class QemuSandbox:
 
     async def wait_for_exceeded_limit(self) -> str:
         """Poll the usage of the sandbox; see `Sandbox.wait_for_exceeded_limit`."""
-        return await wait_for_exceeded_limit(self.kernel_usage, self.file_counts, self.detailed_file_usage)
+        uncharged_bytes = partial(count_uncharged_bytes, self._group)
+        return await wait_for_exceeded_limit(
+            self.kernel_usage, self.file_counts, self.detailed_file_usage, uncharged_bytes
+        )
 
     async def kernel_usage(self) -> KernelUsage:
         """Return the usage of QEMU and virtiofsd. Objects of the guest's kernel are in the guest's memory."""

@@ -90,6 +90,15 @@ def test_caches_are_kept_if_the_kernel_cannot_drop_them(tmp_path: Path, monkeypa
     ControlGroup([]).drop_caches(0)
 
 
+def test_memory_charged_to_the_group_does_not_count_as_uncharged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cgroups, "count_machine_kernel_bytes", lambda: 900_000_000)
+    assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) is None
+    (tmp_path / "memory.stat").write_text("anon 5\nkernel 200000000\n")
+    assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) == 700_000_000
+    monkeypatch.setattr(cgroups, "count_machine_kernel_bytes", lambda: None)
+    assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) is None
+
+
 def _refuse_write(*_: object) -> bool:
     raise OSError(errno.EBUSY, "busy")
 

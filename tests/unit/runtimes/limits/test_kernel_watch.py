@@ -7,12 +7,14 @@ import time
 
 import pytest
 
-from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX
+from sandbox.model.fixed_limits import SOCKET_BUFFER_BYTES_MAX, UNCHARGED_GROWTH_MAX
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
 
 
 async def watch(sandbox):
-    return await wait_for_exceeded_limit(sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage)
+    return await wait_for_exceeded_limit(
+        sandbox.kernel_usage, sandbox.file_counts, sandbox.detailed_file_usage, sandbox.uncharged_bytes
+    )
 
 
 class ScriptedSandbox:
@@ -22,12 +24,18 @@ class ScriptedSandbox:
         self.usages = list(usages)
         self.files, self.open_files = files, open_files
         self.delay_seconds = delay_seconds
-        self.detailed_counts = 0
+        self.detailed_counts = self.counts = 0
+        self.count_seconds, self.uncharged = 0.0, None
+
+    def uncharged_bytes(self):
+        return self.uncharged
 
     async def kernel_usage(self):
         return self.usages.pop(0) if len(self.usages) > 1 else self.usages[0]
 
     async def file_counts(self):
+        self.counts += 1
+        await asyncio.sleep(self.count_seconds)
         return self.open_files
 
     async def detailed_file_usage(self):
@@ -155,3 +163,31 @@ def test_kernel_usage_within_the_limits_or_without_limits_is_not_a_violation(mon
 
     for usage in (KernelUsage(), KernelUsage(8192, 64 << 20, 64 << 20), KernelUsage(None, 1 << 40, None)):
         asyncio.run(run(usage))
+
+
+@pytest.mark.parametrize(("grown_bytes", "is_early"), [(UNCHARGED_GROWTH_MAX + 1, True), (UNCHARGED_GROWTH_MAX, False)])
+async def test_files_are_counted_early_if_uncharged_kernel_memory_grows(grown_bytes, is_early):
+    sandbox = ScriptedSandbox(KernelUsage())
+    sandbox.count_seconds, sandbox.uncharged = 0.3, 7 << 30  # a pause of 3 s follows
+    watching = asyncio.create_task(watch(sandbox))
+    await asyncio.sleep(0.6)
+    assert sandbox.counts == 1
+    sandbox.open_files, sandbox.uncharged = FileUsage(9000, directories=8193), (7 << 30) + grown_bytes
+    done, _ = await asyncio.wait([watching], timeout=1.5)
+    assert bool(done) == is_early
+    watching.cancel()
+
+
+async def test_early_counts_are_at_least_as_far_apart_as_a_count_takes():
+    sandbox = ScriptedSandbox(KernelUsage())
+    sandbox.count_seconds, sandbox.uncharged = 0.3, 0
+
+    def grow():
+        sandbox.uncharged += UNCHARGED_GROWTH_MAX + 1
+        return sandbox.uncharged
+
+    sandbox.uncharged_bytes = grow
+    watching = asyncio.create_task(watch(sandbox))
+    await asyncio.sleep(2.9)
+    assert 3 <= sandbox.counts <= 5
+    watching.cancel()
