@@ -17,7 +17,6 @@ from sandbox.model.fixed_limits import (
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
-    VMA_BYTES_MAX,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
@@ -28,6 +27,7 @@ from sandbox.model.fixed_limits import (
     SYSCALL_BUFFER_BYTES_MAX,
     UDP_SOCKETS_ON_PORT_MAX,
     UNCHARGED_GROWTH_MAX,
+    VMA_BYTES_MAX,
 )
 from sandbox.primitives.concurrency import run_until_first_complete
 
