@@ -55,7 +55,7 @@ def test_outcomes_of_the_last_day_are_counted_separately(pages, monkeypatch, out
 
 def test_median_is_that_of_the_duration_on_other_pages(pages, monkeypatch):
     """The wait for capacity and the clone are not part of a task's duration."""
-    monkeypatch.setattr(fake_tasks, "BEGINNING", datetime.now(UTC) - timedelta(hours=1))
+    monkeypatch.setattr(fake_tasks, "START_TIME", datetime.now(UTC) - timedelta(hours=1))
     pages.tasks.event_interval = timedelta(seconds=10)
     task = pages.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
     assert task.duration_seconds(datetime.now(UTC)) < (task.state_changed_at - task.created_at).total_seconds()
