@@ -23,12 +23,16 @@ from sandbox.model.failure import AttemptError
 from sandbox.model.fixed_limits import (
     DEBUG_SESSION_END_TIMEOUT_SECONDS,
     DEBUG_SESSION_START_TIMEOUT_SECONDS,
+    MEMORY_AVAILABLE_BYTES_MIN,
     SANDBOX_TEARDOWN_SECONDS,
 )
+from sandbox.model.resources import Resources
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.concurrency import KeyedLock
 from sandbox.server.placements import Placements, locate
+from sandbox.server.probed_host import ProbedHost
+from sandbox.server.scheduler import describe_memory_shortfall
 from sandbox.server.task_secrets import TaskSecrets
 
 _POLL_SECONDS = 0.1
@@ -197,6 +201,9 @@ class DebugSessions:
 
     The runner inherits a lock on the preserved files, just as other runners inherit a journal's lock. So each disk has
     at most one sandbox, and no disk is released while it is in use.
+
+    Sessions are not counted towards the capacity. A session starts only while its host has enough free memory, because
+    any number of tasks can be preserved.
     """
 
     def __init__(
@@ -209,6 +216,8 @@ class DebugSessions:
         self._secrets = secrets
         self._placements = placements
         self._start_locks = KeyedLock()
+        self._starting: dict[str, ProbedHost] = {}
+        """The hosts of sessions that are starting, and will soon use memory, keyed by the tasks' ids."""
 
     async def open_terminal(self, task: Task, request: OpenTerminal) -> TerminalConnection:
         """Open a shell in a preserved sandbox. Raises TerminalRefusedError, UnavailableError."""
@@ -240,6 +249,7 @@ class DebugSessions:
         try:
             return await self._open_when_started(task, request, deadline)
         finally:
+            self._starting.pop(task.id, None)
             lock.release()
 
     async def _open_when_started(self, task: Task, request: OpenTerminal, deadline: float) -> TerminalConnection:
@@ -269,6 +279,10 @@ class DebugSessions:
         if (blocked_reason := host.blocked_reason) is not None:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
             raise UnavailableError(problem, retry_after_seconds=host.retry_after_seconds)
+        if shortfall := self._find_memory_shortfall(task, host):
+            problem = f"No shell can be opened for task {task.id}. It waits for {shortfall}; try again later."
+            raise UnavailableError(problem)
+        self._starting[task.id] = host
         secrets = await self._resolve_secrets(task)
         try:
             if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
@@ -280,6 +294,15 @@ class DebugSessions:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error
         except OSError as error:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
+
+    def _find_memory_shortfall(self, task: Task, host: ProbedHost) -> str:
+        """Return the memory that the host lacks for another session (human-readable); empty if it lacks none."""
+        available_bytes = host.memory_available_bytes()
+        if available_bytes is None:
+            return ""
+        starting = sum(other is host for other in self._starting.values())
+        requested = Resources.requested_by(task.manifest.vm)
+        return "".join(describe_memory_shortfall(requested, available_bytes - starting * MEMORY_AVAILABLE_BYTES_MIN))
 
     async def _resolve_secrets(self, task: Task) -> dict[str, str]:
         """Resolve secrets for redaction only. Without them, the agent's files must not be shown."""

@@ -175,7 +175,7 @@ class Scheduler:
                 continue
             if self.has_engine or (
                 waiting.requested.fits_in(free)
-                and not _describe_memory_shortfall(waiting.requested, memory_available_bytes)
+                and not describe_memory_shortfall(waiting.requested, memory_available_bytes)
             ):
                 for each in overtaken:
                     each.overtaken_count += 1
@@ -208,7 +208,7 @@ class Scheduler:
             if position == 0:
                 shortfall_now = [
                     *waiting.requested.describe_shortfall(free),
-                    *_describe_memory_shortfall(waiting.requested, memory_available_bytes),
+                    *describe_memory_shortfall(waiting.requested, memory_available_bytes),
                 ]
                 waiting_messages[task_id] = f"Waiting for {' and '.join(shortfall_now)}"
             else:
@@ -217,7 +217,7 @@ class Scheduler:
         return waiting_messages
 
 
-def _describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
+def describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
     """Return the memory that the host itself lacks now (human-readable); empty if it lacks none."""
     required_bytes = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
     if available_bytes is None or required_bytes <= available_bytes:

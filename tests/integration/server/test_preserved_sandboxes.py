@@ -26,6 +26,7 @@ from sandbox.store.sqlite import SqliteStore
 FAILED = (AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It failed.")), TaskFinished())
 LOST = AgentExited(None, None, Failure(FailureCode.RUNNER_LOST, "gone"))
 DAY = 24 * 3600
+MIB, GIB = 1024**2, 1024**3
 
 
 @pytest.fixture
@@ -361,6 +362,57 @@ async def test_agent_terminal_of_a_preserved_sandbox_is_rejected(components):
         await fail(components, service, "task-1")
         with pytest.raises(TerminalRefusedError, match="has ended; open a debug shell in its preserved sandbox"):
             await service.open_terminal("task-1", OpenTerminal(24, 80, is_agent_terminal=True))
+
+
+class SimulatedSessions:
+    """Debug sessions that start once `may_start` is set. requested, started: ids of their attempts."""
+
+    def __init__(self, components, monkeypatch):
+        self.requested, self.started, self.may_start = [], set(), asyncio.Event()
+        for method in (self.start_debug_session, self.open_terminal):
+            monkeypatch.setattr(components.placement, method.__name__, method)
+
+    async def start_debug_session(self, order):
+        self.requested.append(order.attempt_id)
+        await self.may_start.wait()
+        self.started.add(order.attempt_id)
+
+    async def open_terminal(self, attempt_id, _):
+        if attempt_id not in self.started:
+            raise RunnerUnreachableError("not yet")
+        return attempt_id
+
+
+async def test_shell_starts_only_while_the_machine_has_free_memory(components, monkeypatch):
+    """Any number of tasks can be preserved, and their shells are not counted towards the capacity."""
+    sessions = SimulatedSessions(components, monkeypatch)
+    sessions.may_start.set()
+    async with components.server() as service:
+        preserved = await fail(components, service, "task-1")
+        components.available_memory_bytes = 300 * MIB
+        with pytest.raises(UnavailableError, match=r"for 0\.5 GiB of free memory \(the machine has 0\.293 GiB\); try"):
+            await service.open_terminal("task-1", OpenTerminal(24, 80))
+        assert sessions.requested == []
+        components.available_memory_bytes = GIB
+        assert await service.open_terminal("task-1", OpenTerminal(24, 80)) == preserved.root.name
+        components.available_memory_bytes = 0  # another shell of the same session needs no other sandbox
+        assert await service.open_terminal("task-1", OpenTerminal(24, 80)) == preserved.root.name
+
+
+async def test_starting_shells_reserve_memory_and_open_ones_do_not(components, monkeypatch):
+    sessions = SimulatedSessions(components, monkeypatch)
+    async with components.server() as service:
+        first, second = [await fail(components, service, task_id) for task_id in ("task-1", "task-2")]
+        components.available_memory_bytes = GIB - 1
+        opening = asyncio.create_task(service.open_terminal("task-1", OpenTerminal(24, 80)))
+        async with asyncio.timeout(10):
+            while not sessions.requested:
+                await asyncio.sleep(0.005)
+        with pytest.raises(UnavailableError, match="of free memory"):
+            await service.open_terminal("task-2", OpenTerminal(24, 80))
+        sessions.may_start.set()
+        assert await opening == first.root.name
+        assert await service.open_terminal("task-2", OpenTerminal(24, 80)) == second.root.name
 
 
 async def test_shell_without_an_image_is_rejected_with_a_remedy(components):
