@@ -108,16 +108,19 @@ class PreservedSandboxes(PreservedFiles):
         self._placements = placements
         self._locks = KeyedLock()
 
-    async def release(self, task: Task) -> None:
+    async def release(self, task: Task, *, timeout_seconds: float | None = None) -> None:
         """Remove the preserved files, including leftovers of an interrupted release.
+
+        timeout_seconds: how long to wait for the end of a debug session, and for other requests. By default, long
+            enough for a session that was just closed.
 
         Raises SandboxNotPreservedError, UnavailableError.
         """
-        deadline = asyncio.get_running_loop().time() + DEBUG_SESSION_END_TIMEOUT_SECONDS
+        seconds = DEBUG_SESSION_END_TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
         lock = self._locks.lock_for(task.id)
         try:
-            # One deadline covers the whole request. Otherwise the waits of queued requests would add up and delay
-            # expiry and the removal of leftovers.
+            # One deadline covers the whole request. Otherwise the waits of queued requests would add up.
             async with asyncio.timeout_at(deadline):
                 await lock.acquire()
         except TimeoutError:
@@ -181,11 +184,15 @@ class PreservedSandboxes(PreservedFiles):
 
     @asynccontextmanager
     async def exclusive(self, task: Task) -> AsyncIterator[bool]:
-        """Yield whether the files are preserved and unused.
+        """Yield whether the files are preserved and unused; a release request counts as a use. Does not wait.
 
         If so, nothing else can use them for the duration of the context.
         """
-        async with self._locks.lock_for(task.id):
+        lock = self._locks.lock_for(task.id)
+        if lock.locked():
+            yield False
+            return
+        async with lock:
             try:
                 async with self.try_lock(task) as (liveness, _):
                     yield liveness is Liveness.FREE

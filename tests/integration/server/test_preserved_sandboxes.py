@@ -1,6 +1,7 @@
 """A preserved sandbox stays until it is released or expires."""
 
 import asyncio
+import contextlib
 import errno
 import traceback
 from datetime import timedelta
@@ -16,6 +17,7 @@ from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError
 from sandbox.interfaces.terminals import TerminalRefusedError
 from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
+from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.pruning import PreservationExpiry
@@ -493,6 +495,38 @@ async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
             return remaining, [request.cursor is None for request in queries]
 
     assert (await scenario()) == ([], [False])
+
+
+async def test_expiry_does_not_wait_for_open_shells(components):
+    """With a wait for each of them, a user with 24 open shells could keep all other sandboxes from expiring."""
+    async with components.server() as service, contextlib.AsyncExitStack() as shells:
+        components.clock.set_back_by = timedelta(hours=25)
+        preserved = [await fail(components, service, f"task-{number}") for number in range(6)]
+        components.clock.set_back_by = timedelta()
+        for number in range(5):
+            task = await service.status(f"task-{number}")
+            await shells.enter_async_context(service.preserved_sandboxes.try_lock(task))
+        expiry = PreservationExpiry(components.store, service.preserved_sandboxes, components.clock, DAY)
+        async with asyncio.timeout(3 * DEBUG_SESSION_END_TIMEOUT_SECONDS):
+            await expiry.sweep()
+        assert [each.disk.exists() for each in preserved] == [True] * 5 + [False]
+        await shells.aclose()
+        await expiry.sweep()
+        assert [each.disk.exists() for each in preserved] == [False] * 6
+
+
+async def test_removal_of_leftovers_does_not_wait_for_release_requests(components):
+    """A user can send release requests all the time, for any number of sandboxes with open shells."""
+    async with components.server() as service:
+        await fail(components, service, "task-1")
+        task, sandboxes = await service.status("task-1"), service.preserved_sandboxes
+        async with sandboxes.try_lock(task):
+            release = asyncio.create_task(service.release("task-1"))
+            await asyncio.sleep(0.05)
+            async with asyncio.timeout(DEBUG_SESSION_END_TIMEOUT_SECONDS / 2), sandboxes.exclusive(task) as is_exclusive:
+                assert not is_exclusive
+            assert not release.done()
+        await release
 
 
 async def test_unreadable_sandbox_is_retried_and_does_not_block_others(components, monkeypatch):

@@ -412,8 +412,12 @@ class PreservationExpiry:
             self._swept_until = cursor if is_swept else self._swept_until
 
     async def _release(self, task: Task) -> bool:
+        """Release a sandbox unless it is in use. Return whether it is released.
+
+        Does not wait for open shells: the waits for many of them would keep all other sandboxes from expiring.
+        """
         try:
-            await self._preserved_sandboxes.release(task)
+            await self._preserved_sandboxes.release(task, timeout_seconds=0)
         except SandboxNotPreservedError:
             return True
         except UnavailableError as error:
