@@ -287,8 +287,8 @@ class DebugSessions:
             problem = f"No shell can be opened for task {task.id}. {blocked_reason}"
             raise UnavailableError(problem, retry_after_seconds=host.retry_after_seconds)
         if shortfall := self._find_memory_shortfall(task, host):
-            problem = f"No shell can be opened for task {task.id}. It waits for {shortfall}; try again later."
-            raise UnavailableError(problem)
+            problem = f"its sandbox needs {shortfall}; try again later."
+            raise UnavailableError(f"No shell can be opened for task {task.id}: {problem}")
         self._starting[task.id] = host
         secrets = await self._resolve_secrets(task)
         try:
