@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from sandbox.interfaces.file_layout import TaskLayout, tasks_root
@@ -77,7 +78,7 @@ def discard_inheritance(layout: TaskLayout) -> None:
 
 
 def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None:
-    """Remove the files of tasks whose first record an earlier server had not written when it died.
+    """Remove the files and the journals of tasks whose first record an earlier server had not written when it died.
 
     Such a task was never acknowledged: its journal exists and is empty, and the index lacks it. Call it before the
     server accepts tasks. Raises StoreError.
@@ -89,9 +90,14 @@ def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None
     accepted = frozenset(journals.task_ids()) | store.task_ids()
     for task_id in names:
         layout = TaskLayout(data_dir, task_id)
-        if task_id not in accepted and layout.artifacts.is_dir() and _has_empty_journal(journals, task_id):
+        if task_id in accepted:
+            continue
+        if layout.artifacts.is_dir() and _has_empty_journal(journals, task_id):
             discard_inheritance(layout)
             _log.info("Removed the files of task %s, which was never accepted", task_id)
+        with suppress(OSError):  # the journal may be damaged
+            if [path.name for path in layout.root.iterdir()] == ["journal"]:
+                journals.discard(task_id, journals.create(task_id))
 
 
 def _has_empty_journal(journals: Journals, task_id: str) -> bool:

@@ -249,23 +249,42 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
             inherited_files.store_inheritance(layout, inheritance)
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(submissions, "store_inheritance", die)
-        monkeypatch.setattr(submissions, "discard_inheritance", lambda _: None)
-        monkeypatch.setattr(components.journals, "discard", lambda _, writer: writer.close())
         store = submissions.SubmissionStore(
             components.data_dir, components.journals, components.store, components.clock
         )
-        with pytest.raises(KeyboardInterrupt):
-            store.add(manifest("task-2"), None, follow_up.inheritance)
+        with monkeypatch.context() as patch:
+            patch.setattr(submissions, "store_inheritance", die)
+            patch.setattr(submissions, "discard_inheritance", lambda _: None)
+            patch.setattr(components.journals, "discard", lambda _, writer: writer.close())
+            with pytest.raises(KeyboardInterrupt):
+                store.add(manifest("task-2"), None, follow_up.inheritance)
     assert inherited(components, "task-2")
     lost = TaskLayout(components.data_dir, "lost").artifacts
     lost.mkdir(parents=True)
     before = inherited(components, "task-3")
     discard_unrecorded(components.data_dir, components.journals, components.store)
-    assert not TaskLayout(components.data_dir, "task-2").artifacts.exists()
+    assert not TaskLayout(components.data_dir, "task-2").root.exists()
     assert (TaskLayout(components.data_dir, "task-1").artifacts / "task-1.patch").exists()
     assert inherited(components, "task-3") == before
     assert lost.exists(), "a task whose journal is missing may be restored from a backup"
+
+
+@pytest.mark.parametrize("leftovers", [(), ("lock",), ("lock", "records")])
+async def test_directories_of_a_task_that_was_not_recorded_are_removed_at_the_next_start(components, leftovers):
+    """The server is killed while it creates a journal."""
+    async with components.server() as service:
+        await submit_ended(components, service)
+    begun, damaged = (TaskLayout(components.data_dir, name).root / "journal" for name in ("begun", "damaged"))
+    for directory in (begun, damaged):
+        directory.mkdir(parents=True)
+    for name in leftovers:
+        (begun / name).touch()
+    (damaged / "records").write_bytes(b"damaged\n" * 9)
+    discard_unrecorded(components.data_dir, components.journals, components.store)
+    assert not begun.parent.exists()
+    assert (damaged / "records").exists()
+    async with components.server() as service:
+        assert (await service.status("task-1")).state.is_final
 
 
 async def test_inherited_files_are_backed_up_and_checked_like_artifacts(components, tmp_path):
