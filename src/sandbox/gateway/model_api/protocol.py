@@ -36,6 +36,7 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
+    received: the part of the response's body that has not been forwarded yet.
     meter: set when a response whose usage must be read starts.
     key_rejection: set when a response that rejects the server's key starts.
     """
@@ -47,6 +48,7 @@ class InflightRequest(msgspec.Struct):
     is_sent: bool = False
     has_response: bool = False
     has_timed_out: bool = False
+    received: bytearray = bytearray()
     meter: UsageMeter | None = None
     key_rejection: KeyRejection | None = None
 
@@ -222,6 +224,7 @@ class ModelProtocol:
             self._upstream_side.receive_data(data)
             self._process_upstream_events(effects)
         except h11.RemoteProtocolError:
+            self._forward_body(effects)
             self._fail_upstream(effects, 502, f"The model at {self._upstream.address} ended its response early.")
         if not data:  # EOF may delimit a response
             self._close_upstream(effects)
@@ -389,20 +392,31 @@ class ModelProtocol:
         while self._inflight is not None and self._upstream_side is not None:
             event: Any = self._upstream_side.next_event()
             if event in _NEEDS_MORE:
+                self._forward_body(effects)
                 return
             if isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
             elif self._inflight.key_rejection is not None:
                 self._collect_key_rejection(effects, self._inflight.key_rejection, event)
             elif isinstance(event, h11.Data):
-                self._send_to_client(effects, h11.Data(data=self._inflight.body_redactor.feed(bytes(event.data))))
-                if self._inflight.meter is not None:
-                    self._inflight.meter.feed(bytes(event.data))
-                    self._request_gate.record_progress(self, self._inflight.meter)
+                self._inflight.received += event.data
             elif isinstance(event, h11.EndOfMessage):
+                self._forward_body(effects)
                 if held_back := self._inflight.body_redactor.flush():
                     self._send_to_client(effects, h11.Data(data=held_back))
                 self._finish_response(effects)
+
+    def _forward_body(self, effects: Effects) -> None:
+        """Forward the received part of the body at once: a read may contain thousands of chunks."""
+        inflight = self._inflight
+        if inflight is None or not inflight.received:
+            return
+        data = bytes(inflight.received)
+        inflight.received.clear()
+        self._send_to_client(effects, h11.Data(data=inflight.body_redactor.feed(data)))
+        if inflight.meter is not None:
+            inflight.meter.feed(data)
+            self._request_gate.record_progress(self, inflight.meter)
 
     def _start_response(self, effects: Effects, inflight: InflightRequest, response: h11.Response) -> None:
         if 300 <= response.status_code < 400:

@@ -210,3 +210,18 @@ def test_incomplete_error_response_costs_nothing(status):
     )
     forwarded.protocol.upstream_timed_out()
     assert forwarded.usage is None
+
+
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b"not a chunk size\r\n"])
+def test_small_chunks_of_one_read_are_forwarded_and_counted_together(monkeypatch, end):
+    """A read may contain thousands of chunks: counting and redacting each of them would block the runner for seconds."""
+    counted = []
+    monkeypatch.setattr(ModelRequestGate, "record_progress", lambda *args: counted.append(args[-1].usage()))
+    request = ForwardedRequest()
+    body = f"data: {json.dumps(START)}\ndata: {json.dumps(DELTA)}\n".encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    effects = request.protocol.upstream_data_received(STREAM_HEAD + chunks + end)
+    assert b"\r\n%x\r\n%s\r\n" % (len(body), body) in effects.to_client
+    assert [one.output_tokens for one in counted] == [7]
+    request.protocol.connection_lost()
+    assert [one.output_tokens for one in request.events if isinstance(one, Usage)] == [7]

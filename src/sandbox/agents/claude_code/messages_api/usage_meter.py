@@ -1,5 +1,6 @@
 """Extracts token usage from a model response as it passes, buffering at most one line of a stream."""
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -21,6 +22,9 @@ SSE_LINE_BYTES_MAX = 1024 * 1024
 
 JSON_BODY_BYTES_MAX = 4 * 1024 * 1024
 """Maximum size of a non-streaming response that is searched for usage; larger ones pass through unread."""
+
+USAGE_BYTES_MAX = 16 * 1024
+"""Maximum size of a `usage` object; a larger one is not read, because its iterations would take time and memory."""
 
 _MODEL_CHARACTERS_MAX = 128
 _DELTA_OVERHEAD_BYTES = 80
@@ -71,17 +75,33 @@ class _Usage(_Counts):
 
 class _Message(msgspec.Struct):
     model: str = ""
-    usage: _Usage | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Event(msgspec.Struct):
     type: str = ""
     message: _Message | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _event_decoder = msgspec.json.Decoder(_Event)
 _message_decoder = msgspec.json.Decoder(_Message)
+_usage_decoder = msgspec.json.Decoder(_Usage | None)
+
+
+def _decode_usage(text: msgspec.Raw) -> _Usage | None:
+    """Decode a `usage` object. Raises one of DECODE_ERRORS if it is invalid or too large."""
+    if memoryview(text).nbytes > USAGE_BYTES_MAX:
+        raise msgspec.ValidationError("The usage is too large.")
+    usage: _Usage | None = _usage_decoder.decode(text)
+    return usage
+
+
+def _decode_event(data: bytes) -> tuple[_Event, _Usage | None]:
+    """Decode an event and its usage, which is part of the message in `message_start`. Raises one of DECODE_ERRORS."""
+    event = _event_decoder.decode(data)
+    holder = event.message if event.type == "message_start" and event.message is not None else event
+    return event, _decode_usage(holder.usage)
 
 
 class StreamMeter:
@@ -158,16 +178,14 @@ class StreamMeter:
             self._is_readable = event_type is not None
 
     def _decode(self, data: bytes) -> None:
-        try:
-            event = _event_decoder.decode(data)
-        except DECODE_ERRORS:
-            return
-        if event.type == "message_start" and event.message is not None:
-            self._tally.set_model(event.message.model)
-            self._tally.record(event.message.usage)
-        elif event.type == "message_delta":
-            self._tally.record(event.usage)
-            self.is_complete |= event.usage is not None and event.usage.output_tokens is not None
+        with suppress(*DECODE_ERRORS):
+            event, usage = _decode_event(data)
+            if event.type == "message_start" and event.message is not None:
+                self._tally.set_model(event.message.model)
+                self._tally.record(usage)
+            elif event.type == "message_delta":
+                self._tally.record(usage)
+                self.is_complete |= usage is not None and usage.output_tokens is not None
 
 
 _SSE_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
@@ -184,7 +202,7 @@ def _is_readable(line: bytes) -> bool:
 def _read_event_type(line: bytes) -> str | None:
     """Return the type of the event in a `data:` line; None if the line is not a whole JSON object."""
     try:
-        return _event_decoder.decode(line[len(b"data:") :]).type
+        return _decode_event(line[len(b"data:") :])[0].type
     except DECODE_ERRORS:
         return None
 
@@ -211,12 +229,12 @@ class JsonMeter:
 
     def usage(self) -> Usage | None:
         """Return the usage; None until the document is complete."""
-        message = self._decode()
-        if message is None or message.usage is None:
+        model, usage = self._decode()
+        if usage is None:
             return None
         tally = _Tally()
-        tally.set_model(message.model)
-        tally.record(message.usage)
+        tally.set_model(model)
+        tally.record(usage)
         return tally.usage()
 
     def partial_usage(self) -> Usage | None:
@@ -226,14 +244,15 @@ class JsonMeter:
     @property
     def is_complete(self) -> bool:
         """Whether the document is complete and reports its output tokens."""
-        message = self._decode()
-        return message is not None and message.usage is not None and message.usage.output_tokens is not None
+        _, usage = self._decode()
+        return usage is not None and usage.output_tokens is not None
 
-    def _decode(self) -> _Message | None:
+    def _decode(self) -> tuple[str, _Usage | None]:
         try:
-            return _message_decoder.decode(self._body)
+            message = _message_decoder.decode(self._body)
+            return message.model, _decode_usage(message.usage)
         except DECODE_ERRORS:
-            return None
+            return "", None
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         """Return an upper bound on the full output: the received bytes do not show how much of it is missing."""
@@ -253,13 +272,15 @@ class _Tally:
         self._iterations: list[_Iteration] = []
         self._web_searches = 0
         self._price_factor = 1.0
+        self._usage: Usage | None = None
 
     def set_model(self, model: str) -> None:
-        self._model = model[:_MODEL_CHARACTERS_MAX]
+        self._model, self._usage = _short_name(model), None
 
     def record(self, usage: _Usage | None) -> None:
         if usage is None:
             return
+        self._usage = None
         self._counts |= _reported_counts(usage)
         if usage.iterations is not None:
             self._iterations = usage.iterations
@@ -274,18 +295,22 @@ class _Tally:
             self.set_model(cost_bound.model)
         self._counts = {"input": cost_bound.input_tokens} | self._counts
         self._counts["output"] = max(output, self._counts.get("output", 0))
+        self._usage = None
         return self.usage()
 
     def usage(self) -> Usage | None:
-        if self._model is None:
-            return None
-        total = (self._model, TokenCounts(**self._counts))
+        if self._usage is None and self._model is not None:
+            self._usage = self._compute_usage(self._model)
+        return self._usage
+
+    def _compute_usage(self, model: str) -> Usage:
+        total = (model, TokenCounts(**self._counts))
         included, additional = self._iteration_usages(is_included=True), self._iteration_usages(is_included=False)
-        parts = [*included, (self._model, _remainder(total[1], included)), *additional]
-        unpriced = next((model for model, _ in parts if not has_price(model)), None)
+        parts = [*included, (model, _remainder(total[1], included)), *additional]
+        unpriced = next((name for name, _ in parts if not has_price(name)), None)
         usd = max(_cost(parts), _cost([total, *additional])) * self._price_factor + self._web_searches * WEB_SEARCH_USD
         return Usage(
-            model=unpriced or self._model,
+            model=unpriced or model,
             input_tokens=sum(tokens.input for _, tokens in parts),
             output_tokens=sum(tokens.output for _, tokens in parts),
             cache_read_tokens=sum(tokens.cache_read for _, tokens in parts),
@@ -295,10 +320,15 @@ class _Tally:
 
     def _iteration_usages(self, *, is_included: bool) -> list[_ModelUsage]:
         return [
-            ((one.model or self._model or "")[:_MODEL_CHARACTERS_MAX], TokenCounts(**_reported_counts(one)))
+            (_short_name(one.model or self._model or ""), TokenCounts(**_reported_counts(one)))
             for one in self._iterations
             if (one.type in _INCLUDED_ITERATIONS) is is_included
         ]
+
+
+def _short_name(model: str) -> str:
+    """Return the name of a model, or a fixed text if it is too long: part of a name may be part of a secret."""
+    return model if len(model) <= _MODEL_CHARACTERS_MAX else "(too-long)"
 
 
 def _remainder(total: TokenCounts, parts: list[_ModelUsage]) -> TokenCounts:

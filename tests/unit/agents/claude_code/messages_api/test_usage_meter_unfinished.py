@@ -6,10 +6,12 @@ import pytest
 
 from sandbox.agents.claude_code.messages_api.usage_meter import (
     SSE_LINE_BYTES_MAX,
+    USAGE_BYTES_MAX,
     JsonMeter,
     StreamMeter,
     create_meter,
 )
+from sandbox.gateway.model_api.request_gate import TOKENS_MAX
 from sandbox.interfaces.gateway import CostBound
 from sandbox.model.events import Usage
 
@@ -257,12 +259,51 @@ def test_geo_surcharge_is_rounded_to_a_millionth_of_a_dollar():
     assert stream_meter_fed(start(input_tokens=30, inference_geo="")).usage().cost_usd == 0.00003
 
 
-def test_model_name_is_truncated():
-    for name, expected in (("m" * 128, "m" * 128), ("m" * 129, "m" * 128)):
+def test_long_model_name_is_replaced_because_its_start_may_be_part_of_a_secret():
+    for name, expected in (("m" * 128, "m" * 128), ("m" * 129, "(too-long)")):
         meter = stream_meter_fed(line({"type": "message_start", "message": {"model": name}}))
         assert meter.usage().model == expected
         advisor = delta(iterations=[{"type": "advisor_message", "model": name, "input_tokens": 1}])
         assert stream_meter_fed(start(), advisor).usage().model == expected
+    meter = stream_meter_fed(
+        start(input_tokens=1).replace(MODEL.encode(), b"x" * 100 + b"a-secret-value-of-40-characters-in-total")
+    )
+    assert "secret" not in meter.usage().model
+
+
+def usage_of_size(byte_count: int) -> str:
+    """Return JSON for usage of this size with as many iterations as fit."""
+    prefix = '{"output_tokens":7,"iterations":['
+    iterations = ",".join(["{}"] * ((byte_count - len(prefix) - 2) // 3))
+    return (prefix + iterations).ljust(byte_count - 2) + "]}"
+
+
+@pytest.mark.parametrize(("byte_count", "is_read"), [(USAGE_BYTES_MAX, True), (USAGE_BYTES_MAX + 1, False)])
+def test_large_usage_is_not_read(byte_count, is_read):
+    """Its iterations would take memory, and time for each part of the response."""
+    usage = usage_of_size(byte_count)
+    stream = stream_meter_fed(start(input_tokens=1), f'data: {{"type":"message_delta","usage":{usage}}}\n'.encode())
+    document = json_meter_fed(f'{{"model":"{MODEL}","usage":{usage}}}'.encode())
+    assert stream.usage().output_tokens == (7 if is_read else 0)
+    assert (document.usage() is not None) is is_read
+    assert (stream.is_complete, document.is_complete) == (is_read, is_read)
+
+
+def test_counts_of_the_largest_usage_are_plausible():
+    """The counts of a response are added up, and a sum that is not plausible would not be counted at all."""
+    item = {"type": "advisor_message", "input_tokens": 10**12}
+    usage = {"output_tokens": 1, "iterations": [item] * (USAGE_BYTES_MAX // 61)}
+    assert USAGE_BYTES_MAX * 0.9 < len(json.dumps(usage)) <= USAGE_BYTES_MAX
+    assert 10**12 < stream_meter_fed(start(), delta(**usage)).usage().input_tokens < TOKENS_MAX
+
+
+def test_usage_is_computed_once_for_each_change():
+    meter = stream_meter_fed(start(input_tokens=1), delta(output_tokens=3))
+    usage = meter.partial_usage()
+    meter.feed(text(100))
+    assert meter.partial_usage() is usage
+    meter.feed(delta(output_tokens=4))
+    assert meter.partial_usage().output_tokens == 4
 
 
 # Documents
