@@ -103,7 +103,8 @@ class _Subscriber:
     def _is_full(self, size_bytes: int) -> bool:
         if len(self._queue) >= SUBSCRIBER_EVENTS_MAX or self._queued_bytes >= SUBSCRIBER_BYTES_MAX:
             return True
-        return self._queued_bytes >= _ALWAYS_QUEUED_BYTES and not self._memory.has_room(size_bytes)
+        is_within_minimum = self._queued_bytes + size_bytes <= _ALWAYS_QUEUED_BYTES
+        return not is_within_minimum and not self._memory.has_room(size_bytes)
 
     def _set_queued_bytes(self, size_bytes: int) -> None:
         change, self._queued_bytes = size_bytes - self._queued_bytes, size_bytes

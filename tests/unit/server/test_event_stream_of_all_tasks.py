@@ -113,9 +113,23 @@ async def test_unread_queues_of_one_client_use_its_memory(monkeypatch):
     share, broadcast = use_share(), Broadcast()
     subscribers = fill_unread_queues(broadcast, monkeypatch, 20)
     assert share.memory.reserved_bytes < 1.1 * RESPONSE_BYTES_MAX
-    received = [await read(each, 2) for each in subscribers]
-    assert [[one["type"] for one in each] for each in received[:2]] == [["output", "output"]] * 2
-    assert [one["type"] for one in received[-1]] == ["output", "gap"]
+    received = [await read(each, 1) for each in subscribers]
+    assert [one["type"] for (one,) in received[:2]] == ["output"] * 2
+    assert [one["type"] for one in received[-1]] == ["gap"]
+    for each in subscribers:
+        await each.aclose()
+    assert share.memory.reserved_bytes == 0
+
+
+async def test_large_event_is_queued_only_if_there_is_memory():
+    """Otherwise, each subscriber of a client without memory would keep one event of up to 16 MiB."""
+    share, broadcast = use_share(), Broadcast()
+    subscribers = [broadcast.subscribe() for _ in range(100)]
+    broadcast.publish({**event(1), "data": "x" * (RESPONSE_BYTES_MAX // 10)})
+    received = [(await read(each, 1))[0]["type"] for each in subscribers]
+    assert (received.count("output"), received.count("gap")) == (9, 91)
+    broadcast.publish(event(2))
+    assert [(await read(each, 1))[0]["type"] for each in subscribers] == ["output"] * 100
     for each in subscribers:
         await each.aclose()
     assert share.memory.reserved_bytes == 0

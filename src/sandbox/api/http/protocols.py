@@ -12,8 +12,10 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.exceptions import InvalidState
 from websockets.frames import CloseCode, Frame
 
 from sandbox.api.http.framing import FramedConnection
@@ -41,6 +43,9 @@ _REJECTION_BYTES = 16 * 1024
 
 _FRAMES_BYTES = 256
 """Number of bytes of WebSocket frames that are parsed at once; the shortest frame that a client sends has 6 bytes."""
+
+MORE_TEXT = "sandbox.more_text"
+"""Key of an ASGI message `websocket.send`: whether the next one continues this text. ASGI has no fragments."""
 
 _FRAGMENTS_MAX = 64
 """Maximum number of unjoined fragments of a WebSocket message, because even an empty fragment uses memory."""
@@ -267,10 +272,11 @@ class HttpProtocol(_BackpressureMixin, H11Protocol):
 class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
     """A WebSocket connection.
 
-    It differs from uvicorn's class in four ways. A response that rejects the handshake also completes the handshake,
+    It differs from uvicorn's class in five ways. A response that rejects the handshake also completes the handshake,
     whereas uvicorn logs an application error. A client that does not read gets a pong only for its latest ping (RFC
     6455 §5.5.3), whereas uvicorn buffers all pongs. The fragments of a message are joined as they arrive. A text
-    message that is not valid UTF-8 only ends the connection, whereas uvicorn also logs a server error.
+    message that is not valid UTF-8 only ends the connection, whereas uvicorn also logs a server error. A text message
+    can be sent in fragments.
     """
 
     _pending_pong = b""
@@ -321,12 +327,25 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
 
     async def send(self, message: Any) -> None:
         """Send a message; return when the client has read most of it. Mark a rejected handshake as complete."""
-        await super().send(message)
+        is_fragment = message.get(MORE_TEXT, False) or self.conn.expect_continuation_frame
+        if is_fragment and message["type"] == "websocket.send":
+            await self._send_fragment(message["text"], has_more=message[MORE_TEXT])
+        else:
+            await super().send(message)
         if message["type"] == "websocket.send":
             await self.writable.wait()
             return
         self.handshake_complete = self.handshake_complete or (self.initial_response is not None and self.close_sent)
         self._changed.set()
+
+    async def _send_fragment(self, text: str, *, has_more: bool) -> None:
+        await self.writable.wait()
+        send = self.conn.send_continuation if self.conn.expect_continuation_frame else self.conn.send_text
+        try:
+            send(text.encode(), fin=not has_more)
+        except InvalidState:
+            raise ClientDisconnected from None
+        self.transport.write(b"".join(self.conn.data_to_send()))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the parser after the connection is closed."""

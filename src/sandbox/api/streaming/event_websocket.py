@@ -1,7 +1,7 @@
 """WebSocket endpoint of the event stream."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from sandbox.api import paths
 from sandbox.api.app_context import AppContext, get_context
+from sandbox.api.http.protocols import MORE_TEXT
 from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
@@ -27,6 +28,12 @@ STREAMED_EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
 
 _TYPES = CommaSeparated(tuple(sorted(STREAMED_EVENT_TYPES)))
 _UNFILTERED_TYPES = frozenset({"gap", "end"})
+FRAGMENT_BYTES_MAX = 64 * 1024
+"""Maximum size of a part of a message. A part ends between two characters."""
+
+_CONTINUATION_MASK, _CONTINUATION_BYTE = 0xC0, 0x80
+"""The bytes of a character in UTF-8 after its first one."""
+
 _NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
 _log = logging.getLogger(__name__)
 
@@ -117,4 +124,16 @@ async def _send_messages(websocket: WebSocket, prefetcher: Prefetcher) -> None:
 
 async def _send_batch(websocket: WebSocket, batch: MessageBatch) -> None:
     for message in batch:
-        await websocket.send_text(message.decode())
+        for text, has_more in _fragments(message):
+            await websocket.send({"type": "websocket.send", "text": text, MORE_TEXT: has_more})
+
+
+def _fragments(message: bytes) -> Iterator[tuple[str, bool]]:
+    """Yield the parts of a message, and whether more follow. Only one part at a time is decoded and buffered."""
+    begin = 0
+    while begin < len(message):
+        end = begin + FRAGMENT_BYTES_MAX
+        while end < len(message) and message[end] & _CONTINUATION_MASK == _CONTINUATION_BYTE:
+            end -= 1
+        yield message[begin:end].decode(), end < len(message)
+        begin = end

@@ -74,6 +74,7 @@ class RecordingTransport(asyncio.Transport):
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written = b""
         self.is_paused = False
+        self.on_write = lambda: None
 
     def pause_reading(self):
         self.is_paused = True
@@ -83,12 +84,31 @@ class RecordingTransport(asyncio.Transport):
 
     def write(self, data):
         self.written += data
+        if data:
+            self.on_write()
 
     def is_closing(self):
         return False
 
     def close(self):
         pass
+
+
+async def open_websocket(app):
+    """Return a connection to the app after the handshake, its transport, and the client's protocol."""
+    config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
+    config.load()
+    connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
+    connection.connection_made(transport)
+    client = ClientProtocol(parse_uri("ws://localhost/"))
+    client.send_request(client.connect())
+    connection.data_received(b"".join(client.data_to_send()))
+    while not transport.written:
+        await asyncio.sleep(0)
+    client.receive_data(transport.written)
+    transport.written = b""
+    assert len(client.events_received()) == 1  # the response to the handshake
+    return connection, transport, client
 
 
 async def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
@@ -102,17 +122,7 @@ async def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
         while connection.transport.is_paused:
             await asyncio.sleep(0)
 
-    config = uvicorn.Config(app, ws=protocols.WebSocketProtocol, lifespan="off", log_config=None)
-    config.load()
-    connection, transport = protocols.WebSocketProtocol(config, ServerState(), {}), RecordingTransport()
-    connection.connection_made(transport)
-    client = ClientProtocol(parse_uri("ws://localhost/"))
-    client.send_request(client.connect())
-    connection.data_received(b"".join(client.data_to_send()))
-    while not transport.written:
-        await asyncio.sleep(0)
-    client.receive_data(transport.written)
-    transport.written = b""
+    connection, transport, client = await open_websocket(app)
     client.send_ping(b"first")
     await receive(connection, client)
     assert b"first" in transport.written
@@ -126,4 +136,36 @@ async def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
     client.receive_data(transport.written)
     pongs = [frame for frame in client.events_received() if getattr(frame, "opcode", None) is Opcode.PONG]
     assert [frame.data for frame in pongs] == [b"999"]
+    connection.connection_lost(None)
+
+
+async def test_part_of_a_message_is_sent_once_the_client_has_read_the_one_before():
+    may_send = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await may_send.wait()
+        for text, has_more in (("one ", True), ("two ", True), ("three", False), ("four", False)):
+            await send({"type": "websocket.send", "text": text, protocols.MORE_TEXT: has_more})
+        await send({"type": "websocket.close"})
+
+    connection, transport, client = await open_websocket(app)
+    transport.on_write = connection.pause_writing
+    may_send.set()
+    frames = []
+    while not frames or frames[-1].opcode is not Opcode.CLOSE:
+        while not transport.written:
+            await asyncio.sleep(0)
+        client.receive_data(transport.written)
+        transport.written = b""
+        (frame,) = client.events_received()
+        frames.append(frame)
+        connection.resume_writing()
+    assert [(frame.opcode, bytes(frame.data), frame.fin) for frame in frames[:-1]] == [
+        (Opcode.TEXT, b"one ", False),
+        (Opcode.CONT, b"two ", False),
+        (Opcode.CONT, b"three", True),
+        (Opcode.TEXT, b"four", True),
+    ]
     connection.connection_lost(None)

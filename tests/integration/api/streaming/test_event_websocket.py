@@ -11,6 +11,7 @@ from websockets.exceptions import InvalidStatus
 
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from sandbox.api.http import server
+from sandbox.api.streaming.event_websocket import FRAGMENT_BYTES_MAX
 from sandbox.model import events as e
 
 
@@ -53,6 +54,19 @@ async def test_stream_sends_all_events_and_closes_at_the_end(running_api):
         ]
         assert (received[2]["data"], received[2]["bytes"]) == ("grüß\n", 7)
         assert code == 1000
+
+
+async def test_large_event_is_sent_in_fragments_of_whole_characters(running_api):
+    """Otherwise, the server would keep several copies of the event for each client that does not read."""
+    text = "😀é€a" * 40_000 + "\n"
+    async with running_api() as api:
+        api.tasks.add("task-001", *TO_RUNNING, e.Output.from_bytes("stdout", text.encode()), *TO_COMPLETED)
+        async with connect(api.ws("?task_id=task-001&after=0&filter=output")) as socket:
+            fragments = [each async for each in socket.recv_streaming(decode=False)]
+            following = json.loads(await socket.recv())
+    assert len(fragments) > 3
+    assert all(0 < len(each.decode()) <= len(each) <= FRAGMENT_BYTES_MAX for each in fragments)
+    assert (json.loads(b"".join(fragments))["data"], following["type"]) == (text, "end")
 
 
 async def test_filter_passes_gap_and_end_events(running_api):
