@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from fastapi import Request
 from starlette.responses import FileResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
@@ -126,7 +126,8 @@ async def download_artifact(
         "x-checksum-sha256": stored.artifact.checksum.removeprefix("sha256:"),
     }
     byte_range = parse_range(request.headers, etag, stat_result.st_size)
-    return _ArtifactResponse(stored.file, headers, stat_result, byte_range)
+    missing = ArtifactNotFoundError(task_id, name)
+    return _ArtifactResponse(stored.file, headers, stat_result, byte_range, missing)
 
 
 def _stat_regular_file(file: Path) -> os.stat_result | None:
@@ -182,18 +183,40 @@ class _ArtifactResponse(FileResponse):
     """A file response with a validated range. It restores HEAD, which ResponseHeadersMiddleware replaced with GET.
 
     It sends no Last-Modified, because only the ETag identifies the content.
+
+    missing: the error if the task was deleted before the file is opened.
     """
 
     def __init__(
-        self, file: Path, headers: dict[str, str], stat_result: os.stat_result, byte_range: str | None
+        self,
+        file: Path,
+        headers: dict[str, str],
+        stat_result: os.stat_result,
+        byte_range: str | None,
+        missing: ArtifactNotFoundError,
     ) -> None:
         super().__init__(file, headers=headers, stat_result=stat_result)
         del self.headers["last-modified"]
         self._byte_range = byte_range
+        self._missing = missing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in {b"range", b"if-range"}]
         if self._byte_range is not None:
             headers.append((b"range", self._byte_range.encode()))
         method = "HEAD" if is_head_request(scope) else scope["method"]
-        await super().__call__({**scope, "headers": headers, "method": method}, receive, send)
+        head: list[Message] = []
+
+        async def send_with_body(message: Message) -> None:
+            """Send the head with the first part of the body: the file is opened in between."""
+            if message["type"] == "http.response.start":
+                head.append(message)
+                return
+            while head:
+                await send(head.pop())
+            await send(message)
+
+        try:
+            await super().__call__({**scope, "headers": headers, "method": method}, receive, send_with_body)
+        except FileNotFoundError:
+            raise self._missing from None

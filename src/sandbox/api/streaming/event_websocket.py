@@ -18,6 +18,7 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.middleware.metrics import set_route
 from sandbox.api.request_parsing import SEQ, CommaSeparated, parse_query_params, parse_seq
 from sandbox.api.streaming.response import MessageBatch, Prefetcher, encode_each, wait_for_disconnect
+from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.errors import FieldError, InvalidParameterError
 from sandbox.model.wire import event_bodies
 from sandbox.model.wire.events import WireEvent
@@ -102,6 +103,8 @@ async def _serve(websocket: WebSocket, context: AppContext, request: StreamReque
             await websocket.close(_GOING_AWAY if context.shutting_down.is_set() else _NORMAL)
         except WebSocketDisconnect:
             return
+        except TaskNotFoundError:
+            await websocket.close(_INTERNAL, "The task was deleted.")
         except Exception:
             _log.exception("A stream failed")
             await websocket.close(_INTERNAL, "Internal server error; the server's log has details.")

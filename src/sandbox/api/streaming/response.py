@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from sandbox.api.middleware.response_headers import is_head_request
+from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model.wire.events import WireEvent
 from sandbox.primitives import client_fairness
 from sandbox.primitives.client_fairness import MemoryShare
@@ -149,6 +151,7 @@ KEEP_ALIVE_INTERVAL_SECONDS = 15.0
 SSE_KEEP_ALIVE = b": keep-alive\n\n"
 
 _NO_TRACKER = nullcontext()
+_log = logging.getLogger(__name__)
 
 
 class EventStreamResponse(Response):
@@ -182,7 +185,13 @@ class EventStreamResponse(Response):
         with self._tracker:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if not is_head_request(scope):
-                await self._send_batches(idle_seconds, receive, send)
+                try:
+                    await self._send_batches(idle_seconds, receive, send)
+                except TaskNotFoundError:
+                    _log.info("A stream was cut off: the task was deleted")
+                    scope["state"]["abort"]()  # a response that ends regularly would look complete
+                    await wait_for_disconnect(receive)
+                    return
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_batches(self, idle_seconds: float | None, receive: Receive, send: Send) -> None:

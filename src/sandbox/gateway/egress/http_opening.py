@@ -1,5 +1,6 @@
 """A plain HTTP request to a host. Its Host header must name that host, and its connection carries only that request."""
 
+import re
 from typing import Any
 
 import h11
@@ -10,6 +11,8 @@ from sandbox.gateway.http_messages import HostPort, parse_authority
 from sandbox.gateway.model_api.request_policy import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+"""A server that computes with 64 bits would treat a longer number as a small one, and the rest as another request."""
 
 
 class HttpOpening:
@@ -141,6 +144,11 @@ def _ambiguity(request: h11.Request) -> str | None:
     names = {name for name, _ in request.headers}
     if {b"transfer-encoding", b"content-length"} <= names:
         return "a request must not have both Content-Length and Transfer-Encoding."
+    if (
+        b"content-length" in names
+        and _LENGTH.fullmatch(http_messages.header(request.headers, b"content-length")) is None
+    ):
+        return "Content-Length must have at most 18 digits, without leading zeros."
     if b"host" in connection_header_names(request):
         return "the Connection header must not list Host."
     return None

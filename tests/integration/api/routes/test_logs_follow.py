@@ -4,10 +4,15 @@ import asyncio
 import json
 
 import httpx2
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosedError
 
-from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING, FakeTasks
 from sandbox.api.streaming import response as streaming_response
+from sandbox.interfaces.tasks import TaskNotFoundError
 from sandbox.model import events as e
+from sandbox.model.wire.events import current_state_event
 
 LOGS = "/api/v1/tasks/task-001/logs?follow=true"
 
@@ -28,6 +33,29 @@ async def test_follow_streams_events_live_until_the_end(running_api):
             assert [(await anext(received))["seq"] for _ in range(5)] == [2, 3, 4, 5, 6]
             api.tasks.record("task-001", *TO_COMPLETED)
             assert [event["type"] async for event in received] == ["state_change", "state_change", "end"]
+
+
+@pytest.mark.parametrize("query", ["?follow=true", ""])
+async def test_stream_of_a_task_that_is_deleted_meanwhile_is_cut_off(running_api, monkeypatch, caplog, query):
+    """If the response ended regularly, the log would look complete."""
+
+    async def replay(self, task_id, *, after=0):
+        yield current_state_event(self.entries[task_id].task)
+        raise TaskNotFoundError(task_id)
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(FakeTasks, "replay", replay)
+    monkeypatch.setattr(FakeTasks, "follow", replay)
+    async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
+        api.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.get(f"/api/v1/tasks/task-001/logs{query}")
+        async with connect(api.ws("?task_id=task-001")) as socket:
+            assert json.loads(await socket.recv())["new_state"] == "completed"
+            with pytest.raises(ConnectionClosedError, match="The task was deleted"):
+                await socket.recv()
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+    assert "A stream was cut off: the task was deleted" in caplog.messages
 
 
 async def test_idle_stream_sends_keep_alive_comments(running_api, monkeypatch):

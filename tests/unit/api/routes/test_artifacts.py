@@ -7,6 +7,7 @@ import pytest
 from doubles.example_requests import PATCH_ARTIFACT, Example
 from doubles.fake_tasks import START_TIME
 from doubles.fake_token_store import FakeTokenStore
+from sandbox.api.routes import artifacts
 from sandbox.api.routes.artifacts import content_disposition
 from sandbox.model.events import Artifact
 
@@ -36,6 +37,22 @@ def add_artifact(tasks, tmp_path):
 
     add("report.bin", "out/report.bin")
     return add
+
+
+@pytest.mark.parametrize("headers", [{}, {"range": "bytes=0-3"}])
+def test_artifact_that_is_deleted_before_it_is_opened_is_not_found(api, monkeypatch, tasks, headers):
+    assert api.get(f"{ARTIFACTS}/report.bin", headers=headers).status_code == (206 if headers else 200)
+    stat_file = artifacts._stat_regular_file
+
+    def stat_and_delete(file):
+        result = stat_file(file)
+        file.unlink()
+        return result
+
+    monkeypatch.setattr(artifacts, "_stat_regular_file", stat_and_delete)
+    response = api.get(f"{ARTIFACTS}/report.bin", headers=headers)
+    assert (response.status_code, response.json()["error"]) == (404, "artifact_not_found")
+    assert "x-checksum-sha256" not in response.headers
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

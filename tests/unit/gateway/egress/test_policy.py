@@ -228,6 +228,33 @@ def test_plain_request_to_an_allowed_host_is_forwarded_once(host):
     assert tunnel.stream_filter.drops_rest
 
 
+@pytest.mark.parametrize(
+    ("length", "is_allowed"),
+    [
+        ("0", True),
+        ("3", True),
+        ("999999999999999999", True),
+        ("1000000000000000000", False),
+        ("18446744073709551619", False),
+        ("99999999999999999999", False),
+        ("00000000000000000003", False),
+        ("03", False),
+        ("00", False),
+    ],
+)
+def test_content_length_that_servers_may_read_differently_is_denied(length, is_allowed):
+    """18446744073709551619 is 3 modulo 2**64: a server might treat the rest of the body as a request to any host."""
+    for opening, target in ((plain(), "/"), (proxy(), f"http://{HOST}/")):
+        data = f"POST {target} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n".encode()
+        outcome = opening.client_data_received(data + b"abcGET / HTTP/1.1\r\nHost: other.example\r\n\r\n")
+        if is_allowed:
+            assert f"content-length: {length}\r\n".encode() in expect_tunnel(outcome).stream_filter.start()
+        else:
+            denial = expect_denial(outcome)
+            assert denial.reason == "Content-Length must have at most 18 digits, without leading zeros."
+            assert denial.response.startswith(b"HTTP/1.1 400 ")
+
+
 def test_chunked_body_is_reframed():
     head = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
     stream_filter = expect_tunnel(plain().client_data_received(head + b"2;x=y\r\nab\r\n")).stream_filter
