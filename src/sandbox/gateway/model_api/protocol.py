@@ -399,7 +399,7 @@ class ModelProtocol:
             elif self._inflight.key_rejection is not None:
                 self._collect_key_rejection(effects, self._inflight.key_rejection, event)
             elif isinstance(event, h11.Data):
-                self._inflight.received += event.data
+                self._inflight.received.extend(event.data)
             elif isinstance(event, h11.EndOfMessage):
                 self._forward_body(effects)
                 if held_back := self._inflight.body_redactor.flush():
