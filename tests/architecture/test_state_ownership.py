@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 PUBLIC_METHODS_MAX = 15
@@ -10,8 +10,16 @@ PUBLIC_METHODS_MAX = 15
 WIDE_CLASSES = {
     "client.client.Client": "one method per operation of the API",
     "client.async_client.AsyncClient": "one method per operation of the API",
+    "interfaces.agent.Agent": "half of its members are constants, such as the agent's name",
 }
-"""Classes with more public methods than the limit, and the reason for each."""
+"""Classes with more public methods than the limit, inherited ones included, and the reason for each."""
+
+COMPONENT_RECORDS = {
+    "bootstrap.runner.RunnerParts": "only the composition root uses it",
+    "interfaces.tasks.TaskServices": "what the server offers to routes and pages",
+    "gateway.server.OutboundNetwork": "all ways out of one sandbox, for the class below it",
+}
+"""Records without methods that group several components, and the reason for each."""
 
 OUTSIDE_ASSIGNMENTS = {
     "api.app: app.router.default": "Starlette has no parameter for it",
@@ -125,12 +133,47 @@ def callback_attributes(class_: ast.ClassDef) -> Iterator[str]:
             yield name
 
 
-def public_methods(class_: ast.ClassDef) -> set[str]:
-    return {
-        node.name
-        for node in class_.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_")
-    }
+def method_names(class_: ast.ClassDef) -> set[str]:
+    return {node.name for node in class_.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def base_names(class_: ast.ClassDef) -> list[str]:
+    """Return the names of the base classes, without packages and type parameters."""
+    return [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in class_.bases]
+
+
+def public_methods(class_: ast.ClassDef, by_name: dict[str, ast.ClassDef]) -> set[str]:
+    """Return the public methods of a class and of those of its base classes that are in `by_name`."""
+    own = {name for name in method_names(class_) if not name.startswith("_")}
+    bases = [by_name[name] for name in base_names(class_) if name in by_name and by_name[name] is not class_]
+    return own.union(*(public_methods(base, by_name) for base in bases))
+
+
+def is_record(class_: ast.ClassDef) -> bool:
+    """Return whether a class only groups values: a tuple, struct or dataclass without methods."""
+    decorators = [ast.unparse(decorator) for decorator in class_.decorator_list]
+    is_grouping = not {"NamedTuple", "Struct"}.isdisjoint(base_names(class_)) or any(
+        "dataclass" in d for d in decorators
+    )
+    return is_grouping and method_names(class_) <= {"__repr__"}
+
+
+def is_component(class_: ast.ClassDef) -> bool:
+    """Return whether a class has behaviour or state of its own: a protocol, or a class with a constructor."""
+    return "Protocol" in base_names(class_) or "__init__" in method_names(class_)
+
+
+def component_fields(record: ast.ClassDef, components: Set[str]) -> list[str]:
+    """Return the fields of a record that hold components, optional ones included."""
+    fields = [node for node in record.body if isinstance(node, ast.AnnAssign)]
+    return [ast.unparse(field.target) for field in fields if not components.isdisjoint(names_in(field.annotation))]
+
+
+def names_in(annotation: ast.expr) -> set[str]:
+    """Return the names in an annotation, which may be quoted."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        annotation = ast.parse(annotation.value, mode="eval").body
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
 
 
 def record_uses(tree: ast.Module) -> Iterator[str]:
@@ -150,8 +193,49 @@ def classes(trees: dict[Path, ast.Module]) -> Iterator[tuple[str, ast.ClassDef]]
 
 
 def test_classes_have_few_public_methods(trees: dict[Path, ast.Module]):
-    wide = {name for name, class_ in classes(trees) if len(public_methods(class_)) > PUBLIC_METHODS_MAX}
+    by_name = {class_.name: class_ for _, class_ in classes(trees)}
+    wide = {name for name, class_ in classes(trees) if len(public_methods(class_, by_name)) > PUBLIC_METHODS_MAX}
     assert wide == set(WIDE_CLASSES)
+
+
+def test_inherited_methods_are_counted():
+    source = """
+class Base(Protocol):
+    def open(self): ...
+    def _read(self): ...
+
+class File(package.Base, Generic[T]):
+    def close(self): ...
+"""
+    base, file = ast.parse(source).body
+    assert public_methods(file, {"Base": base, "File": file}) == {"open", "close"}
+
+
+def test_components_are_not_grouped_in_records(trees: dict[Path, ast.Module]):
+    components = {class_.name for _, class_ in classes(trees) if is_component(class_)}
+    records = {name: component_fields(class_, components) for name, class_ in classes(trees) if is_record(class_)}
+    assert {name for name, fields in records.items() if len(fields) > 1} == set(COMPONENT_RECORDS)
+
+
+def test_record_of_components_is_detected():
+    source = """
+class Clock(Protocol):
+    def now(self): ...
+
+class Parts(msgspec.Struct, frozen=True):
+    clock: Clock
+    other: "Clock | None"
+    seconds: float
+
+@dataclass(frozen=True)
+class Step:
+    clock: Clock
+    def run(self): ...
+"""
+    clock, parts, step = ast.parse(source).body
+    assert [is_component(each) for each in (clock, parts, step)] == [True, False, False]
+    assert [is_record(each) for each in (clock, parts, step)] == [False, True, False]
+    assert component_fields(parts, {"Clock"}) == ["clock", "other"]
 
 
 def test_attributes_of_other_objects_are_not_assigned(trees: dict[Path, ast.Module]):
