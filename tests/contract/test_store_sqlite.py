@@ -434,6 +434,55 @@ def test_totals_read_only_an_index(path, query):
     store.close()
 
 
+def executed_statements(store, query):
+    """Return the statements that a query executes, except those for its transaction."""
+    statements = []
+    with store._connections.read_transaction() as connection:
+        connection.set_trace_callback(statements.append)
+    assert store.query(query).tasks
+    with store._connections.read_transaction() as connection:
+        connection.set_trace_callback(None)
+    return [each for each in statements if each.startswith("SELECT")]
+
+
+def test_all_tasks_are_counted_without_reading_their_rows(path):
+    store = SqliteStore(path)
+    store.save(IndexedTask(submitted("a"), 1))
+    count, _ = executed_statements(store, TaskQuery())
+    with store._connections.read_transaction() as connection:
+        operations = [operation for _, operation, *_ in connection.execute(f"EXPLAIN {count}")]
+    assert "Count" in operations
+    store.close()
+
+
+@pytest.mark.parametrize("sort_max", [10_000, 5])
+@pytest.mark.parametrize(
+    "query",
+    [TaskQuery(), TaskQuery(labels={"k": "v"}), TaskQuery(frozenset({TaskState.PENDING})), TaskQuery(search="p")],
+)
+def test_page_is_read_with_few_statements(path, monkeypatch, query, sort_max):
+    monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", sort_max)
+    store = SqliteStore(path)
+    store.save_all([IndexedTask(submitted(f"t{number}"), 1) for number in range(30)])
+    assert len(executed_statements(store, dataclasses.replace(query, limit=20))) < 10
+    store.close()
+
+
+def test_window_grows_until_it_has_enough_found_tasks(path, monkeypatch):
+    monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", 5)
+    store = SqliteStore(path)
+    words = ["many" if number < 100 or number % 20 == 0 else "few" for number in range(200)]
+    store.save_all([IndexedTask(submitted(f"t{number:03}", word), 1) for number, word in enumerate(words)])
+    newest_first = [f"t{number:03}" for number in reversed(range(200)) if words[number] == "many"]
+    for offset in (0, 3):
+        query = TaskQuery(search="many", limit=4, offset=offset)
+        statements = executed_statements(store, query)
+        assert sum("number FROM tasks" in each for each in statements) > 1
+        assert not any("JOIN searchable" in each for each in statements)
+        assert [task.id for task in store.query(query).tasks] == newest_first[offset : offset + 4]
+    store.close()
+
+
 def without_parent(task):
     return msgspec.structs.replace(task, parent=None)
 

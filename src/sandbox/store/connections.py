@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from operator import methodcaller
 from pathlib import Path
 
 from sandbox.interfaces.store import IndexDamagedError, StoreError
@@ -127,7 +128,7 @@ class Connections:
             connection.close()
             raise
         # Damaged text in one row must not prevent reading other rows.
-        connection.text_factory = lambda encoded: encoded.decode(errors="replace")
+        connection.text_factory = methodcaller("decode", "utf-8", "replace")
         return connection
 
 

@@ -132,9 +132,9 @@ WHERE {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;
 
--- name: page_of_rare_states
--- The same page, if few tasks are in the states: reads all of them.
-SELECT id, {sort}, task FROM tasks INDEXED BY tasks_by_state
+-- name: positions_of_rare_states
+-- The positions of the same page, if few tasks are in the states: reads all of them.
+SELECT id, {sort} FROM tasks INDEXED BY tasks_by_state
 WHERE state IN (SELECT value FROM json_each(:states)) AND {filters}
 ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :limit OFFSET :offset;
@@ -154,15 +154,20 @@ ORDER BY {sort} {order} NULLS LAST, id {order}
 LIMIT :window;
 
 -- name: found_numbers
--- The tasks in a range of numbers that have the terms.
-SELECT rowid FROM search WHERE search MATCH :terms AND rowid BETWEEN :first AND :last;
+-- The tasks in a range of numbers that have the terms. In the order of the list, the index reads only the part of its list
+-- of numbers before the end of the range.
+SELECT rowid FROM search WHERE search MATCH :terms AND rowid BETWEEN :first AND :last ORDER BY rowid {order};
 
--- name: encoded_task
--- The data of a task in a list.
-SELECT task FROM tasks WHERE id = ?;
+-- name: encoded_tasks
+-- The data of the tasks on a page. One statement takes a quarter of the time of one statement for each task.
+SELECT id, task FROM tasks WHERE id IN (SELECT value FROM json_each(:ids));
+
+-- name: last_number
+-- The highest number of a task, which is at least the number of tasks.
+SELECT max(number) FROM searchable;
 
 -- name: count_all
--- The number of tasks.
+-- The number of tasks. Without WHERE, SQLite counts the entries of each page of an index instead of reading them.
 SELECT count(*) FROM tasks;
 
 -- name: count_filtered
