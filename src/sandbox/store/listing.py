@@ -234,7 +234,7 @@ UNLISTED_AGENT = AgentSection("", {"prompt": "", "model": ""})
 
 def decode_list_item(encoded: bytes) -> Task:
     """Decode a task as lists show it: without artifacts, patch, the agent's section and the agent's own report."""
-    # Copying by position takes an eighth of the time of copying by name.
+    # Copying by position takes a quarter of the time of copying by name.
     values = list(msgspec.structs.astuple(_list_decoder.decode(encoded)))
     manifest = Manifest.combine(values[_MANIFEST], UNLISTED_AGENT)
     if manifest.repository.patch is not None:  # rows of earlier versions have it
@@ -300,27 +300,20 @@ class PageReader:
     def _read_filtered(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
         """Read a page without a search."""
         if self._query.states and not self._has_period and count <= _SORT_ROWS_MAX:
-            positions = self._format("positions_of_rare_states", self._cursor_filters)
-            return self._read_rows(connection, connection.execute(positions, self._values).fetchall())
-        page = self._format("task_page", [*self._page_filters, *self._cursor_filters])
+            page = self._format("page_of_rare_states", self._cursor_filters)
+        else:
+            page = self._format("task_page", [*self._page_filters, *self._cursor_filters])
         return [ListedRow(*row) for row in connection.execute(page, self._values)]
 
     def _read_found(self, connection: sqlite3.Connection, count: int) -> list[ListedRow]:
         """Read a page of search results: sort the found tasks, or read in order if most tasks match."""
         positions = self._find_in_order(connection, count) if count > _SORT_FOUND_MAX else None
         if positions is None:
-            statement = self._format("found_positions", [*self._period_filters, *self._cursor_filters])
-            positions = connection.execute(statement, self._values).fetchall()
-        return self._read_rows(connection, positions)
-
-    def _read_rows(self, connection: sqlite3.Connection, positions: Sequence[TaskPosition]) -> list[ListedRow]:
-        """Read the data of the tasks at these positions. Sorting positions is faster than sorting rows with data.
-
-        The data of a task with a damaged id is not found; it is empty, so the row counts as damaged.
-        """
+            page = self._format("found_page", [*self._period_filters, *self._cursor_filters])
+            return [ListedRow(*row) for row in connection.execute(page, self._values)]
         ids = msgspec.json.encode([task_id for task_id, _ in positions]).decode()
         encoded = dict(connection.execute(self._sql["encoded_tasks"], {"ids": ids}).fetchall())
-        return [ListedRow(task_id, value, encoded.get(task_id, b"")) for task_id, value in positions]
+        return [ListedRow(task_id, value, encoded[task_id]) for task_id, value in positions if task_id in encoded]
 
     def _find_in_order(self, connection: sqlite3.Connection, count: int) -> list[TaskPosition] | None:
         """Read the next tasks in order until the found ones fill the page; None if there are too few.
