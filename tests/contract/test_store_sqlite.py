@@ -510,11 +510,14 @@ def test_deleted_tasks_leave_no_terms(path):
     store.close()
 
 
-def test_search_does_not_find_a_deleted_damaged_row(path):
+@pytest.mark.parametrize("sort_max", [10_000, 0])
+def test_search_does_not_find_a_deleted_damaged_row(path, monkeypatch, sort_max):
+    monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", sort_max)
     store = SqliteStore(path)
     store.insert(IndexedTask(submitted("a", prompt="alpha"), 1))
     corrupt(path, "task", b"{")
     store.delete("a")
+    assert store.query(TaskQuery(search="alpha")).tasks == []
     store.insert(IndexedTask(submitted("b", prompt="beta"), 1))
     assert store.query(TaskQuery(search="alpha")).tasks == []
     assert [task.id for task in store.query(TaskQuery(search="beta")).tasks] == ["b"]
