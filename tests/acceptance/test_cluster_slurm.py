@@ -43,6 +43,7 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
     placement, _, host = started.host.partition(":")
     assert placement == "cluster"
     assert host in slurm_cluster.HOSTS
+    assert status["host"] == host
     wait_until(lambda: deployment.stored_jobs() == [], 60, "the end of the worker")
     job = job_name(started.attempt_id)
     wait_until(lambda: deployment.queue()[job] == "COMPLETED", 60, "the end of the job")
@@ -85,6 +86,13 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
     assert deployment.status(waiting)["state_message"] in {
         f"Waiting for a host: The job waits in Slurm's queue ({reason})." for reason in ("Resources", "Priority")
     }
+    job = deployment.status(waiting)["job"]
+    assert (job["phase"], job["host"]) == ("waiting", None)
+    assert f"Waiting for a host: {job['reason']}" == deployment.status(waiting)["state_message"]
+    assert job["id"].isdecimal()
+    for host, task_id in by_host.items():
+        job = deployment.status(task_id)["job"]
+        assert (job["phase"], f"cluster:{job['host']}") == ("running", host)
     check_stored_files(cluster)
     lost = {by_host["cluster:n1"], by_host["cluster:n2"]}
     cluster.kill_host("n1")

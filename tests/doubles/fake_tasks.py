@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from doubles.manifests import parse_manifest
+from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import (
@@ -103,6 +104,7 @@ class FakeTasks:
         )
         self.current_drain = DrainStatus(None, 1, 2)
         self.samples: list[LoadSample] = []
+        self.jobs: dict[str, JobStatus] = {}
         self.health_report = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
 
     @property
@@ -255,6 +257,9 @@ class FakeTasks:
             raise TaskNotEndedError(task, "delete")
         del self.entries[task_id]
         return f"Task {task_id} was deleted."
+
+    def job_status(self, task_id: str) -> JobStatus | None:
+        return self.jobs.get(task_id)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         entry = self._entry(task_id)

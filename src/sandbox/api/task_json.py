@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from sandbox.api import paths
+from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.tasks import TaskQueries, TaskSandboxes
 from sandbox.model.manifest.field_formats import public_repository_url
 from sandbox.model.manifest.schema import Manifest
@@ -19,6 +20,7 @@ from sandbox.model.wire.bodies import (
     ChainBody,
     DefinitionBody,
     DiffBody,
+    JobBody,
     LinksBody,
     TaskBody,
     TaskCancelBody,
@@ -34,8 +36,21 @@ async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *,
     item = task_summary_body(task, is_operator=is_operator, is_preserved=is_preserved)
     totals = chain_totals(await tasks.chain(task))
     chain = None if totals is None else cast("ChainBody", asdict(totals))
-    definition, links = definition_body(task.manifest), links_body(task.id)
-    return {**item, "definition": definition, "result": task.result, "links": links, "chain": chain}
+    definition, links, job = definition_body(task.manifest), links_body(task.id), job_body(tasks.job_status(task.id))
+    return {**item, "definition": definition, "result": task.result, "links": links, "job": job, "chain": chain}
+
+
+def job_body(status: JobStatus | None) -> JobBody | None:
+    """Return the job that runs a task."""
+    if status is None:
+        return None
+    job_id, host = status.job_id or None, status.host or None
+    return {"id": job_id, "phase": status.phase.value, "host": host, "reason": status.reason}
+
+
+def cluster_host(task: Task) -> str | None:
+    """Return the host of the latest attempt; None for the server's own host. See `AttemptLocation.host`."""
+    return (task.attempt.host.partition(":")[2] or None) if task.attempt else None
 
 
 def links_body(task_id: str) -> LinksBody:
@@ -64,6 +79,7 @@ def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> T
         "finished_at": _optional_timestamp(task.finished_at),
         "state_changed_at": format_timestamp(task.state_changed_at),
         "state_message": task.state_message,
+        "host": cluster_host(task),
         "vm_name": attempt.vm_name if attempt else None,
         "vm_ip": None,
         "vm": _vm_body(task),

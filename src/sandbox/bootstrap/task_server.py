@@ -97,7 +97,7 @@ class TaskServer:
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
         preserved = PreservedSandboxes(placements)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
-        queries = TaskQueries(tracked_tasks, store, clock)
+        queries = TaskQueries(tracked_tasks, store, placements, clock)
         events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
         load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, measure_host_load)
         self.services = TaskServices(

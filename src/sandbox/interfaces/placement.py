@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.file_layout import AttemptLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import Image, ProfileCatalog
@@ -419,6 +420,10 @@ class HostAllocator(Protocol):
         last_attempt_id: the last attempt in the journal. Repeating the call has no effect until the journal has the
             attempt that it returned. Raises HostPendingError, OSError.
         """
+        ...
+
+    def job_status(self, task_id: str) -> JobStatus | None:
+        """Return the latest known status of the job that runs the task; None if there is none. Does not block."""
         ...
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:

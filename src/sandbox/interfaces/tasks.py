@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.placement import OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
@@ -365,6 +366,10 @@ class TaskQueries(Protocol):
         continue it, directly or indirectly. Removed tasks are missing, and so are tasks that only a removed task
         links to.
         """
+        ...
+
+    def job_status(self, task_id: str) -> JobStatus | None:
+        """Return the status of the job with which an engine runs the task; None if there is none."""
         ...
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:

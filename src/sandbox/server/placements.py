@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
 from sandbox.interfaces.journal import JournalWriter, Liveness
@@ -98,6 +99,11 @@ class Placements:
             return ReservedHost(new_attempt_id(), host.identity, host.result.runtime, host.find_image)
         last_attempt_id = None if task.attempt is None else task.attempt.id
         return await allocator.reserve_host(task.id, last_attempt_id, Resources.requested_by(task.manifest.vm))
+
+    def job_status(self, task_id: str) -> JobStatus | None:
+        """Return the status of the job that runs the task; None if there is none. See `HostAllocator.job_status`."""
+        allocators = [placement.allocator for placement in self._by_name.values() if placement.allocator is not None]
+        return next(filter(None, (allocator.job_status(task_id) for allocator in allocators)), None)
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Return the image of a profile on the host of an attempt, None for the host's own /usr. Blocks.

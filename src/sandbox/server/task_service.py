@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sandbox import __version__
 from sandbox.interfaces.clock import Clock
+from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.store import Store, StoreError, TaskPage, TaskQuery
@@ -43,6 +44,7 @@ from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
+from sandbox.server.placements import Placements
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.probed_host import ProbedHost
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
@@ -54,9 +56,10 @@ _CANCEL_RECORD_SECONDS = 0.5
 class TaskQueries:
     """Implements `interfaces.tasks.TaskQueries`. Unfinished tasks are in memory, all others in the index."""
 
-    def __init__(self, tracked_tasks: TrackedTasks, store: Store, clock: Clock) -> None:
+    def __init__(self, tracked_tasks: TrackedTasks, store: Store, placements: Placements, clock: Clock) -> None:
         self._tracked_tasks = tracked_tasks
         self._store = store
+        self._placements = placements
         self._clock = clock
 
     async def status(self, task_id: str) -> Task:
@@ -90,6 +93,10 @@ class TaskQueries:
                 later += [child for child in page.tasks if child.id not in ids]
                 ids |= {child.id for child in page.tasks}
         return [*reversed(earlier), *later[1:]]
+
+    def job_status(self, task_id: str) -> JobStatus | None:
+        """See `interfaces.tasks.TaskQueries.job_status`."""
+        return self._placements.job_status(task_id)
 
     async def wait(self, task_id: str, timeout_seconds: float) -> Task:
         """See `interfaces.tasks.TaskQueries.wait`."""

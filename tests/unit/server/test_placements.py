@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from sandbox.interfaces.engine import JobPhase, JobStatus
 from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import (
     AttemptLocation,
@@ -128,3 +129,12 @@ async def test_allocator_of_a_placement_reserves_hosts_and_finds_images():
     ]
     with pytest.raises(HostUnreachableError):
         placements.find_image(location("gone:one"), "p")
+
+
+def test_job_of_a_task_is_found_on_the_placement_that_has_it():
+    statuses = {"task-1": JobStatus(JobPhase.WAITING, reason="Resources", job_id="12")}
+    local, far = NamedPlacement("local"), NamedPlacement("remote")
+    local.allocator, far.allocator = None, SimpleNamespace(job_status=statuses.get)
+    placements = Placements({"": local, "far": far}, {}, "far")
+    assert placements.job_status("task-1") == statuses["task-1"]
+    assert placements.job_status("task-2") is None

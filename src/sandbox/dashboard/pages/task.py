@@ -13,7 +13,7 @@ from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import accepts_html, get_caller
 from sandbox.api.request_parsing import SEQ, check_format, parse_seq
 from sandbox.api.streaming.response import SSE_KEEP_ALIVE, EventStreamResponse, MessageBatch, close_iterator
-from sandbox.api.task_json import chain_totals
+from sandbox.api.task_json import chain_totals, cluster_host, job_body
 from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.dashboard.templates import quote_segment, render_page
 from sandbox.interfaces.store import TaskQuery
@@ -104,7 +104,8 @@ async def _render_task(request: Request, context: AppContext, task: Task) -> Res
         took=_work_duration(task),
         failure=describe_failure(failure) if failure else None,
         isolates=TIER_DESCRIPTIONS.get(task.attempt.tier or "") if task.attempt else None,
-        host=_cluster_host(task),
+        host=cluster_host(task),
+        job=job_body(context.services.tasks.job_status(task.id)),
         artifacts=await context.services.artifacts.list_artifacts(task.id),
         patch=_find_patch(task, f"{task.id}.patch", is_operator=is_operator),
         chain_patch=_find_patch(task, f"{task.id}.chain.patch", is_operator=is_operator),
@@ -120,11 +121,6 @@ async def _render_task(request: Request, context: AppContext, task: Task) -> Res
         chain=chain_totals(chain),
         chain_start=chain[0].id,
     )
-
-
-def _cluster_host(task: Task) -> str:
-    """Return the host of the latest attempt; empty for the server's own host. See `AttemptLocation.host`."""
-    return task.attempt.host.partition(":")[2] if task.attempt else ""
 
 
 def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:

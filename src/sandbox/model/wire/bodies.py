@@ -242,6 +242,8 @@ class TaskItemBody(TypedDict):
     """When the current state was entered."""
     state_message: str
     """Human-readable description of the current step or of the outcome."""
+    host: str | None
+    """Name of the cluster's host that ran the latest attempt; null if this was the server's own machine."""
     vm_name: str | None
     """Name of the latest sandbox."""
     vm_ip: Annotated[None, JsonSchema(deprecated=True)]
@@ -301,6 +303,19 @@ class ChainBody(TypedDict):
     """Sum of the durations of these tasks."""
 
 
+class JobBody(TypedDict):
+    """The job with which the engine of a cluster runs a task."""
+
+    id: str | None
+    """The engine's id of the job; null until it is known."""
+    phase: Literal["waiting", "running", "ended", "unreachable", "unknown"]
+    """`unreachable`: the job's host does not respond. `unknown`: the engine does not have the job (yet)."""
+    host: str | None
+    """Name of the host of the job; null until the engine has selected one."""
+    reason: str
+    """Human-readable reason for the phase, such as why the job waits."""
+
+
 class TaskBody(TaskItemBody):
     """The status of a task."""
 
@@ -313,6 +328,8 @@ class TaskBody(TaskItemBody):
     """
     links: LinksBody
     """Paths of the task and of related resources."""
+    job: JobBody | None
+    """The job that runs the task on a cluster; null if there is none, and once it is no longer needed."""
     chain: ChainBody | None
     """Totals of the chain; null if the task neither continues another task nor is continued by one."""
 

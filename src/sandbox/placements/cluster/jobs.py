@@ -313,6 +313,14 @@ class Jobs:
         session = job.session
         return Liveness.UNKNOWN if session is None else session.liveness
 
+    def status(self, task_id: str) -> JobStatus | None:
+        """Return the latest known status of the task's job, with the reason for it. Thread-safe."""
+        job = self.of_task(task_id)
+        if job is None:
+            return None
+        status = job.status or JobStatus(JobPhase.UNKNOWN)
+        return msgspec.structs.replace(status, host=job.stored.host or status.host, reason=job.reason)
+
     def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> Job:
         """Return the task's current job, whose newest attempt id is unused. Creates the job if there is none.
 

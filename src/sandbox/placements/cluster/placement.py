@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sandbox.interfaces.engine import Engine, EngineUnavailableError
+from sandbox.interfaces.engine import Engine, EngineUnavailableError, JobStatus
 from sandbox.interfaces.images import Image, ProfileCatalog
 from sandbox.interfaces.journal import JournalBusyError, JournalWriter, Liveness, TaskReplicas
 from sandbox.interfaces.placement import (
@@ -155,6 +155,10 @@ class ClusterAllocator:
         location = AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name)
         find_image = partial(self.find_image, location)
         return ReservedHost(location.attempt_id, job.identity, job.stored.runtime, find_image)
+
+    def job_status(self, task_id: str) -> JobStatus | None:
+        """Implements `HostAllocator.job_status`."""
+        return self._workers.jobs.status(task_id)
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Ask the attempt's worker. Implements `HostAllocator.find_image`."""

@@ -68,6 +68,21 @@ async def test_submission_that_fails_is_repeated(server, error):
     await wait_until(lambda: server.tokens(job))
 
 
+async def test_status_of_a_job_has_its_host_and_the_reason_why_it_waits(server):
+    assert server.jobs.status("task-1") is None
+    server.engine.error = EngineUnavailableError("It is busy.")
+    job = server.jobs.reserve("task-1", None, SMALL)
+    await wait_until(lambda: "It is busy." in server.jobs.status("task-1").reason)
+    server.engine.error = None
+    await wait_until(lambda: server.tokens(job))
+    server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING, reason="All hosts are busy.", job_id="7")
+    waiting = JobStatus(JobPhase.WAITING, reason="All hosts are busy.", job_id="7")
+    await wait_until(lambda: server.jobs.status("task-1") == waiting)
+    server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2", job_id="7")
+    await wait_until(lambda: server.jobs.status("task-1").phase is JobPhase.RUNNING)
+    assert server.jobs.status("task-1").host == "host-2"
+
+
 async def test_error_of_one_job_does_not_affect_the_others(server, monkeypatch):
     submit = server.engine.submit
 

@@ -7,6 +7,7 @@ import pytest
 
 from doubles.example_requests import Example
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
+from sandbox.interfaces.engine import JobPhase, JobStatus
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import UnavailableError
 from sandbox.model import events as e
@@ -20,14 +21,14 @@ KEYS = {
     "id", "name", "state", "labels", "created_at", "started_at", "finished_at", "state_changed_at", "state_message",
     "vm_name", "vm_ip", "vm", "exit_code", "error", "attempts", "progress", "repository", "branch", "diff",
     "duration_seconds", "final_message", "parent", "rerun_of", "continues", "sandbox_kept",
-    "base_commit", "cancel",
+    "base_commit", "cancel", "host",
 }  # fmt: skip
 
 
 def test_pending_task_has_all_keys_and_defaults(api, tasks):
     tasks.add(labels={"team": "platform"})
     status = api.get("/api/v1/tasks/task-001").json()
-    assert set(status) == KEYS | {"definition", "result", "links", "chain"}
+    assert set(status) == KEYS | {"definition", "result", "links", "job", "chain"}
     assert status["sandbox_kept"] is False
     assert (status["state"], status["labels"]) == ("pending", {"team": "platform"})
     assert (status["started_at"], status["finished_at"], status["exit_code"], status["error"]) == (None,) * 4
@@ -37,6 +38,23 @@ def test_pending_task_has_all_keys_and_defaults(api, tasks):
     assert status["definition"]["lifecycle"]["timeout"] == "24h"
     assert status["definition"]["secrets"] == []
     assert status["progress"]["last_activity_at"] is None
+
+
+def test_task_on_a_cluster_has_its_host_and_its_job(api, tasks):
+    tasks.add("here", *TO_RUNNING)
+    tasks.add("far", e.AttemptStarted("abcdefghijkl", "bubblewrap", "cluster:node-1"))
+    tasks.add("queued")
+    tasks.jobs["far"] = JobStatus(JobPhase.RUNNING, "node-1", "It runs.", "17")
+    tasks.jobs["queued"] = JobStatus(JobPhase.UNKNOWN, reason="The job is being submitted.")
+    statuses = {task_id: api.get(f"/api/v1/tasks/{task_id}").json() for task_id in ("here", "far", "queued")}
+    assert [statuses[task_id]["host"] for task_id in statuses] == [None, "node-1", None]
+    assert [statuses[task_id]["job"] for task_id in statuses] == [
+        None,
+        {"id": "17", "phase": "running", "host": "node-1", "reason": "It runs."},
+        {"id": None, "phase": "unknown", "host": None, "reason": "The job is being submitted."},
+    ]
+    hosts = {task["id"]: task["host"] for task in api.get("/api/v1/tasks").json()["tasks"]}
+    assert hosts == {"here": None, "far": "node-1", "queued": None}
 
 
 def test_finished_task_has_times_and_result(api, tasks):

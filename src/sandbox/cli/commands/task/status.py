@@ -237,8 +237,19 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
             # On a terminal, the state shows this.
             runtime_details.append("preserved" if task["sandbox_kept"] else "released")
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
+    yield from _host_row(task)
     yield from _attempt_rows(task)
     yield from _progress_rows(task)
+
+
+def _host_row(task: Task) -> Iterator[tuple[str, str]]:
+    """Yield the cluster's host and the engine's job. Older servers send neither."""
+    job, host = task.get("job"), task.get("host")
+    parts = [(job and job["host"]) or host]
+    if job is not None:
+        parts += [f"job {job['id']}" if job["id"] else None, job["reason"] if job["phase"] != "running" else None]
+    if job is not None or host:
+        yield "Host", " · ".join(escape_name(part) for part in parts if part)
 
 
 def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:

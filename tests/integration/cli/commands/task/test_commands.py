@@ -427,6 +427,26 @@ def test_status_shows_how_much_of_the_budget_is_used(run_cli, api):
     assert "Budget" not in run_cli("task", "status", TASK_ID).stdout.decode()
 
 
+JOB = {"id": "17", "phase": "waiting", "host": None, "reason": "The job waits in Slurm's queue (Resources)."}
+
+
+@pytest.mark.parametrize(
+    ("host", "job", "row"),
+    [
+        (None, None, None),
+        ("node-1", None, "node-1"),
+        (None, JOB, "job 17 · The job waits in Slurm's queue (Resources)."),
+        (None, {**JOB, "id": None, "phase": "unknown", "reason": "The job is being submitted."}, "The job is being submitted."),
+        ("node-1", {**JOB, "phase": "running", "host": "node-2"}, "node-2 · job 17"),
+        ("node\x1b[31m", None, r"node\x1b[31m"),
+    ],
+)  # fmt: skip
+def test_status_shows_the_host_and_the_job_of_a_task_on_a_cluster(run_cli, api, host, job, row):
+    api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running", host=host, job=job)))
+    lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
+    assert [line for line in lines if line.startswith("Host")] == ([] if row is None else [f"Host        {row}"])
+
+
 def test_message_of_a_failed_task_is_shown_unless_it_repeats_the_error(run_cli, api):
     error = {"code": "budget_exceeded", "message": "The budget is spent. Raise it."}
     for message, is_shown in (("I fixed two files.", True), ("API Error: 403 The budget is spent.  Raise it.", False)):
