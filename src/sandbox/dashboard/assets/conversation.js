@@ -26,10 +26,10 @@ export class Conversation {
   #withNewSteps = new Set();
   #refusals = new Map(); // entries of refusals, keyed by what was refused and why
 
-  handle(frame) {
+  handle(event) {
     // Events converted from an earlier version's output have no timestamp, so use that of the output.
-    for (const event of frame.conversation ?? []) this.handle({ ...event, timestamp: frame.timestamp });
-    HANDLERS[frame.type]?.(this, frame);
+    for (const each of event.conversation ?? []) this.handle({ ...each, timestamp: event.timestamp });
+    HANDLERS[event.type]?.(this, event);
   }
 
   addMessage({ kind, text, timestamp, parent_tool_use_id, omitted_characters }) {
@@ -70,58 +70,58 @@ export class Conversation {
     this.#refusals.set(key, entry);
   }
 
-  addToolCall(frame) {
+  addToolCall(event) {
     this.#startRound();
     const entry = {
       kind: "tool",
-      at: frame.timestamp,
-      id: frame.tool_use_id,
-      name: frame.tool,
-      summary: frame.summary,
-      command: frame.command,
-      edits: frame.edits,
-      fields: Object.entries(frame.input),
-      omittedCharacters: frame.omitted_characters,
-      omittedFields: frame.omitted_fields,
+      at: event.timestamp,
+      id: event.tool_use_id,
+      name: event.tool,
+      summary: event.summary,
+      command: event.command,
+      edits: event.edits,
+      fields: Object.entries(event.input),
+      omittedCharacters: event.omitted_characters,
+      omittedFields: event.omitted_fields,
     };
-    this.#add(entry, frame.parent_tool_use_id); // add before registering: the parent's id can equal the call's id
+    this.#add(entry, event.parent_tool_use_id); // add before registering: the parent's id can equal the call's id
     this.#tools.set(entry.id, entry);
   }
 
-  addToolResult(frame) {
-    const entry = this.#tools.get(frame.tool_use_id);
+  addToolResult(event) {
+    const entry = this.#tools.get(event.tool_use_id);
     if (!entry) return;
     const before = entry.output?.length ?? 0;
     // The first line of a failed command's output repeats the exit code.
-    const text = frame.exit_code === null ? frame.output : frame.output.replace(/^Exit code \d{1,3}(?:\n|$)/, "");
-    entry.output = withOmitted(text, frame.omitted_characters);
-    entry.isError = frame.is_error;
-    entry.exitCode = frame.exit_code;
-    entry.isInBackground = frame.in_background === true;
+    const text = event.exit_code === null ? event.output : event.output.replace(/^Exit code \d{1,3}(?:\n|$)/, "");
+    entry.output = withOmitted(text, event.omitted_characters);
+    entry.isError = event.is_error;
+    entry.exitCode = event.exit_code;
+    entry.isInBackground = event.in_background === true;
     this.#addSize(entry, entry.output.length - before);
     this.#stale.add(entry);
     // Fold the steps of a subagent that has ended, unless the user has opened them.
     if (entry.steps && !entry.isToggled && !entry.isInBackground) entry.steps.details.open = false;
   }
 
-  addDuration(frame) {
-    const entry = this.#tools.get(frame.tool_use_id);
+  addDuration(event) {
+    const entry = this.#tools.get(event.tool_use_id);
     if (entry) {
-      entry.duration = frame.duration_ms;
-      entry.isError ||= frame.is_error;
+      entry.duration = event.duration_ms;
+      entry.isError ||= event.is_error;
       this.#stale.add(entry);
     } else {
       // The start of this tool call was not recorded.
-      const { timestamp: at, tool: name, duration_ms: duration, is_error: isError } = frame;
+      const { timestamp: at, tool: name, duration_ms: duration, is_error: isError } = event;
       this.#add({ kind: "tool", at, name, summary: "", command: null, edits: [], fields: [], duration, isError });
     }
   }
 
-  addResult(frame) {
-    const isRepeated = this.#lastMessage === frame.text.trim();
+  addResult(event) {
+    const isRepeated = this.#lastMessage === event.text.trim();
     this.#startRound(); // the result of a round can arrive after the next round has begun
     const isWaiting = [...this.#tools.values()].some(isRunningInBackground);
-    this.#lastResult = { kind: "result", at: frame.timestamp, event: frame, isRepeated, hasSuccessor: isWaiting };
+    this.#lastResult = { kind: "result", at: event.timestamp, event, isRepeated, hasSuccessor: isWaiting };
     this.#add(this.#lastResult);
   }
 
@@ -268,19 +268,19 @@ export class Conversation {
 }
 
 const HANDLERS = {
-  agent_message: (conversation, frame) => conversation.addMessage(frame),
-  tool_call_started: (conversation, frame) => conversation.addToolCall(frame),
-  tool_result: (conversation, frame) => conversation.addToolResult(frame),
-  tool_call: (conversation, frame) => conversation.addDuration(frame),
-  agent_result: (conversation, frame) => conversation.addResult(frame),
-  egress_denied: (conversation, frame) => conversation.addRefusal(frame),
+  agent_message: (conversation, event) => conversation.addMessage(event),
+  tool_call_started: (conversation, event) => conversation.addToolCall(event),
+  tool_result: (conversation, event) => conversation.addToolResult(event),
+  tool_call: (conversation, event) => conversation.addDuration(event),
+  agent_result: (conversation, event) => conversation.addResult(event),
+  egress_denied: (conversation, event) => conversation.addRefusal(event),
   error: (conversation, { timestamp, error, message }) =>
     conversation.addAside(timestamp, `${error}: ${message}`, "errs", message),
   gap: (conversation, { timestamp, reason }) =>
     conversation.addAside(timestamp, `Some entries are missing: ${reason}`, "warns"),
   attempt: (conversation) => conversation.endAttempt(),
-  state_change(conversation, frame) {
-    if (frame.new_state === "completing") conversation.endAttempt();
+  state_change(conversation, event) {
+    if (event.new_state === "completing") conversation.endAttempt();
   },
   end: (conversation, { error }) => error && conversation.removeErrors(error.message),
 };

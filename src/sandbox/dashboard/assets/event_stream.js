@@ -2,9 +2,9 @@
 
 const RETRY_MILLISECONDS = [500, 1000, 2000, 4000, 8000];
 
-// onFrames receives arrays of frames in order, and their size in characters. onConnection receives "live", "lost" or "over".
+// onEvents receives arrays of events in order, and their size in characters. onConnection receives "live", "lost" or "over".
 // Returns `end` to stop the stream, and `hold` to pause it while too much is pending.
-export function follow(url, after, onFrames, onConnection) {
+export function follow(url, after, onEvents, onConnection) {
   let source = null;
   let last = after;
   let failures = 0;
@@ -20,15 +20,15 @@ export function follow(url, after, onFrames, onConnection) {
       failures = 0;
       onConnection("live");
     };
-    source.onmessage = (event) => {
-      const frames = JSON.parse(event.data).filter((frame) => frame.seq > last || frame.type === "gap");
-      if (!frames.length) return;
-      last = Math.max(last, frames.at(-1).seq);
-      if (frames.at(-1).type === "end") {
+    source.onmessage = (message) => {
+      const events = JSON.parse(message.data).filter((event) => event.seq > last || event.type === "gap");
+      if (!events.length) return;
+      last = Math.max(last, events.at(-1).seq);
+      if (events.at(-1).type === "end") {
         isOver = true;
         close();
       }
-      onFrames(frames, event.data.length);
+      onEvents(events, message.data.length);
       if (isOver) onConnection("over");
     };
     // Browsers do not retry after every error. Always retry here, from the last event.

@@ -33,24 +33,24 @@ export class Metrics {
     $("panel-metrics").append(this.#note, this.list);
   }
 
-  handle(frame) {
+  handle(event) {
     const { cpu, memory, disk, cost, tokensIn, tokensOut, refused } = this.charts;
-    if (!this.#isOver) this.#latest = frame.timestamp ?? this.#latest;
-    if (frame.type === "state_change" && frame.new_state === "running") this.#begin ??= Date.parse(frame.timestamp);
-    else if (frame.type === "state_change" && frame.new_state === "completing") this.#isOver = true;
-    else if (frame.type === "metrics") {
-      const { metrics } = frame;
-      cpu.add(frame.timestamp, metrics.cpu_percent);
-      memory.add(frame.timestamp, metrics.memory_used_bytes);
-      disk.add(frame.timestamp, metrics.disk_used_bytes);
+    if (!this.#isOver) this.#latest = event.timestamp ?? this.#latest;
+    if (event.type === "state_change" && event.new_state === "running") this.#begin ??= Date.parse(event.timestamp);
+    else if (event.type === "state_change" && event.new_state === "completing") this.#isOver = true;
+    else if (event.type === "metrics") {
+      const { metrics } = event;
+      cpu.add(event.timestamp, metrics.cpu_percent);
+      memory.add(event.timestamp, metrics.memory_used_bytes);
+      disk.add(event.timestamp, metrics.disk_used_bytes);
       memory.limit = metrics.memory_total_bytes ?? memory.limit;
       disk.limit = metrics.disk_total_bytes ?? disk.limit;
-    } else if (frame.type === "usage") {
-      cost.add(frame.timestamp, frame.cost_usd);
-      tokensIn.add(frame.timestamp, frame.input_tokens + frame.cache_read_tokens + frame.cache_write_tokens);
-      tokensOut.add(frame.timestamp, frame.output_tokens);
-    } else if (frame.type === "egress_denied" && !isModelRefusal(frame)) refused.add(frame.timestamp, 1);
-    else if (frame.type !== "end") return;
+    } else if (event.type === "usage") {
+      cost.add(event.timestamp, event.cost_usd);
+      tokensIn.add(event.timestamp, event.input_tokens + event.cache_read_tokens + event.cache_write_tokens);
+      tokensOut.add(event.timestamp, event.output_tokens);
+    } else if (event.type === "egress_denied" && !isModelRefusal(event)) refused.add(event.timestamp, 1);
+    else if (event.type !== "end") return;
     this.#isStale = true;
   }
 

@@ -28,22 +28,22 @@ export class Outcome {
     new ResizeObserver(() => this.#measure()).observe($("outcome-text"));
   }
 
-  handle(frame) {
-    for (const event of frame.conversation ?? []) this.handle({ ...event, timestamp: frame.timestamp });
-    if (frame.type === "agent_result") this.#endRound(frame);
-    else if (frame.type === "attempt") this.#startAttempt();
-    else if (frame.type === "agent_message") this.#addMessage(frame);
-    else if (isModelRefusal(frame)) this.#addRefusal(frame.reason);
-    else if (frame.type === "tool_call_started") this.#startCall(frame);
-    else if (frame.type === "tool_result") this.#addToolResult(frame);
-    else if (frame.type === "tool_call") this.#backgroundCalls.delete(frame.tool_use_id);
+  handle(event) {
+    for (const each of event.conversation ?? []) this.handle({ ...each, timestamp: event.timestamp });
+    if (event.type === "agent_result") this.#endRound(event);
+    else if (event.type === "attempt") this.#startAttempt();
+    else if (event.type === "agent_message") this.#addMessage(event);
+    else if (isModelRefusal(event)) this.#addRefusal(event.reason);
+    else if (event.type === "tool_call_started") this.#startCall(event);
+    else if (event.type === "tool_result") this.#addToolResult(event);
+    else if (event.type === "tool_call") this.#backgroundCalls.delete(event.tool_use_id);
   }
 
-  #startCall(frame) {
-    this.#setActivity(frame.timestamp, `${frame.tool} ${frame.summary}`);
-    const { command, input } = frame;
-    const subject = input.description || frame.summary || frame.tool;
-    this.#calls.set(frame.tool_use_id, { ...this.#activity, subject, isCommand: command !== null });
+  #startCall(event) {
+    this.#setActivity(event.timestamp, `${event.tool} ${event.summary}`);
+    const { command, input } = event;
+    const subject = input.description || event.summary || event.tool;
+    this.#calls.set(event.tool_use_id, { ...this.#activity, subject, isCommand: command !== null });
     if (this.#calls.size > CALLS_MAX) this.#calls.delete(this.#calls.keys().next().value);
   }
 
@@ -55,9 +55,9 @@ export class Outcome {
     this.#waitsSince = null;
   }
 
-  #endRound(frame) {
-    this.#result = frame;
-    this.#waitsSince = frame.timestamp;
+  #endRound(event) {
+    this.#result = event;
+    this.#waitsSince = event.timestamp;
   }
 
   #startAttempt() {

@@ -20,8 +20,8 @@ const DESCRIPTIONS = {
     `${previous_state ? `${previous_state} → ` : ""}${new_state}: ${state_message}`,
   tool_call: ({ tool, duration_ms, is_error }) =>
     `${tool}, ${formatDuration(duration_ms)}${is_error ? ", failed" : ""}`,
-  usage: (frame) =>
-    `${frame.model}: ${count(frame.input_tokens)} tokens in, ${count(frame.output_tokens)} out${frame.cost_usd == null ? "" : `, ${money(frame.cost_usd)}`}`,
+  usage: (event) =>
+    `${event.model}: ${count(event.input_tokens)} tokens in, ${count(event.output_tokens)} out${event.cost_usd == null ? "" : `, ${money(event.cost_usd)}`}`,
   egress_denied: ({ host, port, reason }) => `${host}:${port} refused: ${reason}`,
   gap: ({ first_seq, last_seq, reason }) => `${first_seq} to ${last_seq} are missing: ${reason}`,
   error: ({ error, message }) => `${error}: ${message}`,
@@ -103,11 +103,11 @@ export class Output {
     this.#box.classList.toggle("raw", this.#isRaw);
   }
 
-  handle(frame) {
-    if (BREAKS.has(frame.type)) this.#breakLines();
-    if (frame.type === "output") this.#addOutput(frame);
-    else if (frame.type in DESCRIPTIONS)
-      this.#add("events", frame.timestamp, `${frame.type}  ${DESCRIPTIONS[frame.type](frame)}`);
+  handle(event) {
+    if (BREAKS.has(event.type)) this.#breakLines();
+    if (event.type === "output") this.#addOutput(event);
+    else if (event.type in DESCRIPTIONS)
+      this.#add("events", event.timestamp, `${event.type}  ${DESCRIPTIONS[event.type](event)}`);
   }
 
   #addOutput({ stream, timestamp, data, continued }) {

@@ -37,15 +37,15 @@ export class RefusedConnections {
   #reportedCount = 0;
   #isStale = false;
 
-  handle(frame) {
-    if (frame.type === "progress") this.#reportedCount = Math.max(this.#reportedCount, frame.progress.egress_denied);
-    else if (isModelRefusal(frame)) this.#modelRefusalCount++;
-    else if (frame.type === "egress_denied") {
+  handle(event) {
+    if (event.type === "progress") this.#reportedCount = Math.max(this.#reportedCount, event.progress.egress_denied);
+    else if (isModelRefusal(event)) this.#modelRefusalCount++;
+    else if (event.type === "egress_denied") {
       this.#eventCount++;
-      const key = `${frame.host}:${frame.port} ${frame.reason}`;
+      const key = `${event.host}:${event.port} ${event.reason}`;
       const entry = this.#hosts.get(key);
-      if (entry) Object.assign(entry, { count: entry.count + 1, last: frame.timestamp });
-      else if (this.#hosts.size < HOSTS_MAX) this.#hosts.set(key, { ...frame, count: 1, last: frame.timestamp });
+      if (entry) Object.assign(entry, { count: entry.count + 1, last: event.timestamp });
+      else if (this.#hosts.size < HOSTS_MAX) this.#hosts.set(key, { ...event, count: 1, last: event.timestamp });
     } else return;
     this.#isStale = true;
   }

@@ -11,7 +11,7 @@ import { RefusedConnections } from "/assets/refused_connections.js";
 import { forgetReview } from "/assets/review_store.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
-const { task, api, events, after, format, patch, chainPatch, chain } = $("task-data").dataset;
+const { task, api, events: eventsUrl, after, format, patch, chainPatch, chain } = $("task-data").dataset;
 const REFRESH_MILLISECONDS = 1000;
 const BATCH_MILLISECONDS = 8;
 const PENDING_CHARACTERS_MAX = 16_000_000;
@@ -98,14 +98,14 @@ const hasEnded = () => finalState() !== undefined;
 // second.
 let pending = [];
 let pendingCharacters = 0;
-let first = 0;
-let next = 0;
+let firstBatch = 0;
+let nextEvent = 0;
 let isProcessing = false;
 let isDrawing = false;
 let drawnAt = 0;
 
-function enqueue(frames, characters) {
-  pending.push(frames);
+function enqueue(events, characters) {
+  pending.push(events);
   pendingCharacters += characters;
   // Pause the stream until these events are processed.
   if (pendingCharacters > PENDING_CHARACTERS_MAX) stream.hold(true);
@@ -113,9 +113,9 @@ function enqueue(frames, characters) {
 }
 
 // An error in one view does not affect the others or later events.
-function deliver(view, frame) {
+function deliver(view, event) {
   try {
-    view.handle(frame);
+    view.handle(event);
   } catch (error) {
     console.error(error);
   }
@@ -123,20 +123,20 @@ function deliver(view, frame) {
 
 function processBatch() {
   const deadline = performance.now() + BATCH_MILLISECONDS;
-  while (first < pending.length && performance.now() < deadline) {
-    const frames = pending[first];
-    for (const stop = Math.min(next + 50, frames.length); next < stop; next++) {
-      for (const view of views) deliver(view, frames[next]);
-      updateHead(frames[next]);
+  while (firstBatch < pending.length && performance.now() < deadline) {
+    const events = pending[firstBatch];
+    for (const stop = Math.min(nextEvent + 50, events.length); nextEvent < stop; nextEvent++) {
+      for (const view of views) deliver(view, events[nextEvent]);
+      updateHead(events[nextEvent]);
     }
-    if (next >= frames.length) {
-      pending[first++] = null;
-      next = 0;
+    if (nextEvent >= events.length) {
+      pending[firstBatch++] = null;
+      nextEvent = 0;
     }
   }
-  if (first > 1000 || first === pending.length) {
-    pending = pending.slice(first);
-    first = 0;
+  if (firstBatch > 1000 || firstBatch === pending.length) {
+    pending = pending.slice(firstBatch);
+    firstBatch = 0;
   }
   isProcessing = pending.length > 0;
   if (!isProcessing) {
@@ -274,9 +274,9 @@ $("talk-jump").addEventListener("click", () => {
 let refreshTimer = 0;
 const openedAt = Date.now();
 
-function updateHead(frame) {
-  if (frame.type === "progress") {
-    const { cost_usd, input_tokens, output_tokens, turns, tool_calls } = frame.progress;
+function updateHead(event) {
+  if (event.type === "progress") {
+    const { cost_usd, input_tokens, output_tokens, turns, tool_calls } = event.progress;
     const texts = {
       cost: money(cost_usd),
       tokens: `${count(input_tokens)} in, ${count(output_tokens)} out`,
@@ -288,24 +288,24 @@ function updateHead(frame) {
       if (element && element.textContent !== text) element.textContent = text;
     }
   } else if (
-    (frame.type === "state_change" && Date.parse(frame.timestamp) > openedAt - 5000) ||
-    (frame.type === "end" && !hasEnded())
+    (event.type === "state_change" && Date.parse(event.timestamp) > openedAt - 5000) ||
+    (event.type === "end" && !hasEnded())
   ) {
     clearTimeout(refreshTimer);
     refreshTimer = setTimeout(
       () => {
         refresh("head");
         refresh("artifact-list");
-        if (frame.type === "end") changes.show(true);
+        if (event.type === "end") changes.show(true);
       },
-      frame.type === "end" ? 100 : Math.min(REFRESH_MILLISECONDS, 200),
+      event.type === "end" ? 100 : Math.min(REFRESH_MILLISECONDS, 200),
     );
   }
 }
 
 const LIVE = { live: ["Live", "live on"], lost: ["Connection lost, reconnecting", "live off"], over: ["", "live"] };
 
-const stream = follow(events, Number(after), enqueue, (state) => {
+const stream = follow(eventsUrl, Number(after), enqueue, (state) => {
   const [text, style] = LIVE[state];
   $("live").textContent = text;
   $("live").className = style;
