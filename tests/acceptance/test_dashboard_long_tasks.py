@@ -841,7 +841,7 @@ def test_page_of_a_deleted_task_offers_no_actions_and_says_nothing_untrue(open_t
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     page.get_by_text("This task was deleted.").wait_for()
     main = page.locator("main")
-    actions = main.locator("[data-action], [data-copy-command], [data-proxy], a[href^='/submit'], a[download]")
+    actions = main.locator("[data-action], [data-copy-command], [data-mirror], a[href^='/submit'], a[download]")
     assert [action for action in actions.all() if action.is_visible()] == []
     assert page.locator("#head .pill").inner_text() == "deleted"
     page.keyboard.press("q")
@@ -955,8 +955,8 @@ FOLLOW_WITH_PAUSES = """async () => {
     const { follow } = await import("/assets/event_stream.js");
     const lines = [];
     const over = (following) => new Promise((done) => {
-        following.made = follow("/tasks/large/story", 0, (frames) => {
-            lines.push(...frames.filter((frame) => frame.type === "output").map((frame) => frame.data));
+        following.made = follow("/tasks/large/story", 0, (events) => {
+            lines.push(...events.filter((event) => event.type === "output").map((event) => event.data));
             following.made.hold(true);
             setTimeout(() => following.made.hold(false), 0);
         }, (state) => state === "over" && done());

@@ -1,6 +1,6 @@
 // Summaries of the lines of an agent's event stream (stream-json), which are JSON. All values are untrusted.
 
-const TEXT_MAX = 240;
+const TEXT_CHARACTERS_MAX = 240;
 const PARTS_MAX = 10;
 const SUMMARY_FIELDS = [
   "command",
@@ -19,7 +19,7 @@ const isObject = (value) => value !== null && typeof value === "object" && !Arra
 const textOf = (value) =>
   typeof value === "string"
     ? value
-        .slice(0, 4 * TEXT_MAX)
+        .slice(0, 4 * TEXT_CHARACTERS_MAX)
         .replace(/\s+/g, " ")
         .trim()
     : "";
@@ -27,7 +27,7 @@ const nameOf = (value, otherwise) => textOf(value).slice(0, 80) || otherwise;
 const listOf = (value) => (Array.isArray(value) ? value.slice(0, PARTS_MAX) : []);
 const numberOf = (value) => (typeof value === "number" && Number.isFinite(value) ? Math.round(value) : null);
 
-const shorten = (text) => (text.length > TEXT_MAX ? `${text.slice(0, TEXT_MAX - 1)}…` : text);
+const shorten = (text) => (text.length > TEXT_CHARACTERS_MAX ? `${text.slice(0, TEXT_CHARACTERS_MAX - 1)}…` : text);
 
 // Return { kind, text, moreLines } for a known line of the event stream, otherwise null. moreLines: the number of lines of a
 // tool's result after the first one, which is the text.

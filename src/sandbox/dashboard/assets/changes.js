@@ -27,7 +27,7 @@ export class Changes {
   #files = new Map(); // parsed patches by name
   #generation = 0;
   #views = [];
-  #isWanted = stored(LAYOUT_KEY) === "split";
+  #prefersSplit = stored(LAYOUT_KEY) === "split";
 
   // chainPatchName: the patch of the whole chain; empty if the task continues no other.
   // chain: the id of the chain's first task.
@@ -57,7 +57,7 @@ export class Changes {
 
   // A narrow window has no space for two columns.
   #applyWidth() {
-    this.isSplit = this.#isWanted && !NARROW.matches;
+    this.isSplit = this.#prefersSplit && !NARROW.matches;
   }
 
   get views() {
@@ -198,7 +198,7 @@ export class Changes {
         "button",
         {
           type: "button",
-          "aria-pressed": String(this.#isWanted === isSplit),
+          "aria-pressed": String(this.#prefersSplit === isSplit),
           onclick: (event) => this.#setLayout(event, isSplit),
         },
         label,
@@ -239,7 +239,7 @@ export class Changes {
   #setLayout(event, isSplit) {
     for (const button of event.target.parentElement.children)
       button.setAttribute("aria-pressed", String(button === event.target));
-    this.#isWanted = isSplit;
+    this.#prefersSplit = isSplit;
     store(LAYOUT_KEY, isSplit ? "split" : "unified");
     this.#applyWidth();
     this.#redraw();

@@ -2,7 +2,7 @@
 import { clock, count, h } from "/assets/page.js";
 
 const POINTS_MAX = 4000;
-const DRAWN_MAX = 400;
+const DRAWN_POINTS_MAX = 400;
 const HEIGHT = 150;
 const MARGIN = { left: 58, right: 12, top: 10, bottom: 22 };
 const NS = "http://www.w3.org/2000/svg";
@@ -130,7 +130,7 @@ export class Chart {
     const gaps = [];
     for (let at = 1; at < times.length; at++)
       if (times[at] - times[at - 1] > this.gap) gaps.push([times[at - 1], times[at]]);
-    return gaps.slice(0, DRAWN_MAX).map(([from, to]) => {
+    return gaps.slice(0, DRAWN_POINTS_MAX).map(([from, to]) => {
       const gap = svg("rect", {
         class: "no-data",
         x: this.#x(from),
@@ -144,7 +144,7 @@ export class Chart {
   }
 
   #marks() {
-    const points = peaks(this.points, Math.ceil(this.points.length / DRAWN_MAX));
+    const points = peaks(this.points, Math.ceil(this.points.length / DRAWN_POINTS_MAX));
     if (this.kind === "bars") return [this.#bars(points)];
     const ground = this.#y(0);
     const elements = [];

@@ -2,13 +2,13 @@
 import { entryContent, entryElement, isDone, isRunningInBackground, withOmitted } from "/assets/conversation_entry.js";
 import { EntryList } from "/assets/entry_list.js";
 import { $, h } from "/assets/page.js";
-import { isModelRefusal } from "/assets/refused_connections.js";
+import { isModelDenial } from "/assets/refused_connections.js";
 
 const ENTRIES_MAX = 10_000;
-const STEPS_MAX = 2000;
+const SUBAGENT_ENTRIES_MAX = 2000;
 const CHARACTERS_MAX = 48_000_000;
-const SHOWN_MAX = 600;
-const STEPS_SHOWN_MAX = 100;
+const ENTRIES_SHOWN_MAX = 600;
+const SUBAGENT_ENTRIES_SHOWN_MAX = 100;
 const DEPTH_MAX = 5;
 const BUDGET_MILLISECONDS = 10;
 
@@ -21,7 +21,12 @@ export class Conversation {
   #lastMessage = null;
   #lastResult = null;
   #render = (entry) => this.#createElement(entry);
-  #list = new EntryList($("talk"), document.querySelector("#panel-conversation > .earlier"), this.#render, SHOWN_MAX);
+  #list = new EntryList(
+    $("talk"),
+    document.querySelector("#panel-conversation > .earlier"),
+    this.#render,
+    ENTRIES_SHOWN_MAX,
+  );
   #stale = new Set();
   #withNewSteps = new Set();
   #refusals = new Map(); // entries of refusals, keyed by what was refused and why
@@ -34,7 +39,7 @@ export class Conversation {
 
   addMessage({ kind, text, timestamp, parent_tool_use_id, omitted_characters }) {
     if (kind === "notice") {
-      this.addAside(timestamp, text);
+      this.addNotice(timestamp, text);
       return;
     }
     if (kind === "text") this.#lastMessage = text.trim();
@@ -48,12 +53,12 @@ export class Conversation {
     this.#add(entry, parent_tool_use_id);
   }
 
-  addAside(at, text, style, error) {
+  addNotice(at, text, style, error) {
     this.#add({ kind: "aside", style, at, text, error });
   }
 
   // Show equal refusals as one entry with a count, because programs try to connect several times.
-  addRefusal({ timestamp, host, port, reason }) {
+  addDenial({ timestamp, host, port, reason }) {
     const key = `${host}:${port} ${reason}`;
     const known = this.#refusals.get(key);
     if (known) {
@@ -62,7 +67,7 @@ export class Conversation {
       this.#stale.add(known);
       return;
     }
-    const isModel = isModelRefusal({ type: "egress_denied", host });
+    const isModel = isModelDenial({ type: "egress_denied", host });
     const refusal = { host, port, reason, isModel };
     const entry = { kind: "refusal", key, at: timestamp, last: timestamp, text: reason, refusal, count: 1 };
     if (isModel) entry.error = reason;
@@ -164,7 +169,7 @@ export class Conversation {
     entry.depth = (entry.owner?.depth ?? 0) + 1;
     entry.nested = parentId !== null;
     entry.characters = 0;
-    const list = entry.owner ? this.#stepsOf(entry.owner) : this.#list;
+    const list = entry.owner ? this.#subagentEntries(entry.owner) : this.#list;
     list.add(entry);
     if (entry.owner) this.#updateSteps(entry.owner);
     const edits = (entry.edits ?? []).map((edit) => edit.path.length + (edit.old?.length ?? 0) + edit.new.length);
@@ -201,22 +206,22 @@ export class Conversation {
   }
 
   // The list of a subagent's steps, which is created with the first step.
-  #stepsOf(entry) {
+  #subagentEntries(entry) {
     if (entry.steps) return entry.steps.list;
     const list = h("ol", { class: "talk" });
     const earlier = h("p", { class: "earlier", hidden: true });
     const summary = h("summary", { onclick: () => (entry.isToggled = true) });
     const details = h("details", { class: "steps", open: !isDone(entry) }, summary, earlier, list);
     details.addEventListener("toggle", () => this.#showSteps(entry));
-    entry.steps = { details, summary, list: new EntryList(list, earlier, this.#render, STEPS_SHOWN_MAX) };
+    entry.steps = { details, summary, list: new EntryList(list, earlier, this.#render, SUBAGENT_ENTRIES_SHOWN_MAX) };
     entry.element?.append(details);
     return entry.steps.list;
   }
 
   #updateSteps(entry) {
     const { list, summary } = entry.steps;
-    if (list.entries.length > STEPS_MAX * 1.1) {
-      const dropped = list.drop(list.entries.length - STEPS_MAX);
+    if (list.entries.length > SUBAGENT_ENTRIES_MAX * 1.1) {
+      const dropped = list.drop(list.entries.length - SUBAGENT_ENTRIES_MAX);
       for (const step of dropped) this.#forget(step);
       this.#addSize(entry, -dropped.reduce((sum, step) => sum + step.characters, 0));
     }
@@ -273,11 +278,11 @@ const HANDLERS = {
   tool_result: (conversation, event) => conversation.addToolResult(event),
   tool_call: (conversation, event) => conversation.addDuration(event),
   agent_result: (conversation, event) => conversation.addResult(event),
-  egress_denied: (conversation, event) => conversation.addRefusal(event),
+  egress_denied: (conversation, event) => conversation.addDenial(event),
   error: (conversation, { timestamp, error, message }) =>
-    conversation.addAside(timestamp, `${error}: ${message}`, "errs", message),
+    conversation.addNotice(timestamp, `${error}: ${message}`, "errs", message),
   gap: (conversation, { timestamp, reason }) =>
-    conversation.addAside(timestamp, `Some entries are missing: ${reason}`, "warns"),
+    conversation.addNotice(timestamp, `Some entries are missing: ${reason}`, "warns"),
   attempt: (conversation) => conversation.endAttempt(),
   state_change(conversation, event) {
     if (event.new_state === "completing") conversation.endAttempt();

@@ -5,8 +5,8 @@ import { $, clock, count, formatDuration, h, lineCounts, money } from "/assets/p
 import { allowLink } from "/assets/refused_connections.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
-const LABEL_MAX = 2000;
-const BRIEF_MAX = 300;
+const LABEL_CHARACTERS_MAX = 2000;
+const BRIEF_CHARACTERS_MAX = 300;
 const WORKSPACE = "/workspace/";
 const FOLDED_LINES_MIN = 26;
 const FOLDED_LINES_SHOWN = 10;
@@ -16,7 +16,7 @@ export const withOmitted = (text, omitted) => (omitted ? `${text}\n… and ${cou
 // Paths in the sandbox are shown relative to the workspace.
 const relative = (text) => (text.startsWith(WORKSPACE) && !text.includes("\n") ? text.slice(WORKSPACE.length) : text);
 
-const label = (text) => (text.length > LABEL_MAX ? `${text.slice(0, LABEL_MAX)}…` : text);
+const label = (text) => (text.length > LABEL_CHARACTERS_MAX ? `${text.slice(0, LABEL_CHARACTERS_MAX)}…` : text);
 
 export function entryElement(entry) {
   const element = h("li", { class: entry.nested ? `${entry.kind}-entry nested` : `${entry.kind}-entry` });
@@ -82,7 +82,7 @@ function toolElement(entry) {
     h(
       "span",
       { class: isRepeated ? "tool-brief when-folded" : "tool-brief" },
-      visible(relative(entry.summary)).slice(0, BRIEF_MAX),
+      visible(relative(entry.summary)).slice(0, BRIEF_CHARACTERS_MAX),
     ),
     isRepeated ? h("span", { class: "tool-title" }, visible(label(descriptionOf(entry)))) : null,
     ...editCounts(entry),
@@ -100,7 +100,7 @@ function toolElement(entry) {
 
 // Whether the summary is the beginning of the command, which an open call shows below.
 function repeatsCommand({ command, summary }) {
-  const plain = (text) => text.slice(0, BRIEF_MAX).replace(/\s/g, " ");
+  const plain = (text) => text.slice(0, BRIEF_CHARACTERS_MAX).replace(/\s/g, " ");
   return command !== null && plain(command).startsWith(plain(summary));
 }
 

@@ -19,7 +19,7 @@ export class LineStyle {
   // Show a carriage return unless every line of the file ends with one.
   constructor(rows) {
     const lines = rows.filter((row) => row.kind !== "hunk");
-    this.hidesReturns = lines.every((row) => row.text.endsWith("\r"));
+    this.hidesCarriageReturns = lines.every((row) => row.text.endsWith("\r"));
   }
 
   // The ranges of changed words in a line.
@@ -101,7 +101,7 @@ export function fillText(cell, row, style, left) {
       limit.pieces--;
     }
     const part = text.slice(start, end);
-    appendEscaped(parent, style.hidesReturns ? part : part.replaceAll("\r", "␍"), limit);
+    appendEscaped(parent, style.hidesCarriageReturns ? part : part.replaceAll("\r", "␍"), limit);
   }
   left.pieces += limit.pieces;
   const more = row.text.length - LINE_CHARACTERS_MAX;

@@ -1,7 +1,7 @@
 // The YAML editor: line numbers and colors behind a text area, and marks in lines with errors.
 import { h } from "/assets/page.js";
 
-const PAINTED_MAX = 60_000;
+const HIGHLIGHTED_CHARACTERS_MAX = 60_000;
 const LINE_HEIGHT = 20;
 
 const LINE =
@@ -25,22 +25,22 @@ function painted(line) {
 export class ManifestEditor {
   // element: contains the text area, the colored text and the line numbers.
   constructor(element) {
-    this.sheet = element.querySelector("textarea");
-    this.paint = element.querySelector(".editor-paint");
+    this.textarea = element.querySelector("textarea");
+    this.overlay = element.querySelector(".editor-overlay");
     this.gutter = element.querySelector(".editor-gutter");
     this.badLines = new Set();
-    this.sheet.addEventListener("scroll", () => this.#syncScroll());
-    this.sheet.addEventListener("keydown", (event) => this.#indent(event));
+    this.textarea.addEventListener("scroll", () => this.#syncScroll());
+    this.textarea.addEventListener("keydown", (event) => this.#indent(event));
     // Adjust the height of the gutter when the user resizes the text area.
-    new ResizeObserver(() => (this.gutter.style.height = `${this.sheet.offsetHeight}px`)).observe(this.sheet);
+    new ResizeObserver(() => (this.gutter.style.height = `${this.textarea.offsetHeight}px`)).observe(this.textarea);
   }
 
   get text() {
-    return this.sheet.value;
+    return this.textarea.value;
   }
 
   set text(text) {
-    this.sheet.value = text;
+    this.textarea.value = text;
     this.show();
   }
 
@@ -51,8 +51,8 @@ export class ManifestEditor {
 
   show() {
     const lines = this.text.split("\n");
-    if (this.text.length > PAINTED_MAX) this.paint.replaceChildren(this.text);
-    else this.paint.replaceChildren(...lines.flatMap((line, at) => this.#row(line, at + 1)));
+    if (this.text.length > HIGHLIGHTED_CHARACTERS_MAX) this.overlay.replaceChildren(this.text);
+    else this.overlay.replaceChildren(...lines.flatMap((line, at) => this.#row(line, at + 1)));
     this.gutter.replaceChildren(
       ...lines.flatMap((_, at) => [
         h("span", { class: this.badLines.has(at + 1) && "at-fault" }, String(at + 1)),
@@ -63,12 +63,12 @@ export class ManifestEditor {
   }
 
   goTo(line, column) {
-    this.sheet.focus();
+    this.textarea.focus();
     if (!line) return;
     const before = this.text.split("\n").slice(0, line - 1);
     const at = before.reduce((sum, each) => sum + each.length + 1, 0) + Math.max(0, (column ?? 1) - 1);
-    this.sheet.setSelectionRange(at, at);
-    this.sheet.scrollTop = Math.max(0, (line - 6) * LINE_HEIGHT);
+    this.textarea.setSelectionRange(at, at);
+    this.textarea.scrollTop = Math.max(0, (line - 6) * LINE_HEIGHT);
   }
 
   #row(line, number) {
@@ -78,13 +78,13 @@ export class ManifestEditor {
   }
 
   #syncScroll() {
-    this.paint.scrollTop = this.gutter.scrollTop = this.sheet.scrollTop;
-    this.paint.scrollLeft = this.sheet.scrollLeft;
+    this.overlay.scrollTop = this.gutter.scrollTop = this.textarea.scrollTop;
+    this.overlay.scrollLeft = this.textarea.scrollLeft;
   }
 
   #indent(event) {
     if (event.key !== "Enter" || event.ctrlKey || event.metaKey) return;
-    const before = this.text.slice(0, this.sheet.selectionStart);
+    const before = this.text.slice(0, this.textarea.selectionStart);
     const indent = /^\s*/.exec(before.slice(before.lastIndexOf("\n") + 1))[0];
     if (!indent) return;
     event.preventDefault();

@@ -1,7 +1,7 @@
 // Charts of the sandbox's resource usage and of the requests to the model.
 import { Chart } from "/assets/chart.js";
 import { $, count, h, money, size } from "/assets/page.js";
-import { isModelRefusal } from "/assets/refused_connections.js";
+import { isModelDenial } from "/assets/refused_connections.js";
 
 // Three times the runner's sampling interval.
 const GAP_MILLISECONDS = 16_000;
@@ -49,7 +49,7 @@ export class Metrics {
       cost.add(event.timestamp, event.cost_usd);
       tokensIn.add(event.timestamp, event.input_tokens + event.cache_read_tokens + event.cache_write_tokens);
       tokensOut.add(event.timestamp, event.output_tokens);
-    } else if (event.type === "egress_denied" && !isModelRefusal(event)) refused.add(event.timestamp, 1);
+    } else if (event.type === "egress_denied" && !isModelDenial(event)) refused.add(event.timestamp, 1);
     else if (event.type !== "end") return;
     this.#isStale = true;
   }

@@ -1,14 +1,14 @@
 // The top of a task's page: the agent's final message, its current activity, and the size of the patch.
 import { markdown } from "/assets/markdown.js";
 import { $, clock, count, formatLongDuration, lineCounts, request } from "/assets/page.js";
-import { isModelRefusal } from "/assets/refused_connections.js";
+import { isModelDenial } from "/assets/refused_connections.js";
 import { visible } from "/assets/untrusted_text.js";
 
-const ACTIVITY_MAX = 200;
+const ACTIVITY_CHARACTERS_MAX = 200;
 const CALLS_MAX = 100;
 const PATCH_BYTES_MAX = 3 * 1024 * 1024;
-const REFUSALS_MAX = 100;
-const WORDS_AROUND_MAX = 160; // an agent adds its own words to the reason for a refusal
+const DENIALS_MAX = 100;
+const ADDED_CHARACTERS_MAX = 160; // an agent adds its own words to the reason for a refusal
 const REPEATED_MIN = 20; // minimum length of a beginning by which a message repeats a failure
 
 export class Outcome {
@@ -33,7 +33,7 @@ export class Outcome {
     if (event.type === "agent_result") this.#endRound(event);
     else if (event.type === "attempt") this.#startAttempt();
     else if (event.type === "agent_message") this.#addMessage(event);
-    else if (isModelRefusal(event)) this.#addRefusal(event.reason);
+    else if (isModelDenial(event)) this.#addDenial(event.reason);
     else if (event.type === "tool_call_started") this.#startCall(event);
     else if (event.type === "tool_result") this.#addToolResult(event);
     else if (event.type === "tool_call") this.#backgroundCalls.delete(event.tool_use_id);
@@ -68,8 +68,8 @@ export class Outcome {
     this.#backgroundCalls.clear();
   }
 
-  #addRefusal(reason) {
-    if (this.#refusals.size < REFUSALS_MAX) this.#refusals.add(reason);
+  #addDenial(reason) {
+    if (this.#refusals.size < DENIALS_MAX) this.#refusals.add(reason);
   }
 
   #addMessage({ kind, text, parent_tool_use_id, timestamp }) {
@@ -105,7 +105,7 @@ export class Outcome {
       if ($("activity-state").textContent !== state) $("activity-state").textContent = state;
     }
     const { at, text } = call ? { at: this.#waitsSince, text: call.subject } : this.#activity;
-    const line = visible(text.slice(0, ACTIVITY_MAX).split("\n", 1)[0]);
+    const line = visible(text.slice(0, ACTIVITY_CHARACTERS_MAX).split("\n", 1)[0]);
     element.querySelector(".activity-text").textContent = line;
     const time = element.querySelector("time");
     if (time.dateTime !== at)
@@ -132,7 +132,7 @@ export class Outcome {
     const failure = plain($("failure")?.dataset.message ?? "");
     if (!failure) return false;
     const message = plain(text);
-    const repeats = (reason) => message.includes(reason) && message.length - reason.length <= WORDS_AROUND_MAX;
+    const repeats = (reason) => message.includes(reason) && message.length - reason.length <= ADDED_CHARACTERS_MAX;
     return repeatsBeginning(failure, message) || [failure, ...[...this.#refusals].map(plain)].some(repeats);
   }
 
@@ -169,7 +169,7 @@ export class Outcome {
 // advice.
 function repeatsBeginning(text, message) {
   if (text.includes(message)) return true;
-  const length = Math.max(REPEATED_MIN, Math.ceil(message.length / 2), message.length - WORDS_AROUND_MAX);
+  const length = Math.max(REPEATED_MIN, Math.ceil(message.length / 2), message.length - ADDED_CHARACTERS_MAX);
   return text.includes(message.slice(0, length));
 }
 

@@ -7,9 +7,9 @@ import { appendText, withoutColors } from "/assets/untrusted_text.js";
 const LINE_HEIGHT = 20;
 const LINES_MAX = 200_000;
 const CHARACTERS_MAX = 48_000_000;
-const LINE_SHOWN_MAX = 2000;
-const LINE_OPENED_MAX = 1_000_000;
-const LINE_MAX = 4_000_000;
+const LINE_CHARACTERS_SHOWN_MAX = 2000;
+const LINE_CHARACTERS_OPENED_MAX = 1_000_000;
+const LINE_CHARACTERS_MAX = 4_000_000;
 const MARGIN_LINES = 12;
 const SLICE_MILLISECONDS = 10;
 const LAYOUTS_MAX = 3;
@@ -30,7 +30,7 @@ const DESCRIPTIONS = {
 // These events end all partial lines.
 export const BREAKS = new Set(["attempt", "gap", "end"]);
 
-const NO_VIEW = { level: "", preview: null };
+const NO_DESCRIPTION = { level: "", preview: null };
 
 export class Output {
   #all = [];
@@ -117,7 +117,7 @@ export class Output {
     // Programs redraw a terminal with empty rows.
     for (const line of lines) if (!this.isTerminal || withoutColors(line).trim()) this.#add(stream, timestamp, line);
     this.#partial[stream] = rest ? { stream, at: timestamp, text: rest } : null;
-    if (rest && (!continued || rest.length >= LINE_MAX)) this.#breakLine(stream);
+    if (rest && (!continued || rest.length >= LINE_CHARACTERS_MAX)) this.#breakLine(stream);
     this.#isStale ||= this.isTerminal;
   }
 
@@ -213,7 +213,7 @@ export class Output {
 
   #estimate(line) {
     if (!this.#wraps) return LINE_HEIGHT;
-    const length = Math.min(line.text.length, LINE_SHOWN_MAX);
+    const length = Math.min(line.text.length, LINE_CHARACTERS_SHOWN_MAX);
     return LINE_HEIGHT * Math.max(1, Math.ceil(length / this.#columns));
   }
 
@@ -293,7 +293,7 @@ export class Output {
   }
 
   #row(line, isCurrent) {
-    const { level, preview } = this.#isPlain(line) ? NO_VIEW : describe(line);
+    const { level, preview } = this.#isPlain(line) ? NO_DESCRIPTION : describe(line);
     const style = `line ${line.stream}${level && ` level-${level}`}${isCurrent ? " found-now" : ""}`;
     const row = h("div", { class: style }, ...this.#prefix(line));
     // Do not fold a line that matches the search.
@@ -304,9 +304,9 @@ export class Output {
   }
 
   #appendLine(row, line) {
-    const isCut = line.text.length > LINE_SHOWN_MAX;
+    const isCut = line.text.length > LINE_CHARACTERS_SHOWN_MAX;
     const text = h("span", { class: "line-text" });
-    appendText(text, isCut ? line.text.slice(0, LINE_SHOWN_MAX) : line.text, this.#find.text);
+    appendText(text, isCut ? line.text.slice(0, LINE_CHARACTERS_SHOWN_MAX) : line.text, this.#find.text);
     row.append(text);
     if (isCut)
       row.append(
@@ -401,6 +401,6 @@ function showLine(text) {
   const dialog = $("line-dialog");
   const content = dialog.querySelector("pre");
   content.replaceChildren();
-  appendText(content, text.slice(0, LINE_OPENED_MAX));
+  appendText(content, text.slice(0, LINE_CHARACTERS_OPENED_MAX));
   dialog.showModal();
 }

@@ -3,11 +3,11 @@ import { summarizeAgentLine, toolResultOf, withIdsLast } from "/assets/agent_lin
 import { count, h } from "/assets/page.js";
 import { appendText, elementLimit, withoutColors } from "/assets/untrusted_text.js";
 
-const JSON_MAX = 50_000;
-const PREVIEW_MAX = 240;
-const VALUE_MAX = 80;
+const JSON_CHARACTERS_MAX = 50_000;
+const PREVIEW_CHARACTERS_MAX = 240;
+const VALUE_CHARACTERS_MAX = 80;
 const LEVEL_SEARCHED = 300;
-const OPENED_MAX = 100_000;
+const OPENED_CHARACTERS_MAX = 100_000;
 const DEPTH_MAX = 100;
 
 const LEVELS = [
@@ -38,7 +38,7 @@ const TERMINAL_ROWS = /\x1b\[[\d;]*[ABEFHdf]|\r+\n?/g;
 const TERMINAL_COLUMNS = /\x1b\[\d*[CG`]/g;
 const TERMINAL_CODES = /\x1b\[[0-?]*[ -/]*[@-ln-~]|\x1b[ -/]*[0-OQ-WYZ\\`-~]|[\0-\x08\x0b-\x1a\x1c-\x1f]/g; // colors stay
 const TERMINAL_INCOMPLETE = /\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?|[ -/]*)$/;
-const INCOMPLETE_MAX = 4096;
+const INCOMPLETE_CHARACTERS_MAX = 4096;
 
 // Converts a terminal's output to lines of text: a move to another row begins a line, and colors are kept.
 export class TerminalText {
@@ -47,7 +47,7 @@ export class TerminalText {
   read(data) {
     const text = this.#incomplete + data;
     const end = TERMINAL_INCOMPLETE.exec(text)?.[0] ?? "";
-    this.#incomplete = end.length < INCOMPLETE_MAX ? end : "";
+    this.#incomplete = end.length < INCOMPLETE_CHARACTERS_MAX ? end : "";
     return text
       .slice(0, text.length - this.#incomplete.length)
       .replace(TERMINAL_STRINGS, "")
@@ -64,7 +64,7 @@ function describeValue(line, value) {
 }
 
 function parse(text) {
-  if (text.length > JSON_MAX || !/^\s*[[{]/.test(text)) return null;
+  if (text.length > JSON_CHARACTERS_MAX || !/^\s*[[{]/.test(text)) return null;
   try {
     const value = JSON.parse(text);
     return typeof value === "object" ? value : null;
@@ -88,15 +88,15 @@ function preview(value) {
   let text = "";
   for (const [key, each] of Object.entries(value)) {
     if (text) text += ", ";
-    text += isList ? brief(each) : `${key.slice(0, VALUE_MAX)}: ${brief(each)}`;
-    if (text.length > PREVIEW_MAX) return `${isList ? "[" : "{"}${text.slice(0, PREVIEW_MAX)}…`;
+    text += isList ? brief(each) : `${key.slice(0, VALUE_CHARACTERS_MAX)}: ${brief(each)}`;
+    if (text.length > PREVIEW_CHARACTERS_MAX) return `${isList ? "[" : "{"}${text.slice(0, PREVIEW_CHARACTERS_MAX)}…`;
   }
   return isList ? `[${text}]` : `{${text}}`;
 }
 
 function brief(value) {
   if (typeof value === "string")
-    return JSON.stringify(value.length > VALUE_MAX ? `${value.slice(0, VALUE_MAX)}…` : value);
+    return JSON.stringify(value.length > VALUE_CHARACTERS_MAX ? `${value.slice(0, VALUE_CHARACTERS_MAX)}…` : value);
   if (Array.isArray(value)) return value.length ? `[… ${value.length}]` : "[]";
   if (value !== null && typeof value === "object") return Object.keys(value).length ? "{…}" : "{}";
   return String(value);
@@ -120,8 +120,8 @@ function indent(json, isOfAgent) {
 // The element of an expanded tool result, with its line breaks.
 export function toolResultElement(text) {
   const result = toolResultOf(JSON.parse(withoutColors(text)));
-  const element = appendText(h("pre", { class: "json" }), result.slice(0, OPENED_MAX));
-  const omitted = result.length - OPENED_MAX;
+  const element = appendText(h("pre", { class: "json" }), result.slice(0, OPENED_CHARACTERS_MAX));
+  const omitted = result.length - OPENED_CHARACTERS_MAX;
   if (omitted > 0) element.append(h("span", { class: "muted" }, `… and ${count(omitted)} more characters`));
   return element;
 }
@@ -129,7 +129,7 @@ export function toolResultElement(text) {
 // The element of expanded JSON. isOfAgent: the text is a line of the agent's event stream.
 export function jsonElement(text, isOfAgent = false) {
   const pretty = indent(withoutColors(text), isOfAgent);
-  const shown = pretty.slice(0, OPENED_MAX);
+  const shown = pretty.slice(0, OPENED_CHARACTERS_MAX);
   const element = h("pre", { class: "json" });
   const left = elementLimit();
   let end = 0;

@@ -9,7 +9,7 @@ const PORTS = new Set([80, 443]); // the ports that an allowed host covers if it
 const NAME = /^[a-z0-9_][a-z0-9._-]*$/i; // a program may also request a wildcard: *.com
 
 // The model gateway refused a request, for example because the budget is spent. No connection was refused.
-export const isModelRefusal = ({ type, host }) => type === "egress_denied" && host === "model";
+export const isModelDenial = ({ type, host }) => type === "egress_denied" && host === "model";
 
 // The host as an entry of `vm.allowed_hosts`, if changing the manifest is sufficient to allow it; otherwise null.
 function allowableHost({ host, port, reason }) {
@@ -33,13 +33,13 @@ export function allowLink(host, port, reason) {
 export class RefusedConnections {
   #hosts = new Map();
   #eventCount = 0;
-  #modelRefusalCount = 0;
+  #modelDenialCount = 0;
   #reportedCount = 0;
   #isStale = false;
 
   handle(event) {
     if (event.type === "progress") this.#reportedCount = Math.max(this.#reportedCount, event.progress.egress_denied);
-    else if (isModelRefusal(event)) this.#modelRefusalCount++;
+    else if (isModelDenial(event)) this.#modelDenialCount++;
     else if (event.type === "egress_denied") {
       this.#eventCount++;
       const key = `${event.host}:${event.port} ${event.reason}`;
@@ -51,7 +51,7 @@ export class RefusedConnections {
   }
 
   get total() {
-    return Math.max(this.#eventCount, this.#reportedCount - this.#modelRefusalCount);
+    return Math.max(this.#eventCount, this.#reportedCount - this.#modelDenialCount);
   }
 
   // Draw again after the head was replaced.

@@ -263,7 +263,7 @@ function taskFields(agent) {
   ];
 }
 
-editor.sheet.addEventListener("input", () => {
+editor.textarea.addEventListener("input", () => {
   editor.show();
   form.show(editor.text);
   changed();

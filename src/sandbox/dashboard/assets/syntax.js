@@ -3,7 +3,7 @@
 const CHARACTERS_MAX = 300_000;
 const LINE_CHARACTERS_MAX = 20_000;
 const REPLY_MILLISECONDS_MAX = 4000;
-const SLOW_MAX = 3; // after this many slow texts, further texts are shown without colors
+const SLOW_TEXTS_MAX = 3; // after this many slow texts, further texts are shown without colors
 
 export const STYLES = ["", "s-c", "s-s", "s-k", "s-n", "s-f", "s-v"];
 
@@ -77,7 +77,7 @@ function hasLongLine(text) {
 
 // One text at a time, so that the time limit applies to each.
 function ask(language, texts) {
-  if (slowCount >= SLOW_MAX) return [];
+  if (slowCount >= SLOW_TEXTS_MAX) return [];
   worker ??= new Worker("/assets/highlight_worker.js", { type: "module" });
   const id = ++lastId;
   const current = worker;

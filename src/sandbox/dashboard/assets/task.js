@@ -194,9 +194,11 @@ function showHead() {
 function showMainActions() {
   const find = (names) => names.map($).filter(Boolean);
   const isReview = selected === "changes";
-  const buttons = find(isReview ? ["copy-apply", "continue", "cancel"] : ["review", "cancel"]).map(proxyButton);
-  const others = isReview ? find(["copy-apply", "copy-branch", "download-patch", "chain-patch"]).map(proxyButton) : [];
-  others.find(({ dataset }) => dataset.proxy === "copy-apply")?.classList.add("on-phone"); // shown where the bar has no space for the button
+  const buttons = find(isReview ? ["copy-apply", "continue", "cancel"] : ["review", "cancel"]).map(createMirrorButton);
+  const others = isReview
+    ? find(["copy-apply", "copy-branch", "download-patch", "chain-patch"]).map(createMirrorButton)
+    : [];
+  others.find(({ dataset }) => dataset.mirror === "copy-apply")?.classList.add("on-phone"); // shown where the bar has no space for the button
   const menu = h(
     "details",
     { class: "menu" },
@@ -214,13 +216,13 @@ $("head").addEventListener("click", (event) => {
   if (details?.id === "head-details") areDetailsOpen = !details.open; // the browser toggles it after this event
 });
 
-function proxyButton(button) {
+function createMirrorButton(button) {
   return h(
     "button",
     {
       type: "button",
       class: ["primary", "danger"].find((name) => button.classList.contains(name)),
-      "data-proxy": button.id,
+      "data-mirror": button.id,
       title: button.title || null,
       onclick: () => $(button.id)?.click(),
     },

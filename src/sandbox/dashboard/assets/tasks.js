@@ -154,7 +154,7 @@ function openDialog(action) {
   $("bulk-dialog").showModal();
 }
 
-async function attempt(action, id) {
+async function runAction(action, id) {
   try {
     return { text: await action.run(id), isDone: true };
   } catch (error) {
@@ -178,7 +178,7 @@ async function applyAction() {
   const work = async () => {
     while (next < tasks.length) {
       const at = next++;
-      const { text, isDone } = await attempt(action, tasks[at][0]);
+      const { text, isDone } = await runAction(action, tasks[at][0]);
       results[at].element.textContent = text;
       results[at].element.className = isDone ? "muted" : "reason";
       if (isDone) selected.delete(tasks[at][0]);
