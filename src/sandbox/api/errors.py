@@ -252,7 +252,7 @@ _RESOURCES_BY_OTHER_NAME = {
     "resume": "continue",
     "release": "vm",
 }
-"""Resources of a task, by names that other systems use for them."""
+"""Maps names that other systems use for a task's resources to the names used here."""
 
 _SIMILARITY_MIN = 0.75
 """Minimum similarity of the last segments of two similar paths, from 0 to 1."""
@@ -273,7 +273,7 @@ def _not_found_message(connection: HTTPConnection) -> str:
 
 
 def _closest_path(routes: Sequence[Any], path: str) -> str | None:
-    """Return the path of a similar endpoint: without the trailing slashes, of the same task, or without parameters.
+    """Return a similar path that exists: without trailing slashes, below the same task, or without parameters.
 
     Administrative endpoints are never suggested, because they may delete the tasks of other users.
     """

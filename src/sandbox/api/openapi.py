@@ -229,7 +229,7 @@ def build_schema(
 
         description = app.description.replace("AGENT_KIND", next(iter(agents)))
         described = get_openapi(title=app.title, version=app.version, description=description, routes=app.routes)
-        schema = deepcopy(described)  # it contains dicts of the routes, which all apps share
+        schema = deepcopy(described)  # `described` contains the routes' dicts, which all apps share
         _remove_unused(schema)
         schema["components"]["schemas"] |= component_schemas(agents)
         _add_examples(schema, recorded_examples() if examples is None else examples)

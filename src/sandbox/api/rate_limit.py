@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CLIENTS_MAX = 10_000
-"""Maximum number of buckets. Beyond that, the least recently used bucket is dropped, and its client gets a full one."""
+"""Maximum number of buckets. Beyond it, the least recently used bucket is dropped; its client gets a new, full one."""
 
 _IPV6_NETWORK_BITS = 64
 

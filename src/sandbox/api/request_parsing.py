@@ -82,7 +82,7 @@ def _check_time(text: str) -> str | None:
 TIME = Format("time", _check_time, {"format": "date-time"})
 """A time that can be converted to UTC (RFC 3339), a date, or empty text.
 
-The schema describes only times, so that tools show and generate one type.
+The schema describes only times, so that documentation and generated clients use a single type.
 """
 
 
@@ -383,7 +383,7 @@ ObjectT = TypeVar("ObjectT")
 def parse_json_body(
     content: bytes, request: Request, kind: type[ObjectT], defaults: Mapping[str, Any] | None = None
 ) -> ObjectT:
-    """Parse a JSON body like `parse_object`. An error about an unknown field says if it is a query parameter."""
+    """Parse a JSON body like `parse_object`. If an unknown field is a query parameter, the error says so."""
     try:
         return parse_object(content, kind, defaults)
     except InvalidParameterError as error:

@@ -17,7 +17,7 @@ class ApiSettings:
     requires_token: require a token even if none exists.
     requests_per_minute: limit per client; 0 means unlimited.
     clone_hosts: hosts from which repositories may be cloned; a server that requires no token ignores them.
-    overcommit: how many times the capacity of this machine tasks may reserve, keyed by `cpus`, `memory` and `disk`;
+    overcommit: the multiples of this machine's capacity that tasks may reserve, keyed by `cpus`, `memory` and `disk`;
     empty if tasks run on other machines.
     profiles: returns the names of all profiles, each with the reason why it is unusable (empty if it is usable); called
     for each submission. None accepts every name.

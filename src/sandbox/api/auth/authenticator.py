@@ -27,7 +27,7 @@ from sandbox.interfaces.auth import Principal, Role, TokenStore
 from sandbox.primitives.client_fairness import FairShare, FairShares
 
 BEARER_PROTOCOL = "sandbox.bearer."
-"""Prefix of a token sent as a WebSocket subprotocol: pages cannot set headers on a WebSocket."""
+"""Prefix of a token that is sent as a WebSocket subprotocol, because pages cannot set headers on a WebSocket."""
 
 STREAM_PROTOCOL = "sandbox.v1"
 """The negotiated subprotocol. The server must select a subprotocol that the browser offered, but not the token."""

@@ -21,10 +21,10 @@ CHUNK_EXTENSIONS_BYTES_MAX = 4 * 1024
 """Maximum total size of a body's chunk extensions; their content is ignored."""
 
 FIELDS_MAX = 128
-"""Maximum number of fields in a header or trailer, and of values in list fields: even short ones are slow to parse."""
+"""Maximum number of fields in a header or trailer, and of values in list fields. Even short ones are slow to parse."""
 
 PARTS_PER_READ_MAX = 24
-"""Maximum number of parts (heads, chunk-size lines, chunks, line ends) that are passed on at once."""
+"""Maximum number of parts (heads, chunk-size lines, chunks, line endings) that are passed on at once."""
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(_TOKEN + rb" [\x21-\x7e]+ HTTP/1\.([01])")
@@ -40,7 +40,7 @@ _Fields = Sequence[tuple[bytes, bytes]]
 
 
 class _FramingError(Exception):
-    """The bytes are not a valid request. The text is for users."""
+    """The bytes are not a valid request. The message is for users."""
 
 
 class RequestFraming:

@@ -39,13 +39,13 @@ _PARTS_BYTES = 28 * 1024
 """Bytes charged to a client's share for a few parts of a request body, regardless of their length."""
 
 _REJECTION_BYTES = 16 * 1024
-"""Bytes charged to the share for rejections, for each response to a malformed request."""
+"""For each response to a malformed request, this many bytes are charged to the share for rejections."""
 
 _FRAMES_BYTES = 256
-"""Number of bytes of WebSocket frames that are parsed at once; the shortest frame that a client sends has 6 bytes."""
+"""Number of bytes of WebSocket frames that are parsed at once. A client's shortest frame is 6 bytes long."""
 
 MORE_TEXT = "sandbox.more_text"
-"""Key of an ASGI message `websocket.send`: whether the next one continues this text. ASGI has no fragments."""
+"""Key in a `websocket.send` message: whether the next message continues this text. ASGI does not define fragments."""
 
 _FRAGMENTS_MAX = 64
 """Maximum number of unjoined fragments of a WebSocket message, because even an empty fragment uses memory."""

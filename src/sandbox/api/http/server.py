@@ -16,7 +16,7 @@ from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import SHUTDOWN_TIMEOUT_SECONDS
 
 GRACEFUL_SHUTDOWN_SECONDS = round(SHUTDOWN_TIMEOUT_SECONDS / 2)
-"""How long responses in progress may take after the streams have ended before they are aborted."""
+"""How long responses in progress may continue after the streams have ended; then they are aborted."""
 
 CLIENT_MESSAGE_BYTES_MAX = 64 * 1024
 """Maximum size of a WebSocket client's message; a larger message closes the connection."""

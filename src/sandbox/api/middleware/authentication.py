@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 class CredentialsRevokedError(OSError):
     """The caller's credentials are no longer valid.
 
-    This is an OSError, as is the error that servers raise for a closed connection.
+    It is an OSError, like the error that servers raise for a closed connection.
     """
 
 

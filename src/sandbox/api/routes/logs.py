@@ -286,7 +286,7 @@ def _parse_position(text: str) -> ChangeCursor | None:
 
 
 async def _encode_changes(changes: AsyncIterator[StateChange | ChangeCursor]) -> AsyncIterator[MessageBatch]:
-    """Encode each change. Only a change's last event has an id: a client that missed it gets the whole change again."""
+    """Encode each change. Only its last event has an id, so a client that missed it gets the whole change again."""
     try:
         async for each in changes:
             if isinstance(each, ChangeCursor):

@@ -30,10 +30,10 @@ STREAMED_EVENT_TYPES = event_bodies.EVENT_TYPES - {"usage"}
 _TYPES = CommaSeparated(tuple(sorted(STREAMED_EVENT_TYPES)))
 _UNFILTERED_TYPES = frozenset({"gap", "end"})
 FRAGMENT_BYTES_MAX = 64 * 1024
-"""Maximum size of a part of a message. A part ends between two characters."""
+"""Maximum size of a part of a message. A part never ends within a character."""
 
 _CONTINUATION_MASK, _CONTINUATION_BYTE = 0xC0, 0x80
-"""The bytes of a character in UTF-8 after its first one."""
+"""Mask and value that identify a UTF-8 continuation byte, which is any byte of a character except the first."""
 
 _NORMAL, _GOING_AWAY, _INTERNAL = 1000, 1001, 1011
 _log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ async def encode_each(events: AsyncIterator[WireEvent], encoder: Encoder) -> Asy
     try:
         async for event in events:
             yield encoder.encode((event,))
-            del event  # release its memory before waiting for the next one
+            del event  # release the event's memory before waiting for the next event
     finally:
         await close_iterator(events)
 
@@ -189,7 +189,7 @@ class EventStreamResponse(Response):
                     await self._send_batches(idle_seconds, receive, send)
                 except TaskNotFoundError:
                     _log.info("A stream was cut off: the task was deleted")
-                    scope["state"]["abort"]()  # a response that ends regularly would look complete
+                    scope["state"]["abort"]()  # a response that ends normally would look complete
                     await wait_for_disconnect(receive)
                     return
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -25,21 +25,21 @@ _MESSAGE_OVERHEAD_BYTES = 64
 
 
 class CacheMemory:
-    """Counts the memory of what can be read or encoded again, for all tasks. Drops the oldest batches."""
+    """Counts the memory of all cached batches and drops the oldest, whose events can be read and encoded again."""
 
     def __init__(self) -> None:
         self.used_bytes = 0
         self._batches: OrderedDict[Batch, int] = OrderedDict()
 
     def count(self, batch: Batch, cached_bytes: int) -> None:
-        """Count this much more memory for a batch, and drop other batches above the maximum."""
+        """Add to a batch's counted memory. If the total exceeds the maximum, drop other batches."""
         self._batches[batch] = self._batches.get(batch, 0) + cached_bytes
         self.used_bytes += cached_bytes
         while self.used_bytes > CACHED_BYTES_MAX and len(self._batches) > 1:
             next(iter(self._batches)).drop()
 
     def remove(self, batch: Batch) -> None:
-        """Do not count the batch any more."""
+        """Stop counting the batch."""
         self.used_bytes -= self._batches.pop(batch, 0)
 
 
