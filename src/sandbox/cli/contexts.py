@@ -228,7 +228,7 @@ def _stored_token(server: str, file: ContextFile) -> str:
 
     try:
         url = validate_base_url(server)
-    except InvalidParameterError:  # the client will report it
+    except InvalidParameterError:  # the client reports an invalid URL
         return ""
     # `sandbox login` has stored normalized URLs.
     tokens = {name: context.token for name, context in contexts.by_name.items() if context.server == url}

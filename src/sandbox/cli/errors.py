@@ -184,7 +184,7 @@ def hint_if_output_fails(message: str) -> Iterator[None]:
 
 
 def _fail_with_click_error(error: click.ClickException) -> NoReturn:
-    """On a terminal, print the error in the form of all errors, because click breaks its lines within words."""
+    """On a terminal, print the error in the same format as other errors, because click breaks lines within words."""
     if terminal_width(sys.stderr) is None:
         raise error
     shown = io.StringIO()

@@ -127,7 +127,7 @@ class LazyGroup(SuggestingGroup):
     """A group that lists its commands without importing them, which keeps `--help` fast.
 
     sections: the headings of the help and the names of the commands below each; by default, one list of all commands.
-    programs: commands that other programs run, which are not listed: the location by name.
+    programs: commands that are not listed, because other programs run them; maps each name to its location.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ _ROOT_SYNONYMS = {
 _COMMANDS_BY_TOPIC = {
     **dict.fromkeys(("cost", "costs", "spend", "usage"), ("task status TASK_ID", "task list --sort cost --totals")),
 }
-"""Maps names that are no commands to the command lines that show what the names stand for."""
+"""Maps names that are not commands to the command lines that show what the names stand for."""
 
 _SIMILARITY_MIN = 0.7
 """With difflib's default of 0.6, commands with unrelated meanings would be suggested."""

@@ -89,7 +89,7 @@ def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Seque
 
 
 def _with_origin(detail: Mapping[str, Any], source: str | None) -> dict[str, Any]:
-    """Return the error of a field with the option that set the field, and how an option sets an entry of a list."""
+    """Add the option that set the field to the field's error. If a list is expected, add how to set an entry."""
     message = str(detail.get("message", ""))
     if source is not None and message.startswith("must be a list"):
         message += f"; set an entry with --set {detail.get('field')}[0]=VALUE"

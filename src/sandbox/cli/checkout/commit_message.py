@@ -12,7 +12,7 @@ from sandbox.cli.output.text import escape_text
 SUBJECT_CHARACTERS_MAX = 72
 SENTENCE_CHARACTERS_MIN = 12
 CLAUSE_CHARACTERS_MIN = 30
-"""Minimum length of the sentence or clause to which a longer subject is cut. Otherwise it is cut at a word."""
+"""Minimum length of a sentence or clause to which a longer subject is cut. Otherwise, the subject is cut at a word."""
 
 BODY_CELLS_MAX = 72
 """Width of the body. Code, and words that exceed the width, are not wrapped."""
@@ -39,7 +39,7 @@ _DANGLING_WORDS = re.compile(
 _INSTRUCTION_START = re.compile(
     r"(---|diff -|Index: |>?From |(From|Subject|Date|Cc):|\[PATCH\]|[\w-]+-by:)", re.IGNORECASE
 )
-"""Line starts that `git am` parses as a patch, an email or a header, sign-offs, and recipients for `git send-email`.
+"""Matches the start of a patch, an email or a header for `git am`, of a sign-off, and of a `git send-email` recipient.
 
 An indented line is plain text.
 """

@@ -142,7 +142,7 @@ def _patch_entries(client: Client, task_id: str, path: str) -> list[Artifact]:
 
 
 def print_omissions(client: Client, task_id: str, patch: Path) -> bool:
-    """Print what the server left out of a patch and where to find it; return whether git can apply anything."""
+    """Print what the server left out of a patch and where to find it; return whether git has anything to apply."""
     remarks = list(islice(takewhile(_is_remark, patch_lines(patch)), REMARKS_MAX))
     if not remarks:
         return bool(patch.stat().st_size)

@@ -39,7 +39,7 @@ LINE_CHARACTERS_MAX = 8 * 1024 * 1024
 """Maximum length of a line of stdout; longer lines are skipped."""
 
 MODEL_HOST = "model"
-"""The host of events about refused model requests. The gateway refused no connection."""
+"""The host in events about refused model requests. These events do not report a refused connection."""
 
 _FAILED_STATES = frozenset({"failed", "failed_preserved"})
 
@@ -299,7 +299,7 @@ class EventPrinter:
             self._print_held_error()
 
     def flush(self) -> None:
-        """Print what is held back. Call this after the last event."""
+        """Print the events that are still held back. Call this after the last event."""
         self._print_held_error()
         self._print_spent_budget()
 

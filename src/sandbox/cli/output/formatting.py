@@ -115,7 +115,7 @@ SHORT_ID_CHARACTERS = 8
 
 
 def shorten_ids(ids: Iterable[str]) -> dict[str, str]:
-    """Map each generated id to a beginning that no other id shares, and each chosen id to itself."""
+    """Map each generated id to a prefix that no other id has, and each chosen id to itself."""
     ordered = sorted(set(ids))
     shared = [
         sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*pair, strict=False))) for pair in pairwise(ordered)
@@ -166,7 +166,7 @@ def command_id(task: Mapping[str, Any], *, is_terminal: bool) -> str:
 
 
 def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return label, subcommand and further arguments of each command."""
+    """Return the label, the subcommand and the further arguments of each command."""
     if task["state"] not in FINAL_STATES:
         return [("Watch", "status", " --watch"), ("Cancel", "cancel", "")]
     is_completed = task["state"] == TaskState.COMPLETED

@@ -55,9 +55,9 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
 
 
 def find_refused_connections(client: Client, task: Task) -> tuple[int, Counter[RefusedConnection]]:
-    """Return the number of refused connections of a task, and the number of equal ones in its log.
+    """Return the number of a task's refused connections, and how often the log contains each of them.
 
-    The status also counts refused model requests, which are no connections. If the log is unavailable, they are
+    The status also counts refused model requests, which are not connections. If the log is unavailable, they are
     included.
     """
     from sandbox.client import ClientError

@@ -90,7 +90,7 @@ def fit_table(
 
 
 def plain_lines(columns: Sequence[str], rows: Sequence[Sequence[Text]]) -> list[Text]:
-    """Return heading and rows as lines with padded cells."""
+    """Return the headings and the rows as lines with padded cells."""
     from rich.text import Text
 
     headings = [Text(name, "dim") for name in columns]
@@ -171,7 +171,7 @@ def _fitting_columns(
 
 
 def _shrink(columns: Sequence[str], rows: Sequence[Sequence[Text]], shrinkable: Sequence[str], width: int) -> None:
-    """Truncate the widest columns first; short ones stay complete."""
+    """Truncate the widest columns first, which keeps narrow columns complete."""
     widths = dict(zip(columns, _widths(columns, rows), strict=True))
     excess = sum(widths.values()) - width
     shrunk = {name: widths[name] for name in columns if name in shrinkable}

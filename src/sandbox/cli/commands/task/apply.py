@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sandbox.client.response_types import Task
 
 CHAIN_TASKS_MAX = 100
-"""Maximum number of a chain's tasks that a commit message names."""
+"""Maximum number of a chain's tasks that are named in a commit message."""
 
 METADATA_BYTES_MAX = 64 * 1024 * 1024
 _COMMIT = re.compile(r"[0-9a-f]{40,64}")

@@ -234,7 +234,7 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
     if task["vm_name"] and task["vm"]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
         if not is_terminal and task["state"] == "failed_preserved" and "sandbox_kept" in task:
-            # On a terminal, the state shows this.
+            # On a terminal, the state contains this word.
             runtime_details.append("preserved" if task["sandbox_kept"] else "released")
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
     yield from _host_row(task)

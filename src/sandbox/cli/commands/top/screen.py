@@ -213,7 +213,7 @@ def _cbreak_mode() -> Iterator[None]:
     """Read keys one by one without echo; ^C still interrupts."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor, termios.TCSAFLUSH)  # discard keys that were typed before
+    tty.setcbreak(descriptor, termios.TCSAFLUSH)  # discard keys that were typed earlier
     try:
         yield
     finally:

@@ -50,7 +50,7 @@ NOW_CELLS_MIN = 26
 """Width to which NOW is truncated before another column is omitted."""
 
 NAME_CELLS_MIN = 24
-"""Width to which names are truncated, in a wide window more. The rest is for NOW."""
+"""Minimum width to which names are truncated. In a wide window, names are truncated to a quarter of its width."""
 
 SEARCH_BYTES_MAX = 100
 _ENTER, _ESCAPE, _ERASE, _ERASE_LINE = (b"\r", b"\n"), b"\x1b", (b"\x7f", b"\x08"), b"\x15"
@@ -64,7 +64,7 @@ _HEIGHT_WITH_DETAILS_MIN = 16
 
 @dataclass(frozen=True)
 class TaskFilter:
-    """Selects the tasks to fetch. search: words. states: a key of `STATE_FILTERS`."""
+    """Selects the tasks to fetch. search: the words to search for. states: a key of `STATE_FILTERS`."""
 
     search: str = ""
     states: str = "all"
@@ -253,7 +253,7 @@ class TopView:
 
 
 def _fit_rows(rows: list[list[Text]], width: int) -> tuple[Sequence[str], Sequence[Sequence[Text]]]:
-    """Return the columns that fit. NAME is kept before the other columns, and NOW shrinks for it if necessary."""
+    """Return the columns that fit. If NAME does not fit next to the other columns, NOW shrinks to make room for it."""
     for row in rows:
         row[COLUMNS.index("NAME")].truncate(max(width // 4, NAME_CELLS_MIN), overflow="ellipsis")
     for now_cells_min in (NOW_CELLS_MIN, MAIN_COLUMN_CELLS):
