@@ -1,6 +1,6 @@
 """Response types of the API: TypedDicts with the keys that clients may rely on, under the client's names.
 
-`sandbox.model.wire` declares them and describes each key; events keep the names of their declarations. A newer server
+`sandbox.model.wire` declares these types and describes each key; events have the same names there. A newer server
 may send additional keys. Reading a key that an older server omits raises UnexpectedResponseError. Times are RFC 3339 in
 UTC.
 """
