@@ -35,7 +35,7 @@ class FailureNotice:
 
     @property
     def summary(self) -> str:
-        """The cause for one line of a list."""
+        """The cause, for a list with one line per task."""
         return self.detail or f"{self.title}. {self.remedy}".rstrip()
 
 

@@ -1,4 +1,4 @@
-// Summaries of the lines of an agent's event stream (stream-json), which are JSON. All values are untrusted.
+// Summarizes the lines of an agent's event stream (stream-json). Each line is JSON, whose values are untrusted.
 
 const TEXT_CHARACTERS_MAX = 240;
 const PARTS_MAX = 10;
@@ -29,8 +29,8 @@ const numberOf = (value) => (typeof value === "number" && Number.isFinite(value)
 
 const shorten = (text) => (text.length > TEXT_CHARACTERS_MAX ? `${text.slice(0, TEXT_CHARACTERS_MAX - 1)}…` : text);
 
-// Return { kind, text, moreLines } for a known line of the event stream, otherwise null. moreLines: the number of lines of a
-// tool's result after the first one, which is the text.
+// Return { kind, text, moreLines } for a known line of the event stream, otherwise null. moreLines: for a tool's
+// result, whose first line is the text, the number of further lines.
 export function summarizeAgentLine(value) {
   if (!isObject(value) || typeof value.session_id !== "string" || typeof value.type !== "string") return null;
   const summary = Object.hasOwn(TYPES, value.type) ? TYPES[value.type](value) : null;

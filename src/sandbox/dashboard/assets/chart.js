@@ -53,7 +53,7 @@ export class Chart {
   limit = null;
   #sum = 0;
 
-  // kind: "line", "step" (the running sum of the values) or "bars". gap: minimum time without samples to show as a gap,
+  // kind: "line", "step" (the running sum of the values) or "bars". gap: minimum time without samples shown as a gap,
   // in ms. base: 2 for bytes. labelTime: formats a time on the axis, for the given step; the default is the time since
   // the start.
   constructor({ name, format, kind = "line", gap = Infinity, base = 10, isWhole = false, labelTime = null }) {

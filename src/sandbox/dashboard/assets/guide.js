@@ -20,7 +20,7 @@ function pageAddress(url) {
   return pages.has(page) ? `${PATHS[page] ?? `/guide/${page}`}${anchor ?? ""}` : null;
 }
 
-// The ids are those of the documentation's site.
+// The ids are the same as on the documentation's site.
 const slug = (text) =>
   text
     .toLowerCase()
@@ -61,7 +61,7 @@ function completeCode(code) {
   frame.append(h("button", { type: "button", "data-copy-code": true, "aria-label": "Copy the code" }, "Copy"), pre);
 }
 
-// Colors from the worker, which the page does not wait for.
+// Add colors when the worker responds; the page does not wait for them.
 async function addColors(code) {
   const text = code.textContent;
   const [spans = []] = await highlight(code.dataset.language, [text]);

@@ -202,7 +202,7 @@ function problemOf(yaml) {
   visit(yaml, {
     Node: (_, node, parents) => {
       isPlain &&= !isAlias(node) && !node.anchor && !node.tag;
-      isDeep ||= parents.length > 2 * DEPTH_MAX; // each level of a mapping is a pair and its value
+      isDeep ||= parents.length > 2 * DEPTH_MAX; // each level of a mapping has two nodes: a pair and its value
       if (isMap(node)) {
         isPlain &&= node.items.every(({ key }) => isScalar(key) && typeof key.value === "string");
         isUnique &&= new Set(node.items.map(({ key }) => key?.value)).size === node.items.length;

@@ -13,7 +13,7 @@ const TYPED_KINDS = ["lines", "labels", "repository"]; // their text may differ 
 
 const linesOf = (text) => text.split("\n").flatMap((line) => line.trim() || []);
 
-// Convert OWNER/NAME to the URL of a recent repository with this name, otherwise to a URL of GitHub.
+// Convert OWNER/NAME to the URL of a recent repository with this name, otherwise to a GitHub URL.
 function repositoryUrl(text) {
   const name = text.trim();
   const recent = [...$("repositories").options].find((option) => option.textContent === name);
@@ -179,7 +179,7 @@ export class ManifestForm {
     const closed = element.closest("details:not([open])");
     if (closed) closed.open = true;
     element.focus({ preventScroll: !scrolls });
-    // The message is below the field, and the browser scrolls to the field only.
+    // The message is below the field, and the browser would scroll only to the field.
     if (scrolls) element.closest(".field, .secret").scrollIntoView({ block: "nearest" });
     return true;
   }

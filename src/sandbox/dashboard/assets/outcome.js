@@ -9,7 +9,7 @@ const CALLS_MAX = 100;
 const PATCH_BYTES_MAX = 3 * 1024 * 1024;
 const DENIALS_MAX = 100;
 const ADDED_CHARACTERS_MAX = 160; // an agent adds its own words to the reason for a refusal
-const REPEATED_MIN = 20; // minimum length of a beginning by which a message repeats a failure
+const REPEATED_MIN = 20; // minimum length of a failure's beginning in a message that repeats the failure
 
 export class Outcome {
   #message = null;

@@ -207,8 +207,8 @@ async function submit() {
   }
 }
 
-// A template sets its settings and keeps all other values. Its prompt is only a placeholder. A template for another agent,
-// or without settings, replaces the manifest, except for what describes the task.
+// A template changes its own settings and keeps all other values. Its prompt is only a placeholder. A template for
+// another agent, or without settings, replaces the manifest, except for what describes the task.
 function applyTemplate(text) {
   const before = editor.text;
   const prompt = $("prompt");

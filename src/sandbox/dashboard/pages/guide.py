@@ -59,7 +59,7 @@ GUIDE_PAGES = frozenset(chain.from_iterable(GUIDE_GROUPS.values())) - {"rest-ref
 """The pages of the documentation for users. Links to other pages become text. The REST reference is at `/docs`."""
 
 _LIST_TITLES = {"index": "Overview", "rest-reference": "REST reference", "dashboard": "Dashboard"}
-"""Titles in the list of pages that are not the titles of the pages."""
+"""Titles in the list of pages that differ from the titles of the pages."""
 
 RESULTS_MAX = 20
 SEARCHED_WORDS_MAX = 10
@@ -75,7 +75,7 @@ ORDER BY heading = ? COLLATE NOCASE DESC, is_minor, bm25(sections, 0, 0, 0, 6.0,
 """A match in the heading or in the page's title counts more than one in the text."""
 
 _MINOR_PAGES = frozenset({"index", "benchmarks", "chaos", "gateway", "redaction", "glossary"})
-"""Their sections, and the rows of tables, come after the sections of the other pages."""
+"""Pages whose sections come after those of the other pages in search results, as do rows of tables."""
 
 _NO_TEXT = re.compile(
     r"<!--.*?-->\n?|<picture>.*?</picture>\n?|<a id=[^>]*></a>|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
@@ -108,7 +108,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """A section that was found. excerpt: parts of its text, each with whether it was searched for."""
+    """A section that was found. excerpt: parts of its text, each with whether it matches."""
 
     href: str
     title: str
@@ -117,7 +117,7 @@ class SearchResult:
 
 
 def guide_file(name: str) -> Path:
-    """Return a page of the documentation: next to this package's modules in a wheel, otherwise in the checkout."""
+    """Return the file of a documentation page: in a wheel, from this package; otherwise, from the checkout."""
     bundled = Path(__file__).parents[1] / "guide"
     directory = bundled if bundled.is_dir() else Path(__file__).parents[4] / "docs"
     return directory / f"{name}.md"

@@ -1,4 +1,4 @@
-"""The pages about the server: the references of its API and of errors, health, load and runtimes."""
+"""The pages about the server: the API reference, the error reference, and health, load and runtimes."""
 
 import re
 from collections import Counter
@@ -135,7 +135,7 @@ async def show_docs(request: Request, _: AppContext) -> Response:
 
 
 class LinkedText(NamedTuple):
-    """A part of a text. href: the address that it links to; empty if it is no link."""
+    """A part of a text. href: the address that it links to; empty if it is not a link."""
 
     text: str
     href: str = ""

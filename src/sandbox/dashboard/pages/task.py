@@ -225,7 +225,7 @@ async def _encode_batches(events: AsyncIterator[WireEvent], encoder: PageEncoder
             if batch_bytes > _BATCH_BYTES:
                 yield encoder.encode(batch)
                 batch, batch_bytes = [], 0
-            del event  # release its memory before waiting for the next one
+            del event  # release the event's memory before waiting for the next event
         if batch:
             yield encoder.encode(batch)
     finally:

@@ -43,7 +43,7 @@ _WORDS_BEFORE_LENGTH_MAX = 30
 """Length of the part of a prompt's line that is shown before a word that a search found."""
 
 _SEARCHED_WORDS_MAX = 10
-"""Maximum number of different words of a search that are looked for in the prompts."""
+"""Maximum number of distinct search words that are looked for in the prompts."""
 
 _LINE_LENGTH_MAX = 4 * _HINT_LENGTH_MAX
 """Length to which a line is cut before its words are counted: a prompt can be a single long line."""
@@ -72,7 +72,7 @@ _SORT_LABELS = {
 _DEFAULT_SORT = "state_changed_at"
 """With this order, the most recently finished task comes first in the list of finished tasks."""
 _TIME_LABELS = {"state_changed_at": "Changed", "started_at": "Started", "created_at": "Submitted"}
-"""The heading of the column with the time. Its times are those by which the list is sorted, if it is sorted by time."""
+"""Headings of the time column, keyed by field. If the list is sorted by a time, the column shows this time."""
 
 _PERIODS = {"1h": "Last hour", "24h": "Last 24 hours", "7d": "Last 7 days", "30d": "Last 30 days"}
 _PERIOD = pattern_format("period", "[1-9][0-9]{0,3}[hd]", "must be a period such as 24h or 7d")
@@ -167,7 +167,7 @@ def _is_refresh_of(request: Request, *parts: str) -> bool:
 
 
 def final_message_headline(task: Task) -> str:
-    """Return the first line of the agent's final message that has words, without Markdown marks; empty if none has.
+    """Return the first line of the agent's final message that has words, without Markdown marks; empty if no line does.
 
     Backticks are kept.
     """
@@ -192,7 +192,7 @@ async def _query_unfinished(request: Request, tasks: TaskQueries, query: TaskQue
 
 
 def _time_field(query: TaskQuery) -> Sort:
-    """Return the time by which the list is sorted; the submission if it is sorted by something else."""
+    """Return the time by which the list is sorted; if it is not sorted by time, return the submission time."""
     return query.sort if query.sort in _TIME_LABELS else "created_at"
 
 
@@ -304,7 +304,7 @@ async def _count_by_state_filter(
 
 
 def _is_filtered(request: Request, query: TaskQuery) -> bool:
-    """Return whether the list has another filter than that of the state."""
+    """Return whether the list has a filter other than the state filter."""
     return any(name != "state" for name, _ in _filters(request, query))
 
 
