@@ -27,7 +27,7 @@ class SandboxError(Exception):
 
 
 def error_reason(error: BaseException) -> str:
-    """Return the error's text; for a timeout, whose exception has no text, a fixed one."""
+    """Return the error's text; for a timeout, whose exception has no text, return a fixed text."""
     return str(error) or "the operation timed out"
 
 

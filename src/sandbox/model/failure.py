@@ -120,20 +120,23 @@ _CODES_THAT_NAME_A_FIELD = frozenset(
         FailureCode.TIMEOUT,
     }
 )
-"""Failures whose messages come from Sandbox and name the field that another value of may help."""
+"""Failures whose messages come from Sandbox and name a field for which another value may help."""
 
 _LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
 
 
 class Remedy(NamedTuple):
-    """What to do about a failure. overrides: changes of the manifest for a new run; empty if the user chooses them."""
+    """What to do about a failure. overrides: changes to the manifest for a new run; empty if the user chooses them."""
 
     text: str
     overrides: tuple[str, ...] = ()
 
 
 def find_remedy(code: FailureCode, message: str, value_of: Callable[[str, str], Any]) -> Remedy | None:
-    """Return what to do about a failure; None if only its message says it. value_of: see `propose_override`."""
+    """Return what to do about a failure; None if only the message says what to do.
+
+    value_of: see `propose_override`.
+    """
     if code in _LOST_CODES:
         return Remedy("Run the task again.")
     field, value = propose_override(message, value_of) if code in _CODES_THAT_NAME_A_FIELD else ("", "")

@@ -31,7 +31,7 @@ TASK_ID_CHARACTERS_MAX = 128
 """Maximum length of the id of a task."""
 
 INPUT_ERRORS_MAX = 100
-"""Maximum number of errors of a manifest or a request that are listed; additional ones are only counted."""
+"""Maximum number of errors that are listed for a manifest or a request; additional ones are only counted."""
 
 OUTPUT_LINE_BYTES_MAX = 1024 * 1024
 """Maximum length of a line of output that is recorded whole; a longer one is split and marked."""
@@ -92,7 +92,7 @@ SANDBOX_TEARDOWN_SECONDS = 60.0
 """Time limit for ending a sandbox and removing its files. After that, an event reports the failure."""
 
 DELETION_TIMEOUT_SECONDS = 10.0
-"""Time limit for a process that still uses a finished task, such as its runner, when the task is deleted; then the
+"""How long the deletion of a finished task waits for a process that still uses the task, such as its runner; then the
 deletion is refused."""
 
 DEBUG_SESSION_END_TIMEOUT_SECONDS = 10.0
@@ -111,8 +111,8 @@ DISK_DIRECTORIES_MAX = 196_608
 """Maximum number of directories on a disk with an enforced size, with bubblewrap.
 
 This limits the depth of directories. One read of /proc/self/maps copies the whole path of a mapped file without
-interruption, which takes 0.8 s if all these directories are within each other and have long names. During part of that
-time, the kernel can hold a lock that every rename on the machine needs.
+interruption, which takes 0.8 s if all these directories are nested and have long names. During part of that time, the
+kernel can hold a lock that every rename on the machine needs.
 """
 
 DISK_RELEASE_TIMEOUT_SECONDS = 10.0
@@ -222,7 +222,7 @@ OPEN_DIRECTORIES_MAX = 8192
 """Maximum number of open directories of one sandbox. A partly read one can use 20 KiB of uncharged kernel memory."""
 
 UNCHARGED_GROWTH_MAX = 128 * 1024 * 1024
-"""Growth of the kernel memory that is not charged to a sandbox after which the sandbox's files are counted early.
+"""If the kernel memory that is not charged to a sandbox grows by more than this, the sandbox's files are counted early.
 
 One processor can create 0.4 GiB of partly read directories in a second. A count of many files takes 0.2 s, and the
 pause after the count 2 s.
@@ -230,7 +230,7 @@ pause after the count 2 s.
 
 SOCKET_BUFFER_BYTES_MIN = 16 * 1024 * 1024
 SOCKET_BUFFER_BYTES_MAX = 256 * 1024 * 1024
-"""Bounds of the total size of one sandbox's TCP and UDP socket buffers: an eighth of vm.memory, within these bounds."""
+"""Bounds of the limit on the total size of a sandbox's TCP and UDP socket buffers. The limit is 1/8 of vm.memory."""
 
 RECEIVED_BYTES_HEADROOM = 160 * 1024 * 1024
 """Unread data that TCP and UDP sockets may contain in addition to the limit on their buffers.
@@ -317,7 +317,7 @@ PROBE_PAUSE_SECONDS_MAX = 300.0
 """Maximum pause between probes."""
 
 PROBE_INTERVAL_SECONDS = 30.0
-"""Minimum interval between probes of a working runtime, which follow tasks whose sandbox could not be created."""
+"""Minimum interval between probes of a working runtime. Such a probe follows a failure to create a task's sandbox."""
 
 PROBE_JITTER = 0.25
 """Maximum fraction by which the pause between probes is randomly shortened."""
@@ -353,7 +353,7 @@ EARLIER_CONVERSATION_EVENTS_MAX = 20_000
 """Number of events at the end of a task that are searched for its conversation."""
 
 ARTIFACT_BYTES_MAX = 2 * 1024**3
-"""Maximum total size of a task's files that match its patterns. An event reports each file beyond it, which is skipped.
+"""Maximum total size of a task's files that match its patterns. Files beyond it are skipped and reported as events.
 
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
 """
@@ -361,7 +361,8 @@ The tar of changed files has a separate limit, half as large. The patch and the 
 WORKER_ARTIFACTS_MAX = 20_000
 """Maximum number of artifacts of a task that a worker may send, twice as many as a runner collects.
 
-The server copies the list of a task's artifacts for each of them, and a read of the journal has up to 4000 of them.
+The server copies the list of a task's artifacts for each new artifact, and one read of the journal returns up to 4000
+new artifacts.
 """
 
 SHUTDOWN_TIMEOUT_SECONDS = 2.0
@@ -381,7 +382,7 @@ RUNNER_PINGS_MAX = 5
 
 LAUNCH_TIMEOUT_SECONDS = 30.0
 JOURNAL_READ_BYTES_PER_SECOND = 256 * 1024
-"""Time limit for a runner to receive its launch order, and again for it to take over the journal.
+"""Time limit for a runner to receive its launch order, and then the same limit for it to take over the journal.
 
 The time to read the journal at JOURNAL_READ_BYTES_PER_SECOND is added. An idle machine reads a journal sixty times as
 fast, but after a reboot, the finishers of all lost tasks may read at the same time.
@@ -515,5 +516,5 @@ SHARED_MEMORY_FILES_MAX = 131_072
 """Maximum number of files and directories in /dev/shm, with bubblewrap.
 
 One read of a directory there lists all of its files without interruption: 0.6 s for 2 million. The path of a mapped
-file in directories within each other takes longer; see DISK_DIRECTORIES_MAX.
+file in nested directories takes longer; see DISK_DIRECTORIES_MAX.
 """

@@ -63,7 +63,7 @@ def is_generated_id_prefix(text: str) -> bool:
 
 
 def double_limit(value: object) -> int | float | str | None:
-    """Return twice the value of a manifest's limit, such as `4G` for `2G`; None if the value is no limit."""
+    """Return twice the value of a manifest's limit, such as `4G` for `2G`; None if the value is not a limit."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return 2 * value
     limit = _LIMIT.fullmatch(value) if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""The address of a server whose settings do not change it."""
+"""The default address of a server."""
 
 DEFAULT_API_PORT = 8122
 DEFAULT_WEBSOCKET_PORT = 8121

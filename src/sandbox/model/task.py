@@ -60,7 +60,7 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True):
     follow_up: FollowUp | None = None
 
     def hands_over_disk(self, kind: FollowUp) -> bool:
-        """Return whether the attempt that follows continues with this one's disk."""
+        """Return whether the next attempt continues with this attempt's disk."""
         return kind is FollowUp.RESUME or (kind is FollowUp.AGAIN and self.resumes)
 
 

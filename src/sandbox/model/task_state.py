@@ -39,7 +39,7 @@ OUTCOMES: dict[str, frozenset[TaskState]] = {
 
 
 def filter_states(states: Iterable[TaskState]) -> frozenset[TaskState]:
-    """Return the states that a filter selects: `failed` includes `failed_preserved`, which alone narrows the filter.
+    """Return the states that a filter selects: `failed` includes `failed_preserved`, but not the other way around.
 
     Users who look for failed tasks do not know which of them have a preserved sandbox.
     """

@@ -161,7 +161,7 @@ def repository_location(url: str) -> str:
 
 
 def repository_names(url: str) -> frozenset[str]:
-    """Return the names of a repository: its location, the location's path, and the path's ends (`org/repo`, `repo`)."""
+    """Return the names of a repository: its location, the location's path, and the path's last parts."""
     location = repository_location(url)
     path = location.partition("/")[2]
     ends = ("/".join(path.rsplit("/", count)[-count:]) for count in (1, 2))
@@ -255,11 +255,11 @@ def _check_byte_size(value: str) -> str | None:
 
 
 _MEBIBYTES_MIN = 256
-"""Sizes without a unit from this number on probably mean MiB, as in `512`; smaller ones mean GiB."""
+"""A size without a unit probably means MiB if it is at least this large, such as `512`; otherwise, it means GiB."""
 
 
 def _suggest_byte_size(value: str) -> str | None:
-    """Return a number without a unit with the probable one."""
+    """Add the probable unit to a number without a unit."""
     if not re.fullmatch("[1-9][0-9]{0,5}", value):
         return None
     return f"{value}{'G' if int(value) < _MEBIBYTES_MIN else 'M'}"

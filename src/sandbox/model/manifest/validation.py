@@ -128,7 +128,7 @@ def _suggestion(failed_check: _FailedCheck) -> str | None:
 
 
 def _format_of_number(failed_check: _FailedCheck) -> Format | None:
-    """Return the format of a field that has a number instead of text, if the number's text has a wrong format too."""
+    """If a field has a number instead of text, return its format, unless the number as text would have this format."""
     value, dataclass_type = failed_check.error["input"], _type_at(failed_check.path[:-1], failed_check.object_type)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if failed_check.error["type"] != "string_type" or not is_number or not _is_dataclass_type(dataclass_type):
@@ -146,7 +146,7 @@ def _field_formats(dataclass_type: Any) -> dict[str, Format]:
 
 
 _SECTION_SIMILARITY_MIN = 0.8
-"""A field of another section must have a name that is more similar than that of a field of the same object."""
+"""Minimum similarity of the name of a field in another section; higher than for a field in the same object."""
 
 
 def _closest_field(failed_check: _FailedCheck) -> str | None:
@@ -261,4 +261,4 @@ _MESSAGES: tuple[tuple[str, RuleName, Callable[[_FailedCheck], str]], ...] = (
     ("(greater|less)_than_equal", "range", _bound_message),
     ("(string_)?too_(short|long)", "range", _length_message),
 )
-"""Patterns of pydantic's error types, each with the rule and the message. Parsing errors are those of parameters."""
+"""Patterns of pydantic's error types, each with the rule and the message. Parsing errors occur only for parameters."""
