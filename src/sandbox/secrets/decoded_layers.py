@@ -31,7 +31,7 @@ _FORKS: tuple[tuple[Callable[[bytes], bool], FindTokens], ...] = (
     (may_contain_variable_length_escapes, find_variable_length_escapes),
     (may_contain_consecutive_escapes, find_isolated_escapes),
 )
-"""Other ways of decoding escapes, each with a quick check whether it may differ from `find_escapes`."""
+"""Other ways of decoding escapes, each with a quick check for whether its tokens may differ from `find_escapes`."""
 
 _FORMS_MAX = 64
 """Maximum number of forms of a value; only an unusual value has more than a few."""

@@ -125,7 +125,7 @@ class Scanner:
         longest = max((search.longest_bytes for _, search in self._searches), default=0)
         span_limit = min(32 * longest + 4096, max(4 * longest, VALUE_SPREAD_BYTES_MAX))
         self.span_bytes_max = span_limit if longest else 0
-        """A value that escapes or other bytes in between spread over more than this many bytes is not found."""
+        """A value is not found if escapes or other bytes in between spread it over more than this many bytes."""
 
     def decode(self, data: bytes) -> list[DecodedLayer]:
         """Decode the layers in which the values are searched for."""

@@ -212,7 +212,7 @@ def _encoded_variants(value: str) -> Iterator[bytes]:
 
 
 def _normalized_encodings(code: bytes) -> Iterator[bytes]:
-    """Yield the normalized code, with and without its first character, which a preceding escape may consume."""
+    """Yield the normalized base64 or hex with and without its first character, which a preceding escape may consume."""
     yield ENCODED_NORMALIZER.normalize(code)
     yield ENCODED_NORMALIZER.normalize(code[1:])
 
