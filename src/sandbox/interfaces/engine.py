@@ -40,8 +40,8 @@ class JobRequest(msgspec.Struct, frozen=True):
     """A job to submit.
 
     name: see `job_name`.
-    command: the worker and its arguments. The worker's path is absolute. All users of the cluster can read it.
-    environment: the environment of the worker; an engine may add its own variables. The engine stores it.
+    command: the worker (an absolute path) and its arguments. All users of the cluster can read the command.
+    environment: the environment of the worker. The engine stores these variables, and may add its own.
     resources: what the task requests, and what the worker, the runner and the runtime need in addition.
     time_limit_seconds: the time after which the engine ends the worker, at the earliest.
     grace_seconds: the time between SIGTERM and SIGKILL at the time limit. After `withdraw`, the engine's own settings
@@ -137,6 +137,6 @@ class Engine(Protocol):
     async def largest_hosts(self) -> Sequence[Resources]:
         """Return the largest hosts of the cluster, whether or not they are available now.
 
-        None of them has less of everything than another one. A job that fits in none of them can never run.
+        None of them is smaller than another one in every resource. A job that fits in none of them can never run.
         """
         ...

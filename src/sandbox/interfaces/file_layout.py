@@ -84,7 +84,7 @@ class AttemptLayout(msgspec.Struct, frozen=True):
 
     @property
     def debug_session_lock(self) -> Path:
-        """Lock on a preserved disk, held by the runner of a debug session or while the disk is released."""
+        """Lock on a preserved disk, held by the runner of a debug session and during a release of the disk."""
         return self.root / "visit.lock"
 
     @property

@@ -255,11 +255,11 @@ class TaskReplicas(Protocol):
     def create_artifact(self, task_id: str, artifact: Artifact) -> ArtifactCopy:
         """Begin to store an artifact of a task that has a copy. Raises OSError.
 
-        Publish the artifact before `receive` of the record that names it. Removes what earlier processes left behind of
-        incomplete artifacts.
+        Publish the artifact before you call `receive` with the record that names it. Removes incomplete artifacts that
+        earlier processes left behind.
         """
         ...
 
     def artifact_sizes(self, task_id: str) -> Mapping[str, int]:
-        """Return the size of each artifact that is stored, by its name. Raises OSError."""
+        """Return the size of each stored artifact, keyed by name. Raises OSError."""
         ...

@@ -27,10 +27,10 @@ class RunAttempt(msgspec.Struct, frozen=True, tag="run_attempt"):
     secrets: values by name.
     resumes: the attempt takes over an earlier attempt's disk.
     follow_redirects: at the start of the clone, git may follow a redirect to a host other than the one in the manifest.
-    records_conversation: the runner records conversation events. False if the server has an earlier version than the
-        runner, because its files were replaced while it ran: it would reject a journal with such events.
-    keeps_session: the runner stores the agent's session as an internal artifact. False if the server has an earlier
-        version, because it would show the artifact to clients.
+    records_conversation: the runner records conversation events. False if the server is older than the runner,
+        because the server's files were replaced while it was running. An older server would reject such a journal.
+    keeps_session: the runner stores the agent's session as an internal artifact. False if the server is older
+        than the runner, because an older server would show the artifact to clients.
     """
 
     task_id: str
@@ -99,7 +99,7 @@ class RunnerUnreachableError(SandboxError):
 
 
 class RunnerNotStartedError(OSError):
-    """No runner was started, or it did not read its order, because of a temporary problem of its host.
+    """No runner was started, or it did not read its order, because of a temporary problem on its host.
 
     Either the host is too busy or out of disk space, processes, memory or descriptors, or the new runner was killed.
     The task is not the cause.
@@ -149,7 +149,7 @@ class OpenTerminal(
 
 
 class RenewLease(msgspec.Struct, frozen=True, tag="renew_lease"):
-    """A request to a runner to extend its lease: until when its gateway may send.
+    """A request to a runner to extend its lease. The runner's gateway may send data only until the lease expires.
 
     deadline: in seconds since the runner's host booted (CLOCK_BOOTTIME). An earlier deadline than the current one has
         no effect.
@@ -260,7 +260,7 @@ class AttemptLocation(NamedTuple):
 
 
 class Leftover(NamedTuple):
-    """An attempt that still has files besides its log, or anything else, on its host.
+    """An attempt that still has files other than its log, or other leftovers, on its host.
 
     kinds: the kinds of the sources that found leftovers of the attempt (`LeftoverSource.kind`).
     has_handle: whether it has a handle, so a part of its sandbox may exist.
@@ -274,7 +274,7 @@ class Leftover(NamedTuple):
 class LeftoverScan(NamedTuple):
     """The attempts with leftovers, whether finished or unfinished.
 
-    unowned: attempts without a directory, in locations that only this server uses, by kind.
+    unowned: attempts without a directory, in locations that only this server uses, keyed by kind.
     failures: what could not be read (human-readable). If there are failures, `unowned` is empty.
     """
 
@@ -413,12 +413,12 @@ class HostAllocator(Protocol):
         ...
 
     async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
-        """Return a host for the task's next attempt. Waits for a second at most; call it again until it succeeds.
+        """Return a host for the task's next attempt. Waits one second at most; call it again until it succeeds.
 
         An attempt that takes over a disk gets the host of the last attempt.
 
-        last_attempt_id: the last attempt in the journal. Repeating the call has no effect until the journal has the
-            attempt that it returned. Raises HostPendingError, OSError.
+        last_attempt_id: the last attempt in the journal. Until the journal contains the attempt that the call returned,
+            repeating the call has no effect. Raises HostPendingError, OSError.
         """
         ...
 

@@ -66,7 +66,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class ChangeCursor:
-    """A position in the state changes of all tasks, which the index numbers. index_id: identifies that index."""
+    """A position in the state changes of all tasks, which the index numbers. index_id: identifies the index."""
 
     index_id: str
     number: int
@@ -133,7 +133,7 @@ class TaskPage:
     """A page of tasks and the total number; `next_cursor` is set if more follow.
 
     tasks: without artifacts, patch, the agent's section (an empty one) and the agent's own report: no list shows them.
-    damaged: task ids of unreadable rows of the page, with the error. They are not in `tasks`.
+    damaged: the errors of unreadable rows on the page, keyed by task id. These tasks are not in `tasks`.
     totals: set if the query requests them. They include unreadable rows.
     """
 

@@ -1,11 +1,11 @@
 """The messages between the server and a worker. A worker connects to the server, over TLS.
 
-The first message on a connection of a worker is a `Claim`, a `JoinStream` or an `Upload`. After a `Claim`, both sides
+The first message on a worker's connection is a `Claim`, a `JoinStream` or an `Upload`. After a `Claim`, both sides
 send the messages of `WorkerMessage` and `ServerMessage`. After a `JoinStream`, the connection carries the bytes of a
 runner's control socket. After an `Upload`, the worker sends the file in `ArtifactPart` messages.
 
-Messages from a worker are untrusted: the host of a worker may be compromised. Each one is limited in size, and an
-invalid one ends the worker.
+Messages from a worker are untrusted: the host of a worker may be compromised. The size of each message is limited,
+and an invalid message ends the worker.
 """
 
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
 
 FIRST_MESSAGE_BYTES_MAX = 8 * 1024
-"""Maximum size of the first message, which anyone can send who reaches the server."""
+"""Maximum size of the first message, which anyone who can reach the server can send."""
 
 WORKER_MESSAGE_BYTES_MAX = 34 * 1024**2
 """Maximum size of any other message from a worker, enough for the largest record of a journal."""
@@ -32,7 +32,7 @@ ARTIFACT_PART_BYTES = 256 * 1024
 """Maximum size of the data in an `ArtifactPart`."""
 
 RUNNER_LOG_BYTES_MAX = 1024**2
-"""Maximum size of the log of a runner that is kept."""
+"""Maximum number of bytes that are kept from the end of a runner's log."""
 
 LEFTOVER_TASKS_MAX = 16
 """Maximum number of tasks in a `FindEndedTasks`."""
@@ -54,7 +54,7 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 class Claim(msgspec.Struct, frozen=True, tag="claim"):
     """A worker claims its attempt, or reconnects.
 
-    token: the join token of the job. nonce: the random number of this worker process; it repeats a claim with the same.
+    token: the join token of the job. nonce: a random number that a worker process sends with each of its claims.
     runtime: the runtime that works on the host.
     """
 
@@ -88,7 +88,7 @@ FirstMessage = Claim | JoinStream | Upload
 
 
 class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):
-    """A part of an artifact; an empty one is the end."""
+    """A part of an artifact; an empty part marks the end."""
 
     data: Annotated[bytes, msgspec.Meta(max_length=ARTIFACT_PART_BYTES)]
 
@@ -97,7 +97,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
     """The state of the worker's host. The server's answer extends the lease.
 
     liveness: whether a runner holds the journal's lock. end_offset: the size of the journal, read afterwards.
-    launches: the number of launches that this worker has begun. is_launching: the last one has not returned.
+    launches: the number of launches that this worker has begun. is_launching: the last launch has not returned.
     """
 
     number: _Number
@@ -108,7 +108,7 @@ class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
 
 
 class Records(msgspec.Struct, frozen=True, tag="records"):
-    """Whole records that the journal has at `offset`. The worker sends the next ones after `RecordsReceived`."""
+    """Whole records of the journal, from `offset` on. The worker sends further records after `RecordsReceived`."""
 
     offset: _Number
     data: bytes
@@ -150,7 +150,7 @@ WorkerMessage = Heartbeat | Records | CallResult | StreamRefused | RunnerLog | W
 
 
 class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
-    """The worker has the attempt.
+    """The claim is accepted: the worker may run the attempt.
 
     session_key: authenticates further connections of this session.
     end_offset: the size of the server's copy of the journal.
@@ -167,7 +167,7 @@ class Claimed(msgspec.Struct, frozen=True, tag="claimed"):
 
 
 class Fenced(msgspec.Struct, frozen=True, tag="fenced"):
-    """The worker must kill its runner and exit: it does not have the attempt, or it sent an invalid message."""
+    """The worker must kill its runner and exit: it must not run the attempt, or it sent an invalid message."""
 
     reason: str
 
@@ -286,7 +286,7 @@ class StartDebugSession(msgspec.Struct, frozen=True, tag="start_session"):
 
 
 class RemoveDisk(msgspec.Struct, frozen=True, tag="remove_disk"):
-    """Remove everything of a locked disk's attempt, except the runner's log."""
+    """Remove all files of the attempt whose disk is locked, except the runner's log."""
 
     lock_id: int
 

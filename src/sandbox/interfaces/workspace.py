@@ -33,7 +33,7 @@ class PatchResult(msgspec.Struct, frozen=True):
 
 
 FindSecret = Callable[[Iterable[bytes]], bool]
-"""Whether the concatenation of the chunks contains a secret value; may stop before the last chunk."""
+"""Returns whether the concatenated chunks contain a secret value; may stop reading before the last chunk."""
 
 
 class Workspaces(Protocol):
