@@ -58,7 +58,7 @@ CONVERTED_EVENTS_MAX = 100
 """Maximum number of events converted from one recorded line. Claude Code prints a line for each block of a message."""
 
 LINE_TEXT_CHARACTERS_MAX = 10 * CONVERSATION_TEXT_CHARACTERS_MAX
-"""Maximum number of characters of all events of one line, which are in memory until the runner has recorded them."""
+"""Maximum number of characters in all events of one line, which stay in memory until the runner has recorded them."""
 
 _CLAUDE_TASK_SUBTYPES = frozenset(("task_started", "task_updated", "task_notification", "background_tasks_changed"))
 _INPUT_FIELDS_MAX = 100
@@ -120,7 +120,7 @@ class _BackgroundCalls:
 
 
 def _cut_id(task_id: str) -> str:
-    """Truncate the id of a task, which the parser keeps in memory: it may be as long as a line."""
+    """Truncate a task's id, because the parser keeps the id in memory and an id may be as long as a line."""
     return task_id[:TEXT_CHARACTERS_MAX]
 
 
@@ -246,7 +246,7 @@ def _retry_message(retry: ApiRetryEvent) -> str:
 
 
 class _LineBudget:
-    """The number of characters that the remaining events of a line may have."""
+    """The number of characters that the remaining events of a line may contain."""
 
     def __init__(self) -> None:
         self.characters_left = LINE_TEXT_CHARACTERS_MAX

@@ -13,7 +13,7 @@ from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX
 from sandbox.model.printable import replace_unprintable
 
 TEXT_CHARACTERS_MAX = 256
-"""Maximum length of names, ids and words from the agent; longer ones are truncated."""
+"""Maximum length of names, ids and other short texts from the agent; longer ones are truncated."""
 
 RESULT_BYTES_MAX = 256 * 1024
 """Maximum size of a complete result event. Larger events keep only their short fields and the start of their text."""

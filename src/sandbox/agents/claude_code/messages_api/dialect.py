@@ -41,7 +41,7 @@ _REQUEST_HEADERS = RequestHeaders(
     forwarded_prefixes=(b"x-claude-code-", b"x-stainless-"),
     repeatable=frozenset({b"accept", b"anthropic-beta"}),
 )
-"""With some of these headers, Claude Code and its SDK identify themselves."""
+"""Claude Code and its SDK identify themselves with some of these headers."""
 
 _RESPONSE_HEADERS = ResponseHeaders(
     forwarded=frozenset(

@@ -155,10 +155,10 @@ def _output_price(model: str) -> float:
 
 
 _LIST_PRICE_VALUES = {"speed": (None, "standard"), "inference_geo": (None, "global", "not_available")}
-"""Request fields and their values at list price; fast mode and single-region inference cost more."""
+"""Request fields, and the values for which the list price applies; fast mode and single-region inference cost more."""
 
 _SERVER_CHOSEN_FALLBACKS = "default"
-"""Fallback models that the API selects."""
+"""Value that makes the API select the fallback models."""
 
 
 def unpriced_reason(document: dict[str, Any], sanitize: Callable[[str], str]) -> str | None:

@@ -33,8 +33,8 @@ _DELTA_OVERHEAD_BYTES = 80
 _INCLUDED_ITERATIONS = ("message", "fallback_message")
 """Types of iterations that are at least partly included in the response's total counts.
 
-The input that is read again after an advisor's message and the output that another model started are not included. All
-other iterations (compaction, an advisor) are billed in addition.
+The total counts exclude input that is read again after an advisor's message, and output that another model started.
+All other iterations (compaction, an advisor) are billed in addition.
 """
 
 _GLOBAL_REGIONS = ("", "global", "not_available")
@@ -132,7 +132,7 @@ class StreamMeter:
         return self._tally.usage()
 
     def partial_usage(self) -> Usage | None:
-        """Return the same as `usage`: a stream reports usage incrementally."""
+        """Return the same as `usage`, because a stream reports usage incrementally."""
         return self.usage()
 
     @property
@@ -190,7 +190,7 @@ class StreamMeter:
 
 _SSE_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")
 _FREE_EVENTS = ("ping", "error")
-"""Events that may precede a response, or that a stream may contain instead of one."""
+"""Events that a stream may contain before a response, or instead of a response."""
 
 
 def _is_readable(line: bytes) -> bool:
@@ -238,7 +238,7 @@ class JsonMeter:
         return tally.usage()
 
     def partial_usage(self) -> Usage | None:
-        """Return None: the document reports usage only at its end."""
+        """Return None, because the document reports usage only at its end."""
         return None
 
     @property
@@ -327,7 +327,7 @@ class _Tally:
 
 
 def _short_name(model: str) -> str:
-    """Return the name of a model, or a fixed text if it is too long: part of a name may be part of a secret."""
+    """Return the model's name, or a fixed text if it is too long: a truncated name might contain part of a secret."""
     return model if len(model) <= _MODEL_CHARACTERS_MAX else "(too-long)"
 
 
