@@ -103,7 +103,7 @@ class EventReporter:
             )
 
     def flush(self) -> None:
-        """Report the number of unlisted denials and of dropped headers. Call this when the gateway stops."""
+        """Report the number of denials not listed, and of dropped headers. Call this when the gateway stops."""
         self._flush_denials()
         if self._dropped_headers:
             message = f"{self._dropped_headers} headers of model requests were not forwarded in total."

@@ -43,7 +43,7 @@ _HOST_QUALIFIERS = frozenset(
         b"x",
     }
 )
-"""Words of the headers that programs use instead of the Host header, such as `X-Original-Host` and `Base-Url`."""
+"""Words in the names of headers that programs use instead of Host, such as `X-Original-Host` and `Base-Url`."""
 
 _FORWARDED_HOST_HEADERS = frozenset({b"forwarded", b"proxy", b"x-forwarded"})
 """More headers that name a host. CGI programs use the value of `Proxy` as the address of their proxy."""
@@ -116,7 +116,7 @@ def _is_returned(name: bytes, rules: ResponseHeaders) -> bool:
 
 
 def is_compressed(response: h11.Response) -> bool:
-    """Return whether the body is encoded, so the gateway can neither find a key in it nor read the usage."""
+    """Return whether the body is encoded. The gateway cannot find a key or read the usage in an encoded body."""
     encodings = [value.strip().lower() for name, value in response.headers if name == b"content-encoding"]
     return any(encoding not in (b"", b"identity") for encoding in encodings)
 

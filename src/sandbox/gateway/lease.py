@@ -22,10 +22,10 @@ LEASE_EXPIRED_MESSAGE = "This host has lost contact with the server; until it ha
 """The response to requests of the sandbox while the lease is expired."""
 
 _SLEEP_SECONDS_MAX = 1.0
-"""The event loop's clock stops while the host is suspended, so the deadline is compared again after this time."""
+"""The event loop's clock stops while the host is suspended, so the deadline is checked again after this time."""
 
 _USER_TIMEOUT_MS_MAX = 24 * 60 * 60 * 1000
-"""A longer lease does not need the kernel's help; the option is a 32-bit number."""
+"""Maximum value, because the option is a 32-bit number. With a longer lease, data is discarded before the deadline."""
 
 
 class LeaseExpiredError(ConnectionError):
@@ -55,7 +55,7 @@ class NetworkLease:
         return self.seconds_left > 0
 
     def add(self, connection: "LeasedSocket") -> None:
-        """Renew the connection's own deadline with the lease."""
+        """Update the connection's timeout in the kernel whenever the lease is renewed."""
         self._sockets.add(connection)
 
     def renew(self, deadline: float) -> None:
@@ -74,7 +74,7 @@ class NetworkLease:
             await self._renewed.wait()
 
     async def wait_until_expired(self) -> None:
-        """Wait until the lease is not valid."""
+        """Wait until the lease has expired."""
         while (seconds := self.seconds_left) > 0:  # noqa: ASYNC110
             await asyncio.sleep(min(seconds, _SLEEP_SECONDS_MAX))
 
@@ -82,9 +82,9 @@ class NetworkLease:
 class LeasedSocket(socket.socket):
     """A TCP socket that refuses to connect and to send without a valid lease.
 
-    asyncio sends buffered data long after it was written, for example in a process that was stopped and continued.
-    So the check is here, directly before the system call. Data that the kernel has buffered is discarded at the
-    deadline (TCP_USER_TIMEOUT, tcp(7)), also if this process is stopped.
+    asyncio may send buffered data long after it was written, for example in a process that was stopped and continued.
+    Therefore, the lease is checked here, directly before the system call. Data that the kernel has buffered is
+    discarded at the deadline (TCP_USER_TIMEOUT, tcp(7)), even if this process is stopped.
     """
 
     _lease: NetworkLease

@@ -10,7 +10,7 @@ ERROR_BODY_BYTES_MAX = 8 * 1024
 """Maximum size of a response that rejects the server's key; a larger one is reported without its message."""
 
 QUOTE_CHARACTERS_MAX = 300
-"""Maximum number of characters of such a message in a report; the rest is cut."""
+"""Maximum length of an upstream's message in a report; longer ones are truncated."""
 
 PIPELINED_BYTES_MAX = 64 * 1024
 """Maximum number of bytes that a client may send while waiting for a response; above it the connection ends."""
@@ -116,7 +116,7 @@ LOOKUP_TIMEOUT_SECONDS = 5.0
 """Time limit for resolving the name of a host; above it: 504."""
 
 CONCURRENT_LOOKUPS_MAX = 8
-"""Maximum number of concurrent name lookups; additional ones wait within LOOKUP_TIMEOUT_SECONDS."""
+"""Maximum number of concurrent name lookups; additional ones wait. LOOKUP_TIMEOUT_SECONDS includes this wait."""
 
 RESOLVED_ADDRESSES_MAX = 64
 """Maximum number of addresses of one host that are checked; the system's order decides which ones."""
@@ -136,11 +136,11 @@ DNS_DATAGRAM_BYTES_MAX = 2048
 DENIALS_REPORTED_MAX = 100_000
 """Maximum number of an attempt's denials that are reported individually.
 
-Additional denials are only counted, which is reported once.
+Additional denials are only counted; one error report announces this.
 """
 
 DENIALS_PER_SECOND_MAX = 20
-"""Maximum number of denials per second that are reported individually; one report counts the others."""
+"""Maximum number of denials per second that are reported individually; one report contains the number of the others."""
 
 DROPPED_HEADERS_REPORTED_MAX = 20
 """Maximum number of dropped header names that are reported per attempt; additional ones are only counted."""

@@ -175,7 +175,7 @@ async def _connect(connections: OutboundConnections, host: str, port: int, addre
 
 
 def _resolve(host: str, *, is_absolute: bool = True) -> set[str]:
-    """Return the addresses of a host. Those beyond the limit are ignored: checking thousands takes a long time.
+    """Return at most RESOLVED_ADDRESSES_MAX addresses of a host, because checking thousands takes a long time.
 
     is_absolute: do not search for the name in the system's search domains. Otherwise, an allowed name that does not
     exist could lead to another host.

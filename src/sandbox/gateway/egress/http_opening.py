@@ -12,7 +12,7 @@ from sandbox.gateway.model_api.request_policy import connection_header_names
 
 _MALFORMED = "this is not valid HTTP/1.1."
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
-"""A server that computes with 64 bits would treat a longer number as a small one, and the rest as another request."""
+"""A server with 64-bit integers would read a longer number as a small one, and the rest of the body as a request."""
 
 
 class HttpOpening:
@@ -99,7 +99,7 @@ class SingleRequestFilter:
         return self._forward()
 
     def host_data_received(self) -> None:
-        """Do nothing: a response may arrive before the request has ended."""
+        """Do nothing, because a response may arrive before the request has ended."""
 
     def _forward(self) -> bytes | Denial:
         output = bytearray()

@@ -121,7 +121,7 @@ class HelloRetryFilter:
         return output
 
     def host_data_received(self) -> None:
-        """Do nothing: the search for a second hello does not depend on the host's responses."""
+        """Do nothing, because the search for a second hello does not depend on the host's responses."""
 
     def _read_skippable(self) -> bytes:
         """Remove and return the received bytes of skippable records. The last record may be incomplete."""

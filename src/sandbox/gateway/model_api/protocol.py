@@ -37,8 +37,8 @@ class InflightRequest(msgspec.Struct):
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
     received: the part of the response's body that has not been forwarded yet.
-    meter: set when a response whose usage must be read starts.
-    key_rejection: set when a response that rejects the server's key starts.
+    meter: set at the start of a response whose usage must be read.
+    key_rejection: set at the start of a response that rejects the server's key.
     """
 
     dialect: ModelDialect
@@ -484,7 +484,7 @@ class ModelProtocol:
             self._respond_instead(effects, Rejected(status, message))
 
     def _respond_instead(self, effects: Effects, rejected: Rejected) -> None:
-        """Send a local response in place of the upstream's, before the client has received any part of the latter."""
+        """Send a local response instead of the upstream's, of which the client has not received any part."""
         if self._is_client_gone:
             self._close(effects)
             return

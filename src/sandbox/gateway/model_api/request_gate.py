@@ -19,9 +19,9 @@ TOKENS_MAX = 10**15
 """Maximum plausible token count of one request; a higher count is invalid."""
 
 BUDGET_STATUS = 402
-"""Status of a request that the budget does not allow.
+"""Status of the response to a request that the budget does not allow.
 
-An agent shows the message and ends. Some agents repeat a request after 400, 409 or 422, print advice about the login
+Agents show its message and end. Some agents repeat a request after 400, 409 or 422, print advice about the login
 before the message after 403, and replace the message after 404 or 413.
 """
 
@@ -192,7 +192,7 @@ class Spending:
         self.has_budget = budget.usd is not None or budget.tokens is not None
 
     def may_be_exceeded(self, bound: Usage | None) -> bool:
-        """Return whether many requests are in flight that, together with one more, may exceed the remaining budget.
+        """Return whether the requests in flight and one more may exceed the remaining budget.
 
         A few requests are always allowed: their actual cost is usually far below their bounds.
         """
