@@ -41,7 +41,7 @@ class ExecTerminal:
         self._pty = PtyMaster(terminal_fd)
         self._command_pidfd = command_pidfd
         self._was_oom_killed = was_oom_killed
-        # Start the task immediately: ended processes inside must be reaped, or the sandbox's init could not end.
+        # Start the task immediately, because the sandbox's init cannot end before ended processes inside are reaped.
         self._exit_task = asyncio.create_task(self._wait_for_exit())
 
     @property

@@ -21,8 +21,8 @@ _PF_FORKNOEXEC = 0x40
 def find_by_uid(uid: int) -> list[int]:
     """Return the living processes whose real, effective, saved or file system uid is this uid.
 
-    One system call shows whether it is the real uid of any process. If it is not, no process has it as another kind of
-    uid: a process with a reserved uid can only change to another reserved uid.
+    One system call shows whether any process has this real uid. If none has, no process has this uid as another kind of
+    uid either, because a process with a reserved uid can only change to another reserved uid.
     """
     return [pid for pid in _list_pids() if uid in read_uids(pid)] if _is_real_uid_in_use(uid) else []
 
@@ -34,7 +34,7 @@ def find_by_marker(marker: str) -> list[int]:
 
 
 def list_markers(prefix: str, is_sandbox_uid: Callable[[int], bool]) -> list[str]:
-    """Return the arguments with this prefix of living processes that have a sandbox uid. Processes can forge them."""
+    """Return all arguments with this prefix from living processes with a sandbox uid. Processes can forge arguments."""
     known = (pid for pid in _list_pids() if any(map(is_sandbox_uid, read_uids(pid))))
     arguments = (argument for pid in known for argument in _read(pid, "cmdline").split(b"\0"))
     return sorted({os.fsdecode(one) for one in arguments if one.startswith(os.fsencode(prefix))})

@@ -33,7 +33,7 @@ _MEMORY_BYTES, _PROCESSES_MAX = 64 * 1024 * 1024, 16
 
 
 def is_machine_busy() -> bool:
-    """Return whether more threads wait for a CPU or a disk than the machine has CPUs, on average over a minute."""
+    """Return whether the load average of the last minute exceeds the number of CPUs."""
     return os.getloadavg()[0] > (os.cpu_count() or 1)
 
 

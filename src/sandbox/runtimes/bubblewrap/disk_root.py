@@ -1,9 +1,9 @@
 """A root directory that is the root of the task's disk, with read-only directories mounted over it.
 
 For each `..` in a path, the kernel checks all parents of the directory, without interruption, unless the root of the
-mount is the root of its file system (`path_connected` in fs/namei.c). With mounts of the disk's directories, one call
-in a directory that is 200,000 levels deep would take 31 s. Here, all directories of the agent are in a mount of the
-whole disk.
+mount is the root of its file system (`path_connected` in fs/namei.c). With separate mounts of the disk's
+directories, one call in a directory that is 200,000 levels deep would take 31 s. Here, one mount of the whole disk
+contains all directories of the agent.
 
 The root directory and /home belong to the host's root user, whose uid is not mapped in the sandbox. They contain only
 the agent's directories, links, and empty mount points.
@@ -52,8 +52,8 @@ class DiskRoot(msgspec.Struct, frozen=True):
 def prepare_disk_root(spec: SandboxSpec) -> None:
     """Create the mount points and links on the disk. Does nothing if the disk is only a directory.
 
-    Raises OSError, except for a disk that an earlier sandbox has used: if that disk is full and has an earlier layout,
-    its directories are mounted separately.
+    Raises OSError unless an earlier sandbox has used the disk. If such a disk is full and has an earlier layout, its
+    directories are mounted separately.
     """
     root = _describe_disk_root(spec)
     if root is not None:

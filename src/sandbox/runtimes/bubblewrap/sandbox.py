@@ -92,7 +92,7 @@ def _root_arguments(root: RootFsSpec) -> Iterator[str]:
 
 
 def _disk_root_arguments(root: RootFsSpec, disk_root: DiskRoot) -> Iterator[str]:
-    """Mount the disk and what covers its root directory. The mount points exist: bubblewrap cannot create them."""
+    """Mount the disk and what covers its root directory. The mount points must exist: bubblewrap cannot create them."""
     yield from ("--bind", f"{launcher.EXPOSED_DIRECTORY}/{_DISK}", "/")
     for path in disk_root.image_paths:
         yield from ("--ro-bind", f"{launcher.EXPOSED_DIRECTORY}/image{path}", path)

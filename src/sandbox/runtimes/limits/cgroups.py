@@ -62,11 +62,11 @@ _FEW_SOCKETS = 64
 Each queue can hold at most 1 MiB and 4096 half-open connections.
 """
 _SANDBOXES_AT_LIMIT_MIN = 8
-"""Minimum number of sandboxes that can together exhaust all buffers; then the datagrams of the others are dropped."""
+"""Minimum number of sandboxes that together can exhaust all buffers. Datagrams of other sandboxes are then dropped."""
 
 
 _NEGATIVE_DENTRIES_GROWTH_MAX = 1024 * 1024
-"""If the machine's number of cached names that do not exist grew by less, a sandbox's caches are kept at its end."""
+"""Maximum growth in the machine's negative dentries (cached names that do not exist) at which caches are kept."""
 
 
 class ControlGroup(msgspec.Struct, frozen=True):
@@ -125,7 +125,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
         Such names in the host's directories would outlive the group, and those of many sandboxes would add up. Call
         this once no process is left. Takes 0.5 s of CPU time for a million names.
 
-        negative_dentries_before: the machine's number of cached names that do not exist, before the sandbox started.
+        negative_dentries_before: the number of such names on the whole machine before the sandbox started.
         """
         usage, growth = self._group_usage(), count_negative_dentries() - negative_dentries_before
         if usage is None or min(growth, usage.kernel_bytes // DENTRY_BYTES) <= _NEGATIVE_DENTRIES_GROWTH_MAX:

@@ -22,7 +22,7 @@ from sandbox.runtimes.limits.kernel_usage import find_fd_table, list_directory
 
 _SLABS = Path("/proc/slabinfo")
 _CAPACITY = Path("/sys/kernel/slab/eventpoll_epi/total_objects")
-"""The number of entries, including free ones, for which the kernel has memory. Unlike slabinfo, it is read at once."""
+"""The number of entries, including free ones, for which the kernel has memory. It is read faster than slabinfo."""
 
 _FEW_ENTRIES = EPOLL_ENTRIES_MAX // 8
 """Up to this capacity, the number of the machine's entries is taken as 0, because reading slabinfo takes 4 to 8 ms.

@@ -106,8 +106,8 @@ class KernelUidPool:
     def release(self, attempt_id: str) -> None:
         """Release the attempt's uid, after the last process with this uid has ended.
 
-        Checks here that no files are in transit, so that the next sandbox starts without this check. Does nothing if
-        this process has not claimed a uid for the attempt.
+        Checks that no files are in transit, so that the next sandbox can start without this check. Does nothing if this
+        process has not claimed a uid for the attempt.
         """
         uid, descriptor = self._claims.pop(attempt_id, (0, None))
         if descriptor is None:

@@ -36,7 +36,7 @@ _SAMPLE_SIZE_MAX = 4096
 _LISTED_FILES_MAX = 65_536
 """Maximum size of a descriptor table that is listed.
 
-To list a million descriptors takes 1 to 2 s of CPU time, and the kernel keeps an inode of /proc for each of them.
+Listing a million descriptors takes 1 to 2 s of CPU time, and the kernel keeps an inode of /proc for each of them.
 """
 _TRIED_DESCRIPTORS_MAX = 4 * _SAMPLE_SIZE_MAX
 """Maximum number of random descriptors that are inspected in a larger table, whether they are open or not."""
@@ -96,7 +96,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
 class FileLockCounts(msgspec.Struct):
     """Counts of the locks taken through a set of open files.
 
-    posix: number of POSIX locks. shared: number of locks of any kind on files that the host uses too. was_cut_short:
+    posix: number of POSIX locks. shared: number of locks of any kind on files that the host also uses. was_cut_short:
     whether counting stopped early because it took too long.
     """
 
@@ -160,14 +160,14 @@ def find_fd_table(pid: int) -> str | None:
 
 
 def count_open_files(table: str) -> int:
-    """Return the number of open files; 0 if it is not visible. Before Linux 6.2, the size of the directory is 0."""
+    """Return the number of open files; 0 if they are not visible. Before Linux 6.2, the size of the directory is 0."""
     with suppress(OSError):
         return Path(f"{table}/fd").stat().st_size or len(list_directory(f"{table}/fd"))
     return 0
 
 
 def descriptor_table_size(table: str) -> int:
-    """Return the number of entries of a descriptor table, including unused ones; 0 if it is gone."""
+    """Return the number of entries in a descriptor table, including unused ones; 0 if the table is gone."""
     with suppress(OSError):
         found = _TABLE_SIZE.search(Path(f"{table}/status").read_text())
         return int(found[1]) if found is not None else 0

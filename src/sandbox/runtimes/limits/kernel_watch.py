@@ -211,8 +211,8 @@ _WAITED_SECONDS_MAX = 5.0
 _WAITS_MAX = 120
 """Limits on the waits for one measurement, which may need locks that programs inside hold.
 
-Time in which a thread of this process waited for a processor does not count, because then the machine is busy. It is
-limited by the number of waits. If the event loop stops, for example because the machine is suspended, that counts as
+Time in which a thread of this process waited for a processor does not count, because the machine is then busy. Only the
+number of waits limits this time. If the event loop stops, for example because the machine is suspended, that counts as
 one wait.
 """
 

@@ -56,7 +56,7 @@ Programs that copy sparse files read the holes instead.
 _FALLOCATE_MODES, _PUNCH_HOLE, _FALLOCATE_BYTES_MAX = 0x13, 0x2, 1 << 30
 """FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, and the maximum size of one allocation.
 
-To find the 262,144 extents of 1 GiB takes 0.4 s. Other modes move all extents behind the range, or are not examined.
+Finding the 262,144 extents of 1 GiB takes 0.4 s. Other modes move all extents behind the range, or are not examined.
 """
 
 _ALLOWED_PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
@@ -126,10 +126,10 @@ memory of the crashed process as input. Only a limit of one byte prevents that: 
 """
 
 POLLED_FILES_MAX = 1024
-"""Maximum number of files in one call of poll or select: the most that select can name in the C library.
+"""Maximum number of files in one call of poll or select, equal to the limit of select in the C library.
 
 For each event, the kernel walks all calls that wait for the file, without interruption: 26 ms for 500 threads. One call
-can cause many events, such as one for each line written to a terminal. Each file of a call also uses 72 uncharged bytes
+can cause many events, such as one for each line written to a terminal. Each file in a call also uses 72 uncharged bytes
 of kernel memory.
 """
 
@@ -139,7 +139,7 @@ POLLED_FILES_OF_QEMU_MAX = 2 * SOCKETS_MAX
 _SEMAPHORE_OPERATIONS_MAX = 32
 """Maximum number of operations in one semop.
 
-Each call retries the operations of all waiting threads: 80 ms for 500 each.
+Each call retries the operations of all waiting threads: 80 ms for 480 threads with 500 operations each.
 """
 
 _MERGEABLE, _ADVICE_MAX = 12, 101
@@ -148,7 +148,7 @@ _MERGEABLE, _ADVICE_MAX = 12, 101
 It needs 64 bytes per page, which are not charged to any control group. Since Linux 6.13, a process can give itself any
 advice with process_madvise.
 
-Later advice fails as on a kernel that does not have it. The first is MADV_GUARD_INSTALL: one call changes the page
+Advice with a higher number fails, as on a kernel without it. The first is MADV_GUARD_INSTALL: one call changes the page
 tables of a whole mapping without interruption. A call for 64 GiB takes 0.3 s and needs 128 MiB of memory. The C library
 falls back to mprotect.
 """
@@ -162,7 +162,7 @@ _PROCESS_OPTIONS = (
 _PROCESS_OPTION_MAX, _NAMED_PROCESS_OPTIONS = 77, (0x41555856, 0x59616D61)
 """The highest allowed option of prctl, and PR_GET_AUXV and PR_SET_PTRACER. Others fail as on a kernel without them.
 
-The first later one is PR_FUTEX_HASH (78): without preemption, the kernel initializes a table of up to 1 GiB. It takes
+The first higher one is PR_FUTEX_HASH (78): without preemption, the kernel initializes a table of up to 1 GiB. It takes
 0.6 s for 256 MiB. PR_SET_VMA (0x53564D41) names mappings with up to 80 bytes each, which are not charged to any control
 group.
 """

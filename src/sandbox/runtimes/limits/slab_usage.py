@@ -2,13 +2,13 @@
 
 The kernel charges objects, not the slabs that contain them. If a program fills many slabs and frees all but one object
 of each, most of the charge is removed but little memory is freed. The program can repeat this with other kinds of
-objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode that is in use.
+objects. The kernel reclaims some kinds, such as cached inodes and file names, but no slab with an inode in use.
 The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
 The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
 names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak
 charge and to the CPU time that it used meanwhile, relative to the other sandboxes.
 
-The number of cached extents, and of directories, comes from the ext4 file system of the sandbox's disk.
+The numbers of cached extents and directories come from the ext4 file system of the sandbox's disk.
 """
 
 import os
@@ -236,7 +236,7 @@ class CachedExtentMeter:
         self._counted_at: float | None = None
 
     def count(self) -> int | None:
-        """Return the number of extents; 0 while the machine has few, None if the disk has no ext4 of its own."""
+        """Return the number of extents; 0 while the machine has few, None if the disk is not a separate ext4."""
         if self._counted_at is None or self._clock() - self._counted_at >= _INTERVAL_SECONDS:
             self._counted_at = self._clock()
             self._count = self._read()
@@ -264,14 +264,14 @@ def _find_device(disk: Path, devices: Path) -> str:
 
 _SUPERBLOCK_BYTES = 1024
 _SUPERBLOCK = struct.Struct("<4xI12xII4xI20xH38xI154xH80xI684x")
-"""Of ext4: blocks, first data block, block size, blocks per group, magic, incompatible features, size of a descriptor,
-blocks (high)."""
+"""Fields of ext4's superblock: number of blocks, first data block, block size, blocks per group, magic, incompatible
+features, descriptor size, high bits of the number of blocks."""
 
 _MAGIC = 0xEF53
 _META_BLOCK_GROUPS, _LARGE_DESCRIPTORS = 0x10, 0x80
 _GROUP_BYTES, _GROUP = 32, struct.Struct("<16xH14x")
 _LARGE_GROUP = struct.Struct("<16xH30xH14x")
-"""Descriptors of a group of blocks, with its number of directories; in the second, with the high part too."""
+"""Block group descriptors: the number of directories; in the large descriptor, its low and its high bits."""
 
 
 class DirectoryMeter:
@@ -294,7 +294,7 @@ class DirectoryMeter:
         self._files_min = files_min
 
     def count(self) -> int | None:
-        """Return the number of directories: 0 while the disk has few files, None if it is not a separate ext4."""
+        """Return the number of directories; 0 while the disk has few files, None if the disk is not a separate ext4."""
         try:
             if not os.path.ismount(self._disk):
                 return None

@@ -328,7 +328,7 @@ def mount_devpts() -> None:
 
 
 def enter_user_namespace(uids: dict[int, int]) -> None:
-    """Enter a new user namespace with these uids and gids of the host, keyed by those in the namespace.
+    """Enter a new user namespace with these uids and gids of the host, keyed by the ids in the namespace.
 
     A child creates the namespace, because a process that is already in it may not map two uids.
     """

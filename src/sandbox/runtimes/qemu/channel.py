@@ -9,7 +9,7 @@ from sandbox.runtimes.qemu.guest import frames
 
 GUEST_BACKLOG_BYTES_MAX = 4 * 1024 * 1024
 REPLIES_MAX = 4
-"""Maximum number of frames without output that a guest may send for each frame of the host.
+"""Maximum number of frames without output that a guest may send for each frame from the host.
 
 The guest needs this many when a command starts and ends and both of its streams end.
 """
@@ -155,10 +155,10 @@ class GuestStream(asyncio.ReadTransport):
         self._send(frames.RESUME)
 
     def close(self) -> None:
-        """Do nothing: the stream ends with the guest."""
+        """Do nothing, because the stream ends with the guest."""
 
     def _send(self, kind: bytes) -> None:
-        if not self._has_ended:  # otherwise, another terminal may have the number
+        if not self._has_ended:  # otherwise, another terminal may use the number
             self._channel.send(kind, self._number)
 
 

@@ -25,7 +25,7 @@ from sandbox.runtimes.qemu.components import GuestComponents
 
 _DIRECTORY = Path(__file__).parent / "guest"
 _MODULES = ("frames", "machine", "commands", "streams", "agent")
-"""Modules of the guest agent. Each one comes after those that it imports."""
+"""Modules of the guest agent. Each module comes after the modules that it imports."""
 
 GUEST_AGENT_PATH = "/agent"
 """Path of the agent's code in the guest."""
@@ -71,7 +71,7 @@ for one in (files, channel, accelerator):
     os.close(one)
 os.execv(virtiofsd[0], virtiofsd)
 """
-"""Starts QEMU and virtiofsd, each only with its own descriptors. virtiofsd ends with QEMU, the jail with virtiofsd."""
+"""Starts QEMU and virtiofsd, each with only its own descriptors. virtiofsd ends with QEMU, the jail with virtiofsd."""
 
 _GUEST_ROOT_DIRECTORIES = ("/dev", "/modules", "/proc", "/programs", "/run", "/sys", "/tmp")  # noqa: S108
 

@@ -176,7 +176,7 @@ class QemuSandbox:
         return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def file_counts(self) -> FileUsage:
-        """Return no counts: programs inside cannot block `detailed_file_usage` by holding a lock."""
+        """Return no counts, because programs inside cannot block `detailed_file_usage` by holding a lock."""
         return FileUsage()
 
     async def detailed_file_usage(self) -> FileUsage:
