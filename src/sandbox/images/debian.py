@@ -156,7 +156,7 @@ def _last_log_lines(log: IO[bytes]) -> str:
 def read_packages(rootfs: RootFsBuilder) -> dict[str, str]:
     """Return the names and versions of the packages in the image's dpkg database. Invalid entries are omitted.
 
-    Raises ImageRefusedError if they are larger than IMAGE_PACKAGES_BYTES_MAX.
+    Raises ImageRefusedError if the names and versions are larger than IMAGE_PACKAGES_BYTES_MAX.
     """
     path = rootfs.resolve(_DPKG_STATUS)
     if path is None or not stat.S_ISREG(os.lstat(path).st_mode):

@@ -11,7 +11,7 @@ from sandbox.images.errors import InvalidProfileError
 from sandbox.model.tier import TIERS
 
 IMAGE_BYTES_MAX = 16 * 1024**3
-"""Maximum size of all files of an image, counted once per name, and of all its uncompressed layers."""
+"""Maximum total size of an image's files, counted once per name, and of its uncompressed layers."""
 
 IMAGE_ENTRIES_MAX = 1_000_000
 """Maximum number of files, directories, links and whiteouts in all layers.

@@ -77,7 +77,7 @@ class TarStream(HeaderLimit):
         return self._position
 
     def seekable(self) -> bool:
-        """Return True: `tarfile` only seeks forward."""
+        """Return True, because `tarfile` only seeks forward."""
         return True
 
     def read(self, size: int) -> bytes:
@@ -112,7 +112,7 @@ class HeaderLimitedFile(HeaderLimit):
         self.tell, self.seek = file.tell, file.seek
 
     def seekable(self) -> bool:
-        """Return True: the file is a regular file."""
+        """Return True, because the file is a regular file."""
         return True
 
     def read(self, size: int) -> bytes:
