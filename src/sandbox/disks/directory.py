@@ -117,10 +117,10 @@ class DirectoryDisk:
         return DiskUsage(used_bytes, self._size_bytes, is_full)
 
     async def verify(self) -> None:
-        """Do nothing: the host's file system reports errors directly to the processes that write."""
+        """Do nothing, because the host's file system reports errors directly to the processes that write."""
 
     async def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        """Do nothing, because there is nothing to release."""
 
 
 async def _measure_deleted(directory: Path) -> DeletedFiles:

@@ -5,7 +5,7 @@ from contextlib import suppress
 from sandbox.interfaces.file_layout import AttemptLayout
 
 _MARKER = "proc"
-"""Every disk has this directory, a mount point. Disks of earlier versions do not: their home directory is `home`.
+"""A directory on new disks, used as a mount point. Disks of earlier versions lack it; their home directory is `home`.
 
 Agents cannot create the marker, because they have no access to the root of a disk.
 """

@@ -94,16 +94,16 @@ _BYTES_PER_FILE = 16 * 1024
 """mkfs.ext4 creates an inode for this many bytes of a large disk."""
 
 _OPTIONS = "loop,nosuid,nodev,noatime,errors=remount-ro"
-"""Not `discard`: the kernel would punch a hole into the image for each extent of a file that is truncated or removed.
+"""Without `discard`, which would punch a hole into the image for each extent of a file that is truncated or removed.
 
-For a file of 150,000 extents, this takes longer than a killed process may take to end.
+For a file with 150,000 extents, this takes longer than a killed process may take to end.
 """
 
 _EXT4_SETTINGS = Path("/sys/fs/ext4")
 _BLOCK_DEVICES = Path("/sys/dev/block")
 _FILE_BLOCKS_MAX = 2**32 - 1
 _UNUSED_BYTES_MAX = 1024 * 1024 * 1024
-"""While the image is larger than the used space by at most this much, the space of removed files is not returned."""
+"""The space of removed files is returned once the image is larger than the used space by more than this."""
 
 _TRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
 _TRIM_STEP_BYTES = 1024 * 1024 * 1024
