@@ -2,7 +2,7 @@
 
 One directory for each job:
 
-    NAME/environment    the worker's environment, which has its join token; removed when the worker is started
+    NAME/environment    the worker's environment, with its join token; removed when the worker is started
     NAME/request.json   the rest of the request, and the position in the queue; written before anything is started
     NAME/lock           the supervisor and the worker hold this lock
     NAME/started.json   the supervisor's process id, start time and boot id; written before the worker is started

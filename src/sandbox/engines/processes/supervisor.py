@@ -1,7 +1,7 @@
 """The supervisor of one job: a detached process that runs the worker once, and then ends all of the job's processes.
 
 Run as `python -I -m sandbox.engines.processes.supervisor DIRECTORY`; `engine.py` describes the files of the directory.
-The supervisor holds the lock on the file `lock`, and the worker inherits the lock. So the lock is free only after both
+The supervisor holds the lock on the file `lock`, and the worker inherits the lock. The lock is free only after both
 have ended. The supervisor imports only what it needs: one runs for each job.
 """
 
@@ -28,7 +28,7 @@ _KILL_REPEAT_SECONDS = 5.0
 
 
 def read_start_time(pid: int) -> int | None:
-    """Return when a process started, in clock ticks since the boot (proc(5), stat); None if it has ended."""
+    """Return when a process started, in clock ticks since boot (proc(5), stat); None if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -76,7 +76,7 @@ class _Supervisor:
         own = {"pid": os.getpid(), "start_time": read_start_time(os.getpid()), "boot_id": read_boot_id()}
         write_durably(self._directory / "started.json", json.dumps(own).encode())
         with suppress(FileNotFoundError):
-            (self._directory / "environment").unlink()  # it has the join token
+            (self._directory / "environment").unlink()  # it contains the join token
         os.write(started_write_fd, b"1")
         os.close(started_write_fd)
         # Processes that the worker leaves behind become children of this process.
@@ -87,7 +87,7 @@ class _Supervisor:
         wait_status = self._supervise(worker)
         _kill_children()
         ended = {"exit_code": os.waitstatus_to_exitcode(wait_status)}
-        with suppress(OSError):  # on a full disk, the free lock still shows the end
+        with suppress(OSError):  # on a full disk, only the free lock shows that the job has ended
             write_durably(self._directory / "ended.json", json.dumps(ended).encode())
 
     def _become_worker(self, supervisor: int) -> None:

@@ -11,7 +11,7 @@ from sandbox.engines.job_names import check_job_name
 from sandbox.interfaces.engine import JobRequest
 
 SIGNAL_EARLY_SECONDS = 60
-"""Slurm may send the signal before the time limit up to this much earlier than requested (sbatch(1), --signal)."""
+"""Slurm may send the signal up to this much earlier than requested (sbatch(1), --signal)."""
 
 _MIB = 1024**2
 _EXTRA_NAMES = (
@@ -35,7 +35,7 @@ def find_option_error(option: str) -> str | None:
 class SlurmSettings(NamedTuple):
     """Settings of the engine `slurm`.
 
-    partition, account: those of the jobs; None for the defaults of the cluster.
+    partition, account: used for all jobs; None for the cluster's defaults.
     extra_options: further options of sbatch; see `find_option_error`.
     commands: the directory of Slurm's commands; None for those on the standard path.
     configuration: the path of slurm.conf; None for the default path.

@@ -43,7 +43,7 @@ from sandbox.primitives.concurrency import KeyedLock
 _log = logging.getLogger(__name__)
 
 COMMAND_TIMEOUT_SECONDS = 25.0
-"""Time limit for one command. Slurm's own commands wait for minutes if the controller accepts connections only."""
+"""Time limit for one command. Slurm's own commands wait for minutes if a connected controller does not respond."""
 
 CONCURRENT_COMMANDS_MAX = 4
 """Number of concurrent commands. Each one is a request to the controller, which serves all users of the cluster."""
@@ -67,7 +67,7 @@ _TEMPORARY_ERRORS = (
     *("Unable to create job record", "MaxSubmitJob", "MaxJobCount", "authentication", "Transport endpoint"),
     *("Connection refused", "Connection timed out", "Resource temporarily unavailable", "Unable to establish"),
 )
-"""Parts of the messages of errors after which the same submission may succeed later. sbatch has one exit code only."""
+"""Parts of error messages after which a new submission may succeed. sbatch has only one exit code for errors."""
 
 
 class _CommandResult(NamedTuple):

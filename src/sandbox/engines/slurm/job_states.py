@@ -31,13 +31,13 @@ from sandbox.model.resources import Resources
 SQUEUE_FORMAT = ",".join(
     f"{field}:|" for field in ("JobID", "State", "BatchHost", "exit_code", "restartcnt", "Name", "Reason")
 )
-"""The fields of a line of squeue (squeue(1), --Format). No field but the last can contain the separator."""
+"""The fields of a line of squeue (squeue(1), --Format). Only the last field can contain the separator."""
 
 SINFO_FORMAT = "%c|%m|%d|%P"
 """The fields of a line of sinfo (sinfo(1), --format): CPUs, memory and disk in MiB, partition."""
 
 UNLIMITED_DISK_BYTES = 2**62
-"""The disk of a host for which the administrator has configured none (`TmpDisk`)."""
+"""Disk size of a host for which the administrator has not configured `TmpDisk`."""
 
 _WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"})
 _RUNNING = frozenset(
@@ -149,7 +149,7 @@ def _rank(job: SlurmJob) -> tuple[int, int]:
 
 
 class QueuedJobs(NamedTuple):
-    """The jobs with certain names. waiting_duplicates: waiting jobs whose name another job has too, keyed by name."""
+    """The jobs with certain names. waiting_duplicates: waiting jobs with the name of another job, keyed by name."""
 
     statuses: Mapping[str, JobStatus]
     waiting_duplicates: Mapping[str, Sequence[str]]
@@ -199,11 +199,11 @@ def parse_hosts(output: str, partition: str | None) -> Sequence[Resources]:
 
 
 def _largest_hosts(hosts: set[Resources]) -> Sequence[Resources]:
-    """Return the hosts that fit in no other host, from the largest number of CPUs on.
+    """Return the hosts that no other host matches or exceeds in every resource, sorted by descending number of CPUs.
 
-    All hosts before a host have at least as many CPUs. `frontier` has the largest pairs of memory and disk among them.
-    In it, the memory increases and the disk decreases. A host fits in one before it if its disk fits in the first pair
-    that has enough memory.
+    Hosts are visited in this order. `frontier` contains the largest pairs of memory and disk among the visited hosts,
+    sorted by ascending memory and descending disk. A host is omitted if the first pair with at least as much memory
+    also has at least as much disk.
     """
     result: list[Resources] = []
     frontier: list[tuple[int, int]] = []
