@@ -115,7 +115,7 @@ def content_type(name: str) -> str:
 
 _Segment = re.Pattern[str] | None
 GlobState = int
-"""A set of positions in all patterns, with one bit for each: a directory may have a million subdirectories."""
+"""A set of positions in all patterns, with one bit for each, because a directory may have a million subdirectories."""
 
 
 class GlobSet:
@@ -128,7 +128,7 @@ class GlobSet:
     def __init__(self, patterns: Sequence[str]) -> None:
         self._segments: list[_Segment] = []
         self._closures: list[GlobState] = []
-        """For each position, the position and those after each `**` there, which may match no segment at all."""
+        """For each position, the position itself and those after each `**` there, because `**` may match no segment."""
         self._ends = 0
         self.start: GlobState = 0
         """The state at the root."""
@@ -188,13 +188,13 @@ ARTIFACTS_MAX = 10_000
 """Maximum number of files collected from one workspace; the rest is skipped."""
 
 ARTIFACT_PATHS_BYTES_MAX = 4 * 1024**2
-"""Maximum total size of the printable paths of these files, and separately of those of skipped files.
+"""Maximum total size of the printable paths of these files, and, separately, of the paths of skipped files.
 
 The paths are in the journal, in the index and in every list of the artifacts.
 """
 
 GLOB_STATES_BYTES_MAX = 128 * 1024**2
-"""Maximum size of the states of the directories that wait to be searched. Ten patterns need a few bytes for each."""
+"""Maximum total size of the states of directories still to be searched. Ten patterns need a few bytes per directory."""
 
 _EXCLUDED_DIRECTORIES = frozenset({b".git", GENERATED_DIRECTORY.encode()})
 """Directories that are excluded at the root of the workspace."""

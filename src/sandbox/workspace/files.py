@@ -35,7 +35,7 @@ _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_C
 
 
 class TooManyEntriesError(Exception):
-    """The workspace has too many entries, or too many bytes of paths. The message names the exceeded limit."""
+    """The workspace has too many entries, or their paths total too many bytes. The message names the exceeded limit."""
 
 
 class UnreadableError(OSError):

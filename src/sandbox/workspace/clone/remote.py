@@ -38,7 +38,7 @@ _TOO_MANY_FILES = (
     "certificates into one file and set http.sslCAInfo"
 )
 _REMOTE_DNS_SCHEMES = {"socks5": "socks5h", "socks4": "socks4a"}
-"""Proxy schemes, and the ones to use instead: the proxy must resolve names, because the confinement cannot."""
+"""Replacements for proxy schemes. The proxy must resolve names, because the confinement cannot."""
 
 
 class CloneRemote(msgspec.Struct, frozen=True):

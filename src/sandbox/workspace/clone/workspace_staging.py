@@ -65,7 +65,7 @@ async def commit_patches(
     """Commit each patch on top of the one before, starting at `base`, in a separate pack. Returns the last commit.
 
     repository: the host's bare repository. bytes_max: limit on the total size of the files that the commits change:
-    even a patch of one line stores the whole file once more. Raises AttemptError (clone_failed) if a patch does not
+    even a one-line patch stores the whole file again. Raises AttemptError (clone_failed) if a patch does not
     apply or the limit is exceeded; GitError, OSError.
     """
     git = Git(path, variables={"GIT_INDEX_FILE": "sent.index"}, confinement=confinement)

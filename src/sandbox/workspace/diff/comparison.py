@@ -48,7 +48,7 @@ class ChangeSink(Protocol):
     def delete(self, path: bytes, *, replaced_link: bool = False) -> None:
         """Record that a file, link or gitlink of the base commit is gone.
 
-        replaced_link: it was a symbolic link, and a directory is there now.
+        replaced_link: it was a symbolic link, which a directory has replaced.
         """
         ...
 

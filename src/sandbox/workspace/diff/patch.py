@@ -86,7 +86,7 @@ class FastImportWriter:
 
     too_large: paths whose content exceeded the limit on patches; the commit has their previous content. is_changed:
     whether the commit differs from the base commit; if not, nothing was written. has_replaced_link: whether a directory
-    is where the base commit has a symbolic link. contains_secret: whether some content contains a secret. The patch
+    has replaced a symbolic link of the base commit. contains_secret: whether some content contains a secret. The patch
     cannot be checked later: it may be compressed or split into lines.
     """
 
