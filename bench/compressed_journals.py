@@ -1,4 +1,4 @@
-"""Measures the cost and the saved space of compressed journals: 100 MB of agent output, plain and compressed.
+"""Measures the cost and the space savings of compressed journals: 100 MB of agent output, plain and compressed.
 
 Run: python bench/compressed_journals.py [DIRECTORY]    (the directory selects the disk)
 """
@@ -23,7 +23,7 @@ RNG = random.Random(1)
 
 
 def line(number: int) -> bytes:
-    """Create a line similar to Claude Code's output: the same keys, an id, and words."""
+    """Create a line similar to Claude Code's output: the same keys, an id and text."""
     text = " ".join(RNG.choices(WORDS, k=60))
     message = {"type": "assistant", "uuid": RNG.randbytes(16).hex(), "message": {"text": text, "turn": number}}
     return json.dumps(message).encode() + b"\n"

@@ -102,7 +102,7 @@ def measure_patch() -> None:
 
 
 def measure_reading(page, attempt: str) -> None:
-    """Print the long tasks while the page is loaded, scrolled to its end, and redrawn in the other layout."""
+    """Print the long tasks during loading, scrolling to the end, and switching to the other layout."""
     paint, lines = page.evaluate(PAINT_TIMES)
     page.wait_for_timeout(2000)
     print(f"patch, {attempt}: first contentful paint after {paint:.0f} ms, first lines after {lines:.0f} ms")

@@ -41,7 +41,7 @@ VOCABULARY = ["".join(RNG.choices(LETTERS, k=RNG.randrange(2, 12))) for _ in ran
 
 
 def prompt(number: int) -> str:
-    """Return a prompt of about 100 words, most of them common. A word such as `half` is in that share of prompts."""
+    """Return a prompt of about 100 words, most of them common. Half of the prompts contain `half`, and so on."""
     frequent = ["Fix", "the", "failing", "test,", "and", "explain", "in", "one", "paragraph", "why", "it", "failed."]
     words = [VOCABULARY[int(RNG.paretovariate(0.6)) % len(VOCABULARY)] for _ in range(90)]
     marks = [word for word, share in (("half", 2), ("tenth", 10), ("thousandth", 1000)) if number % share == 0]
