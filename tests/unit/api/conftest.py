@@ -1,4 +1,4 @@
-"""An API in the test's process, which serves tasks in memory."""
+"""An API that runs in the test's process and serves tasks from memory."""
 
 from collections.abc import Callable
 from typing import Any

@@ -117,7 +117,7 @@ def test_every_operation_has_an_example_of_its_request_and_response(api):
             validator(api, schema).validate(example)
 
 
-def test_app_without_examples_has_none_of_another_app(api):
+def test_app_without_examples_has_no_examples_from_another_app(api):
     agents, without = registered_agents(), {"operations": {}, "errors": {}}
     assert create_api_schema_app("0", agents).openapi()["components"]["examples"]
     schema = create_api_schema_app("0", agents, without).openapi()
@@ -164,7 +164,7 @@ def test_time_parameters_have_one_type(api, path, name):
 
 
 def test_schema_lists_the_known_codes(api):
-    """The codes are listed as examples. Later versions may add codes, and generated types must accept those."""
+    """The codes are listed as examples, because generated types must accept codes that later versions add."""
     components = api.schema["components"]["schemas"]
     failure = components["Failure"]["properties"]
     assert failure["code"]["type"] == "string"

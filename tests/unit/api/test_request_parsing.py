@@ -84,7 +84,7 @@ def test_label_parameters_are_accepted(api):
     assert api.get("/api/v1/tasks?label.states=a&label.states=a&label.=b&state=running&limit=1").status_code == 200
 
 
-def test_suggestions_are_searched_only_for_listed_errors(api, monkeypatch):
+def test_suggestions_are_computed_only_for_listed_errors(api, monkeypatch):
     searched = []
 
     def search(name, known):

@@ -1,4 +1,4 @@
-"""The certificate of a server for its workers, its engine, and the command and environment of the workers."""
+"""A server's certificate and engine, and the command and environment of its workers."""
 
 import hashlib
 import socket
@@ -57,7 +57,7 @@ def test_worker_on_another_host_gets_no_paths_of_the_server():
     assert not {"XDG_RUNTIME_DIR", "SSL_CERT_FILE", "VAULT_TOKEN"} & set(environment)
 
 
-def test_settings_of_slurm_reach_the_engine():
+def test_slurm_settings_reach_the_engine():
     variables = {"PARTITION": "long", "ACCOUNT": "ai", "OPTIONS": "--exclusive,--nice=5", "COMMANDS": "/opt/bin"}
     context = make_context(
         CLUSTER_ENGINE="slurm", **{f"CLUSTER_SLURM_{name}": each for name, each in variables.items()}
@@ -67,13 +67,13 @@ def test_settings_of_slurm_reach_the_engine():
     assert isinstance(create_engine(context, Path("/data/cluster")), SlurmEngine)
 
 
-def test_command_of_the_hosts_starts_workers():
+def test_worker_command_runs_the_configured_program():
     section = make_context(CLUSTER_ENGINE="slurm", CLUSTER_SLURM_SANDBOX="/opt/sandbox/bin/sandbox").settings.cluster
     assert worker_command(section) == ("/opt/sandbox/bin/sandbox", "worker")
     assert worker_command(make_context().settings.cluster)[0] == sys.executable
 
 
-def test_hosts_of_slurm_use_different_directories():
+def test_slurm_hosts_use_different_directories():
     assert host_name({}) == socket.gethostname()
     assert choose_data_dir(Path("/data"), {}) == Path("/data")
     assert host_name({"SLURMD_NODENAME": "n1"}) == "n1"

@@ -16,7 +16,7 @@ BUBBLEWRAP = RuntimeProbe("bubblewrap", is_available=True, tier="namespaces", st
 
 @pytest.fixture
 def probes(monkeypatch):
-    """The results of each runtime's next probe. Tests change them."""
+    """The result of each runtime's next probe. Tests change these results."""
     results = {"gvisor": GVISOR, "bubblewrap": BUBBLEWRAP}
     results["made"] = []
 

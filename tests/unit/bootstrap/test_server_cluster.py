@@ -1,4 +1,4 @@
-"""Without an engine in the settings, a server loads nothing of a cluster."""
+"""A server without an engine in its settings loads no cluster code."""
 
 import subprocess
 import sys

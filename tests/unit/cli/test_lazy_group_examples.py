@@ -29,7 +29,7 @@ def examples(command: click.Command) -> list[str]:
 
 
 def arguments(example: str) -> list[str]:
-    """Return the arguments of `sandbox` in a shell command: without redirections, pipes or other commands."""
+    """Return the arguments of `sandbox` in a shell command, without redirections, pipes or other commands."""
     lexer = shlex.shlex(example, posix=True, punctuation_chars="|<>")
     lexer.whitespace_split = True
     words = list(lexer)

@@ -23,7 +23,7 @@ def run_tests(project):
 
 
 TASK_TURNS = 6
-"""The turns of the first task. The others are for a task that continues it."""
+"""The number of turns in the first task. The other turns are for a task that continues the first task."""
 
 
 def calls(turns):

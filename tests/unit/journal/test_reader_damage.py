@@ -176,7 +176,7 @@ def test_invalid_record_with_a_valid_checksum_is_reported_as_damage(journals, re
     ],
 )
 def test_record_needs_a_time_in_utc(journals, records, at, is_valid):
-    """A time in another form cannot be compared with a clock or cannot be converted."""
+    """Other times could not be compared with the clock, or would overflow when converted."""
     event = b'{"type":"output","stream":"stdout","text":"a"}'
     payload = b'{"seq":4,"epoch":1,"at":"%b","event":%b}' % (at.encode(), event)
     records.write_bytes(records.read_bytes() + b"%08x %b\n" % (crc32(payload), payload))

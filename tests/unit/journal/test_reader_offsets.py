@@ -103,7 +103,7 @@ def test_damage_never_yields_a_wrong_offset(line_sizes, scan_limit, data):
                 offset = journals.find_offset("t", seq)
             except JournalDamagedError:
                 continue
-            # Damage in the last record looks like a torn tail: the journal ends there.
+            # Damage in the last record looks like a torn tail, so the journal ends there.
             assert offset == start
 
 

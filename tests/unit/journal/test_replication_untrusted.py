@@ -52,7 +52,7 @@ class ServerCopy:
         return self.replicas.end_offset("task-1")
 
     def line(self, event, /, **changes):
-        """Return the correct next line for an event, with changes to its record."""
+        """Return the next line, for a record of the event with these changes. Without changes, the line is valid."""
         seq = self.task.last_seq + 1
         transition = advance(self.task, event, seq=seq, at=NOW).transition
         record = msgspec.structs.replace(Record(seq, 2, NOW, event, transition), **changes)

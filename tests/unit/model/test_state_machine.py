@@ -181,7 +181,7 @@ def test_agent_exit_with_a_failure_fails_the_task_for_any_exit_code(code):
     assert final_task(*TO_RUNNING, exited, FINISHED).state is TaskState.FAILED
 
 
-def test_failed_collection_fails_a_successful_task_without_effects():
+def test_failed_collection_fails_a_successful_task_and_has_no_effects():
     results = replay(*TO_RUNNING, SUCCESS, failed(FailureCode.COLLECT_FAILED), FINISHED)
     assert results[-1].task.state is TaskState.FAILED
     assert results[-2].effects == ()

@@ -18,7 +18,7 @@ async def acquire_repeatedly(share, count, taken, size_bytes=100):
 
 
 async def totals_per_turn(taken, count):
-    """Return the total taken after each of the next `count` iterations of the event loop."""
+    """Return the total number of messages after each of the next `count` iterations of the event loop."""
     totals = []
     for _ in range(count):
         await asyncio.sleep(0)

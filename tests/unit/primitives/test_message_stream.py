@@ -1,4 +1,4 @@
-"""Messages on a stream: bounded, typed, and exact at every position of the data."""
+"""Messages on a stream are typed, limited in size, and independent of how the stream is split."""
 
 import asyncio
 
@@ -42,7 +42,7 @@ async def test_messages_are_read_as_they_were_written():
 
 
 @pytest.mark.parametrize("length", range(len(encode_message(Ping(1)))))
-async def test_incomplete_message_is_the_end(length):
+async def test_incomplete_message_ends_the_stream(length):
     assert await read_all(reader_of(encode_message(Ping(1))[:length])) == ()
 
 

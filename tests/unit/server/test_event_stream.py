@@ -65,7 +65,7 @@ def message_line(text):
 
 
 class StreamedJournal:
-    """A task's journal, and the servers that stream it one after another."""
+    """A task's journal, and the successive servers that stream the journal."""
 
     def __init__(self, data_dir, **parts):
         self.journals, self.store = FileJournals(data_dir), MemoryStore()

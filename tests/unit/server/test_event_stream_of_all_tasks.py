@@ -122,7 +122,7 @@ async def test_unread_queues_of_one_client_use_its_memory(monkeypatch):
 
 
 async def test_large_event_is_queued_only_if_there_is_memory():
-    """Otherwise, each subscriber of a client without memory would keep one event of up to 16 MiB."""
+    """Otherwise, each subscriber would keep one event of up to 16 MiB after its client's memory is used up."""
     share, broadcast = use_share(), Broadcast()
     subscribers = [broadcast.subscribe() for _ in range(100)]
     broadcast.publish({**event(1), "data": "x" * (RESPONSE_BYTES_MAX // 10)})

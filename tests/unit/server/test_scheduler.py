@@ -40,7 +40,7 @@ def test_engine_queues_all_tasks_that_fit_in_a_host():
 
 
 def test_thousands_of_tasks_are_handed_to_an_engine_quickly():
-    """The server does nothing else until all of them are admitted."""
+    """The server does nothing else until all tasks are admitted."""
     scheduler = Scheduler(MEMORY_HOST, [CPU_HOST, MEMORY_HOST])
     for number in range(UNFINISHED_TASKS_MAX):
         scheduler.enqueue(f"task-{number}", SMALL)

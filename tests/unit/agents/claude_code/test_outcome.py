@@ -82,7 +82,7 @@ def test_api_error_message_names_the_fix(status, advice):
     ],
 )  # fmt: skip
 def test_provider_message_is_quoted_with_the_remedy(status, text, expected):
-    """The texts are the ones that Claude Code 2 reports for error responses from the Messages API."""
+    """Claude Code 2 reports these texts for error responses from the Messages API."""
     result = {"is_error": True, "terminal_reason": "api_error", "api_error_status": status, "result": text}
     failure = determine_failure(ExitStatus(1), result, b"")
     assert (failure.code, failure.message) == (FailureCode.AGENT_FAILED, f"The model could not be used: {expected}")

@@ -438,7 +438,7 @@ def test_final_text_is_truncated_and_omitted_characters_are_counted():
     assert (result.text, result.omitted_characters) == (CUT, 5)
 
 
-def test_all_texts_of_an_input_share_one_length_limit():
+def test_all_texts_in_an_input_share_one_length_limit():
     call = started("Edit", file_path="a", old_string=LONG, new_string=LONG, other=LONG)
     assert call.edits == (FileEdit("a", CUT[1:], ""),)
     assert call.input == {"other": ""}
@@ -516,7 +516,7 @@ def test_fields_of_an_unexpected_type_are_ignored(value):
     msgspec.json.encode(events)
 
 
-def test_huge_numbers_of_a_result_are_omitted():
+def test_huge_numbers_in_a_result_are_omitted():
     encoded = line(**GOOD_RESULT, num_turns=1, total_cost_usd=2).replace(b": 1,", b": 1%s," % (b"0" * 400))
     (result,) = ClaudeOutputParser(SESSION).parse_line(encoded.replace(b": 2}", b": 1e400}"))
     assert (result.turns, result.cost_usd) == (None, None)
@@ -557,7 +557,7 @@ def test_indentation_does_not_multiply_the_size_of_a_line():
     assert shown.input["todos"] == json.dumps(small["todos"], indent=2)
 
 
-# The events of one line, which are in memory until all of them are recorded.
+# Memory for the events of one line. All of them stay in memory until the last one is recorded.
 
 WIDE = "\N{GRINNING FACE}"
 """A string that contains this character uses four bytes for each character."""

@@ -1,4 +1,4 @@
-"""`sandbox doctor` reports if one task can exhaust the machine's open-file limit."""
+"""`sandbox doctor` warns if one task can exhaust the machine's open-file limit."""
 
 import resource
 
@@ -55,7 +55,7 @@ def test_nothing_is_reported_without_a_limit_or_without_a_sandbox(set_file_max):
     )
 
 
-def test_servers_unlimited_open_files_do_not_apply_to_gvisor(set_file_max, monkeypatch):
+def test_servers_unlimited_open_file_limit_does_not_apply_to_gvisor(set_file_max, monkeypatch):
     set_file_max(2 * HOST_PROGRAM_FILES_MAX)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
     assert not runtime_checks.check_open_files(GVISOR)

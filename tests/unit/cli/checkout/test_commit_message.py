@@ -168,7 +168,7 @@ def test_message_is_preserved_in_an_email(tmp_path, body):
 
 
 def send_by_email(directory, message):
-    """Commit a change with this message, and apply it elsewhere with `git am`; return the author, message and files."""
+    """Commit a change with this message, and apply the commit with `git am`. Return its author, message and files."""
     bare = directory / "repo.git"
     make_repository(bare, {"count.txt": "0\n"})
     for name in ("sender", "receiver"):

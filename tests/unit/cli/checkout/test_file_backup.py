@@ -1,4 +1,4 @@
-"""Files are backed up while git writes to them."""
+"""Files are backed up before git writes to them, and can be restored."""
 
 import signal
 

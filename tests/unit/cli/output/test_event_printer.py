@@ -280,7 +280,7 @@ def state_change(state: str, at: str) -> dict:
 
 
 def test_duration_is_measured_from_the_start_of_the_agent():
-    """The printed duration matches the task's `duration_seconds`. A log that begins later has no duration."""
+    """The printed duration matches the task's `duration_seconds`. A log without the agent's start has no duration."""
     end = {"type": "end", "state": "completed", "timestamp": "2026-01-29T10:10:09.300Z"}
     events = [state_change("pending", NOW), state_change("running", "2026-01-29T10:10:02.000Z")]
     again = state_change("running", "2026-01-29T10:10:05.000Z")  # the second attempt

@@ -27,7 +27,7 @@ def test_log_lines_become_events():
 
 
 def log(*contents):
-    """Return a text log with one line for each item: a line of stdout, or an agent's message for None."""
+    """Return a text log with one line for each item: a line of stdout or, for None, an agent's message."""
     message = json.dumps({"type": "agent_message", "task_id": "t", "seq": 7, "timestamp": TIME, "text": "Done."})
     lines = [f"[EVENT] {message}" if content is None else f"[STDOUT] {content}" for content in contents]
     return [f"[{TIME}] {line}\n".encode() for line in lines]

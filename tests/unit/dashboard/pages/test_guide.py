@@ -38,7 +38,7 @@ def test_guide_needs_a_token_on_a_server_with_tokens(pages_with_tokens):
 
 
 def test_list_of_pages_has_the_order_of_the_documentation(pages):
-    """The groups and their pages are those of the documentation's site, which also has pages for developers."""
+    """The groups and pages match the documentation site, which also has pages for developers."""
     configuration = (guide.guide_file("index").parents[1] / "mkdocs.yml").read_text()
     groups = re.split(r"^  - (\w+):$", configuration.partition("\nnav:\n")[2], flags=re.MULTILINE)[1:]
     names = {

@@ -53,7 +53,7 @@ def test_outcomes_of_the_last_day_are_counted_separately(pages, monkeypatch, out
     assert "Index" not in text, "the index is mentioned only if it is not readable"
 
 
-def test_median_is_that_of_the_duration_on_other_pages(pages, monkeypatch):
+def test_median_is_computed_from_the_durations_on_other_pages(pages, monkeypatch):
     """The wait for capacity and the clone are not part of a task's duration."""
     monkeypatch.setattr(fake_tasks, "START_TIME", datetime.now(UTC) - timedelta(hours=1))
     pages.tasks.event_interval = timedelta(seconds=10)

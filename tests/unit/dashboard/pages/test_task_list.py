@@ -303,7 +303,7 @@ def test_invalid_filter_is_reported(pages_with_tasks, query):
 def test_repeated_filter_is_rejected_as_in_the_api(pages_with_tasks):
     response = pages_with_tasks.get("/?state=completed&state=failed")
     assert (response.status_code, "state is given more than once" in response.text) == (400, True)
-    assert pages_with_tasks.get("/?label.team=a&label.team=b").status_code == 200  # labels may repeat
+    assert pages_with_tasks.get("/?label.team=a&label.team=b").status_code == 200  # a label may be repeated
 
 
 def test_pages_without_scripts_do_not_overlap(pages):
@@ -403,7 +403,7 @@ def test_prompt_that_repeats_the_name_is_not_used_as_a_hint(pages):
 @pytest.mark.parametrize(
     ("search", "hint"),
     [
-        ("docs", "Pages are missing."),  # the name has the word
+        ("docs", "Pages are missing."),  # the name contains the word
         ("lAst", "The last page of the list"),
         ("docs last", "The last page of the list"),
         ("page", "Pages are missing."),
@@ -411,7 +411,7 @@ def test_prompt_that_repeats_the_name_is_not_used_as_a_hint(pages):
         ("absent", "Pages are missing."),
     ],
 )
-def test_rows_that_a_search_found_show_where_the_prompt_has_the_word(pages, search, hint):
+def test_rows_found_by_a_search_show_where_the_prompt_contains_the_word(pages, search, hint):
     words = "many words " * 20 + "and a lot of words before the rocket that the search found"
     add_named(pages.tasks, "first", "Update the docs", f"Pages are missing.\nThe last page of the list\n{words}")
     assert hints(pages.get(f"/?q={search}")) == {"first": hint}
@@ -419,7 +419,7 @@ def test_rows_that_a_search_found_show_where_the_prompt_has_the_word(pages, sear
 
 
 def state_counts(page):
-    """Return the count beside each state filter."""
+    """Return the count next to each state filter."""
     return dict(re.findall(r'id="group-[^>]*>(\w+) <span class="tally">(\d+)<', page.text))
 
 
@@ -427,7 +427,7 @@ def test_counts_of_states_match_the_other_filters(pages_with_tasks):
     counts = {"All": "2", "Waiting": "0", "Running": "1", "Completed": "1", "Failed": "0", "Cancelled": "0"}
     for query in ("label.team=a%26b", "label.team=a%26b&state=failed", "label.team=a%26b&offset=50"):
         assert state_counts(pages_with_tasks.get(f"/?{query}")) == counts
-    # Without another filter, the server knows the counts.
+    # Without another filter, the counts need no extra queries.
     pages_with_tasks.tasks.queries.clear()
     assert state_counts(pages_with_tasks.get("/?state=completed"))["All"] == "1"
     assert [query.limit for query in pages_with_tasks.tasks.queries] == [50]
@@ -444,7 +444,7 @@ def test_periodic_refresh_of_a_filtered_list_does_not_count(pages_with_tasks):
         assert [query.limit for query in pages_with_tasks.tasks.queries] == limits
         assert bool(state_counts(page)) == (target == counts_id)
         assert f'id="{counts_id}"' in page.text
-    # Without another filter, each refresh has the counts.
+    # Without another filter, each refresh includes the counts.
     assert state_counts(pages_with_tasks.get("/?state=completed", HX_Target="tasks"))["All"] == "1"
     assert "counts-" not in pages_with_tasks.get("/?state=completed").text
 
@@ -475,7 +475,7 @@ def test_task_that_ends_while_the_page_is_read_is_listed_once(pages_with_tasks, 
 
 
 def test_search_for_many_words_in_long_prompts_takes_little_time(pages):
-    """The repository contains the word, so the search finds all tasks, but none of the prompts contains it."""
+    """The search finds every task, because the word is in each repository, but no prompt contains the word."""
     for number in range(200):
         add_named(pages.tasks, f"task-{number}", f"Task {number}", "")
     tasks = [asyncio.run(pages.tasks.status(f"task-{number}")) for number in range(200)]
@@ -485,7 +485,7 @@ def test_search_for_many_words_in_long_prompts_takes_little_time(pages):
     assert time.thread_time() - started_at < 0.5
 
 
-def test_hints_are_not_computed_in_the_event_loop(pages, monkeypatch):
+def test_hints_are_not_computed_on_the_event_loop(pages, monkeypatch):
     def find_hints(*arguments):
         with pytest.raises(RuntimeError):
             asyncio.get_running_loop()

@@ -108,7 +108,7 @@ def test_variables_that_change_sbatch_are_rejected(name):
 
 
 @pytest.mark.parametrize("option", ["--exclusive", "--constraint=a&b", "--nice=100", "--tmp=50G", "--exclude=n[1-3]"])
-def test_option_of_the_list_is_accepted(option):
+def test_listed_option_is_accepted(option):
     assert find_option_error(option) is None
 
 

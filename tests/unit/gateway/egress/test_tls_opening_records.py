@@ -45,7 +45,7 @@ def records(message: bytes, *sizes: int) -> bytes:
 
 
 def name_without_record_boundaries(data: bytes) -> str:
-    """Return the name that HAProxy's `req.ssl_sni` finds: it parses all bytes after the first record's header."""
+    """Return the name that HAProxy's `req.ssl_sni` finds. HAProxy parses all bytes after the first record's header."""
     at = 5 + 4 + 2 + 32
     at += 1 + data[at]
     at += 2 + int.from_bytes(data[at : at + 2])
@@ -124,7 +124,7 @@ def test_hello_for_an_address_has_no_name_and_is_forwarded_unchanged(sizes):
 
 
 def exchange(client: ssl.SSLObject, server: ssl.SSLObject) -> tuple[bool, bool]:
-    """Let both sides continue their handshakes; return which of them have finished."""
+    """Let both sides continue the handshake; return whether each side has finished."""
     finished = []
     for side in (client, server):
         try:

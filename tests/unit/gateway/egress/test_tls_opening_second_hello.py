@@ -162,7 +162,7 @@ def test_second_hello_split_by_another_record_is_denied(cut, between, step):
 
 @pytest.mark.parametrize("curve", [None, "secp384r1"])
 def test_real_handshake_succeeds_with_or_without_a_hello_retry_request(curve):
-    """If a curve is given, the client sent no key share for it, so the server requests another ClientHello."""
+    """If a curve is given, the client sends no key share for the curve, so the server requests another ClientHello."""
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server_context.load_cert_chain(CERTIFICATE)
     if curve is not None:

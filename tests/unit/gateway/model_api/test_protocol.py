@@ -81,7 +81,7 @@ def create_protocol(
     is_unrestricted: bool = False,
     budget: Budget = Budget(),
 ) -> tuple[ModelProtocol, RecordedEvents]:
-    """Create a protocol. With `is_unrestricted`, it forwards request bodies unread."""
+    """Create a protocol. With `is_unrestricted`, the protocol forwards request bodies without reading them."""
     events = RecordedEvents()
     upstream = ModelUpstream(base_url, auth_token=key) if uses_auth_token else ModelUpstream(base_url, api_key=key)
     policy, reporter = ModelPolicy(DIALECT, TASK_KEY, 8123), EventReporter(events.append, lambda: 0.0)

@@ -214,7 +214,7 @@ def test_incomplete_error_response_costs_nothing(status):
 
 @pytest.mark.parametrize("end", [b"0\r\n\r\n", b"not a chunk size\r\n"])
 def test_small_chunks_of_one_read_are_forwarded_and_counted_together(monkeypatch, end):
-    """A read may contain thousands of chunks: counting and redacting each would block the runner for seconds."""
+    """A read may contain thousands of chunks. Counting and redacting each one separately would block for seconds."""
     counted = []
     monkeypatch.setattr(ModelRequestGate, "record_progress", lambda *args: counted.append(args[-1].usage()))
     request = ForwardedRequest()

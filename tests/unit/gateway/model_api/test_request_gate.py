@@ -404,7 +404,7 @@ def test_requests_that_cost_nothing_are_not_limited():
 
 
 class ReceivedBytesMeter(JsonMeter):
-    """Limits the output of a fully received response to its bytes, as the meter of a stream does."""
+    """Bounds the output of a fully received response by its size, like the meter for streams."""
 
     def upper_bound(self, cost_bound: CostBound, *, is_fully_received: bool) -> Usage | None:
         return usage(cost_bound.input_tokens, 0 if is_fully_received else cost_bound.output_tokens_max)

@@ -522,7 +522,7 @@ def test_tools_with_known_fees_are_forwarded_with_a_usd_budget(name):
 
 
 def client_responses(gateway: GatewayHarness, *statuses: int, body: bytes = b"{}") -> list[tuple[int, str]]:
-    """Return the client's responses if the upstream responds to successive requests with these statuses."""
+    """Return what the client receives if the upstream responds to successive requests with these statuses."""
     responses = []
     for status in statuses:
         protocol = gateway.connect()

@@ -260,7 +260,7 @@ def test_self_referencing_member_is_rejected(unpack, tmp_path, monkeypatch):
         unpack(path)
 
 
-def test_members_with_the_same_name_are_counted(unpack, tmp_path, monkeypatch):
+def test_members_with_the_same_name_are_counted_separately(unpack, tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "ARCHIVE_MEMBERS_MAX", 10)
     path = tmp_path / "image.tar"
     path.write_bytes(layer(*[entry("same")] * 11))

@@ -1,4 +1,4 @@
-"""Accepted manifests: those written by hand, those sent by programs, and those in the quick reference."""
+"""Accepted manifests: written by hand, sent by programs, and from the quick reference."""
 
 import json
 

@@ -508,7 +508,7 @@ def test_misspelled_field_of_a_list_item_is_reported_as_one_error():
 
 
 def test_misplaced_fields_beyond_the_listed_errors_are_not_searched_for():
-    """A body can have thousands of unknown fields, and a search takes time."""
+    """A body can have thousands of unknown fields, and each search takes time."""
     manifest = VALID | {f"prompt{number}": "x" for number in range(150)}
     with pytest.raises(InvalidManifestError) as caught:
         parse_manifest(json.dumps(manifest).encode(), is_json=True)

@@ -72,7 +72,7 @@ def test_new_fields_have_their_defaults_in_a_manifest_of_an_earlier_version():
 
 
 def common_fields():
-    """Yield the fields that the manifests of all agents share, with their defaults, except for constant fields."""
+    """Yield the non-constant fields that the manifests of all agents share, with their defaults."""
     for each in dataclasses.fields(CommonFields):
         if each.name not in ("version", "kind"):
             yield each.name, each.default_factory() if callable(each.default_factory) else each.default

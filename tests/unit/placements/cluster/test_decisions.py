@@ -24,7 +24,7 @@ from sandbox.placements.cluster.decisions import (
 
 LEASE = 600.0
 DRIFT = 0.01
-"""The clocks of a host and of the server may each run this much faster or slower than true time."""
+"""The clocks of a host and of the server may each run faster or slower than true time by this fraction."""
 ANY_PHASE = st.sampled_from([*JobPhase, None])
 RATES = st.sampled_from([1 - DRIFT, 1 + DRIFT])
 PAUSES = st.sampled_from([1.0, LEASE_MARGIN_SECONDS, LEASE / 2, LEASE - 1, LEASE, LEASE + LEASE_MARGIN_SECONDS])
@@ -42,7 +42,7 @@ PAUSES = st.sampled_from([1.0, LEASE_MARGIN_SECONDS, LEASE / 2, LEASE - 1, LEASE
         (JobPhase.RUNNING, CLAIM_SECONDS, Decision.REPLACE),
     ],
 )
-def test_unclaimed_attempt_is_decided_by_its_job(phase, seconds, decision):
+def test_decision_about_an_unclaimed_attempt_depends_on_its_job(phase, seconds, decision):
     assert decide(Observation(False, False, 1e6, phase, seconds), LEASE) is decision
 
 
@@ -78,7 +78,7 @@ def test_ended_job_is_taken_over_once_its_connection_has_ended(is_connected, sec
         (ClaimState((), None, False), b"", b"n", False),
     ],
 )
-def test_one_worker_claims_an_attempt(state, token, nonce, is_allowed):
+def test_only_one_worker_may_claim_an_attempt(state, token, nonce, is_allowed):
     assert may_claim(state, token, nonce) is is_allowed
 
 
@@ -91,7 +91,7 @@ def test_margin_covers_the_drift_of_clocks(lease):
 
 @dataclass
 class Worker:
-    """A worker with its host's clock (CLOCK_BOOTTIME). An engine may start two workers of one job."""
+    """A worker with its host's clock (CLOCK_BOOTTIME). An engine may start two workers for one job."""
 
     job: int
     nonce: bytes
@@ -101,9 +101,9 @@ class Worker:
     has_runner: bool = False
     is_alive: bool = True
     sent: list = field(default_factory=list)
-    """When messages were sent that the server has not received yet."""
+    """The send times of messages that the server has not received yet."""
     answers: list = field(default_factory=list)
-    """When messages were sent whose answers the worker has not received yet."""
+    """The send times of messages whose answers the worker has not received yet."""
 
     @property
     def can_communicate(self):
@@ -112,7 +112,7 @@ class Worker:
 
 @dataclass
 class Job:
-    """What the server stores about a job (all but the last two fields), and what it has in memory."""
+    """A job as seen by the server. The server stores all fields except the last two, which it keeps only in memory."""
 
     number: int
     nonce: bytes | None = None
@@ -126,7 +126,7 @@ class Job:
 
 
 class ClusterModel(RuleBasedStateMachine):
-    """One task, its jobs and workers. The server's messages and the engine's reports are late and in any order."""
+    """One task, its jobs and workers. Messages and the engine's reports can be delayed and reordered."""
 
     @initialize(rate=RATES)
     def start(self, rate):
@@ -158,14 +158,14 @@ class ClusterModel(RuleBasedStateMachine):
     @precondition(lambda self: self.submitted and len(self.workers) < 6)
     @rule(data=st.data(), rate=RATES, seconds_since_boot=st.floats(0, 1e4))
     def engine_starts_a_worker(self, data, rate, seconds_since_boot):
-        """An engine also starts jobs that the server has given up, and starts a job twice."""
+        """An engine may also start a job that the server has given up on, or start a job twice."""
         number = data.draw(st.sampled_from(sorted(self.submitted)))
         self.workers.append(Worker(number, b"%d" % next(self.nonces), rate, seconds_since_boot))
 
     @precondition(lambda self: len(self.workers) < 6 and self.job.number not in self.ended)
     @rule(rate=RATES)
     def current_job_runs(self, rate):
-        """The usual course, so that long runs are not spent on rare events."""
+        """The common case. Without this rule, long runs would consist mainly of rare events."""
         self.submitted.add(self.job.number)
         self.workers.append(Worker(self.job.number, b"%d" % next(self.nonces), rate))
         self.exchange(self.workers[-1], starts=True)
@@ -185,7 +185,7 @@ class ClusterModel(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.is_alive for worker in self.workers))
     @rule(data=st.data())
     def worker_sends(self, data):
-        """Send a claim or a heartbeat; the rules for the answer are the same."""
+        """Send a claim or a heartbeat. The server answers both by the same rules."""
         worker = self.pick(data, lambda each: each.is_alive)
         worker.sent.append(worker.seconds_since_boot)
 
@@ -221,7 +221,7 @@ class ClusterModel(RuleBasedStateMachine):
 
     @rule(phase=ANY_PHASE)
     def engine_reports(self, phase):
-        """Any report is possible at any time, except that only a job without live workers has ended."""
+        """Any report is possible at any time, except that a job with live workers is never reported as ended."""
         is_alive = any(worker.is_alive for worker in self.workers if worker.job == self.job.number)
         if phase is JobPhase.ENDED:
             if is_alive:
@@ -232,7 +232,7 @@ class ClusterModel(RuleBasedStateMachine):
 
     @rule()
     def server_restarts(self):
-        """The new server waits a whole lease, because the old one may have answered until its end."""
+        """The new server waits for a whole lease, because the old server may have answered until it stopped."""
         for job in self.jobs:
             job.answered_at, job.phase = self.server_time, None
 

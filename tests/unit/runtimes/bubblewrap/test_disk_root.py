@@ -25,7 +25,7 @@ def disk(tmp_path: Path) -> Path:
 
 
 def content(disk: Path) -> dict[str, str]:
-    """Return the kind of each entry in the root directory and in /home, or the target if the entry is a link."""
+    """Return the kind of each entry in the root directory and in /home or, for a link, its target."""
     kinds = {}
     for path in (*disk.iterdir(), *(disk / "home").iterdir()):
         kind = os.readlink(path) if path.is_symlink() else "directory" if path.is_dir() else "file"  # noqa: PTH115

@@ -51,7 +51,7 @@ def _unified(folder: Path) -> tuple[Path, ControlGroup]:
 
 
 class DropCachesHarness:
-    """A control group with files of cgroup v1 or v2, on a machine that has cached names that do not exist."""
+    """A control group with files of cgroup v1 or v2, on a machine with cached names of nonexistent files."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch, control: str) -> None:
         self._control = directory / control

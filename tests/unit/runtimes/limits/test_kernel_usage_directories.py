@@ -22,7 +22,7 @@ Holder = Callable[..., int]
 
 @pytest.fixture
 def start_holder(tmp_path: Path) -> Iterator[Holder]:
-    """Return a function that starts a process, which opens the path repeatedly with each of the flags."""
+    """Return a function that starts a process that opens the path repeatedly with each of the flags."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*flags: int, path: Path = tmp_path) -> int:
@@ -75,7 +75,7 @@ def test_usage_is_empty_if_there_are_few_files_or_no_processes(start_holder: Hol
 
 
 def test_large_table_is_not_listed(start_holder: Holder, monkeypatch: pytest.MonkeyPatch):
-    """To list a large table takes seconds."""
+    """Listing a large table takes seconds."""
     listed: list[str] = []
     list_directory = kernel_usage.list_directory
     monkeypatch.setattr(kernel_usage, "list_directory", lambda one: listed.append(one) or list_directory(one))

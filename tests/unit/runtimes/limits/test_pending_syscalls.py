@@ -84,7 +84,7 @@ def test_kernel_bytes_are_read_from_meminfo(tmp_path: Path):
 
 
 def make_thread(proc: Path, thread: int, call: str, files: dict[int, str]) -> None:
-    """Create the files of a thread of process 7 in a copy of /proc."""
+    """Create the files of one of process 7's threads in a fake /proc."""
     directory = proc / "7/task" / str(thread)
     (directory / "fd").mkdir(parents=True)
     (directory / "net").mkdir()

@@ -267,14 +267,14 @@ def test_threads_must_share_open_files(architecture: str):
 
 @all_architectures
 def test_processes_may_not_share_signal_handlers(architecture: str):
-    """Only threads of one process may: a signal for a process group would notify the same waiters once per process."""
+    """Otherwise, a signal to a process group would notify the same waiters once per process."""
     thread, files, handlers, memory = 0x10000, 0x400, 0x800, 0x100
     assert evaluate(architecture, CLONE[architecture], handlers | memory | 17) == errno.EPERM
     assert evaluate(architecture, CLONE[architecture], handlers | memory | files | 17) == errno.EPERM
     assert evaluate(architecture, CLONE[architecture], handlers | memory | files | thread) == ALLOW
     assert evaluate(architecture, CLONE[architecture], memory | 0x4000 | 17) == ALLOW  # vfork
     number_of_fcntl, set_lock = {"x86_64": 72, "aarch64": 25}[architecture], 37
-    assert evaluate(architecture, CLONE[architecture], number_of_fcntl, set_lock) == ALLOW  # flags are no call number
+    assert evaluate(architecture, CLONE[architecture], number_of_fcntl, set_lock) == ALLOW  # flags, not a call number
 
 
 @all_architectures

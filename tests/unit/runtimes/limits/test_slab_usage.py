@@ -36,7 +36,7 @@ dentry             100  90000    192   21    1 : tunables    0    0    0 : slabd
 
 
 CHARGED_KINDS = ("anon_vma_chain_bytes", "dentry_bytes", "vma_bytes")
-"""Kinds that are in use, so all of their memory is charged to a control group."""
+"""Kinds of objects in use. All of their memory is charged to a control group."""
 
 
 class SingleKindMeter:

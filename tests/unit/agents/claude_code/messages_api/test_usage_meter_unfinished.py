@@ -49,7 +49,7 @@ def stream_meter_fed(*pieces: bytes) -> StreamMeter:
 def output_tokens_bound(
     *pieces: bytes, first_line: bytes = start(input_tokens=10, output_tokens=1), bound: CostBound = REQUEST_BOUND
 ) -> int:
-    """Return the output token bound for a response truncated after these pieces, excluding its first line."""
+    """Return the output token bound for a response truncated after these pieces, not counting its first line."""
     first_line_tokens = max(0, len(first_line) - 1 - EVENT_OVERHEAD_BYTES)
     return (
         stream_meter_fed(first_line, *pieces).upper_bound(bound, is_fully_received=True).output_tokens
@@ -272,7 +272,7 @@ def test_long_model_name_is_replaced_because_its_start_may_be_part_of_a_secret()
 
 
 def usage_of_size(byte_count: int) -> str:
-    """Return JSON for usage of this size with as many iterations as fit."""
+    """Return a JSON usage object of this size, with as many iterations as fit."""
     prefix = '{"output_tokens":7,"iterations":['
     iterations = ",".join(["{}"] * ((byte_count - len(prefix) - 2) // 3))
     return (prefix + iterations).ljust(byte_count - 2) + "]}"
@@ -280,7 +280,7 @@ def usage_of_size(byte_count: int) -> str:
 
 @pytest.mark.parametrize(("byte_count", "is_read"), [(USAGE_BYTES_MAX, True), (USAGE_BYTES_MAX + 1, False)])
 def test_large_usage_is_not_read(byte_count, is_read):
-    """Its iterations would take memory, and time for each part of the response."""
+    """Decoding many iterations would take memory, and would take time for each part of the response."""
     usage = usage_of_size(byte_count)
     stream = stream_meter_fed(start(input_tokens=1), f'data: {{"type":"message_delta","usage":{usage}}}\n'.encode())
     document = json_meter_fed(f'{{"model":"{MODEL}","usage":{usage}}}'.encode())
@@ -290,7 +290,7 @@ def test_large_usage_is_not_read(byte_count, is_read):
 
 
 def test_counts_of_the_largest_usage_are_plausible():
-    """The counts of a response are added up, and a sum that is not plausible would not be counted at all."""
+    """The counts of a response are summed. An implausible sum would not be counted at all."""
     item = {"type": "advisor_message", "input_tokens": 10**12}
     usage = {"output_tokens": 1, "iterations": [item] * (USAGE_BYTES_MAX // 61)}
     assert USAGE_BYTES_MAX * 0.9 < len(json.dumps(usage)) <= USAGE_BYTES_MAX

@@ -10,7 +10,7 @@ from sandbox.cli.commands.mcp import tools
 
 
 class FakeClient:
-    """A client of one task with a log and artifacts."""
+    """A client for one task that has a log and artifacts."""
 
     def __init__(self, lines=(), data=b"", *, lines_per_event=1, contains_secret=False):
         self._lines = lines
@@ -31,7 +31,7 @@ class FakeClient:
 
 
 class EmptyClient:
-    """A client of one task without artifacts."""
+    """A client for one task that has no artifacts."""
 
     def __init__(self, state):
         self._state = state
@@ -101,9 +101,9 @@ def test_artifact_with_secret_is_not_returned(call_tool):
 
 
 class AmbiguousNamesClient(FakeClient):
-    """A client of a task in which the name of one artifact is the path of another.
+    """A client for a task in which one artifact's name is another artifact's path.
 
-    It finds artifacts in the same order as the server.
+    Like the server, the client searches by name first, then by path.
     """
 
     async def artifacts(self, task_id):

@@ -1,4 +1,4 @@
-"""The pager for a diff follows git's rules, as checked with real git."""
+"""The pager for a diff is the one that git itself would use. The tests run git."""
 
 import pytest
 

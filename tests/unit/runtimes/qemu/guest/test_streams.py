@@ -14,7 +14,7 @@ SHELL = frames.TERMINALS
 
 @pytest.fixture
 def open_streams() -> Iterator[Callable[[int], Streams]]:
-    """Return a function that opens streams with these numbers, with output that nobody has read."""
+    """Return a function that opens streams with these numbers and unread output."""
     with ExitStack() as inner_ends:
 
         def open_all(*numbers: int) -> Streams:
