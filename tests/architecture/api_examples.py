@@ -1,9 +1,9 @@
 """Records the examples of `openapi.json` and `docs/rest-reference.md`.
 
-The examples are the requests that test modules of routes declare, and the app's responses.
+The examples are the requests that the test modules of the routes declare, and the app's responses.
 
-The app serves tasks in memory, at a fixed time. So the examples are real responses, and every run produces the same
-ones.
+The app serves tasks from memory, at a fixed time. The examples are therefore real responses, and are the same in every
+run.
 """
 
 import json
@@ -62,7 +62,7 @@ def api_routes() -> list[APIRoute]:
 
 
 def declared_examples() -> list[Example]:
-    """Return the examples of all test modules of routes."""
+    """Return the examples that the test modules of the routes declare."""
     modules = [import_module(f"unit.api.routes.{path.stem}") for path in sorted(ROUTE_TESTS.glob("test_*.py"))]
     return [example for module in modules for example in getattr(module, "EXAMPLES", ())]
 

@@ -14,7 +14,7 @@ from sandbox.model.task_state import TaskState
 
 SERVER = "http://localhost:8122"
 PREFIX = "/api/v1"
-"""The beginning of most paths, which headings leave out."""
+"""The prefix of most paths, which headings omit."""
 GUIDE = "rest.md"
 REFERENCE = "rest-reference.md"
 _EXAMPLE_LINES_MAX = 40
@@ -54,7 +54,7 @@ def rest_reference(schema: Schema, examples: Mapping[str, Any], failed_status: M
 def reference_contents(schema: Schema, reference: str) -> str:
     """Return a table of all endpoints and a list of all objects, with links to the reference.
 
-    The guide had the reference in it, so the contents have the anchors of the reference.
+    The guide once contained the reference, so the contents keep the anchors of the reference.
     """
     rows = ["| endpoint | description |", "| --- | --- |"]
     for method, path, operation in _operations(schema):

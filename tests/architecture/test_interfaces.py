@@ -95,7 +95,7 @@ def test_interfaces_import_only_what_declarations_need(trees: dict[Path, ast.Mod
 
 
 def test_interfaces_use_no_implementation(trees: dict[Path, ast.Module]):
-    """Interfaces exchange records from the model. Implementations are passed to them."""
+    """Interfaces exchange records from the model, and import no implementation."""
     used = {name for tree in interface_trees(trees).values() for name in imported_modules(tree)}
     assert {
         name for name in used if name.startswith("sandbox.") and name.split(".")[1] not in {"interfaces", "model"}

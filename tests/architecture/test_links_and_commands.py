@@ -28,7 +28,7 @@ def prose(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors of a page: its own, and those that GitHub generates for its headings."""
+    """Return the anchors of a page: explicit anchors, and the ones that GitHub generates for headings."""
     counts: Counter[str] = Counter()
     slugs = set(re.findall(r'<a id="([^"]+)"></a>', prose(text)))
     for heading in re.findall(r"^#+ +(.+?)\s*$", FENCE.sub("", text), re.MULTILINE):

@@ -143,7 +143,7 @@ def base_names(class_: ast.ClassDef) -> list[str]:
 
 
 def public_methods(class_: ast.ClassDef, by_name: dict[str, ast.ClassDef]) -> set[str]:
-    """Return the public methods of a class and of those of its base classes that are in `by_name`."""
+    """Return the public methods of a class, including methods inherited from base classes in `by_name`."""
     own = {name for name in method_names(class_) if not name.startswith("_")}
     bases = [by_name[name] for name in base_names(class_) if name in by_name and by_name[name] is not class_]
     return own.union(*(public_methods(base, by_name) for base in bases))
@@ -159,7 +159,7 @@ def is_record(class_: ast.ClassDef) -> bool:
 
 
 def is_component(class_: ast.ClassDef) -> bool:
-    """Return whether a class has behaviour or state of its own: a protocol, or a class with a constructor."""
+    """Return whether a class has behavior or state of its own: a protocol, or a class with a constructor."""
     return "Protocol" in base_names(class_) or "__init__" in method_names(class_)
 
 

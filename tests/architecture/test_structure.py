@@ -26,10 +26,10 @@ SMALL_MODULES = {
 """Short modules with a single importer, and the reason why each is a separate module."""
 
 COMMAND_PACKAGE = "cli.commands"
-"""One module per command, however short; the command line imports a module by its name when its command runs."""
+"""One module per command, however short. The command line imports a command's module by name when the command runs."""
 
 IMPLEMENTATION_PACKAGE = re.compile(r"(agents|engines|placements|runtimes)\.[^.]+(?=\.)")
-"""The package of one agent, engine, placement or runtime, or of what the runtimes share."""
+"""The package of one agent, engine, placement or runtime, or a package that the runtimes share."""
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
