@@ -29,7 +29,7 @@ SOURCES = Path("src") / "sandbox"
 BASELINE_SECONDS = 1800
 CPU_SECONDS, CPU_FACTOR = 8, 4
 WALL_SECONDS, WALL_FACTOR = 30, 5
-"""A mutant counts as killed if its tests take longer than this many seconds plus their usual time times the factor."""
+"""A mutant counts as killed if its tests take longer than the seconds plus the factor times their usual duration."""
 
 
 def main(arguments: list[str] | None = None, checkout: Path = CHECKOUT) -> int:
