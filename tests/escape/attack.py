@@ -70,7 +70,7 @@ class Attack:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Observations on the host while the attacks ran.
+    """Observations made on the host while the attacks ran.
 
     changes: keyed by observer. missing: the paths that do not exist on the host, or the names of their settings.
     packets: (protocol, address or setting, port) of packets that left the sandbox. samples: the start and end of each

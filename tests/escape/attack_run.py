@@ -144,7 +144,7 @@ class AttackRun:
         resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
         mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
         if self.user is not None and sys.base_prefix.startswith("/root/"):
-            # Other users cannot access a Python in root's home, so mount that Python into an otherwise empty home.
+            # Other users cannot access a Python installation in root's home, so mount it into an otherwise empty home.
             python = self.directory / "python"
             python.mkdir()
             mounts += f" && mount --bind {sys.base_prefix} {python} && mount -t tmpfs -o mode=0755 none /root"

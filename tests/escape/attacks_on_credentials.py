@@ -89,7 +89,7 @@ started.terminate()
 if started.wait(10) == -15: succeeded()"""
 READ_ETC = "if 'agent' in pathlib.Path('/etc/passwd').read_text(): succeeded()"
 DENIED_ERRORS = ("EPERM", "EACCES", "ENOSYS", "ENOENT", "ESRCH")
-"""The errors if another process is inaccessible or invisible. A process with that pid exists on the host."""
+"""The errors for an inaccessible or invisible process. A process with the attacked pid exists on the host."""
 
 
 def credential_attacks():

@@ -49,7 +49,7 @@ class Table:
         self.outcomes, self.runs = outcomes or {}, runs or {}
 
     def put(self, runtime, verdicts, date, versions):
-        """Replace a runtime's column. Raises UnprovenError, without changes, unless every row is asserted."""
+        """Replace a runtime's column. Raises UnprovenError, and changes nothing, unless every row is asserted."""
         column = dict(self._column(verdicts))
         unproven = [f"{kind}: {row}: {verdict}" for (kind, row), verdict in column.items() if not is_asserted(verdict)]
         if unproven:

@@ -102,7 +102,7 @@ class CollectedOutput:
 
     def _is_handled(self, trap):
         return {
-            NO_EXECUTION: lambda _: True,  # `passes` checks it for every trap
+            NO_EXECUTION: lambda _: True,  # `passes` checks this requirement for every trap
             READS_ONLY_OWN_REPOSITORY: lambda _: b"root:x:" not in self.patch and b" b/etc/" not in self.patch,
             PRESERVES_FILE_BYTES: self._preserved_bytes,
             ORDINARY_FILES: self._treated_as_ordinary,

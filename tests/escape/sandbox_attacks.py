@@ -81,7 +81,7 @@ class Reports:
 
 
 def error_word(error):
-    """Return the word for an OSError in the report."""
+    """Return the word that the report uses for an OSError."""
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "closed"
     if isinstance(error, TimeoutError) and error.errno is None:
