@@ -1,4 +1,4 @@
-"""A relay to the git server that pauses: a clone gets some bytes at once, and the rest after `open` is called."""
+"""A pausing relay to the git server. A clone gets some bytes at once, and the rest after `open` is called."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ class PausingRelay:
 
     @property
     def is_holding(self):
-        """Whether a client waits for bytes."""
+        """Whether a client is waiting for bytes."""
         return self._held.is_set() and not self._opened.is_set()
 
     def open(self):

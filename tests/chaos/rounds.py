@@ -79,7 +79,7 @@ def target_state_pairs(*targets):
 
 
 def pick_pairs(rng, *targets):
-    """Return one random pair of these targets per state."""
+    """Return one pair for each state, with one of these targets chosen at random."""
     by_state = {}
     for target, state in sorted(target_state_pairs(*targets)):
         by_state.setdefault(state, []).append(target)
@@ -95,7 +95,7 @@ def _reach_all(deployment, requested, held, seed, **options):
         held.append(task := driver.reach(state, name))
         return task
 
-    # Running tasks are not held, and a pending task must come last: it blocks all later ones.
+    # Running tasks are not held, and a pending task must come last, because it blocks all later ones.
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(reach, [pair for pair in requested if pair[1] not in ("running", "pending")]))
         list(pool.map(reach, [pair for pair in requested if pair[1] == "running"]))
@@ -147,7 +147,7 @@ def _release(held):
 
 @contextlib.contextmanager
 def _burst(deployment, target):
-    """Submit tasks during the kill: a task that gets a 202 just before the kill must exist too."""
+    """Submit tasks during the kill, because a task that gets a 202 just before the kill must exist too."""
     has_ended = threading.Event()
 
     def submit():

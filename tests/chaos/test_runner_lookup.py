@@ -1,4 +1,4 @@
-"""A runner that is closing files is still found by its lock; otherwise a round would not wait for its end."""
+"""A runner that is closing files is still found by its lock. Otherwise, a round would not wait for the runner."""
 
 import pytest
 
