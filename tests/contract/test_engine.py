@@ -84,7 +84,7 @@ async def test_job_submitted_repeatedly_starts_once(harness, create_job):
     engine = harness.connect()
     await asyncio.gather(*(engine.submit(job.request) for _ in range(3)))
     await job.wait_for_heartbeat()
-    await harness.connect().submit(job.request)  # a server that does not remember the first submission
+    await harness.connect().submit(job.request)  # a server without a record of the first submission
     await engine.withdraw(job.name)
     await wait_for_end(engine, job)
     await engine.submit(job.request)

@@ -32,7 +32,7 @@ def supervisor_pid(harness, job):
 
 
 def store(harness, job):
-    """Store a job like a server that dies before it starts the job."""
+    """Store a job without starting it, as if the server had died before the start."""
     harness.directory.mkdir(exist_ok=True)
     process_engine._JobDirectory(harness.directory, job.name).create(process_engine._StoredRequest(1, job.request))
 
@@ -56,7 +56,7 @@ async def test_incomplete_request_is_not_a_job(harness, engine, create_job):
 
 
 async def test_started_job_is_never_started_again(harness, engine, create_job):
-    """A supervisor that is killed between its start and the worker's end leaves a free lock."""
+    """If a supervisor is killed between its start and the worker's end, its lock is free."""
     job = create_job("exit", "0")
     await engine.submit(job.request)
     await wait_for_end(engine, job)
@@ -212,7 +212,7 @@ async def test_files_are_private(harness, engine, create_job):
 
 
 async def test_environment_is_stored_only_until_the_worker_is_started(harness, create_job):
-    """The environment has the join token."""
+    """The environment contains the join token."""
     started, withdrawn = (create_job("wait", environment={"TOKEN": "secret"}) for _ in range(2))
     for job in (started, withdrawn):
         store(harness, job)
@@ -227,7 +227,7 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
 
 
 async def test_worker_without_its_environment_is_started(harness, create_job):
-    """The worker ends without its join token. A job that waited forever would not be replaced."""
+    """Without its join token, the worker exits. A job that waited forever would not be replaced."""
     job = create_job("exit", "3", environment={"TOKEN": "secret"})
     store(harness, job)
     (files_of(harness, job) / "environment").unlink()

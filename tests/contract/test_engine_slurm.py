@@ -52,7 +52,7 @@ async def test_killed_controller_is_unavailable_and_jobs_continue(cluster, engin
     assert len(job.starts()) == 1
 
 
-async def test_paused_controller_is_unavailable_in_bounded_time(cluster, engine, create_job, monkeypatch):
+async def test_paused_controller_is_reported_as_unavailable_in_time(cluster, engine, create_job, monkeypatch):
     monkeypatch.setattr(slurm_engine, "COMMAND_TIMEOUT_SECONDS", 2.0)
     job = create_job("wait")
     cluster.pause_controller()

@@ -112,7 +112,7 @@ async def cancel_and_wait_for_end(server, handle):
 
 
 async def wait_for_reply(handle):
-    """Request cancellation until the runner is listening, and return its reply."""
+    """Request cancellation repeatedly until the runner replies; return the reply."""
     deadline = time.monotonic() + placement_harnesses.TIMEOUT_SECONDS
     while True:
         try:
@@ -219,7 +219,7 @@ async def test_launch_that_failed_can_be_repeated_with_the_same_writer(server, t
     await cancel_and_wait_for_end(server, await server.launch_recorded(recorder, location))
 
 
-async def test_runner_that_dies_before_it_reads_its_order_was_not_started(server, task_id):
+async def test_runner_that_dies_before_it_reads_its_order_counts_as_not_started(server, task_id):
     is_started = True
     for number in range(20):  # on a busy machine, a runner may read its order before it is killed
         attempt_task_id = f"{task_id}-{number}"
@@ -507,7 +507,7 @@ async def test_copying_ends_when_it_is_cancelled(host):
 
 
 on_hosts_with_leftovers = pytest.mark.parametrize("host", ["local", "daemon"], indirect=True)
-"""The workers of a cluster remove everything of a task that has ended, and the leftovers on their hosts."""
+"""Excludes clusters, whose workers remove all files of ended tasks and the leftovers on their hosts."""
 
 
 @pytest.fixture

@@ -426,7 +426,7 @@ for number in range(100_000): os.access(f"/usr/lib/{unique}-{number}", os.F_OK)
 """
 
 
-def test_absent_names_in_directories_of_the_host_are_forgotten_at_the_end(
+def test_cached_absent_names_in_host_directories_are_dropped_at_the_end(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     if runtime.name != "bubblewrap" or os.geteuid() != 0:

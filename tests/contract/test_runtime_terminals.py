@@ -528,7 +528,7 @@ open("/workspace/prepared", "w").close()
 )
 
 
-async def test_resize_does_not_wait_for_readers_of_the_size_without_cpu_time(
+async def test_resize_does_not_wait_for_readers_of_the_size_that_get_no_cpu_time(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
     async with starved_sandbox(runtime, disk, enforced_limits) as sandbox:

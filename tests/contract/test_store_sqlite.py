@@ -468,7 +468,7 @@ def test_page_is_read_with_few_statements(path, monkeypatch, query, sort_max):
     store.close()
 
 
-def test_window_grows_until_it_has_enough_found_tasks(path, monkeypatch):
+def test_window_grows_until_it_contains_enough_matches(path, monkeypatch):
     monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", 5)
     store = SqliteStore(path)
     words = ["many" if number < 100 or number % 20 == 0 else "few" for number in range(200)]
