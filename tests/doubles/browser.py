@@ -127,7 +127,7 @@ class Browser:
         self.console_errors[:] = [text for text in self.console_errors if not any(part in text for part in parts)]
 
     def assert_no_errors(self, *servers):
-        """Fail on console errors, and on requests to others than these servers. servers: their base URLs."""
+        """Fail on console errors, and on requests to any server except these. servers: base URLs."""
         prefixes = tuple(f"{server}/" for server in servers)
         others = [request.url for request in self.requests if not request.url.startswith(prefixes)]
         assert (self.console_errors, others) == ([], [])

@@ -90,7 +90,7 @@ class ClusterServer:
         self.tasks = asyncio.all_tasks() - before
 
     async def stop(self):
-        """Close everything, like the end of the server's process."""
+        """Close everything, as if the server's process had ended."""
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -119,7 +119,7 @@ class ClusterServer:
         writer.close()
 
     def tokens(self, job):
-        """Return the join tokens of the submissions of a job."""
+        """Return the join tokens with which a job was submitted."""
         requests = [request for request in self.engine.submitted if request.name == job.name]
         return [bytes.fromhex(request.environment["TOKEN"]) for request in requests]
 
@@ -130,7 +130,7 @@ class ClusterServer:
 
     @contextlib.asynccontextmanager
     async def connect(self, *messages, uses_tls=True):
-        """Connect like a worker, and send messages."""
+        """Connect as a worker does, and send messages."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         client = WorkerConnection(

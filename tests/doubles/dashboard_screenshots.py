@@ -1,4 +1,4 @@
-"""Takes screenshots of the dashboard from a real run, for docs/images: script/screenshots [DIRECTORY]."""
+"""Takes screenshots of the dashboard from a real run, for docs/images. Usage: script/screenshots [DIRECTORY]."""
 
 import subprocess
 import sys

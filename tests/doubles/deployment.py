@@ -1,4 +1,4 @@
-"""A real deployment: a server, a git server and a scripted model, each in a process."""
+"""A real deployment: a server, a git server and a scripted model, each in its own process."""
 
 import atexit
 import base64

@@ -1,4 +1,4 @@
-"""A smart-HTTP git server on loopback over `git http-backend`, with optional credentials and failures."""
+"""A smart-HTTP git server on loopback, backed by `git http-backend`, with optional credentials and failures."""
 
 import asyncio
 import base64

@@ -25,7 +25,7 @@ VERSION = "0.1.0"
 
 @functools.cache
 def _schema() -> dict[str, Any]:
-    """Build the schema once: it is the same for all apps of this version."""
+    """Build the schema once, since it is the same for all apps of this version."""
     return create_api_schema_app(VERSION, registered_agents()).openapi()
 
 

@@ -1,4 +1,4 @@
-"""The gateway's listeners on free ports of loopback, for tests that need no network namespace."""
+"""The gateway's listeners on free loopback ports, for tests that need no network namespace."""
 
 import socket
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from sandbox.interfaces.runtime import Listeners
 
 @contextmanager
 def loopback_listeners() -> Iterator[Listeners]:
-    """Listeners like those of a runtime, but on free ports; `listeners.model.getsockname()` etc. return the ports."""
+    """Listeners like a runtime's, but on free ports; `listeners.model.getsockname()` etc. return the ports."""
     listeners = Listeners(
         model=_tcp(),
         proxy=_tcp(),

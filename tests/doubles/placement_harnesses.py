@@ -63,7 +63,7 @@ class SingleHost:
 
 
 class LocalHost(SingleHost):
-    """A host on which its servers run too."""
+    """A host that also runs the servers."""
 
     kind = "local"
 
@@ -181,7 +181,7 @@ class ClusterHost:
                 return reserved.attempt_id, reserved.identity
 
     def worker_pids(self):
-        """Return the workers of all jobs: the children of their supervisors."""
+        """Return the workers of all jobs, which are the children of the jobs' supervisors."""
         found = []
         for job in self._jobs():
             with contextlib.suppress(OSError):
@@ -329,7 +329,7 @@ async def wait_for_liveness(handle, expected):
 
 @contextlib.contextmanager
 def unresponsive_repository():
-    """The URL of a git host that accepts connections and never responds: a runner that clones from it waits."""
+    """The URL of a git host that accepts connections and never responds, so that a runner's clone never ends."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}/repository.git"
 

@@ -1,4 +1,4 @@
-"""Records the output of the real Claude Code for the parser's tests: run `script/record-conversations`."""
+"""Records the output of the real Claude Code for the parser's tests; run by `script/record-conversations`."""
 
 import asyncio
 import json

@@ -1,7 +1,7 @@
 """One deployment, shared by those tests in this process that prepare nothing before the deployment starts.
 
-The deployment is emptied after each test. If the result differs from a newly started deployment, it is discarded, and
-the next test gets a new one.
+The deployment is emptied after each test. If its state then differs from that of a newly started deployment, the
+deployment is discarded, and the next test gets a new one.
 """
 
 import shutil

@@ -1,8 +1,8 @@
 """A real Slurm cluster of three hosts on this machine, each in separate namespaces.
 
-The cluster has network, PID and mount namespaces, and so has each host: a host can be killed as a whole or cut off from
-the network, and no packet leaves the cluster. The hosts share the kernel, its boot id and its user ids, and all files
-outside of /run. Slurm's commands are wrapped in scripts that enter the cluster's network.
+The cluster and each host have their own network, PID and mount namespaces. Therefore, a host can be killed as a whole
+or cut off from the network, and no packet leaves the cluster. The hosts share the kernel, its boot id and its user ids,
+and all files outside of /run. Slurm's commands are wrapped in scripts that enter the cluster's network.
 Clusters do not affect each other: the addresses exist in their namespaces only, and the configuration is found through
 `SLURM_CONF`. If the process that started a cluster dies, the kernel kills the cluster.
 """
@@ -132,7 +132,7 @@ class SlurmCluster:
         self.write_configuration()
 
     def write_configuration(self, min_job_age=300):
-        """Write slurm.conf, which the controller reads at startup. min_job_age: how long it remembers ended jobs."""
+        """Write slurm.conf, which the controller reads at startup. min_job_age: how long it keeps ended jobs."""
         nodes = "\n".join(
             f"NodeName={host} NodeHostname={socket.gethostname()} NodeAddr={_address(host)} Port={17000 + number} "
             f"CPUs={CPUS} RealMemory={MEMORY_MIB * (2 if host == 'n3' else 1)} TmpDisk={DISK_MIB}"
@@ -187,7 +187,7 @@ class SlurmCluster:
         return subprocess.run(program, env=environment, check=True, timeout=30, capture_output=True, text=True).stdout
 
     def kill_host(self, host):
-        """Kill all processes of a host at once, like a power failure."""
+        """Kill all processes of a host at once, as a power failure would."""
         self._request("kill", host)
 
     def start_host(self, host):
@@ -254,7 +254,7 @@ class _Supervisor:
         self._controller = None
 
     def serve(self):
-        # Sandboxes on all hosts, and those of other tests, must get different user ids: they share the kernel.
+        # All sandboxes, even those of other tests, share the kernel and must get different user ids.
         uids = self._directory / "uids"
         for directory in (_KERNEL_UIDS, uids):
             directory.mkdir(mode=0o700, exist_ok=True)

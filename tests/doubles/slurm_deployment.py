@@ -57,7 +57,7 @@ class SlurmDeployment(Deployment):
         return [json.loads(path.read_bytes()) for path in (self.data_dir / "cluster" / "jobs").glob("*.json")]
 
     def queue(self):
-        """Return the state in Slurm of each job that has not been forgotten, by name."""
+        """Return the state of each job that Slurm still lists, keyed by name."""
         output = self.cluster.run("squeue", "--noheader", "--states=all", "--Format=Name:|,State:|")
         return dict(line.split("|")[:2] for line in output.splitlines())
 

@@ -44,7 +44,7 @@ class TerminalUser:
         return match
 
     def type_until_echoed(self, text, seconds=TIMEOUT_SECONDS):
-        """Type the text repeatedly until it is echoed: input is ignored while another terminal is the writer."""
+        """Type the text repeatedly until it is echoed, since input is ignored while another terminal is the writer."""
         deadline = time.monotonic() + seconds
         while text.encode() not in self.output:
             assert time.monotonic() < deadline, f"{text!r} was not echoed, got {self.output[-3000:]!r}"

