@@ -40,7 +40,7 @@ class ClusterDeployment(RemoteDeployment):
         return super().start_server(**{f"SANDBOX_CLUSTER_{name}": value for name, value in cluster.items()}, **options)
 
     def events(self):
-        """Return the events of the server's copy of the journal."""
+        """Return the events in the server's copy of the journal."""
         return [record.event for record in FileJournals(self.data_dir).read("task-1").records]
 
     def attempts(self):
@@ -53,11 +53,11 @@ class ClusterDeployment(RemoteDeployment):
         return sorted(paths, key=lambda path: json.loads((path / "request.json").read_bytes())["position"])
 
     def worker_pid(self):
-        """Return the worker of the only job that runs."""
+        """Return the worker of the only running job."""
         return next(iter(self.worker_pids()), None)
 
     def worker_pids(self):
-        """Return the workers of all jobs that run: the children of their supervisors."""
+        """Return the workers of all running jobs, which are the children of the jobs' supervisors."""
         found = []
         for job in self.jobs():
             if self.exit_code(job) is None:
@@ -143,7 +143,7 @@ def test_killed_server_loses_nothing(deploy):
 
 @pytest.mark.timeout(240)
 def test_model_requests_wait_while_the_lease_is_expired(deploy):
-    """The agent's next request comes after the lease. It is held until the server is back, and then answered."""
+    """The agent's next request comes after the lease has expired. It is held until the server is back."""
     wait = f"mkfifo /tmp/gate; read -t {LEASE_SECONDS + 10} _ <> /tmp/gate"  # Claude Code rejects a long `sleep`
     deployment = deploy(MAKE_FILE, bash_turn(f"{wait}; echo late > late.txt"), reply_turn())
     deployment.submit()
@@ -283,7 +283,7 @@ SECRET = "secret-value-of-the-task-0123456789"
 
 
 @pytest.mark.timeout(240)
-def test_keys_and_secrets_are_in_nothing_that_an_engine_stores(deploy):
+def test_nothing_that_an_engine_stores_contains_keys_or_secrets(deploy):
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
     deployment.server.stop()
     deployment.start_server(TOKEN=SECRET)

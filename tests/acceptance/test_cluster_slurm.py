@@ -51,7 +51,7 @@ def test_task_runs_on_a_host_of_the_cluster(deployment):
 
 
 def check_stored_files(cluster):
-    """Slurm stores the environments of jobs, and the model key is in none of its files."""
+    """Slurm stores the environments of jobs, but none of its files contains the model key."""
     contents = []
     for path in filter(Path.is_file, cluster.directory.rglob("*")):
         with contextlib.suppress(FileNotFoundError):
@@ -61,14 +61,14 @@ def check_stored_files(cluster):
 
 
 WAIT_SECONDS = 45
-"""Longer than the lease, so an agent on a host that is cut off makes its next request after the lease."""
+"""Longer than the lease, so an agent on a host that is cut off makes its next request after the lease ends."""
 
 WHOLE_HOST = {**SMALL, "cpus": slurm_cluster.CPUS}
 
 
 @pytest.mark.timeout(900)
 def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deployment, cluster):
-    """Three tasks occupy three hosts. One host is killed and one is cut off; only the third one runs jobs then."""
+    """Three tasks occupy three hosts. One host is killed and one is cut off; then only the third one runs jobs."""
     wait = bash_turn(f"mkfifo /tmp/gate; read -t {WAIT_SECONDS} _ <> /tmp/gate; echo late > late.txt")
     deployment.start_model(MAKE_FILE, wait, reply_turn())
     deployment.start_server()
@@ -77,7 +77,7 @@ def test_tasks_of_lost_hosts_are_retried_and_a_task_without_a_host_waits(deploym
         deployment.submit(task_id, vm=WHOLE_HOST, lifecycle={"retries": 1})
 
     def running():
-        """Return the tasks whose agents wait, by host."""
+        """Return the tasks whose agents are waiting, keyed by host."""
         calls = {task_id: deployment.status(task_id)["progress"]["tool_calls"] for task_id in task_ids}
         return {deployment.hosts_of(task_id)[0]: task_id for task_id in task_ids if calls[task_id] >= 2}
 

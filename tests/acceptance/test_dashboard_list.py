@@ -1,6 +1,6 @@
 """The list of tasks in a real browser: search, filters, rows, loading on scroll, and actions on several tasks.
 
-It also tests the actions on a task's page that need stored tasks.
+The module also tests the actions on a task's page that need stored tasks.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ FAILED = "failed-task"
 REASON = "The model's provider refused the request: overloaded. Submit the task again later."
 LONG_NAME = "Repair the export of yearly reports now, and check all of its totals once again"
 BLOCKED_MILLISECONDS_MAX = 2000
-"""A busy machine needs 200 ms for a page of 50 rows; without content-visibility and paging, 1,000 rows need seconds."""
+"""On a busy machine, a page of 50 rows takes 200 ms; without content-visibility and paging, 1,000 rows take seconds."""
 ROW_IDS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
 
 

@@ -21,7 +21,7 @@ from sandbox.model.failure import Failure, FailureCode
 
 LINES_PER_EVENT = 1000
 BLOCKED_MILLISECONDS_MAX = 2000
-"""On an idle machine the longest task takes under 100 ms."""
+"""On an idle machine, the longest task of the browser's event loop takes less than 100 ms."""
 BUDGET_SPENT_MESSAGE = (
     "lifecycle.budget_usd (0.5 USD) is spent; no more model requests are forwarded. Raise the budget."
 )
@@ -832,7 +832,7 @@ def test_page_of_a_removed_task_sends_no_more_requests(open_task, base_url, brow
     browser.ignore_errors("404")
 
 
-def test_page_of_a_deleted_task_offers_no_actions_and_says_nothing_untrue(open_task, base_url, browser):
+def test_page_of_a_deleted_task_offers_no_actions_and_shows_no_outdated_text(open_task, base_url, browser):
     page, _ = open_task("patched#changes")
     page.locator(".file").first.wait_for()
     assert page.locator("#review").count() == 1

@@ -116,7 +116,7 @@ def test_branches_of_the_chosen_repository_are_suggested(base_url, browser):
     assert suggested() == ["main", "release-2"]
 
 
-def test_long_repository_does_not_block_the_page(base_url, browser):
+def test_long_repository_url_does_not_block_the_page(base_url, browser):
     page = browser.open(f"{base_url}/submit")
     page.evaluate("""
         () => {

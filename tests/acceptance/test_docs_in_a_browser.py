@@ -58,7 +58,7 @@ MARKED_SECTION = """() => {
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
-    """Serves files without a log."""
+    """Serves files without logging requests."""
 
     def log_message(self, *_):
         """Print nothing."""

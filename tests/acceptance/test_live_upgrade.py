@@ -247,7 +247,7 @@ def without_additions(events):
 
 
 def status_without_texts(deployment, name):
-    """Return the status without the description of the isolation and the fields that old servers do not have."""
+    """Return the status without the isolation's description and without the fields that old servers do not send."""
     status = deployment.status(name)
     del status["vm"]["isolates"]
     status["progress"].pop("current_subject", None)

@@ -127,7 +127,7 @@ open("bottom.txt", "w").write("deep")
 
 
 def test_finished_agent_with_background_process_and_deep_tree_is_cleaned_up(deploy_and_check_leftovers):
-    """The model is also overloaded twice, and its response is such a long line that it is stored in parts."""
+    """The model is also overloaded twice, and its response is one line, which is so long that it is stored in parts."""
     overloaded = Fault("error", status=529, message="Overloaded", times=2)
     deployment = deploy_and_check_leftovers(
         bash_turn("setsid nohup sleep 600 >/dev/null 2>&1 & disown; echo top > top.txt"),

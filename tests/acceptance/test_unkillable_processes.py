@@ -19,7 +19,7 @@ WORK = (
     bash_turn("while ! test -e go; do sleep 0.05; done; rm go"),
 )
 END_SECONDS_MAX = 40
-"""10 s for the end of the sandbox, 20 s for finalization and teardown, and a reserve for a busy machine."""
+"""10 s for the end of the sandbox, 20 s for finalization and teardown, and a margin for a busy machine."""
 
 
 @pytest.fixture
