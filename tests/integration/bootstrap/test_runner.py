@@ -169,7 +169,7 @@ def test_launch_timeout_grows_with_the_size_of_the_journal(tmp_path, bytes_per_s
     ],
 )
 def test_stale_or_duplicate_order_is_rejected_without_writes(tmp_path, events, finish):
-    """A free lock is not sufficient: the order must match the journal."""
+    """A free lock is not sufficient. The order must also match the journal."""
     journals, run_dir = FileJournals(tmp_path / "data"), tmp_path / "run"
     recorder = JournalRecorder(journals.create("task-1"), None, SystemClock().now)
     for event in events:

@@ -1,4 +1,4 @@
-"""What a worker needs of its host before it connects."""
+"""What a worker requires from its host before it connects."""
 
 import fcntl
 import os

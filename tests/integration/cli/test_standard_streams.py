@@ -15,7 +15,7 @@ SANDBOX = (sys.executable, "-m", "sandbox")
 
 @pytest.fixture
 def run_closed(environment, tmp_path):
-    """Run a command with closed streams, given in shell syntax."""
+    """Return a function that runs a command after closing streams with shell redirections such as `<&-`."""
 
     def run(closed: str, *command: str) -> subprocess.CompletedProcess[bytes]:
         argv = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
@@ -69,7 +69,7 @@ MANIFEST = """{"version": "1", "kind": "Task", "metadata": {"name": "My Task"}, 
 
 @pytest.fixture
 def run_with_streams(api, environment, tmp_path):
-    """Run a command that prints output, with the given stdout and stderr."""
+    """Return a function that runs a command with the given stdout and stderr."""
     page = {"tasks": [task_status("pending")], "next_cursor": None, "total_count": 1}
     api.on("GET", "/tasks", json_response(page))
     (tmp_path / "task.yaml").write_text(MANIFEST)

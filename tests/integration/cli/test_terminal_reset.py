@@ -46,5 +46,5 @@ def test_a_position_that_an_earlier_program_saved_is_not_restored(show):
     assert show(f"{pager}one\ntwo\nthree\n") == ["pager", "one", "two", "three", "after the reset"]
 
 
-def test_the_main_screen_returns_with_its_position_after_a_program_that_left_the_other_one_on(show):
+def test_the_main_screen_returns_with_its_position_after_a_program_that_left_the_alternate_screen_on(show):
     assert show("one\ntwo\n\x1b[?1049h\x1b[10;10Ha page") == ["one", "two", "after the reset"]

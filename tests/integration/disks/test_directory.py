@@ -20,7 +20,7 @@ async def writes_to_an_unreadable_directory(directory):
     unreadable = layout.disk / "workspace" / "unreadable"
     unreadable.mkdir(parents=True)
     (unreadable / "large").write_bytes(b"x" * 5 * MIB)
-    # An agent that cannot list the directory can still write to a file in it by name.
+    # An agent can write to a file in a directory that the agent cannot list.
     unreadable.chmod(0o300)
     assert (await disk.usage()).is_full
 

@@ -346,7 +346,7 @@ def fill_with_fragments(directory, size_bytes):
 
 
 async def preallocates(disk, layout, count):
-    """Write single blocks far apart, to a file that stays open; return the number of preallocations that remain."""
+    """Write single, widely spaced blocks to a file that stays open; return the number of remaining preallocations."""
     await disk.open(64 * MIB)
     os.close(fill_with_fragments(layout.disk, 52 * MIB))
     before = count_preallocations()

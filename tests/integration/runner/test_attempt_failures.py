@@ -221,7 +221,7 @@ async def test_disk_error_while_writing_home_files_fails_with_advice(make_harnes
 
 
 async def test_output_of_unkillable_agent_is_not_read_after_the_attempt(make_harness, monkeypatch):
-    """The attempt is over: later output belongs to no attempt."""
+    """The attempt has ended, so later output belongs to no attempt."""
 
     async def ignore_kill(self):
         pass

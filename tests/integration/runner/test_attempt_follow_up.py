@@ -497,7 +497,7 @@ class MountedDisk(DirectoryDisk):
         await super().open(size_bytes)
 
     async def verify(self):
-        """Check that the content is visible: collection and handover start with this call."""
+        """Check that the content is visible, because collection and handover start with this call."""
         assert (self._layout.workspace / "edited.txt").exists()
 
     async def close(self):

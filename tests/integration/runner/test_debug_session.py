@@ -1,4 +1,4 @@
-"""Debug shells on the preserved disk of a failed task: a disk without size enforcement is monitored."""
+"""Debug shells on a failed task's preserved disk, which is monitored unless the disk enforces its size."""
 
 import asyncio
 from contextlib import asynccontextmanager

@@ -39,7 +39,7 @@ REQUESTS = [
 ]
 STDIN = "".join(f"{json.dumps(request)}\n" for request in REQUESTS).encode()
 
-# Publish a package `greeter` in a test registry on loopback, in the sandbox's network.
+# Publish a package `greeter` to a test registry on loopback, in the sandbox's network.
 REGISTRY = """
 mkdir -p /tmp/greeter /tmp/registry && cd /tmp/greeter
 printf '{"name":"greeter","version":"1.2.3","bin":"greet.js"}' >package.json

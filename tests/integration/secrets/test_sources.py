@@ -81,7 +81,7 @@ def test_unusable_directory_is_reported_with_its_setting(tmp_path: Path, make):
 
 
 def test_only_regular_files_are_opened(directory: Path):
-    os.mkfifo(directory / "fifo")  # opening it would block forever
+    os.mkfifo(directory / "fifo")  # opening a FIFO would block forever
     assert "not a regular file" in resolve_error(directory, "fifo")
     assert "not a regular file" in resolve_error(directory, "team")
 

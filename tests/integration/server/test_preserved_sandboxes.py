@@ -498,7 +498,7 @@ async def test_many_expired_sandboxes_are_all_removed(components, monkeypatch):
 
 
 async def test_expiry_does_not_wait_for_open_shells(components):
-    """With a wait for each of them, a user with 24 open shells could keep all other sandboxes from expiring."""
+    """If expiry waited for each shell, a user with 24 open shells could keep all other sandboxes from expiring."""
     async with components.server() as service, contextlib.AsyncExitStack() as shells:
         components.clock.set_back_by = timedelta(hours=25)
         preserved = [await fail(components, service, f"task-{number}") for number in range(6)]
@@ -516,7 +516,7 @@ async def test_expiry_does_not_wait_for_open_shells(components):
 
 
 async def test_removal_of_leftovers_does_not_wait_for_release_requests(components):
-    """A user can send release requests all the time, for any number of sandboxes with open shells."""
+    """A user can send release requests continuously, for any number of sandboxes with open shells."""
     async with components.server() as service:
         await fail(components, service, "task-1")
         task, sandboxes = await service.status("task-1"), service.preserved_sandboxes

@@ -1,4 +1,4 @@
-"""A task whose agent the server does not have ends without another attempt; its work is collected.
+"""If a server does not have the agent of a task, the task ends without another attempt, and its work is collected.
 
 A task whose agent has no model key waits for a server with the key. New tasks for this agent are rejected.
 """

@@ -48,7 +48,7 @@ def output(text):
 
 
 class FakeHost:
-    """The placement, the files and the sockets of the worker's host. The test is the runner."""
+    """The placement, the files and the sockets of the worker's host. The test acts as the runner."""
 
     def __init__(self, data_dir):
         self.data_dir, self.journals = data_dir, FileJournals(data_dir)
@@ -165,7 +165,7 @@ class RunningWorker:
         await self.wait_for_liveness(Liveness.HELD)
 
     async def fail_to_launch(self):
-        """Launch like a server that tries again until the worker has ended."""
+        """Launch repeatedly, as a server does, until the worker has ended."""
         while not self.running.done():
             with contextlib.suppress(OSError):
                 await self.launch()
@@ -260,7 +260,7 @@ async def test_lease_is_not_renewed_without_answers(server, start):
     await wait_until(lambda: worker.lease.deadline > deadline)
 
 
-async def test_records_of_a_time_without_a_server_are_copied_later(server, start):
+async def test_records_written_while_no_server_runs_are_copied_later(server, start):
     worker = await start()
     await worker.launch()
     await server.stop()
@@ -454,7 +454,7 @@ async def test_launch_after_a_transient_error_succeeds(start, monkeypatch):
 
 
 async def test_worker_whose_artifact_is_missing_ends_and_kills_its_runner(start, monkeypatch):
-    """It does not connect again and again."""
+    """The worker does not keep reconnecting."""
     monkeypatch.setattr(worker_task, "PERMANENT_AFTER_SECONDS", 0.5)
     worker = await start()
     await worker.launch()

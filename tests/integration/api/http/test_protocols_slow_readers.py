@@ -139,7 +139,7 @@ async def test_stalled_client_gets_a_pong_for_the_latest_ping_only():
     connection.connection_lost(None)
 
 
-async def test_part_of_a_message_is_sent_once_the_client_has_read_the_one_before():
+async def test_part_of_a_message_is_sent_once_the_client_has_read_the_previous_part():
     may_send = asyncio.Event()
 
     async def app(scope, receive, send):

@@ -36,8 +36,8 @@ async def test_follow_streams_events_live_until_the_end(running_api):
 
 
 @pytest.mark.parametrize("query", ["?follow=true", ""])
-async def test_stream_of_a_task_that_is_deleted_meanwhile_is_cut_off(running_api, monkeypatch, caplog, query):
-    """If the response ended regularly, the log would look complete."""
+async def test_stream_of_a_task_that_is_deleted_in_the_meantime_is_cut_off(running_api, monkeypatch, caplog, query):
+    """If the response ended normally, the log would look complete."""
 
     async def replay(self, task_id, *, after=0):
         yield current_state_event(self.entries[task_id].task)

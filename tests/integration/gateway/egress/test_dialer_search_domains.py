@@ -1,8 +1,8 @@
 """The search domains of the server's machine do not apply to allowed hosts, whereas its /etc/hosts does.
 
 Otherwise, an allowed name that does not exist would lead to a host in a search domain. A DNS server runs with
-`resolv.conf` and `hosts` in separate namespaces. In its zones, only `model` and `real` exist, and any name in the
-search domain `corp.example.net`.
+`resolv.conf` and `hosts` in separate namespaces. Its zones contain only `model`, `real` and every name in the search
+domain `corp.example.net`.
 """
 
 import json

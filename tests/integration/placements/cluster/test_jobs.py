@@ -1,4 +1,4 @@
-"""The jobs of a server: they are stored before anything happens, and survive the server."""
+"""The jobs of a server are stored before anything else happens, and survive the server."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ async def test_job_is_submitted_once(server, job):
 
 
 async def test_engine_determines_the_reason_why_a_task_waits(server, job):
-    """The host, the engine's id and its reason have one owner: the status of the job."""
+    """The status of a job contains the host, the engine's job id and the engine's reason."""
     server.engine.statuses[job.name] = JobStatus(JobPhase.WAITING, reason="It waits (Resources).", job_id="7")
     await wait_until(lambda: job.reason == "It waits (Resources).")
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-1", job_id="7")
@@ -183,7 +183,7 @@ async def test_end_on_another_host_does_not_prove_the_end_of_the_worker(server, 
 
 
 async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(server, job, monkeypatch):
-    """Both workers have the token. The one on the host that the engine reports gets the attempt."""
+    """Both workers have the token. The attempt goes to the worker on the host that the engine reports."""
     monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
     await wait_until(lambda: jobs.confirmed_host(job) == "host-2")
@@ -222,8 +222,8 @@ async def test_worker_without_contact_is_taken_over_after_its_lease(tmp_path, mo
         await server.stop()
 
 
-async def test_restarted_server_waits_a_whole_lease(tmp_path, monkeypatch):
-    """The lease is that of the worker, even if the setting has been changed."""
+async def test_restarted_server_waits_for_a_whole_lease(tmp_path, monkeypatch):
+    """The server waits until the worker's lease has expired, even if the setting has been changed since."""
     monkeypatch.setattr(decisions, "LEASE_MARGIN_SECONDS", 0.0)
     server = ClusterServer(tmp_path, lease_seconds=2.0)
     await server.start()
@@ -310,7 +310,7 @@ async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pause
     assert [round(pause) for pause in pauses] == [2, 4, 8, 0]
 
 
-async def test_attempt_of_a_lost_record_is_unknown_for_a_lease(server, monkeypatch):
+async def test_liveness_of_an_attempt_with_a_lost_record_is_unknown_for_one_lease(server, monkeypatch):
     assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
     assert server.jobs.liveness("task-9") is Liveness.FREE

@@ -42,7 +42,7 @@ LOCATION = AttemptLocation("task-1", "abcdefghijkl", "cluster:host-1")
 
 
 class FakeTaskStates:
-    """Whether tasks are over. errors: how often this cannot be read."""
+    """Reports whether tasks have ended. errors: how many of the next queries fail."""
 
     def __init__(self):
         self.over, self.errors = set(), 0
@@ -61,7 +61,7 @@ def tasks():
 
 @pytest.fixture
 def server(tmp_path):
-    """Only its files, its certificate and its engine are used."""
+    """A server of which only the files, the certificate and the engine are used."""
     return ClusterServer(tmp_path)
 
 
@@ -101,19 +101,19 @@ async def reserve(server, placement, task_id="task-1"):
     return job
 
 
-async def test_capacity_is_that_of_the_largest_host_without_the_overhead_of_a_worker(placement):
+async def test_capacity_is_the_largest_host_minus_the_overhead_of_a_worker(placement):
     assert placement.host.capacity.memory_bytes == 2**33 - OVERHEAD_BYTES
     assert placement.host.capacity.cpus == 8
     assert placement.host.blocked_reason() is None
     assert (await placement.host.probe()).failure is None
 
 
-async def test_all_largest_hosts_are_offered_without_the_overhead_of_a_worker(placement):
+async def test_all_largest_hosts_are_offered_minus_the_overhead_of_a_worker(placement):
     assert [host.cpus for host in placement.allocator.largest_hosts] == [1, 8, 64]
     assert placement.allocator.largest_hosts[2].memory_bytes == 2**32 - OVERHEAD_BYTES
 
 
-async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_one_has_started(server, tasks):
+async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_server_has_started(server, tasks):
     """Workers have to reconnect before their leases end."""
     available = server.engine.largest_hosts
 
@@ -132,7 +132,7 @@ async def test_server_starts_while_the_engine_does_not_respond_if_an_earlier_one
         assert placement.allocator.largest_hosts == expected
 
 
-async def test_reservation_waits_for_a_worker_for_a_second_at_most(placement):
+async def test_reservation_waits_at_most_a_second_for_a_worker(placement):
     started_at = asyncio.get_running_loop().time()
     with pytest.raises(HostPendingError):
         await placement.allocator.reserve_host("task-1", None, SMALL)
@@ -264,7 +264,7 @@ async def test_records_that_are_received_slowly_end_the_launch(placement, worker
 
 
 @pytest.mark.parametrize("request_type", [ReadEndOffset, ReceiveRecords, Launch])
-async def test_disk_error_of_a_host_lets_the_next_attempt_follow(placement, worker, request_type):
+async def test_disk_error_on_a_host_allows_another_attempt(placement, worker, request_type):
     """Another host may have no such error, so the task is not ended."""
     worker.answers[request_type] = lambda _: CallResult(0, error="OSError", message="[Errno 30] Read-only file system")
     with pytest.raises(RunnerNotStartedError, match="Read-only file system"):

@@ -1,4 +1,4 @@
-"""Artifacts that workers send, also from a compromised host."""
+"""Artifacts that workers upload, including workers on a compromised host."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ async def test_artifact_is_stored(server, job):
         ((CONTENT[:7],), None),
     ],
 )
-async def test_other_content_is_rejected(server, job, parts, answer):
+async def test_wrong_or_incomplete_content_is_rejected(server, job, parts, answer):
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         uploading = asyncio.create_task(upload_and_close(server, key, parts))
@@ -81,7 +81,7 @@ async def finish_upload(client):
 
 @contextlib.asynccontextmanager
 async def open_upload(server, job):
-    """A session, and an upload that has not ended. Yields both connections."""
+    """A session with an unfinished upload. Yields both connections."""
     async with server.connect(server.claim(job)) as client:
         key = (await client.read()).session_key
         async with server.connect(Upload(key, ARTIFACT), ArtifactPart(CONTENT[: 2**18])) as uploading:
@@ -149,7 +149,7 @@ async def test_upload_that_ends_after_a_takeover_replaces_nothing(server, job, m
     assert stored_artifact_names(server) == set()
 
 
-async def test_upload_that_stops_is_closed(server, job, monkeypatch):
+async def test_stalled_upload_is_aborted(server, job, monkeypatch):
     monkeypatch.setattr(uploads, "_PART_SECONDS", 0.2)
     async with open_upload(server, job) as (client, uploading):
         assert await uploading.read() is None
@@ -158,8 +158,8 @@ async def test_upload_that_stops_is_closed(server, job, monkeypatch):
     await wait_until(lambda: not incomplete_artifact_files(server))
 
 
-async def test_upload_that_is_too_slow_is_closed(server, job, monkeypatch):
-    """Each part arrives in time, but not all of them."""
+async def test_upload_that_is_too_slow_is_aborted(server, job, monkeypatch):
+    """Each part arrives in time, but the whole upload takes too long."""
     monkeypatch.setattr(uploads, "_UPLOAD_SECONDS", 0.5)
     monkeypatch.setattr(uploads, "_BYTES_PER_SECOND", 2**40)
     async with open_upload(server, job) as (_, uploading):
@@ -205,7 +205,7 @@ async def upload_text(server, claim, name):
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("limit", [("ARTIFACTS_BYTES_MAX", 2_000_000), ("WORKER_ARTIFACTS_MAX", 2)])
 async def test_limits_on_artifacts_apply_to_all_sessions(server, job, monkeypatch, limit, restarts):
-    """An artifact that is sent again counts once."""
+    """An artifact that is sent several times counts once."""
     monkeypatch.setattr(uploads, *limit)
     claim = server.claim(job)
     for name in ("a.txt", "a.txt", "b.txt", "a.txt"):
@@ -236,7 +236,7 @@ print("closed", flush=True)
 """
 
 
-def test_server_ends_with_an_open_upload(tmp_path):
+def test_server_stops_despite_an_open_upload(tmp_path):
     """No thread waits for the rest of the file."""
     completed = subprocess.run(
         [sys.executable, "-c", END_WITH_UPLOAD, tmp_path],

@@ -1,4 +1,4 @@
-"""Claims of workers, and messages from workers that a compromised host may have changed."""
+"""Claims by workers, and messages from workers that a compromised host may have changed."""
 
 import asyncio
 import contextlib
@@ -63,7 +63,7 @@ async def test_worker_with_the_token_gets_the_task(server, job):
     await wait_until(lambda: job.session is None)
 
 
-async def test_token_is_stored_as_a_hash_only(server, job):
+async def test_token_is_stored_only_as_a_hash(server, job):
     [token], [file] = server.tokens(job), server.store.iterdir()
     content = msgspec.json.decode(file.read_bytes())
     assert token not in file.read_bytes()
@@ -99,7 +99,7 @@ async def test_worker_repeats_its_claim(server, job):
 
 
 async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, job, monkeypatch):
-    """The answer to a claim extends the lease."""
+    """The answer would extend the lease."""
     claim, end_offset = server.claim(job), server.replicas.end_offset
     async with server.connect(claim) as client:
         await client.read()
@@ -177,7 +177,7 @@ async def test_claim_survives_a_restart_of_the_server(server, job):
 
 
 async def test_tokens_of_all_submissions_are_valid(server, job):
-    """A server may die between storing the token and the answer of the engine."""
+    """A server may die after it stores the token and before the engine responds."""
     server.engine.statuses.clear()
     await server.restart()
     job = server.jobs.of_task("task-1")
@@ -311,7 +311,7 @@ def illegal_messages(server):
 
 @pytest.mark.parametrize("number", range(15))
 async def test_illegal_message_fences_the_worker(server, job, number):
-    """The worker gets no answer any more. But it may still run, so its journal is not taken over yet."""
+    """The worker gets no further answers. It may still be running, so its journal is not taken over yet."""
     illegal, before = list(illegal_messages(server))[number], server.replicas.end_offset("task-1")
     claim = server.claim(job)
     async with server.connect(claim, FREE) as client:
@@ -384,7 +384,7 @@ async def test_worker_receives_the_tasks_that_have_ended(server, job):
     other = await server.submit("task-2")
     async with server.connect(server.claim(other), FindEndedTasks(("task-1", "task-2", "task-3"))) as client:
         assert isinstance(await client.read(), Claimed)
-        assert await client.read() == EndedTasks(("task-3",))  # the journal decides, and the server has none of task-3
+        assert await client.read() == EndedTasks(("task-3",))  # task-3 has no journal, so it counts as ended
 
 
 async def test_log_of_an_attempt_is_stored(server, job):

@@ -1,4 +1,4 @@
-"""The thread in which the server reaches workers."""
+"""The thread in which the server communicates with workers."""
 
 import asyncio
 import threading

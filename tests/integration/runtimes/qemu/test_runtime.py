@@ -167,7 +167,7 @@ async def run_on_a_terminal(sandbox: Sandbox) -> str:
 
 
 async def open_refused_while_another_is_open(sandbox: Sandbox) -> bool:
-    """Return whether a second terminal is refused while one is open. On return, none is open."""
+    """Return whether a second terminal is refused while one is open. On return, no terminal is open."""
     command = Command(["/bin/cat"], {"PATH": "/usr/bin:/bin"}, "/workspace")
     terminal = await sandbox.open_terminal(command, TerminalSize(24, 80))
     try:

@@ -235,7 +235,7 @@ PRIVATE = (
     *("127.0.0.1", "localhost", "::1", "0.0.0.0", "::ffff:127.0.0.1", "169.254.169.254", "168.63.129.16"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "::7f00:1", "fec0::1"),
 )
-"""On some networks, NAT64 and 6to4 addresses translate to an arbitrary IPv4 address. The others are not public."""
+"""NAT64 and 6to4 addresses may translate to any IPv4 address, depending on the network. The others are not public."""
 
 
 @pytest.mark.parametrize("policy", [WITH_REDIRECTS, WITHOUT_REDIRECTS])

@@ -310,7 +310,7 @@ def test_memory_and_processes_are_limited(tmp_path):
 
 
 async def run_as_user(directory, *scenarios):
-    """Run the scenarios with a copied launcher: the user may not be able to read the interpreter and this checkout."""
+    """Run the scenarios with a copied launcher, since the user may be unable to read this interpreter and checkout."""
     launcher_client.__file__, sys.executable = str(Path(directory) / "launcher_client.py"), "/usr/bin/python3"
     ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, which the change of uid has reset
     for scenario in scenarios:

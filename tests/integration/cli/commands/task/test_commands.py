@@ -374,7 +374,7 @@ def test_status_names_the_refused_hosts(run_cli, api):
 
 
 def serve_refusals(api, task, *refusals, count):
-    """Serve a task whose log has these refusals (host, port, reason). count: the number in the task's status."""
+    """Serve a task whose log contains these refusals (host, port, reason). count: their number in the task's status."""
     task = task | {"progress": task["progress"] | {"egress_denied": count}}
     for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
         api.on("GET", path, json_response(task))
@@ -512,7 +512,7 @@ def test_preserved_sandbox_suggests_release_and_shell(run_cli, api, is_preserved
     assert (" · preserved\n" in output, " · released\n" in output) == (is_preserved, not is_preserved)
 
 
-def test_status_on_a_terminal_has_one_form_of_the_id_in_all_commands(api, on_terminal, terminal):
+def test_status_on_a_terminal_uses_the_same_form_of_the_id_in_all_commands(api, on_terminal, terminal):
     task = task_status("failed_preserved", GENERATED_ID, diff=DIFF)
     api.on("GET", f"/tasks/{GENERATED_ID}", json_response(task))
     lines = show_on_terminal(on_terminal, terminal, "task", "status", GENERATED_ID)
