@@ -436,11 +436,11 @@ JOB = {"id": "17", "phase": "waiting", "host": None, "reason": "The job waits in
         (None, None, None),
         ("node-1", None, "node-1"),
         (None, JOB, "job 17 · The job waits in Slurm's queue (Resources)."),
-        (None, {**JOB, "id": None, "phase": "unknown", "reason": "The job is being submitted."}, "The job is being submitted."),
+        (None, {**JOB, "id": None, "phase": "unknown", "reason": "It is being submitted."}, "It is being submitted."),
         ("node-1", {**JOB, "phase": "running", "host": "node-2"}, "node-2 · job 17"),
         ("node\x1b[31m", None, r"node\x1b[31m"),
     ],
-)  # fmt: skip
+)
 def test_status_shows_the_host_and_the_job_of_a_task_on_a_cluster(run_cli, api, host, job, row):
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("running", host=host, job=job)))
     lines = run_cli("task", "status", TASK_ID).stdout.decode().splitlines()
