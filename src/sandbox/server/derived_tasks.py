@@ -214,7 +214,7 @@ class ConversationText:
         self._add(f"User: {_shorten(prompt, _PROMPT_CHARACTERS_MAX)}")
 
     def add_event(self, event: WireEvent) -> None:
-        """Add an event's part of the main conversation. Subagents are left out, because they report to the agent."""
+        """Add an event of the main conversation. Events of subagents are left out: subagents report to the agent."""
         match event["type"]:
             case "agent_message" | "tool_call_started" | "tool_result" | "agent_result":
                 self._add_item(event)

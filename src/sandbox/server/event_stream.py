@@ -32,14 +32,14 @@ from sandbox.server.tracked_task import Orphaned, TrackedTask, TrackedTasks
 
 _CHANGE_WAIT_SECONDS = 60.0
 _CHANGE_BATCH_SECONDS = 0.05
-"""Pause before the index is read again: many tasks may change at the same time."""
+"""Pause before the index is read again, so that one read returns many changes."""
 _CHANGED_TASKS_PER_READ = 100
 _DECODED_FACTOR = 5
 """Bytes of memory per byte read: the byte itself, and four bytes per character of text that has a wide character."""
 _ALWAYS_QUEUED_BYTES = 256 * 1024
 """Events that wait for a subscriber even if the memory for responses to its client is used up."""
 _GAP_BYTES = 1024
-"""Memory of a gap. A subscriber that reads nothing has a gap for each task that has events."""
+"""Memory that one gap uses. A subscriber that reads nothing has a gap for each task that has events."""
 
 
 class Broadcast:
@@ -52,7 +52,7 @@ class Broadcast:
     def __init__(self) -> None:
         self._subscribers: set[_Subscriber] = set()
         self.next_state_change = asyncio.Event()
-        """Set and replaced when the index has another change of a task's state."""
+        """Set and replaced whenever a change of a task's state is indexed."""
 
     def notify_state_change(self) -> None:
         """Wake the streams that read state changes from the index."""
@@ -61,7 +61,7 @@ class Broadcast:
 
     @property
     def has_subscribers(self) -> bool:
-        """Whether there are subscribers, so creating an event is worthwhile."""
+        """Whether there are subscribers. Without any, no event needs to be created."""
         return bool(self._subscribers)
 
     def publish(self, event: WireEvent) -> None:
@@ -170,7 +170,7 @@ class EventStream:
         self._convert_line = convert_line
 
     async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
-        """Yield the current events; `end` too if the task is finished."""
+        """Yield the current events, and `end` if the task is finished."""
         tracked = self._load_tracked(task_id)
         async for event in self._replay_range(tracked, None, tracked.offset, after):
             yield event
@@ -210,7 +210,7 @@ class EventStream:
     async def follow_states(
         self, after: ChangeCursor | None, *, is_live: bool = True
     ) -> AsyncIterator[StateChange | ChangeCursor]:
-        """Yield the position of the stream, then the tasks that change their state. They are read from the index."""
+        """Yield the position of the stream, then the tasks whose state changes, as read from the index."""
         position = await client_fairness.to_thread(self._store.last_change) if after is None else after
         yield position
         while True:
@@ -228,7 +228,7 @@ class EventStream:
                 await asyncio.sleep(_CHANGE_BATCH_SECONDS)
 
     def _read_changes(self, position: ChangeCursor) -> Sequence[StateChange]:
-        """Return the next changes. For a slow client, a stream keeps only their events in memory, not the tasks."""
+        """Return the next changes with their events, but without the tasks: for a slow client, they stay in memory."""
         return [
             StateChange(each.cursor, (current_state_event(each.task), *_final_events(each.task)))
             for each in self._store.changed_tasks(position, _CHANGED_TASKS_PER_READ)
@@ -300,7 +300,7 @@ class EventStream:
                 with client_fairness.current_memory_share().forced_reservation(_DECODED_FACTOR * longer_bytes):
                     for record in batch.records:
                         if record.seq > after and (event := self._to_wire_event(task, record)) is not None:
-                            # A conversation converted from output is a second copy of the texts.
+                            # An event with a conversation converted from output contains the texts twice.
                             with client_fairness.current_memory_share().forced_reservation(converted_size_bytes(event)):
                                 yield event
                                 del event

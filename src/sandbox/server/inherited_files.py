@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 _CANNOT_LINK = frozenset({errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV})
-"""Errors of a file that has the file system's maximum number of links, or of a file system without links."""
+"""Errors of link(2) if the file has the maximum number of links, or if the file system does not support links."""
 
 
 class FileChangedError(OSError):
@@ -78,10 +78,10 @@ def discard_inheritance(layout: TaskLayout) -> None:
 
 
 def discard_unrecorded(data_dir: Path, journals: Journals, store: Store) -> None:
-    """Remove the files and the journals of tasks whose first record an earlier server had not written when it died.
+    """Remove the files and journals of tasks for which an earlier server died before it wrote the first record.
 
-    Such a task was never acknowledged: its journal exists and is empty, and the index lacks it. Call it before the
-    server accepts tasks. Raises StoreError.
+    Such a task was never acknowledged: its journal exists and is empty, and the task is not in the index. Call this
+    function before the server accepts tasks. Raises StoreError.
     """
     try:
         names = [path.name for path in tasks_root(data_dir).iterdir() if is_task_id(path.name)]

@@ -82,7 +82,7 @@ class JournalTailer:
         await asyncio.gather(*self._asyncio_tasks.values(), return_exceptions=True)
 
     async def _run(self, tracked: TrackedTask) -> None:
-        """Follow a task. Retry after every error: to users, a task that is not followed would seem never to end."""
+        """Follow a task. Retry after every error, because a task that is not followed never seems to end."""
         bind_task(tracked.task.id)
         while not tracked.task.state.is_final:
             try:

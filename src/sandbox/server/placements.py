@@ -116,12 +116,12 @@ class Placements:
         return allocator.find_image(location, profile)
 
     def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return how the host of an attempt was lost; None if it was not. See `HostAllocator.loss_code`."""
+        """Return the failure code of an attempt whose host was lost, otherwise None. See `HostAllocator.loss_code`."""
         placement = self._by_name.get(location.placement)
         return None if placement is None or placement.allocator is None else placement.allocator.loss_code(location)
 
     async def release_host(self, task_id: str) -> None:
-        """Give the hosts of a task back that has ended; see `HostAllocator.release_host`. Raises OSError."""
+        """Give back the hosts of a task that has ended; see `HostAllocator.release_host`. Raises OSError."""
         for placement in self._by_name.values():
             if placement.allocator is not None:
                 await placement.allocator.release_host(task_id)

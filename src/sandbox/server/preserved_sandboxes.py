@@ -209,7 +209,7 @@ class DebugSessions:
     The runner inherits a lock on the preserved files, just as other runners inherit a journal's lock. So each disk has
     at most one sandbox, and no disk is released while it is in use.
 
-    Sessions are not counted towards the capacity. A session starts only while its host has enough free memory, because
+    Sessions do not count towards the capacity. A session starts only while its host has enough free memory, because
     any number of tasks can be preserved.
     """
 
@@ -303,7 +303,7 @@ class DebugSessions:
             raise UnavailableError(f"No runner could be started: {error}; try again.") from error
 
     def _find_memory_shortfall(self, task: Task, host: ProbedHost) -> str:
-        """Return the memory that the host lacks for another session (human-readable); empty if it lacks none."""
+        """Return the free memory that another session requires (human-readable); empty if the host has enough."""
         available_bytes = host.memory_available_bytes()
         if available_bytes is None:
             return ""

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class RunnerLauncher:
     """Records an attempt and starts its runner, which takes over the journal.
 
-    upstreams: the model API of each kind of agent that the server offers; None without a key for that API.
+    upstreams: the model API of each kind of agent that the server offers; None if there is no key for that API.
     may_follow_redirects: returns whether git may follow redirects to other hosts; called for each launch.
     """
 
@@ -172,8 +172,8 @@ def _next_attempt(task: Task, reserved: ReservedHost) -> AttemptStarted:
 async def _fail_start(recorder: Recorder, failure: Failure, *, is_first: bool) -> Orphaned:
     """Record that an attempt could not be started; return the next owner. Raises OSError.
 
-    After a first attempt, nothing is left over, so the task ends. Otherwise a finisher removes the leftovers of earlier
-    attempts and finalizes the task.
+    If it was the first attempt, nothing is left over, so the task ends. Otherwise a finisher removes the leftovers of
+    earlier attempts and finalizes the task.
     """
     if is_first:
         await asyncio.to_thread(end_without_follow_up, recorder, failure)
@@ -193,7 +193,7 @@ def end_without_follow_up(recorder: Recorder, failure: Failure) -> None:
 
 
 def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
-    """End an attempt whose host was given up, or its task if no other attempt follows.
+    """End an attempt whose host was given up; if no other attempt follows, end the task.
 
     The disk is gone, so no attempt can take it over, and nothing can be collected.
     """

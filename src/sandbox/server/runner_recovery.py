@@ -68,7 +68,7 @@ class RunnerRecovery:
         await self._watchdog.check(tracked)
 
     async def release_host(self, tracked: TrackedTask) -> None:
-        """Give the host of a task that has ended back. An error is logged: the next server repeats it."""
+        """Give back the host of a task that has ended. An error is only logged, because the next server tries again."""
         try:
             await self._placements.release_host(tracked.task.id)
         except OSError as error:

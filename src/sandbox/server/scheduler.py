@@ -65,7 +65,7 @@ def _size_bytes(manifest: Manifest) -> int:
 class _QueuedTask:
     """A queued task, and how many times later tasks have overtaken it.
 
-    can_ever_fit: whether the total capacity suffices, or the largest host of a cluster.
+    can_ever_fit: whether the task fits within the total capacity, or on the largest host of a cluster.
     blocked_reason: why this server cannot start the task, regardless of free resources (human-readable).
     """
 
@@ -132,7 +132,7 @@ class Scheduler:
         )
 
     def closest_host(self, requested: Resources) -> Resources:
-        """Return the host that the task fits in, if it is idle; otherwise the one that lacks the fewest resources."""
+        """Return a host whose total resources suffice; if there is none, the one that lacks the fewest resources."""
         return min(self._hosts, key=lambda host: len(requested.describe_shortfall(host)))
 
     def _can_ever_fit(self, requested: Resources) -> bool:
@@ -168,7 +168,7 @@ class Scheduler:
 
     def admit_next(self, memory_available_bytes: int | None = None) -> str | None:
         """Admit the oldest task that fits and may overtake those before it; return its id."""
-        free = self.total if self.has_engine else self.free  # unused with an engine, which may have thousands of tasks
+        free = self.total if self.has_engine else self.free  # slow with the many tasks of an engine
         overtaken: list[_QueuedTask] = []
         for task_id, waiting in self._queue.items():
             if not waiting.can_ever_fit or waiting.blocked_reason is not None:
@@ -218,7 +218,7 @@ class Scheduler:
 
 
 def describe_memory_shortfall(requested: Resources, available_bytes: int | None) -> list[str]:
-    """Return the memory that the host itself lacks now (human-readable); empty if it lacks none."""
+    """Return the free memory that starting the task requires (human-readable); empty if the host has enough."""
     required_bytes = min(requested.memory_bytes, MEMORY_AVAILABLE_BYTES_MIN)
     if available_bytes is None or required_bytes <= available_bytes:
         return []

@@ -17,7 +17,7 @@ _BATCH_SIZE = 200
 
 
 def update_index(journals: Journals, store: Store) -> dict[str, str]:
-    """Index the tasks that the store lacks or that another version indexed. Returns the same as `index_journals`."""
+    """Index tasks that the store lacks or that another version indexed. Return the result of `index_journals`."""
     unknown, outdated = set(journals.task_ids()) - store.task_ids(), frozenset(store.outdated_task_ids())
     return index_journals(journals, store, sorted(unknown | outdated), previously_indexed=outdated)
 

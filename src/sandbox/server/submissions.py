@@ -50,7 +50,7 @@ class SubmissionStore:
     def find(self, idempotency: Idempotency, unfinished: list[Task]) -> Task | None:
         """Return the task that was submitted with this key, in its state at acceptance.
 
-        unfinished: tasks to search as well, because the index may lack them. Raises IdempotencyKeyReusedError,
+        unfinished: tasks to search too, because they may be missing from the index. Raises IdempotencyKeyReusedError,
             StoreError.
         """
         since = self._clock.now() - timedelta(seconds=IDEMPOTENCY_SECONDS)

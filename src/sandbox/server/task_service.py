@@ -78,7 +78,7 @@ class TaskQueries:
 
     async def chain(self, task: Task) -> Sequence[Task]:
         """See `interfaces.tasks.TaskQueries.chain`."""
-        # The id of a removed task can be used again, even by a task that continues a later one of the chain.
+        # The id of a removed task can be used again, even by a task that continues a later task of the chain.
         earlier, later, ids = [task], [task], {task.id}
         while (parent := earlier[-1].parent) is not None and parent.task_id not in ids and len(ids) < CHAIN_TASKS_MAX:
             try:
@@ -145,7 +145,7 @@ class TaskCancellation:
         return Cancellation(previous, task.state, task.cancel_requested_at or self._clock.now(), message)
 
     async def _wait_for_record(self, tracked: TrackedTask) -> None:
-        """Wait, up to a timeout, until the tailer has read the recorded request, which contains the time."""
+        """Wait, up to a timeout, until the tailer has read the record of the request, which contains its time."""
         tracked.wake()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_RECORD_SECONDS):

@@ -31,7 +31,7 @@ class JournalCompressor:
         """Compress all due journals, in the order in which the tasks ended.
 
         A disk error in one journal does not stop the others. A journal in use is left for the next run. Raises
-        StoreError, and OSError at the end if some failed.
+        StoreError; raises OSError at the end if a journal could not be compressed.
         """
         failures: list[str] = []
         await self._sweep(failures)

@@ -414,7 +414,7 @@ class PreservationExpiry:
     async def _release(self, task: Task) -> bool:
         """Release a sandbox unless it is in use. Return whether it is released.
 
-        Does not wait for open shells: the waits for many of them would keep all other sandboxes from expiring.
+        Does not wait for open shells, because waiting for many shells would delay the expiry of all other sandboxes.
         """
         try:
             await self._preserved_sandboxes.release(task, timeout_seconds=0)
