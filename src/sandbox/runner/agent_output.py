@@ -282,7 +282,7 @@ class AgentOutput:
 
 
 async def _read_chunk(reader: asyncio.StreamReader, stream: StreamRedactor | None) -> bytes | None:
-    """Return a chunk, empty at EOF. None: some output is held back, and REDACTION_HOLD_SECONDS passed without more."""
+    """Return a chunk, empty at EOF. None if output is held back and no more arrived for REDACTION_HOLD_SECONDS."""
     if stream is None or not stream.pending_bytes:
         return await reader.read(_CHUNK_BYTES)
     try:

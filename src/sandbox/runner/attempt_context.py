@@ -24,9 +24,9 @@ class AttemptContext(msgspec.Struct, frozen=True):
     redactor: removes those values from all output; None without secrets.
     upstream: the model API; None if the attempt will not run an agent.
     image: the root file system of the sandbox; None for the host's own /usr.
-    records_conversation: whether to record conversation events, because the server reads them.
-    keeps_session: whether to store the agent's session as an internal artifact, because the server hides such artifacts
-        from clients.
+    records_conversation: whether to record conversation events. True only if the server reads them.
+    keeps_session: whether to store the agent's session as an internal artifact. True only if the server hides internal
+        artifacts from clients.
     """
 
     id: str

@@ -100,7 +100,7 @@ class DebugSessionRunner(msgspec.Struct, frozen=True):
             await self.disk.close()
 
     async def _destroy_sandbox(self) -> None:
-        """Destroy the sandbox of the handle: that of this session, or of an earlier one whose runner was killed."""
+        """Destroy the handle's sandbox, which belongs to this session or to an earlier one whose runner was killed."""
         handle = read_handle(self.layout.handle)
         if handle is not None:
             await self.runtime.destroy(handle, self.layout.disk)

@@ -39,7 +39,7 @@ _CONVERSATION_TYPES = get_args(ConversationEvent)
 
 
 class _Call(NamedTuple):
-    """A tool call. subject: the beginning of its summary; None if it has none."""
+    """A tool call. subject: the beginning of the call's summary; None if there is no summary."""
 
     tool: str
     subject: str | None

@@ -37,7 +37,7 @@ def redact_event(event: Event, redactor: Redactor) -> Event:
 
 
 def _redact_value(value: Any, redactor: Redactor) -> Any:
-    """Redact `str` but none of its subclasses, such as enums: their values are defined by Sandbox."""
+    """Redact `str` but none of its subclasses, such as enums, because Sandbox defines their values."""
     if type(value) is str:
         return redactor.redact_text(value)
     if isinstance(value, dict):

@@ -42,7 +42,7 @@ _START_SHELL = ("/bin/sh", "-c", f'cd -- "$0"; exec {SHELL[0]}')
 """
 
 _ROOT_DIRECTORY = "/"
-"""Directory in which programs for shells start: the only one that an agent cannot remove or lock."""
+"""Directory in which the programs that open shells start: the only directory that an agent cannot remove or lock."""
 
 _SIZE_MAX = 1000
 _INPUT_BYTES = 4096

@@ -177,7 +177,7 @@ class CollectStep(msgspec.Struct, frozen=True):
 
         Everything that can be stored is stored, even if the patch fails; the metadata comes last and includes the
         failure. If the secret values have changed since the agent started, files on its disk may contain unknown
-        values: then all files are flagged, and their names are replaced.
+        values. In that case, all files are flagged, and their names are replaced.
 
         Once the metadata exists, even after an incomplete collection, nothing is collected again, because part of the
         workspace may be removed already. Raises OSError, or an AttemptError caused by one, if the server's disk
@@ -395,7 +395,7 @@ class CollectStep(msgspec.Struct, frozen=True):
         yield msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
     def _read_egress_denials(self) -> tuple[list[dict[str, object]], int]:
-        """Return the first denials and their total number; a runner's memory may be too small for all denials."""
+        """Return the first denials, and the number of all denials, which may be too many for a runner's memory."""
         first: list[dict[str, object]] = []
         count = 0
         for record in read_records(self.journals, self.attempt.task.id):

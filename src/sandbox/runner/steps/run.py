@@ -234,7 +234,7 @@ class _OutputHandler(msgspec.Struct, frozen=True):
     clock: Clock
 
     def count_output(self, byte_count: int) -> None:
-        """Count the output, which is both activity and progress."""
+        """Count the output both as activity and as progress."""
         self.time_limit.record_activity()
         self.progress.add_output(byte_count)
 
@@ -245,7 +245,7 @@ class _OutputHandler(msgspec.Struct, frozen=True):
             return
         parent = self.attempt.task.parent
         if isinstance(event, AgentResult) and parent is not None and parent.session is not None:
-            # The agent counts the whole session, which includes the cost of the earlier tasks.
+            # The agent reports the cost of the whole session, which includes the cost of the earlier tasks.
             event = msgspec.structs.replace(event, cost_usd=None)
         self.progress.handle_agent_event(event, self.clock.monotonic())
 
@@ -324,7 +324,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
         self.attempt.recorder.record(exited)
 
     def _final_message(self) -> str | None:
-        """Return the agent's last message, which is redacted before it is cut: a part of a secret is not redacted."""
+        """Return the agent's last message, redacted before it is cut: part of a secret would not be redacted."""
         redactor, message = self.attempt.redactor, self.progress.last_message
         if redactor is not None:
             message = redactor.redact_text(message)

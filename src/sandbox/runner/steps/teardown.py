@@ -95,7 +95,7 @@ def earlier_attempt_files(attempt: AttemptContext) -> list[Path]:
 
 
 def files_for_resume(layout: AttemptLayout) -> list[Path]:
-    """Return the files that a resumed attempt needs: the agent's, and those that the host compares them with."""
+    """Return the files that a resumed attempt needs: the agent's files, and those that the host compares them with."""
     return [layout.disk_image, layout.disk, layout.repository, layout.secret_fingerprint]
 
 
