@@ -1,4 +1,4 @@
-"""Decides about workers: who may claim an attempt, and when its journal may be taken over. No I/O and no clock."""
+"""Decides which worker may claim an attempt, and when its journal may be taken over. No I/O and no clock."""
 
 from enum import StrEnum
 from hmac import compare_digest
@@ -8,16 +8,16 @@ from sandbox.interfaces.engine import JobPhase
 
 LEASE_MARGIN_SECONDS = 30.0
 LEASE_MARGIN_FRACTION = 0.025
-"""How long the server waits after the end of a lease, at least, and as a fraction of the lease.
+"""How long the server waits after the end of a lease: the minimum, and the fraction of the lease.
 
-It covers late packets, and clocks that each run up to 1 % too fast or too slowly.
+The wait covers late packets, and clocks that each run up to 1 % too fast or too slowly.
 """
 
 CLAIM_SECONDS = 300.0
 """How long a worker that the engine has started may take to claim its attempt."""
 
 LAST_RECORDS_TIMEOUT_SECONDS = 15.0
-"""How long the connection of a worker whose job has ended may stay open. The last records may be on their way."""
+"""How long the connection of a worker whose job has ended may stay open to receive the last records."""
 
 
 class Decision(StrEnum):
@@ -56,9 +56,9 @@ class Observation(NamedTuple):
 def decide(observed: Observation, lease_seconds: float) -> Decision:
     """Decide about a worker.
 
-    A worker that has not claimed its attempt cannot communicate, so it can be replaced at any time. Only the engine's
-    statement that the job ended, or the end of the lease, proves that a worker that has claimed its attempt cannot
-    communicate.
+    A worker that has not claimed its attempt cannot communicate, so it can be replaced at any time. After the claim,
+    the only proof that the worker cannot communicate is the end of the job, reported by the engine, or the end of the
+    lease.
     """
     if not observed.is_claimed:
         return _decide_unclaimed(observed)
@@ -71,7 +71,7 @@ def decide(observed: Observation, lease_seconds: float) -> Decision:
 
 
 def takeover_seconds(lease_seconds: float) -> float:
-    """Return how long after its last answer the server may take over the journal of a worker."""
+    """Return how long the server must wait after its last answer to a worker before it takes over the journal."""
     return lease_seconds + max(LEASE_MARGIN_SECONDS, lease_seconds * LEASE_MARGIN_FRACTION)
 
 
@@ -89,8 +89,8 @@ def _decide_unclaimed(observed: Observation) -> Decision:
 class ClaimState(NamedTuple):
     """What is stored about the claim of an attempt.
 
-    token_hashes: the hashes of the join tokens of all submissions. nonce_hash: that of the worker that has claimed the
-    attempt; None if there is none.
+    token_hashes: the hashes of the join tokens of all submissions.
+    nonce_hash: the hash of the random number of the worker that has claimed the attempt; None before the claim.
     is_given_up: the attempt was replaced or taken over.
     """
 
@@ -111,5 +111,5 @@ def may_claim(state: ClaimState, token_hash: bytes, nonce_hash: bytes) -> bool:
 
 
 def lease_deadline(sent_at: float, lease_seconds: float) -> float:
-    """Return until when a worker may communicate, given when it sent a message that the server answered."""
+    """Return when a worker's lease ends, given when the worker sent a message that the server answered."""
     return sent_at + lease_seconds

@@ -39,9 +39,9 @@ POLL_SECONDS = 1.0
 _CONFIRM_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
 CONCURRENT_WITHDRAWALS_MAX = 2
-"""Maximum number of jobs that are withdrawn at once. One more job is submitted at the same time.
+"""Maximum number of concurrent withdrawals. A submission may run at the same time.
 
-An engine may run few commands at once, and looking the jobs up must not wait for many others.
+An engine may run only a few commands at once, and a look-up of the jobs must not wait for many other commands.
 """
 
 _TOKENS_MAX = 16
@@ -50,7 +50,7 @@ _RESUBMIT_SECONDS = 5.0
 _LOSSES_MAX = 10
 _REPLACE_SECONDS_MAX = 60.0
 _STABLE_SECONDS = 60.0
-"""How long a worker has to keep its job so that its loss does not delay the next one."""
+"""The loss of a worker that has kept its job for this long does not delay the next job."""
 
 _log = logging.getLogger(__name__)
 
@@ -59,12 +59,12 @@ class StoredJob(msgspec.Struct, frozen=True):
     """What the server stores about a job.
 
     lease_seconds: how long the worker may communicate after an answer. The settings may change later.
-    attempt_id: names the job. attempt_ids: the attempts of the task that this worker runs or ran, in their order.
-    token_hashes: SHA-256 of the join token of each submission: a crash may leave several.
-    nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before.
-    host, boot_id, runtime: those of the worker that has claimed the job.
-    is_fenced: the worker sent an invalid message. It gets no answer, so its lease ends.
-    is_given_up: the worker cannot communicate any more, and the journal may be continued elsewhere.
+    attempt_id: names the job. attempt_ids: the attempts of the task that this worker runs or ran, in order.
+    token_hashes: SHA-256 of each submission's join token. After a crash, there may be several.
+    nonce_hash: SHA-256 of the random number of the worker that has claimed the job; None before the claim.
+    host, boot_id, runtime: sent by the worker that has claimed the job.
+    is_fenced: the worker sent an invalid message. It gets no more answers, so its lease ends.
+    is_given_up: the worker can no longer communicate, and the journal may be continued elsewhere.
     has_ended: the engine confirmed the end of the worker that was given up.
     """
 
@@ -92,7 +92,7 @@ class JobStore:
         fsync_path(directory.parent)
 
     def load_all(self) -> Iterator[StoredJob]:
-        """Yield all jobs. Raises OSError if a file cannot be decoded: its job would be lost."""
+        """Yield all jobs. Raises OSError if a file cannot be decoded, because its job would otherwise be lost."""
         for path in sorted(self._directory.glob("*.json")):
             try:
                 yield msgspec.json.decode(path.read_bytes(), type=StoredJob)
@@ -120,7 +120,7 @@ class JobSession(Protocol):
         ...
 
     def release(self) -> None:
-        """Send to the worker that the task has ended."""
+        """Notify the worker that the task has ended."""
         ...
 
     def close(self) -> None:
@@ -135,11 +135,11 @@ class Job:
         self.stored = stored
         self.session: JobSession | None = None
         self._answered_at = now
-        """When the worker was last answered; an earlier server may have answered until this one started."""
+        """When the server last answered the worker; an earlier server may have answered until this one started."""
         self.status: JobStatus | None = None
         """The last status that the engine reported, with its id and its host; None if the engine does not respond."""
         self.phase: JobPhase | None = None
-        """The phase of the status, as far as it applies to the worker that has claimed the job."""
+        """The phase in the status, insofar as it applies to the worker that has claimed the job."""
         self.phase_since = now
         self.reason = "The job is being submitted."
         self._not_before = now
@@ -173,7 +173,7 @@ class Job:
         return time.monotonic() < self._not_before
 
     async def wait_for_change(self, timeout_seconds: float) -> None:
-        """Wait until the connection of the worker or its liveness has changed, or the time has passed."""
+        """Wait until the worker's connection or liveness has changed, or the timeout has passed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._changed.wait()
@@ -197,7 +197,7 @@ class Job:
             self.notify()
 
     def record_answer(self) -> None:
-        """Remember that the worker is answered now, which extends its lease."""
+        """Record that the server answers the worker now, which extends the worker's lease."""
         self._answered_at = time.monotonic()
 
     def store(self, stored: StoredJob) -> None:
@@ -211,7 +211,7 @@ class Job:
         self._not_before, self.reason = time.monotonic() + seconds, reason
 
     def mark_released(self) -> None:
-        """Record that the task has ended, and send this to the worker."""
+        """Record that the task has ended, and notify the worker."""
         self.is_released = True
         if self.session is not None:
             self.session.release()
@@ -233,7 +233,7 @@ class Job:
         return f"The job is {status.phase}."
 
     def _phase_of_worker(self, status: JobStatus) -> JobPhase:
-        """Return the phase. The end on another host proves nothing: an engine may start a job again, or a duplicate."""
+        """Return the phase. An end on another host proves nothing: an engine may also start the job or a copy there."""
         if status.phase is JobPhase.ENDED and self.is_claimed and status.host != self.stored.host:
             return JobPhase.UNREACHABLE
         return status.phase
@@ -246,7 +246,7 @@ class Job:
 
 
 def confirmed_host(job: Job) -> str:
-    """Return the host on which the engine runs the job; empty if it does not, or if it is ending the job."""
+    """Return the host on which the engine runs the job; empty if the engine does not run the job, or is ending it."""
     status = job.status
     return status.host if status is not None and status.phase is JobPhase.RUNNING and not status.is_ending else ""
 
@@ -254,8 +254,8 @@ def confirmed_host(job: Job) -> str:
 class JobSettings(NamedTuple):
     """lease_seconds: how long a worker may communicate after an answer.
 
-    overhead_bytes: the memory that a job needs in addition to that of the task.
-    make_request: returns the job with a name, an attempt id, a join token, and the resources of the job.
+    overhead_bytes: the memory that a job needs in addition to the task's memory.
+    make_request: returns the request for a job, given its name, an attempt id, a join token, and the job's resources.
     """
 
     lease_seconds: float
@@ -272,27 +272,27 @@ class Jobs:
         self._settings = settings
         self._started_at = time.monotonic()
         self._jobs: dict[str, Job] = {}
-        """All jobs, by the attempt that names them."""
+        """All jobs, keyed by the id of the attempt that names the job."""
         self._by_task: dict[str, Job] = {}
         """The current job of each task: the newest one that was not given up, otherwise any."""
         self._by_attempt: dict[str, Job] = {}
         for stored in store.load_all():
             self._add(Job(stored, self._started_at))
         self._losses: Counter[str] = Counter()
-        """How many workers of a task did not start, or were lost at once, in a row; by the task's id."""
+        """How many workers of a task in a row did not start or were soon lost, keyed by task id."""
         self._done: dict[str, None] = {}
-        """The last tasks whose job was removed. No runner of them can communicate."""
+        """The tasks whose jobs were removed last. None of their runners can communicate."""
         self._wake = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._to_submit: dict[str, Job] = {}
-        """The jobs that wait for their submission, by the attempt that names them."""
+        """The jobs that are waiting to be submitted, keyed by the id of the attempt that names the job."""
         self._submitting: asyncio.Task[None] | None = None
         self._withdrawing: set[asyncio.Task[None]] = set()
         self._withdrawals = asyncio.Semaphore(CONCURRENT_WITHDRAWALS_MAX)
 
     @property
     def have_earlier_leases_ended(self) -> bool:
-        """Whether every lease that an earlier server extended has ended, if it had the same setting."""
+        """Whether every lease that an earlier server with the same setting extended has ended."""
         return time.monotonic() - self._started_at >= takeover_seconds(self._settings.lease_seconds)
 
     def of_task(self, task_id: str) -> Job | None:
@@ -324,7 +324,7 @@ class Jobs:
     def reserve(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> Job:
         """Return the task's current job, whose newest attempt id is unused. Creates the job if there is none.
 
-        last_attempt_id: the last attempt that the journal has. Raises OSError.
+        last_attempt_id: the last attempt in the journal. Raises OSError.
         """
         job = self.of_task(task_id)
         if job is None or job.stored.is_given_up:
@@ -336,14 +336,14 @@ class Jobs:
         return job
 
     def find_claimable(self, claim: Claim) -> Job | None:
-        """Return the job that a worker may claim, or has claimed already; None if it may not."""
+        """Return the job that a worker may claim or has already claimed; None if there is none."""
         job = self._jobs.get(claim.attempt_id)
         if job is None or not may_claim(_claim_state(job.stored), _hash(claim.token), _hash(claim.nonce)):
             return None
         return job
 
     async def confirm_host(self, job: Job, host: str) -> bool:
-        """Return whether the engine confirms that it runs the job on this host; asks the engine, and waits for it."""
+        """Ask the engine and wait; return whether the engine confirms that it runs the job on this host."""
         deadline = time.monotonic() + _CONFIRM_SECONDS
         while confirmed_host(job) != host:
             if (rest := deadline - time.monotonic()) <= 0:
@@ -353,7 +353,7 @@ class Jobs:
         return True
 
     def claim(self, claim: Claim) -> Job | None:
-        """Store that a worker has claimed its job, and return the job; None if it may not. Raises OSError."""
+        """Store a worker's claim, and return the claimed job; None if the claim is rejected. Raises OSError."""
         job, nonce_hash = self.find_claimable(claim), _hash(claim.nonce)
         if job is None:
             return None
@@ -367,18 +367,18 @@ class Jobs:
         return job
 
     def fence(self, job: Job, reason: str) -> None:
-        """Stop answering a worker that sent an invalid message. The journal is taken over after its lease.
+        """Stop answering a worker that sent an invalid message. The journal is taken over after the lease.
 
-        Raises OSError if it cannot be stored; then a worker may connect to the next server.
+        Raises OSError if this cannot be stored; in that case, the worker may connect to the next server.
         """
         _log.error("The worker of task %s on %s is fenced: %s", job.stored.task_id, job.stored.host, reason)
-        job.store(msgspec.structs.replace(job.stored, is_fenced=True))  # even if it cannot be stored on the disk
+        job.store(msgspec.structs.replace(job.stored, is_fenced=True))  # even if storing it on the disk fails
         self._wake.set()
         self._withdraw(job)
         self._store.save(job.stored)
 
     def release(self, task_id: str) -> None:
-        """Let the workers of a task that has ended exit once nothing is preserved. Raises OSError.
+        """Allow the workers of a finished task to exit once nothing is preserved. Raises OSError.
 
         A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.
         """
@@ -411,11 +411,11 @@ class Jobs:
         return {job.stored.task_id for job in list(self._jobs.values())}
 
     def start(self) -> None:
-        """Start to look the jobs up, until the tasks of the event loop are cancelled."""
+        """Start to look up the jobs, and continue until the tasks of the event loop are cancelled."""
         self._running = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        """Look the jobs up and act, until cancelled."""
+        """Look up the jobs and act on the results, until cancelled."""
         while True:
             await self._repeat_on_error(self._look_up())
             for job in list(self._jobs.values()):
@@ -429,7 +429,7 @@ class Jobs:
             self._wake.clear()
 
     async def _repeat_on_error(self, step: Coroutine[Any, Any, None]) -> None:
-        """Log the error of a step that the next iteration repeats, so the other jobs are not affected."""
+        """Log an error of the step, so the other jobs are not affected. The next iteration repeats the step."""
         try:
             await step
         except Exception as error:
@@ -461,7 +461,7 @@ class Jobs:
                 self._give_up(job)
 
     def _submit_later(self, job: Job) -> None:
-        """Submit the job after those that already wait. The workers of other tasks do not wait for any of them."""
+        """Submit the job after those that are already waiting, in the background: no worker waits for a submission."""
         if job.is_postponed:
             return
         self._to_submit.setdefault(job.stored.attempt_id, job)
@@ -479,7 +479,7 @@ class Jobs:
             self._submitting = None
 
     async def _submit(self, job: Job) -> None:
-        """Submit the job. A crash may follow each step, so the hash of the token is stored before."""
+        """Submit the job. A crash may follow any step, so the hash of the token is stored first."""
         job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         token = os.urandom(32)
         self._save(job, token_hashes=(*job.stored.token_hashes, _hash(token))[-_TOKENS_MAX:])
@@ -489,7 +489,7 @@ class Jobs:
         try:
             async with asyncio.timeout(_ENGINE_SECONDS):
                 await self._engine.submit(request)
-            # A look-up that began before may not have found the job.
+            # A look-up that began earlier may not have found the job.
             job.postpone(_RESUBMIT_SECONDS, "The job is being submitted.")
         except EngineRejectedError as error:
             job.postpone(_REPLACE_SECONDS_MAX, error.message)
@@ -497,7 +497,7 @@ class Jobs:
             job.postpone(_RESUBMIT_SECONDS, f"The job could not be submitted: {error_reason(error)}")
 
     def _give_up(self, job: Job) -> None:
-        """Give up a worker that cannot communicate any more. It is stored before anyone may continue the journal."""
+        """Give up a worker that can no longer communicate. This is stored before anyone may continue the journal."""
         task_id = job.stored.task_id
         _log.warning("The worker of task %s on %s is given up: %s", task_id, job.stored.host, job.reason)
         self._save(job, is_given_up=True, has_ended=job.phase is JobPhase.ENDED)
@@ -510,7 +510,7 @@ class Jobs:
             self.remove(job)
 
     def _withdraw(self, job: Job) -> None:
-        """Withdraw a job in the background: nothing depends on the withdrawal, and the engine may not respond."""
+        """Withdraw a job in the background, because nothing depends on it and the engine may not respond."""
         withdrawing = asyncio.create_task(self._withdraw_now(job.name))
         self._withdrawing.add(withdrawing)
         withdrawing.add_done_callback(self._withdrawing.discard)
@@ -523,7 +523,7 @@ class Jobs:
             _log.warning("The job %s could not be withdrawn: %s", name, error_reason(error))
 
     def _create(self, task_id: str, resources: Resources, lost: Job | None) -> Job:
-        """Create a job; wait before its submission if the workers of the task are lost again and again."""
+        """Create a job; delay its submission if workers of the task were lost repeatedly."""
         attempt_id = new_attempt_id()
         stored = StoredJob(task_id, attempt_id, resources, self._settings.lease_seconds, (attempt_id,))
         self._store.save(stored)

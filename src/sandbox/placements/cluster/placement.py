@@ -58,7 +58,7 @@ from sandbox.primitives.message_stream import InvalidMessageError
 _log = logging.getLogger(__name__)
 
 _COPY_SECONDS = 20.0
-"""How long the records that precede a launch may be sent. The caller holds a slot that other tasks need."""
+"""Time limit for sending the records before a launch, because the caller holds a slot that other tasks need."""
 
 _RESERVE_SECONDS = 1.0
 _RELEASE_SECONDS, _RELEASE_SECONDS_MAX = 1.0, 60.0
@@ -77,15 +77,15 @@ class ClusterHost:
         self.images = images
 
     def blocked_reason(self) -> str | None:
-        """Return None: if the engine does not respond, tasks wait."""
+        """Return None, because tasks can be queued even while the engine does not respond."""
         return None
 
     def memory_available_bytes(self) -> int | None:
-        """Return None: the engine reserves the memory of a task."""
+        """Return None, because the engine reserves the memory of a task."""
         return None
 
     async def probe(self) -> ProbeResult:
-        """Return that attempts can run: each worker probes its own host."""
+        """Return a successful result, because each worker probes its own host."""
         return ProbeResult((), "", TIERS[-1], is_final=True)
 
 
@@ -115,7 +115,7 @@ class ClusterFiles:
         return self._ask(AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name), HasHandle())
 
     async def scan(self) -> LeftoverScan:
-        """Return nothing: a worker removes the leftovers of its host when it starts."""
+        """Return no leftovers, because a worker removes those on its host when it starts."""
         return LeftoverScan((), {})
 
     async def clean_up(self, leftover: Leftover, *, keeps_disk: bool) -> None:
@@ -125,7 +125,7 @@ class ClusterFiles:
         """Do nothing; see `scan`."""
 
     def _ask(self, location: AttemptLocation, request: Request) -> bool:
-        """Ask the worker. A worker that was given up, and one that was never started, has no files."""
+        """Ask the worker. A worker that was given up or never started has no files."""
         if not self._workers.has_files(location):
             return False
         return bool(self._workers.request_blocking(location, request, bool))
@@ -166,7 +166,7 @@ class ClusterAllocator:
         return image
 
     def loss_code(self, location: AttemptLocation) -> FailureCode | None:
-        """Return how the attempt's worker was lost, if it was given up. Implements `HostAllocator.loss_code`."""
+        """Return the failure code if the attempt's worker was given up. Implements `HostAllocator.loss_code`."""
         job = self._workers.jobs.of_attempt(location.attempt_id)
         if job is None:
             return FailureCode.HOST_LOST if self._workers.jobs.have_earlier_leases_ended else None
@@ -191,7 +191,7 @@ def _is_ready(job: Job) -> bool:
 class ClusterPlacement:
     """Implements `interfaces.placement.Placement`.
 
-    largest_hosts: what the largest hosts have for tasks.
+    largest_hosts: the resources for tasks on each of the largest hosts.
     """
 
     def __init__(
@@ -214,7 +214,7 @@ class ClusterPlacement:
             await asyncio.to_thread(self._workers.thread.close)
 
     async def _release_ended(self) -> None:
-        """Release the workers of tasks that have ended. What fails is repeated."""
+        """Release the workers of tasks that have ended. Failures are retried."""
         waiting, pause = set(self._workers.jobs.task_ids()), _RELEASE_SECONDS
         while waiting:
             for task_id in sorted(waiting):
@@ -245,7 +245,7 @@ class ClusterPlacement:
                 session.record_copied(max(session.copied_end_offset, offset))
                 await session.launch(Launch(order), LAUNCH_SECONDS)
             except InvalidMessageError as error:
-                with contextlib.suppress(OSError):  # in memory, the worker is fenced in any case
+                with contextlib.suppress(OSError):  # even if it cannot be stored, it takes effect
                     self._workers.jobs.fence(job, error_reason(error))
                 session.close()
                 raise RunnerNotStartedError(error_reason(error)) from error
@@ -257,7 +257,7 @@ class ClusterPlacement:
     async def _copy(self, session: WorkerSession, task_id: str) -> int:
         """Send the records that the worker lacks; return the offset after them.
 
-        A worker that continues slowly gets the rest at the next launch. Raises OSError, InvalidMessageError.
+        A slow worker gets the rest at the next launch. Raises OSError, InvalidMessageError.
         """
         end = await asyncio.to_thread(self._replicas.end_offset, task_id)
         offset = int(await session.call(ReadEndOffset(), int))
@@ -294,7 +294,7 @@ class ClusterPlacement:
 
 
 class ListenAddress(NamedTuple):
-    """Where the server listens for workers, and the certificate that it shows."""
+    """Where the server listens for workers, and the certificate that it presents."""
 
     host: str
     port: int
@@ -314,7 +314,7 @@ class TaskStorage(NamedTuple):
 
 
 async def load_largest_hosts(engine: Engine, file: Path) -> Sequence[Resources]:
-    """Return the largest hosts; those that were stored before if the engine does not respond, so workers can reconnect.
+    """Return the largest hosts; if the engine does not respond, return the stored ones, so workers can reconnect.
 
     Raises EngineUnavailableError if none are stored, OSError.
     """

@@ -1,6 +1,6 @@
 """Stores the artifacts that workers send.
 
-Disk operations are in threads, but no thread waits for a worker: a worker may send as slowly as it wants.
+Disk operations run in threads, but no thread waits for a worker, which may send as slowly as it wants.
 """
 
 import asyncio
@@ -26,28 +26,28 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 ARTIFACTS_BYTES_MAX = 8 * 1024**3
-"""Maximum total size of a task's artifacts, more than the limits of a task allow."""
+"""Maximum total size of a task's artifacts. The limits of a task allow less."""
 
 _ARTIFACT_OVERHEAD_BYTES = 4096
-"""What each artifact counts in addition to its size."""
+"""Size that is counted for each artifact in addition to its content."""
 
 _THREADS = 4
 _PART_SECONDS = 60.0
 _UPLOAD_SECONDS = 120.0
 _BYTES_PER_SECOND = 128 * 1024
-"""An upload may take `_UPLOAD_SECONDS`, and as long as its bytes need at this rate."""
+"""An upload may take `_UPLOAD_SECONDS` plus the time that its content takes at this rate."""
 
 _decoder = msgspec.msgpack.Decoder(ArtifactPart)
 
 
 class ArtifactsTooLargeError(Exception):
-    """The artifacts of a task have an impossible size, or exceed the limit on their number or their total size."""
+    """An artifact has an impossible size, or the task's artifacts are too many or too large in total."""
 
 
 class ArtifactQuota:
     """The limits on the number and the total size of a task's artifacts.
 
-    sizes: the artifacts that are stored already, by their names.
+    sizes: the sizes of the stored artifacts, keyed by name.
     """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
@@ -72,7 +72,7 @@ class ArtifactQuota:
 
 
 class _JobUploads:
-    """The uploads of a job. lock: held by the only upload at a time. quota: None before the first one."""
+    """The uploads of a job. lock: allows only one upload at a time. quota: None before the first upload."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -84,7 +84,7 @@ class ArtifactUploads:
 
     def __init__(self, replicas: TaskReplicas) -> None:
         self._replicas = replicas
-        self._threads = ThreadPoolExecutor(_THREADS, "upload")  # the end of the process waits for what it does
+        self._threads = ThreadPoolExecutor(_THREADS, "upload")  # at its exit, the process waits for them
         self._jobs: WeakKeyDictionary[Job, _JobUploads] = WeakKeyDictionary()
 
     async def receive(
@@ -120,7 +120,7 @@ class ArtifactUploads:
             while data := await content.read():
                 await self._run(copy.write, data)
             await self._run(copy.flush)
-            # No await between the check and the name: after a takeover, the worker changes nothing.
+            # No await between the check and `publish`: a worker must not replace anything after a takeover.
             if not is_current():
                 raise _UploadBrokenError("the session has ended")
             copy.publish()
@@ -141,13 +141,13 @@ class ArtifactUploads:
 
 
 def _close(creating: Future[ArtifactCopy]) -> None:
-    """Remove an artifact that is incomplete. Its creation may not have ended, if the upload was cancelled."""
+    """Remove an artifact if it is incomplete. If the upload was cancelled, its creation may still be running."""
     with contextlib.suppress(OSError, SandboxError, CancelledError):
         creating.result().close()
 
 
 class _UploadBrokenError(ConnectionError):
-    """The upload does not continue."""
+    """The upload was interrupted."""
 
 
 class _ContentReader:

@@ -66,13 +66,13 @@ StoreLog = Callable[[str, str, bytes], None]
 _log = logging.getLogger(__name__)
 
 UNKNOWN_CONNECTIONS_MAX = 128
-"""Maximum number of connections that have not been authenticated yet; another connection closes the oldest."""
+"""Maximum number of unauthenticated connections. If there are more, the oldest is closed."""
 
 JOURNAL_BYTES_MAX = 4 * 1024**3
-"""Maximum size of a journal that a worker may write, more than the limits of a task allow."""
+"""Maximum size of a journal that a worker may write. The limits of a task allow less."""
 
 _FIRST_MESSAGE_SECONDS = 10.0
-"""How long the TLS handshake may take, and the first message after it."""
+"""Time limit for the TLS handshake, and again for the first message after it."""
 
 _SILENCE_SECONDS = 3 * HEARTBEAT_SECONDS_MAX
 _CLOSE_SECONDS = 2.0
@@ -129,7 +129,7 @@ class WorkerSession:
             self._writer.write(encode_message(message))
 
     def release(self) -> None:
-        """Send to the worker that the task has ended."""
+        """Notify the worker that the task has ended."""
         self.send(ReleaseTask())
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class WorkerSession:
         for waiting in waiters:
             if not waiting.done():
                 waiting.set_exception(HostUnreachableError(self._host))
-                waiting.exception()  # retrieved, in case nobody waits any more
+                waiting.exception()  # retrieved, in case nobody is waiting
 
     def receive(self, message: Heartbeat | CallResult | StreamRefused) -> None:
         """Store the state of the worker's host, or pass a result on to its caller, who may have given up."""
@@ -174,7 +174,7 @@ class WorkerSession:
             self._uploads.discard(task)
 
     def receive_stream(self, message: JoinStream, streams: StreamPair) -> bool:
-        """Pass a connection on. Return False if nobody waits for it."""
+        """Pass a connection to the caller that is waiting for it. Return False if nobody is waiting."""
         future = self._streams.get(message.stream_id)
         if future is None or future.done():
             return False
@@ -211,7 +211,7 @@ class WorkerSession:
         self.send(ServerCall(next(self._numbers), request))
 
     def begin_launch(self) -> None:
-        """Let the liveness be UNKNOWN until `end_launch`. Thread-safe.
+        """Make the liveness UNKNOWN until `end_launch`. Thread-safe.
 
         Raises JournalBusyError during another launch.
         """
@@ -224,7 +224,7 @@ class WorkerSession:
         self._is_launching = False
 
     async def launch(self, request: Request, timeout_seconds: float) -> None:
-        """Send a launch. Heartbeats from before the launch do not count any more.
+        """Send a launch. Heartbeats from before the launch no longer count.
 
         Returns normally if the worker does not respond: the runner may have been started.
         """
@@ -277,7 +277,7 @@ class WorkerServer:
         self._replicas = replicas
         self._tls = tls
         self._unknown: dict[asyncio.Task[None], None] = {}
-        """The tasks that serve connections without authentication, oldest first."""
+        """The tasks that serve unauthenticated connections, oldest first."""
         self._sessions: dict[WorkerSession, Job] = {}
         self._uploads = ArtifactUploads(replicas)
         self._serving: set[asyncio.Task[None]] = set()
@@ -341,7 +341,7 @@ class WorkerServer:
         self._unknown.pop(serving, None)
 
     async def _serve_socket(self, connection: socket.socket) -> None:
-        """Serve a connection, if a first message follows the TLS handshake in time."""
+        """Serve a connection if its first message arrives soon enough after the TLS handshake."""
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader(_READ_AHEAD_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -395,7 +395,7 @@ class WorkerServer:
                 await _close(writer)
 
     def _find_session(self, key: bytes) -> WorkerSession | None:
-        """Return the session with this key. Then the current connection is authenticated."""
+        """Return the session with this key; if there is one, the current connection becomes authenticated."""
         session = next((session for session in self._sessions if session.has_key(key)), None)
         if session is not None:
             self._mark_authenticated()
@@ -426,7 +426,7 @@ class WorkerServer:
             session.release()
         try:
             while job.session is session and await self._serve_message(job, session, reader):
-                with contextlib.suppress(ConnectionError):  # messages that have arrived are still read
+                with contextlib.suppress(ConnectionError):  # messages that have already arrived are still read
                     await writer.drain()
         except (InvalidMessageError, JournalDamagedError) as error:
             session.send(Fenced(error_reason(error)))
@@ -508,7 +508,7 @@ class WorkerServer:
         return RecordsReceived(end)
 
     async def _serve_upload(self, upload: Upload, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Store an artifact, unless the session ends before. Raises OSError, InvalidMessageError."""
+        """Store an artifact, unless the session ends first. Raises OSError, InvalidMessageError."""
         session = self._find_session(upload.session_key)
         if session is None:
             return

@@ -1,6 +1,7 @@
-"""Reaches the workers of attempts, from any thread. Connections and the engine have an event loop in a thread.
+"""Reaches the workers of attempts, from any thread.
 
-So `AttemptFiles`, whose methods block, can wait for a worker in any thread of the server.
+The connections and the engine run on an event loop in a separate thread. Therefore `AttemptFiles`, whose methods block,
+can wait for a worker in any other thread.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ class LoopThread:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the thread, and block until its result. The coroutine must be bounded in time.
+        """Run a coroutine in the thread, and block until it returns. The coroutine must have a time limit.
 
         Raises OSError after `close`.
         """
@@ -106,7 +107,10 @@ class Workers:
         self.thread = thread
 
     def request_blocking(self, location: AttemptLocation, request: Request, result_type: Any) -> Any:
-        """Send a request to the worker of an attempt; block until its result. Raises OSError, HostUnreachableError."""
+        """Send a request to an attempt's worker, and block until the result arrives.
+
+        Raises OSError, HostUnreachableError.
+        """
         self.session_of(location)
         return self.thread.wait_for(self._request(location, request, result_type, CONTROL_REQUEST_TIMEOUT_SECONDS))
 
@@ -185,7 +189,7 @@ class WorkerRunnerHandle:
         return self._workers.jobs.liveness(self._location.task_id)
 
     async def is_responsive(self) -> bool:
-        """Let the worker ping the runner: a silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
+        """Let the worker ping the runner. A silent host proves nothing. Implements `RunnerHandle.is_responsive`."""
         request, timeout_seconds = IsResponsive(self.attempt_id), CONTROL_REQUEST_TIMEOUT_SECONDS + _MARGIN_SECONDS
         try:
             return bool(await self._workers.request(self._location, request, bool, timeout_seconds))
@@ -239,7 +243,7 @@ class WorkerPreservedDisk:
             return Liveness.UNKNOWN
 
     async def _unlock(self, lock_id: int, liveness: Liveness) -> None:
-        """Release the lock, also one that the worker may still acquire."""
+        """Release the lock, even if the worker has not acquired it yet."""
         if liveness is Liveness.HELD:
             return
         request = UnlockDisk(lock_id)

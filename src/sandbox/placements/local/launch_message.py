@@ -17,12 +17,12 @@ class HostSettings(msgspec.Struct, frozen=True):
     data_dir, run_dir: paths of the journals and attempts, and of the control sockets.
     runtime: name of the runtime.
     excludes_emulation: the runtime was chosen by `auto`, so emulation is excluded.
-    agent_programs: path of each agent's executable, by the key of its manifest section. In a message of an earlier
+    agent_programs: path of each agent's executable, keyed by the agent's manifest section. In a message of an earlier
         version, the only key is empty.
     disk_kind: the kind of disk that this host supports.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
-    lease_deadline: until when the gateway may send at first, in seconds since the host booted (CLOCK_BOOTTIME); None
+    lease_deadline: the first deadline of the gateway's lease, in seconds since the host booted (CLOCK_BOOTTIME); None
         without a lease.
     """
 

@@ -51,7 +51,8 @@ class JournalLocks(Protocol):
     def hand_over(self, writer: JournalWriter) -> contextlib.AbstractContextManager[int]:
         """Yield the descriptor of a writer's lock. A process that inherits it also holds the lock, and is the writer.
 
-        Raises JournalBusyError if this writer was already handed over. A block that raises OSError does not count.
+        Raises JournalBusyError if this writer was already handed over. A handover whose block raises OSError does not
+        count.
         """
         ...
 
@@ -85,7 +86,7 @@ class LocalRunnerHandle(RunnerSocket):
 class RunnerProgram(NamedTuple):
     """How a runner is started. command: contains RUNNER_MODULE. environment: the complete environment.
 
-    lifeline_fd: the reading end of a pipe. When its writing end is closed, the kernel kills the runner. None if the
+    lifeline_fd: the read end of a pipe. When its write end is closed, the kernel kills the runner. None if the
         runner may outlive this process.
     """
 
