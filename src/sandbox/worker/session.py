@@ -77,7 +77,7 @@ Dial = Callable[[FirstMessage], Awaitable[StreamPair]]
 
 
 class Lease:
-    """Until when the runner may communicate, in seconds of `seconds_since_boot`."""
+    """The time until which the runner may communicate, measured by `seconds_since_boot`."""
 
     def __init__(self) -> None:
         self.deadline = 0.0
@@ -126,7 +126,8 @@ class ServerSession:
     async def run(self) -> None:
         """Serve the connection.
 
-        Raises OSError if it breaks, InvalidMessageError, FencedError; HostFilesError if this host's own files fail.
+        Raises OSError if it breaks, InvalidMessageError, FencedError; HostFilesError if this host's own files cannot be
+        used.
         """
         jobs = [asyncio.create_task(job) for job in (self._read(), self._send_heartbeats(), self._replicate())]
         ending = asyncio.create_task(self._wait_for_end())
@@ -158,7 +159,7 @@ class ServerSession:
             _log.warning("Not all files are removed; the next worker on this host does it: %s", error_reason(error))
         self._is_done = True
         await self._send(WorkDone())
-        await asyncio.sleep(_LAST_ANSWER_SECONDS)  # the server closes the connection before
+        await asyncio.sleep(_LAST_ANSWER_SECONDS)  # the server closes the connection before then
 
     async def _read(self) -> None:
         while True:
@@ -184,7 +185,7 @@ class ServerSession:
                     raise ConnectionError("the server closed the connection")
 
     def _pass_on(self, answer: RecordsReceived | EndedTasks) -> None:
-        """Pass an answer on, if it is expected."""
+        """Pass an answer to the coroutine that is waiting for it, if any."""
         match answer:
             case RecordsReceived() if self._received is not None and not self._received.done():
                 self._received.set_result(answer)
@@ -207,7 +208,7 @@ class ServerSession:
     async def _send_heartbeats(self) -> None:
         """Send a heartbeat after each change and at least every two seconds.
 
-        Raises TimeoutError without answers, HostFilesError.
+        Raises TimeoutError if the server does not answer, HostFilesError.
         """
         number, reported, reported_at = 0, None, 0.0
         while True:
@@ -232,7 +233,7 @@ class ServerSession:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _state(self) -> _HostState:
-        """Read the state of the host. A launch that ends meanwhile counts as one that has not ended."""
+        """Read the state of the host. A launch that ends in the meantime counts as still running."""
         launches, is_launching = self._worker_task.launches, self._worker_task.is_launching
         liveness, end = self._worker_task.liveness(), max(self._end_offset(), self._copied_end_offset)
         is_launching = is_launching or self._worker_task.is_launching or self._worker_task.launches != launches
@@ -353,7 +354,7 @@ class ServerSession:
     # Leftovers of other tasks.
 
     async def _remove_leftovers(self) -> None:
-        """Remove what killed workers left of tasks that the server reports as ended. Errors are only logged."""
+        """Remove what killed workers left behind of tasks that the server reports as ended. Errors are only logged."""
         try:
             task_ids = await asyncio.to_thread(self._others.find, self._worker_task.task_id)
             for start in range(0, len(task_ids), LEFTOVER_TASKS_MAX):
@@ -380,7 +381,7 @@ class ServerSession:
         await self._send(result)
 
     async def _serve_stream(self, message: OpenStream) -> None:
-        """Connect the server with the control socket of an attempt, until either side closes."""
+        """Connect the server to the control socket of an attempt, until either side closes."""
         try:
             runner = await self._worker_task.connect(message.attempt_id)
         except OSError:
@@ -424,7 +425,7 @@ def _read_log_tail(log: Path) -> bytes | None:
 
 
 def _flush(layout: TaskLayout) -> None:
-    """Flush the journal to disk: the server must not get a record that this host may lose."""
+    """Flush the journal to disk, because the server must not get a record that this host may lose."""
     try:
         records_fd = os.open(layout.root / "journal" / "records", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

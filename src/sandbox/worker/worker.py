@@ -35,7 +35,7 @@ _STOP_SECONDS = 10.0
 
 
 class ServerAddress(NamedTuple):
-    """The address for workers, and the SHA-256 (hex) of the certificate that the server must show."""
+    """The address for workers, and the SHA-256 (hex) of the certificate that the server must present."""
 
     host: str
     port: int
@@ -56,7 +56,7 @@ class Worker:
     ) -> None:
         """create_worker_task: returns a task on this host.
 
-        lock_task: locks it; raises OSError if another worker has it.
+        lock_task: locks a task on this host; raises OSError if another worker holds the lock.
         """
         self._address = address
         self._claim = claim
@@ -141,7 +141,7 @@ class Worker:
             writer.close()
 
     async def _take_task(self, task_id: str) -> WorkerTask:
-        """Lock the task on this host, and remove what an earlier worker left of it.
+        """Lock the task on this host, and remove what an earlier worker left behind of it.
 
         Raises HostFilesError, FencedError.
         """
@@ -157,7 +157,7 @@ class Worker:
         return self._worker_task
 
     async def _prepare(self, task_id: str) -> WorkerTask:
-        """Raises OSError, SandboxError. A repeated call keeps the lock."""
+        """Lock and clean up the task; a repeated call keeps the lock. Raises OSError, SandboxError."""
         if self._locked_task_id is None:
             await asyncio.to_thread(self._locks.enter_context, self._lock_task(task_id))
             self._locked_task_id = task_id
@@ -203,7 +203,7 @@ class Worker:
         await self._clean_up()
 
     async def _clean_up(self) -> None:
-        """Remove the task from this host. What fails now is left to the next worker on this host."""
+        """Remove the task from this host. The next worker on this host removes what remains."""
         task = self._worker_task
         if task is None:
             return

@@ -43,10 +43,10 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives.message_stream import StreamPair
 
 PERMANENT_AFTER_SECONDS = 120.0
-"""How long this host's own files may fail before the worker gives up."""
+"""How long errors of this host's own files may last before the worker gives up."""
 
 _UNRELATED_SECONDS = 600.0
-"""Errors with more time between them do not belong together."""
+"""Errors that are further apart are unrelated."""
 
 _POLL_SECONDS = 0.1
 _log = logging.getLogger(__name__)
@@ -65,11 +65,11 @@ class RunnerSockets(Protocol):
 
 
 class HostFilesError(Exception):
-    """This host's own files fail: its disk is full or damaged, or the task's files there are."""
+    """This host's own files cannot be used: the disk is full or damaged, or the task's files are damaged."""
 
 
 class HostFailures:
-    """The errors of this host's own files, without a success in between."""
+    """The errors of this host's own files since the last success."""
 
     def __init__(self) -> None:
         self._first_at: float | None = None
@@ -104,7 +104,7 @@ async def _remove_tasks(layouts: Sequence[TaskLayout], files: AttemptFiles, remo
 
 
 class OtherTasks:
-    """What killed workers left on this host of other tasks."""
+    """What killed workers left behind of other tasks on this host."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class OtherTasks:
         lock_task: Callable[[str], contextlib.AbstractContextManager[None]],
         remove: RemovePaths,
     ) -> None:
-        """lock_task: locks a task on this host; raises OSError at once if a worker has it."""
+        """lock_task: locks a task on this host; raises OSError at once if a worker holds the lock."""
         self._data_dir = data_dir
         self._files = files
         self._journals = journals
@@ -122,7 +122,7 @@ class OtherTasks:
         self._remove = remove
 
     def find(self, own_task_id: str) -> Sequence[str]:
-        """Return the other tasks with files on this host, also those that have a worker. Raises OSError."""
+        """Return the other tasks with files on this host, including those that have a worker. Raises OSError."""
         directory = TaskLayout(self._data_dir, own_task_id).root.parent
         names = {path.name for path in directory.iterdir()} if directory.exists() else set()
         return sorted(name for name in names - {own_task_id} if is_task_id(name))
@@ -189,7 +189,7 @@ class WorkerTask:
 
     @property
     def is_launching(self) -> bool:
-        """Whether a launch has not returned."""
+        """Whether a launch is running."""
         return self._launching_count > 0
 
     def liveness(self) -> Liveness:
@@ -214,7 +214,7 @@ class WorkerTask:
                 return await asyncio.to_thread(self._check_files, request)
 
     def mark_released(self) -> None:
-        """Remember that the server has the last record of the task, or that it released the task."""
+        """Remember that the server has the last record of the task or has released the task."""
         self.is_released = True
 
     async def kill(self) -> bool:
@@ -243,20 +243,20 @@ class WorkerTask:
             await self._unlock(lock_id)
 
     async def is_done(self) -> bool:
-        """Return whether nothing of the task, which has ended, is needed on this host any more. Raises OSError."""
+        """Return whether nothing of the task, which has ended, is still needed on this host. Raises OSError."""
         if self.liveness() is not Liveness.FREE or self.is_launching or self._disks:
             return False
         return not await asyncio.to_thread(self._keeps_sandbox)
 
     async def clean_up(self) -> None:
-        """Remove everything of the task from this host. No runner may run. Raises OSError, SandboxError."""
+        """Remove everything of the task from this host. No runner may be running. Raises OSError, SandboxError."""
         await _remove_tasks([self.layout], self._placement.files, self._remove)
 
     def _locate(self, attempt_id: str) -> AttemptLocation:
         return AttemptLocation(self.task_id, attempt_id, "")
 
     async def _prepare_or_launch(self, request: ReceiveRecords | ReadEndOffset | Launch) -> int:
-        """Carry out a part of a launch. Record an error of this host's files, until a launch succeeds."""
+        """Carry out a step of a launch. Record an error of this host's files; a successful launch clears the errors."""
         try:
             match request:
                 case ReceiveRecords():
@@ -274,7 +274,7 @@ class WorkerTask:
     async def _launch(self, order: RunAttempt | FinishAttempt) -> int:
         if order.task_id != self.task_id:
             raise OSError(f"This worker has the task {self.task_id}.")
-        # The end of the session must not interrupt it: the open journal would stay locked.
+        # The end of the session must not interrupt the launch, because the open journal would stay locked.
         launching = asyncio.create_task(self._launch_uninterrupted(order))
         self._launching.add(launching)
         launching.add_done_callback(self._end_launch)
@@ -332,7 +332,7 @@ class WorkerTask:
         return "free"
 
     async def _unlock(self, lock_id: int) -> None:
-        """Release a lock. The server may have stopped waiting for it, so it may not be acquired yet."""
+        """Release a lock that may not be acquired yet, because the server may have stopped waiting for it."""
         self._requested_locks.discard(lock_id)
         if lock_id in self._disks:
             await self._disks.pop(lock_id)[0].aclose()
