@@ -92,7 +92,7 @@ class FileTaskReplicas:
         return end
 
     def _read_verified(self, task_id: str) -> "_Verified":
-        """Return the state of the copy. This process writes to the copy too, so its new records are read."""
+        """Return the state of the copy, including the records that this process wrote to the copy itself."""
         verified = self._verified.get(task_id, _Verified(None, 0, 0))
         try:
             if verified.offset > self.end_offset(task_id):
