@@ -36,7 +36,7 @@ BUSY_TIMEOUT_SECONDS = 5.0
 """How long a transaction waits for a transaction of another process before it fails with StoreError."""
 
 _CACHE_BYTES = 16 * 1024 * 1024
-"""Page cache of a connection. A search reads most of a narrow table, which has about 100 bytes per task."""
+"""Page cache of a connection. A search reads most of a narrow table, which takes about 100 bytes per task."""
 
 IDLE_READERS_MAX = 4
 """Maximum number of idle reader connections."""

@@ -172,7 +172,7 @@ _SORT_FOUND_MAX = 2000
 
 _FIRST_WINDOW_FACTOR_MAX = 3
 _WINDOW_FACTOR_MAX = 30
-"""How many tasks are read in order at first, and before all found tasks are sorted: a multiple of the needed rows."""
+"""Maximum sizes of the first and the last window, as multiples of the needed rows. Then all found tasks are sorted."""
 
 _WINDOW_MARGIN = 1.5
 """A window is this much larger than needed for the expected number of found tasks."""
@@ -183,7 +183,8 @@ _WINDOW_GROWTH_MIN = 3
 _FOUND_NUMBERS_MAX = 20_000
 _WINDOW_SPREAD_MAX = 4
 """Tasks are not read in order if more than _FOUND_NUMBERS_MAX tasks are found and the numbers of the next tasks are
-spread over more than this multiple of their count: too many found tasks would have to be compared with the next tasks.
+spread over more than this multiple of their count, because too many found tasks would have to be compared with the next
+tasks.
 """
 
 _TIME_MAX = 2**63 - 1
@@ -204,7 +205,7 @@ class _Report(msgspec.Struct, frozen=True):
 
 
 _LISTED_TYPES = {"manifest": CommonFields, "result": msgspec.Raw, "artifacts": msgspec.Raw}
-"""What lists decode of these fields. msgspec decodes `CommonFields` without a hook, unlike `Manifest`."""
+"""The types as which lists decode these fields. msgspec decodes `CommonFields` without a hook, unlike `Manifest`."""
 
 _MANIFEST, _RESULT, _ARTIFACTS, _MESSAGE = map(
     Task.__struct_fields__.index, ("manifest", "result", "artifacts", "final_message")
@@ -237,7 +238,7 @@ def decode_list_item(encoded: bytes) -> Task:
     # Copying by position takes a quarter of the time of copying by name.
     values = list(msgspec.structs.astuple(_list_decoder.decode(encoded)))
     manifest = Manifest.combine(values[_MANIFEST], UNLISTED_AGENT)
-    if manifest.repository.patch is not None:  # rows of earlier versions have it
+    if manifest.repository.patch is not None:  # rows of earlier versions contain the patch
         manifest = manifest.replace(repository=without_patch(manifest.repository))
     if values[_MESSAGE] is None and values[_RESULT] is not None:
         values[_MESSAGE] = message_in_result(_report_decoder.decode(values[_RESULT]).result)
