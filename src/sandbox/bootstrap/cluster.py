@@ -45,7 +45,7 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
     """Return the file with the server's certificate and key, and the certificate's fingerprint (SHA-256, hex).
 
     Creates the certificate if there is none. Workers compare the fingerprint, so nobody has to sign the certificate.
-    It does not expire within the life of a server.
+    The certificate does not expire within the lifetime of a server.
     """
     path = directory / "certificate.pem"
     if not path.exists():
@@ -72,11 +72,11 @@ def create_certificate(directory: Path) -> tuple[Path, str]:
 
 
 SLURM_VARIABLES = ("HOME", "LANG", "LOGNAME", "PATH", "USER")
-"""The variables of the server that workers on other hosts get: the user is the same there, but not the paths."""
+"""The environment variables that workers on other hosts get. The user is the same there, but other paths may differ."""
 
 
 def worker_environment(context: PlacementContext, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a worker, without its join token: no key and no secret is in it."""
+    """Return the environment of a worker, without its join token. It contains no key and no secret."""
     log, server, cluster = context.settings.log, context.settings.server, context.settings.cluster
     is_slurm = cluster.engine == "slurm"
     names = SLURM_VARIABLES if is_slurm else RUNNER_VARIABLES
@@ -110,7 +110,7 @@ def slurm_settings(section: SlurmSection) -> SlurmSettings:
 
 
 def has_task_ended(journals: Journals, task_id: str) -> bool:
-    """Return whether a task has ended or is gone. A task whose journal cannot be read now is not over."""
+    """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended."""
     try:
         task = journals.replay(task_id).task
     except FileNotFoundError:

@@ -51,13 +51,13 @@ class WorkerUnusableError(SandboxError):
 
 
 NODE_VARIABLE = "SLURMD_NODENAME"
-"""The environment variable with the name that Slurm uses for the host; only jobs of Slurm have it."""
+"""The environment variable with the name that Slurm uses for the host; only Slurm jobs have it."""
 
 
 def host_name(environment: Mapping[str, str]) -> str:
     """Return the name that the engine uses for this host.
 
-    It has no colon, which separates the placement from the host in the journal.
+    It has no colon, because a colon separates the placement from the host in the journal.
     """
     return (environment.get(NODE_VARIABLE) or gethostname()).replace(":", "-")
 
@@ -65,7 +65,7 @@ def host_name(environment: Mapping[str, str]) -> str:
 def choose_data_dir(data_dir: Path, environment: Mapping[str, str]) -> Path:
     """Return the directory for the files of this host's workers.
 
-    Hosts of Slurm may share the directory in the settings, so each host uses a subdirectory.
+    Slurm hosts may share the configured directory, so each host uses a subdirectory.
     Raises WorkerUnusableError.
     """
     if not (node := environment.get(NODE_VARIABLE)):
@@ -146,7 +146,7 @@ class RunnerSocketDirectory:
 
 @contextlib.contextmanager
 def _lifeline() -> Iterator[int]:
-    """Yield the reading end of a pipe. Its writing end is closed when the context or this process ends."""
+    """Yield the read end of a pipe. Its write end is closed when the context or this process ends."""
     reading, writing = os.pipe()
     try:
         yield reading

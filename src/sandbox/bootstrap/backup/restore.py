@@ -36,10 +36,10 @@ _TASK_FILE = re.compile(r"tasks/([^/]+)/(journal/records(?:\.gz)?|artifacts/([^/
 _NAME_BYTES_MAX = 255
 _READ_BYTES_MAX = 1024 * 1024
 _HEADER_BYTES_MAX = 64 * 1024
-"""Maximum size of all headers of one member. Those of a backup by Sandbox have less than 3 KiB."""
+"""Maximum total size of a member's headers. In a backup that Sandbox created, they take up less than 3 KiB."""
 
 _LISTED_BYTES_MIN = 100
-"""Minimum size of the entry of a file in the manifest, excluding the file's name."""
+"""Minimum size of a file's entry in the manifest, excluding the file's name."""
 
 _HOST_LOST_MESSAGE = (
     "The task was running when the backup was created; everything stored until then is included. Submit it again."

@@ -80,7 +80,7 @@ class Description:
 
 
 class _NotEmpty:
-    """Rejects empty text, for example from an unset shell variable: as a path, it would mean the current directory."""
+    """Rejects empty text, for example from an unset shell variable: an empty path would mean the current directory."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         """Make pydantic run the check. pydantic is imported here because only validation needs it."""
