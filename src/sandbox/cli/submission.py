@@ -100,7 +100,7 @@ def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:
     existing = error.existing_task
     if existing is None:
         raise error
-    task_id, state = escape_text(existing["id"]), escape_text(state_text(existing, is_terminal=sys.stderr.isatty()))
+    task_id, state = escape_text(existing["id"]), escape_text(state_text(existing, on_terminal=sys.stderr.isatty()))
     message = f"Error: Task {task_id} already exists and is {state}.\n  Show it:        sandbox task status {task_id}"
     fail(f"{message}\n  Use another id: add --id ID", ExitCode.CONFLICT)
 
@@ -172,8 +172,8 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
     if should_follow and options.format != "json":
         _print_allow_command(client, status)
     if code is not ExitCode.SUCCESS:
-        is_terminal = terminal_width(sys.stderr) is not None
-        fail(outcome_summary(status, ends_with_outcome=should_follow, is_terminal=is_terminal), code)
+        on_terminal = terminal_width(sys.stderr) is not None
+        fail(outcome_summary(status, ends_with_outcome=should_follow, on_terminal=on_terminal), code)
     if options.format != "json":
         click.echo(outcome_summary(status), err=True)
     return status
@@ -182,6 +182,6 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
 def _print_allow_command(client: Client, status: Task) -> None:
     """Print the command that allows the hosts that were refused while the task ran, if there are any."""
     _, refused = find_refused_connections(client, status)
-    if command := allow_command(status, refused, is_terminal=terminal_width(sys.stderr) is not None):
+    if command := allow_command(status, refused, on_terminal=terminal_width(sys.stderr) is not None):
         hosts = pluralize(len({each.host for each in refused}), "host")
         click.echo(f"  {hosts} refused. Allow in a new run:\n  {command}", err=True)

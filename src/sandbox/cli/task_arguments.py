@@ -182,7 +182,7 @@ def _begins_with(task_id: str, prefix: str) -> bool:
 def _fail_ambiguous(prefix: str, found: Sequence[TaskSummary], *, is_complete: bool) -> NoReturn:
     shown = found[:CANDIDATES_MAX]
     count = f"{len(found)} tasks" if is_complete else f"At least {len(found)} tasks"
-    states = [state_text(task, is_terminal=sys.stderr.isatty()) for task in shown]
+    states = [state_text(task, on_terminal=sys.stderr.isatty()) for task in shown]
     id_width, state_width = max(len(task["id"]) for task in shown), max(map(len, states))
     lines = [f"Error: {count} have an id that begins with {prefix!r}. Give more characters of one of them:"]
     for task, state in zip(shown, states, strict=True):

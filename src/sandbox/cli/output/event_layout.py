@@ -50,11 +50,11 @@ class EventLayout:
         """Print a new state and its message, wrapped in a separate column."""
         from rich.text import Text
 
-        style, is_terminal = STATE_STYLES.get(state, "bold"), self._console.is_terminal
-        shown, width = (format_state(state), _TERMINAL_STATE_CELLS) if is_terminal else (state, _STATE_CELLS)
+        style, on_terminal = STATE_STYLES.get(state, "bold"), self._console.is_terminal
+        shown, width = (format_state(state), _TERMINAL_STATE_CELLS) if on_terminal else (state, _STATE_CELLS)
         line = Text.assemble((self._time_column(event), "dim"), (f"{escape_text(shown):<{width}} ", style))
         indent, message_text = line.cell_len, Text(one_line(message))
-        wraps = is_terminal and bool(message)
+        wraps = on_terminal and bool(message)
         first, *others = (
             message_text.wrap(self._console, max(self._console.width - indent - 1, 20)) if wraps else [message_text]
         )

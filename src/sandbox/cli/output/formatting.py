@@ -66,21 +66,21 @@ def format_age(timestamp: str | None, now: datetime) -> str:
     return f"{seconds} s" if at else "-"
 
 
-def state_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
+def state_text(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     """Return a task's state; on a terminal, `failed, preserved` or `failed, released`, as in the dashboard.
 
     Without a terminal, the state is unchanged, because scripts read it. Older servers do not send `sandbox_kept` in
     lists.
     """
     state = str(task["state"])
-    return format_state(state, is_preserved=task.get("sandbox_kept") is not False) if is_terminal else state
+    return format_state(state, is_preserved=task.get("sandbox_kept") is not False) if on_terminal else state
 
 
 _CLAUSE_END = re.compile(r"[;.](?=\s)|[;.]$")
 _CLONE_PREFIX = re.compile(r"^Cannot clone \S+: (?=.)", re.DOTALL)
 
 
-def failure_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
+def failure_text(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     """Return why a task failed, for a table: on a terminal the cause, without the remedy and the repository's URL.
 
     Without a terminal, the output is for scripts: the code of the error, and whether the sandbox was released, which
@@ -89,7 +89,7 @@ def failure_text(task: Mapping[str, Any], *, is_terminal: bool) -> str:
     error = task["error"]
     if not error:
         return ""
-    if is_terminal:
+    if on_terminal:
         message = _CLONE_PREFIX.sub("Cannot clone: ", error["message"])
         return message[: end.start()] if (end := _CLAUSE_END.search(message)) else message
     is_released = task["state"] == TaskState.FAILED_PRESERVED and task.get("sandbox_kept") is False
@@ -152,16 +152,16 @@ def task_prompt(task: Mapping[str, Any]) -> str:
     return next((section["prompt"] for section in sections if isinstance(section.get("prompt"), str)), "")
 
 
-def next_commands(task: Mapping[str, Any], *, is_terminal: bool = False) -> list[tuple[str, str]]:
+def next_commands(task: Mapping[str, Any], *, on_terminal: bool = False) -> list[tuple[str, str]]:
     """Return the commands that are useful now, each with a label. On a terminal, generated ids are shortened."""
-    task_id = command_id(task, is_terminal=is_terminal)
+    task_id = command_id(task, on_terminal=on_terminal)
     return [(label, f"sandbox task {verb} {task_id}{rest}") for label, verb, rest in _next_commands(task)]
 
 
-def command_id(task: Mapping[str, Any], *, is_terminal: bool) -> str:
+def command_id(task: Mapping[str, Any], *, on_terminal: bool) -> str:
     """Return a task's id for a command that people copy, shortened on a terminal if it was generated."""
     task_id = escape_text(str(task.get("id") or task.get("task_id")))
-    is_shortened = is_terminal and GENERATED_ID_PATTERN.fullmatch(task_id)
+    is_shortened = on_terminal and GENERATED_ID_PATTERN.fullmatch(task_id)
     return task_id[:SHORT_ID_CHARACTERS] if is_shortened else task_id
 
 
@@ -213,7 +213,7 @@ _DEFAULT_PORTS = {80, 443}
 """The ports that an allowed host covers if it has no port."""
 
 
-def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection], *, is_terminal: bool = False) -> str:
+def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection], *, on_terminal: bool = False) -> str:
     """Return the command that runs the task again with the refused hosts allowed; empty if no host can be allowed."""
     hosts = dict.fromkeys(
         each.host if each.port in _DEFAULT_PORTS else f"{each.host}:{each.port}"
@@ -231,7 +231,7 @@ def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection],
         f"vm.allowed_hosts[{number}]={host}" for number, host in enumerate(islice(hosts, ALLOWED_HOSTS_MAX), listed)
     ]
     options = "".join(f" --set {shlex.quote(assignment)}" for assignment in assignments)
-    return f"sandbox task rerun {command_id(task, is_terminal=is_terminal)}{options}"
+    return f"sandbox task rerun {command_id(task, on_terminal=on_terminal)}{options}"
 
 
 def has_no_changes(task: Mapping[str, Any]) -> bool:
@@ -240,10 +240,10 @@ def has_no_changes(task: Mapping[str, Any]) -> bool:
     return diff is not None and not diff["files"]
 
 
-def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = False, is_terminal: bool = False) -> str:
+def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = False, on_terminal: bool = False) -> str:
     """Describe how a task ended and what to do next.
 
-    ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. is_terminal: list
+    ends_with_outcome: print how the task ended as one sentence in the last line, after the commands. on_terminal: list
     all commands that are useful now.
     """
     task_id, error = escape_text(str(status.get("id") or status.get("task_id"))), status.get("error")
@@ -255,11 +255,11 @@ def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = Fals
         message, code = str(error.get("message")), error.get("code")
         sentence = f"{' '.join(message.split()).removesuffix('.')}." if ends_with_outcome else f"{message} ({code})"
         outcome += f": {escape_text(sentence)}"
-        lines += _failure_commands(status, is_terminal=is_terminal)
+        lines += _failure_commands(status, on_terminal=on_terminal)
     else:
         outcome += "."
     if status.get("sandbox_kept"):
-        shown_id = command_id(status, is_terminal=is_terminal)
+        shown_id = command_id(status, on_terminal=on_terminal)
         lines += [
             "  Its sandbox is preserved.",
             f"  Open a shell:      sandbox task shell {shown_id}",
@@ -268,10 +268,10 @@ def outcome_summary(status: Mapping[str, Any], *, ends_with_outcome: bool = Fals
     return "\n".join([*lines, outcome] if ends_with_outcome else [outcome, *lines])
 
 
-def _failure_commands(status: Mapping[str, Any], *, is_terminal: bool) -> list[str]:
-    if not is_terminal:
-        return [f"  See what happened: sandbox task logs {command_id(status, is_terminal=False)}"]
-    commands = next_commands(status, is_terminal=True)
+def _failure_commands(status: Mapping[str, Any], *, on_terminal: bool) -> list[str]:
+    if not on_terminal:
+        return [f"  See what happened: sandbox task logs {command_id(status, on_terminal=False)}"]
+    commands = next_commands(status, on_terminal=True)
     return [f"  {label + ':':<18} {command}" for label, command in commands]
 
 

@@ -69,8 +69,8 @@ def test_next_commands_depend_on_the_outcome(changes, commands):
 def test_generated_ids_in_commands_are_shortened_on_a_terminal():
     task = {**TASK, "diff": DIFF}
     assert formatting.next_commands(task)[0] == ("Diff", f"sandbox task diff {TASK['id']}")
-    assert formatting.next_commands(task, is_terminal=True)[0] == ("Diff", "sandbox task diff 3f2c1d7e")
-    chosen = formatting.next_commands({**task, "id": "x" * 60}, is_terminal=True)
+    assert formatting.next_commands(task, on_terminal=True)[0] == ("Diff", "sandbox task diff 3f2c1d7e")
+    chosen = formatting.next_commands({**task, "id": "x" * 60}, on_terminal=True)
     assert chosen[0] == ("Diff", f"sandbox task diff {'x' * 60}")
 
 

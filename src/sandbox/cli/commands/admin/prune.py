@@ -85,7 +85,7 @@ def prune(
         return
     for task in result["tasks"]:
         size = format_size(task["size_bytes"])
-        state = state_text(task, is_terminal=sys.stdout.isatty())
+        state = state_text(task, on_terminal=sys.stdout.isatty())
         click.echo(escape_text(f"{task['id']}  {state}  {task['finished_at']}  {size}"))
     verb, size = "Would remove" if dry_run else "Removed", format_size(result["total_size_bytes"])
     is_limited = any(limit is not None for limit in limits.values())

@@ -63,7 +63,7 @@ def _confirm(status: Task) -> None:
 
 
 def _fail_ended(status: Task) -> NoReturn:
-    summary = outcome_summary(status, is_terminal=terminal_width(sys.stderr) is not None)
+    summary = outcome_summary(status, on_terminal=terminal_width(sys.stderr) is not None)
     fail(f"The task had already ended. {summary}", ExitCode.CONFLICT)
 
 

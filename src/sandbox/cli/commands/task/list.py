@@ -192,15 +192,15 @@ def list_tasks(
 
 def _print_tasks(tasks: Sequence[TaskSummary], options: CliOptions, *, shows_whole_ids: bool) -> None:
     console = stdout_console(has_color=options.has_color)
-    is_terminal, has_border = console.is_terminal, options.format == "table"
+    on_terminal, has_border = console.is_terminal, options.format == "table"
     columns: Sequence[str] = _COLUMNS
-    ids = shorten_ids(task["id"] for task in tasks) if is_terminal and not shows_whole_ids else {}
-    rows = [_cells(task, ids.get(task["id"], task["id"]), is_terminal=is_terminal) for task in tasks]
-    if is_terminal and (repository := _common_repository(tasks)):
+    ids = shorten_ids(task["id"] for task in tasks) if on_terminal and not shows_whole_ids else {}
+    rows = [_cells(task, ids.get(task["id"], task["id"]), on_terminal=on_terminal) for task in tasks]
+    if on_terminal and (repository := _common_repository(tasks)):
         columns = [name for name in columns if name != "REPOSITORY"]
         console.print(cell(f"Repository: {repository}", "dim"), soft_wrap=True)
     reasons: list[str] = []
-    if is_terminal and not has_border and not _fits(console, columns, rows):
+    if on_terminal and not has_border and not _fits(console, columns, rows):
         columns = [name for name in columns if name != "REASON"]
         reasons = [row["REASON"].plain for row in rows]
     print_table(
@@ -237,12 +237,12 @@ def _all_pages(client: Client, first_page: TaskPage, query: dict[str, Any]) -> T
     return {**first_page, "tasks": tasks, "limit": len(tasks), "offset": 0, "has_more": False, "next_cursor": None}
 
 
-def _cells(task: TaskSummary, shown_id: str, *, is_terminal: bool) -> dict[str, Text]:
+def _cells(task: TaskSummary, shown_id: str, *, on_terminal: bool) -> dict[str, Text]:
     """Return the cells of a task, keyed by column."""
-    mark = _relation_mark(task) if is_terminal else ""
+    mark = _relation_mark(task) if on_terminal else ""
     return {
         "ID": cell(shown_id),
-        "STATE": cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
+        "STATE": cell(state_text(task, on_terminal=on_terminal), STATE_STYLES.get(task["state"], "")),
         "AGE": cell(format_age(task["created_at"], datetime.now(UTC))),
         "NAME": cell(f"{mark} {task['name']}" if mark else task["name"]),
         "REPOSITORY": cell(_short_repository(task)),
@@ -250,7 +250,7 @@ def _cells(task: TaskSummary, shown_id: str, *, is_terminal: bool) -> dict[str, 
         "DURATION": cell(task_duration(task)),
         "COST": cell(_cost(task)),
         "LABELS": cell(",".join(f"{key}={value}" for key, value in task["labels"].items())),
-        "REASON": cell(failure_text(task, is_terminal=is_terminal)),
+        "REASON": cell(failure_text(task, on_terminal=on_terminal)),
     }
 
 

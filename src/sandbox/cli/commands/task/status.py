@@ -94,7 +94,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
         _show(client, task, options)
         return
     console = stdout_console(has_color=options.has_color)
-    _print_rows(((label, value) for label, value in _rows(task, is_terminal=True) if label in _STATIC_ROWS), console)
+    _print_rows(((label, value) for label, value in _rows(task, on_terminal=True) if label in _STATIC_ROWS), console)
     console.print()
     reason = PendingReasonPoller(options, task_id)
     print_events(
@@ -106,7 +106,7 @@ def _watch(client: Client, task_id: str, options: CliOptions) -> None:
     )
     task = client.status(task_id)
     if task["state"] in FINAL_STATES:
-        click.echo(outcome_summary(task, ends_with_outcome=True, is_terminal=terminal_width(sys.stdout) is not None))
+        click.echo(outcome_summary(task, ends_with_outcome=True, on_terminal=terminal_width(sys.stdout) is not None))
 
 
 def _events_with_history(client: Client, task_id: str) -> Iterator[Mapping[str, Any]]:
@@ -129,9 +129,9 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     results = list(_result_rows(task, chain_patch_size(client, task)))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
-    rows = list(_rows(task, is_terminal=console.is_terminal))
-    rows += _refused_connection_rows(task, refused_count, refused, is_terminal=console.is_terminal)
-    commands = list(_command_rows(task, is_terminal=console.is_terminal))
+    rows = list(_rows(task, on_terminal=console.is_terminal))
+    rows += _refused_connection_rows(task, refused_count, refused, on_terminal=console.is_terminal)
+    commands = list(_command_rows(task, on_terminal=console.is_terminal))
     if not console.is_terminal:
         _print_rows([*rows, *results, *commands], console, state_style)
         return
@@ -145,11 +145,11 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     _print_rows(commands, console)
 
 
-def _command_rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
+def _command_rows(task: Task, *, on_terminal: bool) -> Iterator[tuple[str, str]]:
     """Yield the commands that are useful now."""
-    yield from next_commands(task, is_terminal=is_terminal)
+    yield from next_commands(task, on_terminal=on_terminal)
     if task.get("sandbox_kept"):
-        shown_id = command_id(task, is_terminal=is_terminal)
+        shown_id = command_id(task, on_terminal=on_terminal)
         yield "Shell", f"sandbox task shell {shown_id}"
         yield "Release it", f"sandbox task release {shown_id}"
 
@@ -210,13 +210,13 @@ def _message_lines(message: str, width_left: int | None) -> list[str]:
     return lines if len(lines) <= _MESSAGE_LINES_MAX else [*lines[: _MESSAGE_LINES_MAX - 1], "…"]
 
 
-def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
+def _rows(task: Task, *, on_terminal: bool) -> Iterator[tuple[str, str]]:
     yield "Task", task["id"]
     yield "Name", escape_name(task["name"])
     yield from _prompt_row(task)
     error_message = task["error"]["message"] if task["error"] else None
     message = task["state_message"] if task["state_message"] != error_message else ""
-    yield "State", f"{state_text(task, is_terminal=is_terminal)}  {message or ''}".rstrip()
+    yield "State", f"{state_text(task, on_terminal=on_terminal)}  {message or ''}".rstrip()
     if task["labels"]:
         yield "Labels", escape_name(", ".join(f"{key}={value}" for key, value in task["labels"].items()))
     yield from _repository_row(task)
@@ -233,7 +233,7 @@ def _rows(task: Task, *, is_terminal: bool) -> Iterator[tuple[str, str]]:
         yield "Finished", format_datetime(task["finished_at"]) + (f"  after {elapsed}" if elapsed else "")
     if task["vm_name"] and task["vm"]:
         runtime_details = [str(task["vm"][key]) for key in ("runtime", "tier", "profile") if task["vm"].get(key)]
-        if not is_terminal and task["state"] == "failed_preserved" and "sandbox_kept" in task:
+        if not on_terminal and task["state"] == "failed_preserved" and "sandbox_kept" in task:
             # On a terminal, the state contains this word.
             runtime_details.append("preserved" if task["sandbox_kept"] else "released")
         yield "Sandbox", " · ".join(dict.fromkeys(runtime_details))  # gvisor is the name of both a runtime and a tier
@@ -262,7 +262,7 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
 
 
 def _refused_connection_rows(
-    task: Task, count: int, refused: Counter[RefusedConnection], *, is_terminal: bool
+    task: Task, count: int, refused: Counter[RefusedConnection], *, on_terminal: bool
 ) -> Iterator[tuple[str, str]]:
     """Yield the refused hosts for each reason, and the command that allows them."""
     if not count:
@@ -275,9 +275,9 @@ def _refused_connection_rows(
         others -= hosts.total()
         yield "Refused", f"{_refused_text(hosts)}: {reason}"
     if others > 0:
-        shown_id = command_id(task, is_terminal=is_terminal)
+        shown_id = command_id(task, on_terminal=on_terminal)
         yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {shown_id} --stream events"
-    if command := allow_command(task, refused, is_terminal=is_terminal):
+    if command := allow_command(task, refused, on_terminal=on_terminal):
         yield "Allow", command
 
 

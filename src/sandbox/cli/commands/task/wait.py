@@ -38,10 +38,10 @@ def wait(task_id: str, timeout_seconds: int | None) -> None:
     if options.format == "json":
         print_json(status)
     else:
-        click.echo(escape_text(state_text(status, is_terminal=sys.stdout.isatty())))
+        click.echo(escape_text(state_text(status, on_terminal=sys.stdout.isatty())))
     if status["state"] not in FINAL_STATES:
         message = f"Task {task_id} has not ended within {format_duration(timeout_seconds or 0)}; it continues."
         fail(escape_text(message), ExitCode.WAIT_TIMEOUT)
     code = exit_code_for_state(status["state"])
     if code is not ExitCode.SUCCESS:
-        fail(outcome_summary(status, is_terminal=terminal_width(sys.stderr) is not None), code)
+        fail(outcome_summary(status, on_terminal=terminal_width(sys.stderr) is not None), code)

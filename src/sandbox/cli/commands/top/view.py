@@ -223,7 +223,7 @@ class TopView:
         task = self.selected_task
         if task is None or self.is_help_open:
             return []
-        activity = task["error"]["message"] if task["error"] else _current_activity(task, is_terminal=True)
+        activity = task["error"]["message"] if task["error"] else _current_activity(task, on_terminal=True)
         lines = wrap_text(f"{one_line(task['name'])}: {one_line(activity)}", width)
         if len(lines) > _DETAIL_LINES:
             lines = [*lines[: _DETAIL_LINES - 1], f"{lines[_DETAIL_LINES - 1]}…"]
@@ -264,27 +264,27 @@ def _fit_rows(rows: list[list[Text]], width: int) -> tuple[Sequence[str], Sequen
     return columns, fitted
 
 
-def task_row(task: TaskSummary, now: datetime, *, is_terminal: bool = True, shown_id: str | None = None) -> list[Text]:
+def task_row(task: TaskSummary, now: datetime, *, on_terminal: bool = True, shown_id: str | None = None) -> list[Text]:
     """Return the cells of one task. shown_id: the shortened id; None for the whole id."""
     progress = task["progress"]
     tokens = progress["input_tokens"] + progress["output_tokens"]
     return [
         cell(task["id"] if shown_id is None else shown_id),
-        cell(state_text(task, is_terminal=is_terminal), STATE_STYLES.get(task["state"], "")),
+        cell(state_text(task, on_terminal=on_terminal), STATE_STYLES.get(task["state"], "")),
         cell(format_age(task["created_at"], now)),
         cell(str(progress["turns"] or "")),
         cell(f"{tokens:,}" if tokens else ""),
         cell(format_cost(progress["cost_usd"]) if progress["cost_usd"] else ""),
-        cell(_current_activity(task, is_terminal=is_terminal)),
+        cell(_current_activity(task, on_terminal=on_terminal)),
         cell(task["name"]),
     ]
 
 
-def _current_activity(task: TaskSummary, *, is_terminal: bool) -> str:
+def _current_activity(task: TaskSummary, *, on_terminal: bool) -> str:
     """Return what the task is doing, or how it ended."""
     if task["state"] in FINAL_STATES:
         if task["error"]:
-            return failure_text(task, is_terminal=is_terminal)
+            return failure_text(task, on_terminal=on_terminal)
         elapsed = task_duration(task) or format_elapsed(task["started_at"], task["finished_at"])
         return f"took {elapsed}" if elapsed else ""
     return current_activity(task["progress"]) or task["state_message"]
@@ -325,7 +325,7 @@ def _counts_line(snapshot: Snapshot) -> Text:
 
 def table_rows(tasks: Sequence[TaskSummary], now: datetime) -> list[list[Text]]:
     """Return the rows of all tasks, for output without a screen."""
-    return [task_row(task, now, is_terminal=False) for task in tasks]
+    return [task_row(task, now, on_terminal=False) for task in tasks]
 
 
 UNFINISHED_MAX = 500
