@@ -427,7 +427,7 @@ class FollowUp(StrEnum):
     RETRY = "retry"
 
 
-class AttemptEnded(_EventBase, frozen=True, tag="attempt_ended"):
+class AttemptSuperseded(_EventBase, frozen=True, tag="attempt_ended"):
     """A failed attempt was torn down completely; another attempt may start."""
 
 
@@ -489,7 +489,7 @@ Event = (
     | ErrorReported
     | CancelRequested
     | AttemptFailed
-    | AttemptEnded
+    | AttemptSuperseded
     | FollowUpSkipped
     | AgentExited
     | ArtifactCollected

@@ -17,8 +17,8 @@ from sandbox.model.errors import SandboxError, error_reason
 from sandbox.model.events import (
     AgentExited,
     AgentResult,
-    AttemptEnded,
     AttemptStarted,
+    AttemptSuperseded,
     ErrorReported,
     FollowUp,
     FollowUpSkipped,
@@ -134,7 +134,7 @@ class AttemptEnding:
             return False
         if next_follow_up(attempt.task) is not follow_up:  # cancelled in the meantime
             return False
-        attempt.recorder.record(AttemptEnded())
+        attempt.recorder.record(AttemptSuperseded())
         return True
 
     async def _require_resumable(self, driver: AgentDriver) -> None:

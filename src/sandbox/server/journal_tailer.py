@@ -29,7 +29,7 @@ _POLL_SLOWDOWN_MAX = 10
 _UNKNOWN_WRITER_MESSAGE = "The runner's host does not respond; the task's current state is unknown."
 _log = logging.getLogger(__name__)
 _INDEXED_IMMEDIATELY = (
-    *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptEnded),
+    *(e.AttemptStarted, e.AgentExited, e.AttemptFailed, e.AttemptSuperseded),
     *(e.CancelRequested, e.Progress),
 )
 """Events that are indexed immediately.

@@ -9,9 +9,9 @@ from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Recorder
 from sandbox.interfaces.placement import FinishAttempt, ReservedHost, RunAttempt, RunnerNotStartedError
 from sandbox.model.events import (
-    AttemptEnded,
     AttemptFailed,
     AttemptStarted,
+    AttemptSuperseded,
     FollowUp,
     FollowUpSkipped,
     TaskFinished,
@@ -202,7 +202,7 @@ def end_lost_attempt(recorder: Recorder, code: FailureCode) -> None:
         recorder.record(failure_event(task, failure))
     while (follow_up := next_follow_up(recorder.task)) is not None:
         if follow_up is not FollowUp.RESUME:
-            recorder.record(AttemptEnded())
+            recorder.record(AttemptSuperseded())
             return
         recorder.record(FollowUpSkipped(follow_up, "The disk of the attempt was lost."))
     end_without_follow_up(recorder, failure)

@@ -19,9 +19,9 @@ from sandbox.interfaces.runtime import ExitStatus
 from sandbox.interfaces.store import IndexedTask
 from sandbox.model.events import (
     AgentStarted,
-    AttemptEnded,
     AttemptFailed,
     AttemptStarted,
+    AttemptSuperseded,
     CancelRequested,
     FollowUpSkipped,
     Output,
@@ -75,7 +75,7 @@ async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(ma
     await harness.run()
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
-    assert isinstance(harness.events(object)[-1], AttemptEnded)
+    assert isinstance(harness.events(object)[-1], AttemptSuperseded)
     assert harness.script.calls[-1] == "destroy"
     assert (remaining_files(harness), harness.artifacts) == (set(), set())
 
@@ -203,7 +203,7 @@ async def test_retry_is_skipped_when_the_sandbox_cannot_be_destroyed(make_harnes
     [skipped] = harness.events(FollowUpSkipped)
     assert (skipped.follow_up, skipped.reason) == ("retry", "It does not end.")
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "agent_failed")
-    assert harness.events(AttemptEnded) == []
+    assert harness.events(AttemptSuperseded) == []
     assert "task-1.patch" in harness.artifacts
 
 

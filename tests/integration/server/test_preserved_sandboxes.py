@@ -15,7 +15,7 @@ from sandbox.interfaces.journal import Liveness
 from sandbox.interfaces.placement import HostUnreachableError, OpenTerminal, RunnerUnreachableError
 from sandbox.interfaces.tasks import SandboxNotPreservedError, TaskNotFoundError, UnavailableError
 from sandbox.interfaces.terminals import TerminalRefusedError
-from sandbox.model.events import AgentExited, AttemptEnded, TaskFinished
+from sandbox.model.events import AgentExited, AttemptSuperseded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
@@ -71,7 +71,7 @@ async def lose_before_disk_takeover(components, service):
     preserved = files(components, components.placement.orders[0])
     preserved.workspace.mkdir(parents=True)
     preserved.runner_log.write_text("log")
-    components.placement.record("task-1", *TO_RUNNING, LOST, AttemptEnded())
+    components.placement.record("task-1", *TO_RUNNING, LOST, AttemptSuperseded())
     async with asyncio.timeout(30):
         while not (await service.status("task-1")).state.is_final:
             if "task-1" in components.placement.recorders:

@@ -15,7 +15,7 @@ from sandbox.interfaces.placement import (
     ReservedHost,
     RunAttempt,
 )
-from sandbox.model.events import AgentExited, AttemptEnded, AttemptStarted, FollowUp, FollowUpSkipped
+from sandbox.model.events import AgentExited, AttemptStarted, AttemptSuperseded, FollowUp, FollowUpSkipped
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.task_state import TaskState
 
@@ -162,7 +162,7 @@ async def test_attempt_that_would_take_over_a_lost_disk_ends_the_task(components
         await service.submit(manifest(lifecycle={"resume": True}))
         await components.wait_for_launch("task-1")
         allocator.is_ready = False
-        components.placement.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptEnded())
+        components.placement.record("task-1", *TO_RUNNING, LOST_AGENT, AttemptSuperseded())
         components.placement.kill("task-1")
         await wait_for_message(service, "Waiting for a host: All hosts are busy.")
         allocator.failure_code = FailureCode.HOST_LOST

@@ -64,7 +64,11 @@ def test_durable_events_are_flushed(recorder_of_running_task, monkeypatch, event
 def test_start_of_a_later_attempt_is_flushed_although_the_state_is_unchanged(tmp_path, monkeypatch):
     writer = FileJournals(tmp_path).create("task-1")
     recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
-    for event in (*TO_RUNNING[:2], e.AttemptFailed(Failure(FailureCode.SANDBOX_LOST, "restarted")), e.AttemptEnded()):
+    for event in (
+        *TO_RUNNING[:2],
+        e.AttemptFailed(Failure(FailureCode.SANDBOX_LOST, "restarted")),
+        e.AttemptSuperseded(),
+    ):
         recorder.record(event)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
@@ -80,7 +84,7 @@ def test_start_of_a_later_agent_is_flushed_although_the_state_is_unchanged(tmp_p
     again = e.AttemptStarted("lkjihgfedcba", "bubblewrap", "here")
     writer = FileJournals(tmp_path).create("task-1")
     recorder = JournalRecorder(writer, None, lambda: TIMESTAMP)
-    for event in (retried, *start, failed, e.AttemptEnded(), again, *start[1:3]):
+    for event in (retried, *start, failed, e.AttemptSuperseded(), again, *start[1:3]):
         recorder.record(event)
     flushed = []
     monkeypatch.setattr(os, "fdatasync", flushed.append)
