@@ -24,6 +24,7 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
     EndedTasks,
+    EndTask,
     Fenced,
     FindEndedTasks,
     FirstMessage,
@@ -34,7 +35,6 @@ from sandbox.interfaces.worker_messages import (
     ReceiveRecords,
     Records,
     RecordsReceived,
-    ReleaseTask,
     RunnerLog,
     ServerCall,
     ServerMessage,
@@ -147,7 +147,7 @@ class ServerSession:
         """Wait until the task is over and nothing is kept; then remove its files, and send `WorkDone`."""
         while True:
             with self._local_files():
-                if self._worker_task.is_released and self.has_copied_all and await self._worker_task.is_done():
+                if self._worker_task.has_task_ended and self.has_copied_all and await self._worker_task.is_done():
                     break
             await asyncio.sleep(_POLL_SECONDS)
         for layout in self._worker_task.layout.attempts():
@@ -175,8 +175,8 @@ class ServerSession:
                     self._start(self._answer_call(message))
                 case OpenStream():
                     self._start(self._serve_stream(message))
-                case ReleaseTask():
-                    self._worker_task.mark_released()
+                case EndTask():
+                    self._worker_task.mark_task_ended()
                 case Fenced():
                     raise FencedError(message.reason)
                 case None if self._is_done:
@@ -304,7 +304,7 @@ class ServerSession:
             return False
         self._worker_task.failures.clear()
         if isinstance(batch.records[-1].event, TaskFinished):
-            self._worker_task.mark_released()
+            self._worker_task.mark_task_ended()
         return True
 
     async def _read_batch(self, offset: int) -> RecordBatch | None:

@@ -151,7 +151,7 @@ class WorkerTask:
     """The worker's task on this host.
 
     launches: the number of launches that have begun.
-    is_released: the server needs no other attempt of the task on this host.
+    has_task_ended: the server needs no other attempt of the task on this host.
     failures: the errors of this host's own files.
     """
 
@@ -178,7 +178,7 @@ class WorkerTask:
         self._sockets = sockets
         self._remove = remove
         self.launches = 0
-        self.is_released = False
+        self.has_task_ended = False
         self.failures = HostFailures()
         self._launching_count = 0
         self._launching: set[asyncio.Task[int]] = set()
@@ -213,9 +213,9 @@ class WorkerTask:
             case _:
                 return await asyncio.to_thread(self._check_files, request)
 
-    def mark_released(self) -> None:
-        """Remember that the server has the last record of the task or has released the task."""
-        self.is_released = True
+    def mark_task_ended(self) -> None:
+        """Remember that the server has the last record of the task or that it has ended the task."""
+        self.has_task_ended = True
 
     async def kill(self) -> bool:
         """Kill the runner that holds the journal's lock. Raises OSError."""

@@ -228,11 +228,11 @@ async def test_worker_copies_the_records_and_exits_with_the_task(server, start):
     assert (len(log), log[-4:]) == (2**20, b"\0end")
 
 
-async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_is_released(server, start):
+async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_has_ended(server, start):
     worker = await start()
     await worker.session()
     await worker.wait_for_liveness(Liveness.FREE)
-    server.jobs.release("task-1")
+    server.jobs.end_task("task-1")
     assert await worker.exit_code() == EXIT_DONE
 
 

@@ -119,7 +119,7 @@ class JobSession(Protocol):
         """Whether a runner holds the journal's lock. Thread-safe."""
         ...
 
-    def release(self) -> None:
+    def end_task(self) -> None:
         """Notify the worker that the task has ended."""
         ...
 
@@ -144,7 +144,7 @@ class Job:
         self.reason = "The job is being submitted."
         self._not_before = now
         self.claimed_at = now
-        self.is_released = False
+        self.has_task_ended = False
         self._changed = asyncio.Event()
 
     @property
@@ -210,11 +210,11 @@ class Job:
         """Do not submit the job before this time has passed."""
         self._not_before, self.reason = time.monotonic() + seconds, reason
 
-    def mark_released(self) -> None:
+    def mark_task_ended(self) -> None:
         """Record that the task has ended, and notify the worker."""
-        self.is_released = True
+        self.has_task_ended = True
         if self.session is not None:
-            self.session.release()
+            self.session.end_task()
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
         """Set what the engine reported; None if it does not respond."""
@@ -377,14 +377,14 @@ class Jobs:
         self._withdraw(job)
         self._store.save(job.stored)
 
-    def release(self, task_id: str) -> None:
+    def end_task(self, task_id: str) -> None:
         """Allow the workers of a finished task to exit once nothing is preserved. Raises OSError.
 
         A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.
         """
         self._losses.pop(task_id, None)
         for job in [each for each in self._jobs.values() if each.stored.task_id == task_id]:
-            job.mark_released()
+            job.mark_task_ended()
             if job.is_claimed and not job.stored.is_given_up:
                 continue
             if not job.stored.is_given_up:
@@ -395,7 +395,7 @@ class Jobs:
     def remove(self, job: Job) -> None:
         """Forget a job whose worker has nothing left to do. Raises OSError."""
         self._store.remove(job.stored)
-        if job.is_released:
+        if job.has_task_ended:
             self._losses.pop(job.stored.task_id, None)
         self._jobs.pop(job.stored.attempt_id, None)
         for attempt_id in job.stored.attempt_ids:
@@ -506,7 +506,7 @@ class Jobs:
         if job.session is not None:
             job.session.close()
         self._withdraw(job)
-        if job.is_released:
+        if job.has_task_ended:
             self.remove(job)
 
     def _withdraw(self, job: Job) -> None:

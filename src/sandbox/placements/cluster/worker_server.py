@@ -34,6 +34,7 @@ from sandbox.interfaces.worker_messages import (
     Claim,
     Claimed,
     EndedTasks,
+    EndTask,
     Fenced,
     FindEndedTasks,
     FirstMessage,
@@ -43,7 +44,6 @@ from sandbox.interfaces.worker_messages import (
     OpenStream,
     Records,
     RecordsReceived,
-    ReleaseTask,
     Request,
     RunnerLog,
     ServerCall,
@@ -128,9 +128,9 @@ class WorkerSession:
         if not self._writer.is_closing():
             self._writer.write(encode_message(message))
 
-    def release(self) -> None:
+    def end_task(self) -> None:
         """Notify the worker that the task has ended."""
-        self.send(ReleaseTask())
+        self.send(EndTask())
 
     def close(self) -> None:
         """Close the connection, end its uploads, and fail everything that waits for it."""
@@ -422,8 +422,8 @@ class WorkerServer:
         job.connect(session)
         self._sessions[session] = job
         session.send(Claimed(session.key, task_id, job.stored.lease_seconds, copied_end_offset))
-        if job.is_released:
-            session.release()
+        if job.has_task_ended:
+            session.end_task()
         try:
             while job.session is session and await self._serve_message(job, session, reader):
                 with contextlib.suppress(ConnectionError):  # messages that have already arrived are still read
@@ -460,7 +460,7 @@ class WorkerServer:
             case RunnerLog():
                 await self._receive_log(job, message)
             case WorkDone():
-                if not job.is_released and not await asyncio.to_thread(self._has_task_ended, job.stored.task_id):
+                if not job.has_task_ended and not await asyncio.to_thread(self._has_task_ended, job.stored.task_id):
                     raise InvalidMessageError("the task has not ended")
                 self._jobs.remove(job)
                 return False

@@ -380,7 +380,7 @@ async def test_lock_is_free_only_after_the_last_record(server, job):
 
 
 async def test_worker_receives_the_tasks_that_have_ended(server, job):
-    server.jobs.release("task-1")
+    server.jobs.end_task("task-1")
     other = await server.submit("task-2")
     async with server.connect(server.claim(other), FindEndedTasks(("task-1", "task-2", "task-3"))) as client:
         assert isinstance(await client.read(), Claimed)
