@@ -30,7 +30,7 @@ from sandbox.cli.output.formatting import (
     state_text,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import find_refused_connections
+from sandbox.cli.output.log_parser import find_denied_connections
 from sandbox.cli.output.text import escape_text, terminal_width
 from sandbox.model.manifest.overrides import Override, OverrideError
 
@@ -181,7 +181,7 @@ def wait_for_end(client: Client, task_id: str, options: CliOptions, *, should_fo
 
 def _print_allow_command(client: Client, status: Task) -> None:
     """Print the command that allows the hosts that were refused while the task ran, if there are any."""
-    _, refused = find_refused_connections(client, status)
-    if command := allow_command(status, refused, on_terminal=terminal_width(sys.stderr) is not None):
-        hosts = pluralize(len({each.host for each in refused}), "host")
+    _, denied = find_denied_connections(client, status)
+    if command := allow_command(status, denied, on_terminal=terminal_width(sys.stderr) is not None):
+        hosts = pluralize(len({each.host for each in denied}), "host")
         click.echo(f"  {hosts} refused. Allow in a new run:\n  {command}", err=True)

@@ -196,7 +196,7 @@ def _rerun_options(task: Mapping[str, Any]) -> str:
     return f" --set {field}={value or '…'}" if field else ""
 
 
-class RefusedConnection(NamedTuple):
+class DeniedConnection(NamedTuple):
     """A connection that the sandbox tried to make and that was refused."""
 
     host: str
@@ -213,11 +213,11 @@ _DEFAULT_PORTS = {80, 443}
 """The ports that an allowed host covers if it has no port."""
 
 
-def allow_command(task: Mapping[str, Any], refused: Iterable[RefusedConnection], *, on_terminal: bool = False) -> str:
+def allow_command(task: Mapping[str, Any], denied: Iterable[DeniedConnection], *, on_terminal: bool = False) -> str:
     """Return the command that runs the task again with the refused hosts allowed; empty if no host can be allowed."""
     hosts = dict.fromkeys(
         each.host if each.port in _DEFAULT_PORTS else f"{each.host}:{each.port}"
-        for each in refused
+        for each in denied
         if _HOST_NAME.fullmatch(each.host) and _MANIFEST_REASON.match(each.reason)
     )
     if not hosts:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.event_printer import MODEL_HOST
-from sandbox.cli.output.formatting import RefusedConnection
+from sandbox.cli.output.formatting import DeniedConnection
 from sandbox.model.wire.event_bodies import CONVERSATION_TYPES
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _parse_event_line(content: bytes) -> Iterator[Mapping[str, Any]]:
         yield parse_event(content)
 
 
-def find_refused_connections(client: Client, task: Task) -> tuple[int, Counter[RefusedConnection]]:
+def find_denied_connections(client: Client, task: Task) -> tuple[int, Counter[DeniedConnection]]:
     """Return the number of a task's refused connections, and how often the log contains each of them.
 
     The status also counts refused model requests, which are not connections. If the log is unavailable, they are
@@ -62,7 +62,7 @@ def find_refused_connections(client: Client, task: Task) -> tuple[int, Counter[R
     """
     from sandbox.client import ClientError
 
-    count, refused = task["progress"].get("egress_denied") or 0, Counter[RefusedConnection]()
+    count, denied = task["progress"].get("egress_denied") or 0, Counter[DeniedConnection]()
     if count:
         with suppress(ClientError):
             for event in parse_log_events(client.logs(task["id"], stream="events"), task["id"]):
@@ -71,8 +71,8 @@ def find_refused_connections(client: Client, task: Task) -> tuple[int, Counter[R
                 if event["host"] == MODEL_HOST:
                     count -= 1
                 else:
-                    refused[RefusedConnection(event["host"], event["port"], event["reason"])] += 1
-    return max(count, 0), refused
+                    denied[DeniedConnection(event["host"], event["port"], event["reason"])] += 1
+    return max(count, 0), denied
 
 
 def mark_parsed_lines(events: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:

@@ -125,11 +125,11 @@ NOT_LISTED_REASON = "vm.allowed_hosts does not list it."
 )
 def test_command_allows_the_refused_hosts_that_a_manifest_can_allow(vm, refused, options):
     task = {"id": "fix-42", "definition": {"vm": vm}}
-    command = formatting.allow_command(task, [formatting.RefusedConnection(*each) for each in refused])
+    command = formatting.allow_command(task, [formatting.DeniedConnection(*each) for each in refused])
     assert command == (f"sandbox task rerun fix-42 {options}" if options else "")
 
 
 def test_command_that_allows_hosts_is_bounded():
-    refused = [formatting.RefusedConnection(f"host-{number}.org", 443, NOT_LISTED_REASON) for number in range(1000)]
+    refused = [formatting.DeniedConnection(f"host-{number}.org", 443, NOT_LISTED_REASON) for number in range(1000)]
     command = formatting.allow_command({"id": "a", "definition": {}}, refused)
     assert command.count("vm.allowed_hosts[") == formatting.ALLOWED_HOSTS_MAX

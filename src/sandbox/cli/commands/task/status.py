@@ -17,7 +17,7 @@ from sandbox.cli.options import CliOptions, common_options, current_options
 from sandbox.cli.output.console import stdout_console
 from sandbox.cli.output.event_printer import STATE_STYLES, STATES, PendingReasonPoller, print_events
 from sandbox.cli.output.formatting import (
-    RefusedConnection,
+    DeniedConnection,
     allow_command,
     changes_summary,
     command_id,
@@ -32,7 +32,7 @@ from sandbox.cli.output.formatting import (
     task_prompt,
 )
 from sandbox.cli.output.json_output import print_json, print_json_lines
-from sandbox.cli.output.log_parser import find_refused_connections, parse_log_events
+from sandbox.cli.output.log_parser import find_denied_connections, parse_log_events
 from sandbox.cli.output.text import escape_name, terminal_width, wrap_text
 from sandbox.cli.task_arguments import task_argument
 from sandbox.model.formatting import format_cost, format_duration
@@ -125,12 +125,12 @@ def _show(client: Client, task: Task, options: CliOptions) -> None:
     if options.format == "json":
         print_json(task)
         return
-    refused_count, refused = find_refused_connections(client, task)
+    denied_count, denied = find_denied_connections(client, task)
     results = list(_result_rows(task, chain_patch_size(client, task)))
     console = stdout_console(has_color=options.has_color)
     state_style = STATE_STYLES.get(task["state"], "")
     rows = list(_rows(task, on_terminal=console.is_terminal))
-    rows += _refused_connection_rows(task, refused_count, refused, on_terminal=console.is_terminal)
+    rows += _denied_connection_rows(task, denied_count, denied, on_terminal=console.is_terminal)
     commands = list(_command_rows(task, on_terminal=console.is_terminal))
     if not console.is_terminal:
         _print_rows([*rows, *results, *commands], console, state_style)
@@ -261,14 +261,14 @@ def _attempt_rows(task: Task) -> Iterator[tuple[str, str]]:
         yield f"Attempt {attempt['number']}", f"{'resumed · ' if attempt['resumes'] else ''}{ended}"
 
 
-def _refused_connection_rows(
-    task: Task, count: int, refused: Counter[RefusedConnection], *, on_terminal: bool
+def _denied_connection_rows(
+    task: Task, count: int, denied: Counter[DeniedConnection], *, on_terminal: bool
 ) -> Iterator[tuple[str, str]]:
     """Yield the refused hosts for each reason, and the command that allows them."""
     if not count:
         return
     by_reason = defaultdict[str, Counter[str]](Counter)
-    for connection, number in refused.items():
+    for connection, number in denied.items():
         by_reason[connection.reason][f"{connection.host}:{connection.port}"] += number
     others = count
     for reason, hosts in list(by_reason.items())[:_REFUSED_REASONS_MAX]:
@@ -277,7 +277,7 @@ def _refused_connection_rows(
     if others > 0:
         shown_id = command_id(task, on_terminal=on_terminal)
         yield "Refused", f"{pluralize(others, 'connection')}: sandbox task logs {shown_id} --stream events"
-    if command := allow_command(task, refused, on_terminal=on_terminal):
+    if command := allow_command(task, denied, on_terminal=on_terminal):
         yield "Allow", command
 
 
