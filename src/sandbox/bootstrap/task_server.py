@@ -34,7 +34,7 @@ from sandbox.server.inherited_files import discard_unrecorded
 from sandbox.server.journal_tailer import JournalTailer, TaskTracker
 from sandbox.server.maintenance.compression import JournalCompressor
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
-from sandbox.server.maintenance.janitor import ClockCheck, Janitor, PeriodicJob
+from sandbox.server.maintenance.janitor import ClockCheck, Janitor, MaintenanceAction
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.load_history import LoadHistory
 from sandbox.server.maintenance.pruning import PreservationExpiry, Pruner
@@ -115,12 +115,14 @@ class TaskServer:
         self.start_conditions = conditions
         self._tracker, self._store, self._pruner = tracker, store, pruner
         self._recover = partial(_recover, data_dir, journals, store, placements, clock)
-        self._janitor = Janitor(create_maintenance_jobs(context, placements, journals, store, clock, preserved, pruner))
+        self._janitor = Janitor(
+            create_maintenance_actions(context, placements, journals, store, clock, preserved, pruner)
+        )
         self._disk_monitor, self._placements, self._load = disk_monitor, placements, load
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Continue the unfinished tasks and run the background jobs while the context is active."""
+        """Continue the unfinished tasks and run the background loops while the context is active."""
         self._pruner.prepare()
         self._tracker.track(*await asyncio.to_thread(self._recover))
         tasks = [
@@ -165,7 +167,7 @@ def _recover(
     return recover(journals, store, placements, clock)
 
 
-def create_maintenance_jobs(
+def create_maintenance_actions(
     context: PlacementContext,
     placements: Placements,
     journals: Journals,
@@ -173,8 +175,8 @@ def create_maintenance_jobs(
     clock: Clock,
     preserved: PreservedSandboxes,
     pruner: Pruner,
-) -> Sequence[PeriodicJob]:
-    """Create the janitor's jobs in execution order."""
+) -> Sequence[MaintenanceAction]:
+    """Create the janitor's actions in execution order."""
     data_dir, run_dir, settings = context.data_dir, context.run_dir, context.settings
     time_to_live_seconds = settings.preserve.time_to_live_seconds
     clock_check = ClockCheck(clock)
@@ -198,16 +200,18 @@ def create_maintenance_jobs(
         await asyncio.to_thread(ProfileCatalog(data_dir).remove_stale_builds)
 
     return (
-        PeriodicJob("preserved sandboxes", expire, "Check the index and the disk of the data directory."),
-        PeriodicJob(
+        MaintenanceAction("preserved sandboxes", expire, "Check the index and the disk of the data directory."),
+        MaintenanceAction(
             "leftovers of crashed attempts",
             leftover_remover.sweep,
             "Fix the cause, and do not delete the files while the server is running.",
         ),
-        PeriodicJob("journals of finished tasks", compressor.sweep, "Free up space on the disk of the data directory."),
-        PeriodicJob("expired tasks", prune, "Check [retention] and the disk of the data directory."),
-        PeriodicJob("leftovers of probes", probes.sweep, f"Check {run_dir}."),
-        PeriodicJob("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),
+        MaintenanceAction(
+            "journals of finished tasks", compressor.sweep, "Free up space on the disk of the data directory."
+        ),
+        MaintenanceAction("expired tasks", prune, "Check [retention] and the disk of the data directory."),
+        MaintenanceAction("leftovers of probes", probes.sweep, f"Check {run_dir}."),
+        MaintenanceAction("incomplete images", clear_profiles, f"Check {data_dir / 'profiles'}."),
     )
 
 

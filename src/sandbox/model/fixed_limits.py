@@ -298,8 +298,8 @@ MEASUREMENT_CACHE_SECONDS = 600.0
 JANITOR_INTERVAL_SECONDS = 300.0
 """Interval at which the janitor removes expired preserved sandboxes and leftovers of crashes."""
 
-PERIODIC_JOB_TIMEOUT_SECONDS = 240.0
-"""Time limit for one run of a periodic job. Then the next job runs, and the next run continues the work."""
+MAINTENANCE_ACTION_TIMEOUT_SECONDS = 240.0
+"""Time limit for one run of a maintenance action. Then the next action runs, and the next run continues the work."""
 
 CLOCK_TRUST_SECONDS = 3600.0
 """How long the wall clock must run without a jump before data with at least this retention is removed by age."""

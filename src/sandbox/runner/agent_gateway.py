@@ -18,7 +18,7 @@ from sandbox.runner.steps.provision import ProvisionedSandbox
 class GatewayEvents:
     """Records the events that a gateway reports.
 
-    The gateway cannot handle a recording error, so `raise_error` raises it in one of the runner's jobs.
+    The gateway cannot handle a recording error, so `raise_error` raises it in one of the runner's background loops.
     """
 
     def __init__(self, record: Callable[[Event], object], progress: ProgressTracker) -> None:

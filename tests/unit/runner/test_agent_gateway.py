@@ -1,4 +1,4 @@
-"""A gateway's reports are recorded. If an event cannot be recorded, one of the runner's jobs raises the error."""
+"""A gateway's reports are recorded. If an event cannot be recorded, one of the runner's loops raises the error."""
 
 import asyncio
 from datetime import UTC, datetime

@@ -111,33 +111,33 @@ class TimeLimit:
             await asyncio.sleep(min(deadline - now, silence_end - now, 1.0))
 
 
-BackgroundJob = Callable[[], Coroutine[None, None, None]]
+BackgroundLoop = Callable[[], Coroutine[None, None, None]]
 
 
-class RequiredJobs:
-    """Background jobs of a sandbox. A failed job kills the sandbox: no agent continues without its limits.
+class RequiredLoops:
+    """Background loops of a sandbox. A failed loop kills the sandbox: no agent continues without its limits.
 
-    At the end of the context, all jobs are cancelled, and the first error among them is raised.
+    At the end of the context, all loops are cancelled, and the first error among them is raised.
     """
 
     def __init__(self, killer: SandboxKiller) -> None:
         self._killer = killer
         self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self, job: BackgroundJob) -> "asyncio.Task[None]":
-        """Start a job."""
-        task = asyncio.create_task(self._run(job))
+    def start(self, loop: BackgroundLoop) -> "asyncio.Task[None]":
+        """Start a loop."""
+        task = asyncio.create_task(self._run(loop))
         self._tasks.append(task)
         return task
 
-    async def _run(self, job: BackgroundJob) -> None:
+    async def _run(self, loop: BackgroundLoop) -> None:
         try:
-            await job()
+            await loop()
         except Exception:
             await self._killer.kill()
             raise
 
-    async def __aenter__(self) -> "RequiredJobs":
+    async def __aenter__(self) -> "RequiredLoops":
         return self
 
     async def __aexit__(
@@ -179,10 +179,10 @@ class RunStep(msgspec.Struct, frozen=True):
         agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
         killer = SandboxKiller(provisioned.sandbox)
-        async with RequiredJobs(killer) as jobs:
-            jobs.start(gateway_events.raise_error)
+        async with RequiredLoops(killer) as loops:
+            loops.start(gateway_events.raise_error)
             try:
-                ended = await agent_run.supervise(jobs, killer)
+                ended = await agent_run.supervise(loops, killer)
             finally:
                 self.terminals.close_agent_terminal(ended)
         await agent_run.record_exit(ended)
@@ -280,15 +280,15 @@ class _AgentRun(msgspec.Struct, frozen=True):
     output: AgentOutput
     output_queue: CpuQueue
 
-    async def supervise(self, jobs: RequiredJobs, killer: SandboxKiller) -> ExitStatus:
+    async def supervise(self, loops: RequiredLoops, killer: SandboxKiller) -> ExitStatus:
         """Run from the agent's start until its processes are gone and its output is read."""
         try:
             agent, readers, agent_terminal = await self._start_agent()
-            reading = [jobs.start(reader) for reader in readers]
+            reading = [loops.start(reader) for reader in readers]
             self.attempt.recorder.record(
                 AgentStarted(self.provisioned.launch_spec.session_id, self.clock.monotonic(), self.agent_name)
             )
-            for job in (
+            for loop in (
                 partial(self._serve_gateway, agent_terminal),
                 self._record_progress,
                 self._record_metrics,
@@ -297,7 +297,7 @@ class _AgentRun(msgspec.Struct, frozen=True):
                 partial(self._kill_on, partial(self.exhaustion.watch_kernel_usage, self.provisioned.sandbox), killer),
                 partial(killer.stop_on, self.attempt.recorder.stop_signal, agent),
             ):
-                jobs.start(job)
+                loops.start(loop)
             ended = await killer.wait_for_exit(agent)
         finally:
             self.terminals.disable()

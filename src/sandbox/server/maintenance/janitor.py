@@ -1,4 +1,4 @@
-"""The janitor: runs maintenance jobs at the server's start and then periodically."""
+"""The janitor: runs maintenance actions at the server's start and then periodically."""
 
 import asyncio
 import logging
@@ -10,15 +10,15 @@ from sandbox.model.fixed_limits import (
     CLOCK_JUMP_SECONDS,
     CLOCK_TRUST_SECONDS,
     JANITOR_INTERVAL_SECONDS,
-    PERIODIC_JOB_TIMEOUT_SECONDS,
+    MAINTENANCE_ACTION_TIMEOUT_SECONDS,
 )
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class PeriodicJob:
-    """A job of the janitor. It may be cancelled at any await, and must then do the rest of the work in its next run.
+class MaintenanceAction:
+    """An action of the janitor. It may be cancelled at any await; its next run must then do the rest of the work.
 
     name: what the job removes or changes, for operators.
     remedy: what operators can do if it fails.
@@ -30,27 +30,27 @@ class PeriodicJob:
 
 
 class Janitor:
-    """Runs its jobs one after the other. A failed job does not stop the others."""
+    """Runs its actions one after the other. A failed action does not stop the others."""
 
-    def __init__(self, jobs: Sequence[PeriodicJob]) -> None:
-        self._jobs = jobs
+    def __init__(self, actions: Sequence[MaintenanceAction]) -> None:
+        self._actions = actions
 
     async def run(self) -> None:
-        """Run all jobs now, and again after each JANITOR_INTERVAL_SECONDS."""
+        """Run all actions now, and again after each JANITOR_INTERVAL_SECONDS."""
         while True:
             await self.run_once()
             await asyncio.sleep(JANITOR_INTERVAL_SECONDS)
 
     async def run_once(self) -> None:
-        """Run every job once. Failures are only logged."""
-        for job in self._jobs:
+        """Run every action once. Failures are only logged."""
+        for action in self._actions:
             try:
-                async with asyncio.timeout(PERIODIC_JOB_TIMEOUT_SECONDS):
-                    await job.run()
+                async with asyncio.timeout(MAINTENANCE_ACTION_TIMEOUT_SECONDS):
+                    await action.run()
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 again = f"retrying in {JANITOR_INTERVAL_SECONDS / 60:.0f} minutes"
-                _log.error("Maintenance of %s failed: %s; %s. %s", job.name, reason, again, job.remedy)
+                _log.error("Maintenance of %s failed: %s; %s. %s", action.name, reason, again, action.remedy)
 
 
 class ClockCheck:

@@ -1,4 +1,4 @@
-"""The janitor continues after a failed job, and removes nothing because of its age until the clock is trusted."""
+"""The janitor continues after a failed action, and removes nothing because of its age until the clock is trusted."""
 
 import asyncio
 import logging
@@ -9,12 +9,12 @@ import pytest
 
 from doubles.server_components import AdjustableClock, ServerComponents
 from doubles.stored_tasks import StoredTasks
-from sandbox.bootstrap.task_server import create_maintenance_jobs
+from sandbox.bootstrap.task_server import create_maintenance_actions
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.tasks import Retention
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import CLOCK_TRUST_SECONDS
-from sandbox.server.maintenance.janitor import Janitor, PeriodicJob
+from sandbox.server.maintenance.janitor import Janitor, MaintenanceAction
 from sandbox.store.sqlite import SqliteStore
 
 CLOCK_OFFSET = timedelta(days=91)
@@ -64,7 +64,7 @@ def run_janitor(components, retention, *steps, time_to_live_seconds=86_400):
                     preserve=SimpleNamespace(time_to_live_seconds=time_to_live_seconds),
                 ),
             )
-            jobs = create_maintenance_jobs(
+            actions = create_maintenance_actions(
                 context,
                 service.placements,
                 components.journals,
@@ -73,7 +73,7 @@ def run_janitor(components, retention, *steps, time_to_live_seconds=86_400):
                 service.preserved_sandboxes,
                 service.pruner,
             )
-            janitor, results = Janitor(jobs), []
+            janitor, results = Janitor(actions), []
             for step in (lambda: None, *steps):
                 step()
                 await janitor.run_once()
@@ -111,8 +111,8 @@ def test_count_limit_and_short_ttl_do_not_need_a_trusted_clock(components):
     ]
 
 
-async def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog):
-    monkeypatch.setattr("sandbox.server.maintenance.janitor.PERIODIC_JOB_TIMEOUT_SECONDS", 0.05)
+async def test_failing_or_hanging_action_does_not_block_others(monkeypatch, caplog):
+    monkeypatch.setattr("sandbox.server.maintenance.janitor.MAINTENANCE_ACTION_TIMEOUT_SECONDS", 0.05)
     completed = []
 
     async def failing():
@@ -125,7 +125,11 @@ async def test_failing_or_hanging_job_does_not_block_others(monkeypatch, caplog)
         completed.append("works")
 
     janitor = Janitor(
-        [PeriodicJob("a", failing, "Fix a."), PeriodicJob("b", hanging, "Fix b."), PeriodicJob("c", working, "Fix c.")]
+        [
+            MaintenanceAction("a", failing, "Fix a."),
+            MaintenanceAction("b", hanging, "Fix b."),
+            MaintenanceAction("c", working, "Fix c."),
+        ]
     )
     with caplog.at_level(logging.ERROR):
         await janitor.run_once()
