@@ -19,7 +19,7 @@ from sandbox.model.failure import BUSY_KERNEL_MESSAGE, AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import disk_ownership, host_processes
 from sandbox.runtimes.bwrap import require_bwrap
-from sandbox.runtimes.confined_programs import ConfinedPrograms, exposed_paths
+from sandbox.runtimes.confined_programs import BubblewrapConfinement, exposed_paths
 from sandbox.runtimes.disk_ownership import chown_disk, create_disk_directories, restore_disk_ownership
 from sandbox.runtimes.launcher_client import LauncherProcess, attempt_marker, start_launcher
 from sandbox.runtimes.limits import cgroups
@@ -163,7 +163,7 @@ class BaseRuntime:
         return sandbox
 
     @asynccontextmanager
-    async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[ConfinedPrograms]:
+    async def confine(self, handle: SandboxHandle, spec: ConfinementSpec) -> AsyncIterator[BubblewrapConfinement]:
         """Run confined programs as children of a launcher.
 
         Of the launcher's listeners, only the proxy listener stays open.
@@ -189,7 +189,7 @@ class BaseRuntime:
             watch = asyncio.create_task(_kill_on_excess(launcher, _group_of(handle), spec.memory_bytes))
             with listeners.proxy.dup() as proxy:
                 listeners.close()
-                yield ConfinedPrograms(handle.attempt_id, program, launcher, proxy, spec, _group_of(handle))
+                yield BubblewrapConfinement(handle.attempt_id, program, launcher, proxy, spec, _group_of(handle))
         finally:
             if watch is not None:
                 watch.cancel()

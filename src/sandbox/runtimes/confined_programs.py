@@ -22,7 +22,7 @@ _HOST_PATHS = dict.fromkeys((*rootfs_spec.HOST_PATHS, *CERTIFICATE_DIRECTORIES, 
 _TMPFS_BYTES_MAX = 64 * 1024 * 1024
 
 
-class ConfinedPrograms:
+class BubblewrapConfinement:
     """Implements `interfaces.runtime.Confinement`.
 
     program: bubblewrap's path. proxy: the listener of the proxy.

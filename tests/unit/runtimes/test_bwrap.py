@@ -8,7 +8,7 @@ import pytest
 from sandbox.interfaces.runtime import Command, ConfinedCommand, ConfinementSpec, SandboxSpec
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap.sandbox import build_program_spec
-from sandbox.runtimes.confined_programs import ConfinedPrograms
+from sandbox.runtimes.confined_programs import BubblewrapConfinement
 from sandbox.runtimes.launcher_client import LauncherProcess
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR
@@ -44,7 +44,7 @@ class FakeLauncher(LauncherProcess):
 
 async def confined_program(word=""):
     launcher, directory = FakeLauncher(), Path("/data/attempt")
-    programs = ConfinedPrograms(
+    programs = BubblewrapConfinement(
         ATTEMPT_ID, BWRAP, launcher, None, ConfinementSpec(1, 1 << 30, 10, [directory]), ControlGroup([])
     )
     await programs.run(ConfinedCommand(["program", "argument"], {"A": word}, directory, 0, 1, 2))
