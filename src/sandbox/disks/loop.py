@@ -272,7 +272,7 @@ def share_preallocations(directory: Path) -> None:
         (_EXT4_SETTINGS / name / "mb_stream_req").write_text(str(_FILE_BLOCKS_MAX))
 
 
-def shares_preallocations() -> bool:
+def can_share_preallocations() -> bool:
     """Return whether root can change the settings of ext4 file systems; /sys may be read-only."""
     return os.access(_EXT4_SETTINGS, os.W_OK)
 

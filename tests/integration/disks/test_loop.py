@@ -404,7 +404,7 @@ def test_large_files_are_stored_with_shared_preallocations(loop_works, layout):
 
 async def opens_with_read_only_settings(disk, layout, settings):
     loop._EXT4_SETTINGS = settings
-    assert not loop.shares_preallocations()
+    assert not loop.can_share_preallocations()
     await disk.open(32 * MIB)
     await disk.close()
 

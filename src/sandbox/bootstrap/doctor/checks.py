@@ -18,7 +18,7 @@ from sandbox.bootstrap.private_directory import check_usable_data_dir
 from sandbox.bootstrap.secrets import upstream_from_environment
 from sandbox.bootstrap.settings.schema import ServerSettings
 from sandbox.disks.free_space import measure_disk_space
-from sandbox.disks.loop import loop_unavailable_reason, shares_preallocations
+from sandbox.disks.loop import can_share_preallocations, loop_unavailable_reason
 from sandbox.images.catalog import ProfileCatalog
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.file_layout import tasks_root
@@ -163,7 +163,7 @@ def _check_disks(settings: ServerSettings) -> list[Finding]:
         reason = asyncio.run(loop_unavailable_reason(run_dir))
     if reason is None:
         found = [Finding("disks", True, "each task has a separate file system of size vm.disk")]
-        return found if shares_preallocations() else [*found, _UNLIMITED_PREALLOCATIONS]
+        return found if can_share_preallocations() else [*found, _UNLIMITED_PREALLOCATIONS]
     message = (
         f"vm.disk is not enforced ({reason}); the disk usage is checked every {DISK_CHECK_INTERVAL_SECONDS:.0f} s, and "
         "a task that exceeds vm.disk is ended"

@@ -10,12 +10,12 @@ from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 def check_disks(monkeypatch, tmp_path):
     """Return a function that runs the check with these properties of the host."""
 
-    def run(reason, *, shares_preallocations):
+    def run(reason, *, can_share_preallocations):
         async def find_reason(_):
             return reason
 
         monkeypatch.setattr(checks, "loop_unavailable_reason", find_reason)
-        monkeypatch.setattr(checks, "shares_preallocations", lambda: shares_preallocations)
+        monkeypatch.setattr(checks, "can_share_preallocations", lambda: can_share_preallocations)
         monkeypatch.setattr(checks, "choose_run_dir", lambda _: tmp_path)
         findings = checks._check_disks(ServerSettings(server=ServerSection(data_dir=tmp_path)))
         return [(finding.name, finding.ok, finding.is_needed) for finding in findings]
@@ -24,12 +24,12 @@ def check_disks(monkeypatch, tmp_path):
 
 
 def test_read_only_file_system_settings_are_reported(check_disks):
-    assert check_disks(None, shares_preallocations=False) == [("disks", True, True), ("limits", False, False)]
+    assert check_disks(None, can_share_preallocations=False) == [("disks", True, True), ("limits", False, False)]
 
 
 def test_nothing_is_reported_if_disks_enforce_every_limit(check_disks):
-    assert check_disks(None, shares_preallocations=True) == [("disks", True, True)]
+    assert check_disks(None, can_share_preallocations=True) == [("disks", True, True)]
 
 
 def test_missing_loop_devices_are_reported_alone(check_disks):
-    assert check_disks("only root can mount", shares_preallocations=False) == [("disks", False, False)]
+    assert check_disks("only root can mount", can_share_preallocations=False) == [("disks", False, False)]
