@@ -30,7 +30,7 @@ from sandbox.interfaces.worker_messages import HOST_NAME_PATTERN, Claim
 from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.errors import SandboxError
-from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.message_stream import StreamPair
 from sandbox.worker.session import Lease
 from sandbox.worker.worker import ServerAddress, Worker
@@ -137,7 +137,7 @@ class RunnerSocketDirectory:
 
     async def renew_lease(self, attempt_id: str, deadline: float) -> None:
         """Extend the lease of an attempt's runner. Raises SandboxError."""
-        await RunnerSocket(runner_socket(self._run_dir, attempt_id)).renew_lease(RenewLease(deadline))
+        await LocalRunnerClient(runner_socket(self._run_dir, attempt_id)).renew_lease(RenewLease(deadline))
 
     async def connect(self, attempt_id: str) -> StreamPair:
         """Open a stream to the control socket of an attempt's runner. Raises OSError."""

@@ -15,7 +15,7 @@ from sandbox.interfaces.file_layout import SANDBOX_HOME, AttemptLayout
 from sandbox.interfaces.placement import OpenTerminal, Reply
 from sandbox.interfaces.runtime import Command, ExitStatus
 from sandbox.interfaces.terminals import EndFrame, WriteAccessFrame
-from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.debug_session import DebugSessionRunner, launch_spec_without_agent
@@ -110,7 +110,7 @@ async def open_session(tmp_path, disk, script=None):
     async with asyncio.timeout(TIMEOUT_SECONDS):
         running = asyncio.create_task(session.run(terminals, listen))
         await asyncio.wait({running, asyncio.create_task(is_open.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        connection = await RunnerSocket(tmp_path / f"{ATTEMPT_ID}.sock").open_terminal(OpenTerminal(24, 80))
+        connection = await LocalRunnerClient(tmp_path / f"{ATTEMPT_ID}.sock").open_terminal(OpenTerminal(24, 80))
         assert await connection.read() == WriteAccessFrame(may_write=True)
         try:
             yield connection, running

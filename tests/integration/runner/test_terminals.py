@@ -18,7 +18,7 @@ from sandbox.interfaces.terminals import (
 )
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import TERMINAL_REPLAY_BYTES, TERMINALS_MAX
-from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner import terminals as terminals_module
 from sandbox.runner.control_socket import serve_control_socket
@@ -56,7 +56,7 @@ async def serve_terminal(tmp_path, *, is_headless=False, redactor=None):
     terminals, terminal = TerminalServer(redactor, CpuThrottle().queue()), RecordingTerminal()
     terminal.shared = SharedTerminal(terminal)
     terminals.enable(SandboxTerminals(object(), {}, "/", None if is_headless else terminal.shared))
-    client, connections = RunnerSocket(tmp_path / "abcdefghijkl.sock"), []
+    client, connections = LocalRunnerClient(tmp_path / "abcdefghijkl.sock"), []
 
     async def connect(request=AGENT):
         connections.append(await client.open_terminal(request))

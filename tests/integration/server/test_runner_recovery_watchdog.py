@@ -22,7 +22,7 @@ from sandbox.interfaces.journal import Liveness
 from sandbox.journal.journals import FileJournals
 from sandbox.model.events import TaskFinished
 from sandbox.placements.local.placement import kill_lock_holder
-from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.store.sqlite import SqliteStore
 
 RUNNER = "sandbox.bootstrap.runner"
@@ -164,7 +164,7 @@ def filled_backlog(path):
 def test_stopped_runner_is_unresponsive_until_continued(process, tmp_path, monkeypatch, clients):
     monkeypatch.setattr("sandbox.placements.local.runner_client.CONTROL_REQUEST_TIMEOUT_SECONDS", 1.0)
     path = runner_socket(tmp_path, "abcdefghijkl")
-    runner_client = RunnerSocket(path)
+    runner_client = LocalRunnerClient(path)
     runner = process(LISTENER_PROGRAM, str(path))
     wait_until(lambda: path.exists() and asyncio.run(runner_client.is_responsive()), description="the runner to listen")
     os.kill(runner.pid, signal.SIGSTOP)
@@ -180,7 +180,7 @@ async def test_server_without_free_descriptors_does_not_consider_the_runner_unre
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("asyncio.open_unix_connection", raise_error)
-    assert await RunnerSocket(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
+    assert await LocalRunnerClient(runner_socket(tmp_path, "abcdefghijkl")).is_responsive()
 
 
 @pytest.mark.parametrize("has_socket", [True, False], ids=["refuses connections", "has no socket"])
@@ -189,7 +189,7 @@ async def test_unreachable_runner_is_not_reported_as_unresponsive(tmp_path, has_
     if has_socket:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-    assert await RunnerSocket(path).is_responsive()
+    assert await LocalRunnerClient(path).is_responsive()
 
 
 @pytest.fixture

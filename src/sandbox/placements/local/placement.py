@@ -29,7 +29,7 @@ from sandbox.interfaces.placement import (
 from sandbox.model.disk_watermarks import transient_disk_error
 from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_preserved_files
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
-from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.placements.local.runner_client import LocalRunnerClient
 
 RUNNER_MODULE = "sandbox.bootstrap.runner"
 """The program of a runner. It must be an argument of the placement's command, because it identifies runners."""
@@ -65,7 +65,7 @@ class JournalLocks(Protocol):
         ...
 
 
-class LocalRunnerHandle(RunnerSocket):
+class LocalRunnerHandle(LocalRunnerClient):
     """Implements `interfaces.placement.RunnerHandle` for this host."""
 
     def __init__(self, task_id: str, attempt_id: str, path: Path, locks: JournalLocks) -> None:
@@ -249,7 +249,7 @@ def _create_log_directory(message: LaunchMessage) -> Path:
     return path
 
 
-class LocalPreservedDisk(RunnerSocket):
+class LocalPreservedDisk(LocalRunnerClient):
     """Implements `interfaces.placement.PreservedDisk`: a session's runner inherits the disk's lock."""
 
     def __init__(

@@ -132,7 +132,7 @@ class RunnerClient:
         return await _open_terminal(self._connect, request)
 
 
-class RunnerSocket(RunnerClient):
+class LocalRunnerClient(RunnerClient):
     """Client of a control socket on this host."""
 
     def __init__(self, path: Path) -> None:

@@ -25,7 +25,7 @@ from sandbox.model.events import (
 )
 from sandbox.model.fixed_limits import OUTPUT_LINE_BYTES_MAX, RUNNER_CPU_CORES
 from sandbox.model.task_state import TaskState
-from sandbox.placements.local.runner_client import RunnerSocket
+from sandbox.placements.local.runner_client import LocalRunnerClient
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput
 from sandbox.runner.control_socket import serve_control_socket
@@ -244,7 +244,7 @@ async def test_control_socket_replaces_the_stale_socket_of_a_dead_runner(tmp_pat
         async with serve_control_socket(
             path, lambda request: Reply(done=True, message=request.reason), TerminalServer(None, CpuThrottle().queue())
         ):
-            return await RunnerSocket(path).cancel(CancelAttempt("enough"))
+            return await LocalRunnerClient(path).cancel(CancelAttempt("enough"))
 
     assert (await scenario()) == Reply(done=True, message="enough")
     assert not path.exists()
