@@ -619,7 +619,7 @@ async def test_leftovers_of_a_killed_runner_are_removed_once(server, task_id):
     layout.disk.mkdir(exist_ok=True)
     [leftover] = [each for each in (await files.scan()).leftovers if each.location.task_id == task_id]
     assert leftover.location.attempt_id == location.attempt_id
-    assert leftover.has_handle is files.has_handle(task_id)
+    assert leftover.has_sandbox_handle is files.has_sandbox_handle(task_id)
     for keeps_disk in (True, False, False):
         with server.journals.try_lock(task_id) as has_lock:
             assert has_lock
@@ -714,7 +714,7 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
             server.launch_recorded(recorder, other),
             files.scan(),
             *(asyncio.to_thread(question, location) for question in questions),
-            asyncio.to_thread(files.has_handle, task_id),
+            asyncio.to_thread(files.has_sandbox_handle, task_id),
             return_exceptions=True,
         )
     assert disk is Liveness.UNKNOWN

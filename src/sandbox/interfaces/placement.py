@@ -263,12 +263,12 @@ class Leftover(NamedTuple):
     """An attempt that still has files other than its log, or other leftovers, on its host.
 
     kinds: the kinds of the sources that found leftovers of the attempt (`LeftoverSource.kind`).
-    has_handle: whether it has a handle, so a part of its sandbox may exist.
+    has_sandbox_handle: whether it has a handle, so a part of its sandbox may exist.
     """
 
     location: AttemptLocation
     kinds: Sequence[str]
-    has_handle: bool
+    has_sandbox_handle: bool
 
 
 class LeftoverScan(NamedTuple):
@@ -302,7 +302,7 @@ class AttemptFiles(Protocol):
         """Return whether the agent that wrote the attempt's files had exactly these secret values."""
         ...
 
-    def has_handle(self, task_id: str) -> bool:
+    def has_sandbox_handle(self, task_id: str) -> bool:
         """Return whether any attempt of the task has a handle.
 
         A part of that attempt's sandbox may exist, and only the handle identifies it.

@@ -267,7 +267,7 @@ class HasSameSecrets(msgspec.Struct, frozen=True, tag="has_same_secrets"):
         return f"HasSameSecrets({self.attempt_id!r})"
 
 
-class HasHandle(msgspec.Struct, frozen=True, tag="has_handle"):
+class HasSandboxHandle(msgspec.Struct, frozen=True, tag="has_handle"):
     """Return whether any attempt of the task has a handle."""
 
 
@@ -307,7 +307,7 @@ Request = (
     | HasDisk
     | IsPreserved
     | HasSameSecrets
-    | HasHandle
+    | HasSandboxHandle
     | LockDisk
     | StartDebugSession
     | RemoveDisk

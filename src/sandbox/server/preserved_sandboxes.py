@@ -93,11 +93,11 @@ class PreservedFiles:
         location = self.locate_disk(task)
         return not secrets or (location is not None and self._find_files(location).has_same_secrets(location, secrets))
 
-    def has_handle(self, task: Task) -> bool:
+    def has_sandbox_handle(self, task: Task) -> bool:
         """Return whether a handle of the task exists. Only a handle identifies the remaining parts of a sandbox."""
         attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
         locations = {one.placement: one for one in (locate(task, attempt) for attempt in attempts)}
-        return any(self._find_files(one).has_handle(task.id) for one in locations.values())
+        return any(self._find_files(one).has_sandbox_handle(task.id) for one in locations.values())
 
 
 class PreservedSandboxes(PreservedFiles):

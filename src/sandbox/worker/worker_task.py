@@ -22,8 +22,8 @@ from sandbox.interfaces.placement import (
 from sandbox.interfaces.worker_messages import (
     FindImage,
     HasDisk,
-    HasHandle,
     HasSameSecrets,
+    HasSandboxHandle,
     IsPreserved,
     IsResponsive,
     KillRunner,
@@ -346,8 +346,8 @@ class WorkerTask:
                 return files.is_preserved(self._locate(request.attempt_id))
             case HasSameSecrets():
                 return files.has_same_secrets(self._locate(request.attempt_id), request.secrets)
-            case HasHandle():
-                return files.has_handle(self.task_id)
+            case HasSandboxHandle():
+                return files.has_sandbox_handle(self.task_id)
         raise SandboxError(f"This worker does not support {type(request).__name__}.")
 
     def _keeps_sandbox(self) -> bool:

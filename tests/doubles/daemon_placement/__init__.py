@@ -124,8 +124,8 @@ class DaemonFiles:
     def has_same_secrets(self, location, secrets):
         return self._daemon.call("has_same_secrets", location, secrets, result=bool)
 
-    def has_handle(self, task_id):
-        return self._daemon.call("has_handle", task_id, result=bool)
+    def has_sandbox_handle(self, task_id):
+        return self._daemon.call("has_sandbox_handle", task_id, result=bool)
 
     async def scan(self):
         return await asyncio.to_thread(self._daemon.call, "scan", result=LeftoverScan)

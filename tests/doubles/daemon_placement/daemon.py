@@ -99,8 +99,8 @@ class RpcMethods:
     async def has_same_secrets(self, location: AttemptLocation, secrets: dict[str, str]):
         return self.placement.files.has_same_secrets(location, secrets)
 
-    async def has_handle(self, task_id: str):
-        return self.placement.files.has_handle(task_id)
+    async def has_sandbox_handle(self, task_id: str):
+        return self.placement.files.has_sandbox_handle(task_id)
 
     async def scan(self):
         return await self.placement.files.scan()

@@ -108,7 +108,7 @@ class FakeHost:
             raise OSError(errno.EIO, "Input/output error")
         attempts = self.data_dir.glob("tasks/*/attempts/*")
         locations = [AttemptLocation(path.parent.parent.name, path.name, "") for path in sorted(attempts)]
-        return LeftoverScan([Leftover(location, (), has_handle=True) for location in locations], {})
+        return LeftoverScan([Leftover(location, (), has_sandbox_handle=True) for location in locations], {})
 
     async def clean_up(self, leftover, *, keeps_disk):
         self.cleaned.append(leftover.location.task_id)

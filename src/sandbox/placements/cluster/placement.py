@@ -31,8 +31,8 @@ from sandbox.interfaces.worker_messages import (
     WORKER_MESSAGE_BYTES_MAX,
     FindImage,
     HasDisk,
-    HasHandle,
     HasSameSecrets,
+    HasSandboxHandle,
     IsPreserved,
     Launch,
     ReadEndOffset,
@@ -107,12 +107,12 @@ class ClusterFiles:
         """Implements `AttemptFiles.has_same_secrets`."""
         return self._ask(location, HasSameSecrets(location.attempt_id, dict(secrets)))
 
-    def has_handle(self, task_id: str) -> bool:
-        """Implements `AttemptFiles.has_handle`."""
+    def has_sandbox_handle(self, task_id: str) -> bool:
+        """Implements `AttemptFiles.has_sandbox_handle`."""
         job = self._workers.jobs.of_task(task_id)
         if job is None:
             return False
-        return self._ask(AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name), HasHandle())
+        return self._ask(AttemptLocation(task_id, job.stored.attempt_ids[-1], job.identity.name), HasSandboxHandle())
 
     async def scan(self) -> LeftoverScan:
         """Return no leftovers, because a worker removes those on its host when it starts."""

@@ -185,8 +185,8 @@ class LocalAttemptFiles:
         """Compare with the fingerprint next to the disk. Implements `AttemptFiles.has_same_secrets`."""
         return matches_fingerprint(self._layout(location).secret_fingerprint, secrets)
 
-    def has_handle(self, task_id: str) -> bool:
-        """Return whether any attempt has a handle. Implements `AttemptFiles.has_handle`."""
+    def has_sandbox_handle(self, task_id: str) -> bool:
+        """Return whether any attempt has a handle. Implements `AttemptFiles.has_sandbox_handle`."""
         return any(layout.handle.exists() for layout in TaskLayout(self._data_dir, task_id).attempts())
 
     async def scan(self) -> LeftoverScan:

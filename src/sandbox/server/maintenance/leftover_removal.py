@@ -105,7 +105,7 @@ class LeftoverRemover:
 
     async def _sweep_attempt(self, files: AttemptFiles, task: Task, leftover: Leftover) -> None:
         if await asyncio.to_thread(self._has_preserved_disk, task, leftover):
-            if not leftover.kinds and not leftover.has_handle:
+            if not leftover.kinds and not leftover.has_sandbox_handle:
                 return
             async with self._preserved_sandboxes.exclusive(task) as is_exclusive:
                 if not is_exclusive:

@@ -311,7 +311,7 @@ class Pruner:
             indexed = self._store.load(task_id)
             if indexed is None or indexed.task.finished_at != pruned.finished_at:
                 return False
-            if self._preserved_files.has_handle(indexed.task):
+            if self._preserved_files.has_sandbox_handle(indexed.task):
                 return False
             self._store.delete(task_id)
             try:

@@ -162,11 +162,11 @@ async def test_attempt_of_an_unknown_job_is_lost_only_after_a_lease(placement, m
 
 async def test_attempt_of_an_unknown_job_has_no_files(placement):
     files = placement.files
-    assert [files.has_disk(LOCATION), files.is_preserved(LOCATION), files.has_handle("task-1")] == [False] * 3
+    assert [files.has_disk(LOCATION), files.is_preserved(LOCATION), files.has_sandbox_handle("task-1")] == [False] * 3
     assert not files.has_same_secrets(LOCATION, {"NAME": "value"})
     scan = await files.scan()
     assert (scan.leftovers, scan.unowned) == ((), {})
-    await files.clean_up(Leftover(LOCATION, (), has_handle=False), keeps_disk=False)
+    await files.clean_up(Leftover(LOCATION, (), has_sandbox_handle=False), keeps_disk=False)
     async with placement.preserved_disk(LOCATION).try_lock() as liveness:
         assert liveness is Liveness.UNKNOWN
     with pytest.raises(HostUnreachableError):
