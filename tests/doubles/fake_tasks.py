@@ -271,7 +271,7 @@ class FakeTasks:
             pass
         return entry.task
 
-    async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
+    async def recorded_events(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         entry = self._entry(task_id)
         await asyncio.sleep(0)  # yield to other tasks, like the real implementation
         for wire_event in list(entry.events):

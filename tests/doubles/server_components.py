@@ -250,7 +250,7 @@ class RunningServer:
         self.query, self.chain = services.tasks.query, services.tasks.chain
         self.wait = services.tasks.wait
         self.cancel, self.delete = services.cancellation.cancel, services.deletion.delete
-        self.replay = services.events.replay
+        self.recorded_events = services.events.recorded_events
         self.follow = services.events.follow
         self.follow_all = services.events.follow_all
         self.artifacts = services.artifacts.list_artifacts

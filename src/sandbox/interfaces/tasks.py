@@ -407,7 +407,7 @@ class StateChange:
 class TaskEvents(Protocol):
     """Events of tasks. Iterators about one task raise TaskNotFoundError."""
 
-    def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
+    def recorded_events(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Yield the journal's current events after `after`, and `end` if the task has finished."""
         ...
 

@@ -81,7 +81,7 @@ class DerivedTaskPlanner:
             text.add_earlier(await client_fairness.to_thread(_read_text, earlier))
         text.add_prompt(task.manifest.agent.prompt)
         after = max(0, task.last_seq - EARLIER_CONVERSATION_EVENTS_MAX)
-        async for event in self._events.replay(task.id, after=after):
+        async for event in self._events.recorded_events(task.id, after=after):
             text.add_event(event)
         return text.render()
 

@@ -169,7 +169,7 @@ class EventStream:
         self._broadcast = broadcast
         self._convert_line = convert_line
 
-    async def replay(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
+    async def recorded_events(self, task_id: str, *, after: int = 0) -> AsyncIterator[WireEvent]:
         """Yield the current events, and `end` if the task is finished."""
         tracked = self._load_tracked(task_id)
         async for event in self._replay_range(tracked, None, tracked.offset, after):

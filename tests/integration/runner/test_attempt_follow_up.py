@@ -156,7 +156,7 @@ async def shown_results(harness):
     tracked = {"task-1": TrackedTask(IndexedTask(replayed.task, replayed.offset), Orphaned())}
     stream = EventStream(tracked, harness.journals, MemoryStore(), Broadcast(), convert_recorded_line)
     shown = []
-    async for event in stream.replay("task-1"):
+    async for event in stream.recorded_events("task-1"):
         shown += [item["type"] for item in (event, *event.get("conversation", ()))]
     return [kind for kind in shown if kind == "agent_result"]
 

@@ -276,10 +276,10 @@ def test_replay_after_a_position_has_no_gaps_or_duplicates(components):
             lines = [Output.from_bytes("stdout", b"%d\n" % number) for number in range(5)]
             components.placement.record("task-1", *TO_RUNNING, *lines, *TO_END)
             await service.wait("task-1", 10)
-            events = await collect(service.replay("task-1"))
+            events = await collect(service.recorded_events("task-1"))
             for position in (0, 1, 6, 8, events[-2]["seq"]):
                 rest = [event for event in events if event["seq"] > position]
-                assert await collect(service.replay("task-1", after=position)) == rest
+                assert await collect(service.recorded_events("task-1", after=position)) == rest
                 assert await collect(service.follow("task-1", after=position)) == rest
             return events
 
@@ -359,7 +359,7 @@ def test_index_with_inconsistent_task_and_offset_is_reloaded(components):
         async with components.server() as service:
             components.placement.record("task-1", TO_RUNNING[2])
             await components.wait_for_state(service, "task-1", TaskState.RUNNING)
-            return [event["seq"] for event in await collect(service.replay("task-1"))]
+            return [event["seq"] for event in await collect(service.recorded_events("task-1"))]
 
     asyncio.run(before())
     first_two = b"".join(

@@ -64,7 +64,7 @@ async def finish_on_a_server_without_the_agent(components, *events):
         await components.wait_for_launch("task-1", 2)
         components.placement.record("task-1", *events)
         task = await service.wait("task-1", 10)
-        types = [event["type"] async for event in service.replay("task-1")]
+        types = [event["type"] async for event in service.recorded_events("task-1")]
     assert isinstance(components.placement.orders[-1], FinishAttempt)
     assert task.manifest.agent == OTHER
     return task, types

@@ -408,7 +408,7 @@ async def test_unknown_task_raises_not_found(components):
             service.wait("nope", 1),
             service.artifacts("nope"),
             collect(service.follow("nope")),
-            collect(service.replay("nope")),
+            collect(service.recorded_events("nope")),
         ):
             with pytest.raises(TaskNotFoundError):
                 await call

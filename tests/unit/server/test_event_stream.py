@@ -91,8 +91,8 @@ class StreamedJournal:
             replayed = self.journals.replay("task-1", tracked_task.replay_state)
             tracked_task.update(replayed.task, replayed.offset)
 
-    async def replay(self, after):
-        return [event async for event in self.stream.replay("task-1", after=after)]
+    async def recorded_events(self, after):
+        return [event async for event in self.stream.recorded_events("task-1", after=after)]
 
     async def follow(self, after):
         return [event async for event in self.stream.follow("task-1", after=after)]
@@ -113,9 +113,9 @@ def events_after(received, after):
 @given(event_lists)
 def test_replay_after_any_record_returns_the_remaining_events(events):
     async def resume_after_each_record(streamed):
-        all_events = await streamed.replay(0)
+        all_events = await streamed.recorded_events(0)
         for after in (*range(streamed.recorder.writer.last_seq + 2), 2**62):
-            assert await streamed.replay(after) == events_after(all_events, after)
+            assert await streamed.recorded_events(after) == events_after(all_events, after)
         return len(all_events)
 
     with streamed_journal() as streamed:
@@ -137,7 +137,7 @@ async def test_long_replay_without_events_yields_to_other_tasks():
                 await asyncio.sleep(0)
 
         other = asyncio.create_task(count_turns())
-        await streamed.replay(streamed.recorder.task.last_seq - UNPUBLISHED_LINES)
+        await streamed.recorded_events(streamed.recorder.task.last_seq - UNPUBLISHED_LINES)
         other.cancel()
         return turns
 
@@ -169,7 +169,7 @@ class ReadsPerTurn:
 
 async def replay_with_share(streamed, share, after):
     client_fairness.set_current_share(share)
-    return await streamed.replay(after)
+    return await streamed.recorded_events(after)
 
 
 @pytest.mark.parametrize("client_count", [1, 3])
@@ -215,7 +215,7 @@ def test_resuming_client_receives_all_later_events(before, during, resumptions, 
             await asyncio.sleep(0)
             streamed.update_index()
             await asyncio.sleep(0)
-        all_events = await streamed.replay(0)
+        all_events = await streamed.recorded_events(0)
         for (_, after), following in followers.items():
             # A client whose position is past the end receives the last event.
             assert await asyncio.wait_for(following, 10) == (events_after(all_events, after) or all_events[-1:])
@@ -236,7 +236,7 @@ async def test_replay_of_the_last_events_reads_only_the_end_of_the_journal(monke
             "read",
             lambda task_id, offset, bytes_max: offsets.append(offset) or read(task_id, offset, bytes_max=bytes_max),
         )
-        assert len(await streamed.replay(3000)) == 5
+        assert len(await streamed.recorded_events(3000)) == 5
         assert streamed.tracked_tasks[0].offset - offsets[0] < 5 * 1000
 
 
@@ -254,7 +254,7 @@ async def test_output_of_earlier_versions_is_converted():
     with streamed_journal() as streamed:
         streamed.record(*OLD_RECORDS)
         streamed.update_index()
-        events = (await streamed.replay(0))[5:]
+        events = (await streamed.recorded_events(0))[5:]
     texts = [[each["text"] for each in event.get("conversation", ())] for event in events]
     assert [event["type"] for event in events] == ["output", "output", "output", "conversation", "output"]
     assert texts == [["Hello."], [], [], ["Rendered later."], []]
@@ -266,7 +266,7 @@ async def test_output_with_conversation_events_is_not_converted():
     with streamed_journal() as streamed:
         streamed.record(e.Output.from_bytes("stdout", message_line("Hello."), is_parsed=True), e.AgentMessage("Hello."))
         streamed.update_index()
-        output, message = (await streamed.replay(0))[5:]
+        output, message = (await streamed.recorded_events(0))[5:]
     assert "conversation" not in output
     assert (message["type"], message["text"]) == ("agent_message", "Hello.")
 
@@ -275,7 +275,7 @@ async def test_output_of_an_interactive_task_is_not_converted():
     with streamed_journal(claude={"headless": False}) as streamed:
         streamed.record(*OLD_RECORDS[:3])
         streamed.update_index()
-        events = (await streamed.replay(0))[5:]
+        events = (await streamed.recorded_events(0))[5:]
     assert [event["parsed"] for event in events] == [False] * 3
 
 
@@ -285,7 +285,7 @@ async def test_line_that_is_expensive_to_convert_has_no_conversation():
     with streamed_journal() as streamed:
         streamed.record(e.Output.from_bytes("stdout", line))
         streamed.update_index()
-        (event,) = (await streamed.replay(0))[5:]
+        (event,) = (await streamed.recorded_events(0))[5:]
     assert (event["parsed"], event["conversation"]) == (True, [])
 
 
@@ -298,7 +298,11 @@ async def test_memory_used_by_converted_output_is_counted():
         with streamed_journal() as streamed:
             streamed.record(e.Output.from_bytes("stdout", line, is_parsed=is_parsed))
             streamed.update_index()
-            held = [share.memory.reserved_bytes async for event in streamed.stream.replay("task-1") if "data" in event]
+            held = [
+                share.memory.reserved_bytes
+                async for event in streamed.stream.recorded_events("task-1")
+                if "data" in event
+            ]
         assert share.memory.reserved_bytes == 0
         return held[-1]
 

@@ -185,7 +185,9 @@ async def get_logs(
     if query.tail and not (query.follow and position is not None):
         start = await _find_tail_start(context.services.events, task, start, query.tail, encoder)
     if not query.follow:
-        messages = _limit(encode_each(context.services.events.replay(task_id, after=start), encoder), query.limit)
+        messages = _limit(
+            encode_each(context.services.events.recorded_events(task_id, after=start), encoder), query.limit
+        )
         return EventStreamResponse(_as_array(messages) if media_type == _JSON else messages, media_type)
     return EventStreamResponse(
         context.stream_cache.follow(task, encoder, after=start),
@@ -332,7 +334,7 @@ async def _skip_lines(events: TaskEvents, task: Task, seq: int, skipped: int, en
 
 
 async def _matching_seqs(events: TaskEvents, task: Task, after: int, encoder: LogEncoder) -> AsyncIterator[int]:
-    async for event in events.replay(task.id, after=after):
+    async for event in events.recorded_events(task.id, after=after):
         await client_fairness.wait_for_turn(wire_size_bytes(event))
         if event["type"] != "end" and encoder.includes(event):
             yield event["seq"]

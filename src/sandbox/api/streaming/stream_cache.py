@@ -304,7 +304,9 @@ class StreamCache:
                 await changed.wait()
             return batches
         await asyncio.sleep(0)
-        batch = await buffer.history.get_or_load(position, lambda: self._events.replay(task_id, after=position))
+        batch = await buffer.history.get_or_load(
+            position, lambda: self._events.recorded_events(task_id, after=position)
+        )
         return None if batch is None else [batch]
 
     def _acquire(self, task_id: str) -> StreamBuffer:

@@ -204,7 +204,7 @@ async def send_events(request: Request, context: AppContext) -> Response:
         return Response(status_code=204)
     encoder = PageEncoder()
     return EventStreamResponse(
-        _encode_batches(context.services.events.replay(task.id, after=after), encoder)
+        _encode_batches(context.services.events.recorded_events(task.id, after=after), encoder)
         if is_finished
         else context.stream_cache.follow(task, encoder, after=after),
         "text/event-stream",

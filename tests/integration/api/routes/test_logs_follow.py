@@ -39,13 +39,13 @@ async def test_follow_streams_events_live_until_the_end(running_api):
 async def test_stream_of_a_task_that_is_deleted_in_the_meantime_is_cut_off(running_api, monkeypatch, caplog, query):
     """If the response ended normally, the log would look complete."""
 
-    async def replay(self, task_id, *, after=0):
+    async def recorded_events(self, task_id, *, after=0):
         yield current_state_event(self.entries[task_id].task)
         raise TaskNotFoundError(task_id)
 
     caplog.set_level("INFO")
-    monkeypatch.setattr(FakeTasks, "replay", replay)
-    monkeypatch.setattr(FakeTasks, "follow", replay)
+    monkeypatch.setattr(FakeTasks, "recorded_events", recorded_events)
+    monkeypatch.setattr(FakeTasks, "follow", recorded_events)
     async with running_api() as api, httpx2.AsyncClient(base_url=api.http) as client:
         api.tasks.add("task-001", *TO_RUNNING, *TO_COMPLETED)
         with pytest.raises(httpx2.RemoteProtocolError):

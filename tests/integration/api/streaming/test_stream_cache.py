@@ -238,7 +238,7 @@ class LongTasks:
         yield {"type": "state_change", "seq": EVENTS}
         await asyncio.Event().wait()
 
-    async def replay(self, task_id, *, after=0):
+    async def recorded_events(self, task_id, *, after=0):
         self.reads += 1
         for seq in range(after + 1, EVENTS + 1):
             yield {"type": "output", "stream": "stderr", "timestamp": "~", "seq": seq, "data": self.text + str(seq)}

@@ -43,7 +43,7 @@ def compressed_task_ids(stored):
 
 async def events_of(service, task_id, after=0):
     events = [event async for event in service.follow(task_id, after=after)]
-    assert [event async for event in service.replay(task_id, after=after)] == events
+    assert [event async for event in service.recorded_events(task_id, after=after)] == events
     return events
 
 
@@ -52,7 +52,7 @@ async def test_old_journals_are_compressed_and_read_as_before(stored, components
         async with components.server() as service:
             before = {task_id: await events_of(service, task_id) for task_id in ("old-1", "old-2", "young")}
             compressor = JournalCompressor(components.journals, components.store, components.clock)
-            reading = service.replay("old-1")
+            reading = service.recorded_events("old-1")
             first = await anext(reading)
             await compressor.sweep()
             assert compressed_task_ids(stored) == ["old-1", "old-2"]

@@ -93,7 +93,7 @@ async def test_pruned_task_is_not_found_and_its_id_is_reusable(stored, component
                 with pytest.raises(TaskNotFoundError):
                     await call("task-1")
             with pytest.raises(TaskNotFoundError):
-                await anext(service.replay("task-1"))
+                await anext(service.recorded_events("task-1"))
             second = await service.submit(make_manifest())
             await components.wait_for_launch("task-1")
             components.placement.kill("task-1")
@@ -108,7 +108,7 @@ async def test_replay_ends_with_an_error_if_the_task_is_pruned(stored, component
 
     async def scenario():
         async with components.server() as service:
-            stream = service.replay("long")
+            stream = service.recorded_events("long")
             await anext(stream)
             await service.prune(NO_RETENTION, dry_run=False)
             *_, error_event, end_event = [event async for event in stream]
@@ -177,7 +177,7 @@ def test_crash_leaves_a_task_complete_or_pruned(stored, components, monkeypatch,
         async with components.server() as service:
             task_ids = [task.id for task in (await service.query(TaskQuery(order="asc"))).tasks]
             for task_id in task_ids:
-                assert [event async for event in service.replay(task_id)][-1]["type"] == "end"
+                assert [event async for event in service.recorded_events(task_id)][-1]["type"] == "end"
                 assert len(await service.artifacts(task_id)) == 1
             return task_ids
 

@@ -181,14 +181,14 @@ def test_limit_cannot_be_combined_with_other_parameters(api, query, fields):
 
 def test_limit_stops_reading_the_log(api, tasks):
     read = []
-    replay = tasks.replay
+    replay = tasks.recorded_events
 
     async def record(task_id, *, after=0):
         async for event in replay(task_id, after=after):
             read.append(event["seq"])
             yield event
 
-    tasks.replay = record
+    tasks.recorded_events = record
     assert len(lines(api.get(f"{LOGS}?limit=2"))) == 2
     assert max(read) < 5
 
@@ -198,13 +198,13 @@ def replay_positions(api, tasks):
     """Add a task with a lot of output, little of it on stderr. Return a list that records where replays start."""
     outputs = [e.Output.from_bytes("stderr" if n % 97 == 0 else "stdout", b"%d\n" % n) for n in range(2000)]
     tasks.add("task-003", *TO_RUNNING, *outputs)
-    replay_positions, replay = [], tasks.replay
+    replay_positions, replay = [], tasks.recorded_events
 
     def record_position(task_id, *, after=0):
         replay_positions.append(after)
         return replay(task_id, after=after)
 
-    tasks.replay = record_position
+    tasks.recorded_events = record_position
     return replay_positions
 
 
