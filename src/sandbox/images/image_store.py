@@ -50,7 +50,7 @@ class ImageMetadata(msgspec.Struct, frozen=True):
 _IMAGE_NAME = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _BUILD_DIRECTORY = "part"
 _SYNC = "/usr/bin/sync"
-_LOCK_ATTEMPTS = 5
+_LOCK_TRIES = 5
 _LOCK_RETRY_SECONDS = 0.002
 
 
@@ -172,7 +172,7 @@ class ImageStore:
         Retries briefly, because an attempt to remove the image locks it for a moment.
         """
         image = self._image_directory(digest)
-        for _ in range(_LOCK_ATTEMPTS):
+        for _ in range(_LOCK_TRIES):
             with suppress(OSError):
                 return _lock_shared(image)
             time.sleep(_LOCK_RETRY_SECONDS)

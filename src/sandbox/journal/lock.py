@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sandbox.interfaces.journal import JournalBusyError
 
-_LOCK_ATTEMPTS = 5
+_LOCK_TRIES = 5
 _PAUSE_SECONDS = 0.002
 
 
@@ -63,7 +63,7 @@ def _open(path: Path, flags: int = 0) -> int:
 
 def _lock(lock_fd: int, path: Path) -> None:
     """Lock the file. Tries several times, because `is_locked` in another process may hold the lock briefly."""
-    for _ in range(_LOCK_ATTEMPTS):
+    for _ in range(_LOCK_TRIES):
         if _try_lock(lock_fd, fcntl.LOCK_EX):
             return
         time.sleep(_PAUSE_SECONDS)

@@ -125,7 +125,7 @@ async def _notify_started(servers: Sequence[_UvicornServer], on_started: Callabl
 
 
 _LOOPBACK_HOSTS = ("127.0.0.1", "::1")
-_EPHEMERAL_PORT_ATTEMPTS = 20
+_EPHEMERAL_PORT_TRIES = 20
 _BACKLOG = 2048
 _NO_IPV6_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
 
@@ -161,7 +161,7 @@ def bind(host: str, port: int, key: str = "port") -> list[socket.socket]:
     Port 0 selects any free port. `key` is the port's name in the configuration. Raises AddressError.
     """
     hosts = _LOOPBACK_HOSTS if host in {"127.0.0.1", "localhost"} else (host,)
-    for _ in range(_EPHEMERAL_PORT_ATTEMPTS if port == 0 else 1):
+    for _ in range(_EPHEMERAL_PORT_TRIES if port == 0 else 1):
         try:
             return _bind_all(hosts, port)
         except OSError as error:

@@ -192,7 +192,7 @@ class QemuRuntime(BaseRuntime):
 
     async def _boot_with_fallback(self, handle: SandboxHandle, guest_spec: jail.GuestSpec) -> QemuSandbox:
         """Boot with the first accelerator that works. Raises the last BootError."""
-        for accelerator, timeout_seconds in self._boot_attempts():
+        for accelerator, timeout_seconds in self._boot_tries():
             is_fallback = accelerator is Accelerator.TCG and self._kvm.is_present()
             slow_reason = _KVM_FALLBACK_MESSAGE if is_fallback else None
             self._guest_specs[handle.attempt_id] = replace(guest_spec, accelerator=accelerator, slow_reason=slow_reason)
@@ -207,7 +207,7 @@ class QemuRuntime(BaseRuntime):
                 self._kvm.record_failure()
         raise problem
 
-    def _boot_attempts(self) -> Iterator[tuple[Accelerator, float]]:
+    def _boot_tries(self) -> Iterator[tuple[Accelerator, float]]:
         """Yield accelerators and timeouts. Each emulated boot gets twice as much time as the previous one."""
         if self._excludes_emulation or self._kvm.is_usable():
             yield Accelerator.KVM, KVM_BOOT_SECONDS
