@@ -31,7 +31,7 @@ from sandbox.client.response_types import (
     TaskPage,
     TaskSummary,
 )
-from sandbox.client.retried_operations import Operation, OperationSteps, ResumableStream, Sleep
+from sandbox.client.retried_operations import Operation, OperationActions, ResumableStream, Sleep
 from sandbox.client.sse import LineBuffer
 from sandbox.model.wire.event_bodies import Event
 
@@ -299,15 +299,15 @@ class Client:
                 reading.write(chunk)
             return reading.finish()
 
-    def _run_operation(self, steps: OperationSteps[ResponseT]) -> ResponseT:
-        operation = Operation(steps)
-        while operation.step is not None:
-            if isinstance(operation.step, Sleep):
-                time.sleep(operation.step.seconds)
+    def _run_operation(self, actions: OperationActions[ResponseT]) -> ResponseT:
+        operation = Operation(actions)
+        while operation.action is not None:
+            if isinstance(operation.action, Sleep):
+                time.sleep(operation.action.seconds)
                 operation.send(None)
                 continue
             try:
-                response = self._request(operation.step)
+                response = self._request(operation.action)
             except ClientError as error:
                 operation.throw(error)
             else:

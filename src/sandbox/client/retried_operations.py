@@ -1,7 +1,7 @@
 """Operations that are retried over several requests: submit, wait for the end, follow a stream.
 
-Nothing here performs I/O or sleeps. An operation yields the next step and receives its response or its exception;
-`client.py` and `async_client.py` execute the steps.
+Nothing here performs I/O or sleeps. An operation yields the next action and receives its response or its exception;
+`client.py` and `async_client.py` execute the actions.
 """
 
 from __future__ import annotations
@@ -63,44 +63,44 @@ STREAM_IDLE_TIMEOUT_SECONDS = 45.0
 
 @dataclass(frozen=True)
 class Sleep:
-    """A step: sleep for this time."""
+    """An action: sleep for this time."""
 
     seconds: float
 
 
 ResponseT = TypeVar("ResponseT")
-OperationSteps = Generator[Request[Any] | Sleep, Any, ResponseT]
+OperationActions = Generator[Request[Any] | Sleep, Any, ResponseT]
 
 
 class Operation(Generic[ResponseT]):
-    """An operation in progress. step: what to execute next, None once `result` is set."""
+    """An operation in progress. action: what to execute next, None once `result` is set."""
 
     result: ResponseT
 
-    def __init__(self, steps: OperationSteps[ResponseT]) -> None:
-        self._steps = steps
-        self.step: Request[Any] | Sleep | None = None
+    def __init__(self, actions: OperationActions[ResponseT]) -> None:
+        self._actions = actions
+        self.action: Request[Any] | Sleep | None = None
         self.send(None)
 
     def send(self, response: Any) -> None:
-        """Continue with the response to the executed step; None after a Sleep."""
-        self._advance(lambda: self._steps.send(response))
+        """Continue with the response to the executed action; None after a Sleep."""
+        self._advance(lambda: self._actions.send(response))
 
     def throw(self, error: ClientError) -> None:
-        """Continue with the error that the executed step raised.
+        """Continue with the error that the executed action raised.
 
         Raises the error if the operation does not handle it.
         """
-        self._advance(lambda: self._steps.throw(error))
+        self._advance(lambda: self._actions.throw(error))
 
-    def _advance(self, get_step: Callable[[], Request[Any] | Sleep]) -> None:
+    def _advance(self, get_action: Callable[[], Request[Any] | Sleep]) -> None:
         try:
-            self.step = get_step()
+            self.action = get_action()
         except StopIteration as end:
-            self.step, self.result = None, end.value
+            self.action, self.result = None, end.value
 
 
-def submit(request: Request[Submitted]) -> OperationSteps[Submitted]:
+def submit(request: Request[Submitted]) -> OperationActions[Submitted]:
     """Submit, and retry if the response was lost; the idempotency key prevents a second task."""
     deadline, backoff, is_lost = time.monotonic() + RESUBMIT_SECONDS, Backoff(), False
     while True:
@@ -115,7 +115,7 @@ def submit(request: Request[Submitted]) -> OperationSteps[Submitted]:
             return submitted
 
 
-def wait(task_id: str, timeout_seconds: float | None) -> OperationSteps[Task]:
+def wait(task_id: str, timeout_seconds: float | None) -> OperationActions[Task]:
     """Wait until the task has ended; retry for a limited time while the server restarts."""
     deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
     status: Task = yield requests.status(task_id)
