@@ -20,7 +20,7 @@ from sandbox.cli.server_options import load_configuration, settings_options
 if TYPE_CHECKING:
     from sandbox.bootstrap.doctor import Finding
 
-_LIMIT_NAMES = frozenset({"gap", "kernel"})
+_GAP_NAMES = frozenset({"gap", "kernel"})
 """Names of findings that describe known limits if they belong to a runtime."""
 
 
@@ -77,7 +77,7 @@ def _print_findings(findings: Sequence[Finding], *, shows_all: bool, has_color: 
     console = stdout_console(has_color=has_color)
     if console.is_terminal:
         if not shows_all:
-            findings = _summarize_limits(findings)
+            findings = _summarize_gaps(findings)
         # problems last: the first lines of a long list scroll out of the window
         findings = sorted(findings, key=lambda finding: (not finding.ok, not finding.ok and finding.is_needed))
     width = max((len(finding.name) for finding in findings), default=0)
@@ -103,17 +103,17 @@ def _mark(finding: Finding) -> tuple[str, str]:
     return ("·", "dim") if finding.runtime else ("!", "yellow")
 
 
-def _summarize_limits(findings: Sequence[Finding]) -> list[Finding]:
+def _summarize_gaps(findings: Sequence[Finding]) -> list[Finding]:
     """Replace the known limits of the selected runtime with their number, and drop those of other runtimes."""
     selected = _selected_runtime(findings)
-    limits = [finding for finding in findings if finding.runtime == selected and _is_limit(finding)]
-    others = [finding for finding in findings if not _is_limit(finding)]
-    if not selected or not limits:
+    gaps = [finding for finding in findings if finding.runtime == selected and _is_gap(finding)]
+    others = [finding for finding in findings if not _is_gap(finding)]
+    if not selected or not gaps:
         return others
-    counted = f"{pluralize(len(limits), 'known limit')} of {selected} on this kernel"
-    message = f"{counted}; show {'it' if len(limits) == 1 else 'them'} with --all"
-    return [replace(limits[0], message=message, remedy=""), *others]
+    counted = f"{pluralize(len(gaps), 'known limit')} of {selected} on this kernel"
+    message = f"{counted}; show {'it' if len(gaps) == 1 else 'them'} with --all"
+    return [replace(gaps[0], message=message, remedy=""), *others]
 
 
-def _is_limit(finding: Finding) -> bool:
-    return finding.name in _LIMIT_NAMES and bool(finding.runtime)
+def _is_gap(finding: Finding) -> bool:
+    return finding.name in _GAP_NAMES and bool(finding.runtime)
