@@ -179,7 +179,7 @@ class Dispatcher:
     def check_capacity(self, manifest: Manifest) -> None:
         """Raise InsufficientResourcesError if the task requests more than the whole host, or any host, has."""
         requested = Resources.requested_by(manifest.vm)
-        total = self._scheduler.closest_host(requested)
+        total = self._scheduler.best_fitting_host(requested)
         if not requested.fits_in(total):
             raise InsufficientResourcesError(
                 requested.describe_shortfall(total, "in all"),
