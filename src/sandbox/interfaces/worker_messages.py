@@ -94,7 +94,7 @@ class ArtifactPart(msgspec.Struct, frozen=True, tag="artifact_part"):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat"):
-    """The state of the worker's host. The server's answer extends the lease.
+    """The state of the worker's runner and its journal. The server's answer extends the lease.
 
     liveness: whether a runner holds the journal's lock. end_offset: the size of the journal, read afterwards.
     launches: the number of launches that this worker has begun. is_launching: the last launch has not returned.

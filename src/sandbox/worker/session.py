@@ -87,7 +87,7 @@ class Lease:
         self.deadline = max(self.deadline, sent_at + seconds)
 
 
-class _HostState(NamedTuple):
+class _RunnerState(NamedTuple):
     """What a heartbeat reports."""
 
     liveness: Liveness
@@ -232,12 +232,12 @@ class ServerSession:
                 raise TimeoutError("the server does not answer")
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _state(self) -> _HostState:
-        """Read the state of the host. A launch that ends in the meantime counts as still running."""
+    def _state(self) -> _RunnerState:
+        """Read the state of the runner. A launch that ends in the meantime counts as still running."""
         launches, is_launching = self._worker_task.launches, self._worker_task.is_launching
         liveness, end = self._worker_task.liveness(), max(self._end_offset(), self._copied_end_offset)
         is_launching = is_launching or self._worker_task.is_launching or self._worker_task.launches != launches
-        return _HostState(liveness, end, launches, is_launching)
+        return _RunnerState(liveness, end, launches, is_launching)
 
     def _renew(self) -> None:
         """Pass the lease on to the runner, unless that was done a moment ago."""
