@@ -117,7 +117,7 @@ async def _render_task(request: Request, context: AppContext, task: Task) -> Res
         is_preserved=is_preserved,
         deleted_data_description=describe_deleted_data(task, is_preserved=is_preserved),
         refusal=await context.services.derived_tasks.continuation_refusal(task) if task.state.is_final else None,
-        has_work=_has_work(task),
+        has_anything_to_continue=_has_anything_to_continue(task),
         chain=chain_totals(chain),
         chain_start=chain[0].id,
     )
@@ -131,7 +131,7 @@ def _find_patch(task: Task, name: str, *, is_operator: bool) -> Artifact | None:
     return None if patch.contains_secret and not is_operator else patch
 
 
-def _has_work(task: Task) -> bool:
+def _has_anything_to_continue(task: Task) -> bool:
     """Return whether a follow-up can refer to anything: changes, a conversation, or those of an earlier task."""
     progress = task.progress
     has_conversation = bool(
