@@ -142,7 +142,7 @@ class LinkedText(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ErrorCode:
+class ErrorRow:
     """A row of the error reference. anchor: its id in the page; cells: the other columns."""
 
     anchor: str
@@ -159,7 +159,7 @@ class ErrorSection:
     depth: int
     notes: Sequence[Sequence[LinkedText]]
     columns: Sequence[str]
-    rows: Sequence[ErrorCode]
+    rows: Sequence[ErrorRow]
 
 
 async def show_errors(request: Request, _: AppContext) -> Response:
@@ -190,10 +190,10 @@ def _parse_section(marks: str, title: str, anchor: str, body: str) -> ErrorSecti
     return ErrorSection(title, anchor, len(marks), notes, head, [_parse_row(row) for row in rows])
 
 
-def _parse_row(row: Sequence[str]) -> ErrorCode:
+def _parse_row(row: Sequence[str]) -> ErrorRow:
     code, *cells = row
     anchor = _ANCHOR.match(cells[0])
-    return ErrorCode(anchor["id"] if anchor else "", code.strip("`"), [_parse_links(cell) for cell in cells])
+    return ErrorRow(anchor["id"] if anchor else "", code.strip("`"), [_parse_links(cell) for cell in cells])
 
 
 def _parse_links(text: str) -> list[LinkedText]:

@@ -139,7 +139,7 @@ def test_links_in_the_error_reference_lead_to_pages_of_the_dashboard():
     assert (section.title, section.depth) == ("A", 2)
     assert section.notes == [[link("See "), link("b", "/guide/limits#c"), link(".")]]
     parts = [link("An "), link("own", "#o"), link(" `y`, "), link("other", "/errors#z"), link(".")]
-    assert section.rows == [server.ErrorCode("x-1", "x", [parts])]
+    assert section.rows == [server.ErrorRow("x-1", "x", [parts])]
 
 
 def test_links_of_the_error_page_have_a_target(pages):
