@@ -17,7 +17,7 @@ from doubles.loopback_listeners import loopback_listeners
 from doubles.served_gateway import SERVER_KEY, TASK_KEY
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.gateway.egress import dialer
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
 from sandbox.primitives.cpu_throttle import CpuThrottle
@@ -33,7 +33,7 @@ async def main() -> None:
     rules = GatewayRules(egress=EgressRules((EgressRule(HOST, (80, 443, host_port)),), is_outbound=True))
     events: list[str] = []
     with loopback_listeners() as listeners:
-        gateway = SocketGateways(MessagesApi(), address_policy=lambda _: True, throttle=throttle).create(
+        gateway = SocketGatewayFactory(MessagesApi(), address_policy=lambda _: True, throttle=throttle).create(
             upstream, TASK_KEY, lambda event: events.append(type(event).__name__), rules
         )
         serving = asyncio.ensure_future(gateway.serve(listeners))

@@ -11,7 +11,7 @@ import sys
 import msgspec
 
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.interfaces.runtime import Listeners
 
@@ -22,7 +22,7 @@ async def main() -> None:
     listeners = Listeners(adopt(model), adopt(proxy), adopt(dns_udp), adopt(dns_tcp), transparent)
     rules = msgspec.json.decode(sys.argv[2], type=GatewayRules)
     upstream = ModelUpstream("http://127.0.0.1:9", api_key="sk-the-servers-own")
-    gateway = SocketGateways(MessagesApi()).create(upstream, "task-key-of-this-task", lambda _: None, rules)
+    gateway = SocketGatewayFactory(MessagesApi()).create(upstream, "task-key-of-this-task", lambda _: None, rules)
     print("serves", flush=True)
     await gateway.serve(listeners)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from doubles.loopback_listeners import loopback_listeners
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import BudgetExhausted, Gateway, GatewayRules, ModelDialect, ModelUpstream
 from sandbox.interfaces.runtime import Listeners
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
@@ -51,7 +51,7 @@ async def served_gateway(
     """Serve until the block ends."""
     events: list[Usage | EgressDenied | ErrorReported | BudgetExhausted] = []
     with loopback_listeners() as listeners:
-        gateways = SocketGateways(dialect, **policies)
+        gateways = SocketGatewayFactory(dialect, **policies)
         gateway = gateways.create(ModelUpstream(base_url, api_key=SERVER_KEY), TASK_KEY, events.append, rules)
         served = ServedGateway(gateway, listeners, events, asyncio.ensure_future(gateway.serve(listeners)))
         try:

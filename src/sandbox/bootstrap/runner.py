@@ -37,7 +37,7 @@ from sandbox.disks.loop import LoopDisk, unshare_mounts
 from sandbox.disks.tree_removal import remove_trees
 from sandbox.gateway.egress.dialer import is_dialable
 from sandbox.gateway.lease import NetworkLease
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.images.image_store import ImageLocks as HostImageLocks
 from sandbox.interfaces.agent import Agent, AgentDriver
 from sandbox.interfaces.clock import Clock
@@ -181,7 +181,7 @@ async def _run_attempt(
     if agent is None:
         raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
     lease = None if host.lease_deadline is None else NetworkLease(host.lease_deadline)
-    gateways = SocketGateways(agent.create_dialect(), throttle=parts.throttle, lease=lease)
+    gateways = SocketGatewayFactory(agent.create_dialect(), throttle=parts.throttle, lease=lease)
     recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
         order.attempt_id,

@@ -37,7 +37,7 @@ from sandbox.primitives.concurrency import wait_readable
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
 
 
-class SocketGateways:
+class SocketGatewayFactory:
     """Creates gateways.
 
     dialect: the API of the model.

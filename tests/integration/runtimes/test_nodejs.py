@@ -20,7 +20,7 @@ from sandbox.bootstrap.doctor.checks import run_checks
 from sandbox.bootstrap.settings.schema import ServerSection, ServerSettings
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.runtimes import nodejs
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
@@ -80,7 +80,7 @@ def disk(tmp_path):
 async def serve_gateway(sandbox, model_url="http://127.0.0.1:1"):
     """Serve the real gateway on the sandbox's listeners; yield its events."""
     gateway_events = []
-    gateway = SocketGateways(MessagesApi()).create(
+    gateway = SocketGatewayFactory(MessagesApi()).create(
         ModelUpstream(model_url, api_key="sk-server-key"), TASK_KEY, gateway_events.append
     )
     gateway_task = asyncio.ensure_future(gateway.serve(sandbox.listeners))

@@ -7,7 +7,7 @@ from doubles.loopback_listeners import loopback_listeners
 from sandbox.agents.claude_code.messages_api.dialect import MessagesApi
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 from sandbox.demo.scripted_model import ScriptedModel
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import GatewayRules, ModelUpstream
 from sandbox.model.events import Usage
 
@@ -44,7 +44,7 @@ async def test_requests_of_claude_code_are_forwarded_with_the_servers_key(tmp_pa
         events: list = []
         async with ScriptedModel(Script(TURNS)) as model:
             with loopback_listeners() as listeners:
-                gateway = SocketGateways(MessagesApi()).create(
+                gateway = SocketGatewayFactory(MessagesApi()).create(
                     ModelUpstream(model.url, api_key=SERVER_KEY), TASK_KEY, events.append, GatewayRules()
                 )
                 gateway_task = asyncio.ensure_future(gateway.serve(listeners))

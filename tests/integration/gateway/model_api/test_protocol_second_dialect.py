@@ -12,7 +12,7 @@ from doubles.responses_api import ResponsesApi
 from doubles.scripted_upstream import UpstreamRequest, scripted_upstream
 from doubles.served_gateway import SERVER_KEY, TASK_KEY, Client, ServedGateway, run, served_gateway
 from sandbox.gateway.model_api.dialer import parse_upstream
-from sandbox.gateway.server import SocketGateways
+from sandbox.gateway.server import SocketGatewayFactory
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream, UsageMeter
 from sandbox.model.egress import EgressRules
 from sandbox.model.events import EgressDenied, ErrorReported, Usage
@@ -206,7 +206,7 @@ def test_names_of_stored_data_in_tools_and_text_are_forwarded():
 
 def test_error_for_a_missing_server_key_names_the_variable_of_the_api():
     with pytest.raises(ValueError, match="RESPONSES_API_KEY is missing"):
-        SocketGateways(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)
+        SocketGatewayFactory(ResponsesApi()).create(ModelUpstream("http://127.0.0.1:9"), TASK_KEY, lambda _: None)
 
 
 class UnvalidatedUsageDialect(ResponsesApi):
