@@ -15,7 +15,7 @@ from sandbox.runner.progress import ProgressTracker, remaining_budget
 from sandbox.runner.steps.provision import ProvisionedSandbox
 
 
-class GatewayEvents:
+class GatewayEventRecorder:
     """Records the events that a gateway reports.
 
     The gateway cannot handle a recording error, so `raise_error` raises it in one of the runner's background loops.

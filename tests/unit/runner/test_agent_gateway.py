@@ -8,7 +8,7 @@ import pytest
 from sandbox.interfaces.gateway import BudgetExhausted, KeyRejected
 from sandbox.model.events import AttemptFailed, EgressDenied, Progress, Usage
 from sandbox.model.failure import FailureCode, FailureReason
-from sandbox.runner.agent_gateway import GatewayEvents, serve_gateway
+from sandbox.runner.agent_gateway import GatewayEventRecorder, serve_gateway
 from sandbox.runner.progress import ProgressTracker
 
 USAGE = Usage("m", 100, 10)
@@ -21,7 +21,7 @@ class FakeRecorder:
     def __init__(self):
         self.events, self.snapshots, self.error = [], [], None
         self.progress = ProgressTracker(self.snapshots.append, lambda: TIMESTAMP, Progress())
-        self.gateway_events = GatewayEvents(self.record, self.progress)
+        self.gateway_events = GatewayEventRecorder(self.record, self.progress)
 
     def record(self, event):
         if self.error is not None:

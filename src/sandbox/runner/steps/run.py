@@ -24,7 +24,7 @@ from sandbox.model.manifest.schema import Lifecycle
 from sandbox.model.state_machine import will_be_followed_up
 from sandbox.model.task import cut_final_message
 from sandbox.primitives.cpu_throttle import CpuQueue, CpuThrottle
-from sandbox.runner.agent_gateway import GatewayEvents, create_gateway, serve_gateway
+from sandbox.runner.agent_gateway import GatewayEventRecorder, create_gateway, serve_gateway
 from sandbox.runner.agent_output import (
     AgentOutput,
     OutputQuota,
@@ -174,7 +174,7 @@ class RunStep(msgspec.Struct, frozen=True):
         progress = ProgressTracker(
             record, self.clock.now, attempt.task.final_progress, records_conversation=attempt.records_conversation
         )
-        gateway_events = GatewayEvents(record, progress)
+        gateway_events = GatewayEventRecorder(record, progress)
         gateway = create_gateway(attempt, provisioned, self.gateways, self.agent.key_setting, gateway_events.report)
         agent_run = self._create_agent_run(provisioned, gateway, progress)
         ended = ExitStatus(None)
