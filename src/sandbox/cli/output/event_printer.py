@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.edit_diffs import DiffLine, diff_edits
-from sandbox.cli.output.event_layout import STATE_STYLES, EventLayout, one_line
+from sandbox.cli.output.event_line_printer import STATE_STYLES, EventLinePrinter, one_line
 from sandbox.cli.output.formatting import format_elapsed, parse_timestamp, pluralize
 from sandbox.model.failure import FailureCode
 from sandbox.model.formatting import format_cost, format_duration, format_state
@@ -118,7 +118,7 @@ class EventPrinter:
         self.state = ""
         self._detail = detail
         self._pending_reason = pending_reason
-        self._layout = EventLayout(console)
+        self._line_printer = EventLinePrinter(console)
         self._line_parts: list[str] = []
         self._line_characters = 0
         self._last_message = ""
@@ -193,13 +193,13 @@ class EventPrinter:
             message = ""
         if self.state in FINAL_STATES:
             self._print_spent_budget()
-        self._layout.print_state(event, self.state, message if message != self._last_error else "")
+        self._line_printer.print_state(event, self.state, message if message != self._last_error else "")
 
     def _on_attempt(self, event: Mapping[str, Any]) -> None:
         """Forget the open tool calls: the previous agent's calls never get an end event."""
         self._open_calls.clear()
         start_kind = "continues where the previous one was lost" if event.get("resumes") else "starts over"
-        self._layout.print_lines(
+        self._line_printer.print_lines(
             event, f"Attempt {event.get('attempt')} {start_kind}", "yellow", lines_max=NOTICE_LINES_MAX
         )
 
@@ -207,7 +207,9 @@ class EventPrinter:
         data = str(event.get("data", ""))
         if event.get("stream") == "stderr":
             if self._detail.shows_activity:
-                self._layout.print_lines(event, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  ")
+                self._line_printer.print_lines(
+                    event, data, "dim", lines_max=self._detail.text_lines_max, mark="stderr  "
+                )
             return
         line = self._join_line(data, is_continued=bool(event.get("continued")))
         is_parsed = event.get("parsed", _is_json_object(line))  # missing if the server is older
@@ -243,7 +245,7 @@ class EventPrinter:
 
     def _print_message(self, event: Mapping[str, Any], text: str) -> None:
         if self._detail.shows_activity:
-            self._layout.print_lines(event, text, "", lines_max=self._detail.text_lines_max)
+            self._line_printer.print_lines(event, text, "", lines_max=self._detail.text_lines_max)
 
     def _on_tool_call_started(self, event: Mapping[str, Any]) -> None:
         summary, edits = str(event.get("summary") or ""), event.get("edits")
@@ -267,13 +269,13 @@ class EventPrinter:
         if not self._detail.shows_activity:
             return
         duration = format_duration(float(event["duration_ms"]) / 1000) if event.get("duration_ms") is not None else ""
-        self._layout.print_tool(event, call.summary, duration, is_error=is_error)
+        self._line_printer.print_tool(event, call.summary, duration, is_error=is_error)
         if is_error and result:
-            self._layout.print_error(event, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
+            self._line_printer.print_error(event, _drop_decoration(result), lines_max=ERROR_LINES_MAX)
         elif call.edits and not is_error:
-            self._layout.print_edits(event, call.edits)
+            self._line_printer.print_edits(event, call.edits)
         elif self._detail.result_lines_max:
-            self._layout.print_result(event, result, lines_max=self._detail.result_lines_max)
+            self._line_printer.print_result(event, result, lines_max=self._detail.result_lines_max)
 
     def _on_usage(self, event: Mapping[str, Any]) -> None:
         for field in ("input_tokens", "cache_read_tokens", "cache_write_tokens"):
@@ -287,7 +289,7 @@ class EventPrinter:
             return
         subject = "a model request" if is_model else f"{event.get('host')}:{event.get('port')}"
         denied = f"Refused {subject}: {event.get('reason')}"
-        self._layout.print_lines(event, denied, "yellow", lines_max=NOTICE_LINES_MAX)
+        self._line_printer.print_lines(event, denied, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_error(self, event: Mapping[str, Any]) -> None:
         if self._omits_failure and event.get("error") == FailureCode.BUDGET_EXCEEDED:
@@ -315,11 +317,11 @@ class EventPrinter:
             self._print_error(event)
 
     def _print_error(self, event: Mapping[str, Any]) -> None:
-        self._layout.print_lines(event, str(event.get("message")), "red", lines_max=TEXT_LINES_MAX)
+        self._line_printer.print_lines(event, str(event.get("message")), "red", lines_max=TEXT_LINES_MAX)
 
     def _on_gap(self, event: Mapping[str, Any]) -> None:
         missing = f"Some events are missing: {event.get('reason')}"
-        self._layout.print_lines(event, missing, "yellow", lines_max=NOTICE_LINES_MAX)
+        self._line_printer.print_lines(event, missing, "yellow", lines_max=NOTICE_LINES_MAX)
 
     def _on_end(self, event: Mapping[str, Any]) -> None:
         self.final_state = str(event.get("state"))
@@ -327,7 +329,7 @@ class EventPrinter:
         elapsed = format_elapsed(self._started_at, event.get("timestamp"))  # the task's `duration_seconds`
         summary = " · ".join(part for part in (elapsed, *self.totals) if part)
         if summary:
-            self._layout.print_lines(event, summary, "dim", lines_max=NOTICE_LINES_MAX)
+            self._line_printer.print_lines(event, summary, "dim", lines_max=NOTICE_LINES_MAX)
 
 
 def _is_json_object(line: str) -> bool:

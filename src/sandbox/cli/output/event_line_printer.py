@@ -36,7 +36,7 @@ _CUT_CHARACTERS_MAX = 20_000
 """Maximum number of characters to wrap if a text is cut to a few lines."""
 
 
-class EventLayout:
+class EventLinePrinter:
     """Prints lines with the time of their event.
 
     A line is preceded by its date if the date differs from the previous line's or, for the first line, from today's.
