@@ -18,7 +18,7 @@ from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, RE
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
-from sandbox.gateway.model_api.request_policy import Allowed, ModelPolicy, too_large
+from sandbox.gateway.model_api.request_policy import AllowedHead, ModelPolicy, too_large
 from sandbox.gateway.protocol import Effects, Phase
 from sandbox.interfaces.gateway import CostBound, ModelDialect, Rejected, UsageMeter
 from sandbox.model.events import Usage
@@ -105,7 +105,7 @@ class _PendingRequest(msgspec.Struct):
     """A well-formed, authenticated request that is waiting for its body or for the end of a hold."""
 
     request: h11.Request
-    allowed: Allowed
+    allowed: AllowedHead
     body: bytearray = bytearray()
     is_complete: bool = False
 
@@ -290,7 +290,7 @@ class ModelProtocol:
             self._send_to_client(effects, h11.InformationalResponse(status_code=100, headers=[]))
 
     def _forward(
-        self, effects: Effects, request: h11.Request, allowed: Allowed, approved: ApprovedRequest | None = None
+        self, effects: Effects, request: h11.Request, allowed: AllowedHead, approved: ApprovedRequest | None = None
     ) -> None:
         cost_bound, body = (approved.cost_bound, approved.body) if approved is not None else (None, None)
         body_redactor = BodyRedactor([self._upstream.key_redactor])

@@ -10,8 +10,8 @@ from sandbox.gateway.limits import REQUEST_BODY_BYTES_MAX
 from sandbox.interfaces.gateway import ModelDialect, Rejected
 
 
-class Allowed(msgspec.Struct, frozen=True):
-    """An allowed request. target: path and query at the upstream. is_metered: the response uses tokens."""
+class AllowedHead(msgspec.Struct, frozen=True):
+    """An allowed head of a request. target: path and query at the upstream. is_metered: the response uses tokens."""
 
     target: bytes
     is_metered: bool
@@ -27,7 +27,7 @@ class ModelPolicy:
         self._task_key = task_key.encode()
         self._hosts = {b"127.0.0.1:%d" % port, b"localhost:%d" % port}
 
-    def check(self, request: h11.Request) -> Allowed | Rejected:
+    def check(self, request: h11.Request) -> AllowedHead | Rejected:
         """Check the request's format first, then the key, then the target."""
         return self._check_shape(request) or self._check_key(request) or self._check_target(request)
 
@@ -53,7 +53,7 @@ class ModelPolicy:
         problem = "has no key" if not keys else "has a different key" if len(keys) == 1 else "has several keys"
         return Rejected(401, f"The request {problem}; the gateway accepts only this task's key.")
 
-    def _check_target(self, request: h11.Request) -> Allowed | Rejected:
+    def _check_target(self, request: h11.Request) -> AllowedHead | Rejected:
         path, _, query = request.target.partition(b"?")
         is_metered = self._dialect.endpoints.get(path)
         if is_metered is None or request.method != b"POST" or query not in self._dialect.accepted_queries:
@@ -61,7 +61,7 @@ class ModelPolicy:
             return Rejected(403, f"The gateway serves only POST {served}.")
         if _content_length(request) > REQUEST_BODY_BYTES_MAX:
             return too_large()
-        return Allowed(path + (b"?" + query if query else b""), is_metered)
+        return AllowedHead(path + (b"?" + query if query else b""), is_metered)
 
 
 def _content_length(request: h11.Request) -> int:
