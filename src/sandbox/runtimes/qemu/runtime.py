@@ -54,7 +54,7 @@ _EMULATION_GAP = (
 )
 
 
-class ProbedRuntime(Runtime, Protocol):
+class ProbeableRuntime(Runtime, Protocol):
     """The runtime to probe, with its control groups and the accelerator of its last guest."""
 
     hierarchies: cgroups.Hierarchies
@@ -62,7 +62,7 @@ class ProbedRuntime(Runtime, Protocol):
 
 
 async def probe_qemu(
-    runtime: ProbedRuntime, run_dir: Path, kvm: KvmStatus, *, excludes_emulation: bool
+    runtime: ProbeableRuntime, run_dir: Path, kvm: KvmStatus, *, excludes_emulation: bool
 ) -> RuntimeProbe:
     """Create a sandbox, run `true` in it and destroy it."""
     if os.uname().machine != "x86_64":
