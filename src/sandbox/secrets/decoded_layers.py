@@ -27,7 +27,7 @@ from sandbox.secrets.limits import DECODED_LAYERS_MAX
 FindTokens = Callable[[bytes], Iterator[EscapeToken]]
 """Finds escapes of certain kinds in the bytes of a layer."""
 
-_FORKS: tuple[tuple[Callable[[bytes], bool], FindTokens], ...] = (
+_ALTERNATIVE_DECODERS: tuple[tuple[Callable[[bytes], bool], FindTokens], ...] = (
     (may_contain_variable_length_escapes, find_variable_length_escapes),
     (may_contain_consecutive_escapes, find_isolated_escapes),
 )
@@ -137,7 +137,7 @@ def decode_layers(data: bytes, *, keeps_escapes: bool = True) -> list[DecodedLay
 
     keeps_escapes: whether values may contain text that looks like an escape.
 
-    The layers fork where the bytes can be decoded in different ways:
+    There are alternative layers where the bytes can be decoded in different ways:
     - At terminal escapes, which may be removed or left unchanged. An escape character within a value consumes the
       character after it.
     - At terminal escapes in the original bytes, if decoding escapes first could change them or the text around them.
@@ -150,14 +150,14 @@ def decode_layers(data: bytes, *, keeps_escapes: bool = True) -> list[DecodedLay
         *layers,
         *(_layers_above_original_terminal_escapes(layers[0]) if len(layers) > 1 else ()),
         *_terminal_escape_layers(layers[1:] or layers, find_escapes, DECODED_LAYERS_MAX),
-        *chain.from_iterable(_forked_layers(layers, *fork) for fork in _FORKS),
+        *chain.from_iterable(_alternative_layers(layers, *decoder) for decoder in _ALTERNATIVE_DECODERS),
     ]
     others = (layer.remove_invisible_text() for layer in layers) if keeps_escapes else ()
     return [*layers, *filter(None, others)]
 
 
 def decoded_forms(data: bytes) -> list[bytes]:
-    """Return the data and the texts that result from decoding it, in any order and with any choice at the forks.
+    """Return the data and the texts that result from decoding it, in any order and with any choice of alternatives.
 
     The text around a value determines how the value is decoded.
     """
@@ -173,7 +173,11 @@ def decoded_forms(data: bytes) -> list[bytes]:
 def _decode_in_each_way(data: bytes) -> Iterator[bytes]:
     """Yield the results of all ways of decoding the data that change the data."""
     layer = DecodedLayer(data)
-    finders = [find_escapes, find_terminal_escapes, *(find for may_differ, find in _FORKS if may_differ(data))]
+    finders = [
+        find_escapes,
+        find_terminal_escapes,
+        *(find for may_differ, find in _ALTERNATIVE_DECODERS if may_differ(data)),
+    ]
     decoded_layers = [*(layer.decode(find_tokens) for find_tokens in finders), layer.remove_invisible_text()]
     yield from (decoded_layer.data for decoded_layer in filter(None, decoded_layers))
 
@@ -186,7 +190,7 @@ def _decode_escapes(layer: DecodedLayer, find_tokens: FindTokens, rounds: int) -
     return layers
 
 
-def _forked_layers(
+def _alternative_layers(
     layers: list[DecodedLayer],
     may_differ: Callable[[bytes], bool],
     find_tokens: FindTokens,
@@ -208,7 +212,7 @@ def _layers_above_original_terminal_escapes(original: DecodedLayer) -> Iterator[
     if stripped is not None:
         layers = [*_strip_terminal_escapes(stripped, find_escapes, DECODED_LAYERS_MAX)]
         yield from layers
-        for may_differ, find_tokens in _FORKS:
+        for may_differ, find_tokens in _ALTERNATIVE_DECODERS:
             if any(may_differ(layer.data) for layer in layers):
                 yield from islice(_strip_terminal_escapes(stripped, find_tokens, DECODED_LAYERS_MAX), 1, None)
 

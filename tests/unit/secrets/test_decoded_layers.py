@@ -207,7 +207,7 @@ texts_with_escapes = st.lists(st.sampled_from([*ESCAPE_CHARACTERS, *ESCAPE_PARTS
 
 @settings(max_examples=300, deadline=None)
 @given(texts_with_escapes)
-def test_skipping_a_fork_that_a_quick_check_excludes_does_not_change_the_escapes(data: bytes):
+def test_skipping_an_alternative_that_a_quick_check_excludes_does_not_change_the_escapes(data: bytes):
     """If a check missed a difference, other text in the stream would decide whether an escape is decoded."""
     if not may_contain_variable_length_escapes(data):
         assert list(find_variable_length_escapes(data)) == list(find_escapes(data))
