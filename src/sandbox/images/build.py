@@ -90,12 +90,12 @@ def build_image(
         tree = _create_rootfs(part)
         install_packages(definition, tree, part)
         tree.start_layer()
-        for name in definition.parts:
+        for name in definition.components:
             add_component(name, components.get(name), tree, mtime)
         for path, text in definition.files.items():
             content = text.encode()
             tree.add_file(path, BytesIO(content), len(content), is_executable=content[:2] == b"#!", mtime=mtime)
-        versions = {key: value for name in definition.parts for key, value in components[name].versions.items()}
+        versions = {key: value for name in definition.components for key, value in components[name].versions.items()}
         return _install_image(store, part, tree, "packages of this machine's apt", definition.minimum_tier, versions)
 
 

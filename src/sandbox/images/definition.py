@@ -56,12 +56,14 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?", re.ASCII)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+", re.ASCII)
 
 
-class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"snapshot_date": "date"}):
+class ImageDefinition(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"snapshot_date": "date", "components": "parts"}
+):
     """Content of the definition file.
 
     snapshot_date: the latest timestamp in the image; later timestamps are set to it.
     packages: packages of the distribution, in addition to its essential ones.
-    parts: names of components that Sandbox provides.
+    components: names of components that Sandbox provides.
     files: contents, keyed by absolute path.
     minimum_tier: the weakest allowed tier; empty if every tier is allowed.
     """
@@ -69,7 +71,7 @@ class ImageDefinition(msgspec.Struct, frozen=True, forbid_unknown_fields=True, r
     description: str
     snapshot_date: date
     packages: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
+    components: tuple[str, ...] = ()
     files: dict[str, str] = {}
     minimum_tier: str = ""
 

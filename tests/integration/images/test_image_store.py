@@ -60,8 +60,8 @@ def fake_packages(root_layer):
     return install
 
 
-def build(catalog, add, name="tools", definition=DEFINITION, parts=None):
-    return build_image(catalog.image_store(name), definition, parts or {}, add)
+def build(catalog, add, name="tools", definition=DEFINITION, components=None):
+    return build_image(catalog.image_store(name), definition, components or {}, add)
 
 
 def images(catalog, name="tools"):
@@ -123,8 +123,8 @@ def test_component_is_copied_into_the_image(catalog, fake_packages, tmp_path):
     (source / "lib" / "code.js").write_text("1")
     (source / "link").symlink_to("lib")
     component = Component({source: "/opt/node"}, {"/opt/node/bin": "lib"}, {"/opt/node/rc": b"x"}, {"node": "v1"})
-    with_node = ImageDefinition("tools", DEFINITION.snapshot_date, parts=("node",))
-    record = build(catalog, fake_packages(), definition=with_node, parts={"node": component})
+    with_node = ImageDefinition("tools", DEFINITION.snapshot_date, components=("node",))
+    record = build(catalog, fake_packages(), definition=with_node, components={"node": component})
     root = catalog.image_store("tools").rootfs_path(record.digest) / "opt/node"
     assert (root / "lib/code.js").read_text() == "1"
     assert [(root / name).readlink().as_posix() for name in ("link", "bin")] == ["lib", "lib"]

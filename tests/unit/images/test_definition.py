@@ -31,13 +31,13 @@ def test_shipped_profiles_match_the_built_in_names():
 def test_shipped_profile_is_valid_with_known_components(name):
     definition = read_shipped(name)
     assert {"ca-certificates", "curl", "git"} <= set(definition.packages)
-    assert set(definition.parts) <= set(image_components())
+    assert set(definition.components) <= set(image_components())
 
 
 def test_agentic_dev_has_common_tools():
     definition = read_shipped("agentic-dev")
     assert {"build-essential", "python3", "ripgrep"} <= set(definition.packages)
-    assert definition.parts == ("node",)
+    assert definition.components == ("node",)
 
 
 def test_definition_has_packages_files_and_minimum_tier(read):
