@@ -91,7 +91,7 @@ class ProfileCatalog:
         metadata = entry.metadata
         if metadata is None:
             return None
-        if metadata.layout != IMAGE_LAYOUT_VERSION:
+        if metadata.layout_version != IMAGE_LAYOUT_VERSION:
             remedy = f"build it again: sandbox profile build {profile}"
             raise ImageUnusableError(
                 f"The image of the profile {profile} was built by a different version of Sandbox; {remedy}"

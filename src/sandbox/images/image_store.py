@@ -28,7 +28,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 
 
-class ImageMetadata(msgspec.Struct, frozen=True):
+class ImageMetadata(msgspec.Struct, frozen=True, rename={"layout_version": "layout"}):
     """Metadata of an image.
 
     digest: digest of the root file system. source: describes what the image was built from. versions: versions of
@@ -43,7 +43,7 @@ class ImageMetadata(msgspec.Struct, frozen=True):
     entries: int
     versions: Mapping[str, str] = {}
     minimum_tier: str = ""
-    layout: int = IMAGE_LAYOUT_VERSION
+    layout_version: int = IMAGE_LAYOUT_VERSION
     version: int = 1
 
 
