@@ -19,7 +19,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     excludes_emulation: the runtime was chosen by `auto`, so emulation is excluded.
     agent_programs: path of each agent's executable, keyed by the agent's manifest section. In a message of an earlier
         version, the only key is empty.
-    disk_kind: the kind of disk that this host supports.
+    disk_kind: the kind of disk that this host supports; a `plain` disk is a directory.
     can_confine: host programs that read untrusted data can be confined on this host.
     output_watermark: output is dropped if less disk space is free.
     lease_deadline: the first deadline of the gateway's lease, in seconds since the host booted (CLOCK_BOOTTIME); None
