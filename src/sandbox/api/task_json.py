@@ -33,7 +33,7 @@ from sandbox.model.wire.events import attempt_bodies, format_timestamp, progress
 async def task_body(tasks: TaskQueries, sandboxes: TaskSandboxes, task: Task, *, is_operator: bool) -> TaskBody:
     """Return the full status of a task."""
     is_preserved = await sandboxes.has_preserved_sandbox(task)
-    item = task_summary_body(task, is_operator=is_operator, is_preserved=is_preserved)
+    item = task_item_body(task, is_operator=is_operator, is_preserved=is_preserved)
     totals = chain_totals(await tasks.chain(task))
     chain = None if totals is None else cast("ChainBody", asdict(totals))
     definition, links, job = definition_body(task.manifest), links_body(task.id), job_body(tasks.job_status(task.id))
@@ -66,7 +66,7 @@ def links_body(task_id: str) -> LinksBody:
     }
 
 
-def task_summary_body(task: Task, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:
+def task_item_body(task: Task, *, is_operator: bool, is_preserved: bool) -> TaskItemBody:
     """Return the status of a task as it appears in lists."""
     metadata, repository, attempt = task.manifest.metadata, task.manifest.repository, task.attempt
     return {

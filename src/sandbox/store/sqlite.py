@@ -35,7 +35,7 @@ from sandbox.store.listing import (
     PageReader,
     content_digest,
     cursor_position,
-    decode_list_item,
+    decode_task_item,
     state_term,
     task_terms,
     to_cursor,
@@ -149,7 +149,7 @@ class SqliteStore:
         return _to_indexed(rows[0]) if rows else None
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`decode_list_item`). Raises InvalidCursorError."""
+        """Return a page of tasks (`decode_task_item`). Raises InvalidCursorError."""
         listing = PageReader(self._sql, query)
         with self._connections.read_transaction() as connection:
             found, totals = listing.read(connection)
@@ -179,7 +179,7 @@ class SqliteStore:
             for number, task_id, encoded in rows:
                 position = number
                 try:
-                    task = _decode_task(task_id, encoded, decode_list_item)
+                    task = _decode_task(task_id, encoded, decode_task_item)
                 except IndexDamagedError as error:
                     self._log_once(task_id, error)
                 else:
@@ -333,7 +333,7 @@ def _texts(task: Task) -> dict[str, object]:
 
 def _to_listed(row: ListedRow, query: TaskQuery) -> Task:
     """Decode a row. Pruning by age relies on the sort order, so the time is compared with the sorted column."""
-    task = _decode_task(row.id, row.encoded, decode_list_item)
+    task = _decode_task(row.id, row.encoded, decode_task_item)
     if query.sort == "state_changed_at":
         _check_time(task, row.value)
     return task

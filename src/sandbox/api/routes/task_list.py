@@ -14,7 +14,7 @@ from sandbox.api.middleware.authentication import get_caller
 from sandbox.api.openapi import create_router, declare_parameters, problem_responses
 from sandbox.api.request_parsing import CURSOR, TIME, CommaSeparated, decode_cursor, encode_cursor, parse_time
 from sandbox.api.responses import JsonResponse
-from sandbox.api.task_json import task_summary_body
+from sandbox.api.task_json import task_item_body
 from sandbox.interfaces.store import Sort, SortDirection, TaskPage, TaskQuery, TaskTotals
 from sandbox.interfaces.tasks import TaskQueries
 from sandbox.model.errors import FieldError, InvalidParameterError
@@ -124,7 +124,7 @@ def _list_response(
     """Return a page of the list. preserved: the ids of the tasks with a preserved sandbox."""
     body: TaskListBody = {
         "tasks": [
-            task_summary_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks
+            task_item_body(task, is_operator=is_operator, is_preserved=task.id in preserved) for task in page.tasks
         ],
         "total_count": page.total_count,
         "limit": task_query.limit,
