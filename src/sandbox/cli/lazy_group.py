@@ -127,7 +127,7 @@ class LazyGroup(SuggestingGroup):
     """A group that lists its commands without importing them, which keeps `--help` fast.
 
     sections: the headings of the help and the names of the commands below each; by default, one list of all commands.
-    programs: commands that are not listed, because other programs run them; maps each name to its location.
+    hidden_commands: commands that are not listed, because other programs run them; maps each name to its location.
     """
 
     def __init__(
@@ -135,13 +135,13 @@ class LazyGroup(SuggestingGroup):
         *arguments: Any,
         entries: Entries,
         sections: Mapping[str, Sequence[str]] | None = None,
-        programs: Mapping[str, str] | None = None,
+        hidden_commands: Mapping[str, str] | None = None,
         **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self._entries = entries
         self._sections = sections or {"Commands": tuple(entries)}
-        self._programs = programs or {}
+        self._hidden_commands = hidden_commands or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, in the order of the entries."""
@@ -149,11 +149,11 @@ class LazyGroup(SuggestingGroup):
 
     def has_command(self, ctx: click.Context, name: str) -> bool:
         """Return whether there is a command with this name, listed or not."""
-        return name in self._entries or name in self._programs
+        return name in self._entries or name in self._hidden_commands
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        location = self._entries[cmd_name][0] if cmd_name in self._entries else self._programs.get(cmd_name)
+        location = self._entries[cmd_name][0] if cmd_name in self._entries else self._hidden_commands.get(cmd_name)
         if location is None:
             return None
         module, attribute = location.split(":")

@@ -41,7 +41,7 @@ ROOT_SECTIONS = {
     "Client commands": ("login", "context", "mcp", "completion"),
 }
 
-ROOT_PROGRAMS = {"worker": "sandbox.cli.commands.worker:worker"}
+HIDDEN_ROOT_COMMANDS = {"worker": "sandbox.cli.commands.worker:worker"}
 
 TASK_ENTRIES = {
     "submit": ("sandbox.cli.commands.task.submit:submit", "Submit a manifest as a task."),
@@ -91,7 +91,7 @@ ADMIN_ENTRIES = {
     cls=RootGroup,
     entries=ROOT_ENTRIES,
     sections=ROOT_SECTIONS,
-    programs=ROOT_PROGRAMS,
+    hidden_commands=HIDDEN_ROOT_COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=help_examples(
         "sandbox demo",
