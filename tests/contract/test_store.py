@@ -95,11 +95,11 @@ def test_task_round_trip_is_complete(store):
 
     assert store.load("full") == IndexedTask(complete, 4711)
     assert store.query(TaskQuery()).tasks == [
-        as_list_item(msgspec.structs.replace(complete, artifacts=(), result=None))
+        as_task_item(msgspec.structs.replace(complete, artifacts=(), result=None))
     ]
 
 
-def as_list_item(task):
+def as_task_item(task):
     manifest = task.manifest
     agent = AgentSection("", {"prompt": "", "model": ""})
     repository = replace(manifest.repository, patch=None)
@@ -459,7 +459,7 @@ def test_changed_tasks_have_no_large_fields(store):
     original = with_texts(msgspec.structs.replace(task("a"), artifacts=ARTIFACTS), "Do it.", "ZGlmZg==")
     store.insert(IndexedTask(original, 1))
     [changed] = store.changed_tasks(ChangeCursor("0", 0), 10)
-    assert changed.task == as_list_item(msgspec.structs.replace(original, artifacts=()))
+    assert changed.task == as_task_item(msgspec.structs.replace(original, artifacts=()))
 
 
 def test_cursor_of_a_missing_task_is_valid(store_with_mixed_tasks):

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from doubles.manifests import claude, encode_json
-from doubles.memory_store import as_list_item
+from doubles.memory_store import as_task_item
 from sandbox.interfaces.store import ChangeCursor, IndexDamagedError, IndexedTask, StoreError, TaskQuery, TaskTotals
 from sandbox.model import events as e
 from sandbox.model.events import Artifact
@@ -263,7 +263,7 @@ def test_version_1_index_is_migrated(path, monkeypatch):
 
     store = SqliteStore(path)
     assert store.load("old") == IndexedTask(task, 7)
-    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [as_list_item(task)]
+    assert store.query(TaskQuery(labels={"k": "v"})).tasks == [as_task_item(task)]
     assert store.find_by_idempotency_key("old", datetime(1970, 1, 1, tzinfo=UTC)) is None
     store.close()
 
@@ -545,7 +545,7 @@ def test_migration_moves_artifacts_out_of_tasks(path, damage):
     assert store.outdated_task_ids() == ["damaged"]
     assert store.load("old") == IndexedTask(task, 7)
     store.delete("damaged")
-    assert store.query(TaskQuery()).tasks == [as_list_item(task)]
+    assert store.query(TaskQuery()).tasks == [as_task_item(task)]
     store.close()
 
 
@@ -569,7 +569,7 @@ def test_prompt_in_a_row_of_an_older_index_is_read(path):
     corrupt(path, "task", encode_json(known.task))
     execute(path, "DELETE FROM texts")
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
-    assert store.query(TaskQuery()).tasks == [as_list_item(known.task)]
+    assert store.query(TaskQuery()).tasks == [as_task_item(known.task)]
     store.save(known)
     assert (store.outdated_task_ids(), store.load("a")) == ([], known)
     store.close()
@@ -583,7 +583,7 @@ def test_lists_show_the_message_of_a_report_without_a_message(path, report, mess
     known = msgspec.structs.replace(submitted("a"), result=report)
     store.save(IndexedTask(known, 1))
     [listed] = store.query(TaskQuery()).tasks
-    assert (listed, listed.final_message, listed.result) == (as_list_item(known), message, None)
+    assert (listed, listed.final_message, listed.result) == (as_task_item(known), message, None)
     assert store.load("a").task.result == report
     store.close()
 
@@ -597,7 +597,7 @@ def test_lists_have_no_large_fields_of_a_row_of_an_older_index(path):
     store.save(IndexedTask(known, 1))
     corrupt(path, "task", encode_json(known))
     [listed] = store.query(TaskQuery()).tasks
-    assert listed == as_list_item(known)
+    assert listed == as_task_item(known)
     assert (listed.artifacts, listed.manifest.repository.patch, listed.manifest.agent.prompt) == ((), None, "")
     store.close()
 

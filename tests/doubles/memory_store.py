@@ -31,7 +31,7 @@ from sandbox.store.listing import (
 )
 
 
-def as_list_item(task: Task) -> Task:
+def as_task_item(task: Task) -> Task:
     """Return a task as `TaskPage` contains it."""
     manifest = task.manifest.replace(agent=UNLISTED_AGENT, repository=without_patch(task.manifest.repository))
     message = task.final_message_or_result
@@ -83,7 +83,7 @@ class MemoryStore:
         start = after.number if is_known else 0
         changes = sorted((number, task_id) for task_id, number in self._changes.items() if task_id in self._tasks)
         return [
-            ChangedTask(ChangeCursor("memory", number), as_list_item(self._tasks[task_id].task))
+            ChangedTask(ChangeCursor("memory", number), as_task_item(self._tasks[task_id].task))
             for number, task_id in changes
             if number > start
         ][:limit]
@@ -117,7 +117,7 @@ class MemoryStore:
         return {task_id: task.manifest.agent.prompt[:length] for task_id, task in known.items()}
 
     def query(self, query: TaskQuery) -> TaskPage:
-        """Return a page of tasks (`as_list_item`). Raises InvalidCursorError."""
+        """Return a page of tasks (`as_task_item`). Raises InvalidCursorError."""
         start, is_descending = cursor_position(query), query.order == "desc"
 
         def rank(position: PagePosition) -> tuple[bool, int | str, str]:
@@ -133,7 +133,7 @@ class MemoryStore:
             is_after = lt if is_descending else gt
             ranked = [(position, task) for position, task in ranked if is_after(position, rank(start))]
         end = query.offset + query.limit
-        tasks = [as_list_item(task) for _, task in ranked[query.offset : end]]
+        tasks = [as_task_item(task) for _, task in ranked[query.offset : end]]
         has_more = bool(tasks) and len(ranked) > end
         cost_usd = round(sum(task.progress.cost_usd for task in matching), 9)
         return TaskPage(
