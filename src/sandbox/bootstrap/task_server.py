@@ -95,9 +95,8 @@ class TaskServer:
         tailer = JournalTailer(tracked_tasks, journals, store, clock, broadcast, dispatcher, recovery)
         tracker = TaskTracker(tracked_tasks, dispatcher, tailer)
         health_check = HealthCheck(store, clock, conditions, disk_monitor, drain, host)
-        preserved = PreservedSandboxes(placements)
+        preserved, queries = PreservedSandboxes(placements), TaskQueries(tracked_tasks, store, placements, clock)
         pruner = Pruner(data_dir, journals, store, preserved, clock, remove_trees)
-        queries = TaskQueries(tracked_tasks, store, placements, clock)
         events = EventStream(tracked_tasks, journals, store, broadcast, partial(_convert_line, agents))
         load = LoadHistory(tracked_tasks, dispatcher, disk_monitor, clock, measure_host_load)
         self.services = TaskServices(
@@ -115,9 +114,8 @@ class TaskServer:
         self.start_conditions = conditions
         self._tracker, self._store, self._pruner = tracker, store, pruner
         self._recover = partial(_recover, data_dir, journals, store, placements, clock)
-        self._janitor = Janitor(
-            create_maintenance_actions(context, placements, journals, store, clock, preserved, pruner)
-        )
+        actions = create_maintenance_actions(context, placements, journals, store, clock, preserved, pruner)
+        self._janitor = Janitor(actions)
         self._disk_monitor, self._placements, self._load = disk_monitor, placements, load
 
     @asynccontextmanager
