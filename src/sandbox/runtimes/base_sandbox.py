@@ -23,7 +23,7 @@ from sandbox.runtimes.limits.slab_usage import CachedExtentMeter, count_negative
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
 
 
-class SandboxParts(msgspec.Struct, frozen=True):
+class SandboxSetup(msgspec.Struct, frozen=True):
     """The parts of a sandbox whose launcher reported `ready`. program: the program that the launcher will exec."""
 
     handle: SandboxHandle
@@ -37,16 +37,16 @@ class SandboxParts(msgspec.Struct, frozen=True):
 class BaseSandbox(ABC):
     """Subclasses define how to start the command, how to detect its exit and how to kill all processes inside."""
 
-    def __init__(self, parts: SandboxParts) -> None:
-        self.handle = parts.handle
-        self.listeners = parts.listeners
+    def __init__(self, setup: SandboxSetup) -> None:
+        self.handle = setup.handle
+        self.listeners = setup.listeners
         self.slow_reason = None
-        self._spec = parts.spec
-        self._program = parts.program
-        self._group = parts.group
-        self._launcher = parts.launcher
+        self._spec = setup.spec
+        self._program = setup.program
+        self._group = setup.group
+        self._launcher = setup.launcher
         self._syscall_buffer_meter: SyscallBufferMeter | None = None
-        self._extent_meter = CachedExtentMeter(parts.spec.disk)
+        self._extent_meter = CachedExtentMeter(setup.spec.disk)
         self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
         self._has_started = False

@@ -6,7 +6,7 @@ from pathlib import Path
 from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, SandboxHandle, SandboxSpec
 from sandbox.model.errors import SandboxError
 from sandbox.runtimes.base_runtime import BaseRuntime
-from sandbox.runtimes.base_sandbox import SandboxParts
+from sandbox.runtimes.base_sandbox import SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import prepare_disk_root
 from sandbox.runtimes.bubblewrap.sandbox import BubblewrapSandbox, exposed_entries, exposed_paths
 from sandbox.runtimes.bwrap import find_bwrap, require_bwrap
@@ -106,7 +106,7 @@ class BubblewrapDriver:
         listeners: Listeners,
     ) -> BubblewrapSandbox:
         """Create the sandbox object for a launcher that is ready."""
-        return BubblewrapSandbox(SandboxParts(handle, spec, self.find_program(), group, launcher, listeners))
+        return BubblewrapSandbox(SandboxSetup(handle, spec, self.find_program(), group, launcher, listeners))
 
 
 class BubblewrapRuntime(BaseRuntime):

@@ -15,7 +15,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import SHARED_MEMORY_FILES_MAX
 from sandbox.runtimes import bwrap, host_processes, launcher_client
-from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxParts
+from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.bubblewrap.disk_root import DiskRoot, find_disk_root
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
@@ -141,10 +141,10 @@ _CHILD_PID_KEY, _EXIT_CODE_KEY = "child-pid", "exit-code"  # keys of bubblewrap'
 class BubblewrapSandbox(BaseSandbox):
     """A sandbox on the host's kernel. Implements `Sandbox`; created by `BubblewrapRuntime.create`."""
 
-    def __init__(self, parts: SandboxParts) -> None:
-        super().__init__(parts)
+    def __init__(self, setup: SandboxSetup) -> None:
+        super().__init__(setup)
         self._syscall_buffer_meter = SyscallBufferMeter()
-        self._directory_meter = DirectoryMeter(parts.spec.disk)
+        self._directory_meter = DirectoryMeter(setup.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()
         self._reports: dict[str, int] = {}

@@ -7,7 +7,7 @@ from sandbox.interfaces.runtime import Listeners, Runtime, RuntimeProbe, Sandbox
 from sandbox.model.errors import SandboxError
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.runtimes.base_runtime import BaseRuntime
-from sandbox.runtimes.base_sandbox import SandboxParts
+from sandbox.runtimes.base_sandbox import SandboxSetup
 from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.gvisor.bundle import exposed_entries
 from sandbox.runtimes.gvisor.sandbox import GvisorSandbox
@@ -114,7 +114,7 @@ class GvisorDriver:
         listeners: Listeners,
     ) -> GvisorSandbox:
         """Create the sandbox object for a launcher that is ready."""
-        return GvisorSandbox(SandboxParts(handle, spec, self.find_program(), group, launcher, listeners))
+        return GvisorSandbox(SandboxSetup(handle, spec, self.find_program(), group, launcher, listeners))
 
 
 class GvisorRuntime(BaseRuntime):

@@ -14,7 +14,7 @@ from sandbox.model.errors import DECODE_ERRORS
 from sandbox.model.failure import AttemptError, FailureCode
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
 from sandbox.runtimes import host_processes, launcher_client
-from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxParts
+from sandbox.runtimes.base_sandbox import KILLED_EXIT_CODE, BaseSandbox, SandboxSetup
 from sandbox.runtimes.exec_client import ExecProcess, ExecTerminal, start_on_pty, start_program
 from sandbox.runtimes.gvisor import bundle
 from sandbox.runtimes.gvisor.bundle import STATE_DIRECTORY
@@ -91,8 +91,8 @@ _PROCESS_FD, _LOG_FD, _STARTED_FD = range(launcher.FIRST_DESCRIPTOR, launcher.FI
 class GvisorSandbox(BaseSandbox):
     """A sandbox on gVisor's kernel. Implements `Sandbox`; created by `GvisorRuntime.create`."""
 
-    def __init__(self, parts: SandboxParts) -> None:
-        super().__init__(parts)
+    def __init__(self, setup: SandboxSetup) -> None:
+        super().__init__(setup)
         self._log: asyncio.StreamReader | None = None
         self._runsc_pidfd: int | None = None
         self._has_command_started = False
