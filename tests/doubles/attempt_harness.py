@@ -11,7 +11,7 @@ from sandbox.bootstrap.clock import SystemClock
 from sandbox.bootstrap.runner import RunnerParts, build_finisher, build_runner, create_recorder
 from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.tree_removal import remove_trees
-from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolFinished
+from sandbox.interfaces.agent import AgentLaunchSpec, AgentOutcome, AgentReady, ToolCallFinished
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.runtime import Command, ExitStatus, SandboxHandle, Stats
@@ -242,7 +242,7 @@ class ScriptedAgent:
             case b"+":
                 return [ToolCallStarted(tool, tool)]
             case b"-":
-                return [ToolFinished(tool, tool, is_error=False)]
+                return [ToolCallFinished(tool, tool, is_error=False)]
             case b"<":
                 return [AgentMessage(tool[::-1])]
             case b"$":

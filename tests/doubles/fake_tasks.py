@@ -35,7 +35,7 @@ from sandbox.interfaces.tasks import (
     StateChange,
     StoredArtifact,
     Submission,
-    TaskFinishedError,
+    TaskEndedError,
     TaskNotContinuableError,
     TaskNotEndedError,
     TaskNotFoundError,
@@ -234,7 +234,7 @@ class FakeTasks:
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
         task = self._entry(task_id).task
         if task.state.is_final:
-            raise TaskFinishedError(task)
+            raise TaskEndedError(task)
         if self.failure is not None:
             raise self.failure
         self.cancels.append((task_id, reason, force))

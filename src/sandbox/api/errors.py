@@ -21,7 +21,7 @@ from sandbox.interfaces.tasks import (
     IdempotencyKeyReusedError,
     InsufficientResourcesError,
     SandboxNotPreservedError,
-    TaskFinishedError,
+    TaskEndedError,
     TaskNotContinuableError,
     TaskNotEndedError,
     TaskNotFoundError,
@@ -161,7 +161,7 @@ def _existing_task(error: DuplicateTaskError) -> ProblemExtensions:
     return {"existing_task": {"id": task.id, "state": task.state.value, "created_at": created_at}}
 
 
-def _task_state(error: TaskFinishedError | TaskNotEndedError | SandboxNotPreservedError) -> ProblemExtensions:
+def _task_state(error: TaskEndedError | TaskNotEndedError | SandboxNotPreservedError) -> ProblemExtensions:
     return {"task_state": error.task.state.value}
 
 
@@ -191,7 +191,7 @@ _ERROR_RESPONSES: dict[type[SandboxError], tuple[int, _Extensions]] = {
     RequestTimeoutError: (408, _no_extensions),
     DuplicateTaskError: (409, _existing_task),
     TerminalRefusedError: (409, _no_extensions),
-    TaskFinishedError: (409, _task_state),
+    TaskEndedError: (409, _task_state),
     TaskNotEndedError: (409, _task_state),
     TaskNotContinuableError: (409, _no_extensions),
     PayloadTooLargeError: (413, _no_extensions),

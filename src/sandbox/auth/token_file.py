@@ -25,7 +25,7 @@ _SECRET_BYTES = 32
 _TOKEN_FORMAT = re.compile(r"sbx_(?P<id>[a-z2-7]{8})_(?P<secret>[0-9a-f]{64})")
 
 
-class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StoredToken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A stored token.
 
     sha256: digest of the secret, in hex. A fast hash is sufficient, because the secret has 256 random bits and cannot
@@ -49,11 +49,11 @@ class TokenRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.expires_at is None or now < self.expires_at
 
 
-def generate_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, TokenRecord]:
+def generate_token(role: Role, name: str, now: datetime, expires_at: datetime | None) -> tuple[str, StoredToken]:
     """Generate a token. Returns its text and its record."""
     token_id = base64.b32encode(secrets.token_bytes(_ID_BYTES)).decode().lower()
     secret = secrets.token_hex(_SECRET_BYTES)
-    return f"sbx_{token_id}_{secret}", TokenRecord(token_id, role, name, now, _digest(secret), expires_at)
+    return f"sbx_{token_id}_{secret}", StoredToken(token_id, role, name, now, _digest(secret), expires_at)
 
 
 def parse_token_id(token: str) -> str | None:
@@ -62,7 +62,7 @@ def parse_token_id(token: str) -> str | None:
     return match["id"] if match else None
 
 
-def verify_token(token: str, record: TokenRecord) -> bool:
+def verify_token(token: str, record: StoredToken) -> bool:
     """Return whether the token matches the record. The comparison takes constant time."""
     match = _TOKEN_FORMAT.fullmatch(token)
     return match is not None and hmac.compare_digest(_digest(match["secret"]), record.sha256)
@@ -101,7 +101,7 @@ class InvalidTokenNameError(SandboxError):
 
 
 class _TokenDocument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    tokens: tuple[TokenRecord, ...] = ()
+    tokens: tuple[StoredToken, ...] = ()
     version: int = 1
 
 
@@ -120,7 +120,7 @@ class TokenFile:
         self.path = data_dir / "tokens.json"
         self._now = now
         self._stamp: FileStamp | None = None
-        self._records: dict[str, TokenRecord] = {}
+        self._records: dict[str, StoredToken] = {}
 
     @property
     def has_tokens(self) -> bool:
@@ -141,7 +141,7 @@ class TokenFile:
         record = self._find_valid(principal_id)
         return record.principal if record is not None else None
 
-    def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, TokenRecord]:
+    def create(self, role: Role, name: str = "", expires_at: datetime | None = None) -> tuple[str, StoredToken]:
         """Create a token. It is durable on return, and only its hash is stored.
 
         Raises OSError, TokenFileError, InvalidTokenNameError.
@@ -153,7 +153,7 @@ class TokenFile:
             self._write((*self.list(), record))
         return token, record
 
-    def list(self) -> Sequence[TokenRecord]:
+    def list(self) -> Sequence[StoredToken]:
         """Return all tokens, including expired ones, oldest first. Raises OSError, TokenFileError."""
         try:
             content = self.path.read_bytes()
@@ -165,12 +165,12 @@ class TokenFile:
             advice = "restore it, or remove it and create new tokens"
             raise TokenFileError(f"{self.path} is damaged ({error}); {advice}.") from None
 
-    def list_valid(self) -> Sequence[TokenRecord]:
+    def list_valid(self) -> Sequence[StoredToken]:
         """Return the tokens that have not expired. Raises the same errors as `list`."""
         now = self._now()
         return [record for record in self.list() if record.is_valid(now)]
 
-    def revoke(self, token_id: str) -> TokenRecord:
+    def revoke(self, token_id: str) -> StoredToken:
         """Revoke a token and end the sessions opened with it.
 
         Raises TokenNotFoundError, and the same errors as `list`.
@@ -183,7 +183,7 @@ class TokenFile:
             self._write(tuple(record for record in records if record is not found))
         return found
 
-    def _find_valid(self, token_id: str) -> TokenRecord | None:
+    def _find_valid(self, token_id: str) -> StoredToken | None:
         try:
             self._refresh()
         except OSError as error:
@@ -235,7 +235,7 @@ class TokenFile:
         finally:
             os.close(directory)
 
-    def _write(self, records: Sequence[TokenRecord]) -> None:
+    def _write(self, records: Sequence[StoredToken]) -> None:
         new = self.path.with_suffix(".new")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(new, flags, 0o600), "wb") as opened:

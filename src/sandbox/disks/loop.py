@@ -105,13 +105,13 @@ _FILE_BLOCKS_MAX = 2**32 - 1
 _UNUSED_BYTES_MAX = 1024 * 1024 * 1024
 """The space of removed files is returned once the image is larger than the used space by more than this."""
 
-_TRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
+_FITRIM = 0xC0185879  # FITRIM, see ioctl_fitrim(2)
 _TRIM_STEP_BYTES = 1024 * 1024 * 1024
 _TRIM_SECONDS = 0.5
 _TRIMMED_EXTENT_BYTES_MIN = 1024 * 1024
 """Shorter free extents are not returned to the host: each one costs a call, and there can be millions."""
 
-_FORGET_EXTENTS = 0x6628  # EXT4_IOC_CLEAR_ES_CACHE
+_EXT4_IOC_CLEAR_ES_CACHE = 0x6628  # EXT4_IOC_CLEAR_ES_CACHE
 
 _FULL_BELOW_BYTES = 2 * 1024 * 1024  # when a large write fails on a full disk, this much space can remain free
 _POLL_SECONDS = 0.01
@@ -228,7 +228,7 @@ class LoopDisk:
                 if self._disk_fd < 0 or time.monotonic() > deadline:
                     return
                 bounds = (self._trimmed_until, _TRIM_STEP_BYTES, _TRIMMED_EXTENT_BYTES_MIN)
-                fcntl.ioctl(disk_fd, _TRIM, struct.pack("=QQQ", *bounds))
+                fcntl.ioctl(disk_fd, _FITRIM, struct.pack("=QQQ", *bounds))
                 following = self._trimmed_until + _TRIM_STEP_BYTES
                 self._trimmed_until = following if following < size_bytes else 0
         except OSError:
@@ -254,7 +254,7 @@ def forget_cached_extents(image: Path) -> None:
     with suppress(OSError):
         image_fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.ioctl(image_fd, _FORGET_EXTENTS)
+            fcntl.ioctl(image_fd, _EXT4_IOC_CLEAR_ES_CACHE)
         finally:
             os.close(image_fd)
 

@@ -35,7 +35,7 @@ class AgentLaunchSpec(msgspec.Struct, frozen=True):
     model_variables: frozenset[str] = frozenset()
 
 
-class ToolFinished(msgspec.Struct, frozen=True):
+class ToolCallFinished(msgspec.Struct, frozen=True):
     """A tool call by the agent has finished."""
 
     tool_use_id: str
@@ -64,7 +64,7 @@ class ApiRetry(msgspec.Struct, frozen=True):
     message: str
 
 
-AgentEvent = AgentReady | ToolFinished | TurnStarted | ApiRetry | ConversationEvent
+AgentEvent = AgentReady | ToolCallFinished | TurnStarted | ApiRetry | ConversationEvent
 
 
 class AgentOutcome(msgspec.Struct, frozen=True):

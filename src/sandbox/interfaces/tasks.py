@@ -53,7 +53,7 @@ class TaskNotFoundError(SandboxError):
         self.task_id = task_id
 
 
-class TaskFinishedError(SandboxError):
+class TaskEndedError(SandboxError):
     """The task is in its final state and cannot be changed."""
 
     code = "task_already_terminal"
@@ -381,7 +381,7 @@ class TaskCancellation(Protocol):
     """Cancels tasks. Raises TaskNotFoundError."""
 
     async def cancel(self, task_id: str, *, reason: str, force: bool) -> Cancellation:
-        """Request the task's cancellation; the request is durable on return. Raises TaskFinishedError."""
+        """Request the task's cancellation; the request is durable on return. Raises TaskEndedError."""
         ...
 
 

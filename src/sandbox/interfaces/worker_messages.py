@@ -207,7 +207,7 @@ class OpenStream(msgspec.Struct, frozen=True, tag="open_stream"):
     attempt_id: str
 
 
-class EndTask(msgspec.Struct, frozen=True, tag="release_task"):
+class TaskEnded(msgspec.Struct, frozen=True, tag="release_task"):
     """The task has ended: the worker exits once nothing is preserved."""
 
 
@@ -330,7 +330,7 @@ ServerMessage = (
     | RecordsReceived
     | UploadReceived
     | OpenStream
-    | EndTask
+    | TaskEnded
     | ServerCall
     | EndedTasks
 )

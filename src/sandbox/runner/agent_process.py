@@ -46,7 +46,7 @@ class AgentProcess(Protocol):
         ...
 
 
-class HeadlessAgent(msgspec.Struct, frozen=True):
+class HeadlessAgentProcess(msgspec.Struct, frozen=True):
     """An agent without a terminal, which runs as the command of its sandbox."""
 
     sandbox: Sandbox
@@ -62,13 +62,13 @@ class HeadlessAgent(msgspec.Struct, frozen=True):
 
 async def start_headless_agent(
     sandbox: Sandbox, command: Command, output: AgentOutput
-) -> tuple[HeadlessAgent, Sequence[OutputReader]]:
+) -> tuple[HeadlessAgentProcess, Sequence[OutputReader]]:
     """Start the agent. Raises AttemptError (provision_failed, sandbox_lost)."""
     stdout, stderr = await sandbox.start(command)
-    return HeadlessAgent(sandbox), [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
+    return HeadlessAgentProcess(sandbox), [partial(output.read_stdout, stdout), partial(output.read_stderr, stderr)]
 
 
-class TerminalAgent(msgspec.Struct, frozen=True):
+class TerminalAgentProcess(msgspec.Struct, frozen=True):
     """An agent on a terminal. The command of its sandbox is PAUSE_COMMAND."""
 
     sandbox: Sandbox
@@ -86,10 +86,10 @@ class TerminalAgent(msgspec.Struct, frozen=True):
         await self.terminal.hang_up()
 
 
-async def start_terminal_agent(sandbox: Sandbox, command: Command) -> TerminalAgent:
+async def start_terminal_agent(sandbox: Sandbox, command: Command) -> TerminalAgentProcess:
     """Start the agent on a terminal. Raises AttemptError (provision_failed, sandbox_lost)."""
     await sandbox.start(PAUSE_COMMAND)
-    return TerminalAgent(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))
+    return TerminalAgentProcess(sandbox, await sandbox.open_terminal(command, _INITIAL_SIZE))
 
 
 class SandboxKiller:

@@ -29,7 +29,7 @@ _DESCRIPTORS_MAX = 250
 """Maximum number of descriptors per message, below the kernel's limit (SCM_MAX_FD)."""
 _FIXED_LISTENERS_COUNT = 4
 """Number of listeners other than the transparent ones. The counter's socket, if any, follows all listeners."""
-_PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
+_LAUNCHER_CODE = "import sys; sys.path.append(sys.argv.pop(1)); import launcher; launcher.main(sys.argv[1:])"
 """Imports the launcher instead of running its file, because Python caches bytecode only for imported modules."""
 
 
@@ -278,7 +278,15 @@ def _spawn(
     arguments: Iterable[object], output: socket.socket, errors: socket.socket, inherited: Sequence[int]
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-E", "-c", _PROGRAM, *map(str, (Path(__file__).parent / "programs", *arguments))],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-E",
+            "-c",
+            _LAUNCHER_CODE,
+            *map(str, (Path(__file__).parent / "programs", *arguments)),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=output.fileno(),
         stderr=errors.fileno(),

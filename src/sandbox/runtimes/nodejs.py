@@ -16,7 +16,7 @@ import msgspec
 
 from sandbox.interfaces.file_layout import NODE_DIRECTORY
 
-PACKAGES = "/opt/npm"
+PACKAGES_DIRECTORY = "/opt/npm"
 NPM_CONFIGURATION = f"{NODE_DIRECTORY}/etc/npmrc"
 """npm's global configuration. The user's and the project's settings override it."""
 
@@ -56,7 +56,7 @@ def find_mounts() -> Mapping[Path, str]:
         Path(__file__).with_name("npx.js"): f"{NODE_DIRECTORY}/bin/npx",
     }
     packages = packages_directory()
-    return {**parts, packages: PACKAGES} if packages.is_dir() else parts
+    return {**parts, packages: PACKAGES_DIRECTORY} if packages.is_dir() else parts
 
 
 def node_version() -> str | None:

@@ -22,11 +22,11 @@ def unavailable_error(secret: Secret, reason: str) -> SecretUnavailableError:
     return SecretUnavailableError(missing_secrets_message([secret.name]), detail)
 
 
-_DIRECTORY = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"
+_DIRECTORY_TEXT = "the server's secrets directory (secrets.directory, SANDBOX_SECRETS_DIRECTORY)"
 _REASONS = {
     errno.ENOENT: "there is no such file below the server's secrets directory; put it there.",
     errno.ENOTDIR: "there is no such file below the server's secrets directory; put it there.",
-    errno.EACCES: f"the server's user may not read this file, or enter {_DIRECTORY}; grant the permission.",
+    errno.EACCES: f"the server's user may not read this file, or enter {_DIRECTORY_TEXT}; grant the permission.",
     errno.ELOOP: "the symbolic links of this file form a loop; fix them.",
 }
 
@@ -61,7 +61,9 @@ class FileSource:
         try:
             directory = os.open(self._directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            reason = f"{_DIRECTORY} cannot be opened ({error.strerror}); the server's user must be able to enter it."
+            reason = (
+                f"{_DIRECTORY_TEXT} cannot be opened ({error.strerror}); the server's user must be able to enter it."
+            )
             raise unavailable_error(secret, reason) from None
         try:
             node = os.open(secret.key, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.journal import JournalBusyError, JournalDamagedError, Journals, Liveness, Recorder
 from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, RunnerUnreachableError
-from sandbox.interfaces.tasks import TaskFinishedError, UnavailableError
+from sandbox.interfaces.tasks import TaskEndedError, UnavailableError
 from sandbox.model.events import CancelRequested, TaskFinished
 from sandbox.model.fixed_limits import CANCEL_TIMEOUT_SECONDS, CANCEL_TIMEOUT_SECONDS_MIN
 from sandbox.model.state_machine import IllegalEventError
@@ -32,7 +32,7 @@ class Canceller:
         self._clock = clock
 
     async def cancel(self, tracked: TrackedTask, request: CancelAttempt) -> str:
-        """Return a message for the caller once the request is durable. Raises TaskFinishedError, UnavailableError."""
+        """Return a message for the caller once the request is durable. Raises TaskEndedError, UnavailableError."""
         deadline = self._clock.monotonic() + CANCEL_TIMEOUT_SECONDS
         async with self._write_lock(tracked, deadline):
             pass
@@ -61,7 +61,7 @@ class Canceller:
                 tracked.transfer(Orphaned())
                 return _NOT_STARTED_MESSAGE
         if tracked.task.state.is_final:
-            raise TaskFinishedError(tracked.task)
+            raise TaskEndedError(tracked.task)
         if isinstance(owner, Orphaned):
             return await self._record_cancel(tracked, cancel_requested, deadline)
         try:

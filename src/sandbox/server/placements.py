@@ -79,9 +79,9 @@ class Placements:
 
         A disk does not move: an attempt that takes it over runs where the last attempt ran.
         """
-        return self._hosts[self._name_of_next(task)]
+        return self._hosts[self._placement_of_next_attempt(task)]
 
-    def _name_of_next(self, task: Task) -> str:
+    def _placement_of_next_attempt(self, task: Task) -> str:
         if task.attempt is None or not takes_over_disk(task):
             return self._selected
         location = locate(task, task.attempt)
@@ -93,7 +93,7 @@ class Placements:
 
         Raises HostPendingError, OSError.
         """
-        name = self._name_of_next(task)
+        name = self._placement_of_next_attempt(task)
         allocator, host = self._by_name[name].allocator, self._hosts[name]
         if allocator is None:
             return ReservedHost(new_attempt_id(), host.identity, host.result.runtime, host.find_image)

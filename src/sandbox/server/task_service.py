@@ -27,7 +27,7 @@ from sandbox.interfaces.tasks import (
     Retention,
     SandboxNotPreservedError,
     StoredArtifact,
-    TaskFinishedError,
+    TaskEndedError,
     TaskNotEndedError,
     TaskNotFoundError,
     UnavailableError,
@@ -134,7 +134,7 @@ class TaskCancellation:
         tracked = self._tracked_tasks.get(task_id)
         previous = tracked.task if tracked is not None else await self._queries.status(task_id)
         if previous.state.is_final:
-            raise TaskFinishedError(previous)
+            raise TaskEndedError(previous)
         tracked = tracked or self._tracked_tasks.get(task_id)
         if tracked is None:
             raise UnavailableError(f"Task {task_id} is being accepted; try again.")

@@ -198,7 +198,7 @@ class ListedRow(NamedTuple):
     encoded: bytes
 
 
-class _Report(msgspec.Struct, frozen=True):
+class _AgentResult(msgspec.Struct, frozen=True):
     """The field of an agent's own report that lists need. Decoded completely, a report can use megabytes."""
 
     result: Any = None
@@ -228,7 +228,7 @@ def _default_of(field: msgspec.structs.FieldInfo) -> dict[str, Any]:
 
 
 _list_decoder = msgspec.json.Decoder(_declare_listed_task())
-_report_decoder = msgspec.json.Decoder(_Report)
+_report_decoder = msgspec.json.Decoder(_AgentResult)
 UNLISTED_AGENT = AgentSection("", {"prompt": "", "model": ""})
 """The agent section of the tasks in a list."""
 

@@ -24,7 +24,6 @@ from sandbox.interfaces.worker_messages import (
     CallResult,
     Claimed,
     EndedTasks,
-    EndTask,
     Fenced,
     FindEndedTasks,
     FirstMessage,
@@ -39,6 +38,7 @@ from sandbox.interfaces.worker_messages import (
     ServerCall,
     ServerMessage,
     StreamRefused,
+    TaskEnded,
     Upload,
     UploadReceived,
     WorkDone,
@@ -175,7 +175,7 @@ class ServerSession:
                     self._start(self._answer_call(message))
                 case OpenStream():
                     self._start(self._serve_stream(message))
-                case EndTask():
+                case TaskEnded():
                     self._worker_task.mark_task_ended()
                 case Fenced():
                     raise FencedError(message.reason)

@@ -9,7 +9,7 @@ from sandbox.interfaces.agent import (
     AgentEvent,
     AgentLaunchSpec,
     AgentOutcome,
-    ToolFinished,
+    ToolCallFinished,
     TurnStarted,
 )
 from sandbox.interfaces.file_layout import MODEL_PORT, SANDBOX_HOME, SANDBOX_WORKSPACE
@@ -92,7 +92,7 @@ class ScriptedParser:
                 case "call":
                     return (ToolCallStarted(step["tool"], step["id"]),)
                 case "called":
-                    return (ToolFinished(step["id"], step["tool"], is_error=False),)
+                    return (ToolCallFinished(step["id"], step["tool"], is_error=False),)
                 case "end":
                     self._end = {"is_error": not step["ok"], "result": step["text"]}
         except (ValueError, TypeError, KeyError):

@@ -541,7 +541,7 @@ def test_small_amount_of_unused_space_is_not_returned(loop_works, layout):
 
 
 async def survives_a_host_without_holes(disk, layout):
-    loop._UNUSED_BYTES_MAX, loop._TRIM = 0, 0  # no file system supports this request
+    loop._UNUSED_BYTES_MAX, loop._FITRIM = 0, 0  # no file system supports this request
     await disk.open(64 * MIB)
     (layout.disk / "removed").write_bytes(b"x" * 32 * MIB)
     await disk.verify()

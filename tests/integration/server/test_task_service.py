@@ -11,7 +11,7 @@ from doubles.memory_store import MemoryStore
 from doubles.server_components import GIB, TO_END, TO_RUNNING
 from sandbox.interfaces.placement import FinishAttempt
 from sandbox.interfaces.store import DuplicateTaskError, TaskQuery
-from sandbox.interfaces.tasks import InsufficientResourcesError, TaskFinishedError, TaskNotFoundError, UnavailableError
+from sandbox.interfaces.tasks import InsufficientResourcesError, TaskEndedError, TaskNotFoundError, UnavailableError
 from sandbox.journal.journals import FileJournals
 from sandbox.model import fixed_limits
 from sandbox.model.events import AgentExited, AttemptFailed, Idempotency, Output, TaskFinished
@@ -187,7 +187,7 @@ async def test_pending_task_is_cancelled_without_a_runner(components):
             assert cancelled.task.state is TaskState.PENDING
             assert cancelled.requested_at == components.journals.replay("second").task.cancel_requested_at
             assert (await service.wait("second", 10)).state is TaskState.CANCELLED
-            with pytest.raises(TaskFinishedError):
+            with pytest.raises(TaskEndedError):
                 await service.cancel("second", reason="", force=False)
             await components.wait_for_launch("first")
             components.placement.record("first", *TO_RUNNING, *TO_END)

@@ -232,7 +232,7 @@ async def test_lock_is_free_without_a_runner_and_the_worker_exits_when_its_task_
     worker = await start()
     await worker.session()
     await worker.wait_for_liveness(Liveness.FREE)
-    server.jobs.end_task("task-1")
+    server.jobs.notify_task_ended("task-1")
     assert await worker.exit_code() == EXIT_DONE
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sandbox.agents.claude_code.output_parser import ClaudeOutputParser
 from sandbox.bootstrap.clock import SystemClock
-from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolFinished, TurnStarted
+from sandbox.interfaces.agent import AgentReady, ApiRetry, ToolCallFinished, TurnStarted
 from sandbox.model.events import AgentMessage, Output, ToolCallStarted, ToolResult
 from sandbox.primitives.cpu_throttle import CpuThrottle
 from sandbox.runner.agent_output import AgentOutput, OutputQuota, StdoutProcessing
@@ -17,7 +17,7 @@ from sandbox.runner.redaction import redact_event
 from sandbox.secrets.redactor import SecretRedactor
 
 SESSION = "5ddb80a7-f209-4a6e-9cd9-29f469dd8600"
-COUNTED = (AgentReady, ApiRetry, ToolFinished, TurnStarted)
+COUNTED = (AgentReady, ApiRetry, ToolCallFinished, TurnStarted)
 
 
 def encode(kind, *blocks, ensure_ascii=True):

@@ -8,7 +8,7 @@ import pytest
 from sandbox.interfaces.runtime import Command, ConfinedCommand, ConfinementSpec, SandboxSpec
 from sandbox.model.failure import AttemptError
 from sandbox.runtimes.bubblewrap.sandbox import build_program_spec
-from sandbox.runtimes.confined_programs import BubblewrapConfinement
+from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement
 from sandbox.runtimes.launcher_client import LauncherProcess
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.programs.launcher import FIRST_DESCRIPTOR

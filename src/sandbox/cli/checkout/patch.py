@@ -116,12 +116,12 @@ def chain_patch_size(client: Client, task: Task) -> str:
         with TemporaryDirectory() as directory:
             patch = Path(directory) / "patch"
             client.download(task["id"], entry["path"], patch)
-            return _format_size(patch_lines(patch))
+            return _format_line_counts(patch_lines(patch))
     except ClientError:
         return ""  # the size is only additional information
 
 
-def _format_size(lines: Iterable[str]) -> str:
+def _format_line_counts(lines: Iterable[str]) -> str:
     files = added = removed = minus = plus = 0
     for line in lines:
         hunk = _HUNK.match(line)

@@ -18,7 +18,7 @@ from sandbox.cli.server_options import data_dir_options, load_configuration
 from sandbox.interfaces.auth import Role
 
 if TYPE_CHECKING:
-    from sandbox.auth.token_file import TokenFile, TokenRecord
+    from sandbox.auth.token_file import StoredToken, TokenFile
     from sandbox.bootstrap.settings.schema import ServerSettings
 
 
@@ -133,7 +133,7 @@ def _token_file(settings: ServerSettings, *, makes_directory: bool = False) -> T
     return TokenFile(make_data_dir(data_dir) if makes_directory else data_dir)
 
 
-def _token_json(record: TokenRecord) -> dict[str, Any]:
+def _token_json(record: StoredToken) -> dict[str, Any]:
     from sandbox.model.wire.events import format_timestamp
 
     return {
@@ -156,7 +156,7 @@ def _print_tokens(records: Any) -> None:
     print_table(console, columns, rows, has_border=options.format == "table", shrinkable=("NAME",))
 
 
-def _cells(record: TokenRecord, now: datetime) -> tuple[str, ...]:
+def _cells(record: StoredToken, now: datetime) -> tuple[str, ...]:
     summary = _token_json(record)
     expires = summary["expires_at"] or "never"
     if not record.is_valid(now):

@@ -1,8 +1,8 @@
 // The readable conversation. Keeps a limited number of entries. The steps of a subagent are listed below its tool call.
 import { entryContent, entryElement, isDone, isRunningInBackground, withOmitted } from "/assets/conversation_entry.js";
+import { isModelDenial } from "/assets/denied_connections.js";
 import { EntryList } from "/assets/entry_list.js";
 import { $, h } from "/assets/page.js";
-import { isModelDenial } from "/assets/refused_connections.js";
 
 const ENTRIES_MAX = 10_000;
 const SUBAGENT_ENTRIES_MAX = 2000;
@@ -29,7 +29,7 @@ export class Conversation {
   );
   #stale = new Set();
   #withNewSteps = new Set();
-  #refusals = new Map(); // entries of refusals, keyed by what was refused and why
+  #denials = new Map(); // entries of denials, keyed by what was refused and why
 
   handle(event) {
     // Events converted from an earlier version's output have no timestamp, so use that of the output.
@@ -57,10 +57,10 @@ export class Conversation {
     this.#add({ kind: "aside", style, at, text, error });
   }
 
-  // Show equal refusals as one entry with a count, because programs try to connect several times.
+  // Show equal denials as one entry with a count, because programs try to connect several times.
   addDenial({ timestamp, host, port, reason }) {
     const key = `${host}:${port} ${reason}`;
-    const known = this.#refusals.get(key);
+    const known = this.#denials.get(key);
     if (known) {
       known.count++;
       known.last = timestamp;
@@ -68,11 +68,11 @@ export class Conversation {
       return;
     }
     const isModel = isModelDenial({ type: "egress_denied", host });
-    const refusal = { host, port, reason, isModel };
-    const entry = { kind: "refusal", key, at: timestamp, last: timestamp, text: reason, refusal, count: 1 };
+    const denial = { host, port, reason, isModel };
+    const entry = { kind: "denial", key, at: timestamp, last: timestamp, text: reason, denial, count: 1 };
     if (isModel) entry.error = reason;
     this.#add(entry);
-    this.#refusals.set(key, entry);
+    this.#denials.set(key, entry);
   }
 
   addToolCall(event) {
@@ -198,7 +198,7 @@ export class Conversation {
   }
 
   #forget(entry) {
-    if (this.#refusals.get(entry.key) === entry) this.#refusals.delete(entry.key);
+    if (this.#denials.get(entry.key) === entry) this.#denials.delete(entry.key);
     if (this.#tools.get(entry.id) === entry) this.#tools.delete(entry.id);
     this.#stale.delete(entry);
     this.#withNewSteps.delete(entry);

@@ -1,8 +1,9 @@
 // Elements of the entries of the conversation.
+
+import { allowLink } from "/assets/denied_connections.js";
 import { COMPARISONS_MAX, diffElement, diffLines } from "/assets/line_diff.js";
 import { markdown } from "/assets/markdown.js";
 import { $, clock, count, formatDuration, h, lineCounts, money } from "/assets/page.js";
-import { allowLink } from "/assets/refused_connections.js";
 import { appendText, elementLimit, splitText, visible } from "/assets/untrusted_text.js";
 
 const LABEL_CHARACTERS_MAX = 2000;
@@ -46,13 +47,13 @@ const RENDERERS = {
       h("span", {}, visible(label(String(text)))),
       at ? h("span", { class: "muted", title: at }, clock(at)) : null,
     ),
-  refusal: refusalElement,
+  denial: denialElement,
   tool: toolElement,
   result: resultElement,
 };
 
-function refusalElement({ refusal, count: number, at, last }) {
-  const { host, port, reason, isModel } = refusal;
+function denialElement({ denial, count: number, at, last }) {
+  const { host, port, reason, isModel } = denial;
   const times = number > 1 ? ` ${count(number)} times` : "";
   const text = isModel ? `Model request refused${times}: ${reason}` : `${host}:${port} refused${times}: ${reason}`;
   const link = isModel ? null : allowLink(host, port, reason);

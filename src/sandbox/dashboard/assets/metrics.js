@@ -1,7 +1,7 @@
 // Charts of the sandbox's resource usage and of the requests to the model.
 import { Chart } from "/assets/chart.js";
+import { isModelDenial } from "/assets/denied_connections.js";
 import { $, count, h, money, size } from "/assets/page.js";
-import { isModelDenial } from "/assets/refused_connections.js";
 
 // Three times the runner's sampling interval.
 const GAP_MILLISECONDS = 16_000;

@@ -1,7 +1,8 @@
 // The top of a task's page: the agent's final message, its current activity, and the size of the patch.
+
+import { isModelDenial } from "/assets/denied_connections.js";
 import { markdown } from "/assets/markdown.js";
 import { $, clock, count, formatLongDuration, lineCounts, request } from "/assets/page.js";
-import { isModelDenial } from "/assets/refused_connections.js";
 import { visible } from "/assets/untrusted_text.js";
 
 const ACTIVITY_CHARACTERS_MAX = 200;
@@ -14,7 +15,7 @@ const REPEATED_MIN = 20; // minimum length of a failure's beginning in a message
 export class Outcome {
   #message = null;
   #result = null;
-  #refusals = new Set(); // the model gateway's reasons
+  #denials = new Set(); // the model gateway's reasons
   #calls = new Map();
   #backgroundCalls = new Map();
   #waitsSince = null; // when the agent began to wait for a call in the background
@@ -69,7 +70,7 @@ export class Outcome {
   }
 
   #addDenial(reason) {
-    if (this.#refusals.size < DENIALS_MAX) this.#refusals.add(reason);
+    if (this.#denials.size < DENIALS_MAX) this.#denials.add(reason);
   }
 
   #addMessage({ kind, text, parent_tool_use_id, timestamp }) {
@@ -133,7 +134,7 @@ export class Outcome {
     if (!failure) return false;
     const message = plain(text);
     const repeats = (reason) => message.includes(reason) && message.length - reason.length <= ADDED_CHARACTERS_MAX;
-    return repeatsBeginning(failure, message) || [failure, ...[...this.#refusals].map(plain)].some(repeats);
+    return repeatsBeginning(failure, message) || [failure, ...[...this.#denials].map(plain)].some(repeats);
   }
 
   #measure() {

@@ -3,11 +3,11 @@ import { $, banner, count, h, money, navigateWithToast, refresh, request, toast 
 import "/assets/artifacts.js";
 import { Changes } from "/assets/changes.js";
 import { Conversation } from "/assets/conversation.js";
+import { DeniedConnections } from "/assets/denied_connections.js";
 import { follow } from "/assets/event_stream.js";
 import { Metrics } from "/assets/metrics.js";
 import { Outcome } from "/assets/outcome.js";
 import { Output } from "/assets/output.js";
-import { RefusedConnections } from "/assets/refused_connections.js";
 import { forgetReview } from "/assets/review_store.js";
 import { registerShortcuts } from "/assets/shortcuts.js";
 
@@ -21,10 +21,10 @@ const DELETION_CHECK_MILLISECONDS = 60_000;
 const conversation = new Conversation();
 const output = new Output(format === "terminal");
 const metrics = new Metrics();
-const refusedConnections = new RefusedConnections();
+const deniedConnections = new DeniedConnections();
 const changes = new Changes(`${api}/artifacts`, patch, chainPatch, chain);
 const outcome = new Outcome(`${api}/artifacts`);
-const views = [conversation, output, metrics, refusedConnections, outcome];
+const views = [conversation, output, metrics, deniedConnections, outcome];
 
 // The selected view is in the URL's fragment.
 const tabs = [...document.querySelectorAll('[role="tab"]')];
@@ -163,7 +163,7 @@ function redraw() {
     updateJump();
   } else if (selected === "output") output.show();
   else if (selected === "metrics") metrics.show();
-  refusedConnections.show();
+  deniedConnections.show();
   outcome.show(finalState());
   $("tally-output").textContent = output.count ? count(output.count) : "";
   if (hasMore) draw(0);
@@ -181,7 +181,7 @@ const titleObserver = new IntersectionObserver(
 
 function showHead() {
   outcome.redraw(finalState());
-  refusedConnections.redraw();
+  deniedConnections.redraw();
   $("head-details").open = areDetailsOpen;
   $("title-bar-name").textContent = document.querySelector("#head h1").textContent;
   $("title-bar-state").replaceChildren(document.querySelector("#head .pill").cloneNode(true));

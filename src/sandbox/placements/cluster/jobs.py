@@ -119,7 +119,7 @@ class JobSession(Protocol):
         """Whether a runner holds the journal's lock. Thread-safe."""
         ...
 
-    def end_task(self) -> None:
+    def notify_task_ended(self) -> None:
         """Notify the worker that the task has ended."""
         ...
 
@@ -214,7 +214,7 @@ class Job:
         """Record that the task has ended, and notify the worker."""
         self.has_task_ended = True
         if self.session is not None:
-            self.session.end_task()
+            self.session.notify_task_ended()
 
     def set_status(self, status: JobStatus | None, now: float) -> None:
         """Set what the engine reported; None if it does not respond."""
@@ -377,7 +377,7 @@ class Jobs:
         self._withdraw(job)
         self._store.save(job.stored)
 
-    def end_task(self, task_id: str) -> None:
+    def notify_task_ended(self, task_id: str) -> None:
         """Allow the workers of a finished task to exit once nothing is preserved. Raises OSError.
 
         A worker that has not claimed its job gets no task, so its job is removed. The engine ends it later.

@@ -179,7 +179,7 @@ class ClusterAllocator:
         await self._workers.thread.run(self._release(task_id))
 
     async def _release(self, task_id: str) -> None:
-        self._workers.jobs.end_task(task_id)
+        self._workers.jobs.notify_task_ended(task_id)
 
 
 def _is_ready(job: Job) -> bool:

@@ -34,7 +34,6 @@ from sandbox.interfaces.worker_messages import (
     Claim,
     Claimed,
     EndedTasks,
-    EndTask,
     Fenced,
     FindEndedTasks,
     FirstMessage,
@@ -49,6 +48,7 @@ from sandbox.interfaces.worker_messages import (
     ServerCall,
     ServerMessage,
     StreamRefused,
+    TaskEnded,
     Upload,
     UploadReceived,
     WorkDone,
@@ -65,7 +65,7 @@ StoreLog = Callable[[str, str, bytes], None]
 """Stores the log of a runner, given the ids of the task and of the attempt. Blocks; raises OSError."""
 _log = logging.getLogger(__name__)
 
-UNKNOWN_CONNECTIONS_MAX = 128
+UNAUTHENTICATED_CONNECTIONS_MAX = 128
 """Maximum number of unauthenticated connections. If there are more, the oldest is closed."""
 
 JOURNAL_BYTES_MAX = 4 * 1024**3
@@ -128,9 +128,9 @@ class WorkerSession:
         if not self._writer.is_closing():
             self._writer.write(encode_message(message))
 
-    def end_task(self) -> None:
+    def notify_task_ended(self) -> None:
         """Notify the worker that the task has ended."""
-        self.send(EndTask())
+        self.send(TaskEnded())
 
     def close(self) -> None:
         """Close the connection, end its uploads, and fail everything that waits for it."""
@@ -276,7 +276,7 @@ class WorkerServer:
         self._store_log = store_log
         self._replicas = replicas
         self._tls = tls
-        self._unknown: dict[asyncio.Task[None], None] = {}
+        self._unauthenticated: dict[asyncio.Task[None], None] = {}
         """The tasks that serve unauthenticated connections, oldest first."""
         self._sessions: dict[WorkerSession, Job] = {}
         self._uploads = ArtifactUploads(replicas)
@@ -322,23 +322,23 @@ class WorkerServer:
                 continue
             serving = loop.create_task(self._serve_socket(connection))
             self._serving.add(serving)
-            self._unknown[serving] = None
+            self._unauthenticated[serving] = None
             serving.add_done_callback(self._serving_ended)
-            if len(self._unknown) > UNKNOWN_CONNECTIONS_MAX:
-                oldest = next(iter(self._unknown))
-                del self._unknown[oldest]
+            if len(self._unauthenticated) > UNAUTHENTICATED_CONNECTIONS_MAX:
+                oldest = next(iter(self._unauthenticated))
+                del self._unauthenticated[oldest]
                 oldest.cancel()
 
     def _serving_ended(self, serving: "asyncio.Task[None]") -> None:
         self._serving.discard(serving)
-        self._unknown.pop(serving, None)
+        self._unauthenticated.pop(serving, None)
         if not serving.cancelled() and (error := serving.exception()) is not None:
             _log.error("A connection of a worker was not served", exc_info=error)
 
     def _mark_authenticated(self) -> None:
         serving = asyncio.current_task()
         assert serving is not None
-        self._unknown.pop(serving, None)
+        self._unauthenticated.pop(serving, None)
 
     async def _serve_socket(self, connection: socket.socket) -> None:
         """Serve a connection if its first message arrives soon enough after the TLS handshake."""
@@ -423,7 +423,7 @@ class WorkerServer:
         self._sessions[session] = job
         session.send(Claimed(session.key, task_id, job.stored.lease_seconds, copied_end_offset))
         if job.has_task_ended:
-            session.end_task()
+            session.notify_task_ended()
         try:
             while job.session is session and await self._serve_message(job, session, reader):
                 with contextlib.suppress(ConnectionError):  # messages that have already arrived are still read

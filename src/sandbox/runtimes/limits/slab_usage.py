@@ -28,7 +28,7 @@ from sandbox.model.fixed_limits import (
 )
 
 _SLABS = Path("/proc/slabinfo")
-_FLAGS = Path("/sys/kernel/slab")
+_SLAB_DIRECTORY = Path("/sys/kernel/slab")
 _HEADER_LINES = 2
 _VMA, _ANON_VMA_CHAIN = "vm_area_struct", "anon_vma_chain"
 _DENTRY_STATE = Path("/proc/sys/fs/dentry-state")
@@ -75,7 +75,7 @@ class SlabUsage(NamedTuple):
 
 
 def measure_slab_usage(
-    slabs: Path = _SLABS, flags: Path = _FLAGS, dentry_state: Path = _DENTRY_STATE
+    slabs: Path = _SLABS, slab_directory: Path = _SLAB_DIRECTORY, dentry_state: Path = _DENTRY_STATE
 ) -> SlabUsage | None:
     """Measure the machine's slabs; return None if only root may read the statistics."""
     try:
@@ -86,7 +86,7 @@ def measure_slab_usage(
     for line in lines:
         name, active, objects, size, _ = line.split(maxsplit=4)
         free = (int(objects) - int(active)) * int(size)
-        if is_reclaimable(name, flags):
+        if is_reclaimable(name, slab_directory):
             reclaimable += free
         else:
             unreclaimable += free
@@ -120,10 +120,10 @@ def reclaimable_free_slab_bytes_max() -> int:
 
 
 @cache
-def is_reclaimable(name: str, flags: Path) -> bool:
+def is_reclaimable(name: str, slab_directory: Path) -> bool:
     """Return whether the kernel can reclaim objects of this kind, such as cached file names."""
     try:
-        return (flags / name / "reclaim_account").read_text().strip() == "1"
+        return (slab_directory / name / "reclaim_account").read_text().strip() == "1"
     except OSError:
         return False
 

@@ -130,7 +130,7 @@ async def test_job_of_a_task_that_ends_before_its_submission_is_not_submitted(se
     monkeypatch.setattr(server.engine, "submit", submit_slowly)
     first, ended, last = (server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(3))
     await wait_until(lambda: started)
-    server.jobs.end_task("task-1")
+    server.jobs.notify_task_ended("task-1")
     may_submit.set()
     await wait_until(lambda: last.name in started)
     assert first.name in started
@@ -152,7 +152,7 @@ async def test_number_of_concurrent_withdrawals_is_limited(server, monkeypatch):
     many = [server.jobs.reserve(f"task-{number}", None, SMALL) for number in range(10)]
     await wait_until(lambda: all(server.tokens(each) for each in many))
     for each in many:
-        server.jobs.end_task(each.stored.task_id)
+        server.jobs.notify_task_ended(each.stored.task_id)
     await wait_until(lambda: running)
     may_withdraw.set()
     await wait_until(lambda: len(server.engine.withdrawn) == len(many))
@@ -263,7 +263,7 @@ async def test_next_attempt_gets_a_new_id_on_the_same_worker(server, job):
 
 async def test_job_of_a_task_that_ended_before_its_worker_started_is_removed(server, job):
     claim = server.claim(job)
-    server.jobs.end_task("task-1")
+    server.jobs.notify_task_ended("task-1")
     await wait_until(lambda: job.name in server.engine.withdrawn)
     assert list(server.store.iterdir()) == []
     async with server.connect(claim) as client:
@@ -274,13 +274,13 @@ async def test_job_of_a_lost_worker_is_removed_with_its_task(server, job):
     await lose_contact(server, job)
     server.engine.set_phase(job, JobPhase.ENDED)
     await wait_until(lambda: job.stored.is_given_up)
-    server.jobs.end_task("task-1")
+    server.jobs.notify_task_ended("task-1")
     assert list(server.store.iterdir()) == []
 
 
 async def test_worker_that_is_lost_after_its_task_ended_is_forgotten(server, job):
     await lose_contact(server, job)
-    server.jobs.end_task("task-1")
+    server.jobs.notify_task_ended("task-1")
     assert server.jobs.of_task("task-1") is job
     server.engine.set_phase(job, JobPhase.ENDED)
     await wait_until(lambda: server.jobs.of_task("task-1") is None)

@@ -237,7 +237,7 @@ async def is_closed(reader):
 
 @pytest.mark.parametrize("uses_tls", [False, True])
 async def test_idle_connections_do_not_block_workers(server, job, monkeypatch, uses_tls):
-    monkeypatch.setattr(worker_server, "UNKNOWN_CONNECTIONS_MAX", 8)
+    monkeypatch.setattr(worker_server, "UNAUTHENTICATED_CONNECTIONS_MAX", 8)
     async with contextlib.AsyncExitStack() as idle:
         claimed = await idle.enter_async_context(server.connect(server.claim(job)))
         assert isinstance(await claimed.read(), Claimed)
@@ -380,7 +380,7 @@ async def test_lock_is_free_only_after_the_last_record(server, job):
 
 
 async def test_worker_receives_the_tasks_that_have_ended(server, job):
-    server.jobs.end_task("task-1")
+    server.jobs.notify_task_ended("task-1")
     other = await server.submit("task-2")
     async with server.connect(server.claim(other), FindEndedTasks(("task-1", "task-2", "task-3"))) as client:
         assert isinstance(await client.read(), Claimed)

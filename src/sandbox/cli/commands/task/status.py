@@ -57,8 +57,8 @@ _COMMAND_LABELS = frozenset(
 )
 _LABEL_CELLS = 12
 _PROMPT_CHARACTERS_MAX = 300
-_REFUSED_HOSTS_MAX = 5
-_REFUSED_REASONS_MAX = 3
+_DENIED_HOSTS_MAX = 5
+_DENIED_REASONS_MAX = 3
 _MESSAGE_LINES_MAX = 10
 
 
@@ -271,7 +271,7 @@ def _denied_connection_rows(
     for connection, number in denied.items():
         by_reason[connection.reason][f"{connection.host}:{connection.port}"] += number
     others = count
-    for reason, hosts in list(by_reason.items())[:_REFUSED_REASONS_MAX]:
+    for reason, hosts in list(by_reason.items())[:_DENIED_REASONS_MAX]:
         others -= hosts.total()
         yield "Refused", f"{_refused_text(hosts)}: {reason}"
     if others > 0:
@@ -283,7 +283,7 @@ def _denied_connection_rows(
 
 def _refused_text(hosts: Counter[str]) -> str:
     """Return the number of refused connections and the hosts with the most."""
-    shown = [escape_name(host) for host, _ in hosts.most_common(_REFUSED_HOSTS_MAX)]
+    shown = [escape_name(host) for host, _ in hosts.most_common(_DENIED_HOSTS_MAX)]
     more = [f"{len(hosts) - len(shown)} more"] if len(hosts) > len(shown) else []
     return f"{pluralize(hosts.total(), 'connection')} to {', '.join([*shown, *more])}"
 

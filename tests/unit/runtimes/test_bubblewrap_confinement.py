@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.interfaces.runtime import ConfinementSpec
-from sandbox.runtimes.confined_programs import BubblewrapConfinement
+from sandbox.runtimes.bubblewrap_confinement import BubblewrapConfinement
 from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.workspace.git.command import Git, GitError
 

@@ -30,7 +30,7 @@ export function allowLink(host, port, reason) {
   return allowed && linkToNewRun([allowed], "Allow it in a new run");
 }
 
-export class RefusedConnections {
+export class DeniedConnections {
   #hosts = new Map();
   #eventCount = 0;
   #modelDenialCount = 0;
