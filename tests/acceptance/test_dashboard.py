@@ -185,7 +185,7 @@ def check_head_is_requested_until_it_arrives(page, refused):
     assert page.locator("#head[data-refresh]").count() == 0
 
 
-def test_follow_up_is_submitted_and_its_chain_is_shown(deploy, browser, dashboard_url):
+def test_continuation_is_submitted_and_its_chain_is_shown(deploy, browser, dashboard_url):
     deployment = deploy(
         bash_turn("echo one > one.txt"),
         reply_turn("One is there."),

@@ -419,7 +419,7 @@ def test_comments_become_a_prompt(base_url, browser):
     assert accessibility_violations(page) == []
 
 
-def test_comments_are_submitted_as_a_follow_up(base_url, browser):
+def test_comments_are_submitted_as_a_continuation(base_url, browser):
     requests = []
 
     def respond(route):

@@ -17,7 +17,7 @@ STEPS = (
 )
 
 
-def follow_up(deployment, task_id, action="continue", **body):
+def submit_derived_task(deployment, task_id, action="continue", **body):
     response = deployment.http.post(f"/api/v1/tasks/{task_id}/{action}", json=body)
     assert response.status_code == 202, response.text
     return response.json()["task_id"]
@@ -41,14 +41,16 @@ def newest_messages(deployment):
 
 
 @pytest.mark.usefixtures("without_fork_server")
-def test_chain_of_three_follow_ups_resumes_the_session(deploy_and_check_leftovers, tmp_path):
+def test_chain_of_three_continuations_resumes_the_session(deploy_and_check_leftovers, tmp_path):
     deployment = deploy_and_check_leftovers(*(turn for step in STEPS for turn in step), files=FILES)
     chain = [deployment.submit("first", metadata={"name": "A task", "id": "first", "labels": {"team": "a"}})]
     assert deployment.wait("first")["state"] == "completed", deployment.diagnostics("first")
     push_another_commit(deployment, tmp_path)
     for number in range(1, len(STEPS)):
         chain.append(
-            follow_up(deployment, chain[-1], prompt=f"Step {number}", overrides=[f"metadata.id=step-{number}"])
+            submit_derived_task(
+                deployment, chain[-1], prompt=f"Step {number}", overrides=[f"metadata.id=step-{number}"]
+            )
         )
         status = deployment.wait(chain[-1])
         assert status["state"] == "completed", deployment.diagnostics(chain[-1])
@@ -107,7 +109,7 @@ def test_parent_with_a_secret_in_its_session_is_continued_with_text(deployment, 
     secrets = [{"name": "TOKEN", "source": "env", "key": "MY_TOKEN"}]
     deployment.submit("first", secrets=secrets, claude={"prompt": "Do the FIRST thing."})
     assert deployment.wait("first")["state"] == "completed", deployment.diagnostics("first")
-    task_id = follow_up(deployment, "first", prompt="Now the SECOND thing.")
+    task_id = submit_derived_task(deployment, "first", prompt="Now the SECOND thing.")
     status = deployment.wait(task_id)
     assert status["state"] == "completed", deployment.diagnostics(task_id)
     assert (status["parent"], status["continues"]) == ("first", "context")
@@ -135,7 +137,7 @@ def test_chain_survives_a_killed_server_and_a_pruned_parent(deployment, tmp_path
     deployment.submit("first")
     assert deployment.wait("first")["state"] == "completed", deployment.diagnostics("first")
     with deployment.paused_model():
-        task_id = follow_up(deployment, "first", prompt="Step 1")
+        task_id = submit_derived_task(deployment, "first", prompt="Step 1")
         deployment.restart_server(signal.SIGKILL)
         pruned = deployment.http.post("/api/v1/admin/prune?older_than_seconds=0")
         assert [task["id"] for task in pruned.json()["tasks"]] == ["first"], pruned.text
@@ -146,7 +148,7 @@ def test_chain_survives_a_killed_server_and_a_pruned_parent(deployment, tmp_path
     (tmp_path / "whole").mkdir()
     whole = deployment.artifact(f"{task_id}.chain.patch", task_id)
     assert checkout(deployment, tmp_path / "whole" / "work", whole)["renamed.txt"] == b"one\n"
-    again = follow_up(deployment, task_id, "rerun", overrides=["metadata.id=again"])
+    again = submit_derived_task(deployment, task_id, "rerun", overrides=["metadata.id=again"])
     status = deployment.wait(again)
     assert (status["state"], status["parent"], status["continues"]) == ("completed", "first", "session")
 

@@ -64,10 +64,12 @@ async def submit_ended(components, service, task_id="task-1", patch=PATCH, *, se
 
 
 async def submit_continuation(components, service, parent_id, task_id):
-    follow_up = await service.plan_continuation(parent_id)
-    metadata = dataclasses.replace(follow_up.manifest.metadata, id=task_id)
-    agent = follow_up.manifest.agent.with_prompt(f"Continue as {task_id}.")
-    return await service.submit(follow_up.manifest.replace(metadata=metadata, agent=agent), None, follow_up.inheritance)
+    continuation = await service.plan_continuation(parent_id)
+    metadata = dataclasses.replace(continuation.manifest.metadata, id=task_id)
+    agent = continuation.manifest.agent.with_prompt(f"Continue as {task_id}.")
+    return await service.submit(
+        continuation.manifest.replace(metadata=metadata, agent=agent), None, continuation.inheritance
+    )
 
 
 def inherited(components, task_id):
@@ -150,8 +152,8 @@ async def test_journal_has_the_parent_after_a_restart(components):
 async def test_task_without_changes_adds_no_patch(components, patch):
     async with components.server() as service:
         await submit_ended(components, service, patch=patch)
-        follow_up = await service.plan_continuation("task-1")
-        assert follow_up.inheritance.parent.patches == ()
+        continuation = await service.plan_continuation("task-1")
+        assert continuation.inheritance.parent.patches == ()
 
 
 @pytest.mark.parametrize(
@@ -228,11 +230,11 @@ async def test_chain_is_bounded(components, monkeypatch):
 async def test_nothing_is_submitted_if_the_parent_changes_before_the_copy(components, damage):
     async with components.server() as service:
         await submit_ended(components, service)
-        follow_up = await service.plan_continuation("task-1")
+        continuation = await service.plan_continuation("task-1")
         file = TaskLayout(components.data_dir, "task-1").artifacts / "task-1.patch"
         file.unlink() if damage == "removed" else file.write_bytes(PATCH + b"x")
         with pytest.raises(UnavailableError):
-            await service.submit(manifest("task-2"), None, follow_up.inheritance)
+            await service.submit(manifest("task-2"), None, continuation.inheritance)
         assert not TaskLayout(components.data_dir, "task-2").root.exists()
         with pytest.raises(TaskNotFoundError):
             await service.status("task-2")
@@ -243,7 +245,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
     async with components.server() as service:
         await submit_ended(components, service)
         await submit_continuation(components, service, "task-1", "task-3")
-        follow_up = await service.plan_continuation("task-1")
+        continuation = await service.plan_continuation("task-1")
 
         def die(layout, inheritance):
             inherited_files.store_inheritance(layout, inheritance)
@@ -257,7 +259,7 @@ async def test_files_of_a_task_that_was_not_recorded_are_removed_at_the_next_sta
             patch.setattr(submissions, "discard_inheritance", lambda _: None)
             patch.setattr(components.journals, "discard", lambda _, writer: writer.close())
             with pytest.raises(KeyboardInterrupt):
-                store.add(manifest("task-2"), None, follow_up.inheritance)
+                store.add(manifest("task-2"), None, continuation.inheritance)
     assert inherited(components, "task-2")
     lost = TaskLayout(components.data_dir, "lost").artifacts
     lost.mkdir(parents=True)

@@ -324,14 +324,14 @@ def chain_task(api, serve_task, bare, tmp_path, base):
     return chain
 
 
-def test_follow_up_task_becomes_one_commit_with_the_patch_of_the_chain(apply, chain_task, bare, base):
+def test_continuation_becomes_one_commit_with_the_patch_of_the_chain(apply, chain_task, bare, base):
     result = apply(*PUSH)
     assert result.returncode == 0, result.stderr
     assert git("rev-parse", "fix/two^", cwd=bare).strip() == base
     assert git("show", "fix/two:a.txt", cwd=bare) == "first and second\n"
 
 
-def test_message_of_a_chain_names_the_first_task_and_every_step(apply, chain_task, api, bare, base, checkout):
+def test_message_of_a_chain_names_the_first_task_and_every_later_task(apply, chain_task, api, bare, base, checkout):
     repository = {"url": "https://example.org/x.git", "branch": "main", "commit": base}
     definition = {"repository": repository}
     earlier = {"fix-40": (None, "## Done\n\nAdded a basket.\nMore."), "fix-41": ("fix-40", "Fixed prices.")}

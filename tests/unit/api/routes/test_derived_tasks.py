@@ -205,7 +205,7 @@ def test_status_of_a_chain_has_its_totals(api, ended):
     assert "chain" not in api.get("/api/v1/tasks").json()["tasks"][0]
 
 
-def test_interactive_follow_up_task_receives_the_conversation_as_text(api, ended):
+def test_interactive_continuation_receives_the_conversation_as_text(api, ended):
     body = {"prompt": "Look.", "overrides": ["claude.headless=false", "metadata.id=task-002"]}
     assert api.post(CONTINUE, json=body).status_code == 202
     assert api.get("/api/v1/tasks/task-002").json()["continues"] == "context"
@@ -306,7 +306,7 @@ def test_hostile_parent_id_is_reported_as_an_unknown_task(api, ended, task_id):
     assert list(ended.entries) == ["task-001"]
 
 
-def test_rerun_of_a_follow_up_task_keeps_the_parent(api, ended):
+def test_rerun_of_a_continuation_keeps_the_parent(api, ended):
     response = api.post(RERUN, json={"overrides": ["metadata.id=task-002", "vm.cpus=2"]})
     assert response.status_code == 202
     assert ended.entries["task-002"].task.parent == ended.inheritances["task-001"].parent
