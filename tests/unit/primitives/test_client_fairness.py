@@ -17,7 +17,7 @@ async def acquire_repeatedly(share, count, taken, size_bytes=100):
         taken.append(share)
 
 
-async def totals_per_turn(taken, count):
+async def totals_per_loop_iteration(taken, count):
     """Return the total number of messages after each of the next `count` iterations of the event loop."""
     totals = []
     for _ in range(count):
@@ -26,10 +26,10 @@ async def totals_per_turn(taken, count):
     return totals
 
 
-async def test_streams_of_one_client_share_its_turn():
+async def test_streams_of_one_client_share_its_messages_per_loop_iteration():
     share, taken = FairShares().of("vera"), []
     streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
-    totals = await totals_per_turn(taken, 10)
+    totals = await totals_per_loop_iteration(taken, 10)
     assert all(after - before <= 2 * MESSAGES_PER_TURN_MAX for before, after in pairwise(totals))
     assert totals[-1] <= 10 * MESSAGES_PER_TURN_MAX
     async with asyncio.timeout(5):
@@ -41,9 +41,9 @@ async def test_streams_of_one_client_do_not_delay_another_client():
     shares, taken = FairShares(), []
     first_share, second_share = shares.of("vera"), shares.of("otto")
     streams = [asyncio.create_task(acquire_repeatedly(first_share, 1000, taken)) for _ in range(20)]
-    await totals_per_turn(taken, 3)
+    await totals_per_loop_iteration(taken, 3)
     others = asyncio.create_task(acquire_repeatedly(second_share, 10, other_acquired := []))
-    await totals_per_turn(taken, 1)
+    await totals_per_loop_iteration(taken, 1)
     assert len(other_acquired) == 10
     for stream in (*streams, others):
         stream.cancel()
@@ -53,7 +53,7 @@ async def test_streams_of_one_client_do_not_delay_another_client():
 async def test_large_message_is_counted_as_several_messages():
     share, taken = FairShares().of("vera"), []
     stream = asyncio.create_task(acquire_repeatedly(share, 10, taken, size_bytes=1024 * 1024))
-    totals = await totals_per_turn(taken, 6)
+    totals = await totals_per_loop_iteration(taken, 6)
     assert totals[-1] <= 6
     await stream
 
@@ -61,7 +61,7 @@ async def test_large_message_is_counted_as_several_messages():
 async def test_cancelled_streams_do_not_block_others():
     share, taken = FairShares().of("vera"), []
     streams = [asyncio.create_task(acquire_repeatedly(share, 50, taken)) for _ in range(20)]
-    await totals_per_turn(taken, 2)
+    await totals_per_loop_iteration(taken, 2)
     for stream in streams[:10]:
         stream.cancel()
     async with asyncio.timeout(5):

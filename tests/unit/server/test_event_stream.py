@@ -128,18 +128,18 @@ def test_replay_after_any_record_returns_the_remaining_events(events):
 
 async def test_long_replay_without_events_yields_to_other_tasks():
     async def replay_all(streamed):
-        turns = 0
+        iterations = 0
 
-        async def count_turns():
-            nonlocal turns
+        async def count_loop_iterations():
+            nonlocal iterations
             while True:
-                turns += 1
+                iterations += 1
                 await asyncio.sleep(0)
 
-        other = asyncio.create_task(count_turns())
+        other = asyncio.create_task(count_loop_iterations())
         await streamed.recorded_events(streamed.recorder.task.last_seq - UNPUBLISHED_LINES)
         other.cancel()
-        return turns
+        return iterations
 
     with streamed_journal() as streamed:
         streamed.record(*[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNPUBLISHED_LINES)
@@ -147,23 +147,23 @@ async def test_long_replay_without_events_yields_to_other_tasks():
         assert (await replay_all(streamed)) >= UNPUBLISHED_LINES * 100_000 // FOLLOW_BATCH_BYTES
 
 
-class ReadsPerTurn:
+class ReadsPerLoopIteration:
     """The maximum number of journal batches read in one iteration of the event loop."""
 
     def __init__(self, journals, monkeypatch):
-        self.maximum = self._count_in_turn = 0
+        self.maximum = self._count_in_iteration = 0
         read = journals.read
 
         def counted(*arguments, **options):
-            self._count_in_turn += 1
-            self.maximum = max(self.maximum, self._count_in_turn)
+            self._count_in_iteration += 1
+            self.maximum = max(self.maximum, self._count_in_iteration)
             return read(*arguments, **options)
 
         monkeypatch.setattr(journals, "read", counted)
 
     async def watch(self):
         while True:
-            self._count_in_turn = 0
+            self._count_in_iteration = 0
             await asyncio.sleep(0)
 
 
@@ -173,7 +173,7 @@ async def replay_with_share(streamed, share, after):
 
 
 @pytest.mark.parametrize("client_count", [1, 3])
-async def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, client_count):
+async def test_readers_of_one_client_share_one_batch_per_loop_iteration(monkeypatch, client_count):
     async def replay_all(streamed, reads):
         shares = client_fairness.FairShares()
         clients = [shares.of(f"client {number % client_count}") for number in range(12)]
@@ -190,7 +190,7 @@ async def test_readers_of_one_client_share_one_batch_per_turn(monkeypatch, clien
             PUBLISHED_OUTPUT, *[e.Output.from_bytes("transcript", b"x" * 100_000 + b"\n")] * UNPUBLISHED_LINES
         )
         streamed.update_index()
-        reads = ReadsPerTurn(streamed.journals, monkeypatch)
+        reads = ReadsPerLoopIteration(streamed.journals, monkeypatch)
         replayed = await replay_all(streamed, reads)
         assert [[event["data"] for event in received] for received in replayed] == [["seen\n"]] * 12
         assert reads.maximum <= 2 * client_count

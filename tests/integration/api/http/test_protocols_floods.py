@@ -15,7 +15,7 @@ from sandbox.api.http import framing, protocols
 from sandbox.primitives.client_fairness import MESSAGES_PER_TURN_MAX
 
 CONNECTIONS = 8
-PER_TURN_MAX = 1000
+PER_LOOP_ITERATION_MAX = 1000
 CHUNKS = b"1\r\nx\r\n" * 10_000
 PING = b"\x89\x80\0\0\0\0"
 FIRST_FRAGMENT, FRAGMENT = b"\x02\x80\0\0\0\0", b"\0\x80\0\0\0\0"  # without content
@@ -33,23 +33,23 @@ claude: {prompt: Work.}
 """
 
 
-class CallsPerTurn:
+class CallsPerLoopIteration:
     """Counts the calls to a method: the total, and the maximum in one iteration of the event loop."""
 
     def __init__(self, monkeypatch, owner, name):
-        self.total = self.maximum = self._count_in_turn = 0
+        self.total = self.maximum = self._count_in_iteration = 0
         original = getattr(owner, name)
 
         def counted(*arguments):
-            self.total, self._count_in_turn = self.total + 1, self._count_in_turn + 1
-            self.maximum = max(self.maximum, self._count_in_turn)
+            self.total, self._count_in_iteration = self.total + 1, self._count_in_iteration + 1
+            self.maximum = max(self.maximum, self._count_in_iteration)
             return original(*arguments)
 
         monkeypatch.setattr(owner, name, counted)
 
     async def watch(self):
         while True:
-            self._count_in_turn = 0
+            self._count_in_iteration = 0
             await asyncio.sleep(0)
 
 
@@ -63,21 +63,21 @@ async def flood(port, head, data):
 
 @pytest.mark.parametrize("request_line", [b"POST /api/v1/tasks", b"GET /api/health"])
 async def test_short_chunks_are_parsed_in_batches(running_api, wait_until, monkeypatch, request_line):
-    chunks = CallsPerTurn(monkeypatch, framing.RequestFraming, "_read_chunk")
+    chunks = CallsPerLoopIteration(monkeypatch, framing.RequestFraming, "_read_chunk")
     async with running_api(FakeTokenStore(otto="operator")) as api:
         watching = asyncio.create_task(chunks.watch())
         clients = [await flood(api.port, HEAD % request_line, CHUNKS) for _ in range(CONNECTIONS)]
         await wait_until(lambda: chunks.total >= 5000, 30)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
             assert (await client.get("/api/v1/tasks")).status_code == 200
-        assert chunks.maximum <= PER_TURN_MAX
+        assert chunks.maximum <= PER_LOOP_ITERATION_MAX
         watching.cancel()
         for _, _, writer in clients:
             writer.close()
 
 
 async def test_malformed_requests_are_answered_in_batches(running_api, monkeypatch):
-    response_calls = CallsPerTurn(monkeypatch, protocols, "_bad_request_response")
+    response_calls = CallsPerLoopIteration(monkeypatch, protocols, "_bad_request_response")
 
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer")) as api:
@@ -118,7 +118,7 @@ async def test_body_in_chunks_of_any_size_is_read(running_api, size):
 
 
 async def test_short_frames_are_parsed_in_batches(running_api, wait_until, monkeypatch):
-    pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
+    pings = CallsPerLoopIteration(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
     async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
         watching = asyncio.create_task(pings.watch())
         clients = [await flood(api.stream_port, HANDSHAKE % AS_VIEWER, PING * 10_000) for _ in range(CONNECTIONS)]
@@ -126,14 +126,14 @@ async def test_short_frames_are_parsed_in_batches(running_api, wait_until, monke
         await wait_until(lambda: pings.total >= 5000, 30)
         async with httpx2.AsyncClient(base_url=api.http, headers={"Authorization": "Bearer otto"}) as client:
             assert (await client.get("/api/v1/tasks")).status_code == 200
-        assert pings.maximum <= PER_TURN_MAX
+        assert pings.maximum <= PER_LOOP_ITERATION_MAX
         watching.cancel()
         for _, _, writer in clients:
             writer.close()
 
 
 async def test_frames_of_a_rejected_handshake_are_not_parsed(running_api, monkeypatch):
-    pings = CallsPerTurn(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
+    pings = CallsPerLoopIteration(monkeypatch, protocols.WebSocketProtocol, "handle_ping")
 
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer")) as api:

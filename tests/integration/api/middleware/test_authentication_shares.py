@@ -33,29 +33,29 @@ def outputs(received):
     return [sum('"type":"output"' in message for message in events) for events in received]
 
 
-class MessagesPerTurn:
+class MessagesPerLoopIteration:
     """The maximum number of messages that are encoded in one iteration of the event loop."""
 
     def __init__(self, monkeypatch):
-        self.maximum = self._count_in_turn = 0
+        self.maximum = self._count_in_iteration = 0
         original = event_websocket.WebSocketEncoder.encode
 
         def messages(encoder, events):
             encoded = original(encoder, events)
-            self._count_in_turn += len(encoded)
-            self.maximum = max(self.maximum, self._count_in_turn)
+            self._count_in_iteration += len(encoded)
+            self.maximum = max(self.maximum, self._count_in_iteration)
             return encoded
 
         monkeypatch.setattr(event_websocket.WebSocketEncoder, "encode", messages)
 
     async def watch(self):
         while True:
-            self._count_in_turn = 0
+            self._count_in_iteration = 0
             await asyncio.sleep(0)
 
 
 async def test_streams_of_one_token_are_sent_in_small_batches(running_api, wait_until, monkeypatch):
-    counter = MessagesPerTurn(monkeypatch)
+    counter = MessagesPerLoopIteration(monkeypatch)
 
     async def scenario():
         async with running_api(FakeTokenStore(vera="viewer", otto="operator")) as api:
