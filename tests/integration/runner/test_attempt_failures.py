@@ -39,7 +39,7 @@ def fail_first_record(harness, monkeypatch, kind):
 @pytest.mark.parametrize(
     ("kind", "lifecycle"), [(Progress, {}), (AttemptFailed, {"timeout": "1s"}), (AttemptFailed, {"hang_timeout": "1s"})]
 )
-async def test_failure_of_a_helper_task_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
+async def test_failure_of_a_helper_coroutine_stops_the_agent(make_harness, monkeypatch, kind, lifecycle):
     harness = make_harness(AttemptScript(runs_until_signal=True, stdout=b"+Bash\n"), lifecycle=lifecycle)
     fail_first_record(harness, monkeypatch, kind)
     await asyncio.wait_for(harness.run(), 10)

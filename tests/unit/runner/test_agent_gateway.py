@@ -62,16 +62,16 @@ async def test_lost_model_access_fails_the_attempt(event, code, reason):
     assert (failed.failure.code, failed.failure.reason, failed.failure.message) == (code, reason, event.message)
 
 
-async def test_error_while_recording_an_event_is_raised_in_a_job():
+async def test_error_while_recording_an_event_is_raised_in_a_background_loop():
     recorder = FakeRecorder()
-    job = asyncio.create_task(recorder.gateway_events.raise_error())
+    background_loop = asyncio.create_task(recorder.gateway_events.raise_error())
     recorder.gateway_events.report(USAGE)
     await asyncio.sleep(0)
-    assert not job.done()
+    assert not background_loop.done()
     recorder.error = OSError(28, "No space left on device")
     recorder.gateway_events.report(USAGE)
     with pytest.raises(OSError, match="No space"):
-        await asyncio.wait_for(job, 10)
+        await asyncio.wait_for(background_loop, 10)
 
 
 async def test_failed_gateway_is_reported_as_a_lost_sandbox():

@@ -126,7 +126,7 @@ def test_replay_after_any_record_returns_the_remaining_events(events):
         assert asyncio.run(resume_after_each_record(streamed)) == 5 + len(events) - events.count(TRANSCRIPT_OUTPUT)
 
 
-async def test_long_replay_without_events_yields_to_other_tasks():
+async def test_long_replay_without_events_yields_to_other_coroutines():
     async def replay_all(streamed):
         iterations = 0
 
