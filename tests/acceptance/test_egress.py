@@ -13,7 +13,7 @@ from doubles import fake_public_host
 from doubles.deployment import make_repository, python_turn, reply_turn
 from doubles.egress_probe import PRINT_RESULTS, PROBE
 from doubles.fake_internet import deployment_with_fake_internet, make_certificate, start_host
-from doubles.isolated_network import METADATA_ADDRESS, PRIVATE_ADDRESS
+from doubles.simulated_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
 PLAIN, OTHER = "plain.example.net", "other.example.com"

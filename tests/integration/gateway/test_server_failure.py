@@ -11,8 +11,8 @@ import pytest
 from doubles import gateway_process
 from doubles.deployment import wait_until
 from doubles.fake_internet import run
-from doubles.isolated_network import IsolatedNetwork
 from doubles.network_namespace import in_namespace
+from doubles.simulated_internet import SimulatedInternet
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
 
@@ -22,7 +22,7 @@ RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_unrestricted=True
 
 @pytest.fixture
 def network():
-    with IsolatedNetwork() as network:
+    with SimulatedInternet() as network:
         run(*network.internet_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
         yield network
 

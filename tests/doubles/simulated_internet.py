@@ -21,7 +21,7 @@ PUBLIC_ADDRESS = "198.51.100.7"
 PRIVATE_ADDRESS = "10.1.2.3"
 
 
-class IsolatedNetwork:
+class SimulatedInternet:
     """A context manager that creates both namespaces.
 
     server_prefix, internet_prefix: the start of a command line that runs a program in one of the namespaces.
