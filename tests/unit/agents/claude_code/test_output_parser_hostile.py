@@ -249,27 +249,27 @@ def test_open_tool_calls_are_bounded():
     assert parser.parse_line(tool_result(f"t{OPEN_CALLS_MAX + 9}"))
 
 
-def task(subtype, **fields):
+def background_task(subtype, **fields):
     return line(type="system", subtype=subtype, **fields)
 
 
 def test_later_result_of_a_background_call_is_ignored():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
-    parser.parse_line(task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
+    parser.parse_line(background_task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
     (result,) = parser.parse_line(tool_result("t1"))
     assert result.in_background
     assert not parser.parse_line(tool_result("t1"))
-    (end,) = parser.parse_line(task("task_notification", task_id="a", status="killed"))
+    (end,) = parser.parse_line(background_task("task_notification", task_id="a", status="killed"))
     assert end == ToolCallFinished("t1", "Bash", is_error=True)
-    assert not parser.parse_line(task("task_notification", task_id="a", status="completed"))
+    assert not parser.parse_line(background_task("task_notification", task_id="a", status="completed"))
 
 
-def test_task_that_ends_before_the_result_of_its_call_does_not_end_the_call():
+def test_background_task_that_ends_before_the_result_of_its_call_does_not_end_the_call():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
-    parser.parse_line(task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
-    assert not parser.parse_line(task("task_notification", task_id="a", status="completed"))
+    parser.parse_line(background_task("task_started", task_id="a", tool_use_id="t1", is_backgrounded=True))
+    assert not parser.parse_line(background_task("task_notification", task_id="a", status="completed"))
     result, end = parser.parse_line(tool_result("t1"))
     assert (result.in_background, end) == (False, ToolCallFinished("t1", "Bash", is_error=False))
 
@@ -286,38 +286,38 @@ def test_task_that_ends_before_the_result_of_its_call_does_not_end_the_call():
     ],
 )
 @pytest.mark.parametrize("subtype", ["task_started", "task_updated", "task_notification", "background_tasks_changed"])
-def test_invalid_task_event_moves_no_call_to_the_background(subtype, fields):
+def test_invalid_background_task_event_moves_no_call_to_the_background(subtype, fields):
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
-    assert parser.parse_line(task(subtype, **fields)) == ()
+    assert parser.parse_line(background_task(subtype, **fields)) == ()
     result, end = parser.parse_line(tool_result("t1"))
     assert not result.in_background
     assert isinstance(end, ToolCallFinished)
 
 
-def test_tracked_tasks_are_bounded():
+def test_tracked_background_tasks_are_bounded():
     parser = ClaudeOutputParser(SESSION)
     for number in range(CLAUDE_TASKS_MAX + 1):
         parser.parse_line(tool_use(f"t{number}"))
-        started = task("task_started", task_id=f"a{number}", tool_use_id=f"t{number}", is_backgrounded=True)
+        started = background_task("task_started", task_id=f"a{number}", tool_use_id=f"t{number}", is_backgrounded=True)
         parser.parse_line(started)
     oldest, _ = parser.parse_line(tool_result("t0"))
     assert not oldest.in_background
     (newest,) = parser.parse_line(tool_result(f"t{CLAUDE_TASKS_MAX}"))
     assert newest.in_background
-    ends = parser.parse_line(task("background_tasks_changed", tasks=[]))
+    ends = parser.parse_line(background_task("background_tasks_changed", tasks=[]))
     assert ends == (ToolCallFinished(f"t{CLAUDE_TASKS_MAX}", "Bash", is_error=False),)
 
 
-def test_memory_for_tracked_tasks_is_bounded():
+def test_memory_for_tracked_background_tasks_is_bounded():
     parser = ClaudeOutputParser(SESSION)
     parser.parse_line(tool_use("t1"))
     tracemalloc.start()
     try:
         for number in range(10):
             task_id = f"{number} {'😀' * 50_000}"
-            parser.parse_line(task("task_started", task_id=task_id, tool_use_id="t1", is_backgrounded=True))
-            parser.parse_line(task("task_updated", task_id=task_id, patch={"is_backgrounded": True}))
+            parser.parse_line(background_task("task_started", task_id=task_id, tool_use_id="t1", is_backgrounded=True))
+            parser.parse_line(background_task("task_updated", task_id=task_id, patch={"is_backgrounded": True}))
         kept_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -330,16 +330,16 @@ def test_background_call_with_a_task_id_of_any_length_ends(length):
     task_id = "a" * length
     for number, event in enumerate(
         (
-            task("task_notification", task_id=task_id, status="completed"),
-            task("background_tasks_changed", tasks=[]),
+            background_task("task_notification", task_id=task_id, status="completed"),
+            background_task("background_tasks_changed", tasks=[]),
         )
     ):
         parser.parse_line(tool_use(f"t{number}"))
-        parser.parse_line(task("task_started", task_id=task_id, tool_use_id=f"t{number}"))
-        parser.parse_line(task("task_updated", task_id=task_id, patch={"is_backgrounded": True}))
+        parser.parse_line(background_task("task_started", task_id=task_id, tool_use_id=f"t{number}"))
+        parser.parse_line(background_task("task_updated", task_id=task_id, patch={"is_backgrounded": True}))
         (result,) = parser.parse_line(tool_result(f"t{number}"))
         assert result.in_background
-        assert not parser.parse_line(task("background_tasks_changed", tasks=[{"task_id": task_id}]))
+        assert not parser.parse_line(background_task("background_tasks_changed", tasks=[{"task_id": task_id}]))
         assert parser.parse_line(event) == (ToolCallFinished(f"t{number}", "Bash", is_error=False),)
 
 
