@@ -29,8 +29,8 @@ def deployment(deploy):
     return lambda *turns: deploy(*turns, reply_turn(), files=files, environment={"MY_TOKEN": SECRET})
 
 
-def run(deployment, **parts):
-    deployment.submit(**parts)
+def run(deployment, **sections):
+    deployment.submit(**sections)
     return deployment.wait()
 
 

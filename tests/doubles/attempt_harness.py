@@ -314,7 +314,7 @@ class FakeDiskReserve:
 class AttemptHarness:
     """One submitted task with its attempt, and the parts of its runner or finisher."""
 
-    def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, parent=None, **parts):
+    def __init__(self, data_dir, script, *, secrets=None, boot_id=BOOT_ID, parent=None, **sections):
         self.script = script
         self.journals = FileJournals(data_dir)
         self.writer = self.journals.create("task-1")
@@ -336,7 +336,7 @@ class AttemptHarness:
         )
         self.agent, self.gateways = ScriptedAgent(script), ScriptedGateway(script)
         self.recorder = self.make_recorder(None)
-        self.recorder.record(TaskSubmitted("task-1", manifest(**parts), parent=parent))
+        self.recorder.record(TaskSubmitted("task-1", manifest(**sections), parent=parent))
         self.recorder.record(AttemptStarted(ATTEMPT_ID, "scripted", "here", boot_id))
         self.attempt = AttemptContext(
             ATTEMPT_ID,

@@ -262,15 +262,15 @@ class Deployment:
         self.processes.append(process)
         return process
 
-    def submit(self, task_id="task-1", **parts):
+    def submit(self, task_id="task-1", **sections):
         """Submit a task with this id; `claude`, `vm`, `lifecycle` and `repository` extend the minimal manifest."""
         manifest = {
             "version": "1",
             "kind": "Task",
             "metadata": {"name": "A task", "id": task_id},
-            "repository": {"url": f"{ORGANISATION}repo.git", "branch": "main", **parts.pop("repository", {})},
-            "claude": {"prompt": "Do it.", **parts.pop("claude", {})},
-            **parts,
+            "repository": {"url": f"{ORGANISATION}repo.git", "branch": "main", **sections.pop("repository", {})},
+            "claude": {"prompt": "Do it.", **sections.pop("claude", {})},
+            **sections,
         }
         response = self.http.post("/api/v1/tasks", json=manifest)
         assert response.status_code == 202, response.text

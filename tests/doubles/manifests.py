@@ -35,15 +35,17 @@ def claude(prompt="Do it.", **settings):
     return AgentSection("claude", msgspec.json.decode(msgspec.json.encode(Claude(prompt=prompt, **settings))))
 
 
-def manifest(task_id="task-1", *, name="A task", **parts):
+def manifest(task_id="task-1", *, name="A task", **sections):
     """Return the minimal manifest, with additional parts such as `vm` and `lifecycle`, given as dictionaries."""
     return Manifest(
-        metadata=Metadata(name=name, id=task_id, labels=parts.get("labels", {})),
-        repository=Repository(**{"url": "https://example.org/r.git", "branch": "main", **parts.get("repository", {})}),
-        agent=claude(**parts.get("claude", {})),
-        vm=Vm(**parts.get("vm", {})),
-        secrets=tuple(Secret(name=name, source="env", key=name) for name in parts.get("manifest_secrets", ())),
-        lifecycle=Lifecycle(**parts.get("lifecycle", {})),
+        metadata=Metadata(name=name, id=task_id, labels=sections.get("labels", {})),
+        repository=Repository(
+            **{"url": "https://example.org/r.git", "branch": "main", **sections.get("repository", {})}
+        ),
+        agent=claude(**sections.get("claude", {})),
+        vm=Vm(**sections.get("vm", {})),
+        secrets=tuple(Secret(name=name, source="env", key=name) for name in sections.get("manifest_secrets", ())),
+        lifecycle=Lifecycle(**sections.get("lifecycle", {})),
     )
 
 

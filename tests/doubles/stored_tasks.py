@@ -49,11 +49,11 @@ class StoredTasks:
         self.current_time += timedelta(milliseconds=1)
         return self.current_time
 
-    def add_task(self, task_id, *events, parent=None, rerun_of=None, **parts):
+    def add_task(self, task_id, *events, parent=None, rerun_of=None, **sections):
         """Submit a task and record events; return the recorder with its open writer."""
         self.current_time += timedelta(minutes=1)
         recorder = JournalRecorder(self.journals.create(task_id), None, self._now)
-        submitted = TaskSubmitted(task_id, manifest(task_id, **parts), None, parent, rerun_of)
+        submitted = TaskSubmitted(task_id, manifest(task_id, **sections), None, parent, rerun_of)
         for event in (submitted, *events):
             recorder.record(event)
         return recorder
@@ -67,10 +67,12 @@ class StoredTasks:
         attempt_id="a" * 12,
         host="here",
         artifacts=(("notes.txt", b"kept\n"),),
-        **parts,
+        **sections,
     ):
         """Create a running task; return its recorder. line_bytes: minimum size of each output line."""
-        recorder = self.add_task(task_id, AttemptStarted(attempt_id, "bubblewrap", host, "boot"), *TO_RUNNING, **parts)
+        recorder = self.add_task(
+            task_id, AttemptStarted(attempt_id, "bubblewrap", host, "boot"), *TO_RUNNING, **sections
+        )
         for number in range(lines):
             recorder.record(
                 Output.from_bytes("stdout", f"line {number} of {task_id}".ljust(line_bytes).encode() + b"\n")

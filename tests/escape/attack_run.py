@@ -214,9 +214,9 @@ class AttackRun:
             return {}
         return {"PYTHONPATH": str(make_python_fake_agent(self.directory / "agent", "/workspace/agent.py"))}
 
-    def _task(self, task_id, patterns, kinds, **parts):
+    def _task(self, task_id, patterns, kinds, **sections):
         deployment = self.deployment
-        deployment.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **parts)
+        deployment.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **sections)
         self._wait_for_agent(task_id)
         status = deployment.wait(task_id, TASK_SECONDS)
         for kind in kinds:

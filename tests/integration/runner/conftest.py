@@ -10,8 +10,8 @@ def make_harness(tmp_path):
     """Create attempts whose task is submitted and assigned to a runner."""
     harnesses = []
 
-    def make(script, **parts):
-        harnesses.append(AttemptHarness(tmp_path, script, **parts))
+    def make(script, **options):
+        harnesses.append(AttemptHarness(tmp_path, script, **options))
         return harnesses[-1]
 
     yield make

@@ -22,8 +22,8 @@ def run_attempt(tmp_path):
     """Run an attempt in a runtime with these faults; return its harness."""
     harnesses = []
 
-    def run_attempt(faults, *, cancel_in=None, **parts):
-        harness = AttemptHarness(tmp_path, AttemptScript(), **parts)
+    def run_attempt(faults, *, cancel_in=None, **options):
+        harness = AttemptHarness(tmp_path, AttemptScript(), **options)
         harnesses.append(harness)
         runtime: Runtime = FaultyRuntime(faults)
         harness.agent = ClaudeCodeDriver(Path("/usr/bin/true"))

@@ -61,11 +61,11 @@ def kill_after(harness, *events):
     write_handle(harness.attempt.layout.handle, harness.parts.runtime.prepare(ATTEMPT_ID))
 
 
-def next_attempt(harness, *, resumes, **parts):
+def next_attempt(harness, *, resumes, **fields):
     """Record the start of the next attempt, as the server does; return the attempt."""
     harness.recorder.record(AttemptStarted(SECOND_ID, "scripted", "here", BOOT_ID, number=2, resumes=resumes))
     recorder = harness.recorder = harness.make_recorder(harness.recorder.task)
-    attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, recorder=recorder, **parts)
+    attempt = msgspec.structs.replace(harness.attempt, id=SECOND_ID, recorder=recorder, **fields)
     attempt.layout.root.mkdir()
     return attempt
 
@@ -161,10 +161,10 @@ async def shown_results(harness):
     return [kind for kind in shown if kind == "agent_result"]
 
 
-def end_without_the_retry(make_harness, *, is_cancelled, **parts):
+def end_without_the_retry(make_harness, *, is_cancelled, **options):
     """Run an attempt in which Claude Code fails, and end the task without the pending retry."""
     script = AttemptScript(stdout=ClaudeCodeLines.stdout, exit=ExitStatus(1))
-    harness = make_harness(script, lifecycle={"retries": 1}, **parts)
+    harness = make_harness(script, lifecycle={"retries": 1}, **options)
     harness.agent = ClaudeCodeLines(script)
     if not is_cancelled:
         script.destroy_error = AttemptError(FailureCode.SANDBOX_LOST, "It does not end.")

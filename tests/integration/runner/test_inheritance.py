@@ -44,8 +44,8 @@ def parent(*, has_session):
 
 @pytest.fixture
 def make_child(make_harness):
-    def make(script, *, has_session=True, **parts):
-        harness = make_harness(script, parent=parent(has_session=has_session), **parts)
+    def make(script, *, has_session=True, **options):
+        harness = make_harness(script, parent=parent(has_session=has_session), **options)
         directory = harness.attempt.task_layout.artifacts
         directory.mkdir()
         for name, content in FILES.items():

@@ -27,8 +27,8 @@ MISSING = Failure(
 )
 
 
-def task_of_other_agent(**parts):
-    return manifest(**parts).replace(agent=OTHER)
+def task_of_other_agent(**sections):
+    return manifest(**sections).replace(agent=OTHER)
 
 
 @pytest.fixture(autouse=True)

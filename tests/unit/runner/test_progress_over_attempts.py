@@ -31,7 +31,7 @@ class FakeClock:
 FIRST_AGENT = AgentStartTime(100.0, "boot")
 
 
-def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **parts):
+def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **fields):
     history = (StateHistoryEntry(TaskState.PENDING, START_TIME), StateHistoryEntry(TaskState.RUNNING, START_TIME))
     task_manifest = manifest(lifecycle={"timeout": "60s", "budget_usd": 2.0, "budget_tokens": 1000})
     attempt = Attempt("bcdefghi2345", "bubblewrap", "here", number=2, boot_id=boot_id)
@@ -45,7 +45,7 @@ def task(*, boot_id="boot", agent_start_time=FIRST_AGENT, **parts):
         attempt=attempt,
         attempt_count=2,
         agent_start_time=agent_start_time,
-        **parts,
+        **fields,
     )
 
 

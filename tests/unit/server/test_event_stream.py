@@ -67,11 +67,11 @@ def message_line(text):
 class StreamedJournal:
     """A task's journal, and the successive servers that stream the journal."""
 
-    def __init__(self, data_dir, **parts):
+    def __init__(self, data_dir, **sections):
         self.journals, self.store = FileJournals(data_dir), MemoryStore()
         self.recorder = JournalRecorder(self.journals.create("task-1"), None, SystemClock().now)
         self.tracked_tasks = []
-        self.record(e.TaskSubmitted("task-1", manifest(**parts)), *TO_RUNNING)
+        self.record(e.TaskSubmitted("task-1", manifest(**sections)), *TO_RUNNING)
         self.start_server()
 
     def start_server(self):
@@ -99,9 +99,9 @@ class StreamedJournal:
 
 
 @contextmanager
-def streamed_journal(**parts):
+def streamed_journal(**sections):
     with tempfile.TemporaryDirectory() as directory:
-        streamed = StreamedJournal(Path(directory), **parts)
+        streamed = StreamedJournal(Path(directory), **sections)
         yield streamed
         streamed.recorder.writer.close()
 

@@ -18,9 +18,9 @@ COMMANDS_AFTER_BLANKS = [
 BINARY = Path("/data/agent/claude-1")
 
 
-def prepare(secrets=None, **parts):
+def prepare(secrets=None, **sections):
     return ClaudeCodeDriver(BINARY).prepare(
-        manifest(**parts), session_id="the-session", task_key="the-task-key", secrets=secrets or {}
+        manifest(**sections), session_id="the-session", task_key="the-task-key", secrets=secrets or {}
     )
 
 

@@ -294,8 +294,8 @@ def test_allowed_host_must_be_a_host_name(host):
     assert ("vm.allowed_hosts[0]", "format") in errors_of(with_value("vm", vm))
 
 
-def parse(manifest: object, **parts: Any) -> Manifest:
-    return parse_manifest(json.dumps(manifest).encode(), is_json=True, **parts)
+def parse(manifest: object, **options: Any) -> Manifest:
+    return parse_manifest(json.dumps(manifest).encode(), is_json=True, **options)
 
 
 @pytest.mark.parametrize("host", ["a." * 260_000 + "a", "a." * 260_000 + "-", "a" * 254, "a." * 127 + "a"])

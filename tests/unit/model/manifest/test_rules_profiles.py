@@ -10,7 +10,7 @@ from sandbox.model.manifest.parser import InvalidManifestError
 TIER_TOO_WEAK_MESSAGE = "requires a runtime of tier vm or stronger; this server's runtime has tier namespaces"
 
 
-def parse(vm, **parts):
+def parse(vm, **options):
     """Return the profile of a manifest with this `vm` section."""
     manifest = {
         "version": "1",
@@ -20,7 +20,7 @@ def parse(vm, **parts):
         "claude": {"prompt": "Do it."},
         "vm": vm,
     }
-    return parse_manifest(json.dumps(manifest).encode(), is_json=True, **parts).vm.profile
+    return parse_manifest(json.dumps(manifest).encode(), is_json=True, **options).vm.profile
 
 
 def single_error(vm, profiles):

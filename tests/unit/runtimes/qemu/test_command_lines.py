@@ -37,7 +37,7 @@ from sandbox.runtimes.qemu.kvm import KvmStatus
 from sandbox.runtimes.qemu.sandbox import merge_stats
 
 SPEC = SandboxSpec("abcdefghijkl", Path("/disk"), 2, 512 << 20, 64, {Path("/host/claude"): "/run/sandbox/claude"})
-PARTS = components.GuestComponents(
+COMPONENTS = components.GuestComponents(
     "/usr/libexec/virtiofsd", Path("/k"), [Path("/m/a.ko.xz")], Path("/py"), Path("/py/bin/python3")
 )
 
@@ -45,7 +45,7 @@ PARTS = components.GuestComponents(
 def guest_spec(**unreadable_programs: str) -> jail.GuestSpec:
     return jail.GuestSpec(
         SPEC,
-        PARTS,
+        COMPONENTS,
         {Path(path): inside for path, inside in unreadable_programs.items()},
         Accelerator.TCG,
         Path("/run/s"),
@@ -98,18 +98,18 @@ def test_virtiofsd_serves_the_share_but_not_the_jail_root():
 
 
 def test_unreadable_program_is_exposed_for_virtiofsd_only():
-    with_unreadable_program = jail.GuestSpec(SPEC, PARTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
+    with_unreadable_program = jail.GuestSpec(SPEC, COMPONENTS, SPEC.programs, Accelerator.TCG, Path("/run/s"))
     assert jail.exposed_program_entries(with_unreadable_program) == [("program", "hidden-0", "/host/claude")]
     assert Path("/host/claude") not in jail.exposed_paths(with_unreadable_program).values()
     assert Path("/host/claude") in jail.exposed_paths(guest_spec()).values()
 
 
 def test_only_an_emulated_guest_uses_the_unpacked_kernel():
-    with_vmlinux = msgspec.structs.replace(PARTS, vmlinux=Path("/unpacked"))
+    with_vmlinux = msgspec.structs.replace(COMPONENTS, vmlinux=Path("/unpacked"))
     emulated = msgspec.structs.replace(guest_spec(), components=with_vmlinux)
     by_kvm = msgspec.structs.replace(emulated, accelerator=Accelerator.KVM)
     kernels = [jail.exposed_paths(value)["kernel"] for value in (emulated, by_kvm, guest_spec())]
-    assert kernels == [Path("/unpacked"), PARTS.kernel, PARTS.kernel]
+    assert kernels == [Path("/unpacked"), COMPONENTS.kernel, COMPONENTS.kernel]
 
 
 def test_missing_components_error_names_the_fix(monkeypatch: pytest.MonkeyPatch):
@@ -125,7 +125,7 @@ def test_measured_tsc_frequency_is_plausible():
 
 # The guest agent
 
-_IMPORTS_OF_AGENT = """
+_IMPORTS_OF_GUEST_AGENT = """
 import marshal, json, sys
 before = set(sys.modules)
 {start}
@@ -141,7 +141,7 @@ def test_guest_agent_is_precompiled_with_few_imports(tmp_path: Path):
     assert start.startswith("#!/py/bin/python3 -ISE\n")
     local_start = start.replace(repr(jail.GUEST_AGENT_PATH), repr(str(code))).replace(".main()", ".main")
     python = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
-    command = [str(python), "-ISEc", _IMPORTS_OF_AGENT.format(start=local_start)]
+    command = [str(python), "-ISEc", _IMPORTS_OF_GUEST_AGENT.format(start=local_start)]
     completed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert completed.returncode == 0, completed.stderr
     # Each import costs an emulated guest 0.1 s.
