@@ -14,12 +14,12 @@ WIDE_CLASSES = {
 }
 """Classes with more public methods than the limit, inherited ones included, and the reason for each."""
 
-COMPONENT_RECORDS = {
+DATA_CLASSES_OF_COMPONENTS = {
     "bootstrap.runner.RunnerParts": "only the composition root uses it",
     "interfaces.tasks.TaskServices": "what the server offers to routes and pages",
     "gateway.server.OutboundNetwork": "all ways out of one sandbox, for the class below it",
 }
-"""Records without methods that group several components, and the reason for each."""
+"""Data classes without methods that group several components, and the reason for each."""
 
 OUTSIDE_ASSIGNMENTS = {
     "api.app: app.router.default": "Starlette has no parameter for it",
@@ -62,7 +62,7 @@ OUTSIDE_ASSIGNMENTS = {
 }
 """Attributes assigned on objects that belong to another module or to a public class, and the reason for each."""
 
-_RECORD_NAME = re.compile("_?([a-z]+_)*dependencies")
+_CONTAINER_NAME = re.compile("_?([a-z]+_)*dependencies")
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -149,7 +149,7 @@ def public_methods(class_: ast.ClassDef, by_name: dict[str, ast.ClassDef]) -> se
     return own.union(*(public_methods(base, by_name) for base in bases))
 
 
-def is_record(class_: ast.ClassDef) -> bool:
+def is_data_class(class_: ast.ClassDef) -> bool:
     """Return whether a class only groups values: a tuple, struct or dataclass without methods."""
     decorators = [ast.unparse(decorator) for decorator in class_.decorator_list]
     is_grouping = not {"NamedTuple", "Struct"}.isdisjoint(base_names(class_)) or any(
@@ -163,9 +163,9 @@ def is_component(class_: ast.ClassDef) -> bool:
     return "Protocol" in base_names(class_) or "__init__" in method_names(class_)
 
 
-def component_fields(record: ast.ClassDef, components: Set[str]) -> list[str]:
-    """Return the fields of a record that hold components, optional ones included."""
-    fields = [node for node in record.body if isinstance(node, ast.AnnAssign)]
+def component_fields(class_: ast.ClassDef, components: Set[str]) -> list[str]:
+    """Return the fields of a data class that hold components, optional ones included."""
+    fields = [node for node in class_.body if isinstance(node, ast.AnnAssign)]
     return [ast.unparse(field.target) for field in fields if not components.isdisjoint(names_in(field.annotation))]
 
 
@@ -176,10 +176,10 @@ def names_in(annotation: ast.expr) -> set[str]:
     return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
 
 
-def record_uses(tree: ast.Module) -> Iterator[str]:
+def container_uses(tree: ast.Module) -> Iterator[str]:
     """Yield attributes that are read through a dependency container, and the names of such containers."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and _RECORD_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
+        if isinstance(node, ast.Attribute) and _CONTAINER_NAME.fullmatch(ast.unparse(node.value).rpartition(".")[2]):
             yield ast.unparse(node)
         elif isinstance(node, ast.ClassDef) and node.name.endswith(("Dependencies", "Parts", "Services")):
             yield node.name
@@ -211,13 +211,15 @@ class File(package.Base, Generic[T]):
     assert public_methods(file, {"Base": base, "File": file}) == {"open", "close"}
 
 
-def test_components_are_not_grouped_in_records(trees: dict[Path, ast.Module]):
+def test_components_are_not_grouped_in_data_classes(trees: dict[Path, ast.Module]):
     components = {class_.name for _, class_ in classes(trees) if is_component(class_)}
-    records = {name: component_fields(class_, components) for name, class_ in classes(trees) if is_record(class_)}
-    assert {name for name, fields in records.items() if len(fields) > 1} == set(COMPONENT_RECORDS)
+    data_classes = {
+        name: component_fields(class_, components) for name, class_ in classes(trees) if is_data_class(class_)
+    }
+    assert {name for name, fields in data_classes.items() if len(fields) > 1} == set(DATA_CLASSES_OF_COMPONENTS)
 
 
-def test_record_of_components_is_detected():
+def test_data_class_of_components_is_detected():
     source = """
 class Clock(Protocol):
     def now(self): ...
@@ -234,7 +236,7 @@ class Step:
 """
     clock, parts, step = ast.parse(source).body
     assert [is_component(each) for each in (clock, parts, step)] == [True, False, False]
-    assert [is_record(each) for each in (clock, parts, step)] == [False, True, False]
+    assert [is_data_class(each) for each in (clock, parts, step)] == [False, True, False]
     assert component_fields(parts, {"Clock"}) == ["clock", "other"]
 
 
@@ -252,7 +254,7 @@ def test_components_are_not_accessed_through_a_dependency_container(trees: dict[
 
     The runner's composition root groups its components. Routes and pages receive the server's services as one object.
     """
-    found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in record_uses(tree)}
+    found = {f"{module_name(path)}: {use}" for path, tree in trees.items() for use in container_uses(tree)}
     assert found == {"bootstrap.runner: RunnerParts", "interfaces.tasks: TaskServices"}
     sources = {module_name(path): ast.unparse(tree) for path, tree in trees.items()}
     assert {name for name, source in sources.items() if "RunnerParts" in source} == {"bootstrap.runner"}
@@ -260,7 +262,7 @@ def test_components_are_not_accessed_through_a_dependency_container(trees: dict[
     assert users == {"api", "bootstrap", "dashboard", "interfaces"}
 
 
-def test_record_uses_are_found():
+def test_container_uses_are_found():
     source = """
 class StepDependencies:
     clock: object
@@ -272,7 +274,7 @@ def run(attempt, dependencies):
     self.dependencies
 """
     uses = ["StepDependencies", "attempt.dependencies.clock", "dependencies.clock", "self._gc_dependencies.remove"]
-    assert sorted(record_uses(ast.parse(source))) == sorted(uses)
+    assert sorted(container_uses(ast.parse(source))) == sorted(uses)
 
 
 def test_late_assignments_are_found():
