@@ -10,7 +10,7 @@ from doubles.deployment import ORGANISATION, Deployment, make_repository, reply_
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000
-END_SECONDS = 120
+END_TIMEOUT_SECONDS = 120
 
 
 class ChaosDeployment(Deployment):
@@ -71,7 +71,7 @@ class ChaosDeployment(Deployment):
     def wait_for_all(self):
         """Wait until every acknowledged task has ended."""
         for task_id in sorted(self.acknowledged):
-            self.wait(task_id, END_SECONDS)
+            self.wait(task_id, END_TIMEOUT_SECONDS)
 
     def records(self, task_id):
         return journal_file.read_records(self.data_dir, task_id)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-from chaos.chaos_deployment import END_SECONDS
+from chaos.chaos_deployment import END_TIMEOUT_SECONDS
 from chaos.oracle import WRITTEN_LINES_FILE, DownloadedArtifact, Evidence, TaskEvidence
 from doubles.leftovers import find_leftovers
 
@@ -51,7 +51,7 @@ def _collect_task(deployment, task_id, target, state_at_kill, stdout_before):
     if "state" not in status and task_id not in deployment.acknowledged:
         return None
     if task_id not in deployment.acknowledged:
-        status = deployment.wait(task_id, END_SECONDS)
+        status = deployment.wait(task_id, END_TIMEOUT_SECONDS)
     artifacts = list(_download(deployment, task_id))
     patch = next((artifact.content for artifact in artifacts if artifact.name == f"{task_id}.patch"), None)
     return TaskEvidence(

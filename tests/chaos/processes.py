@@ -1,4 +1,4 @@
-"""Finds, stops, single-steps and kills a task's processes from the host."""
+"""Finds, stops, briefly resumes and kills a task's processes from the host."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-STEP_SECONDS = 0.002
+TIME_SLICE_SECONDS = 0.002
 
 
 def members_of(attempt_id):
@@ -77,10 +77,10 @@ def stop(pid):
     return letter == "T"
 
 
-def step(pid):
+def run_briefly(pid):
     """Let a stopped process run for an instant; return False if it has ended."""
     resume(pid)
-    time.sleep(STEP_SECONDS)
+    time.sleep(TIME_SLICE_SECONDS)
     return stop(pid)
 
 

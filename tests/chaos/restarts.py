@@ -16,7 +16,7 @@ from sandbox.model.wire.events import end_event, to_wire_event
 MANY_CLIENTS = (*[SseClient] * 8, *[WebSocketClient] * 6, *[CliClient] * 6)
 FEW_CLIENTS = (*[SseClient] * 2, *[WebSocketClient] * 2, *[CliClient] * 2)
 LONG_LINES = 100_000
-END_SECONDS = 120
+END_TIMEOUT_SECONDS = 120
 
 
 @dataclass
@@ -64,7 +64,7 @@ async def _run(deployment, restarts, rng, client_types):
             await asyncio.to_thread(deployment.restart_server, signal_number)
         for task_id in deployment.submitted:
             await asyncio.to_thread(deployment.http.delete, f"/api/v1/tasks/{task_id}?force=true")
-        await asyncio.wait_for(receiving, END_SECONDS)
+        await asyncio.wait_for(receiving, END_TIMEOUT_SECONDS)
     finally:
         receiving.cancel()
         await asyncio.gather(receiving, return_exceptions=True)
@@ -78,7 +78,7 @@ async def _run(deployment, restarts, rng, client_types):
 async def _wait_for_new_events(clients, receiving):
     """Wait until every client has received a new event."""
     before = [len(client.events) for client in clients]
-    async with asyncio.timeout(END_SECONDS):
+    async with asyncio.timeout(END_TIMEOUT_SECONDS):
         while any(len(client.events) == count for client, count in zip(clients, before, strict=True)):
             if receiving.done():
                 await receiving

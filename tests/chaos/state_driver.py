@@ -1,7 +1,7 @@
 """Brings a task into a state and keeps it there without hooks in the product, by slowing down its environment.
 
 A relay pauses the clone. The runner is stopped and resumed for two milliseconds at a time until its journal shows the
-state, and then for a random number of further steps. For a long state, waiting is sufficient.
+state, and then for a random number of further time slices. For a long state, waiting is sufficient.
 """
 
 import itertools
@@ -13,9 +13,9 @@ from chaos.chaos_deployment import ALL_CPUS
 from doubles.deployment import wait_until
 from doubles.runner_processes import find_runner
 
-REACH_SECONDS = 60.0
+REACH_TIMEOUT_SECONDS = 60.0
 TRIES_MAX = 15
-STEPS_MAX = 20
+TIME_SLICES_MAX = 20
 LONG_LINES, SHORT_LINES = 100_000, 500
 
 
@@ -52,7 +52,7 @@ class StateDriver:
         """Return a task in this state. Tasks that missed the state are released and keep running."""
         for number in range(TRIES_MAX):
             task_id = f"{name}-{state}-{number}"
-            held = getattr(self, f"_reach_{state}")(task_id, 0 if number else self._rng.randrange(STEPS_MAX))
+            held = getattr(self, f"_reach_{state}")(task_id, 0 if number else self._rng.randrange(TIME_SLICES_MAX))
             held.state = self._deployment.state(task_id)
             if held.state == state:
                 held.stdout_before = journal_file.stdout_of(self._deployment.records(task_id))
@@ -66,31 +66,33 @@ class StateDriver:
         self._deployment.submit_instructions(task_id, cpus=ALL_CPUS)
         return HeldTask(task_id)
 
-    def _reach_staging(self, task_id, steps):
+    def _reach_staging(self, task_id, time_slices):
         """The runner has started but has not yet received the last byte of its clone."""
         relay, url = self._deployment.add_pausing_relay(self._rng.randrange(10_000))
         self._deployment.submit_instructions(task_id, url=url)
         held = HeldTask(task_id, relay=relay)
-        if steps % 2 or self._deployment.state(task_id) == "pending":
-            wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
+        if time_slices % 2 or self._deployment.state(task_id) == "pending":
+            wait_until(lambda: relay.is_holding, REACH_TIMEOUT_SECONDS, "a held clone")
         held.runner = self._find_runner(task_id)
         return held
 
-    def _reach_provisioning(self, task_id, steps):
-        return self._step_into("provisioning", task_id, steps)
+    def _reach_provisioning(self, task_id, time_slices):
+        return self._advance_into("provisioning", task_id, time_slices)
 
-    def _reach_ready(self, task_id, steps):
-        return self._step_into("ready", task_id, steps // 4)
+    def _reach_ready(self, task_id, time_slices):
+        return self._advance_into("ready", task_id, time_slices // 4)
 
-    def _reach_running(self, task_id, steps):
+    def _reach_running(self, task_id, time_slices):
         """The agent is printing lines."""
         lines = LONG_LINES if self._is_endless else SHORT_LINES
         self._deployment.submit_instructions(task_id, lines=lines, pause_seconds=0.01, retries=self._retries)
         self._await_state(task_id, "running")
-        wait_until(lambda: len(self._deployment.records(task_id)) > 5 + 3 * steps, REACH_SECONDS, "some lines")
+        wait_until(
+            lambda: len(self._deployment.records(task_id)) > 5 + 3 * time_slices, REACH_TIMEOUT_SECONDS, "some lines"
+        )
         return HeldTask(task_id, runner=self._find_runner(task_id))
 
-    def _reach_completing(self, task_id, steps):
+    def _reach_completing(self, task_id, time_slices):
         """The runner is storing many artifacts."""
         self._deployment.submit_instructions(task_id, lines=20, files=150, pause_seconds=0.02)
         self._await_state(task_id, "running")
@@ -98,29 +100,29 @@ class StateDriver:
         while self._deployment.state(task_id) == "running":
             time.sleep(0.001)
         held.is_stopped = processes.stop(held.runner)
-        for _ in range(steps):
-            held.is_stopped = processes.step(held.runner)
+        for _ in range(time_slices):
+            held.is_stopped = processes.run_briefly(held.runner)
         return held
 
-    def _step_into(self, state, task_id, steps):
-        """Pause the clone, then run the runner in short steps and check the state after each."""
+    def _advance_into(self, state, task_id, time_slices):
+        """Pause the clone, then run the runner in time slices and check the state after each."""
         relay, url = self._deployment.add_pausing_relay(0)
         self._deployment.submit_instructions(task_id, url=url)
-        wait_until(lambda: relay.is_holding, REACH_SECONDS, "a held clone")
+        wait_until(lambda: relay.is_holding, REACH_TIMEOUT_SECONDS, "a held clone")
         held = HeldTask(task_id, runner=self._find_runner(task_id), relay=relay)
         held.is_stopped = processes.stop(held.runner)
         relay.open()
         extra = itertools.count()
-        deadline = time.monotonic() + REACH_SECONDS
+        deadline = time.monotonic() + REACH_TIMEOUT_SECONDS
         while held.is_stopped and time.monotonic() < deadline:
             records = self._deployment.records(task_id)
             state_now = journal_file.state_of(records)
             if state_now == state and self._has_required_processes(records):
-                if next(extra) >= steps:
+                if next(extra) >= time_slices:
                     break
             elif state_now not in ("staging", "provisioning"):
                 break
-            held.is_stopped = processes.step(held.runner)
+            held.is_stopped = processes.run_briefly(held.runner)
         return held
 
     def _has_required_processes(self, records):
@@ -128,12 +130,12 @@ class StateDriver:
 
     def _await_state(self, task_id, state):
         wait_until(lambda: self._deployment.state(task_id) not in ("pending", "staging", "provisioning", "ready"),
-              REACH_SECONDS, f"{task_id} to be {state}")  # fmt: skip
+              REACH_TIMEOUT_SECONDS, f"{task_id} to be {state}")  # fmt: skip
 
     def _find_runner(self, task_id):
         """Return the pid of the runner, or None if the runner has already ended."""
-        wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_SECONDS, "an attempt")
-        deadline = time.monotonic() + REACH_SECONDS
+        wait_until(lambda: self._deployment.state(task_id) != "pending", REACH_TIMEOUT_SECONDS, "an attempt")
+        deadline = time.monotonic() + REACH_TIMEOUT_SECONDS
         while (pid := find_runner(self._deployment.data_dir, task_id)) is None:
             if self._deployment.state(task_id) in journal_file.FINAL_STATES or time.monotonic() > deadline:
                 return None
