@@ -226,7 +226,7 @@ def test_new_migration_is_applied_once(path, monkeypatch):
     assert version(path) == max(migrations)
 
 
-def test_pages_use_an_index_for_sorting(path):
+def test_pages_use_an_sql_index_for_sorting(path):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
         for sort in ("created_at", "started_at", "state_changed_at", "name", "cost"):
@@ -238,7 +238,7 @@ def test_pages_use_an_index_for_sorting(path):
 
 
 @pytest.mark.parametrize("sort", ["created_at", "started_at", "state_changed_at", "name", "cost"])
-def test_pages_of_a_period_use_an_index_for_sorting(path, sort):
+def test_pages_of_a_period_use_an_sql_index_for_sorting(path, sort):
     store = SqliteStore(path)
     query = TaskQuery(sort=sort, created_after=datetime(2026, 1, 1, tzinfo=UTC), states=frozenset(TaskState))
     with store._connections.read_transaction() as connection:
@@ -327,7 +327,7 @@ def test_tasks_of_an_index_without_parents_are_found_by_their_parent(path, monke
     store.close()
 
 
-def test_tasks_of_an_index_with_split_states_are_found_by_their_state(path, monkeypatch):
+def test_tasks_of_an_index_from_before_states_were_single_terms_are_found_by_their_state(path, monkeypatch):
     with monkeypatch.context() as earlier:
         earlier.setattr("sandbox.store.sqlite.state_term", lambda state: f"\ue002{state}")
         store = SqliteStore(path)
@@ -406,7 +406,7 @@ def test_changed_tasks_continue_after_damaged_rows(path):
     store.close()
 
 
-def test_changed_tasks_are_read_with_an_index(path):
+def test_changed_tasks_are_read_with_an_sql_index(path):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
         plan = connection.execute(
@@ -425,7 +425,7 @@ def test_changed_tasks_are_read_with_an_index(path):
         TaskQuery(frozenset({TaskState.FAILED}), created_after=datetime(2026, 1, 1, tzinfo=UTC), with_totals=True),
     ],
 )
-def test_totals_read_only_an_index(path, query):
+def test_totals_read_only_an_sql_index(path, query):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
         page = PageReader(store._sql, query)
@@ -468,7 +468,7 @@ def test_page_is_read_with_few_statements(path, monkeypatch, query, sort_max):
     store.close()
 
 
-def test_window_grows_until_it_contains_enough_matches(path, monkeypatch):
+def test_searched_range_grows_until_it_contains_enough_matches(path, monkeypatch):
     monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", 5)
     store = SqliteStore(path)
     words = ["many" if number < 100 or number % 20 == 0 else "few" for number in range(200)]
@@ -578,7 +578,7 @@ def test_prompt_in_a_row_of_an_older_index_is_read(path):
 @pytest.mark.parametrize(
     ("report", "message"), [({"result": "Done.", "usage": {"n": 1}}, "Done."), ({"result": [1]}, None), ({}, None)]
 )
-def test_lists_show_the_message_of_a_report_without_a_message(path, report, message):
+def test_lists_show_the_text_of_a_result_without_a_final_message(path, report, message):
     store = SqliteStore(path)
     known = msgspec.structs.replace(submitted("a"), result=report)
     store.save(IndexedTask(known, 1))
@@ -633,7 +633,7 @@ def test_list_reads_no_artifacts(path):
     store.close()
 
 
-def test_idempotency_key_query_uses_an_index(path):
+def test_idempotency_key_query_uses_an_sql_index(path):
     store = SqliteStore(path)
     with store._connections.read_transaction() as connection:
         query = f"EXPLAIN QUERY PLAN {store._sql['find_by_idempotency_key']}"

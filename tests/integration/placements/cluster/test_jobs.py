@@ -310,13 +310,13 @@ async def test_workers_that_claim_and_end_at_once_are_started_with_growing_pause
     assert [round(pause) for pause in pauses] == [2, 4, 8, 0]
 
 
-async def test_liveness_of_an_attempt_with_a_lost_record_is_unknown_for_one_lease(server, monkeypatch):
+async def test_liveness_of_an_attempt_with_a_lost_stored_job_is_unknown_for_one_lease(server, monkeypatch):
     assert server.jobs.liveness("task-9") is Liveness.UNKNOWN
     monkeypatch.setattr(jobs, "takeover_seconds", lambda _: 0.0)
     assert server.jobs.liveness("task-9") is Liveness.FREE
 
 
-async def test_damaged_record_is_reported(server, job):
+async def test_damaged_stored_job_is_reported(server, job):
     next(server.store.iterdir()).write_text("{")
     with pytest.raises(OSError, match="is damaged"):
         await server.restart()
