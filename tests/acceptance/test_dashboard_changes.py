@@ -703,7 +703,7 @@ def test_hostile_source_is_highlighted_within_a_time_limit(base_url, browser):
     assert spans in ([4, 5, 4, 7, 12, 1], [])  # no colors after highlighting several texts was slow
 
 
-def test_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):
+def test_web_worker_that_does_not_respond_leaves_the_text_without_colors(base_url, browser):
     stuck = """window.ended = 0;
         window.Worker = class { postMessage() {} terminate() { window.ended++; } };"""
     page = open_changes(browser, base_url, before=stuck)

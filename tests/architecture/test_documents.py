@@ -202,7 +202,7 @@ def test_each_method_of_the_python_client_is_listed(root: Path):
     }
 
 
-def test_the_pages_for_programs_read_no_deprecated_field(root: Path):
+def test_client_and_rest_pages_use_no_deprecated_field(root: Path):
     schemas = json.loads((root / "openapi.json").read_text())["components"]["schemas"].values()
     deprecated = {
         name for one in schemas for name, field in one.get("properties", {}).items() if field.get("deprecated")

@@ -51,7 +51,7 @@ from sandbox.model.task_state import TaskState
 from sandbox.primitives.secret_fingerprint import make_fingerprint
 from sandbox.server.placements import Placements
 
-BOUND_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
+REQUEST_TIMEOUT_SECONDS = CONTROL_REQUEST_TIMEOUT_SECONDS + 3
 """The time limit for a request to a runner or a host, plus a margin for a busy machine."""
 LARGE_SECRETS = {"LARGE": "k" * 300_000}
 """Makes an order larger than a pipe's buffer, so that a launch waits until the runner reads the order."""
@@ -99,7 +99,7 @@ def kill_runners(host, task_id):
 
 
 @contextlib.contextmanager
-def time_limit(seconds=BOUND_SECONDS):
+def time_limit(seconds=REQUEST_TIMEOUT_SECONDS):
     started_at = time.monotonic()
     yield
     assert time.monotonic() - started_at < seconds
@@ -493,7 +493,7 @@ async def test_handle_of_another_attempt_has_the_lock_but_not_the_requests(serve
     await wait_for_liveness(handle, Liveness.FREE)
 
 
-async def test_copying_ends_when_it_is_cancelled(host):
+async def test_run_ends_when_it_is_cancelled(host):
     placement = await host.create_placement()
     copying = asyncio.create_task(placement.run())
     await asyncio.wait({copying}, timeout=0.3)

@@ -47,7 +47,7 @@ async def test_cpu_time_used_before_the_start_is_not_debt(harness):
         await harness.throttle.queue().wait()
 
 
-async def test_priority_queue_overtakes_other_waiters(harness):
+async def test_preferred_queue_overtakes_other_waiters(harness):
     done = []
     common, preferred = harness.throttle.queue(), harness.throttle.queue(debt_seconds=1.0)
 

@@ -61,7 +61,7 @@ async def test_host_selects_the_placement(placements, host, name):
 
 
 @pytest.mark.parametrize("host", ["gone:one", "Far:one"])
-async def test_state_of_a_host_without_a_placement_is_unknown(placements, host):
+async def test_liveness_on_a_host_without_a_placement_is_unknown(placements, host):
     runner, disk = placements.find_runner(location(host)), placements.preserved_disk(location(host))
     assert runner.liveness() is Liveness.UNKNOWN
     assert await runner.is_responsive()

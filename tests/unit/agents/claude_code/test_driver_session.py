@@ -80,7 +80,7 @@ def test_only_a_regular_file_is_read(tmp_path, projects, kind):
     assert read_session(tmp_path) is None
 
 
-def test_preserved_session_is_written_to_the_path_that_the_agent_reads():
+def test_inherited_session_is_written_to_the_path_that_the_agent_reads():
     driver = ClaudeCodeDriver(Path("/none"))
     manifest_ = manifest()
     manifest_ = manifest_.replace(repository=replace(manifest_.repository, subpath="a/b.c"))
