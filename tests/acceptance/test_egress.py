@@ -99,7 +99,7 @@ attempt("no: metadata name", resolve, "metadata.google.internal")
 attempt("names: text record", lambda: query_dns(b"\0\1\1\0\0\1\0\0\0\0\0\0\6secret\4evil\3net\0\0\20\0\1"))
 """
 
-OUTBOUND_ATTEMPTS = r"""
+OUTBOUND_CONNECTIONS = r"""
 def two_requests_at_once():
     request = "GET /{} HTTP/1.1\r\nHost: {}\r\n\r\n"
     with socket.create_connection((PLAIN, 80), 15) as plain:
@@ -148,7 +148,7 @@ attempt("yes: https at another port direct", direct, f"https://{HOST}:8443/a")
 attempt("yes: http at another port direct", direct, f"http://{HOST}:8080/a")
 """
 
-FULL_ATTEMPTS = r"""
+FULL_CONNECTIONS = r"""
 attempt("yes: any host by proxy", curl, "https://other.example.com/a")
 attempt("yes: any host direct", direct, "http://other.example.com/a")
 attempt("yes: redirect elsewhere", curl, "-L", f"http://{HOST}/away/other.example.com?a")
@@ -165,7 +165,7 @@ attempt("no: the server's address by proxy", lambda: connect("8.8.4.5", 80))
 attempt("no: port without proxy", direct, f"https://{HOST}:8443/x")
 """
 
-MODES = {"outbound": (OUTBOUND, OUTBOUND_ATTEMPTS), "full": (FULL, FULL_ATTEMPTS)}
+MODES = {"outbound": (OUTBOUND, OUTBOUND_CONNECTIONS), "full": (FULL, FULL_CONNECTIONS)}
 
 
 @pytest.fixture(scope="module")
@@ -186,12 +186,12 @@ def egress_setup(tmp_path_factory):
                     PROBE,
                     "MODEL_PORT = open('/workspace/port').read()",
                     REACHABLE,
-                    attempts,
+                    connections,
                     NEVER_REACHABLE,
                     PRINT_RESULTS,
                 )
             )
-            for mode, (_, attempts) in MODES.items()
+            for mode, (_, connections) in MODES.items()
         }
         branches = {f"Try {mode}.": (python_turn(script), reply_turn()) for mode, script in scripts.items()}
         deployment.start_model(branches=branches, prefix=network.internet_prefix)
@@ -204,7 +204,7 @@ def egress_setup(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=MODES)
 def results(request, egress_setup):
-    """Results of an agent's attempts: its output, requests received by the host, packets, and reported events."""
+    """Results of an agent's connections: its output, requests received by the host, packets, and reported events."""
     deployment, network, record = egress_setup
     mode, before = request.param, len(network.packets)
     for log in (record, deployment.model_requests_file):

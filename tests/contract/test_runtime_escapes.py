@@ -198,7 +198,7 @@ def test_memory_of_an_unreadable_program_is_protected(runtime: Runtime, disk: Pa
 # System calls
 
 
-def _attempt(calls: str) -> str:
+def _try_calls(calls: str) -> str:
     """Return a program that prints `works` or the name of the error for each call."""
     return f"""
 import ctypes, errno, os, socket, fcntl, signal
@@ -222,7 +222,7 @@ def _parse_results(output: str) -> dict[str, str]:
 
 
 def test_privileged_calls_are_denied(runtime: Runtime, disk: Path):
-    source = _attempt("""
+    source = _try_calls("""
 attempt("own_uid", lambda: os.setuid(1000))
 attempt("own_directory", lambda: os.chdir("/workspace"))
 pid = os.fork()
@@ -298,7 +298,7 @@ def test_root_in_a_user_namespace_cannot_change_the_host(runtime: Runtime, disk:
 
 
 def test_dangerous_socket_families_are_denied(runtime: Runtime, disk: Path):
-    source = _attempt("""
+    source = _try_calls("""
 attempt("packet", lambda: socket.socket(17, 3, 0))
 attempt("vsock", lambda: socket.socket(40, 1, 0))
 attempt("alg", lambda: socket.socket(38, 5, 0))
@@ -336,7 +336,7 @@ print(resource.getrlimit(core), resource.getrlimit(resource.RLIMIT_NOFILE))
 
 
 def test_terminal_input_injection_is_denied(runtime: Runtime, disk: Path):
-    source = _attempt("""
+    source = _try_calls("""
 master, slave = os.openpty()
 attempt("sti", lambda: fcntl.ioctl(slave, 0x5412, b"x"))
 attempt("linux", lambda: fcntl.ioctl(slave, 0x541C, b"x"))
@@ -379,7 +379,7 @@ def test_abstract_sockets_of_the_host_are_unreachable(runtime: Runtime, disk: Pa
     with socket.socket(socket.AF_UNIX) as host_listener:
         host_listener.bind(f"\0{name}")
         host_listener.listen()
-        source = _attempt(f"""
+        source = _try_calls(f"""
 own = socket.socket(socket.AF_UNIX)
 own.bind("\\0own"); own.listen()
 attempt("host", lambda: socket.socket(socket.AF_UNIX).connect("\\0{name}"))
