@@ -63,7 +63,7 @@ async def test_arguments_and_environment_reach_the_worker_unchanged(engine, crea
     job = create_job("wait", *HOSTILE_ARGUMENTS, environment=environment)
     await engine.submit(job.request)
     await job.wait_for_heartbeat()
-    (start,) = job.events.read("start")
+    (start,) = job.activity.read("start")
     assert start["arguments"] == list(HOSTILE_ARGUMENTS)
     assert environment.items() <= start["environment"].items()
     assert not {"HOME", "LOGNAME", "SHELL", "PYTHONPATH"} & start["environment"].keys()
@@ -127,7 +127,7 @@ async def test_worker_that_ignores_the_signal_is_killed(engine, create_job):
     await engine.withdraw(job.name)
     await engine.withdraw(job.name)
     await wait_for_end(engine, job)
-    assert len(job.events.read("term")) >= 1
+    assert len(job.activity.read("term")) >= 1
     assert not await job.is_alive()
 
 

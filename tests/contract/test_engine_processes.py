@@ -129,7 +129,7 @@ async def test_worker_is_stopped_at_its_time_limit(engine, create_job, action, r
     job = create_job(action, time_limit_seconds=2, grace_seconds=1)
     await engine.submit(job.request)
     assert reason in (await wait_for_end(engine, job)).reason
-    assert len(job.events.read("term")) == 1
+    assert len(job.activity.read("term")) == 1
     assert not await job.is_alive()
 
 
@@ -144,7 +144,7 @@ async def test_process_with_a_reused_id_is_not_signaled(harness, engine, create_
         (files_of(harness, job) / "started.json").write_text(json.dumps(started | change))
         await engine.withdraw(job.name)
     assert await other.is_alive()
-    assert other.events.read("term") == []
+    assert other.activity.read("term") == []
     # Control: with the right start time and boot id, the process is signaled.
     (files_of(harness, job) / "started.json").write_text(json.dumps(started))
     await engine.withdraw(job.name)
@@ -222,7 +222,7 @@ async def test_environment_is_stored_only_until_the_worker_is_started(harness, c
     await engine.withdraw(withdrawn.name)
     await status_of(engine, started)
     await started.wait_for_heartbeat()
-    assert started.events.read("start")[0]["environment"]["TOKEN"] == "secret"
+    assert started.activity.read("start")[0]["environment"]["TOKEN"] == "secret"
     assert not [path for path in harness.directory.rglob("*") if path.is_file() and b"secret" in path.read_bytes()]
 
 

@@ -78,22 +78,22 @@ class Job:
         self.directory = Path(directory)
         self.directory.mkdir()
         self.name = job_name(new_attempt_id())
-        self.events = engine_worker.EventFile(self.directory)
+        self.activity = engine_worker.ActivityLog(self.directory)
         command = (sys.executable, "-I", "-S", engine_worker.__file__, str(self.directory), *action)
         defaults = {"environment": {}, "resources": SMALL, "time_limit_seconds": 600, "grace_seconds": 1}
         self.request = JobRequest(self.name, command, **(defaults | fields))
 
     def starts(self):
         """Return the ids of the workers that were started."""
-        return [event["worker"] for event in self.events.read("start")]
+        return [event["worker"] for event in self.activity.read("start")]
 
     async def wait_for_heartbeat(self):
         """Wait until the worker is running."""
-        await wait_until(lambda: self.events.read("heartbeat"))
+        await wait_until(lambda: self.activity.read("heartbeat"))
 
     def count_heartbeats(self):
         """Return how many heartbeats the job's workers have recorded so far."""
-        return len(self.events.read("heartbeat"))
+        return len(self.activity.read("heartbeat"))
 
     async def is_alive(self):
         """Return whether a worker is running. A worker that is only slow on a busy machine counts as alive."""

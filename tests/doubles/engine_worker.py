@@ -21,11 +21,11 @@ from pathlib import Path
 HEARTBEAT_SECONDS = 0.1
 
 
-class EventFile:
+class ActivityLog:
     """The events of all workers that use the directory, as one JSON line per event."""
 
     def __init__(self, directory):
-        self.path = Path(directory, "events")
+        self.path = Path(directory, "activity")
 
     def append(self, **event):
         with self.path.open("ab", buffering=0) as file:
@@ -40,24 +40,24 @@ class EventFile:
 
 def main(directory, action, *arguments):
     worker_id = uuid.uuid4().hex
-    events = EventFile(directory)
+    activity = ActivityLog(directory)
 
     def terminate(*_):
-        events.append(kind="term", worker=worker_id)
+        activity.append(kind="term", worker=worker_id)
         if action != "stubborn":
             sys.exit(0 if action == "clean" else 143)
 
     signal.signal(signal.SIGTERM, terminate)
-    events.append(kind="start", worker=worker_id, arguments=arguments, environment=dict(os.environ))
+    activity.append(kind="start", worker=worker_id, arguments=arguments, environment=dict(os.environ))
     if action == "exit":
         sys.exit(int(arguments[0]))
     if action == "leave":
         subprocess.Popen([sys.executable, "-I", "-S", __file__, directory, "stubborn"], start_new_session=True)
-        while len(events.read("heartbeat")) < 3:
+        while len(activity.read("heartbeat")) < 3:
             time.sleep(HEARTBEAT_SECONDS)
         return
     while True:
-        events.append(kind="heartbeat", worker=worker_id)
+        activity.append(kind="heartbeat", worker=worker_id)
         time.sleep(HEARTBEAT_SECONDS)
 
 
