@@ -178,7 +178,7 @@ def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path,
     assert (usage.shared_locks, usage.find_exceeded_limit()) == (100, ""), result
 
 
-_WATCHED = """
+_EPOLL_ENTRIES = """
 import select
 def watch(files, count):
     "Watch each file under many descriptors, which are then closed."
@@ -192,7 +192,7 @@ def watch(files, count):
     return poll, held
 """
 
-_MANY_WATCHED = f"""{_WATCHED}
+_MANY_EPOLL_ENTRIES = f"""{_EPOLL_ENTRIES}
 poll = watch(12, 12000)
 copies = [os.dup(poll[0].fileno()) for _ in range(400)]
 file = lock_often("many", 2000)
@@ -205,15 +205,15 @@ def test_open_files_that_take_too_long_to_count_are_a_violation(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
     started_at = time.process_time()
-    usage, _ = measure(runtime, disk, enforced_limits, _MANY_WATCHED)
+    usage, _ = measure(runtime, disk, enforced_limits, _MANY_EPOLL_ENTRIES)
     assert "too long to count" in usage.find_exceeded_limit()
     assert time.process_time() - started_at < 10
 
 
-def test_locks_are_counted_despite_thousands_of_watched_files(
+def test_locks_are_counted_despite_thousands_of_epoll_entries(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
-    held = f'{_WATCHED}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
+    held = f'{_EPOLL_ENTRIES}\npoll, file = watch(2, 4000), lock_often("many", 2000)\nreport("held")\ntime.sleep(600)'
     usage, _ = measure(runtime, disk, enforced_limits, held)
     assert (usage.find_exceeded_limit(), usage.locks) == ("", 2000)
 

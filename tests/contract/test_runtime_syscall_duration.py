@@ -377,13 +377,13 @@ def test_thousands_of_files_can_be_watched(runtime: Runtime, disk: Path):
     assert _add_watches(runtime, disk, 6000, 3000) == (6000, "done")
 
 
-_NAMES_MAX = 40_000
-_CREATED_NAMES = {
-    "absent names": """
+_DENTRIES_MAX = 40_000
+_CREATED_DENTRIES = {
+    "negative dentries": """
 import itertools, os
 for number in itertools.count(): os.access(f"/workspace/absent-{number}", os.F_OK)
 """,
-    "absent names of the host": """
+    "negative dentries of the host": """
 import itertools, os
 for number in itertools.count(): os.access(f"/usr/lib/absent-{number}", os.F_OK)
 """,
@@ -394,7 +394,7 @@ for number in itertools.count():
     else: os.link(target, f"/workspace/{number}")
 """,
 }
-_FEW_NAMES = """
+_FEW_DENTRIES = """
 import os, time
 for number in range(5000): os.access(f"/workspace/absent-{number}", os.F_OK)
 for number in range(500): open(f"/workspace/{number}", "w").close()
@@ -403,15 +403,15 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("kind", _CREATED_NAMES)
-def test_cached_file_names_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
+@pytest.mark.parametrize("kind", _CREATED_DENTRIES)
+def test_dentries_are_limited(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch, kind: str):
     if runtime.name != "bubblewrap":
         pytest.skip("programs cannot watch the host's directories")
-    monkeypatch.setattr(kernel_watch, "DENTRIES_MAX", _NAMES_MAX)
+    monkeypatch.setattr(kernel_watch, "DENTRIES_MAX", _DENTRIES_MAX)
 
     async def scenario() -> str:
         async with ready_sandbox(runtime, disk) as sandbox:
-            program = ["/usr/bin/python3", "-c", _CREATED_NAMES[kind]]
+            program = ["/usr/bin/python3", "-c", _CREATED_DENTRIES[kind]]
             await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 return await sandbox.wait_for_exceeded_limit()
@@ -419,14 +419,14 @@ def test_cached_file_names_are_limited(runtime: Runtime, disk: Path, monkeypatch
     assert "file names" in asyncio.run(scenario())
 
 
-_HOST_NAMES = """
+_NEGATIVE_DENTRIES_OF_THE_HOST = """
 import os
 unique = os.urandom(8).hex()
 for number in range(100_000): os.access(f"/usr/lib/{unique}-{number}", os.F_OK)
 """
 
 
-def test_cached_absent_names_in_host_directories_are_dropped_at_the_end(
+def test_negative_dentries_in_host_directories_are_dropped_at_the_end(
     runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
 ):
     if runtime.name != "bubblewrap" or os.geteuid() != 0:
@@ -442,16 +442,14 @@ def test_cached_absent_names_in_host_directories_are_dropped_at_the_end(
         charged.append(group.stats().memory_bytes or 0)
 
     monkeypatch.setattr(ControlGroup, "drop_caches", drop_caches)
-    ended = run_python(runtime, disk, _HOST_NAMES)
+    ended = run_python(runtime, disk, _NEGATIVE_DENTRIES_OF_THE_HOST)
     assert ended.code == 0, ended
     assert charged[0] < 5 * MEBIBYTE, "each of the names is charged: 192 bytes"
 
 
-def test_ordinary_number_of_file_names_is_within_the_limit(
-    runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(kernel_watch, "DENTRIES_MAX", _NAMES_MAX)
-    assert measure(runtime, disk, _FEW_NAMES).find_exceeded_limit() == ""
+def test_ordinary_number_of_dentries_is_within_the_limit(runtime: Runtime, disk: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kernel_watch, "DENTRIES_MAX", _DENTRIES_MAX)
+    assert measure(runtime, disk, _FEW_DENTRIES).find_exceeded_limit() == ""
 
 
 _SHARED_MEMORY_FILES = """

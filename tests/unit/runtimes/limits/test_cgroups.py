@@ -69,14 +69,14 @@ class DropCachesHarness:
 
 
 @pytest.mark.parametrize(("control", "written"), [("memory.force_empty", "0"), ("memory.reclaim", "900000000")])
-def test_caches_with_many_absent_names_are_dropped(
+def test_caches_with_many_negative_dentries_are_dropped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, control: str, written: str
 ):
     harness = DropCachesHarness(tmp_path, monkeypatch, control)
     assert harness.drop(5_000_000, 900_000_000) == written
 
 
-def test_caches_with_few_absent_names_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_caches_with_few_negative_dentries_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     harness = DropCachesHarness(tmp_path, monkeypatch, "memory.force_empty")
     assert harness.drop(500_000, 900_000_000) == ""
     assert harness.drop(5_000_000, 20_000_000) == ""

@@ -161,7 +161,7 @@ def test_socket_families_types_and_protocols_are_limited(architecture: str, call
     assert evaluate(architecture, number, 16, 3, 12) == errno.EPROTONOSUPPORT
 
 
-SOCKET_OPTION_FILTERS = {"sandbox": seccomp.assemble_filter, "shared": seccomp.assemble_socket_filter}
+SOCKET_OPTION_FILTERS = {"sandbox": seccomp.assemble_filter, "socket": seccomp.assemble_socket_filter}
 both_filters = pytest.mark.parametrize("assemble", SOCKET_OPTION_FILTERS.values(), ids=SOCKET_OPTION_FILTERS)
 
 
@@ -359,7 +359,7 @@ def test_length_of_mincore_is_limited(architecture: str):
 
 
 @all_architectures
-def test_shared_filter_limits_extent_walks(architecture: str):
+def test_socket_filter_limits_extent_walks(architecture: str):
     code = seccomp.assemble_socket_filter(architecture)
     fallocate = {"x86_64": 285, "aarch64": 47}[architecture]
     assert evaluate(architecture, fallocate, 3, 0, 0, 1 << 31, code=code) == errno.EOPNOTSUPP

@@ -82,7 +82,7 @@ def test_unreclaimable_and_reclaimable_objects_are_counted_separately(tmp_path: 
 
 
 @pytest.mark.parametrize("state", ["", "\n", None])
-def test_names_count_as_zero_if_their_number_is_unknown(tmp_path: Path, state: str | None):
+def test_dentries_count_as_zero_if_their_number_is_unknown(tmp_path: Path, state: str | None):
     (tmp_path / "slabinfo").write_text(SLABS)
     if state is not None:
         (tmp_path / "dentry-state").write_text(state)
@@ -207,7 +207,7 @@ def test_mappings_above_the_limit_are_a_violation():
     assert "241 MiB" in KernelUsage(vma_bytes=VMA_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
 
 
-def test_more_cached_names_than_the_limit_are_a_violation():
+def test_more_dentries_than_the_limit_are_a_violation():
     assert not KernelUsage(dentries=DENTRIES_MAX).find_exceeded_limit()
     assert "file names" in KernelUsage(dentries=DENTRIES_MAX + 1).find_exceeded_limit()
 
