@@ -73,12 +73,12 @@ class AttemptScript:
     start_check_failure: Failure | None = None
     has_session: bool = True
     session: bytes | None = None
-    prepare_arguments: tuple = ()
-    staged_patches: list[bytes] = field(default_factory=list)
+    recorded_prepare_arguments: tuple = ()
+    recorded_staged_patches: list[bytes] = field(default_factory=list)
     violation: str = ""
-    collected: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
-    destroyed_disks: list = field(default_factory=list)
-    calls: list[str] = field(default_factory=list)
+    files_to_collect: dict[str, bytes] = field(default_factory=lambda: {"report.md": b"# report\n"})
+    recorded_destroyed_disks: list = field(default_factory=list)
+    recorded_calls: list[str] = field(default_factory=list)
 
 
 class ScriptedSandbox:
@@ -89,7 +89,7 @@ class ScriptedSandbox:
         self._readers = []
 
     async def start(self, command):
-        self._script.calls.append("start")
+        self._script.recorded_calls.append("start")
         self._readers = [asyncio.StreamReader(), asyncio.StreamReader()]
         for reader, data in zip(self._readers, (self._script.stdout, self._script.stderr), strict=True):
             reader.feed_data(data)
@@ -101,13 +101,13 @@ class ScriptedSandbox:
         return ScriptedTerminal(self, self._readers[0])
 
     async def signal(self, signal_number):
-        self._script.calls.append(f"signal {signal.Signals(signal_number).name}")
+        self._script.recorded_calls.append(f"signal {signal.Signals(signal_number).name}")
         if not self._script.ignores_term:
             self._exit = ExitStatus(128 + signal_number)
             self._done.set()
 
     async def kill(self):
-        self._script.calls.append("kill")
+        self._script.recorded_calls.append("kill")
         if not self._done.is_set() and not self._script.survives_kill:
             self._exit = ExitStatus(137)
             self._done.set()
@@ -157,12 +157,12 @@ class ScriptedRuntime:
     async def create(self, handle, spec):
         if self._script.create_error:
             raise self._script.create_error
-        self._script.calls.append("create")
+        self._script.recorded_calls.append("create")
         return ScriptedSandbox(handle, self._script)
 
     async def destroy(self, handle, disk):
-        self._script.calls.append("destroy")
-        self._script.destroyed_disks.append(disk)
+        self._script.recorded_calls.append("destroy")
+        self._script.recorded_destroyed_disks.append(disk)
         if self._script.destroy_error:
             raise self._script.destroy_error
 
@@ -181,7 +181,7 @@ class ScriptedGateway:
         return self
 
     def release_model_requests(self):
-        self._script.calls.append("release model")
+        self._script.recorded_calls.append("release model")
 
     async def serve(self, listeners):
         self._script.is_gateway_serving = True
@@ -216,8 +216,8 @@ class ScriptedAgent:
         return content if content is not None and len(content) <= bytes_max else None
 
     def prepare(self, manifest, *, session_id, task_key, secrets, resumes=False, session=None):
-        self._script.calls += ["resume"] if resumes else []
-        self._script.prepare_arguments = (manifest.agent.prompt, session_id, session)
+        self._script.recorded_calls += ["resume"] if resumes else []
+        self._script.recorded_prepare_arguments = (manifest.agent.prompt, session_id, session)
         return AgentLaunchSpec(
             Command(["agent"], secrets, "/workspace"),
             session_id,
@@ -262,7 +262,7 @@ class ScriptedWorkspaces:
         self._script = script
 
     async def stage(self, repository, attempt_dir, confine, disk_bytes, patches=()):
-        self._script.staged_patches = [path.read_bytes() for path in patches]
+        self._script.recorded_staged_patches = [path.read_bytes() for path in patches]
         await asyncio.sleep(self._script.stage_seconds)
         if self._script.stage_error:
             raise self._script.stage_error
@@ -282,7 +282,7 @@ class ScriptedWorkspaces:
         await asyncio.sleep(self._script.tar_seconds)
 
     async def collect(self, workspace, patterns, target, taken_names):
-        for name, content in self._script.collected.items():
+        for name, content in self._script.files_to_collect.items():
             (target / name).write_bytes(content)
             yield Artifact(name, name, len(content), "text/markdown", "sha256:0")
 
@@ -292,7 +292,7 @@ class ScriptedImages:
         self._script = script
 
     def acquire(self, image):
-        self._script.calls.append(f"hold {image.name}")
+        self._script.recorded_calls.append(f"hold {image.name}")
 
 
 class FakeDiskReserve:

@@ -93,7 +93,7 @@ async def test_sandbox_is_killed_before_artifacts_are_collected(make_harness):
     script = AttemptScript()
     harness = make_harness(script)
     await harness.run()
-    assert script.calls == ["create", "start", "kill", "destroy"]
+    assert script.recorded_calls == ["create", "start", "kill", "destroy"]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ async def test_cancel_sends_sigterm_and_collects_artifacts(make_harness):
         await work
 
     await scenario()
-    assert "signal SIGTERM" in script.calls
+    assert "signal SIGTERM" in script.recorded_calls
     assert harness.states[-2:] == ["completing", "cancelled"]
     assert "task-1.patch" in harness.artifacts
     assert harness.task.state_message == "Cancelled: changed my mind"
@@ -166,7 +166,7 @@ async def test_agent_that_ignores_sigterm_is_killed_after_grace_period(make_harn
 
     with short_grace(monkeypatch, 0.05):
         await scenario()
-    assert script.calls.index("signal SIGTERM") < script.calls.index("kill")
+    assert script.recorded_calls.index("signal SIGTERM") < script.recorded_calls.index("kill")
     assert harness.task.state is TaskState.CANCELLED
     assert harness.task.exit_code == 137
 
@@ -237,7 +237,7 @@ async def test_finisher_completes_attempt_of_dead_runner(make_harness):
     await harness.finish()
     assert harness.task.failure.code == "runner_lost"
     assert harness.states[-2:] == ["completing", "failed"]
-    assert script.calls[0] == "destroy"
+    assert script.recorded_calls[0] == "destroy"
     assert harness.outputs() == [b"half a line\n"]
     assert {"task-1.patch", "transcript.ndjson", "metadata.json"} <= harness.artifacts
 

@@ -68,7 +68,7 @@ async def test_agent_is_killed_when_its_start_cannot_be_recorded(make_harness, m
     fail_first_record(harness, monkeypatch, AgentStarted)
     await asyncio.wait_for(harness.run(), 10)
     assert harness.task.state is TaskState.FAILED
-    assert script.calls == ["create", "start", "kill", "destroy"]
+    assert script.recorded_calls == ["create", "start", "kill", "destroy"]
 
 
 async def test_unkillable_sandbox_is_recorded_as_lost(make_harness, monkeypatch):
@@ -93,7 +93,7 @@ async def test_task_cancelled_before_runner_starts_never_runs_the_agent(make_har
     harness.recorder.record(CancelRequested("", force=False))
     await harness.run(msgspec.structs.replace(harness.attempt, recorder=harness.make_recorder(harness.task)))
     assert harness.task.state is TaskState.CANCELLED
-    assert "start" not in script.calls
+    assert "start" not in script.recorded_calls
 
 
 async def test_output_flush_is_retried_after_an_error(make_harness, monkeypatch, caplog):
@@ -162,7 +162,7 @@ async def test_full_disk_without_size_enforcement_stops_the_agent(make_harness, 
     harness = make_harness(AttemptScript(runs_until_signal=True, ignores_term=True))
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "disk_full")
-    assert "kill" in harness.script.calls
+    assert "kill" in harness.script.recorded_calls
     assert "task-1.patch" in harness.artifacts
 
 
@@ -176,7 +176,7 @@ async def test_disk_usage_errors_stop_the_agent(make_harness, monkeypatch):
     await asyncio.wait_for(harness.run(), 10)
     assert (harness.states[-1], harness.task.failure.code) == ("failed", "sandbox_lost")
     assert "cannot be measured" in harness.task.failure.message
-    assert "kill" in harness.script.calls
+    assert "kill" in harness.script.recorded_calls
 
 
 async def test_intermittent_disk_usage_errors_do_not_stop_the_agent(make_harness, monkeypatch):

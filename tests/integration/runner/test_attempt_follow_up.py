@@ -76,7 +76,7 @@ async def test_failed_agent_with_a_retry_left_is_torn_down_without_collection(ma
     assert (harness.task.state, harness.task.attempt.follow_up) == (TaskState.RUNNING, "retry")
     assert harness.task.attempt.failure.code == "agent_failed"
     assert isinstance(harness.events(object)[-1], AttemptSuperseded)
-    assert harness.script.calls[-1] == "destroy"
+    assert harness.script.recorded_calls[-1] == "destroy"
     assert (remaining_files(harness), harness.artifacts) == (set(), set())
 
 
@@ -229,7 +229,7 @@ async def test_finisher_schedules_another_attempt_before_the_agent_starts(make_h
     kill_after(harness, *TO_RUNNING[:events_recorded])
     await harness.finish()
     assert (harness.task.attempt.follow_up, harness.task.attempt.failure.code) == ("again", "runner_lost")
-    assert harness.script.calls[0] == "destroy"
+    assert harness.script.recorded_calls[0] == "destroy"
     assert remaining_files(harness) == set()
 
 
@@ -258,7 +258,7 @@ def test_resume_hands_over_the_disk_and_the_session(make_harness):
     assert remaining_files(harness) == {"disk", "repository.git"}
     asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert harness.task.state is TaskState.COMPLETED
-    assert "resume" in harness.script.calls
+    assert "resume" in harness.script.recorded_calls
     assert [event.session_id for event in harness.events(AgentStarted)] == ["session", "session"]
     assert [event.base_commit for event in harness.events(WorkspacePrepared)] == [BASE_COMMIT, BASE_COMMIT]
     assert "task-1.patch" in harness.artifacts
@@ -275,7 +275,7 @@ def test_resume_with_changed_secrets_fails_instead_of_using_the_old_disk(make_ha
     assert harness.task.attempt.follow_up == "resume"  # the secrets still had their original values
     asyncio.run(harness.run(next_attempt(harness, resumes=True, secrets=secrets, redactor=SecretRedactor(secrets))))
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "secret_unavailable")
-    assert "start" not in harness.script.calls
+    assert "start" not in harness.script.recorded_calls
     unflagged = {artifact.name for artifact in harness.task.artifacts if not artifact.contains_secret}
     assert unflagged == {"transcript.ndjson", "metadata.json"} < harness.artifacts
     assert (remaining_files(harness), remaining_files(harness, SECOND_ID)) == (set(), set())
@@ -302,7 +302,7 @@ def test_resume_with_unchanged_secrets_continues_the_agent(make_harness):
     asyncio.run(harness.finish())
     asyncio.run(harness.run(next_attempt(harness, resumes=True)))
     assert harness.task.state is TaskState.COMPLETED
-    assert "resume" in harness.script.calls
+    assert "resume" in harness.script.recorded_calls
 
 
 async def test_finisher_adds_uncounted_usage_and_clears_the_current_tool(make_harness):
@@ -400,12 +400,12 @@ def test_task_past_its_timeout_starts_no_further_agent(make_harness):
         async with asyncio.timeout(20):
             while harness.parts.clock.monotonic() - harness.task.agent_start_time.monotonic_seconds < 1:
                 await asyncio.sleep(0.05)
-        harness.script.calls.clear()
+        harness.script.recorded_calls.clear()
         await harness.run(attempt)
 
     asyncio.run(run_after_timeout())
     assert (harness.task.state, harness.task.failure.code) == (TaskState.FAILED, "timeout")
-    assert "start" not in harness.script.calls
+    assert "start" not in harness.script.recorded_calls
 
 
 async def test_agent_start_is_recorded_before_the_gateway_serves(make_harness):
@@ -468,7 +468,7 @@ async def test_data_loss_on_the_disk_prevents_resume(make_harness, monkeypatch, 
     kill_after(harness, *TO_RUNNING)
 
     async def verify(self):
-        assert harness.script.calls[-1] == "destroy"
+        assert harness.script.recorded_calls[-1] == "destroy"
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(DirectoryDisk, "verify", verify)

@@ -29,13 +29,13 @@ def run_in_image(make_harness):
 
 def test_image_is_acquired_before_sandbox_creation_and_recorded(run_in_image):
     harness = run_in_image(IMAGE)
-    assert harness.script.calls[:2] == [f"hold {IMAGE.name}", "create"]
+    assert harness.script.recorded_calls[:2] == [f"hold {IMAGE.name}", "create"]
     assert [event.image for event in harness.events(SandboxCreated)] == [f"my-tools@{IMAGE.digest}"]
 
 
 def test_attempt_without_image_uses_the_host_root(run_in_image):
     harness = run_in_image(None)
-    assert harness.script.calls[0] == "create"
+    assert harness.script.recorded_calls[0] == "create"
     assert [event.image for event in harness.events(SandboxCreated)] == ["host"]
 
 
@@ -45,4 +45,4 @@ def test_missing_image_prevents_sandbox_creation(run_in_image):
 
     harness = run_in_image(IMAGE, refuse)
     assert (harness.states[-1], harness.task.failure.message) == ("failed", "my-tools is gone; build it again.")
-    assert "create" not in harness.script.calls
+    assert "create" not in harness.script.recorded_calls

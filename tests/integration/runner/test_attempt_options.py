@@ -76,7 +76,7 @@ async def test_output_without_secrets_is_unchanged(make_harness):
 
 async def test_artifact_with_secret_is_delivered_and_flagged(make_harness):
     harness = make_harness(
-        AttemptScript(collected={"report.md": VALUE.encode()}),
+        AttemptScript(files_to_collect={"report.md": VALUE.encode()}),
         secrets=SECRETS,
         lifecycle={"artifact_patterns": ("*.md",)},
     )
@@ -112,7 +112,7 @@ async def test_exhausted_budget_ends_the_task(make_harness):
 
     await scenario()
     assert harness.task.failure.code == "budget_exceeded"
-    assert "signal SIGTERM" in script.calls
+    assert "signal SIGTERM" in script.recorded_calls
 
 
 @pytest.mark.parametrize("claude", [{"allowed_tools": ("Read",)}, {"allowed_tools": ()}])
@@ -121,7 +121,7 @@ async def test_model_requests_are_held_until_the_start_is_checked(make_harness, 
     harness = make_harness(script, claude=claude)
     await harness.run()
     assert script.gateway_rules.hold_model_requests
-    assert "release model" in script.calls
+    assert "release model" in script.recorded_calls
 
 
 async def test_failed_start_check_ends_the_task_before_a_model_request(make_harness):
@@ -130,7 +130,7 @@ async def test_failed_start_check_ends_the_task_before_a_model_request(make_harn
     harness = make_harness(script, claude={"allowed_tools": ("mcp__github",)})
     await harness.run()
     assert harness.task.failure == failure
-    assert "release model" not in script.calls
+    assert "release model" not in script.recorded_calls
 
 
 async def test_model_requests_are_not_held_without_a_start_check(make_harness):
@@ -198,7 +198,7 @@ async def test_preserved_failure_keeps_only_the_workspace_files(make_harness):
     assert harness.task.state is TaskState.FAILED_PRESERVED
     assert harness.attempt.layout.workspace.is_dir()
     assert not harness.attempt.layout.handle.exists()
-    assert harness.script.destroyed_disks == [harness.attempt.layout.disk]
+    assert harness.script.recorded_destroyed_disks == [harness.attempt.layout.disk]
     metadata = json.loads((harness.attempt.task_layout.artifacts / "metadata.json").read_text())
     assert metadata["state"] == "failed_preserved"
 
@@ -208,7 +208,7 @@ async def test_success_preserves_no_files(make_harness):
     await harness.run()
     assert harness.task.state is TaskState.COMPLETED
     assert not harness.attempt.layout.disk.exists()
-    assert harness.script.destroyed_disks == [None]
+    assert harness.script.recorded_destroyed_disks == [None]
 
 
 async def test_sandbox_resource_usage_is_sampled(make_harness):
@@ -221,7 +221,9 @@ async def test_sandbox_resource_usage_is_sampled(make_harness):
 
 async def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harness):
     """The files are not merged, and the recorded names match the files."""
-    script = AttemptScript(collected={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"})
+    script = AttemptScript(
+        files_to_collect={f"a-{VALUE}.txt": b"one", f"b-{VALUE}.txt": b"two", "redacted-1": b"three"}
+    )
     harness = make_harness(script, secrets=SECRETS, lifecycle={"artifact_patterns": ("*",)})
     await harness.run()
     directory = harness.attempt.task_layout.artifacts
@@ -233,7 +235,7 @@ async def test_artifacts_with_secret_names_get_distinct_redacted_names(make_harn
 @pytest.mark.parametrize("secrets", [None, {"TOKEN": "another-value-since-then"}])
 async def test_finisher_without_secret_values_redacts_names_and_flags_everything(make_harness, secrets):
     names = (f"a-{VALUE}.txt", f"b-{VALUE}.txt", "redacted-1")
-    script = AttemptScript(collected={name: name.encode() for name in names})
+    script = AttemptScript(files_to_collect={name: name.encode() for name in names})
     harness = attempt_of_dead_runner(make_harness, script, secrets)
     await harness.finish()
     directory = harness.attempt.task_layout.artifacts
@@ -247,7 +249,7 @@ async def test_finisher_without_secret_values_redacts_names_and_flags_everything
 async def test_finisher_preserves_names_and_flags_that_the_runner_recorded(make_harness):
     """The runner died right after storing the artifact."""
     harness = attempt_of_dead_runner(
-        make_harness, AttemptScript(collected={"report.md": b"ours\n", "other.md": b"x\n"}), None
+        make_harness, AttemptScript(files_to_collect={"report.md": b"ours\n", "other.md": b"x\n"}), None
     )
     directory = harness.attempt.task_layout.artifacts
     directory.mkdir()
@@ -283,7 +285,7 @@ def artifacts_without_secret(harness):
 
 
 async def test_finisher_with_secret_values_flags_only_matches(make_harness):
-    script = AttemptScript(collected={"a.txt": VALUE.encode(), "b.txt": b"plain"})
+    script = AttemptScript(files_to_collect={"a.txt": VALUE.encode(), "b.txt": b"plain"})
     harness = attempt_of_dead_runner(make_harness, script, SECRETS)
     await harness.finish()
     flags = {artifact.name: artifact.contains_secret for artifact in harness.task.artifacts}

@@ -97,7 +97,7 @@ async def test_time_limits_apply_while_agent_start_is_not_yet_recorded(make_harn
 
     async def scenario():
         work = asyncio.create_task(harness.run())
-        await wait_until(lambda: "kill" in harness.script.calls)
+        await wait_until(lambda: "kill" in harness.script.recorded_calls)
         assert not harness.script.is_gateway_serving
         disk.is_full = False
         await asyncio.wait_for(work, 20)

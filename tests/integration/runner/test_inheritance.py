@@ -60,8 +60,8 @@ async def test_agent_resumes_the_inherited_session_on_top_of_the_patches(make_ch
     harness = make_child(script)
     await harness.run()
     assert harness.states[-1] == "completed"
-    assert script.staged_patches == [FILES["inherited-1.patch"], FILES["inherited-2.patch"]]
-    assert script.prepare_arguments == (harness.task.manifest.agent.prompt, "session-1", SESSION)
+    assert script.recorded_staged_patches == [FILES["inherited-1.patch"], FILES["inherited-2.patch"]]
+    assert script.recorded_prepare_arguments == (harness.task.manifest.agent.prompt, "session-1", SESSION)
     assert harness.task.attempt.session_id == "session-1"
 
 
@@ -77,7 +77,7 @@ async def test_agent_without_a_session_gets_the_conversation_as_text(make_child)
     script = AttemptScript()
     harness = make_child(script, has_session=False)
     await harness.run()
-    prompt, session_id, session = script.prepare_arguments
+    prompt, session_id, session = script.recorded_prepare_arguments
     assert session is None
     assert session_id != "session-1"
     assert prompt.index("User: First.") < prompt.index("</earlier-conversation>") < prompt.index("new request")
@@ -96,7 +96,7 @@ async def test_spaces_in_the_conversation_do_not_delay_the_agent(make_child, mon
     begin = time.process_time()
     await harness.run()
     assert time.process_time() - begin < 5
-    assert "User: < " in script.prepare_arguments[0]
+    assert "User: < " in script.recorded_prepare_arguments[0]
 
 
 @pytest.mark.parametrize(

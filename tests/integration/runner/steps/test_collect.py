@@ -42,7 +42,7 @@ async def test_retries_on_full_disk_do_not_duplicate_renamed_artifacts(make_harn
     monkeypatch.setattr("sandbox.runner.attempt.RETRY_PAUSE_SECONDS", 0.01)
     collected = {f"{SECRET}-a.md": b"a\n", "redacted-1": b"the agent's\n", f"{SECRET}-b.md": b"b\n"}
     harness = make_harness(
-        AttemptScript(collected=collected),
+        AttemptScript(files_to_collect=collected),
         secrets={"KEY": SECRET},
         lifecycle={"artifact_patterns": ("*",), "timeout": "20s"},
     )
@@ -239,7 +239,7 @@ async def test_artifact_without_time_for_a_secret_scan_is_stored_and_flagged(mak
     """The time limit applies to the total for all artifacts; no single artifact exceeds the limit."""
     names = [f"{letter}.md" for letter in "abcdef"]
     harness = make_harness(
-        AttemptScript(collected=dict.fromkeys(names, b"slow " * 4)),
+        AttemptScript(files_to_collect=dict.fromkeys(names, b"slow " * 4)),
         secrets={"KEY": SECRET},
         lifecycle={"collect_timeout": "5s", "artifact_patterns": ("*",)},
     )
