@@ -12,7 +12,7 @@ from doubles.leftovers import cgroups, files, find_leftovers, is_clean, processe
 from doubles.runner_processes import finalize_journal
 from doubles.runtime_availability import require_runtime
 
-SLEEP = "python3 -c 'import time; time.sleep(600)'"
+SLEEP_COMMAND = "python3 -c 'import time; time.sleep(600)'"
 CREATED_OBJECTS = {
     "the directory": lambda layout: layout.root.exists(),
     "the disk": lambda layout: layout.disk.exists() or layout.disk_image.exists(),
@@ -79,7 +79,7 @@ def attempt_layout(deployment, task_id):
 def test_leftovers_of_a_crash_are_removed_at_startup(deploy, runtime, object_names, deployment, tmp_path):
     require_runtime(runtime, tmp_path / "probe")
     deployment.runtime = runtime
-    deployment = deploy(bash_turn(SLEEP), reply_turn())
+    deployment = deploy(bash_turn(SLEEP_COMMAND), reply_turn())
     tasks = {f"task-{number}": object_name for number, object_name in enumerate(object_names)}
     for task_id, object_name in tasks.items():
         stop_runner_after_creation(deployment, task_id, CREATED_OBJECTS[object_name])
@@ -98,7 +98,7 @@ def sweep_condition(deployment):
 
 
 def test_sandboxes_of_running_tasks_preserved_tasks_and_other_servers_are_kept(deploy, tmp_path):
-    deployment = deploy(bash_turn(SLEEP), reply_turn())
+    deployment = deploy(bash_turn(SLEEP_COMMAND), reply_turn())
     other_deployment = Deployment(make_directory(tmp_path / "other"))
     other_deployment.model_url = deployment.model_url
     (other_deployment.home / ".gitconfig").write_text((deployment.home / ".gitconfig").read_text())

@@ -13,7 +13,7 @@ from zlib import crc32
 from doubles.deployment import bash_turn, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
 
-SLEEP = "python3 -c 'import time; time.sleep(600)'"
+SLEEP_COMMAND = "python3 -c 'import time; time.sleep(600)'"
 
 
 def reboot(deployment):
@@ -36,7 +36,7 @@ def with_other_boot_id(line):
 
 
 def test_running_task_ends_as_host_lost_and_pending_task_starts(deploy):
-    deployment = deploy(bash_turn("echo line-1 > first.txt"), bash_turn(SLEEP), reply_turn())
+    deployment = deploy(bash_turn("echo line-1 > first.txt"), bash_turn(SLEEP_COMMAND), reply_turn())
     deployment.submit("ran", vm={"cpus": 16})
     deployment.submit("waited", vm={"cpus": 16})
     wait_until(lambda: deployment.status("ran")["progress"]["tool_calls"] == 2, 60, "the second tool call")

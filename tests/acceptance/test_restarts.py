@@ -11,8 +11,8 @@ from doubles.leftovers import find_leftovers
 from doubles.runner_processes import runner_pid
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-COUNT = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"
-SLEEP = bash_turn("python3 -c 'import time; time.sleep(600)'")
+COUNT_COMMAND = "for i in $(seq 1 30); do echo line-$i >> count.txt; sleep 0.1; done"
+SLEEP_TURN = bash_turn("python3 -c 'import time; time.sleep(600)'")
 
 
 def outputs(deployment):
@@ -22,7 +22,7 @@ def outputs(deployment):
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("without_fork_server")
 def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
-    deployment = deploy(bash_turn(COUNT), bash_turn("wc -l < count.txt"), reply_turn("Counted."))
+    deployment = deploy(bash_turn(COUNT_COMMAND), bash_turn("wc -l < count.txt"), reply_turn("Counted."))
     for number in range(1, 4):
         deployment.submit(f"task-{number}", vm={"cpus": 16})
     wait_until(lambda: deployment.status()["progress"]["current_tool"] == "Bash", description="the tool call")
@@ -67,7 +67,7 @@ def check_task_is_complete(deployment):
 
 
 def test_killed_runner_fails_its_task_and_sandbox_is_removed(deploy):
-    deployment = deploy(bash_turn("echo line-1 > first.txt"), SLEEP, reply_turn())
+    deployment = deploy(bash_turn("echo line-1 > first.txt"), SLEEP_TURN, reply_turn())
     deployment.submit()
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     assert {"processes", "sockets", "files"} <= find_leftovers(deployment.data_dir).keys()

@@ -14,7 +14,7 @@ from doubles.runner_processes import first_process, read_journal, runner_pid
 from sandbox.demo.model_script import Fault
 
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
-SLEEP = bash_turn("python3 -c 'import time; time.sleep(600)'")
+SLEEP_TURN = bash_turn("python3 -c 'import time; time.sleep(600)'")
 TRIES = 6
 STEP_SECONDS = 30.0
 
@@ -112,7 +112,7 @@ def test_lost_agent_resumes_its_session(deployment, deploy, runtime, kill):
     # The turn is needed twice: if the session already contains the interrupted tool call, Claude Code adds a response
     # itself, which counts as the first of these turns.
     resumed = bash_turn("cat first.txt; echo second > second.txt")
-    deployment = deploy(bash_turn("echo first > first.txt"), SLEEP, resumed, resumed, reply_turn("Both."))
+    deployment = deploy(bash_turn("echo first > first.txt"), SLEEP_TURN, resumed, resumed, reply_turn("Both."))
     deployment.submit(lifecycle={"resume": True})
     wait_until(lambda: deployment.status()["progress"]["tool_calls"] == 2, 60, "the second tool call")
     kill(deployment)

@@ -20,7 +20,7 @@ from doubles.third_party_clients import (
 )
 from sandbox.demo.model_script import Fault, Turn
 
-COUNT = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; sleep 0.1; done"
+COUNT_COMMAND = "for i in $(seq 1 {n}); do echo line-$i >> count.txt; sleep 0.1; done"
 STATES = ["pending", "staging", "provisioning", "ready", "running", "completing", "completed"]
 
 
@@ -68,7 +68,7 @@ def check_complete_events(deployment, task_id, events, *, missing_types=()):
 
 
 def test_existing_clients_submit_and_receive_complete_streams(deploy, browser):
-    deployment = deploy(bash_turn(COUNT.format(n=10)), reply_turn())
+    deployment = deploy(bash_turn(COUNT_COMMAND.format(n=10)), reply_turn())
     http, ws = deployment.server.ready_message["http"], deployment.server.ready_message["ws"]
     page, socket_page = EventSource(http, browser), BrowserWebSocket(http, browser)
     programs = [Requests(http), Httpx(http), Curl(http)]
@@ -143,7 +143,7 @@ def wscats():
 
 
 def test_event_source_resumes_after_server_restarts(deploy, browser):
-    counting = Turn(bash_turn(COUNT.format(n=30)).content, faults=(Fault(status=500),))
+    counting = Turn(bash_turn(COUNT_COMMAND.format(n=30)).content, faults=(Fault(status=500),))
     deployment = deploy(counting, bash_turn("wc -l < count.txt"), reply_turn())
     client = EventSource(deployment.server.ready_message["http"], browser)
     with deployment.paused_model():

@@ -141,7 +141,7 @@ def test_column_with_an_unasserted_row_is_not_written(document: str, kind: str, 
 GOOD_PATCH = b"diff --git a/README.md b/README.md\n+changed\n"
 TRAPS_BY_REQUIREMENT = {trap.requirement: trap for trap in reversed(TRAPS)}
 
-HEAD = f"# left out: {TRAPS_BY_REQUIREMENT[OUT_OF_PATCH].checked_text}\n".encode()
+PATCH_HEADER = f"# left out: {TRAPS_BY_REQUIREMENT[OUT_OF_PATCH].checked_text}\n".encode()
 
 
 def collected(
@@ -164,8 +164,8 @@ def collected(
             ),
         ),
         (SKIPPED, collected(message=TRAPS_BY_REQUIREMENT[SKIPPED].checked_text), collected()),
-        (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected()),
-        (OUT_OF_PATCH, collected(HEAD + GOOD_PATCH), collected(HEAD + GOOD_PATCH + HEAD)),
+        (OUT_OF_PATCH, collected(PATCH_HEADER + GOOD_PATCH), collected()),
+        (OUT_OF_PATCH, collected(PATCH_HEADER + GOOD_PATCH), collected(PATCH_HEADER + GOOD_PATCH + PATCH_HEADER)),
         (NOT_DELIVERED, collected(), collected(paths=(TRAPS_BY_REQUIREMENT[NOT_DELIVERED].checked_text,))),
         (
             RENAMED,

@@ -15,7 +15,7 @@ from sandbox.demo.scripted_model import ScriptedModel
 
 RECORDINGS = Path(__file__).parents[1] / "unit" / "agents" / "claude_code" / "recordings"
 NO_RETRIES = {"CLAUDE_CODE_MAX_RETRIES": "0"}
-SLEEP = "import time; time.sleep(30)"
+SLEEP_SCRIPT = "import time; time.sleep(30)"
 
 
 def bash(command, **options):
@@ -91,11 +91,11 @@ CASES = {
     "unknown_model_404": {"turns": (Turn(faults=(Fault("error", 404, "model: no-such-model", times=99),)),)},
     "refusal": {"turns": (Turn((Text("I can't."),), stop_reason="refusal"),) * 3},
     "ended_by_sigterm": {
-        "turns": (Turn((bash(f'python3 -c "{SLEEP}"'),)), DONE),
+        "turns": (Turn((bash(f'python3 -c "{SLEEP_SCRIPT}"'),)), DONE),
         "on_line": end_during_tool(signal.SIGTERM),
     },
     "ended_by_sigint": {
-        "turns": (Turn((bash(f'python3 -c "{SLEEP}"'),)), DONE),
+        "turns": (Turn((bash(f'python3 -c "{SLEEP_SCRIPT}"'),)), DONE),
         "on_line": end_during_tool(signal.SIGINT),
     },
     "ended_by_sigkill": {"turns": (Turn((bash("kill -9 $PPID; sleep 1"),)), DONE)},

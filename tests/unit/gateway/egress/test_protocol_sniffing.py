@@ -28,8 +28,8 @@ def hello_for(*names: str, trailing: bytes = b"") -> bytes:
 
 
 HELLO, HELLO_TO_ANOTHER, HELLO_WITHOUT_SNI = hello_for(HOST), hello_for(OTHER), hello_for()
-PROXY_1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 8080\r\n"
-PROXY_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\x0f\xa0\x1f\x90"
+PROXY_PROTOCOL_V1 = b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 8080\r\n"
+PROXY_PROTOCOL_V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\2\1\xc0\0\2\2\x0f\xa0\x1f\x90"
 SSL_REQUEST = b"\0\0\0\x08\x04\xd2\x16\x2f"
 
 
@@ -58,15 +58,17 @@ def records(hello: bytes, size: int, version: bytes = b"\3\1", between: bytes = 
 
 
 HTTP_ATTACKS = {
-    "PROXY protocol 1": PROXY_1 + REQUEST_TO_ANOTHER,
+    "PROXY protocol 1": PROXY_PROTOCOL_V1 + REQUEST_TO_ANOTHER,
     "PROXY protocol 1 with an unknown address": b"PROXY UNKNOWN\r\n" + REQUEST_TO_ANOTHER,
     "PROXY protocol 1 in lower case": b"proxy tcp4 192.0.2.1 192.0.2.2 1 2\r\n" + REQUEST_TO_ANOTHER,
-    "PROXY protocol 1 after an empty line": b"\r\n" + PROXY_1 + REQUEST_TO_ANOTHER,
-    "PROXY protocol 1 and a request to this host": PROXY_1 + f"GET / HTTP/1.1\r\nHost: {HOST}:{PORT}\r\n\r\n".encode(),
-    "PROXY protocol 2": PROXY_2 + REQUEST_TO_ANOTHER,
-    "PROXY protocol 2 and a request to this host": PROXY_2 + f"GET / HTTP/1.1\r\nHost: {HOST}:{PORT}\r\n\r\n".encode(),
-    "PROXY protocol 2, local": PROXY_2[:12] + b"\x20\0\0\0" + REQUEST_TO_ANOTHER,
-    "PROXY protocol 2 after a NUL": b"\0" + PROXY_2 + REQUEST_TO_ANOTHER,
+    "PROXY protocol 1 after an empty line": b"\r\n" + PROXY_PROTOCOL_V1 + REQUEST_TO_ANOTHER,
+    "PROXY protocol 1 and a request to this host": PROXY_PROTOCOL_V1
+    + f"GET / HTTP/1.1\r\nHost: {HOST}:{PORT}\r\n\r\n".encode(),
+    "PROXY protocol 2": PROXY_PROTOCOL_V2 + REQUEST_TO_ANOTHER,
+    "PROXY protocol 2 and a request to this host": PROXY_PROTOCOL_V2
+    + f"GET / HTTP/1.1\r\nHost: {HOST}:{PORT}\r\n\r\n".encode(),
+    "PROXY protocol 2, local": PROXY_PROTOCOL_V2[:12] + b"\x20\0\0\0" + REQUEST_TO_ANOTHER,
+    "PROXY protocol 2 after a NUL": b"\0" + PROXY_PROTOCOL_V2 + REQUEST_TO_ANOTHER,
     "NetScaler client address": b"\0\0\x35\x81\0\0\0\x28" + b"\x45" + bytes(39) + REQUEST_TO_ANOTHER,
     "NUL": b"\0" + REQUEST_TO_ANOTHER,
     "many NULs": bytes(5000) + REQUEST_TO_ANOTHER,
@@ -132,8 +134,8 @@ HTTP_ATTACKS = {
 }
 
 TLS_ATTACKS = {
-    "after PROXY protocol 1": PROXY_1 + HELLO_TO_ANOTHER,
-    "after PROXY protocol 2": PROXY_2 + HELLO_TO_ANOTHER,
+    "after PROXY protocol 1": PROXY_PROTOCOL_V1 + HELLO_TO_ANOTHER,
+    "after PROXY protocol 2": PROXY_PROTOCOL_V2 + HELLO_TO_ANOTHER,
     "after an alert": b"\x15\3\1\0\2\1\0" + HELLO_TO_ANOTHER,
     "without SNI after an alert": b"\x15\3\1\0\2\1\0" + HELLO_WITHOUT_SNI,
     "without SNI after ChangeCipherSpec": b"\x14\3\3\0\1\1" + HELLO_WITHOUT_SNI,
@@ -322,7 +324,8 @@ def test_random_bytes_are_forwarded():
 
 @given(
     st.lists(
-        st.binary(max_size=40) | st.sampled_from([REQUEST_TO_ANOTHER, HELLO, PROXY_2, b"\x16\3\1\0\5\1"]), max_size=8
+        st.binary(max_size=40) | st.sampled_from([REQUEST_TO_ANOTHER, HELLO, PROXY_PROTOCOL_V2, b"\x16\3\1\0\5\1"]),
+        max_size=8,
     )
 )
 def test_arbitrary_input_is_forwarded_unchanged_and_does_not_raise(pieces):
