@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Error
 
 STORE = "document.cookie = 'who=me'; localStorage.who = 'me'; caches.open('mine')"
-READ_STORED = "(async () => [document.cookie, localStorage.length, await caches.keys()])()"
+READ_STORED_DATA_SCRIPT = "(async () => [document.cookie, localStorage.length, await caches.keys()])()"
 
 
 class Page(http.server.BaseHTTPRequestHandler):
@@ -36,11 +36,11 @@ def test_browsers_share_no_state_between_tests(chromium, page_url):
         left_open.evaluate(STORE)
         left_open.evaluate("window.open('about:blank')")
         left_open.evaluate("setInterval(() => { fetch('/'); console.error('still here'); }, 10)")
-        assert left_open.evaluate(READ_STORED) == ["who=me", 1, ["mine"]]
+        assert left_open.evaluate(READ_STORED_DATA_SCRIPT) == ["who=me", 1, ["mine"]]
     assert left_open.is_closed()
     with chromium.browser() as after:
         page = after.open(page_url)
-        assert page.evaluate(READ_STORED) == ["", 0, []]
+        assert page.evaluate(READ_STORED_DATA_SCRIPT) == ["", 0, []]
         assert page.context.browser.contexts == [page.context]
         assert (len(after.requests), after.console_errors) == (1, [])
 

@@ -13,7 +13,7 @@ BLOCKED_MILLISECONDS_MAX = 5000
 """A busy machine renders these pages in one to three seconds; without limits it takes minutes."""
 FILE_COUNT, FILE_LINES = 151, 152
 SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
-RECORD_LONG_TASKS = """window.longTasks = [];
+RECORD_BLOCKED_TIME_SCRIPT = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
 BEFORE = {
@@ -280,7 +280,7 @@ def test_viewed_key_does_not_leave_the_file_and_the_count_stays_on_screen(base_u
 
 
 def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
-    page = open_changes(browser, base_url, "large", before=RECORD_LONG_TASKS)
+    page = open_changes(browser, base_url, "large", before=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text(f"{FILE_COUNT} files changed").wait_for()
     wait_until(lambda: page.locator(".file").count() == FILE_COUNT, 30, "all files")
     assert page.locator(".diff-block tr").count() < FILE_COUNT * FILE_LINES / 10
@@ -292,7 +292,7 @@ def test_only_the_visible_part_of_a_large_patch_is_rendered(base_url, browser):
 
 
 def test_patch_with_many_files_is_truncated_and_the_rest_is_counted(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/many#changes", before=RECORD_LONG_TASKS)
+    page = browser.open(f"{base_url}/tasks/many#changes", before=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text("and 42000 more; download the patch to see all.").wait_for()
     page.get_by_text("45,000 files changed").wait_for()
     assert page.locator(".file").count() == 3000

@@ -6,13 +6,13 @@ from doubles.browser import accessibility_violations
 from doubles.deployment import Deployment, wait_until
 from sandbox.dashboard.pages.guide import GUIDE_PAGES, guide_file, guide_path, split_sections
 
-COVERED_CODE = """() => [...document.querySelectorAll(".guide-code")].filter((frame) => {
+COUNT_COVERED_CODE_SCRIPT = """() => [...document.querySelectorAll(".guide-code")].filter((frame) => {
   const range = document.createRange();
   range.selectNodeContents(frame.querySelector("code"));
   const [button, code] = [frame.querySelector("button").getBoundingClientRect(), range.getBoundingClientRect()];
   return button.bottom > code.top && button.left < code.right;
 }).length"""
-CURRENT_SECTION = "document.querySelector('#guide-contents [aria-current]')?.textContent"
+READ_CURRENT_SECTION_SCRIPT = "document.querySelector('#guide-contents [aria-current]')?.textContent"
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_list_of_pages_and_contents_are_visible_where_there_is_space(base_url, b
     contents.get_by_role("link", name="Retry a failed task").click()
     wait_until(lambda: 0 <= top_of(page, "Retry a failed task") < 100, 30, "the section")
     assert page.url.endswith("/guide/manifest#retry-a-failed-task")
-    wait_until(lambda: page.evaluate(CURRENT_SECTION) == "Retry a failed task", 30, "the mark")
+    wait_until(lambda: page.evaluate(READ_CURRENT_SECTION_SCRIPT) == "Retry a failed task", 30, "the mark")
     assert pages.locator("[aria-current=page]").inner_text() == "Manifest"
     pages.get_by_role("link", name="Troubleshooting").click()
     page.wait_for_url("**/guide/troubleshooting")
@@ -128,7 +128,7 @@ def test_every_section_that_the_search_finds_exists(base_url, browser):
 def test_code_has_copy_buttons_and_the_address_of_this_server(base_url, browser):
     page = open_page(browser, f"{base_url}/guide/rest", width=390)
     page.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
-    assert page.evaluate(COVERED_CODE) == 0
+    assert page.evaluate(COUNT_COVERED_CODE_SCRIPT) == 0
     code = page.locator(".guide pre").first
     page.locator(".guide-code").first.get_by_role("button", name="Copy the code").click()
     wait_until(lambda: page.evaluate("window.copied") is not None, 10, "the copied text")

@@ -20,7 +20,7 @@ REASON = "The model's provider refused the request: overloaded. Submit the task 
 LONG_NAME = "Repair the export of yearly reports now, and check all of its totals once again"
 BLOCKED_MILLISECONDS_MAX = 2000
 """On a busy machine, a page of 50 rows takes 200 ms; without content-visibility and paging, 1,000 rows take seconds."""
-ROW_IDS = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
+READ_ROW_IDS_SCRIPT = "[...document.querySelectorAll('.row-link')].map((link) => link.id)"
 
 
 def store_tasks(data_dir):
@@ -84,15 +84,15 @@ def test_search_filters_while_the_user_types(base_url, browser):
     search = page.get_by_role("searchbox", name="Search tasks")
     search.focus()
     page.keyboard.type("login fix")
-    wait_until(lambda: page.evaluate(ROW_IDS) == [f"task-{FAILED}"], 30, "the row that matches")
+    wait_until(lambda: page.evaluate(READ_ROW_IDS_SCRIPT) == [f"task-{FAILED}"], 30, "the row that matches")
     assert parse_qs(urlsplit(page.url).query) == {"q": ["login fix"]}
     assert page.evaluate("document.activeElement.id") == "q"
     page.get_by_role("link", name="“login fix” remove filter").wait_for()
     page.reload()
     assert search.input_value() == "login fix"
-    assert page.evaluate(ROW_IDS) == [f"task-{FAILED}"]
+    assert page.evaluate(READ_ROW_IDS_SCRIPT) == [f"task-{FAILED}"]
     search.fill("")
-    wait_until(lambda: len(page.evaluate(ROW_IDS)) >= 50, 30, "all rows")
+    wait_until(lambda: len(page.evaluate(READ_ROW_IDS_SCRIPT)) >= 50, 30, "all rows")
 
 
 def test_search_keeps_other_filters_and_each_can_be_removed(base_url, browser):
@@ -144,7 +144,7 @@ def test_keyboard_shortcuts_move_select_and_search(base_url, browser):
     page = browser.open(base_url)
     page.keyboard.press("j")
     page.keyboard.press("j")
-    links = page.evaluate(ROW_IDS)
+    links = page.evaluate(READ_ROW_IDS_SCRIPT)
     assert page.evaluate("document.activeElement.id") == links[1]
     page.keyboard.press("k")
     assert page.evaluate("document.activeElement.id") == links[0]
@@ -165,10 +165,10 @@ def test_scrolling_a_thousand_tasks_does_not_block_the_page(base_url, browser):
     def scroll():
         page.mouse.wheel(0, 5000)
         page.wait_for_timeout(50)
-        return len(page.evaluate(ROW_IDS)) >= FINISHED_COUNT
+        return len(page.evaluate(READ_ROW_IDS_SCRIPT)) >= FINISHED_COUNT
 
     wait_until(scroll, 120, "all rows")
-    rows = page.evaluate(ROW_IDS)
+    rows = page.evaluate(READ_ROW_IDS_SCRIPT)
     expected = [f"task-done-{number:04}" for number in reversed(range(FINISHED_COUNT))]
     assert rows == expected
     assert page.evaluate("window.longest") < BLOCKED_MILLISECONDS_MAX
@@ -178,7 +178,7 @@ def test_scrolling_a_thousand_tasks_does_not_block_the_page(base_url, browser):
 def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, base_url, browser):
     page = browser.open(base_url)
     page.get_by_role("heading", name="Waiting for capacity 3").wait_for()
-    before = page.evaluate(ROW_IDS)
+    before = page.evaluate(READ_ROW_IDS_SCRIPT)
     page.get_by_label("Select Waits 0").check()
     page.get_by_role("button", name="Select all").click()
     assert page.locator("#bulk-count").inner_text() == "3 selected"
@@ -204,7 +204,7 @@ def test_selected_tasks_are_cancelled_and_each_result_is_reported(list_server, b
     list_server.wait("waits-0")
     # The cancelled task moves into the list of finished tasks; no row is lost or duplicated.
     page.get_by_role("heading", name="Waiting for capacity 2").wait_for()
-    rows = page.evaluate(ROW_IDS)
+    rows = page.evaluate(READ_ROW_IDS_SCRIPT)
     assert (len(set(rows)), set(before) - set(rows)) == (len(rows), set())
     assert page.locator("#first-rows .row-link").first.inner_text() == "Waits 0"
     assert page.locator("#bulk-count").inner_text() == "1 selected"
@@ -220,7 +220,7 @@ def open_finished(browser, url, **options):
 
 def test_selected_finished_tasks_are_deleted_and_each_result_is_reported(list_server, base_url, browser):
     page = open_finished(browser, base_url)
-    rows = page.evaluate(ROW_IDS)
+    rows = page.evaluate(READ_ROW_IDS_SCRIPT)
     page.get_by_label("Select Empty the cache old-2").check()
     page.keyboard.press("x")  # has no effect outside a row
     page.locator(f"#{rows[-1]}").focus()
@@ -251,7 +251,7 @@ def test_selected_finished_tasks_are_deleted_and_each_result_is_reported(list_se
     assert list_server.http.get("/api/v1/tasks/old-1").status_code == 404
     # The deleted row was the last one. It does not return with a refresh.
     page.get_by_text(f"{len(rows) - 1} tasks", exact=True).wait_for()
-    assert page.evaluate(ROW_IDS) == rows[:-1]
+    assert page.evaluate(READ_ROW_IDS_SCRIPT) == rows[:-1]
     assert page.locator("#bulk-count").inner_text() == "1 selected"
 
 
@@ -393,7 +393,7 @@ def test_rows_with_the_same_name_show_what_distinguishes_them(base_url, browser,
         assert page.locator(".hint", has_text=text).first.is_visible()
         assert page.locator(".hint", has_text=text).first.bounding_box()["width"] > 80
     hints = [" ".join(text.split()) for text in page.locator(".hint").all_inner_texts()]
-    texts = dict(zip(page.evaluate(ROW_IDS), hints, strict=True))
+    texts = dict(zip(page.evaluate(READ_ROW_IDS_SCRIPT), hints, strict=True))
     assert (texts["task-chain-2"], texts["task-chain-3"]) == (
         "Now to Welsh.",
         "Translate it to French.",

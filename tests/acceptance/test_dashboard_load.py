@@ -406,7 +406,7 @@ def test_table_of_ordinary_size_is_rendered_completely(base_url, browser):
 
 
 def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/wide", before=RECORD_LONG_TASKS)
+    page = browser.open(f"{base_url}/tasks/wide", before=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text("19900 more fields").wait_for()
     page.get_by_text("large failed").wait_for()
     assert page.locator(".field-name", has_text="small-").count() == 3
@@ -415,7 +415,7 @@ def test_tool_call_with_many_fields_does_not_block_the_page(base_url, browser):
 
 
 def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser):
-    page = browser.open(f"{base_url}/tasks/endless#output", before=RECORD_LONG_TASKS)
+    page = browser.open(f"{base_url}/tasks/endless#output", before=RECORD_BLOCKED_TIME_SCRIPT)
     page.get_by_text(f"line {LINES - 1} of endless").wait_for()
     page.get_by_role("searchbox").fill("line 424")
     page.get_by_text("11 lines", exact=True).wait_for()
@@ -430,7 +430,7 @@ def test_search_in_ten_thousand_lines_does_not_block_the_page(base_url, browser)
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network", "manifest")
 VIEW_CONTENT = ".says, .line, .file, .artifact-row, .chart text, .refused, .code"
-RECORD_LONG_TASKS = """window.longTasks = [];
+RECORD_BLOCKED_TIME_SCRIPT = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
 

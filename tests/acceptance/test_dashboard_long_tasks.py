@@ -35,7 +35,7 @@ FAILURES = {
     "refusal": "The model refused: I will not  do this; change claude.prompt.",
     "other-failure": "Claude Code exited with code 1.",
 }
-RECORD_LONG_TASKS = """window.longTasks = [];
+RECORD_BLOCKED_TIME_SCRIPT = """window.longTasks = [];
 new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((entry) => entry.duration)))
   .observe({ type: "longtask", buffered: true });"""
 
@@ -788,7 +788,7 @@ def output_lines(first, end):
         yield output("".join(f"line {number}\n" for number in numbers))
 
 
-SELECTED_TEXT = "getSelection().toString()"
+READ_SELECTED_TEXT_SCRIPT = "getSelection().toString()"
 
 
 def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
@@ -797,11 +797,11 @@ def test_scroll_position_and_selection_survive_new_and_dropped_lines(open_task):
     page.get_by_text("line 999", exact=True).wait_for()
     page.locator("#lines").evaluate("(box) => { box.scrollTop = 200 * 20; }")
     page.get_by_text("line 205", exact=True).select_text()
-    selected = page.evaluate(SELECTED_TEXT)
+    selected = page.evaluate(READ_SELECTED_TEXT_SCRIPT)
     assert selected.strip() == "line 205"
     stream.send(*output_lines(1000, 1010))
     page.locator("#tally-output").get_by_text("1,010").wait_for()
-    assert page.evaluate(SELECTED_TEXT) == selected
+    assert page.evaluate(READ_SELECTED_TEXT_SCRIPT) == selected
 
     stream.send(*output_lines(1010, 200_000))
     page.locator("#tally-output").get_by_text("200,000").wait_for()
@@ -898,7 +898,7 @@ def test_end_of_a_long_conversation_is_retained(open_task):
 
 def test_ten_thousand_entries_do_not_block_the_page(open_running_task, open_task):
     for open_page in (open_task, open_running_task):
-        page, stream = open_page("chat", RECORD_LONG_TASKS)
+        page, stream = open_page("chat", RECORD_BLOCKED_TIME_SCRIPT)
         for first in range(0, 10_000, 500):
             stream.send(*(entry for number in range(first, first + 500, 2) for entry in call_and_message(number)))
         page.locator(".says", has_text="Part 9998 is done.").wait_for(state="attached")

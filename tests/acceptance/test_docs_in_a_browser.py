@@ -20,16 +20,16 @@ SITE_BUILDER = (
     Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sandbox-docs" / "venv" / "bin" / "zensical"
 )
 AUTHORIZATION = ".auth-wrapper, .authorization__btn, .authorize"
-OPERATIONS = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
+READ_OPERATIONS_SCRIPT = """(all) => all.map((one) => [".opblock-summary-method", ".opblock-summary-path"].map(
   (part) => one.querySelector(part).innerText))"""
-RESULTS = """() => {
+FIND_RESULTS_SCRIPT = """() => {
   const results = (root) => [...root.querySelectorAll("*")].flatMap((one) => [
     ...(one.shadowRoot ? results(one.shadowRoot) : []),
     ...(one.matches("a[href*='?h=']") ? [new URL(one.href)] : []),
   ]);
   return results(document).map((url) => url.pathname.slice(1) + url.hash);
 }"""
-COPY_BUTTON_COLORS = """(button) => {
+READ_COPY_BUTTON_COLORS_SCRIPT = """(button) => {
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const code = button.closest("pre").querySelector("code");
   canvas.fillStyle = getComputedStyle(code).backgroundColor;
@@ -41,17 +41,17 @@ COPY_BUTTON_COLORS = """(button) => {
 }"""
 
 
-COVERED_CODE = """() => [...document.querySelectorAll(".md-code__nav")].filter((nav) => {
+FIND_COVERED_CODE_SCRIPT = """() => [...document.querySelectorAll(".md-code__nav")].filter((nav) => {
   const range = document.createRange();
   range.selectNodeContents(nav.parentElement.querySelector("code"));
   const [button, code] = [nav.getBoundingClientRect(), range.getBoundingClientRect()];
   return button.width > 0 && button.bottom > code.top && button.top < code.bottom && button.left < code.right;
 }).map((nav) => nav.parentElement.innerText)"""
-WIDE_TABLES = """() => [...document.querySelectorAll(".md-typeset table")].filter((table) => {
+FIND_WIDE_TABLES_SCRIPT = """() => [...document.querySelectorAll(".md-typeset table")].filter((table) => {
   const container = table.closest(".md-typeset__scrollwrap");
   return Math.max(table.offsetWidth, table.scrollWidth) > container.clientWidth;
 }).map((table) => table.innerText.slice(0, 100))"""
-MARKED_SECTION = """() => {
+FIND_MARKED_SECTION_SCRIPT = """() => {
   const marked = document.querySelectorAll(".md-sidebar--secondary .md-nav__link--active[href^='#']");
   return [...marked].map((link) => link.getAttribute("href"));
 }"""
@@ -88,8 +88,8 @@ def search(site, browser):
         page = browser.open(f"{site}/docs/index.html")
         page.get_by_role("button", name="Search").first.click()
         page.get_by_role("combobox", name="Search").fill(words)
-        page.wait_for_function(f"({RESULTS})().length > 0")
-        return page.evaluate(RESULTS)
+        page.wait_for_function(f"({FIND_RESULTS_SCRIPT})().length > 0")
+        return page.evaluate(FIND_RESULTS_SCRIPT)
 
     return find
 
@@ -118,7 +118,7 @@ def test_docs_page_lists_all_operations_and_runs_one_without_requests_to_other_h
     page = browser.open(docs)
     page.locator(".opblock").first.wait_for()
     schema = json.loads(SCHEMA.read_text())
-    operations = page.locator(".opblock").evaluate_all(OPERATIONS)
+    operations = page.locator(".opblock").evaluate_all(READ_OPERATIONS_SCRIPT)
     assert {tuple(re.sub(r"[\s\u200b]", "", text) for text in labels) for labels in operations} == {
         (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
     }
@@ -215,14 +215,14 @@ def test_site_copy_buttons_have_sufficient_contrast(site, browser, scheme):
     page = browser.open(f"{site}/docs/run.html", scheme=scheme)
     button = page.locator(".md-code__button").first
     button.wait_for()
-    assert contrast(*button.evaluate(COPY_BUTTON_COLORS)) >= 3
+    assert contrast(*button.evaluate(READ_COPY_BUTTON_COLORS_SCRIPT)) >= 3
 
 
 @pytest.mark.parametrize("name", ["index", "cookbook", "installation", "rest", "rest-reference"])
 def test_site_copy_buttons_do_not_cover_code_on_a_phone(site, browser, name):
     page = browser.open(f"{site}/docs/{name}.html", width=390)
     page.locator(".md-code__button").first.wait_for()
-    assert page.evaluate(COVERED_CODE) == []
+    assert page.evaluate(FIND_COVERED_CODE_SCRIPT) == []
 
 
 @pytest.mark.parametrize("name", ["cli", "rest", "rest-reference"])
@@ -240,7 +240,7 @@ def test_site_tables_fit_on_the_page(site, browser, width):
     wide = {}
     for name in pages:
         page.goto(f"{site}/docs/{name}.html")
-        wide[name] = page.evaluate(WIDE_TABLES)
+        wide[name] = page.evaluate(FIND_WIDE_TABLES_SCRIPT)
     assert {name: tables for name, tables in wide.items() if tables} == {}
 
 
@@ -257,12 +257,12 @@ def test_narrow_tables_label_their_cells_with_the_column_headings(site, browser)
 def test_table_of_contents_marks_the_linked_section(site, browser, target):
     page = browser.open(f"{site}/docs/{target}", width=1440)
     href = f"#{target.partition('#')[2]}"
-    page.wait_for_function(f"(href) => ({MARKED_SECTION})().join() === href", arg=href)
+    page.wait_for_function(f"(href) => ({FIND_MARKED_SECTION_SCRIPT})().join() === href", arg=href)
 
 
 def test_a_link_to_an_endpoint_shows_its_title(site, browser):
     page = browser.open(f"{site}/docs/rest-reference.html#delete-apiv1taskstask_id", width=1440)
-    page.wait_for_function(f"() => ({MARKED_SECTION})().join() === '#delete-taskstask_id'")
+    page.wait_for_function(f"() => ({FIND_MARKED_SECTION_SCRIPT})().join() === '#delete-taskstask_id'")
     header = page.locator(".md-header").bounding_box()
     title = page.locator("#delete-taskstask_id").bounding_box()
     assert header["y"] + header["height"] <= title["y"] < HEIGHT / 2
