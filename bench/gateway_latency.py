@@ -43,7 +43,7 @@ async def main() -> None:
     from sandbox.interfaces.gateway import GatewayRules
     from sandbox.model.egress import EgressRules
 
-    for script, label in ((respond, "upstream kept"), (respond_and_close, "upstream dialled each time")):
+    for script, label in ((respond, "upstream kept"), (respond_and_close, "upstream dialed each time")):
         async with scripted_upstream(script) as upstream, served_gateway(upstream.base_url) as served:
             if script is respond:
                 print_result("direct, kept connection", await time_kept_connection(upstream.port, served.port))

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from doubles import floods
 from doubles.deployment import (
     FINAL_STATES,
-    ORGANISATION,
+    ORGANIZATION,
     Deployment,
     bash_turn,
     make_repository,
@@ -121,7 +121,7 @@ class Watch:
 def run_ordinary_task(deployment, task_id):
     """Run a task; return the seconds until its sandbox is running, and until the task is completed."""
     began = time.monotonic()
-    deployment.submit(task_id, repository={"url": f"{ORGANISATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
+    deployment.submit(task_id, repository={"url": f"{ORGANIZATION}ordinary.git"}, vm={"cpus": 1, "memory": "1G"})
     wait_until(
         lambda: deployment.status(task_id)["state"] not in ("pending", "staging", "provisioning"), 120, "a sandbox"
     )
@@ -146,7 +146,7 @@ def main(seconds=120.0, runtime="bubblewrap"):
             before = host_memory()
             alone = run_ordinary_task(deployment, "alone")
             for number in range(1, HOSTILE_TASKS + 1):
-                repository = {"url": f"{ORGANISATION}hostile-{number}.git"}
+                repository = {"url": f"{ORGANIZATION}hostile-{number}.git"}
                 deployment.submit(f"hostile-{number}", repository=repository, vm={"cpus": 1, "memory": "512M"})
             hostile = [f"hostile-{number}" for number in range(1, HOSTILE_TASKS + 1)]
             wait_until(

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import TimeoutError as PageTimeoutError
 
 from doubles.browser import accessibility_violations
-from doubles.deployment import ORGANISATION, bash_turn, git, python_turn, reply_turn, wait_until
+from doubles.deployment import ORGANIZATION, bash_turn, git, python_turn, reply_turn, wait_until
 
 MANIFEST = f"""version: "1"
 kind: Task
@@ -17,7 +17,7 @@ metadata:
   name: "Greet everybody"
   id: greet
 repository:
-  url: "{ORGANISATION}repo.git"
+  url: "{ORGANIZATION}repo.git"
   branch: "main"
 claude:
   prompt: "Make the greeting polite."

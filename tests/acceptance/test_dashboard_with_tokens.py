@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import pytest
 
 from doubles.browser import accessibility_violations
-from doubles.deployment import ORGANISATION, Deployment, wait_until
+from doubles.deployment import ORGANIZATION, Deployment, wait_until
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 
 MINIMAL = {
     "version": "1",
     "kind": "Task",
-    "repository": {"url": f"{ORGANISATION}repo.git", "branch": "main"},
+    "repository": {"url": f"{ORGANIZATION}repo.git", "branch": "main"},
     "claude": {"prompt": "Do it."},
 }
 FORGED = """<!doctype html><title>forged</title>
@@ -66,7 +66,7 @@ def token_deployment(tmp_path_factory):
         configuration.parent.mkdir(parents=True)
         configuration.write_text('[git]\nallowed_hosts = ["github.com"]\n')
         deployment.model_url = "http://127.0.0.1:9"
-        (deployment.home / ".gitconfig").write_text(f'[url "{deployment.model_url}/"]\n\tinsteadOf = {ORGANISATION}\n')
+        (deployment.home / ".gitconfig").write_text(f'[url "{deployment.model_url}/"]\n\tinsteadOf = {ORGANIZATION}\n')
         deployment.start_server()
         yield deployment
     finally:

@@ -6,7 +6,7 @@ import random
 
 from chaos import journal_file, logging_fake_agent
 from chaos.pausing_relay import PausingRelay
-from doubles.deployment import ORGANISATION, Deployment, make_repository, reply_turn
+from doubles.deployment import ORGANIZATION, Deployment, make_repository, reply_turn
 
 ALL_CPUS = 8 * len(os.sched_getaffinity(0))
 FILLER_BYTES = 200_000
@@ -54,7 +54,7 @@ class ChaosDeployment(Deployment):
         return relay, f"https://held-{relay.port}.example.org/repo.git"
 
     def submit_instructions(
-        self, task_id, *, url=f"{ORGANISATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0
+        self, task_id, *, url=f"{ORGANIZATION}repo.git", lines=5, pause_seconds=0.01, files=0, cpus=1, retries=0
     ):
         """Submit a task whose agent prints `lines` lines and then creates `files` files."""
         instructions = {"task": task_id, "lines": lines, "pause_seconds": pause_seconds, "files": files}

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from doubles.browser import open_chromium
-from doubles.deployment import ORGANISATION, Deployment, make_repository, wait_until
+from doubles.deployment import ORGANIZATION, Deployment, make_repository, wait_until
 from sandbox.demo.model_script import Text, ToolUse, Turn
 
 VIEWS = ("conversation", "output", "changes", "artifacts", "metrics", "network")
@@ -118,7 +118,7 @@ def submit(deployment, task_id, name, *, branch="main", cpus=2, **labels):
         "version": "1",
         "kind": "Task",
         "metadata": {"name": name, "id": task_id, "labels": labels},
-        "repository": {"url": f"{ORGANISATION}app.git", "branch": branch},
+        "repository": {"url": f"{ORGANIZATION}app.git", "branch": branch},
         "claude": {"prompt": "An empty name greets nobody. Fix that and add a test; leave everything else alone."},
         "vm": {"cpus": cpus, "memory": "2G"},
         "lifecycle": {"artifact_patterns": ["report.md"], "timeout": "1h"},

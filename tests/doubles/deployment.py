@@ -25,7 +25,7 @@ from sandbox.agents.claude_code.binary_install import install_binary
 from sandbox.demo.model_script import Script, Text, ToolUse, Turn
 
 SERVER_KEY = f"sk-ant-the-servers-own-key-{secrets.token_hex(8)}"
-ORGANISATION = "https://github.com/org/"
+ORGANIZATION = "https://github.com/org/"
 _GIT_SERVER, _MODEL = "sandbox.demo.git_server:main", "sandbox.demo.scripted_model:main"
 _MODULES = {COMMAND_LINE: "sandbox", _GIT_SERVER: "sandbox.demo.git_server", _MODEL: "sandbox.demo.scripted_model"}
 START_SECONDS = 90
@@ -188,7 +188,7 @@ class Deployment:
         arguments = ["--directory", str(self.repositories), "--host", self.address]
         git_server = self._start_program("git", _GIT_SERVER, arguments, {}, prefix)
         (self.home / ".gitconfig").write_text(
-            f'[url "{git_server.ready_message["url"]}/"]\n\tinsteadOf = {ORGANISATION}\n'
+            f'[url "{git_server.ready_message["url"]}/"]\n\tinsteadOf = {ORGANIZATION}\n'
         )
 
     def start_model(self, *turns, prefix=(), port=0, **script):
@@ -268,7 +268,7 @@ class Deployment:
             "version": "1",
             "kind": "Task",
             "metadata": {"name": "A task", "id": task_id},
-            "repository": {"url": f"{ORGANISATION}repo.git", "branch": "main", **sections.pop("repository", {})},
+            "repository": {"url": f"{ORGANIZATION}repo.git", "branch": "main", **sections.pop("repository", {})},
             "claude": {"prompt": "Do it.", **sections.pop("claude", {})},
             **sections,
         }

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from doubles import fake_public_host
-from doubles.deployment import FINAL_STATES, ORGANISATION, SERVER_KEY, Deployment, make_repository, reply_turn
+from doubles.deployment import FINAL_STATES, ORGANIZATION, SERVER_KEY, Deployment, make_repository, reply_turn
 from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
 from doubles.leftovers import host_process
 from doubles.network_namespace import in_namespace
@@ -247,7 +247,7 @@ class AttackRun:
         for number in itertools.count(2):
             files = {**self._files, "resources.json": json.dumps(entries)}
             self._make_repository(f"resources-{number}", files, *self._sandbox_attacks_arguments("resources 1"))
-            repository = {"url": f"{ORGANISATION}resources-{number}.git"}
+            repository = {"url": f"{ORGANIZATION}resources-{number}.git"}
             status = self._task(f"task-{number}", [".resources.json"], ("resources",), vm=vm, repository=repository)
             if status["state"] == "completed":
                 return

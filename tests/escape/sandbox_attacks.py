@@ -54,13 +54,13 @@ class Reports:
         self.has_succeeded = True
         self._write({"outcome": "succeeded"})
 
-    def refused(self, *words):
+    def report_refusal(self, *words):
         self._write({"outcome": "refused", "by": list(words)})
 
     def report_setup_failure(self, error):
         self._write({"outcome": "error", "by": [f"{type(error).__qualname__}: {error}"[:300]]})
 
-    def held(self, begin, end):
+    def report_hold(self, begin, end):
         self._write({"outcome": "held", "held": [begin, end]})
 
     def try_calls(self, *calls):
@@ -74,7 +74,7 @@ class Reports:
             else:
                 self.report_success()
                 return
-        self.refused(*sorted(words))
+        self.report_refusal(*sorted(words))
 
     def _write(self, report):
         os.write(self._fd, json.dumps(report).encode() + b"\n")
@@ -166,7 +166,7 @@ def run(source, namespace, output, report_fd, hold_seconds):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     reports = Reports(report_fd)
     namespace.update(
-        setup=setup, succeeded=reports.report_success, refused=reports.refused, try_calls=reports.try_calls
+        setup=setup, succeeded=reports.report_success, refused=reports.report_refusal, try_calls=reports.try_calls
     )
     own_pid = os.getpid()
     try:
@@ -175,7 +175,7 @@ def run(source, namespace, output, report_fd, hold_seconds):
         pass
     except OSError as error:
         print(repr(error))
-        reports.refused(error_word(error))
+        reports.report_refusal(error_word(error))
     except BaseException as error:
         reports.report_setup_failure(error)
     finally:
@@ -183,7 +183,7 @@ def run(source, namespace, output, report_fd, hold_seconds):
             # Keep the effects of the attack until the host has taken a sample.
             begin = time.time()
             time.sleep(hold_seconds)
-            reports.held(begin, time.time())
+            reports.report_hold(begin, time.time())
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)

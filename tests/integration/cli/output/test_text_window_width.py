@@ -26,7 +26,7 @@ FIELD_ERRORS = [
     }
     for number in range(3)
 ]
-REPOSITORY = {"url": "https://github.com/an-organisation/a-repository.git", "branch": "main", "commit": "c" * 40}
+REPOSITORY = {"url": "https://github.com/an-organization/a-repository.git", "branch": "main", "commit": "c" * 40}
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 WIDTHS = pytest.mark.parametrize("width", [80, 140])
 

@@ -106,10 +106,10 @@ def test_held_request_of_a_disconnected_client_is_dropped():
 def test_disconnect_during_upstream_dial_sends_no_request(monkeypatch, stays_connected):
     dialing, may_continue, dial = asyncio.Event(), asyncio.Event(), UpstreamDialer.dial
 
-    async def dial_slowly(dialler):
+    async def dial_slowly(dialer):
         dialing.set()
         await may_continue.wait()
-        return await dial(dialler)
+        return await dial(dialer)
 
     monkeypatch.setattr(UpstreamDialer, "dial", dial_slowly)
 
