@@ -31,7 +31,7 @@ def deployment(tmp_path):
 
 
 @pytest.fixture
-def without_fork_server(deployment):
+def without_command_fork_server(deployment):
     """Start each program of the deployment in a new interpreter, as users do, instead of forking."""
     deployment.forks = False
 

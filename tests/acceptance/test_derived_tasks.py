@@ -40,7 +40,7 @@ def newest_messages(deployment):
     return json.dumps(bodies[-1]["messages"])
 
 
-@pytest.mark.usefixtures("without_fork_server")
+@pytest.mark.usefixtures("without_command_fork_server")
 def test_chain_of_three_continuations_resumes_the_session(deploy_and_check_leftovers, tmp_path):
     deployment = deploy_and_check_leftovers(*(turn for step in STEPS for turn in step), files=FILES)
     chain = [deployment.submit("first", metadata={"name": "A task", "id": "first", "labels": {"team": "a"}})]

@@ -20,7 +20,7 @@ def outputs(deployment):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("without_fork_server")
+@pytest.mark.usefixtures("without_command_fork_server")
 def test_server_restarts_lose_no_task_output_or_queue_position(deploy):
     deployment = deploy(bash_turn(COUNT_COMMAND), bash_turn("wc -l < count.txt"), reply_turn("Counted."))
     for number in range(1, 4):

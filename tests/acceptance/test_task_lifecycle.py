@@ -50,7 +50,7 @@ WRITE_LARGE_FILE = "python3 -c \"open('big.txt','w').write('x'*300000)\""
 PRINT_ENVIRONMENT = "env; cat /proc/self/environ | tr '\\0' '\\n'; cat /proc/1/environ /proc/1/cmdline"
 
 
-@pytest.mark.usefixtures("without_fork_server")
+@pytest.mark.usefixtures("without_command_fork_server")
 def test_minimal_manifest_sent_with_curl_produces_a_patch(deploy, tmp_path):
     long_message = Turn((Text("y" * 300_000), ToolUse("Bash", {"command": WRITE_LARGE_FILE, "description": "work"})))
     deployment = deploy(

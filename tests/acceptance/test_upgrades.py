@@ -64,7 +64,7 @@ def test_recordings_of_two_versions_exist():
     assert len(RECORDED) >= 2
 
 
-@pytest.mark.usefixtures("without_fork_server")
+@pytest.mark.usefixtures("without_command_fork_server")
 def test_current_server_continues_with_data_of_an_older_version(upgraded):
     before = journal_records(upgraded, "whole")
     upgraded.start_server(SANDBOX_RETENTION_OLDER_THAN="unlimited")

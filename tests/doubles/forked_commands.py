@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 COMMAND_LINE = "sandbox.cli.main:main"
-_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.fork_server import serve; serve()"
+_PROGRAM = "import sys; sys.path.append(sys.argv[1]); from doubles.command_fork_server import serve; serve()"
 
 
 class ForkedCommand(subprocess.Popen):

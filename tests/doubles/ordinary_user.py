@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.forkserver_context import FORKSERVER
+from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 
 _UID = 65534
 _SECONDS = 60
@@ -40,7 +40,7 @@ def ordinary_user_directory(*, for_sandboxes=False):
 
 def run_as_ordinary_user(coroutine_function, *arguments):
     """Run a coroutine function in a process of the ordinary user; a failed assertion fails the test."""
-    child = FORKSERVER.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
+    child = MULTIPROCESSING_FORKSERVER.Process(target=_run_unprivileged, args=(coroutine_function, *arguments))
     child.start()
     child.join(_SECONDS)
     if child.exitcode is None:

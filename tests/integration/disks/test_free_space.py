@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 
 import pytest
 
-from doubles.forkserver_context import FORKSERVER
+from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 from doubles.syscall_faults import fill_file_system, small_file_system
 from sandbox.disks.free_space import ReserveFile, measure_disk_space
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, unshare_mounts
@@ -44,7 +44,7 @@ def test_released_reserve_is_writable_on_a_full_disk(small_file_system_root):
 @pytest.mark.parametrize(("written_bytes", "is_lost"), [(8 * MIB, False), (200 * MIB, True)])
 def test_disk_reports_data_loss_on_a_full_host(small_file_system_root, written_bytes, is_lost):
     """The attempt's disk (1 GiB) is larger than the host's file system, so writers see no error until data is lost."""
-    child = FORKSERVER.Process(target=_write, args=(small_file_system_root, written_bytes, is_lost))
+    child = MULTIPROCESSING_FORKSERVER.Process(target=_write, args=(small_file_system_root, written_bytes, is_lost))
     child.start()
     child.join(60)
     assert child.exitcode == 0

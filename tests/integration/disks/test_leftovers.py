@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import wait_until
-from doubles.forkserver_context import FORKSERVER
+from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 from sandbox.disks.leftovers import DiskLeftovers
 from sandbox.disks.loop import LoopDisk, find_devices, loop_unavailable_reason, unshare_mounts
 from sandbox.interfaces.file_layout import TaskLayout
@@ -42,8 +42,8 @@ def run_runner(layout, queue):
 
 
 def start_leftover(layout):
-    queue = FORKSERVER.Queue()
-    runner = FORKSERVER.Process(target=run_runner, args=(layout, queue))
+    queue = MULTIPROCESSING_FORKSERVER.Queue()
+    runner = MULTIPROCESSING_FORKSERVER.Process(target=run_runner, args=(layout, queue))
     runner.start()
     pid = queue.get(timeout=60)
     runner.join(60)
@@ -93,8 +93,8 @@ def mount_and_clean_up(layout, data_dir, queue):
 
 
 def test_cleanup_kills_no_process_if_the_disk_is_mounted_in_the_servers_namespace(layout, tmp_path):
-    queue = FORKSERVER.Queue()
-    child = FORKSERVER.Process(target=mount_and_clean_up, args=(layout, tmp_path, queue))
+    queue = MULTIPROCESSING_FORKSERVER.Queue()
+    child = MULTIPROCESSING_FORKSERVER.Process(target=mount_and_clean_up, args=(layout, tmp_path, queue))
     child.start()
     assert queue.get(timeout=60) is None
     child.join(60)

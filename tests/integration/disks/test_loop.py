@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from doubles.forkserver_context import FORKSERVER
+from doubles.multiprocessing_forkserver import MULTIPROCESSING_FORKSERVER
 from sandbox.disks import loop
 from sandbox.disks.directory import DirectoryDisk
 from sandbox.disks.loop import LoopDisk, loop_unavailable_reason, run_command, unshare_mounts
@@ -43,7 +43,7 @@ def loop_works(tmp_path):
 
 def run_in_child(scenario, *arguments, exit_code=0):
     """Run the scenario and its assertions in a process with its own mount namespace, like a runner's."""
-    child = FORKSERVER.Process(target=_run_with_private_mounts, args=(scenario, *arguments))
+    child = MULTIPROCESSING_FORKSERVER.Process(target=_run_with_private_mounts, args=(scenario, *arguments))
     child.start()
     child.join(CHILD_SECONDS)
     if child.exitcode is None:
@@ -247,7 +247,7 @@ async def fails_to_open_quickly(disk, layout):
 
 
 def test_disk_is_not_opened_again_through_another_path(loop_works, layout, tmp_path):
-    context = FORKSERVER
+    context = MULTIPROCESSING_FORKSERVER
     opened, release = context.Event(), context.Event()
     (tmp_path / "elsewhere").symlink_to(layout.root)
     child = context.Process(target=_run_with_private_mounts, args=(holds_until_released, layout, opened, release))

@@ -2,7 +2,9 @@
 
 from multiprocessing import get_context
 
-FORKSERVER = get_context("forkserver")
+MULTIPROCESSING_FORKSERVER = get_context("forkserver")
 """A `multiprocessing` context; its processes can change their mounts and user, and start with preloaded modules."""
 
-FORKSERVER.set_forkserver_preload(["__main__", "pytest", "sandbox.bootstrap.runner", "sandbox.store.sqlite"])
+MULTIPROCESSING_FORKSERVER.set_forkserver_preload(
+    ["__main__", "pytest", "sandbox.bootstrap.runner", "sandbox.store.sqlite"]
+)
