@@ -47,7 +47,7 @@ def five_entries() -> Iterator[None]:
 
 
 @pytest.fixture
-def descriptors_in_transit() -> Iterator[None]:
+def descriptors_in_flight() -> Iterator[None]:
     """Make this process send itself a descriptor that it never receives."""
     sender, receiver = socket.socketpair()
     with sender, receiver:
@@ -132,7 +132,7 @@ def test_entries_of_an_inherited_instance_are_counted_once():
         os.waitpid(child, 0)
 
 
-@pytest.mark.usefixtures("descriptors_in_transit")
+@pytest.mark.usefixtures("descriptors_in_flight")
 def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
     machine = FakeEpollUsage(100)
     counter = EpollCounter(machine.count)
@@ -142,7 +142,7 @@ def test_growth_is_attributed_to_a_sandbox_that_keeps_descriptors_in_transit():
     assert counts[-1] == MANY
 
 
-@pytest.mark.usefixtures("descriptors_in_transit")
+@pytest.mark.usefixtures("descriptors_in_flight")
 def test_growth_is_counted_from_the_lowest_count():
     machine = FakeEpollUsage(2 * MANY)
     counter = EpollCounter(machine.count)
@@ -153,7 +153,7 @@ def test_growth_is_counted_from_the_lowest_count():
     assert counts[-1] == MANY
 
 
-@pytest.mark.usefixtures("descriptors_in_transit")
+@pytest.mark.usefixtures("descriptors_in_flight")
 @pytest.mark.parametrize("before", [1, 50_000])
 def test_entries_that_the_machine_had_before_are_not_attributed(before: int):
     machine = FakeEpollUsage(before)
@@ -169,7 +169,7 @@ def test_growth_is_not_attributed_to_a_sandbox_without_descriptors_in_transit():
     assert all(counter.count([os.getpid()]) <= EPOLL_ENTRIES_MAX for _ in range(4))
 
 
-@pytest.mark.usefixtures("descriptors_in_transit")
+@pytest.mark.usefixtures("descriptors_in_flight")
 def test_counts_with_descriptors_in_transit_must_be_consecutive():
     machine = FakeEpollUsage(0)
     counter = EpollCounter(machine.count)
