@@ -21,7 +21,7 @@ from doubles.fake_agent import make_fake_agent
 from doubles.leftovers import find_leftovers
 
 PARALLEL_TASKS = 4
-TASK_SECONDS, QUIET_SECONDS = 120, 15
+TASK_TIMEOUT_SECONDS, QUIET_SECONDS = 120, 15
 SLACK = {"memory_mb": 1.15, "descriptors": 1.25, "threads": 1.25, "files": 1.25}
 TITLES = {
     "memory_mb": "memory, MB",
@@ -68,7 +68,7 @@ def run_tasks(deployment, first, count):
             if status["state"] in FINAL_STATES:
                 assert status["state"] == "completed", deployment.diagnostics(name)
                 del running[name]
-            assert time.monotonic() - began < TASK_SECONDS, deployment.diagnostics(name)
+            assert time.monotonic() - began < TASK_TIMEOUT_SECONDS, deployment.diagnostics(name)
         time.sleep(0.02)
 
 

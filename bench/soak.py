@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from doubles.deployment import Deployment, bash_turn, make_repository, reply_turn, wait_until
 from doubles.leftovers import find_leftovers
 
-TASK_SECONDS = 600
+TASK_TIMEOUT_SECONDS = 600
 QUIET_SECONDS = 10
 
 
@@ -29,7 +29,7 @@ def run_tasks(deployment, names):
         deployment.submit(name, vm={"cpus": 1, "memory": "1G", "disk": "1G"})
     durations = []
     for name in names:
-        status = deployment.wait(name, TASK_SECONDS)
+        status = deployment.wait(name, TASK_TIMEOUT_SECONDS)
         assert status["state"] == "completed", deployment.diagnostics(name)
         durations.append(time.monotonic() - began[name])
     return durations

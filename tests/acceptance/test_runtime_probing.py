@@ -12,7 +12,7 @@ from doubles.deployment import make_repository, reply_turn, wait_until
 from sandbox.bootstrap.local_host import choose_run_dir
 from sandbox.runtimes.bubblewrap import BubblewrapRuntime
 
-TESTS = Path(__file__).parents[1]
+TESTS_DIRECTORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def deploy(deployment, monkeypatch, tmp_path):
         deployment.start_model(reply_turn())
         deployment.count_probes = lambda: len(log.read_text().splitlines())
         deployment.settings = {
-            "PYTHONPATH": str(TESTS),
+            "PYTHONPATH": str(TESTS_DIRECTORY),
             "FAILING_PROBES_LOG": str(log),
             "FAILING_PROBES": failing,
             "FAILING_PROBES_PAUSE": pause,

@@ -29,12 +29,12 @@ NOW = datetime(2026, 1, 29, 10, tzinfo=UTC)
 _decoder = msgspec.msgpack.Decoder(ServerMessage)
 
 
-async def wait_until(condition, what="the condition"):
+async def wait_until(condition, description="the condition"):
     """Poll until the condition returns a true value; return that value."""
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while not (value := condition()):
             await asyncio.sleep(0.01)
-    assert value, what
+    assert value, description
     return value
 
 

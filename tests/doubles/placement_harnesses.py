@@ -314,11 +314,11 @@ async def serving(host, repository_url):
             await copying
 
 
-async def wait_until(condition, what, seconds=TIMEOUT_SECONDS):
+async def wait_until(condition, description, seconds=TIMEOUT_SECONDS):
     """Poll until the condition returns a true value; return that value."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds} s for {description}"
         await asyncio.sleep(0.01)
     return value
 

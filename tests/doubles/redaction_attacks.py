@@ -84,7 +84,7 @@ NOISE = [
 REFERENCES = {meaning: name.removesuffix(";") for name, meaning in sorted(html5.items()) if name.endswith(";")}
 """A named character reference for each string that can be written as one."""
 
-OWN_ESCAPE = re.compile(
+ANY_ESCAPE = re.compile(
     r"(?=(\\+(?:u[0-9a-fA-F]{4}|u\{[0-9a-fA-F]+\}|x..|[0-7]{1,3}|.)|%..|&#?\w+;?|'['\"\\]*'))", re.DOTALL
 )
 """Matches every escape as group 1, including overlapping escapes."""
@@ -216,7 +216,7 @@ def with_noise(text: str, seed: int) -> str:
 def characters_with_noise(text: str, seed: int) -> list[str]:
     """Return the characters of the text, some with noise. Escapes get none, because noise could change them."""
     rng = random.Random(seed)
-    protected = {index for match in OWN_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
+    protected = {index for match in ANY_ESCAPE.finditer(text) for index in range(match.start(1), match.end(1) - 1)}
     return [
         letter + (rng.choice(NOISE) if rng.random() < 0.5 and index not in protected else "")
         for index, letter in enumerate(text)

@@ -21,7 +21,7 @@ except ImportError:  # in this version, the manifest is a dataclass
 _ADDED_FIELDS = {("AgentStarted", "agent"), ("Task", "agent_name"), ("ToolResult", "in_background")}
 """Fields that the first version did not have. Samples have their defaults, which are not encoded."""
 
-_PLAIN = {
+_SCALAR_SAMPLES = {
     inspect.AnyType: "any",
     inspect.BytesType: b"\x00bytes",
     inspect.DateTimeType: datetime(2026, 1, 29, 10, 0, 0, 250_000, tzinfo=UTC),
@@ -94,7 +94,7 @@ def _samples(info):
         case inspect.StructType() | inspect.DataclassType() | inspect.CustomType():
             return _manifests() if isinstance(info, inspect.CustomType) else _records(info)
         case _:
-            return [_PLAIN[type(info)]]
+            return [_SCALAR_SAMPLES[type(info)]]
 
 
 def _manifests():

@@ -39,8 +39,8 @@ ADDRESSES_BY_NAME = {
 }
 ALLOWED_HOSTS = [HOST, "inside.example", "metadata.example", "own.example"]
 TOOL_MILLISECONDS = 600_000
-TASK_SECONDS = 900
-ATTACK_SECONDS, ATTACK_SECONDS_EMULATED = 30, 180
+TASK_TIMEOUT_SECONDS = 900
+ATTACK_TIMEOUT_SECONDS, ATTACK_TIMEOUT_SECONDS_EMULATED = 30, 180
 
 ATTACKS = {
     "network": tuple(attacks_on_network.network_attacks()),
@@ -216,16 +216,18 @@ class AttackRun:
 
     def _task(self, task_id, patterns, kinds, **sections):
         deployment = self.deployment
-        deployment.submit(task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_SECONDS}s"}, **sections)
+        deployment.submit(
+            task_id, lifecycle={"artifact_patterns": patterns, "timeout": f"{TASK_TIMEOUT_SECONDS}s"}, **sections
+        )
         self._wait_for_agent(task_id)
-        status = deployment.wait(task_id, TASK_SECONDS)
+        status = deployment.wait(task_id, TASK_TIMEOUT_SECONDS)
         for kind in kinds:
             self.results.setdefault(kind, {}).update(json.loads(deployment.artifact(f".{kind}.json", task_id)))
         return status
 
     def _wait_for_agent(self, task_id):
         """Wait for the agent's first output: a task may be `running` before its sandbox has entered all namespaces."""
-        deadline = time.monotonic() + TASK_SECONDS
+        deadline = time.monotonic() + TASK_TIMEOUT_SECONDS
         while (state := self.deployment.status(task_id)["state"]) != "running" or not self._agent_output(task_id):
             is_waiting = state not in FINAL_STATES and time.monotonic() < deadline
             assert is_waiting, f"{state}\n{self.deployment.diagnostics(task_id)}"
@@ -283,7 +285,7 @@ class AttackRun:
 
     def _sandbox_attacks_arguments(self, *kinds_and_concurrencies):
         """Return the arguments of sandbox_attacks.py: attacks file, results file, concurrency and seconds."""
-        seconds = ATTACK_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_SECONDS
+        seconds = ATTACK_TIMEOUT_SECONDS_EMULATED if self.runtime == "qemu" else ATTACK_TIMEOUT_SECONDS
         return [
             f"{kind}.json .{kind}.json {concurrency} {seconds}"
             for kind, concurrency in map(str.split, kinds_and_concurrencies)

@@ -31,7 +31,7 @@ UNCONFINED = (
     "--propagation",
     "private",
 )
-ATTACK_SECONDS = 20
+ATTACK_TIMEOUT_SECONDS = 20
 CREDENTIALS = (
     *("the host's /etc/shadow", "root's home directory", "writing to the image", "writing to /etc"),
     *("the memory of the init process", "the file descriptors of the init process"),
@@ -84,7 +84,7 @@ def test_attack_succeeds_without_a_sandbox(kind, name, prelude):
             str(path),
             str(results),
             "1",
-            str(ATTACK_SECONDS),
+            str(ATTACK_TIMEOUT_SECONDS),
         ]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=60)

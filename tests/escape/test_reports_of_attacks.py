@@ -10,7 +10,7 @@ import pytest
 
 from escape import sandbox_attacks
 
-ATTACK_SECONDS, HOLD_SECONDS = 2, 1.5
+ATTACK_TIMEOUT_SECONDS, HOLD_SECONDS = 2, 1.5
 PRELUDE = "import os, signal, socket, ssl, sys, threading, time"
 
 
@@ -20,7 +20,14 @@ def run_attacks(tmp_path):
         attacks = [{"name": code, "attack": code, "control": "succeeded()", "hold_seconds": 0} for code in codes]
         configuration, results = tmp_path / "attacks.json", tmp_path / "results.json"
         configuration.write_text(json.dumps({"prelude": PRELUDE, "attacks": attacks}))
-        command = [sys.executable, sandbox_attacks.__file__, str(configuration), str(results), "2", str(ATTACK_SECONDS)]
+        command = [
+            sys.executable,
+            sandbox_attacks.__file__,
+            str(configuration),
+            str(results),
+            "2",
+            str(ATTACK_TIMEOUT_SECONDS),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=60, cwd=tmp_path)
         reports = json.loads(results.read_text())
         assert {report["control"]["outcome"] for report in reports.values()} == {"succeeded"}

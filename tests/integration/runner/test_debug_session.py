@@ -48,14 +48,14 @@ class SilentTerminal:
     """A terminal that prints nothing and ends when it is hung up."""
 
     def __init__(self):
-        self.output, self._over = asyncio.StreamReader(), asyncio.Event()
+        self.output, self._ended = asyncio.StreamReader(), asyncio.Event()
 
     async def wait(self):
-        await self._over.wait()
+        await self._ended.wait()
         return ExitStatus(129)
 
     async def hang_up(self):
-        self._over.set()
+        self._ended.set()
 
 
 class ShellSandbox(ScriptedSandbox):

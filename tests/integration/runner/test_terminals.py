@@ -25,8 +25,8 @@ from sandbox.runner.control_socket import serve_control_socket
 from sandbox.runner.terminals import SandboxTerminals, SharedTerminal, TerminalServer
 from sandbox.secrets.redactor import SecretRedactor
 
-AGENT = OpenTerminal(30, 100, is_agent_terminal=True)
-WATCH = OpenTerminal(30, 100, is_agent_terminal=True, is_read_only=True)
+AGENT_TERMINAL = OpenTerminal(30, 100, is_agent_terminal=True)
+READ_ONLY_TERMINAL = OpenTerminal(30, 100, is_agent_terminal=True, is_read_only=True)
 
 
 class RecordingTerminal:
@@ -58,7 +58,7 @@ async def serve_terminal(tmp_path, *, is_headless=False, redactor=None):
     terminals.enable(SandboxTerminals(object(), {}, "/", None if is_headless else terminal.shared))
     client, connections = LocalRunnerClient(tmp_path / "abcdefghijkl.sock"), []
 
-    async def connect(request=AGENT):
+    async def connect(request=AGENT_TERMINAL):
         connections.append(await client.open_terminal(request))
         return connections[-1]
 
@@ -79,7 +79,7 @@ async def test_first_client_types_and_the_next_takes_over(tmp_path):
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         first = await connect()
         assert [await read_frame(first) for _ in range(2)] == [WriteAccessFrame(may_write=True), OutputFrame(b"")]
-        watcher = await connect(WATCH)
+        watcher = await connect(READ_ONLY_TERMINAL)
         second = await connect(OpenTerminal(40, 120, is_agent_terminal=True))
         for connection in (watcher, second):
             assert [await read_frame(connection) for _ in range(2)] == [
@@ -191,7 +191,7 @@ async def test_slow_client_is_disconnected_without_affecting_others(tmp_path):
         while not isinstance(last, EndFrame):
             last = await read_frame(slow_client)
         assert last.exit_code is None
-        reconnected = await connect(WATCH)
+        reconnected = await connect(READ_ONLY_TERMINAL)
         assert await read_frame(reconnected) == WriteAccessFrame(may_write=False)
 
 
@@ -276,7 +276,7 @@ async def test_client_that_leaves_during_output_causes_no_unhandled_error(tmp_pa
     asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context["message"]))
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         for _ in range(3):
-            clients = [await connect(WATCH) for _ in range(TERMINALS_MAX)]
+            clients = [await connect(READ_ONLY_TERMINAL) for _ in range(TERMINALS_MAX)]
             for client in clients:
                 await read_frame(client)
             closing = asyncio.gather(*(client.close() for client in clients))

@@ -45,13 +45,13 @@ class FakeTaskStates:
     """Reports whether tasks have ended. errors: how many of the next queries fail."""
 
     def __init__(self):
-        self.over, self.errors = set(), 0
+        self.ended, self.errors = set(), 0
 
     def has_task_ended(self, task_id):
         if self.errors > 0:
             self.errors -= 1
             raise OSError(errno.EIO, "Input/output error")
-        return task_id in self.over
+        return task_id in self.ended
 
 
 @pytest.fixture
@@ -307,7 +307,7 @@ async def test_release_of_old_jobs_is_repeated_after_an_error(server, tasks, mon
             await reserve(server, placement, task_id)
     for name in ("_RELEASE_SECONDS", "_RELEASE_SECONDS_MAX"):
         monkeypatch.setattr(placement_module, name, 0.02)
-    tasks.over, tasks.errors, removed, errors = {"task-1", "task-3"}, 2, jobs.JobStore.remove, [errno.ENOSPC] * 2
+    tasks.ended, tasks.errors, removed, errors = {"task-1", "task-3"}, 2, jobs.JobStore.remove, [errno.ENOSPC] * 2
 
     def remove(store, job):
         if errors:
