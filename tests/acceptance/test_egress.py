@@ -11,7 +11,7 @@ import pytest
 
 from doubles import fake_public_host
 from doubles.deployment import make_repository, python_turn, reply_turn
-from doubles.egress_probe import PRINT_RESULTS, PROBE
+from doubles.egress_checks import ACCESS_CHECK_FUNCTIONS, PRINT_RESULTS
 from doubles.fake_internet import deployment_with_fake_internet, make_certificate, start_host
 from doubles.simulated_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
 
@@ -183,7 +183,7 @@ def egress_setup(tmp_path_factory):
         scripts = {
             mode: "\n".join(
                 (
-                    PROBE,
+                    ACCESS_CHECK_FUNCTIONS,
                     "MODEL_PORT = open('/workspace/port').read()",
                     REACHABLE,
                     connections,

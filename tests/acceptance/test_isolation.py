@@ -18,7 +18,7 @@ from doubles.simulated_internet import (
 )
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
-PROBE = r"""
+ACCESS_CHECKS = r"""
 import json, os, pathlib, socket, subprocess, sys
 
 results = {}
@@ -122,7 +122,7 @@ print(json.dumps(results))
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Results of the probe run by an agent; the server runs in a network namespace with a fake internet."""
+    """Results of the access checks run by an agent; the server runs in a network namespace with a fake internet."""
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
@@ -144,12 +144,12 @@ def results(tmp_path_factory):
                 for port in (80, 53)
             ]
             with host_process() as host_child:
-                yield run_probe(deployment, network, canary, targets, host_child)
+                yield run_access_checks(deployment, network, canary, targets, host_child)
         finally:
             deployment.close()
 
 
-def run_probe(deployment, network, canary, targets, host_child):
+def run_access_checks(deployment, network, canary, targets, host_child):
     settings = {
         "TARGETS": targets,
         "CANARY": str(canary),
@@ -158,7 +158,7 @@ def run_probe(deployment, network, canary, targets, host_child):
         "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    deployment.start_model(python_turn(header + PROBE), reply_turn(), prefix=network.internet_prefix)
+    deployment.start_model(python_turn(header + ACCESS_CHECKS), reply_turn(), prefix=network.internet_prefix)
     model_port = int(deployment.model_url.rpartition(":")[2])
     reachable = network.can_reach(INTERNET_ADDRESS, model_port)
     wait_until(

@@ -83,19 +83,19 @@ def test_commands_for_other_programs_are_not_listed():
 
 
 @pytest.fixture
-def probe_options(monkeypatch, tmp_path):
+def parse_common_options(monkeypatch, tmp_path):
     """Return a function that runs a command and returns the server, token, format and color from its common options."""
     results = {}
 
     @click.command()
     @options.common_options
-    def probe():
+    def example():
         current = options.current_options()
         results["chosen"] = (current.server, current.token, current.format, current.has_color)
 
-    monkeypatch.setitem(sys.modules, "probe_module", type(sys)("probe_module"))
-    sys.modules["probe_module"].probe = probe
-    monkeypatch.setitem(main.TASK_ENTRIES, "probe", ("probe_module:probe", ""))
+    monkeypatch.setitem(sys.modules, "example_module", type(sys)("example_module"))
+    sys.modules["example_module"].example = example
+    monkeypatch.setitem(main.TASK_ENTRIES, "example", ("example_module:example", ""))
     for variable in ("SANDBOX_SERVER", "SANDBOX_TOKEN", "SANDBOX_CONTEXT", "NO_COLOR"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -108,8 +108,8 @@ def probe_options(monkeypatch, tmp_path):
     return run
 
 
-def test_common_options_have_defaults(probe_options):
-    assert probe_options("task", "probe") == ("http://localhost:8122", "", "text", True)
+def test_common_options_have_defaults(parse_common_options):
+    assert parse_common_options("task", "example") == ("http://localhost:8122", "", "text", True)
 
 
 COMMON_OPTIONS = ["--server", "http://a", "--token", "t", "-f", "json", "--no-color"]
@@ -117,31 +117,33 @@ COMMON_OPTIONS = ["--server", "http://a", "--token", "t", "-f", "json", "--no-co
 
 @pytest.mark.parametrize(
     "arguments",
-    [[*COMMON_OPTIONS, "task", "probe"], ["task", *COMMON_OPTIONS, "probe"], ["task", "probe", *COMMON_OPTIONS]],
+    [[*COMMON_OPTIONS, "task", "example"], ["task", *COMMON_OPTIONS, "example"], ["task", "example", *COMMON_OPTIONS]],
 )
-def test_common_options_are_accepted_before_and_after_the_command(probe_options, arguments):
-    assert probe_options(*arguments) == ("http://a", "t", "json", False)
+def test_common_options_are_accepted_before_and_after_the_command(parse_common_options, arguments):
+    assert parse_common_options(*arguments) == ("http://a", "t", "json", False)
 
 
-def test_options_of_a_context_are_read_from_its_file(probe_options, tmp_path):
+def test_options_of_a_context_are_read_from_its_file(parse_common_options, tmp_path):
     contexts = {"prod": {"server": "https://prod", "token": "p"}}
     file = tmp_path / "sandbox" / "contexts.json"
     file.parent.mkdir()
     file.write_text(json.dumps({"version": 1, "current": "default", "contexts": contexts}))
     file.chmod(0o600)
-    for arguments in (["--context", "prod", "task", "probe"], ["task", "probe", "--context", "prod"]):
-        assert probe_options(*arguments)[:2] == ("https://prod", "p")
-    assert probe_options("task", "probe", SANDBOX_CONTEXT="prod")[:2] == ("https://prod", "p")
-    assert probe_options("task", "probe")[:2] == ("http://localhost:8122", "")
+    for arguments in (["--context", "prod", "task", "example"], ["task", "example", "--context", "prod"]):
+        assert parse_common_options(*arguments)[:2] == ("https://prod", "p")
+    assert parse_common_options("task", "example", SANDBOX_CONTEXT="prod")[:2] == ("https://prod", "p")
+    assert parse_common_options("task", "example")[:2] == ("http://localhost:8122", "")
 
 
-def test_option_after_the_command_overrides_earlier_ones(probe_options):
-    current = probe_options("--server", "http://a", "task", "probe", "--server", "http://b", SANDBOX_SERVER="http://c")
+def test_option_after_the_command_overrides_earlier_ones(parse_common_options):
+    current = parse_common_options(
+        "--server", "http://a", "task", "example", "--server", "http://b", SANDBOX_SERVER="http://c"
+    )
     assert current[0] == "http://b"
 
 
-def test_options_are_read_from_the_environment(probe_options):
-    current = probe_options("task", "probe", SANDBOX_SERVER="http://c", SANDBOX_TOKEN="s", NO_COLOR="1")
+def test_options_are_read_from_the_environment(parse_common_options):
+    current = parse_common_options("task", "example", SANDBOX_SERVER="http://c", SANDBOX_TOKEN="s", NO_COLOR="1")
     assert current == ("http://c", "s", "text", False)
 
 

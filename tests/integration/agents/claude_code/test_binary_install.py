@@ -15,7 +15,7 @@ from sandbox.demo.scripted_model import ScriptedModel
 
 UID = 64_123
 
-PROBE = """\
+ACCESS_CHECK = """\
 import ctypes, os
 pid = int(os.environ["CLAUDE_PID"])
 libc = ctypes.CDLL(None, use_errno=True)
@@ -44,14 +44,14 @@ def directory():
         yield Path(name)
 
 
-def run_probe(directory, binary):
-    """Run the probe in the agent's shell; return its output and the agent's stdout."""
+def run_access_check(directory, binary):
+    """Run the access check in the agent's shell; return its output and the agent's stdout."""
 
     async def run():
         (directory / "run").mkdir(mode=0o755)
         host_run = ClaudeOnHost(directory / "run", binary=binary, uid=UID)
-        (host_run.workspace / "probe.py").write_text(PROBE)
-        shell = Turn((ToolUse("Bash", {"command": "python3 -I probe.py", "description": "try"}),))
+        (host_run.workspace / "access_check.py").write_text(ACCESS_CHECK)
+        shell = Turn((ToolUse("Bash", {"command": "python3 -I access_check.py", "description": "try"}),))
         async with ScriptedModel(Script((shell, Turn((Text("All done."),))))) as model:
             completed = await host_run.run(model.url)
         assert completed.exit_code == 0, completed.stderr
@@ -78,7 +78,7 @@ def readable_copy(binary):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
 def test_agents_shell_cannot_access_the_process_of_the_installed_binary(directory):
-    output, stdout = run_probe(directory, install_binary(directory))
+    output, stdout = run_access_check(directory, install_binary(directory))
     assert output.split() == " ".join(f"{target} denied" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' not in stdout
 
@@ -86,6 +86,6 @@ def test_agents_shell_cannot_access_the_process_of_the_installed_binary(director
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give the agent a separate uid outside a sandbox")
 def test_agents_shell_can_access_the_process_of_a_readable_binary(directory):
     """The control: without the execute-only copy, every access succeeds and the forged line reaches stdout."""
-    output, stdout = run_probe(directory, readable_copy(directory / "claude"))
+    output, stdout = run_access_check(directory, readable_copy(directory / "claude"))
     assert output.split() == " ".join(f"{target} open" for target in TARGETS).split()
     assert b'\n{"type":"forged"}\n' in stdout

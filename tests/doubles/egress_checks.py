@@ -1,6 +1,6 @@
 """The first part of a script that the agent runs: functions for network access with and without the proxy."""
 
-PROBE = r"""
+ACCESS_CHECK_FUNCTIONS = r"""
 import json, os, socket, ssl, subprocess, time
 
 CA = "/workspace/ca.pem"
