@@ -340,6 +340,8 @@ class WebSocketProtocol(_BackpressureMixin, WebSocketsSansIOProtocol):
 
     async def _send_fragment(self, text: str, *, has_more: bool) -> None:
         await self.writable.wait()
+        if self.disconnected:
+            raise ClientDisconnected
         send = self.conn.send_continuation if self.conn.expect_continuation_frame else self.conn.send_text
         try:
             send(text.encode(), fin=not has_more)

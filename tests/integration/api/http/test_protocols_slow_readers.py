@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import httpx2
 import uvicorn
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.server import ServerState
 from websockets.client import ClientProtocol
 from websockets.frames import Opcode
@@ -169,3 +170,28 @@ async def test_part_of_a_message_is_sent_once_the_client_has_read_the_previous_p
         (Opcode.TEXT, b"four", True),
     ]
     connection.connection_lost(None)
+
+
+async def test_rest_of_a_message_is_not_sent_after_the_client_disconnected():
+    """asyncio would log a warning for each write to a lost connection."""
+    may_send, is_refused = asyncio.Event(), asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await may_send.wait()
+        await send({"type": "websocket.send", "text": "one ", protocols.MORE_TEXT: True})
+        try:
+            await send({"type": "websocket.send", "text": "two", protocols.MORE_TEXT: False})
+        except ClientDisconnected:
+            is_refused.set()
+
+    connection, transport, _ = await open_websocket(app)
+    transport.on_write = connection.pause_writing
+    may_send.set()
+    while not transport.written:
+        await asyncio.sleep(0)
+    transport.written = b""
+    connection.connection_lost(None)
+    await asyncio.wait_for(is_refused.wait(), 30)
+    assert transport.written == b""
