@@ -178,8 +178,11 @@ def search_guide(text: str) -> list[SearchResult]:
 
 
 def _search_terms(text: str) -> list[str]:
-    """Return the words as terms of a full-text query. A word with several parts, such as `vm.memory`, is a phrase."""
-    words = [word.replace('"', "") for word in text.split()]
+    """Return the words as terms of a full-text query. A word with several parts, such as `vm.memory`, is a phrase.
+
+    SQLite would read a query only up to a NUL character.
+    """
+    words = [word.replace('"', "") for word in text.replace("\0", " ").split()]
     words = [word for word in words if any(character.isalnum() for character in word)][:SEARCHED_WORDS_MAX]
     return [
         f'"{word}"*' if at == len(words) - 1 or len(word) >= _PREFIX_LENGTH_MIN else f'"{word}"'
