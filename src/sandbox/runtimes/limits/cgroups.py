@@ -240,7 +240,10 @@ class ControlGroup(msgspec.Struct, frozen=True):
         charged = _first_known(
             self._read_number("memory.kmem.usage_in_bytes"), self._read_number("memory.stat", "kernel")
         )
-        return None if charged is None else GroupUsage(charged, self._cpu_seconds() or 0.0)
+        if charged is None:
+            return None
+        reclaimable_bytes = self._read_number("memory.stat", "slab_reclaimable") or 0
+        return GroupUsage(charged, self._cpu_seconds() or 0.0, reclaimable_bytes)
 
     def _cpu_seconds(self) -> float | None:
         nanoseconds, microseconds = self._read_number("cpuacct.usage"), self._read_number("cpu.stat", "usage_usec")

@@ -50,10 +50,15 @@ _CPU_SECONDS_MIN = 0.001
 
 
 class GroupUsage(NamedTuple):
-    """What a sandbox's control group was charged for: its kernel memory now, and its CPU time since it was created."""
+    """What a sandbox's control group was charged for: its kernel memory now, and its CPU time since it was created.
+
+    reclaimable_bytes: the part of the kernel memory that the kernel can reclaim, such as cached inodes and file names.
+        0 if unknown, as with cgroup v1.
+    """
 
     kernel_bytes: int
     cpu_seconds: float = 0.0
+    reclaimable_bytes: int = 0
 
 
 class SlabUsage(NamedTuple):
@@ -176,10 +181,11 @@ class SlabMeter:
         if self._growths is None:
             return None
         found = SlabUsage(*(growth.attributed(self._peak_charge_bytes) for growth in self._growths))
+        unreclaimable_bytes = max(0, usage.kernel_bytes - usage.reclaimable_bytes)
         return found._replace(
-            anon_vma_chain_bytes=min(found.anon_vma_chain_bytes, usage.kernel_bytes),
+            anon_vma_chain_bytes=min(found.anon_vma_chain_bytes, unreclaimable_bytes),
             dentry_bytes=min(found.dentry_bytes, usage.kernel_bytes),
-            vma_bytes=min(found.vma_bytes, usage.kernel_bytes),
+            vma_bytes=min(found.vma_bytes, unreclaimable_bytes),
         )
 
     def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:

@@ -99,6 +99,12 @@ def test_memory_charged_to_the_group_does_not_count_as_uncharged(tmp_path: Path,
     assert cgroups.count_uncharged_bytes(ControlGroup([tmp_path])) is None
 
 
+@pytest.mark.parametrize(("line", "reclaimable"), [("slab_reclaimable 150000000\n", 150_000_000), ("", 0)])
+def test_reclaimable_part_of_the_charge_is_read(tmp_path: Path, line: str, reclaimable: int):
+    (tmp_path / "memory.stat").write_text(f"anon 5\nkernel 200000000\n{line}")
+    assert ControlGroup([tmp_path])._group_usage() == GroupUsage(200_000_000, reclaimable_bytes=reclaimable)
+
+
 def _refuse_write(*_: object) -> bool:
     raise OSError(errno.EBUSY, "busy")
 

@@ -197,6 +197,31 @@ def test_objects_in_use_that_are_not_charged_to_the_sandbox_are_not_attributed(k
     assert slabs.measure(90 * MEBIBYTE) == 90 * MEBIBYTE
 
 
+@pytest.mark.parametrize("kind", ["anon_vma_chain_bytes", "vma_bytes"])
+def test_mappings_of_another_sandbox_are_not_attributed_to_cached_inodes(kind: str):
+    """A program that creates mappings slowly must not end a busy task that has read many files."""
+    machine = FakeSlabs(kind=kind)
+    victim, attacker = (SlabMeter(machine.measure, lambda: machine.now) for _ in range(2))
+    charged = GroupUsage(1024 * MEBIBYTE, 0.0, reclaimable_bytes=1000 * MEBIBYTE)
+    idle = GroupUsage(10 * MEBIBYTE)
+    victim.measure(charged, lambda: {"attacker": idle})
+    attacker.measure(idle, lambda: {"victim": charged})
+    machine.grow(600 * MEBIBYTE)
+    charged, grown = charged._replace(cpu_seconds=2.0), GroupUsage(610 * MEBIBYTE, 0.1)
+    found = victim.measure(charged, lambda: {"attacker": grown})
+    assert getattr(found, kind) == 24 * MEBIBYTE
+
+
+@pytest.mark.parametrize("kind", ["anon_vma_chain_bytes", "vma_bytes"])
+def test_cached_inodes_do_not_hide_mappings(kind: str):
+    machine = FakeSlabs(kind=kind)
+    meter = SlabMeter(machine.measure, lambda: machine.now)
+    meter.measure(GroupUsage(10 * MEBIBYTE), dict)
+    machine.grow(300 * MEBIBYTE)
+    found = meter.measure(GroupUsage(1310 * MEBIBYTE, 1.0, reclaimable_bytes=1000 * MEBIBYTE), dict)
+    assert getattr(found, kind) == 300 * MEBIBYTE
+
+
 def test_mapping_links_above_the_limit_are_a_violation():
     assert not KernelUsage(anon_vma_chain_bytes=ANON_VMA_CHAIN_BYTES_MAX).find_exceeded_limit()
     assert "97 MiB" in KernelUsage(anon_vma_chain_bytes=ANON_VMA_CHAIN_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
