@@ -801,6 +801,25 @@ def test_row_with_an_id_that_is_not_text_does_not_stop_the_other_rows(path):
     store.close()
 
 
+@pytest.mark.parametrize("sort_max", [10_000, 0])
+def test_search_continues_after_a_row_with_an_id_that_is_not_text(path, monkeypatch, sort_max):
+    """Otherwise, the page would look like the last one."""
+    monkeypatch.setattr("sandbox.store.listing._SORT_FOUND_MAX", sort_max)
+    store = SqliteStore(path)
+    names = [f"task-{number}" for number in range(7)]
+    store.save_all([IndexedTask(submitted(name), 5) for name in names])
+    execute(path, "UPDATE tasks SET id = CAST(? AS TEXT) WHERE id = 'task-5'", b"task-\xff")
+    collected, query = [], TaskQuery(search="p", limit=2)
+    while True:
+        page = store.query(query)
+        collected += [task.id for task in page.tasks]
+        if page.next_cursor is None:
+            break
+        query = dataclasses.replace(query, cursor=page.next_cursor)
+    assert sorted(collected) == [name for name in names if name != "task-5"]
+    store.close()
+
+
 def test_row_with_the_content_of_another_task_is_outdated(path):
     store = SqliteStore(path)
     for task_id in "ab":

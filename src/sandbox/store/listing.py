@@ -314,7 +314,7 @@ class PageReader:
             return [ListedRow(*row) for row in connection.execute(page, self._values)]
         ids = msgspec.json.encode([task_id for task_id, _ in positions]).decode()
         encoded = dict(connection.execute(self._sql["encoded_tasks"], {"ids": ids}).fetchall())
-        return [ListedRow(task_id, value, encoded[task_id]) for task_id, value in positions if task_id in encoded]
+        return [ListedRow(task_id, value, encoded.get(task_id, b"")) for task_id, value in positions]
 
     def _find_in_order(self, connection: sqlite3.Connection, count: int) -> list[TaskPosition] | None:
         """Read the next tasks in order until the found ones fill the page; None if there are too few.

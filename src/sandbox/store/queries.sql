@@ -143,13 +143,14 @@ SELECT tasks.id, value, task FROM (
 ORDER BY value {order} NULLS LAST, tasks.id {order};
 
 -- name: found_page
--- A page, read from all tasks that have the terms. CROSS JOIN fixes the order of the join.
-SELECT page.id, value, task FROM (
+-- A page, read from all tasks that have the terms. CROSS JOIN fixes the order of the join. A row without data, because its
+-- id is damaged, remains in the page: a page with fewer rows would be the last one.
+SELECT page.id, value, coalesce(task, x'') FROM (
     SELECT id, {sort} AS value FROM search CROSS JOIN searchable ON number = search.rowid
     WHERE search MATCH :terms AND {filters}
     ORDER BY {sort} {order} NULLS LAST, id {order}
     LIMIT :limit OFFSET :offset
-) AS page CROSS JOIN tasks ON tasks.id = page.id
+) AS page LEFT JOIN tasks ON tasks.id = page.id
 ORDER BY value {order} NULLS LAST, page.id {order};
 
 -- name: next_positions
