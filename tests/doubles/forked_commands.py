@@ -55,7 +55,7 @@ class ForkedCommand(subprocess.Popen):
     def _internal_poll(self, *_, **__):
         if self.returncode is None and select.select([self._channel], [], [], 0)[0]:
             self._handle_exitstatus(int(self._channel.recv(16)))
-            self._channel.close()  # the pid is reserved until now
+            self._channel.close()  # the pid has been reserved until now
         return self.returncode
 
     def _wait(self, timeout):

@@ -7,7 +7,7 @@ import msgspec
 
 
 class Phase(Enum):
-    """The event that a client connection waits for; determines its timeout."""
+    """The event that a client connection waits for; determines the connection's timeout."""
 
     HEAD = "head"
     BODY = "body"

@@ -82,7 +82,7 @@ def replace_invisible(text: str, replace: Callable[[str], str], allowed: str = "
     """Return prose with `replace(c)` in place of every invisible character `c` that is not in `allowed`.
 
     Unlike `replace_unprintable` it keeps spaces, private-use and unassigned characters, combining marks, and the
-    variation selector of an emoji: after a symbol, or between a key and its keycap.
+    variation selector of an emoji, if it follows a symbol or stands between a key and its combining keycap.
     """
 
     def escape_match(found: re.Match[str]) -> str:

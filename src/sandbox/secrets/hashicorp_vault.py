@@ -1,4 +1,4 @@
-"""Reads secrets from HashiCorp Vault, version 2 of its key-value engine."""
+"""Reads secrets from version 2 of HashiCorp Vault's key-value engine."""
 
 import asyncio
 from dataclasses import dataclass, field

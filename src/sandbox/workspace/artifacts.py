@@ -325,7 +325,7 @@ def _collect_file(
 
 
 def _store(chunks: Iterable[bytes], target: Path, name: str) -> str:
-    """Write, flush, then rename, so that a file with an artifact's name is complete. Returns the SHA-256 in hex."""
+    """Write, flush, then rename: a file with an artifact's name is always complete. Returns the SHA-256 in hex."""
     digest = hashlib.sha256()
     part = target / TEMPORARY_FILE_NAME
     try:

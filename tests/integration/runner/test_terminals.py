@@ -122,7 +122,7 @@ async def test_client_with_unread_input_can_disconnect(tmp_path, monkeypatch):
 
 
 async def test_client_with_many_unread_inputs_can_disconnect(tmp_path, monkeypatch):
-    """The time limit applies to the total time for all inputs, even if the program sometimes reads one of them."""
+    """The time limit applies to the total time for all inputs, even if the program reads an input now and then."""
     monkeypatch.setattr(terminals_module, "TERMINAL_INPUT_TIMEOUT_SECONDS", 0.2)
     async with serve_terminal(tmp_path) as (terminals, terminal, connect):
         attempts = 0

@@ -1,4 +1,4 @@
-"""A connection from the sandbox to a host other than the model: opening, dial, relay in both directions."""
+"""A connection from the sandbox to a host other than the model: opening, dialing, and relaying in both directions."""
 
 import asyncio
 from functools import partial

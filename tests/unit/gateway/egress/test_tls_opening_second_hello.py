@@ -121,7 +121,7 @@ def early_data_hello(name: str) -> bytes:
         b"\x17\3\3\x40\0" + bytes(0x4000) + CHANGE_CIPHER_SPEC,
     ],
 )
-def test_second_hello_for_another_host_after_early_data_is_denied(before, step):
+def test_second_hello_for_another_host_is_denied_after_early_data(before, step):
     tunnel = TlsOpening(POLICY, HOST, "198.18.0.2", 443).client_data_received(early_data_hello(HOST))
     denial = forward(tunnel.stream_filter, before + client_hello(OTHER), step)
     assert isinstance(denial, Denial)

@@ -91,7 +91,7 @@ def test_margin_covers_the_drift_of_clocks(lease):
 
 @dataclass
 class Worker:
-    """A worker with its host's clock (CLOCK_BOOTTIME). An engine may start two workers for one job."""
+    """A worker, and the clock of its host (CLOCK_BOOTTIME). An engine may start two workers for one job."""
 
     job: int
     nonce: bytes
