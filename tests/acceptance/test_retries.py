@@ -37,7 +37,7 @@ def kill_after(deployment, event_type, task_id, number):
     is_alive = processes.stop(pid)
     while is_alive and event_type not in read_journal(deployment, task_id):
         assert time.monotonic() < deadline, f"waited {STEP_SECONDS} s for {event_type}"
-        is_alive = processes.step(pid)
+        is_alive = processes.run_briefly(pid)
     os.kill(pid, signal.SIGKILL)
     return "agent_started" not in read_journal(deployment, task_id)
 

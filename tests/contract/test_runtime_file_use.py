@@ -192,7 +192,7 @@ def watch(files, count):
     return poll, held
 """
 
-_MANY_EPOLL_ENTRIES = f"""{_EPOLL_ENTRIES}
+_SLOWLY_COUNTED_ENTRIES = f"""{_EPOLL_ENTRIES}
 poll = watch(12, 12000)
 copies = [os.dup(poll[0].fileno()) for _ in range(400)]
 file = lock_often("many", 2000)
@@ -205,7 +205,7 @@ def test_open_files_that_take_too_long_to_count_are_a_violation(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str]
 ):
     started_at = time.process_time()
-    usage, _ = measure(runtime, disk, enforced_limits, _MANY_EPOLL_ENTRIES)
+    usage, _ = measure(runtime, disk, enforced_limits, _SLOWLY_COUNTED_ENTRIES)
     assert "too long to count" in usage.find_exceeded_limit()
     assert time.process_time() - started_at < 10
 
