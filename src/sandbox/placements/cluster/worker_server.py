@@ -134,7 +134,8 @@ class WorkerSession:
 
     def close(self) -> None:
         """Close the connection, end its uploads, and fail everything that waits for it."""
-        self._writer.close()
+        if not self._writer.is_closing():
+            self._writer.close()
         for upload in self._uploads:
             upload.cancel()
         waiters: list[asyncio.Future[Any]] = [*self._results.values(), *self._streams.values()]
@@ -281,8 +282,6 @@ class WorkerServer:
         self._sessions: dict[WorkerSession, Job] = {}
         self._uploads = ArtifactUploads(replicas)
         self._serving: set[asyncio.Task[None]] = set()
-        self._streams: set[asyncio.StreamWriter] = set()
-        """The connections that were passed on."""
         self._closing: asyncio.Task[None] | None = None
 
     async def listen(self, host: str, port: int) -> None:
@@ -307,8 +306,6 @@ class WorkerServer:
                 listener.close()
             for serving in self._serving:
                 serving.cancel()
-            for writer in self._streams:
-                writer.transport.abort()
 
     async def _accept(self, listener: socket.socket) -> None:
         """Accept connections. An asyncio server would not count connections during the TLS handshake."""
@@ -373,16 +370,14 @@ class WorkerServer:
     async def _serve(
         self, first_message: FirstMessage, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        keeps_open = False
-        self._streams -= {each for each in self._streams if each.is_closing()}
         try:
             match first_message:
                 case Claim():
                     await self._serve_claim(first_message, reader, writer)
                 case JoinStream():
                     session = self._find_session(first_message.session_key)
-                    keeps_open = session is not None and session.receive_stream(first_message, (reader, writer))
-                    self._streams |= {writer} if keeps_open else set()
+                    if session is not None and session.receive_stream(first_message, (reader, writer)):
+                        await writer.wait_closed()  # the receiver closes the connection
                 case Upload():
                     await self._serve_upload(first_message, reader, writer)
         except (OSError, InvalidMessageError, SandboxError) as error:
@@ -391,8 +386,7 @@ class WorkerServer:
             writer.transport.abort()
             raise
         finally:
-            if not keeps_open:
-                await _close(writer)
+            await _close(writer)
 
     def _find_session(self, key: bytes) -> WorkerSession | None:
         """Return the session with this key; if there is one, the current connection becomes authenticated."""
@@ -529,10 +523,13 @@ class WorkerServer:
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
-    """Close a connection; abort it if the worker does not confirm the end in time."""
-    writer.close()
+    """Close a connection; abort it if the worker does not confirm the end in time, or if the caller is cancelled."""
+    if not writer.is_closing():  # a second `close` of a TLS connection makes `abort` ineffective
+        writer.close()
     try:
         async with asyncio.timeout(_CLOSE_SECONDS):
             await writer.wait_closed()
     except (OSError, TimeoutError):
+        pass
+    finally:
         writer.transport.abort()

@@ -214,6 +214,38 @@ async def test_connection_without_a_claim_gets_no_answer(server, job, data):
         assert isinstance(await client.read(), Claimed)
 
 
+async def test_end_of_the_server_aborts_streams_whose_worker_does_not_confirm_the_end(server, job):
+    async with server.connect(server.claim(job)) as client:
+        session_key = (await client.read()).session_key
+        opening = asyncio.create_task(job.session.open_stream(job.stored.attempt_id))
+        stream_id = (await client.read()).stream_id
+        async with server.connect(JoinStream(session_key, stream_id)) as worker:
+            _, writer = await opening
+            connection = writer.get_extra_info("socket")
+            worker.writer.transport.pause_reading()
+            writer.close()
+            async with server.connect(JoinStream(bytes(32), 1)) as stranger:
+                assert await stranger.read() is None
+            await server.stop()
+            async with asyncio.timeout(1):
+                while connection.fileno() != -1:
+                    await asyncio.sleep(0.01)
+
+
+async def test_end_of_the_server_aborts_the_connection_of_a_session_that_was_closed(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+        session = job.session
+        connection = session._writer.get_extra_info("socket")
+        client.writer.transport.pause_reading()
+        session.close()
+        await asyncio.sleep(0.1)
+        await server.stop()
+        async with asyncio.timeout(1):
+            while connection.fileno() != -1:
+                await asyncio.sleep(0.01)
+
+
 @contextlib.asynccontextmanager
 async def connections_without_handshake(server, count):
     """Connections that do not even begin the TLS handshake."""
