@@ -7,7 +7,7 @@ import errno
 import socket
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 from weakref import WeakValueDictionary
 
 T = TypeVar("T")
@@ -47,8 +47,8 @@ async def run_in_daemon_thread(work: Callable[[], T], on_exit: Callable[[], None
     return done.result()
 
 
-async def wait_readable(watched: socket.socket) -> None:
-    """Return once the socket is readable, or once a connection waits on the listener."""
+async def wait_readable(watched: socket.socket | IO[bytes]) -> None:
+    """Return once the socket or pipe is readable or at its end, or once a connection waits on the listener."""
     loop, readable = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(watched, readable.set)
     try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from sandbox.interfaces.runtime import ConfinedCommand, Confinement
+from sandbox.primitives.concurrency import wait_readable
 from sandbox.workspace.cancellable_thread import StopFlag, run_in_thread
 from sandbox.workspace.git.errors import SILENT_INDEX_PACK_ERROR
 from sandbox.workspace.no_confinement import NoConfinement
@@ -58,12 +59,7 @@ def read_exactly(stream: IO[bytes], size: int) -> bytes:
 
 async def wait_for_data(reader: IO[bytes]) -> bool:
     """Wait until a pipe has data or its write end is closed. Returns whether there is data."""
-    loop, readable = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(reader, readable.set)
-    try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(reader)
+    await wait_readable(reader)
     poll = select.poll()
     poll.register(reader, select.POLLIN)
     return any(events & select.POLLIN for _, events in poll.poll(0))
