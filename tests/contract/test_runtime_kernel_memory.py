@@ -576,6 +576,21 @@ report("held"); time.sleep(600)
 """
 
 
+def measure_held(runtime: Runtime, disk: Path, source: str, memory_bytes: int) -> KernelUsage:
+    """Return the usage after a program that reports `held`, and after the interval between two counts."""
+
+    async def scenario() -> KernelUsage:
+        async with ready_sandbox(runtime, disk, memory_bytes=memory_bytes) as sandbox:
+            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+            await sandbox.kernel_usage()
+            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+            await read_until(output, b"held")
+            await asyncio.sleep(1.1)
+            return await sandbox.kernel_usage()
+
+    return asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(("generations", "splits", "exceeds"), [(60, 30000, True), (60, 300, False), (3, 30000, False)])
 def test_links_between_mappings_are_limited(
     runtime: Runtime, disk: Path, enforced_limits: frozenset[str], generations: int, splits: int, exceeds: bool
@@ -585,17 +600,7 @@ def test_links_between_mappings_are_limited(
     if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
     source = _MAPPINGS.replace("{generations}", str(generations)).replace("{splits}", str(splits))
-
-    async def scenario() -> KernelUsage:
-        async with ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as sandbox:
-            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
-            await sandbox.kernel_usage()
-            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            await read_until(output, b"held")
-            await asyncio.sleep(1.1)  # the interval between two counts
-            return await sandbox.kernel_usage()
-
-    violation = asyncio.run(scenario()).find_exceeded_limit()
+    violation = measure_held(runtime, disk, source, MEMORY_BYTES).find_exceeded_limit()
     assert ("link mappings" in violation) == exceeds, violation
     assert exceeds or not violation
 
@@ -622,17 +627,7 @@ def test_mappings_of_a_file_are_limited(
     if "memory" not in enforced_limits or os.geteuid():
         pytest.skip("kernel memory cannot be measured here")
     source = _MAPPINGS_OF_ONE_FILE.replace("{processes}", str(processes))
-
-    async def scenario() -> KernelUsage:
-        async with ready_sandbox(runtime, disk, memory_bytes=2 * MEMORY_BYTES) as sandbox:
-            program = ["/usr/bin/python3", "-c", _PRELUDE + source]
-            await sandbox.kernel_usage()
-            output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
-            await read_until(output, b"held")
-            await asyncio.sleep(1.1)  # the interval between two counts
-            return await sandbox.kernel_usage()
-
-    violation = asyncio.run(scenario()).find_exceeded_limit()
+    violation = measure_held(runtime, disk, source, 2 * MEMORY_BYTES).find_exceeded_limit()
     assert ("memory mappings" in violation) == exceeds, violation
     assert exceeds or not violation
 
