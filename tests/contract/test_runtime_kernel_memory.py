@@ -632,6 +632,46 @@ def test_mappings_of_a_file_are_limited(
     assert exceeds or not violation
 
 
+_BUSY_WITH_PAGE_TABLES = """
+memory = mmap.mmap(-1, 140 << 30, flags=mmap.MAP_PRIVATE | 0x4000, prot=1)  # MAP_NORESERVE, PROT_READ
+for offset in range(0, 140 << 30, 2 << 20): memory[offset]  # 4 KiB of page table for each 2 MiB
+report("held")
+while True: pass
+"""
+
+
+def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
+    runtime: Runtime, tmp_path: Path, disk: Path, enforced_limits: frozenset[str]
+):
+    """One sandbox creates mappings slowly. The other one is busy and has as much kernel memory, for page tables."""
+    if has_own_kernel(runtime):
+        pytest.skip("mappings belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("kernel memory cannot be measured here")
+    other_disk = tmp_path / "other"
+    other_disk.mkdir()
+    fork = "if os.fork() == 0: time.sleep(600)"
+    slow_source = _MAPPINGS_OF_ONE_FILE.replace("{processes}", "36").replace(fork, f"{fork}\n    time.sleep(0.3)")
+
+    async def scenario() -> list[str]:
+        async with (
+            ready_sandbox(runtime, disk, memory_bytes=MEMORY_BYTES) as busy,
+            ready_sandbox(runtime, other_disk, memory_bytes=2 * MEMORY_BYTES) as slow,
+        ):
+            for sandbox in (busy, slow):
+                await sandbox.kernel_usage()
+            for sandbox, source in ((busy, _BUSY_WITH_PAGE_TABLES), (slow, slow_source)):
+                program = ["/usr/bin/python3", "-c", _PRELUDE + source]
+                output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
+                await read_until(output, b"held")
+            await asyncio.sleep(1.1)
+            return [(await sandbox.kernel_usage()).find_exceeded_limit() for sandbox in (busy, slow)]
+
+    busy_violation, slow_violation = asyncio.run(scenario())
+    assert not busy_violation
+    assert "memory mappings" in slow_violation
+
+
 # Buffers of system calls in progress
 
 

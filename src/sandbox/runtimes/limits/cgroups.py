@@ -17,7 +17,12 @@ import msgspec
 from msgspec.structs import replace
 
 from sandbox.interfaces.runtime import Stats
-from sandbox.model.fixed_limits import RECEIVED_BYTES_HEADROOM, SOCKET_BUFFER_BYTES_MAX, SOCKET_BUFFER_BYTES_MIN
+from sandbox.model.fixed_limits import (
+    RECEIVED_BYTES_HEADROOM,
+    SOCKET_BUFFER_BYTES_MAX,
+    SOCKET_BUFFER_BYTES_MIN,
+    VMA_BYTES_MAX,
+)
 from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
@@ -30,6 +35,7 @@ from sandbox.runtimes.limits.pending_syscalls import (
 )
 from sandbox.runtimes.limits.slab_usage import (
     DENTRY_BYTES,
+    VMA_BYTES,
     GroupUsage,
     SlabMeter,
     count_negative_dentries,
@@ -193,7 +199,7 @@ class ControlGroup(msgspec.Struct, frozen=True):
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
             anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
-            vma_bytes=slabs.vma_bytes if slabs else None,
+            vma_bytes=self._confirm_vma_bytes(slabs.vma_bytes) if slabs else None,
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
@@ -224,6 +230,17 @@ class ControlGroup(msgspec.Struct, frozen=True):
     def directory_usage(self, *, descriptors_per_directory: int) -> FileUsage:
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
+
+    def _confirm_vma_bytes(self, attributed_bytes: int) -> int:
+        """Return the attributed bytes or, above the limit, at most the bytes of the group's own mappings.
+
+        The growth may belong to other sandboxes. The group's mappings are counted only above the limit, because
+        counting a million takes about 1 s of CPU time.
+        """
+        if attributed_bytes <= VMA_BYTES_MAX:
+            return attributed_bytes
+        own = kernel_usage.count_mappings(self.process_ids(), VMA_BYTES_MAX // VMA_BYTES)
+        return attributed_bytes if own > VMA_BYTES_MAX // VMA_BYTES else own * VMA_BYTES
 
     def _group_usage_of_others(self) -> Mapping[str, GroupUsage]:
         """Return the usage of this group's siblings, keyed by name.

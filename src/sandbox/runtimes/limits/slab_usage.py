@@ -6,7 +6,8 @@ objects. The kernel reclaims some kinds, such as cached inodes and file names, b
 The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
 The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
 names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak
-charge and to the CPU time that it used meanwhile, relative to the other sandboxes.
+charge and to the CPU time that it used meanwhile, relative to the other sandboxes. Growth in mappings is attributed to
+every sandbox that has as much kernel memory; the caller then counts the sandbox's own mappings.
 
 The numbers of cached extents and directories come from the ext4 file system of the sandbox's disk.
 """
@@ -35,6 +36,9 @@ _DENTRY_STATE = Path("/proc/sys/fs/dentry-state")
 _DENTRIES_FIELD, _NEGATIVE_DENTRIES_FIELD = 0, 4
 DENTRY_BYTES = 192
 """Size of a cached name (struct dentry)."""
+
+VMA_BYTES = 192
+"""Size of a mapping (struct vm_area_struct)."""
 
 _INTERVAL_SECONDS = 1.0
 """Interval at which the machine's slab statistics are read. Each read takes a few milliseconds."""
@@ -196,8 +200,8 @@ class SlabMeter:
             return
         if self._growths is None:
             self._growths = tuple(_Growth(first) for first in slabs)
-        for growth, current in zip(self._growths, slabs, strict=True):
-            growth.update(current, share)
+        for kind, growth, current in zip(SlabUsage._fields, self._growths, slabs, strict=True):
+            growth.update(current, 1.0 if kind == "vma_bytes" else share)
 
     def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> float:
         """Return the sandbox's share of the growth since the last call."""
