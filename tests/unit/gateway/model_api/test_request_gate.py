@@ -9,7 +9,7 @@ from sandbox.agents.claude_code.messages_api.usage_meter import JsonMeter, Strea
 from sandbox.gateway.event_reporter import EventReporter
 from sandbox.gateway.limits import BUDGET_REQUESTS_IN_FLIGHT_MIN, BUFFERED_BYTES_MAX
 from sandbox.gateway.model_api.dialer import parse_upstream
-from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
+from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, Spending, valid_usage
 from sandbox.gateway.model_api.request_policy import Rejected
 from sandbox.interfaces.gateway import Budget, BudgetExhausted, CostBound, GatewayRules, ModelUpstream
 from sandbox.model.egress import EgressRule, EgressRules
@@ -382,6 +382,24 @@ def test_number_of_requests_that_may_exceed_the_budget_is_limited(budget):
     assert {each.status for each in decisions[BUDGET_REQUESTS_IN_FLIGHT_MIN:]} == {429}
     assert gate.check() is None
     assert events == []
+
+
+@pytest.mark.parametrize(("spent_tokens", "spent_usd"), [(0, 0.0), (7, 0.25)])
+@pytest.mark.parametrize("kind", ["tokens", "usd"])
+@pytest.mark.parametrize("is_exceeded", [False, True])
+def test_bound_of_the_next_request_counts_with_those_in_flight_and_with_finished_ones(
+    spent_tokens: int, spent_usd: float, kind: str, is_exceeded: bool
+):
+    """The budget just covers the earlier attempts and these requests, or lacks one token or 0.001 USD."""
+    bound, requests = usage(100, 50, usd=0.5), BUDGET_REQUESTS_IN_FLIGHT_MIN + 1
+    tokens = spent_tokens + 150 * requests - (1 if is_exceeded else 0)
+    usd = spent_usd + 0.5 * requests - (0.001 if is_exceeded else 0.0)
+    limits = {"tokens": tokens} if kind == "tokens" else {"usd": usd}
+    budget = Budget(spent_tokens=spent_tokens, spent_usd=spent_usd, **limits)
+    spending = Spending(budget, EventReporter([].append, lambda: 0.0))
+    for source in range(BUDGET_REQUESTS_IN_FLIGHT_MIN):
+        spending.start(source, bound)
+    assert spending.may_be_exceeded(bound) is is_exceeded
 
 
 @pytest.mark.parametrize("budget", [Budget(), Budget(usd=2.0), Budget(tokens=300_000)])
