@@ -40,7 +40,7 @@ class Observation(NamedTuple):
 
     is_claimed: a worker has claimed the attempt.
     is_connected: the worker's connection is open.
-    silent_seconds: the time since the server's last answer to the worker. At most the time since this server started,
+    seconds_since_answer: time since the server's last answer to the worker. At most the time since this server started,
         because an earlier server may have answered until then.
     phase: the last phase that the engine reported; None if the engine does not respond.
     phase_seconds: how long the engine has reported this phase.
@@ -48,7 +48,7 @@ class Observation(NamedTuple):
 
     is_claimed: bool
     is_connected: bool
-    silent_seconds: float
+    seconds_since_answer: float
     phase: JobPhase | None
     phase_seconds: float = 0.0
 
@@ -62,7 +62,7 @@ def decide(observed: Observation, lease_seconds: float) -> Decision:
     """
     if not observed.is_claimed:
         return _decide_unclaimed(observed)
-    if observed.silent_seconds >= takeover_seconds(lease_seconds):
+    if observed.seconds_since_answer >= takeover_seconds(lease_seconds):
         return Decision.TAKE_OVER
     is_done_sending = not observed.is_connected or observed.phase_seconds >= LAST_RECORDS_TIMEOUT_SECONDS
     if observed.phase is JobPhase.ENDED and is_done_sending:

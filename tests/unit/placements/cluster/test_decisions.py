@@ -240,8 +240,8 @@ class ClusterModel(RuleBasedStateMachine):
     def server_decides(self, is_connected, phase_seconds, pause):
         self.pass_time(pause)
         job = self.job
-        silent_seconds = self.server_time - job.answered_at
-        observed = Observation(job.nonce is not None, is_connected, silent_seconds, job.phase, phase_seconds)
+        seconds_since_answer = self.server_time - job.answered_at
+        observed = Observation(job.nonce is not None, is_connected, seconds_since_answer, job.phase, phase_seconds)
         match decide(observed, LEASE):
             case Decision.SUBMIT:
                 self.submitted |= {job.number} - self.ended
