@@ -36,7 +36,7 @@ ROWS = [
     ("Sandboxes", "Sockets", "model.fixed_limits.SOCKETS_MAX"),
     ("Sandboxes", "UDP sockets on one port", "model.fixed_limits.UDP_SOCKETS_ON_PORT_MAX"),
     ("Sandboxes", "Locks on files", "model.fixed_limits.FILE_LOCKS_MAX"),
-    ("Sandboxes", "Locks on devices and system files", "model.fixed_limits.SHARED_FILE_LOCKS_MAX"),
+    ("Sandboxes", "Locks on devices and system files", "model.fixed_limits.LOCKS_ON_HOST_FILES_MAX"),
     (
         "Sandboxes",
         "Cached names of files, including hard links and names that do not exist",

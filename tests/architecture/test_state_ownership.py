@@ -52,7 +52,7 @@ OUTSIDE_ASSIGNMENTS = {
     "runtimes.limits.pending_syscalls: _libc.ptrace.argtypes": "how ctypes declares a function",
     "runtimes.limits.pending_syscalls: _libc.ptrace.restype": "how ctypes declares a function",
     "runtimes.limits.kernel_usage: found.posix": "the result that is being counted",
-    "runtimes.limits.kernel_usage: found.shared": "the result that is being counted",
+    "runtimes.limits.kernel_usage: found.on_host_files": "the result that is being counted",
     "runtimes.limits.kernel_usage: found.was_cut_short": "the result that is being counted",
     "server.dispatcher: self._tracked_tasks[task_id].status_message": "the module that delays a task gives the reason",
     "server.dispatcher: tracked.status_message": "the module that delays a task gives the reason",

@@ -125,7 +125,7 @@ def test_file_locks_are_counted(runtime: Runtime, disk: Path, enforced_limits: f
     assert "locks on files" in usage.find_exceeded_limit()
 
 
-_SHARED_LOCKS = """
+_LOCKS_ON_HOST_FILES = """
 library = next(path for path in ("/usr/bin/python3", "/bin/sh") if os.path.exists(path))
 own = lock_often("own", 1100)
 def lock(open_one, count):
@@ -140,10 +140,10 @@ report("held"); time.sleep(600)
 """
 
 
-def test_locks_on_shared_files_are_limited(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+def test_locks_on_host_files_are_limited(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
     """Whenever a process on the machine closes `/dev/null` or an eventfd, the kernel walks all locks on that file."""
-    usage, result = measure(runtime, disk, enforced_limits, _SHARED_LOCKS.format(count=100))
-    assert (usage.locks, usage.shared_locks) == (1200, 500), result
+    usage, result = measure(runtime, disk, enforced_limits, _LOCKS_ON_HOST_FILES.format(count=100))
+    assert (usage.locks, usage.locks_on_host_files) == (1200, 500), result
     assert "locks on devices or system files" in usage.find_exceeded_limit()
 
 
@@ -173,9 +173,9 @@ async def test_locks_on_system_files_do_not_lock_files_of_the_host(runtime: Runt
     assert (await scenario()) == b"%a b'content' True held\n" % paths[1].read_bytes()[:16]
 
 
-def test_locks_on_own_files_do_not_count_as_shared(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
-    usage, result = measure(runtime, disk, enforced_limits, _SHARED_LOCKS.format(count=20))
-    assert (usage.shared_locks, usage.find_exceeded_limit()) == (100, ""), result
+def test_locks_on_own_files_are_not_locks_on_host_files(runtime: Runtime, disk: Path, enforced_limits: frozenset[str]):
+    usage, result = measure(runtime, disk, enforced_limits, _LOCKS_ON_HOST_FILES.format(count=20))
+    assert (usage.locks_on_host_files, usage.find_exceeded_limit()) == (100, ""), result
 
 
 _EPOLL_ENTRIES = """

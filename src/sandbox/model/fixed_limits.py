@@ -199,7 +199,7 @@ NETLINK_BYTES_MAX = 16 * 1024 * 1024
 FILE_LOCKS_MAX = 8192
 """Maximum number of POSIX file locks that one sandbox holds."""
 
-SHARED_FILE_LOCKS_MAX = 256
+LOCKS_ON_HOST_FILES_MAX = 256
 """Maximum number of locks of any kind, by one sandbox, on files that the host uses too.
 
 Whenever any program on the machine closes such a file, the kernel walks all its locks: 0.4 ms for 16,000 on /dev/null.

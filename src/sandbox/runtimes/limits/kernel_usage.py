@@ -88,7 +88,7 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
         total,
         directories=round(directories * scale),
         locks=locks.posix,
-        shared_locks=round(locks.shared * scale),
+        locks_on_host_files=round(locks.on_host_files * scale),
         was_cut_short=locks.was_cut_short,
     )
 
@@ -96,12 +96,13 @@ def count_files(process_ids: Collection[int], *, counts_locks: bool = True) -> F
 class FileLockCounts(msgspec.Struct):
     """Counts of the locks taken through a set of open files.
 
-    posix: number of POSIX locks. shared: number of locks of any kind on files that the host also uses. was_cut_short:
-    whether counting stopped early because it took too long.
+    posix: number of POSIX locks.
+    on_host_files: number of locks of any kind on files that the host also uses.
+    was_cut_short: whether counting stopped early because it took too long.
     """
 
     posix: int = 0
-    shared: int = 0
+    on_host_files: int = 0
     was_cut_short: bool = False
 
 
@@ -115,7 +116,7 @@ def sum_locks(files: Collection[str]) -> FileLockCounts:
         kinds = list_locks(file)
         found.posix += kinds.count("POSIX")
         if kinds and is_shared_with_host(file):
-            found.shared += len(kinds)
+            found.on_host_files += len(kinds)
     return found
 
 

@@ -17,11 +17,11 @@ from sandbox.model.fixed_limits import (
     FILE_USAGE_CHECK_INTERVAL_SECONDS,
     FREE_SLAB_BYTES_MAX,
     KERNEL_USAGE_CHECK_INTERVAL_SECONDS,
+    LOCKS_ON_HOST_FILES_MAX,
     NETLINK_BYTES_MAX,
     OOM_KILLS_MAX,
     OPEN_DIRECTORIES_MAX,
     OPEN_FILES_OF_SANDBOX_MAX,
-    SHARED_FILE_LOCKS_MAX,
     SOCKET_BUFFER_BYTES_MAX,
     SOCKETS_MAX,
     SYSCALL_BUFFER_BYTES_MAX,
@@ -165,7 +165,7 @@ class FileUsage(msgspec.Struct, frozen=True):
 
     open_files: descriptors of all its processes.
     directories, locks: open directories and POSIX file locks. Each is 0 while it cannot exceed its limit.
-    shared_locks: locks of any kind on files that the host uses too.
+    locks_on_host_files: locks of any kind on files that the host uses too.
     epoll_entries: pairs of an epoll instance and a descriptor that it watches; 0 if there are few.
     was_cut_short: whether counting took too long, so the other numbers may be too low.
     """
@@ -173,7 +173,7 @@ class FileUsage(msgspec.Struct, frozen=True):
     open_files: int | None = None
     directories: int = 0
     locks: int = 0
-    shared_locks: int = 0
+    locks_on_host_files: int = 0
     epoll_entries: int = 0
     was_cut_short: bool = False
 
@@ -188,9 +188,9 @@ class FileUsage(msgspec.Struct, frozen=True):
             return f"The sandbox had more than {OPEN_DIRECTORIES_MAX} open directories; close unused ones."
         if self.locks > FILE_LOCKS_MAX:
             return f"The sandbox had more than {FILE_LOCKS_MAX} locks on files; release unused ones."
-        if self.shared_locks > SHARED_FILE_LOCKS_MAX:
+        if self.locks_on_host_files > LOCKS_ON_HOST_FILES_MAX:
             return (
-                f"The sandbox had more than {SHARED_FILE_LOCKS_MAX} locks on devices or system files; "
+                f"The sandbox had more than {LOCKS_ON_HOST_FILES_MAX} locks on devices or system files; "
                 "lock files in the workspace instead."
             )
         if self.was_cut_short:
