@@ -163,8 +163,8 @@ class Job:
         return HostIdentity(f"cluster:{self.stored.host}", self.stored.boot_id)
 
     @property
-    def is_accepted(self) -> bool:
-        """Whether the worker may get answers, which extend its lease."""
+    def may_answer_worker(self) -> bool:
+        """Whether the server may answer the worker. An answer extends the worker's lease."""
         return not (self.stored.is_given_up or self.stored.is_fenced)
 
     @property

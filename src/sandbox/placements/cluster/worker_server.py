@@ -407,7 +407,7 @@ class WorkerServer:
             self._mark_authenticated()
             copied_end_offset = await asyncio.to_thread(self._replicas.end_offset, job.stored.task_id)
         # The worker may have been given up in the meantime; then it must not get an answer that extends its lease.
-        if job is None or not job.is_accepted:
+        if job is None or not job.may_answer_worker:
             writer.write(encode_message(Fenced("Another worker has this attempt, or the attempt is over.")))
             await writer.drain()
             return
@@ -436,7 +436,7 @@ class WorkerServer:
         Raises OSError, InvalidMessageError, JournalDamagedError.
         """
         message = await read_message(reader, _decoder, WORKER_MESSAGE_BYTES_MAX)
-        if not job.is_accepted:
+        if not job.may_answer_worker:
             session.send(Fenced("The attempt was given up."))
             return False
         match message:
@@ -509,7 +509,7 @@ class WorkerServer:
         job = self._sessions[session]
 
         def is_current() -> bool:
-            return job.session is session and job.is_accepted
+            return job.session is session and job.may_answer_worker
 
         try:
             with session.upload():
