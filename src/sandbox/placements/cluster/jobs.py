@@ -47,7 +47,7 @@ An engine may run only a few commands at once, and a look-up of the jobs must no
 _TOKENS_MAX = 16
 _DONE_TASKS_MAX = 10_000
 _RESUBMIT_SECONDS = 5.0
-_LOSSES_MAX = 10
+_BACKOFF_EXPONENT_MAX = 10
 _REPLACE_SECONDS_MAX = 60.0
 _STABLE_SECONDS = 60.0
 """The loss of a worker that has kept its job for this long does not delay the next job."""
@@ -529,7 +529,7 @@ class Jobs:
         self._store.save(stored)
         job = Job(stored, time.monotonic())
         if lost is not None and self._losses[task_id] > 0:
-            pause = min(2.0 ** min(self._losses[task_id], _LOSSES_MAX), _REPLACE_SECONDS_MAX)
+            pause = min(2.0 ** min(self._losses[task_id], _BACKOFF_EXPONENT_MAX), _REPLACE_SECONDS_MAX)
             job.postpone(pause, f"The worker was lost; another one will be started after a pause. {lost.reason}")
         self._add(job)
         self._done.pop(stored.task_id, None)
