@@ -36,7 +36,7 @@ from sandbox.primitives.files import fsync_path, write_durably
 POLL_SECONDS = 1.0
 """Interval at which the engine is asked for the phases of all jobs."""
 
-_CONFIRM_SECONDS = 5.0
+_HOST_CONFIRMATION_TIMEOUT_SECONDS = 5.0
 _ENGINE_SECONDS = 60.0
 CONCURRENT_WITHDRAWALS_MAX = 2
 """Maximum number of concurrent withdrawals. A submission may run at the same time.
@@ -344,7 +344,7 @@ class Jobs:
 
     async def confirm_host(self, job: Job, host: str) -> bool:
         """Ask the engine and wait; return whether the engine confirms that it runs the job on this host."""
-        deadline = time.monotonic() + _CONFIRM_SECONDS
+        deadline = time.monotonic() + _HOST_CONFIRMATION_TIMEOUT_SECONDS
         while confirmed_host(job) != host:
             if (rest := deadline - time.monotonic()) <= 0:
                 return False

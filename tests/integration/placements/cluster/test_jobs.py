@@ -99,7 +99,7 @@ async def test_error_of_one_job_does_not_affect_the_others(server, monkeypatch):
 
 async def test_submissions_do_not_delay_the_workers_of_other_tasks(server, job, monkeypatch):
     """A user may submit thousands of tasks, and each submission may take a second."""
-    monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.5)
+    monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.5)
     started, may_submit, submit = [], asyncio.Event(), server.engine.submit
 
     async def submit_slowly(request):
@@ -184,7 +184,7 @@ async def test_end_on_another_host_does_not_prove_the_end_of_the_worker(server, 
 
 async def test_worker_of_a_job_that_was_started_again_must_run_on_the_new_host(server, job, monkeypatch):
     """Both workers have the token. The attempt goes to the worker on the host that the engine reports."""
-    monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
+    monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
     server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-2")
     await wait_until(lambda: jobs.confirmed_host(job) == "host-2")
     async with server.connect(server.claim(job)) as first:

@@ -127,7 +127,7 @@ async def test_worker_that_is_given_up_during_its_claim_gets_no_answer(server, j
 )
 async def test_worker_gets_its_task_only_where_the_engine_runs_the_job(server, job, monkeypatch, status):
     """The token alone is not enough. The same worker gets the task as soon as the engine confirms its host."""
-    monkeypatch.setattr(jobs, "_CONFIRM_SECONDS", 0.2)
+    monkeypatch.setattr(jobs, "_HOST_CONFIRMATION_TIMEOUT_SECONDS", 0.2)
     monkeypatch.setattr(jobs.Jobs, "_act", keep_job)
     look_up, claim = server.engine.look_up, server.claim(job)
 
