@@ -163,7 +163,7 @@ class AgentOutput:
     record: records an event.
     on_chunk: called with the size of every chunk.
     queue: the queue in which output waits for the runner's CPU budget.
-    processed_bytes: counts output when it is read and again when it is recorded, to detect progress.
+    progress_count: grows whenever output is read, recorded or handled. Only useful to detect progress: it has no unit.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class AgentOutput:
         queue: CpuQueue,
     ) -> None:
         self._queue = queue
-        self.processed_bytes = 0
+        self.progress_count = 0
         self._quota = quota
         self._record = record
         self._on_chunk = on_chunk
@@ -232,7 +232,7 @@ class AgentOutput:
             self._record(Gap(0, 0, f"{self._quota.dropped_bytes} bytes of output were dropped at the end."))
 
     def _count_chunk(self, byte_count: int) -> None:
-        self.processed_bytes += byte_count
+        self.progress_count += byte_count
         self._on_chunk(byte_count)
 
     async def _read_pieces(self, reader: asyncio.StreamReader) -> AsyncIterator[Iterable[tuple[bytes, bool]]]:
@@ -264,7 +264,7 @@ class AgentOutput:
         for number, event in enumerate(events or (), start=1):
             await self._pause_regularly(number)
             self._stdout.on_event(event)
-            self.processed_bytes += 1
+            self.progress_count += 1
 
     async def _record_piece(self, stream: Stream, piece: bytes, is_continued: bool, *, is_parsed: bool = False) -> None:
         if await self._quota.acquire(len(piece)):
@@ -272,7 +272,7 @@ class AgentOutput:
         elif not self._has_recorded_gap:
             self._has_recorded_gap = True
             self._record(Gap(0, 0, _OUTPUT_LIMIT_MESSAGE))
-        self.processed_bytes += len(piece)
+        self.progress_count += len(piece)
 
     def _append_stderr_tail(self, piece: bytes) -> None:
         self._stderr_tail.append(piece[-_STDERR_TAIL_BYTES:])

@@ -156,9 +156,9 @@ async def _wait_for_output(readers: Sequence["asyncio.Task[None]"], output: Agen
     check_seconds = OUTPUT_DRAIN_TIMEOUT_SECONDS / _DRAIN_CHECKS
     silent_checks = 0
     for _ in range(math.ceil(OUTPUT_DRAIN_TIMEOUT_SECONDS_MAX / check_seconds)):
-        moved_bytes = output.processed_bytes
+        previous_count = output.progress_count
         _, late = await asyncio.wait(readers, timeout=check_seconds)
-        is_silent = output.processed_bytes == moved_bytes and not queue.is_waiting
+        is_silent = output.progress_count == previous_count and not queue.is_waiting
         silent_checks = silent_checks + 1 if is_silent else 0
         if not late or silent_checks == _DRAIN_CHECKS:
             return f"nothing was received for {OUTPUT_DRAIN_TIMEOUT_SECONDS:g} s"
