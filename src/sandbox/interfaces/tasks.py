@@ -197,13 +197,13 @@ class Submission:
 class Cancellation:
     """A durable cancel request.
 
-    task: the task as it was before the request.
+    task_before: the task as it was before the request.
     state: the current state.
     requested_at: when the first request for this task was recorded.
     message: human-readable.
     """
 
-    task: Task
+    task_before: Task
     state: TaskState
     requested_at: datetime
     message: str

@@ -184,7 +184,7 @@ async def test_pending_task_is_cancelled_without_a_runner(components):
             await service.submit(manifest("first"))
             await service.submit(manifest("second"))
             cancelled = await service.cancel("second", reason="not needed", force=False)
-            assert cancelled.task.state is TaskState.PENDING
+            assert cancelled.task_before.state is TaskState.PENDING
             assert cancelled.requested_at == components.journals.replay("second").task.cancel_requested_at
             assert (await service.wait("second", 10)).state is TaskState.CANCELLED
             with pytest.raises(TaskEndedError):
@@ -218,7 +218,7 @@ async def test_repeated_cancel_returns_the_time_of_the_first_request(components)
         recorded = components.journals.replay("task-1").task.cancel_requested_at
         status = await service.status("task-1")
         second = await service.cancel("task-1", reason="", force=True)
-        assert (first.task.state, first.state) == (TaskState.RUNNING, TaskState.RUNNING)
+        assert (first.task_before.state, first.state) == (TaskState.RUNNING, TaskState.RUNNING)
         assert first.requested_at == second.requested_at == status.cancel_requested_at == recorded
         assert status.cancel is not None
         assert status.cancel.reason == "why not"

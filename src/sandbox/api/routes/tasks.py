@@ -276,9 +276,9 @@ async def cancel_task(
     )
     body: CancelledBody = {
         "success": True,
-        "id": cancellation.task.id,
-        "task_id": cancellation.task.id,
-        "previous_state": cancellation.task.state.value,
+        "id": cancellation.task_before.id,
+        "task_id": cancellation.task_before.id,
+        "previous_state": cancellation.task_before.state.value,
         "new_state": "cancelled",
         "message": cancellation.message,
         "state": cancellation.state.value,
