@@ -56,10 +56,10 @@ class ArtifactNames:
 
 def _truncate(name: str) -> str:
     """Cut long names at the start, to keep the last part and the suffix."""
-    return _suffix_bytes(printable_path(_suffix_bytes(name).encode()))  # the name may now start with a combining mark
+    return _cut_start(printable_path(_cut_start(name).encode()))  # the name may now start with a combining mark
 
 
-def _suffix_bytes(name: str) -> str:
+def _cut_start(name: str) -> str:
     return name.encode()[-_NAME_BYTES_MAX:].decode(errors="ignore")
 
 
