@@ -71,7 +71,7 @@ def format_keys(keys: bytes) -> str:
     return " ".join(f"Ctrl-{chr(key | 0x40)}" if key < 0x20 else chr(key) for key in keys)
 
 
-_ROLE_MESSAGES = {True: b"", False: b"[Read-only: another client is typing, or you used --watch.]\r\n"}
+_WRITE_ACCESS_MESSAGES = {True: b"", False: b"[Read-only: another client is typing, or you used --watch.]\r\n"}
 
 
 class DetachKeyDetector:
@@ -154,7 +154,7 @@ async def _copy_output(terminal: Terminal) -> Exit | None:
     async for frame in terminal.messages():
         if isinstance(frame, Exit):
             return frame
-        output = frame if isinstance(frame, bytes) else _ROLE_MESSAGES[frame]
+        output = frame if isinstance(frame, bytes) else _WRITE_ACCESS_MESSAGES[frame]
         await asyncio.to_thread(_write_all, sys.stdout.fileno(), output)
     return None
 
