@@ -21,7 +21,7 @@ from sandbox.model.manifest.field_formats import repository_location, repository
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.store.listing import (
-    UNLISTED_AGENT,
+    EMPTY_AGENT_SECTION,
     PagePosition,
     cursor_position,
     position_of,
@@ -33,7 +33,7 @@ from sandbox.store.listing import (
 
 def as_task_item(task: Task) -> Task:
     """Return a task as `TaskPage` contains it."""
-    manifest = task.manifest.replace(agent=UNLISTED_AGENT, repository=without_patch(task.manifest.repository))
+    manifest = task.manifest.replace(agent=EMPTY_AGENT_SECTION, repository=without_patch(task.manifest.repository))
     message = task.final_message_or_result
     return msgspec.structs.replace(task, artifacts=(), manifest=manifest, result=None, final_message=message)
 
