@@ -78,7 +78,7 @@ class OverriddenManifest:
         from sandbox.model.manifest.document import write_json
 
         self.body = write_json(document.data)
-        self._overridden = {field_name(override.path): override.text for override in overrides}
+        self._overridden = {field_name(override.path): override.origin for override in overrides}
         marks = {**document.value_locations, **document.key_locations}
         self._locations = {field_name(path): (location.line, location.column) for path, location in marks.items()}
 

@@ -82,18 +82,18 @@ def submit_again(submit: Callable[[], Submitted], task_id: str, overrides: Seque
         request, command = f" with POST /api/v1/tasks/{task_id}/rerun.", f" with: sandbox task rerun {task_id}"
         fail(f"Error: {escape_text(error.message.replace(request, command))}", exit_code_for_client_error(error))
     except api.InvalidManifestError as error:
-        sources = {field_name(override.path): override.text for override in overrides}
+        origins = {field_name(override.path): override.origin for override in overrides}
         details: Iterable[Any] = error.details if isinstance(error.details, list) else ()
-        located = [_with_origin(each, sources.get(str(each.get("field")))) for each in details]
+        located = [_with_origin(each, origins.get(str(each.get("field")))) for each in details]
         fail_with_field_errors(f"The manifest of task {task_id}", error.message, located)
 
 
-def _with_origin(detail: Mapping[str, Any], source: str | None) -> dict[str, Any]:
+def _with_origin(detail: Mapping[str, Any], origin: str | None) -> dict[str, Any]:
     """Add the option that set the field to the field's error. If a list is expected, add how to set an entry."""
     message = str(detail.get("message", ""))
-    if source is not None and message.startswith("must be a list"):
+    if origin is not None and message.startswith("must be a list"):
         message += f"; set an entry with --set {detail.get('field')}[0]=VALUE"
-    return {**detail, "message": message, "source": source}
+    return {**detail, "message": message, "source": origin}
 
 
 def _fail_duplicate(error: DuplicateTaskIdError) -> NoReturn:

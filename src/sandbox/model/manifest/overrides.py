@@ -20,12 +20,12 @@ class OverrideError(ValueError):
 class Override:
     """A path in a manifest and its new value.
 
-    text: the override's origin, for messages. assignment: the text that `parse_override` parsed.
+    origin: where the override was given, for messages. assignment: the text that `parse_override` parsed.
     """
 
     path: FieldPath
     value: Any
-    text: str
+    origin: str
     assignment: str = ""
 
     def apply(self, data: dict[str, Any]) -> None:
@@ -54,13 +54,13 @@ class Override:
         elif step == len(parent):
             parent.append(value)
         else:
-            raise OverrideError(f"{self.text}: the next index of this list is [{len(parent)}]")
+            raise OverrideError(f"{self.origin}: the next index of this list is [{len(parent)}]")
 
 
-def parse_override(text: str, source: str = "") -> Override:
+def parse_override(text: str, origin: str = "") -> Override:
     r"""Parse `vm.cpus=16` or `secrets[0].key=TOKEN`; `\.` is a dot within a name. Raises OverrideError.
 
-    source: the override's origin, for later messages; the text itself by default.
+    origin: where the override was given, for later messages; the text itself by default.
     """
     written, equals, value = text.partition("=")
     path: list[str | int] = []
@@ -76,7 +76,7 @@ def parse_override(text: str, source: str = "") -> Override:
         raise OverrideError(f"{_shorten(text)!r} has a path of more than {MANIFEST_DEPTH_MAX} steps")
     if not equals or not path or position < len(written):
         raise OverrideError(f"{_shorten(text)!r} is not PATH=VALUE, such as vm.cpus=16 or secrets[0].key=TOKEN")
-    return Override(tuple(path), _parse_scalar(value), source or text, text)
+    return Override(tuple(path), _parse_scalar(value), origin or text, text)
 
 
 _QUOTED_CHARACTERS_MAX = 200
