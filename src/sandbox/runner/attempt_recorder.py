@@ -47,12 +47,12 @@ class RetryingWriter:
     A cancel request is written immediately or rejected, because its caller relies on it. Records that contain neither a
     state nor a cost are buffered only up to BUFFERED_OUTPUT_BYTES_MAX.
 
-    free_space: called when the disk rejects a write; returns whether to try again.
+    release_reserve: frees the reserve of the disk; called when a write fails. Returns whether to try again.
     """
 
-    def __init__(self, writer: JournalWriter, free_space: Callable[[], bool]) -> None:
+    def __init__(self, writer: JournalWriter, release_reserve: Callable[[], bool]) -> None:
         self._writer = writer
-        self._free_space = free_space
+        self._release_reserve = release_reserve
         self._pending: deque[_PendingRecord] = deque()
         self._pending_bytes = 0
 
@@ -110,7 +110,7 @@ class RetryingWriter:
         try:
             return self._append(pending)
         except OSError:
-            if not self._free_space():
+            if not self._release_reserve():
                 raise
         return self._append(pending)
 
