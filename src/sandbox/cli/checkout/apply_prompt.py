@@ -39,16 +39,16 @@ class ApplyPrompt:
     """Prompt to apply a task's patch.
 
     should_apply: whether to apply the patch; None prompts on the terminal.
-    has_local_changes: the task started with uncommitted changes, which stay separate from the task's own changes.
-    head: the commit and branch from which the task started.
+    started_with_local_changes: the task started with uncommitted changes, which stay separate from the task's changes.
+    start_head: the commit and branch from which the task started.
     """
 
     checkout: Checkout
     options: CliOptions
     should_apply: bool | None
     allows_secrets: bool
-    has_local_changes: bool
-    head: Head
+    started_with_local_changes: bool
+    start_head: Head
 
     def run(self, client: Client, task_id: str, *, is_empty_reported: bool = False) -> None:
         """Show the changes, and apply them if requested.
@@ -68,7 +68,7 @@ class ApplyPrompt:
         is_empty = not patch.stat().st_size
         changed = self.checkout.list_changed_files(patch) if has_diff else []
         is_json = self.options.format == "json"
-        applies, head, is_declined = self.should_apply, self.head, False
+        applies, head, is_declined = self.should_apply, self.start_head, False
         if applies is None and has_diff and not is_json:
             head = self._warn_if_moved()
             applies = _confirm_apply(patch, self.options)
@@ -94,7 +94,7 @@ class ApplyPrompt:
 
         It is not staged if the user has other changes, which keeps the two separate.
         """
-        return not (self.has_local_changes or self.checkout.count_changed())
+        return not (self.started_with_local_changes or self.checkout.count_changed())
 
     def apply_command(self, task_id: str) -> str:
         """Return the command that applies the task's changes later."""
@@ -102,7 +102,7 @@ class ApplyPrompt:
 
     def _warn_if_moved(self) -> Head:
         head = self.checkout.head()
-        if head != self.head:
+        if head != self.start_head:
             click.echo(self._moved_message(head), err=True)
         return head
 
@@ -119,7 +119,7 @@ class ApplyPrompt:
         return None
 
     def _moved_message(self, head: Head) -> str:
-        previous, current = _describe_head(self.head), _describe_head(head)
+        previous, current = _describe_head(self.start_head), _describe_head(head)
         return f"This checkout was at {previous} when the task started, and is at {current} now."
 
     def _print_result(self, task_id: str, changed: list[ChangedFile], *, is_applied: bool, is_staged: bool) -> None:

@@ -93,10 +93,10 @@ def run(
     if run_options["task_id"] is not None:
         overrides.append(id_override(run_options["task_id"]))
     _print_clone_source(source, checkout, includes_dirty=bool(includes_dirty))
-    has_local_changes = bool(includes_dirty) and bool(
+    starts_with_local_changes = bool(includes_dirty) and bool(
         checkout.count_changed() or checkout.count_changed(untracked=True)
     )
-    apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, has_local_changes, checkout.head())
+    apply_prompt = ApplyPrompt(checkout, options, applies, allows_secrets, starts_with_local_changes, checkout.head())
     patch = create_local_patch(checkout, source.commit) if includes_dirty else b""
     manifest = ManifestFile(
         "sandbox run",
