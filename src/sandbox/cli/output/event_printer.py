@@ -54,18 +54,19 @@ class DetailLevel:
     shows_activity: print the agent's messages and tool calls.
     text_lines_max: lines per message, None for all.
     result_lines_max: lines per tool result.
-    edit_lines_max: lines per diff of a tool call's edits. needs_terminal: print diffs only on a terminal.
+    edit_lines_max: lines per diff of a tool call's edits.
+    diffs_need_terminal: print these diffs only on a terminal.
     """
 
     shows_activity: bool = True
     text_lines_max: int | None = TEXT_LINES_MAX
     result_lines_max: int = 0
     edit_lines_max: int = 8
-    needs_terminal: bool = True
+    diffs_need_terminal: bool = True
 
 
 SHORT = DetailLevel()
-FULL = DetailLevel(text_lines_max=None, result_lines_max=3, edit_lines_max=24, needs_terminal=False)
+FULL = DetailLevel(text_lines_max=None, result_lines_max=3, edit_lines_max=24, diffs_need_terminal=False)
 STATES = DetailLevel(shows_activity=False)
 
 
@@ -123,7 +124,7 @@ class EventPrinter:
         self._line_characters = 0
         self._last_message = ""
         self._open_calls: dict[str, _OpenCall] = {}
-        self._shows_edits = detail.shows_activity and (console.is_terminal or not detail.needs_terminal)
+        self._shows_edits = detail.shows_activity and (console.is_terminal or not detail.diffs_need_terminal)
         self._results: dict[str, str] = {}
         self._started_at: str | None = None
         self._latest_at: datetime | None = None
