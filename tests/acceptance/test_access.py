@@ -174,7 +174,7 @@ def test_remote_clients_are_served_with_a_token(deployment):
     deployment.data_dir.mkdir(mode=0o700)
     bearer = make_token(deployment, Role.OPERATOR)[1]
     with SimulatedInternet() as network:
-        deployment.prefix, deployment.model_url = network.server_prefix, "http://127.0.0.1:9"
+        deployment.command_prefix, deployment.model_url = network.server_command_prefix, "http://127.0.0.1:9"
         port = deployment.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
         url = f"http://{SERVER_ADDRESS}:{port}/api/v1/tasks"
         with httpx2.Client(transport=NamespaceTransport(network.server_namespace), timeout=30) as client:

@@ -179,7 +179,7 @@ def egress_setup(tmp_path_factory):
         network,
     ):
         public = make_certificate(certificate, *TO_HOST)
-        deployment.start_git(prefix=network.internet_prefix)
+        deployment.start_git(command_prefix=network.internet_command_prefix)
         scripts = {
             mode: "\n".join(
                 (
@@ -194,7 +194,7 @@ def egress_setup(tmp_path_factory):
             for mode, (_, connections) in MODES.items()
         }
         branches = {f"Try {mode}.": (python_turn(script), reply_turn()) for mode, script in scripts.items()}
-        deployment.start_model(branches=branches, prefix=network.internet_prefix)
+        deployment.start_model(branches=branches, command_prefix=network.internet_command_prefix)
         port = deployment.model_url.rpartition(":")[2]
         make_repository(deployment.repositories / "repo.git", {"port": port, "ca.pem": public})
         start_host(deployment, network, HOST_ADDRESS, certificate, record)

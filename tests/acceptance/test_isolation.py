@@ -128,11 +128,14 @@ def results(tmp_path_factory):
     canary.write_text("the host's own")
     with SimulatedInternet() as network:
         deployment = Deployment(
-            directory, prefix=network.server_prefix, address=INTERNET_ADDRESS, namespace=network.server_namespace
+            directory,
+            command_prefix=network.server_command_prefix,
+            address=INTERNET_ADDRESS,
+            namespace=network.server_namespace,
         )
         try:
             make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
-            deployment.start_git(prefix=network.internet_prefix)
+            deployment.start_git(command_prefix=network.internet_command_prefix)
             targets = [
                 (name, address, port)
                 for name, address in (
@@ -158,7 +161,9 @@ def run_access_checks(deployment, network, canary, targets, host_child):
         "SERVER_PID": host_child.pid,
     }
     header = "".join(f"{name} = {value!r}\n" for name, value in settings.items())
-    deployment.start_model(python_turn(header + ACCESS_CHECKS), reply_turn(), prefix=network.internet_prefix)
+    deployment.start_model(
+        python_turn(header + ACCESS_CHECKS), reply_turn(), command_prefix=network.internet_command_prefix
+    )
     model_port = int(deployment.model_url.rpartition(":")[2])
     reachable = network.can_reach(INTERNET_ADDRESS, model_port)
     wait_until(

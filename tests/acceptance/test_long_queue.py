@@ -10,7 +10,7 @@ def test_many_tasks_queue_under_a_low_descriptor_limit(deployment, tmp_path):
     make_repository(deployment.repositories / "repo.git", {"README.md": "# Hi\n"})
     deployment.start_git()
     deployment.start_model()
-    deployment.prefix = FEW_DESCRIPTORS
+    deployment.command_prefix = FEW_DESCRIPTORS
     deployment.start_server(PYTHONPATH=str(make_fake_agent(tmp_path / "agent", [('{"type": "assistant"}', 300.0)])))
     deployment.submit("first", vm={"cpus": 16})
     for number in range(60):

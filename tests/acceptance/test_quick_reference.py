@@ -485,7 +485,7 @@ def connected_user(request, tmp_path_factory):
         with_hosts = ("unshare", "--mount", "sh", "-c", f'mount --bind {hosts} /etc/hosts && exec "$@"', "sh")
         deployment = Deployment(
             tmp_path,
-            prefix=(*network.server_prefix, *with_hosts),
+            command_prefix=(*network.server_command_prefix, *with_hosts),
             address=INTERNET_ADDRESS,
             namespace=network.server_namespace,
         )
@@ -493,13 +493,13 @@ def connected_user(request, tmp_path_factory):
         try:
             make_app(deployment, **{"ca.pem": (github / "cert.pem").read_text()})
             add_address = ("ip", "address", "add", f"{GITHUB_ADDRESS}/32", "dev", "lo")
-            subprocess.run([*network.internet_prefix, *add_address], check=True, timeout=20)
+            subprocess.run([*network.internet_command_prefix, *add_address], check=True, timeout=20)
             command = [sys.executable, fake_github.__file__, "--directory", str(github), "--address", GITHUB_ADDRESS]
-            deployment._start("github", command, {}, network.internet_prefix)
-            deployment.start_git(prefix=network.internet_prefix)
+            deployment._start("github", command, {}, network.internet_command_prefix)
+            deployment.start_git(command_prefix=network.internet_command_prefix)
             get_issue = ToolUse("mcp__github__get_issue", {"owner": "org", "repo": "app", "issue_number": 42})
             turns = (Turn((get_issue,)), python_turn(INSPECT_MCP_SERVER), reply_turn())
-            deployment.start_model(*turns, prefix=network.internet_prefix)
+            deployment.start_model(*turns, command_prefix=network.internet_command_prefix)
             deployment.start_server(GITHUB_TOKEN=TOKEN)
             deployment.github_requests = github / "requests.ndjson"
             yield deployment

@@ -39,8 +39,8 @@ class ChaosDeployment(Deployment):
         for relay in self.relays:
             relay.close()
 
-    def start_git(self, prefix=()):
-        super().start_git(prefix)
+    def start_git(self, command_prefix=()):
+        super().start_git(command_prefix)
         self.git_port = int(self.processes[-1].ready_message["url"].rpartition(":")[2])
 
     def add_pausing_relay(self, bytes_max):

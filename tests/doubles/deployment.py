@@ -162,11 +162,12 @@ def preinstall_agent(data_dir):
 class Deployment:
     """A server and its data directory, a git host and a model. Each program is a process; `close` stops all.
 
-    forks: fork programs instead of starting an interpreter, which takes a second. Programs with a prefix are never
-    forked.
+    command_prefix: the words before the command that starts the server.
+    forks: fork programs instead of starting an interpreter, which takes a second. Programs with a command prefix are
+        never forked.
     """
 
-    def __init__(self, directory, *, prefix=(), address="127.0.0.1", namespace=None, forks=True):
+    def __init__(self, directory, *, command_prefix=(), address="127.0.0.1", namespace=None, forks=True):
         self.directory = Path(directory)
         self.home = self.directory / "home"
         self.home.mkdir()
@@ -174,31 +175,31 @@ class Deployment:
         self.repositories.mkdir()
         self.data_dir = self.directory / "data"
         self.model_requests_file = self.directory / "model-requests.ndjson"
-        self.prefix = prefix
+        self.command_prefix = command_prefix
         self.address = address
         self.transport = NamespaceTransport(namespace) if namespace else None
         self.processes = []
         self.server = None
-        self.forks = forks and not prefix
+        self.forks = forks and not command_prefix
         self.runtime = "bubblewrap"  # the fastest runtime; None means the server's default
         self.bearer = None
         self.http = None
 
-    def start_git(self, prefix=()):
+    def start_git(self, command_prefix=()):
         arguments = ["--directory", str(self.repositories), "--host", self.address]
-        git_server = self._start_program("git", _GIT_SERVER, arguments, {}, prefix)
+        git_server = self._start_program("git", _GIT_SERVER, arguments, {}, command_prefix)
         (self.home / ".gitconfig").write_text(
             f'[url "{git_server.ready_message["url"]}/"]\n\tinsteadOf = {ORGANIZATION}\n'
         )
 
-    def start_model(self, *turns, prefix=(), port=0, **script):
+    def start_model(self, *turns, command_prefix=(), port=0, **script):
         path = self.directory / "script.json"
         import msgspec
 
         path.write_bytes(msgspec.json.encode(Script(turns, **script)))
         arguments = ["--script", str(path), "--host", self.address, "--port", str(port)]
         self.model = self._start_program(
-            "model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, prefix
+            "model", _MODEL, [*arguments, "--record", str(self.model_requests_file)], {}, command_prefix
         )
         self.model_url = self.model.ready_message["url"]
 
@@ -222,7 +223,7 @@ class Deployment:
 
         ports: of the REST and WebSocket APIs; 0 for any. python: the interpreter of another version of Sandbox.
         """
-        if not self.prefix and not (self.data_dir / "agent").exists():
+        if not self.command_prefix and not (self.data_dir / "agent").exists():
             preinstall_agent(self.data_dir)
         port, ws_port = map(str, ports)
         arguments = ["serve", "--port", port, "--ws-port", ws_port, "--data-dir", str(self.data_dir)]
@@ -235,7 +236,7 @@ class Deployment:
         if python is not None:
             self.server = self._start("server", [python, "-m", _MODULES[COMMAND_LINE], *arguments], environment, ())
         else:
-            self.server = self._start_program("server", COMMAND_LINE, arguments, environment, self.prefix)
+            self.server = self._start_program("server", COMMAND_LINE, arguments, environment, self.command_prefix)
         if self.http is not None:
             self.http.close()
         self.http = self._client()
@@ -247,14 +248,14 @@ class Deployment:
         self.server.stop(signal_number)
         return self.start_server(ports=ports)
 
-    def _start(self, name, command, environment, prefix):
-        return self._start_process(name, partial(subprocess.Popen, [*prefix, *command]), environment)
+    def _start(self, name, command, environment, command_prefix):
+        return self._start_process(name, partial(subprocess.Popen, [*command_prefix, *command]), environment)
 
-    def _start_program(self, name, main, arguments, environment, prefix):
+    def _start_program(self, name, main, arguments, environment, command_prefix):
         """Start one of Sandbox's programs, as a fork if possible."""
-        if self.forks and not prefix:
+        if self.forks and not command_prefix:
             return self._start_process(name, partial(ForkedCommand, arguments, main=main), environment)
-        return self._start(name, [sys.executable, "-m", _MODULES[main], *arguments], environment, prefix)
+        return self._start(name, [sys.executable, "-m", _MODULES[main], *arguments], environment, command_prefix)
 
     def _start_process(self, name, start, environment):
         environment = {"PATH": os.environ["PATH"], "HOME": str(self.home), "LANG": "C.UTF-8", **environment}
@@ -340,7 +341,9 @@ class Deployment:
 
     def is_pristine(self):
         """Return whether nothing has been prepared or started yet, and programs may be forked."""
-        return self.forks and not (self.processes or self.prefix or self.data_dir.exists() or any(self.home.iterdir()))
+        return self.forks and not (
+            self.processes or self.command_prefix or self.data_dir.exists() or any(self.home.iterdir())
+        )
 
     def close(self):
         if self.http is not None:

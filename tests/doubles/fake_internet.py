@@ -30,12 +30,15 @@ def deployment_with_fake_internet(
     mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
     with_hosts = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
     with SimulatedInternet() as network:
-        for prefix, addresses_here in ((network.internet_prefix, addresses), (network.server_prefix, own_addresses)):
+        for command_prefix, addresses_here in (
+            (network.internet_command_prefix, addresses),
+            (network.server_command_prefix, own_addresses),
+        ):
             for address in addresses_here:
-                run(*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
+                run(*command_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
         deployment = Deployment(
             directory,
-            prefix=(*network.server_prefix, *with_hosts),
+            command_prefix=(*network.server_command_prefix, *with_hosts),
             address=services_address,
             namespace=network.server_namespace,
         )
@@ -48,9 +51,9 @@ def deployment_with_fake_internet(
 def start_host(deployment, network, address, certificate, record):
     """Start a fake host with all its ports."""
     program = [sys.executable, fake_public_host.__file__, address, str(certificate), str(record)]
-    deployment._start("host", program, {}, network.internet_prefix)
+    deployment._start("host", program, {}, network.internet_command_prefix)
     http2 = [str(NODE), str(HTTP2_PROGRAM), address, str(certificate)]
-    deployment._start("http2", http2, {}, network.internet_prefix)
+    deployment._start("http2", http2, {}, network.internet_command_prefix)
 
 
 def make_certificate(path, *names):

@@ -24,7 +24,7 @@ PRIVATE_ADDRESS = "10.1.2.3"
 class SimulatedInternet:
     """A context manager that creates both namespaces.
 
-    server_prefix, internet_prefix: the start of a command line that runs a program in one of the namespaces.
+    server_command_prefix, internet_command_prefix: the words before a command that runs in one of the namespaces.
     packets: (protocol, address, port) of every recorded packet. For TCP connections, only the SYN packets are recorded.
     """
 
@@ -36,11 +36,11 @@ class SimulatedInternet:
     def __enter__(self):
         self._holders = [_hold_namespace(), _hold_namespace()]
         server, internet = (str(holder.pid) for holder in self._holders)
-        self.server_prefix = ("nsenter", "--net", "--target", server, "--")
+        self.server_command_prefix = ("nsenter", "--net", "--target", server, "--")
         self.server_namespace = f"/proc/{server}/ns/net"
-        self.internet_prefix = ("nsenter", "--net", "--target", internet, "--")
+        self.internet_command_prefix = ("nsenter", "--net", "--target", internet, "--")
         _run(
-            *self.server_prefix,
+            *self.server_command_prefix,
             "ip",
             "link",
             "add",
@@ -53,16 +53,16 @@ class SimulatedInternet:
             "netns",
             internet,
         )
-        for prefix, device, address in (
-            (self.server_prefix, "wire0", SERVER_ADDRESS),
-            (self.internet_prefix, "wire1", INTERNET_ADDRESS),
+        for command_prefix, device, address in (
+            (self.server_command_prefix, "wire0", SERVER_ADDRESS),
+            (self.internet_command_prefix, "wire1", INTERNET_ADDRESS),
         ):
-            _run(*prefix, "ip", "link", "set", "lo", "up")
-            _run(*prefix, "ip", "address", "add", f"{address}/24", "dev", device)
-            _run(*prefix, "ip", "link", "set", device, "up")
-        _run(*self.server_prefix, "ip", "route", "add", "default", "via", INTERNET_ADDRESS)
+            _run(*command_prefix, "ip", "link", "set", "lo", "up")
+            _run(*command_prefix, "ip", "address", "add", f"{address}/24", "dev", device)
+            _run(*command_prefix, "ip", "link", "set", device, "up")
+        _run(*self.server_command_prefix, "ip", "route", "add", "default", "via", INTERNET_ADDRESS)
         for address in (METADATA_ADDRESS, PUBLIC_ADDRESS, PRIVATE_ADDRESS):
-            _run(*self.internet_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
+            _run(*self.internet_command_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
         self._sniffer = threading.Thread(target=self._capture_packets, args=(f"/proc/{internet}/ns/net",))
         self._sniffer.start()
         return self
@@ -81,7 +81,7 @@ class SimulatedInternet:
         """
         script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
         with contextlib.suppress(subprocess.CalledProcessError):
-            _run(*self.server_prefix, "python3", "-I", "-c", script)
+            _run(*self.server_command_prefix, "python3", "-I", "-c", script)
             return True
         return False
 

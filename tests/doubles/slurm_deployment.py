@@ -16,16 +16,21 @@ class SlurmDeployment(Deployment):
     """A server, a git host and a model in the network of a cluster's controller."""
 
     def __init__(self, directory, cluster):
-        prefix = ("nsenter", f"--net={cluster.network}", "--")
-        super().__init__(directory, prefix=prefix, address=slurm_cluster.CONTROLLER_ADDRESS, namespace=cluster.network)
+        command_prefix = ("nsenter", f"--net={cluster.network}", "--")
+        super().__init__(
+            directory,
+            command_prefix=command_prefix,
+            address=slurm_cluster.CONTROLLER_ADDRESS,
+            namespace=cluster.network,
+        )
         self.cluster = cluster
         self.hosts_dir = self.directory / "hosts"
 
     def start_git(self):
-        super().start_git(self.prefix)
+        super().start_git(self.command_prefix)
 
     def start_model(self, *turns, **script):
-        super().start_model(*turns, prefix=self.prefix, **script)
+        super().start_model(*turns, command_prefix=self.command_prefix, **script)
 
     def start_server(self, **options):
         if not self.data_dir.exists():

@@ -112,11 +112,11 @@ class AttackRun:
     def _prepare(self):
         self.canary.write_text("the host's own\n")
         network = self.network = self._stack.enter_context(SimulatedInternet())
-        _add_address(network.internet_prefix, HOST_ADDRESS)
-        _add_address(network.server_prefix, SERVER_IP_ADDRESS)
+        _add_address(network.internet_command_prefix, HOST_ADDRESS)
+        _add_address(network.server_command_prefix, SERVER_IP_ADDRESS)
         self.deployment = Deployment(
             self.directory,
-            prefix=(*network.server_prefix, *self._with_hosts(), *self._as_user()),
+            command_prefix=(*network.server_command_prefix, *self._with_hosts(), *self._as_user()),
             address=INTERNET_ADDRESS,
             namespace=network.server_namespace,
         )
@@ -155,11 +155,11 @@ class AttackRun:
         deployment, network = self.deployment, self.network
         certificate = self.directory / "host.pem"
         _make_certificate(certificate)
-        deployment.start_git(prefix=network.internet_prefix)
+        deployment.start_git(command_prefix=network.internet_command_prefix)
         with (deployment.home / ".gitconfig").open("a") as config:
             config.write("[credential]\n\thelper = store\n")
         turns = [_bash_turn(f"sh turn-{number}.sh") for number in range(self._turn_count)]
-        deployment.start_model(*turns, reply_turn(), prefix=network.internet_prefix)
+        deployment.start_model(*turns, reply_turn(), command_prefix=network.internet_command_prefix)
         program = [
             sys.executable,
             fake_public_host.__file__,
@@ -167,7 +167,7 @@ class AttackRun:
             str(certificate),
             str(self.host_request_log),
         ]
-        deployment._start("host", program, {}, network.internet_prefix)
+        deployment._start("host", program, {}, network.internet_command_prefix)
         deployment.start_server(SANDBOX_RUNTIME=self.runtime, SSH_AUTH_SOCK=str(self.socket_file), **self._agent())
         self._settings = self._attack_settings()
         public = certificate.read_text().partition("-----BEGIN CERTIFICATE")
@@ -346,6 +346,6 @@ def _make_certificate(path):
     path.write_text(path.read_text() + Path(str(path) + ".cert").read_text())
 
 
-def _add_address(prefix, address):
-    command = (*prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
+def _add_address(command_prefix, address):
+    command = (*command_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
     subprocess.run(command, check=True, capture_output=True, timeout=20)

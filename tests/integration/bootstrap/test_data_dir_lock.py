@@ -28,13 +28,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a
 NOBODY = 65534
 
 
-def serve(data_dir, *, prefix=()):
-    """Run `serve` in a fork, or in a new interpreter if a prefix is given."""
+def serve(data_dir, *, command_prefix=()):
+    """Run `serve` in a fork, or in a new interpreter if a command prefix is given."""
     arguments = ["serve", "--port", "0", "--ws-port", "0", "--data-dir", str(data_dir)]
     environment = {"PATH": os.environ["PATH"], "HOME": str(data_dir.parent / "home"), "LANG": "C.UTF-8"}
-    if not prefix:
+    if not command_prefix:
         return run(*arguments, text=True, env=environment)
-    command = [*prefix, sys.executable, "-m", "sandbox", *arguments]
+    command = [*command_prefix, sys.executable, "-m", "sandbox", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
 
 
@@ -86,9 +86,9 @@ def test_bind_mount_of_a_locked_directory_cannot_be_served(tmp_path):
     data_dir, mounted = tmp_path / "data", tmp_path / "mounted"
     data_dir.mkdir(mode=0o700)
     mounted.mkdir()
-    prefix = ("unshare", "--mount", "sh", "-c", f'mount --bind "{data_dir}" "{mounted}" && exec "$@"', "sh")
+    command_prefix = ("unshare", "--mount", "sh", "-c", f'mount --bind "{data_dir}" "{mounted}" && exec "$@"', "sh")
     with lock_data_dir(data_dir):
-        result = serve(mounted, prefix=prefix)
+        result = serve(mounted, command_prefix=command_prefix)
     assert result.returncode == 4
     assert f"process id {os.getpid()}" in result.stderr
 
@@ -101,8 +101,8 @@ def test_directory_of_another_user_is_rejected(owner, other):
         data_dir = Path(directory) / "data"
         data_dir.mkdir(mode=0o700)
         os.chown(data_dir, owner, owner)
-        prefix = ("setpriv", f"--reuid={other}", f"--regid={other}", "--clear-groups")
-        result = serve(data_dir, prefix=prefix)
+        command_prefix = ("setpriv", f"--reuid={other}", f"--regid={other}", "--clear-groups")
+        result = serve(data_dir, command_prefix=command_prefix)
         assert result.returncode == 2
         assert f"{data_dir} is not owned by this user" in result.stderr
         assert not list(data_dir.iterdir())

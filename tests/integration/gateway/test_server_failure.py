@@ -23,7 +23,7 @@ RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_unrestricted=True
 @pytest.fixture
 def network():
     with SimulatedInternet() as network:
-        run(*network.internet_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
+        run(*network.internet_command_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
         yield network
 
 
@@ -56,7 +56,7 @@ def gateway(network, sandbox):
     descriptors = [model, proxy, dns_udp.fileno(), dns_tcp, transparent]
     listeners = f"{model},{proxy},{dns_udp.fileno()},{dns_tcp},443={transparent}"
     process = subprocess.Popen(
-        [*network.server_prefix, sys.executable, gateway_process.__file__, listeners, RULES],
+        [*network.server_command_prefix, sys.executable, gateway_process.__file__, listeners, RULES],
         pass_fds=descriptors,
         stdout=subprocess.PIPE,
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -82,7 +82,7 @@ def tunnel(namespace):
 
 
 def test_killed_gateway_closes_all_connections_and_listeners(network, sandbox, gateway):
-    with in_namespace(f"/proc/{network.internet_prefix[3]}/ns/net"):
+    with in_namespace(f"/proc/{network.internet_command_prefix[3]}/ns/net"):
         host = socket.create_server((HOST_ADDRESS, 22))
     with host, tunnel(sandbox) as connection:
         assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
