@@ -11,8 +11,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from doubles.deployment import Deployment, bash_turn, make_repository, reply_turn, wait_until
+from doubles.fake_internet import SERVER_ADDRESS, FakeInternet
 from doubles.network_namespace import NamespaceTransport
-from doubles.simulated_internet import SERVER_ADDRESS, SimulatedInternet
 from sandbox.auth.token_file import TokenFile
 from sandbox.interfaces.auth import Role
 
@@ -173,7 +173,7 @@ def test_non_loopback_address_requires_a_token(run_cli):
 def test_remote_clients_are_served_with_a_token(deployment):
     deployment.data_dir.mkdir(mode=0o700)
     bearer = make_token(deployment, Role.OPERATOR)[1]
-    with SimulatedInternet() as network:
+    with FakeInternet() as network:
         deployment.command_prefix, deployment.model_url = network.server_command_prefix, "http://127.0.0.1:9"
         port = deployment.start_server(SANDBOX_HOST="0.0.0.0")["http"].rpartition(":")[2]
         url = f"http://{SERVER_ADDRESS}:{port}/api/v1/tasks"

