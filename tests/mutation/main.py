@@ -189,7 +189,7 @@ class Baseline:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._tests: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self._imported: set[tuple[str, int]] = set()
+        self._lines_run_at_import: set[tuple[str, int]] = set()
 
     def add(self, outcome: Outcome) -> None:
         """Add the outcome of a run of some of the tests."""
@@ -200,7 +200,7 @@ class Baseline:
             for line, tests in lines.items():
                 self._tests[file][line] |= set(tests) - {""}
                 if "" in tests:
-                    self._imported.add((file, line))
+                    self._lines_run_at_import.add((file, line))
 
     def tests_for(self, mutant: Mutant, test_paths: list[str]) -> list[str]:
         """Return the tests that run the mutant's lines, then the other tests in their files, which may share a fixture.
@@ -210,12 +210,16 @@ class Baseline:
         """
         lines = self._tests[mutant.file]
         mutated_lines = range(mutant.line, mutant.last_line + 1)
-        is_imported = mutant.is_imported or any((mutant.file, line) in self._imported for line in mutated_lines)
-        covering = set().union(*(tests for line, tests in lines.items() if mutant.is_imported or line in mutated_lines))
+        runs_at_import = mutant.runs_at_import or any(
+            (mutant.file, line) in self._lines_run_at_import for line in mutated_lines
+        )
+        covering = set().union(
+            *(tests for line, tests in lines.items() if mutant.runs_at_import or line in mutated_lines)
+        )
         covering_files = {test.split("::")[0] for test in covering}
         paths = tuple(f"tests/{test_path}" for test_path in test_paths)
         target_tests = [test for test in self.seconds if test.startswith(paths)]
-        rest = [test for test in target_tests if is_imported or test.split("::")[0] in covering_files]
+        rest = [test for test in target_tests if runs_at_import or test.split("::")[0] in covering_files]
         selected = {test for test in target_tests if test in covering}, set(rest) - covering
         return [test for tests in selected for test in sorted(tests, key=lambda test: (self.seconds[test], test))]
 

@@ -49,7 +49,8 @@ class Mutant:
     """One change to one file.
 
     file: relative to the source root. original, mutated: the changed lines. scope: the class or function around them.
-    occurrence: the position among equal changes in this scope. is_imported: the code runs when the module is imported.
+    occurrence: the position among equal changes in this scope.
+    runs_at_import: the code runs while its module is imported.
     """
 
     file: str
@@ -60,7 +61,7 @@ class Mutant:
     original: str
     mutated: str
     source: str
-    is_imported: bool
+    runs_at_import: bool
     occurrence: int = 1
 
     @property
@@ -93,19 +94,19 @@ class _Finder:
             self._line_starts.append(self._line_starts[-1] + len(line))
 
     def mutants(self) -> Iterator[Mutant]:
-        return self._visit(self._tree, scope=(), is_imported=True)
+        return self._visit(self._tree, scope=(), runs_at_import=True)
 
-    def _visit(self, node: ast.AST, *, scope: tuple[str, ...], is_imported: bool) -> Iterator[Mutant]:
+    def _visit(self, node: ast.AST, *, scope: tuple[str, ...], runs_at_import: bool) -> Iterator[Mutant]:
         for operator, span, text in _changes(node):
-            mutant = self._mutant(span, text, operator, ".".join(scope), is_imported=is_imported)
+            mutant = self._mutant(span, text, operator, ".".join(scope), runs_at_import=runs_at_import)
             if mutant is not None:
                 yield mutant
         for child, is_inside in _children(node):
             inner = (*scope, node.name) if is_inside and not isinstance(node, ast.Lambda) else scope
             is_run = is_inside and not isinstance(node, ast.ClassDef)
-            yield from self._visit(child, scope=inner, is_imported=is_imported and not is_run)
+            yield from self._visit(child, scope=inner, runs_at_import=runs_at_import and not is_run)
 
-    def _mutant(self, span: Span, text: str, operator: str, scope: str, *, is_imported: bool) -> Mutant | None:
+    def _mutant(self, span: Span, text: str, operator: str, scope: str, *, runs_at_import: bool) -> Mutant | None:
         line, column, last_line, last_column = span
         start, end = self._line_starts[line - 1] + column, self._line_starts[last_line - 1] + last_column
         changed = self._bytes[:start] + text.encode() + self._bytes[end:]
@@ -123,7 +124,7 @@ class _Finder:
             original=_normalize_whitespace(self._bytes[first:last]),
             mutated=_normalize_whitespace(changed[first : last + len(changed) - len(self._bytes)]),
             source=changed.decode(),
-            is_imported=is_imported,
+            runs_at_import=runs_at_import,
         )
 
 
