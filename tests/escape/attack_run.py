@@ -48,7 +48,7 @@ ATTACKS = {
     "resources": tuple(attacks_on_resources.resource_attacks()),
 }
 _TESTED_ELSEWHERE = {*attacks_on_network.gateway_attack_names(), "more memory than the limit"}
-ATTACKS_PER_RUNTIME = {
+ATTACKS_FOR_EACH_RUNTIME = {
     kind: tuple(attack for attack in attacks if attack.name not in _TESTED_ELSEWHERE)
     for kind, attacks in ATTACKS.items()
 }

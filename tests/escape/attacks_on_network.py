@@ -119,7 +119,7 @@ def network_attacks():
     yield from _by_other_families()
 
 
-_PER_RUNTIME = {
+_GATEWAY_ATTACKS_FOR_EACH_RUNTIME = {
     "DNS query for a name that is not allowed",
     "DNS over TCP",
     "a public DNS resolver",
@@ -139,7 +139,7 @@ def gateway_attack_names():
     The gateway runs on the host, and other attacks cover every way to reach it.
     """
     attacks = (*_by_unusual_address(), *_by_name(), *_through_the_proxy(), *_through_transparent_ports())
-    return {attack.name for attack in attacks} - _PER_RUNTIME
+    return {attack.name for attack in attacks} - _GATEWAY_ATTACKS_FOR_EACH_RUNTIME
 
 
 def _by_address():
