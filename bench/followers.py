@@ -24,7 +24,7 @@ from doubles.reconnecting_sse_clients import ReconnectingClient, make_clients
 LINES_PER_SECOND = 1000
 TICKS_PER_SECOND = 40
 SAMPLED_EVERY = 20
-LIFETIME_LOG10 = (4.0, 7.0)
+CONNECTION_BYTES_LOG10 = (4.0, 7.0)
 """Each connection is closed after 10 kB to 10 MB, so one connection is closed every five seconds."""
 TEXT = "a line of output as agents print it, with some words and a number: %d\n"
 
@@ -73,7 +73,7 @@ async def read_all(server: Connection, followers: int, seed: int) -> tuple[list[
 
     port = await asyncio.to_thread(server.recv)
     readers = make_clients(
-        followers, port, "task-001", seed=seed, lifetime_log10=LIFETIME_LOG10, on_events=record_delays
+        followers, port, "task-001", seed=seed, connection_bytes_log10=CONNECTION_BYTES_LOG10, on_events=record_delays
     )
     tasks = [asyncio.create_task(reader.follow()) for reader in readers]
     for reader in readers:

@@ -9,9 +9,9 @@ import time
 _SEQ = re.compile(rb"^id: (\d+)\n", re.MULTILINE)
 _KEEP_ALIVE = b": keep-alive\n\n"
 PAUSES_SECONDS, PAUSE_WEIGHTS = (0, 0.05, 0.3, 4.0), (10, 10, 10, 1)
-LIFETIME_LOG10 = (0.0, 7.3)
-"""Range of a connection's lifetime: from one byte to 20 MB, log-uniform. With a lower average, or longer pauses,
-clients would fall behind a busy task."""
+CONNECTION_BYTES_LOG10 = (0.0, 7.3)
+"""Range of the bytes that a client reads before it closes a connection: from one byte to 20 MB, log-uniform. With a
+lower average, or longer pauses, clients would fall behind a busy task."""
 
 _READ_BYTES = 256 * 1024
 _CONNECT_SECONDS = 30.0
@@ -21,14 +21,14 @@ class ReconnectingClient:
     """Reads until the event `end`; stores `seqs` in the received order, and a digest of all bytes.
 
     rng: chooses when to disconnect and for how long; None for a single connection.
-    lifetime_log10: the range of the base-10 logarithm of the bytes read per connection.
+    connection_bytes_log10: the range of the base-10 logarithm of the bytes read per connection.
     on_events: called with events that arrived together (their seqs, their text) and the time when the connection was
     opened (seconds since 1970).
     """
 
-    def __init__(self, port, task_id, *, rng=None, lifetime_log10=LIFETIME_LOG10, on_events=None):
+    def __init__(self, port, task_id, *, rng=None, connection_bytes_log10=CONNECTION_BYTES_LOG10, on_events=None):
         self._port, self._task_id, self._rng, self._on_events = port, task_id, rng, on_events
-        self._lifetime_log10 = lifetime_log10
+        self._connection_bytes_log10 = connection_bytes_log10
         self.seqs, self.reconnects, self.has_ended = [], 0, False
         self.started = asyncio.Event()
         self._digest = hashlib.sha256()
@@ -49,15 +49,15 @@ class ReconnectingClient:
         """Return a pause that is sometimes so long that the server no longer caches the missed events."""
         return self._rng.choices(PAUSES_SECONDS, PAUSE_WEIGHTS)[0] if self._rng else 0
 
-    def _lifetime_bytes(self):
+    def _connection_bytes(self):
         """Return how many bytes to read. The first connection is short, so that every client reconnects."""
         if self._rng is None:
             return None
-        return int(10 ** self._rng.uniform(*self._lifetime_log10 if self.seqs else (0, 3)))
+        return int(10 ** self._rng.uniform(*self._connection_bytes_log10 if self.seqs else (0, 3)))
 
     async def _connect(self):
         """Open one connection, which may end in the middle of an event."""
-        remaining_bytes = self._lifetime_bytes()
+        remaining_bytes = self._connection_bytes()
         async with asyncio.timeout(_CONNECT_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port, limit=4 * _READ_BYTES)
         try:
