@@ -7,8 +7,10 @@ import random
 from chaos import journal_file, logging_fake_agent
 from chaos.pausing_relay import PausingRelay
 from doubles.deployment import ORGANIZATION, Deployment, make_repository, reply_turn
+from sandbox.model.fixed_limits import CPU_OVERCOMMIT_FACTOR
 
-ALL_CPUS = 8 * len(os.sched_getaffinity(0))
+RESERVABLE_CPUS = CPU_OVERCOMMIT_FACTOR * len(os.sched_getaffinity(0))
+"""The number of CPUs that running tasks may reserve together."""
 FILLER_BYTES = 200_000
 END_TIMEOUT_SECONDS = 120
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from chaos import journal_file, processes
-from chaos.chaos_deployment import ALL_CPUS
+from chaos.chaos_deployment import RESERVABLE_CPUS
 from doubles.deployment import wait_until
 from doubles.runner_processes import find_runner
 
@@ -63,7 +63,7 @@ class StateDriver:
 
     def _reach_pending(self, task_id, _):
         """The task is waiting for capacity, or has just been acknowledged."""
-        self._deployment.submit_instructions(task_id, cpus=ALL_CPUS)
+        self._deployment.submit_instructions(task_id, cpus=RESERVABLE_CPUS)
         return HeldTask(task_id)
 
     def _reach_staging(self, task_id, time_slices):
