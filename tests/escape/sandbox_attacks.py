@@ -93,10 +93,10 @@ class AttackProcess:
     """Runs code in a fork of this process, with all modules imported, since imports take seconds in a microVM.
 
     attacks: names of the attacks that the code belongs to; kind: whether it is the attack or the control;
-    namespace: the global variables of the prelude.
+    prelude_globals: the global variables that the prelude has set, which the code uses.
     """
 
-    def __init__(self, attacks, kind, code, hold_seconds, namespace, seconds):
+    def __init__(self, attacks, kind, code, hold_seconds, prelude_globals, seconds):
         self.attacks, self.kind = attacks, kind
         self.deadline = time.monotonic() + seconds
         self.pipes, self.open = {}, set()
@@ -106,7 +106,7 @@ class AttackProcess:
         if self.pid == 0:
             os.close(output)
             os.close(report_fd)
-            run(code, namespace, output_write, report_write, hold_seconds)
+            run(code, prelude_globals, output_write, report_write, hold_seconds)
         os.close(output_write)
         os.close(report_write)
         for fd in (output, report_fd):
@@ -157,7 +157,7 @@ def combine_reports(report_lines, status, *, hung):
     return {"outcome": "refused" if reports else "silent", "by": words}
 
 
-def run(source, namespace, output, report_fd, hold_seconds):
+def run(source, prelude_globals, output, report_fd, hold_seconds):
     """Run the code in the child process; never returns."""
     os.setsid()
     for target in (1, 2):
@@ -165,12 +165,12 @@ def run(source, namespace, output, report_fd, hold_seconds):
     os.close(output)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     reports = Reports(report_fd)
-    namespace.update(
+    prelude_globals.update(
         setup=setup, succeeded=reports.report_success, refused=reports.report_refusal, try_calls=reports.try_calls
     )
     own_pid = os.getpid()
     try:
-        exec(compile(source, "attack", "exec"), namespace)
+        exec(compile(source, "attack", "exec"), prelude_globals)
     except SystemExit:
         pass
     except OSError as error:
@@ -215,12 +215,12 @@ def main():
     attacks, path, concurrency, seconds = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     configuration = json.loads(pathlib.Path(attacks).read_text())
     pending = list(schedule(configuration["attacks"]))
-    namespace = {"__name__": "attack"}
-    exec(compile(configuration["prelude"], "prelude", "exec"), namespace)
+    prelude_globals = {"__name__": "attack"}
+    exec(compile(configuration["prelude"], "prelude", "exec"), prelude_globals)
     results, running = {}, []
     while pending or running:
         while pending and len(running) < concurrency:
-            running.append(AttackProcess(*pending.pop(0), namespace, seconds))
+            running.append(AttackProcess(*pending.pop(0), prelude_globals, seconds))
         select.select([fd for attack in running for fd in attack.open], [], [], PAUSE_SECONDS)
         for attack in list(running):
             report = attack.ended()
