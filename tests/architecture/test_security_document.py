@@ -1,4 +1,4 @@
-"""docs/security.md shows the declared outcome of each attack. An outcome that no test asserted is never written."""
+"""docs/security.md shows the declared outcome of each attack. An outcome that no test proved is never written."""
 
 import re
 from pathlib import Path
@@ -126,7 +126,7 @@ def test_column_is_added_for_a_new_runtime(document: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("kind", [*ATTACKS, "collection", "outside"])
 @pytest.mark.parametrize("verdict", [None, Verdict(Outcome.UNPROVEN, "it only printed")])
-def test_column_with_an_unasserted_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
+def test_column_with_an_unproven_row_is_not_written(document: str, kind: str, verdict: Verdict | None):
     verdicts, parsed_table = verdicts_of("qemu"), results_table.parse(document)
     row = next(iter(verdicts[kind]))
     if verdict is None:

@@ -19,7 +19,7 @@ from sandbox.runtimes.qemu.components import QEMU
 
 
 def main(requested):
-    """Return exit code 0 if every row has an asserted outcome and no attack escaped."""
+    """Return exit code 0 if every row has a proven outcome and no attack escaped."""
     unknown = set(requested) - set(results_table.RUNTIMES)
     if unknown:
         print(
@@ -56,7 +56,7 @@ def run_attacks_and_update_table(runtime, *, is_requested):
     try:
         updated.put(runtime, outcomes, datetime.now(UTC).date(), versions)
     except results_table.UnprovenError as error:
-        print(f"{runtime}: not written: rows without an asserted outcome:\n{error}", file=sys.stderr)
+        print(f"{runtime}: not written: rows without a proven outcome:\n{error}", file=sys.stderr)
         return 1
     results_table.DOCUMENT.write_text(results_table.replace_table(text, updated))
     return print_summary(runtime, outcomes)

@@ -34,10 +34,10 @@ def row_names():
 
 
 class UnprovenError(Exception):
-    """Rows without an asserted outcome."""
+    """Rows without a proven outcome."""
 
 
-def is_asserted(verdict):
+def is_proven(verdict):
     """Return whether the row has an outcome that may be written."""
     return verdict is not None and verdict.outcome in {*PASSED, Outcome.ESCAPED}
 
@@ -49,9 +49,9 @@ class Table:
         self.outcomes, self.runs = outcomes or {}, runs or {}
 
     def put(self, runtime, verdicts, date, versions):
-        """Replace a runtime's column. Raises UnprovenError, and changes nothing, unless every row is asserted."""
+        """Replace a runtime's column. Raises UnprovenError, and changes nothing, unless every row is proven."""
         column = dict(self._column(verdicts))
-        unproven = [f"{kind}: {row}: {verdict}" for (kind, row), verdict in column.items() if not is_asserted(verdict)]
+        unproven = [f"{kind}: {row}: {verdict}" for (kind, row), verdict in column.items() if not is_proven(verdict)]
         if unproven:
             raise UnprovenError("\n".join(unproven))
         for key, verdict in column.items():
