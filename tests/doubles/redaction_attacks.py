@@ -125,7 +125,7 @@ def echo_octal(value: str) -> str:
     return "".join(f"\\0{byte:03o}" for byte in value.encode())
 
 
-def c_hex(value: str) -> str:
+def zero_padded_hex_escape(value: str) -> str:
     return "".join(f"\\x{byte:06x}" for byte in value.encode())
 
 
@@ -164,7 +164,7 @@ ESCAPES: list[Callable[[str], str]] = [
     hex_escape,
     octal_escape,
     echo_octal,
-    c_hex,
+    zero_padded_hex_escape,
     shell_unicode,
     unicode_braces_escape,
     lambda value: value.replace("'", "'\\''"),
