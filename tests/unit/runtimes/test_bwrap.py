@@ -37,7 +37,7 @@ class FakeLauncher(LauncherProcess):
     def __init__(self):
         pass
 
-    async def run_command(self, argv, low_descriptors, descriptors):
+    async def run_command(self, argv, first_fds, descriptors):
         self.started = [argv, [os.dup(each) for each in descriptors]]
         return 0
 
