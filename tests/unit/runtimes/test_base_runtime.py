@@ -71,7 +71,7 @@ WITHIN_LIMIT, OVER_LIMIT = KernelUsage(sockets=SOCKETS_MAX), KernelUsage(sockets
         ([ValueError("no number")], True),
     ],
 )
-async def test_bubblewrap_confinement_are_killed_if_usage_exceeds_a_limit_or_cannot_be_measured(
+async def test_confined_programs_are_killed_if_usage_exceeds_a_limit_or_cannot_be_measured(
     monkeypatch: pytest.MonkeyPatch, usages: list[KernelUsage | Exception], expected: bool
 ):
     monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.KERNEL_USAGE_CHECK_INTERVAL_SECONDS", 0.001)
