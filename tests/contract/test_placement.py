@@ -556,7 +556,7 @@ async def test_debug_session_holds_the_disk_until_its_shells_end(server, preserv
     await terminal.close()
     assert b"kept\r\n" in output
     await wait_for_disk_liveness(server, preserved, Liveness.FREE)
-    assert server.placement.files.is_preserved(preserved)
+    assert server.placement.files.has_disk_or_handle(preserved)
 
 
 async def open_shell(server, location):
@@ -582,13 +582,13 @@ async def wait_for_disk_liveness(server, location, expected):
 @on_hosts_with_leftovers
 async def test_removed_disk_leaves_only_the_log(server, preserved):
     files, layout = server.placement.files, attempt_layout(server, preserved)
-    assert files.is_preserved(preserved)
+    assert files.has_disk_or_handle(preserved)
     assert files.has_disk(preserved)
     disk = server.placement.preserved_disk(preserved)
     async with disk.try_lock() as liveness:
         assert liveness is Liveness.FREE
         await disk.remove()
-    assert not files.is_preserved(preserved)
+    assert not files.has_disk_or_handle(preserved)
     assert not files.has_disk(preserved)
     assert list(layout.root.iterdir()) == [layout.runner_log]
 
@@ -707,7 +707,7 @@ async def test_unresponsive_host_starts_nothing_and_reveals_no_files(server, unr
     location, handle = unresponsive_runner
     recorder, other = server.submit(f"{task_id}-b")
     files = server.placement.files
-    questions = (files.has_disk, files.is_preserved, partial(files.has_same_secrets, secrets={}))
+    questions = (files.has_disk, files.has_disk_or_handle, partial(files.has_same_secrets, secrets={}))
     with time_limit():
         disk, launched, *answers = await asyncio.gather(
             disk_liveness(server, location),

@@ -237,7 +237,7 @@ class PreservedDisk(Protocol):
     async def remove(self) -> None:
         """Remove everything except the runner's log. Call it in a `try_lock` block that yielded FREE. Raises OSError.
 
-        If it is interrupted, `AttemptFiles.is_preserved` stays true.
+        If it is interrupted, `AttemptFiles.has_disk_or_handle` stays true.
         """
         ...
 
@@ -294,7 +294,7 @@ class AttemptFiles(Protocol):
         """Return whether the attempt's disk exists."""
         ...
 
-    def is_preserved(self, location: AttemptLocation) -> bool:
+    def has_disk_or_handle(self, location: AttemptLocation) -> bool:
         """Return whether the attempt has a disk or a handle."""
         ...
 

@@ -250,7 +250,7 @@ class HasDisk(msgspec.Struct, frozen=True, tag="has_disk"):
     attempt_id: str
 
 
-class IsPreserved(msgspec.Struct, frozen=True, tag="is_preserved"):
+class HasDiskOrHandle(msgspec.Struct, frozen=True, tag="is_preserved"):
     """Return whether an attempt has a disk or a handle."""
 
     attempt_id: str
@@ -305,7 +305,7 @@ Request = (
     | KillRunner
     | FindImage
     | HasDisk
-    | IsPreserved
+    | HasDiskOrHandle
     | HasSameSecrets
     | HasSandboxHandle
     | LockDisk

@@ -56,7 +56,7 @@ class PreservedFiles:
     def is_preserved(self, task: Task) -> bool:
         """Return whether files of the task's sandbox are still preserved."""
         location = self.locate_disk(task)
-        return location is not None and self._find_files(location).is_preserved(location)
+        return location is not None and self._find_files(location).has_disk_or_handle(location)
 
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
         """Return the ids of the tasks whose files are preserved, or may be preserved on a host that does not respond.

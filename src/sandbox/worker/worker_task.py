@@ -22,9 +22,9 @@ from sandbox.interfaces.placement import (
 from sandbox.interfaces.worker_messages import (
     FindImage,
     HasDisk,
+    HasDiskOrHandle,
     HasSameSecrets,
     HasSandboxHandle,
-    IsPreserved,
     IsResponsive,
     KillRunner,
     Launch,
@@ -342,8 +342,8 @@ class WorkerTask:
         match request:
             case HasDisk():
                 return files.has_disk(self._locate(request.attempt_id))
-            case IsPreserved():
-                return files.is_preserved(self._locate(request.attempt_id))
+            case HasDiskOrHandle():
+                return files.has_disk_or_handle(self._locate(request.attempt_id))
             case HasSameSecrets():
                 return files.has_same_secrets(self._locate(request.attempt_id), request.secrets)
             case HasSandboxHandle():
@@ -359,4 +359,4 @@ class WorkerTask:
         if task is None or task.state is not TaskState.FAILED_PRESERVED:
             return False
         attempts = (*task.past_attempts, *((task.attempt,) if task.attempt is not None else ()))
-        return any(self._placement.files.is_preserved(self._locate(attempt.id)) for attempt in attempts)
+        return any(self._placement.files.has_disk_or_handle(self._locate(attempt.id)) for attempt in attempts)

@@ -118,8 +118,8 @@ class DaemonFiles:
     def has_disk(self, location):
         return self._daemon.call("has_disk", location, result=bool)
 
-    def is_preserved(self, location):
-        return self._daemon.call("is_preserved", location, result=bool)
+    def has_disk_or_handle(self, location):
+        return self._daemon.call("has_disk_or_handle", location, result=bool)
 
     def has_same_secrets(self, location, secrets):
         return self._daemon.call("has_same_secrets", location, secrets, result=bool)

@@ -93,8 +93,8 @@ class RpcMethods:
     async def has_disk(self, location: AttemptLocation):
         return self.placement.files.has_disk(location)
 
-    async def is_preserved(self, location: AttemptLocation):
-        return self.placement.files.is_preserved(location)
+    async def has_disk_or_handle(self, location: AttemptLocation):
+        return self.placement.files.has_disk_or_handle(location)
 
     async def has_same_secrets(self, location: AttemptLocation, secrets: dict[str, str]):
         return self.placement.files.has_same_secrets(location, secrets)

@@ -31,9 +31,9 @@ from sandbox.interfaces.worker_messages import (
     WORKER_MESSAGE_BYTES_MAX,
     FindImage,
     HasDisk,
+    HasDiskOrHandle,
     HasSameSecrets,
     HasSandboxHandle,
-    IsPreserved,
     Launch,
     ReadEndOffset,
     ReceiveRecords,
@@ -99,9 +99,9 @@ class ClusterFiles:
         """Implements `AttemptFiles.has_disk`."""
         return self._ask(location, HasDisk(location.attempt_id))
 
-    def is_preserved(self, location: AttemptLocation) -> bool:
-        """Implements `AttemptFiles.is_preserved`."""
-        return self._ask(location, IsPreserved(location.attempt_id))
+    def has_disk_or_handle(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.has_disk_or_handle`."""
+        return self._ask(location, HasDiskOrHandle(location.attempt_id))
 
     def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
         """Implements `AttemptFiles.has_same_secrets`."""

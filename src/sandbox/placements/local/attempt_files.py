@@ -177,9 +177,9 @@ class LocalAttemptFiles:
         """Return whether the disk exists, as a directory or as an image. Implements `AttemptFiles.has_disk`."""
         return has_disk(self._layout(location))
 
-    def is_preserved(self, location: AttemptLocation) -> bool:
-        """Implements `AttemptFiles.is_preserved`."""
-        return has_preserved_files(self._layout(location))
+    def has_disk_or_handle(self, location: AttemptLocation) -> bool:
+        """Implements `AttemptFiles.has_disk_or_handle`."""
+        return has_disk_or_handle(self._layout(location))
 
     def has_same_secrets(self, location: AttemptLocation, secrets: Mapping[str, str]) -> bool:
         """Compare with the fingerprint next to the disk. Implements `AttemptFiles.has_same_secrets`."""
@@ -254,7 +254,7 @@ def has_disk(layout: AttemptLayout) -> bool:
     return layout.disk.exists() or layout.disk_image.exists()
 
 
-def has_preserved_files(layout: AttemptLayout) -> bool:
+def has_disk_or_handle(layout: AttemptLayout) -> bool:
     """Return whether an attempt has a disk or a handle."""
     return layout.handle.exists() or has_disk(layout)
 

@@ -27,7 +27,7 @@ from sandbox.interfaces.placement import (
     RunnerNotStartedError,
 )
 from sandbox.model.disk_watermarks import transient_disk_error
-from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_preserved_files
+from sandbox.placements.local.attempt_files import LocalAttemptFiles, has_disk_or_handle
 from sandbox.placements.local.launch_message import HostSettings, LaunchMessage
 from sandbox.placements.local.runner_client import LocalRunnerClient
 
@@ -285,7 +285,7 @@ class LocalPreservedDisk(LocalRunnerClient):
         finally:
             self._lock_fd = None
             try:
-                if not has_preserved_files(self._layout):
+                if not has_disk_or_handle(self._layout):
                     self._layout.debug_session_lock.unlink(missing_ok=True)
             finally:
                 os.close(lock_fd)

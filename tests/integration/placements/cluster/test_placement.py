@@ -162,7 +162,9 @@ async def test_attempt_of_an_unknown_job_is_lost_only_after_a_lease(placement, m
 
 async def test_attempt_of_an_unknown_job_has_no_files(placement):
     files = placement.files
-    assert [files.has_disk(LOCATION), files.is_preserved(LOCATION), files.has_sandbox_handle("task-1")] == [False] * 3
+    assert not files.has_disk(LOCATION)
+    assert not files.has_disk_or_handle(LOCATION)
+    assert not files.has_sandbox_handle("task-1")
     assert not files.has_same_secrets(LOCATION, {"NAME": "value"})
     scan = await files.scan()
     assert (scan.leftovers, scan.unowned) == ((), {})
