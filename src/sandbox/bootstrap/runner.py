@@ -120,23 +120,23 @@ def main(get_agents: Callable[[], Mapping[str, Agent]] = registered_agents) -> N
     if "--lifeline-fd" in options:
         die_with_lifeline(int(options["--lifeline-fd"]))
     message = _read_message()
-    order, host = message.order, message.host
-    journals = FileJournals(Path(host.data_dir))
+    order, host_settings = message.order, message.host
+    journals = FileJournals(Path(host_settings.data_dir))
     signal.alarm(_startup_timeout_seconds(journals, order.task_id))
     TASK_ID.set(order.task_id)
     ATTEMPT_ID.set(order.attempt_id)
     if (redactor := _make_redactor(order.secrets)) is not None:
         configure_logging(log_format, log_level, redactor.redact_text)
-    parts = _create_parts(order, host, journals, redactor)
+    parts = _create_parts(order, host_settings, journals, redactor)
     if isinstance(parts.disk, LoopDisk):
         unshare_mounts()
     match order:
         case RunAttempt():
-            asyncio.run(_run_attempt(order, host, lock_fd, parts, get_agents()))
+            asyncio.run(_run_attempt(order, host_settings, lock_fd, parts, get_agents()))
         case FinishAttempt():
-            asyncio.run(_finish_attempt(order, host, lock_fd, parts, get_agents()))
+            asyncio.run(_finish_attempt(order, host_settings, lock_fd, parts, get_agents()))
         case DebugSession():
-            asyncio.run(_run_debug_session(order, host, parts, get_agents()))
+            asyncio.run(_run_debug_session(order, host_settings, parts, get_agents()))
 
 
 def die_with_lifeline(inherited_fd: int) -> None:
@@ -174,13 +174,13 @@ def _startup_timeout_seconds(journals: FileJournals, task_id: str) -> int:
 
 
 async def _run_attempt(
-    order: RunAttempt, host: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
+    order: RunAttempt, host_settings: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     writer, task = _take_over_journal(order, parts.journals, lock_fd)
     agent = agents.get(task.manifest.agent.kind)
     if agent is None:
         raise ValueError(f"there is no agent {task.manifest.agent.kind!r}")
-    lease = None if host.lease_deadline is None else NetworkLease(host.lease_deadline)
+    lease = None if host_settings.lease_deadline is None else NetworkLease(host_settings.lease_deadline)
     gateways = SocketGatewayFactory(agent.create_dialect(), throttle=parts.throttle, lease=lease)
     recorder = create_recorder(parts, writer, task)
     attempt = AttemptContext(
@@ -195,9 +195,9 @@ async def _run_attempt(
         order.keeps_session,
     )
     terminals = TerminalServer(parts.redactor, parts.throttle.queue())
-    runner = build_runner(attempt, parts, agent, _create_driver(agent, host), gateways, terminals)
+    runner = build_runner(attempt, parts, agent, _create_driver(agent, host_settings), gateways, terminals)
     signal.alarm(0)
-    async with _control_socket(host, attempt, terminals, None if lease is None else lease.renew):
+    async with _control_socket(host_settings, attempt, terminals, None if lease is None else lease.renew):
         _log.info("The attempt starts")
         await runner.run()
     _log.info("The attempt has ended", extra={"state": attempt.task.state})
@@ -205,7 +205,7 @@ async def _run_attempt(
 
 
 async def _finish_attempt(
-    order: FinishAttempt, host: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
+    order: FinishAttempt, host_settings: HostSettings, lock_fd: int, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     writer, task = _take_over_journal(order, parts.journals, lock_fd)
     agent = agents.get(task.manifest.agent.kind)
@@ -213,12 +213,12 @@ async def _finish_attempt(
     attempt = AttemptContext(
         order.attempt_id, parts.data_dir, recorder, order.secrets, parts.redactor, keeps_session=order.keeps_session
     )
-    finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host))
+    finisher = build_finisher(attempt, parts, None if agent is None else _create_driver(agent, host_settings))
     signal.alarm(0)
     async with contextlib.AsyncExitStack() as stack:
         try:
             terminals = TerminalServer(None, parts.throttle.queue())  # rejects every client: there is no sandbox
-            await stack.enter_async_context(_control_socket(host, attempt, terminals))
+            await stack.enter_async_context(_control_socket(host_settings, attempt, terminals))
         except (OSError, UnsafeDirectoryError) as error:
             _log.warning(
                 "The control socket could not be opened; collecting the dead runner's results without it: %s", error
@@ -230,23 +230,23 @@ async def _finish_attempt(
 
 
 def _control_socket(
-    host: HostSettings, attempt: AttemptContext, terminals: TerminalServer, renew: RenewHandler | None = None
+    host_settings: HostSettings, attempt: AttemptContext, terminals: TerminalServer, renew: RenewHandler | None = None
 ) -> contextlib.AbstractAsyncContextManager[None]:
     """Serve the control socket. Recreate its directory, which may have been removed as an old temporary file."""
-    socket = _prepare_socket(host, attempt.id)
+    socket = _prepare_socket(host_settings, attempt.id)
     return serve_control_socket(socket, partial(record_cancel, attempt.recorder), terminals, renew)
 
 
-def _prepare_socket(host: HostSettings, attempt_id: str) -> Path:
+def _prepare_socket(host_settings: HostSettings, attempt_id: str) -> Path:
     """Create the directory of the control socket if it is missing; return the path of the socket."""
-    run_dir = Path(host.run_dir)
+    run_dir = Path(host_settings.run_dir)
     make_private_directory(run_dir.parent)
     make_private_directory(run_dir)
     return runner_socket(run_dir, attempt_id)
 
 
 async def _run_debug_session(
-    order: DebugSession, host: HostSettings, parts: RunnerParts, agents: Mapping[str, Agent]
+    order: DebugSession, host_settings: HostSettings, parts: RunnerParts, agents: Mapping[str, Agent]
 ) -> None:
     """Run a debug session. The inherited descriptor holds the session's lock until this process ends."""
     task = parts.journals.replay(order.task_id).task
@@ -261,14 +261,14 @@ async def _run_debug_session(
         task.manifest.vm,
         launch_spec_without_agent(task.manifest)
         if agent is None
-        else _create_driver(agent, host).prepare(task.manifest, session_id="", task_key="", secrets={}),
+        else _create_driver(agent, host_settings).prepare(task.manifest, session_id="", task_key="", secrets={}),
         order.image,
         parts.runtime,
         parts.disk,
         parts.images,
         parts.clock,
     )
-    socket = _prepare_socket(host, order.attempt_id)
+    socket = _prepare_socket(host_settings, order.attempt_id)
     reply = Reply(done=False, message=f"Task {task.id} is already {task.state}.")
     _log.info("A debug session starts")
     await session.run(terminals, lambda: serve_control_socket(socket, lambda _: reply, terminals))
@@ -286,13 +286,15 @@ def _take_over_journal(
     return writer, check_order_is_current(order, task, last_record)
 
 
-def _create_driver(agent: Agent, host: HostSettings) -> AgentDriver:
-    return agent.create_driver(Path(host.agent_program(agent.kind)))
+def _create_driver(agent: Agent, host_settings: HostSettings) -> AgentDriver:
+    return agent.create_driver(Path(host_settings.agent_program(agent.kind)))
 
 
-def _create_parts(order: Order, host: HostSettings, journals: FileJournals, redactor: Redactor | None) -> RunnerParts:
+def _create_parts(
+    order: Order, host_settings: HostSettings, journals: FileJournals, redactor: Redactor | None
+) -> RunnerParts:
     """Create the components."""
-    data_dir, clock = Path(host.data_dir), SystemClock()
+    data_dir, clock = Path(host_settings.data_dir), SystemClock()
     follow_redirects = isinstance(order, RunAttempt) and order.follow_redirects
     reserve = ReserveFile(TaskLayout(data_dir, order.task_id).attempt(order.attempt_id).reserve, RUNNER_RESERVE_BYTES)
 
@@ -304,16 +306,18 @@ def _create_parts(order: Order, host: HostSettings, journals: FileJournals, reda
     return RunnerParts(
         data_dir=data_dir,
         journals=journals,
-        disk=choose_disk(order, host),
+        disk=choose_disk(order, host_settings),
         remove=remove_trees,
         images=HostImageLocks(data_dir),
-        runtime=make_runtime(host.runtime, Path(host.run_dir), excludes_emulation=host.excludes_emulation),
+        runtime=make_runtime(
+            host_settings.runtime, Path(host_settings.run_dir), excludes_emulation=host_settings.excludes_emulation
+        ),
         workspaces=GitWorkspaces(os.environ, DialPolicy(is_dialable, follow_redirects)),
-        disk_space=HostDiskSpace(measure, host.output_watermark, clock),
+        disk_space=HostDiskSpace(measure, host_settings.output_watermark, clock),
         reserve=reserve,
         clock=clock,
         boot_id=read_boot_id(),
-        confine=None if host.can_confine else no_confinement,
+        confine=None if host_settings.can_confine else no_confinement,
         redactor=redactor,
     )
 
@@ -366,11 +370,11 @@ def _build_ending(
     return AttemptEnding(attempt, collect, teardown, parts.disk, parts.journals, driver)
 
 
-def choose_disk(order: Order, host: HostSettings) -> Disk:
+def choose_disk(order: Order, host_settings: HostSettings) -> Disk:
     """Choose the kind of disk: the kind that the task already uses or, for a new disk, the one the host supports."""
-    layout = TaskLayout(Path(host.data_dir), order.task_id)
+    layout = TaskLayout(Path(host_settings.data_dir), order.task_id)
     if isinstance(order, RunAttempt) and not order.resumes:
-        is_loop = host.disk_kind == "loop"
+        is_loop = host_settings.disk_kind == "loop"
     else:
         is_loop = any(files.disk_image.exists() for files in layout.attempts())
     return (LoopDisk if is_loop else DirectoryDisk)(layout.attempt(order.attempt_id))
