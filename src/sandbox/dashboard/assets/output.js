@@ -12,7 +12,7 @@ const LINE_CHARACTERS_OPENED_MAX = 1_000_000;
 const LINE_CHARACTERS_MAX = 4_000_000;
 const MARGIN_LINES = 12;
 const SLICE_MILLISECONDS = 10;
-const LAYOUTS_MAX = 3;
+const DRAW_PASSES_MAX = 3;
 const WRAP_SETTING = "sandbox.output.wrap";
 
 const DESCRIPTIONS = {
@@ -244,7 +244,7 @@ export class Output {
   // The actual heights can move other rows into view: draw again.
   #draw(isForced = false) {
     if (!this.#box.clientHeight) return;
-    for (let layout = 0; layout < LAYOUTS_MAX; layout++) if (!this.#drawOnce(isForced && layout === 0)) return;
+    for (let pass = 0; pass < DRAW_PASSES_MAX; pass++) if (!this.#drawOnce(isForced && pass === 0)) return;
   }
 
   // Return whether a height has changed.
