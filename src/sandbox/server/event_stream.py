@@ -184,7 +184,7 @@ class EventStream:
         if after is None:
             offset: int | None = tracked.offset
             after = tracked.task.last_seq
-            yield current_state_event(tracked.snapshot)
+            yield current_state_event(tracked.task_with_status_message)
         else:
             offset = None
         while True:

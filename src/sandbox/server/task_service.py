@@ -65,7 +65,7 @@ class TaskQueries:
     async def status(self, task_id: str) -> Task:
         """See `interfaces.tasks.TaskQueries.status`."""
         tracked = self._tracked_tasks.get(task_id)
-        return tracked.snapshot if tracked is not None else await self._load(task_id)
+        return tracked.task_with_status_message if tracked is not None else await self._load(task_id)
 
     async def query(self, query: TaskQuery) -> TaskPage:
         """See `interfaces.tasks.TaskQueries.query`."""
@@ -106,7 +106,7 @@ class TaskQueries:
             return await self._load(task_id)
         while not tracked.task.state.is_final and (left := deadline - self._clock.monotonic()) > 0:
             await tracked.wait_for_change(left)
-        return tracked.snapshot
+        return tracked.task_with_status_message
 
     def _with_status_message(self, task: Task) -> Task:
         """Add the reason why a task is waiting, which the index does not contain."""

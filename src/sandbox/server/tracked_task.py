@@ -139,8 +139,8 @@ class TrackedTask:
         return IndexedTask(self.task, self.offset)
 
     @property
-    def snapshot(self) -> Task:
-        """The task as shown to users."""
+    def task_with_status_message(self) -> Task:
+        """The task as shown to users, with `status_message`."""
         return self.with_status_message(self.task)
 
     def with_status_message(self, task: Task) -> Task:
