@@ -136,7 +136,7 @@ def _check_lease(value: str) -> str | None:
         return message
     if parse_duration(value) >= LEASE_SECONDS_MIN:
         return None
-    return f"must be at least {LEASE_SECONDS_MIN}s: in this time, a worker has to reach the server a second time"
+    return f"must be at least {LEASE_SECONDS_MIN}s: a worker must reach the server again before its lease ends"
 
 
 _LEASE = Format("lease", _check_lease, DURATION.json_schema)

@@ -228,8 +228,8 @@ def test_relative_path_is_relative_to_the_file(home, monkeypatch):
         ("[cluster.slurm]\ndata_dir = 'a'", "cluster.slurm.data_dir ({file}) must be an absolute path without spaces"),
         ("[cluster.slurm]\npartition = 'a b'", "cluster.slurm.partition ({file}) must be a name, or several separated "
          "by commas"),
-        ("[cluster]\nlease = '29s'", "cluster.lease ({file}) must be at least 30s: in this time, a worker has to reach "
-                                     "the server a second time"),
+        ("[cluster]\nlease = '29s'", "cluster.lease ({file}) must be at least 30s: a worker must reach the server "
+                                     "again before its lease ends"),
         ("[cluster]\nlease = '1d'", "cluster.lease ({file}) must be a whole number and a unit, such as 90s, 15m or "
                                     "24h"),
         ("[log]\nformat = 'xml'", "log.format ({file}) must be text or json"),
