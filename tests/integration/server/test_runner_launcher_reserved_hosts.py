@@ -108,7 +108,7 @@ async def test_task_that_waits_for_its_host_can_be_cancelled(components, allocat
 
 
 @pytest.mark.parametrize("code", [FailureCode.RUNNER_LOST, FailureCode.HOST_LOST])
-async def test_attempt_of_a_lost_host_is_retried_without_a_finisher(components, allocator, code):
+async def test_attempt_on_a_lost_host_is_retried_without_a_finisher(components, allocator, code):
     async with components.server() as service:
         await service.submit(manifest(lifecycle={"retries": 1, "resume": True}))
         await components.wait_for_launch("task-1")
@@ -133,7 +133,7 @@ def events(components):
 
 
 @pytest.mark.parametrize("agent_has_exited", [False, True])
-async def test_task_of_a_lost_host_fails_without_retries(components, allocator, agent_has_exited):
+async def test_task_on_a_lost_host_fails_without_retries(components, allocator, agent_has_exited):
     async with components.server() as service:
         await service.submit(manifest())
         await components.wait_for_launch("task-1")

@@ -167,7 +167,7 @@ def test_recorder_flushes_what_a_crash_must_not_undo(writer, syscalls, journals,
 # Failed flushes
 
 
-def test_failed_flush_rewrites_the_data_since_the_last_successful_flush(writer, syscalls, records):
+def test_data_since_the_last_successful_flush_is_rewritten_after_a_failed_one(writer, syscalls, records):
     """The kernel marks failed pages as clean, so a second flush alone would succeed without writing them."""
     writer.append(error_event(), at=TIMESTAMP, durable=True)
     durable_size = records.stat().st_size
@@ -191,7 +191,7 @@ def test_failed_flush_rewrites_the_data_since_the_last_successful_flush(writer, 
     assert [call[0] for call in syscalls.pop_calls()] == ["write", "flush"], "rewritten data is clean"
 
 
-def test_failed_first_flush_rewrites_from_the_first_byte(writer, syscalls, records):
+def test_all_data_is_rewritten_after_the_first_flush_has_failed(writer, syscalls, records):
     writer.append(error_event(300), at=TIMESTAMP)
     syscalls.pop_calls()
     syscalls.fail("flush")
