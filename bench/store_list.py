@@ -113,7 +113,7 @@ def measure(name: str, query: Callable[[], object]) -> None:
 
 
 def measure_searches(store: SqliteStore, count: int) -> None:
-    """Measure searches for words that all, many, few or no tasks contain, also with filters and in other orders."""
+    """Measure searches for words that all, many, few or no tasks contain, with filters, and in other orders."""
     failed, completed = frozenset({TaskState.FAILED}), frozenset({TaskState.COMPLETED})
     middle, end = START_TIME + timedelta(minutes=count // 2), START_TIME + timedelta(minutes=count // 2 + 500)
     queries = {

@@ -86,7 +86,7 @@ def deploy_and_check_leftovers(request, deploy, deployment):
     """Like `deploy`; fails if leftovers of a task remain 5 seconds after the task has ended."""
     yield deploy
     try:
-        wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")
+        wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "the removal of the sandbox")
     except AssertionError:
         request.node.stash[_has_failed] = True
         raise

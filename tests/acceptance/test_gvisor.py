@@ -24,7 +24,7 @@ def deploy_gvisor(deployment, deploy, tmp_path):
     require_runtime("gvisor", tmp_path / "probe")
     deployment.runtime = "gvisor"
     yield deploy
-    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "the removal of the sandbox")
 
 
 FORGED = json.dumps({"type": "result", "subtype": "success", "is_error": False, "result": "FORGED"})

@@ -166,7 +166,7 @@ def test_new_server_takes_over_tasks_of_the_old_version(deployment, old_version,
     check_interactive_session(deployment, open_terminal)
     check_preserved_sandbox(deployment, open_terminal)
     check_lost_tasks(deployment)
-    wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "no leftovers of any task")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 20, "the removal of all sandboxes")
     found = new_command(deployment, "admin", "check", "--deep")
     assert found == {"clean": True, "tasks": len(SCRIPTS), "findings": []}
     check_old_client(deployment, old_version)

@@ -22,7 +22,7 @@ def deploy_qemu(deployment, deploy, tmp_path):
     require_runtime("qemu", tmp_path / "probe")
     deployment.runtime = "qemu"
     yield deploy
-    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the guest")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "the removal of the guest")
 
 
 @pytest.mark.timeout(400)

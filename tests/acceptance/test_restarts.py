@@ -76,4 +76,4 @@ def test_killed_runner_fails_its_task_and_sandbox_is_removed(deploy):
     assert (status["state"], status["error"]["code"]) == ("failed", "runner_lost")
     assert deployment.states()[-2:] == ["completing", "failed"]
     assert b"+line-1\n" in deployment.artifact("task-1.patch")
-    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "no leftovers of the sandbox")
+    wait_until(lambda: not find_leftovers(deployment.data_dir), 5, "the removal of the sandbox")

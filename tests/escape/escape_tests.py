@@ -1,4 +1,4 @@
-"""Tests of the attacks and their legitimate controls.
+"""Tests of the attacks and their controls, which are their legitimate counterparts.
 
 There is one test module per runtime, so that the tests of different runtimes can run in parallel.
 """

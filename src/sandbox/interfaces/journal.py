@@ -200,7 +200,7 @@ class ArtifactCopy(Protocol):
     """An artifact that is being stored. Only `publish` does not block."""
 
     def write(self, data: bytes) -> None:
-        """Append content. Raises OSError, also after `close`."""
+        """Append content. Raises OSError, including after `close`."""
         ...
 
     def flush(self) -> None:

@@ -186,8 +186,8 @@ class RunnerHandle(Protocol):
     def liveness(self) -> Liveness:
         """Return whether a runner holds the task journal's lock now. Does not wait for other hosts. Raises OSError.
 
-        FREE only after the server's data directory has every record that the runner wrote, and also if no runner was
-        ever started. UNKNOWN while the host does not respond, and until it has responded after a launch.
+        FREE only after the server's data directory has every record that the runner wrote, or if no runner was ever
+        started. UNKNOWN while the host does not respond, and until it has responded after a launch.
         """
         ...
 

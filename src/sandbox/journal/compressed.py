@@ -129,7 +129,7 @@ def compress_journal(records_path: Path, target: Path) -> None:
     The compressed file is written under a temporary name, read back, compared and renamed; then the plain file is
     removed. A crash leaves at least one of the files intact, and the next attempt starts over. After an error, the
     partial file is removed, because the disk may be full. Raises OSError; FileNotFoundError if neither file exists;
-    JournalDamagedError, also for a journal without a final record, because none can be appended after compression.
+    JournalDamagedError, even for a journal without a final record, because none can be appended after compression.
     """
     temporary = target.with_name(f"{target.name}.new")
     temporary.unlink(missing_ok=True)

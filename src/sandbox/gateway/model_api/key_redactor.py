@@ -28,7 +28,7 @@ _SPELLING_BYTES_MAX = _BACKSLASHES_MAX + len("u0000")
 class KeyRedactor:
     """Replaces the key with asterisks. Lengths do not change.
 
-    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`), also in nested JSON. Thread-safe: all
+    Each character of the key may be escaped as in JSON (`\\u003d`, `\\/`), even in nested JSON. Thread-safe: all
     connections of a gateway share one redactor.
     """
 

@@ -87,7 +87,7 @@ class OciArchive:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[OciArchive]:
-    """Open an archive. Raises OSError or ImageRefusedError, also for errors while the block reads the archive."""
+    """Open an archive. Raises OSError or ImageRefusedError, even for errors while the block reads the archive."""
     with converting_tar_errors(), path.open("rb") as file:
         if not _is_uncompressed_tar(file):
             raise ImageRefusedError(

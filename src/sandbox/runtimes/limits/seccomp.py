@@ -97,7 +97,7 @@ the cause of the event: a process of the host that reads a directory of /usr, or
 """
 
 _IDLE_POLICIES = (5, 0x40000005)
-"""SCHED_IDLE, also with SCHED_RESET_ON_FORK.
+"""SCHED_IDLE, without and with SCHED_RESET_ON_FORK.
 
 A low-priority program does not run while other programs in the sandbox are busy. If it holds a kernel lock during that
 time, the whole machine waits. Therefore, priorities are never lowered. sched_setattr is denied, because its policy

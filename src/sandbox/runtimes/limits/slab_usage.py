@@ -50,7 +50,7 @@ A sandbox that was never charged for 1/16 of its limit has not exceeded the limi
 """
 
 _CPU_SECONDS_MIN = 0.001
-"""CPU time that each sandbox is assumed to use between two measurements, even if its CPU time is unknown."""
+"""Added to the CPU time that each sandbox used between two measurements, because that time may be unknown."""
 
 
 class GroupUsage(NamedTuple):

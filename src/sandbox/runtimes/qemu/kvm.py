@@ -44,7 +44,7 @@ class KvmStatus:
         return await _is_selftest_too_slow(arguments) and await _is_selftest_too_slow(arguments)
 
     def record_failure(self) -> None:
-        """Store that KVM failed: no guest boots, even with more time, or guests are too slow."""
+        """Record a failure of KVM: no guest boots, even with more time, or guests are too slow."""
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
             self._file.write_text(_BOOT_ID.read_text())

@@ -1,4 +1,4 @@
-"""The pager for a diff is the one that git itself would use. The tests run git."""
+"""A diff is shown in the pager that git itself would use. The tests run git."""
 
 import pytest
 
