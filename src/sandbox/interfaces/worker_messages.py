@@ -15,12 +15,16 @@ import msgspec
 from sandbox.interfaces.file_layout import ATTEMPT_ID_PATTERN
 from sandbox.interfaces.placement import DebugSession, FinishAttempt, RunAttempt
 from sandbox.model.events import Artifact
+from sandbox.model.fixed_limits import WORKER_RECORD_BYTES_MAX
 
 FIRST_MESSAGE_BYTES_MAX = 8 * 1024
 """Maximum size of the first message, which anyone who can reach the server can send."""
 
-WORKER_MESSAGE_BYTES_MAX = 34 * 1024**2
-"""Maximum size of any other message from a worker, enough for the largest record of a journal."""
+WORKER_MESSAGE_BYTES_MAX = WORKER_RECORD_BYTES_MAX + 1024**2
+"""Maximum size of any other message from a worker, enough for its largest record."""
+
+SERVER_RECORD_BYTES_MAX = 34 * 1024**2
+"""Maximum size of a record that the server sends, enough for the largest submission."""
 
 SERVER_MESSAGE_BYTES_MAX = 256 * 1024**2
 """Maximum size of a message from the server. A launch contains the secrets of a task."""

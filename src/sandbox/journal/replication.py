@@ -6,17 +6,26 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import msgspec
 
 from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import JournalDamagedError, JournalOffsetError
 from sandbox.journal import lock, record_format
 from sandbox.journal.journals import create_directories
 from sandbox.journal.reader import find_record_offset, read_batch
+from sandbox.model import events as e
 from sandbox.model.events import Artifact, AttemptStarted, TaskSubmitted, Transition
-from sandbox.model.fixed_limits import WORKER_ARTIFACTS_MAX
+from sandbox.model.fixed_limits import (
+    WORKER_ARTIFACT_RECORDS_BYTES_MAX,
+    WORKER_ARTIFACTS_MAX,
+    WORKER_RECORD_BYTES_MAX,
+    WORKER_RECORD_VALUES_MAX,
+    WORKER_SMALL_RECORD_BYTES_MAX,
+)
 from sandbox.model.manifest.field_formats import is_task_id
 from sandbox.model.state_machine import IllegalEventError, advance, replay
 from sandbox.model.task import Task
@@ -93,17 +102,19 @@ class FileTaskReplicas:
 
     def _read_verified(self, task_id: str) -> "_Verified":
         """Return the state of the copy, including the records that this process wrote to the copy itself."""
-        verified = self._verified.get(task_id, _Verified(None, 0, 0))
+        verified = self._verified.get(task_id, _Verified())
         try:
             if verified.offset > self.end_offset(task_id):
-                verified = _Verified(None, 0, 0)
+                verified = _Verified()
             while (batch := read_batch(self._records_path(task_id), verified.offset, _READ_BYTES)).records:
-                task = verified.task
+                task, artifacts_bytes = verified.task, verified.artifacts_bytes
                 for record in batch.records:
                     task = replay(task, record)
-                verified = _Verified(task, batch.next_offset, batch.records[-1].epoch)
+                    if isinstance(record.event, e.ArtifactCollected):
+                        artifacts_bytes += _artifact_cost(record_format.encode(record))
+                verified = _Verified(task, batch.next_offset, batch.records[-1].epoch, artifacts_bytes)
         except FileNotFoundError:
-            return _Verified(None, 0, 0)
+            return _Verified()
         return verified
 
     def create_artifact(self, task_id: str, artifact: Artifact) -> "FileArtifactCopy":
@@ -212,25 +223,88 @@ def _partial_name(number: str) -> str:
 
 
 class _Verified(NamedTuple):
-    """A task computed from the records of a copy up to a byte offset, and the epoch of the last record."""
+    """A task computed from the records of a copy up to a byte offset, and the epoch of the last record.
 
-    task: Task | None
-    offset: int
-    epoch: int
+    artifacts_bytes: the size of all records of artifacts, as `WORKER_ARTIFACT_RECORDS_BYTES_MAX` counts them.
+    """
+
+    task: Task | None = None
+    offset: int = 0
+    epoch: int = 0
+    artifacts_bytes: int = 0
 
 
 _SERVER_EVENTS = (TaskSubmitted, AttemptStarted)
+_LARGE_EVENTS = (e.Output, e.AgentMessage, e.ToolCallStarted, e.ToolResult, e.AgentResult, e.AgentExited)
+_ARTIFACT_RECORD_BYTES_MIN = 1024
+_LONG_LINE_BYTES = 256 * 1024
+_NESTING_MAX = 32
+_INTEGER_BITS_MAX = 53
+_COST_USD_MAX = 1e9
+_long_line_lock = threading.Lock()
+"""Held while a long line is decoded: some lines need thirty times their size until their values are counted."""
+
+
+def _artifact_cost(line: bytes) -> int:
+    return max(len(line), _ARTIFACT_RECORD_BYTES_MIN)
+
+
+def _split_lines(data: bytes) -> Iterator[bytes]:
+    """Yield each line with its newline. A list of all lines could need a hundred times the memory of the data."""
+    begin = 0
+    while begin < len(data):
+        end = data.find(b"\n", begin) + 1 or len(data)
+        yield data[begin:end]
+        begin = end
+
+
+def _decode_untrusted(line: bytes) -> e.Record:
+    """Decode a record. Raises JournalDamagedError if its size or its values exceed what a runner writes."""
+    if len(line) > WORKER_RECORD_BYTES_MAX:
+        raise JournalDamagedError(f"A record has more than {WORKER_RECORD_BYTES_MAX} bytes.")
+    if not record_format.is_complete(line):
+        raise JournalDamagedError("A record does not match its checksum.")
+    with _long_line_lock if len(line) > _LONG_LINE_BYTES else contextlib.nullcontext():
+        record = record_format.decode(line)
+        if not isinstance(record.event, _LARGE_EVENTS) and len(line) > WORKER_SMALL_RECORD_BYTES_MAX:
+            raise JournalDamagedError(f"Record {record.seq} has more than {WORKER_SMALL_RECORD_BYTES_MAX} bytes.")
+        if isinstance(record.event, _SERVER_EVENTS):
+            raise JournalDamagedError(f"Record {record.seq} may only be written by a server.")
+        if not isinstance(record.event, e.Output):
+            _check_values(record)
+        if isinstance(record.event, e.Usage | e.Progress) and abs(record.event.cost_usd or 0.0) > _COST_USD_MAX:
+            raise JournalDamagedError(f"Record {record.seq} has an impossible cost.")
+    return record
+
+
+def _check_values(record: e.Record) -> None:
+    """Check that the values of an event are few and have exact sums. Raises JournalDamagedError."""
+    values: Sequence[Any] = (record.event,)
+    values_left = WORKER_RECORD_VALUES_MAX
+    for _ in range(_NESTING_MAX):
+        items = [_items(value) for value in values if isinstance(value, dict | list | tuple | msgspec.Struct)]
+        values_left -= sum(map(len, items))
+        if values_left < 0 or any(isinstance(one, int) and one.bit_length() > _INTEGER_BITS_MAX for one in values):
+            break
+        values = [item for each in items for item in each]
+        if not values:
+            return
+    raise JournalDamagedError(f"Record {record.seq} has a number that is too large, or too many or too deep values.")
+
+
+def _items(value: Any) -> Collection[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return msgspec.structs.astuple(value) if isinstance(value, msgspec.Struct) else value
 
 
 def _verify(verified: _Verified, data: bytes) -> _Verified:
     """Return the state after the records. Raises JournalDamagedError if a runner may not write one of them."""
-    task, epoch = verified.task, verified.epoch
-    for line in data.splitlines(keepends=True):
-        if not record_format.is_complete(line):
-            raise JournalDamagedError("A record does not match its checksum.")
-        record = record_format.decode(line)
-        if task is None or isinstance(record.event, _SERVER_EVENTS):
-            raise JournalDamagedError(f"Record {record.seq} may only be written by a server.")
+    task, epoch, artifacts_bytes = verified.task, verified.epoch, verified.artifacts_bytes
+    for line in _split_lines(data):
+        record = _decode_untrusted(line)
+        if task is None:
+            raise JournalDamagedError("The server has no record of the task.")
         if not epoch <= record.epoch <= epoch + 1:
             raise JournalDamagedError(f"Record {record.seq} has the epoch {record.epoch} after {epoch}.")
         try:
@@ -242,7 +316,11 @@ def _verify(verified: _Verified, data: bytes) -> _Verified:
         task, epoch = replay(task, record), record.epoch
         if len(task.artifacts) > WORKER_ARTIFACTS_MAX:
             raise JournalDamagedError(f"The task has more than {WORKER_ARTIFACTS_MAX} artifacts.")
-    return _Verified(task, verified.offset + len(data), epoch)
+        if isinstance(record.event, e.ArtifactCollected):
+            artifacts_bytes += _artifact_cost(line)
+            if artifacts_bytes > WORKER_ARTIFACT_RECORDS_BYTES_MAX:
+                raise JournalDamagedError("The records of the task's artifacts are too large.")
+    return _Verified(task, verified.offset + len(data), epoch, artifacts_bytes)
 
 
 def _states(transition: Transition | None) -> tuple[TaskState | None, TaskState] | None:
@@ -258,7 +336,7 @@ def _check_id(task_id: str) -> str:
 def _check_lines(data: bytes) -> int:
     """Check that the data are consecutive records. Return the number of the first one; 0 if there is none."""
     first_seq = 0
-    for number, line in enumerate(data.splitlines(keepends=True)):
+    for number, line in enumerate(_split_lines(data)):
         if not record_format.is_complete(line):
             raise JournalDamagedError("A record does not match its checksum.")
         first_seq = first_seq or record_format.seq_of(line)

@@ -96,6 +96,14 @@ AttemptId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]{1,64}\Z")]
 """Also names directories, sockets and control groups; the pattern rejects unsafe names in an untrusted journal."""
 
 
+CommitId = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{1,64}\Z")]
+"""The object name of a commit. Checked when a journal is read, because later tasks pass the name to git."""
+
+SessionId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9-]{0,63}\Z")]
+"""The id of an agent's session, a UUID. Checked when a journal is read, because later tasks use the id as the name of a
+file and as an argument of the agent."""
+
+
 class _EventBase(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type"):
     """Base of all events; the tag is in `type`."""
 
@@ -120,10 +128,10 @@ class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     task_id: str
-    first_commit: str
+    first_commit: CommitId
     patches: tuple[Artifact, ...]
     conversation: Artifact | None = None
-    session_id: str | None = None
+    session_id: SessionId | None = None
     session: Artifact | None = None
 
     @property
@@ -163,7 +171,7 @@ class AttemptStarted(_EventBase, frozen=True, tag="attempt_started"):
 class WorkspacePrepared(_EventBase, frozen=True, tag="workspace_prepared"):
     """The workspace contains the clone at `base_commit` (full hex object name)."""
 
-    base_commit: str
+    base_commit: CommitId
 
 
 class SandboxCreated(_EventBase, frozen=True, tag="sandbox_created"):
@@ -181,7 +189,7 @@ class AgentStarted(_EventBase, frozen=True, tag="agent_started"):
     agent: the agent's name, for messages; empty in journals of earlier versions.
     """
 
-    session_id: str
+    session_id: SessionId
     monotonic_seconds: float = 0.0
     agent: str = ""
 

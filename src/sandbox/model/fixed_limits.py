@@ -358,6 +358,22 @@ ARTIFACT_BYTES_MAX = 2 * 1024**3
 The tar of changed files has a separate limit, half as large. The patch and the transcript have their own limits.
 """
 
+WORKER_RECORD_BYTES_MAX = 4 * 1024 * 1024
+"""Maximum size of a record that a worker may send, with its newline. The largest record of a runner, a line of output
+with escapes, has about half this size.
+"""
+
+WORKER_SMALL_RECORD_BYTES_MAX = 256 * 1024
+"""Maximum size of a record that a worker may send if the event contains neither output nor the agent's result."""
+
+WORKER_ARTIFACT_RECORDS_BYTES_MAX = 64 * 1024 * 1024
+"""Maximum total size of a task's records of artifacts that a worker may send, at least 1 KiB each. The server keeps
+their content in memory until the task has ended.
+"""
+
+WORKER_RECORD_VALUES_MAX = 200_000
+"""Maximum number of values in an event that a worker may send. The report of an agent is the only one with many."""
+
 WORKER_ARTIFACTS_MAX = 20_000
 """Maximum number of artifacts of a task that a worker may send, twice as many as a runner collects.
 

@@ -77,6 +77,9 @@ def replay(task: Task | None, record: e.Record) -> Task:
     return msgspec.structs.replace(after, state_message=transition.message)
 
 
+_TOKENS_MAX = 2**53 - 1
+"""Maximum of a total of tokens. Larger integers have no exact value in the JSON parsers of some clients."""
+
 _HandlerResult = tuple[dict[str, Any], tuple[TaskState, str] | None, tuple[Effect, ...]]
 
 
@@ -210,6 +213,9 @@ def _attempt_superseded(task: Task, _: e.AttemptSuperseded) -> _HandlerResult:
 
 
 def _follow_up_skipped(task: Task, event: e.FollowUpSkipped) -> _HandlerResult:
+    """Record that the follow-up is skipped, once: the kinds must stay few even if an untrusted host sends millions."""
+    if event.follow_up in task.skipped_follow_ups:
+        return {}, None, ()
     return {"skipped_follow_ups": (*task.skipped_follow_ups, event.follow_up)}, None, ()
 
 
@@ -242,8 +248,8 @@ def will_be_followed_up(task: Task, event: e.AgentExited) -> bool:
 def _usage(task: Task, event: e.Usage) -> _HandlerResult:
     spent, cached = task.spent, event.cache_read_tokens + event.cache_write_tokens
     after = TotalUsage(
-        spent.input_tokens + event.input_tokens + cached,
-        spent.output_tokens + event.output_tokens,
+        min(spent.input_tokens + event.input_tokens + cached, _TOKENS_MAX),
+        min(spent.output_tokens + event.output_tokens, _TOKENS_MAX),
         round(spent.usd + (event.cost_usd or 0.0), 9),
     )
     return {"spent": after}, None, ()

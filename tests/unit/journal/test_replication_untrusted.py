@@ -1,5 +1,6 @@
 """Records from an untrusted host are copied only if a runner may write them now."""
 
+import tracemalloc
 from datetime import UTC, datetime
 
 import msgspec
@@ -17,12 +18,18 @@ from sandbox.model.events import (
     ArtifactCollected,
     AttemptFailed,
     AttemptStarted,
+    ErrorReported,
+    FollowUp,
+    FollowUpSkipped,
+    Metrics,
     Output,
+    Progress,
     Record,
     SandboxCreated,
     TaskFinished,
     TaskSubmitted,
     Transition,
+    Usage,
     WorkspacePrepared,
 )
 from sandbox.model.failure import Failure, FailureCode
@@ -135,3 +142,98 @@ def test_artifacts_are_limited_in_number(copy, monkeypatch):
     with pytest.raises(JournalDamagedError, match="more than 3 artifacts"):
         receive(artifact("d"))
     receive(TaskFinished())
+
+
+RUNNING = (PREPARED, SandboxCreated("vm", "bubblewrap", "host"), AgentStarted("s"))
+
+
+def receive_all(copy, *events):
+    for event in events:
+        copy.receive(copy.line(event))
+        copy.task = advance(copy.task, event, seq=copy.task.last_seq + 1, at=NOW).task
+
+
+def check_rejected_only(copy, rejected, accepted):
+    """Check that one event is rejected, changes nothing, and that the other one is accepted."""
+    before = copy.end
+    with pytest.raises(JournalDamagedError):
+        copy.receive(copy.line(rejected))
+    assert copy.end == before
+    copy.receive(copy.line(accepted))
+
+
+@pytest.mark.parametrize("session_id", ["../../../../etc/x", "/etc/x", "a/b", "..", "--allowedTools=Bash", "", "a\n"])
+def test_session_id_that_is_not_a_name_is_rejected(copy, session_id):
+    """A task that continues this one writes a file with this name, on another host."""
+    receive_all(copy, *RUNNING[:2])
+    check_rejected_only(copy, AgentStarted(session_id), AgentStarted("6a204bd8-9a83-4d2a-b0c5-0123456789ab"))
+
+
+@pytest.mark.parametrize("commit", ["--output=/etc/x", "main", "c" * 40 + "\n", ""])
+def test_commit_that_is_not_an_object_name_is_rejected(copy, commit):
+    check_rejected_only(copy, WorkspacePrepared(commit), PREPARED)
+
+
+def nested(depth):
+    value = 0
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("rejected", "accepted"),
+    [
+        (Usage("m", 2**53, 1), Usage("m", 2**53 - 1, 1)),
+        (Usage("m", -(2**60), 1), Usage("m", 0, 1)),
+        (Usage("m", 1, 1, cost_usd=1e300), Usage("m", 1, 1, cost_usd=1e3)),
+        (Progress(cost_usd=1e300), Progress(cost_usd=1e3)),
+        (Metrics(memory_used_bytes=2**60), Metrics(memory_used_bytes=2**50)),
+        (AgentExited(2**60, None), AgentExited(255, None)),
+        (AgentExited(0, {"a": nested(40)}), AgentExited(0, {"a": nested(20)})),
+        (AgentExited(0, {"a": [[]] * 210_000}), AgentExited(0, {"a": [[]] * 100_000})),
+        (ErrorReported("a", "x" * 300_000), ErrorReported("a", "x" * 200_000)),
+        (Output("stdout", text="x" * 2**22), Output("stdout", text='"' * 2**20)),
+    ],
+)
+def test_values_that_no_runner_writes_are_rejected(copy, rejected, accepted):
+    receive_all(copy, *RUNNING)
+    check_rejected_only(copy, rejected, accepted)
+
+
+def test_records_of_artifacts_are_limited_in_size(copy, monkeypatch):
+    """The size is also limited for artifacts that replace others, and across restarts of the server."""
+    monkeypatch.setattr(replication, "WORKER_ARTIFACT_RECORDS_BYTES_MAX", 100_000)
+
+    def artifact(path):
+        return ArtifactCollected(Artifact("a", path, 1, "text/plain", "sha256:" + "0" * 64))
+
+    receive_all(copy, *RUNNING, AgentExited(0, None), artifact("p" * 48_000), artifact("p" * 50_000))
+    copy.replicas = FileTaskReplicas(copy.replicas._data_dir)
+    check_rejected_only(copy, artifact("p" * 2_000), artifact("p"))
+    receive_all(copy, TaskFinished())
+
+
+def test_skipped_follow_ups_do_not_accumulate(copy):
+    receive_all(copy, *RUNNING, *[FollowUpSkipped(FollowUp.RETRY, "no") for _ in range(20)])
+    assert copy.journals.replay("task-1").task.skipped_follow_ups == (FollowUp.RETRY,)
+
+
+def test_totals_of_tokens_can_be_encoded(copy):
+    receive_all(copy, *RUNNING, *[Usage("m", 2**53 - 1, 2**53 - 1) for _ in range(20)])
+    spent = copy.journals.replay("task-1").task.spent
+    assert (spent.input_tokens, spent.output_tokens) == (2**53 - 1, 2**53 - 1)
+
+
+@pytest.mark.parametrize("data", [b"x\n" * 1_000_000, b"\n" * 2_000_000])
+def test_short_lines_do_not_use_much_memory(copy, data):
+    end = copy.end
+    tracemalloc.start()
+    try:
+        with pytest.raises(JournalDamagedError):
+            copy.replicas.receive_untrusted("task-1", end, data)
+        with pytest.raises(JournalDamagedError):
+            copy.replicas.receive("task-1", end, data)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()

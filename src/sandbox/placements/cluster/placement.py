@@ -28,7 +28,7 @@ from sandbox.interfaces.placement import (
 )
 from sandbox.interfaces.worker_messages import (
     RECORD_BATCH_BYTES,
-    WORKER_MESSAGE_BYTES_MAX,
+    SERVER_RECORD_BYTES_MAX,
     FindImage,
     HasDisk,
     HasDiskOrHandle,
@@ -272,7 +272,7 @@ class ClusterPlacement:
 
     def _read(self, task_id: str, offset: int) -> bytes:
         data = self._replicas.read(task_id, offset, RECORD_BATCH_BYTES)
-        return data or self._replicas.read(task_id, offset, WORKER_MESSAGE_BYTES_MAX)
+        return data or self._replicas.read(task_id, offset, SERVER_RECORD_BYTES_MAX)
 
     def _check_session(self, job: Job | None, order: RunAttempt | FinishAttempt) -> tuple[Job, WorkerSession]:
         session = None if job is None or job.stored.is_given_up else job.session

@@ -1,5 +1,6 @@
 """Provision step: creates the sandbox."""
 
+import errno
 import os
 import secrets
 import uuid
@@ -36,7 +37,10 @@ _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CL
 def write_home_files(home: Path, files: Mapping[str, bytes]) -> None:
     """Write files to their relative paths, replacing existing entries. No link is followed. Raises OSError."""
     for name, content in files.items():
-        *directories, last = PurePosixPath(name).parts
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise OSError(errno.EINVAL, "A file is outside the home directory", name)
+        *directories, last = path.parts
         directory_fd = _open_directory(home)
         try:
             for directory in directories:

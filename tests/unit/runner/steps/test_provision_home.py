@@ -61,6 +61,16 @@ def test_link_in_place_of_the_file_is_replaced_without_being_followed(home, host
     assert read(home) == FILES
 
 
+@pytest.mark.parametrize(
+    "name", ["../host/mcp.json", ".sandbox/../../host/mcp.json", "{}/mcp.json", "../host/mcp.json/x"]
+)
+def test_path_that_leaves_the_home_is_refused(home, host_directory, name):
+    with pytest.raises(OSError, match="outside the home directory"):
+        write_home_files(home, {name.format(host_directory): b"evil"})
+    assert (host_directory / "mcp.json").read_bytes() == b"the host's"
+    assert [path.name for path in host_directory.iterdir()] == ["mcp.json"]
+
+
 def test_fifo_in_place_of_the_directory_is_replaced(home):
     os.mkfifo(home / ".sandbox")
     write_home_files(home, FILES)
