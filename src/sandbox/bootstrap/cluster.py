@@ -5,6 +5,7 @@ import hashlib
 import os
 import ssl
 import sys
+from bisect import bisect_left
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from sandbox.interfaces.file_layout import TaskLayout
 from sandbox.interfaces.journal import Journals
 from sandbox.journal.journals import FileJournals
 from sandbox.model.errors import SandboxError
+from sandbox.model.events import TaskFinished
 from sandbox.model.resources import Resources
 from sandbox.placements.cluster.jobs import JobSettings
 from sandbox.placements.cluster.placement import ClusterPlacement, ListenAddress, TaskStorage, create_cluster_placement
@@ -109,15 +111,27 @@ def slurm_settings(section: SlurmSection) -> SlurmSettings:
     return SlurmSettings(section.partition, section.account, section.options, section.commands, section.configuration)
 
 
+_AFTER_LAST_SEQ = 10**18
+_RECORD_BYTES_MIN, _LAST_RECORD_BYTES = 64, 4096
+
+
 def has_task_ended(journals: Journals, task_id: str) -> bool:
-    """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended."""
+    """Return whether a task has ended or is gone. A task whose journal cannot be read now counts as not ended.
+
+    Cheap regardless of the journal's length, because any worker may ask about any task, again and again.
+    """
     try:
-        task = journals.replay(task_id).task
+        end = journals.find_offset(task_id, _AFTER_LAST_SEQ)
+        if not end:
+            return True
+        seqs = range(1, end // _RECORD_BYTES_MIN + 2)
+        last_seq = bisect_left(seqs, end, key=lambda seq: journals.find_offset(task_id, seq))
+        records = journals.read(task_id, journals.find_offset(task_id, last_seq), bytes_max=_LAST_RECORD_BYTES).records
     except FileNotFoundError:
         return True
     except (SandboxError, OSError):
         return False
-    return task is None or task.state.is_final
+    return bool(records) and isinstance(records[-1].event, TaskFinished)
 
 
 def store_runner_log(data_dir: Path, task_id: str, attempt_id: str, data: bytes) -> None:

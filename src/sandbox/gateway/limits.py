@@ -6,6 +6,9 @@ HEAD_BYTES_MAX = 32 * 1024
 REQUEST_BODY_BYTES_MAX = 32 * 1024 * 1024
 """Maximum size of a request body, equal to the Messages API's limit; above it: 413, and the connection ends."""
 
+INTERIM_RESPONSES_MAX = 100
+"""Maximum number of interim responses (1xx) to a model request. More of them end the request."""
+
 ERROR_BODY_BYTES_MAX = 8 * 1024
 """Maximum size of a response that rejects the server's key; a larger one is reported without its message."""
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from doubles.stored_tasks import StoredTasks
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.cluster import (
     create_certificate,
     create_engine,
+    has_task_ended,
     slurm_settings,
     worker_command,
     worker_environment,
@@ -90,3 +92,33 @@ def test_environment_of_a_worker_has_no_keys():
     assert environment["PATH"] == "/bin"
     assert environment["SANDBOX_RUNTIME"] == "bubblewrap"
     assert {"k", "v", "t"} & set(environment.values()) == set()
+
+
+def test_worker_can_ask_about_long_tasks_again_and_again(tmp_path, monkeypatch):
+    tasks = StoredTasks(tmp_path)
+    for task_id in ("ended", "compressed"):
+        tasks.add_completed_task(task_id, lines=3000, line_bytes=300)
+    tasks.add_completed_task("short")
+    tasks.journals.compress("compressed")
+    tasks.add_running_task("running", lines=3000, line_bytes=300)
+    tasks.journals.create("empty").close()
+    read, sizes = tasks.journals.read, []
+
+    def measure(*arguments, **options):
+        batch = read(*arguments, **options)
+        sizes.append(len(batch.records))
+        return batch
+
+    monkeypatch.setattr(tasks.journals, "read", measure)
+    ended = [each for each in (*tasks.journals.task_ids(), "empty", "gone") if has_task_ended(tasks.journals, each)]
+    assert sorted(ended) == ["compressed", "empty", "ended", "gone", "short"]
+    assert sum(sizes) < 20
+
+
+def test_task_with_an_incomplete_record_has_not_ended(tmp_path):
+    tasks = StoredTasks(tmp_path)
+    tasks.add_completed_task("task-1", lines=500)
+    records = tmp_path / "tasks" / "task-1" / "journal" / "records"
+    assert has_task_ended(tasks.journals, "task-1")
+    records.write_bytes(records.read_bytes()[:-1])
+    assert not has_task_ended(tasks.journals, "task-1")

@@ -14,7 +14,12 @@ import msgspec
 
 from sandbox.gateway import http_messages
 from sandbox.gateway.event_reporter import EventReporter
-from sandbox.gateway.limits import ERROR_BODY_BYTES_MAX, PIPELINED_BYTES_MAX, REQUEST_BODY_BYTES_MAX
+from sandbox.gateway.limits import (
+    ERROR_BODY_BYTES_MAX,
+    INTERIM_RESPONSES_MAX,
+    PIPELINED_BYTES_MAX,
+    REQUEST_BODY_BYTES_MAX,
+)
 from sandbox.gateway.model_api.dialer import Upstream
 from sandbox.gateway.model_api.key_redactor import BodyRedactor, KeyRedactor, account_redactors
 from sandbox.gateway.model_api.request_gate import ApprovedRequest, ModelRequestGate, valid_usage
@@ -36,6 +41,7 @@ class InflightRequest(msgspec.Struct):
 
     cost_bound: set if the response must be metered.
     is_sent: a connection to the upstream exists, so the request may incur cost.
+    interim_responses: number of responses with a status below 200, each of which extends the time limit.
     received: the part of the response's body that has not been forwarded yet.
     meter: set at the start of a response whose usage must be read.
     key_rejection: set at the start of a response that rejects the server's key.
@@ -46,6 +52,7 @@ class InflightRequest(msgspec.Struct):
     body_redactor: BodyRedactor
     cost_bound: CostBound | None = None
     is_sent: bool = False
+    interim_responses: int = 0
     has_response: bool = False
     has_timed_out: bool = False
     received: bytearray = bytearray()
@@ -394,7 +401,11 @@ class ModelProtocol:
             if event in _NEEDS_MORE:
                 self._forward_body(effects)
                 return
-            if isinstance(event, h11.Response):
+            if isinstance(event, h11.InformationalResponse):
+                self._inflight.interim_responses += 1
+                if self._inflight.interim_responses > INTERIM_RESPONSES_MAX:
+                    self._fail_upstream(effects, 502, f"The model at {self._upstream.address} does not respond.")
+            elif isinstance(event, h11.Response):
                 self._start_response(effects, self._inflight, event)
             elif self._inflight.key_rejection is not None:
                 self._collect_key_rejection(effects, self._inflight.key_rejection, event)

@@ -422,6 +422,7 @@ class WorkerServer:
             while job.session is session and await self._serve_message(job, session, reader):
                 with contextlib.suppress(ConnectionError):  # messages that have already arrived are still read
                     await writer.drain()
+                await asyncio.sleep(0)  # a worker that has sent thousands of messages must not delay the others
         except (InvalidMessageError, JournalDamagedError) as error:
             session.send(Fenced(error_reason(error)))
             self._jobs.fence(job, error_reason(error))
@@ -472,7 +473,7 @@ class WorkerServer:
                 return EndedTasks(await asyncio.to_thread(self._filter_ended, message.task_ids))
 
     def _filter_ended(self, task_ids: Sequence[str]) -> tuple[str, ...]:
-        return tuple(task_id for task_id in task_ids if self._has_task_ended(task_id))
+        return tuple(task_id for task_id in dict.fromkeys(task_ids) if self._has_task_ended(task_id))
 
     async def _receive_log(self, job: Job, message: RunnerLog) -> None:
         """Store the log of an attempt of this worker. An error is only logged. Raises InvalidMessageError."""

@@ -362,6 +362,28 @@ async def test_illegal_message_fences_the_worker(server, job, number):
     assert server.replicas.end_offset("task-1") == before
 
 
+async def test_worker_with_many_messages_does_not_delay_the_others(server, job):
+    """Between two messages of one worker, everything else on the event loop has a turn."""
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with server.connect(server.claim(job), FREE) as client:
+        for _ in range(2):
+            await client.read()
+        counting = asyncio.create_task(count_turns())
+        await client.send(encode_message(FREE) * 1000)
+        before = turns
+        for _ in range(1000):
+            await client.read()
+        counting.cancel()
+        assert turns - before >= 900
+
+
 async def test_records_are_copied_and_repeated_ones_have_no_effect(server, job):
     writer = RecordEncoder(server)
     first, second = writer.records(WorkspacePrepared("c" * 40), OUTPUT), writer.records(*ENDED)

@@ -225,3 +225,18 @@ def test_small_chunks_of_one_read_are_forwarded_and_counted_together(monkeypatch
     assert [one.output_tokens for one in counted] == [7]
     request.protocol.connection_lost()
     assert [one.output_tokens for one in request.events if isinstance(one, Usage)] == [7]
+
+
+def test_endless_interim_responses_end_the_request():
+    forwarded = ForwardedRequest()
+    forwarded.receive(b"HTTP/1.1 100 Continue\r\n\r\n" * 60)
+    assert forwarded.protocol.is_in_flight
+    response = forwarded.protocol.upstream_data_received(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 60).to_client
+    assert response.startswith(b"HTTP/1.1 502 ")
+    assert not forwarded.protocol.is_in_flight
+
+
+def test_response_after_interim_responses_is_forwarded():
+    forwarded = ForwardedRequest()
+    forwarded.receive(b"HTTP/1.1 100 Continue\r\n\r\n" * 60, STREAM_HEAD, sse(START, text("Hi"), DELTA), b"0\r\n\r\n")
+    assert forwarded.usage.output_tokens == 7
