@@ -1,6 +1,7 @@
 """Preserved sandboxes of failed tasks, kept until they are released or expire."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 
@@ -36,6 +37,9 @@ from sandbox.server.scheduler import describe_memory_shortfall
 from sandbox.server.task_secrets import TaskSecrets
 
 _POLL_SECONDS = 0.1
+_LIST_SECONDS = 5.0
+"""How long the hosts may take to answer for one list of tasks."""
+
 _UNKNOWN_DISK = "the host of the preserved sandbox does not respond"
 _RELEASE_REFUSALS = {
     Liveness.HELD: "This sandbox has an open shell; release it after the shell has ended.",
@@ -61,13 +65,14 @@ class PreservedFiles:
     def find_preserved(self, tasks: Sequence[Task]) -> Set[str]:
         """Return the ids of the tasks whose files are preserved, or may be preserved on a host that does not respond.
 
-        Such a host is asked only once.
+        Such a host is asked only once. Hosts that respond slowly are asked for a few seconds in total.
         """
         found, unreachable = set[str](), set[str]()
+        deadline = time.monotonic() + _LIST_SECONDS
         for task in tasks:
             host = task.attempt.host if task.attempt is not None else ""
             try:
-                if host in unreachable or self.is_preserved(task):
+                if host in unreachable or time.monotonic() > deadline or self.is_preserved(task):
                     found.add(task.id)
             except OSError as error:
                 found.add(task.id)

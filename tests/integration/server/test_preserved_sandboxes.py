@@ -19,6 +19,7 @@ from sandbox.model.events import AgentExited, AttemptSuperseded, TaskFinished
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import DEBUG_SESSION_END_TIMEOUT_SECONDS
 from sandbox.model.task_state import TaskState
+from sandbox.server import preserved_sandboxes
 from sandbox.server.maintenance.leftover_removal import LeftoverRemover
 from sandbox.server.maintenance.pruning import PreservationExpiry
 from sandbox.server.preserved_sandboxes import PreservedFiles
@@ -596,3 +597,32 @@ async def test_unreachable_host_is_asked_once_for_a_list_of_tasks(components):
             return PreservedFiles(find_files).find_preserved(tasks)
 
     assert (await scenario(), requests) == ({"a", "b", "c"}, ["a"])
+
+
+@pytest.mark.parametrize(("seconds", "asked"), [(0.0, ["a", "b", "c"]), (3.0, ["a", "b"])])
+async def test_slow_hosts_delay_a_list_of_tasks_only_for_a_few_seconds(components, monkeypatch, seconds, asked):
+    requests: list[str] = []
+    now = 0.0
+
+    class SlowFiles:
+        def is_preserved(self, location):
+            nonlocal now
+            requests.append(location.task_id)
+            now += seconds
+            return True
+
+        def has_disk(self, location):
+            return True
+
+    async def scenario():
+        async with components.server() as service:
+            for name in ("a", "b", "c"):
+                await fail(components, service, name)
+            tasks = [await service.status(name) for name in ("a", "b", "c")]
+            monkeypatch.setattr(preserved_sandboxes.time, "monotonic", lambda: now)
+            try:
+                return PreservedFiles(lambda _: SlowFiles()).find_preserved(tasks)
+            finally:
+                monkeypatch.undo()
+
+    assert (await scenario(), requests) == ({"a", "b", "c"}, asked)
