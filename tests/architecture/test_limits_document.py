@@ -58,6 +58,7 @@ ROWS = [
     ),
     ("Gateway", "Connection attempt to a host", "gateway.limits.CONNECT_TIMEOUT_SECONDS"),
     ("Gateway", "Silence of the model", "gateway.limits.UPSTREAM_TIMEOUT_SECONDS"),
+    ("Gateway", "Interim responses (1xx) to a model request", "gateway.limits.INTERIM_RESPONSES_MAX"),
     ("Gateway", "Idle tunnel", "gateway.limits.TUNNEL_IDLE_TIMEOUT_SECONDS"),
     ("Gateway", "Names that resolve", "gateway.limits.SYNTHETIC_IPS_MAX"),
     ("Gateway", "Ports of `vm.allowed_hosts`", "model.egress.TRANSPARENT_PORTS_MAX"),
@@ -134,6 +135,18 @@ ROWS = [
     ("Server", "Session of a browser", "api.auth.sessions.SESSION_SECONDS"),
     ("Server", "Events that wait for a slow subscriber of all tasks", "model.fixed_limits.SUBSCRIBER_EVENTS_MAX"),
     ("Server", "Terminals of a sandbox", "model.fixed_limits.TERMINALS_MAX"),
+    ("Workers", "One record of the journal", "model.fixed_limits.WORKER_RECORD_BYTES_MAX"),
+    ("Workers", "One record without output", "model.fixed_limits.WORKER_SMALL_RECORD_BYTES_MAX"),
+    ("Workers", "Values in the agent's own report", "model.fixed_limits.WORKER_RECORD_VALUES_MAX"),
+    ("Workers", "Records of artifacts", "model.fixed_limits.WORKER_ARTIFACT_RECORDS_BYTES_MAX"),
+    ("Workers", "Artifacts", "model.fixed_limits.WORKER_ARTIFACTS_MAX"),
+    ("Workers", "All artifacts", "placements.cluster.uploads.ARTIFACTS_BYTES_MAX"),
+    ("Workers", "Journal", "placements.cluster.worker_server.JOURNAL_BYTES_MAX"),
+    (
+        "Workers",
+        "Connections without a valid token",
+        "placements.cluster.worker_server.UNAUTHENTICATED_CONNECTIONS_MAX",
+    ),
 ]
 
 DASHBOARD_SECTION = "Dashboard"

@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
 from sandbox.interfaces.images import ImageUnusableError
 from sandbox.interfaces.journal import Liveness
@@ -30,12 +32,13 @@ from sandbox.model.fixed_limits import (
 from sandbox.model.resources import Resources
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
-from sandbox.primitives.concurrency import KeyedLock
+from sandbox.primitives.concurrency import KeyedLock, run_in_daemon_thread
 from sandbox.server.placements import Placements, locate
 from sandbox.server.probed_host import ProbedHost
 from sandbox.server.scheduler import describe_memory_shortfall
 from sandbox.server.task_secrets import TaskSecrets
 
+_Answer = TypeVar("_Answer")
 _POLL_SECONDS = 0.1
 _LIST_SECONDS = 5.0
 """How long the hosts may take to answer for one list of tasks."""
@@ -49,6 +52,11 @@ _RELEASE_REFUSALS = {
 
 FindFiles = Callable[[AttemptLocation], AttemptFiles]
 """Returns the files of an attempt's placement. Raises HostUnreachableError."""
+
+
+async def _ask(question: Callable[..., _Answer], *arguments: object) -> _Answer:
+    """Ask the host that has the files, in a thread of its own: slow hosts must not use up the shared threads."""
+    return await run_in_daemon_thread(partial(question, *arguments))
 
 
 class PreservedFiles:
@@ -173,7 +181,7 @@ class PreservedSandboxes(PreservedFiles):
             yield liveness, disk
 
     async def _check_preserved(self, task: Task) -> None:
-        if not await asyncio.to_thread(self.is_preserved, task):
+        if not await _ask(self.is_preserved, task):
             raise SandboxNotPreservedError(task)
 
     async def find_disk(self, task: Task) -> PreservedDisk:
@@ -182,7 +190,7 @@ class PreservedSandboxes(PreservedFiles):
 
     async def locate(self, task: Task) -> AttemptLocation:
         """Return the attempt that has the preserved files. Raises SandboxNotPreservedError, OSError."""
-        location = await asyncio.to_thread(self.locate_disk, task)
+        location = await _ask(self.locate_disk, task)
         if location is None:
             raise SandboxNotPreservedError(task)
         return location
@@ -243,7 +251,7 @@ class DebugSessions:
 
     async def _open_terminal(self, task: Task, request: OpenTerminal) -> TerminalConnection:
         """Like `open_terminal`; also raises SandboxNotPreservedError and OSError."""
-        if not await asyncio.to_thread(self._preserved_sandboxes.is_preserved, task):
+        if not await _ask(self._preserved_sandboxes.is_preserved, task):
             raise SandboxNotPreservedError(task)
         if request.is_agent_terminal:
             raise TerminalRefusedError(
@@ -297,10 +305,10 @@ class DebugSessions:
         self._starting[task.id] = host
         secrets = await self._resolve_secrets(task)
         try:
-            if not await asyncio.to_thread(self._preserved_sandboxes.has_same_secrets, task, secrets):
+            if not await _ask(self._preserved_sandboxes.has_same_secrets, task, secrets):
                 reason = "the task's secrets have changed since the agent ran, so the old values could not be redacted"
                 raise UnavailableError(f"No shell can be opened for task {task.id}: {reason}.")
-            image = await asyncio.to_thread(self._placements.find_image, location, task.manifest.vm.profile)
+            image = await _ask(self._placements.find_image, location, task.manifest.vm.profile)
             await disk.start_debug_session(DebugSession(task.id, location.attempt_id, image, secrets))
         except ImageUnusableError as error:
             raise TerminalRefusedError(f"No shell can be opened for task {task.id}: {error.message}") from error

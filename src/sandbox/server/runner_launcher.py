@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from sandbox.interfaces.gateway import ModelUpstream
 from sandbox.interfaces.images import ImageUnusableError
@@ -21,6 +22,7 @@ from sandbox.model.retry import next_follow_up
 from sandbox.model.state_machine import failure_event
 from sandbox.model.task import Attempt, Task
 from sandbox.model.task_state import TaskState
+from sandbox.primitives.concurrency import run_in_daemon_thread
 from sandbox.server.placements import Placements, takes_over_disk
 from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.tracked_task import JournalOwner, Orphaned, RunnerOwned, ServerOwned, TrackedTask
@@ -122,7 +124,8 @@ class RunnerLauncher:
         if (missing := self._missing_agent(recorder.task)) is not None:
             return await _fail_start(recorder, missing, is_first=is_first)
         try:
-            image = await asyncio.to_thread(reserved.find_image, recorder.task.manifest.vm.profile)
+            # In a thread of its own: slow hosts must not use up the shared threads.
+            image = await run_in_daemon_thread(partial(reserved.find_image, recorder.task.manifest.vm.profile))
         except ImageUnusableError as error:
             failure = Failure(FailureCode.PROVISION_FAILED, error.message)
             return await _fail_start(recorder, failure, is_first=is_first)

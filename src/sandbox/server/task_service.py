@@ -10,6 +10,7 @@ import dataclasses
 import errno
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from sandbox import __version__
@@ -267,7 +268,8 @@ class TaskSandboxes:
         candidates = [task for task in tasks if task.state is TaskState.FAILED_PRESERVED]
         if not candidates:
             return frozenset()
-        return await client_fairness.to_thread(self._preserved_sandboxes.find_preserved, candidates)
+        async with client_fairness.thread_slot():  # a thread of its own: slow hosts must not use up the shared threads
+            return await run_in_daemon_thread(partial(self._preserved_sandboxes.find_preserved, candidates))
 
     async def release(self, task_id: str) -> None:
         """See `interfaces.tasks.TaskSandboxes.release`."""

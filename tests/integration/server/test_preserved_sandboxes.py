@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import errno
+import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -626,3 +628,42 @@ async def test_slow_hosts_delay_a_list_of_tasks_only_for_a_few_seconds(component
                 monkeypatch.undo()
 
     assert (await scenario(), requests) == ({"a", "b", "c"}, asked)
+
+
+class SlowFiles:
+    """The files of a host that responds once `go_on` is set."""
+
+    def __init__(self):
+        self.is_asked, self.go_on = False, threading.Event()
+
+    def is_preserved(self, _):
+        self.is_asked = True
+        return self.go_on.wait(20)
+
+
+async def ask_for_a_list(service, task):
+    return await service.has_preserved_sandbox(task)
+
+
+async def ask_for_a_lock(service, task):
+    async with service.preserved_sandboxes.exclusive(task) as is_exclusive:
+        return is_exclusive
+
+
+@pytest.mark.parametrize("ask", [ask_for_a_list, ask_for_a_lock])
+async def test_slow_hosts_do_not_use_up_the_shared_threads(components, monkeypatch, ask):
+    files = SlowFiles()
+    async with components.server() as service:
+        await fail(components, service, "a")
+        task = await service.status("a")
+        monkeypatch.setattr(service.preserved_sandboxes, "_find_files", lambda _: files)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        asking = asyncio.create_task(ask(service, task))
+        try:
+            async with asyncio.timeout(20):
+                while not files.is_asked:
+                    await asyncio.sleep(0.01)
+                assert await asyncio.to_thread(lambda: "free") == "free"
+        finally:
+            files.go_on.set()
+        assert await asking

@@ -1,6 +1,8 @@
 """A task is launched with the current image of its profile, or fails."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -65,3 +67,26 @@ def test_unusable_image_fails_the_task_with_a_remedy(components):
     assert (failed.state, failed.failure.code) == (TaskState.FAILED, "provision_failed")
     assert failed.failure.message == components.image_error
     assert components.placement.orders == []
+
+
+async def test_host_that_finds_an_image_slowly_uses_no_shared_thread(components, monkeypatch):
+    is_asked, go_on = threading.Event(), threading.Event()
+
+    def find_image(*_):
+        is_asked.set()
+        assert go_on.wait(20)
+        return IMAGE
+
+    async with components.server() as service:
+        monkeypatch.setattr(components, "find_image", find_image)
+        await service.submit(manifest(vm={"profile": "my-tools"}))
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        try:
+            async with asyncio.timeout(20):
+                while not is_asked.is_set():
+                    await asyncio.sleep(0.01)
+                assert await asyncio.to_thread(lambda: "free") == "free"
+        finally:
+            go_on.set()
+        await components.wait_for_launch("task-1")
+    assert [order.image for order in components.placement.orders] == [IMAGE]
