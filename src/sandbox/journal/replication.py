@@ -27,7 +27,7 @@ from sandbox.model.fixed_limits import (
     WORKER_SMALL_RECORD_BYTES_MAX,
 )
 from sandbox.model.manifest.field_formats import is_task_id
-from sandbox.model.state_machine import IllegalEventError, advance, replay
+from sandbox.model.state_machine import IllegalEventError, advance, replay, with_recorded_message
 from sandbox.model.task import Task
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.files import create_private_file, fsync_path
@@ -313,7 +313,7 @@ def _verify(verified: _Verified, data: bytes) -> _Verified:
             raise JournalDamagedError(f"Record {record.seq} is not allowed: {error.message}") from error
         if _states(result.transition) != _states(record.transition):
             raise JournalDamagedError(f"Record {record.seq} has a wrong change of state.")
-        task, epoch = replay(task, record), record.epoch
+        task, epoch = with_recorded_message(result.task, record), record.epoch
         if len(task.artifacts) > WORKER_ARTIFACTS_MAX:
             raise JournalDamagedError(f"The task has more than {WORKER_ARTIFACTS_MAX} artifacts.")
         if isinstance(record.event, e.ArtifactCollected):

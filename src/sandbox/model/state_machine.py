@@ -67,11 +67,16 @@ def advance(task: Task | None, event: e.Event, *, seq: int, at: datetime) -> Adv
 
 
 def replay(task: Task | None, record: e.Record) -> Task:
-    """Apply a record that was read from a journal. Raises IllegalEventError.
+    """Apply a record that was read from a journal. Raises IllegalEventError."""
+    return with_recorded_message(advance(task, record.event, seq=record.seq, at=record.at).task, record)
 
-    A change of state has the recorded message, because an earlier version may have used a different one.
+
+def with_recorded_message(after: Task, record: e.Record) -> Task:
+    """Return the task after a record, with the message of the recorded change of state.
+
+    An earlier version may have used a different message.
     """
-    after, transition = advance(task, record.event, seq=record.seq, at=record.at).task, record.transition
+    transition = record.transition
     if transition is None or transition.new_state is not after.state or transition.message == after.state_message:
         return after
     return msgspec.structs.replace(after, state_message=transition.message)
