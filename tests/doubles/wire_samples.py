@@ -31,8 +31,8 @@ _SCALAR_SAMPLES = {
     inspect.StrType: "text",
 }
 
-_CHECKSUM = f"sha256:{'5a' * 32}"
-"""The sample for fields named `checksum`. New versions accept only checksums in such fields."""
+_FIELD_SAMPLES = {"checksum": f"sha256:{'5a' * 32}", "base_commit": "5a" * 20, "first_commit": "5a" * 20}
+"""The samples for fields with these names. New versions accept only checksums and object names of commits there."""
 
 
 def encoded_samples(names, kind):
@@ -111,7 +111,7 @@ def _records(info):
 
 
 def _field_samples(field):
-    return [_CHECKSUM] if field.name == "checksum" else _samples(field.type)
+    return [_FIELD_SAMPLES[field.name]] if field.name in _FIELD_SAMPLES else _samples(field.type)
 
 
 if __name__ == "__main__":
