@@ -12,6 +12,7 @@ import pytest
 
 from doubles.deployment import SERVER_KEY, bash_turn, preinstall_agent, reply_turn, wait_until
 from doubles.remote_deployment import MAKE_FILE, WAIT_FOR_FIFO, RemoteDeployment, closing_deployment
+from sandbox import __version__
 from sandbox.bootstrap.settings.schema import LEASE_SECONDS_MIN
 from sandbox.demo.model_script import Fault, Turn
 from sandbox.journal.journals import FileJournals
@@ -42,6 +43,9 @@ class ClusterDeployment(RemoteDeployment):
     def events(self):
         """Return the events in the server's copy of the journal."""
         return [record.event for record in FileJournals(self.data_dir).read("task-1").records]
+
+    def hosts(self):
+        return self.http.get("/api/v1/hosts").json()["hosts"]
 
     def attempts(self):
         """Return the events that started attempts."""
@@ -125,15 +129,24 @@ def test_task_runs_on_a_worker_and_the_worker_exits(deploy):
 def test_killed_server_loses_nothing(deploy):
     """The worker and its runner continue, and the next server gets what was recorded in the meantime."""
     deployment = deploy(MAKE_FILE, WAIT_FOR_FIFO, reply_turn())
+    assert deployment.hosts() == []
     deployment.submit()
     deployment.wait_for_second_tool_call()
     runner, worker = deployment.runner_pid(), deployment.worker_pid()
     assert runner is not None
     assert worker is not None
+    [host] = deployment.hosts()
+    assert (host["name"], host["state"], host["task_ids"]) == (socket.gethostname(), "ready", ["task-1"])
+    assert (host["cpus"], host["version"]) == (os.cpu_count(), __version__)
     deployment.restart_server(signal.SIGKILL)
     assert (deployment.runner_pid(), deployment.worker_pid()) == (runner, worker)
+    wait_until(lambda: deployment.hosts()[0]["state"] == "ready", 30, description="the worker's connection")
+    metrics = deployment.http.get("/metrics").text
+    assert f'sandbox_host_tasks_running{{host="{socket.gethostname()}"}} 1.0' in metrics
     deployment.finish_second_command()
     assert deployment.wait()["state"] == "completed", deployment.diagnostics()
+    wait_until(lambda: deployment.hosts()[0]["state"] == "idle", 30, description="the worker's end")
+    assert deployment.hosts()[0]["task_ids"] == []
     patch = deployment.artifact("task-1.patch")
     assert b"+made\n" in patch
     assert b"+from-the-user\n" in patch

@@ -1,18 +1,22 @@
 """`docs/metrics.md` lists exactly the metrics that the server exports."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox.api.middleware.metrics import ServerMetrics
-from sandbox.interfaces.tasks import Health
+from sandbox.interfaces.placement import HostState, HostStatus
+from sandbox.interfaces.tasks import Health, HostWithTasks
 
 
 def exported_metrics() -> set[tuple[str, str, tuple[str, ...], str]]:
     metrics = ServerMetrics("0.1.0")
     metrics.record_response("/metrics", "GET", 200, 0.01)
-    text = metrics.render(Health("0.1.0", 1.0, {}, [], True, 1, 2, is_ready=True), is_ready=True).decode()
+    health = Health("0.1.0", 1.0, {}, [], True, 1, 2, is_ready=True)
+    host = HostWithTasks(HostStatus("node-1", HostState.READY, last_contact_at=datetime.now(UTC)), [])
+    text = metrics.render(health, [host], is_ready=True).decode()
     return {
         (
             family.name + ("_total" if family.type == "counter" else ""),

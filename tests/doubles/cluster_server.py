@@ -18,6 +18,7 @@ from sandbox.journal.journals import FileJournals
 from sandbox.journal.replication import FileTaskReplicas
 from sandbox.model.events import AttemptStarted, TaskSubmitted
 from sandbox.model.resources import Resources
+from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import WorkerServer
 from sandbox.primitives.message_stream import encode_message, read_message
@@ -83,10 +84,12 @@ class ClusterServer:
         self.jobs = Jobs(
             JobStore(self.store), self.engine, JobSettings(self.lease_seconds, OVERHEAD_BYTES, make_request)
         )
+        self.hosts = SeenHosts(self.store.with_name("hosts.json"))
         await WorkerServer(
-            self.jobs, self.replicas, partial(store_runner_log, self.data_dir), self.has_task_ended, tls
+            self.jobs, self.hosts, self.replicas, partial(store_runner_log, self.data_dir), self.has_task_ended, tls
         ).listen("127.0.0.1", self.port)
         self.jobs.start()
+        self.hosts.start()
         self.tasks = asyncio.all_tasks() - before
 
     async def stop(self):

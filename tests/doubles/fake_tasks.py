@@ -10,7 +10,7 @@ from typing import Any
 
 from doubles.manifests import parse_manifest
 from sandbox.interfaces.engine import JobStatus
-from sandbox.interfaces.placement import OpenTerminal
+from sandbox.interfaces.placement import HostState, HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import (
     ChangeCursor,
@@ -26,6 +26,7 @@ from sandbox.interfaces.tasks import (
     DerivedTaskPlan,
     DrainStatus,
     Health,
+    HostWithTasks,
     IdempotencyKeyReusedError,
     Inheritance,
     LoadSample,
@@ -105,6 +106,8 @@ class FakeTasks:
         self.current_drain = DrainStatus(None, 1, 2)
         self.samples: list[LoadSample] = []
         self.jobs: dict[str, JobStatus] = {}
+        machine = HostStatus("build-1", HostState.READY, cpus=8, memory_bytes=32 * 1024**3, version="0.1.0")
+        self.hosts, self.has_cluster = [HostWithTasks(machine, [])], False
         self.health_report = Health("0.1.0", 12.5, {TaskState.RUNNING: 1}, [probe], True, 10**9, 10**10, is_ready=True)
 
     @property
@@ -373,3 +376,6 @@ class FakeTasks:
 
     def load_samples(self) -> Sequence[LoadSample]:
         return self.samples
+
+    def list_hosts(self) -> Sequence[HostWithTasks]:
+        return self.hosts

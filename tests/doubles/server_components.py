@@ -54,6 +54,7 @@ from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
     Administration,
     HealthCheck,
+    Hosts,
     TaskArtifacts,
     TaskCancellation,
     TaskDeletion,
@@ -235,6 +236,7 @@ class RunningServer:
             Administration(tracked_tasks, dispatcher, clock, drain, self.pruner, Retention(), health_check),
             DerivedTaskPlanner(data_dir, queries, events),
             self.load,
+            Hosts(tracked_tasks, placements),
         )
         self.services, self.tracked_tasks = services, tracked_tasks
         self.track = self.tracker.track

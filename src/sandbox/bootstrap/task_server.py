@@ -49,6 +49,7 @@ from sandbox.server.task_secrets import TaskSecrets
 from sandbox.server.task_service import (
     Administration,
     HealthCheck,
+    Hosts,
     TaskArtifacts,
     TaskCancellation,
     TaskDeletion,
@@ -110,6 +111,7 @@ class TaskServer:
             Administration(tracked_tasks, dispatcher, clock, drain, pruner, settings.retention.retention, health_check),
             DerivedTaskPlanner(data_dir, queries, events),
             load,
+            Hosts(tracked_tasks, placements),
         )
         self.start_conditions = conditions
         self._tracker, self._store, self._pruner = tracker, store, pruner

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from socket import gethostname
 
+from sandbox import __version__
 from sandbox.agents import registered_agents
 from sandbox.bootstrap.local_host import (
     AgentsAndRunnerCommand,
@@ -111,7 +112,16 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         if probed.failure is not None:
             raise WorkerUnusableError(probed.failure)
         boot_id = placement.host.identity.boot_id
-        claim = Claim(attempt_id, token, os.urandom(32), host_name(os.environ), boot_id, probed.runtime)
+        claim = Claim(
+            attempt_id,
+            token,
+            os.urandom(32),
+            host_name(os.environ),
+            boot_id,
+            probed.runtime,
+            __version__,
+            *_host_size(),
+        )
         journals, sockets = FileJournals(data_dir), RunnerSocketDirectory(run_dir)
 
         def create_worker_task(task_id: str) -> WorkerTask:
@@ -127,6 +137,11 @@ async def _run(settings: ServerSettings, data_dir: Path, attempt_id: str, addres
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.terminate)
         return await worker.run()
+
+
+def _host_size() -> tuple[int, int]:
+    """Return the number of CPUs and the memory of the whole host. The engine may let this job use less."""
+    return os.cpu_count() or 0, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class RunnerSocketDirectory:

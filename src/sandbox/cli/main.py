@@ -80,6 +80,7 @@ TASK_SECTIONS = {
 ADMIN_ENTRIES = {
     "check": ("sandbox.cli.commands.admin.check:check", "Check that index, journals and artifacts are consistent."),
     "drain": ("sandbox.cli.commands.admin.drain:drain", "Let running tasks finish, and start no new ones."),
+    "hosts": ("sandbox.cli.commands.admin.hosts:hosts", "List the hosts that run tasks."),
     "rebuild": ("sandbox.cli.commands.admin.rebuild:rebuild", "Rebuild the index from the journals."),
     "prune": ("sandbox.cli.commands.admin.prune:prune", "Remove finished tasks and all their data."),
     "backup": ("sandbox.cli.commands.admin.backup:backup", "Back up tasks and tokens to a file."),

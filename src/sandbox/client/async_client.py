@@ -23,6 +23,7 @@ from sandbox.client.response_types import (
     Deletion,
     Draining,
     Health,
+    HostList,
     Pruned,
     Release,
     Submitted,
@@ -200,6 +201,10 @@ class AsyncClient:
         return await self._request(
             requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
+
+    async def hosts(self) -> HostList:
+        """List the hosts that run tasks: the server's machine, or the hosts of the cluster."""
+        return await self._request(requests.hosts())
 
     async def drain(self) -> Draining:
         """Stop accepting and starting tasks until `undo_drain`; running tasks continue."""

@@ -24,6 +24,7 @@ from sandbox.client.response_types import (
     Deletion,
     Draining,
     Health,
+    HostList,
     Pruned,
     Release,
     Submitted,
@@ -198,6 +199,10 @@ class Client:
         return self._request(
             requests.prune(older_than_seconds=older_than_seconds, keep=keep, max_bytes=max_bytes, dry_run=dry_run)
         )
+
+    def hosts(self) -> HostList:
+        """List the hosts that run tasks: the server's machine, or the hosts of the cluster."""
+        return self._request(requests.hosts())
 
     def drain(self) -> Draining:
         """Stop accepting and starting tasks until `undo_drain`; running tasks continue."""

@@ -14,6 +14,7 @@ from sandbox.client.response_types import (
     Deletion,
     Draining,
     Health,
+    HostList,
     Pruned,
     Release,
     Submitted,
@@ -242,6 +243,11 @@ def prune(
         read_seconds=PRUNE_TIMEOUT_SECONDS,
         response_bytes_max=LIST_BYTES_MAX,
     )
+
+
+def hosts() -> Request[HostList]:
+    """List the hosts that run tasks."""
+    return Request("GET", "/hosts", HostList, ("hosts",), response_bytes_max=LIST_BYTES_MAX)
 
 
 def drain() -> Request[Draining]:

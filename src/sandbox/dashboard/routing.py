@@ -17,7 +17,7 @@ from sandbox.api.middleware.metrics import set_route
 from sandbox.api.responses import reason_phrase
 from sandbox.dashboard.pages.forms import show_sign_in, show_submit
 from sandbox.dashboard.pages.guide import show_guide, show_guide_search
-from sandbox.dashboard.pages.server import send_load, show_docs, show_errors, show_server
+from sandbox.dashboard.pages.server import send_load, show_docs, show_errors, show_hosts, show_server
 from sandbox.dashboard.pages.task import send_events, show_task
 from sandbox.dashboard.pages.task_list import show_tasks
 from sandbox.dashboard.proof_bundle import send_proof_bundle
@@ -33,6 +33,7 @@ _ROUTES: dict[str, _PageHandler] = {
     "/submit": show_submit,
     "/server": show_server,
     "/server/load": send_load,
+    "/hosts": show_hosts,
     "/errors": show_errors,
     "/guide": show_guide,
     "/guide/search": show_guide_search,

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -391,6 +393,40 @@ class Host(Protocol):
         ...
 
 
+class HostState(StrEnum):
+    """The state of a host.
+
+    READY: attempts can start on this machine, or a worker on the host is connected.
+    NOT_READY: no attempt can start on this machine now.
+    IDLE: no worker runs on the host, so the server has no contact with it.
+    UNREACHABLE: workers run on the host, and none of them is connected.
+    """
+
+    READY = "ready"
+    NOT_READY = "not_ready"
+    IDLE = "idle"
+    UNREACHABLE = "unreachable"
+
+
+class HostStatus(msgspec.Struct, frozen=True):
+    """The state of a host of a placement.
+
+    name: without the name of the placement.
+    reason: why the host is in this state (human-readable); may be empty.
+    cpus, memory_bytes: the resources for tasks; None if they are unknown.
+    version: the version of Sandbox on the host; empty if it is unknown.
+    last_contact_at: when a worker on the host last sent a message; None if no worker did.
+    """
+
+    name: str
+    state: HostState
+    reason: str = ""
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    version: str = ""
+    last_contact_at: datetime | None = None
+
+
 class ReservedHost(NamedTuple):
     """A host on which an attempt can start now.
 
@@ -424,6 +460,10 @@ class HostAllocator(Protocol):
 
     def job_status(self, task_id: str) -> JobStatus | None:
         """Return the latest known status of the job that runs the task; None if there is none. Does not block."""
+        ...
+
+    def host_statuses(self) -> Sequence[HostStatus]:
+        """Return the known hosts, sorted by name. Does not block."""
         ...
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:

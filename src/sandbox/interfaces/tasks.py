@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.interfaces.engine import JobStatus
-from sandbox.interfaces.placement import OpenTerminal
+from sandbox.interfaces.placement import HostStatus, OpenTerminal
 from sandbox.interfaces.runtime import RuntimeProbe
 from sandbox.interfaces.store import ChangeCursor, TaskPage, TaskQuery
 from sandbox.interfaces.terminals import TerminalConnection
@@ -493,6 +493,33 @@ class Administration(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class HostWithTasks:
+    """A host, and the tasks with an attempt that runs there now, sorted by id.
+
+    Preserved sandboxes of failed tasks are not included.
+    """
+
+    status: HostStatus
+    task_ids: Sequence[str]
+
+
+class Hosts(Protocol):
+    """The hosts that run tasks."""
+
+    @property
+    def has_cluster(self) -> bool:
+        """Whether new tasks run on the hosts of a cluster."""
+        ...
+
+    def list_hosts(self) -> Sequence[HostWithTasks]:
+        """Return the hosts, sorted by name: this machine, or the known hosts of the cluster.
+
+        With a cluster, this machine is included only while it runs tasks.
+        """
+        ...
+
+
 class ServerLoad(Protocol):
     """The load of the server and its host over time."""
 
@@ -515,3 +542,4 @@ class TaskServices:
     administration: Administration
     derived_tasks: DerivedTaskPlanner
     load: ServerLoad
+    hosts: Hosts

@@ -53,6 +53,7 @@ _ShortText = Annotated[str, msgspec.Meta(max_length=64)]
 _AttemptId = Annotated[str, msgspec.Meta(pattern=rf"\A{ATTEMPT_ID_PATTERN}\Z")]
 _TaskId = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,126}[A-Za-z0-9])?\Z")]
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z.+_-]{0,64}\Z")]
 
 
 class Claim(msgspec.Struct, frozen=True, tag="claim"):
@@ -60,6 +61,8 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 
     token: the join token of the job. nonce: a random number that a worker process sends with each of its claims.
     runtime: the runtime that works on the host.
+    version: the version of Sandbox on the host. cpus, memory_bytes: the resources of the whole host. They are for
+        display only; workers of earlier versions do not send them.
     """
 
     attempt_id: _AttemptId
@@ -68,6 +71,9 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     host: HostName
     boot_id: _ShortText
     runtime: _ShortText
+    version: _Version = ""
+    cpus: _Number = 0
+    memory_bytes: _Number = 0
 
     def __repr__(self) -> str:
         """Omit the token."""

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
+from sandbox import __version__
 from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.file_layout import new_attempt_id
 from sandbox.interfaces.images import Image
@@ -13,6 +14,8 @@ from sandbox.interfaces.placement import (
     CancelAttempt,
     DebugSession,
     FinishAttempt,
+    HostState,
+    HostStatus,
     HostUnreachableError,
     OpenTerminal,
     Placement,
@@ -105,6 +108,21 @@ class Placements:
         allocators = [placement.allocator for placement in self._by_name.values() if placement.allocator is not None]
         return next(filter(None, (allocator.job_status(task_id) for allocator in allocators)), None)
 
+    @property
+    def is_own_host_selected(self) -> bool:
+        """Whether new attempts run on the server's own host."""
+        return not self._selected
+
+    def host_statuses(self) -> Mapping[str, HostStatus]:
+        """Return the hosts of all placements, keyed by `AttemptLocation.host`; the key of the own host is empty."""
+        statuses: dict[str, HostStatus] = {}
+        for name, placement in self._by_name.items():
+            if placement.allocator is not None:
+                statuses |= {f"{name}:{status.name}": status for status in placement.allocator.host_statuses()}
+            else:
+                statuses[self._hosts[name].identity.name if name else ""] = _host_status(self._hosts[name])
+        return statuses
+
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Return the image of a profile on the host of an attempt, None for the host's own /usr. Blocks.
 
@@ -158,6 +176,14 @@ class Placements:
         if placement is None:
             raise HostUnreachableError(location.host)
         return placement
+
+
+def _host_status(host: ProbedHost) -> HostStatus:
+    reason, name = host.blocked_reason, host.identity.name
+    state = HostState.READY if reason is None else HostState.NOT_READY
+    version = "" if ":" in name else __version__
+    capacity = host.capacity
+    return HostStatus(name.rpartition(":")[2], state, reason or "", capacity.cpus, capacity.memory_bytes, version)
 
 
 class UnreachableRunner:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from datetime import UTC, datetime
 from functools import partial
@@ -17,13 +18,21 @@ from sandbox import __version__
 from sandbox.interfaces.clock import Clock
 from sandbox.interfaces.engine import JobStatus
 from sandbox.interfaces.file_layout import TaskLayout
-from sandbox.interfaces.placement import CANCEL_TOO_LATE, CancelAttempt, OpenTerminal, RunnerUnreachableError
+from sandbox.interfaces.placement import (
+    CANCEL_TOO_LATE,
+    CancelAttempt,
+    HostState,
+    HostStatus,
+    OpenTerminal,
+    RunnerUnreachableError,
+)
 from sandbox.interfaces.store import Store, StoreError, TaskPage, TaskQuery
 from sandbox.interfaces.tasks import (
     ArtifactNotFoundError,
     Cancellation,
     DrainStatus,
     Health,
+    HostWithTasks,
     PrunedTask,
     Retention,
     SandboxNotPreservedError,
@@ -45,7 +54,7 @@ from sandbox.server.cancellation import Canceller
 from sandbox.server.dispatcher import Dispatcher, Drain, StartConditions
 from sandbox.server.maintenance.disk_monitor import DiskMonitor
 from sandbox.server.maintenance.pruning import Pruner
-from sandbox.server.placements import Placements
+from sandbox.server.placements import Placements, locate
 from sandbox.server.preserved_sandboxes import DebugSessions, PreservedSandboxes
 from sandbox.server.probed_host import ProbedHost
 from sandbox.server.tracked_task import RunnerOwned, TrackedTask, TrackedTasks
@@ -386,3 +395,42 @@ class Administration:
         async with self._health_check_lock:
             self._next_health_check = None
             return await run_in_daemon_thread(self._health_check.run)
+
+
+class Hosts:
+    """Implements `interfaces.tasks.Hosts`."""
+
+    def __init__(self, tracked_tasks: TrackedTasks, placements: Placements) -> None:
+        self._tracked_tasks = tracked_tasks
+        self._placements = placements
+
+    @property
+    def has_cluster(self) -> bool:
+        """See `interfaces.tasks.Hosts.has_cluster`."""
+        return self._placements.largest_hosts is not None
+
+    def list_hosts(self) -> Sequence[HostWithTasks]:
+        """See `interfaces.tasks.Hosts.list_hosts`."""
+        statuses, task_ids = dict(self._placements.host_statuses()), self._running_task_ids()
+        if not self._placements.is_own_host_selected:
+            own_host, own_tasks = statuses.pop(""), task_ids.pop("", [])
+            if own_tasks:
+                # The engine may call this machine by the same name.
+                key = next((key for key, status in statuses.items() if status.name == own_host.name), "")
+                statuses.setdefault(key, own_host)
+                task_ids[key] = [*task_ids.get(key, []), *own_tasks]
+        for key in task_ids.keys() - statuses.keys():
+            reason = "This server has no information about the host."
+            statuses[key] = HostStatus(key.partition(":")[2], HostState.UNREACHABLE, reason)
+        hosts = [HostWithTasks(status, sorted(task_ids.get(key, []))) for key, status in statuses.items()]
+        return sorted(hosts, key=lambda host: host.status.name)
+
+    def _running_task_ids(self) -> dict[str, list[str]]:
+        """Return the tasks with an attempt that runs, keyed by the host; the key of the server's own host is empty."""
+        task_ids: defaultdict[str, list[str]] = defaultdict(list)
+        for tracked in self._tracked_tasks.values():
+            task = tracked.task
+            if task.attempt is not None and not task.state.is_final and not task.is_between_attempts:
+                location = locate(task, task.attempt)
+                task_ids[location.host if location.placement else ""].append(task.id)
+        return dict(task_ids)

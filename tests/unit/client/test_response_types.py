@@ -16,6 +16,8 @@ NAMES = {
     "Checked": "DryRunBody",
     "Definition": "DefinitionBody",
     "Draining": "DrainBody",
+    "Host": "HostBody",
+    "HostList": "HostListBody",
     "ExistingTask": "ExistingTaskBody",
     "Failure": "FailureBody",
     "FieldError": "FieldErrorBody",

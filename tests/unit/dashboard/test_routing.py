@@ -20,7 +20,7 @@ from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'"
-PATHS = ["/", "/submit", "/server", "/errors", "/tasks/task-001"]
+PATHS = ["/", "/submit", "/server", "/hosts", "/errors", "/tasks/task-001"]
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/tasks/nobody", "/nothing", "/sign-in"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from typing import Literal
@@ -22,7 +23,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sandbox.api import paths
-from sandbox.interfaces.tasks import Health
+from sandbox.interfaces.tasks import Health, HostWithTasks
 from sandbox.model.task_state import TaskState
 from sandbox.primitives.log_context import TASK_ID
 
@@ -32,6 +33,9 @@ NO_ROUTE = "none"
 
 _CREATED_SERIES = re.compile(rb"(# (HELP|TYPE) )?sandbox_\w+_created\b")
 """Lines of the `_created` series, one per series. OpenMetrics has them; the Prometheus text format does not."""
+
+HOST_LABELS_MAX = 200
+"""Maximum number of hosts in the metrics."""
 
 _KNOWN_METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
 _RESPONSE_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
@@ -71,6 +75,8 @@ class ServerMetrics:
             "sandbox_disk_total_bytes", "Size of the data directory's file system.", registry=registry
         )
 
+        self._host_metrics: _HostMetrics | None = None
+
     def record_response(self, route: str, method: str, status: int, seconds: float) -> None:
         """Record a response that started `seconds` after its request. route: the path template, not the path."""
         known_method = method if method in _KNOWN_METHODS else "other"
@@ -81,16 +87,45 @@ class ServerMetrics:
         """Count an open stream for as long as the context is active."""
         return self._streams.labels(kind).track_inprogress()
 
-    def render(self, health: Health, *, is_ready: bool) -> bytes:
-        """Render all metrics in the Prometheus text format."""
+    def render(self, health: Health, hosts: Sequence[HostWithTasks] = (), *, is_ready: bool) -> bytes:
+        """Render all metrics in the Prometheus text format. hosts: those without workers are left out."""
         for state in TaskState:
             self._tasks.labels(state).set(health.tasks_by_state.get(state, 0))
         self._ready.set(is_ready)
         self._uptime.set(health.uptime_seconds)
         self._disk_free.set(health.disk_free_bytes)
         self._disk_total.set(health.disk_total_bytes)
+        if any(host.status.last_contact_at is not None for host in hosts):
+            self._host_metrics = self._host_metrics or _HostMetrics(self._registry)
+        if self._host_metrics is not None:
+            self._host_metrics.set(hosts)
         lines = generate_latest(self._registry).splitlines(keepends=True)
         return b"".join(line for line in lines if not _CREATED_SERIES.match(line))
+
+
+class _HostMetrics:
+    """The metrics of the hosts of a cluster. A server without a cluster does not export them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._running = Gauge(
+            "sandbox_host_tasks_running", "Number of tasks that run on the host.", ["host"], registry=registry
+        )
+        self._last_contact = Gauge(
+            "sandbox_host_last_contact_timestamp_seconds",
+            "When a worker on the host last sent a message, in seconds since 1970.",
+            ["host"],
+            registry=registry,
+        )
+
+    def set(self, hosts: Sequence[HostWithTasks]) -> None:
+        """Set the values of the HOST_LABELS_MAX hosts with the latest contact, and remove all others."""
+        contacts = [(host.status.last_contact_at, host) for host in hosts if host.status.last_contact_at is not None]
+        latest = sorted(contacts, key=lambda contact: contact[0], reverse=True)[:HOST_LABELS_MAX]
+        self._running.clear()
+        self._last_contact.clear()
+        for last_contact_at, host in latest:
+            self._running.labels(host.status.name).set(len(host.task_ids))
+            self._last_contact.labels(host.status.name).set(last_contact_at.timestamp())
 
 
 _START_MESSAGES = {"http.response.start", "websocket.http.response.start"}

@@ -1,4 +1,4 @@
-"""Routes for administration: drain the server, prune tasks."""
+"""Routes for administration: list the hosts, drain the server, prune tasks."""
 
 from typing import Annotated
 
@@ -8,11 +8,39 @@ from sandbox.api import paths
 from sandbox.api.app_context import ContextDep
 from sandbox.api.openapi import create_router, problem_responses
 from sandbox.api.responses import JsonResponse
-from sandbox.interfaces.tasks import DrainStatus, Retention
+from sandbox.interfaces.tasks import DrainStatus, HostWithTasks, Retention
 from sandbox.model.wire.events import format_timestamp
-from sandbox.model.wire.server_bodies import DrainBody, PrunedBody, PrunedTaskBody
+from sandbox.model.wire.server_bodies import DrainBody, HostBody, HostListBody, PrunedBody, PrunedTaskBody
+
+HOST_TASK_IDS_MAX = 100
+"""Maximum number of task ids for each host in a response."""
 
 router = create_router("Administration")
+
+
+@router.get(paths.HOSTS, responses=problem_responses())
+async def list_hosts(context: ContextDep) -> JsonResponse[HostListBody]:
+    """List the hosts that run tasks.
+
+    Without a cluster, this is the server's machine. With a cluster, these are the hosts on which workers have run, and
+    the server's machine while tasks run there.
+    """
+    return JsonResponse({"hosts": [_host_body(host) for host in context.services.hosts.list_hosts()]})
+
+
+def _host_body(host: HostWithTasks) -> HostBody:
+    status, task_ids = host.status, host.task_ids
+    return {
+        "name": status.name,
+        "state": status.state.value,
+        "reason": status.reason,
+        "cpus": status.cpus,
+        "memory_bytes": status.memory_bytes,
+        "running": len(task_ids),
+        "task_ids": list(task_ids[:HOST_TASK_IDS_MAX]),
+        "last_contact_at": None if status.last_contact_at is None else format_timestamp(status.last_contact_at),
+        "version": status.version or None,
+    }
 
 
 @router.get(paths.DRAIN, responses=problem_responses())

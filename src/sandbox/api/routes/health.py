@@ -112,4 +112,5 @@ async def get_metrics(context: ContextDep) -> Response:
     """Get the metrics in Prometheus format."""
     health = await context.services.administration.health()
     is_ready = not not_ready_reasons(health, context)
-    return Response(context.metrics.render(health, is_ready=is_ready), headers={"content-type": CONTENT_TYPE})
+    text = context.metrics.render(health, context.services.hosts.list_hosts(), is_ready=is_ready)
+    return Response(text, headers={"content-type": CONTENT_TYPE})

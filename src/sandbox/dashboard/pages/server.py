@@ -1,4 +1,4 @@
-"""The pages about the server: the API reference, the error reference, and health, load and runtimes."""
+"""The pages about the server: the API and error references, the hosts, and health, load and runtimes."""
 
 import re
 from collections import Counter
@@ -15,6 +15,7 @@ from sandbox.api.request_parsing import check_format
 from sandbox.api.routes.health import not_ready_reasons
 from sandbox.dashboard.pages.guide import HeadingAnchors, guide_file, guide_path, guide_values
 from sandbox.dashboard.templates import CONTENT_SECURITY_POLICY, render_page
+from sandbox.interfaces.placement import HostState
 from sandbox.interfaces.store import TaskQuery
 from sandbox.interfaces.tasks import Health, LoadSample, TaskQueries
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
@@ -25,6 +26,9 @@ from sandbox.primitives import client_fairness
 
 _HOURS = 24
 STATS_TASKS_MAX = 1000
+TASK_LINKS_MAX = 5
+"""Maximum number of links to the tasks of a host."""
+
 _MILLISECONDS = pattern_format("milliseconds", "[0-9]{1,15}", "must be a time in milliseconds since 1970")
 _DOCS_SECURITY_POLICY = CONTENT_SECURITY_POLICY.replace("style-src 'self'", "style-src 'self' 'unsafe-inline'")
 """Allows the style attributes that Swagger UI sets. Its page shows the schema, but no text written by an agent."""
@@ -51,6 +55,7 @@ async def _render_server(request: Request, context: AppContext) -> Response:
     ended, is_cut = await _finished_tasks(context.services.tasks)
     hours = _hourly_stats(ended, datetime.now(UTC))
     completed = [task for task in ended if task.state is TaskState.COMPLETED]
+    hosts = context.services.hosts.list_hosts() if context.services.hosts.has_cluster else None
     cancelled_count = sum(task.state is TaskState.CANCELLED for task in ended)
     return await client_fairness.to_thread(
         render_page,
@@ -60,6 +65,8 @@ async def _render_server(request: Request, context: AppContext) -> Response:
         reasons=not_ready_reasons(health, context),
         uptime=timedelta(seconds=health.uptime_seconds),
         running=_running_count(health),
+        hosts=hosts,
+        unreachable_hosts_count=sum(host.status.state is HostState.UNREACHABLE for host in hosts or ()),
         hours=hours,
         busiest=max(hour.completed_count + hour.other_count for hour in hours),
         ended_count=len(ended),
@@ -70,6 +77,14 @@ async def _render_server(request: Request, context: AppContext) -> Response:
         overcommit=context.settings.overcommit,
         median=_median_duration(completed),
         cost=sum(task.progress.cost_usd for task in ended),
+    )
+
+
+async def show_hosts(request: Request, context: AppContext) -> Response:
+    """Render the page of the hosts."""
+    hosts = context.services.hosts
+    return await client_fairness.to_thread(
+        render_page, request, "hosts", hosts=hosts.list_hosts(), has_cluster=hosts.has_cluster, links_max=TASK_LINKS_MAX
     )
 
 

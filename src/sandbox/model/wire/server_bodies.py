@@ -119,6 +119,39 @@ class DrainBody(TypedDict):
     """Number of tasks that start once the drain is undone."""
 
 
+class HostBody(TypedDict):
+    """A host that runs tasks: this machine, or a host of the cluster."""
+
+    name: str
+    """Name of the host. In a cluster, this is the engine's name for the host."""
+    state: Literal["ready", "not_ready", "idle", "unreachable"]
+    """`ready`: this machine can start tasks, or a worker on the host is connected. `not_ready`: this machine cannot
+    start tasks. `idle`: no worker runs on the host, so the server has no contact with it. `unreachable`: no worker on
+    the host responds.
+    """
+    reason: str
+    """Human-readable reason for the state; may be empty."""
+    cpus: int | None
+    """Number of CPUs of the host. For this machine, the number that tasks may reserve; null if unknown."""
+    memory_bytes: int | None
+    """Memory of the host, in bytes. For this machine, the memory that tasks may reserve; null if unknown."""
+    running: int
+    """Number of tasks that run on the host."""
+    task_ids: list[str]
+    """Ids of these tasks, at most 100."""
+    last_contact_at: Timestamp | None
+    """When a worker on the host last sent a message; null if no worker did, and for this machine."""
+    version: str | None
+    """Version of Sandbox on the host; null if unknown."""
+
+
+class HostListBody(TypedDict):
+    """The hosts that run tasks, sorted by name."""
+
+    hosts: list[HostBody]
+    """This machine, or the hosts of the cluster on which workers have run. At most 1000 hosts are remembered."""
+
+
 class PrunedTaskBody(TypedDict):
     """A task that was removed, or would be removed with `dry_run`."""
 

@@ -406,9 +406,13 @@ class Jobs:
         if len(self._done) > _DONE_TASKS_MAX:
             del self._done[next(iter(self._done))]
 
+    def snapshot(self) -> Collection[Job]:
+        """Return all jobs. Thread-safe."""
+        return list(self._jobs.values())
+
     def task_ids(self) -> Collection[str]:
         """Return the tasks that have a job. Thread-safe."""
-        return {job.stored.task_id for job in list(self._jobs.values())}
+        return {job.stored.task_id for job in self.snapshot()}
 
     def start(self) -> None:
         """Start to look up the jobs, and continue until the tasks of the event loop are cancelled."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from sandbox.interfaces.placement import (
     FinishAttempt,
     HostIdentity,
     HostPendingError,
+    HostStatus,
     Leftover,
     LeftoverScan,
     ProbeResult,
@@ -43,6 +45,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 from sandbox.model.tier import TIERS
+from sandbox.placements.cluster.hosts import SeenHosts, host_statuses
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
 from sandbox.placements.cluster.workers import (
@@ -134,9 +137,10 @@ class ClusterFiles:
 class ClusterAllocator:
     """Implements `interfaces.placement.HostAllocator`: one worker for each task."""
 
-    def __init__(self, workers: Workers, largest_hosts: Sequence[Resources]) -> None:
+    def __init__(self, workers: Workers, hosts: SeenHosts, largest_hosts: Sequence[Resources]) -> None:
         self.largest_hosts = largest_hosts
         self._workers = workers
+        self._hosts = hosts
 
     async def reserve_host(self, task_id: str, last_attempt_id: str | None, resources: Resources) -> ReservedHost:
         """Return the host of the task's worker; submit a job if there is none.
@@ -159,6 +163,10 @@ class ClusterAllocator:
     def job_status(self, task_id: str) -> JobStatus | None:
         """Implements `HostAllocator.job_status`."""
         return self._workers.jobs.status(task_id)
+
+    def host_statuses(self) -> Sequence[HostStatus]:
+        """Implements `HostAllocator.host_statuses`."""
+        return host_statuses(self._hosts.snapshot(), self._workers.jobs.snapshot(), time.time())
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Ask the attempt's worker. Implements `HostAllocator.find_image`."""
@@ -195,12 +203,17 @@ class ClusterPlacement:
     """
 
     def __init__(
-        self, workers: Workers, images: ProfileCatalog, largest_hosts: Sequence[Resources], storage: "TaskStorage"
+        self,
+        workers: Workers,
+        hosts: SeenHosts,
+        images: ProfileCatalog,
+        largest_hosts: Sequence[Resources],
+        storage: "TaskStorage",
     ) -> None:
         largest = max(largest_hosts, key=lambda each: (each.memory_bytes, each.cpus, each.disk_bytes))
         self.host = ClusterHost(largest, images)
         self.files = ClusterFiles(workers)
-        self.allocator = ClusterAllocator(workers, largest_hosts)
+        self.allocator = ClusterAllocator(workers, hosts, largest_hosts)
         self._workers = workers
         self._replicas = storage.replicas
         self._has_task_ended = storage.has_task_ended
@@ -349,19 +362,20 @@ async def create_cluster_placement(
     largest_hosts = [
         msgspec.structs.replace(host, memory_bytes=host.memory_bytes - settings.overhead_bytes) for host in hosts
     ]
-    thread = LoopThread()
+    thread, seen_hosts = LoopThread(), SeenHosts(directory.with_name("hosts.json"))
 
     async def start() -> Jobs:
         jobs = Jobs(JobStore(directory), engine, settings)
-        await WorkerServer(jobs, storage.replicas, storage.store_log, storage.has_task_ended, address.tls).listen(
-            address.host, address.port
-        )
+        await WorkerServer(
+            jobs, seen_hosts, storage.replicas, storage.store_log, storage.has_task_ended, address.tls
+        ).listen(address.host, address.port)
         jobs.start()
+        seen_hosts.start()
         return jobs
 
     try:
         workers = Workers(await thread.run(start()), thread)
-        return ClusterPlacement(workers, images, largest_hosts, storage)
+        return ClusterPlacement(workers, seen_hosts, images, largest_hosts, storage)
     except BaseException:
         await asyncio.to_thread(thread.close)
         raise

@@ -56,6 +56,7 @@ from sandbox.interfaces.worker_messages import (
 )
 from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.fixed_limits import CONTROL_REQUEST_TIMEOUT_SECONDS
+from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job, Jobs
 from sandbox.placements.cluster.uploads import ArtifactsTooLargeError, ArtifactUploads
 from sandbox.primitives.concurrency import accept_connection
@@ -267,12 +268,14 @@ class WorkerServer:
     def __init__(
         self,
         jobs: Jobs,
+        hosts: SeenHosts,
         replicas: TaskReplicas,
         store_log: StoreLog,
         has_task_ended: Callable[[str], bool],
         tls: ssl.SSLContext,
     ) -> None:
         self._jobs = jobs
+        self._hosts = hosts
         self._has_task_ended = has_task_ended
         self._store_log = store_log
         self._replicas = replicas
@@ -415,6 +418,7 @@ class WorkerServer:
         session = WorkerSession(writer, job.identity.name, copied_end_offset)
         job.connect(session)
         self._sessions[session] = job
+        self._hosts.record_claim(claim)
         session.send(Claimed(session.key, task_id, job.stored.lease_seconds, copied_end_offset))
         if job.has_task_ended:
             session.notify_task_ended()
@@ -444,6 +448,7 @@ class WorkerServer:
             case Heartbeat():
                 before = session.liveness
                 session.receive(message)
+                self._hosts.record_contact(job.stored.host)
                 job.record_answer()
                 session.send(HeartbeatAnswer(message.number))
                 if session.liveness is not before:

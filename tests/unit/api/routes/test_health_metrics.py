@@ -1,9 +1,14 @@
 """Metrics for Prometheus."""
 
+from datetime import UTC, datetime
+
 from prometheus_client.parser import text_string_to_metric_families
 
 from doubles.example_requests import Example
 from doubles.fake_token_store import FakeTokenStore
+from sandbox.api.middleware.metrics import HOST_LABELS_MAX
+from sandbox.interfaces.placement import HostState, HostStatus
+from sandbox.interfaces.tasks import HostWithTasks
 
 EXAMPLES = (Example("get_metrics", shown_lines="sandbox_tasks"),)
 
@@ -56,6 +61,34 @@ def test_internal_errors_are_counted(api):
 def test_server_that_is_shutting_down_is_not_ready(api):
     api.shutting_down.set()
     assert read_metrics(api)[("sandbox_ready",)] == 0
+
+
+def test_hosts_of_a_cluster_have_metrics(api, tasks):
+    """A server without a cluster exports no metrics of hosts."""
+    assert "sandbox_host" not in api.get("/metrics").text
+    at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+    seen = HostStatus("node-1", HostState.READY, last_contact_at=at)
+    tasks.hosts = [HostWithTasks(seen, ["task-1", "task-2"]), *tasks.hosts]
+    metrics = read_metrics(api)
+    assert metrics["sandbox_host_tasks_running", "node-1"] == 2
+    assert metrics["sandbox_host_last_contact_timestamp_seconds", "node-1"] == at.timestamp()
+    assert ("sandbox_host_tasks_running", "build-1") not in metrics
+    tasks.hosts = [HostWithTasks(HostStatus("node-2", HostState.IDLE, last_contact_at=at), [])]
+    metrics = read_metrics(api)
+    assert metrics["sandbox_host_tasks_running", "node-2"] == 0
+    assert ("sandbox_host_tasks_running", "node-1") not in metrics
+
+
+def test_number_of_hosts_in_the_metrics_is_limited(api, tasks):
+    """The hosts with the latest contact are kept."""
+    tasks.hosts = [
+        HostWithTasks(
+            HostStatus(f"node-{number}", HostState.IDLE, last_contact_at=datetime.fromtimestamp(number, UTC)), []
+        )
+        for number in range(HOST_LABELS_MAX + 10)
+    ]
+    hosts = {key[1] for key in read_metrics(api) if key[0] == "sandbox_host_tasks_running"}
+    assert hosts == {f"node-{number}" for number in range(10, HOST_LABELS_MAX + 10)}
 
 
 def test_metrics_need_a_token_and_count_denied_requests(api_with_tokens):

@@ -11,7 +11,8 @@ from doubles import fake_tasks
 from doubles.fake_tasks import TO_COMPLETED, TO_RUNNING
 from doubles.fake_token_store import FakeTokenStore
 from sandbox.dashboard.pages import guide, server
-from sandbox.interfaces.tasks import LoadSample, Occupancy
+from sandbox.interfaces.placement import HostState, HostStatus
+from sandbox.interfaces.tasks import HostWithTasks, LoadSample, Occupancy
 from sandbox.model import events as e
 from sandbox.model.failure import Failure, FailureCode
 from sandbox.model.fixed_limits import LOAD_SAMPLE_INTERVAL_SECONDS
@@ -76,6 +77,40 @@ def test_overcommitted_capacity_shows_its_factor(pages):
     text = pages.get("/server").text
     assert re.findall(r"\(×([0-9.]+)\)", text) == ["1.5", "4"]
     assert "lets tasks reserve more than the machine has" in text
+
+
+def test_hosts_page_without_a_cluster_has_this_machine_only(pages):
+    """The page of the server does not link to the page."""
+    pages.tasks.hosts = [HostWithTasks(pages.tasks.hosts[0].status, ["task-1"])]
+    text = pages.get("/hosts").text
+    assert re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', text) == ["build-1"]
+    assert "All tasks run on this machine." in text
+    assert '<td class="number" data-name="Memory">32.0 GiB</td>' in text
+    assert "Last contact" not in text
+    assert '<a class="label" id="host-task-task-1" href="/tasks/task-1"' in text
+    assert "/hosts" not in pages.get("/server").text
+
+
+def test_hosts_page_of_a_cluster_shows_states_reasons_and_contacts(pages):
+    at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
+    ids = [f"task-{number}" for number in range(server.TASK_LINKS_MAX + 2)]
+    lost = HostStatus("node-2", HostState.UNREACHABLE, "No worker on the host <responds>.", last_contact_at=at)
+    pages.tasks.hosts = [
+        HostWithTasks(HostStatus("node-1", HostState.READY, cpus=8, last_contact_at=at), ids),
+        HostWithTasks(lost, []),
+        HostWithTasks(HostStatus("node-3", HostState.IDLE, "No worker runs on the host."), []),
+    ]
+    pages.tasks.has_cluster = True
+    text = pages.get("/hosts").text
+    assert re.findall(r'<th scope="row"[^>]*>([^<]*)</th>', text) == ["node-1", "node-2", "node-3"]
+    assert re.findall(r'<span class="pill (\w+)">', text) == ["done", "failed", "waits"]
+    assert "No worker on the host &lt;responds&gt;." in text
+    assert text.count('<time datetime="2026-01-29T10:10:15.000Z" data-ago>') == 2
+    assert (text.count('class="label" id="host-task-'), "and 2 more" in text) == (server.TASK_LINKS_MAX, True)
+    count = '<dd id="host-count"><a href="/hosts">3</a> <span class="muted">1 unreachable</span></dd>'
+    assert count in pages.get("/server").text
+    pages.tasks.hosts = []
+    assert "No host yet." in pages.get("/hosts").text
 
 
 def load_sample(second: int, **fields: int) -> LoadSample:

@@ -1,0 +1,135 @@
+"""The hosts on which workers have run are listed, also after a restart of the server."""
+
+import time
+
+import msgspec
+import pytest
+
+from doubles.cluster_server import BOOT_ID, HOST, SMALL, wait_until
+from sandbox.interfaces.engine import JobPhase, JobStatus
+from sandbox.interfaces.worker_messages import Claimed, Heartbeat
+from sandbox.placements.cluster import hosts, jobs
+from sandbox.placements.cluster.hosts import SeenHosts, host_statuses
+
+REPORTED = {"version": "1.2.3", "cpus": 4, "memory_bytes": 2**34}
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
+
+
+def statuses(server, now=None):
+    found = host_statuses(server.hosts.snapshot(), server.jobs.snapshot(), now or time.time())
+    return {status.name: status for status in found}
+
+
+async def test_host_of_a_connected_worker_is_ready(server, job):
+    started_at = time.time()
+    async with server.connect(server.claim(job, **REPORTED)) as client:
+        assert isinstance(await client.read(), Claimed)
+        status = statuses(server)[HOST]
+        assert (status.state, status.reason, status.version) == ("ready", "", "1.2.3")
+        assert (status.cpus, status.memory_bytes) == (4, 2**34)
+        assert started_at <= status.last_contact_at.timestamp() <= time.time()
+
+
+async def test_host_is_listed_without_what_earlier_workers_do_not_report(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+        status = statuses(server)[HOST]
+        assert (status.state, status.cpus, status.memory_bytes, status.version) == ("ready", None, None, "")
+
+
+async def test_each_heartbeat_is_a_contact(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+        before = statuses(server)[HOST].last_contact_at
+        await client.send(Heartbeat(1, "free", 0, 0, is_launching=False))
+        await wait_until(lambda: statuses(server)[HOST].last_contact_at > before)
+
+
+async def test_silent_worker_makes_its_host_unreachable(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+        assert statuses(server, time.time() + 10)[HOST].state == "ready"
+        assert statuses(server, time.time() + 20)[HOST].state == "unreachable"
+
+
+async def test_host_is_unreachable_without_a_connection_and_idle_after_the_end_of_the_job(server, job):
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+    await wait_until(lambda: job.session is None)
+    assert (statuses(server)[HOST].state, statuses(server)[HOST].reason) == (
+        "unreachable",
+        "No worker on the host responds.",
+    )
+    server.engine.set_phase(job, JobPhase.UNREACHABLE)
+    await wait_until(lambda: "It is unreachable." in statuses(server)[HOST].reason)
+    server.engine.set_phase(job, JobPhase.ENDED)
+    await wait_until(lambda: statuses(server)[HOST].state == "idle")
+
+
+async def test_one_connected_worker_makes_a_host_ready(server, job):
+    other = await server.submit("task-2")
+    async with server.connect(server.claim(other)) as client:
+        assert isinstance(await client.read(), Claimed)
+    await wait_until(lambda: other.session is None)
+    async with server.connect(server.claim(job)) as client:
+        assert isinstance(await client.read(), Claimed)
+        assert statuses(server)[HOST].state == "ready"
+
+
+async def test_host_on_which_a_worker_does_not_connect_is_listed(server):
+    """For example, a firewall rejects the connection."""
+    job = server.jobs.reserve("task-1", None, SMALL)
+    server.engine.statuses[job.name] = JobStatus(JobPhase.RUNNING, "host-9")
+    status = await wait_until(lambda: statuses(server).get("host-9"))
+    assert (status.state, status.reason) == ("idle", "A worker is starting on the host.")
+    assert status.last_contact_at is None
+
+
+async def test_hosts_survive_the_server(server, job):
+    async with server.connect(server.claim(job, **REPORTED)) as client:
+        assert isinstance(await client.read(), Claimed)
+    before = statuses(server)[HOST]
+    await server.restart()
+    after = statuses(server)[HOST]
+    assert after == msgspec.structs.replace(before, state=after.state, reason=after.reason)
+    assert after.state == "unreachable"
+
+
+async def test_reconnection_does_not_write_the_file(server, job, monkeypatch):
+    """All workers reconnect at the same time after a restart of the server."""
+    saved, nonce = [], bytes(32)
+    monkeypatch.setattr(hosts, "write_durably", lambda *arguments: saved.append(arguments))
+    for _ in range(3):
+        async with server.connect(server.claim(job, nonce=nonce)) as client:
+            assert isinstance(await client.read(), Claimed)
+    assert len(saved) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'[{"name": 1}]'])
+def test_damaged_file_counts_as_empty(tmp_path, content):
+    (tmp_path / "hosts.json").write_bytes(content)
+    assert SeenHosts(tmp_path / "hosts.json").snapshot() == []
+
+
+async def test_number_of_remembered_hosts_is_limited(server, job, monkeypatch, tmp_path):
+    """The host with the earliest contact is forgotten."""
+    monkeypatch.setattr(hosts, "HOSTS_MAX", 3)
+    seen = SeenHosts(tmp_path / "seen.json")
+    for number in range(5):
+        seen.record_claim(server.claim(job, host=f"host-{number}", boot_id=BOOT_ID))
+    assert [host.name for host in seen.snapshot()] == ["host-2", "host-3", "host-4"]
+    assert [host.name for host in SeenHosts(tmp_path / "seen.json").snapshot()] == ["host-2", "host-3", "host-4"]
+
+
+def test_list_that_cannot_be_saved_is_saved_later(tmp_path, caplog):
+    seen = SeenHosts(tmp_path / "missing" / "hosts.json")
+    seen.record_contact("host-1")
+    seen.save()
+    assert "The list of hosts was not saved" in caplog.text
+    (tmp_path / "missing").mkdir()
+    seen.save()
+    assert [host.name for host in SeenHosts(tmp_path / "missing" / "hosts.json").snapshot()] == ["host-1"]

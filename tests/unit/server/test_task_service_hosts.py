@@ -1,0 +1,82 @@
+"""The list of hosts, with the tasks that run there."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from sandbox import __version__
+from sandbox.interfaces.placement import HostIdentity, HostState, HostStatus
+from sandbox.model.resources import Resources
+from sandbox.server.placements import Placements
+from sandbox.server.task_service import Hosts
+
+CAPACITY = Resources(4, 2**33, 2**40)
+
+
+def make_hosts(tasks, cluster=None, *, name="here", blocked_reason=None):
+    """cluster: the names of the hosts of a cluster that runs new tasks; None without a cluster."""
+    own = SimpleNamespace(identity=HostIdentity(name, "b"), capacity=CAPACITY, blocked_reason=blocked_reason)
+    by_name = {"": SimpleNamespace(allocator=None)}
+    if cluster is not None:
+        found = [HostStatus(host, HostState.READY) for host in cluster]
+        by_name["cluster"] = SimpleNamespace(
+            allocator=SimpleNamespace(host_statuses=lambda: found, largest_hosts=[CAPACITY])
+        )
+    placements = Placements(by_name, {"": own}, "" if cluster is None else "cluster")
+    return Hosts({task.id: SimpleNamespace(task=task) for task in tasks}, placements)
+
+
+def task(task_id, host, *, is_final=False, is_between_attempts=False):
+    attempt = None if host is None else SimpleNamespace(id="a" * 12, host=host)
+    state = SimpleNamespace(is_final=is_final)
+    return SimpleNamespace(id=task_id, attempt=attempt, state=state, is_between_attempts=is_between_attempts)
+
+
+def listed(hosts):
+    return {host.status.name: (host.status.state, list(host.task_ids)) for host in hosts.list_hosts()}
+
+
+def test_own_machine_has_the_tasks_that_run_there():
+    """Tasks that wait or have ended are not listed. A machine that was renamed is still the own machine."""
+    hosts = make_hosts(
+        [
+            task("task-2", "here"),
+            task("task-1", "an-old-name"),
+            task("waiting", None),
+            task("ended", "here", is_final=True),
+            task("between", "here", is_between_attempts=True),
+        ]
+    )
+    [host] = hosts.list_hosts()
+    assert host.task_ids == ["task-1", "task-2"]
+    assert host.status == HostStatus("here", HostState.READY, "", 4, 2**33, __version__)
+    assert not hosts.has_cluster
+
+
+def test_own_machine_that_cannot_start_tasks_has_the_reason():
+    [host] = make_hosts([], blocked_reason="No runtime works.").list_hosts()
+    assert (host.status.state, host.status.reason) == (HostState.NOT_READY, "No runtime works.")
+
+
+def test_hosts_of_a_cluster_are_sorted_and_have_their_tasks():
+    hosts = make_hosts([task("task-1", "cluster:b"), task("task-2", "cluster:b")], ["b", "a"])
+    assert listed(hosts) == {"a": ("ready", []), "b": ("ready", ["task-1", "task-2"])}
+    assert list(listed(hosts)) == ["a", "b"]
+    assert hosts.has_cluster
+
+
+@pytest.mark.parametrize(("name", "expected"), [("here", {"a", "here"}), ("a", {"a"})])
+def test_own_machine_of_a_cluster_is_listed_while_tasks_run_there(name, expected):
+    """If the engine calls the machine by the same name, it is listed once."""
+    assert set(listed(make_hosts([], ["a"], name=name))) == {"a"}
+    found = listed(make_hosts([task("task-1", "here"), task("task-2", "cluster:a")], ["a"], name=name))
+    assert set(found) == expected
+    assert found[name][1] == (["task-1"] if name == "here" else ["task-1", "task-2"])
+
+
+def test_host_of_an_unknown_placement_is_unreachable():
+    """The cluster was removed from the settings while a task ran there."""
+    assert listed(make_hosts([task("task-1", "cluster:a")])) == {
+        "a": ("unreachable", ["task-1"]),
+        "here": ("ready", []),
+    }
