@@ -16,6 +16,7 @@ WALL_CLOCK_READERS = {
     "server/task_service.py": "an artifact has a creation date",
     "server/dispatcher.py": "a drain has a start date",
     "bootstrap/backup/create.py": "a backup has a creation date",
+    "placements/cluster/hosts.py": "the last contact of a host is a date",
     "bootstrap/log.py": "log lines have a timestamp",
 }
 CLIENT_PACKAGES = ("cli", "client", "demo")

@@ -80,8 +80,7 @@ class TaskServer:
         tracked_tasks = dict[str, TrackedTask]()
         journals, store, drain = FileJournals(data_dir), SqliteStore(data_dir / "index.sqlite"), Drain(data_dir)
         upstreams = {kind: upstream_from_environment(agent, os.environ) for kind, agent in agents.items()}
-        resolver = ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values())
-        secrets = TaskSecrets(resolver.resolve)
+        secrets = TaskSecrets(ServerSecretResolver(settings.secrets, os.environ, token_store, agents.values()).resolve)
         # `may_follow_redirects` is called at each launch, because tokens may be created while the server runs.
         launcher = RunnerLauncher(
             placements, secrets, upstreams, may_follow_redirects=lambda: not token_store.has_tokens

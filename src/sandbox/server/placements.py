@@ -108,11 +108,6 @@ class Placements:
         allocators = [placement.allocator for placement in self._by_name.values() if placement.allocator is not None]
         return next(filter(None, (allocator.job_status(task_id) for allocator in allocators)), None)
 
-    @property
-    def is_own_host_selected(self) -> bool:
-        """Whether new attempts run on the server's own host."""
-        return not self._selected
-
     def host_statuses(self) -> Mapping[str, HostStatus]:
         """Return the hosts of all placements, keyed by `AttemptLocation.host`; the key of the own host is empty."""
         statuses: dict[str, HostStatus] = {}

@@ -412,7 +412,7 @@ class Hosts:
     def list_hosts(self) -> Sequence[HostWithTasks]:
         """See `interfaces.tasks.Hosts.list_hosts`."""
         statuses, task_ids = dict(self._placements.host_statuses()), self._running_task_ids()
-        if not self._placements.is_own_host_selected:
+        if ":" in self._placements.selected_host.identity.name:  # new tasks run on other hosts
             own_host, own_tasks = statuses.pop(""), task_ids.pop("", [])
             if own_tasks:
                 # The engine may call this machine by the same name.

@@ -16,13 +16,13 @@ CAPACITY = Resources(4, 2**33, 2**40)
 def make_hosts(tasks, cluster=None, *, name="here", blocked_reason=None):
     """cluster: the names of the hosts of a cluster that runs new tasks; None without a cluster."""
     own = SimpleNamespace(identity=HostIdentity(name, "b"), capacity=CAPACITY, blocked_reason=blocked_reason)
-    by_name = {"": SimpleNamespace(allocator=None)}
+    by_name, any_host = {"": SimpleNamespace(allocator=None)}, SimpleNamespace(identity=HostIdentity("cluster:", ""))
     if cluster is not None:
         found = [HostStatus(host, HostState.READY) for host in cluster]
         by_name["cluster"] = SimpleNamespace(
             allocator=SimpleNamespace(host_statuses=lambda: found, largest_hosts=[CAPACITY])
         )
-    placements = Placements(by_name, {"": own}, "" if cluster is None else "cluster")
+    placements = Placements(by_name, {"": own, "cluster": any_host}, "" if cluster is None else "cluster")
     return Hosts({task.id: SimpleNamespace(task=task) for task in tasks}, placements)
 
 

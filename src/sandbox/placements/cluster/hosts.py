@@ -41,7 +41,7 @@ class SeenHost(msgspec.Struct, frozen=True):
 
 
 class SeenHosts:
-    """The hosts on which workers have run, stored in a file. Not thread-safe, except for `snapshot`."""
+    """The hosts on which workers have run, stored in a file. Not thread-safe, except as noted."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -52,6 +52,10 @@ class SeenHosts:
     def snapshot(self) -> Sequence[SeenHost]:
         """Return the hosts. Thread-safe."""
         return list(self._hosts.values())
+
+    def statuses(self, jobs: Iterable[Job]) -> Sequence[HostStatus]:
+        """Return the status of each host that has run a worker or on which a job runs, sorted by name. Thread-safe."""
+        return host_statuses(self.snapshot(), jobs, time.time())
 
     def record_claim(self, claim: Claim) -> None:
         """Store what a worker reported about its host."""
@@ -109,10 +113,7 @@ def _load(file: Path) -> Sequence[SeenHost]:
 
 
 def host_statuses(seen: Iterable[SeenHost], jobs: Iterable[Job], now: float) -> Sequence[HostStatus]:
-    """Return the status of each host that has run a worker or that the engine has selected for a job, sorted by name.
-
-    now: in seconds since 1970.
-    """
+    """See `SeenHosts.statuses`. now: in seconds since 1970."""
     states: dict[str, tuple[HostState, str]] = {}
     for job in jobs:
         name, state, reason = _state_of_host(job)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import ssl
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,7 +44,7 @@ from sandbox.model.errors import DECODE_ERRORS, SandboxError, error_reason
 from sandbox.model.failure import FailureCode
 from sandbox.model.resources import Resources
 from sandbox.model.tier import TIERS
-from sandbox.placements.cluster.hosts import SeenHosts, host_statuses
+from sandbox.placements.cluster.hosts import SeenHosts
 from sandbox.placements.cluster.jobs import Job, Jobs, JobSettings, JobStore
 from sandbox.placements.cluster.worker_server import StoreLog, WorkerServer, WorkerSession
 from sandbox.placements.cluster.workers import (
@@ -166,7 +165,7 @@ class ClusterAllocator:
 
     def host_statuses(self) -> Sequence[HostStatus]:
         """Implements `HostAllocator.host_statuses`."""
-        return host_statuses(self._hosts.snapshot(), self._workers.jobs.snapshot(), time.time())
+        return self._hosts.statuses(self._workers.jobs.snapshot())
 
     def find_image(self, location: AttemptLocation, profile: str) -> Image | None:
         """Ask the attempt's worker. Implements `HostAllocator.find_image`."""
