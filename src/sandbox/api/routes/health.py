@@ -112,5 +112,6 @@ async def get_metrics(context: ContextDep) -> Response:
     """Get the metrics in Prometheus format."""
     health = await context.services.administration.health()
     is_ready = not not_ready_reasons(health, context)
-    text = context.metrics.render(health, context.services.hosts.list_hosts(), is_ready=is_ready)
+    hosts = context.services.hosts
+    text = context.metrics.render(health, hosts.list_hosts() if hosts.has_cluster else (), is_ready=is_ready)
     return Response(text, headers={"content-type": CONTENT_TYPE})

@@ -66,6 +66,7 @@ def test_server_that_is_shutting_down_is_not_ready(api):
 def test_hosts_of_a_cluster_have_metrics(api, tasks):
     """A server without a cluster exports no metrics of hosts."""
     assert "sandbox_host" not in api.get("/metrics").text
+    tasks.has_cluster = True
     at = datetime(2026, 1, 29, 10, 10, 15, tzinfo=UTC)
     seen = HostStatus("node-1", HostState.READY, last_contact_at=at)
     tasks.hosts = [HostWithTasks(seen, ["task-1", "task-2"]), *tasks.hosts]
@@ -81,6 +82,7 @@ def test_hosts_of_a_cluster_have_metrics(api, tasks):
 
 def test_number_of_hosts_in_the_metrics_is_limited(api, tasks):
     """The hosts with the latest contact are kept."""
+    tasks.has_cluster = True
     tasks.hosts = [
         HostWithTasks(
             HostStatus(f"node-{number}", HostState.IDLE, last_contact_at=datetime.fromtimestamp(number, UTC)), []
