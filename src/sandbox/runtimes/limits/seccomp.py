@@ -31,7 +31,12 @@ TCP_LEVEL, TCP_ZEROCOPY_RECEIVE = 6, 35
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
 _AND = 0x54
 _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
-_ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+_ALLOW, _TRAP, _ERRNO = 0x7FFF0000, 0x00030000, 0x00050000
+"""SECCOMP_RET_ALLOW, SECCOMP_RET_TRAP, SECCOMP_RET_ERRNO.
+
+The signal of SECCOMP_RET_TRAP ends a program that has no handler for it. SECCOMP_RET_KILL_PROCESS would write a record
+to the machine's audit log each time.
+"""
 
 _CLONE_NAMESPACES = 0x7E020000
 _CLONE_FILES, _CLONE_HANDLERS, _CLONE_THREAD = 0x400, 0x800, 0x10000
@@ -281,7 +286,7 @@ def assemble_filter(
     """
     architecture = ARCHITECTURES[machine]
     program = [
-        *(_load(_ARCH_OFFSET), _instruction(_JUMP_EQUAL, architecture.audit, 1, 0), _return(_KILL_PROCESS)),
+        *(_load(_ARCH_OFFSET), _instruction(_JUMP_EQUAL, architecture.audit, 1, 0), _return(_TRAP)),
         _load(_NR_OFFSET),
         *_refuse_absent_calls(architecture),
         *_refuse_denied_calls(architecture),
