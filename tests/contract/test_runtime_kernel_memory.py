@@ -1,7 +1,9 @@
 """The kernel memory that a sandbox uses, in addition to its programs' own memory, is limited."""
 
 import asyncio
+import itertools
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from doubles.sandbox_lifecycle import (
     run_in,
     run_python,
 )
-from sandbox.interfaces.runtime import Command, Runtime
+from sandbox.interfaces.runtime import Command, Runtime, Sandbox
 from sandbox.runtimes.limits.cgroups import socket_buffer_bytes
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter
 
 MEMORY_BYTES = 512 * MEBIBYTE
 BUFFERS_MAX = socket_buffer_bytes(MEMORY_BYTES)
@@ -577,18 +580,27 @@ report("held"); time.sleep(600)
 
 
 def measure_held(runtime: Runtime, disk: Path, source: str, memory_bytes: int) -> KernelUsage:
-    """Return the usage after a program that reports `held`, and after the interval between two counts."""
+    """Return the usage after a program that reports `held`: the first that exceeds a limit, or the last of 3 s."""
 
     async def scenario() -> KernelUsage:
-        async with ready_sandbox(runtime, disk, memory_bytes=memory_bytes) as sandbox:
+        async with ready_sandbox(runtime, disk, memory_bytes=memory_bytes, processes_max=512) as sandbox:
             program = ["/usr/bin/python3", "-c", _PRELUDE + source]
             await sandbox.kernel_usage()
             output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
             await read_until(output, b"held")
-            await asyncio.sleep(1.1)
-            return await sandbox.kernel_usage()
+            return await poll_usage(sandbox)
 
     return asyncio.run(scenario())
+
+
+async def poll_usage(sandbox: Sandbox) -> KernelUsage:
+    """Return the first usage that exceeds a limit, or the last of 3 s."""
+    for _ in range(30):
+        usage = await sandbox.kernel_usage()
+        if usage.find_exceeded_limit():
+            break
+        await asyncio.sleep(0.1)
+    return usage
 
 
 @pytest.mark.parametrize(("generations", "splits", "exceeds"), [(60, 30000, True), (60, 300, False), (3, 30000, False)])
@@ -664,12 +676,159 @@ def test_mappings_are_limited_only_in_the_sandbox_that_has_them(
                 program = ["/usr/bin/python3", "-c", _PRELUDE + source]
                 output, _ = await sandbox.start(Command(program, {"PATH": "/usr/bin:/bin"}, "/workspace"))
                 await read_until(output, b"held")
-            await asyncio.sleep(1.1)
-            return [(await sandbox.kernel_usage()).find_exceeded_limit() for sandbox in (busy, slow)]
+            return [(await poll_usage(sandbox)).find_exceeded_limit() for sandbox in (busy, slow)]
 
     busy_violation, slow_violation = asyncio.run(scenario())
     assert not busy_violation
     assert "memory mappings" in slow_violation
+
+
+_BUSY_PROCESSOR = """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+processor = max(os.sched_getaffinity(0))
+
+def fork_to(run):
+    pid = os.fork()
+    if pid: return pid
+    run(); os._exit(0)
+
+def use_processor():
+    os.sched_setaffinity(0, {processor})
+    while True: pass
+"""
+"""Functions for programs that start others. `use_processor`: keeps one processor busy."""
+
+_WAITING_PAGES = """
+PAGES_BYTES = 800 << 20
+pages_file = os.memfd_create("pages")
+for offset in range(0, PAGES_BYTES, 1 << 20): os.pwrite(pages_file, b"x" * (1 << 20), offset)
+pages = memoryview(mmap.mmap(pages_file, PAGES_BYTES))
+
+start, busy = os.pipe(), os.pipe()
+
+def remove_pages():
+    # A thread that accesses the file meanwhile waits. Without other programs on the processor, this takes 0.2 s.
+    os.sched_setaffinity(0, {processor})
+    for _ in range(250): fork_to(lambda: (os.read(busy[0], 1), use_processor()))
+    os.read(start[0], 1); os.write(busy[1], b"x" * 250)
+    libc.fallocate(pages_file, 3, ctypes.c_long(0), ctypes.c_long(PAGES_BYTES))  # punch a hole, keep the size
+
+def start_to_remove_pages():
+    os.write(start[1], b"x")
+    first, resident = ctypes.addressof(ctypes.c_char.from_buffer(pages)), ctypes.c_ubyte(1)
+    while resident.value & 1: libc.mincore(ctypes.c_void_p(first), ctypes.c_size_t(4096), ctypes.byref(resident))
+
+fork_to(remove_pages)
+"""
+
+_HIDDEN_MAPPINGS = (
+    _BUSY_PROCESSOR
+    + _WAITING_PAGES
+    + """
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+pids, opened = os.pipe(), os.pipe()
+
+def hold(index, file):
+    os.preadv(file, [pages[PAGES_BYTES - (index + 1) * 4096:][:8]], (1 << 40) // 4096 * 8)
+
+def hold_all():
+    threading.stack_size(1 << 16)
+    for index in range({processes}):
+        pid, = struct.unpack("i", os.read(pids[0], 4))
+        file = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY)
+        threading.Thread(target=hold, args=[index, file], daemon=True).start()
+        os.write(opened[1], b"x")
+    time.sleep(600)
+
+fork_to(hold_all)
+file = os.memfd_create("mapped"); os.ftruncate(file, 4096)
+for page in range(60000): libc.mmap((1 << 40) + page * 8192, 4096, 1, 0x11, file, 0)
+start_to_remove_pages()
+for _ in range({processes}):
+    pid = fork_to(lambda: time.sleep(600))
+    os.write(pids[1], struct.pack("i", pid)); os.read(opened[0], 1); time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+report("held"); time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(("processes", "exceeds"), [(8, True), (1, False)])
+def test_mappings_of_ended_processes_are_limited(
+    runtime: Runtime,
+    disk: Path,
+    enforced_limits: frozenset[str],
+    monkeypatch: pytest.MonkeyPatch,
+    processes: int,
+    exceeds: bool,
+):
+    """A waiting reader of /proc/PID/pagemap keeps the mappings of a process that has ended. They are in no list."""
+    if has_own_kernel(runtime):
+        pytest.skip("mappings belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("kernel memory cannot be measured here")
+    for module in ("mappings", "kernel_watch"):
+        monkeypatch.setattr(f"sandbox.runtimes.limits.{module}.VMA_BYTES_MAX", 32 * MEBIBYTE)
+    source = _HIDDEN_MAPPINGS.replace("{processes}", str(processes))
+    violation = measure_held(runtime, disk, source, 4 * MEMORY_BYTES).find_exceeded_limit()
+    assert ("memory mappings" in violation) == exceeds, violation
+    assert exceeds or not violation
+
+
+# Files of ending processes
+
+
+_ENDING_PROCESSES = (
+    _BUSY_PROCESSOR
+    + """
+def end():
+    for _ in range({files}): libc.memfd_create(b"", 0)
+    os.sched_setaffinity(0, {processor})
+    os._exit(0)
+
+for _ in range(150): fork_to(use_processor)
+for _ in range(4): fork_to(end)
+report("held"); time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(("files", "counts"), [(16000, True), (20, False)])
+def test_files_of_processes_that_take_long_to_end_are_counted(
+    runtime: Runtime,
+    disk: Path,
+    enforced_limits: frozenset[str],
+    monkeypatch: pytest.MonkeyPatch,
+    files: int,
+    counts: bool,
+):
+    """A process that ends has no descriptor table any more, but keeps its files until it gets a processor."""
+    if has_own_kernel(runtime):
+        pytest.skip("files belong to the sandbox's kernel")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("the threads cannot be inspected here")
+    kernel_bytes = itertools.chain([0], itertools.repeat(4 << 30))
+    monkeypatch.setattr(
+        "sandbox.runtimes.bubblewrap.sandbox.ClosingFilesMeter",
+        lambda: ClosingFilesMeter(kernel_bytes.__next__),
+    )
+
+    async def scenario() -> int:
+        async with ready_sandbox(runtime, disk, memory_bytes=4 * MEMORY_BYTES, processes_max=512) as sandbox:
+            source = _PRELUDE + _ENDING_PROCESSES.replace("{files}", str(files))
+            await sandbox.kernel_usage()
+            command = Command(["/usr/bin/python3", "-c", source], {"PATH": "/usr/bin:/bin"}, "/workspace")
+            output, _ = await sandbox.start(command)
+            await read_until(output, b"held")
+            most, ends_at = 0, time.monotonic() + 10
+            while not most and time.monotonic() < ends_at:
+                most = (await sandbox.kernel_usage()).closing_bytes or 0
+                await asyncio.sleep(0.1)
+            return most
+
+    assert (asyncio.run(scenario()) > 0) == counts
 
 
 # Buffers of system calls in progress
@@ -728,6 +887,37 @@ def test_buffers_of_blocked_sysctl_reads_are_limited(
             return violation
 
     assert ("/proc/sys" in asyncio.run(scenario())) == exceeds
+
+
+_CALLS_WITH_CLOSED_FILES = (
+    _BUSY_PROCESSOR
+    + _WAITING_PAGES
+    + """
+settings = [os.open("/proc/sys/kernel/pid_max", os.O_RDONLY) for _ in range({threads})]
+time.sleep(0.5); start_to_remove_pages()
+threading.stack_size(1 << 16)
+for index, setting in enumerate(settings):
+    buffer = pages[PAGES_BYTES - (5 << 20) - index * 4096:][:(4 << 20) - 4096]
+    threading.Thread(target=os.preadv, args=[setting, [buffer], 0], daemon=True).start()
+time.sleep(1)
+null = os.open("/dev/null", os.O_RDONLY)
+for setting in settings: os.dup2(null, setting)
+report("held"); time.sleep(600)
+"""
+)
+
+
+@pytest.mark.parametrize(("threads", "exceeds"), [(120, True), (24, False)])
+def test_buffers_of_blocked_sysctl_reads_are_limited_after_their_file_is_closed(
+    runtime: Runtime, disk: Path, enforced_limits: frozenset[str], threads: int, exceeds: bool
+):
+    if has_own_kernel(runtime):
+        pytest.skip("the sandbox's kernel has the buffers")
+    if "memory" not in enforced_limits or os.geteuid():
+        pytest.skip("the threads cannot be inspected here")
+    source = _CALLS_WITH_CLOSED_FILES.replace("{threads}", str(threads))
+    violation = measure_held(runtime, disk, source, 4 * MEMORY_BYTES).find_exceeded_limit()
+    assert ("/proc/sys" in violation) == exceeds, violation
 
 
 # Other shared pools

@@ -163,11 +163,11 @@ When a process ends, the kernel removes its links without interruption: 0.14 s f
 1.5 million between two counts.
 """
 
-VMA_BYTES_MAX = 240 * 1024 * 1024
+VMA_BYTES_MAX = 160 * 1024 * 1024
 """Maximum memory used by the mappings of processes (struct vm_area_struct, 192 bytes each), attributed to one sandbox.
 
 To truncate a file, the kernel walks all mappings of the file without interruption: 0.35 s for each million. Programs
-can create 1.2 million between two counts.
+can create 1.2 million in a second, and a count takes 0.8 s.
 """
 
 DENTRIES_MAX = 5 * 1024 * 1024
@@ -192,6 +192,12 @@ At each kill, up to twice a second, the kernel writes a list of the sandbox's pr
 
 SYSCALL_BUFFER_BYTES_MAX = 256 * 1024 * 1024
 """Maximum size of the kernel's buffers for system calls in progress, attributed to one sandbox."""
+
+CLOSING_BYTES_MAX = 1024 * 1024 * 1024
+"""Maximum memory that files of ending processes may use while the kernel closes them, attributed to one sandbox.
+
+These files are in no descriptor table. A program can delay their end by keeping a processor busy.
+"""
 
 NETLINK_BYTES_MAX = 16 * 1024 * 1024
 """Maximum size of unread data in the netlink sockets of one sandbox."""

@@ -26,7 +26,7 @@ from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.kernel_uid import SANDBOX_UIDS, KernelUidPool
 from sandbox.runtimes.limits.kernel_watch import wait_for_exceeded_limit
-from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_GET_CHILD_SUBREAPER = 37
@@ -347,10 +347,10 @@ def _assign_confinement(group: ControlGroup, launcher_pid: int, directories: Seq
 
 async def _kill_on_excess(launcher: LauncherProcess, group: ControlGroup, memory_bytes: int) -> None:
     """Kill confined programs when the kernel uses too much memory for them, or when that cannot be measured."""
-    buffers = SyscallBufferMeter()
+    meters = SyscallBufferMeter(), ClosingFilesMeter()
     try:
         await wait_for_exceeded_limit(
-            lambda: launcher.kernel_usage(group, memory_bytes, buffers),
+            lambda: launcher.kernel_usage(group, memory_bytes, *meters),
             lambda: asyncio.to_thread(group.file_counts),
             lambda: asyncio.to_thread(group.detailed_file_usage, launcher.epoll_counter),
             partial(count_uncharged_bytes, group),

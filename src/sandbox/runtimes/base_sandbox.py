@@ -17,7 +17,7 @@ from sandbox.runtimes.exec_client import ExecTerminal
 from sandbox.runtimes.launcher_client import LauncherProcess, ProgramSpec, open_reader
 from sandbox.runtimes.limits.cgroups import ControlGroup, count_uncharged_bytes
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage, wait_for_exceeded_limit
-from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import CachedExtentMeter, count_negative_dentries
 
 KILLED_EXIT_CODE = 128 + signal.SIGKILL
@@ -46,6 +46,7 @@ class BaseSandbox(ABC):
         self._group = setup.group
         self._launcher = setup.launcher
         self._syscall_buffer_meter: SyscallBufferMeter | None = None
+        self._closing_files_meter: ClosingFilesMeter | None = None
         self._extent_meter = CachedExtentMeter(setup.spec.disk)
         self._negative_dentries_before = count_negative_dentries()
         self._transports: list[asyncio.Transport] = []
@@ -105,7 +106,8 @@ class BaseSandbox(ABC):
 
         Cheap enough to call ten times a second.
         """
-        usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, self._syscall_buffer_meter)
+        meters = self._syscall_buffer_meter, self._closing_files_meter
+        usage = await self._launcher.kernel_usage(self._group, self._spec.memory_bytes, *meters)
         return replace(usage, cached_extents=await asyncio.to_thread(self._extent_meter.count))
 
     async def file_counts(self) -> FileUsage:

@@ -19,7 +19,8 @@ from sandbox.runtimes.limits.cgroups import ControlGroup
 from sandbox.runtimes.limits.epoll_entries import EpollCounter, count_machine_entries
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.pending_syscalls import PendingSyscallInterrupter, SyscallBufferMeter
+from sandbox.runtimes.limits.mappings import MappingCounter
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, PendingSyscallInterrupter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import SlabMeter
 from sandbox.runtimes.programs import launcher
 
@@ -63,6 +64,7 @@ class LauncherProcess:
         self._socket_counter: SocketCounter | None = None
         """Counts the sockets of the sandbox's network. Set once the launcher is ready."""
         self._slab_meter = SlabMeter()
+        self._mapping_counter = MappingCounter()
         self._process = process
         self._control = control
         self._transparent_ports = transparent_ports
@@ -115,15 +117,26 @@ class LauncherProcess:
             os.close(stdin_file)
 
     async def kernel_usage(
-        self, group: ControlGroup, memory_bytes: int, syscall_buffer_meter: SyscallBufferMeter | None = None
+        self,
+        group: ControlGroup,
+        memory_bytes: int,
+        syscall_buffer_meter: SyscallBufferMeter | None = None,
+        closing_files_meter: ClosingFilesMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of a control group and of the launcher's network namespace.
 
-        memory_bytes: the limit that the group was created with. syscall_buffer_meter: None if the programs have their
-        own kernel. Cheap enough to call ten times a second.
+        memory_bytes: the limit that the group was created with. syscall_buffer_meter, closing_files_meter: None if
+        the programs have their own kernel. Cheap enough to call ten times a second.
         """
         return await asyncio.to_thread(
-            group.kernel_usage, self.pid, memory_bytes, self._socket_counter, self._slab_meter, syscall_buffer_meter
+            group.kernel_usage,
+            self.pid,
+            memory_bytes,
+            self._socket_counter,
+            self._slab_meter,
+            self._mapping_counter,
+            syscall_buffer_meter,
+            closing_files_meter,
         )
 
     async def run_command(self, argv: Sequence[str], first_fds: Sequence[int], descriptors: Sequence[int]) -> int:

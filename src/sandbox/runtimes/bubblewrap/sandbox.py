@@ -21,7 +21,7 @@ from sandbox.runtimes.disk_ownership import DISK_DIRECTORIES
 from sandbox.runtimes.exec_client import ExecTerminal, start_exec
 from sandbox.runtimes.launcher_client import ProgramSpec, wait_for_exit
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
-from sandbox.runtimes.limits.pending_syscalls import SyscallBufferMeter
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter, SyscallBufferMeter
 from sandbox.runtimes.limits.slab_usage import DirectoryMeter
 from sandbox.runtimes.programs import launcher
 from sandbox.runtimes.rootfs_spec import RootFsSpec, describe_rootfs
@@ -144,6 +144,7 @@ class BubblewrapSandbox(BaseSandbox):
     def __init__(self, setup: SandboxSetup) -> None:
         super().__init__(setup)
         self._syscall_buffer_meter = SyscallBufferMeter()
+        self._closing_files_meter = ClosingFilesMeter()
         self._directory_meter = DirectoryMeter(setup.spec.disk)
         self._report_reader: asyncio.StreamReader | None = None
         self._read_lock = asyncio.Lock()

@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,21 +21,21 @@ from sandbox.model.fixed_limits import (
     RECEIVED_BYTES_HEADROOM,
     SOCKET_BUFFER_BYTES_MAX,
     SOCKET_BUFFER_BYTES_MIN,
-    VMA_BYTES_MAX,
 )
 from sandbox.runtimes import host_processes
 from sandbox.runtimes.limits import kernel_usage
 from sandbox.runtimes.limits.epoll_entries import EpollCounter
 from sandbox.runtimes.limits.kernel_usage import SocketCounter
 from sandbox.runtimes.limits.kernel_watch import FileUsage, KernelUsage
+from sandbox.runtimes.limits.mappings import MappingCounter, MappingOwner
 from sandbox.runtimes.limits.pending_syscalls import (
+    ClosingFilesMeter,
     PendingSyscallInterrupter,
     SyscallBufferMeter,
     count_machine_kernel_bytes,
 )
 from sandbox.runtimes.limits.slab_usage import (
     DENTRY_BYTES,
-    VMA_BYTES,
     GroupUsage,
     SlabMeter,
     count_negative_dentries,
@@ -54,6 +54,7 @@ _LIMIT_FILES = {
     "processes": ("pids.max",),
     "sockets": ("memory.max", "memory.kmem.tcp.limit_in_bytes"),
 }
+_THREADS_FILES = ("cgroup.threads", "tasks")
 _TCP_CONTROLLER_V1 = "memory.kmem.tcp"
 _KERNEL_COMMAND_LINE = Path("/proc/cmdline")
 _TCP_MEM_SYSCTL = Path("/proc/sys/net/ipv4/tcp_mem")
@@ -173,13 +174,15 @@ class ControlGroup(msgspec.Struct, frozen=True):
         memory_bytes: int,
         socket_counter: SocketCounter | None = None,
         slab_meter: SlabMeter | None = None,
+        mapping_counter: MappingCounter | None = None,
         syscall_buffer_meter: SyscallBufferMeter | None = None,
+        closing_files_meter: ClosingFilesMeter | None = None,
     ) -> KernelUsage:
         """Return the kernel usage of the group and of its process `pid`'s network namespace. May take 0.1 s.
 
         In v1, the kernel limits socket buffers; in v2, it counts them as memory. memory_bytes: the limit that the group
-        was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter: None for a
-        sandbox with a separate kernel.
+        was created with. socket_counter: counts the sockets of that network namespace. syscall_buffer_meter,
+        closing_files_meter: None for a sandbox with a separate kernel.
         """
         sockets = kernel_usage.count_sockets(pid)
         socket_usage = socket_counter.count() if socket_counter is not None and (sockets or 0) > _FEW_SOCKETS else None
@@ -187,6 +190,9 @@ class ControlGroup(msgspec.Struct, frozen=True):
         if self._is_unified:
             buffers, buffers_max = self._read_number("memory.stat", "sock"), socket_buffer_bytes(memory_bytes)
         slabs = slab_meter.measure(self._group_usage(), self._group_usage_of_others) if slab_meter else None
+        vma_bytes = None
+        if slabs is not None and mapping_counter is not None:
+            vma_bytes = mapping_counter.measure(slabs, self.process_ids, self._mapping_owners)
         return KernelUsage(
             sockets=None if sockets is None else sockets + (socket_usage.half_open if socket_usage else 0),
             udp_sockets_on_port=socket_usage.udp_sockets_on_port if socket_usage else None,
@@ -199,10 +205,11 @@ class ControlGroup(msgspec.Struct, frozen=True):
             reclaimable_free_slab_bytes=slabs.reclaimable_free_bytes if slabs else None,
             reclaimable_free_slab_bytes_max=reclaimable_free_slab_bytes_max(),
             anon_vma_chain_bytes=slabs.anon_vma_chain_bytes if slabs else None,
-            vma_bytes=self._confirm_vma_bytes(slabs.vma_bytes) if slabs else None,
+            vma_bytes=vma_bytes,
             dentries=slabs.dentry_bytes // DENTRY_BYTES if slabs else None,
             oom_kills=self.oom_kills(),
             syscall_buffer_bytes=syscall_buffer_meter.count(self.process_ids) if syscall_buffer_meter else None,
+            closing_bytes=closing_files_meter.count(self._thread_ids) if closing_files_meter else None,
         )
 
     def file_counts(self) -> FileUsage:
@@ -231,27 +238,29 @@ class ControlGroup(msgspec.Struct, frozen=True):
         """Count only the open directories, for a sandbox whose kernel is a program in the group."""
         return kernel_usage.count_directories(self.process_ids(), descriptors_per_directory=descriptors_per_directory)
 
-    def _confirm_vma_bytes(self, attributed_bytes: int) -> int:
-        """Return the attributed bytes or, above the limit, at most the bytes of the group's own mappings.
+    def _thread_ids(self) -> frozenset[int]:
+        """Return the threads in the group: also the last one of a process whose first thread has ended, as it exits."""
+        listings = (_read(directory / name) for directory in self.directories for name in _THREADS_FILES)
+        return frozenset(int(thread) for listing in listings for thread in listing.split())
 
-        The growth may belong to other sandboxes. The group's mappings are counted only above the limit, because
-        counting a million takes about 1 s of CPU time.
-        """
-        if attributed_bytes <= VMA_BYTES_MAX:
-            return attributed_bytes
-        own = kernel_usage.count_mappings(self.process_ids(), VMA_BYTES_MAX // VMA_BYTES)
-        return attributed_bytes if own > VMA_BYTES_MAX // VMA_BYTES else own * VMA_BYTES
+    def _mapping_owners(self) -> Iterator[MappingOwner]:
+        for group in (self, *self._siblings().values()):
+            if (usage := group._group_usage()) is not None:
+                yield MappingOwner(group.process_ids(), usage.kernel_bytes)
 
     def _group_usage_of_others(self) -> Mapping[str, GroupUsage]:
         """Return the usage of this group's siblings, keyed by name.
 
         The parent group's usage is not used, because it includes groups that were removed.
         """
+        siblings = self._siblings().items()
+        return {name: usage for name, group in siblings if (usage := group._group_usage()) is not None}
+
+    def _siblings(self) -> Mapping[str, "ControlGroup"]:
         parents = [directory.parent for directory in self.directories]
         names = {entry.name for parent in parents for entry in parent.glob("*/")}
         names -= {directory.name for directory in self.directories}
-        groups = {name: ControlGroup([parent / name for parent in parents]) for name in names}
-        return {name: usage for name, group in groups.items() if (usage := group._group_usage()) is not None}
+        return {name: ControlGroup([parent / name for parent in parents]) for name in names}
 
     def _group_usage(self) -> GroupUsage | None:
         charged = _first_known(

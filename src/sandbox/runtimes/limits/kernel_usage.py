@@ -1,4 +1,4 @@
-"""Counts the kernel objects behind a sandbox's open files and memory mappings, by reading the host's /proc.
+"""Counts the kernel objects behind a sandbox's open files, by reading the host's /proc.
 
 Locks, partly read directories and similar objects are not charged to any control group. Only descriptors show which
 sandbox an object belongs to: /proc/locks names the process that took a lock, but that process may have ended and its id
@@ -213,34 +213,6 @@ def is_shared_with_host(file: str) -> bool:
         path = str(Path(file.format("fd")).readlink())
         return path.startswith(_SYSCTL_DIRECTORY) or not path.startswith(_OWN_FILES)
     return False
-
-
-_MAPS_CHUNK_BYTES = 1 << 20
-
-
-def count_mappings(process_ids: Collection[int], mappings_max: int) -> int:
-    """Count the memory mappings of processes. Stops once there are more than `mappings_max`.
-
-    Takes about 1 s of CPU time for a million mappings.
-    """
-    count = 0
-    for pid in process_ids:
-        found = _count_mappings_of_thread(f"/proc/{pid}", mappings_max - count)
-        if not found:  # the first thread may have ended before the others
-            threads = (f"/proc/{pid}/task/{thread}" for thread in list_directory(f"/proc/{pid}/task"))
-            found = next(filter(None, (_count_mappings_of_thread(each, mappings_max - count) for each in threads)), 0)
-        count += found
-        if count > mappings_max:
-            break
-    return count
-
-
-def _count_mappings_of_thread(thread_directory: str, mappings_max: int) -> int:
-    count = 0
-    with suppress(OSError), Path(f"{thread_directory}/maps").open("rb", buffering=0) as maps:
-        while count <= mappings_max and (chunk := maps.read(_MAPS_CHUNK_BYTES)):
-            count += chunk.count(b"\n")
-    return count
 
 
 _RMEM_COLUMN = 4

@@ -1,6 +1,7 @@
 """The kernel resources that a sandbox uses on the host, and their limits. Polls them with bounded CPU usage."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 from sandbox.model.fixed_limits import (
     ANON_VMA_CHAIN_BYTES_MAX,
     CACHED_EXTENTS_MAX,
+    CLOSING_BYTES_MAX,
     DENTRIES_MAX,
     DISK_DIRECTORIES_MAX,
     EPOLL_ENTRIES_MAX,
@@ -50,6 +52,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     dentries: number of file names that the kernel has cached, including names that do not exist.
     udp_sockets_on_port: number of UDP sockets on the port with the most sockets.
     syscall_buffer_bytes: buffers of system calls in progress; 0 while the kernel's memory has not grown.
+    closing_bytes: memory of files that ending processes take long to close; 0 while the kernel's memory has not grown.
     cached_extents: number of extents and holes of the disk's files that the kernel has cached.
     disk_directories: number of directories on the disk; 0 while the disk has few files.
     oom_kills: how many times a process was killed for lack of memory.
@@ -69,6 +72,7 @@ class KernelUsage(msgspec.Struct, frozen=True):
     dentries: int | None = None
     udp_sockets_on_port: int | None = None
     syscall_buffer_bytes: int | None = None
+    closing_bytes: int | None = None
     cached_extents: int | None = None
     disk_directories: int | None = None
     oom_kills: int = 0
@@ -133,6 +137,11 @@ class KernelUsage(msgspec.Struct, frozen=True):
             return (
                 f"The kernel held {self.syscall_buffer_bytes >> 20} MiB for threads of the sandbox that read /proc/sys "
                 "or sent netlink requests; use smaller buffers, or fewer threads."
+            )
+        if self.closing_bytes is not None and self.closing_bytes > CLOSING_BYTES_MAX:
+            return (
+                f"The kernel may have held {self.closing_bytes >> 20} MiB for files of the sandbox's ending processes; "
+                f"the limit is {CLOSING_BYTES_MAX >> 20} MiB. Close directories before a process ends."
             )
         if self.oom_kills > OOM_KILLS_MAX:
             return (
@@ -204,7 +213,10 @@ class FileUsage(msgspec.Struct, frozen=True):
 
 _PAUSE_FACTOR = 10
 _PAUSE_SECONDS_MAX = 3.0
-"""The pause after a measurement is this multiple of the measurement's duration, up to the maximum."""
+"""The pause after a measurement is this multiple of the CPU time that it used, up to the maximum.
+
+Programs that keep all processors busy make a measurement take longer, but do not make the pause longer.
+"""
 
 _WAIT_SECONDS = 0.5
 _WAITED_SECONDS_MAX = 5.0
@@ -246,12 +258,13 @@ async def _poll_for_violation(
 ) -> str:
     loop = asyncio.get_running_loop()
     while True:
-        started_at, bytes_before = loop.time(), uncharged_bytes()
+        started_at, cpu_before, bytes_before = loop.time(), read_cpu_seconds(), uncharged_bytes()
         usage = await _measure_in_time(measure)
         violation = _NOT_MEASURED if usage is None else usage.find_exceeded_limit()
         if violation:
             return violation
-        measured_seconds = loop.time() - started_at
+        # Other measurements of this process may have used a part of the CPU time.
+        measured_seconds = min(loop.time() - started_at, read_cpu_seconds() - cpu_before)
         pause_seconds = max(interval_seconds, min(_PAUSE_FACTOR * measured_seconds, _PAUSE_SECONDS_MAX))
         if bytes_before is None:
             await asyncio.sleep(pause_seconds)
@@ -306,6 +319,11 @@ async def _measure_in_time(
         return None
     finally:
         measurement.cancel()
+
+
+def read_cpu_seconds() -> float:
+    """Return the CPU time that this process has used."""
+    return time.process_time()
 
 
 def read_run_delays() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Interrupts threads that are waiting in a system call, and measures the buffers of their calls.
+"""Interrupts threads that are waiting in a system call, and measures memory of calls and of ending processes.
 
 A system call keeps a file open until it returns, even if another thread closes the descriptor in the meantime. Such a
 file is in no descriptor table and cannot be counted. An interrupted call returns: the kernel restarts most of them with
@@ -7,6 +7,9 @@ the same descriptor, and others fail with EINTR, as they do when a process is st
 A call may also use a buffer that is not charged to any control group. A program that reads a setting in /proc/sys or
 sends a netlink request determines the size of this buffer. The program can make the call wait by causing a page fault
 in its own memory.
+
+A process that ends gives up its descriptor table before the kernel closes its files. A program can delay this for
+minutes by keeping a processor busy.
 """
 
 import ctypes
@@ -16,8 +19,10 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.model.fixed_limits import OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
-from sandbox.runtimes.limits.kernel_usage import list_directory
+import msgspec
+
+from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, OPEN_FILES_GROWTH_MAX, SYSCALL_BUFFER_BYTES_MAX
+from sandbox.runtimes.limits.kernel_usage import find_fd_table, list_directory
 
 _SEIZE, _INTERRUPT = 0x4206, 0x4207
 _INTERRUPT_SECONDS = 0.02
@@ -100,6 +105,9 @@ _SYSCTL_DIRECTORY = "/proc/sys/"
 _SYSCTL_BUFFER_BYTES = 4 << 20
 """Largest buffer for one read of a setting, the kernel's KMALLOC_MAX_SIZE."""
 
+_SYSCTL_FUNCTION, _NETLINK_FUNCTION = "proc_sys_call_handler", "netlink_sendmsg"
+"""The kernel's functions that allocate these buffers, in the stack of a thread that has one."""
+
 _RUNNING = "running"
 _INODE_COLUMN = 9
 
@@ -116,8 +124,9 @@ def count_machine_kernel_bytes(path: Path = _PROC / "meminfo") -> int | None:
 def sum_syscall_buffer_bytes(process_ids: Iterable[int], proc: Path = _PROC) -> int:
     """Return an upper bound on the size of the kernel buffers for reads of /proc/sys and netlink requests, in bytes.
 
-    A runnable thread's call is not visible, so the thread counts if its process has a file in /proc/sys or a netlink
-    socket open. Returns 0 if there are too few threads to exceed the limit.
+    The stack of a thread shows its call even if the descriptor was closed meanwhile. The stack of a thread that is
+    running now may be missing, so the thread counts if its process has a file in /proc/sys or a netlink socket open.
+    Returns 0 if there are too few threads to exceed the limit.
     """
     request_bytes = _read_number(proc / "sys/net/core/wmem_default")
     processes = [_ProcessCalls(proc / str(pid) / "task", request_bytes) for pid in process_ids]
@@ -145,6 +154,17 @@ class _ProcessCalls:
         return sum(map(self._measure_thread, self.threads))
 
     def _measure_thread(self, thread: Path) -> int:
+        return self._measure_stack(thread) or self._measure_files(thread)
+
+    def _measure_stack(self, thread: Path) -> int:
+        with suppress(OSError):
+            stack = (thread / "stack").read_text()
+            if _SYSCTL_FUNCTION in stack:
+                return _SYSCTL_BUFFER_BYTES
+            return self._request_bytes if _NETLINK_FUNCTION in stack else 0
+        return 0
+
+    def _measure_files(self, thread: Path) -> int:
         with suppress(OSError, ValueError, IndexError):
             call = (thread / "syscall").read_text().split()
             if call[0] != _RUNNING:
@@ -203,3 +223,82 @@ class SyscallBufferMeter:
         self._lowest = total if self._lowest is None else min(total, self._lowest)
         growth = total - self._lowest
         return min(growth, self._sum_buffers(process_ids())) if growth > SYSCALL_BUFFER_BYTES_MAX else 0
+
+
+_FILES_OF_PROCESS_MAX, _FILE_BYTES_MAX = 16_384, 20 << 10
+"""Limit on the open files of one process, and the uncharged memory of one file: of a partly read directory."""
+
+_CLOSING_SECONDS = 1.0
+"""How long a process must have been closing its files to be counted."""
+
+_CLOSING_TIME_SLICES = 2
+"""Number of time slices that a runnable process must have had meanwhile. Within one, it closes hundreds of files."""
+
+_EXITING, _ZOMBIE_STATES, _RUNNABLE = 0x4, "ZX", "R"
+
+
+class ClosingThread(msgspec.Struct, frozen=True):
+    """The last thread of a process that has given up its descriptor table, but has not ended.
+
+    state: a letter as in /proc/PID/stat. started: when the thread was started, because ids are reused. time_slices: how
+    many the thread has had.
+    """
+
+    state: str
+    started: str
+    time_slices: int
+
+
+def find_closing_thread(thread: int) -> ClosingThread | None:
+    """Return the thread if it is closing the files of its process; None for other threads."""
+    with suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{thread}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in _ZOMBIE_STATES or not int(fields[6]) & _EXITING or find_fd_table(thread) is not None:
+            return None
+        time_slices = int(Path(f"/proc/{thread}/schedstat").read_text().split()[2])
+        return ClosingThread(fields[0], fields[19], time_slices)
+    return None
+
+
+class ClosingFilesMeter:
+    """Measures the memory of the files that ending processes take long to close.
+
+    Threads are inspected only while the machine's kernel memory has grown by more than the limit.
+    """
+
+    def __init__(
+        self,
+        count_all: Callable[[], int | None] = count_machine_kernel_bytes,
+        find: Callable[[int], ClosingThread | None] = find_closing_thread,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._count_all = count_all
+        self._find = find
+        self._clock = clock
+        self._lowest = count_all()
+        self._first: dict[int, tuple[float, ClosingThread]] = {}
+        """When each thread that is closing files was first found, and its state then."""
+
+    def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
+        """Return an upper bound in bytes; 0 if the kernel's memory has not grown beyond the limit, None if unknown."""
+        total = self._count_all()
+        if total is None:
+            return None
+        self._lowest = total if self._lowest is None else min(total, self._lowest)
+        growth = total - self._lowest
+        if growth <= CLOSING_BYTES_MAX:
+            self._first = {}
+            return 0
+        found = {thread: closing for thread in thread_ids() if (closing := self._find(thread)) is not None}
+        now, earlier, self._first = self._clock(), self._first, {}
+        for thread, closing in found.items():
+            seen_at, first = earlier.get(thread, (now, closing))
+            self._first[thread] = (seen_at, first) if first.started == closing.started else (now, closing)
+        slow_count = sum(self._is_slow(now, *self._first[thread], closing) for thread, closing in found.items())
+        return min(growth, slow_count * _FILES_OF_PROCESS_MAX * _FILE_BYTES_MAX)
+
+    @staticmethod
+    def _is_slow(now: float, seen_at: float, first: ClosingThread, closing: ClosingThread) -> bool:
+        """Return whether the thread needs more time than it would need for the files of an ordinary program."""
+        has_run = closing.time_slices - first.time_slices >= _CLOSING_TIME_SLICES
+        return now - seen_at >= _CLOSING_SECONDS and (has_run or closing.state != _RUNNABLE)

@@ -6,8 +6,8 @@ objects. The kernel reclaims some kinds, such as cached inodes and file names, b
 The kernel does not show which sandbox caused free objects, mappings, links between anonymous mappings, or cached names.
 The last three are charged, but the kernel walks all mappings of a file, removes all links of a process, and walks all
 names in a directory, without interruption. Growth is therefore attributed to each sandbox in proportion to its peak
-charge and to the CPU time that it used meanwhile, relative to the other sandboxes. Growth in mappings is attributed to
-every sandbox that has as much kernel memory; the caller then counts the sandbox's own mappings.
+charge and to the CPU time that it used meanwhile, relative to the other sandboxes. The whole growth in mappings is also
+returned to every sandbox that has as much kernel memory; the caller then counts the sandbox's own mappings.
 
 The numbers of cached extents and directories come from the ext4 file system of the sandbox's disk.
 """
@@ -74,6 +74,7 @@ class SlabUsage(NamedTuple):
         ancestor with which its process may share pages of the mapping.
     dentry_bytes: the cached names of files (dentries), including names that do not exist.
     vma_bytes: the mappings of all processes, which are in use.
+    vma_growth_bytes: the same. A `SlabMeter` does not divide this growth between the sandboxes.
     """
 
     unreclaimable_free_bytes: int
@@ -81,6 +82,7 @@ class SlabUsage(NamedTuple):
     anon_vma_chain_bytes: int = 0
     dentry_bytes: int = 0
     vma_bytes: int = 0
+    vma_growth_bytes: int = 0
 
 
 def measure_slab_usage(
@@ -103,7 +105,7 @@ def measure_slab_usage(
         vma_bytes += used if name == _VMA else 0
         anon_vma_chain_bytes += used if name == _ANON_VMA_CHAIN else 0
     dentry_bytes = _count_dentries(dentry_state, _DENTRIES_FIELD) * DENTRY_BYTES
-    return SlabUsage(unreclaimable, reclaimable, anon_vma_chain_bytes, dentry_bytes, vma_bytes)
+    return SlabUsage(unreclaimable, reclaimable, anon_vma_chain_bytes, dentry_bytes, vma_bytes, vma_bytes)
 
 
 def count_negative_dentries(dentry_state: Path = _DENTRY_STATE) -> int:
@@ -190,6 +192,7 @@ class SlabMeter:
             anon_vma_chain_bytes=min(found.anon_vma_chain_bytes, unreclaimable_bytes),
             dentry_bytes=min(found.dentry_bytes, usage.kernel_bytes),
             vma_bytes=min(found.vma_bytes, unreclaimable_bytes),
+            vma_growth_bytes=min(found.vma_growth_bytes, unreclaimable_bytes),
         )
 
     def _update(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> None:
@@ -201,7 +204,7 @@ class SlabMeter:
         if self._growths is None:
             self._growths = tuple(_Growth(first) for first in slabs)
         for kind, growth, current in zip(SlabUsage._fields, self._growths, slabs, strict=True):
-            growth.update(current, 1.0 if kind == "vma_bytes" else share)
+            growth.update(current, 1.0 if kind == "vma_growth_bytes" else share)
 
     def _share(self, usage: GroupUsage, others: Mapping[str, GroupUsage]) -> float:
         """Return the sandbox's share of the growth since the last call."""

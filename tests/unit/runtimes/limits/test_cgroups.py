@@ -1,10 +1,9 @@
 """Version 1 and version 2 control groups, on directory trees that imitate the kernel's."""
 
 import errno
-import mmap
 import os
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,9 @@ from sandbox.model.fixed_limits import OOM_KILLS_MAX
 from sandbox.runtimes.limits import cgroups
 from sandbox.runtimes.limits.cgroups import ControlGroup, Hierarchies
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
-from sandbox.runtimes.limits.slab_usage import VMA_BYTES, GroupUsage, SlabMeter, SlabUsage
+from sandbox.runtimes.limits.mappings import MappingCounter, MappingOwner
+from sandbox.runtimes.limits.pending_syscalls import ClosingFilesMeter
+from sandbox.runtimes.limits.slab_usage import GroupUsage, SlabMeter, SlabUsage
 
 CGROUP2_FILES = ("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cgroup.procs", "cgroup.kill")
 CGROUP1_FILES = {
@@ -275,32 +276,46 @@ def test_slab_meter_gets_the_usage_of_the_group_and_of_its_siblings(tmp_path: Pa
     assert seen == [(GroupUsage(100, 3.0), {"neighbour": GroupUsage(700, 5.0)})]
 
 
-@pytest.mark.parametrize(("mappings", "exceeds"), [(300, True), (0, False)])
-def test_group_exceeds_the_limit_on_mappings_only_with_its_own_mappings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mappings: int, exceeds: bool
-):
-    """Growth that another sandbox caused must not end this one."""
-    own = len(Path("/proc/self/maps").read_text().splitlines())
-    mappings_max, attributed_bytes = own + 100, (own + 200) * VMA_BYTES
-    monkeypatch.setattr(cgroups, "VMA_BYTES_MAX", mappings_max * VMA_BYTES)
+@pytest.mark.parametrize("kernel_file", ["memory.kmem.usage_in_bytes", "memory.stat"])
+def test_mapping_counter_gets_the_processes_of_the_group_and_of_its_siblings(tmp_path: Path, kernel_file: str):
+    for name, kernel_bytes in (("attempt", 100), ("neighbour", 700)):
+        line = f"kernel {kernel_bytes}\n" if kernel_file == "memory.stat" else f"{kernel_bytes}\n"
+        _write_group(tmp_path / "memory/sandbox" / name, {kernel_file: line, "cgroup.procs": f"{kernel_bytes + 1}\n"})
+    slabs, seen = SlabUsage(0, 0, vma_growth_bytes=1 << 40), []
 
-    class AttributingMeter(SlabMeter):
+    class FixedMeter(SlabMeter):
         def measure(
             self, usage: GroupUsage | None, usage_of_others: Callable[[], Mapping[str, GroupUsage]]
         ) -> SlabUsage | None:
-            return SlabUsage(0, 0, vma_bytes=attributed_bytes)
+            return slabs
 
-    with ExitStack() as held:
-        for number in range(mappings):
-            # The kernel merges neighbours with the same protection.
-            protection = mmap.PROT_READ | (mmap.PROT_WRITE if number % 2 else 0)
-            held.enter_context(mmap.mmap(-1, mmap.PAGESIZE, prot=protection))
-        _write_group(tmp_path / "memory/sandbox/attempt", {"cgroup.procs": f"{os.getpid()}\n"})
-        group = Hierarchies([tmp_path / "memory"]).group("attempt")
-        usage = group.kernel_usage(os.getpid(), 1 << 30, slab_meter=AttributingMeter())
-    assert usage.vma_bytes is not None
-    assert (usage.vma_bytes == attributed_bytes) == exceeds
-    assert exceeds or 0 < usage.vma_bytes <= mappings_max * VMA_BYTES
+    class RecordingCounter(MappingCounter):
+        def measure(
+            self,
+            slabs: SlabUsage,
+            process_ids: Callable[[], Collection[int]],
+            owners: Callable[[], Iterable[MappingOwner]],
+        ) -> int:
+            seen.append((slabs, process_ids(), sorted(owners(), key=lambda owner: owner.kernel_bytes)))
+            return 77
+
+    group = Hierarchies([tmp_path / "memory"]).group("attempt")
+    usage = group.kernel_usage(os.getpid(), 1 << 30, slab_meter=FixedMeter(), mapping_counter=RecordingCounter())
+    assert usage.vma_bytes == 77
+    assert seen == [(slabs, {101}, [MappingOwner({101}, 100), MappingOwner({701}, 700)])]
+
+
+@pytest.mark.parametrize("name", ["tasks", "cgroup.threads"])
+def test_meter_of_closing_files_gets_the_threads_of_the_group(tmp_path: Path, name: str):
+    """The first thread of a process may have ended. The kernel does not list the process while the last one ends."""
+    _write_group(tmp_path / "memory/sandbox/attempt", {"cgroup.procs": "", name: "7\n8\n"})
+
+    class RecordingMeter(ClosingFilesMeter):
+        def count(self, thread_ids: Callable[[], Collection[int]]) -> int | None:
+            return sum(thread_ids())
+
+    group = Hierarchies([tmp_path / "memory"]).group("attempt")
+    assert group.kernel_usage(os.getpid(), 1 << 30, closing_files_meter=RecordingMeter()).closing_bytes == 7 + 8
 
 
 def test_version_1_socket_limit_without_tcp_mem_is_a_share_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -165,6 +165,20 @@ def test_kernel_usage_within_the_limits_or_without_limits_is_not_a_violation(mon
         asyncio.run(run(usage))
 
 
+def test_pause_after_a_count_that_waited_for_a_processor_is_short():
+    waiting = ScriptedSandbox(KernelUsage(), delay_seconds=0.3)
+    with pytest.raises(TimeoutError):
+        watch_files(waiting, seconds=3)
+    assert waiting.detailed_counts >= 3
+
+
+@pytest.fixture
+def counting_uses_cpu(monkeypatch):
+    """A count uses CPU time for its whole duration."""
+    monkeypatch.setattr("sandbox.runtimes.limits.kernel_watch.read_cpu_seconds", time.monotonic)
+
+
+@pytest.mark.usefixtures("counting_uses_cpu")
 @pytest.mark.parametrize(("grown_bytes", "is_early"), [(UNCHARGED_GROWTH_MAX + 1, True), (UNCHARGED_GROWTH_MAX, False)])
 async def test_files_are_counted_early_if_uncharged_kernel_memory_grows(grown_bytes, is_early):
     sandbox = ScriptedSandbox(KernelUsage())
@@ -178,6 +192,7 @@ async def test_files_are_counted_early_if_uncharged_kernel_memory_grows(grown_by
     watching.cancel()
 
 
+@pytest.mark.usefixtures("counting_uses_cpu")
 async def test_early_counts_are_at_least_as_far_apart_as_a_count_takes():
     sandbox = ScriptedSandbox(KernelUsage())
     sandbox.count_seconds, sandbox.uncharged = 0.3, 0

@@ -4,18 +4,24 @@ Buffers of blocked system calls are counted when the kernel's memory use has gro
 """
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from sandbox.model.fixed_limits import SYSCALL_BUFFER_BYTES_MAX
+from sandbox.model.fixed_limits import CLOSING_BYTES_MAX, SYSCALL_BUFFER_BYTES_MAX
 from sandbox.runtimes.limits.kernel_watch import KernelUsage
 from sandbox.runtimes.limits.pending_syscalls import (
+    ClosingFilesMeter,
+    ClosingThread,
     PendingSyscallInterrupter,
     SyscallBufferMeter,
     count_host_open_files,
     count_machine_kernel_bytes,
+    find_closing_thread,
     sum_syscall_buffer_bytes,
 )
 
@@ -120,6 +126,24 @@ def test_buffers_of_blocked_calls_are_counted_by_file(tmp_path: Path, call: str,
     assert sum_syscall_buffer_bytes([7, 9], tmp_path) == 43 * mebibytes * MEBIBYTE
 
 
+SYSCTL_STACK = "[<0>] _copy_to_iter+0x85/0x6b0\n[<0>] proc_sys_call_handler+0x1e3/0x290\n[<0>] vfs_read+0x2a2/0x360\n"
+NETLINK_STACK = "[<0>] _copy_from_iter+0x99/0x690\n[<0>] netlink_sendmsg+0x1f0/0x470\n"
+OTHER_STACK = "[<0>] anon_pipe_read+0x2b4/0x480\n[<0>] vfs_read+0x2a2/0x360\n"
+
+
+@pytest.mark.parametrize(("stack", "mebibytes"), [(SYSCTL_STACK, 4), (NETLINK_STACK, 6), (OTHER_STACK, 0), ("", 0)])
+@pytest.mark.parametrize("call", ["0 0x3 0x7f00 0x3ffff0 0x0 0x0 0x0 0x7ffe 0x7f", "running\n"])
+def test_buffers_of_calls_are_counted_after_their_file_was_closed(
+    tmp_path: Path, call: str, stack: str, mebibytes: int
+):
+    (tmp_path / "sys/net/core").mkdir(parents=True)
+    (tmp_path / "sys/net/core/wmem_default").write_text(f"{6 * MEBIBYTE}\n")
+    for thread in range(65):
+        make_thread(tmp_path, thread, call, {3: "/dev/null"})
+        (tmp_path / "7/task" / str(thread) / "stack").write_text(stack)
+    assert sum_syscall_buffer_bytes([7], tmp_path) == 65 * mebibytes * MEBIBYTE
+
+
 def test_calls_are_not_inspected_if_there_are_few_threads(tmp_path: Path):
     for thread in range(64):
         make_thread(tmp_path, thread, "0 0x3 0x7f00", SETTING)
@@ -148,3 +172,67 @@ def test_buffers_are_counted_only_after_growth_of_kernel_memory():
 def test_buffers_above_the_limit_are_a_violation():
     assert not KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX).find_exceeded_limit()
     assert "257 MiB" in KernelUsage(syscall_buffer_bytes=SYSCALL_BUFFER_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+
+
+class EndingProcesses:
+    """Processes that are closing their files, on a machine whose kernel memory has grown."""
+
+    def __init__(self, count: int, state: str = "R") -> None:
+        self.threads = {thread: ClosingThread(state, "500", 10) for thread in range(count)}
+        self.bytes, self.now = 1 << 30, 100.0
+        self._meter = ClosingFilesMeter(lambda: self.bytes, self._find, lambda: self.now)
+        self.bytes += CLOSING_BYTES_MAX + 100 * MEBIBYTE
+
+    def _find(self, thread: int) -> ClosingThread | None:
+        return self.threads.get(thread)
+
+    def measure(self, *, seconds: float = 0.0, time_slices: int = 0) -> int:
+        """Return the measured MiB after some time, in which each process had some time slices."""
+        self.now += seconds
+        for thread, closing in self.threads.items():
+            slices = closing.time_slices + time_slices
+            self.threads[thread] = ClosingThread(closing.state, closing.started, slices)
+        return (self._meter.count(lambda: [*self.threads, 9999]) or 0) // MEBIBYTE
+
+
+@pytest.mark.parametrize(
+    ("count", "state", "time_slices", "mebibytes"),
+    [
+        (4, "R", 2, 1124),  # the whole growth
+        (2, "R", 2, 640),
+        (4, "D", 0, 1124),
+        (4, "R", 1, 0),  # starved, but with few files
+    ],
+)
+def test_files_of_processes_that_take_long_to_end_are_counted(count: int, state: str, time_slices: int, mebibytes: int):
+    processes = EndingProcesses(count, state)
+    assert processes.measure() == 0
+    assert processes.measure(seconds=0.9, time_slices=time_slices) == 0
+    assert processes.measure(seconds=0.1) == mebibytes
+
+
+def test_files_of_ending_processes_are_not_counted_without_growth_of_kernel_memory():
+    processes = EndingProcesses(4)
+    processes.bytes = (1 << 30) + CLOSING_BYTES_MAX
+    assert processes.measure() == processes.measure(seconds=2, time_slices=9) == 0
+
+
+def test_later_process_with_the_same_id_is_not_slow():
+    processes = EndingProcesses(4)
+    processes.measure()
+    processes.threads = {thread: ClosingThread("R", "600", 90) for thread in processes.threads}
+    assert processes.measure(seconds=2) == 0
+
+
+def test_files_of_ending_processes_above_the_limit_are_a_violation():
+    assert not KernelUsage(closing_bytes=CLOSING_BYTES_MAX).find_exceeded_limit()
+    assert "ending processes" in KernelUsage(closing_bytes=CLOSING_BYTES_MAX + MEBIBYTE).find_exceeded_limit()
+
+
+def test_living_and_ended_processes_are_not_closing_files():
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    assert find_closing_thread(ended.pid) is None
+    ended.wait()
+    assert find_closing_thread(ended.pid) is None
+    assert find_closing_thread(os.getpid()) is None

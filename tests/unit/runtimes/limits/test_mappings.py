@@ -1,0 +1,171 @@
+"""The mappings of a sandbox's processes are counted in /proc; those that a program hides are attributed to it."""
+
+import mmap
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from sandbox.model.fixed_limits import VMA_BYTES_MAX
+from sandbox.runtimes.limits import mappings
+from sandbox.runtimes.limits.mappings import MappingCounter, MappingOwner, are_mappings_hidden, count_mappings
+from sandbox.runtimes.limits.slab_usage import VMA_BYTES, SlabUsage
+
+MAPPINGS_MAX = VMA_BYTES_MAX // VMA_BYTES
+OWN = os.getpid()
+
+
+@pytest.fixture
+def more_mappings() -> Iterator[Callable[[int], None]]:
+    """Return a function that adds mappings to this process."""
+    with ExitStack() as held:
+
+        def add(count: int) -> None:
+            for number in range(count):
+                # The kernel merges neighbours with the same protection.
+                protection = mmap.PROT_READ | (mmap.PROT_WRITE if number % 2 else 0)
+                held.enter_context(mmap.mmap(-1, mmap.PAGESIZE, prot=protection))
+
+        yield add
+
+
+def count_own() -> int:
+    count = count_mappings([OWN], 1 << 30)
+    assert count is not None
+    return count
+
+
+def test_mappings_of_processes_are_summed(more_mappings: Callable[[int], None]):
+    before = count_own()
+    more_mappings(300)
+    assert before + 290 < count_own() < before + 400
+    assert count_mappings([OWN, OWN], 1 << 30) == 2 * count_own()
+    assert count_mappings([1 << 22], 10) == 0
+
+
+def test_count_stops_above_the_maximum():
+    count = count_mappings(iter([OWN, OWN, 0, 0]), 10)
+    assert count is not None
+    assert 10 < count <= count_own()
+
+
+def test_mappings_of_a_process_without_its_first_thread_are_counted():
+    source = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=[600]).start()
+print("held", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while "Z" not in Path(f"/proc/{process.pid}/status").read_text().split("State:")[1][:5]:
+            time.sleep(0.01)
+        count = count_mappings([process.pid], 1 << 30)
+        process.kill()
+    assert count is not None
+    assert count > 10
+
+
+def test_count_that_takes_too_long_has_no_result(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mappings, "_COUNT_SECONDS", -1.0)
+    assert count_mappings([OWN], 1 << 30) is None
+
+
+@pytest.mark.parametrize(
+    ("hidden", "kernel_bytes", "is_hidden"),
+    [
+        (150, 1 << 30, True),
+        (50, 1 << 30, False),
+        (50, 0, True),  # the sandbox lists mappings that its kernel memory cannot contain
+    ],
+)
+def test_mappings_that_no_process_lists_are_hidden(tmp_path: Path, hidden: int, kernel_bytes: int, is_hidden: bool):
+    slabs, own = tmp_path / "slabinfo", count_own()
+    (tmp_path / "proc").mkdir()
+    slabs.write_text(f"vm_area_struct  {own + hidden}   {own + 900}    192   21    1 : tunables\n")
+    owners = [MappingOwner([OWN], kernel_bytes)]
+    assert are_mappings_hidden(owners, 100, slabs, str(tmp_path / "proc")) == is_hidden
+
+
+def test_mappings_of_processes_outside_of_sandboxes_are_not_hidden(tmp_path: Path):
+    slabs, own = tmp_path / "slabinfo", count_own()
+    (tmp_path / "proc" / str(OWN)).mkdir(parents=True)
+    slabs.write_text(f"vm_area_struct  {own + 50}   {own + 900}    192   21    1 : tunables\n")
+    assert not are_mappings_hidden([], 100, slabs, str(tmp_path / "proc"))
+    assert not are_mappings_hidden([], 100, tmp_path / "absent")
+
+
+def test_mappings_are_hidden_if_counting_takes_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mappings, "_COUNT_SECONDS", -1.0)
+    (tmp_path / "slabinfo").write_text("vm_area_struct  1000000   1000000    192   21    1 : tunables\n")
+    assert are_mappings_hidden([MappingOwner([OWN], 1 << 30)], 100, tmp_path / "slabinfo")
+
+
+class CountedSandbox:
+    """A sandbox on a machine whose mappings have grown."""
+
+    def __init__(self, own: int | None, *, are_hidden: bool = False) -> None:
+        self.own, self.are_hidden, self.now, self.counts, self.checks = own, are_hidden, 100.0, 0, 0
+        self._counter = MappingCounter(self._count, self._check, lambda: self.now)
+
+    def _count(self, process_ids: Iterable[int], mappings_max: int) -> int | None:
+        assert list(process_ids) == [7]
+        assert mappings_max == MAPPINGS_MAX
+        self.counts += 1
+        return self.own
+
+    def _check(self, owners: Iterable[MappingOwner], mappings_max: int) -> bool:
+        assert mappings_max == MAPPINGS_MAX
+        assert list(owners) == [MappingOwner([7], 1)]
+        self.checks += 1
+        return self.are_hidden
+
+    def measure(self, growth_bytes: int, share_bytes: int = 0) -> int:
+        """Return the size that is known once the counting thread has ended."""
+        slabs = SlabUsage(0, 0, vma_bytes=share_bytes, vma_growth_bytes=growth_bytes)
+        self._counter.measure(slabs, lambda: [7], lambda: [MappingOwner([7], 1)])
+        thread = self._counter._thread
+        if thread is not None:
+            thread.join(10)
+        return self._counter.measure(slabs, lambda: [7], lambda: [MappingOwner([7], 1)])
+
+
+def test_mappings_are_not_counted_while_their_growth_is_within_the_limit():
+    sandbox = CountedSandbox(None)
+    assert sandbox.measure(VMA_BYTES_MAX, VMA_BYTES_MAX) == VMA_BYTES_MAX
+    assert sandbox.counts == 0
+
+
+@pytest.mark.parametrize("own", [MAPPINGS_MAX + 1, None])
+def test_sandbox_with_too_many_mappings_exceeds_the_limit(own: int | None):
+    assert CountedSandbox(own).measure(VMA_BYTES_MAX + 1) == VMA_BYTES_MAX + 1
+
+
+def test_growth_that_another_sandbox_caused_does_not_end_this_one():
+    sandbox = CountedSandbox(1000)
+    assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == 1000 * VMA_BYTES
+    assert sandbox.checks == 1
+
+
+def test_hidden_mappings_are_attributed_by_share():
+    sandbox = CountedSandbox(1000, are_hidden=True)
+    assert sandbox.measure(1 << 40, VMA_BYTES_MAX) == 1000 * VMA_BYTES
+    assert sandbox.checks == 0
+    sandbox.now += 1
+    assert sandbox.measure(1 << 40, VMA_BYTES_MAX + 1) == VMA_BYTES_MAX + 1
+
+
+def test_counts_are_half_a_second_apart():
+    sandbox = CountedSandbox(1000)
+    for _ in range(3):
+        sandbox.measure(1 << 40)
+        sandbox.now += 0.2
+    assert sandbox.counts == 1
+    sandbox.measure(1 << 40)
+    assert sandbox.counts == 2
