@@ -6,6 +6,7 @@ from doubles.browser import HEIGHT, accessibility_violations
 from doubles.deployment import Deployment, wait_until
 from doubles.manifests import NAMES_BY_PROMPT
 from doubles.stored_tasks import StoredTasks
+from sandbox.model.failure import Failure, FailureCode
 
 QUICK_REFERENCE_AUDIT = """# An audit
 version: "1"
@@ -28,12 +29,13 @@ lifecycle:
   timeout: "8h"
   artifact_patterns: ["security-report.md"]
 """
+FAILED_REPOSITORY = {"url": "https://github.com/org/app.git", "branch": "main"}
 HOSTILE = "<img src=x onerror='window.hacked = 1'>"
 
 
 @pytest.fixture(scope="module")
 def submit_server(tmp_path_factory):
-    """A server with completed tasks for two repositories. New tasks cannot complete."""
+    """A server with completed tasks for two repositories, and failed ones. New tasks cannot complete."""
     deployment = Deployment(tmp_path_factory.mktemp("submit"))
     try:
         tasks = StoredTasks(deployment.data_dir)
@@ -41,6 +43,15 @@ def submit_server(tmp_path_factory):
             tasks.add_completed_task(
                 f"task-{number}", repository={"url": f"https://github.com/org/{name}.git", "branch": branch}
             )
+        for task_id, code, message in (
+            ("slow", FailureCode.TIMEOUT, "The agent was still working after 24h; raise lifecycle.timeout."),
+            (
+                "silent",
+                FailureCode.HANG,
+                "The agent produced no output for 30m; raise lifecycle.hang_timeout or retry.",
+            ),
+        ):
+            tasks.add_failed_task(task_id, Failure(code, message), repository=FAILED_REPOSITORY)
         tasks.index()
         deployment.model_url = "http://127.0.0.1:9"
         (deployment.home / ".gitconfig").write_text(
@@ -508,7 +519,7 @@ def test_form_has_no_accessibility_violations(base_url, browser):
 
 
 def test_link_to_a_setting_opens_its_field(base_url, browser):
-    page = browser.open(f"{base_url}/submit?from=task-1&field=lifecycle.timeout")
+    page = browser.open(f"{base_url}/submit?from=slow&field=lifecycle.timeout")
     wait_until(lambda: page.evaluate("document.activeElement.id") == "timeout", 30, "the focused field")
     assert page.locator("#advanced").get_attribute("open") is not None
     assert page.locator("#timeout").input_value() == "48h"
@@ -519,6 +530,16 @@ def test_link_to_a_setting_opens_its_field(base_url, browser):
     page.goto(f"{base_url}/submit?from=task-1&field=unknown%22")
     page.locator("#validation-status.good").wait_for()
     assert page.evaluate("document.activeElement.id") == ""
+
+
+def test_link_to_a_setting_that_the_form_lacks_opens_its_line_in_the_yaml(base_url, browser):
+    page = browser.open(f"{base_url}/tasks/silent")
+    page.get_by_role("link", name="Run again with more time without output").click()
+    page.get_by_text("This form raises the hang timeout from 30m to 60m.").wait_for()
+    wait_until(lambda: page.evaluate("document.activeElement.id") == "manifest", 30, "the focused editor")
+    following = "document.activeElement.value.slice(document.activeElement.selectionStart)"
+    assert page.evaluate(following).lstrip().startswith("hang_timeout: 60m\n")
+    page.locator("#validation-status.good").wait_for()
 
 
 def test_name_from_a_long_prompt_is_cut_at_a_word(base_url, browser):

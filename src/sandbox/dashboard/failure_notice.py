@@ -13,7 +13,7 @@ class FailureNotice:
 
     title: what happened; detail: the cause, empty if the title contains it; remedy: what to do, empty if the detail
     already says it. message: the message of the status.
-    setting: the manifest field to change so that the failure does not occur again; None if there is none.
+    setting: the field of the manifest to change, from the remedy in the status; None if there is none.
     """
 
     title: str
@@ -26,7 +26,7 @@ class FailureNotice:
     @property
     def change(self) -> str:
         """The change to the setting, as in "Run again with more memory"; empty without a setting."""
-        return _CHANGES.get(self.setting or "", "")
+        return _CHANGES[self.setting][1] if self.setting else ""
 
     @property
     def anchor(self) -> str:
@@ -87,32 +87,20 @@ _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer 
 """The notice of `out_of_memory` if more memory does not help. Only the other messages name `vm.memory`."""
 
 _CHANGES = {
-    "lifecycle.budget_tokens": "a larger budget",
-    "lifecycle.budget_usd": "a larger budget",
-    "lifecycle.timeout": "more time",
-    "repository.branch": "another branch",
-    "repository.url": "another URL",
-    "vm.disk": "a larger disk",
-    "vm.memory": "more memory",
+    "lifecycle.budget_tokens": ("the token budget", "a larger budget"),
+    "lifecycle.budget_usd": ("the budget in USD", "a larger budget"),
+    "lifecycle.hang_timeout": ("the hang timeout", "more time without output"),
+    "lifecycle.provision_timeout": ("the provisioning timeout", "more time to create the sandbox"),
+    "lifecycle.stage_timeout": ("the cloning timeout", "more time to clone"),
+    "lifecycle.timeout": ("the timeout", "more time"),
+    "repository.branch": ("the branch", "another branch"),
+    "repository.url": ("the URL", "another URL"),
+    "vm.disk": ("the disk size", "a larger disk"),
+    "vm.memory": ("the memory", "more memory"),
 }
-_FORM_LABELS = {
-    "lifecycle.budget_tokens": "the token budget",
-    "lifecycle.budget_usd": "the budget in USD",
-    "lifecycle.timeout": "the timeout",
-    "repository.branch": "the branch",
-    "repository.url": "the URL",
-    "vm.disk": "the disk size",
-    "vm.memory": "the memory",
-}
-_SETTING = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, _CHANGES)) + r")(?!\w|\.\w)")
-_CODES_WITH_SETTING = {
-    FailureCode.BUDGET_EXCEEDED,
-    FailureCode.CLONE_FAILED,
-    FailureCode.DISK_FULL,
-    FailureCode.OUT_OF_MEMORY,
-    FailureCode.TIMEOUT,
-}
-"""Failures whose messages come from Sandbox and name a setting last, or whose remedies name one."""
+"""The words for a field, and for its change. Other fields have none; the message names them."""
+
+_NAME = re.compile(r"(?<![\w.])(?:" + "|".join(map(re.escape, _CHANGES)) + r")(?!\w|\.\w)")
 
 _REMEDY_MARKS = ("; ", "Run the task again", "Submit the task again", "please report")
 """Messages that contain one of these texts already say what to do, often more precisely."""
@@ -122,11 +110,9 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
     """Return the notice for a failure. Unknown codes from other versions get a general title."""
     code, message = failure["code"], failure["message"]
     title, remedy = _NOTICES.get(code, ("The task failed", ""))
-    names = _SETTING.findall(message)
-    if code == FailureCode.OUT_OF_MEMORY and not names:
+    field = failure["remedy"]["field"] if failure["remedy"] else None
+    if code == FailureCode.OUT_OF_MEMORY and field is None:
         title, remedy = _KERNEL_LIMIT_NOTICE
-    names = names or _SETTING.findall(remedy)
-    setting = names[-1] if names and code in _CODES_WITH_SETTING else None
     detail = message
     if code in _SELF_EXPLANATORY_CODES and "; " in message:
         title, _, remedy = message.partition("; ")
@@ -137,18 +123,19 @@ def describe_failure(failure: FailureBody) -> FailureNotice:
         detail = _PRONOUN.sub("the repository ", _CLONE_PREFIX.sub("", message))
     if any(mark in detail for mark in _REMEDY_MARKS):
         remedy = ""
-    if code in _CODES_WITH_SETTING:
-        title, detail, remedy = map(_use_form_labels, (title, detail, remedy))
+    if field is not None:
+        title, detail, remedy = map(_use_words, (title, detail, remedy))
+    setting = field if field in _CHANGES else None
     return FailureNotice(title, _capitalize(detail), _capitalize(remedy), code, message, setting)
 
 
-def form_label(setting: str) -> str:
-    """Return the words for a setting of a notice, such as "the memory"."""
-    return _FORM_LABELS[setting]
+def field_words(field: str) -> str:
+    """Return the words for a field, such as "the memory"; the field itself if it has none."""
+    return _CHANGES[field][0] if field in _CHANGES else field
 
 
-def _use_form_labels(text: str) -> str:
-    return _SETTING.sub(lambda name: _FORM_LABELS[name[0]], text)
+def _use_words(text: str) -> str:
+    return _NAME.sub(lambda name: field_words(name[0]), text)
 
 
 def _capitalize(text: str) -> str:

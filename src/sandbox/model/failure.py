@@ -1,15 +1,21 @@
 """Failures of tasks: a stable code and a message."""
 
+from __future__ import annotations
+
+import dataclasses
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from sandbox.model.errors import SandboxError
 from sandbox.model.fixed_limits import KILL_TIMEOUT_SECONDS
-from sandbox.model.formatting import propose_override
+from sandbox.model.formatting import double_limit
+
+if TYPE_CHECKING:
+    from sandbox.model.manifest.schema import Manifest
 
 _LEAKED_SOURCES = re.compile(r"Secret ([A-Za-z_][A-Za-z0-9_]*) \(source ")
 """The prefix of messages in which earlier versions exposed the source of a secret."""
@@ -122,27 +128,47 @@ _CODES_THAT_NAME_A_FIELD = frozenset(
 )
 """Failures whose messages come from Sandbox and name a field for which another value may help."""
 
+_FIELD = re.compile(r"(?<![\w./@-])(lifecycle|repository|vm)\.([a-z_]+)(?![\w/@-]|\.\w)")
+"""A field in a message, but not a part of a URL."""
+
 _LOST_CODES = frozenset({FailureCode.HOST_LOST, FailureCode.RUNNER_LOST, FailureCode.SANDBOX_LOST})
 
 
 class Remedy(NamedTuple):
-    """What to do about a failure. overrides: changes to the manifest for a new run; empty if the user chooses them."""
+    """What to do about a failure.
+
+    field: the manifest's field to change, such as `vm.memory`; empty if there is none.
+    overrides: changes to the manifest for a new run; empty if the user chooses them.
+    """
 
     text: str
+    field: str = ""
     overrides: tuple[str, ...] = ()
 
 
-def find_remedy(code: FailureCode, message: str, value_of: Callable[[str, str], Any]) -> Remedy | None:
+def find_remedy(code: FailureCode, message: str, manifest: Manifest) -> Remedy | None:
     """Return what to do about a failure; None if only the message says what to do.
 
-    value_of: see `propose_override`.
+    The field to change is the last one that the message names. A limit is doubled, such as `4G` for `2G`.
     """
     if code in _LOST_CODES:
         return Remedy("Run the task again.")
-    field, value = propose_override(message, value_of) if code in _CODES_THAT_NAME_A_FIELD else ("", "")
-    if not field:
-        return None
-    return Remedy(f"Raise {field}.", (f"{field}={value}",)) if value else Remedy(f"Check {field}.")
+    names = reversed(_FIELD.findall(message)) if code in _CODES_THAT_NAME_A_FIELD else ()
+    for section, name in names:
+        values: Any = getattr(manifest, section)
+        if name in {field.name for field in dataclasses.fields(values)}:
+            return _change_field(f"{section}.{name}", getattr(values, name))
+    return None
+
+
+def _change_field(field: str, value: object) -> Remedy:
+    """Return the remedy that changes this field. Only the values of limits are proposed, not those of a repository."""
+    if value is None:
+        return Remedy(f"Set {field}.", field)
+    limit = None if field.startswith("repository.") else double_limit(value)
+    if limit is None:
+        return Remedy(f"Check {field}.", field)
+    return Remedy(f"Raise {field}.", field, (f"{field}={limit if isinstance(limit, str) else f'{limit:.12g}'}",))
 
 
 class AttemptError(SandboxError):

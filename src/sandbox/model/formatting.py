@@ -1,8 +1,6 @@
 """Formats sizes, durations, costs and states for people. The command line and the dashboard use the same formats."""
 
 import re
-from collections.abc import Callable
-from typing import Any
 
 from sandbox.model.printable import INVISIBLE
 from sandbox.model.task_state import TaskState
@@ -68,23 +66,6 @@ def double_limit(value: object) -> int | float | str | None:
         return 2 * value
     limit = _LIMIT.fullmatch(value) if isinstance(value, str) else None
     return f"{2 * int(limit['number'])}{limit['unit']}" if limit else None
-
-
-_SECTION_FIELD = re.compile(r"\b([a-z]+)\.([a-z_]+)\b")
-
-
-def propose_override(message: str, value_of: Callable[[str, str], Any]) -> tuple[str, str]:
-    """Return the manifest's field that a message names, and the value to try; both are empty if it names none.
-
-    The value is twice the value of a limit, such as `4G` for `2G`. It is empty if the user has to choose it.
-    value_of: returns the value of a field of a section; None if the manifest has none.
-    """
-    for section, field in _SECTION_FIELD.findall(message):
-        value = value_of(section, field)
-        if value is not None:
-            doubled = double_limit(value) if section in {"lifecycle", "vm"} else None
-            return f"{section}.{field}", f"{doubled:.12g}" if isinstance(doubled, int | float) else doubled or ""
-    return "", ""
 
 
 def format_size(size_bytes: int) -> str:

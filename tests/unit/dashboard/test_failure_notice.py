@@ -6,9 +6,15 @@ from sandbox.dashboard.failure_notice import describe_failure
 from sandbox.model.failure import FailureCode
 
 
+def describe(code, message, field=None):
+    """Describe a failure whose remedy, if any, changes this field."""
+    remedy = field and {"text": f"Raise {field}.", "field": field, "overrides": []}
+    return describe_failure({"code": code, "reason": None, "message": message, "remedy": remedy})
+
+
 @pytest.mark.parametrize("code", FailureCode)
 def test_each_code_has_a_title_and_a_remedy(code):
-    notice = describe_failure({"code": code.value, "message": "It broke."})
+    notice = describe(code.value, "It broke.")
     assert notice.title not in {"", "The task failed"}
     assert notice.title[-1] != "."
     assert notice.remedy.endswith(".")
@@ -23,53 +29,65 @@ def test_each_code_has_a_title_and_a_remedy(code):
     ],
 )
 def test_remedy_that_the_message_contains_is_not_repeated(message):
-    notice = describe_failure({"code": "agent_failed", "message": message})
+    notice = describe("agent_failed", message)
     assert (notice.detail, notice.remedy) == (message, "")
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "title", "detail", "remedy"),
+    ("code", "message", "field", "title", "detail", "remedy"),
     [
         (
             "budget_exceeded",
             "lifecycle.budget_tokens (30,000 tokens) is spent; no more model requests are forwarded. Raise the budget.",
+            "lifecycle.budget_tokens",
             *("The task used its budget of 30,000 tokens", "", "Raise the budget, or make the task smaller."),
         ),
         (
             "clone_failed",
             "Cannot clone https://host/x.git: it has no branch 'nope'; check repository.branch.",
+            "repository.branch",
             *("The repository could not be cloned", "The repository has no branch 'nope'; check the branch.", ""),
         ),
         (
             "timeout",
             "The agent was still working after 5m; raise lifecycle.timeout.",
+            "lifecycle.timeout",
             *("The agent was still working after 5m", "", "Raise the timeout."),
+        ),
+        (
+            "hang",
+            "The agent produced no output for 5m; raise lifecycle.hang_timeout or retry.",
+            "lifecycle.hang_timeout",
+            *("The agent produced no output for 5m", "", "Raise the hang timeout or retry."),
         ),
         (
             "out_of_memory",
             "A process was killed because vm.memory (2G) was used up; raise it.",
+            "vm.memory",
             *("A process was killed because the memory (2G) was used up", "", "Raise it."),
         ),
         (
             "runner_lost",
             "The task's runner died; the work up to that point is stored. Submit the task again.",
+            None,
             *("The task's runner died", "", "The work up to that point is stored. Submit the task again."),
         ),
         (
             "agent_failed",
             "The tests need more vm.memory; ask for it.",
+            None,
             *("The agent failed", "The tests need more vm.memory; ask for it.", ""),
         ),
     ],
 )
-def test_notice_says_each_fact_once_and_uses_the_labels_of_the_form(code, message, title, detail, remedy):
-    notice = describe_failure({"code": code, "message": message})
+def test_notice_says_each_fact_once_and_uses_the_labels_of_the_form(code, message, field, title, detail, remedy):
+    notice = describe(code, message, field)
     assert (notice.title, notice.detail, notice.remedy) == (title, detail, remedy)
     assert notice.message == message
 
 
 def test_code_from_another_version_has_a_general_title():
-    notice = describe_failure({"code": "new_code", "message": "It broke."})
+    notice = describe("new_code", "It broke.")
     assert (notice.title, notice.remedy, notice.code) == ("The task failed", "", "new_code")
 
 
@@ -89,45 +107,42 @@ def test_code_from_another_version_has_a_general_title():
     ],
 )
 def test_summary_starts_with_the_cause(code, message, summary):
-    assert describe_failure({"code": code, "message": message}).summary == summary
+    assert describe(code, message).summary == summary
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "setting"),
+    ("field", "change"),
     [
-        ("budget_exceeded", "lifecycle.budget_usd (1 USD) is spent. Raise the budget.", "lifecycle.budget_usd"),
-        (
-            "budget_exceeded",
-            "lifecycle.budget_usd cannot be enforced. Set lifecycle.budget_tokens instead.",
-            "lifecycle.budget_tokens",
-        ),
-        (
-            "clone_failed",
-            "Cannot clone x: it has no branch 'a'; check repository.branch.",
-            "repository.branch",
-        ),
-        ("clone_failed", "The connection broke.", None),
-        ("clone_failed", "'a' is not a directory; check repository.subpath.", None),
-        ("out_of_memory", "The sandbox ran out of memory; raise vm.memory.", "vm.memory"),
-        (
-            "out_of_memory",
-            "The sandbox's sockets held 65 MiB in their buffers; the limit is 64 MiB. Raise vm.memory.",
-            "vm.memory",
-        ),
-        ("out_of_memory", "The sandbox had 9000 sockets; the limit is 8192. Close unused connections.", None),
-        ("out_of_memory", "The sandbox had more than 8192 locks on files; release unused ones.", None),
-        ("timeout", "It took too long; raise lifecycle.timeout.", "lifecycle.timeout"),
-        ("agent_failed", "Raise vm.memory.", None),
-        ("new_code", "Raise vm.memory.", None),
+        ("lifecycle.budget_usd", "a larger budget"),
+        ("lifecycle.budget_tokens", "a larger budget"),
+        ("lifecycle.hang_timeout", "more time without output"),
+        ("lifecycle.provision_timeout", "more time to create the sandbox"),
+        ("lifecycle.stage_timeout", "more time to clone"),
+        ("lifecycle.timeout", "more time"),
+        ("repository.branch", "another branch"),
+        ("repository.url", "another URL"),
+        ("vm.disk", "a larger disk"),
+        ("vm.memory", "more memory"),
     ],
 )
-def test_notice_names_the_setting_that_would_prevent_the_failure(code, message, setting):
-    notice = describe_failure({"code": code, "message": message})
-    assert (notice.setting, bool(notice.change)) == (setting, setting is not None)
+def test_setting_to_change_is_that_of_the_remedy(field, change):
+    notice = describe("new_code", "It broke.", field)
+    assert (notice.setting, notice.change) == (field, change)
+
+
+@pytest.mark.parametrize("field", [None, "repository.subpath"])
+def test_notice_offers_no_change_of_a_field_without_words(field):
+    notice = describe("clone_failed", "'a' is not a directory; check repository.subpath and vm.memory.", field)
+    assert (notice.setting, notice.change) == (None, "")
+
+
+def test_full_disk_of_the_server_does_not_ask_for_a_larger_disk():
+    notice = describe("disk_full", "The server's disk is full; free space on that disk and submit the task again.")
+    assert (notice.setting, notice.remedy) == (None, "Free space on that disk and submit the task again.")
 
 
 def test_limit_that_more_memory_does_not_raise_has_another_remedy():
     message = "The sandbox left 40 MiB of kernel memory in partly used slabs. Close files in order."
-    notice = describe_failure({"code": "out_of_memory", "message": message})
+    notice = describe("out_of_memory", message)
     assert (notice.title, notice.detail) == ("The sandbox reached a limit", message)
     assert notice.remedy == "Let the agent use fewer of these resources."

@@ -2,50 +2,80 @@
 
 import pytest
 
+from doubles.manifests import manifest
 from sandbox.model.failure import FailureCode, Remedy, find_remedy
 
-VALUES = {
-    ("vm", "memory"): "8G",
-    ("vm", "disk"): "1.5G",
-    ("lifecycle", "timeout"): "90m",
-    ("lifecycle", "budget_usd"): 0.05,
-    ("repository", "branch"): "main",
-}
+MANIFEST = manifest(
+    repository={"subpath": "a"},
+    vm={"memory": "8G", "disk": "40G"},
+    lifecycle={"timeout": "90m", "hang_timeout": "5m", "budget_usd": 0.05},
+)
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "remedy"),
+    ("code", "message", "field", "value"),
     [
-        ("out_of_memory", "A process was killed because vm.memory (8G) was used up; raise it.", ("vm.memory", "16G")),
-        ("timeout", "The agent was still working after 90m; raise lifecycle.timeout.", ("lifecycle.timeout", "180m")),
-        ("budget_exceeded", "lifecycle.budget_usd (0.05 USD) is spent.", ("lifecycle.budget_usd", "0.1")),
+        ("out_of_memory", "A process was killed because vm.memory (8G) was used up; raise it.", "vm.memory", "16G"),
+        ("disk_full", "The sandbox's disk is full: vm.disk is 40G; raise it.", "vm.disk", "80G"),
+        (
+            "timeout",
+            "The agent was still working after 90m; raise lifecycle.timeout.",
+            *("lifecycle.timeout", "180m"),
+        ),
+        (
+            "hang",
+            "The agent produced no output for 5m; raise lifecycle.hang_timeout or retry.",
+            *("lifecycle.hang_timeout", "10m"),
+        ),
+        ("budget_exceeded", "lifecycle.budget_usd (0.05 USD) is spent.", "lifecycle.budget_usd", "0.1"),
+        (
+            "clone_failed",
+            "Cannot clone https://vm.disk/lifecycle.timeout: not enough disk space; raise vm.disk, or free space.",
+            *("vm.disk", "80G"),
+        ),
     ],
 )
-def test_remedy_of_a_limit_has_an_override_with_twice_the_value(code, message, remedy):
-    field, value = remedy
-    found = find_remedy(FailureCode(code), message, lambda *path: VALUES.get(path))
-    assert found == Remedy(f"Raise {field}.", (f"{field}={value}",))
+def test_remedy_of_a_limit_has_an_override_with_twice_the_value(code, message, field, value):
+    found = find_remedy(FailureCode(code), message, MANIFEST)
+    assert found == Remedy(f"Raise {field}.", field, (f"{field}={value}",))
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "remedy"),
+    ("code", "message", "text", "field"),
     [
-        ("clone_failed", "Cannot clone x: it has no branch 'a'; check repository.branch.", "Check repository.branch."),
-        ("disk_full", "The sandbox's disk is full: vm.disk is 1.5G; raise it.", "Check vm.disk."),
-        ("runner_lost", "The runner died.", "Run the task again."),
+        (
+            "clone_failed",
+            "Cannot clone x: it has no branch 'vm.memory'; check repository.branch.",
+            *("Check repository.branch.", "repository.branch"),
+        ),
+        (
+            "clone_failed",
+            "'a' is not a directory; check repository.subpath.",
+            *("Check repository.subpath.", "repository.subpath"),
+        ),
+        (
+            "budget_exceeded",
+            "The price is unknown, so lifecycle.budget_usd cannot be enforced. Set lifecycle.budget_tokens instead.",
+            *("Set lifecycle.budget_tokens.", "lifecycle.budget_tokens"),
+        ),
+        ("runner_lost", "The runner died.", "Run the task again.", ""),
     ],
 )
-def test_remedy_without_a_value_to_propose_has_no_override(code, message, remedy):
-    assert find_remedy(FailureCode(code), message, lambda *path: VALUES.get(path)) == Remedy(remedy)
+def test_remedy_without_a_value_to_propose_has_no_override(code, message, text, field):
+    assert find_remedy(FailureCode(code), message, MANIFEST) == Remedy(text, field)
 
 
 @pytest.mark.parametrize(
     ("code", "message"),
     [
         ("out_of_memory", "The sandbox has too many sockets; use fewer."),
+        ("disk_full", "The server's disk is full; free space on that disk and submit the task again."),
         ("agent_failed", "The provider says: raise vm.memory."),
         ("clone_failed", "Cannot clone https://vm.example/x.git: vm.unknown."),
+        ("clone_failed", "Cannot clone https://vm.memory/vm.disk: the connection broke."),
+        ("clone_failed", "Cannot clone git@vm.memory:x.git: the connection broke."),
+        ("clone_failed", "Cannot clone x: see lifecycle.timeout_seconds and my.vm.memory and vm.memory.x"),
     ],
 )
 def test_failure_whose_message_names_no_field_of_the_manifest_has_no_remedy(code, message):
-    assert find_remedy(FailureCode(code), message, lambda *path: VALUES.get(path)) is None
+    assert find_remedy(FailureCode(code), message, MANIFEST) is None

@@ -10,7 +10,7 @@ from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sandbox.cli.output.text import escape_name, escape_text
-from sandbox.model.formatting import format_duration, format_state, propose_override
+from sandbox.model.formatting import format_duration, format_state
 from sandbox.model.task_state import FINAL_STATES, TaskState
 
 if TYPE_CHECKING:
@@ -183,17 +183,19 @@ def _next_commands(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return commands
 
 
+_PLAIN_OVERRIDE = re.compile(r"[a-z_]+\.[a-z_]+=[\w.…]+", re.ASCII)
+"""An override that a shell does not change."""
+
+
 def _rerun_options(task: Mapping[str, Any]) -> str:
-    """Return the option that changes the field named in the error message; `…` is a value that the user chooses."""
-    definition = task.get("definition") or {}
-    message = str((task.get("error") or {}).get("message"))
+    """Return the options that change the field to blame for the failure; `…` is a value that the user chooses.
 
-    def value_of(section: str, name: str) -> Any:
-        values = definition.get(section) or {}
-        return values[name] or "" if name in values else None
-
-    field, value = propose_override(message, value_of)
-    return f" --set {field}={value or '…'}" if field else ""
+    Older servers send no remedy or no field.
+    """
+    remedy = (task.get("error") or {}).get("remedy") or {}
+    field = remedy.get("field")
+    changes = remedy.get("overrides") or ([f"{field}=…"] if field else [])
+    return "".join(f" --set {change}" for change in changes if _PLAIN_OVERRIDE.fullmatch(change))
 
 
 class DeniedConnection(NamedTuple):

@@ -31,6 +31,12 @@ export class ManifestDocument {
     return isMap(node) ? node.items.map((pair) => pair.key.value) : [];
   }
 
+  // Return the line of the field, counted from 1; undefined if the text does not have the field.
+  line(path) {
+    const key = this.#pair(path)?.key;
+    return key && this.text.slice(0, key.range[0]).split("\n").length;
+  }
+
   // Return the value: a string, number, list or mapping; undefined if there is none.
   value(path) {
     return this.#node(path)?.toJS(this.yaml);

@@ -90,6 +90,14 @@ function goTo({ field, line, column }) {
   editor.goTo(line, column);
 }
 
+// Show a field in the form; a field that the form does not have, in the YAML.
+function showField(name) {
+  // The reason at the top of the page stays in view.
+  if (selectedTab() === "form" && form.goTo(name, { scrolls: !$("raised") })) return;
+  const line = form.manifest.problem ? undefined : form.manifest.line(name.split("."));
+  if (line) goTo({ field: "", line });
+}
+
 // The name of a task without a prompt is empty until the user describes the task.
 const isNameDerived = () => !form.isNamed && !form.value("metadata.name") && !form.value("agent.prompt");
 
@@ -306,10 +314,7 @@ form.isNamed = isComplete;
 restoreDraft();
 form.show(editor.text);
 showTab();
-const field = new URLSearchParams(location.search).get("field"); // the setting that a link asks to change
-if (selectedTab() === "form") {
-  if (field)
-    form.goTo(field, { scrolls: !$("raised") }); // the reason at the top stays in view
-  else if (!isComplete) $("prompt").focus();
-}
+const field = new URLSearchParams(location.search).get("field"); // the field that a link asks to change
+if (field) showField(field);
+else if (selectedTab() === "form" && !isComplete) $("prompt").focus();
 check();

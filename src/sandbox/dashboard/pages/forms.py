@@ -2,23 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from sandbox.api.app_context import AppContext
 from sandbox.api.middleware.authentication import get_caller
-from sandbox.dashboard.failure_notice import describe_failure, form_label
+from sandbox.dashboard.failure_notice import describe_failure, field_words
 from sandbox.dashboard.templates import render_page
 from sandbox.interfaces.agent import Agent
 from sandbox.interfaces.store import TaskQuery
 from sandbox.model.failure import FailureCode
-from sandbox.model.formatting import double_limit, short_repository
+from sandbox.model.formatting import short_repository
 from sandbox.model.manifest.field_formats import ALLOWED_HOST, public_repository_url
+from sandbox.model.manifest.overrides import parse_override
 from sandbox.model.manifest.schema import Lifecycle, Manifest, Vm
 from sandbox.model.manifest.yaml import manifest_yaml, write_yaml
 from sandbox.model.task import Task
+from sandbox.model.wire.bodies import RemedyBody
 from sandbox.model.wire.events import task_failure_body
 from sandbox.primitives import client_fairness
 
@@ -31,15 +32,9 @@ RECENT_BRANCHES_MAX = 20
 """Maximum number of branches for each recent repository."""
 
 
-_DOUBLED_LIMITS = frozenset(
-    {"lifecycle.budget_tokens", "lifecycle.budget_usd", "lifecycle.timeout", "vm.disk", "vm.memory"}
-)
-"""The limits for which a link to the form can ask for twice the value."""
-
-
 @dataclass(frozen=True, slots=True)
 class RaisedLimit:
-    """A limit that the form raises. field: its manifest field; label: its name, such as "the memory"."""
+    """A limit that the form raises. field: its field in the manifest; label: its name, such as "the memory"."""
 
     field: str
     label: str
@@ -75,7 +70,8 @@ async def show_submit(request: Request, context: AppContext) -> Response:
     """Render the form with an empty manifest, or with the manifest of the task to rerun.
 
     `allow` (query parameter, repeatable): another host that the new task may reach. A value that is not a host is
-    ignored. `field`: the setting to change, which has the focus. A limit that caused a failure is doubled.
+    ignored. `field`: the field to change, which has the focus. A limit that caused the failure has the value that the
+    failure's remedy proposes.
     """
     again = request.query_params.get("from")
     async with client_fairness.thread_slot():
@@ -90,8 +86,10 @@ def _render_submit(request: Request, task: Task | None, recent: Sequence[Task], 
     requested = request.query_params.getlist("allow")[:ADDED_HOSTS_MAX] if task else []
     allowed = [host for host in dict.fromkeys(requested) if ALLOWED_HOST.find_error(host) is None]
     manifest = _allow_hosts(task.manifest, allowed) if task and allowed else task.manifest if task else None
-    manifest, raised = _raise_limit(manifest, request.query_params.get("field", "")) if manifest else (None, None)
     error = task_failure_body(task, is_operator=sees_all) if task else None
+    raised = None
+    if manifest and error and error["remedy"] and error["remedy"]["field"] == request.query_params.get("field"):
+        manifest, raised = _raise_limit(manifest, error["remedy"])
     text = manifest_yaml(manifest, settings.agents, with_sources=sees_all) if manifest else None
     return render_page(
         request,
@@ -117,19 +115,16 @@ def _allow_hosts(manifest: Manifest, added: Sequence[str]) -> Manifest:
     return manifest.replace(vm=replace(manifest.vm, network_mode="outbound", allowed_hosts=tuple(hosts)))
 
 
-def _raise_limit(manifest: Manifest, field: str) -> tuple[Manifest, RaisedLimit | None]:
-    """Return the manifest with twice the value of this limit, which the command line proposes too."""
-    section, _, name = field.partition(".")
-    if field not in _DOUBLED_LIMITS:
+def _raise_limit(manifest: Manifest, remedy: RemedyBody) -> tuple[Manifest, RaisedLimit | None]:
+    """Return the manifest with the value that the remedy proposes for a limit of the task."""
+    if not remedy["overrides"]:
         return manifest, None
-    before = getattr(getattr(manifest, section), name)
-    after: Any = double_limit(before)
-    if after is None:
-        return manifest, None
-    raised = RaisedLimit(field, form_label(field), *map(_format_limit, (before, after)))
-    if section == "vm":
-        return manifest.replace(vm=replace(manifest.vm, **{name: after})), raised
-    return manifest.replace(lifecycle=replace(manifest.lifecycle, **{name: after})), raised
+    override = parse_override(remedy["overrides"][0])
+    section, name = map(str, override.path)
+    values = getattr(manifest, section)
+    field = f"{section}.{name}"
+    raised = RaisedLimit(field, field_words(field), *map(_format_limit, (getattr(values, name), override.value)))
+    return manifest.replace(**{section: replace(values, **{name: override.value})}), raised
 
 
 def _format_limit(value: float | str) -> str:

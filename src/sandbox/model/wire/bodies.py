@@ -115,6 +115,8 @@ class RemedyBody(TypedDict):
 
     text: str
     """One sentence, such as `Raise vm.memory.`. The message of the failure can say more."""
+    field: str | None
+    """The field of the manifest to change, such as `vm.memory`; null if the remedy does not change a field."""
     overrides: list[str]
     """Overrides for `POST /tasks/{id}/rerun`, such as `vm.memory=16G`; empty if there is none to propose."""
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from sandbox.model import events as e
-from sandbox.model.failure import Failure, find_remedy
+from sandbox.model.failure import Failure, Remedy, find_remedy
 from sandbox.model.task import Attempt, Task
 from sandbox.model.wire import event_bodies as b
-from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody
+from sandbox.model.wire.bodies import AttemptBody, FailureBody, ProgressBody, RemedyBody
 
 WireEvent = b.Event
 
@@ -290,17 +290,17 @@ def task_failure_body(task: Task, *, is_operator: bool = False) -> FailureBody |
 def _failure_body(task: Task, failure: Failure | None, *, is_operator: bool) -> FailureBody | None:
     if failure is None:
         return None
-
-    def value_of(section: str, field: str) -> Any:
-        return getattr(getattr(task.manifest, section, None), field, None)
-
-    remedy = find_remedy(failure.code, failure.message, value_of)
+    remedy = find_remedy(failure.code, failure.message, task.manifest)
     return {
         "code": failure.code,
         "reason": failure.reason or None,
         "message": failure.message_for(is_operator=is_operator),
-        "remedy": None if remedy is None else {"text": remedy.text, "overrides": list(remedy.overrides)},
+        "remedy": None if remedy is None else _remedy_body(remedy),
     }
+
+
+def _remedy_body(remedy: Remedy) -> RemedyBody:
+    return {"text": remedy.text, "field": remedy.field or None, "overrides": list(remedy.overrides)}
 
 
 def attempt_bodies(task: Task, *, is_operator: bool = False) -> list[AttemptBody]:

@@ -14,7 +14,8 @@ NAME = "Upgrade all dependencies of the billing service to their latest minor ve
 JAPANESE = "夜間のテストを直す" * 8
 LABELS = {"team": "payments", "ticket": "OPS-1234", "environment": "staging", "note": "a\tb"}
 REASON = "Cannot clone https://github.com/org/repository.git: it has no branch 'nowhere'; check repository.branch."
-FAILED = {"state": "failed_preserved", "error": {"code": "clone_failed", "message": REASON}}
+REMEDY = {"text": "Check repository.branch.", "field": "repository.branch", "overrides": []}
+FAILED = {"state": "failed_preserved", "error": {"code": "clone_failed", "message": REASON, "remedy": REMEDY}}
 PATTERN_ERROR = "must be a glob relative to the workspace root, without '..' and without a '/' at its beginning"
 FIELD_ERRORS = [
     {

@@ -429,7 +429,7 @@ def test_failed_task_has_a_remedy_that_reruns_it(api, tasks):
     failure = Failure(FailureCode.OUT_OF_MEMORY, "A process was killed because vm.memory (8G) was used up; raise it.")
     tasks.add("task-001", *TO_RUNNING, e.AgentExited(137, failure=failure), e.TaskFinished())
     remedy = api.get("/api/v1/tasks/task-001").json()["error"]["remedy"]
-    assert remedy == {"text": "Raise vm.memory.", "overrides": ["vm.memory=16G"]}
+    assert remedy == {"text": "Raise vm.memory.", "field": "vm.memory", "overrides": ["vm.memory=16G"]}
     rerun = api.post("/api/v1/tasks/task-001/rerun?dry_run=true", json={"overrides": remedy["overrides"]})
     assert rerun.json()["definition"]["vm"]["memory"] == "16G"
 

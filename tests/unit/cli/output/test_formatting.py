@@ -40,8 +40,10 @@ TASK = {"id": "3f2c1d7e-2222-4222-8222-abcdefabcdef", "state": "failed", "error"
 DIFF = {"files": 1, "additions": 16, "deletions": 4}
 
 
-def error(message):
-    return {"error": {"code": "x", "message": message}, "definition": {"vm": {"memory": "2G"}, "claude": {}}}
+def error(field=None, *overrides):
+    """Return the part of a status that has a failure with this remedy."""
+    remedy = {"text": "Raise it.", "field": field, "overrides": list(overrides)}
+    return {"error": {"code": "x", "message": "vm.memory is 2G; raise it.", "remedy": remedy}}
 
 
 @pytest.mark.parametrize(
@@ -56,8 +58,17 @@ def error(message):
         ({"state": "completed", "diff": {**DIFF, "files": 0}}, ["logs ID", 'continue ID "…"']),
         ({}, ["logs ID", "rerun ID"]),
         ({"diff": DIFF}, ["diff ID", 'continue ID "…"', "rerun ID"]),
-        (error("Raise vm.memory."), ["logs ID", "rerun ID --set vm.memory=4G"]),
-        (error("https://vm.example.com/x.git and vm.unknown, claude.model"), ["logs ID", "rerun ID"]),
+        (error("vm.memory", "vm.memory=4G"), ["logs ID", "rerun ID --set vm.memory=4G"]),
+        (error("repository.branch"), ["logs ID", "rerun ID --set repository.branch=…"]),
+        (error(), ["logs ID", "rerun ID"]),
+        (error("vm.memory", "vm.memory=4G; reboot", "vm.disk=\x1b[2J"), ["logs ID", "rerun ID"]),
+        ({"error": {"code": "x", "message": "Raise vm.memory.", "remedy": None}}, ["logs ID", "rerun ID"]),
+        # An older server sends no remedy, or a remedy without a field.
+        ({"error": {"code": "x", "message": "Raise vm.memory."}}, ["logs ID", "rerun ID"]),
+        (
+            {"error": {"code": "x", "message": "x", "remedy": {"text": "Raise it.", "overrides": ["vm.memory=4G"]}}},
+            ["logs ID", "rerun ID --set vm.memory=4G"],
+        ),
     ],
 )
 def test_next_commands_depend_on_the_outcome(changes, commands):
@@ -86,24 +97,6 @@ def test_ids_that_a_user_chose_are_not_shortened_and_differ_from_shortened_ids()
     chosen = ["5e173eb5", "fix-the-flaky-login-of-the-dashboard"]
     assert formatting.shorten_ids([generated, *chosen]) == {generated: "5e173eb5-", **{each: each for each in chosen}}
     assert formatting.shorten_ids([]) == {}
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "suggestion"),
-    [
-        ("lifecycle.budget_tokens", 30000, "60000"),
-        ("lifecycle.budget_usd", 0.5, "1"),
-        ("lifecycle.timeout", "90m", "180m"),
-        ("vm.disk", "1.5G", "…"),
-        ("vm.disk", None, "…"),
-        ("vm.enabled", True, "…"),
-        ("repository.branch", "2G", "…"),
-    ],
-)
-def test_rerun_of_a_failed_task_suggests_twice_the_limit(field, value, suggestion):
-    section, name = field.split(".")
-    task = {**TASK, "error": {"code": "x", "message": f"Raise {field}."}, "definition": {section: {name: value}}}
-    assert formatting.next_commands(task)[-1][1] == f"sandbox task rerun {TASK['id']} --set {field}={suggestion}"
 
 
 NOT_LISTED_REASON = "vm.allowed_hosts does not list it."

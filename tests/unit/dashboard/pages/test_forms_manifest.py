@@ -49,35 +49,70 @@ def test_refused_host_can_be_allowed_in_a_new_run(pages):
 FAILED = (*TO_RUNNING, e.AgentExited(1, None, Failure(FailureCode.AGENT_FAILED, "It broke.")), e.TaskFinished())
 
 
+LIMITS = {"timeout": "90m", "hang_timeout": "5m", "budget_usd": 0.05, "budget_tokens": 1000}
+
+
+def add_failed_task(pages, code, message):
+    asyncio.run(pages.tasks.submit(manifest("task-001", lifecycle=LIMITS)))
+    failure = Failure(FailureCode(code), message)
+    pages.tasks.record("task-001", *TO_RUNNING, e.AgentExited(1, None, failure), e.TaskFinished())
+
+
 @pytest.mark.parametrize(
-    ("field", "raised"),
+    ("code", "message", "field", "raised"),
     [
-        ("vm.memory", "the memory from 8G to 16G"),
-        ("vm.disk", "the disk size from 40G to 80G"),
-        ("lifecycle.timeout", "the timeout from 90m to 180m"),
-        ("lifecycle.budget_usd", "the budget in USD from 0.05 to 0.1"),
-        ("lifecycle.budget_tokens", "the token budget from 1000 to 2000"),
-        ("repository.branch", None),
-        ("vm.cpus", None),
-        ("lifecycle.nothing", None),
-        ("", None),
+        ("out_of_memory", "vm.memory (8G) was used up; raise it.", "vm.memory", "the memory from 8G to 16G"),
+        ("disk_full", "The disk is full: vm.disk is 40G; raise it.", "vm.disk", "the disk size from 40G to 80G"),
+        ("timeout", "It took 90m; raise lifecycle.timeout.", "lifecycle.timeout", "the timeout from 90m to 180m"),
+        (
+            "budget_exceeded",
+            "lifecycle.budget_usd (0.05 USD) is spent.",
+            "lifecycle.budget_usd",
+            "the budget in USD from 0.05 to 0.1",
+        ),
+        (
+            "budget_exceeded",
+            "lifecycle.budget_tokens (1,000 tokens) is spent.",
+            "lifecycle.budget_tokens",
+            "the token budget from 1000 to 2000",
+        ),
     ],
 )
-def test_link_to_a_higher_limit_doubles_it_and_marks_the_field(pages, field, raised):
-    limits = {"timeout": "90m", "budget_usd": 0.05, "budget_tokens": 1000}
-    asyncio.run(pages.tasks.submit(manifest("task-001", lifecycle=limits)))
-    pages.tasks.record("task-001", *FAILED)
-    page = pages.get(f"/submit?from=task-001&field={field}")
-    notice = re.search(r'id="raised">This form raises ([^<]+)\.</span>', page.text)
-    assert (notice and notice[1]) == raised
+def test_button_of_the_task_page_opens_the_form_with_twice_the_limit(pages, code, message, field, raised):
+    add_failed_task(pages, code, message)
+    button = re.search(r'id="fix" href="([^"]+)"', pages.get("/tasks/task-001").text)[1]
+    assert html.unescape(button) == f"/submit?from=task-001&field={field}"
+    page = pages.get(html.unescape(button))
+    assert re.search(r'id="raised">This form raises ([^<]+)\.</span>', page.text)[1] == raised
     marked = re.findall(r'<div class="field raised">.*?data-path="([^"]+)"', page.text, re.DOTALL)
-    assert marked == ([field] if raised else [])
-    before, after = (manifest_of(pages.get(f"/submit?from=task-001{query}")) for query in ("", f"&field={field}"))
-    assert (before == after) == (raised is None)
-    if raised:
-        section, _, name = field.partition(".")
-        value = getattr(getattr(after, section), name)
-        assert raised.endswith(f" to {value}")
+    assert marked == [field]
+    section, _, name = field.partition(".")
+    assert raised.endswith(f" to {getattr(getattr(manifest_of(page), section), name)}")
+
+
+def test_limit_that_the_form_lacks_is_raised_in_the_yaml(pages):
+    add_failed_task(pages, "hang", "The agent produced no output for 5m; raise lifecycle.hang_timeout or retry.")
+    page = pages.get("/submit?from=task-001&field=lifecycle.hang_timeout")
+    assert "This form raises the hang timeout from 5m to 10m." in page.text
+    assert manifest_of(page).lifecycle.hang_timeout == "10m"
+    assert 'class="field raised"' not in page.text
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "field"),
+    [
+        ("timeout", "It took 90m; raise lifecycle.timeout.", "vm.memory"),
+        ("timeout", "It took 90m; raise lifecycle.timeout.", "lifecycle.nothing"),
+        ("timeout", "It took 90m; raise lifecycle.timeout.", ""),
+        ("agent_failed", "It needs more vm.memory.", "vm.memory"),
+        ("clone_failed", "It has no branch 'a'; check repository.branch.", "repository.branch"),
+    ],
+)
+def test_link_to_another_field_changes_nothing(pages, code, message, field):
+    add_failed_task(pages, code, message)
+    page = pages.get(f"/submit?from=task-001&field={field}")
+    assert manifest_of(page) == manifest_of(pages.get("/submit?from=task-001"))
+    assert "This form raises" not in page.text
 
 
 def test_limit_that_is_not_set_is_not_raised(pages):

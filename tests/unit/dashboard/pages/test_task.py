@@ -66,7 +66,7 @@ def test_change_is_not_offered_without_a_clone_or_a_patch(pages):
     ],
 )
 def test_failure_that_a_setting_would_prevent_links_to_the_settings_field(pages, code, link):
-    failed = e.AgentExited(1, None, Failure(code, "It failed."))
+    failed = e.AgentExited(1, None, Failure(code, "It failed; raise lifecycle.timeout."))
     pages.tasks.add("task-001", *TO_RUNNING, failed, e.TaskFinished())
     text = pages.get("/tasks/task-001").text
     found = re.search(r'class="button primary" id="fix" href="([^"]*)">Run again with more time<', text)
@@ -91,7 +91,7 @@ def test_more_memory_is_offered_only_if_the_memory_was_the_limit(pages, message,
 
 @pytest.mark.parametrize(("code", "is_in_menu"), [(FailureCode.TIMEOUT, True), (FailureCode.AGENT_FAILED, False)])
 def test_a_button_for_another_setting_moves_other_actions_into_the_menu(pages, code, is_in_menu):
-    failed = e.AgentExited(1, None, Failure(code, "It failed."))
+    failed = e.AgentExited(1, None, Failure(code, "It failed; raise lifecycle.timeout."))
     pages.tasks.add("task-001", *TO_RUNNING, failed, e.ArtifactCollected(PATCH), e.TaskFinished())
     text = pages.get("/tasks/task-001").text
     for name in ("copy-apply", "run-again"):

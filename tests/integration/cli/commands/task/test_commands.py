@@ -272,9 +272,10 @@ def test_status_in_a_pipe_ends_with_the_result_and_the_next_commands(run_cli, ap
     ]
 
 
-def test_status_of_a_failed_task_suggests_setting_the_field_named_in_the_message(api, on_terminal, terminal):
-    error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it."}
-    changes = {"diff": DIFF, "error": error, "definition": {"vm": {"memory": "2G"}}, "final_message": "Building"}
+def test_status_of_a_failed_task_suggests_the_remedy(api, on_terminal, terminal):
+    remedy = {"text": "Raise vm.memory.", "field": "vm.memory", "overrides": ["vm.memory=4G"]}
+    error = {"code": "out_of_memory", "message": "x.com: vm.memory (2G) was used up; raise it.", "remedy": remedy}
+    changes = {"diff": DIFF, "error": error, "final_message": "Building"}
     api.on("GET", f"/tasks/{TASK_ID}", json_response(task_status("failed_preserved", **changes)))
     lines = show_on_terminal(on_terminal, terminal, "task", "status", TASK_ID)
     assert lines[:3] == [
@@ -294,8 +295,9 @@ def test_status_of_a_failed_task_suggests_setting_the_field_named_in_the_message
 
 
 def test_followed_failure_on_a_terminal_suggests_the_next_commands(task, api, manifest, on_terminal, terminal):
-    error = {"code": "timeout", "message": "The agent was still working after 1h; raise lifecycle.timeout."}
-    failed = task_status("failed", error=error, diff=DIFF, definition={"lifecycle": {"timeout": "1h"}})
+    remedy = {"text": "Raise lifecycle.timeout.", "field": "lifecycle.timeout", "overrides": ["lifecycle.timeout=2h"]}
+    message = "The agent was still working after 1h; raise lifecycle.timeout."
+    failed = task_status("failed", error={"code": "timeout", "message": message, "remedy": remedy}, diff=DIFF)
     for path in (f"/tasks/{TASK_ID}", f"/tasks/{TASK_ID}/wait"):
         api.on("GET", path, json_response(failed))
     lines = show_on_terminal(on_terminal, terminal, "task", "submit", manifest, "--follow")
