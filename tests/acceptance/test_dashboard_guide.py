@@ -1,8 +1,10 @@
 """The documentation in the dashboard, in a real browser: its list of pages, contents, search and copy buttons."""
 
+import re
+
 import pytest
 
-from doubles.browser import accessibility_violations
+from doubles.browser import HEIGHT, accessibility_violations
 from doubles.deployment import Deployment, wait_until
 from sandbox.dashboard.pages.guide import GUIDE_PAGES, guide_file, guide_path, split_sections
 
@@ -12,6 +14,11 @@ COUNT_COVERED_CODE_SCRIPT = """() => [...document.querySelectorAll(".guide-code"
   const [button, code] = [frame.querySelector("button").getBoundingClientRect(), range.getBoundingClientRect()];
   return button.bottom > code.top && button.left < code.right;
 }).length"""
+READ_IDS_AND_LINKS_SCRIPT = """() => {
+  const main = document.querySelector(".guide-main");
+  const all = (selector, name) => [...main.querySelectorAll(selector)].map((each) => each.getAttribute(name));
+  return [all("[id]", "id"), all("a[href]", "href")];
+}"""
 READ_CURRENT_SECTION_SCRIPT = "document.querySelector('#guide-contents [aria-current]')?.textContent"
 
 
@@ -123,6 +130,42 @@ def test_every_section_that_the_search_finds_exists(base_url, browser):
         anchors = [section.anchor for section in split_sections(name, guide_file(name).read_text()) if section.anchor]
         missing[name] = page.evaluate("(all) => all.filter((one) => !document.getElementById(one))", anchors)
     assert {name: anchors for name, anchors in missing.items() if anchors} == {}
+
+
+def test_every_link_leads_to_a_place_that_exists(base_url, browser):
+    page = browser.open(f"{base_url}/guide")
+    links, places = set(), set()
+    for name in sorted(GUIDE_PAGES):
+        path = guide_path(name)
+        page.goto(f"{base_url}{path}")
+        page.locator("#guide .said, .codes").first.wait_for()
+        ids, hrefs = page.evaluate(READ_IDS_AND_LINKS_SCRIPT)
+        places.update([path, *(f"{path}#{each}" for each in ids)])
+        links.update(path + href if href.startswith("#") else href for href in hrefs)
+        assert len(set(ids)) == len(ids), path
+        anchors = set(re.findall(r'<a id="([\w-]+)"></a>', guide_file(name).read_text()))
+        assert anchors <= set(ids), path
+    assert "/guide/rest#get-taskstask_id" in places
+    local = {link for link in links if link.startswith("/") and link.partition("#")[0] != "/docs"}
+    assert local - places == set()
+
+
+def test_link_to_an_inline_anchor_shows_its_row(base_url, browser):
+    page = open_page(browser, f"{base_url}/guide/rest#post-adminprune", width=390)
+    row = page.get_by_role("row", name="Remove finished tasks and their data")
+    wait_until(lambda: 0 <= row.bounding_box()["y"] < HEIGHT - 50, 30, "the row in view")
+    assert "<a id" not in page.locator("#guide").inner_text()
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_link_to_the_reference_opens_the_operation_or_the_object(base_url, browser, width):
+    page = browser.open(f"{base_url}/docs#post-apiv1taskstask_idrerun", width=width)
+    operation = page.locator(".opblock.is-open", has_text="Submit a new task with the manifest of this task")
+    wait_until(lambda: operation.count() and 0 <= operation.bounding_box()["y"] < 200, 30, "the operation")
+    page.goto(f"{base_url}/guide")
+    page.goto(f"{base_url}/docs#remedy")
+    title = page.locator(".models .json-schema-2020-12__title", has_text=re.compile("^Remedy$"))
+    wait_until(lambda: title.count() and 0 <= title.bounding_box()["y"] < HEIGHT - 50, 30, "the object")
 
 
 def test_code_has_copy_buttons_and_the_address_of_this_server(base_url, browser):

@@ -77,11 +77,12 @@ async function addColors(code) {
 }
 
 // The list of the page's sections, which marks the one in view.
-function showContents(headings) {
+// names: the texts of the links.
+export function showContents(headings, names = headings.map((heading) => heading.textContent), innerTag = "H3") {
   if (headings.length < SECTIONS_MIN) return;
-  const link = (heading) =>
-    h("a", { href: `#${heading.id}`, class: heading.tagName === "H3" && "inner" }, heading.textContent);
-  const links = headings.map(link);
+  const links = headings.map(({ id, tagName }, at) =>
+    h("a", { href: `#${id}`, class: tagName === innerTag && "inner" }, names[at]),
+  );
   const nav = $("guide-contents").querySelector("nav");
   nav.append(...links);
   $("guide-contents").hidden = false;
@@ -123,16 +124,16 @@ function openWhere(details, query) {
 }
 
 openWhere($("guide-pages"), "(min-width: 901px)");
+if ($("guide-contents")) openWhere($("guide-contents"), "(min-width: 1201px)");
 $("guide-pages").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 
 if (guide) {
-  const options = { elementsMax: ELEMENTS_MAX, headingOffset: 0, localAddress: pageAddress };
+  const options = { elementsMax: ELEMENTS_MAX, headingOffset: 0, localAddress: pageAddress, hasAnchors: true };
   const formatted = markdown(guide.textContent, options);
   addIds(formatted.querySelectorAll("h1, h2, h3, h4, h5, h6"));
   for (const code of formatted.querySelectorAll("pre > code")) completeCode(code);
   guide.replaceChildren(formatted);
   for (const code of guide.querySelectorAll("code[data-language]")) addColors(code);
-  openWhere($("guide-contents"), "(min-width: 1201px)");
   showContents([...guide.querySelectorAll("h2, h3")]);
   if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
 }

@@ -21,8 +21,10 @@ parser.core.ruler.at("inline", ({ tokens, md, env }) => {
 
 const TAGS = new Set("h1 h2 h3 h4 h5 h6 p blockquote ul ol li table thead tbody tr th td strong em s hr".split(" "));
 
+const ANCHOR = /<a id="([\w-]+)"><\/a>/;
+
 // localAddress: returns the address of a link within the dashboard, or null. headingOffset: the difference between the levels of the
-// page's headings and those of the text.
+// page's headings and those of the text. hasAnchors: whether <a id="NAME"></a> is an anchor.
 export function markdown(text, options = {}) {
   const root = h("div", { class: "said", dir: "auto" });
   const source = visible(text.slice(0, LENGTH_MAX).replace(/\r\n?/g, "\n"));
@@ -39,11 +41,17 @@ class Renderer {
   #headingLevel;
   #headingOffset;
   #localAddress;
+  #hasAnchors;
 
-  constructor(root, source, { elementsMax = ELEMENTS_MAX, headingOffset = HEADING_OFFSET, localAddress = () => null }) {
+  constructor(
+    root,
+    source,
+    { elementsMax = ELEMENTS_MAX, headingOffset = HEADING_OFFSET, localAddress = () => null, hasAnchors = false },
+  ) {
     this.parents = [root];
     this.source = source;
     this.#elementsLeft = elementsMax;
+    this.#hasAnchors = hasAnchors;
     this.#headingOffset = headingOffset;
     this.#headingLevel = Math.max(1, headingOffset);
     this.#localAddress = localAddress;
@@ -70,7 +78,7 @@ class Renderer {
       else if (token.type === "hardbreak") this.#append(this.#elementsLeft > 0 ? this.#create("br") : "\n");
       else if (token.type === "image") this.#append(this.#linkElement(token.attrGet("src"), token.content));
       else if (token.nesting !== 0) this.#renderToken(token);
-      else this.#append(visible(token === tokens[0] ? this.#withCheckbox(token.content) : token.content)); // entities are already decoded
+      else this.#appendText(visible(token === tokens[0] ? this.#withCheckbox(token.content) : token.content)); // entities are already decoded
     }
     this.parents.length = depth;
   }
@@ -118,6 +126,11 @@ class Renderer {
     const isItem = this.parents.at(-1).tagName === "LI" || this.parents.at(-1).parentElement?.tagName === "LI";
     const box = isItem && /^\[([ xX])\]\s/.exec(text);
     return box ? `${box[1] === " " ? "☐" : "☑"} ${text.slice(box[0].length)}` : text;
+  }
+
+  #appendText(text) {
+    const parts = this.#hasAnchors ? text.split(ANCHOR) : [text];
+    this.#append(...parts.map((part, at) => (at % 2 ? this.#create("a", { id: part }) : part)));
   }
 
   #create(...parts) {

@@ -77,10 +77,8 @@ ORDER BY heading = ? COLLATE NOCASE DESC, is_minor, bm25(sections, 0, 0, 0, 6.0,
 _MINOR_PAGES = frozenset({"index", "benchmarks", "chaos", "gateway", "redaction", "glossary"})
 """Pages whose sections come after those of the other pages in search results, as do rows of tables."""
 
-_NO_TEXT = re.compile(
-    r"<!--.*?-->\n?|<picture>.*?</picture>\n?|<a id=[^>]*></a>|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE
-)
-"""Comments, images and anchors, which the dashboard's pages leave out."""
+_NO_TEXT = re.compile(r"<!--.*?-->\n?|<picture>.*?</picture>\n?|^!\[[^\]]*\]\([^)]*\)\n", re.DOTALL | re.MULTILINE)
+"""Comments and images, which the dashboard's pages leave out."""
 
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HEADING = re.compile(r"(#{2,4}) (?P<title>.+)")

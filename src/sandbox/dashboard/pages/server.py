@@ -144,9 +144,13 @@ def _median_duration(completed: Sequence[Task]) -> timedelta | None:
 
 async def show_docs(request: Request, _: AppContext) -> Response:
     """Render the API reference in the site's frame; Swagger UI loads the schema."""
-    response = await client_fairness.to_thread(render_page, request, "docs")
+    response = await client_fairness.to_thread(_render_docs, request)
     response.headers["content-security-policy"] = _DOCS_SECURITY_POLICY
     return response
+
+
+def _render_docs(request: Request) -> Response:
+    return render_page(request, "docs", **guide_values("rest-reference"))
 
 
 class LinkedText(NamedTuple):
