@@ -502,6 +502,10 @@ def test_task_menu_stays_within_the_window_on_a_phone(base_url, browser):
     assert (box["x"] >= 0, box["x"] + box["width"] <= 390) == (True, True)
     assert page.locator(".actions").bounding_box()["height"] <= 40
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.goto(f"{base_url}/tasks/hosted")  # a task with few buttons
+    page.locator("#copy").click()
+    box = menu.bounding_box()
+    assert (box["x"] >= 0, box["x"] + box["width"] <= 390) == (True, True)
 
 
 @pytest.mark.parametrize(

@@ -534,7 +534,7 @@ def test_link_to_a_setting_opens_its_field(base_url, browser):
 
 def test_link_to_a_setting_that_the_form_lacks_opens_its_line_in_the_yaml(base_url, browser):
     page = browser.open(f"{base_url}/tasks/silent")
-    page.get_by_role("link", name="Run again with more time without output").click()
+    page.get_by_role("link", name="Run again with more time").click()
     page.get_by_text("This form raises the hang timeout from 30m to 60m.").wait_for()
     wait_until(lambda: page.evaluate("document.activeElement.id") == "manifest", 30, "the focused editor")
     following = "document.activeElement.value.slice(document.activeElement.selectionStart)"

@@ -89,9 +89,9 @@ _KERNEL_LIMIT_NOTICE = ("The sandbox reached a limit", "Let the agent use fewer 
 _CHANGES = {
     "lifecycle.budget_tokens": ("the token budget", "a larger budget"),
     "lifecycle.budget_usd": ("the budget in USD", "a larger budget"),
-    "lifecycle.hang_timeout": ("the hang timeout", "more time without output"),
-    "lifecycle.provision_timeout": ("the provisioning timeout", "more time to create the sandbox"),
-    "lifecycle.stage_timeout": ("the cloning timeout", "more time to clone"),
+    "lifecycle.hang_timeout": ("the hang timeout", "more time"),
+    "lifecycle.provision_timeout": ("the provisioning timeout", "more time"),
+    "lifecycle.stage_timeout": ("the cloning timeout", "more time"),
     "lifecycle.timeout": ("the timeout", "more time"),
     "repository.branch": ("the branch", "another branch"),
     "repository.url": ("the URL", "another URL"),

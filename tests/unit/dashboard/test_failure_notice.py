@@ -115,9 +115,9 @@ def test_summary_starts_with_the_cause(code, message, summary):
     [
         ("lifecycle.budget_usd", "a larger budget"),
         ("lifecycle.budget_tokens", "a larger budget"),
-        ("lifecycle.hang_timeout", "more time without output"),
-        ("lifecycle.provision_timeout", "more time to create the sandbox"),
-        ("lifecycle.stage_timeout", "more time to clone"),
+        ("lifecycle.hang_timeout", "more time"),
+        ("lifecycle.provision_timeout", "more time"),
+        ("lifecycle.stage_timeout", "more time"),
         ("lifecycle.timeout", "more time"),
         ("repository.branch", "another branch"),
         ("repository.url", "another URL"),

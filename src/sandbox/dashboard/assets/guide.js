@@ -113,6 +113,14 @@ export function showContents(headings, names = headings.map((heading) => heading
   markLater();
 }
 
+// Scroll the list of pages to the current page, but not the window.
+function showCurrentPage() {
+  const current = $("guide-pages").querySelector("[aria-current]");
+  if (!current) return;
+  const below = current.getBoundingClientRect().bottom - $("guide-pages").getBoundingClientRect().bottom;
+  if (below > 0) $("guide-pages").scrollTop += below + current.offsetHeight;
+}
+
 // The lists are open if there is space for them next to the text.
 function openWhere(details, query) {
   const media = window.matchMedia(query);
@@ -125,7 +133,7 @@ function openWhere(details, query) {
 
 openWhere($("guide-pages"), "(min-width: 901px)");
 if ($("guide-contents")) openWhere($("guide-contents"), "(min-width: 1201px)");
-$("guide-pages").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+showCurrentPage();
 
 if (guide) {
   const options = { elementsMax: ELEMENTS_MAX, headingOffset: 0, localAddress: pageAddress, hasAnchors: true };
@@ -136,7 +144,7 @@ if (guide) {
   for (const code of guide.querySelectorAll("code[data-language]")) addColors(code);
   showContents([...guide.querySelectorAll("h2, h3")]);
   if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
-}
+} else showContents([...document.querySelectorAll(".guide-body > .codes-sections > :is(h2, h3)")]);
 
 // The results below the search field: the arrow keys move through them, Escape closes them.
 const words = $("guide-words");
