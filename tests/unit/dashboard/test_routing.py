@@ -272,13 +272,16 @@ def test_api_reference_has_the_page_header_of_the_dashboard(pages):
         assert pages.get(url).status_code == 200, url
 
 
-def test_preloaded_modules_are_imported_by_the_task_page(pages):
+@pytest.mark.parametrize("path", ["/", "/tasks/task-001", "/submit", "/guide", "/errors", "/docs"])
+def test_preloaded_modules_are_imported_by_the_page(pages, path):
     pages.tasks.add()
-    found = re.findall(r'rel="modulepreload" href="/assets/([^"]+)"', pages.get("/tasks/task-001").text)
-    imported, pending = set(), {"task.js"}
+    text = pages.get(path).text
+    found = re.findall(r'rel="modulepreload" href="/assets/([^"]+)"', text)
+    imported, pending = set(), set(re.findall(r'<script type="module" src="/assets/([^"]+)"', text))
     while pending:
         imported |= pending
         sources = [pages.get(f"/assets/{name}").text for name in pending]
         pending = {name for text in sources for name in re.findall(r'"/assets/([\w.-]+\.js)"', text)} - imported
-    assert found
-    assert set(found) <= imported
+    assert {"page.js", "shortcuts.js"} <= set(found) <= imported
+    assert len(found) == len(set(found))
+    assert ("markdown-it.min.js" in imported) == (path in {"/tasks/task-001", "/guide"})

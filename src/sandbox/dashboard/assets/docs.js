@@ -1,5 +1,5 @@
 // The REST reference: Swagger UI follows the system's color scheme, and the page lists its sections.
-import { showContents } from "/assets/guide.js";
+import { showContents } from "/assets/guide_frame.js";
 
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const apply = () => document.documentElement.classList.toggle("dark-mode", dark.matches);
