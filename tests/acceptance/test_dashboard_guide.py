@@ -90,6 +90,15 @@ def test_list_of_pages_and_contents_are_visible_where_there_is_space(base_url, b
     page.wait_for_url("**/guide/troubleshooting")
 
 
+@pytest.mark.parametrize("path", ["/guide", "/errors", "/docs", "/guide/benchmarks"])
+def test_list_of_pages_shows_the_current_one_without_scrolling_the_window(base_url, browser, path):
+    page = browser.open(f"{base_url}{path}", width=1440)
+    current = page.locator("#guide-pages [aria-current=page]")
+    wait_until(lambda: 0 < current.bounding_box()["y"] <= HEIGHT - current.bounding_box()["height"], 30, "the link")
+    page.locator("#guide-contents a").first.wait_for()
+    assert page.evaluate("window.scrollY") == 0
+
+
 def test_search_shows_results_while_the_user_types(base_url, browser):
     page = open_page(browser, f"{base_url}/guide/limits")
     page.keyboard.press("/")

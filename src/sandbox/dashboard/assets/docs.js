@@ -61,7 +61,7 @@ const observer = new MutationObserver(() => {
   const groups = [...page.querySelectorAll("h3.opblock-tag")];
   const objects = page.querySelector("section.models");
   objects.id = "objects";
-  const names = [...introduction.map((each) => each.textContent), ...groups.map((each) => each.dataset.tag), "Objects"];
+  const names = [...introduction.map((each) => each.textContent), ...groups.map((each) => each.dataset.tag), "Schemas"];
   showContents([...introduction, ...groups, objects], names, null);
 });
 observer.observe(page, { childList: true, subtree: true });
